@@ -1,0 +1,43 @@
+# `make help` lists the targets. Everything is installed into .venv by the first python3 >= 3.11 on PATH.
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 python3.11 2>/dev/null); do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+BIN := .venv/bin
+CHECKED := flip jobs tools tests
+
+.PHONY: help install test check lint types kill quickstart clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 20
+
+$(BIN)/.ready: requirements.txt requirements-dev.txt
+	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }
+	@echo "installing into .venv with $(PYTHON); a plain torch may bring CUDA packages (about 3 GB)"
+	@begin=$$(date +%s); "$(PYTHON)" -m venv .venv && $(BIN)/python -m pip install -q --disable-pip-version-check \
+		-r requirements.txt -r requirements-dev.txt && $(BIN)/python -m pip freeze > .venv/installed.txt && \
+		touch $@ && echo "installed in $$(( $$(date +%s) - begin )) s"
+
+install: $(BIN)/.ready  ## build .venv and install what runs and tests need
+
+test: lint types  ## everything that CI runs: lint, types, quick tests, kill-and-resume tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: lint types  ## the quick part, under five minutes
+	$(BIN)/python -m pytest -m "not slow and not gpu and not kill and not slurm"
+
+lint: install
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+
+types: install
+	$(BIN)/mypy
+
+quickstart: install  ## real data, three small runs, a table and a page (about 15 minutes; FULL=1: three seeds)
+	$(BIN)/python tools/demo_data.py
+	$(BIN)/python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch $(if $(FULL),--seeds 0 1 2)
+	$(BIN)/python jobs/report.py quickstart
+	@echo "TensorBoard:  $(BIN)/tensorboard --logdir runs/quickstart"
+
+clean:  ## remove .venv and caches (never runs/)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

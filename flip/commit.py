@@ -1,0 +1,156 @@
+"""The commit protocol of checkpoints (design 5.2): a folder without ``commit.json`` does not exist.
+
+Standard library, Python >= 3.6. Names carry the attempt's number, so a straggler of an older attempt can never write
+into a newer one's folder: ``checkpoints/<stage>/<S>-<n>/``.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from flip.rundir import read_json, sync_folder, write_json
+
+if False:  # names for annotations only: Python 3.6 runs this file too
+    from typing import Any, Callable, Dict, Iterable, List  # noqa: F401
+
+    from flip.rundir import RunDir  # noqa: F401
+
+MARK = "commit.json"
+
+
+class Damaged(Exception):
+    """A committed checkpoint whose files are not what its commit.json says."""
+
+
+class Commit:
+    """One committed checkpoint: its folder and what commit.json says of it."""
+
+    def __init__(self, path, record):
+        # type: (Path, Dict[str, Any]) -> None
+        self.path, self.record = path, record
+        self.stage = record["stage"]  # type: str
+        self.samples = record["samples"]  # type: int
+        self.attempt = record["attempt"]  # type: int
+
+    @property
+    def order(self):
+        # type: () -> tuple
+        """Newest last: S runs on across stages, and of two at one S the later attempt's counts."""
+        return (self.samples, self.attempt)
+
+    def __repr__(self):
+        # type: () -> str
+        return "Commit(%s/%s)" % (self.stage, self.path.name)
+
+
+def folder(run, stage, samples, attempt):
+    # type: (RunDir, str, int, int) -> Path
+    return run.checkpoints / stage / ("%d-%d" % (samples, attempt))
+
+
+def sha256(path):
+    # type: (os.PathLike | str) -> str
+    digest = hashlib.sha256()
+    with open(str(path), "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def commit(path, record):
+    # type: (Path, Dict[str, Any]) -> Commit
+    """Make ``path`` a checkpoint: sync its files, list them with sizes and checksums, write commit.json last.
+
+    ``record`` holds stage, samples, attempt and whatever the trainer needs beside tensors.
+    """
+    files = {}
+    for file in sorted(p for p in path.iterdir() if p.is_file() and p.name != MARK):
+        handle = os.open(str(file), os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    sync_folder(path)
+    record = dict(record, files=files)
+    write_json(path / MARK, record)
+    return Commit(path, record)
+
+
+def read(path):
+    # type: (Path) -> Commit
+    """The checkpoint in a folder. Raises Damaged where there is none, or none that can be understood."""
+    try:
+        record = read_json(path / MARK)
+        if record is None:
+            raise Damaged("%s has no %s" % (path, MARK))
+        if not isinstance(record["files"], dict):
+            raise Damaged("%s: `files` is not a mapping" % (path / MARK))
+        return Commit(path, record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged("%s: %s" % (path / MARK, error))
+
+
+def commits(run):
+    # type: (RunDir) -> List[Commit]
+    """All committed checkpoints of a run, newest last. One whose commit.json cannot be understood is none."""
+    found = []
+    for mark in run.checkpoints.glob("*/*/" + MARK):
+        try:
+            found.append(read(mark.parent))
+        except Damaged:  # to be deleted by retain as anything uncommitted is
+            continue
+    return sorted(found, key=lambda c: c.order)
+
+
+def verify(checkpoint, part=0, parts=1):
+    # type: (Commit, int, int) -> None
+    """Raise Damaged unless the files are those of commit.json. Of several readers each may check every parts-th file."""
+    for name in sorted(checkpoint.record["files"])[part::parts]:
+        expected, file = checkpoint.record["files"][name], checkpoint.path / name
+        try:
+            size = file.stat().st_size
+        except FileNotFoundError:
+            raise Damaged("%s is missing" % file)
+        if size != expected["bytes"]:
+            raise Damaged("%s has %d bytes, committed were %d" % (file, size, expected["bytes"]))
+        if sha256(file) != expected["sha256"]:
+            raise Damaged("%s does not have the checksum that was committed" % file)
+
+
+def set_aside(path):
+    # type: (Path) -> None
+    """Take the mark from a damaged checkpoint: it is none any more, its files stay until retain clears them away."""
+    os.replace(str(path / MARK), str(path / "damaged.json"))
+    sync_folder(path)
+
+
+def remove(path):
+    # type: (Path) -> None
+    """Delete a checkpoint or what is left of one: commit.json first, so that it never exists in part."""
+    if (path / MARK).exists():
+        (path / MARK).unlink()
+        sync_folder(path)
+    for file in list(path.iterdir()):
+        file.unlink()
+    path.rmdir()
+
+
+def retain(run, attempt, keep, named=()):
+    # type: (RunDir, int, int, Iterable[Path]) -> List[Path]
+    """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, and the ``named``.
+
+    Does nothing unless ``attempt`` holds the run. Uncommitted folders of this and older attempts go as well.
+    """
+    if not run.holds(attempt):
+        return []
+    present = commits(run)
+    kept = {c.path for c in present[-keep:]} | {c.path for c in {c.stage: c for c in present}.values()} | set(named)
+    gone = []
+    for path in sorted(run.checkpoints.glob("*/*-*")):
+        n = path.name.rpartition("-")[2]
+        if path in kept or not path.is_dir() or not n.isdigit() or int(n) > attempt:
+            continue
+        remove(path)
+        gone.append(path)
+    return gone

@@ -1,0 +1,224 @@
+"""The fields of a run's configuration (design 5.1, fixed). Pure dataclasses: no torch, no files.
+
+Lengths are in samples, sizes in pixels or bytes, times in the unit that the name says. A value of ``auto`` is resolved
+when a run is submitted (``flip.config.resolve``) and never stands in a run's ``config.yaml``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SCHEMA = 1
+"""Version of this schema; stands in config.yaml and identity.json. A change of meaning needs a new number and a reader."""
+
+
+@dataclass
+class ImageTower:
+    """The image encoder: a pre-norm ViT (recipe 1.2)."""
+
+    size: int = 224
+    """Side of the square input, pixels."""
+    patch: int = 16
+    """Side of a patch, pixels; divides ``size``."""
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    pool: str = "patches"
+    """``all``: mean over class token and patches (recipe: paper). ``patches``: over patches only (recipe: portable)."""
+
+
+@dataclass
+class TextTower:
+    """The text encoder: the same blocks, not causal, attention over padding too (recipe 1.4)."""
+
+    length: int = 32
+    """Tokens per caption, cut or padded with id 0."""
+    vocabulary: int = 30522
+    """Rows of the embedding; at least the tokenizer's size."""
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    prepend_cls: bool = True
+    """Put [CLS] first and pool it (recipe: portable). False: pool the first word piece (recipe: paper)."""
+
+
+@dataclass
+class Model:
+    size: str = "B/16"
+    """A row of ``flip.config.sizes.SIZES``: fills in every field below that is not given by name."""
+    embed: int = 512
+    """Width of the shared embedding."""
+    image: ImageTower = field(default_factory=ImageTower)
+    text: TextTower = field(default_factory=TextTower)
+    temperature: float = 0.07
+    """Initial temperature; logit_scale starts at ln(1 / temperature)."""
+    max_logit_scale: float = 100.0
+    """The scale is clamped to [1, this] inside the forward pass (recipe 1.5)."""
+
+
+@dataclass
+class Data:
+    manifest: str = ""
+    """Folder of the data set's manifest. ``cache:NAME`` means NAME below FLIP_CACHE (default ~/.cache/flip)."""
+    samples: int = 0
+    """Nominal number of samples where there is no manifest to read yet (dry runs of a plan); 0: as the manifest says."""
+    sample_bytes: int = 40_000
+    """Nominal mean bytes of a sample where there is no manifest to read yet."""
+    tokenizer: str = ""
+    """Path of the tokenizer.json; ``cache:`` as above."""
+    captions: list[str] = field(default_factory=lambda: ["txt"])
+    """Members of a sample that hold captions, one per line; a caption is drawn by the counter hash."""
+    workers: int = -1
+    """Loader processes per rank; 0: in the trainer's own process; -1: auto."""
+    chunk: int = 0
+    """R, samples per ranged read; 0: auto (the manifest's)."""
+    block: int = 4
+    """Q, chunks per shuffling block."""
+    lanes: int = 0
+    """L, fixed streams; 0: auto (design 4.2)."""
+    buffer: int = 0
+    """Bytes of raw samples that all ranks may hold together; 0: auto (a quarter of the hosts' memory)."""
+    decoder: str = "auto"
+    """``pillow`` (reference) or ``simplejpeg`` (JPEG only; other formats go to Pillow)."""
+    resize: str = "auto"
+    """``pillow`` or ``torchvision`` (uint8, antialiased)."""
+    max_replaced: float = 0.01
+    """Share of samples that may be replaced because they cannot be decoded; more stop the run with 65."""
+
+
+@dataclass
+class Augment:
+    """Drawn per sample by the counter hash: purposes crop 1, flip 2, augment 6 (design 4.1)."""
+
+    crop_area: list[float] = field(default_factory=lambda: [0.5, 1.0])
+    crop_aspect: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    rotate: float = 0.0
+    """Largest rotation, degrees; 0: none. Any of rotate, translate, zoom > 0 makes one affine map of the crop."""
+    translate: float = 0.0
+    """Largest shift, share of the side."""
+    zoom: float = 0.0
+    """Largest zoom in or out: factor in [1 / (1 + z), 1 + z], log-uniform."""
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    """Colour: factor uniform in [1 - x, 1 + x] each; 0: off."""
+    grey: float = 0.0
+    """Probability of a grey image."""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+
+
+@dataclass
+class Stage:
+    name: str = "pretrain"
+    samples: int = 0
+    """Length of this stage; its steps are ceil(samples / batch)."""
+    batch: int = 0
+    """B, the global batch of contrasted pairs."""
+    mask: str = "0.5"
+    """Share of patches dropped, a decimal number; kept are floor(P * (1 - mask)) in exact arithmetic."""
+    base_lr: float = 4e-6
+    """Peak learning rate per 256 samples of batch: lr = base_lr * batch / 256 (recipe 1.6)."""
+    warmup: int = 0
+    """Samples of linear warm-up from 0; cosine to 0 follows."""
+
+
+@dataclass
+class Optim:
+    """AdamW. A stage begins with fresh moments (recipe 1.8)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.2
+    decay_logit_scale: bool = False
+    """True in recipe: paper. The class token and the token embedding are decayed in both recipes; biases, gains, positions never."""
+    clip: float = 0.0
+    """Largest global gradient norm; 0: no clipping."""
+
+
+@dataclass
+class Compute:
+    device: str = "auto"
+    """``cpu`` or ``cuda``."""
+    precision: str = "auto"
+    """``fp32`` or ``bf16``; auto: bf16 where the processor or card is fast at it."""
+    attention: str = "auto"
+    """``explicit`` (matmul, softmax, matmul) or ``sdpa``; auto: explicit for bf16 on a CPU, else sdpa (scale.md 6)."""
+    threads: int = 0
+    """Threads of a rank's arithmetic; 0: auto. Part of the identity: it moves the last bits."""
+    deterministic: str = "auto"
+    """``yes`` or ``no``; auto: yes on a CPU."""
+
+
+@dataclass
+class Checkpoint:
+    minutes: float = 15.0
+    """Interval between commits, minutes of training; used where ``samples`` is 0."""
+    samples: int = 0
+    """Interval between commits in samples; 0: by time."""
+    keep: int = 2
+    """Newest commits kept, beside the last of every stage."""
+
+
+@dataclass
+class ZeroShot:
+    """One zero-shot data set: shards whose samples carry a ``cls`` member, and the names and templates of its classes."""
+
+    name: str = ""
+    manifest: str = ""
+    classes: str = ""
+    """JSON: {"names": [...], "templates": ["a picture of {}", ...]}."""
+    role: str = "test"
+    """``validation``: scored in training and used to choose; ``test``: scored once, at the end."""
+
+
+@dataclass
+class Evaluate:
+    every: int = 0
+    """Samples between evaluations in training (sets of role ``validation``); 0: only at the end of the run."""
+    batch: int = 256
+    sets: list[ZeroShot] = field(default_factory=list)
+
+
+@dataclass
+class Monitor:
+    log_every: int = 10
+    """Steps between metric lines."""
+    status_seconds: float = 3.0
+
+
+@dataclass
+class Resources:
+    """What a run occupies. Not part of what matters to science, except the world size for the last bits."""
+
+    nodes: int = 1
+    processes: int = 1
+    """Ranks per node: one per GPU, or CPU processes. W = nodes * processes."""
+    gpus: int = 0
+    """GPUs per node, 0: a CPU run."""
+    cpus: int = 0
+    """CPU cores per process; 0: as the cluster profile says."""
+    hours: float = 24.0
+    """Wall limit of one attempt."""
+
+
+@dataclass
+class Config:
+    schema: int = SCHEMA
+    seed: int = 0
+    """Seed of everything: order, crops, masks, captions, weights. 0 .. 2^64 - 1."""
+    recipe: str = "portable"
+    """Name of the file in sweeps/recipes that this configuration began from; a label only, its values are fields."""
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    stages: list[Stage] = field(default_factory=list)
+    optim: Optim = field(default_factory=Optim)
+    compute: Compute = field(default_factory=Compute)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    monitor: Monitor = field(default_factory=Monitor)
+    resources: Resources = field(default_factory=Resources)

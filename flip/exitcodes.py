@@ -1,0 +1,85 @@
+"""The exit codes of a run, and the errors that carry them (design 5.3; values from sysexits where one fits).
+
+Standard library, Python >= 3.6: the exit trap on the host reads this file with whatever Python is there.
+The code of a process is only a hint; the cause it leaves in ``attempts/<n>/cause.<rank>.json`` is the fact.
+"""
+
+COMPLETE = 0
+DATA = 65
+STORAGE = 69
+CRASH = 70
+HANG = 71
+STOPPED = 75
+DIVERGED = 76
+PERMISSION = 77
+CONFIG = 78
+
+#: cause -> exit code. ``peer_lost`` is the echo of somebody else's end, never a root cause by itself.
+CAUSES = {
+    "complete": COMPLETE,
+    "data": DATA,
+    "storage": STORAGE,
+    "crash": CRASH,
+    "peer_lost": CRASH,
+    "hang": HANG,
+    "stopped": STOPPED,
+    "diverged": DIVERGED,
+    "permission": PERMISSION,
+    "config": CONFIG,
+}
+
+#: Root causes before their echoes: the first class present in an attempt is the cause of its end.
+PRECEDENCE = ("config", "permission", "data", "diverged", "storage", "hang", "crash", "complete", "stopped", "peer_lost")
+
+
+class FlipError(Exception):
+    """A mistake or a misfortune that we can name. Shown to users as one paragraph, never as a traceback.
+
+    ``what`` went wrong, ``where`` (file, key), the offending ``value``, and the ``remedy``.
+    """
+
+    cause = "crash"
+
+    def __init__(self, what, where="", value=None, remedy=""):
+        # type: (str, str, object, str) -> None
+        self.what, self.where, self.value, self.remedy = what, str(where), value, remedy
+        super().__init__(self.paragraph())
+
+    @property
+    def code(self):
+        # type: () -> int
+        return CAUSES[self.cause]
+
+    def paragraph(self):
+        # type: () -> str
+        text = "%s: %s" % (self.where, self.what) if self.where else self.what
+        if self.value is not None:
+            text += " (found: %r)" % (self.value,)
+        text = text.rstrip(".") + "."
+        return text + " " + self.remedy if self.remedy else text
+
+
+class ConfigError(FlipError):
+    cause = "config"
+
+
+class DataError(FlipError):
+    cause = "data"
+
+
+class StorageError(FlipError):
+    cause = "storage"
+
+
+class PermissionDenied(FlipError):
+    cause = "permission"
+
+
+class Diverged(FlipError):
+    cause = "diverged"
+
+
+class PeerLost(FlipError):
+    """Another rank ended; ours cannot go on. An echo, by class never a root cause."""
+
+    cause = "peer_lost"

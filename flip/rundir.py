@@ -1,0 +1,182 @@
+"""The run directory (design 5.2, fixed): names of its files, and the only ways to write them.
+
+Standard library, Python >= 3.6: trainer, launcher and the exit trap on the host share it. Clocks of different hosts are
+never compared: order comes from the attempt's number n, which is won by an exclusive mkdir.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+if False:  # names for annotations only: Python 3.6 runs this file too
+    from typing import Any, Dict, Iterator, List, Optional  # noqa: F401
+
+
+def write_text(path, text):
+    # type: (os.PathLike | str, str) -> None
+    """Write a file so that readers see the old text or the new, never a part: temporary name, sync, rename, sync."""
+    path = Path(path)
+    temporary = path.with_name("%s.tmp.%d" % (path.name, os.getpid()))
+    try:
+        with open(str(temporary), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(str(temporary), str(path))
+    except OSError:
+        if temporary.exists():
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path, value):
+    # type: (os.PathLike | str, Any) -> None
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def create_json(path, value):
+    # type: (os.PathLike | str, Any) -> bool
+    """Like write_json, but the first writer wins: False (and nothing changed) where the file exists."""
+    path = Path(path)
+    temporary = path.with_name("%s.new.%d" % (path.name, os.getpid()))
+    write_json(temporary, value)
+    try:
+        os.link(str(temporary), str(path))
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    sync_folder(path.parent)
+    return True
+
+
+def read_json(path):
+    # type: (os.PathLike | str) -> Optional[Any]
+    """The value, or None where there is no such file. A file that is not JSON raises ValueError with its path."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError("%s: not JSON: %s" % (path, error)) from error
+
+
+def sync_folder(path):
+    # type: (os.PathLike | str) -> None
+    """Make renames inside a folder durable."""
+    handle = os.open(str(path), os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class RunDir:
+    """RUNS_ROOT/<sweep>/<run>/ by its parts. Making one touches nothing on disk."""
+
+    def __init__(self, path):
+        # type: (os.PathLike | str) -> None
+        self.path = Path(path).absolute()
+        self.config = self.path / "config.yaml"
+        self.identity = self.path / "identity.json"
+        self.status = self.path / "status.json"
+        self.result = self.path / "result.json"
+        self.cancel = self.path / "cancel.json"
+        self.attempts = self.path / "attempts"
+        self.metrics = self.path / "metrics"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.eval = self.path / "eval"
+        self.export = self.path / "export"
+        self.logs = self.path / "logs"
+
+    @property
+    def name(self):
+        # type: () -> str
+        return self.path.name
+
+    @property
+    def sweep(self):
+        # type: () -> str
+        return self.path.parent.name
+
+    def __repr__(self):
+        # type: () -> str
+        return "RunDir(%r)" % str(self.path)
+
+    # -- attempts: n is the fencing token ---------------------------------------------------------------------------
+
+    def attempt_numbers(self):
+        # type: () -> List[int]
+        """Numbers of all attempts begun, ascending."""
+        try:
+            names = os.listdir(str(self.attempts))
+        except FileNotFoundError:
+            return []
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def newest_attempt(self):
+        # type: () -> int
+        """The highest n, 0 where no attempt has begun."""
+        return (self.attempt_numbers() or [0])[-1]
+
+    def begin_attempt(self, start):
+        # type: (Dict[str, Any]) -> int
+        """Win the next n by exclusive mkdir, write its start.json (facts about host, job, world) and return n."""
+        self.attempts.mkdir(parents=True, exist_ok=True)
+        n = self.newest_attempt() + 1
+        while True:
+            try:
+                self.attempt(n).mkdir()
+                break
+            except FileExistsError:
+                n += 1
+        write_json(self.attempt(n) / "start.json", dict(start, attempt=n, time=time.time()))
+        return n
+
+    def attempt(self, n):
+        # type: (int) -> Path
+        return self.attempts / str(n)
+
+    def holds(self, n):
+        # type: (int) -> bool
+        """Whether attempt n is still the newest: only then may it delete, or write files whose names lack n."""
+        return self.newest_attempt() == n
+
+    def write_cause(self, n, rank, cause, code, reason, **facts):
+        # type: (int, int, str, int, str, **Any) -> bool
+        """Leave why this process ends; the first cause of a rank stays. Shape: {cause, code, reason, rank, ...facts}."""
+        record = dict(facts, cause=cause, code=code, reason=reason, rank=rank, time=time.time())
+        return create_json(self.attempt(n) / ("cause.%d.json" % rank), record)
+
+    def causes(self, n):
+        # type: (int) -> List[Dict[str, Any]]
+        """The causes that the processes of attempt n left, by rank."""
+        found = []
+        for path in sorted(self.attempt(n).glob("cause.*.json")):
+            if path.name.count(".") == 2:
+                record = read_json(path)
+                if record is not None:
+                    found.append(record)
+        return sorted(found, key=lambda record: record["rank"])
+
+    # -- metrics ----------------------------------------------------------------------------------------------------
+
+    def metric_lines(self):
+        # type: () -> Iterator[Dict[str, Any]]
+        """Logged steps in order, each once: a step that was done again counts as its highest attempt wrote it.
+
+        A line cut off by a kill is not a line.
+        """
+        best = {}  # type: Dict[int, Dict[str, Any]]
+        files = sorted((int(path.stem), path) for path in self.metrics.glob("*.jsonl") if path.stem.isdigit())
+        for _, path in files:
+            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+                record = json.loads(line)
+                best[record["step"]] = record
+        for step in sorted(best):
+            yield best[step]

@@ -1,0 +1,288 @@
+"""The training loop of one run, readable from top to bottom: restore, stages of steps, evaluate, result.
+
+The whole position is one integer, S, the samples seen, counted after the optimiser step. Everything else follows from
+the configuration: the stage, the step's number, the batch, the learning rate.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import resource
+import time
+from typing import Any
+
+import torch
+
+from flip import checkpoint, commit, flops, model, monitor, optim, parallel
+from flip.config import load
+from flip.config.schema import Config
+from flip.config.stages import Span, spans
+from flip.contrastive import contrastive_loss
+from flip.data.loader import Batch, Loader
+from flip.evaluate.zeroshot import zeroshot
+from flip.exitcodes import Diverged
+from flip.interrupt import Agreement, StopFlag
+from flip.rundir import RunDir, create_json, read_json
+from flip.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """All ranks agreed to stop, and what was to be saved is saved."""
+
+
+def train(run: RunDir, attempt: int, flag: StopFlag) -> None:
+    """Train the run from its newest commit to its end and write result.json.
+
+    Raises Stopped when a stop was agreed, FlipError for what can be named.
+    """
+    config = load.read(run.config)
+    world = parallel.start(config.compute)
+    trainer = Trainer(run, attempt, flag, config, world)
+    phase = "stopped"
+    try:
+        trainer.restore()
+        for span in trainer.spans:
+            if trainer.samples < span.end:
+                trainer.run_stage(span)
+        trainer.finish()
+        phase = "complete"
+    finally:
+        trainer.close(phase)
+
+
+class Trainer:
+    """One attempt's model, position and instruments."""
+
+    def __init__(self, run: RunDir, attempt: int, flag: StopFlag, config: Config, world: parallel.World) -> None:
+        self.run, self.attempt, self.flag, self.config, self.world = run, attempt, flag, config, world
+        self.spans = spans(config)
+        self.total, self.steps = self.spans[-1].end, sum(span.steps for span in self.spans)
+        self.samples, self.step, self.seconds = 0, 0, 0.0
+        self.source: commit.Commit | None = None
+        self.saved = -1
+        """S of the newest commit."""
+        self.replaced = 0
+        start = read_json(run.attempt(attempt) / "start.json") or {}
+        self.commit_soon = bool(start.get("first_commit"))
+        self.agreement = Agreement(world.control, world.size)
+        self.checkpointer = checkpoint.Checkpointer(run, attempt, world, config.checkpoint.keep)
+        self.tokenizer = Tokenizer(config.data.tokenizer, config.model.text.length, config.model.text.prepend_cls)
+        self.monitor: monitor.Monitor = monitor.Silent()
+        if world.first:
+            self.monitor = monitor.Monitor(run, attempt, self.total, self.steps, config.monitor.status_seconds)
+        witness = os.environ.get("FLIP_WITNESS") == "1"
+        self.loader = Loader(
+            config.data, config.augment, config.model.image, config.model.text, config.seed,
+            rank=world.rank, world=world.size, witness=witness,
+        )  # fmt: skip
+        self.witness = _Witness(run, attempt, world.rank) if witness else None
+
+    # -- position -------------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Build the model with its first weights, then go on from the newest commit where there is one."""
+        self.pair = model.build(self.config.model, self.config.augment, self.config.compute.attention)
+        model.initialise(self.pair, self.config.seed)
+        parallel.place(self.pair, self.world)
+        dtype = torch.bfloat16 if self.config.compute.precision == "bf16" else torch.float32
+        self.peak = monitor.measure_peak(self.world.device, dtype)
+        self.source = self.checkpointer.newest()
+        if self.source is not None:
+            self.samples = self.saved = self.source.samples
+            self.step, self.seconds = self.source.record["step"], self.source.record["seconds"]
+            self.replaced = self.source.record["replaced"]
+            self.checkpointer.load(self.source, checkpoint.model_state(self.pair))
+            log.info("attempt %d goes on at S = %d of %d", self.attempt, self.samples, self.total)
+        self.saved_at = time.monotonic()
+        self.monitor.begin(self.samples)
+
+    def save(self, span: Span, optimizer: torch.optim.Optimizer) -> None:
+        """Commit the present position unless it is committed."""
+        if self.saved == self.samples:
+            return
+        state = checkpoint.model_state(self.pair) | checkpoint.optimizer_state(self.pair, optimizer)
+        self.checkpointer.save(
+            state, span.stage.name, self.samples,
+            step=self.step, seconds=self.seconds, replaced=self.replaced, manifest=self.loader.digest,
+        )  # fmt: skip
+        self.saved, self.saved_at, self.commit_soon = self.samples, time.monotonic(), False
+
+    # -- the loop -------------------------------------------------------------------------------------------------------
+
+    def run_stage(self, span: Span) -> None:
+        """Steps of one stage from the present position to its end, with a commit at the end."""
+        optimizer = optim.build(self.pair.named_parameters(), self.config.optim)
+        if self.source is not None and span.start < self.samples and self.source.stage == span.stage.name:
+            self.checkpointer.load(self.source, checkpoint.optimizer_state(self.pair, optimizer))
+        batches = self.loader.batches(self.samples, span.stage.batch, span.stage.mask)
+        window = Window()
+        try:
+            while self.samples < span.end:
+                stop, save = self.agreement.poll(*self.wishes())
+                if save or stop:
+                    self.leave_or_save(stop, span, optimizer)
+                begin = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - begin
+                loss, accuracy, norm = self.train_step(span, optimizer, batch)
+                window.add(span.stage.batch, waited, time.perf_counter() - begin)
+                self.samples, self.step = self.samples + span.stage.batch, self.step + 1
+                self.seconds += time.perf_counter() - begin
+                self.replaced += batch.replaced
+                if self.witness is not None:
+                    self.witness.saw(self.samples - span.stage.batch, batch)
+                if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
+                    self.report(span, optimizer, loss, accuracy, norm, window)
+                    window = Window()
+                if self.crossed(self.config.checkpoint.samples, span):
+                    self.save(span, optimizer)
+                if self.crossed(self.config.evaluate.every, span) and self.samples < span.end:
+                    self.evaluate(span, "validation")
+            self.agreement.settle()
+            self.save(span, optimizer)
+            self.evaluate(span, "validation")
+        finally:
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+
+    def train_step(self, span: Span, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
+        """One optimiser step over the local batch (b, K, p*p*3); loss and accuracy are those of the global batch."""
+        device = self.world.device
+        patches, keep, tokens = (t.to(device, non_blocking=True) for t in (batch.patches, batch.keep, batch.tokens))
+        optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
+        with parallel.autocast(self.config.compute, self.world):
+            image, text, scale = self.pair(patches, keep, tokens)
+        loss, accuracy = contrastive_loss(image, text, scale)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = None
+        if self.config.optim.clip or (self.step + 1) % self.config.monitor.log_every == 0:
+            bound = self.config.optim.clip or math.inf
+            norm = parallel.whole(torch.nn.utils.clip_grad_norm_(self.pair.parameters(), bound))
+        optimizer.step()
+        return loss.detach(), accuracy, norm
+
+    def wishes(self) -> tuple[bool, bool]:
+        """What this rank wants at this step: (stop, save). The interval in minutes is kept by rank 0's clock alone."""
+        if self.world.first and not self.run.holds(self.attempt):
+            self.flag.set("superseded by a newer attempt")
+        checkpointing = self.config.checkpoint
+        due = not checkpointing.samples and time.monotonic() - self.saved_at > checkpointing.minutes * 60
+        return bool(self.flag), self.world.first and (due or (self.commit_soon and self.samples > max(self.saved, 0)))
+
+    def leave_or_save(self, stop: bool, span: Span, optimizer: torch.optim.Optimizer) -> None:
+        self.agreement.settle()
+        # Rank 0 knows whether a newer attempt holds the run; a straggler writes nothing more.
+        holds = [self.run.holds(self.attempt)]
+        torch.distributed.broadcast_object_list(holds, src=0, group=self.world.control)
+        if holds[0] and self.samples > 0:
+            self.save(span, optimizer)
+        if stop:
+            raise Stopped(self.flag.reason or "another rank was told to stop")
+
+    def crossed(self, interval: int, span: Span) -> bool:
+        """Whether the step just done passed a multiple of ``interval`` samples; 0: never."""
+        return bool(interval) and self.samples // interval > (self.samples - span.stage.batch) // interval
+
+    # -- what it tells --------------------------------------------------------------------------------------------------
+
+    def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, window: Window) -> None:
+        """One metric line. The only place of the loop that waits for the device."""
+        value = float(loss)
+        if not math.isfinite(value):
+            raise Diverged(
+                "the loss is not finite", f"stage {span.stage.name}, S = {self.samples}", str(value),
+                "Lower `base_lr` or lengthen `warmup`; the newest commit is from before.",
+            )  # fmt: skip
+        speed = window.samples / window.seconds
+        cost = flops.training_flops(self.config.model, span.stage.mask)["total"]
+        record = {
+            "step": self.step, "samples": self.samples, "stage": span.stage.name, "attempt": self.attempt,
+            "loss": value, "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
+            "logit_scale": float(self.pair_scale()), "grad_norm": None if norm is None else float(norm),
+            "samples_per_second": speed, "data_wait": window.waited / window.seconds,
+            "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.replaced,
+            "seconds": self.seconds, "time": time.time(),
+        }  # fmt: skip
+        self.monitor.step(record)
+
+    def pair_scale(self) -> torch.Tensor:
+        """exp(logit_scale), clamped as in the forward pass; a collective where the parameter is sharded."""
+        raw = parallel.whole(self.pair.logit_scale.detach())
+        return raw.exp().clamp(1.0, self.config.model.max_logit_scale)
+
+    def evaluate(self, span: Span, role: str) -> list[dict[str, Any]]:
+        """Zero-shot on the sets of this role (``""``: all), all ranks together; kept in eval/ and TensorBoard."""
+        items = [item for item in self.config.evaluate.sets if not role or item.role == role]
+        if not items:
+            return []
+        self.monitor.status(phase="evaluating")
+        results = []
+        for item in items:
+            result = zeroshot(
+                self.pair, item, self.tokenizer, self.config.model.image, self.config.evaluate.batch,
+                rank=self.world.rank, world=self.world.size, device=self.world.device,
+                autocast=parallel.autocast(self.config.compute, self.world), group=self.world.control,
+            )  # fmt: skip
+            results.append(result | {"stage": span.stage.name, "samples": self.samples})
+        self.monitor.evaluation(span.stage.name, self.samples, results)
+        self.monitor.status(phase="training")
+        return results
+
+    def finish(self) -> None:
+        """Everything is trained: score all sets once, write result.json, which makes the run complete."""
+        self.loader.close()
+        evaluations = self.evaluate(self.spans[-1], "")
+        if not self.world.first or not self.run.holds(self.attempt):
+            return
+        newest = commit.commits(self.run)[-1]
+        cost = sum(
+            (span.end - span.start) * flops.training_flops(self.config.model, span.stage.mask)["total"]
+            for span in self.spans
+        )
+        create_json(self.run.result, {
+            "run": self.run.name, "stage": newest.stage, "samples": self.samples, "steps": self.step,
+            "seconds": self.seconds, "samples_per_second": self.samples / self.seconds, "world": self.world.size,
+            "parameters": flops.parameters(self.config.model), "flops": cost, "evaluations": evaluations,
+            "commit": {"path": str(newest.path.relative_to(self.run.path)), "samples": newest.samples},
+            "attempts": self.attempt, "replaced": self.replaced, "manifest": self.loader.digest,
+            "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "time": time.time(),
+        })  # fmt: skip
+
+    def close(self, phase: str) -> None:
+        self.loader.close()
+        self.monitor.close(phase)
+
+
+class Window:
+    """Sums since the last metric line."""
+
+    def __init__(self) -> None:
+        self.samples, self.waited, self.seconds = 0, 0.0, 1e-9
+
+    def add(self, samples: int, waited: float, seconds: float) -> None:
+        self.samples, self.waited, self.seconds = self.samples + samples, self.waited + waited, self.seconds + seconds
+
+
+class _Witness:
+    """Test hook (FLIP_WITNESS=1): per trained step and rank the ids, and a hash of each decoded image before its crop."""
+
+    def __init__(self, run: RunDir, attempt: int, rank: int) -> None:
+        folder = run.path / "witness"
+        folder.mkdir(exist_ok=True)
+        self._file = open(folder / f"{attempt}.{rank}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+
+    def saw(self, samples: int, batch: Batch) -> None:
+        assert batch.witness is not None
+        line = {"samples": samples, "ids": batch.ids.tolist(), "seen": batch.witness.tolist()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+__all__ = ["Stopped", "Trainer", "train"]

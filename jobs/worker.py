@@ -1,0 +1,84 @@
+"""What runs inside a job, once per rank: environment -> training -> cause and exit code.
+
+The attempt's number (FLIP_ATTEMPT) was won on the host before any rank started. Signals are caught before anything slow
+is imported. The last line is ``os._exit``: interpreter shutdown can hang on loader workers that ignore SIGTERM
+(scale.md 8), and the code must leave.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from flip import interrupt
+from flip.exitcodes import CAUSES, ConfigError, FlipError
+from flip.rundir import RunDir
+
+
+def main(path: str) -> int:
+    """Run this rank of the run at ``path``; the exit code. Leaves cause.<rank>.json for every end of its own."""
+    flag = interrupt.install()
+    faulthandler.enable()
+    run, rank = RunDir(path), int(os.environ.get("RANK", 0))
+    logging.basicConfig(format=f"%(asctime)s rank {rank} %(levelname)s %(message)s", level=logging.INFO)
+    if run.result.exists():  # a cluster may start a finished job once more
+        return 0
+    attempt = int(os.environ["FLIP_ATTEMPT"])
+    cause, reason, trace = _train(run, attempt, flag)
+    if trace:
+        print(trace, file=sys.stderr, flush=True)
+    elif cause != "complete":
+        logging.error("%s", reason)
+    run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace)
+    return CAUSES[cause]
+
+
+def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, str, str]:
+    """(cause, reason, traceback or empty) of this rank's end."""
+    try:
+        _check_snapshot()
+        with interrupt.deaf():
+            from flip.data.loader import prepare_forkserver
+
+            prepare_forkserver()
+        from flip.train import Stopped, train
+
+        try:
+            train(run, attempt, flag)
+        except Stopped as stopped:
+            return "stopped", str(stopped), ""
+    except FlipError as error:
+        return error.cause, str(error), ""
+    except Exception as error:  # the outermost frame of a process: whatever it is, the ledger must know it
+        text = f"{type(error).__name__}: {error}"
+        return "peer_lost" if _is_echo(text) else "crash", text, traceback.format_exc()
+    return "complete", "", ""
+
+
+def _is_echo(text: str) -> bool:
+    """Whether an error only says that another rank has gone (gloo's and NCCL's words)."""
+    return any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "remote process exited"))
+
+
+def _check_snapshot() -> None:
+    """The code that runs must be the code that was submitted."""
+    import flip
+
+    snapshot, here = os.environ.get("FLIP_SNAPSHOT", ""), Path(str(flip.__file__)).resolve()
+    if snapshot and not here.is_relative_to(Path(snapshot).resolve()):
+        raise ConfigError(
+            "the library does not come from the run's snapshot", here, remedy=f"PYTHONPATH must begin with {snapshot}."
+        )
+
+
+if __name__ == "__main__":
+    from jobs import worker  # by its name, so that nothing is ever known as __main__
+
+    code = worker.main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

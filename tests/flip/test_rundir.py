@@ -1,0 +1,67 @@
+"""The run directory: atomic writes, the fencing token, causes, metrics that readers see."""
+
+import json
+import multiprocessing
+
+import pytest
+
+from flip import rundir
+
+
+@pytest.fixture
+def run(tmp_path):
+    return rundir.RunDir(tmp_path / "sweep" / "run")
+
+
+def _win(path, out):
+    out.put(rundir.RunDir(path).begin_attempt({"host": "here"}))
+
+
+def test_each_attempt_number_is_won_once(run):
+    context = multiprocessing.get_context("forkserver")
+    queue = context.Queue()
+    racers = [context.Process(target=_win, args=(str(run.path), queue)) for _ in range(4)]
+    for racer in racers:
+        racer.start()
+    won = sorted(queue.get(timeout=60) for _ in racers)
+    for racer in racers:
+        racer.join()
+    assert won == [1, 2, 3, 4] and run.newest_attempt() == 4
+    assert run.holds(4) and not run.holds(3)
+    assert json.loads((run.attempt(2) / "start.json").read_text())["attempt"] == 2
+
+
+def test_a_failed_write_leaves_the_old_text_and_no_temporary(tmp_path):
+    path = tmp_path / "status.json"
+    rundir.write_json(path, {"step": 1})
+    with pytest.raises(ValueError):
+        rundir.write_json(path, {"loss": float("nan")})
+    assert rundir.read_json(path) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_the_first_cause_of_a_rank_stays(run):
+    n = run.begin_attempt({})
+    assert run.write_cause(n, 1, "data", 65, "shard 3 is damaged")
+    assert not run.write_cause(n, 1, "crash", 70, "later")
+    run.write_cause(n, 0, "peer_lost", 70, "gone")
+    assert [(c["rank"], c["cause"]) for c in run.causes(n)] == [(0, "peer_lost"), (1, "data")]
+    assert sorted(p.name for p in run.attempt(n).iterdir()) == ["cause.0.json", "cause.1.json", "start.json"]
+
+
+def test_readers_see_each_step_once_as_its_highest_attempt_wrote_it(run):
+    run.metrics.mkdir(parents=True)
+    lines = {1: [(1, 0.1), (2, 0.2), (3, 0.3)], 2: [(3, 3.3)], 10: [(4, 4.4)]}
+    for n, rows in lines.items():
+        text = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in rows)
+        (run.metrics / f"{n}.jsonl").write_text(text)
+    with open(run.metrics / "10.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')  # a kill cut it off
+    assert [(r["step"], r["loss"]) for r in run.metric_lines()] == [(1, 0.1), (2, 0.2), (3, 3.3), (4, 4.4)]
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match="x.json"):
+        rundir.read_json(tmp_path / "x.json")
+    assert rundir.read_json(tmp_path / "none.json") is None

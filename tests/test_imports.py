@@ -1,0 +1,63 @@
+"""Arrows between rooms point down only, and no command but the worker waits for torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("flip", "jobs", "tools")
+HEAVY = ("torch", "torchvision", "timm")
+#: What host and launcher share: no torch.
+LIGHT = ("flip.config", "flip.flops", "flip.rundir", "flip.commit", "flip.exitcodes", "flip.results", "flip.interrupt")
+
+
+def modules():
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield name.removesuffix(".__init__"), path
+
+
+def imports(path, everywhere=True):
+    """Names that a file imports; with everywhere=False only those of its top level."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def under(name, *rooms):
+    return any(name == room or name.startswith(room + ".") for room in rooms)
+
+
+@pytest.mark.parametrize("name, path", modules(), ids=lambda v: v if isinstance(v, str) else "")
+def test_arrows_point_down(name, path):
+    found = set(imports(path))
+    if under(name, "flip"):
+        assert not [x for x in found if under(x, "jobs", "tools", "tests")]
+    if under(name, "flip.data"):
+        assert not [x for x in found if under(x, "flip.model", "flip.train", "flip.optim", "flip.parallel")]
+    if under(name, "flip.model"):
+        assert not [x for x in found if under(x, "flip.data.loader", "flip.data.reader", "flip.data.manifest")]
+    if name == "jobs.worker":
+        return
+    if under(name, "jobs"):
+        assert not [x for x in found if under(x, "flip.train", "tools", *HEAVY)]
+
+
+@pytest.mark.parametrize("name", [n for n, _ in modules() if under(n, *LIGHT) or (under(n, "jobs") and n != "jobs.worker")])
+def test_no_torch(name):
+    script = f"import {name}, sys; sys.exit(any(m in sys.modules for m in {HEAVY!r}))"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_packages_import_nothing(room):
+    for path in (ROOT / room).rglob("__init__.py"):
+        assert not list(imports(path, everywhere=False))
