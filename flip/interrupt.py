@@ -22,10 +22,12 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason = ""
+        self.signal = ""
+        """Name of the signal that came first, where one came."""
 
-    def set(self, reason: str) -> None:
+    def set(self, reason: str, signal_name: str = "") -> None:
         if not self.reason:
-            self.reason = reason
+            self.reason, self.signal = reason, signal_name
 
     def __bool__(self) -> bool:
         return bool(self.reason)
@@ -35,7 +37,7 @@ def install() -> StopFlag:
     """Install the handlers and, where FLIP_LEASH_FD is given, watch for the end of the process that holds its other end."""
     flag = StopFlag()
     for number in SIGNALS:
-        signal.signal(number, lambda n, _frame: flag.set(f"signal {signal.Signals(n).name}"))
+        signal.signal(number, lambda n, _frame: flag.set(f"signal {signal.Signals(n).name}", signal.Signals(n).name))
     leash = os.environ.pop("FLIP_LEASH_FD", "")
     if leash:
         threading.Thread(target=_watch, args=(int(leash), flag), name="leash", daemon=True).start()

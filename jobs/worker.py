@@ -33,7 +33,7 @@ def main(path: str) -> int:
         print(trace, file=sys.stderr, flush=True)
     elif cause != "complete":
         logging.error("%s", reason)
-    run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace)
+    run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace, signal=flag.signal)
     return CAUSES[cause]
 
 

@@ -1,0 +1,185 @@
+"""One run under real faults: the real supervisor, real ranks, real signals; and what can be read back afterwards."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+
+from PIL import Image
+from safetensors import safe_open
+
+from flip import commit
+from flip.config import load
+
+from flip.data.order import Order
+from flip.rundir import RunDir, read_json
+from jobs import processes
+from jobs.cluster import Job, load_profile
+from jobs.local import LocalCluster, live_ranks
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH, INTERVAL = 16, 5
+"""Pairs per step, and steps between commits."""
+
+
+def configuration(data, world, samples=(44, 16), precision="fp32"):
+    """A resolved configuration of the tiny model: a masked and an unmasked stage of so many steps."""
+    layer = {
+        "model": {"size": "tiny"},
+        "data": {
+            "manifest": str(data), "tokenizer": str(data / "tokenizer.json"),
+            "workers": 1, "chunk": 4, "block": 2, "lanes": 8, "buffer": 1 << 28, "decoder": "pillow", "resize": "pillow",
+        },
+        "stages": [
+            {"name": "pretrain", "samples": samples[0] * BATCH, "batch": BATCH, "mask": "0.5", "base_lr": 0.01, "warmup": 64},
+            {"name": "unmasked", "samples": samples[1] * BATCH, "batch": BATCH, "mask": "0", "base_lr": 0.002},
+        ],
+        "compute": {
+            "device": "cpu", "precision": precision, "attention": "explicit", "threads": 1, "deterministic": "yes",
+        },
+        "checkpoint": {"samples": INTERVAL * BATCH},
+        "monitor": {"log_every": 1, "status_seconds": 0.1},
+        "resources": {"processes": world},
+    }  # fmt: skip
+    return load.merge([("test", layer)])
+
+
+class Arena:
+    """A run directory, and hands to start, hurt and watch it."""
+
+    def __init__(self, folder, name, config, pause=0.05):
+        self.run = RunDir(folder / "sweep" / name)
+        self.run.path.mkdir(parents=True)
+        self.run.config.write_text(load.dump(config), encoding="utf-8")
+        self.config, self.world = config, config.resources.processes
+        self.trap = folder / f"{name}.trap"
+        self.env = {
+            "FLIP_WITNESS": "1", "KILL_STEP_SECONDS": str(pause), "KILL_BEFORE_COMMIT": str(self.trap),
+            "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        self.cluster = LocalCluster(load_profile("local"))
+        self.faults = 0
+
+    # -- hands ----------------------------------------------------------------------------------------------------------
+
+    def submit(self):
+        self.cluster.submit([Job(self.run, ROOT, self.world, self.env, module="tests.kill_worker")])
+
+    def supervisor(self):
+        return read_json(self.run.path.parent / ".supervisor" / "pid.json")["pid"]
+
+    def wait(self, condition, what, seconds=120):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"waited in vain for {what}\n{self.story()}"
+            time.sleep(0.01)
+
+    def wait_step(self, step, attempt=None):
+        """Until the newest attempt (or this one) has logged a step of this number or a later one."""
+
+        def there():
+            n = attempt or self.run.newest_attempt()
+            return any(line["step"] >= step for line in self.lines(n))
+
+        self.wait(there, f"step {step}")
+
+    def wait_attempt(self, n):
+        self.wait(lambda: self.run.newest_attempt() >= n and live_ranks(self.run), f"attempt {n}")
+
+    def wait_over(self, seconds=120):
+        self.wait(lambda: self.cluster.states([self.run])[self.run.name].state in ("complete", "failed"), "the end", seconds)
+
+    def kill(self, rank=0, number=signal.SIGKILL):
+        """Send a signal to one rank of the newest attempt."""
+        (pid,) = [row["pid"] for row in live_ranks(self.run) if row["rank"] == rank]
+        os.kill(pid, number)
+        self.faults += 1
+
+    def kill_supervisor(self):
+        pid = self.supervisor()
+        os.kill(pid, signal.SIGKILL)
+        self.faults += 1
+        self.wait(lambda: not processes.alive(pid, processes.start_time(pid)), "the supervisor's end")
+        self.wait(lambda: not live_ranks(self.run), "the ranks' end by their leash")
+
+    def damage_newest(self):
+        """Flip one byte in the middle of the newest checkpoint's largest file."""
+        newest = commit.commits(self.run)[-1]
+        file = max(newest.path.glob("*.safetensors"), key=lambda p: p.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        self.faults += 1
+        return newest
+
+    # -- what is read back ----------------------------------------------------------------------------------------------
+
+    def lines(self, n):
+        """Complete metric lines of attempt n."""
+        path = self.run.metrics / f"{n}.jsonl"
+        return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+    def witnessed(self):
+        """attempt -> S -> (ids, hashes of decoded images) of the global batch; a step that a rank did not finish is left out."""
+        found = {}
+        for n in self.run.attempt_numbers():
+            parts = []
+            for rank in range(self.world):
+                path = self.run.path / "witness" / f"{n}.{rank}.jsonl"
+                rows = path.read_text().split("\n")[:-1] if path.exists() else []
+                parts.append({row["samples"]: row for row in map(json.loads, rows)})
+            shared = set.intersection(*(set(part) for part in parts))
+            found[n] = {
+                s: tuple(sum((part[s][field] for part in parts), []) for field in ("ids", "seen")) for s in sorted(shared)
+            }
+        return found
+
+    def order(self):
+        manifest = json.loads((Path(self.config.data.manifest) / "manifest.json").read_text())
+        data = self.config.data
+        return Order(self.config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
+
+    def weights(self):
+        """All tensors of the last commit, model and optimiser, as bytes by name and place in the shards."""
+        last = commit.commits(self.run)[-1]
+        found = {}
+        for file in sorted(last.path.glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    found[file.name, name] = tensors.get_tensor(name)
+        return last.samples, found
+
+    def leftovers(self):
+        """Processes that name this run, and files with temporary names."""
+        running = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        files = [p for p in self.run.path.parent.rglob("*") if ".tmp." in p.name or ".new." in p.name]
+        return [line for line in running.splitlines() if str(self.run.path) in line], files
+
+    def story(self):
+        """What happened, for a failed test's reader."""
+        parts = [str(read_json(self.run.attempt(n) / "end.json")) for n in self.run.attempt_numbers()]
+        parts += [str(self.run.causes(n)) for n in self.run.attempt_numbers()]
+        logs = sorted(self.run.logs.glob("*/node0.err"))
+        parts += [f"--- {p}\n{p.read_text()[-1500:]}" for p in logs[-2:]]
+        journal = self.run.path.parent / ".supervisor" / "log"
+        return "\n".join(parts + ([journal.read_text()[-3000:]] if journal.exists() else []))
+
+
+def decoded_hashes(data):
+    """Sample id -> first 8 bytes of the sha256 of its decoded pixels, by tarfile and Pillow alone."""
+    found = []
+    for path in sorted(data.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".png"):
+                    image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
+                    digest = hashlib.sha256(image.tobytes()).digest()
+                    found.append(int.from_bytes(digest[:8], "little", signed=True))
+    return found
+
+

@@ -1,0 +1,54 @@
+"""The real worker with hooks that only tests want; it stands in job.json's ``module`` in place of jobs.worker.
+
+KILL_STEP_SECONDS: a pause in every step, so that a fault can be aimed at one. KILL_BEFORE_COMMIT: path of a file; rank 0
+takes it away and dies by SIGKILL when all shards of a checkpoint are written and its commit.json is not.
+KILL_FILE_BYTES: no file may grow beyond it, as on a disk that fills.
+FLIP_WITNESS (of the trainer itself): the ids and the hashes of the decoded images of every step.
+"""
+
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+from jobs import worker
+
+
+def arm() -> None:
+    """Put the hooks in. Imports the trainer only after the worker's signal handlers stand."""
+    from flip import commit, train
+
+    pause = float(os.environ.get("KILL_STEP_SECONDS", "0"))
+    trap = Path(os.environ.get("KILL_BEFORE_COMMIT", "/nonexistent"))
+    if "KILL_FILE_BYTES" in os.environ:
+        limit = int(os.environ["KILL_FILE_BYTES"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    step, mark = train.Trainer.train_step, commit.commit
+
+    def slow_step(self, *rest):
+        time.sleep(pause)
+        return step(self, *rest)
+
+    def deadly_mark(path, record):
+        if trap.exists():
+            trap.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return mark(path, record)
+
+    train.Trainer.train_step, commit.commit = slow_step, deadly_mark  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    check = worker._check_snapshot
+
+    def check_and_arm() -> None:
+        check()
+        arm()
+
+    worker._check_snapshot = check_and_arm
+    code = worker.main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

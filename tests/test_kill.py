@@ -1,0 +1,177 @@
+"""Kill and resume: one run left alone, one killed many times, and nothing tells them apart afterwards."""
+
+import random
+import signal
+
+import pytest
+import torch
+
+from flip import commit
+from flip.config.stages import spans
+from tests.arena import BATCH, INTERVAL, Arena, configuration, decoded_hashes
+from tests.synthetic import make_dataset, make_tokenizer
+
+pytestmark = pytest.mark.kill
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=200, shards=3)
+    make_tokenizer(folder / "tokenizer.json")
+    return folder
+
+
+def hurt(arena):
+    """The faults, each at its place: both stages and their border, every signal, twice in a row, before a commit, rot."""
+    arena.submit()
+    arena.wait_step(7)  # the first commit is at step 5
+    arena.kill(rank=arena.world - 1)
+    arena.wait_attempt(2)
+    arena.wait_step(8)
+    arena.kill(number=signal.SIGTERM)
+    arena.wait_attempt(3)
+    arena.wait_step(12)
+    arena.kill(rank=arena.world - 1, number=signal.SIGUSR2)
+    arena.wait_attempt(4)
+    arena.wait_step(17)
+    arena.trap.touch()  # rank 0 dies between the last shard and commit.json of step 20
+    arena.faults += 1
+    arena.wait(lambda: not arena.trap.exists(), "a death before the commit")
+    arena.wait_attempt(5)
+    arena.kill()  # the second in a row, before anything was committed
+    arena.wait_attempt(6)
+    arena.wait_step(26)
+    arena.kill_supervisor()
+    damaged = arena.damage_newest()
+    arena.submit()
+    arena.wait_attempt(7)
+    arena.wait_step(39)
+    border = spans(arena.config)[0].end
+    arena.wait(lambda: commit.commits(arena.run)[-1].samples == border, "the commit at the border")
+    arena.kill()
+    arena.wait_attempt(8)
+    arena.wait_step(51)
+    arena.kill(rank=arena.world - 1)
+    arena.wait_attempt(9)
+    arena.wait_step(54)
+    arena.kill(number=signal.SIGTERM)
+    arena.wait_over()
+    return damaged
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_killed_many_times_ends_with_the_same_bits(world, data, tmp_path):
+    config = configuration(data, world)
+    calm, storm = Arena(tmp_path, "calm", config, pause=0), Arena(tmp_path, "storm", config)
+    calm.submit()
+    calm.wait_over()
+    damaged = hurt(storm)
+    check_equal(calm, storm)
+    check_story(storm, damaged.path)
+    check_data(calm, decoded_hashes(data))
+    check_data(storm, decoded_hashes(data))
+
+
+def test_a_disk_that_fills_is_waited_for(data, tmp_path):
+    """69, the partial checkpoint freed, the older commits kept, and it goes on by itself when there is room again."""
+    arena = Arena(tmp_path, "full", configuration(data, world=1, samples=(12, 4)))
+    arena.env["KILL_FILE_BYTES"] = "300000"
+    arena.submit()
+    arena.wait(lambda: arena.run.newest_attempt() and ends(arena, 1)[0], "the end of the attempt")
+    (end,) = ends(arena, 1)
+    assert (end["cause"], end["code"], end["action"]) == ("storage", 69, "requeue") and end["delay"] > 0
+    assert "could not be written" in end["reason"] and "Free space" in end["reason"]
+    assert commit.commits(arena.run) == [] and not list(arena.run.checkpoints.glob("*/*"))
+    del arena.env["KILL_FILE_BYTES"]
+    arena.submit()
+    arena.wait_over()
+    assert arena.run.result.exists(), arena.story()
+    assert arena.leftovers() == ([], [])
+
+
+def check_equal(calm, storm):
+    """Weights and moments bit for bit, losses, and each step once in what readers see."""
+    for arena in (calm, storm):
+        assert arena.run.result.exists(), arena.story()
+        assert arena.leftovers() == ([], [])
+    samples, ours = storm.weights()
+    expected_samples, theirs = calm.weights()
+    assert samples == expected_samples == spans(calm.config)[-1].end
+    assert ours.keys() == theirs.keys() and len(ours) > 50
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    told = [[(line["step"], line["samples"], line["loss"]) for line in arena.run.metric_lines()] for arena in (calm, storm)]
+    assert told[0] == told[1]
+    assert [step for step, _, _ in told[0]] == list(range(1, len(told[0]) + 1))
+
+
+def check_story(arena, damaged):
+    """Every attempt went on from the newest good commit; no fault cost more than the interval."""
+    steps = sum(span.steps for span in spans(arena.config))
+    trained = arena.witnessed()
+    assert arena.run.newest_attempt() >= 10
+    done = 0
+    for n in arena.run.attempt_numbers()[1:]:
+        before = [read for read in ends(arena, n - 1)]
+        begun = min(trained[n], default=None)
+        if begun is None:
+            continue
+        commits = before[-1]["commits"]
+        replayed = done - begun
+        if n != int(damaged.name.rpartition("-")[2]) + 1:
+            assert begun == commits > 0, (n, arena.story())
+            assert replayed <= INTERVAL * BATCH
+        else:  # the newest was damaged: the one before it
+            assert 0 < begun < commits and replayed <= 2 * INTERVAL * BATCH
+        done = max(trained[n]) + BATCH
+        assert done > begun
+    total = sum(len(batches) for batches in trained.values())
+    assert total <= steps + arena.faults * INTERVAL, total
+    verdicts = [end["action"] for end in ends(arena, arena.run.newest_attempt())]
+    assert verdicts[-1] == "done" and "stop" not in verdicts
+
+
+def ends(arena, upto):
+    from flip.rundir import read_json
+
+    return [read_json(arena.run.attempt(n) / "end.json") for n in range(1, upto + 1)]
+
+
+def check_data(arena, hashes):
+    """The ids of every global batch are the ordered ones, and the pictures that were decoded are those of the ids."""
+    order = arena.order()
+    seen = set()
+    for n, batches in arena.witnessed().items():
+        for samples, (ids, pictures) in batches.items():
+            assert ids == order.batch(samples, BATCH)[0].tolist(), (n, samples)
+            assert pictures == [hashes[i] for i in ids]
+            seen.add(samples)
+    assert seen == set(range(0, spans(arena.config)[-1].end, BATCH))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_random_faults(seed, data, tmp_path):
+    """The same by chance: faults of random kinds at random steps, both world sizes."""
+    rng = random.Random(seed)
+    config = configuration(data, world=1 + seed % 2, precision=("fp32", "bf16")[seed // 2 % 2])
+    calm, storm = Arena(tmp_path, "calm", config, pause=0), Arena(tmp_path, "storm", config)
+    calm.submit()
+    calm.wait_over()
+    storm.submit()
+    for _ in range(8):
+        n = storm.run.newest_attempt()
+        last = max((line["step"] for k in range(1, n + 1) for line in storm.lines(k)), default=0)
+        if last > 50:
+            break
+        storm.wait_step(max(INTERVAL + 1, last + rng.randrange(0, 6)))
+        kind = rng.choice(["kill", "term", "usr2", "supervisor"])
+        if kind == "supervisor":
+            storm.kill_supervisor()
+            storm.submit()
+        else:
+            number = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr2": signal.SIGUSR2}[kind]
+            storm.kill(rank=rng.randrange(storm.world), number=number)
+        storm.wait_attempt(n + 1)
+    storm.wait_over()
+    check_equal(calm, storm)
+    check_data(storm, decoded_hashes(data))
