@@ -42,7 +42,7 @@ def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, st
     try:
         _check_snapshot()
         with interrupt.deaf():
-            from flip.data.loader import prepare_forkserver
+            from flip.data.pool import prepare_forkserver
 
             prepare_forkserver()
         from flip.train import Stopped, train

@@ -76,8 +76,12 @@ class Arena:
     def wait(self, condition, what, seconds=120):
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"waited in vain for {what}\n{self.story()}"
+            failed = any((read_json(p) or {}).get("action") == "stop" for p in self.ends())
+            assert time.monotonic() < end and not failed, f"waited in vain for {what}\n{self.story()}"
             time.sleep(0.01)
+
+    def ends(self):
+        return [self.run.attempt(n) / "end.json" for n in self.run.attempt_numbers()]
 
     def wait_step(self, step, attempt=None):
         """Until the newest attempt (or this one) has logged a step of this number or a later one."""

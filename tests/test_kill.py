@@ -16,7 +16,7 @@ pytestmark = pytest.mark.kill
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=200, shards=3)
+    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=200, shards=3, chunk=4)
     make_tokenizer(folder / "tokenizer.json")
     return folder
 

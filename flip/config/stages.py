@@ -1,15 +1,16 @@
-"""The arithmetic of stages (design 4.2): S, the samples seen, runs on from stage to stage."""
+"""The arithmetic of stages, ranks and patches (design 4.2): S, the samples seen, runs on from stage to stage."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
-from flip.config.schema import Config, Stage
+from flip.config.schema import Config, ImageTower, Stage
 
 
 @dataclass(frozen=True)
 class Span:
-    """One stage on the axis of samples seen: it begins at S = ``start`` and ends at S = ``end`` after ``steps`` steps."""
+    """One stage on the axis of samples seen: from S = ``start`` to S = ``end`` in ``steps`` steps."""
 
     stage: Stage
     start: int
@@ -26,3 +27,18 @@ def spans(config: Config) -> list[Span]:
         found.append(Span(stage, start, start + steps * stage.batch, steps))
         start = found[-1].end
     return found
+
+
+def world(config: Config) -> int:
+    """W, the number of ranks."""
+    return config.resources.nodes * config.resources.processes
+
+
+def patches(image: ImageTower) -> int:
+    """P, patches of an image."""
+    return (image.size // image.patch) ** 2
+
+
+def kept(image: ImageTower, mask: str) -> int:
+    """K = floor(P * (1 - mask)), in exact arithmetic."""
+    return int(patches(image) * (1 - Fraction(mask)))

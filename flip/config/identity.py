@@ -1,0 +1,113 @@
+"""What a run is to science, in one hash: two configurations of one identity train the same model (design 1, 5.2).
+
+The hash is over every value that moves a sample, a weight or a score, not over differences from defaults: a default
+that changes later cannot make two runs look alike, and the full text beside the hash says which value moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flip.config.load import to_dict
+from flip.config.resolve import locate, manifest_record
+from flip.config.schema import SCHEMA, Config
+from flip.config.stages import world
+from flip.exitcodes import PermissionDenied
+
+#: Labels, and what changes only when and where a run computes, not what.
+_EXCLUDED = (
+    "schema",
+    "recipe",
+    "model.size",
+    "data.sample_bytes",
+    "data.workers",
+    "data.buffer",
+    "checkpoint",
+    "evaluate.every",
+    "evaluate.batch",
+    "monitor",
+    "resources",
+)
+
+
+class Change(NamedTuple):
+    """One key on which two identities differ; None: the key is absent on that side."""
+
+    key: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.was!r} -> {self.now!r}"
+
+
+def _manifest(path: str) -> str:
+    """The digest of the data set, so that a moved one is the same; the path while there is no manifest."""
+    record = manifest_record(path)
+    return f"digest:{record['digest']}" if record else path
+
+
+def _file(path: str) -> str:
+    """The checksum of a file's content, or its path while it is not there."""
+    try:
+        return f"sha256:{hashlib.sha256(Path(locate(path)).read_bytes()).hexdigest()}" if path else path
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return path
+    except PermissionError as error:
+        raise PermissionDenied("may not be read", path, remedy="Ask its owner for read permission.") from error
+
+
+def _canonical(config: Config) -> dict[str, Any]:
+    values = to_dict(config)
+    for key in _EXCLUDED:
+        owner = values
+        *sections, last = key.split(".")
+        for section in sections:
+            owner = owner[section]
+        del owner[last]
+    data = values["data"]
+    data["manifest"], data["tokenizer"] = _manifest(data["manifest"]), _file(data["tokenizer"])
+    for dataset in values["evaluate"]["sets"]:
+        dataset["manifest"], dataset["classes"] = _manifest(dataset["manifest"]), _file(dataset["classes"])
+    values["world"] = world(config)
+    return values
+
+
+def digest(canonical: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON text of a mapping."""
+    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity(config: Config, code: str) -> dict[str, Any]:
+    """identity.json of a resolved configuration: hash, schema, code (the snapshot's digest), config.
+
+    ``config`` is the science-relevant part and what the hash is over. The code is recorded and not hashed: a run keeps
+    its snapshot, and an edited comment does not make another run. Reads manifests and the tokenizer where they exist.
+    """
+    canonical = _canonical(config)
+    return {"hash": digest(canonical), "schema": SCHEMA, "code": code, "config": canonical}
+
+
+def flatten(value: Any, key: str = "") -> dict[str, Any]:
+    """Dotted key -> leaf; members of named lists by name, other lists are leaves."""
+    if isinstance(value, Mapping):
+        items = [(str(name), item) for name, item in value.items()]
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
+        items = [(str(item["name"]), item) for item in value]
+    else:
+        return {key: value}
+    found: dict[str, Any] = {}
+    for name, item in items:
+        found.update(flatten(item, f"{key}.{name}" if key else name))
+    return found
+
+
+def explain(stored: Mapping[str, Any], config: Config) -> list[Change]:
+    """Where a stored identity.json and a resolved configuration differ, by key; empty: they are the same run."""
+    was, now = flatten(stored["config"]), flatten(_canonical(config))
+    return [Change(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)]

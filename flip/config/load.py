@@ -1,0 +1,260 @@
+"""Layers of YAML and a command-line dot list -> one typed ``Config``; and the way back to text (design 5.1).
+
+A layer is checked against the schema before OmegaConf merges it, so that an error names the layer's file, line and
+key. Resolvers are off: a value with ``${`` is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import os
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from flip.config.schema import SCHEMA, Config, Stage
+from flip.config.sizes import SIZES
+from flip.config.table import Table, dump_yaml, parse_yaml, read_yaml
+from flip.exitcodes import ConfigError
+
+__all__ = ["Table", "assignment", "dump", "get", "merge", "parse_yaml", "read", "read_yaml", "to_dict"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a value stands: the layer's name, the line in it (0: unknown), the dotted key."""
+
+    where: str
+    key: str = ""
+    line: int = 0
+
+    def child(self, name: str | int, line: int = 0) -> _Place:
+        return _Place(self.where, f"{self.key}.{name}" if self.key else str(name), line or self.line)
+
+    def error(self, what: str, value: Any = None, remedy: str = "") -> ConfigError:
+        place = f"{self.where}:{self.line}" if self.line else self.where
+        return ConfigError(f"{self.key}: {what}" if self.key else what, place, value, remedy)
+
+
+@functools.cache
+def fields_of(kind: type) -> dict[str, Any]:
+    """Name -> type of a dataclass's fields."""
+    return typing.get_type_hints(kind)
+
+
+def _paths(kind: Any = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema; a member of a list is called NAME."""
+    for name, hint in fields_of(kind).items():
+        yield prefix + name
+        member = (typing.get_args(hint) or (hint,))[0]
+        if dataclasses.is_dataclass(member):
+            yield from _paths(member, f"{prefix}{name}." + ("NAME." if typing.get_args(hint) else ""))
+
+
+def _unknown(kind: type, name: str, place: _Place) -> ConfigError:
+    here = place.key.rpartition(".")[0]
+    near = [f"{here}.{n}" if here else n for n in difflib.get_close_matches(name, fields_of(kind))]
+    last = name.rpartition(".")[2]
+    near += [p for p in _paths() if p.rpartition(".")[2] == last and p not in near]
+    remedy = f"Did you mean {' or '.join(near)}?" if near else f"Keys here: {', '.join(fields_of(kind))}."
+    return place.error("unknown key", remedy=remedy)
+
+
+def _number(value: Any) -> Decimal | None:
+    """The finite number that a value is or spells, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = Decimal(str(value).strip())
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def _scalar(kind: type, value: Any, place: _Place) -> Any:
+    number = _number(value)
+    if isinstance(value, str) and "${" in value:
+        raise place.error("interpolation is off", value, "Write the value itself.")
+    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return value if isinstance(value, str) else str(value)
+    if kind is int and number is not None and number == number.to_integral_value():
+        return int(number)
+    if kind is float and number is not None:
+        return float(number)
+    if kind is bool and str(value).lower() in ("true", "false", "yes", "no"):
+        return str(value).lower() in ("true", "yes")
+    needed = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    raise place.error(f"needs {needed}", "nothing" if value is None else value)
+
+
+def _decimal(text: str, place: _Place) -> str:
+    """The one form of a decimal number: 0.50, 5e-1 and .5 are all 0.5."""
+    number = _number(text)
+    if number is None:
+        raise place.error("needs a decimal number", text, "Example: 0.5")
+    return format(number.normalize(), "f") if number else "0"
+
+
+def _members(kind: type, value: Mapping[str, Any], old: list[dict[str, Any]], place: _Place) -> list[dict[str, Any]]:
+    """Change members of a list of named things: by name or position; a new name goes to the end; null removes one."""
+    new = [dict(member) for member in old]
+    for name, change in value.items():
+        here = place.child(name, getattr(value, "lines", {}).get(name, 0))
+        at = next((i for i, member in enumerate(new) if member["name"] == name), None)
+        if at is None and name.isdigit():
+            if int(name) >= len(new):
+                known = ", ".join(member["name"] for member in new) or "none"
+                raise here.error("no such member", remedy=f"There are {len(new)}: {known}.")
+            at = int(name)
+        if change is None:
+            if at is None:
+                raise here.error("cannot be removed: there is none of this name")
+            new.pop(at)
+        elif at is None:
+            new.append({**_defaults(kind), "name": name, **_fit(kind, change, {}, here)})
+        else:
+            new[at] = _overlay(new[at], _fit(kind, change, new[at], here))
+    return new
+
+
+def _defaults(kind: Any) -> dict[str, Any]:
+    return dataclasses.asdict(kind())
+
+
+def _overlay(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the fields of ``over`` in their places, section by section."""
+    new = dict(base)
+    for name, value in over.items():
+        new[name] = _overlay(base.get(name, {}), value) if isinstance(value, Mapping) else value
+    return new
+
+
+def _fit(kind: Any, value: Any, old: Any, place: _Place) -> Any:
+    """``value`` as plain data of the schema's type ``kind``; ``old`` is what the layers below say."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, Mapping):
+            raise place.error("needs a mapping of fields", "nothing" if value is None else value)
+        fitted = {}
+        for name, item in value.items():
+            here = place.child(name, getattr(value, "lines", {}).get(name, 0))
+            if name not in fields_of(kind):
+                raise _unknown(kind, name, here)
+            fitted[name] = _fit(fields_of(kind)[name], item, (old or {}).get(name), here)
+            if kind is Stage and name == "mask":
+                fitted[name] = _decimal(fitted[name], here)
+        return fitted
+    if typing.get_origin(kind) is list:
+        (member,) = typing.get_args(kind)
+        if dataclasses.is_dataclass(member) and isinstance(value, Mapping):
+            return _members(typing.cast(type, member), value, old or [], place)
+        if not isinstance(value, list):
+            raise place.error("needs a list", "nothing" if value is None else value)
+        items = [_fit(member, item, None, place.child(i)) for i, item in enumerate(value)]
+        return [_overlay(_defaults(member), item) for item in items] if dataclasses.is_dataclass(member) else items
+    return _scalar(kind, value, place)
+
+
+def _put(table: Table, path: Sequence[str], value: Any, place: _Place) -> None:
+    """Set ``table[a][b][c] = value``; what is there already is an error."""
+    head, *rest = path
+    if "" in path:
+        raise place.error("an empty part in a dotted key")
+    table.lines.setdefault(head, place.line)
+    if rest or isinstance(value, Mapping):
+        child = table.setdefault(head, Table())
+        if not isinstance(child, Table):
+            raise place.error("is set twice, in two ways")
+        items = [(".".join(rest), value)] if rest else list(value.items())
+        for key, item in items:
+            line = place.line if rest else getattr(value, "lines", {}).get(key, 0)
+            _put(child, key.split("."), item, place if rest else place.child(key, line))
+    elif head in table:
+        raise place.error("is set twice, in two ways")
+    else:
+        table[head] = value
+
+
+def nest(table: Mapping[str, Any], where: str) -> Table:
+    """The same settings without dotted keys. Raises ConfigError where one key is set in two ways."""
+    nested = Table()
+    for key, value in table.items():
+        line = getattr(table, "lines", {}).get(key, 0)
+        _put(nested, key.split("."), value, _Place(where, key, line))
+    return nested
+
+
+def assignment(text: str) -> tuple[str, Table]:
+    """``a.b=1`` as a layer (where, mapping); the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError("an override is written KEY=VALUE", "command line", text, "Example: model.size=L/16")
+    where = f"command line, {key.strip()}"
+    return "command line", Table({key.strip(): parse_yaml(value, where)})
+
+
+def _preset(layers: Sequence[tuple[str, Table]]) -> dict[str, Any]:
+    """The model fields of the size that the topmost layer names."""
+    size, place = Config().model.size, _Place("defaults", "model.size")
+    for where, layer in layers:
+        model = layer.get("model")
+        if isinstance(model, Mapping) and isinstance(model.get("size"), str):
+            size, place = model["size"], _Place(where, "model.size", getattr(model, "lines", {}).get("size", 0))
+    if size not in SIZES:
+        raise place.error("unknown model size", size, f"Sizes: {', '.join(SIZES)}.")
+    return SIZES[size]
+
+
+@functools.cache
+def _schema() -> Any:
+    return OmegaConf.structured(Config)
+
+
+def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str] = ()) -> Config:
+    """Defaults <- size preset <- ``layers`` in order <- ``dotlist``.
+
+    ``layers`` are (name for errors, mapping); keys may be dotted. Lists replace lists; the named lists ``stages`` and
+    ``evaluate.sets`` may also be given as a mapping of name (or position) to the fields to change, or to null (remove).
+    Raises ConfigError for unknown keys, wrong types and interpolation. What must agree is ``validate``'s matter.
+    """
+    nested = [(where, nest(mapping, where)) for where, mapping in [*layers, *map(assignment, dotlist)]]
+    named: dict[str, Any] = {"model": _preset(nested)}
+    for where, layer in nested:
+        named = _overlay(named, _fit(Config, layer, named, _Place(where)))
+    return typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(_schema(), named)))
+
+
+def get(config: Any, key: str) -> Any:
+    """The value at a dotted key, members of named lists by name or position; None where there is none."""
+    for part in key.split("."):
+        if isinstance(config, list):
+            named = [member for member in config if getattr(member, "name", None) == part]
+            position = config[int(part) :] if part.isdigit() else []
+            config = next(iter(named + position), None)
+        else:
+            config = getattr(config, part, None)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested data, keys in the schema's order."""
+    return dataclasses.asdict(config)
+
+
+def dump(config: Config) -> str:
+    """Canonical YAML of every field: ``read`` gives the same Config back."""
+    return dump_yaml(to_dict(config))
+
+
+def read(path: str | os.PathLike[str]) -> Config:
+    """A run's config.yaml. Raises ConfigError where it is none, or another version of the schema wrote it."""
+    table = read_yaml(path)
+    found = table.get("schema", "nothing")
+    if found != SCHEMA:
+        remedy = f"This version reads schema {SCHEMA}; use the version of the toolkit that wrote the run."
+        raise ConfigError("schema: not a version that can be read here", str(path), found, remedy)
+    return merge([(str(path), table)])

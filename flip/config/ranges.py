@@ -1,0 +1,118 @@
+"""What each field by itself may be: bounds and names. What fields must agree on is in ``validate``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from flip.config.schema import Config
+from flip.exitcodes import ConfigError
+
+_CHOICES = {
+    "model.image.pool": ("all", "patches"),
+    "data.decoder": ("auto", "pillow", "simplejpeg"),
+    "data.resize": ("auto", "pillow", "torchvision"),
+    "compute.device": ("auto", "cpu", "cuda"),
+    "compute.precision": ("auto", "fp32", "bf16"),
+    "compute.attention": ("auto", "explicit", "sdpa"),
+    "compute.deterministic": ("auto", "yes", "no"),
+    "evaluate.sets.*.role": ("validation", "test"),
+}
+
+#: key -> (least, most, whether the least itself is allowed)
+_BOUNDS: dict[str, tuple[float, float, bool]] = {
+    "seed": (0, 2**64 - 1, True),
+    "model.embed": (1, 2**20, True),
+    "model.image.size": (1, 2**14, True),
+    "model.image.patch": (1, 2**14, True),
+    "model.image.width": (1, 2**20, True),
+    "model.image.layers": (1, 2**12, True),
+    "model.image.heads": (1, 2**12, True),
+    "model.text.length": (1, 2**14, True),
+    "model.text.vocabulary": (1, 2**31 - 1, True),
+    "model.text.width": (1, 2**20, True),
+    "model.text.layers": (1, 2**12, True),
+    "model.text.heads": (1, 2**12, True),
+    "model.temperature": (0, math.inf, False),
+    "model.max_logit_scale": (1, math.inf, True),
+    "data.samples": (0, 2**48 - 1, True),
+    "data.sample_bytes": (1, 2**40, True),
+    "data.workers": (-1, 1024, True),
+    "data.chunk": (0, 2**20, True),
+    "data.block": (1, 2**20, True),
+    "data.lanes": (0, 2**20, True),
+    "data.buffer": (0, math.inf, True),
+    "data.max_replaced": (0, 1, True),
+    "augment.flip": (0, 1, True),
+    "augment.rotate": (0, 180, True),
+    "augment.translate": (0, 1, True),
+    "augment.zoom": (0, 10, True),
+    "augment.brightness": (0, 1, True),
+    "augment.contrast": (0, 1, True),
+    "augment.saturation": (0, 1, True),
+    "augment.grey": (0, 1, True),
+    "augment.std.*": (0, math.inf, False),
+    "stages.*.samples": (1, math.inf, True),
+    "stages.*.batch": (1, 2**31 - 1, True),
+    "stages.*.base_lr": (0, math.inf, True),
+    "stages.*.warmup": (0, math.inf, True),
+    "optim.beta1": (0, 1, True),
+    "optim.beta2": (0, 1, True),
+    "optim.eps": (0, math.inf, False),
+    "optim.weight_decay": (0, math.inf, True),
+    "optim.clip": (0, math.inf, True),
+    "compute.threads": (0, 4096, True),
+    "checkpoint.minutes": (0, math.inf, False),
+    "checkpoint.samples": (0, math.inf, True),
+    "checkpoint.keep": (1, 1000, True),
+    "evaluate.every": (0, math.inf, True),
+    "evaluate.batch": (1, 2**31 - 1, True),
+    "monitor.log_every": (1, 2**31 - 1, True),
+    "monitor.status_seconds": (0, math.inf, False),
+    "resources.nodes": (1, 2**20, True),
+    "resources.processes": (1, 1024, True),
+    "resources.gpus": (0, 1024, True),
+    "resources.cpus": (0, 4096, True),
+    "resources.hours": (0, math.inf, False),
+}
+
+
+def _values(owner: Any, path: list[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The (dotted key, value) pairs that a pattern names; ``*`` is every member of a list, called by its name."""
+    if not path:
+        yield prefix, owner
+    elif path[0] == "*":
+        for i, member in enumerate(owner):
+            yield from _values(member, path[1:], f"{prefix}.{getattr(member, 'name', '') or i}")
+    else:
+        yield from _values(getattr(owner, path[0]), path[1:], f"{prefix}.{path[0]}" if prefix else path[0])
+
+
+def _span(config: Config, key: str, low: float, high: float) -> None:
+    """A pair of numbers, the smaller first, both above ``low`` and at most ``high``."""
+    pair = getattr(config.augment, key.rpartition(".")[2])
+    if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
+        most = "" if high == math.inf else f", at most {high:g}"
+        raise ConfigError(f"{key}: needs two numbers above {low:g}{most}, the smaller first", value=list(pair))
+
+
+def check_ranges(config: Config) -> None:
+    """Raise ConfigError for the first field that cannot be right whatever the others are. ``auto`` may still stand."""
+    for pattern, names in _CHOICES.items():
+        for key, value in _values(config, pattern.split(".")):
+            if value not in names:
+                raise ConfigError(f"{key}: no such choice", value=value, remedy=f"One of: {', '.join(names)}.")
+    for pattern, (least, most, closed) in _BOUNDS.items():
+        for key, value in _values(config, pattern.split(".")):
+            if not (least <= value if closed else least < value):
+                raise ConfigError(f"{key}: must be {'at least' if closed else 'above'} {least:g}", value=value)
+            if value > most or value == math.inf:
+                raise ConfigError(f"{key}: must be {f'at most {most}' if most < math.inf else 'finite'}", value=value)
+    _span(config, "augment.crop_area", 0, 1)
+    _span(config, "augment.crop_aspect", 0, math.inf)
+    for key in ("mean", "std"):
+        if len(getattr(config.augment, key)) != 3:
+            raise ConfigError(f"augment.{key}: needs three numbers", value=list(getattr(config.augment, key)))
+    if not config.data.captions:
+        raise ConfigError("data.captions: names no member", remedy="Example: [txt]")

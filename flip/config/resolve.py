@@ -1,0 +1,202 @@
+"""Every ``auto`` and 0 of a configuration made concrete, once, when a run is submitted (design 1, 4.2).
+
+What is resolved stands in config.yaml and belongs to the run's identity. No torch: a login node has none.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flip.config.ranges import check_ranges
+from flip.config.schema import Config
+from flip.config.stages import world
+from flip.exitcodes import ConfigError, DataError, PermissionDenied
+
+MAX_LANES = 4096
+MAX_CHUNK, MIN_CHUNKS = 256, 4096
+OVERHEAD = 1.5
+"""Bytes held per byte of raw sample in the shuffle buffer: the next block is fetched while one is read."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a node that ranks run on offers: cores, bytes of memory, fast bf16 arithmetic, a CUDA card."""
+
+    cores: int
+    memory: int
+    bf16: bool = False
+    cuda: bool = False
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What planning needs to know of a data set. ``nominal``: as the configuration claims, there is no manifest yet."""
+
+    samples: int
+    chunk: int
+    mean_bytes: float
+    digest: str
+    nominal: bool
+
+
+def host() -> Host:
+    """This machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _text("/sys/fs/cgroup/memory.max").strip()
+    flags = next((line for line in _text("/proc/cpuinfo").splitlines() if line.startswith("flags")), "").split()
+    return Host(
+        cores=cores,
+        memory=min(memory, int(limit)) if limit.isdigit() else memory,
+        bf16="avx512_bf16" in flags or "amx_bf16" in flags,
+        cuda=Path("/proc/driver/nvidia/version").exists(),
+    )
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def cache_root() -> Path:
+    """FLIP_CACHE, by default ~/.cache/flip."""
+    return Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip").expanduser().absolute()
+
+
+def locate(path: str) -> str:
+    """An absolute path: ``cache:NAME`` lies in the cache, other relative paths in the working directory. URLs stay."""
+    if not path or "://" in path:
+        return path
+    if path.startswith("cache:"):
+        return str(cache_root() / path.removeprefix("cache:"))
+    return str(Path(path).expanduser().absolute())
+
+
+def manifest_record(folder: str) -> dict[str, Any] | None:
+    """manifest.json of a manifest's folder, None where there is none. Raises DataError, PermissionDenied."""
+    path = Path(locate(folder)) / "manifest.json"
+    remedy = "Build it again: python tools/shards.py index"
+    if not folder or "://" in folder:
+        return None
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except PermissionError as error:
+        raise PermissionDenied("may not be read", str(path), remedy="Ask its owner for read permission.") from error
+    except ValueError as error:
+        raise DataError("is damaged: not JSON", str(path), remedy=remedy) from error
+    if not isinstance(record, dict) or not {"samples", "chunk", "mean_bytes", "digest"} <= record.keys():
+        raise DataError("is damaged: samples, chunk, mean_bytes or digest is missing", str(path), remedy=remedy)
+    return record
+
+
+def default_chunk(samples: int) -> int:
+    """R: the largest power of two <= 256 that leaves at least 4096 chunks, else 1 (design 4.2)."""
+    chunk = MAX_CHUNK
+    while chunk > 1 and samples // chunk < MIN_CHUNKS:
+        chunk //= 2
+    return chunk
+
+
+def facts(config: Config) -> DataFacts:
+    """What the manifest says of the training data, or what the configuration claims where there is no manifest.
+
+    Raises ConfigError where neither is named, DataError where the manifest named is missing and N is not claimed.
+    """
+    data = config.data
+    record = manifest_record(data.manifest)
+    if record is not None:
+        mean = float(record["mean_bytes"])
+        return DataFacts(int(record["samples"]), int(record["chunk"]), mean, str(record["digest"]), False)
+    if data.samples:
+        chunk = data.chunk or default_chunk(data.samples)
+        return DataFacts(data.samples, chunk, float(data.sample_bytes), "", True)
+    if not data.manifest:
+        remedy = "Give the folder of a manifest (python tools/shards.py index), or data.samples to plan without data."
+        raise ConfigError("data.manifest: no data set is named", remedy=remedy)
+    if data.manifest.startswith("cache:"):
+        remedy = "Fetch the demonstration data: python tools/demo_data.py"
+    else:
+        remedy = "Index the shards first: python tools/shards.py index. To plan without them, set data.samples."
+    raise DataError("there is no manifest here", locate(data.manifest), remedy=remedy)
+
+
+def buffer_bytes(lanes: int, block: int, chunk: int, mean_bytes: float) -> int:
+    """Bytes of raw samples that all ranks hold together for shuffling: L * Q * R * mean * 1.5 (design 4.2)."""
+    return math.ceil(lanes * block * chunk * mean_bytes * OVERHEAD)
+
+
+def default_lanes(config: Config, data: DataFacts, buffer: int) -> int:
+    """L: the largest number <= 4096 that divides every B, is a multiple of W, and fits the data and the buffer.
+
+    Where nothing fits it is W, and ``validate`` says what to change.
+    """
+    ranks, common = world(config), math.gcd(*(stage.batch for stage in config.stages))
+    block, chunks = config.data.block, data.samples // data.chunk
+    for lanes in range(min(MAX_LANES, common) // ranks * ranks, 0, -ranks):
+        fits = 2 * lanes * block <= chunks and buffer_bytes(lanes, block, data.chunk, data.mean_bytes) <= buffer
+        if common % lanes == 0 and fits:
+            return lanes
+    return ranks
+
+
+def _paths(config: Config) -> Iterator[tuple[Any, str]]:
+    """The (object, field) pairs that hold paths."""
+    yield config.data, "manifest"
+    yield config.data, "tokenizer"
+    for dataset in config.evaluate.sets:
+        yield dataset, "manifest"
+        yield dataset, "classes"
+
+
+def _compute(config: Config, on: Host) -> None:
+    compute, data, resources = config.compute, config.data, config.resources
+    cuda = compute.device == "cuda" or (compute.device == "auto" and resources.gpus > 0)
+    compute.device = "cuda" if cuda else "cpu"
+    if compute.precision == "auto":
+        compute.precision = "bf16" if cuda or on.bf16 else "fp32"
+    if compute.attention == "auto":
+        compute.attention = "sdpa" if cuda or compute.precision == "fp32" else "explicit"
+    if compute.deterministic == "auto":
+        compute.deterministic = "no" if cuda else "yes"
+    if data.workers < 0:
+        data.workers = min(8 if cuda else 1, max(1, data.lanes // world(config)))
+    if compute.threads == 0:
+        # On GPUs little is left to the CPU, and the number must not follow the login node that resolves it.
+        cores = resources.cpus or on.cores // max(1, resources.processes)
+        compute.threads = 4 if cuda else max(1, cores - data.workers)
+
+
+def resolve(config: Config, on: Host, data: DataFacts) -> Config:
+    """A copy without ``auto``: paths, compute, R, L, workers, threads. N and the mean bytes are those of ``data``.
+
+    ``on`` describes a node that ranks run on. Raises ConfigError for a value out of its range, and where ``data.chunk``
+    is not the manifest's.
+    """
+    check_ranges(config)
+    config = copy.deepcopy(config)
+    for owner, name in _paths(config):
+        setattr(owner, name, locate(getattr(owner, name)))
+    ours = config.data
+    if ours.chunk not in (0, data.chunk):
+        remedy = f"Leave it out, or index the shards again with --chunk {ours.chunk}."
+        what = f"data.chunk: the manifest's chunks hold {data.chunk} samples"
+        raise ConfigError(what, value=ours.chunk, remedy=remedy)
+    ours.samples, ours.sample_bytes, ours.chunk = data.samples, round(data.mean_bytes), data.chunk
+    ours.buffer = ours.buffer or on.memory // 4 * config.resources.nodes
+    if ours.lanes == 0 and config.stages:
+        ours.lanes = default_lanes(config, data, ours.buffer)
+    ours.decoder = "simplejpeg" if ours.decoder == "auto" else ours.decoder
+    ours.resize = "torchvision" if ours.resize == "auto" else ours.resize
+    _compute(config, on)
+    return config

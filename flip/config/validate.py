@@ -1,0 +1,200 @@
+"""What the fields of a resolved configuration must agree on (design 4.2, 5.1); the numbers of its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+from flip.config.ranges import check_ranges
+from flip.config.resolve import buffer_bytes
+from flip.config.schema import Config, ImageTower
+from flip.config.stages import kept, patches, spans, world
+from flip.exitcodes import ConfigError
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _near(number: int, divisor: int) -> str:
+    """The multiples of ``divisor`` beside ``number``, as words."""
+    below = number // divisor * divisor
+    return " or ".join(str(n) for n in (below, below + divisor) if n)
+
+
+def _unique(key: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if not name or not all(c.isascii() and (c.isalnum() or c in "_-") for c in name):
+            raise ConfigError(f"{key}: a name is made of letters, digits, - and _", value=name)
+        if name in seen:
+            raise ConfigError(f"{key}: two have the same name", value=name, remedy="Rename one.")
+        seen.add(name)
+
+
+def _towers(config: Config) -> None:
+    image, text = config.model.image, config.model.text
+    if image.size % image.patch:
+        remedy = f"Set model.image.size to {_near(image.size, image.patch)}, or another patch."
+        raise ConfigError(f"model.image.patch: {image.patch} does not divide size {image.size}", remedy=remedy)
+    for name, tower in (("image", image), ("text", text)):
+        if tower.width % tower.heads:
+            remedy = f"Set the width to {_near(tower.width, tower.heads)}, or another number of heads."
+            what = f"model.{name}.heads: {tower.heads} heads do not divide width {tower.width}"
+            raise ConfigError(what, remedy=remedy)
+    if image.width % 4:
+        remedy = f"Set it to {_near(image.width, 4)}."
+        raise ConfigError("model.image.width: sin-cos positions need a multiple of 4", value=image.width, remedy=remedy)
+
+
+def _mask(key: str, image: ImageTower, mask: str) -> None:
+    if not 0 <= Fraction(mask) < 1:
+        raise ConfigError(f"{key}: must be at least 0 and below 1", value=mask)
+    if kept(image, mask) < 1:
+        raise ConfigError(f"{key}: keeps none of {patches(image)} patches", value=mask, remedy="Mask less.")
+
+
+def _stages(config: Config) -> None:
+    if not config.stages:
+        raise ConfigError("stages: there is none", remedy="Give at least one with samples and batch.")
+    _unique("stages", (stage.name for stage in config.stages))
+    ranks = world(config)
+    for stage in config.stages:
+        key = f"stages.{stage.name}"
+        _mask(f"{key}.mask", config.model.image, stage.mask)
+        if stage.batch % ranks:
+            remedy = f"Set it to {_near(stage.batch, ranks)}, or change resources.nodes or resources.processes."
+            what = f"{key}.batch: {stage.batch} does not divide by {ranks} ranks"
+            raise ConfigError(what, remedy=remedy)
+        if stage.warmup > stage.samples:
+            remedy = "A warm-up ends within its stage."
+            raise ConfigError(
+                f"{key}.warmup: longer than its {stage.samples} samples", value=stage.warmup, remedy=remedy
+            )
+
+
+def _order(config: Config) -> None:
+    data, ranks = config.data, world(config)
+    for key in ("chunk", "lanes", "samples", "buffer"):
+        if getattr(data, key) < 1:
+            raise ConfigError(f"data.{key}: is not resolved", value=getattr(data, key))
+    if data.workers < 0:
+        raise ConfigError("data.workers: is not resolved", value=data.workers)
+    for stage in config.stages:
+        if stage.batch % data.lanes:
+            remedy = f"Set the batch to {_near(stage.batch, data.lanes)}, or leave data.lanes out."
+            what = f"data.lanes: {data.lanes} lanes do not divide stages.{stage.name}.batch {stage.batch}"
+            raise ConfigError(what, remedy=remedy)
+    if data.lanes % ranks:
+        remedy = f"Set it to {_near(data.lanes, ranks)}, or a world size out of {_divisors(data.lanes)}."
+        raise ConfigError(f"data.lanes: {data.lanes} lanes do not divide by {ranks} ranks", remedy=remedy)
+    chunks = data.samples // data.chunk
+    if 2 * data.lanes * data.block > chunks:
+        what = (
+            f"data.lanes: {data.lanes} lanes with blocks of {data.block} chunks need"
+            f" {2 * data.lanes * data.block} chunks, the data set has {chunks}"
+            f" ({data.samples} samples in chunks of {data.chunk})"
+        )
+        fitting = chunks // (2 * data.lanes)
+        remedy = f"Set data.block to {fitting}" if fitting else "Use fewer ranks or lanes"
+        raise ConfigError(what, remedy=remedy + ", index the shards with a smaller --chunk, or bring more data.")
+    if data.workers > data.lanes // ranks:
+        remedy = f"Set it to at most {data.lanes // ranks}: a lane has one worker."
+        what = f"data.workers: more than the {data.lanes // ranks} lanes of a rank"
+        raise ConfigError(what, value=data.workers, remedy=remedy)
+
+
+def _compute(config: Config) -> None:
+    compute, resources = config.compute, config.resources
+    fields = {**vars(compute), "decoder": config.data.decoder, "resize": config.data.resize}
+    for key, value in fields.items():
+        if value in ("auto", 0):
+            section = "compute" if hasattr(compute, key) else "data"
+            raise ConfigError(f"{section}.{key}: is not resolved", value=value)
+    if compute.device == "cuda" and resources.gpus == 0:
+        raise ConfigError("compute.device: cuda, but resources.gpus is 0", remedy="Set resources.gpus.")
+    if compute.device == "cuda" and resources.processes != resources.gpus:
+        what = f"resources.processes: {resources.processes} ranks for {resources.gpus} GPUs of a node"
+        raise ConfigError(what, remedy=f"One rank per GPU: set it to {resources.gpus}.")
+
+
+def _notes(config: Config) -> list[str]:
+    data, notes = config.data, []
+    held = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes)
+    if held > data.buffer:
+        notes.append(
+            f"the shuffle buffer holds {held / 1e9:.1f} GB, data.buffer is {data.buffer / 1e9:.1f} GB: take fewer lanes"
+        )
+    for span in spans(config):
+        extra = span.end - span.start - span.stage.samples
+        if extra:
+            notes.append(f"stage {span.stage.name} takes {extra} samples more, to the end of its last batch")
+        if span.stage.batch > data.samples:
+            notes.append(
+                f"stage {span.stage.name}: a batch of {span.stage.batch} is more than the {data.samples} samples"
+            )
+    if config.compute.device == "cpu" and config.resources.gpus:
+        notes.append(f"{config.resources.gpus} GPUs a node are asked for, and compute.device is cpu")
+    if not config.evaluate.sets:
+        notes.append("no evaluation set is named: the run ends without an accuracy")
+    return notes
+
+
+def validate(config: Config) -> list[str]:
+    """Notes on a resolved configuration that can run; ConfigError with values and remedy for one that cannot."""
+    check_ranges(config)
+    _towers(config)
+    _stages(config)
+    _order(config)
+    _compute(config)
+    _unique("evaluate.sets", (dataset.name for dataset in config.evaluate.sets))
+    for dataset in config.evaluate.sets:
+        for key in ("manifest", "classes"):
+            if not getattr(dataset, key):
+                raise ConfigError(f"evaluate.sets.{dataset.name}.{key}: is not given")
+    return _notes(config)
+
+
+def plan_numbers(config: Config) -> dict[str, Any]:
+    """The arithmetic of a resolved, valid configuration for people to read: plain JSON values.
+
+    world; data: samples, chunk, block, lanes, workers, buffer and buffer_per_rank (bytes), passes (S / N at the end);
+    worlds: the world sizes that keep this order; stages: name, samples, batch, local_batch, mask, patches, kept, steps,
+    start, end, passes, warmup, lr (peak, base_lr * batch / 256).
+    """
+    data, ranks = config.data, world(config)
+    held = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes)
+    stages = [
+        {
+            "name": span.stage.name,
+            "samples": span.stage.samples,
+            "batch": span.stage.batch,
+            "local_batch": span.stage.batch // ranks,
+            "mask": span.stage.mask,
+            "patches": patches(config.model.image),
+            "kept": kept(config.model.image, span.stage.mask),
+            "steps": span.steps,
+            "start": span.start,
+            "end": span.end,
+            "passes": (span.end - span.start) / data.samples,
+            "warmup": span.stage.warmup,
+            "lr": span.stage.base_lr * span.stage.batch / 256,
+        }
+        for span in spans(config)
+    ]
+    return {
+        "world": ranks,
+        "worlds": _divisors(data.lanes),
+        "data": {
+            "samples": data.samples,
+            "chunk": data.chunk,
+            "block": data.block,
+            "lanes": data.lanes,
+            "workers": data.workers,
+            "buffer": held,
+            "buffer_per_rank": -(-held // ranks),
+            "passes": sum(stage["passes"] for stage in stages),
+        },
+        "stages": stages,
+    }

@@ -1,0 +1,98 @@
+"""Encoded bytes -> RGB pixels, and pixels -> patches."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+"""(height, width, 3), RGB."""
+
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+"""Members of a sample that can be its image, the first one present."""
+LIMIT = 1 << 26
+"""Most pixels that an image may have; read from its header before anything is decompressed."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_WHITE = (255, 255, 255)
+# What Pillow's decoders let out on damaged files; OSError covers its own UnidentifiedImageError.
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+
+
+class Undecodable(Exception):
+    """These bytes are no picture that we can read, with the reason."""
+
+
+def decode(data: bytes | memoryview, decoder: str = "pillow") -> Pixels:
+    """RGB pixels of an image file: grey, palette, CMYK and 16-bit converted, transparency laid on white.
+
+    ``decoder``: "pillow", or "simplejpeg" for JPEG files (all but CMYK ones; other formats always go to Pillow).
+    Raises Undecodable.
+    """
+    if decoder == "simplejpeg" and bytes(data[:3]) == b"\xff\xd8\xff":
+        return _decode_jpeg(data)
+    return _decode_pillow(data)
+
+
+def evaluation_view(image: Pixels, size: int) -> Pixels:
+    """The central square over the whole short side, bicubic to (size, size, 3)."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def patches(image: Pixels, patch: int, keep: NDArray[np.integer[Any]] | None = None) -> Pixels:
+    """Patches of a square image, (P, p*p*3) by row, column, channel inside a patch, or those of ``keep`` alone."""
+    side = image.shape[0] // patch
+    grid = image.reshape(side, patch, side, patch, 3).swapaxes(1, 2)
+    chosen = grid if keep is None else grid[keep // side, keep % side]
+    return chosen.reshape(-1, patch * patch * 3)
+
+
+def _decode_jpeg(data: bytes | memoryview) -> Pixels:
+    import simplejpeg
+
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        _limit(width, height)
+        if space in ("CMYK", "YCCK"):
+            return _decode_pillow(data)
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        raise Undecodable(str(error)) from error
+
+
+def _decode_pillow(data: bytes | memoryview) -> Pixels:
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _limit(*image.size)
+            return np.asarray(_rgb(image))
+    except (*_DAMAGE, Image.DecompressionBombError, OverflowError) as error:
+        raise Undecodable(f"{type(error).__name__}: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip instead of scaling
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        image = image.convert("RGBA")
+        ground = Image.new("RGB", image.size, _WHITE)
+        ground.paste(image, mask=image.getchannel("A"))
+        return ground
+    return image.convert("RGB")
+
+
+def _limit(width: int, height: int) -> None:
+    if width * height > LIMIT:
+        raise Undecodable(f"{width} x {height} pixels, at most {LIMIT} are read")

@@ -1,0 +1,197 @@
+"""Batches for the trainer and images for evaluation: the one file of this room that the rest of the house calls."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flip.config import schema
+from flip.data import decode, masking
+from flip.data.decode import Undecodable
+from flip.data.manifest import Manifest
+from flip.data.order import Order
+from flip.data.pool import Pool, prepare_forkserver
+from flip.data.reader import Reader
+from flip.data.stream import Part, Replaced, Spec, Stream, image_of
+from flip.exitcodes import ConfigError, DataError
+
+__all__ = ["Batch", "Loader", "evaluation", "prepare_forkserver"]
+
+log = logging.getLogger("flip.data")
+
+_JUDGED = 1000
+"""Samples over which the share of replaced ones is judged at least: one bad picture among the first ten is no 10 %."""
+
+
+class Batch(NamedTuple):
+    """A local batch of b samples, in lane order."""
+
+    patches: torch.Tensor
+    """(b, K, p*p*3) uint8: the visible patches, row, column, channel inside each."""
+    keep: torch.Tensor
+    """(b, K) int16: their positions."""
+    tokens: torch.Tensor
+    """(b, T) int32."""
+    ids: torch.Tensor
+    """(b,) int64: sample ids; of a replaced sample the id that stands in for it."""
+    replaced: int
+    witness: torch.Tensor | None
+    """(b,) int64, for tests: the first 8 bytes of the SHA-256 of the decoded pixels before the crop."""
+
+
+class Loader:
+    """One rank's share of every global batch: lanes rL/W .. (r+1)L/W - 1.
+
+    The configuration is a resolved one (no ``auto``). Raises ConfigError where its numbers do not fit each other or the
+    manifest, DataError or PermissionDenied where the manifest cannot be read.
+    """
+
+    def __init__(
+        self,
+        data: schema.Data,
+        augment: schema.Augment,
+        image: schema.ImageTower,
+        text: schema.TextTower,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        witness: bool = False,
+    ) -> None:
+        self.manifest = Manifest.load(data.manifest)
+        self.spec = Spec(data, augment, image, text, seed, witness)
+        _check(self.spec, self.manifest, world)
+        self.order: Order = self.spec.order(self.manifest.samples)
+        self.samples: int = self.manifest.samples
+        """N."""
+        self.digest: str = self.manifest.digest
+        self.lanes = range(rank * data.lanes // world, (rank + 1) * data.lanes // world)
+        self._pool: Pool | None = None
+
+    def batches(self, start: int, batch: int, mask: str) -> Iterator[Batch]:
+        """Local batches without end: those of the global batches of size B = ``batch`` from S = ``start`` on.
+
+        Workers start at once, before the first batch is asked for, and end with the iterator, the next call, or
+        ``close``. The iterator raises DataError or StorageError, in the main process whoever met it.
+        """
+        self.close()
+        if start % self.order.lanes or batch % self.order.lanes:
+            raise ConfigError(
+                f"S = {start} and B = {batch} must be multiples of the number of lanes", "data.lanes", self.order.lanes
+            )
+        kept = masking.kept(self.spec.patches, mask)
+        shares = self.spec, self.manifest, self.lanes, start, batch, kept
+        if self.spec.data.workers:
+            self._pool = Pool(*shares, self.spec.data.workers)
+        return self._iterate(self._pool or Stream(*shares), len(self.lanes) * (batch // self.order.lanes), kept)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _iterate(self, source: Pool | Stream, samples: int, kept: int) -> Iterator[Batch]:
+        seen = replaced = 0
+        try:
+            while True:
+                fields = [
+                    torch.empty(shape, dtype=getattr(torch, np.dtype(kind).name))
+                    for shape, kind in Part.shapes(self.spec, samples, kept)
+                ]
+                more, notes = source.fill(Part(*(field.numpy() for field in fields)))
+                seen, replaced = seen + samples, replaced + more
+                for note in notes:
+                    log.warning("%s, sample %d replaced: %s", note.shard, note.ordinal, note.reason)
+                self._judge(seen, replaced, notes)
+                patches, keep, tokens, ids, witness = fields
+                yield Batch(patches, keep, tokens, ids, more, witness if self.spec.witness else None)
+        finally:
+            if isinstance(source, Pool):
+                source.close()
+
+    def _judge(self, seen: int, replaced: int, notes: list[Replaced]) -> None:
+        limit = self.spec.data.max_replaced
+        if replaced > limit * max(seen, _JUDGED):
+            last = f"; the last one is sample {notes[-1].ordinal} of {notes[-1].shard}" if notes else ""
+            raise DataError(
+                f"{replaced} of {seen} samples had to be replaced, more than data.max_replaced allows{last}",
+                str(self.manifest.folder),
+                limit,
+                "Look at the shards that the log names, or raise data.max_replaced.",
+            )
+
+
+def evaluation(
+    manifest: Manifest | os.PathLike[str] | str,
+    image: schema.ImageTower,
+    rank: int = 0,
+    world: int = 1,
+    batch: int = 256,
+    label: str = "cls",
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
+    """All patches (n, P, p*p*3), labels (n,) and ids (n,) of this rank's share; n <= ``batch``.
+
+    Over all ranks every sample comes exactly once (those that the manifest excepts do not), the tail that training
+    leaves out included. ``label``: the member that holds the number of the class. Raises DataError where a sample
+    cannot be decoded or has no label: an evaluation replaces nothing.
+    """
+    table = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
+    reader, found = Reader(), list[tuple[NDArray[np.uint8], int, int]]()
+    for j in range(rank * table.chunks // world, (rank + 1) * table.chunks // world):
+        ids = table.chunk_ids(j)
+        if all(id in table.exceptions for id in ids):
+            continue
+        for id, sample in zip(ids, reader.read_chunk(table, j), strict=True):
+            if id in table.exceptions:
+                continue
+            try:
+                view = decode.evaluation_view(image_of(sample, "pillow"), image.size)
+                found.append((decode.patches(view, image.patch), _label(sample, label), id))
+            except Undecodable as error:
+                shard, ordinal = table.locate(id)
+                remedy = f"Leave it out: python tools/shards.py except {table.folder} --ids {id} --out NEW_FOLDER"
+                raise DataError(str(error), f"{shard}, sample {ordinal}", remedy=remedy) from error
+            if len(found) == batch:
+                yield _stack(found)
+                found = []
+    if found:
+        yield _stack(found)
+
+
+def _stack(found: list[tuple[NDArray[np.uint8], int, int]]) -> tuple[Any, Any, Any]:
+    patches, labels, ids = zip(*found, strict=True)
+    return np.stack(patches), np.array(labels, dtype=np.int64), np.array(ids, dtype=np.int64)
+
+
+def _label(sample: dict[str, memoryview], member: str) -> int:
+    try:
+        return int(bytes(sample[member]))
+    except KeyError:
+        raise Undecodable(f"no label {member!r} among its members {sorted(sample)}") from None
+    except ValueError:
+        raise Undecodable(f"the label {bytes(sample[member])[:40]!r} is not a whole number") from None
+
+
+def _check(spec: Spec, manifest: Manifest, world: int) -> None:
+    data = spec.data
+    if data.chunk != manifest.chunk:
+        raise ConfigError(
+            f"the manifest {manifest.folder} was indexed with chunks of {manifest.chunk} samples",
+            "data.chunk",
+            data.chunk,
+            "Set data.chunk to that, or index the shards anew with --chunk.",
+        )
+    if data.lanes < 1 or data.lanes % world:
+        raise ConfigError(f"the number of lanes must be a multiple of the {world} ranks", "data.lanes", data.lanes)
+    if not 0 <= data.workers <= data.lanes // world:
+        what = f"a rank has {data.lanes // world} lanes, and every worker needs one"
+        raise ConfigError(what, "data.workers", data.workers, "Set fewer workers.")
+    if manifest.samples < manifest.chunk:
+        what = f"{manifest.samples} samples are less than one chunk of {manifest.chunk}"
+        raise ConfigError(what, str(manifest.folder), remedy="Index the shards anew with a smaller --chunk.")

@@ -1,0 +1,215 @@
+"""The manifest: the immutable description of a data set, a folder of JSON and raw little-endian arrays.
+
+    manifest.json      version, digest, samples, chunk (R), mean_bytes, settings, tool, files (name -> bytes, sha256)
+    keys.txt           one shard per line: relative to this folder where it lies below it, else absolute
+    shards.i64         rows of (samples, bytes of the file, end of its last member), as int64
+    offsets.u32        per chunk: where its first sample starts in its shard, in blocks of 512 bytes, as uint32
+    checksums.u32      per chunk: CRC32 over its bytes, as uint32
+    exceptions.jsonl   samples known to be bad: {"id", "shard", "ordinal", "reason"}
+
+A sample id is a position in the concatenation of all shards. Chunk j holds ids jR .. (j+1)R - 1, the last one what is
+left; training passes over a last chunk that is not full. A chunk reads from its first sample's start to the next
+chunk's, through the end of each shard that lies between: so a chunk that crosses a border is two reads, and both are
+exact. The digest leaves out the keys: a data set that was moved is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flip.exitcodes import ConfigError, DataError, PermissionDenied
+from flip.rundir import sync_folder, write_json
+
+VERSION = 1
+TOOL = "flip 0.1.0"
+MARK = "manifest.json"
+BLOCK = 512
+_ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
+_FILES = ("keys.txt", *_ARRAYS, "exceptions.jsonl")
+
+
+class Table:
+    """Where the samples lie. ``shards``: rows of (samples, bytes of the file, end of its last member)."""
+
+    def __init__(self, keys: Sequence[str], shards: NDArray[np.int64], chunk: int, offsets: NDArray[np.uint32]) -> None:
+        self.keys, self.shards, self.chunk, self.offsets = keys, shards, chunk, offsets
+        self.first = np.concatenate([[0], np.cumsum(shards[:, 0])])
+        """Sample id at which each shard starts, and N at the end."""
+        self.samples = int(self.first[-1])
+        """N."""
+
+    @property
+    def chunks(self) -> int:
+        """Rows of the chunk table: ceil(N / R)."""
+        return len(self.offsets)
+
+    @property
+    def tail(self) -> int:
+        """Samples after the last full chunk, which training leaves out."""
+        return self.samples % self.chunk
+
+    def locate(self, id: int) -> tuple[str, int]:
+        """Shard and ordinal (position in it) of a sample."""
+        shard = int(np.searchsorted(self.first, id, side="right")) - 1
+        return self.keys[shard], int(id - self.first[shard])
+
+    def chunk_ids(self, j: int) -> range:
+        """Sample ids of chunk j."""
+        return range(j * self.chunk, min((j + 1) * self.chunk, self.samples))
+
+    def chunk_reads(self, j: int) -> list[tuple[str, int, int, int]]:
+        """Reads of chunk j in order: (shard, first byte, byte after the last, samples)."""
+        id, stop = self.chunk_ids(j).start, self.chunk_ids(j).stop
+        shard = int(np.searchsorted(self.first, id, side="right")) - 1
+        reads, start = [], int(self.offsets[j]) * BLOCK
+        while id < stop:
+            border = int(self.first[shard + 1])
+            end = int(self.shards[shard, 2]) if border <= stop else int(self.offsets[j + 1]) * BLOCK
+            count = min(border, stop) - id
+            if count:
+                reads.append((self.keys[shard], start, end, count))
+            id, shard, start = id + count, shard + 1, 0
+        return reads
+
+
+class Manifest(Table):
+    """A loaded manifest: a table with checksums, exceptions and a digest."""
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any], check: bool = True) -> None:
+        if check:
+            _check(folder, facts)
+        lines = _read(folder / "keys.txt").decode("utf-8", "surrogateescape").split("\n")[:-1]
+        arrays = {name: _map(folder / name, kind, facts) for name, kind in _ARRAYS.items()}
+        super().__init__(
+            [str(folder / line) for line in lines],
+            arrays["shards.i64"].reshape(-1, 3),
+            facts["chunk"],
+            arrays["offsets.u32"],
+        )
+        self.folder = folder
+        self.digest: str = facts["digest"]
+        self.mean_bytes: float = facts["mean_bytes"]
+        """Mean bytes of a sample inside its shard, headers included."""
+        self.settings: dict[str, Any] = facts["settings"]
+        self.checksums: NDArray[np.uint32] = arrays["checksums.u32"]
+        records = map(json.loads, _read(folder / "exceptions.jsonl").decode("utf-8").splitlines())
+        self.exceptions: dict[int, str] = {record["id"]: record["reason"] for record in records}
+        """Sample id -> why it is known to be bad."""
+
+    @classmethod
+    def load(cls, folder: os.PathLike[str] | str, check: bool = True) -> Manifest:
+        """Open a manifest, arrays memory-mapped. ``check``: verify every file's checksum and the digest.
+
+        Raises DataError (missing, damaged, of another version) or PermissionDenied.
+        """
+        folder = Path(folder).absolute()
+        try:
+            facts = json.loads(_read(folder / MARK))
+            if facts["version"] != VERSION:
+                raise DataError("a manifest of another version", str(folder / MARK), facts["version"], _REMEDY)
+            return cls(folder, facts, check)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"the manifest is damaged: {error!r}", str(folder / MARK), remedy=_REMEDY) from error
+
+
+def write(
+    folder: os.PathLike[str] | str,
+    table: Table,
+    checksums: NDArray[np.uint32],
+    exceptions: Mapping[int, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write a manifest, manifest.json last, and load it.
+
+    Raises ConfigError where the folder holds one already: a manifest never changes.
+    """
+    folder = Path(folder).absolute()
+    refuse_existing(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [os.path.relpath(key, folder) if Path(key).is_relative_to(folder) else key for key in table.keys]
+    records = []
+    for id, reason in sorted((exceptions or {}).items()):
+        shard, ordinal = table.locate(id)
+        records.append({"id": id, "shard": os.path.basename(shard), "ordinal": ordinal, "reason": reason})
+    contents = {
+        "keys.txt": "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"),
+        "shards.i64": np.asarray(table.shards, "<i8").tobytes(),
+        "offsets.u32": np.asarray(table.offsets, "<u4").tobytes(),
+        "checksums.u32": np.asarray(checksums, "<u4").tobytes(),
+        "exceptions.jsonl": "".join(json.dumps(r, sort_keys=True) + "\n" for r in records).encode("utf-8"),
+    }
+    for name, content in contents.items():
+        _write(folder / name, content)
+    facts: dict[str, Any] = {
+        "version": VERSION,
+        "samples": table.samples,
+        "chunk": table.chunk,
+        "mean_bytes": round(float(table.shards[:, 2].sum()) / table.samples, 1),
+        "settings": dict(settings or {}),
+        "tool": TOOL,
+        "files": {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()},
+    }
+    facts["digest"] = _digest(facts)
+    write_json(folder / MARK, facts)
+    return Manifest.load(folder)
+
+
+def refuse_existing(folder: Path) -> None:
+    if (folder / MARK).exists():
+        remedy = "A manifest never changes: name another folder, or move this one away."
+        raise ConfigError("there is a manifest already", str(folder), remedy=remedy)
+
+
+_REMEDY = "Make one with: python tools/shards.py index SHARDS... --out FOLDER"
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    content = {name: record["sha256"] for name, record in facts["files"].items() if name != "keys.txt"}
+    text = json.dumps([facts["version"], facts["samples"], facts["chunk"], content], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _check(folder: Path, facts: Mapping[str, Any]) -> None:
+    for name in _FILES:
+        if hashlib.sha256(_read(folder / name)).hexdigest() != facts["files"][name]["sha256"]:
+            raise DataError("the file does not have the checksum in manifest.json", str(folder / name), remedy=_REMEDY)
+    if _digest(facts) != facts["digest"]:
+        raise DataError("the manifest does not have its own digest", str(folder / MARK), facts["digest"], _REMEDY)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError("there is no manifest here, or not all of it", str(path), remedy=_REMEDY) from None
+    except PermissionError:
+        raise PermissionDenied("the manifest may not be read", str(path), remedy="Grant read access to it.") from None
+
+
+def _map(path: Path, kind: str, facts: Mapping[str, Any]) -> NDArray[Any]:
+    size = facts["files"][path.name]["bytes"]
+    if path.stat().st_size != size:
+        raise DataError(f"the file has {path.stat().st_size} bytes, {MARK} says {size}", str(path), remedy=_REMEDY)
+    return np.memmap(path, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)

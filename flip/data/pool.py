@@ -1,0 +1,174 @@
+"""Loader processes: each fills slots of shared memory with its lanes' parts, the main process joins them in lane order.
+
+Workers are children of multiprocessing's fork server, never forks of the trainer (threads, CUDA and storage clients do
+not survive one). They ignore the signals that stop a run, hold nothing worth saving, and go when the main process goes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing import connection, forkserver, resource_tracker, util
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flip.data.manifest import Manifest
+from flip.data.stream import Part, Replaced, Spec, Stream
+from flip.exitcodes import FlipError
+
+SLOTS = 4
+"""Parts that a worker may be ahead."""
+
+_ALIGN = 64
+
+
+def prepare_forkserver(torch: bool = False) -> None:
+    """Start the fork server deaf to the signals that stop a run; call it before installing handlers.
+
+    What it imports here its workers need not import again. ``torch``: also torchvision, for ``resize: torchvision``
+    (it is right without, only slower to start and larger).
+    """
+    names = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    before = {name: signal.signal(name, signal.SIG_IGN) for name in names}
+    # The server finds our modules by its environment: it does not get this process's sys.path.
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *([path] if path else [])])
+    try:
+        multiprocessing.get_context("forkserver").set_forkserver_preload(
+            ["flip.data.pool", *(["torchvision.transforms.v2.functional"] if torch else [])]
+        )
+        resource_tracker.ensure_running()
+        forkserver.ensure_running()
+    finally:
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path
+        for name, handler in before.items():
+            signal.signal(name, signal.SIG_DFL if handler is None else handler)
+
+
+class Pool:
+    """``workers`` processes that share ``lanes``; the same parts as one ``Stream`` over all of them."""
+
+    def __init__(
+        self, spec: Spec, manifest: Manifest, lanes: range, start: int, batch: int, kept: int, workers: int
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        each = batch // spec.data.lanes
+        self._slot = 0
+        self._rows: list[slice] = []
+        self._parts: list[list[Part]] = []
+        self._pipes: list[connection.Connection] = []
+        self._processes: list[ForkServerProcess] = []
+        self._finish = util.Finalize(self, _end, args=(self._processes, self._pipes), exitpriority=10)
+        for w in range(workers):
+            share = lanes[w * len(lanes) // workers : (w + 1) * len(lanes) // workers]
+            shapes = Part.shapes(spec, len(share) * each, kept)
+            buffer = context.RawArray(ctypes.c_ubyte, SLOTS * _stride(shapes))
+            ours, theirs = context.Pipe()
+            work = (spec, str(manifest.folder), share, start, batch, kept, buffer, theirs)
+            process = context.Process(target=_work, args=work, daemon=True, name=f"loader-{w}")
+            process.start()
+            theirs.close()  # so that the end of the worker is the end of the pipe
+            self._processes.append(process)
+            self._pipes.append(ours)
+            self._parts.append(_views(buffer, shapes))
+            self._rows.append(slice((share.start - lanes.start) * each, (share.stop - lanes.start) * each))
+
+    def fill(self, out: Part) -> tuple[int, list[Replaced]]:
+        """As ``Stream.fill``; a worker's FlipError is raised here, a worker that died is a RuntimeError."""
+        replaced, notes = 0, list[Replaced]()
+        for pipe, parts, rows, process in zip(self._pipes, self._parts, self._rows, self._processes, strict=True):
+            try:
+                message = json.loads(pipe.recv_bytes())
+                if "cause" in message:
+                    raise _error(message)
+                for name in Part._fields:
+                    getattr(out, name)[rows] = getattr(parts[self._slot], name)
+                pipe.send_bytes(b"free")
+            except (EOFError, ConnectionError) as error:
+                process.join(timeout=5)
+                raise RuntimeError(f"{process.name} ended by itself, exit code {process.exitcode}") from error
+            replaced += message["replaced"]
+            notes += [Replaced(*note) for note in message["notes"]]
+        self._slot = (self._slot + 1) % SLOTS
+        return replaced, notes
+
+    def close(self) -> None:
+        """End the workers; at the exit of the interpreter this happens by itself, before it would wait for them."""
+        self._finish()
+
+
+def _end(processes: list[ForkServerProcess], pipes: list[connection.Connection]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+    for pipe in pipes:
+        pipe.close()
+
+
+def _work(
+    spec: Spec, folder: str, lanes: range, start: int, batch: int, kept: int, buffer: Any, pipe: connection.Connection
+) -> None:
+    for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if spec.data.resize == "torchvision" and not spec.affine:
+        import torch
+
+        torch.set_num_threads(1)
+    shapes = Part.shapes(spec, len(lanes) * (batch // spec.data.lanes), kept)
+    parts, free, slot = _views(buffer, shapes), SLOTS, 0
+    try:
+        stream = Stream(spec, Manifest.load(folder, check=False), lanes, start, batch, kept)
+        while True:
+            replaced, notes = stream.fill(parts[slot])
+            pipe.send_bytes(json.dumps({"replaced": replaced, "notes": notes}).encode())
+            slot, free = (slot + 1) % SLOTS, free - 1
+            while not free or pipe.poll():
+                pipe.recv_bytes()
+                free += 1
+    except FlipError as error:
+        facts = {"cause": error.cause, "what": error.what, "where": error.where, "remedy": error.remedy}
+        pipe.send_bytes(json.dumps(facts | {"value": error.value}, default=str).encode())
+    except (EOFError, ConnectionError):
+        return  # the main process has closed its end: it wants no more
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _error(message: dict[str, Any]) -> FlipError:
+    kinds: dict[str, type[FlipError]] = {kind.cause: kind for kind in FlipError.__subclasses__()}
+    return kinds[message["cause"]](message["what"], message["where"], message["value"], message["remedy"])
+
+
+def _stride(shapes: list[tuple[tuple[int, ...], str]]) -> int:
+    return sum(-(-math.prod(shape) * np.dtype(kind).itemsize // _ALIGN) * _ALIGN for shape, kind in shapes)
+
+
+def _views(buffer: Any, shapes: list[tuple[tuple[int, ...], str]]) -> list[Part]:
+    """The slots of a shared buffer as arrays."""
+    parts, at = [], 0
+    for _ in range(SLOTS):
+        fields = []
+        for shape, kind in shapes:
+            fields.append(np.frombuffer(buffer, kind, math.prod(shape), at).reshape(shape))
+            at += _stride([(shape, kind)])
+        parts.append(Part(*fields))
+    return parts

@@ -1,0 +1,193 @@
+"""The work of one loader process: its lanes' part of every local batch, from bytes on disk to arrays.
+
+Imports no torch: a worker that needs none starts in a blink and stays small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flip.config import schema
+from flip.data import augment as augmenting
+from flip.data import decode, masking
+from flip.data.decode import Pixels, Undecodable
+from flip.data.manifest import Manifest
+from flip.data.order import Order
+from flip.data.reader import Reader, Sample
+from flip.exitcodes import DataError
+from flip.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a process must know to make batches; travels to workers as it is."""
+
+    data: schema.Data
+    augment: schema.Augment
+    image: schema.ImageTower
+    text: schema.TextTower
+    seed: int
+    witness: bool = False
+
+    def order(self, samples: int) -> Order:
+        return Order(self.seed, samples, self.data.chunk, self.data.block, self.data.lanes)
+
+    @property
+    def affine(self) -> bool:
+        """Whether views are an affine map of the crop."""
+        return bool(self.augment.rotate or self.augment.translate or self.augment.zoom)
+
+    @property
+    def patches(self) -> int:
+        """P."""
+        return (self.image.size // self.image.patch) ** 2
+
+
+class Part(NamedTuple):
+    """Arrays of n samples, as in ``loader.Batch``."""
+
+    patches: NDArray[np.uint8]
+    keep: NDArray[np.int16]
+    tokens: NDArray[np.int32]
+    ids: NDArray[np.int64]
+    witness: NDArray[np.int64]
+
+    @staticmethod
+    def shapes(spec: Spec, samples: int, kept: int) -> list[tuple[tuple[int, ...], str]]:
+        """Shape and type of each field."""
+        row = spec.image.patch**2 * 3
+        return [
+            ((samples, kept, row), "u1"),
+            ((samples, kept), "i2"),
+            ((samples, spec.text.length), "i4"),
+            ((samples,), "i8"),
+            ((samples,), "i8"),
+        ]
+
+
+class Replaced(NamedTuple):
+    """A sample that stood in for another: what the log says of the bad one."""
+
+    id: int
+    shard: str
+    ordinal: int
+    reason: str
+
+
+class Stream:
+    """Parts of the lanes ``lanes`` (of all L) from S = ``start`` on; ``fill`` makes the next one.
+
+    Of each lane the raw bytes of its present block are held, and of the next one a share that grows as the present one
+    drains, at moments spread over the lanes so that not all read at once. Each chunk is read once per block.
+    """
+
+    def __init__(self, spec: Spec, manifest: Manifest, lanes: range, start: int, batch: int, kept: int) -> None:
+        self.spec, self.manifest, self.lanes, self.kept = spec, manifest, lanes, kept
+        self.order = spec.order(manifest.samples)
+        self.position, self.count = start // self.order.lanes, batch // self.order.lanes
+        self.reader = Reader()
+        self.tokenizer = Tokenizer(spec.data.tokenizer, spec.text.length, spec.text.prepend_cls)
+        self.bad: dict[int, str] = dict(manifest.exceptions)
+        self._told: set[int] = set()
+        self._raw: list[dict[int, dict[int, list[Sample]]]] = [{} for _ in lanes]
+        """Per lane: block number -> chunk -> its samples."""
+
+    def fill(self, out: Part) -> tuple[int, list[Replaced]]:
+        """Write the next part; returns how many samples were replaced, and those to be logged (each bad one once).
+
+        Raises DataError (a damaged shard, a block without a good sample) or StorageError.
+        """
+        ids, visits = (field.ravel() for field in self.order.part(self.lanes, self.position, self.count))
+        draws = _Draws(self, visits, ids)
+        captions, replaced, notes = [], 0, list[Replaced]()
+        for i in range(len(ids)):
+            a, (k, n) = i // self.count, divmod(self.position + i % self.count, self.order.span)
+            m, image, lines = self._good(a, k, n, notes)
+            row, drawn = i, draws
+            if m != n:
+                replaced += 1
+                block_ids, block_visits = self.order.held(self.lanes, k)
+                row, drawn = 0, _Draws(self, block_visits[a, m : m + 1], block_ids[a, m : m + 1])
+            out.ids[i], out.keep[i] = drawn.ids[row], drawn.keep[row]
+            if self.spec.witness:
+                out.witness[i] = np.frombuffer(hashlib.sha256(image.tobytes()).digest()[:8], "<i8")[0]
+            size, patch, resize = self.spec.image.size, self.spec.image.patch, self.spec.data.resize
+            cut = augmenting.view(image, size, self.spec.augment, drawn.view, row, resize)
+            out.patches[i] = decode.patches(cut, patch, drawn.keep[row])
+            captions.append(lines[int(drawn.caption[row] * len(lines))])
+            self._prefetch(a, k, n)
+        out.tokens[:] = self.tokenizer(captions)
+        self.position += self.count
+        return replaced, notes
+
+    def _good(self, a: int, k: int, n: int, notes: list[Replaced]) -> tuple[int, Pixels, list[str]]:
+        """Place n of lane a's block k, or the next place (cyclic) that can be decoded: (place, pixels, captions)."""
+        ids = self.order.held(self.lanes, k)[0][a]
+        for m in ((n + step) % len(ids) for step in range(len(ids))):
+            id = int(ids[m])
+            if id not in self.bad:
+                sample = self._chunk(a, k, id // self.manifest.chunk)[id % self.manifest.chunk]
+                try:
+                    return m, image_of(sample, self.spec.data.decoder), _captions(sample, self.spec.data.captions)
+                except Undecodable as error:
+                    self.bad[id] = str(error)
+            if id not in self._told:
+                self._told.add(id)
+                notes.append(Replaced(id, *self.manifest.locate(id), self.bad[id]))
+        shard, ordinal = self.manifest.locate(int(ids[n]))
+        raise DataError(
+            f"none of the {len(ids)} samples of block {k} of lane {self.lanes[a]} can be decoded",
+            f"{shard}, sample {ordinal}",
+            self.bad[int(ids[n])],
+            "Look at the shards; python tools/shards.py info tells what they hold.",
+        )
+
+    def _chunk(self, a: int, k: int, j: int) -> list[Sample]:
+        chunks = self._raw[a].setdefault(k, {})
+        if j not in chunks:
+            chunks[j] = self.reader.read_chunk(self.manifest, j)
+        return chunks[j]
+
+    def _prefetch(self, a: int, k: int, n: int) -> None:
+        """Let go of a block that is done; load what is due of the next one: chunk i at (i + phase) / Q of this."""
+        span, phase = self.order.span, (a + 1) / len(self.lanes)
+        due = int((n + 1) / span * self.order.block - phase + 1)
+        if due > int(n / span * self.order.block - phase + 1):
+            ids = self.order.held(self.lanes, k + 1)[0][a]
+            for j in np.unique(ids // self.manifest.chunk)[:due].tolist():
+                if any(id not in self.bad for id in self.manifest.chunk_ids(j)):
+                    self._chunk(a, k + 1, j)
+        if n + 1 == span:
+            self._raw[a].pop(k, None)
+
+
+class _Draws:
+    """All that is drawn for samples by their visits and ids."""
+
+    def __init__(self, stream: Stream, visits: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
+        seed = stream.spec.seed
+        self.ids = ids
+        self.view = augmenting.Draws.of(seed, visits, ids)
+        self.keep = masking.keep(seed, visits, ids, stream.spec.patches, stream.kept)
+        self.caption = masking.draw(seed, visits, ids, masking.CAPTION, 0)
+
+
+def image_of(sample: Sample, decoder: str) -> Pixels:
+    """RGB pixels of a sample's image member. Raises Undecodable."""
+    for extension in decode.EXTENSIONS:
+        if extension in sample:
+            return decode.decode(sample[extension], decoder)
+    raise Undecodable(f"no image among its members {sorted(sample)}")
+
+
+def _captions(sample: Sample, members: list[str]) -> list[str]:
+    """The captions of a sample, one per line of the named members; an empty file is one empty caption."""
+    texts = [bytes(sample[name]).decode("utf-8", "replace") for name in members if name in sample]
+    if not texts:
+        raise Undecodable(f"no caption {members} among its members {sorted(sample)}")
+    return [line.strip() for text in texts for line in text.splitlines() if line.strip()] or [""]

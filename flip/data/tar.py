@@ -1,0 +1,177 @@
+"""Tar headers walked in memory: ustar, pax (x, g), GNU long names (L, K), base-256 sizes.
+
+Python's tarfile and webdataset take a bad or missing header for the end of the archive and lose the rest without a
+word; here everything that is not an archive to its last byte is ``Broken``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BLOCK = 512
+_ZERO = bytes(BLOCK)
+_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_META = re.compile(r"__[^/]*__($|/)")
+_DATA_TYPES = b"0\x007"
+_BARE_TYPES = b"123456"
+
+
+class Broken(Exception):
+    """Not a whole tar: ``reason`` at byte ``offset`` of the buffer."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(f"{reason} at byte {offset}")
+        self.offset, self.reason = offset, reason
+
+
+class Member(NamedTuple):
+    """A regular file: its name, its first header (extensions included), and its data [data, data + size)."""
+
+    name: str
+    start: int
+    data: int
+    size: int
+
+
+class Sample(NamedTuple):
+    """Neighbouring members with one key (webdataset's rule: the name up to the first dot of its last part)."""
+
+    key: str
+    start: int
+    members: dict[str, tuple[int, int]]
+    """Extension, lower case -> (offset of the data, size)."""
+
+    @property
+    def end(self) -> int:
+        """The byte after its last member, padded."""
+        return max(at + _padded(size) for at, size in self.members.values())
+
+
+def members(buffer: memoryview, whole: bool = False) -> Iterator[Member]:
+    """Regular files of a tar, or of a part of one that begins and ends between members.
+
+    ``whole``: header checksums are checked and the zero block at the end is demanded; without it the bytes are known by
+    their CRC. Raises Broken.
+    """
+    offset, start, name, size = 0, -1, None, None
+    while offset < len(buffer):
+        header = bytes(buffer[offset : offset + BLOCK])
+        if header == _ZERO:
+            return _check_rest(buffer, offset, start)
+        if len(header) < BLOCK:
+            raise Broken(offset, "header cut off")
+        if whole and not _checksum_holds(header):
+            raise Broken(offset, "not a tar header")
+        kind, length = header[156:157], _number(header[124:136], offset)
+        if kind in (b"x", b"g", b"L", b"K"):
+            if start < 0:
+                start = offset
+            data, offset = _extension(buffer, offset, length)
+            if kind == b"x":
+                found = _pax(data, offset)
+                name, size = found.get("path", name), int(found["size"]) if "size" in found else size
+            elif kind == b"L":
+                name = _text(data)
+            continue
+        if start < 0:
+            start = offset
+        path = _name(header) if name is None else name
+        length = 0 if kind in _BARE_TYPES else length if size is None else size
+        if kind not in _DATA_TYPES and kind not in _BARE_TYPES:
+            raise Broken(offset, f"member {path} of type {kind!r}, which shards do not hold")
+        first, offset = offset + BLOCK, _after(buffer, offset, length)
+        if kind in _DATA_TYPES and not path.endswith("/"):
+            yield Member(path, start, first, length)
+        start, name, size = -1, None, None
+    if start >= 0:
+        raise Broken(offset, "an extension header without its member")
+    if whole:
+        raise Broken(offset, "no end mark: the archive is cut off")
+
+
+def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
+    """Members grouped into samples; names without an extension and webdataset's ``__meta__`` files are passed over.
+
+    Raises Broken, also where a sample holds one extension twice.
+    """
+    sample: Sample | None = None
+    for member in members(buffer, whole):
+        match = _KEY.match(member.name)
+        if match is None or _META.search(member.name):
+            continue
+        key, extension = match[1], match[2].lower()
+        if sample is None or sample.key != key:
+            if sample is not None:
+                yield sample
+            sample = Sample(key, member.start, {})
+        elif extension in sample.members:
+            raise Broken(member.start, f"sample {key} holds two members {extension}")
+        sample.members[extension] = (member.data, member.size)
+    if sample is not None:
+        yield sample
+
+
+def _check_rest(buffer: memoryview, offset: int, start: int) -> None:
+    if start >= 0:
+        raise Broken(offset, "an extension header without its member")
+    for at in range(offset, len(buffer), 1 << 20):
+        piece = bytes(buffer[at : at + (1 << 20)])
+        if piece.strip(b"\0"):
+            raise Broken(at + len(piece) - len(piece.lstrip(b"\0")), "data after a zeroed header")
+
+
+def _checksum_holds(header: bytes) -> bool:
+    stored = header[148:156].strip(b" \0")
+    try:
+        return int(stored or b"0", 8) == sum(header) - sum(header[148:156]) + 8 * 32
+    except ValueError:
+        return False
+
+
+def _number(field: bytes, offset: int) -> int:
+    if field[0] & 0x80:  # GNU base-256: sizes that eleven octal digits do not hold
+        return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
+    try:
+        return int(field.strip(b" \0") or b"0", 8)
+    except ValueError:
+        raise Broken(offset, "a size that is not a number") from None
+
+
+def _padded(size: int) -> int:
+    return (size + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _after(buffer: memoryview, offset: int, size: int) -> int:
+    stop = offset + BLOCK + _padded(size)
+    if stop > len(buffer):
+        raise Broken(offset, f"member of {size} bytes runs past the end ({len(buffer)} bytes); its header is")
+    return stop
+
+
+def _extension(buffer: memoryview, offset: int, length: int) -> tuple[bytes, int]:
+    stop = _after(buffer, offset, length)
+    return bytes(buffer[offset + BLOCK : offset + BLOCK + length]), stop
+
+
+def _pax(data: bytes, offset: int) -> dict[str, str]:
+    found = {}
+    while data.strip(b"\0"):
+        digits = data.partition(b" ")[0]
+        if not digits.isdigit() or not len(digits) < int(digits) <= len(data):
+            raise Broken(offset, "a damaged pax header")
+        field, _, value = data[len(digits) + 1 : int(digits) - 1].partition(b"=")
+        found[field.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        data = data[int(digits) :]
+    return found
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _name(header: bytes) -> str:
+    name = _text(header[:100])
+    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
+    return f"{prefix}/{name}" if prefix else name

@@ -1,0 +1,87 @@
+"""Parameters, FLOPs and memory of a configuration, by arithmetic: no torch, so that planning is instant.
+
+Per block of width D with fused q, k, v and an MLP of 4 D (all with biases): 12 D^2 + 13 D parameters (two LayerNorms
+included), and for n tokens 24 n D^2 + 4 n^2 D forward FLOPs. A multiply-add counts as two; norms, activations and the
+softmax are left out, as is usual. Only visible patches are embedded, as in ``flip.model``. Checked against the
+paper's cost ratios (recipe 1.11) and the built model.
+"""
+
+from __future__ import annotations
+
+from flip.config.schema import ImageTower, Model, TextTower
+from flip.config.stages import kept
+
+SAVED = 34
+"""Values of the width that one block keeps per token for its backward pass, a rough count: inputs of the two norms and
+four products, their compute-dtype copies, q, k, v, the MLP's hidden layer twice, residuals."""
+
+
+def parameters(model: Model) -> dict[str, int]:
+    """Trainable parameters: ``image``, ``text`` and ``total``, which counts the logit scale too."""
+    image, text = model.image, model.text
+    pixels = 3 * image.patch**2
+    counts = {
+        "image": pixels * image.width + 2 * image.width + _blocks(image) + image.width * model.embed,
+        "text": (text.vocabulary + text.length) * text.width + _blocks(text) + text.width * model.embed,
+    }
+    return counts | {"total": sum(counts.values()) + 1}
+
+
+def _blocks(tower: ImageTower | TextTower) -> int:
+    """The blocks and the LayerNorm after them."""
+    return tower.layers * (12 * tower.width**2 + 13 * tower.width) + 2 * tower.width
+
+
+def tokens(image: ImageTower, mask: str) -> int:
+    """Length of the image tower's sequence: the visible patches and the class token."""
+    return kept(image, mask) + 1
+
+
+def forward_flops(model: Model, mask: str) -> dict[str, int]:
+    """Forward FLOPs of one pair at a mask ratio: ``image``, ``text``, ``total``. The loss is left out."""
+    image, text = model.image, model.text
+    visible = tokens(image, mask)
+    embedding = 2 * (visible - 1) * 3 * image.patch**2 * image.width
+    counts = {
+        "image": embedding + _forward(image, visible) + 2 * image.width * model.embed,
+        "text": _forward(text, text.length) + 2 * text.width * model.embed,
+    }
+    return counts | {"total": sum(counts.values())}
+
+
+def _forward(tower: ImageTower | TextTower, length: int) -> int:
+    return tower.layers * (24 * length * tower.width**2 + 4 * length**2 * tower.width)
+
+
+def training_flops(model: Model, mask: str) -> dict[str, int]:
+    """FLOPs of one pair in training: three forward passes, the backward one counting two. The basis of MFU."""
+    return {name: 3 * count for name, count in forward_flops(model, mask).items()}
+
+
+def memory(model: Model, local: int, mask: str, precision: str, world: int, attention: str = "sdpa") -> dict[str, int]:
+    """Bytes of one rank, a rough estimate (+-30 %) for planning: each part and their ``total``.
+
+    Arguments: local batch b, mask ratio, ``fp32`` or ``bf16``, world size W. Weights, gradients and both moments are
+    fp32 and shared over the ranks; the whole weights of one block at a time come on top where W > 1. Activations are
+    what the backward pass needs, without recomputation. The loss holds two logit matrices b x B and their gradients.
+    """
+    size = 2 if precision == "bf16" else 4
+    count, length = parameters(model)["total"], tokens(model.image, mask)
+    widest = max(model.image.width, model.text.width)
+    parts = {
+        "weights": 4 * count // world,
+        "gradients": 4 * count // world,
+        "moments": 8 * count // world,
+        # The compute-dtype copy that autocast keeps, and the block gathered from the other ranks.
+        "copies": (2 * count if precision == "bf16" else 0) // world + (4 * 2 * 12 * widest**2 if world > 1 else 0),
+        "image_activations": local * size * _saved(model.image, length, attention),
+        "text_activations": local * size * _saved(model.text, model.text.length, attention),
+        "logits": 4 * 4 * local * local * world,
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def _saved(tower: ImageTower | TextTower, length: int, attention: str) -> int:
+    """Values kept for the backward pass of one sequence; explicit attention keeps its two square matrices per head."""
+    square = 2 * tower.heads * length**2 if attention == "explicit" else 0
+    return tower.layers * (SAVED * length * tower.width + square)

@@ -1,0 +1,169 @@
+"""The image encoder, the text encoder, and the pair of them (recipe 1.2, 1.4).
+
+Letters: b images or captions, K visible patches of P, T tokens, D a tower's width, E the shared embedding. The blocks
+are timm's. Activations have autocast's dtype where autocast is on, the residual stream too; pooling, projection and
+normalisation are fp32 always: they cost nothing and decide the precision of the loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from flip.config import schema
+from flip.data.order import key
+
+EPS = 1e-6
+STD = 0.02
+
+
+def build(model: schema.Model, augment: schema.Augment, attention: str) -> Pair:
+    """The pair on the CPU with weights yet to be drawn by ``initialise``. ``attention``: ``explicit`` or ``sdpa``."""
+    return Pair(model, augment, attention)
+
+
+def sincos(grid: int, width: int) -> Tensor:
+    """The fixed position table (grid^2, D) fp32, patches row by row (recipe 1.2).
+
+    The first half of the channels codes the column, the second the row; each is D/4 sines, then D/4 cosines, of the
+    coordinate over 10000^(i / (D/4)).
+    """
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * 10000.0 ** -(torch.arange(width // 4) / (width / 4))
+    line = torch.cat([angle.sin(), angle.cos()], dim=1)
+    column, row = line.repeat(grid, 1), line.repeat_interleave(grid, dim=0)
+    return torch.cat([column, row], dim=1).float()
+
+
+def _blocks(tower: schema.ImageTower | schema.TextTower, attention: str) -> nn.ModuleList:
+    act: Any = partial(nn.GELU, approximate="tanh")
+    norm: Any = partial(nn.LayerNorm, eps=EPS)
+    blocks = nn.ModuleList()
+    for _ in range(tower.layers):
+        block: Any = Block(tower.width, tower.heads, qkv_bias=True, act_layer=act, norm_layer=norm)
+        block.attn.fused_attn = attention == "sdpa"
+        blocks.append(block)
+    return blocks
+
+
+def _project(pooled: Tensor, projection: nn.Linear) -> Tensor:
+    """(b, D) -> (b, E), in fp32 whatever autocast says."""
+    with torch.autocast(pooled.device.type, enabled=False):
+        return projection(pooled.float())
+
+
+class ImageEncoder(nn.Module):
+    """Visible patches with their positions, the class token before them; pooled over patches or all (recipe 1.10)."""
+
+    positions: Tensor
+    pixel_scale: Tensor
+    pixel_offset: Tensor
+
+    def __init__(self, tower: schema.ImageTower, embed: int, augment: schema.Augment, attention: str) -> None:
+        super().__init__()
+        self.pool = tower.pool
+        self.patch = nn.Linear(3 * tower.patch**2, tower.width)
+        self.class_token = nn.Parameter(torch.zeros(tower.width))
+        self.blocks = _blocks(tower, attention)
+        self.norm = nn.LayerNorm(tower.width, eps=EPS)
+        self.projection = nn.Linear(tower.width, embed, bias=False)
+        self.register_buffer("positions", sincos(tower.size // tower.patch, tower.width), persistent=False)
+        mean, std = (torch.tensor(v).repeat(tower.patch**2) for v in (augment.mean, augment.std))
+        self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("pixel_offset", -mean / std, persistent=False)
+
+    def forward(self, patches: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(b, K, p*p*3) uint8 and positions (b, K), or all P patches in order -> (b, E) fp32, not normalised."""
+        x = self.patch((patches * self.pixel_scale).add_(self.pixel_offset))
+        positions = self.positions.to(x.dtype)
+        x = x + (positions if keep is None else positions[keep.long()])
+        x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        pooled = x if self.pool == "all" else x[:, 1:]
+        return _project(pooled.mean(dim=1, dtype=torch.float32), self.projection)
+
+
+class TextEncoder(nn.Module):
+    """Not causal, no padding mask; the output at position 0 is pooled."""
+
+    def __init__(self, tower: schema.TextTower, embed: int, attention: str) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(tower.vocabulary, tower.width)
+        self.positions = nn.Parameter(torch.zeros(tower.length, tower.width))
+        self.blocks = _blocks(tower, attention)
+        self.norm = nn.LayerNorm(tower.width, eps=EPS)
+        self.projection = nn.Linear(tower.width, embed, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(b, T) integers -> (b, E) fp32, not normalised."""
+        x = self.tokens(tokens) + self.positions
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        for block in self.blocks:
+            x = block(x)
+        return _project(self.norm(x[:, 0]), self.projection)
+
+
+class Pair(nn.Module):
+    """Both encoders and the temperature: the whole of what is trained."""
+
+    def __init__(self, model: schema.Model, augment: schema.Augment, attention: str) -> None:
+        super().__init__()
+        self.image = ImageEncoder(model.image, model.embed, augment, attention)
+        self.text = TextEncoder(model.text, model.embed, attention)
+        self.first_logit_scale = math.log(1 / model.temperature)
+        self.max_logit_scale = math.log(model.max_logit_scale)
+        # Shape (1,): fully_shard refuses scalars.
+        self.logit_scale = nn.Parameter(torch.full((1,), self.first_logit_scale))
+
+    def forward(self, patches: Tensor, keep: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One training pass -> image (b, E), text (b, E), both fp32 of norm 1, and the scale of the logits (1,).
+
+        The scale is exp of the parameter clamped to [0, ln max]: outside, its gradient is zero (recipe 1.5). The towers
+        are called directly: encode_image and encode_text are entry points of their own under sharding.
+        """
+        image, text = self.image(patches, keep), self.text(tokens)
+        scale = self.logit_scale.float().clamp(0.0, self.max_logit_scale).exp()
+        return _normalise(image), _normalise(text), scale
+
+    def encode_image(self, patches: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(b, K, p*p*3) uint8 -> (b, E) fp32 of norm 1; without ``keep`` all P patches in order."""
+        return _normalise(self.image(patches, keep))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(b, T) token ids -> (b, E) fp32 of norm 1."""
+        return _normalise(self.text(tokens))
+
+
+def _normalise(features: Tensor) -> Tensor:
+    return features / (features.norm(dim=-1, keepdim=True) + 1e-8)
+
+
+@torch.no_grad()
+def initialise(pair: Pair, seed: int) -> None:
+    """Draw all weights (recipe 1.2, 1.4), each parameter from a generator of its own: key(seed, hash of its name).
+
+    So they depend on neither the order of construction, nor the device, nor what else draws; call it before sharding.
+    """
+    for name, parameter in pair.named_parameters():
+        digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        generator = torch.Generator().manual_seed(int(key(seed, digest)))
+        value = torch.empty(parameter.shape)
+        if name == "logit_scale":
+            value.fill_(pair.first_logit_scale)
+        elif name.endswith(".bias"):
+            value.zero_()
+        elif name.endswith((".class_token", ".positions", ".tokens.weight")):
+            value.normal_(0.0, STD, generator=generator)
+        elif value.ndim == 1:  # the gain of a LayerNorm
+            value.fill_(1.0)
+        else:
+            nn.init.xavier_uniform_(value, generator=generator)
+        parameter.copy_(value)

@@ -1,0 +1,175 @@
+"""What runs came to, read from their directories: one row per run (design 5.2). No torch, no scheduler.
+
+A directory is read as it lies there, half finished or failed; a file that cannot be understood makes its run
+``unknown`` and is named in ``reason``, it never hides the other runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flip.config.identity import flatten
+from flip.config.table import read_yaml
+from flip.exitcodes import FlipError
+from flip.rundir import RunDir, read_json
+
+_ACTIONS = {"requeue": "waiting", "stop": "failed", "done": "failed", "nothing": "stopped"}
+"""What was decided at the end of the newest attempt -> state of a run that is neither complete nor cancelled."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One life of the run's job: start.json, end.json (empty while it runs), the causes its processes left."""
+
+    number: int
+    start: Mapping[str, Any]
+    end: Mapping[str, Any]
+    causes: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that one run directory tells."""
+
+    run: RunDir
+    state: str
+    """queued, running (an attempt has not ended), waiting, complete, failed, cancelled, stopped, unknown."""
+    reason: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved configuration as dotted key -> value; stages and evaluation sets go by their names."""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """result.json; empty until the run is complete."""
+    status: Mapping[str, Any] = field(default_factory=dict)
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Logged steps in order, each once."""
+        try:
+            return list(self.run.metric_lines())
+        except (OSError, ValueError, KeyError):
+            return []
+
+    @cached_property
+    def progress(self) -> dict[str, Any]:
+        """samples, steps, seconds of training and samples_per_second over all attempts; None where unknown yet."""
+        last = self.metrics[-1] if self.metrics and not self.result else {}
+        seen = {key: self.result.get(key, last.get(key)) for key in ("samples", "seconds", "samples_per_second")}
+        if last.get("seconds"):
+            seen["samples_per_second"] = last["samples"] / last["seconds"]
+        return {**seen, "steps": self.result.get("steps", last.get("step"))}
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The final scores: one per evaluation set, each with name, role, top1, interval, n, chance."""
+        return list(self.result.get("evaluations", ()))
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Evaluations in training, by S: {stage, samples, seconds of training until then, evaluations}."""
+        points = []
+        for path in self.run.eval.glob("*.json"):
+            try:
+                point = dict(read_json(path) or {})
+                seconds = point.get("seconds")
+                points.append({**point, "seconds": self._seconds_at(point["samples"]) if seconds is None else seconds})
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return sorted(points, key=lambda point: point["samples"])
+
+    def _seconds_at(self, samples: int) -> float | None:
+        """Training seconds when S was ``samples``, from the nearest logged step at or before it."""
+        if samples == self.result.get("samples"):
+            return self.result.get("seconds")
+        before = [line.get("seconds") for line in self.metrics if line["samples"] <= samples]
+        return before[-1] if before else None
+
+
+def find_runs(root: str | os.PathLike[str]) -> list[RunDir]:
+    """Run directories at ``root``, below it, or one deeper (runs of a sweep, sweeps of a root), by path."""
+    root = Path(root)
+    folders = [root, *sorted(root.glob("[!.]*/")), *sorted(root.glob("[!.]*/[!.]*/"))]
+    return [RunDir(folder) for folder in folders if (folder / "identity.json").is_file()]
+
+
+def read_run(path: str | os.PathLike[str]) -> Outcome:
+    """The outcome of the run directory at ``path``."""
+    run = RunDir(path)
+    try:
+        settings = flatten(read_yaml(run.config))
+        result, status = (read_json(file) or {} for file in (run.result, run.status))
+        attempts = [_attempt(run, n) for n in run.attempt_numbers()]
+        state, reason = _state(run, attempts, bool(result))
+    except (FlipError, OSError, ValueError, KeyError) as error:
+        return Outcome(run, "unknown", str(error))
+    return Outcome(run, state, reason, settings, result, status, attempts)
+
+
+def read_outcomes(root: str | os.PathLike[str]) -> list[Outcome]:
+    return [read_run(run.path) for run in find_runs(root)]
+
+
+def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The results as a table: one flat dict per run below ``root``, all with the same keys, ready for a data frame.
+
+    sweep, run, state, reason, attempts, samples, steps, seconds, samples_per_second, world, parameters, flops, loss,
+    accuracy; ``ROLE.SET.top1``, ``.low``, ``.high`` (95 % interval) and ``.n`` of every evaluation set; and the dotted
+    configuration keys in which runs of one sweep differ. None where a run has no such value (yet).
+    """
+    outcomes = read_outcomes(root)
+    varied = _varied(outcomes)
+    rows = [row(outcome, varied) for outcome in outcomes]
+    keys = list(dict.fromkeys(key for each in rows for key in each))
+    return [{key: each.get(key) for key in keys} for each in rows]
+
+
+def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
+    """One flat row; ``settings`` are the configuration keys to show."""
+    last = outcome.metrics[-1] if outcome.metrics else {}
+    found: dict[str, Any] = {
+        "sweep": outcome.run.sweep, "run": outcome.run.name, "state": outcome.state, "reason": outcome.reason,
+        "attempts": len(outcome.attempts), **outcome.progress,
+        "world": outcome.result.get("world"), "parameters": (outcome.result.get("parameters") or {}).get("total"),
+        "flops": outcome.result.get("flops"), "loss": last.get("loss"), "accuracy": last.get("accuracy"),
+    }  # fmt: skip
+    for item in outcome.evaluations:
+        low, high = item.get("interval") or (None, None)
+        for key, value in (("top1", item["top1"]), ("low", low), ("high", high), ("n", item.get("n"))):
+            found[f"{item.get('role', 'test')}.{item['name']}.{key}"] = value
+    return found | {key: outcome.settings.get(key) for key in settings}
+
+
+def differing(outcomes: Iterable[Outcome]) -> list[str]:
+    """Dotted configuration keys in which runs differ, in the schema's order."""
+    tables = [outcome.settings for outcome in outcomes if outcome.settings]
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
+
+
+def _varied(outcomes: list[Outcome]) -> list[str]:
+    sweeps: dict[Path, list[Outcome]] = {}
+    for outcome in outcomes:
+        sweeps.setdefault(outcome.run.path.parent, []).append(outcome)
+    return list(dict.fromkeys(key for members in sweeps.values() for key in differing(members)))
+
+
+def _attempt(run: RunDir, n: int) -> Attempt:
+    start, end = (read_json(run.attempt(n) / name) or {} for name in ("start.json", "end.json"))
+    return Attempt(n, start, end, run.causes(n))
+
+
+def _state(run: RunDir, attempts: list[Attempt], complete: bool) -> tuple[str, str]:
+    """(state, reason), as far as files tell."""
+    last = attempts[-1].end if attempts else {}
+    reason = str(last.get("reason") or "")
+    if complete:
+        return "complete", ""
+    if (cancel := read_json(run.cancel)) is not None:
+        return "cancelled", str(cancel.get("why") or cancel.get("reason") or reason)
+    if not attempts or attempts[-1].number <= (read_json(run.path / "job.json") or {}).get("after", 0):
+        return "queued", ""
+    return (_ACTIONS.get(last["action"], "unknown"), reason) if last else ("running", "")

@@ -1,0 +1,130 @@
+"""Captions -> token ids, by the `tokenizers` package and one tokenizer.json for training, evaluation and export.
+
+A caption is cleaned (HTML entities unescaped twice, white space collapsed; broken encodings are not repaired), split
+into lower-case WordPiece, cut to the length, filled with id 0. No [SEP]; [CLS] first in recipe portable (recipe 1.4).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Loader processes are many: each tokenises with one thread of its own. Read when the package first encodes.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+import tokenizers  # noqa: E402
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
+
+from flip.exitcodes import ConfigError  # noqa: E402
+from flip.rundir import write_text  # noqa: E402
+
+UNKNOWN = "[UNK]"
+SPECIAL = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
+ALPHABET = 1000
+REMEDY = "Make one: python tools/tokenizer.py train"
+
+
+def clean(text: str) -> str:
+    """What export's consumers do as well, but for ftfy's repair of broken encodings."""
+    return " ".join(html.unescape(html.unescape(text)).split())
+
+
+class Tokenizer:
+    """Raises ConfigError where ``path`` is missing, damaged, or its [PAD] is not id 0."""
+
+    def __init__(self, path: str | os.PathLike[str], length: int, prepend_cls: bool) -> None:
+        self.path, self.length = str(path), length
+        self._inner = _read(Path(path))
+        self._first = [self._id("[CLS]")] if prepend_cls else []
+        if self._id("[PAD]") != 0:
+            raise ConfigError("[PAD] is not id 0", self.path, self._id("[PAD]"), REMEDY)
+
+    @property
+    def size(self) -> int:
+        """Number of token ids; the text tower's vocabulary must not be smaller."""
+        return self._inner.get_vocab_size()
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.int32]:
+        """(n, length) int32."""
+        rows = np.zeros((len(texts), self.length), dtype=np.int32)
+        encodings = self._inner.encode_batch_fast([clean(text) for text in texts], add_special_tokens=False)
+        for row, encoding in zip(rows, encodings, strict=True):
+            ids = (self._first + encoding.ids[: self.length])[: self.length]
+            row[: len(ids)] = ids
+        return rows
+
+    def piece(self, id: int) -> str:
+        """The entry of an id."""
+        return str(self._inner.id_to_token(id))
+
+    def _id(self, token: str) -> int:
+        found = self._inner.token_to_id(token)
+        if found is None:
+            raise ConfigError(f"has no {token}", self.path, remedy=REMEDY)
+        return found
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    """The vocabulary and the normaliser's switches of a file; nothing else of it counts, no template, no padding."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        model, normalizer = content["model"], dict(content["normalizer"])
+        if (model["type"], normalizer.pop("type")) != ("WordPiece", "BertNormalizer") or not normalizer["lowercase"]:
+            raise ValueError("not lower-case WordPiece")
+        if sorted(model["vocab"].values()) != list(range(len(model["vocab"]))):
+            raise ValueError("its ids are not 0, 1, 2, ...")
+        return _wordpiece(model["vocab"], **normalizer)
+    except FileNotFoundError as error:
+        raise ConfigError("no such tokenizer", str(path), remedy=REMEDY) from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", str(path)) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
+        raise ConfigError(f"is no tokenizer.json that can be used: {problem}", str(path), remedy=REMEDY) from error
+
+
+def _wordpiece(vocabulary: dict[str, int], **switches: Any) -> tokenizers.Tokenizer:
+    model: Any = models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=100)
+    inner: Any = tokenizers.Tokenizer(model)
+    inner.normalizer = normalizers.BertNormalizer(**switches)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    return inner
+
+
+def train(texts: Iterable[str], vocabulary: int, path: str | os.PathLike[str]) -> int:
+    """Write a lower-case WordPiece tokenizer.json learnt from the captions, and return its number of entries.
+
+    The same captions in any order give the same file. The ids of SPECIAL come first, [PAD] is 0. There may be fewer
+    than ``vocabulary`` entries where the captions hold no more; the commonest ALPHABET characters are always there.
+    """
+    inner = _wordpiece({}, lowercase=True)
+    lines = sorted(clean(text) for text in texts)
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for line in lines:
+        for word, _ in inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(line)):
+            counts.update(word)
+            inside.update(word[1:])
+    letters = sorted(sorted(counts), key=counts.__getitem__, reverse=True)[:ALPHABET]
+    # The trainer takes letters, and numbers those inside words, as a hash map happens to list them, and breaks ties by
+    # those numbers. Naming both beforehand makes the result a function of the captions.
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[*SPECIAL, *sorted("##" + letter for letter in inside.intersection(letters))],
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        show_progress=False,
+    )
+    inner.train_from_iterator(lines, trainer)
+    content = json.loads(inner.to_str())
+    content["added_tokens"] = []  # else other readers of the file would find "[PAD]" in the letters of a caption
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    return len(content["model"]["vocab"])

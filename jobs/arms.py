@@ -1,0 +1,154 @@
+"""Runs that differ in nothing but their seed, taken together: the rows of a results table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from flip.results import Outcome
+from flip.rundir import read_json
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy, 0..1. ``low`` and ``high``: of one run its 95 % interval, of several the extremes."""
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+    chance: float | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row: a design, by one run or by several seeds."""
+
+    name: str
+    outcomes: Sequence[Outcome]
+    paper: Mapping[str, float]
+    """Published top-1 in per cent, by evaluation set."""
+
+    @property
+    def complete(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome.state == "complete"]
+
+    @property
+    def state(self) -> str:
+        """The state that all share, or how many have come to which."""
+        states = [outcome.state for outcome in self.outcomes]
+        kinds = list(dict.fromkeys(states))
+        return kinds[0] if len(kinds) == 1 else ", ".join(f"{states.count(kind)} {kind}" for kind in kinds)
+
+    @property
+    def mask(self) -> str:
+        """Mask ratios of the stages, in order."""
+        settings = self.outcomes[0].settings
+        masks = [value for key, value in settings.items() if key.startswith("stages.") and key.endswith(".mask")]
+        return " > ".join(map(str, masks)) or "-"
+
+    def score(self, name: str) -> Score | None:
+        """Final top-1 on an evaluation set; None where no run has one."""
+        found = [item for outcome in self.outcomes for item in outcome.evaluations if item["name"] == name]
+        if not found:
+            return None
+        values = [item["top1"] for item in found]
+        if len(found) == 1:
+            low, high = found[0].get("interval") or (values[0], values[0])
+        else:
+            low, high = min(values), max(values)
+        return Score(fmean(values), low, high, len(values), found[0].get("chance"))
+
+    def mean(self, value: Callable[[Outcome], float | None]) -> float | None:
+        """Mean over the runs that have the value."""
+        values = [found for outcome in self.outcomes if (found := value(outcome)) is not None]
+        return fmean(values) if values else None
+
+    def progress(self, key: str) -> float | None:
+        """Mean of samples, steps, seconds or samples_per_second over the runs."""
+        return self.mean(lambda outcome: outcome.progress[key])
+
+
+def hours(outcome: Outcome) -> float | None:
+    """GPU-hours of training, on a CPU core-hours: threads and loader processes of all ranks."""
+    seconds, settings = outcome.progress["seconds"], outcome.settings
+    if seconds is None or not settings:
+        return None
+    devices = settings["resources.gpus"] or settings["resources.processes"] * (
+        settings["compute.threads"] + settings["data.workers"]
+    )
+    return seconds * settings["resources.nodes"] * devices / 3600
+
+
+def hours_unit(arms: Sequence[Arm]) -> str:
+    """``GPU-hours``, or ``core-hours`` where no run has a GPU."""
+    gpus = any(outcome.settings.get("resources.gpus") for arm in arms for outcome in arm.outcomes)
+    return "GPU-hours" if gpus else "core-hours"
+
+
+def about(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """sweep.json of the folder that the runs share: name, title, notes, runs, paper; {} where there is none."""
+    folders = {outcome.run.path.parent for outcome in outcomes}
+    try:
+        return (read_json(folders.pop() / "sweep.json") or {}) if len(folders) == 1 else {}
+    except ValueError:
+        return {}
+
+
+def group(outcomes: Sequence[Outcome]) -> list[Arm]:
+    """Arms in the order of their first runs; runs whose configurations differ in the seed alone are one arm."""
+    paper = about(outcomes).get("paper", {})
+    found: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        design = {key: value for key, value in outcome.settings.items() if key != "seed"}
+        key = repr((outcome.run.path.parent, design)) if design else str(outcome.run.path)
+        found.setdefault(key, []).append(outcome)
+    names = {key: _name(members) for key, members in found.items()}
+    return [Arm(names[key], members, paper.get(names[key], {})) for key, members in found.items()]
+
+
+def _name(members: Sequence[Outcome]) -> str:
+    """The run's name; of several, without the -s<seed> at its end."""
+    first = members[0]
+    return first.run.name.removesuffix(f"-s{first.settings.get('seed')}")
+
+
+def sets(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Evaluation set -> role, tests first, as configured or as found in results."""
+    roles: dict[str, str] = {}
+    for outcome in outcomes:
+        for key, value in outcome.settings.items():
+            if key.startswith("evaluate.sets.") and key.endswith(".role"):
+                roles[key.removeprefix("evaluate.sets.").removesuffix(".role")] = value
+        for item in outcome.evaluations:
+            roles.setdefault(item["name"], item.get("role", "test"))
+    return dict(sorted(roles.items(), key=lambda item: item[1] != "test"))
+
+
+def verdict(arms: Sequence[Arm]) -> str:
+    """What the table cannot say, in words; empty where every arm has several seeds."""
+    if not arms or all(len(arm.complete) > 1 for arm in arms):
+        return ""
+    return (
+        "One seed per arm cannot rank the arms: an interval covers the luck of the test pictures, not that of the"
+        " training run. For several seeds: python jobs/submit.py --sweep FILE --seeds 0 1 2"
+        " (quickstart: FULL=1 make quickstart)."
+    )
+
+
+def by_sweep_order(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """In the order of the sweep file, where it is known."""
+    orders: dict[Path, list[str]] = {}
+    for outcome in outcomes:
+        folder = outcome.run.path.parent
+        if folder not in orders:
+            orders[folder] = about([outcome]).get("runs", [])
+
+    def place(outcome: Outcome) -> tuple[str, int, str]:
+        order, name = orders[outcome.run.path.parent], outcome.run.name
+        return str(outcome.run.path.parent), order.index(name) if name in order else len(order), name
+
+    return sorted(outcomes, key=place)

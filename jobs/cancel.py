@@ -1,0 +1,73 @@
+"""python jobs/cancel.py SWEEP | SWEEP/RUN: let runs save, end, and stay ended."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+EXAMPLES = """examples:
+  python jobs/cancel.py quickstart/mask50
+  python jobs/cancel.py quickstart --yes --why "wrong learning rate"
+A cancelled run keeps its checkpoints; `python jobs/submit.py --sweep FILE --retry` goes on from the newest.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Let runs save, end, and stay ended.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", help="a sweep, sweep/run or a folder")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--why", default="", help="a reason, kept with the run")
+    parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    parser.add_argument("--json", action="store_true", help="names of the cancelled runs as a JSON list")
+    args = parser.parse_args(arguments)
+    from flip.exitcodes import FlipError
+
+    try:
+        return cancel(args)
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+
+
+def cancel(args: argparse.Namespace) -> int:
+    import getpass
+    import json
+    import time
+
+    from flip.exitcodes import ConfigError
+    from flip.rundir import create_json
+    from jobs import find
+    from jobs.cluster import Profile, runs_root
+    from jobs.local import LocalCluster
+
+    runs = find.resolve(args.what, Path(args.root).absolute() if args.root else runs_root())
+    cluster = LocalCluster(Profile())
+    open_states = ("queued", "running", "waiting", "stopped")
+    chosen = [run for run in runs if cluster.states([run])[run.name].state in open_states]
+    if chosen and not args.yes:
+        asked = ", ".join(run.name for run in chosen)
+        if not sys.stdin.isatty():
+            raise ConfigError(
+                "cancelling asks first, and there is nobody to ask", remedy=f"To cancel {asked} add --yes."
+            )
+        if input(f"Cancel {asked}? [y/N] ").strip().lower() not in ("y", "yes"):
+            return 0
+    record = {"who": getpass.getuser(), "why": args.why, "time": time.time()}
+    for run in chosen:
+        create_json(run.cancel, record)
+        cluster.cancel(run)
+    names = [run.name for run in chosen]
+    said = f"cancelled: {', '.join(names)}" if names else "nothing to cancel: every run has ended"
+    print(json.dumps(names) if args.json else said)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""From what a person types (nothing, a sweep, sweep/run, a path) to run directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flip.exitcodes import ConfigError
+from flip.rundir import RunDir
+
+
+def is_run(path: Path) -> bool:
+    return not path.name.startswith(".") and (path / "config.yaml").is_file()
+
+
+def runs_below(folder: Path) -> list[RunDir]:
+    """The runs in a sweep's folder, by name."""
+    try:
+        return [RunDir(path) for path in sorted(folder.iterdir()) if is_run(path)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def sweeps(root: Path) -> list[Path]:
+    """Folders below RUNS_ROOT that hold runs, by name."""
+    if not root.is_dir():
+        return []
+    return [path for path in sorted(root.iterdir()) if not path.name.startswith(".") and runs_below(path)]
+
+
+def resolve(typed: str | None, root: Path) -> list[RunDir]:
+    """The runs meant, at least one. ConfigError that names what exists where there are none.
+
+    ``typed``: None (every sweep), a sweep's name, ``sweep/run``, the path of a sweep's or of a run's folder, or of a
+    sweep file (its stem is the sweep's name).
+    """
+    if typed is None:
+        found = [run for sweep in sweeps(root) for run in runs_below(sweep)]
+    else:
+        name = Path(typed).stem if typed.endswith((".yaml", ".yml")) else typed
+        places = [root / name, Path(name).expanduser().absolute()]
+        found = next((runs for runs in map(_at, places) if runs), [])
+    if not found:
+        raise ConfigError(
+            "no such sweep or run" if typed else "no runs here", str(root), typed, _what_exists(typed, root)
+        )
+    return found
+
+
+def one(typed: str, root: Path) -> RunDir:
+    """The single run meant; ConfigError where several are."""
+    found = resolve(typed, root)
+    if len(found) > 1:
+        names = ", ".join(f"{run.sweep}/{run.name}" for run in found)
+        raise ConfigError("several runs are meant", str(root), typed, f"Name one: {names}.")
+    return found[0]
+
+
+def _at(place: Path) -> list[RunDir]:
+    return [RunDir(place)] if is_run(place) else runs_below(place)
+
+
+def _what_exists(typed: str | None, root: Path) -> str:
+    sweep = root / typed.split("/")[0] if typed else root
+    names = [f"{run.sweep}/{run.name}" for run in runs_below(sweep)] or [path.name for path in sweeps(root)]
+    return f"There are: {', '.join(names)}." if names else "Nothing was submitted there; --root or FLIP_RUNS names it."

@@ -1,0 +1,125 @@
+"""The attempts of a run: begun and ended here, and what follows from an end (design 5.2 to 5.4).
+
+Standard library, Python >= 3.6. The files are the truth: attempts/<n>/start.json and end.json. ``job.json`` beside them
+is what the launcher was asked for; its ``after`` is the newest attempt at that time, whose verdicts no longer count.
+"""
+
+import socket
+import time
+
+from flip import commit
+from flip.rundir import create_json, read_json
+from jobs.policy import Decision, Limits, decide
+
+if False:  # names for annotations only: Python 3.6 runs this file too
+    from typing import Any, Dict, List, Optional  # noqa: F401
+
+    from flip.rundir import RunDir  # noqa: F401
+
+#: Ends that were no fault of the run: an attempt after one without a commit commits after its first step.
+SHORT_LIVED = ("stopped", "timeout", "node")
+
+
+def begin(run, facts):
+    # type: (RunDir, Dict[str, Any]) -> int
+    """Win the next attempt and return its n. Its start.json: ``facts`` and host, resumes_from, first_commit, after.
+
+    ``resumes_from``: newest committed S (0: none). ``first_commit``: this attempt must commit after its first step,
+    because the one before was cut off without a commit. Attempts whose end nobody recorded are settled first.
+    """
+    settle(run)
+    previous = last(run)
+    cut_off = previous is not None and not previous["committed"] and previous["cause"] in SHORT_LIVED
+    start = {
+        "host": socket.gethostname(),
+        "resumes_from": committed_samples(run),
+        "first_commit": cut_off,
+        "after": after(run),
+    }
+    return run.begin_attempt(dict(start, **facts))
+
+
+def end(run, n, code, state, limits=None):
+    # type: (RunDir, int, Optional[int], Optional[str], Optional[Limits]) -> Decision
+    """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
+
+    ``code``: exit code of the attempt, None where nobody saw it. ``state``: the scheduler's words, None if unreadable.
+    """
+    start = read_json(run.attempt(n) / "start.json") or {}
+    commits = committed_samples(run)
+    committed = commits > start.get("resumes_from", 0)
+    earlier = [row for row in history(run) if start.get("after", 0) < row["attempt"] < n]
+    decision = decide(
+        run.causes(n),
+        code,
+        state,
+        earlier,
+        limits or Limits(),
+        complete=run.result.exists(),
+        cancelled=run.cancel.exists(),
+        committed=committed,
+    )
+    if decision.cause == "cancelled":
+        decision = decision._replace(reason=cancelled_by(run))
+    record = dict(decision._asdict(), attempt=n, code=code, state=state, commits=commits, committed=committed)
+    record["exclude"] = list(decision.exclude)
+    record["time"] = time.time()
+    create_json(run.attempt(n) / "end.json", record)
+    return decision_of(read_json(run.attempt(n) / "end.json") or record)
+
+
+def settle(run):
+    # type: (RunDir) -> None
+    """Give attempts that ended unseen (their host died) an end. Only for a launcher that knows that none still runs."""
+    for n in run.attempt_numbers():
+        if not (run.attempt(n) / "end.json").exists():
+            end(run, n, None, "NODE_FAIL")
+
+
+def history(run):
+    # type: (RunDir) -> List[Dict[str, Any]]
+    """The recorded ends, oldest first."""
+    rows = (read_json(run.attempt(n) / "end.json") for n in run.attempt_numbers())
+    return [row for row in rows if row is not None]
+
+
+def last(run):
+    # type: (RunDir) -> Optional[Dict[str, Any]]
+    """The newest recorded end, None where there is none."""
+    for n in reversed(run.attempt_numbers()):
+        row = read_json(run.attempt(n) / "end.json")
+        if row is not None:
+            return row
+    return None
+
+
+def standing(run):
+    # type: (RunDir) -> Optional[Dict[str, Any]]
+    """The newest recorded end if its verdict still counts: None where the run was submitted again since."""
+    row = last(run)
+    return row if row is not None and row["attempt"] > after(run) else None
+
+
+def after(run):
+    # type: (RunDir) -> int
+    """The newest attempt at the time of the last submission."""
+    return (read_json(run.path / "job.json") or {}).get("after", 0)
+
+
+def committed_samples(run):
+    # type: (RunDir) -> int
+    """The newest committed S, 0 where nothing is committed."""
+    present = commit.commits(run)
+    return present[-1].samples if present else 0
+
+
+def decision_of(row):
+    # type: (Dict[str, Any]) -> Decision
+    return Decision(row["action"], row["cause"], row["reason"], row["delay"], tuple(row["exclude"]))
+
+
+def cancelled_by(run):
+    # type: (RunDir) -> str
+    """Who cancelled the run and why, as a sentence."""
+    record = read_json(run.cancel) or {}
+    return "cancelled by %s: %s" % (record.get("who", "the scheduler's user"), record.get("why") or "no reason given")

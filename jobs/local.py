@@ -1,0 +1,128 @@
+"""The local cluster: runs on this machine, looked after by one detached supervisor per sweep folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flip.exitcodes import ConfigError, FlipError
+from flip.rundir import RunDir, read_json, write_json
+from jobs import ledger, processes, supervisor
+from jobs.cluster import Job, JobState, Profile
+
+
+class LocalCluster:
+    """See ``jobs.cluster.Cluster``. Knows nothing that is not in the files: any number of them may exist."""
+
+    def __init__(self, profile: Profile, peer_grace: float = 20.0) -> None:
+        self.profile, self.peer_grace = profile, peer_grace
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Write each job.json, then see that a supervisor is there. FlipError where it cannot be started."""
+        if not jobs:
+            return
+        sweep = jobs[0].run.path.parent
+        (sweep / ".supervisor").mkdir(exist_ok=True)
+        settings = {
+            "parallel": self.profile.parallel,
+            "peer_grace": self.peer_grace,
+            "stop_grace": float(self.profile.signal_seconds),
+        }
+        write_json(sweep / ".supervisor" / "settings.json", settings)
+        for order, job in enumerate(jobs):
+            if job.run.path.parent != sweep:
+                raise ConfigError("one submission holds the runs of one sweep", str(sweep), str(job.run.path))
+            job.run.cancel.unlink(missing_ok=True)  # why it was cancelled stays in the attempt's end
+            write_json(job.run.path / "job.json", self._record(job, order))
+        start_supervisor(sweep, jobs[0].snapshot)
+
+    def _record(self, job: Job, order: int) -> dict[str, Any]:
+        return {
+            "kind": "local",
+            "cluster": self.profile.name,
+            "order": order,
+            "python": self.profile.python or sys.executable,
+            "module": job.module,
+            "snapshot": str(Path(job.snapshot).absolute()),
+            "world": job.world,
+            "env": dict(job.env),
+            "after": job.run.newest_attempt(),
+        }
+
+    def states(self, runs: Sequence[RunDir]) -> dict[str, JobState]:
+        return states(runs)
+
+    def cancel(self, run: RunDir) -> None:
+        """A supervisor sees cancel.json by itself; where there is none, ranks on their way out get the signal again."""
+        if not supervisor.is_served(run.path.parent):
+            self.requeue(run)
+
+    def requeue(self, run: RunDir) -> None:
+        for row in live_ranks(run):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(row["pid"], signal.SIGTERM)
+
+
+def states(runs: Sequence[RunDir]) -> dict[str, JobState]:
+    """Run name -> state, by the files and by whether a supervisor is there."""
+    served: dict[Path, bool] = {}
+    found = {}
+    for run in runs:
+        sweep = run.path.parent
+        if sweep not in served:
+            served[sweep] = supervisor.is_served(sweep)
+        found[run.name] = _state(run, served[sweep])
+    return found
+
+
+def _state(run: RunDir, served: bool) -> JobState:
+    n = run.newest_attempt()
+    running = n > 0 and not (run.attempt(n) / "end.json").exists() and (served or bool(live_ranks(run)))
+    cancelled = ledger.cancelled_by(run) if run.cancel.exists() else ""
+    if running:
+        detail = cancelled or ("" if served else "its supervisor is gone")
+        return JobState("running", n, f"{detail}: it saves and stops" if detail else "")
+    if run.result.exists():
+        return JobState("complete", n)
+    if cancelled:
+        return JobState("cancelled", n, cancelled)
+    if read_json(run.path / "job.json") is None:
+        return JobState("unknown", n, "never submitted")
+    verdict = ledger.standing(run)
+    if verdict is not None and verdict["action"] == "stop":
+        return JobState("failed" if verdict["cause"] != "cancelled" else "cancelled", n, verdict["reason"])
+    reason = verdict["reason"] if verdict else ""
+    if not served:
+        return JobState("stopped", n, "; ".join(filter(None, [reason, "no supervisor is running: submit again"])))
+    if verdict is not None and verdict["delay"] > 0:
+        return JobState("waiting", n, f"{reason}; starts again {verdict['delay']:g} s after that")
+    return JobState("queued", n, reason)
+
+
+def live_ranks(run: RunDir) -> list[dict[str, Any]]:
+    """Rows {rank, pid, start} of the newest attempt's processes that still run here."""
+    rows = read_json(run.attempt(run.newest_attempt()) / "pids.json") or []
+    return [row for row in rows if processes.alive(row["pid"], row["start"])]
+
+
+def start_supervisor(sweep: Path, snapshot: Path) -> None:
+    """Start a supervisor from the snapshot's code; it detaches itself. Where one is there already it ends at once."""
+    journal = sweep / ".supervisor" / "log"
+    with open(journal, "ab") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.supervisor", str(sweep)],
+            cwd=snapshot,
+            env={**os.environ, "PYTHONPATH": str(Path(snapshot).absolute())},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise FlipError("the supervisor did not start", str(sweep), done.returncode, f"Its words are in {journal}.")

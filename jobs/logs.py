@@ -1,0 +1,89 @@
+"""python jobs/logs.py SWEEP/RUN: what an attempt's ranks printed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if TYPE_CHECKING:
+    from flip.rundir import RunDir
+
+EXAMPLES = """examples:
+  python jobs/logs.py quickstart/mask50              standard output of the newest attempt
+  python jobs/logs.py quickstart/mask50 --err -f     follow its standard error, through requeues, until the run is over
+  python jobs/logs.py quickstart/mask50 --attempt 1
+"""
+POLL = 0.5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Show what an attempt's ranks printed.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="sweep/run, or a run's folder")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on as it grows, until the run is over")
+    parser.add_argument("--attempt", type=int, help="default: the newest")
+    parser.add_argument("--err", action="store_true", help="standard error in place of standard output")
+    parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    args = parser.parse_args(arguments)
+    from flip.exitcodes import ConfigError, FlipError
+    from jobs import find
+    from jobs.cluster import runs_root
+
+    try:
+        run = find.one(args.run, Path(args.root).absolute() if args.root else runs_root())
+        if not (args.follow and args.attempt is None) and not files(run, args.attempt, args.err):
+            numbers = ", ".join(str(n) for n in run.attempt_numbers()) or "none"
+            raise ConfigError("no logs of that attempt", str(run.logs), args.attempt, f"Attempts begun: {numbers}.")
+        follow(run, args.attempt, args.err, args.follow)
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    except (KeyboardInterrupt, BrokenPipeError):  # the reader has seen enough
+        return 0
+    return 0
+
+
+def files(run: RunDir, attempt: int | None, err: bool) -> list[Path]:
+    """The logs of an attempt (None: the newest), one per node."""
+    folder = run.logs / str(run.newest_attempt() if attempt is None else attempt)
+    return sorted(folder.glob("node*.err" if err else "node*.out"))
+
+
+def follow(run: RunDir, attempt: int | None, err: bool, on: bool) -> None:
+    """Print the logs; with ``on`` go on until the attempt, or where none is named the run, is over."""
+    import time
+
+    read: dict[Path, int] = {}
+    while True:
+        over = not on or _over(run, attempt)  # asked before reading, so that the last lines are not missed
+        for path in files(run, attempt, err):
+            if path not in read and (len(read) or attempt is None) and on:
+                print(f"==> {path.relative_to(run.path)} <==", flush=True)
+            with open(path, "rb") as file:
+                file.seek(read.get(path, 0))
+                block = file.read()
+            read[path] = read.get(path, 0) + len(block)
+            sys.stdout.buffer.write(block)
+            sys.stdout.flush()
+        if over:
+            return
+        time.sleep(POLL)
+
+
+def _over(run: RunDir, attempt: int | None) -> bool:
+    from jobs.local import states
+
+    if attempt is not None and attempt != run.newest_attempt():
+        return True
+    return states([run])[run.name].state in ("complete", "failed", "cancelled", "stopped", "unknown")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""python jobs/report.py [SWEEP | DIR]: the results as a table, a page, CSV or JSON, also of runs that are not done."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if TYPE_CHECKING:
+    from flip.results import Outcome
+    from flip.rundir import RunDir
+    from jobs.arms import Arm
+
+EXAMPLES = """examples:
+  python jobs/report.py quickstart                     table, and runs/quickstart/report.html
+  python jobs/report.py runs/quickstart --csv results.csv
+  python jobs/report.py quickstart --out ~/page.html
+  python jobs/report.py --json                         every run below RUNS_ROOT
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Results of runs.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", help="a sweep, sweep/run or a folder; default: all")
+    parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    parser.add_argument("--csv", metavar="FILE", help="one line per run; - for standard output")
+    parser.add_argument("--json", action="store_true", help="one JSON list, a mapping per run, on standard output")
+    parser.add_argument("--out", metavar="FILE", help="the HTML page; default: report.html in the runs' folder")
+    args = parser.parse_args(arguments)
+    from flip.exitcodes import FlipError
+
+    try:
+        return report(args)
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+
+
+def report(args: argparse.Namespace) -> int:
+    import json
+
+    from jobs import find
+    from jobs.cluster import runs_root
+    from jobs.page import page
+
+    root = Path(args.root).absolute() if args.root else runs_root()
+    found = outcomes(find.resolve(args.what, root))
+    if args.json:
+        print(json.dumps(rows(found), indent=1))
+    if args.csv:
+        _save(args.csv, csv_text(rows(found)))
+    if args.json or args.csv == "-":
+        return 0
+    print(text(found))
+    folders = {outcome.run.path.parent for outcome in found}
+    target = args.out or (folders.pop() if len(folders) == 1 else root) / "report.html"
+    _save(str(target), page(found))
+    print(f"\npage: {Path(target).expanduser()}")
+    return 0
+
+
+def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
+    """What the runs came to, in the sweep's order; their states are the cluster's, which knows what still lives."""
+    from dataclasses import replace
+
+    from flip.results import read_run
+    from jobs.arms import by_sweep_order
+    from jobs.local import states
+
+    found = []
+    for run in runs:
+        outcome = read_run(run.path)
+        if outcome.state != "unknown" and (run.path / "job.json").exists():
+            state = states([run])[run.name]
+            outcome = replace(outcome, state=state.state, reason=state.detail or outcome.reason)
+        found.append(outcome)
+    return by_sweep_order(found)
+
+
+def rows(found: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """One flat mapping per run, as ``flip.results.read_runs`` makes them, all with the same keys."""
+    from flip.results import differing, row
+
+    made = [row(outcome, differing(found)) for outcome in found]
+    keys = dict.fromkeys(key for each in made for key in each)
+    return [{key: each.get(key) for key in keys} for each in made]
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    import csv
+    import io
+
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def text(found: Sequence[Outcome]) -> str:
+    """The table of arms, what it cannot say, and why runs are not complete."""
+    from jobs import arms
+    from jobs.table import table
+
+    grouped = arms.group(found)
+    lines = [table(cells(grouped, found))]
+    if any(arm.complete for arm in grouped):
+        lines.append("accuracy: zero-shot top-1, per cent; in brackets the 95 % interval, of several seeds the range")
+        lines.append(arms.verdict(grouped))
+    for outcome in found:
+        if outcome.state != "complete":
+            lines.append(f"{outcome.run.name} is {outcome.state}" + (f": {outcome.reason}" if outcome.reason else ""))
+    return "\n".join(line for line in lines if line)
+
+
+def cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[str, str]]:
+    """The rows of the results table, as text."""
+    from jobs import arms
+    from jobs.table import count, duration, percent
+
+    unit, sets = arms.hours_unit(grouped), arms.sets(found)
+    made = []
+    for arm in grouped:
+        row = {"run": arm.name, "mask": arm.mask}
+        if any(len(other.outcomes) > 1 for other in grouped):
+            row["seeds"] = str(len(arm.outcomes))
+        for name, role in sets.items():
+            score = arm.score(name)
+            head = name if name == role or role == "test" else f"{name} ({role})"
+            row[head] = "-" if score is None else f"{percent(score.mean)} ({percent(score.low)}-{percent(score.high)})"
+            if any(name in other.paper for other in grouped):
+                published = arm.paper.get(name)
+                row[f"paper, {name}"] = "-" if published is None else f"{published:g}"
+                missing = score is None or published is None
+                row[f"gap, {name}"] = "-" if missing else f"{100 * score.mean - published:+.1f}"  # type: ignore[union-attr, operator]
+        speed, spent, work = arm.progress("samples_per_second"), arm.progress("seconds"), arm.mean(arms.hours)
+        row |= {
+            "samples/s": "-" if speed is None else f"{speed:,.0f}",
+            "training": duration(spent),
+            unit: "-" if work is None else f"{work:,.3g}" if work < 1000 else f"{work:,.0f}",
+            "samples": count(arm.progress("samples")),
+            "steps": count(arm.progress("steps")),
+            "attempts": "/".join(str(len(outcome.attempts)) for outcome in arm.outcomes),
+            "state": arm.state,
+        }
+        made.append(row)
+    return made
+
+
+def _save(target: str, content: str) -> None:
+    """To standard output (-), or whole to a file. Raises PermissionDenied, StorageError."""
+    from flip.exitcodes import PermissionDenied, StorageError
+    from flip.rundir import write_text
+
+    if target == "-":
+        print(content, end="")
+        return
+    path = Path(target).expanduser()
+    try:
+        write_text(path, content)
+    except PermissionError as error:
+        raise PermissionDenied(
+            "may not be written", str(path), remedy="Name another file with --out or --csv."
+        ) from error
+    except OSError as error:
+        remedy = "Name another file with --out or --csv."
+        raise StorageError(f"cannot be written: {error.strerror}", str(path), remedy=remedy) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

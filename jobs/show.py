@@ -1,0 +1,191 @@
+"""A plan as people and programs read it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jobs.cluster import Profile
+from jobs.cost import Cost, assumption
+from jobs.plan import Action, Plan
+from jobs.sweep import Sweep
+from jobs.table import count, size, table
+
+COMMANDS = Path(__file__).resolve().parent
+
+
+def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
+    """One line per run, and the sum of what starts."""
+    if all(action.kind == "complete" for action in plan.actions):
+        return f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
+    return "\n".join([_head(plan, sweep, profile), _overview(plan), *_dropped(plan), *_advice(plan)])
+
+
+def details(plan: Plan, sweep: Sweep, profile: Profile, skipped: Mapping[str, str]) -> str:
+    """Everything about every run, the sum, and the checks that were not done here."""
+    lines = [_head(plan, sweep, profile)]
+    for action in plan.actions:
+        lines += ["", *_run(action)]
+    lines += ["", "all runs", _overview(plan), f"  {assumption(profile)}" if _hours(plan) else "", *_dropped(plan)]
+    lines += _advice(plan)
+    if skipped:
+        lines += ["", "not checked here:", *(f"  {name}: {why}" for name, why in skipped.items())]
+    return "\n".join([*lines, "", "dry run: nothing was written, nothing started."]).replace("\n\n\n", "\n\n")
+
+
+def _head(plan: Plan, sweep: Sweep, profile: Profile) -> str:
+    title = f": {sweep.title}" if sweep.title else ""
+    return f"{sweep.name}{title}\n{len(plan.actions)} runs on {profile.name} ({profile.kind}), below {plan.folder}"
+
+
+def _overview(plan: Plan) -> str:
+    rows = [_row(action) for action in plan.actions]
+    if len(plan.starting) > 1:
+        rows.append({**dict.fromkeys(rows[0]), "run": "sum of what starts", **_costs(plan.cost), "": ""})
+    if all(row["GPU-hours"] is None for row in rows):
+        rows = [{key: value for key, value in row.items() if key != "GPU-hours"} for row in rows]
+    return table(rows, indent="  ")
+
+
+def _row(action: Action) -> dict[str, Any]:
+    what = {"new": "will start", "stopped": "will go on"}.get(action.kind, "will start again" if action.starts else "")
+    estimate = action.wanted.estimate
+    said = f"{action.kind}, {what}" if what else action.kind
+    return {
+        "run": action.wanted.name,
+        "state": said,
+        "parameters": count(estimate.parameters["total"]),
+        **_costs(estimate.cost),
+        "": action.reason,
+    }
+
+
+def _costs(cost: Cost) -> dict[str, Any]:
+    cells: dict[str, Any] = {"samples": count(cost.samples), "steps": f"{cost.steps:,}", "FLOPs": f"{cost.flops:.2e}"}
+    cells |= {"GPU-hours": None if cost.gpu_hours is None else f"{cost.gpu_hours:,.0f}"}
+    return cells if cost.price is None else cells | {"price": f"{cost.price:,.0f}"}
+
+
+def _run(action: Action) -> list[str]:
+    wanted, numbers = action.wanted, action.wanted.estimate.numbers
+    parameters, data = wanted.estimate.parameters, numbers["data"]
+    differs = ", ".join(f"{key} = {_value(value)}" for key, value in wanted.differs.items())
+    model = wanted.config.model
+    lines = [
+        f"{wanted.name}: {action.kind}" + (f" ({action.reason})" if action.reason else ""),
+        f"  differs      {differs or 'in nothing'}",
+        f"  model        {model.size}: {count(parameters['total'])} parameters"
+        f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
+        f"  data         {count(data['samples'])} samples, {data['passes']:.3g} passes;"
+        f" {data['lanes']} lanes, chunks of {data['chunk']}, blocks of {data['block']}",
+        f"  ranks        {numbers['world']}, each with a buffer of {size(data['buffer_per_rank'])};"
+        f" world sizes allowed: {_worlds(numbers['worlds'])}",
+    ]
+    rows = [
+        {
+            "stage": stage["name"],
+            **_costs(cost),
+            "batch": f"{stage['batch']:,}",
+            "mask": stage["mask"],
+            "kept": f"{stage['kept']} of {stage['patches']}",
+            "passes": f"{stage['passes']:.3g}",
+            "peak lr": f"{stage['lr']:.3g}",
+        }
+        for stage, cost in zip(numbers["stages"], wanted.estimate.stages, strict=True)
+    ]
+    if wanted.estimate.cost.gpu_hours is None:
+        rows = [{key: value for key, value in row.items() if key != "GPU-hours"} for row in rows]
+    return [*lines, table(rows, indent="  "), *(f"  note: {note}" for note in wanted.notes)]
+
+
+def _value(value: Any) -> str:
+    return "yes" if value is True else str(value)
+
+
+def _worlds(worlds: list[int]) -> str:
+    """A list of divisors, in short where it is long."""
+    if len(worlds) <= 14:
+        return ", ".join(map(str, worlds))
+    return ", ".join(map(str, [*worlds[:10], "...", *worlds[-2:]]))
+
+
+def _hours(plan: Plan) -> bool:
+    return any(action.wanted.config.resources.gpus for action in plan.actions)
+
+
+def _dropped(plan: Plan) -> list[str]:
+    if not plan.dropped:
+        return []
+    return [f"no longer in the sweep file, left alone: {', '.join(plan.dropped)}"]
+
+
+def _advice(plan: Plan) -> list[str]:
+    """What a person must say for the runs that do not start by themselves."""
+    kinds = {action.kind for action in plan.actions if not action.starts}
+    lines = []
+    if kinds & {"failed", "cancelled"}:
+        lines.append("failed and cancelled runs start again with --retry")
+    if "changed" in kinds:
+        lines.append("changed runs are refused: put the old values back, or --restart changed moves them to the trash")
+    return lines
+
+
+def as_dict(plan: Plan, sweep: Sweep, profile: Profile, skipped: Mapping[str, str]) -> dict[str, Any]:
+    """The plan for programs."""
+    runs = [
+        {
+            "name": action.wanted.name,
+            "action": action.kind,
+            "reason": action.reason,
+            "starts": action.starts,
+            "differs": action.wanted.differs,
+            "changes": [change._asdict() for change in action.changes],
+            "identity": action.wanted.identity["hash"],
+            "notes": list(action.wanted.notes),
+            **action.wanted.estimate.as_dict(),
+        }
+        for action in plan.actions
+    ]
+    return {
+        "sweep": sweep.name,
+        "title": sweep.title,
+        "cluster": profile.name,
+        "folder": str(plan.folder),
+        "runs": runs,
+        "dropped": list(plan.dropped),
+        "cost": asdict(plan.cost),
+        "assumption": assumption(profile),
+        "not_checked": dict(skipped),
+    }
+
+
+def after(plan: Plan) -> str:
+    """The commands that come next."""
+    where = shorter(plan.folder)
+    lines = [
+        f"  {command('status.py')} {where}",
+        f"  {command('logs.py')} {where}/{plan.actions[0].wanted.name} -f",
+        f"  {command('report.py')} {where}",
+        f"  tensorboard --logdir {where}",
+    ]
+    return "\n".join(["next:", *lines])
+
+
+def command(name: str) -> str:
+    return f"python {shorter(COMMANDS / name)}"
+
+
+def again() -> str:
+    """The command line of this process, to be typed once more."""
+    return shlex.join(["python", shorter(Path(sys.argv[0]).resolve()), *sys.argv[1:]])
+
+
+def shorter(path: Path) -> str:
+    """A path as a person would type it from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

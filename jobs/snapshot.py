@@ -1,0 +1,148 @@
+"""The code as it was when submitted: a read-only copy under the digest of its contents, shared by the runs of a sweep.
+
+Only what a run needs is taken (TAKEN); secrets never are (SECRETS), wherever they lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from flip.exitcodes import ConfigError, StorageError
+from flip.rundir import sync_folder
+
+TAKEN = ("flip", "jobs", "tools", "sweeps", "pyproject.toml", "requirements*.txt", "LICENSE")
+"""Top-level names of the repository that a run needs."""
+
+SECRETS = (
+    ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
+    "*credentials*", ".netrc", ".npmrc", ".pypirc", ".git-credentials", "*secret*.json", "*secret*.yaml", "*secret*.yml",
+    "*.kdbx", "*token*.txt",
+)  # fmt: skip
+"""Names that are left out, and said to be."""
+
+SKIPPED = (".git", ".venv", "venv", "runs", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
+"""Folders that the walk does not enter where there is no git to ask."""
+
+LIMIT = 50_000_000
+"""Largest snapshot, bytes: code, not data."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """``digest`` of names, modes and contents; the files are in ``path`` once ``take`` has returned."""
+
+    digest: str
+    path: Path
+    files: int
+    bytes: int
+    left_out: tuple[str, ...]
+    """Files that look like secrets."""
+
+
+def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
+    """Copy the code of ``repository`` to ``into``/<digest>/ unless it is there.
+
+    Tracked, modified and untracked files that git does not ignore; without git, all below TAKEN but SKIPPED folders.
+    Raises ConfigError where it is larger than ``limit`` bytes, StorageError where it cannot be written.
+    """
+    contents, left_out = _read(repository, limit)
+    digest = _digest(contents)
+    target = into / digest
+    total = sum(len(data) for data, _ in contents.values())
+    snapshot = Snapshot(digest, target, len(contents), total, tuple(left_out))
+    if target.exists():
+        return snapshot
+    temporary = into / f".{digest}.{os.getpid()}"
+    try:
+        _write(contents, temporary)
+        os.rename(temporary, target)
+        sync_folder(into)
+    except OSError as error:
+        _discard(temporary)
+        if not target.exists():  # else another submit was first, with the same bytes
+            raise StorageError(
+                f"the code cannot be copied: {error.strerror}", into, remedy="Free space there."
+            ) from error
+    return snapshot
+
+
+def files(repository: Path) -> Iterator[PurePosixPath]:
+    """Relative paths of the files that belong to the code, secrets included, in order."""
+    listed = _git(repository)
+    for path in sorted(_walk(repository) if listed is None else listed):
+        if any(fnmatch(path.parts[0], pattern) for pattern in TAKEN) and (repository / path).is_file():
+            yield path
+
+
+def is_secret(path: PurePosixPath) -> bool:
+    return any(fnmatch(part.lower(), pattern) for part in path.parts for pattern in SECRETS)
+
+
+def _git(repository: Path) -> list[PurePosixPath] | None:
+    """What git knows or does not ignore; None where this is no work tree of git's, or git is missing."""
+    command = ["git", "-C", str(repository), "ls-files", "-co", "--exclude-standard", "-z"]
+    if not (repository / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return [PurePosixPath(os.fsdecode(name)) for name in set(done.stdout.split(b"\0")) if name]
+
+
+def _walk(repository: Path) -> Iterator[PurePosixPath]:
+    for folder, folders, names in os.walk(repository):
+        folders[:] = [name for name in folders if not any(fnmatch(name, pattern) for pattern in SKIPPED)]
+        for name in names:
+            yield PurePosixPath((Path(folder) / name).relative_to(repository).as_posix())
+
+
+def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], list[str]]:
+    """(path -> (bytes, executable), secrets left out). Read once, so that digest and copy are of the same bytes."""
+    contents: dict[str, tuple[bytes, bool]] = {}
+    left_out, total = [], 0
+    for path in files(repository):
+        if is_secret(path):
+            left_out.append(str(path))
+            continue
+        file = repository / path
+        total += file.stat().st_size
+        if total > limit:
+            remedy = "Keep data out of the repository, or name it in .gitignore."
+            raise ConfigError(
+                f"the code to be copied is larger than {limit / 1e6:.0f} MB", repository, str(path), remedy
+            )
+        contents[str(path)] = (file.read_bytes(), os.access(file, os.X_OK))
+    if not any(name.startswith("flip/") for name in contents):
+        raise ConfigError("there is no code to copy here", str(repository))
+    return contents, left_out
+
+
+def _digest(contents: dict[str, tuple[bytes, bool]]) -> str:
+    """16 hex digits over names, modes and contents."""
+    digest = hashlib.sha256()
+    for name in sorted(contents):
+        data, executable = contents[name]
+        digest.update(f"{len(name.encode())}:{name}:{int(executable)}:{len(data)}:".encode() + data)
+    return digest.hexdigest()[:16]
+
+
+def _write(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
+    for name, (data, executable) in contents.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "wb") as out:
+            out.write(data)
+            os.fsync(out.fileno())
+        file.chmod(0o555 if executable else 0o444)
+
+
+def _discard(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,110 @@
+"""python jobs/status.py [SWEEP | SWEEP/RUN | DIR]: where every run stands, from the run directories and the cluster."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if TYPE_CHECKING:
+    from flip.rundir import RunDir
+    from jobs.cluster import JobState
+
+EXAMPLES = """examples:
+  python jobs/status.py                      every sweep below RUNS_ROOT
+  python jobs/status.py quickstart           one sweep
+  python jobs/status.py quickstart/mask50    one run
+  python jobs/status.py --root /data/runs --json
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Where every run stands.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", help="a sweep, sweep/run or a folder; default: all")
+    parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    parser.add_argument("--json", action="store_true", help="one JSON list on standard output")
+    args = parser.parse_args(arguments)
+    from flip.exitcodes import FlipError
+    from jobs import find
+    from jobs.cluster import runs_root
+
+    try:
+        rows = table(find.resolve(args.what, Path(args.root).absolute() if args.root else runs_root()))
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    print(json.dumps(rows, indent=1) if args.json else render(rows))
+    return 0
+
+
+def table(runs: list[RunDir]) -> list[dict[str, Any]]:
+    """One row per run: sweep, run, state, stage, samples, total, step, loss, samples_per_second, eta_seconds, phase,
+    attempts, reason. Numbers are null where the run has written none yet.
+    """
+    from jobs.local import states
+
+    by_sweep: dict[Path, list[RunDir]] = {}
+    for run in runs:
+        by_sweep.setdefault(run.path.parent, []).append(run)
+    rows = []
+    for group in by_sweep.values():
+        known = states(group)
+        rows += [row(run, known[run.name]) for run in group]
+    return rows
+
+
+def row(run: RunDir, state: JobState) -> dict[str, Any]:
+    """One run's row. Speed and ETA are those of a running attempt only."""
+    from flip.rundir import read_json
+    from jobs import ledger
+
+    live = read_json(run.status) or {}
+    last = ledger.last(run) or {}
+    keys = ["stage", "samples", "total", "step", "steps", "loss", "phase"]
+    found = {"sweep": run.sweep, "run": run.name, "state": state.state, **{key: live.get(key) for key in keys}}
+    moving = state.state == "running" and live.get("attempt") == state.attempt
+    for key in ("samples_per_second", "eta_seconds"):
+        found[key] = live.get(key) if moving else None
+    found["attempts"] = state.attempt
+    found["reason"] = state.detail or (last.get("reason", "") if state.state != "complete" else "")
+    return found
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """The table as text, one block per sweep."""
+    from itertools import groupby
+
+    from jobs.table import table as aligned
+
+    blocks = []
+    for sweep, group in groupby(rows, key=lambda r: r["sweep"]):
+        blocks.append(f"{sweep}\n{aligned([_shown(r) for r in group], indent='  ')}")
+    return "\n\n".join(blocks)
+
+
+def _shown(r: dict[str, Any]) -> dict[str, str | None]:
+    from jobs.table import count, duration
+
+    done = None if r["samples"] is None or not r["total"] else f"{count(r['samples'])} / {count(r['total'])}"
+    return {
+        "run": r["run"],
+        "state": r["state"],
+        "stage": r["stage"],
+        "samples": done,
+        "step": count(r["step"]),
+        "loss": None if r["loss"] is None else f"{r['loss']:.3f}",
+        "samples/s": count(r["samples_per_second"]),
+        "ETA": duration(r["eta_seconds"]),
+        "attempts": str(r["attempts"]),
+        "last reason": r["reason"] or None,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

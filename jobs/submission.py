@@ -1,0 +1,140 @@
+"""What ``jobs/submit.py`` does: sweep -> resolved runs -> checks -> plan -> (yes?) -> one commit -> (watch)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flip.config.identity import identity
+from flip.config.resolve import Host, facts, host, resolve
+from flip.config.validate import validate
+from flip.exitcodes import ConfigError, FlipError
+from jobs import plan as planning
+from jobs import preflight, show
+from jobs.cluster import Cluster, Profile, load_profile, open_cluster, runs_root
+from jobs.cost import estimate
+from jobs.plan import Plan, Wanted
+from jobs.snapshot import take
+from jobs.sweep import SWEEPS, Run, Sweep, load
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+CONFIRM_ABOVE = 100.0
+"""GPU-hours that start without a question."""
+
+
+class Submission:
+    """One call of the command."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.sweep: Sweep = load(sweep_file(args.sweep), args.overrides, args.only, args.seeds)
+        self.profile = load_profile(args.cluster or self.sweep.cluster)
+        if self.profile.kind != "local" and not args.dry_run:
+            remedy = "Use --cluster local or --dry-run."
+            raise ConfigError("submission to Slurm is not available yet", self.profile.name, remedy=remedy)
+        self.cluster: Cluster | None = open_cluster(self.profile) if self.profile.kind == "local" else None
+        self.folder = runs_root(self.profile) / self.sweep.name
+        self.node = node(self.profile)
+        self.skipped: dict[str, str] = {}
+        """Checks that could not be done here -> why."""
+
+    def run(self) -> int:
+        """The exit code."""
+        wanted = [self._want(run) for run in self.sweep.runs]
+        dry = self.args.dry_run
+        with nullcontext() if dry else planning.lock(self.folder):
+            plan = self._plan(wanted)
+            self._show(plan)
+            if not dry:
+                plan.refuse_changed()
+                if plan.starting:
+                    self._confirm(plan)
+                    self._commit(plan)
+        if dry:
+            return 0
+        if self.args.watch:
+            from jobs.watch import watch
+
+            return watch([self.folder / run.name for run in wanted], sys.stdout, again=show.again())
+        if not self.args.json:
+            print(show.after(plan))
+        return 0
+
+    def _want(self, run: Run) -> Wanted:
+        """Resolve, validate and check one run; its errors name it."""
+        try:
+            data = facts(run.config)
+            config = resolve(run.config, self.node, data)
+            notes = validate(config)
+            for check in preflight.check(config, data, self.profile, self.node, self.folder):
+                if check.skipped:
+                    self.skipped.setdefault(check.name, check.detail)
+        except FlipError as error:
+            where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
+            raise type(error)(error.what, where, error.value, error.remedy) from error
+        return Wanted(run.name, config, identity(config, ""), estimate(config, self.profile), run.differs, notes)
+
+    def _plan(self, wanted: Sequence[Wanted]) -> Plan:
+        found, others = planning.observe(self.folder, [run.name for run in wanted], self.cluster)
+        restart = self.args.restart == "changed"
+        dropped = [] if self.args.only else others
+        return planning.plan(wanted, found, self.folder, self.args.retry, restart, dropped)
+
+    def _show(self, plan: Plan) -> None:
+        if self.args.json:
+            print(json.dumps(show.as_dict(plan, self.sweep, self.profile, self.skipped), indent=1))
+        elif self.args.dry_run:
+            print(show.details(plan, self.sweep, self.profile, self.skipped))
+        else:
+            print(show.summary(plan, self.sweep, self.profile))
+
+    def _confirm(self, plan: Plan) -> None:
+        hours = plan.cost.gpu_hours
+        if self.args.yes or hours is None or hours <= CONFIRM_ABOVE:
+            return
+        asked = f"This starts {len(plan.starting)} runs of {hours:,.0f} GPU-hours."
+        if not sys.stdin.isatty():
+            raise ConfigError(
+                f"above {CONFIRM_ABOVE:g} GPU-hours it asks first, and nobody is there",
+                value=asked,
+                remedy="Add --yes.",
+            )
+        if input(f"{asked} Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+            raise ConfigError("nothing was started", remedy="Answer y, or add --yes.")
+
+    def _commit(self, plan: Plan) -> None:
+        assert self.cluster is not None
+        snapshot = take(REPOSITORY, self.folder / ".code")
+        if snapshot.left_out and not self.args.json:
+            print(f"left out of the copied code, as they look like secrets: {', '.join(snapshot.left_out)}")
+        planning.apply(plan, snapshot, self.cluster, self._about(plan))
+
+    def _about(self, plan: Plan) -> dict[str, Any]:
+        """sweep.json: what a report shows of the sweep. Runs submitted before with another pattern keep their place."""
+        names = list(dict.fromkeys([*(action.wanted.name for action in plan.actions), *plan.dropped]))
+        about = asdict(self.sweep) | {"runs": names, "cluster": self.profile.name}
+        return {key: about[key] for key in ("name", "title", "notes", "cluster", "runs", "paper")}
+
+
+def sweep_file(typed: str) -> Path:
+    """The sweep file meant: a path from here, a path from the repository, or a name in sweeps/."""
+    places = [Path(typed).expanduser(), REPOSITORY / typed, SWEEPS / f"{typed}.yaml"]
+    return next((place for place in places if place.exists()), places[0])
+
+
+def node(profile: Profile) -> Host:
+    """One run's share of a node of the cluster: as the profile says, or this machine."""
+    here = host()
+    if profile.kind == "local":
+        cores = min(profile.cpus_per_node or here.cores, here.cores)
+        memory = int(profile.memory_gb * 1e9) or here.memory
+        return Host(max(1, cores // profile.parallel), memory // profile.parallel, here.bf16, here.cuda)
+    memory = int(profile.memory_gb * 1e9) or here.memory
+    return Host(profile.cpus_per_node or here.cores, memory, bf16=True, cuda=profile.gpus_per_node > 0)

@@ -1,0 +1,53 @@
+"""python jobs/submit.py --sweep FILE: check, show the cost, start what is not there yet."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+EXAMPLES = """examples:
+  python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch
+  python jobs/submit.py --sweep sweeps/model_scaling.yaml --dry-run
+  python jobs/submit.py --sweep sweeps/quickstart.yaml --only 'mask*' data.workers=2 stages.pretrain.samples=1e5
+  python jobs/submit.py --sweep sweeps/quickstart.yaml --seeds 0 1 2
+The same command again starts only what is missing; with --watch it comes back to runs that go on.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description="Submit a sweep: check it, show what it costs, start what is not there yet.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--sweep", required=True, metavar="FILE", help="the sweep file, or its name in sweeps/")
+    made.add_argument("--cluster", metavar="NAME", help="profile in sweeps/clusters; default: the sweep's")
+    made.add_argument("--only", metavar="PATTERN", help="only runs whose names match, as in a shell")
+    made.add_argument("--seeds", type=int, nargs="+", metavar="N", help="every run once per seed")
+    made.add_argument("--dry-run", action="store_true", help="check and show, start nothing, write nothing")
+    made.add_argument("--retry", action="store_true", help="start failed and cancelled runs again, with today's code")
+    made.add_argument("--restart", choices=["changed"], help="move runs of another configuration to the trash first")
+    made.add_argument("--watch", action="store_true", help="stay and show progress; Ctrl-C leaves the runs going")
+    made.add_argument("--yes", action="store_true", help="do not ask, whatever it costs")
+    made.add_argument("--json", action="store_true", help="the plan as JSON on standard output")
+    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top of the sweep's")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    from flip.exitcodes import FlipError
+    from jobs.submission import Submission
+
+    try:
+        return Submission(args).run()
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

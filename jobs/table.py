@@ -1,0 +1,60 @@
+"""Text tables and numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, indent: str = "") -> str:
+    """Aligned text: numbers to the right, the rest to the left; None is a dash. The columns are keys of the rows."""
+    columns = list(columns or dict.fromkeys(key for row in rows for key in row))
+    cells = [list(columns)] + [["-" if row.get(c) is None else str(row[c]) for c in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    right = [any(_numeric(line[i]) for line in cells[1:]) for i in range(len(columns))]
+    lines = []
+    for line in cells:
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
+        lines.append((indent + "  ".join(padded)).rstrip())
+    return "\n".join(lines)
+
+
+def _numeric(text: str) -> bool:
+    return text[:1].isdigit() or (text[:1] in "-+." and text[1:2].isdigit())
+
+
+def count(number: float | None) -> str:
+    """A number of things in words: 950, 12,800, 413 M, 12.8 B; - for None."""
+    if number is None:
+        return "-"
+    for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= scale:
+            return f"{number / scale:.4g} {unit}"
+    return f"{number:,.0f}"
+
+
+def size(number: float | None) -> str:
+    """Bytes in powers of 1000: 1.5 GB."""
+    if number is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(number) < 1000 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:.3g} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """75 -> 1 min 15 s; - for None."""
+    if seconds is None:
+        return "-"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f}"

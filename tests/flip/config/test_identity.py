@@ -1,0 +1,93 @@
+import json
+import shutil
+
+import pytest
+
+from flip.config.identity import explain, flatten, identity
+from flip.config.load import merge
+from flip.config.resolve import Host, facts, resolve
+
+GOLDEN = "4239744d741d293c43cbc23c92f39943af6f870666a02db5500ac6943eadeaa7"
+"""A change of this hash makes every stored run look changed: it needs a new schema number."""
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    record = {"samples": 5513, "chunk": 1, "mean_bytes": 3000.4, "digest": "d1"}
+    (folder / "manifest.json").write_text(json.dumps(record))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "classes.json").write_text('{"names": []}')
+    return folder
+
+
+def run(folder, *overrides, cores=2):
+    settings = {
+        "model.size": "tiny",
+        "data": {"manifest": str(folder), "tokenizer": str(folder / "tokenizer.json")},
+        "stages": [{"name": "pretrain", "samples": 1000, "batch": 128}],
+        "evaluate.sets": [{"name": "val", "manifest": str(folder), "classes": str(folder / "classes.json")}],
+        "compute.threads": 1,
+    }
+    config = merge([("test", settings)], overrides)
+    return resolve(config, Host(cores=cores, memory=10**10), facts(config))
+
+
+def test_the_hash_is_pinned(data):
+    assert identity(run(data), "code")["hash"] == GOLDEN
+
+
+def test_a_moved_data_set_and_other_circumstances_keep_the_identity(data, tmp_path):
+    before = identity(run(data), "code")
+    shutil.move(data, tmp_path / "moved")
+    others = ["data.workers=3", "data.buffer=5e9", "checkpoint.minutes=1", "monitor.log_every=1", "resources.hours=1"]
+    after = run(tmp_path / "moved", *others, "evaluate.every=500", "recipe=mine", "resources.cpus=4", cores=64)
+    assert identity(after, "other code")["hash"] == before["hash"]
+    assert explain(before, after) == []
+    assert str(tmp_path) not in json.dumps(before["config"])
+
+
+@pytest.mark.parametrize(
+    "override, key",
+    [
+        ("seed=1", "seed"),
+        ("stages.pretrain.mask=0.75", "stages.pretrain.mask"),
+        ("optim.beta2=0.98", "optim.beta2"),
+        ("data.lanes=64", "data.lanes"),
+        ("compute.threads=2", "compute.threads"),
+        ("data.resize=pillow", "data.resize"),
+        ("resources.processes=2", "world"),
+        ("evaluate.sets.val.role=validation", "evaluate.sets.val.role"),
+        ("augment.flip=0", "augment.flip"),
+    ],
+)
+def test_what_matters_to_science_changes_it_and_is_named(data, override, key):
+    before, config = identity(run(data), "code"), run(data, override)
+    assert identity(config, "code")["hash"] != before["hash"]
+    changes = explain(json.loads(json.dumps(before)), config)
+    assert [change.key for change in changes] == [key]
+    assert "->" in str(changes[0])
+
+
+def test_other_data_are_another_run(data):
+    before = identity(run(data), "code")
+    (data / "tokenizer.json").write_text("{ }")
+    assert [change.key for change in explain(before, run(data))] == ["data.tokenizer"]
+
+
+def test_an_added_stage_is_named_by_its_fields(data):
+    changes = explain(identity(run(data), "code"), run(data, "stages.unmasked.samples=10", "stages.unmasked.batch=128"))
+    assert {change.key for change in changes} == {
+        f"stages.unmasked.{field}" for field in ("name", "samples", "batch", "mask", "base_lr", "warmup")
+    }
+    assert changes[0].was is None
+
+
+def test_flatten_keeps_plain_lists_and_empty_ones():
+    assert flatten({"a": {"b": [1, 2]}, "c": [], "d": [{"name": "x", "e": 1}]}) == {
+        "a.b": [1, 2],
+        "c": [],
+        "d.x.name": "x",
+        "d.x.e": 1,
+    }

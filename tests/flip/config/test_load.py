@@ -1,0 +1,179 @@
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flip.config.load import Table, dump, get, merge, read, read_yaml
+from flip.config.schema import Config
+from flip.config.sizes import SIZES
+from flip.exitcodes import ConfigError, PermissionDenied
+
+BASE = ("base.yaml", {"stages": [{"name": "pretrain", "samples": 1000, "batch": 10, "mask": 0.5}]})
+
+
+def mistake(call, *args, **kwargs):
+    """The paragraph of the ConfigError that a call raises: one line, with the configuration's code."""
+    with pytest.raises(ConfigError) as caught:
+        call(*args, **kwargs)
+    assert caught.value.code == 78
+    text = caught.value.paragraph()
+    assert "\n" not in text
+    return text
+
+
+def test_later_layers_win_and_the_size_lies_under_what_is_named():
+    over = ("over.yaml", {"model": {"size": "H/14", "image.width": 64}, "optim.beta2": 0.9})
+    config = merge([BASE, over], ["optim.beta2=0.98", "optim.beta2=0.99"])
+    assert config.model.image.width == 64
+    assert config.model.image.layers == SIZES["H/14"]["image"]["layers"]
+    assert config.optim.beta2 == 0.99
+    assert merge([over, ("top", {"model.size": "tiny"})]).model.text.vocabulary == 1000
+    assert merge([("empty", {})]) == dataclasses.replace(Config(), stages=[])
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    path = tmp_path / "numbers.yaml"
+    path.write_text(
+        "stages: [{name: a, samples: 12.8e9, batch: 65_536, warmup: '1e3', base_lr: 4e-6, mask: .50}]\n"
+        "seed: 18446744073709551615\ncompute: {deterministic: yes}\nresources: {hours: 24}\n"
+    )
+    config = merge([(str(path), read_yaml(path))])
+    stage = config.stages[0]
+    assert (stage.samples, stage.batch, stage.warmup) == (12_800_000_000, 65536, 1000)
+    assert stage.base_lr == 4e-6 and config.seed == 2**64 - 1
+    assert config.compute.deterministic == "yes" and config.resources.hours == 24.0
+
+
+@pytest.mark.parametrize("written", ["0.5", "0.50", ".5", "5e-1"])
+def test_a_mask_has_one_form(written):
+    assert merge([BASE], [f"stages.pretrain.mask={written}"]).stages[0].mask == "0.5"
+    assert merge([("x", {"stages": [{"mask": float(written)}]})]).stages[0].mask == "0.5"
+    assert merge([BASE], ["stages.pretrain.mask=0.0"]).stages[0].mask == "0"
+
+
+def test_members_of_named_lists_change_by_name_or_position():
+    more = {"stages": {"pretrain": {"mask": "0.75"}, "unmasked": {"samples": 50, "batch": 5}}}
+    config = merge([BASE, ("more", more)], ["stages.0.samples=7", "evaluate.sets.t.manifest=x"])
+    assert [(s.name, s.samples, s.batch, s.mask) for s in config.stages] == [
+        ("pretrain", 7, 10, "0.75"),
+        ("unmasked", 50, 5, "0.5"),
+    ]
+    assert get(config, "evaluate.sets.t.manifest") == "x" and get(config, "stages.none.mask") is None
+    assert [s.name for s in merge([BASE, ("more", more)], ["stages.pretrain="]).stages] == ["unmasked"]
+    assert [s.name for s in merge([BASE], ["stages=[{name: b}]"]).stages] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("modle.size=B/16", ["modle", "unknown key", "Did you mean model?"]),
+        ("model.image.widht=3", ["model.image.widht", "model.image.width"]),
+        ("lr=3", ["lr: unknown key"]),
+        ("weight_decay=3", ["optim.weight_decay"]),
+        ("stages.pretrain.bach=3", ["stages.pretrain.batch"]),
+        ("stages.7.batch=3", ["There are 1: pretrain"]),
+        ("stages=3", ["needs a list", "3"]),
+        ("stages.pretrain=3", ["needs a mapping", "3"]),
+        ("stages.pretrain.mask=half", ["stages.pretrain.mask", "'half'", "0.5"]),
+        ("seed=1.5", ["seed", "whole number", "1.5"]),
+        ("seed=true", ["seed", "whole number", "True"]),
+        ("seed=", ["seed", "nothing"]),
+        ("optim.eps=.inf", ["optim.eps", "number"]),
+        ("optim.eps=1e999", ["optim.eps", "number"]),
+        ("optim.decay_logit_scale=3", ["true or false", "3"]),
+        ("recipe=[a]", ["recipe", "text"]),
+        ("recipe=${oc.env:HOME}", ["interpolation is off", "${oc.env:HOME}"]),
+        ("model.size=XXL", ["model.size", "'XXL'", "B/16"]),
+        ("augment.mean=[a]", ["augment.mean.0", "'a'"]),
+        ("nonsense", ["KEY=VALUE", "'nonsense'"]),
+        ("optim..eps=1", ["empty part"]),
+        ("seed=[", ["command line, seed", "not valid YAML"]),
+    ],
+)
+def test_a_wrong_override_is_named(override, words):
+    text = mistake(merge, [BASE], [override])
+    assert "command line" in text
+    for word in words:
+        assert word in text
+
+
+def test_an_error_names_file_line_and_key(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: 1\nmodel:\n  image:\n    width: wide\n")
+    assert f"{path}:4: model.image.width: needs a whole number (found: 'wide')." == mistake(
+        merge, [BASE, (str(path), read_yaml(path))]
+    )
+
+
+def test_one_key_in_two_ways():
+    assert "twice" in mistake(merge, [("x", {"optim.eps": 1e-8, "optim": {"eps": 1e-6}})])
+    assert "twice" in mistake(merge, [("x", {"optim": 3, "optim.eps": 1e-8})])
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"- a\n- b\n", ["a mapping is needed", "list"]),
+        (b"just text", ["a mapping is needed"]),
+        (b"a: 1\nb: \xff\n", [":2:", "not UTF-8", "0xff"]),
+        (b"a: 1\nb: [1,\n", ["not valid YAML", ":3:"]),
+        (b"a: 1\nb: 2\na: 3\n", [":3:1", "stands twice", "line 1"]),
+        (b"a: !!python/object:os.system x\n", ["not valid YAML", ":1:"]),
+        (b"a: \x00\n", ["not valid YAML"]),
+        (b"[a, b]: 1\n", ["plain text"]),
+    ],
+)
+def test_files_that_are_no_mapping(tmp_path, content, words):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    text = mistake(read_yaml, path)
+    for word in [str(path), *words]:
+        assert word in text
+
+
+def test_files_that_are_not_there(tmp_path):
+    assert "no such file" in mistake(read_yaml, tmp_path / "none.yaml")
+    assert "folder" in mistake(read_yaml, tmp_path)
+
+
+def test_a_file_that_may_not_be_read(tmp_path):
+    path = tmp_path / "secret.yaml"
+    path.write_text("a: 1\n")
+    path.chmod(0)
+    tmp_path.chmod(0o755)
+    was = os.geteuid()
+    try:
+        if was == 0:
+            os.seteuid(65534)
+        with pytest.raises(PermissionDenied) as caught:
+            read_yaml(path)
+    finally:
+        os.seteuid(was)
+    assert caught.value.code == 77 and str(path) in str(caught.value)
+
+
+def test_keys_are_text_and_scalars_those_of_yaml_1_2(tmp_path):
+    path = tmp_path / "scalars.yaml"
+    path.write_text("0.5: yes\non: 010\nx: 1:30\ny: 1e3\nz:\n<<: {w: 1}\n")
+    table = read_yaml(path)
+    assert table == {"0.5": "yes", "on": "010", "x": "1:30", "y": 1000.0, "z": None, "w": 1}
+    assert isinstance(table, Table) and table.lines["x"] == 3
+
+
+def test_what_is_dumped_is_read_back(tmp_path):
+    config = merge(
+        [BASE], ["recipe='1e3'", "data.manifest='caf\u00e9: x'", "compute.deterministic=no", "model.size=tiny"]
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(config), encoding="utf-8")
+    assert read(path) == config
+    assert dump(read(path)) == dump(config)
+    path.write_text(dump(config).replace("schema: 1", "schema: 99"))
+    assert "99" in mistake(read, path) and str(path) in mistake(read, path)
+
+
+def test_the_import_brings_no_torch():
+    code = "import sys, flip.config.load, flip.config.validate, flip.config.identity; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

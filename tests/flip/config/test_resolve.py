@@ -1,0 +1,158 @@
+import dataclasses
+import json
+import os
+
+import pytest
+
+from flip.config.load import merge
+from flip.config.resolve import (
+    DataFacts,
+    Host,
+    buffer_bytes,
+    default_chunk,
+    default_lanes,
+    facts,
+    host,
+    locate,
+    resolve,
+)
+from flip.exitcodes import ConfigError, DataError, PermissionDenied
+
+LAPTOP = Host(cores=2, memory=16 * 10**9)
+LAION = {"data.samples": 400e6, "stages": [{"samples": 12.8e9, "batch": 65536}], "model.size": "L/16"}
+
+
+def config(settings=None, *overrides):
+    return merge([("test", LAION if settings is None else settings)], overrides)
+
+
+def resolved(on=LAPTOP, *overrides):
+    made = config(None, *overrides)
+    return resolve(made, on, facts(made))
+
+
+def write_manifest(folder, **facts):
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"samples": 5513, "chunk": 1, "mean_bytes": 3000.4, "digest": "abc", **facts}
+    (folder / "manifest.json").write_text(json.dumps(record))
+    return str(folder)
+
+
+def test_nothing_automatic_is_left_and_the_given_stays():
+    made = config(None, "data.workers=0", "compute.precision=bf16")
+    before = dataclasses.replace(made)
+    done = resolve(made, LAPTOP, facts(made))
+    assert made == before
+    assert "auto" not in str(dataclasses.asdict(done))
+    assert (done.compute.device, done.compute.precision, done.compute.attention) == ("cpu", "bf16", "explicit")
+    assert (done.data.workers, done.compute.threads, done.compute.deterministic) == (0, 2, "yes")
+    assert resolve(done, Host(cores=64, memory=10**12, bf16=True, cuda=True), facts(done)) == done
+
+
+def test_a_gpu_run_does_not_follow_the_machine_that_submits():
+    gpu = ("resources.gpus=8", "resources.processes=8", "resources.nodes=4", "data.buffer=1e12", "data.chunk=64")
+    first, second = resolved(LAPTOP, *gpu), resolved(Host(cores=96, memory=10**12, bf16=True), *gpu)
+    assert first == second
+    assert (first.compute.device, first.compute.precision, first.compute.attention) == ("cuda", "bf16", "sdpa")
+    assert first.data.workers == 8 and first.compute.deterministic == "no"
+
+
+def test_precision_and_threads_on_a_cpu():
+    fast = resolved(Host(cores=8, memory=10**11, bf16=True), "resources.processes=2")
+    assert (fast.compute.precision, fast.compute.attention) == ("bf16", "explicit")
+    assert (fast.data.workers, fast.compute.threads) == (1, 3)
+    slow = resolved(LAPTOP)
+    assert (slow.compute.precision, slow.compute.attention, slow.compute.threads) == ("fp32", "sdpa", 1)
+
+
+def test_lanes_are_the_largest_number_that_fits():
+    def lanes(samples, chunk, batches, world=1, block=4, mean=1000.0, buffer=10**15):
+        stages = [{"name": f"s{i}", "samples": 1, "batch": b} for i, b in enumerate(batches)]
+        made = config({"stages": stages, "data.block": block, "resources.processes": world})
+        return default_lanes(made, DataFacts(samples, chunk, mean, "", True), buffer)
+
+    assert lanes(400_000_000, 256, [65536]) == 4096
+    assert lanes(400_000_000, 256, [65536, 3 * 1024]) == 1024
+    assert lanes(400_000_000, 256, [96], world=3) == 96
+    assert lanes(5513, 1, [128]) == 128
+    assert lanes(1024, 1, [256], block=4) == 128
+    assert lanes(1023, 1, [256], block=4) == 64
+    assert lanes(10**6, 1, [256], buffer=buffer_bytes(64, 4, 1, 1000.0)) == 64
+    assert lanes(10**6, 1, [256], buffer=buffer_bytes(64, 4, 1, 1000.0) - 1) == 32
+    assert lanes(4, 1, [256], world=2) == 2
+    assert lanes(400_000_000, 256, [10_000]) == 2500
+
+
+@pytest.mark.parametrize("samples, chunk", [(1, 1), (8191, 1), (8192, 2), (2**20 - 1, 128), (2**20, 256), (10**9, 256)])
+def test_the_chunk_of_nominal_data(samples, chunk):
+    assert default_chunk(samples) == chunk
+
+
+def test_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert locate("cache:emoji/train") == str(tmp_path / "cache/emoji/train")
+    assert locate("here/x") == str(tmp_path / "here/x")
+    assert (locate(""), locate("s3://bucket/x")) == ("", "s3://bucket/x")
+    monkeypatch.delenv("FLIP_CACHE")
+    assert locate("cache:x") == os.path.expanduser("~/.cache/flip/x")
+    done = resolved(LAPTOP, "data.tokenizer=cache:t.json", "evaluate.sets.t.classes=c.json")
+    assert done.data.tokenizer == locate("cache:t.json")
+    assert done.evaluate.sets[0].classes == str(tmp_path / "c.json")
+
+
+def test_facts_come_from_the_manifest(tmp_path):
+    made = config(
+        {"data.manifest": write_manifest(tmp_path), "data.samples": 7, "stages": [{"samples": 1, "batch": 128}]}
+    )
+    found = facts(made)
+    assert found == DataFacts(5513, 1, 3000.4, "abc", False)
+    data = resolve(made, LAPTOP, found).data
+    assert (data.samples, data.sample_bytes, data.chunk, data.lanes) == (5513, 3000, 1, 128)
+    assert data.buffer == LAPTOP.memory // 4
+    made.data.chunk = 64
+    with pytest.raises(ConfigError, match=r"data\.chunk.* 1 .*64"):
+        resolve(made, LAPTOP, found)
+
+
+def test_no_manifest(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.manifest"):
+        facts(config({}))
+    missing = str(tmp_path / "none")
+    with pytest.raises(DataError, match=r"none: .*tools/shards\.py index") as caught:
+        facts(config({"data.manifest": missing}))
+    assert caught.value.code == 65
+    with pytest.raises(DataError, match=r"tools/demo_data\.py"):
+        facts(config({"data.manifest": "cache:no/such"}))
+    assert facts(config({"data.manifest": missing, "data.samples": 10**6})).nominal
+
+
+def test_a_damaged_or_forbidden_manifest(tmp_path):
+    folder = write_manifest(tmp_path / "m")
+    path = tmp_path / "m/manifest.json"
+    made = config({"data.manifest": folder})
+    for text in ("{", "[]", '{"samples": 3}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match="damaged"):
+            facts(made)
+    write_manifest(tmp_path / "m")
+    path.chmod(0)
+    tmp_path.chmod(0o755)
+    was = os.geteuid()
+    try:
+        if was == 0:
+            os.seteuid(65534)
+        with pytest.raises(PermissionDenied, match="manifest.json"):
+            facts(made)
+    finally:
+        os.seteuid(was)
+
+
+def test_a_value_out_of_range_is_found_before_any_arithmetic():
+    with pytest.raises(ConfigError, match=r"resources\.processes: must be at least 1"):
+        resolved(LAPTOP, "resources.processes=0")
+
+
+def test_this_machine():
+    here = host()
+    assert here.cores >= 1 and here.memory > 10**8

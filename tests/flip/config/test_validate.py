@@ -1,0 +1,122 @@
+import json
+
+import pytest
+
+from flip.config.load import merge
+from flip.config.resolve import Host, facts, resolve
+from flip.config.stages import kept, spans
+from flip.config.validate import plan_numbers, validate
+from flip.exitcodes import ConfigError
+
+BASE = {
+    "model.size": "tiny",
+    "data": {"samples": 10_000, "sample_bytes": 1000},
+    "stages": [
+        {"name": "pretrain", "samples": 1000, "batch": 128, "warmup": 100},
+        {"name": "unmasked", "samples": 640, "batch": 64, "mask": 0},
+    ],
+}
+
+
+def run(*overrides, **resolved):
+    """A resolved configuration; ``resolved`` are fields of data that are set after that."""
+    config = merge([("test", BASE)], overrides)
+    config = resolve(config, Host(cores=2, memory=10**10), facts(config))
+    for name, value in resolved.items():
+        setattr(config.data, name, value)
+    return config
+
+
+def test_a_good_one_passes_and_has_notes():
+    notes = validate(run())
+    assert any("24 samples more" in note for note in notes) and any("no evaluation set" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (
+            ["stages.pretrain.batch=100", "resources.processes=3"],
+            ["stages.pretrain.batch", "100", "3 ranks", "99 or 102"],
+        ),
+        (["data.lanes=48"], ["data.lanes", "48", "stages.pretrain.batch 128", "96 or 144"]),
+        (["data.lanes=2", "resources.nodes=4"], ["2 lanes", "4 ranks"]),
+        (["data.lanes=64", "data.block=100"], ["12800 chunks", "has 5000", "data.block to 39"]),
+        (["data.lanes=4", "data.workers=5"], ["data.workers", "4 lanes of a rank", "5"]),
+        (["model.image.patch=7"], ["7 does not divide size 64", "63 or 70"]),
+        (["model.image.heads=3"], ["model.image.heads", "63 or 66"]),
+        (["model.text.heads=3"], ["model.text.heads", "3 heads"]),
+        (["model.image.width=66"], ["multiple of 4", "64 or 68"]),
+        (["stages.pretrain.mask=1"], ["stages.pretrain.mask", "below 1", "'1'"]),
+        (["stages.pretrain.mask=-0.1"], ["stages.pretrain.mask", "at least 0"]),
+        (["stages.pretrain.mask=0.99"], ["keeps none of 64 patches"]),
+        (["stages.1.name=pretrain"], ["stages", "same name", "pretrain"]),
+        (["stages.1.name=a/b"], ["stages", "'a/b'"]),
+        (["stages=[]"], ["stages", "none"]),
+        (["stages.pretrain.samples=0"], ["stages.pretrain.samples", "at least 1"]),
+        (["stages.pretrain.batch=-4"], ["stages.pretrain.batch", "at least 1", "-4"]),
+        (["stages.pretrain.warmup=1001"], ["stages.pretrain.warmup", "1000 samples", "1001"]),
+        (["stages.pretrain.base_lr=-1"], ["stages.pretrain.base_lr"]),
+        (["model.image.pool=max"], ["model.image.pool", "'max'", "all, patches"]),
+        (["compute.precision=fp16"], ["compute.precision", "bf16"]),
+        (["compute.deterministic=maybe"], ["compute.deterministic", "yes, no"]),
+        (["data.decoder=gif"], ["data.decoder", "simplejpeg"]),
+        (["compute.device=cuda"], ["compute.device", "resources.gpus is 0"]),
+        (["resources.gpus=2"], ["resources.processes", "2 GPUs"]),
+        (["seed=-1"], ["seed", "at least 0"]),
+        (["seed=18446744073709551616"], ["seed", "at most 18446744073709551615"]),
+        (["checkpoint.minutes=0"], ["checkpoint.minutes", "above 0"]),
+        (["checkpoint.keep=0"], ["checkpoint.keep", "at least 1"]),
+        (["augment.crop_area=[0.9, 0.5]"], ["augment.crop_area", "smaller first"]),
+        (["augment.std=[1, 1]"], ["augment.std", "three"]),
+        (["augment.std=[1, 1, 0]"], ["augment.std.2", "above 0"]),
+        (["data.captions=[]"], ["data.captions"]),
+        (
+            ["evaluate.sets=[{name: a, manifest: m, classes: c}, {name: a, manifest: m, classes: c}]"],
+            ["same name", "a"],
+        ),
+        (["evaluate.sets=[{name: a, manifest: m}]"], ["evaluate.sets.a.classes"]),
+        (["evaluate.sets=[{name: a, role: tst}]"], ["evaluate.sets.a.role", "'tst'"]),
+    ],
+)
+def test_what_cannot_run_is_named_with_its_remedy(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        validate(run(*overrides))
+    text = caught.value.paragraph()
+    assert caught.value.code == 78 and "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_what_is_not_resolved_is_refused():
+    for name, value in (("workers", -1), ("lanes", 0), ("chunk", 0), ("decoder", "auto")):
+        with pytest.raises(ConfigError, match=rf"data\.{name}: is not resolved"):
+            validate(run(**{name: value}))
+
+
+def test_more_ranks_than_tiny_data_allows():
+    with pytest.raises(ConfigError, match="the data set has 40"):
+        validate(run("data.samples=40", "resources.processes=16"))
+
+
+def test_s_runs_on_over_stages_and_no_batch_is_cut():
+    first, second = spans(run())
+    assert (first.start, first.end, first.steps) == (0, 1024, 8)
+    assert (second.start, second.end, second.steps) == (1024, 1664, 10)
+
+
+def test_patches_are_kept_in_exact_arithmetic():
+    image = run("model.image.size=80").model.image
+    assert [kept(image, mask) for mask in ("0", "0.5", "0.9", "0.7", "0.29")] == [100, 50, 10, 30, 71]
+
+
+def test_the_numbers_of_a_plan():
+    numbers = plan_numbers(run("resources.processes=2", "data.lanes=8"))
+    assert json.loads(json.dumps(numbers)) == numbers
+    assert numbers["world"] == 2 and numbers["worlds"] == [1, 2, 4, 8]
+    assert numbers["data"]["chunk"] == 2 and numbers["data"]["buffer"] == 8 * 4 * 2 * 1000 * 1.5
+    assert numbers["data"]["buffer_per_rank"] == 48_000
+    assert numbers["data"]["passes"] == pytest.approx(0.1664)
+    stage = numbers["stages"][0]
+    assert (stage["local_batch"], stage["patches"], stage["kept"], stage["steps"]) == (64, 64, 32, 8)
+    assert stage["lr"] == pytest.approx(4e-6 / 2)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from flip.config.schema import Augment
+from flip.data import augment as augmenting
+from flip.data.augment import Draws
+from tests.synthetic import picture
+
+WHOLE = {"crop_area": [1.0, 1.0], "crop_aspect": [1.0, 1.0], "flip": 0.0}
+
+
+def draws(n=1, **fixed):
+    made = Draws.of(3, np.zeros(n, dtype=np.int64), np.arange(n))
+    return made._replace(**{name: np.full_like(getattr(made, name), value) for name, value in fixed.items()})
+
+
+def test_crop_boxes_are_those_of_the_recipe():
+    augment, many = Augment(), draws(2000)
+    boxes = np.array([augmenting.crop_box(300, 200, augment, row) for row in many.crop])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area, aspect = width * height / 60000, width / height
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= 300 and boxes[:, 3].max() <= 200
+    assert 0.49 < area.min() < 0.52 and 0.86 < area.max() < 0.9
+    assert 0.74 < aspect.min() < 0.8 and 1.3 < aspect.max() < 1.35
+    assert boxes[:, 0].max() > 0 and boxes[:, 1].max() > 0
+
+
+def test_no_box_fits():
+    assert augmenting.crop_box(1000, 100, Augment(), draws().crop[0]) == (433, 0, 566, 100)
+
+
+@pytest.mark.parametrize("resize", ["pillow", "torchvision"])
+def test_the_whole_picture_stays_itself(resize):
+    image = picture(3, 32)
+    assert np.array_equal(augmenting.view(image, 32, Augment(**WHOLE), draws(), 0, resize), image)
+    mirrored = augmenting.view(image, 32, Augment(**WHOLE | {"flip": 1.0}), draws(), 0, resize)
+    assert np.array_equal(mirrored, image[:, ::-1])
+
+
+def test_both_resizes_see_the_same():
+    image = np.kron(picture(3, 32), np.ones((4, 4, 1), dtype=np.uint8))
+    many = draws(8)
+    for row in range(8):
+        a, b = (augmenting.view(image, 48, Augment(), many, row, resize) for resize in ("pillow", "torchvision"))
+        assert np.abs(a.astype(int) - b).max() <= 3
+
+
+def test_affine_map():
+    """At rest it is the identity; mirror, shift and a right angle move pixels to where they belong."""
+    image, rest = picture(4, 32), draws(augment=0.5)
+    turned = Augment(**WHOLE, rotate=180.0)
+    assert np.array_equal(augmenting.view(image, 32, turned, rest, 0), image)
+    assert np.array_equal(
+        augmenting.view(image, 32, Augment(**WHOLE | {"flip": 1.0}, zoom=0.1), rest, 0), image[:, ::-1]
+    )
+    quarter = rest._replace(augment=rest.augment.copy())
+    quarter.augment[:, 0] = 0.75
+    clockwise = augmenting.view(image, 32, turned, quarter, 0).astype(int)
+    assert np.abs(clockwise - np.rot90(image, -1)).max() <= 1
+    shifted = rest._replace(augment=rest.augment.copy())
+    shifted.augment[:, 1] = 1.0
+    moved = augmenting.view(image, 32, Augment(**WHOLE, translate=0.25), shifted, 0)
+    assert np.array_equal(moved[:, :24], image[:, 8:]) and (moved[:, 24:] == 255).all()
+
+
+def test_a_large_picture_is_averaged_before_it_is_sampled():
+    stripes = np.tile(np.array([[[0] * 3], [[255] * 3]], dtype=np.uint8).reshape(1, 2, 3), (256, 128, 1))
+    view = augmenting.view(stripes, 32, Augment(**WHOLE, rotate=1.0), draws(augment=0.5), 0)
+    assert np.abs(view.astype(int) - 127).max() <= 2
+
+
+def test_colour():
+    assert augmenting.colour_matrix(Augment(), draws().augment[0]) is None
+    image = picture(2, 16)
+    for name in ("brightness", "contrast", "saturation"):
+        assert np.array_equal(augmenting.view(image, 16, Augment(**WHOLE, **{name: 0.5}), draws(augment=0.5), 0), image)
+    low = {name: augmenting.view(image, 16, Augment(**WHOLE, **{name: 0.5}), draws(augment=0.0), 0).astype(int)
+           for name in ("brightness", "contrast")}  # fmt: skip
+    assert np.abs(low["brightness"] - image / 2).max() <= 1
+    assert np.abs(low["contrast"] - (image / 2 + 63.75)).max() <= 1
+    grey = augmenting.view(image, 16, Augment(**WHOLE, grey=1.0), draws(), 0)
+    assert (grey.max(axis=2) == grey.min(axis=2)).all()

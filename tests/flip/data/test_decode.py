@@ -1,0 +1,69 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flip.data import decode
+from flip.data.decode import Undecodable
+from tests.synthetic import encode, picture
+
+
+def saved(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+RGB = Image.fromarray(picture(5, 32))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "RGB"])
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+def test_every_mode_becomes_rgb(mode, decoder):
+    format = "JPEG" if mode == "CMYK" else "TIFF" if mode == "LA" else "PNG"
+    pixels = decode.decode(saved(RGB.convert(mode), format), decoder)
+    assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
+
+
+def test_values():
+    assert np.array_equal(decode.decode(encode(picture(5, 32))), picture(5, 32))
+    deep = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
+    assert (decode.decode(saved(deep, "PNG")) == 0x80).all()
+    clear = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
+    assert (decode.decode(saved(clear, "PNG")) == 255).all()
+    keyed = saved(Image.new("RGB", (4, 4), (10, 20, 30)), "PNG", transparency=(10, 20, 30))
+    assert (decode.decode(keyed) == 255).all()
+
+
+def test_both_jpeg_decoders_see_the_same():
+    data = encode(picture(2, 64), "jpg")
+    difference = decode.decode(data).astype(int) - decode.decode(memoryview(data), "simplejpeg").astype(int)
+    assert np.abs(difference).max() <= 8
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+@pytest.mark.parametrize("fmt", ["png", "jpg"])
+def test_damage_is_undecodable(decoder, fmt):
+    whole = encode(picture(1, 64), fmt)
+    for data in (b"", b"no picture", whole[: len(whole) // 2], whole[:20]):
+        with pytest.raises(Undecodable):
+            decode.decode(data, decoder)
+
+
+def test_pixel_limit_is_read_from_the_header(monkeypatch):
+    monkeypatch.setattr(decode, "LIMIT", 32 * 32 - 1)
+    for data in (saved(RGB, "PNG"), saved(RGB, "JPEG")):
+        for decoder in ("pillow", "simplejpeg"):
+            with pytest.raises(Undecodable, match="32 x 32 pixels"):
+                decode.decode(data, decoder)
+
+
+def test_patches_and_evaluation_view():
+    image = np.arange(6 * 6 * 3, dtype=np.uint8).reshape(6, 6, 3)
+    rows = decode.patches(image, 2)
+    assert rows.shape == (9, 12) and np.array_equal(rows[4], image[2:4, 2:4].ravel())
+    assert np.array_equal(decode.patches(image, 2, np.array([7, 8], dtype=np.int16)), rows[[7, 8]])
+    wide = np.zeros((10, 30, 3), dtype=np.uint8)
+    wide[:, 10:20] = 200
+    assert (decode.evaluation_view(wide, 10) == 200).all()

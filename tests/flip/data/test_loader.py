@@ -1,0 +1,319 @@
+"""Batches are a function of configuration, manifest and S: not of ranks, workers, restarts or luck."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import webdataset
+
+from flip.config import schema
+from flip.data import masking
+from flip.data.index import index
+from flip.data.loader import Loader, evaluation
+from flip.data.manifest import Manifest, write
+from flip.data.order import Order
+from flip.exitcodes import ConfigError, DataError
+from flip.tokenizer import Tokenizer
+from tests.synthetic import caption, encode, make_dataset, make_tokenizer, picture
+
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLES, CHUNK, BLOCK, LANES, BATCH = 203, 2, 3, 12, 48
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_tokenizer(root / "tokenizer.json")
+    return make_dataset(root / "shards", SAMPLES, 5, size=32, classes=7, chunk=CHUNK)
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "shards")
+
+
+AFFINE = schema.Augment(rotate=15, translate=0.1, zoom=0.2, brightness=0.2, contrast=0.2, saturation=0.2, grey=0.2)
+PLAIN = schema.Augment()
+
+
+def loader(original, rank=0, world=1, workers=0, augment=PLAIN, folder=None, **fields):
+    values = {"chunk": CHUNK, "block": BLOCK, "lanes": LANES, "decoder": "pillow", "resize": "pillow"} | fields
+    data = schema.Data(
+        manifest=str(folder or original), tokenizer=str(original.parent / "tokenizer.json"), workers=workers, **values
+    )
+    image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
+    return Loader(data, augment, image, text, seed=11, rank=rank, world=world, witness=True)
+
+
+def take(source, start, count, batch=BATCH, mask="0.5"):
+    batches = source.batches(start, batch, mask)
+    try:
+        return [next(batches) for _ in range(count)]
+    finally:
+        batches.close()
+
+
+def joined(original, world, workers, start, count, **fields):
+    """Global batches, put together from the loaders of all ranks."""
+    parts = [take(loader(original, rank, world, workers, **fields), start, count) for rank in range(world)]
+    names = ("patches", "keep", "tokens", "ids", "witness")
+    return [{n: torch.cat([getattr(part[t], n) for part in parts]) for n in names} for t in range(count)]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x[n], y[n]) for x, y in zip(a, b, strict=True) for n in x)
+
+
+@pytest.fixture(scope="module", params=[PLAIN, AFFINE], ids=["plain", "affine"])
+def reference(original, request):
+    return request.param, joined(original, 1, 0, 0, 8, augment=request.param)
+
+
+def test_batch(original, reference):
+    batch = reference[1][0]
+    shapes = {name: (tuple(t.shape), t.dtype) for name, t in batch.items()}
+    assert shapes["patches"] == ((BATCH, 4, 192), torch.uint8) and shapes["keep"] == ((BATCH, 4), torch.int16)
+    assert shapes["tokens"] == ((BATCH, 8), torch.int32) and shapes["ids"] == ((BATCH,), torch.int64)
+    ids, visits = Order(11, SAMPLES, CHUNK, BLOCK, LANES).batch(0, BATCH)
+    assert batch["ids"].tolist() == ids.tolist()
+    assert batch["keep"].tolist() == masking.keep(11, visits, ids, 9, 4).tolist()
+    pixels = [hashlib.sha256(picture(i, 32).tobytes()).digest()[:8] for i in ids]
+    assert batch["witness"].tolist() == [int.from_bytes(d, "little", signed=True) for d in pixels]
+
+
+@pytest.mark.parametrize("world, workers", [(1, 3), (2, 1), (2, 3), (4, 2), (LANES, 0)])
+def test_ranks_and_workers_change_nothing(original, reference, world, workers):
+    augment, expected = reference
+    assert same(joined(original, world, workers, 0, 8, augment=augment), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_anywhere_and_over_a_pass(original, reference, workers):
+    augment, expected = reference
+    assert same(joined(original, 1, workers, 5 * BATCH, 3, augment=augment), expected[5:])
+
+
+def test_another_batch_size_goes_on_in_the_same_stream(original, reference):
+    some = take(loader(original), 2 * BATCH, 1, batch=2 * BATCH)[0].ids.reshape(LANES, -1)
+    before = [batch["ids"].reshape(LANES, -1) for batch in reference[1][2:4]]
+    assert torch.equal(some, torch.cat(before, dim=1))
+
+
+def test_captions_are_drawn(original):
+    batch = take(loader(original, lanes=1, block=1), 0, 1, batch=200, mask="0")[0]
+    tokenizer = Tokenizer(str(original.parent / "tokenizer.json"), 8, True)
+    picked = [
+        [row.tolist() for row in tokenizer(caption(i).split("\n"))].index(t.tolist())
+        for i, t in zip(batch.ids.tolist(), batch.tokens, strict=True)
+    ]
+    assert 0.35 < np.mean(picked) < 0.65
+
+
+# -- bad data ---------------------------------------------------------------------------------------------------------
+
+
+def spoil(folder, bad):
+    """The same data set with samples that are no pictures; the manifest is made anew."""
+    for path in [*folder.glob("*.tar"), folder / "manifest.json"]:
+        path.unlink()
+    for shard in range(2):
+        with webdataset.TarWriter(str(folder / f"{shard}.tar"), mtime=0) as writer:
+            for i in range(100 * shard, 100 * shard + 100):
+                data = b"\x89PNG broken" if i in bad else encode(picture(i, 32))
+                writer.write({"__key__": f"{i:04d}", "png": data, "txt": caption(i)})
+    return index([str(path) for path in folder.glob("*.tar")], folder, chunk=CHUNK)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_next_good_sample_of_the_block_stands_in(original, folder, workers, caplog):
+    bad = {3, 50, 51, 120}
+    spoil(folder, bad)
+    whole = take(loader(original, folder=folder, workers=workers, max_replaced=0.1), 0, 4, batch=48)
+    order = Order(11, 200, CHUNK, BLOCK, LANES)
+    replaced = 0
+    for t, batch in enumerate(whole):
+        expected, visits = [], []
+        for lane in range(LANES):
+            for position in range(4 * t, 4 * t + 4):
+                k, n = divmod(position, order.span)
+                ids, seen = order.lane(lane, k * order.span, order.span)
+                m = next(m % order.span for m in range(n, n + order.span) if ids[m % order.span] not in bad)
+                expected.append(ids[m])
+                visits.append(seen[m])
+                replaced += m != n
+        assert batch.ids.tolist() == expected
+        assert batch.keep.tolist() == masking.keep(11, visits, expected, 9, 4).tolist()
+    assert replaced == sum(batch.replaced for batch in whole) > 0
+    lines = [r.getMessage() for r in caplog.records]
+    assert len(lines) == len(set(lines)) and any("0.tar, sample 3 replaced: " in line for line in lines)
+
+
+def test_excepted_samples_are_replaced_like_undecodable_ones(original, folder):
+    bad = {3, 50, 51, 120}
+    manifest = spoil(folder, bad)
+    unknown = take(loader(original, folder=folder, max_replaced=0.1), 0, 4, batch=48)
+    spoil(folder, ())
+    good = Manifest.load(folder)
+    known = write(folder.parent / "excepted", good, good.checksums, dict.fromkeys(bad, "known"))
+    assert known.digest != good.digest != manifest.digest
+    excepted = take(loader(original, folder=known.folder, max_replaced=0.1), 0, 4, batch=48)
+    for a, b in zip(unknown, excepted, strict=True):
+        assert torch.equal(a.ids, b.ids) and torch.equal(a.patches, b.patches) and a.replaced == b.replaced
+
+
+def test_a_rotten_chunk_can_be_left_out(original, folder):
+    manifest = Manifest.load(folder)
+    key, start, *_ = manifest.chunk_reads(7)[0]
+    with open(key, "r+b") as file:
+        file.seek(start)
+        file.write(b"rot")
+    with pytest.raises(DataError, match="CRC32"):
+        take(loader(original, folder=folder), 0, 8)
+    left = write(folder.parent / "left", manifest, manifest.checksums, dict.fromkeys(manifest.chunk_ids(7), "rot"))
+    batches = take(loader(original, folder=left.folder, max_replaced=0.1), 0, 8)
+    assert not {14, 15} & {id for batch in batches for id in batch.ids.tolist()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad_samples_stop_the_run(original, folder, workers):
+    spoil(folder, range(0, 200, 5))
+    with pytest.raises(DataError, match="max_replaced") as error:
+        take(loader(original, folder=folder, workers=workers), 0, 4)
+    assert error.value.code == 65 and error.value.remedy
+
+
+def test_a_block_without_a_good_sample_stops_the_run(original, folder):
+    spoil(folder, range(200))
+    with pytest.raises(DataError, match="none of the 6 samples of block 0"):
+        take(loader(original, folder=folder), 0, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_missing_shard_is_a_data_error_in_the_main_process(original, folder, workers):
+    (folder / "00002.tar").unlink()
+    with pytest.raises(DataError, match=r"00002\.tar: the shard is missing.*Restore it"):
+        take(loader(original, folder=folder, workers=workers), 0, 8)
+
+
+def test_numbers_that_do_not_fit(original):
+    with pytest.raises(ConfigError, match="chunks of 2"):
+        loader(original, chunk=4)
+    with pytest.raises(ConfigError, match="5 ranks"):
+        loader(original, world=5)
+    with pytest.raises(ConfigError, match="a rank has 3 lanes"):
+        loader(original, world=4, workers=4)
+    with pytest.raises(ConfigError, match="multiples"):
+        loader(original).batches(6, BATCH, "0.5")
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_evaluation_is_exact(original, world):
+    image = schema.ImageTower(size=32, patch=8)
+    found = [part for rank in range(world) for part in evaluation(original, image, rank, world, batch=16)]
+    ids = np.concatenate([ids for *_, ids in found])
+    assert sorted(ids.tolist()) == list(range(SAMPLES))
+    assert np.concatenate([labels for _, labels, _ in found]).tolist() == (ids % 7).tolist()
+    patches = found[0][0][5].reshape(4, 4, 8, 8, 3).swapaxes(1, 2).reshape(32, 32, 3)
+    assert np.array_equal(patches, picture(found[0][2][5], 32))
+    with pytest.raises(DataError, match="no label 'nothing'"):
+        next(evaluation(original, image, label="nothing"))
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from tests.flip.data.test_loader import *
+
+if __name__ == "__main__":
+    from flip.data.loader import prepare_forkserver
+    prepare_forkserver()
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGUSR2, lambda *_: None)
+    source = loader(Path({data!r}), workers=2)
+    batches = source.batches(0, BATCH, "0.5")
+    ids = [next(batches).ids.tolist() for _ in range(2)]
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "leave":
+            sys.exit(75)
+        print(json.dumps(next(batches).ids.tolist()), flush=True)
+"""
+
+
+@pytest.fixture
+def process(original, tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(SCRIPT.format(root=str(ROOT), data=str(original)), encoding="utf-8")
+    child = subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert child.stdout.readline() == "ready\n"
+    family = psutil.Process(child.pid).children(recursive=True)
+    assert len(family) >= 4  # two workers, the fork server, the resource tracker
+    yield child, family
+    child.kill()
+    child.communicate()
+    for one in family:
+        if one.is_running():
+            one.kill()
+
+
+def assert_gone(family):
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+def test_nothing_is_left_after_sigkill_of_main(process):
+    child, family = process
+    child.kill()
+    child.wait()
+    assert_gone(family)
+
+
+def test_signals_to_the_whole_group_do_not_disturb(process):
+    child, family = process
+    for name in (signal.SIGTERM, signal.SIGUSR2):
+        os.killpg(child.pid, name)
+        time.sleep(0.2)
+    ids = []
+    for _ in range(6):
+        child.stdin.write("next\n")
+        child.stdin.flush()
+        ids.append(json.loads(child.stdout.readline()))
+    order = Order(11, SAMPLES, CHUNK, BLOCK, LANES)
+    assert ids == [order.batch(t * BATCH, BATCH)[0].tolist() for t in range(2, 8)]
+    assert all(one.is_running() for one in family)
+
+
+def test_exit_with_live_workers_does_not_hang(process):
+    child, family = process
+    child.stdin.write("leave\n")
+    child.stdin.flush()
+    assert child.wait(timeout=20) == 75
+    assert_gone(family)
+
+
+def test_a_worker_that_dies_is_noticed(original):
+    source = loader(original, workers=2)
+    batches = source.batches(0, BATCH, "0.5")
+    next(batches)
+    os.kill(source._pool._processes[1].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="loader-1 ended by itself"):
+        for _ in range(20):
+            next(batches)
+    source.close()

@@ -1,0 +1,200 @@
+"""Shards as people have them, whole and damaged: what the index makes of them and what the reader gives back."""
+
+import io
+import os
+import shutil
+import tarfile
+import time
+
+import numpy as np
+import pytest
+
+from flip.data import tar
+from flip.data.index import choose_chunk, index
+from flip.data.manifest import Manifest
+from flip.data.reader import Reader
+from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
+from tests.synthetic import caption, make_dataset
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data"), samples=61, shards=7, size=16, chunk=8)
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "data")
+
+
+def texts(manifest):
+    return [bytes(s["txt"]).decode() for j in range(manifest.chunks) for s in Reader().read_chunk(manifest, j)]
+
+
+def write_tar(path, members, format=tarfile.GNU_FORMAT):
+    with tarfile.open(path, "w", format=format) as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), 1.5 if format == tarfile.PAX_FORMAT else 1
+            file.addfile(info, io.BytesIO(data))
+
+
+def test_chunks_across_shards_hold_every_sample_once(folder):
+    manifest = Manifest.load(folder)
+    assert texts(manifest) == [caption(i) for i in range(61)]
+    assert (manifest.samples, manifest.chunk, manifest.chunks, manifest.tail) == (61, 8, 8, 5)
+    assert [len(manifest.chunk_reads(j)) for j in (0, 2, 7)] == [1, 2, 1]
+    assert manifest.locate(8) == (str(folder / "00001.tar"), 0) and manifest.locate(60) == (
+        str(folder / "00006.tar"),
+        8,
+    )
+
+
+def test_a_moved_data_set_is_the_same(folder, original):
+    assert Manifest.load(folder).digest == Manifest.load(original).digest
+    elsewhere = index([str(path) for path in folder.glob("*.tar")], folder.parent / "apart", chunk=8)
+    assert elsewhere.digest == Manifest.load(original).digest and texts(elsewhere)[60] == caption(60)
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_kind_of_tar(tmp_path, format):
+    deep = "folder.with.dots/" + "d" * 90 + "/" + "k" * (60 if format == tarfile.USTAR_FORMAT else 150)
+    members = [("./a.txt", b"1"), ("./a.seg.PNG", b"2" * 513), ("__meta__/x.txt", b"no"), ("nodot", b"no")]
+    members += [("b.txt", bytes(1024)), ("b.json", b""), (deep + ".txt", b"3")]
+    write_tar(tmp_path / "x.tar", members, format)
+    with open(tmp_path / "x.tar", "rb") as file:
+        found = list(tar.samples(memoryview(file.read()), whole=True))
+    assert [(s.key, list(s.members)) for s in found] == [
+        ("./a", ["txt", "seg.png"]), ("b", ["txt", "json"]), (deep, ["txt"])
+    ]  # fmt: skip
+    manifest = index([str(tmp_path / "x.tar")], tmp_path / "m", chunk=1)
+    got = [Reader().read_chunk(manifest, j)[0] for j in range(3)]
+    assert (
+        bytes(got[0]["seg.png"]) == b"2" * 513 and bytes(got[1]["txt"]) == bytes(1024) and bytes(got[2]["txt"]) == b"3"
+    )
+
+
+def test_base_256_sizes(tmp_path):
+    write_tar(tmp_path / "x.tar", [("a.txt", b"hello")])
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    data[124:136] = b"\x80" + (5).to_bytes(11, "big")
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + sum(data[156:512]) + 256)
+    assert list(tar.samples(memoryview(bytes(data)), whole=True))[0].members == {"txt": (512, 5)}
+
+
+def damaged(name, data):
+    member = len(data) // 1024 * 512 + 7
+    header = 512 * next(b for b in range(9, len(data) // 512) if data[b * 512 + 257 :][:5] == b"ustar")
+    return {
+        "cut in a member": data[:member],
+        "cut between members": data[:header],
+        "cut in a header": data[: header + 100],
+        "zeroed header": data[:header] + bytes(512) + data[header + 512 :],
+        "garbage header": data[:header] + b"\x7f" * 512 + data[header + 512 :],
+        "empty": b"",
+        "a web page": b"<html>error</html>" * 100,
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cut in a member",
+        "cut between members",
+        "cut in a header",
+        "zeroed header",
+        "garbage header",
+        "empty",
+        "a web page",
+    ],
+)
+def test_index_finds_what_is_not_a_whole_tar(folder, name):
+    path = folder / "00003.tar"
+    path.write_bytes(damaged(name, path.read_bytes()))
+    with pytest.raises(DataError, match=r"00003\.tar.*(byte \d+|empty)") as error:
+        index([str(p) for p in folder.glob("*.tar")], folder / "m")
+    assert error.value.remedy and not (folder / "m" / "manifest.json").exists()
+
+
+def test_index_refuses(folder, tmp_path):
+    shard = str(folder / "00000.tar")
+    with pytest.raises(ConfigError, match="already"):
+        index([shard], folder)
+    with pytest.raises(ConfigError, match="twice"):
+        index([shard, shard], tmp_path / "m")
+    with pytest.raises(ConfigError, match="no shards"):
+        index([], tmp_path / "m")
+    with pytest.raises(DataError, match="missing"):
+        index([str(folder / "00099.tar")], tmp_path / "m")
+    write_tar(tmp_path / "none.tar", [("nodot", b"x")])
+    with pytest.raises(DataError, match="no samples"):
+        index([str(tmp_path / "none.tar")], tmp_path / "m")
+    write_tar(tmp_path / "twice.tar", [("a.txt", b"x"), ("a.TXT", b"x")])
+    with pytest.raises(DataError, match="two members txt"):
+        index([str(tmp_path / "twice.tar")], tmp_path / "m")
+
+
+def test_chunk_by_size():
+    assert [choose_chunk(n) for n in (1, 8191, 8192, 100_000, 1_048_576, 2_000_000_000)] == [1, 1, 2, 16, 256, 256]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "keys.txt", "shards.i64", "offsets.u32", "checksums.u32"])
+def test_damaged_manifest(folder, name):
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(DataError) as error:
+        Manifest.load(folder)
+    assert name in str(error.value) and "shards.py index" in str(error.value)
+    (folder / name).unlink()
+    with pytest.raises(DataError, match="no manifest here"):
+        Manifest.load(folder)
+
+
+def test_unreadable_folder(folder):
+    folder.chmod(0)
+    root = os.geteuid() == 0
+    try:
+        if root:  # whom modes do not stop
+            os.seteuid(65534)
+        with pytest.raises(PermissionDenied, match="may not be read"):
+            Manifest.load(folder)
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o700)
+
+
+def test_rot_names_the_samples_and_the_remedy(folder):
+    manifest = Manifest.load(folder)
+    path, start, _, _ = manifest.chunk_reads(5)[0]
+    with open(path, "r+b") as file:
+        file.seek(start + 700)
+        byte = file.read(1)[0]
+        file.seek(start + 700)
+        file.write(bytes([byte ^ 4]))
+    with pytest.raises(DataError, match=r"samples 40 to 47.*CRC32.*except .* --ids 40-47"):
+        Reader().read_chunk(manifest, 5)
+    Reader().read_chunk(manifest, 3)
+
+
+def test_missing_and_shortened_shards(folder):
+    manifest = Manifest.load(folder)
+    os.truncate(manifest.keys[6], 512 * 9)
+    with pytest.raises(DataError, match=r"00006\.tar: the shard ends at byte 4608"):
+        Reader().read_chunk(manifest, 7)
+    os.unlink(manifest.keys[6])
+    with pytest.raises(DataError, match="missing"):
+        Reader().read_chunk(manifest, 7)
+
+
+def test_other_trouble_is_retried_until_the_deadline(tmp_path):
+    begin = time.monotonic()
+    with pytest.raises(StorageError, match="Is a directory"):
+        Reader(deadline=0.3).read(str(tmp_path), 0, 10)
+    assert time.monotonic() - begin > 0.05
+
+
+def test_crc_is_of_what_is_read(folder):
+    manifest = Manifest.load(folder)
+    assert manifest.checksums.dtype == np.uint32 and len(set(manifest.checksums.tolist())) == manifest.chunks

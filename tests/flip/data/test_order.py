@@ -1,0 +1,99 @@
+"""The order is fixed for ever: vectors, golden digests, and the properties that users rely on."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flip.data import masking, order
+from flip.data.order import Order
+
+VECTORS = json.loads(Path(__file__).with_name("order_vectors.json").read_text(encoding="utf-8"))
+
+#: N, R, Q, L, S, samples -> SHA-256 of the ids, then the visits, as little-endian int64.
+GOLDEN = [
+    (1, 1, 4, 1, 0, 64, "c33a4e44ffacfd8d3ad2187c9b434b37254644ea17c3ae81c0fd5394bcb293f9"),
+    (7, 1, 2, 3, 0, 96, "62ee6c23a0023aa1d8e0be6d6e17845b6352bf6d6cc95467cc0f3e6705050428"),
+    (100, 4, 4, 2, 40, 1000, "5a52301b4eaf0c9495c673dff8a692699086fa126973484a8be52c67a914317e"),
+    (5513, 1, 4, 128, 0, 12800, "6b9e4c4851c5000d9e7b0b20a2838e39a1561a6d6a4424579337df1e5a944b18"),
+    (5513, 1, 4, 128, 128 * 50_000, 1280, "8736862c6f7844a629b1d30520b4c80b2a56cfb56313243310c7f73d14d1690d"),
+    (1_920_000_000, 256, 4, 4096, 0, 8192, "609b6da002bc1e8b4e5d87c6193ec87b400b66888dd233e6fe7eb72ccfefd79e"),
+    (
+        1_920_000_000,
+        256,
+        4,
+        4096,
+        65536 * 60_000,
+        65536,
+        "a927473691780338ca7171ec6e595e4c7ddddb8a30b4ce37bcdba1c759e8cba2",
+    ),
+]
+
+
+def test_vectors():
+    for values, expected in VECTORS["key"]:
+        assert int(order.key(*values)) == int(expected, 16)
+    for seed, visit, chunks, expected in VECTORS["pi"]:
+        assert order.permute(seed, visit, chunks, np.arange(len(expected))).tolist() == expected
+    for v in VECTORS["batch"]:
+        ids, visits = Order(v["seed"], v["N"], v["R"], v["Q"], v["L"]).batch(v["S"], v["B"])
+        assert np.stack([ids, visits], axis=1).tolist() == v["ids"]
+    for seed, visit, id, patches, kept, expected in VECTORS["keep"]:
+        assert masking.keep(seed, [visit], [id], patches, kept).tolist() == [expected]
+
+
+@pytest.mark.parametrize("n, r, q, lanes, start, count, golden", GOLDEN)
+def test_golden(n, r, q, lanes, start, count, golden):
+    ids, visits = Order(2**64 - 3, n, r, q, lanes).batch(start, count)
+    digest = hashlib.sha256(ids.astype("<i8").tobytes() + visits.astype("<i8").tobytes()).hexdigest()
+    assert digest == golden
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5000), st.integers(0, 2**64 - 1), st.integers(0, 1000))
+def test_permutation_is_a_bijection(chunks, seed, visit):
+    assert sorted(order.permute(seed, visit, chunks, np.arange(chunks)).tolist()) == list(range(chunks))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_every_pass_holds_every_chunk_once(data):
+    r, q, lanes = (data.draw(st.integers(1, high)) for high in (5, 4, 6))
+    chunks = data.draw(st.integers(1, 12)) * lanes * q  # whole blocks per pass: the passes' borders are sharp
+    samples = chunks * r + data.draw(st.integers(0, r - 1))
+    stream = Order(data.draw(st.integers(0, 2**64 - 1)), samples, r, q, lanes)
+    for visit in range(3):
+        ids, visits = stream.batch(visit * chunks * r, chunks * r)
+        assert sorted(ids.tolist()) == list(range(chunks * r)) and set(visits.tolist()) == {visit}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_start_any_batch_any_lanes(data):
+    r, q, lanes = (data.draw(st.integers(1, high)) for high in (4, 3, 6))
+    stream = Order(5, data.draw(st.integers(r, 300)), r, q, lanes)
+    per_lane = data.draw(st.integers(1, 40))
+    whole = stream.batch(0, lanes * per_lane)[0].reshape(lanes, per_lane)
+    at = data.draw(st.integers(0, per_lane - 1))
+    first = data.draw(st.integers(0, lanes - 1))
+    some = stream.batch(at * lanes, (per_lane - at) * lanes, range(first, lanes))[0]
+    assert some.tolist() == whole[first:, at:].ravel().tolist()
+    assert stream.lane(first, at, per_lane - at)[0].tolist() == whole[first, at:].tolist()
+
+
+def test_memory_does_not_grow():
+    stream = Order(1, 5513, 1, 4, 8)
+    for step in range(200):
+        stream.batch(step * 64, 64)
+    assert len(stream._held) <= 4
+
+
+def test_senseless_numbers_are_refused():
+    with pytest.raises(ValueError, match="no order"):
+        Order(0, 3, 4, 1, 1)
+    with pytest.raises(ValueError, match="multiples"):
+        Order(0, 100, 1, 1, 8).batch(4, 8)

@@ -1,0 +1,185 @@
+"""The order of samples and the mask against a plain reference, written from the specification alone.
+
+The reference uses Python's integers only, one sample at a time, so that it shares no trick with the vectorised product:
+an error in wrapping, in a type's width or in broadcasting cannot be made twice.
+"""
+
+import random
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from flip.data import masking, order
+
+TOP = 2**64 - 1
+SEEDS = (0, 1, 7, 2**63 - 1, 2**63, TOP - 1, TOP)
+
+
+def mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & TOP
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & TOP
+    return z ^ (z >> 31)
+
+
+def key(*values: int) -> int:
+    h = 0
+    for value in values:
+        h = mix((h + 0x9E3779B97F4A7C15 + value) & TOP)
+    return h
+
+
+def pi(seed: int, visit: int, chunks: int, c: int) -> int:
+    bits = max(1, ((chunks - 1).bit_length() + 1) // 2)
+    low = 2**bits - 1
+    value = c
+    while True:
+        left, right = value >> bits, value & low
+        for turn in range(4):
+            left, right = right, left ^ (key(seed, 2**63, visit, turn, right) & low)
+        value = (left << bits) | right
+        if value < chunks:
+            return value
+
+
+def block(seed: int, n: int, r: int, q: int, lanes: int, lane: int, k: int) -> list[tuple[int, int]]:
+    """(sample id, visit) of block k of a lane, in the order in which they are read."""
+    chunks = n // r
+    stream = []
+    for number in range(k * q, (k + 1) * q):
+        visit, c = divmod(lane + number * lanes, chunks)
+        first = pi(seed, visit, chunks, c) * r
+        for i in range(r):
+            stream.append((first + i, visit))
+    numbers = sorted(range(q * r), key=lambda i: (key(seed, 2**63 + 1, lane, k, i), i))
+    return [stream[i] for i in numbers]
+
+
+def lane_stream(
+    seed: int, n: int, r: int, q: int, lanes: int, lane: int, start: int, count: int
+) -> list[tuple[int, int]]:
+    """`count` samples of a lane from its position `start` on."""
+    first, last = start // (q * r), (start + count - 1) // (q * r)
+    stream = []
+    for k in range(first, last + 1):
+        stream.extend(block(seed, n, r, q, lanes, lane, k))
+    skipped = start - first * q * r
+    return stream[skipped : skipped + count]
+
+
+def global_batch(seed: int, n: int, r: int, q: int, lanes: int, s: int, b: int) -> list[tuple[int, int]]:
+    samples = []
+    for lane in range(lanes):
+        samples.extend(lane_stream(seed, n, r, q, lanes, lane, s // lanes, b // lanes))
+    return samples
+
+
+def keep(seed: int, visit: int, sample: int, patches: int, kept: int) -> list[int]:
+    by_key = sorted(range(patches), key=lambda p: (key(seed, visit, sample, 3, p), p))
+    return sorted(by_key[:kept])
+
+
+def product_batch(seed: int, n: int, r: int, q: int, lanes: int, s: int, b: int) -> list[tuple[int, int]]:
+    ids, visits = order.Order(seed=seed, samples=n, chunk=r, block=q, lanes=lanes).batch(s, b)
+    assert len(ids) == len(visits) == b
+    return [(int(i), int(v)) for i, v in zip(ids, visits, strict=True)]
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def starts(n: int, lanes: int, b: int) -> list[int]:
+    """Multiples of L: the beginning, both sides of the first border between passes, and far beyond it."""
+    near = [0, lanes, b, n - b, n, n + b, 3 * n, 7 * n + b, 1000 * n]
+    return sorted({max(0, s) // lanes * lanes for s in near})
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_key(count):
+    draw = random.Random(count)
+    edges = (0, 1, 2**32, 2**63 - 1, 2**63, 2**63 + 1, 2**63 + 2, TOP)
+    for _ in range(50):
+        values = [draw.choice((draw.choice(edges), draw.getrandbits(64), draw.randrange(1000))) for _ in range(count)]
+        assert int(order.key(*values)) == key(*values), values
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_permute(seed):
+    # Both sides of powers of two: there the halves change their width and the walk back below C is longest.
+    for chunks in (1, 2, 3, 4, 5, 15, 16, 17, 64, 65, 257):
+        for visit in (0, 1, 5):
+            expected = [pi(seed, visit, chunks, c) for c in range(chunks)]
+            assert sorted(expected) == list(range(chunks))
+            assert [int(order.permute(seed, visit, chunks, c)) for c in range(chunks)] == expected, (chunks, visit)
+
+
+@pytest.mark.parametrize("case", range(60))
+def test_batch_of_random_parameters(case):
+    draw = random.Random(f"batch {case}")
+    n = draw.randint(1, 400)
+    r = draw.randint(1, min(8, n))
+    q = draw.randint(1, 4)
+    b = draw.choice((1, 2, 6, 8, 12, 16, 24))
+    lanes = draw.choice(divisors(b))
+    seed = draw.choice((*SEEDS, draw.getrandbits(64)))
+    for s in starts(n, lanes, b):
+        expected = global_batch(seed, n, r, q, lanes, s, b)
+        assert product_batch(seed, n, r, q, lanes, s, b) == expected, (seed, n, r, q, lanes, s, b)
+
+
+@pytest.mark.parametrize("seed", [3, TOP])
+@pytest.mark.parametrize(("n", "r", "q", "lanes", "b"), [(1, 1, 4, 4, 8), (7, 2, 3, 2, 6), (100, 8, 4, 8, 32)])
+def test_batch_of_tiny_data_sets(n, r, q, lanes, b, seed):
+    for s in starts(n, lanes, b):
+        assert product_batch(seed, n, r, q, lanes, s, b) == global_batch(seed, n, r, q, lanes, s, b), s
+
+
+@pytest.mark.parametrize("seed", [3, TOP])
+def test_batch_of_a_small_data_set(seed):
+    n, r, q, lanes, b = 5513, 1, 4, 64, 256
+    for s in starts(n, lanes, b):
+        assert product_batch(seed, n, r, q, lanes, s, b) == global_batch(seed, n, r, q, lanes, s, b), s
+
+
+def test_a_pass_reads_every_sample_of_whole_chunks_once():
+    n, r, q, lanes = 100, 4, 1, 5
+    whole = n // r * r
+    ids, visits = order.Order(seed=TOP, samples=n, chunk=r, block=q, lanes=lanes).batch(0, whole)
+    assert sorted(int(i) for i in ids) == list(range(whole))
+    assert {int(v) for v in visits} == {0}
+
+
+# N is a multiple of L here: the second start is the last position before the first border, the third lies past it.
+@pytest.mark.parametrize("s", [0, 1_920_000_000 - 4096, 1_920_000_000 + 4096 * 1024, 10**10])
+def test_batch_at_full_size(s):
+    n, r, q, lanes = 1_920_000_000, 256, 4, 4096
+    s = s // lanes * lanes
+    samples = product_batch(TOP - 5, n, r, q, lanes, s, 2 * lanes)
+    for lane in (0, 1, 2047, 4095):
+        expected = lane_stream(TOP - 5, n, r, q, lanes, lane, s // lanes, 2)
+        assert samples[2 * lane : 2 * lane + 2] == expected, lane
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_keep(seed):
+    draw = random.Random(seed)
+    for patches, kept in ((1, 1), (16, 4), (196, 49), (196, 98), (196, 196), (256, 1)):
+        samples = [
+            (draw.randrange(6), draw.choice((0, draw.randrange(10**6), 2**48 + 12, 3 * 2**48))) for _ in range(5)
+        ]
+        visits = np.array([visit for visit, _ in samples], dtype=np.int64)
+        ids = np.array([sample for _, sample in samples], dtype=np.int64)
+        got = masking.keep(seed, visits, ids, patches, kept)
+        assert got.dtype == np.int16 and got.shape == (len(samples), kept)
+        expected = [keep(seed, visit, sample, patches, kept) for visit, sample in samples]
+        assert got.tolist() == expected, (patches, kept)
+
+
+@pytest.mark.parametrize("mask", [0.0, 0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9])
+@pytest.mark.parametrize("patches", [20, 100, 196, 200, 256, 400])
+def test_kept_reads_the_ratio_as_a_decimal_fraction(patches, mask):
+    # In floats 100 * (1 - 0.9) is 9.999...; only the whole products are fixed, the rounding of the others is not.
+    exact = patches * (1 - Fraction(str(mask)))
+    if exact.denominator == 1:
+        assert masking.kept(patches, mask) == exact

@@ -1,0 +1,60 @@
+"""The arithmetic against published numbers; the built model is compared in test_model.py."""
+
+import pytest
+
+from flip import flops
+from flip.config.schema import ImageTower, Model, TextTower
+from flip.config.sizes import SIZES
+
+
+def sized(name):
+    row = SIZES[name]
+    return Model(size=name, embed=row["embed"], image=ImageTower(**row["image"]), text=TextTower(**row["text"]))
+
+
+@pytest.mark.parametrize("name, millions", [("B/16", 139.8), ("L/16", 413.0), ("H/14", 966.4)])
+def test_parameters(name, millions):
+    assert flops.parameters(sized(name))["total"] == pytest.approx(millions * 1e6, rel=1e-3)
+
+
+def test_parameters_of_b16_to_the_last_one():
+    assert flops.parameters(sized("B/16"))["total"] == 139_776_001
+
+
+@pytest.mark.parametrize(
+    "name, image, text, share, ratios",
+    [
+        ("B/16", (35.13, 17.41, 8.82), 2.44, 6.95, (0.528, 0.300)),
+        ("L/16", (123.11, 61.07, 30.75), 5.47, 4.45, (0.517, 0.282)),
+        ("H/14", (334.59, 165.43, 82.87), 19.43, 5.81, (0.522, 0.289)),
+    ],
+)
+def test_forward_flops(name, image, text, share, ratios):
+    model = sized(name)
+    found = [flops.forward_flops(model, mask) for mask in ("0", "0.5", "0.75")]
+    for count, mask in zip(
+        found, (0, 0.5, 0.75), strict=True
+    ):  # the table embeds masked patches too; ours never sees them
+        masked = mask * (model.image.size // model.image.patch) ** 2 * 2 * 3 * model.image.patch**2 * model.image.width
+        count["image"], count["total"] = count["image"] + masked, count["total"] + masked
+    assert [f["image"] / 1e9 for f in found] == pytest.approx(image, abs=0.006)
+    assert found[0]["text"] / 1e9 == pytest.approx(text, abs=0.006)
+    assert 100 * found[0]["text"] / found[0]["image"] == pytest.approx(share, abs=0.01)
+    assert [f["total"] / found[0]["total"] for f in found[1:]] == pytest.approx(ratios, abs=6e-4)
+    assert flops.training_flops(model, "0.5")["text"] == 3 * found[1]["text"]
+
+
+def test_cost_of_masking_as_published():
+    """The paper reports 0.52 and 0.28 of the unmasked cost for L/16."""
+    whole, half, quarter = (flops.forward_flops(sized("L/16"), mask)["total"] for mask in ("0", "0.5", "0.75"))
+    assert (round(half / whole, 2), round(quarter / whole, 2)) == (0.52, 0.28)
+
+
+def test_memory_follows_mask_and_world():
+    model = sized("L/16")
+    whole, half = (flops.memory(model, 256, mask, "bf16", 1) for mask in ("0", "0.5"))
+    assert whole["image_activations"] == pytest.approx(half["image_activations"] * 197 / 99, rel=1e-6)
+    spread = flops.memory(model, 256, "0.5", "bf16", 8)
+    assert spread["moments"] * 8 == pytest.approx(half["moments"], abs=8)
+    assert spread["logits"] == 8 * half["logits"]
+    assert spread["total"] == sum(value for name, value in spread.items() if name != "total")

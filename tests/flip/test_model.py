@@ -1,0 +1,198 @@
+"""The towers against a naive reference written from the recipe, their first weights, and the count of them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flip import flops, model
+from flip.config.schema import Augment, ImageTower, Model, TextTower
+from flip.config.sizes import SIZES
+from flip.data.masking import keep as draw_keep
+
+
+def sized(name, pool="patches"):
+    row = SIZES[name]
+    return Model(
+        size=name, embed=row["embed"], image=ImageTower(**row["image"], pool=pool), text=TextTower(**row["text"])
+    )
+
+
+def tiny(pool="patches", attention="explicit", trained=True):
+    """A tiny pair; ``trained``: no bias is 0 and no gain 1, so that a forgotten one shows."""
+    pair = model.build(sized("tiny", pool), Augment(), attention)
+    model.initialise(pair, 3)
+    if trained:
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for name, parameter in pair.named_parameters():
+                if name != "logit_scale":
+                    parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return pair
+
+
+def inputs(b=3, kept=20):
+    rng = np.random.default_rng(0)
+    patches = torch.from_numpy(rng.integers(0, 256, (b, 64, 192), dtype=np.uint8))
+    keep = torch.from_numpy(draw_keep(0, np.zeros(b, np.int64), np.arange(b), 64, kept))
+    tokens = torch.from_numpy(rng.integers(0, 1000, (b, 32), dtype=np.int32))
+    return patches, keep, tokens
+
+
+def visible(patches, keep):
+    return patches.gather(1, keep.long()[..., None].expand(-1, -1, patches.shape[-1]))
+
+
+def layer_norm(x, w, name):
+    mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+    return (x - mean) / (var + 1e-6).sqrt() * w[name + ".weight"] + w[name + ".bias"]
+
+
+def reference_block(x, w, name, heads):
+    y = layer_norm(x, w, name + ".norm1")
+    rows = F.linear(y, w[name + ".attn.qkv.weight"], w[name + ".attn.qkv.bias"])
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in rows.chunk(3, dim=-1))
+    weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+    x = x + F.linear(
+        (weights @ v).transpose(1, 2).flatten(2), w[name + ".attn.proj.weight"], w[name + ".attn.proj.bias"]
+    )
+    y = F.linear(layer_norm(x, w, name + ".norm2"), w[name + ".mlp.fc1.weight"], w[name + ".mlp.fc1.bias"])
+    y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+    return x + F.linear(y, w[name + ".mlp.fc2.weight"], w[name + ".mlp.fc2.bias"])
+
+
+def reference_table(grid, width):
+    table = np.zeros((grid, grid, width))
+    quarter = width // 4
+    for row in range(grid):
+        for column in range(grid):
+            for i in range(quarter):
+                for half, at in enumerate((column, row)):
+                    angle = at / 10000 ** (i / quarter)
+                    table[row, column, 2 * half * quarter + i] = math.sin(angle)
+                    table[row, column, (2 * half + 1) * quarter + i] = math.cos(angle)
+    return torch.from_numpy(table.reshape(grid * grid, width))
+
+
+def reference_image(pair, tower, patches, keep):
+    """Embed all patches, add positions, then drop: the recipe's order. float64."""
+    w = {name: p.double() for name, p in pair.image.named_parameters()}
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64).repeat(patches.shape[-1] // 3) for v in (Augment().mean, Augment().std)
+    )
+    pixels = (patches.double() / 255 - mean) / std
+    x = F.linear(pixels, w["patch.weight"], w["patch.bias"]) + reference_table(tower.size // tower.patch, tower.width)
+    if keep is not None:
+        x = torch.stack([row[chosen.long()] for row, chosen in zip(x, keep, strict=True)])
+    x = torch.cat([w["class_token"].expand(len(x), 1, -1), x], dim=1)
+    for i in range(tower.layers):
+        x = reference_block(x, w, f"blocks.{i}", tower.heads)
+    x = layer_norm(x, w, "norm")
+    x = (x if tower.pool == "all" else x[:, 1:]).mean(1) @ w["projection.weight"].T
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def reference_text(pair, tower, tokens):
+    w = {name: p.double() for name, p in pair.text.named_parameters()}
+    x = w["tokens.weight"][tokens.long()] + w["positions"]
+    for i in range(tower.layers):
+        x = reference_block(x, w, f"blocks.{i}", tower.heads)
+    x = layer_norm(x, w, "norm")[:, 0] @ w["projection.weight"].T
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize("pool", ["patches", "all"])
+@pytest.mark.parametrize("attention", ["explicit", "sdpa"])
+@torch.no_grad()
+def test_forward_is_the_recipe(pool, attention):
+    pair, config = tiny(pool, attention), sized("tiny", pool)
+    patches, keep, tokens = inputs()
+    image, text, scale = pair(visible(patches, keep), keep, tokens)
+    assert (image.shape, text.shape, scale.shape) == ((3, 48), (3, 48), (1,))
+    assert (image.dtype, text.dtype, scale.dtype) == (torch.float32,) * 3
+    assert torch.allclose(image.double(), reference_image(pair, config.image, patches, keep), atol=2e-6)
+    assert torch.allclose(text.double(), reference_text(pair, config.text, tokens), atol=2e-6)
+    assert torch.allclose(
+        pair.encode_image(patches).double(), reference_image(pair, config.image, patches, None), atol=2e-6
+    )
+    assert torch.equal(text, pair.encode_text(tokens))
+
+
+@torch.no_grad()
+def test_all_patches_kept_is_no_mask():
+    pair, (patches, _, _) = tiny(), inputs()
+    everything = torch.arange(64, dtype=torch.int16).expand(3, -1)
+    assert torch.equal(pair.encode_image(patches, everything), pair.encode_image(patches))
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0)).to(torch.int16).expand(3, -1)
+    moved = pair.encode_image(visible(patches, order), order)
+    assert torch.allclose(moved, pair.encode_image(patches), atol=2e-6)
+
+
+@torch.no_grad()
+def test_bf16_keeps_the_features_fp32():
+    pair, (patches, keep, tokens) = tiny(), inputs()
+    image, text, scale = pair(visible(patches, keep), keep, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        image16, text16, scale16 = pair(visible(patches, keep), keep, tokens)
+    assert (image16.dtype, text16.dtype, scale16.dtype) == (torch.float32,) * 3
+    for fine, coarse in ((image, image16), (text, text16)):
+        assert not torch.equal(fine, coarse)
+        assert ((fine * coarse).sum(-1) > 0.999).all()
+        assert torch.allclose(coarse.norm(dim=-1), torch.ones(3), atol=1e-5)
+
+
+def test_scale_is_clamped_in_the_forward_pass():
+    pair, (patches, keep, tokens) = tiny(), inputs()
+    assert pair.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+    for value, expected, gradient in ((9.0, 100.0, 0.0), (-1.0, 1.0, 0.0), (2.0, math.exp(2), math.exp(2))):
+        with torch.no_grad():
+            pair.logit_scale.fill_(value)
+        pair.zero_grad()
+        scale = pair(visible(patches, keep), keep, tokens)[2]
+        scale.sum().backward()
+        assert (scale.item(), pair.logit_scale.grad.item()) == pytest.approx((expected, gradient))
+
+
+def test_first_weights():
+    pair = tiny(trained=False)
+    for name, p in pair.named_parameters():
+        p = p.detach()
+        if name.endswith("bias"):
+            assert not p.any(), name
+        elif "norm" in name:
+            assert (p == 1).all(), name
+        elif name.endswith(("class_token", "positions", "tokens.weight")):
+            assert p.std().item() == pytest.approx(0.02, rel=0.3), name
+        elif name != "logit_scale":
+            bound = math.sqrt(6 / sum(p.shape))
+            assert bound * 0.98 < p.abs().max() <= bound, name
+            assert p.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05), name
+
+
+def test_first_weights_depend_on_seed_and_name_alone():
+    pair, again, other = (model.build(sized("tiny"), Augment(), "sdpa") for _ in range(3))
+    model.initialise(pair, 2**64 - 1)
+    torch.manual_seed(99)
+    again.named_parameters = lambda: reversed(list(type(again).named_parameters(again)))
+    model.initialise(again, 2**64 - 1)
+    model.initialise(other, 0)
+    weights, values = dict(pair.named_parameters()), [p for _, p in pair.named_parameters()]
+    assert all(torch.equal(weights[name], p) for name, p in again.named_parameters())
+    drawn = [p for p in values if p.std() > 0 and p.numel() > 1]
+    assert len({p.flatten()[0].item() for p in drawn}) == len(drawn)  # no two parameters share a stream
+    assert not torch.equal(pair.image.patch.weight, other.image.patch.weight)
+    # Pinned: other first weights are another run.
+    assert pair.image.patch.weight.flatten()[:2].tolist() == pytest.approx([PINNED[0], PINNED[1]], abs=1e-7)
+
+
+PINNED = (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["tiny", "B/16"])
+def test_arithmetic_counts_the_built_model(name):
+    with torch.device("meta"):
+        pair = model.build(sized(name), Augment(), "sdpa")
+    counted = {tower: sum(p.numel() for p in getattr(pair, tower).parameters()) for tower in ("image", "text")}
+    assert flops.parameters(sized(name)) == counted | {"total": sum(p.numel() for p in pair.parameters())}

@@ -1,0 +1,68 @@
+import math
+
+import pytest
+import torch
+
+from flip import model, optim
+from flip.config.schema import Augment, ImageTower, Model, Optim, Stage, TextTower
+from flip.config.sizes import SIZES
+
+
+def pair():
+    row = SIZES["tiny"]
+    built = model.build(
+        Model(embed=48, image=ImageTower(**row["image"]), text=TextTower(**row["text"])), Augment(), "sdpa"
+    )
+    model.initialise(built, 0)
+    return built
+
+
+@pytest.mark.parametrize("decay_logit_scale", [True, False])
+def test_decayed_parameters_are_the_recipes(decay_logit_scale):
+    built = pair()
+    optimizer = optim.build(built.named_parameters(), Optim(decay_logit_scale=decay_logit_scale))
+    names = {id(p): name for name, p in built.named_parameters()}
+    decayed, spared = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.0]
+    assert decayed | spared == set(names.values())
+    assert {"image.class_token", "text.tokens.weight", "image.patch.weight", "text.blocks.1.mlp.fc2.weight"} <= decayed
+    assert {
+        "text.positions",
+        "image.norm.weight",
+        "text.blocks.0.norm2.weight",
+        "image.blocks.2.attn.qkv.bias",
+    } <= spared
+    assert ("logit_scale" in decayed) == decay_logit_scale
+    assert all(name.endswith((".bias", "positions")) or ".norm" in name or name == "logit_scale" for name in spared)
+
+
+def test_step_is_adamw_with_decoupled_decay():
+    weight = torch.nn.Parameter(torch.tensor([[2.0, -1.0]]))
+    optimizer = optim.build([("image.patch.weight", weight)], Optim(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.2))
+    stage = Stage(samples=10 * 256, batch=256, base_lr=0.1)
+    assert optim.set_learning_rate(optimizer, stage, 0) == optimizer.param_groups[1]["lr"]
+    rate = optimizer.param_groups[0]["lr"]
+    weight.grad = torch.tensor([[0.5, -3.0]])
+    optimizer.step()
+    expected = torch.tensor([[2.0, -1.0]]) * (1 - rate * 0.2) - rate * torch.tensor([[1.0, -1.0]])
+    assert torch.allclose(weight.detach(), expected, atol=1e-6)
+
+
+def test_schedule():
+    stage = Stage(samples=1000 * 512, batch=512, base_lr=4e-6, warmup=100 * 512)
+    rates = [optim.learning_rate(stage, step * 512) for step in range(1000)]
+    assert rates[0] == pytest.approx(8e-6 * 0.5 / 100) and rates[99] == pytest.approx(8e-6 * 99.5 / 100)
+    assert max(rates) == pytest.approx(8e-6, rel=1e-5) and rates.index(max(rates)) == 100
+    assert rates[549] + rates[550] == pytest.approx(8e-6)  # half way down
+    assert 0 < rates[-1] < 1e-11
+    assert sum(rates) * 512 == pytest.approx(8e-6 * (50 + 450) * 512, rel=1e-6)  # the area under the curve, exact
+
+
+def test_last_step_of_an_uneven_stage_is_not_wasted():
+    stage = Stage(samples=1001, batch=500, base_lr=1.0)
+    rates = [optim.learning_rate(stage, seen) for seen in (0, 500, 1000)]
+    assert rates == sorted(rates, reverse=True) and rates[-1] > 0.05 * rates[0]
+    assert optim.learning_rate(Stage(samples=10, batch=5, warmup=100, base_lr=1.0), 5) == pytest.approx(
+        5 / 256 * 7.5 / 100
+    )
+    assert math.isfinite(optim.learning_rate(Stage(samples=10, batch=5, warmup=10), 10))

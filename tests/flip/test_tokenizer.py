@@ -1,0 +1,113 @@
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flip.exitcodes import ConfigError
+from flip.tokenizer import SPECIAL, Tokenizer, train
+
+CAPTIONS = [
+    "A red cat, sitting on a mat.",
+    "the cats & the dogs [all of them]",
+    "caf\u00e9 at night; 100% pad",
+    "unaffable runners running",
+]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train(CAPTIONS, 200, file)
+    return file
+
+
+def pieces(path, text, length=32):
+    vocabulary = {i: piece for piece, i in json.loads(path.read_text())["model"]["vocab"].items()}
+    return [vocabulary[i] for i in Tokenizer(path, length, prepend_cls=False)([text])[0] if i]
+
+
+def test_ids(path):
+    tokenizer = Tokenizer(path, 8, prepend_cls=False)
+    rows = tokenizer(["cat", "", "a a a a a a a a a a"])
+    assert (rows.shape, rows.dtype) == ((3, 8), np.int32)
+    assert rows[0, 0] > 4 and not rows[0, 4:].any() and not rows[1].any() and rows[2].all()
+    first = Tokenizer(path, 8, prepend_cls=True)(["cat", "", "a a a a a a a a a a"])
+    assert (first[:, 0] == SPECIAL.index("[CLS]")).all()
+    assert np.array_equal(first[:, 1:], rows[:, :7])  # cut after [CLS] is there; no [SEP]
+    vocabulary = json.loads(path.read_text())["model"]["vocab"]
+    assert [vocabulary[special] for special in SPECIAL] == [0, 1, 2, 3, 4]
+    assert tokenizer.size == len(vocabulary) <= 200
+
+
+def test_cleaning_and_lower_case(path):
+    assert pieces(path, "  A\tRED \n cat ") == pieces(path, "a red cat")
+    assert pieces(path, "cats &amp;amp; dogs") == pieces(path, "cats & dogs")
+    assert pieces(path, "CAF\u00c9") == pieces(path, "cafe")
+
+
+def test_special_tokens_in_a_caption_are_letters(path):
+    assert pieces(path, "[PAD] cat")[:3] == ["[", "pad", "]"]
+    assert "[UNK]" not in pieces(path, "[CAT]")
+    assert pieces(path, "\u4e2d cat")[0] == "[UNK]"
+
+
+def test_a_foreign_file_adds_nothing(path, tmp_path):
+    """The template, padding and added tokens that a published tokenizer.json has do not count."""
+    content = json.loads(path.read_text())
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}},
+    }
+    content["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] = [{"id": 0, "content": "[PAD]", "special": True, **flags}]
+    other = tmp_path / "foreign.json"
+    other.write_text(json.dumps(content))
+    text = ["[PAD] a red cat on the mat"]
+    assert np.array_equal(Tokenizer(other, 32, False)(text), Tokenizer(path, 32, False)(text))
+
+
+def test_training_is_a_function_of_the_captions(tmp_path):
+    """Ties everywhere: words of random letters. The package's own trainer gives another file in each process."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 8))) for _ in range(300)]
+    captions = [" ".join(draw.choices(words, k=5)) for _ in range(200)]
+    made = []
+    for i in range(3):
+        draw.shuffle(captions)
+        file = tmp_path / f"{i}.json"
+        script = "import sys, json; from flip.tokenizer import train; train(json.load(sys.stdin), 250, sys.argv[1])"
+        root = Path(__file__).resolve().parents[2]
+        command = [sys.executable, "-c", script, str(file)]
+        subprocess.run(command, input=json.dumps(captions), text=True, cwd=root, check=True)
+        made.append(file.read_bytes())
+    assert made[0] == made[1] == made[2]
+
+
+def test_rare_characters_do_not_fill_the_vocabulary(tmp_path):
+    captions = ["common words here"] * 5 + ["".join(chr(0x4E00 + i) for i in range(3000))]
+    assert train(captions, 1300, tmp_path / "t.json") <= 1300
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"model": {"type": "BPE"}, "normalizer": {}}'])
+def test_what_is_no_tokenizer(tmp_path, text):
+    file = tmp_path / "tokenizer.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match="tokenizer.json"):
+        Tokenizer(file, 32, False)
+
+
+def test_pad_must_be_zero(path, tmp_path):
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["[PAD]"], vocabulary["[UNK]"] = vocabulary["[UNK]"], vocabulary["[PAD]"]
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="id 0"):
+        Tokenizer(tmp_path / "t.json", 32, False)

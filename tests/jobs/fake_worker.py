@@ -1,0 +1,87 @@
+"""A worker that keeps the contract of ``jobs.worker`` and trains nothing: one number, S, which it commits as it should.
+
+What it does is written in RUN_DIR/play.json: {"total": S to reach, "step": seconds per step, "every": steps per commit,
+"attempts": {"<n>": {"<rank>": what}}} with what one of crash, diverge, hang (deaf to everything), kill, exit:<code>;
+``at`` is the step in the attempt at which it happens.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from flip import commit
+from flip.exitcodes import CAUSES
+from flip.rundir import RunDir, read_json, write_json
+
+stop = threading.Event()
+
+
+def watch_leash() -> None:
+    leash = int(os.environ["FLIP_LEASH_FD"])
+    while os.read(leash, 1):
+        pass
+    stop.set()
+
+
+def save(run: RunDir, samples: int, attempt: int) -> None:
+    folder = commit.folder(run, "pretrain", samples, attempt)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").write_text(str(samples))
+    commit.commit(folder, {"stage": "pretrain", "samples": samples, "attempt": attempt})
+
+
+def leave(run: RunDir, attempt: int, rank: int, cause: str, reason: str) -> int:
+    run.write_cause(attempt, rank, cause, CAUSES[cause], reason)
+    return CAUSES[cause]
+
+
+def work(run: RunDir, attempt: int, rank: int) -> int:
+    play = json.loads((run.path / "play.json").read_text())
+    first = (read_json(run.attempt(attempt) / "start.json") or {})["first_commit"]
+    done = commit.commits(run)
+    samples = done[-1].samples if done else 0
+    what = play.get("attempts", {}).get(str(attempt), {}).get(str(rank), "")
+    print(f"rank {rank} starts at {samples}", flush=True)
+    step = 0
+    while samples < play["total"]:
+        if what and step == play.get("at", 0):
+            misbehave(what)
+            if what in ("crash", "diverge"):
+                name = "crash" if what == "crash" else "diverged"
+                return leave(run, attempt, rank, name, "as told")
+        if stop.wait(play["step"]):
+            if rank == 0:
+                save(run, samples, attempt)
+            return leave(run, attempt, rank, "stopped", "told to stop")
+        samples, step = samples + 1, step + 1
+        if rank == 0:
+            write_json(run.status, {"samples": samples, "total": play["total"], "attempt": attempt, "step": samples})
+            if step % play["every"] == 0 or (first and step == 1):
+                save(run, samples, attempt)
+    if rank == 0:
+        write_json(run.result, {"run": run.name, "samples": samples})
+    return leave(run, attempt, rank, "complete", "")
+
+
+def misbehave(what: str) -> None:
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(3600)
+    if what.startswith("exit:"):
+        os._exit(int(what[5:]))
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda *_: stop.set())
+    run = RunDir(Path(sys.argv[1]))
+    if run.result.exists():
+        os._exit(0)
+    threading.Thread(target=watch_leash, daemon=True).start()
+    os._exit(work(run, int(os.environ["FLIP_ATTEMPT"]), int(os.environ["RANK"])))

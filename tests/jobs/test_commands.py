@@ -1,0 +1,124 @@
+"""What a person types: found or refused in one paragraph, and quick to answer --help."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.exitcodes import ConfigError
+from flip.rundir import RunDir, write_json
+from jobs import find
+from jobs.cluster import load_profile, open_cluster, runs_root
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in ("one/a", "one/b", "two/a"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text("schema: 1\n")
+    (tmp_path / "one" / ".code").mkdir()
+    write_json(tmp_path / "one" / "a" / "result.json", {"run": "a"})
+    live = {"stage": "pretrain", "samples": 51200, "total": 102400, "step": 400, "loss": 2.5, "attempt": 1}
+    write_json(tmp_path / "one" / "b" / "status.json", live)
+    run = RunDir(tmp_path / "one" / "b")
+    run.begin_attempt({})
+    (run.logs / "1").mkdir(parents=True)
+    (run.logs / "1" / "node0.err").write_text("a warning\n")
+    return tmp_path
+
+
+def call(command, *arguments, cwd=None):
+    line = [sys.executable, str(ROOT / "jobs" / f"{command}.py"), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def names(runs):
+    return [f"{run.sweep}/{run.name}" for run in runs]
+
+
+def test_what_is_typed_is_found(root, monkeypatch):
+    assert names(find.resolve(None, root)) == ["one/a", "one/b", "two/a"]
+    assert names(find.resolve("one", root)) == ["one/a", "one/b"]
+    assert names(find.resolve("sweeps/one.yaml", root)) == ["one/a", "one/b"]
+    assert names(find.resolve("two/a", root)) == names([find.one(str(root / "two" / "a"), root)]) == ["two/a"]
+    monkeypatch.chdir(root / "one")
+    assert names(find.resolve("b", root)) == ["one/b"]
+    with pytest.raises(ConfigError, match=r"There are: one/a, one/b"):
+        find.resolve("one/c", root)
+    with pytest.raises(ConfigError, match=r"There are: one, two"):
+        find.resolve("three", root)
+    with pytest.raises(ConfigError, match=r"Name one: one/a, one/b"):
+        find.one("one", root)
+
+
+def test_status_shows_what_the_directories_say(root, tmp_path):
+    rows = json.loads(call("status", "--root", str(root), "one", "--json", cwd="/").stdout)
+    assert [(row["run"], row["state"], row["attempts"]) for row in rows] == [("a", "complete", 0), ("b", "unknown", 1)]
+    assert rows[1]["samples"] == 51200 and rows[1]["eta_seconds"] is None
+    shown = call("status", "--root", str(root), "one").stdout
+    assert "2.500" in shown and "51,200 / 102,400" in shown
+    wrong = call("status", "--root", str(root), "three")
+    assert wrong.returncode == 78 and wrong.stdout == "" and "There are: one, two." in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_logs(root):
+    assert call("logs", "--root", str(root), "one/b", "--err").stdout == "a warning\n"
+    assert call("logs", "--root", str(root), "one/b", "--err", "-f").stdout.endswith("a warning\n")
+    wrong = call("logs", "--root", str(root), "one/b", "--attempt", "7")
+    assert wrong.returncode == 78 and "Attempts begun: 1." in wrong.stderr
+
+
+def test_cancel_asks_first(root):
+    write_json(root / "two" / "a" / "job.json", {"after": 0})
+    refused = call("cancel", "--root", str(root), "two")
+    assert refused.returncode == 78 and "--yes" in refused.stderr and not (root / "two" / "a" / "cancel.json").exists()
+    assert call("cancel", "--root", str(root), "two", "--yes").stdout == "cancelled: a\n"
+    assert call("cancel", "--root", str(root), "two", "--yes").stdout.startswith("nothing to cancel")
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel", "requeue"])
+def test_help_ends_with_examples_and_imports_nothing_of_ours(command):
+    line = [sys.executable, "-X", "importtime", str(ROOT / "jobs" / f"{command}.py"), "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "examples:" in done.stdout
+    assert "flip" not in done.stderr and "| jobs" not in done.stderr
+
+
+def test_profiles(tmp_path, monkeypatch):
+    h100 = load_profile("h100")
+    assert (h100.name, h100.kind, h100.gpus_per_node, h100.peak_tflops) == ("h100", "slurm", 8, 989.0)
+    with pytest.raises(ConfigError, match="not available yet"):
+        open_cluster(h100)
+    assert load_profile("local").parallel == 1
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path))
+    assert runs_root() == runs_root(load_profile("local")) == tmp_path
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("parallell: 2\n", "parallel"),
+        ("parallel: two\n", "int"),
+        ("parallel: 0\n", "at least one"),
+        ("utilisation: 40\n", "at most 1"),
+        ("kind: pbs\n", "local, slurm"),
+        ("hours: -1\n", "negative"),
+        ("env: WANDB\n", "list of texts"),
+    ],
+)
+def test_bad_profiles_are_refused_in_one_paragraph(tmp_path, text, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_profile(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_an_unknown_profile_names_those_there_are():
+    with pytest.raises(ConfigError, match="h100, local"):
+        load_profile("h1000")

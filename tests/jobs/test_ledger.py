@@ -1,0 +1,54 @@
+"""Ends are decided once, and attempts that ended unseen do not stay open."""
+
+from flip import commit
+from flip.exitcodes import CAUSES
+from flip.rundir import RunDir, read_json, write_json
+from jobs import ledger
+
+
+def make(tmp_path) -> RunDir:
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    return run
+
+
+def save(run, samples, n):
+    folder = commit.folder(run, "pretrain", samples, n)
+    folder.mkdir(parents=True)
+    commit.commit(folder, {"stage": "pretrain", "samples": samples, "attempt": n})
+
+
+def test_the_first_verdict_stays(tmp_path):
+    run = make(tmp_path)
+    n = ledger.begin(run, {"world": 2})
+    first = ledger.end(run, n, 70, "RUNNING")
+    run.write_cause(n, 0, "config", CAUSES["config"], "too late")
+    assert first.action == "requeue" and ledger.end(run, n, 78, "RUNNING") == first
+    assert read_json(run.attempt(n) / "start.json")["world"] == 2
+
+
+def test_progress_is_a_newer_commit_than_the_attempt_began_with(tmp_path):
+    run = make(tmp_path)
+    for _ in range(4):
+        save(run, 100, ledger.begin(run, {}))  # the same S each time: a damaged newest one was made again
+        ledger.end(run, run.newest_attempt(), 70, "RUNNING")
+    rows = ledger.history(run)
+    assert [row["committed"] for row in rows] == [True, False, False, False]
+    assert [row["action"] for row in rows] == ["requeue", "requeue", "requeue", "stop"]
+    assert rows[-1]["commits"] == 100
+
+
+def test_attempts_that_nobody_saw_end_are_settled_before_the_next(tmp_path):
+    run = make(tmp_path)
+    ledger.begin(run, {})
+    assert ledger.begin(run, {}) == 2
+    assert [(row["attempt"], row["cause"]) for row in ledger.history(run)] == [(1, "node")]
+    assert read_json(run.attempt(2) / "start.json")["first_commit"]
+
+
+def test_a_new_submission_forgets_verdicts_but_not_history(tmp_path):
+    run = make(tmp_path)
+    ledger.end(run, ledger.begin(run, {}), 78, "RUNNING")
+    assert ledger.standing(run)["action"] == "stop"
+    write_json(run.path / "job.json", {"after": 1})
+    assert ledger.standing(run) is None and ledger.last(run)["action"] == "stop"

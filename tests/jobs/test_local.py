@@ -1,0 +1,197 @@
+"""The local cluster with real processes and real signals: whatever dies, runs end as they should and nothing stays."""
+
+import os
+import signal
+import subprocess
+import sys
+
+from flip import commit
+from flip.rundir import read_json
+from jobs import ledger, supervisor
+
+
+def ends(run):
+    return [(row["action"], row["cause"]) for row in ledger.history(run)]
+
+
+def log(run):
+    path = run.logs / "latest" / "node0.out"
+    return path.read_text() if path.exists() else ""
+
+
+def test_runs_go_in_order_to_the_end_and_nothing_stays(field):
+    first, second = field.run("b", world=2), field.run("a")
+    field.submit(first, second)
+    assert field.state(second) == "queued"
+    field.until(lambda: not field.left())
+    assert [field.state(run) for run in (first, second)] == ["complete", "complete"]
+    assert ends(first) == [("done", "complete")]
+    assert ledger.last(first)["time"] < read_json(second.attempt(1) / "start.json")["time"]
+    assert (first.logs / "latest" / "node0.out").read_text().count("starts at 0") == 2
+    field.submit(first, second)  # complete runs start nothing
+    field.until(lambda: not field.left())
+    assert first.newest_attempt() == second.newest_attempt() == 1
+
+
+def test_several_at_once(field):
+    runs = [field.run(name, total=40) for name in ("a", "b", "c")]
+    field.submit(*runs, parallel=2)
+    field.until_moving(runs[0], 1)
+    field.until_moving(runs[1], 1)
+    assert [field.state(run) for run in runs] == ["running", "running", "queued"]
+    field.until(lambda: not field.left())
+    assert [field.state(run) for run in runs] == ["complete"] * 3
+
+
+def test_three_crashes_without_a_commit_stop_the_run_and_a_new_submission_allows_three_more(field):
+    run = field.run(attempts={str(n): {"0": "crash"} for n in (1, 2, 3, 4)})
+    field.submit(run)
+    field.until_state(run, "failed")
+    assert ends(run) == [("requeue", "crash"), ("requeue", "crash"), ("stop", "crash")]
+    assert "3 failed attempts" in field.cluster.states([run])["run"].detail
+    field.until(lambda: not field.left())
+    field.submit(run)
+    field.until_state(run, "complete")
+    assert ends(run)[3:] == [("requeue", "crash"), ("done", "complete")]
+
+
+def test_what_only_a_person_can_mend_stops_at_once(field):
+    run = field.run(attempts={"1": {"0": "exit:78"}})
+    field.submit(run)
+    field.until_state(run, "failed")
+    assert ends(run) == [("stop", "config")]
+
+
+def test_a_killed_rank_takes_its_peers_along_and_the_run_goes_on_from_its_commit(field):
+    run = field.run(world=2, total=60)
+    field.submit(run)
+    field.until_moving(run, 1, step=4)
+    peer, victim = field.pids(run)
+    os.kill(victim, signal.SIGKILL)
+    field.until_state(run, "complete")
+    assert ends(run) == [("requeue", "crash"), ("done", "complete")]
+    assert peer not in field.left()
+    assert read_json(run.attempt(2) / "start.json")["resumes_from"] >= 4
+    assert ledger.last(run)["commits"] == 60
+
+
+def test_a_hung_peer_is_killed_and_the_root_cause_counts(field):
+    run = field.run(world=2, attempts={"1": {"0": "hang", "1": "diverge"}})
+    field.submit(run)
+    field.until_state(run, "failed")
+    assert ends(run) == [("stop", "diverged")]
+    field.until(lambda: not field.left())
+
+
+def test_a_stopped_run_starts_again(field):
+    run = field.run(total=20, every=1000)
+    field.submit(run)
+    for number, sent in enumerate((signal.SIGTERM, signal.SIGUSR2), 1):
+        field.until_moving(run, number)
+        os.kill(field.pids(run)[0], sent)
+        field.until(lambda number=number: run.newest_attempt() > number)
+    field.until_state(run, "complete")
+    assert ends(run) == [("requeue", "stopped"), ("requeue", "stopped"), ("done", "complete")]
+    assert [read_json(run.attempt(n) / "start.json")["first_commit"] for n in (1, 2, 3)] == [False] * 3
+
+
+def test_an_attempt_after_one_cut_short_commits_its_first_step(field):
+    run = field.run(every=1000, total=5, at=2, attempts={"1": {"0": "exit:75"}, "2": {"0": "kill"}})
+    field.submit(run)
+    field.until_state(run, "complete")
+    assert [read_json(run.attempt(n) / "start.json")["first_commit"] for n in (1, 2, 3)] == [False, True, False]
+    assert read_json(run.attempt(3) / "start.json")["resumes_from"] == 1
+    assert ends(run) == [("requeue", "stopped"), ("requeue", "crash"), ("done", "complete")]
+
+
+def test_a_rank_deaf_to_a_cancel_is_killed(field):
+    field.cluster.profile.signal_seconds = 1
+    run = field.run(attempts={"1": {"0": "hang"}})
+    field.submit(run)
+    field.until(lambda: "starts at" in log(run))
+    run.cancel.write_text("{}")
+    field.cluster.cancel(run)
+    field.until(lambda: not field.left())
+    assert field.state(run) == "cancelled"
+
+
+def test_a_supervisor_killed_is_replaced_and_its_ranks_adopted(field):
+    run = field.run(world=2, total=60)
+    field.submit(run)
+    field.until_moving(run, 1, step=3)
+    os.kill(field.supervisor(), signal.SIGKILL)
+    field.submit(run)  # at once: the ranks are still on their way out
+    field.until_state(run, "complete")
+    assert ends(run) == [("requeue", "stopped"), ("done", "complete")]
+    assert "adopting attempt 1" in field.journal()
+    field.until(lambda: not field.left())
+
+
+def test_ranks_stop_by_the_leash_when_nobody_comes(field):
+    run = field.run(world=2, total=10_000)
+    field.submit(run)
+    field.until_moving(run, 1, step=2)
+    os.kill(field.supervisor(), signal.SIGKILL)
+    field.until(lambda: not field.left())
+    assert {record["cause"] for record in run.causes(1)} == {"stopped"}
+    assert field.state(run) == "stopped"
+
+
+def test_a_deaf_orphan_is_killed(field):
+    run = field.run(attempts={"1": {"0": "hang"}}, total=4)
+    field.submit(run)
+    field.until(lambda: "starts at" in log(run))
+    os.kill(field.supervisor(), signal.SIGKILL)
+    field.until(lambda: not supervisor.is_served(field.sweep))
+    attempt = supervisor.ranks.adopt(run, 1, grace=1.0, patience=0.0)
+    field.until(attempt.poll)
+    assert not field.pids(run)
+    assert supervisor.ledger.end(run, 1, attempt.code, "RUNNING").cause == "node"
+
+
+def test_cancel_saves_and_stays_ended_until_submitted_again(field):
+    run, queued = field.run("a", total=10_000, every=10_000), field.run("b")
+    field.submit(run, queued)
+    field.until_moving(run, 1, step=2)
+    command = [sys.executable, "jobs/cancel.py", str(field.sweep), "--yes", "--why", "a test"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout == "cancelled: a, b\n"
+    field.until(lambda: not field.left())
+    assert ends(run) == [("stop", "cancelled")] and "a test" in ledger.last(run)["reason"]
+    assert [field.state(r) for r in (run, queued)] == ["cancelled", "cancelled"]
+    assert commit.commits(run)
+    field.submit(queued)
+    field.until_state(queued, "complete")
+    assert field.state(run) == "cancelled"
+
+
+def test_a_supervisor_told_to_end_lets_runs_save_and_a_submission_goes_on(field):
+    run = field.run(total=60)
+    field.submit(run)
+    field.until_moving(run, 1, step=2)
+    os.kill(field.supervisor(), signal.SIGTERM)
+    field.until(lambda: not field.left())
+    assert ends(run) == [("nothing", "stopped")] and field.state(run) == "stopped"
+    field.submit(run)
+    field.until_state(run, "complete")
+    assert read_json(run.attempt(2) / "start.json")["resumes_from"] >= 2
+
+
+def test_only_one_supervisor(field):
+    run = field.run(total=10_000)
+    field.submit(run)
+    field.until_moving(run, 1)
+    first = field.supervisor()
+    command = [sys.executable, "-m", "jobs.supervisor", str(field.sweep)]
+    assert subprocess.run(command, cwd=field.snapshot, check=False).returncode == 0
+    assert field.supervisor() == first and len(field.left()) == 2
+    os.kill(first, signal.SIGTERM)
+    field.until(lambda: not field.left())
+
+
+def test_a_python_that_is_not_there_stops_the_run_with_its_name(field):
+    run = field.run()
+    field.cluster.profile.python = "/nowhere/python"
+    field.submit(run)
+    field.until_state(run, "failed")
+    assert "/nowhere/python" in field.cluster.states([run])["run"].detail

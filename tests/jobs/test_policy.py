@@ -1,0 +1,136 @@
+"""The table of what follows from an end: one row per case, and that the files run on the oldest Python of a host."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flip.exitcodes import CAUSES
+from jobs.policy import LEAVING, Decision, Limits, decide
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def c(cause, rank=0, **facts):
+    return {"cause": cause, "code": CAUSES.get(cause, 70), "reason": f"why {cause}", "rank": rank, **facts}
+
+
+def h(*causes):
+    """History rows; a name that ends in + made a new commit."""
+    return [{"cause": cause.rstrip("+"), "committed": cause.endswith("+")} for cause in causes]
+
+
+def ask(causes=(), code=0, state="RUNNING", history=(), complete=False, cancelled=False, committed=False) -> Decision:
+    return decide(list(causes), code, state, list(history), Limits(), complete, cancelled, committed)
+
+
+TABLE = [
+    # name, arguments, action, cause, delay
+    ("complete", dict(complete=True), "done", "complete", 0),
+    (
+        "complete beats everything",
+        dict(complete=True, cancelled=True, code=137, state="CANCELLED"),
+        "done",
+        "complete",
+        0,
+    ),
+    ("0 without a result", dict(code=0), "requeue", "crash", 0),
+    ("complete cause without a result", dict(causes=[c("complete")], code=0), "requeue", "crash", 0),
+    ("cancel.json", dict(code=75, causes=[c("stopped")], cancelled=True), "stop", "cancelled", 0),
+    ("cancelled by the scheduler", dict(code=75, state="CANCELLED,COMPLETING"), "stop", "cancelled", 0),
+    ("cancelled, code 0", dict(code=0, state="CANCELLED"), "stop", "cancelled", 0),
+    ("stopped", dict(code=75, causes=[c("stopped")]), "requeue", "stopped", 0),
+    ("75 by code alone", dict(code=75), "requeue", "stopped", 0),
+    ("configuration", dict(code=78), "stop", "config", 0),
+    ("data", dict(code=65), "stop", "data", 0),
+    ("permission", dict(code=77), "stop", "permission", 0),
+    ("diverged", dict(code=76), "stop", "diverged", 0),
+    ("hang", dict(code=71), "requeue", "hang", 0),
+    ("crash", dict(code=70), "requeue", "crash", 0),
+    *((f"unknown code {n}", dict(code=n), "requeue", "crash", 0) for n in (1, 2, 134, 137, 139, 143, 255)),
+    ("nobody saw it", dict(code=None), "requeue", "node", 0),
+    # causes: by class, never by code
+    ("65 beside SIGABRT", dict(code=134, causes=[c("data"), c("peer_lost", 1)]), "stop", "data", 0),
+    ("78 beside a clean stop", dict(code=143, causes=[c("stopped"), c("config", 1)]), "stop", "config", 0),
+    ("stop, the rest was killed", dict(code=137, causes=[c("stopped"), c("peer_lost", 1)]), "requeue", "stopped", 0),
+    ("only echoes", dict(code=137, causes=[c("peer_lost", 1)]), "requeue", "crash", 0),
+    ("a cause of no class", dict(code=1, causes=[c("gremlins")]), "requeue", "crash", 0),
+    # states
+    ("requeued already", dict(code=75, state="PENDING"), "nothing", "stopped", 0),
+    ("node lost, requeued already", dict(code=1, state="PENDING, COMPLETING"), "nothing", "crash", 0),
+    ("node failed", dict(code=1, state="NODE_FAIL", causes=[c("crash")]), "requeue", "node", 0),
+    ("wall limit, clean", dict(code=75, state="TIMEOUT", causes=[c("stopped")]), "requeue", "stopped", 0),
+    ("wall limit, killed", dict(code=137, state="TIMEOUT"), "requeue", "timeout", 0),
+    ("preempted, killed", dict(code=143, state="PREEMPTED"), "requeue", "stopped", 0),
+    ("memory", dict(code=137, state="OUT_OF_MEMORY"), "requeue", "crash", 0),
+    ("TERM, no state", dict(code=143, state=None), "nothing", "crash", 0),
+    ("TERM and a clean stop, no state", dict(code=75, state=None, causes=[c("stopped")]), "nothing", "stopped", 0),
+    ("warning, no state", dict(code=75, state=None, causes=[c("stopped", signal="SIGUSR2")]), "requeue", "stopped", 0),
+    ("crash, no state", dict(code=137, state=None), "requeue", "crash", 0),
+    ("the launcher leaves", dict(code=75, state=LEAVING), "nothing", "stopped", 0),
+    ("the launcher leaves a finished run", dict(state=LEAVING, complete=True), "done", "complete", 0),
+    ("the launcher leaves a bad configuration", dict(code=78, state=LEAVING), "stop", "config", 0),
+    # limits
+    ("second crash", dict(code=70, history=h("crash")), "requeue", "crash", 0),
+    ("third crash", dict(code=70, history=h("crash", "crash")), "stop", "crash", 0),
+    ("crash, node, hang", dict(code=71, history=h("crash", "node")), "stop", "hang", 0),
+    ("three wall limits", dict(code=137, state="TIMEOUT", history=h("timeout", "timeout")), "stop", "timeout", 0),
+    ("preemption between does not reset", dict(code=70, history=h("crash", "stopped", "crash")), "stop", "crash", 0),
+    ("a commit between does", dict(code=70, history=h("crash", "crash", "stopped+")), "requeue", "crash", 0),
+    ("a commit in this one does", dict(code=70, history=h("crash", "crash"), committed=True), "requeue", "crash", 0),
+    ("third crash, requeued already", dict(code=1, state="PENDING", history=h("crash", "crash")), "stop", "crash", 0),
+    ("preemption is free", dict(code=75, history=h(*["stopped+"] * 99), committed=True), "requeue", "stopped", 0),
+    ("second without a commit", dict(code=75, history=h("stopped")), "requeue", "stopped", 0),
+    ("third without a commit", dict(code=75, history=h("stopped", "stopped")), "requeue", "stopped", 60),
+    ("fifth without a commit", dict(code=75, history=h(*["stopped"] * 4)), "requeue", "stopped", 240),
+    ("twentieth without a commit", dict(code=75, history=h(*["stopped"] * 19)), "requeue", "stopped", 3600),
+    ("a commit ends the row", dict(code=75, history=h("stopped", "stopped+", "stopped")), "requeue", "stopped", 0),
+    ("storage", dict(code=69), "requeue", "storage", 30),
+    ("storage again", dict(code=69, history=h("storage", "stopped", "storage")), "requeue", "storage", 120),
+    ("storage, long", dict(code=69, history=h(*["storage"] * 20)), "requeue", "storage", 1800),
+    ("storage after a commit", dict(code=69, history=h("storage"), committed=True), "requeue", "storage", 30),
+    ("storage for a day", dict(code=69, history=h(*["storage"] * 60)), "stop", "storage", 0),
+]
+
+
+@pytest.mark.parametrize("arguments, action, cause, delay", [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_table(arguments, action, cause, delay):
+    decision = ask(**arguments)
+    assert (decision.action, decision.cause, decision.delay) == (action, cause, delay), decision.reason
+
+
+def test_every_cause_has_a_row_and_every_stop_a_remedy():
+    for cause, code in CAUSES.items():
+        assert ask(causes=[c(cause)], code=code).action in ("requeue", "stop")
+    assert "why crash" in ask(causes=[c("crash")], code=70).reason
+    assert "--retry" in ask(code=70, history=h("crash", "crash")).reason
+
+
+def test_hosts_are_excluded_for_hardware_only():
+    causes = [c("crash", host="n1", hardware=True), c("crash", 1, host="n2")]
+    assert ask(causes=causes, code=70).exclude == ("n1",)
+
+
+def old_python() -> str:
+    """The oldest Python >= 3.6 of this machine, empty where it has none older than ours."""
+    places = [*Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin/python3")]
+    found = [str(p) for p in sorted(places, key=lambda p: [int(n) for n in p.parts[-3].split(".")])]
+    found += [p for p in (shutil.which(f"python3.{minor}") for minor in range(6, 11)) if p]
+    return next((p for p in found if subprocess.run([p, "-c", ""], check=False).returncode == 0), "")
+
+
+@pytest.mark.skipif(not old_python(), reason="no Python older than ours here")
+def test_the_hosts_old_python_begins_and_ends_attempts(tmp_path):
+    run, script = tmp_path / "sweep" / "run", str(ROOT / "jobs" / "requeue.py")
+    run.mkdir(parents=True)
+
+    def call(*arguments):
+        return subprocess.run([old_python(), script, *arguments], capture_output=True, text=True, check=False)
+
+    assert call("begin", str(run)).stdout == "1\n"
+    ended = call("end", str(run), "--code", "78", "--state", "RUNNING")
+    assert ended.returncode == 0 and '"action": "stop"' in ended.stdout, ended.stderr
+    refused = call("begin", str(run))
+    assert refused.returncode == 78 and refused.stdout == "" and "not started" in refused.stderr

@@ -1,0 +1,156 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.config.resolve import Host, facts, resolve
+from flip.config.stages import world
+from flip.config.validate import validate
+from flip.exitcodes import ConfigError
+from jobs.sweep import SWEEPS, load
+
+H100_NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
+COMMON = "set: {model.size: tiny, data.samples: 1e6, stages: [{name: pretrain, samples: 1000, batch: 128}]}\n"
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Write a sweep file and load it."""
+
+    def write(text, *args, **kwargs):
+        path = tmp_path / "trial.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load(path, *args, **kwargs)
+
+    return write
+
+
+def mistake(sweep, text, *args, **kwargs):
+    with pytest.raises(ConfigError) as caught:
+        sweep(text, *args, **kwargs)
+    assert caught.value.code == 78 and "\n" not in caught.value.paragraph()
+    return caught.value.paragraph()
+
+
+@pytest.mark.parametrize(
+    "name, runs",
+    [
+        ("model_scaling", {"baseline": (128, "L/16", 12.8e9), "model": (256, "H/14", 12.8e9)}),
+        ("data_scaling", {"data": (128, "L/16", 12.8e9)}),
+        ("schedule_scaling", {"schedule": (128, "L/16", 25.6e9)}),
+        ("joint_scaling", {"model-data": (256, "H/14", 12.8e9), "joint": (256, "H/14", 25.6e9)}),
+    ],
+)
+def test_the_papers_sweeps_expand_and_validate(name, runs):
+    loaded = load(SWEEPS / f"{name}.yaml")
+    assert (loaded.name, loaded.cluster, set(loaded.paper)) == (name, "h100", set(runs))
+    for run in loaded.runs:
+        config = resolve(run.config, H100_NODE, facts(run.config))
+        assert not [note for note in validate(config) if "buffer" in note or "accuracy" in note]
+        assert (world(config), config.model.size, config.stages[0].samples) == runs[run.name]
+        assert [(s.name, s.batch, s.mask) for s in config.stages] == [
+            ("pretrain", 65536, "0.5"),
+            ("unmasked", 65536, "0"),
+        ]
+        assert config.recipe == "paper" and config.model.image.pool == "all" and config.optim.decay_logit_scale
+        assert config.stages[1].base_lr == 4e-8 and config.stages[1].samples == 128_000_000
+        assert config.stages[0].warmup == (256e6 if config.model.size == "H/14" else 51.2e6)
+
+
+def test_the_quickstart_and_the_portable_recipe():
+    loaded = load(SWEEPS / "quickstart.yaml", ["data.samples=5513"])
+    assert [run.name for run in loaded.runs] == ["mask50", "mask75", "clip"]
+    for run in loaded.runs:
+        config = resolve(run.config, Host(cores=2, memory=8 * 10**9), facts(run.config))
+        validate(config)
+        assert config.recipe == "portable" and config.model.image.pool == "patches" and config.model.text.prepend_cls
+        assert not config.optim.decay_logit_scale and config.data.lanes == 128
+        assert config.stages[0].base_lr * config.stages[0].batch / 256 == 1e-3
+    assert [s.mask for s in loaded.runs[0].config.stages] == ["0.5", "0"]
+    assert loaded.runs[0].differs["stages.unmasked"] is True and loaded.runs[2].differs["stages.unmasked"] is False
+
+
+def test_grid_runs_and_seeds_make_short_names(sweep):
+    text = COMMON + "grid: {stages.pretrain.mask: [0.5, 0.75], model.size: [tiny, L/16], seed: [3]}\n"
+    loaded = sweep(text)
+    assert [r.name for r in loaded.runs] == ["mask0.5-tiny", "mask0.5-l16", "mask0.75-tiny", "mask0.75-l16"]
+    assert loaded.runs[3].differs == {"stages.pretrain.mask": "0.75", "model.size": "L/16"}
+    assert loaded.runs[3].config.model.image.width == 1024 and loaded.runs[3].config.seed == 3
+    text = COMMON + "runs: {a: , b: {optim: {eps: 1e-6}, stages.pretrain.batch: 64}}\nseeds: [0, 7]\n"
+    loaded = sweep(text)
+    assert [(r.name, r.arm, r.config.seed) for r in loaded.runs] == [
+        ("a-s0", "a", 0),
+        ("a-s7", "a", 7),
+        ("b-s0", "b", 0),
+        ("b-s7", "b", 7),
+    ]
+    assert loaded.runs[0].differs == {"optim.eps": 1e-8, "stages.pretrain.batch": 128, "seed": 0}
+    assert [r.name for r in sweep(text, seeds=[5]).runs] == ["a", "b"]
+    assert [r.name for r in sweep(COMMON + "grid: {stages.pretrain.samples: [12.8e9, 65536]}").runs] == [
+        "samples12.8b",
+        "samples65536",
+    ]
+
+
+def test_overrides_win_and_only_keeps(sweep):
+    text = COMMON + "runs: {a: , b: {seed: 4}}\ngrid: {optim.eps: [1e-8]}\n"
+    loaded = sweep(text, ["seed=9"], only="b*")
+    assert [(r.name, r.config.seed) for r in loaded.runs] == [("b", 9)]
+    assert loaded.runs[0].differs == {}
+    assert "a, b" in mistake(sweep, text, only="c*")
+
+
+def test_recipes_lie_under_the_set(sweep, tmp_path):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/mine.yaml").write_text("base: portable\noptim: {beta1: 0.8, beta2: 0.7}\n")
+    config = sweep("recipe: mine\nset: {optim.beta1: 0.5}\nruns: {a: }\n").runs[0].config
+    assert (config.recipe, config.optim.beta1, config.optim.beta2) == ("mine", 0.5, 0.7)
+    assert config.optim.weight_decay == 0.2 and config.stages[1].samples == 128_000_000
+    assert sweep("recipe: [paper, mine]\nruns: {a: }\n").runs[0].config.recipe == "paper+mine"
+    (tmp_path / "recipes/mine.yaml").write_text("base: mine\n")
+    assert "its own base" in mistake(sweep, "recipe: mine\nruns: {a: }\n")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (COMMON, ["empty sweep", "runs"]),
+        ("", ["empty sweep"]),
+        (COMMON + "runs: {}\n", ["empty sweep"]),
+        (COMMON + "runs: []\n", [":2", "runs", "mapping"]),
+        (COMMON + "grid: {optim.eps: []}\n", [":2", "optim.eps", "list"]),
+        (COMMON + "grid: {optim.eps: 3}\n", ["optim.eps", "list"]),
+        (COMMON + "grid: {optim.eps: [1e-8, 0.00000001]}\n", [":2", "same name", "eps1e-08"]),
+        (COMMON + "grid: {model: [{size: tiny}, {size: B/16}]}\n", ["no short name"]),
+        (COMMON + "runs: {a: }\nseeds: [1, 1]\n", [":3", "seeds", "a-s1"]),
+        (COMMON + "runs:\n  a:\n  b:\n  a:\n", [":5:3", "stands twice"]),
+        (COMMON + "runs: {A/B: }\n", ["runs.A/B", "a-z"]),
+        (COMMON + "runs: {a: 3}\n", ["runs.a", "mapping"]),
+        (COMMON + "runs:\n  a:\n    optim:\n      ebs: 1\n", [":5", "optim.ebs", "optim.eps"]),
+        (COMMON + "grid:\n  optim.ebs: [1, 2]\n", [":3", "optim.ebs"]),
+        (COMMON + "run: {a: }\n", [":2", "run", "Did you mean runs"]),
+        (COMMON + "optim.eps: 1\n", ["set.optim.eps"]),
+        (COMMON + "runs: {a: }\nrecipe: papr\n", [":3", "papr", "paper"]),
+        (COMMON + "runs: {a: }\npaper:\n  b: {x: 1}\n", [":4", "paper.b", "no such run"]),
+        (COMMON + "runs: {a: }\nseeds: [x]\n", [":3", "seed", "'x'"]),
+        (COMMON + "runs: {a: }\nname: a/b\n", ["name", "a/b"]),
+        ("- a\n", ["a mapping is needed"]),
+        (COMMON + "runs: {a: {recipe: '${x}'}}\n", ["interpolation is off"]),
+    ],
+)
+def test_mistakes_name_file_line_and_key(sweep, text, words):
+    paragraph = mistake(sweep, text)
+    for word in ["trial.yaml", *words]:
+        assert word in paragraph
+
+
+def test_loading_brings_no_torch():
+    root = Path(__file__).resolve().parents[2]
+    code = "import sys, jobs.sweep; jobs.sweep.load('sweeps/model_scaling.yaml'); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

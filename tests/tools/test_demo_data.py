@@ -1,0 +1,266 @@
+"""The demonstration data: the split, the rendering, the fetch and its failures, a whole build from tiny packages."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flip.data.manifest import Manifest
+from tools.demo import build, packages, render, split
+
+ROOT = Path(__file__).resolve().parents[2]
+SQUARE = '<rect width="{0}" height="{0}" fill="{1}"/>'
+
+
+def command(cache: Path, path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The real command, with nothing but ``path`` on PATH."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "demo_data.py"), "--cache", str(cache), *arguments],
+        env=os.environ | {"PATH": str(path)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def fake_npm(folder: Path, body: str) -> Path:
+    """A folder that holds an npm which does what ``body`` says."""
+    folder.mkdir()
+    npm = folder / "npm"
+    npm.write_text(f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\n{body}\n")
+    npm.chmod(0o755)
+    return folder
+
+
+# -- the split ---------------------------------------------------------------------------------------------------------
+
+
+def test_named_drops_what_cannot_be_told_apart_or_has_no_name() -> None:
+    slugs = "fox fox-dark-skin-tone family-boy man-cook woman kiss-mark one-thirty person-facing-right heart letter-a"
+    characters = {f"{0x1F400 + i:x}": slug for i, slug in enumerate(slugs.split())}
+    characters["2764-fe0f"] = characters.pop(next(k for k, v in characters.items() if v == "heart"))
+    annotations = {
+        "".join(chr(int(p, 16)) for p in points.split("-")): {"tts": [slug.upper()], "default": ["a", "b"]}
+        for points, slug in characters.items()
+        if slug not in ("letter-a", "heart")
+    }
+    annotations["\u2764"] = {"tts": ["red heart"], "default": ["love"]}
+    assert split.named(characters, annotations) == [
+        ("fox", "FOX", ("a", "b")),
+        ("heart", "red heart", ("love",)),
+        ("woman", "WOMAN", ("a", "b")),
+    ]
+
+
+def test_drawn_needs_both_test_vendors_two_others_and_a_drawing_of_its_own() -> None:
+    icons: dict[str, dict] = {vendor: {"icons": {}, "aliases": {}} for vendor in split.DRAWERS}
+
+    def draw(name: str, *vendors: str) -> None:
+        for vendor in vendors:
+            icons[vendor]["icons"][name] = {"body": ""}
+
+    draw("red-fox", "twemoji", "openmoji", "noto")
+    draw("redfox", "fxemoji")
+    draw("owl", "twemoji", "noto", "noto-v1", "emojione")
+    draw("bat", "twemoji", "openmoji", "noto")
+    draw("cricket-game", "twemoji", "openmoji", "noto", "emojione")
+    draw("cricket", "twemoji", "openmoji", "noto")
+    icons["emojione"]["aliases"]["cricket"] = {"parent": "cricket-game"}
+    icons["noto-v1"]["aliases"] = {"cricket": {"parent": "old-cricket"}, "bat": {"parent": "stick", "hFlip": True}}
+    draw("old-cricket", "noto-v1")
+    draw("stick", "noto-v1")
+    slugs = ["bat", "cricket", "cricket-game", "owl", "red-fox"]
+    found = {emoji.slug: emoji.drawings for emoji in split.drawn([(slug, slug, ()) for slug in slugs], icons)}
+    assert sorted(found) == ["cricket", "cricket-game", "red-fox"]
+    assert found["red-fox"]["fxemoji"] == "redfox"
+    assert found["cricket"]["noto-v1"] == "old-cricket" and "emojione" not in found["cricket"]
+
+
+def test_of_two_alike_the_unseen_stays_then_the_more_often_drawn() -> None:
+    def emoji(slug: str, vendors: int) -> split.Emoji:
+        return split.Emoji(slug, slug, (), dict.fromkeys(split.DRAWERS[:vendors], slug))
+
+    emojis = [
+        emoji("cat-face", 4),
+        emoji("grinning-cat", 4),
+        emoji("cricket", 5),
+        emoji("sun", 9),
+        emoji("yellow-circle", 9),
+    ]
+    assert [e.slug for e in emojis if e.unseen] == ["cat-face", "grinning-cat"]
+    pairs = {("cat-face", "grinning-cat"), ("yellow-circle", "cat-face"), ("cricket", "sun")}
+    assert [e.slug for e in split.distinct(emojis, pairs)] == ["cat-face", "grinning-cat", "sun"]
+
+
+def test_three_captions_in_ten_are_keyword_lists_and_vary_by_vendor() -> None:
+    emoji = split.Emoji("fox", "fox", ("animal", "face", "orange", "wood"), {})
+    lines = split.captions(emoji, "noto")
+    lists = [line for line in lines if "fox" not in line]
+    assert (len(lines), len(lists)) == (10, 3) and lines[1] == "a picture of fox"
+    assert all(2 <= len(line.split(", ")) <= 4 and set(line.split(", ")) <= set(emoji.keywords) for line in lists)
+    assert lines != split.captions(emoji, "fxemoji") and lines == split.captions(emoji, "noto")
+
+
+# -- the rendering -----------------------------------------------------------------------------------------------------
+
+
+def test_a_drawing_lies_whole_and_centred_on_white() -> None:
+    icons = {"icons": {"bar": {"body": SQUARE.format(32, "#f00"), "height": 8}}, "width": 32, "height": 32}
+    pixels = render.picture(render.svg(icons, "bar"))
+    assert pixels.shape == (64, 64, 3)
+    assert (pixels[:23] == 255).all() and (pixels[24:] == [255, 0, 0]).all()
+    assert (np.asarray(Image.open(io.BytesIO(render.png(pixels)))) == pixels).all()
+
+
+def test_alike_is_a_distance_of_thumbnails() -> None:
+    grey = [render.thumbnail(np.full((64, 64, 3), value, np.uint8)) for value in (100, 104, 106)]
+    assert render.alike(["a", "b", "c"], grey) == {("a", "b"), ("b", "c")}
+
+
+# -- the fetch ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_network_is_69_and_leaves_nothing(tmp_path: Path) -> None:
+    path = fake_npm(tmp_path / "bin", "sys.exit('request failed: getaddrinfo')")
+    result = command(tmp_path / "cache", path)
+    assert result.returncode == 69 and "Traceback" not in result.stderr
+    assert packages.NAMES.spec in result.stderr and "getaddrinfo" in result.stderr
+    assert not (tmp_path / "cache" / "emoji").exists() and not list((tmp_path / "cache" / "packages").iterdir())
+
+
+def test_a_wrong_tarball_is_65_and_removed(tmp_path: Path) -> None:
+    body = f"(Path(sys.argv[sys.argv.index('--pack-destination') + 1]) / {packages.NAMES.file!r}).write_bytes(b'evil')"
+    result = command(tmp_path / "cache", fake_npm(tmp_path / "bin", body))
+    assert result.returncode == 65 and "Traceback" not in result.stderr
+    assert packages.NAMES.sha512 in result.stderr and packages.NAMES.spec in result.stderr
+    assert not list((tmp_path / "cache" / "packages").iterdir())
+
+
+def test_a_cache_that_cannot_be_is_69(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = command(tmp_path / "file", tmp_path)
+    assert result.returncode == 69 and str(tmp_path / "file") in result.stderr and "--cache" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_npm_it_is_taken_from_a_wheel(tmp_path: Path) -> None:
+    result = command(tmp_path / "cache", tmp_path, PIP_NO_INDEX="1")
+    assert result.returncode == 69 and packages.NODE in result.stderr
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+SLUGS = ["cat-face", "grinning-cat", "sun", "cricket", "bee", "owl", "kiss", "bat", "tree"]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache whose packages hold nine emoji, of which training has five: bat and tree look the same."""
+    store = tmp_path / "cache" / "packages"
+    store.mkdir(parents=True)
+
+    def pack(package: packages.Package, files: dict[str, object]) -> packages.Package:
+        with tarfile.open(store / package.file, "w:gz") as tar:
+            for name, value in files.items():
+                content = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+                info = tarfile.TarInfo(f"package/{name}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        digest = hashlib.sha512((store / package.file).read_bytes()).digest()
+        return packages.Package(package.name, package.version, base64.b64encode(digest).decode())
+
+    vendors = {}
+    for v, (vendor, package) in enumerate(packages.VENDORS.items()):
+        bodies = {s: SQUARE.format(8 + v, f"#{i * 28:02x}{255 - i * 25:02x}40") for i, s in enumerate(SLUGS)}
+        bodies["tree"] = bodies["bat"]
+        icons = {s.replace("-", "") if vendor == "fxemoji" else s: {"body": body} for s, body in bodies.items()}
+        info = {"name": vendor, "author": {"name": "A", "url": "u"}, "license": {"spdx": "MIT", "url": "u"}}
+        characters = {f"{0x1F400 + i:x}": slug for i, slug in enumerate(SLUGS)}
+        files = {"icons.json": {"icons": icons, "width": 32, "height": 32}, "chars.json": characters, "info.json": info}
+        vendors[vendor] = pack(package, files)
+    words = {chr(0x1F400 + i): {"tts": [f"the {slug}"], "default": ["x", "y"]} for i, slug in enumerate(SLUGS)}
+    annotations = {"annotations": {"annotations": words}}
+    files = {"annotations/en/annotations.json": annotations, "package.json": {"license": "L"}, "LICENSE": "text"}
+    names = pack(packages.NAMES, files)
+    monkeypatch.setattr(packages, "VENDORS", vendors)
+    monkeypatch.setattr(packages, "NAMES", names)
+    monkeypatch.setattr(packages, "ALL", (names, *vendors.values()))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path / "cache"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def samples(folder: Path) -> dict[str, dict[str, bytes]]:
+    found: dict[str, dict[str, bytes]] = {}
+    for shard in sorted(folder.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            for item in tar:
+                assert item.mtime == 0, "a time would make other bytes on another day"
+                key, member = item.name.split(".")
+                found.setdefault(key, {})[member] = tar.extractfile(item).read()  # type: ignore[union-attr]
+    return found
+
+
+def test_build_whole_same_bytes_and_only_once(tiny: Path) -> None:
+    facts = build.build(tiny)
+    folder = tiny / "emoji"
+    assert facts["counts"] == {"named": 8, "drawn": 8, "distinct": 7, "unseen": 2, "training": 5}
+    assert {name: item["samples"] for name, item in facts["sets"].items()} == {
+        "train": 30,
+        "noto-v1": 5,
+        "twemoji": 5,
+        "openmoji": 5,
+        "unseen": 18,
+    }
+    classes = json.loads((folder / "classes.json").read_text())
+    for vendor in ("noto-v1", "twemoji", "openmoji"):
+        for sample in samples(folder / vendor).values():
+            assert sample["txt"].decode() == classes["names"][int(sample["cls"])]
+    train = samples(folder / "train")
+    assert not [key for key in train if key.split("_")[0] in ("noto-v1", "twemoji", "openmoji")]
+    assert not [key for key in train if key.split("_")[1] in ("cat-face", "grinning-cat")]
+    assert len(train["noto_bee"]["txt"].decode().split("\n")) == 10
+    assert "MIT" in (folder / "LICENCES.md").read_text()
+
+    moved = tiny / "elsewhere"
+    shutil.copytree(folder, moved)
+    assert Manifest.load(moved / "train").locate(0)[0].startswith(str(moved))
+
+    before = contents(folder)
+    shutil.rmtree(tiny / "packages")
+    assert build.build(tiny) == facts, "a second call needs neither packages nor network"
+    assert contents(folder) == before
+
+
+def test_build_is_a_function_of_the_packages(tiny: Path) -> None:
+    build.build(tiny)
+    before = contents(tiny / "emoji")
+    (tiny / "emoji" / "done.json").write_text('{"version": 0}')
+    build.build(tiny)
+    assert contents(tiny / "emoji") == before
+    assert sorted(path.name for path in tiny.iterdir()) == ["emoji", "emoji.lock", "packages"]
+
+
+def test_ready_is_said_without_npm_or_packages(tmp_path: Path) -> None:
+    done = {"version": build.VERSION, "packages": {p.name: [p.version, p.sha512] for p in packages.ALL}}
+    done |= {"counts": dict.fromkeys(("named", "drawn", "distinct", "training", "unseen"), 1), "sets": {}}
+    (tmp_path / "emoji").mkdir()
+    (tmp_path / "emoji" / "done.json").write_text(json.dumps(done))
+    result = command(tmp_path, tmp_path, "--json")
+    assert result.returncode == 0 and json.loads(result.stdout)["state"] == "ready"
+    assert [path.name for path in tmp_path.iterdir()] == ["emoji"]

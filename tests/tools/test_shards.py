@@ -1,0 +1,67 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.data.manifest import Manifest
+from flip.data.reader import Reader
+from tests.synthetic import encode, make_dataset, picture
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "shards.py"
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
+
+
+def test_index_info_except(tmp_path):
+    make_dataset(tmp_path / "data", samples=30, shards=3, size=16)
+    made = run("index", "data/{00000..00001}.tar", "data/00002.*", "--out", "m", "--chunk", 4, "--json", cwd=tmp_path)
+    facts = json.loads(made.stdout)
+    assert (facts["samples"], facts["shards"], facts["chunk"], facts["left_out_by_training"]) == (30, 3, 4, 2)
+    shown = run("info", tmp_path / "m", cwd="/")
+    assert facts["digest"] in shown.stdout and "left out by training" in shown.stdout
+    less = run("except", tmp_path / "m", "--ids", "3,8-11", "--out", tmp_path / "less", "--json")
+    assert json.loads(less.stdout)["exceptions"] == 5
+    assert sorted(Manifest.load(tmp_path / "less").exceptions) == [3, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_make(tmp_path, kind):
+    rows = [{"image": f"{i}.png", "caption": f"number {i}", "source": "here"} for i in range(5)]
+    for i in range(5):
+        (tmp_path / f"{i}.png").write_bytes(encode(picture(i, 16)))
+    lines = {
+        "csv": ["image,caption,source", *(",".join(row.values()) for row in rows)],
+        "jsonl": [json.dumps(row) for row in rows],
+    }[kind]
+    (tmp_path / f"t.{kind}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    made = run("make", tmp_path / f"t.{kind}", "--out", tmp_path / "out", "--per-shard", 2)
+    assert made.returncode == 0, made.stderr
+    manifest = Manifest.load(tmp_path / "out")
+    samples = [s for j in range(manifest.chunks) for s in Reader().read_chunk(manifest, j)]
+    assert [bytes(s["txt"]).decode() for s in samples] == [f"number {i}" for i in range(5)]
+    assert bytes(samples[4]["png"]) == encode(picture(4, 16)) and json.loads(bytes(samples[0]["json"])) == {
+        "source": "here"
+    }
+    assert len(manifest.keys) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (["info", "nowhere"], 65, "no manifest here"),
+        (["index", "nowhere/{0..3}.tar", "--out", "m"], 65, "the shard is missing"),
+        (["make", "nowhere.csv", "--out", "m"], 78, "cannot be read"),
+    ],
+)
+def test_mistakes_are_one_paragraph(tmp_path, arguments, code, words):
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == code and words in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "m").exists()
+
+
+def test_help_ends_with_examples():
+    assert run("index", "--help").stdout.rstrip().splitlines()[-5] == "examples:"

@@ -1,0 +1,213 @@
+"""The demonstration data from packages to shards, manifests, class names and tokenizer: whole or not there at all."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from flip.exitcodes import PermissionDenied, StorageError
+from flip.rundir import read_json, sync_folder, write_json, write_text
+from tools.demo import packages, split
+from tools.demo.split import Emoji
+
+VERSION = 1
+"""Of what is built from the packages; a higher one makes the next call build anew."""
+VOCABULARY = 4000
+SHARDS = {"train": 8, "unseen": 2}
+FOLDER = "emoji"
+
+Pictures = dict[tuple[str, str], bytes]
+"""(vendor, slug) -> PNG."""
+
+
+def ready(cache: Path) -> dict[str, Any] | None:
+    """The facts in done.json where the data is there and as this version builds it, else None."""
+    try:
+        done = read_json(cache / FOLDER / "done.json")
+    except (ValueError, OSError):  # damaged or out of reach: building mends it or says why
+        return None
+    wanted = {"version": VERSION, "packages": {p.name: [p.version, p.sha512] for p in packages.ALL}}
+    return done if done and {key: done.get(key) for key in wanted} == wanted else None
+
+
+def build(cache: Path, force: bool = False) -> dict[str, Any]:
+    """Have the data in ``cache``/emoji and return the facts of its done.json. Builders wait for each other.
+
+    Raises StorageError (network, disk), PermissionDenied and DataError (a wrong tarball); nothing is half-written.
+    """
+    try:
+        with _alone(cache):
+            found = None if force else ready(cache)
+            return found or _build(cache)
+    except PermissionError as error:
+        raise PermissionDenied("may not write the cache", str(error.filename or cache), None, _REMEDY) from error
+    except OSError as error:
+        raise StorageError(
+            f"could not write the cache: {error.strerror or error}", str(error.filename or cache), None, _REMEDY
+        ) from error
+
+
+_REMEDY = "Name another folder with --cache or FLIP_CACHE."
+
+
+def _build(cache: Path) -> dict[str, Any]:
+    store, part, final = cache / "packages", cache / f"{FOLDER}.partial", cache / FOLDER
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    with tqdm(total=len(packages.ALL), desc="fetch", unit="package", disable=None) as bar:
+        packages.fetch(packages.ALL, store, lambda _: bar.update())
+    emojis, pictures, counts = _classes(store)
+    facts = {
+        "version": VERSION,
+        "packages": {p.name: [p.version, p.sha512] for p in packages.ALL},
+        "counts": counts,
+        "sets": _write_sets(part, emojis, pictures),
+    }
+    _write_tokenizer(part, emojis)
+    _write_licences(part, store)
+    write_json(part / "done.json", facts)
+    sync_folder(part)
+    old = cache / f"{FOLDER}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.rename(final, old)
+    os.rename(part, final)
+    sync_folder(cache)
+    shutil.rmtree(old, ignore_errors=True)
+    return facts
+
+
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / f"{FOLDER}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _classes(store: Path) -> tuple[list[Emoji], Pictures, dict[str, int]]:
+    """The classes, seen and unseen, a picture for each of their drawings, and how many emoji each rule left."""
+    from tools.demo import render
+
+    vendors = packages.VENDORS
+    icons = {vendor: packages.member_json(package, store, "icons.json") for vendor, package in vendors.items()}
+    characters = packages.member_json(vendors["noto"], store, "chars.json")
+    annotations = packages.member_json(packages.NAMES, store, "annotations/en/annotations.json")
+    names = split.named(characters, annotations["annotations"]["annotations"])
+    drawn = split.drawn(names, icons)
+
+    drawings = [(vendor, emoji.slug, name) for emoji in drawn for vendor, name in emoji.drawings.items()]
+    documents = [render.svg(icons[vendor], name) for vendor, _, name in drawings]
+    bar = tqdm(render.render(documents), total=len(documents), desc="render", unit="picture", disable=None)
+    pictures, thumbnails = {}, {}
+    for (vendor, slug, _), (png, thumbnail) in zip(drawings, bar, strict=True):
+        pictures[vendor, slug], thumbnails[vendor, slug] = png, thumbnail
+
+    pairs = set()
+    for vendor in split.DRAWERS:
+        slugs = [emoji.slug for emoji in drawn if vendor in emoji.drawings]
+        pairs |= render.alike(slugs, [thumbnails[vendor, slug] for slug in slugs])
+    emojis = split.distinct(drawn, pairs)
+    unseen = sum(emoji.unseen for emoji in emojis)
+    counts = {"named": len(names), "drawn": len(drawn), "distinct": len(emojis)}
+    return emojis, pictures, counts | {"unseen": unseen, "training": len(emojis) - unseen}
+
+
+def _write_sets(folder: Path, emojis: Sequence[Emoji], pictures: Pictures) -> dict[str, Any]:
+    """Shards, manifests and class names. Returns per set: samples, digest, role."""
+    seen = [emoji for emoji in emojis if not emoji.unseen]
+    unseen = [emoji for emoji in emojis if emoji.unseen]
+    roles = {"train": "training", split.VALIDATION: "validation", "unseen": "test"} | dict.fromkeys(split.TEST, "test")
+    members: dict[str, Iterable[dict[str, Any]]] = {
+        "train": _samples(seen, split.TRAINING, pictures, split.captions, label=False),
+        "unseen": _samples(unseen, split.DRAWERS, pictures, _name),
+    }
+    for vendor in (split.VALIDATION, *split.TEST):
+        members[vendor] = _samples(seen, (vendor,), pictures, _name)
+    for file, chosen in (("classes.json", seen), ("classes-unseen.json", unseen)):
+        names = [emoji.name for emoji in chosen]
+        write_json(folder / file, {"names": names, "templates": split.TEMPLATES[: split.PROMPTS]})
+    facts = {}
+    for name, samples in members.items():
+        manifest = _write_shards(folder / name, list(samples), SHARDS.get(name, 1))
+        facts[name] = {"role": roles[name], "samples": manifest.samples, "digest": manifest.digest}
+    return facts
+
+
+def _name(emoji: Emoji, vendor: str) -> list[str]:
+    return [emoji.name]
+
+
+def _samples(
+    emojis: Sequence[Emoji],
+    vendors: Sequence[str],
+    pictures: Pictures,
+    captions: Callable[[Emoji, str], list[str]],
+    label: bool = True,
+) -> Iterator[dict[str, Any]]:
+    labels = {emoji.slug: i for i, emoji in enumerate(emojis)}
+    for emoji, vendor in split.shuffled([(e, v) for e in emojis for v in vendors if v in e.drawings]):
+        sample = {
+            "__key__": f"{vendor}_{emoji.slug}",
+            "png": pictures[vendor, emoji.slug],
+            "txt": "\n".join(captions(emoji, vendor)),
+        }
+        yield sample | ({"cls": str(labels[emoji.slug])} if label else {})
+
+
+def _write_shards(folder: Path, samples: Sequence[dict[str, Any]], shards: int) -> Any:
+    """Samples dealt out to webdataset shards in order, and their manifest. The same samples give the same bytes."""
+    from webdataset import TarWriter
+
+    from flip.data.index import index
+
+    folder.mkdir()
+    paths = []
+    for s in range(shards):
+        part = samples[len(samples) * s // shards : len(samples) * (s + 1) // shards]
+        paths.append(str(folder / f"{s:05d}.tar"))
+        with TarWriter(paths[-1], mtime=0, user="flip", group="flip") as writer:
+            for sample in part:
+                writer.write(sample)
+    return index(paths, folder)
+
+
+def _write_tokenizer(folder: Path, emojis: Sequence[Emoji]) -> None:
+    from flip.tokenizer import train
+
+    seen = [emoji for emoji in emojis if not emoji.unseen]
+    lines = [line for e in seen for v in split.TRAINING if v in e.drawings for line in split.captions(e, v)]
+    train(lines, VOCABULARY, folder / "tokenizer.json")
+
+
+def _write_licences(folder: Path, store: Path) -> None:
+    lines = [
+        "# Licences of these pictures and captions",
+        "",
+        "The pictures were rendered from the drawings below to 64 px on white, without other changes. CC-BY asks for",
+        "attribution, CC-BY-SA also that what is made of them is shared alike: mind both before passing files on.",
+        "",
+        "| drawings | package | by | licence |",
+        "|---|---|---|---|",
+    ]
+    for vendor, package in packages.VENDORS.items():
+        info = packages.member_json(package, store, "info.json")
+        author, licence = info["author"], info["license"]
+        by = f"[{author['name']}]({author['url']})"
+        lines.append(f"| {info['name']} ({vendor}) | {package.spec} | {by} | [{licence['spdx']}]({licence['url']}) |")
+    facts = json.loads(packages.member(packages.NAMES, store, "package.json"))
+    lines += [
+        "",
+        f"Names and keywords: Unicode CLDR ({packages.NAMES.spec}, {facts['license']}), whose licence follows.",
+        "",
+    ]
+    lines += [packages.member(packages.NAMES, store, "LICENSE").decode().strip(), ""]
+    write_text(folder / "LICENCES.md", "\n".join(lines))

@@ -1,0 +1,123 @@
+"""Which emoji are classes, which of them training never sees, and their captions. Pure: no files, no network."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+VALIDATION = "noto-v1"
+TEST = ("twemoji", "openmoji")
+TRAINING = ("noto", "fluent-emoji", "fluent-emoji-flat", "emojione", "emojione-v1", "fxemoji")
+DRAWERS = (*TRAINING, VALIDATION, *TEST)
+
+TEMPLATES = (
+    "{}",
+    "a picture of {}",
+    "a drawing of {}",
+    "an icon of {}",
+    "an emoji of {}",
+    "a small picture of {}",
+    "a colourful drawing of {}",
+)
+"""Training captions that hold the name. The first PROMPTS of them are the zero-shot templates."""
+PROMPTS = 5
+KEYWORD_LISTS = 3
+"""Beside the 7 templates: 30 % of the lines, from which a caption is drawn evenly."""
+
+_VARIANT = re.compile(r"family-|(wo)?man-|.*(couple|kiss|facing-right$|-thirty$)")
+"""Families, one sex of a person, couples and kisses, mirrored figures, half hours: drawn too alike to tell apart."""
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """A class: its slug, CLDR's name and keywords, and vendor -> name of that vendor's drawing."""
+
+    slug: str
+    name: str
+    keywords: tuple[str, ...]
+    drawings: Mapping[str, str]
+
+    @property
+    def unseen(self) -> bool:
+        """Whether training never sees this class: one in eight, by the hash of the slug."""
+        return int(hashlib.sha1(self.slug.encode()).hexdigest(), 16) % 8 == 0
+
+
+def named(characters: Mapping[str, str], annotations: Mapping[str, Any]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(slug, name, keywords) of the emoji worth being a class, in slug order.
+
+    ``characters``: code points ("1f600" or "2764-fe0f") -> slug. ``annotations``: character -> {"tts", "default"}.
+    """
+    found = {}
+    for points, slug in characters.items():
+        if "skin-tone" in slug or _VARIANT.match(slug):
+            continue
+        text = "".join(chr(int(point, 16)) for point in points.split("-"))
+        entry = next(
+            (annotations[t] for t in (text, text.replace("\ufe0f", ""), text + "\ufe0f") if t in annotations), None
+        )
+        if entry:
+            found[slug] = (slug, entry["tts"][0], tuple(entry["default"]))
+    return [found[slug] for slug in sorted(found)]
+
+
+def drawn(names: list[tuple[str, str, tuple[str, ...]]], icons: Mapping[str, Mapping[str, Any]]) -> list[Emoji]:
+    """The named emoji that both test vendors and two of the others have drawn. ``icons``: vendor -> icons.json."""
+    slugs = {slug for slug, *_ in names}
+    result = []
+    for slug, name, keywords in names:
+        found = {vendor: _drawing(vendor, icons[vendor], slug, slugs) for vendor in DRAWERS}
+        drawings = {vendor: drawing for vendor, drawing in found.items() if drawing}
+        if all(vendor in drawings for vendor in TEST) and len(drawings) >= len(TEST) + 2:
+            result.append(Emoji(slug, name, keywords, drawings))
+    return result
+
+
+def _drawing(vendor: str, icons: Mapping[str, Any], slug: str, slugs: set[str]) -> str | None:
+    """A vendor's own name of the drawing of a slug. An alias of another class's drawing, or a mirrored one, is none."""
+    name = slug.replace("-", "") if vendor == "fxemoji" else slug
+    while name not in icons["icons"]:
+        alias = icons.get("aliases", {}).get(name)
+        if alias is None or set(alias) != {"parent"}:
+            return None
+        name = alias["parent"]
+        if name in slugs:
+            return None
+    return name
+
+
+def distinct(emojis: list[Emoji], alike: set[tuple[str, str]]) -> list[Emoji]:
+    """Without those that look like another one to some vendor. ``alike``: pairs of slugs, both orders or one.
+
+    The unseen stay. Of the others the one that more vendors have drawn stays, then the first by slug.
+    """
+    partners: dict[str, set[str]] = {}
+    for a, b in alike:
+        partners.setdefault(a, set()).add(b)
+        partners.setdefault(b, set()).add(a)
+    kept: set[str] = set()
+    for emoji in sorted(emojis, key=lambda e: (not e.unseen, -len(e.drawings), e.slug)):
+        if emoji.unseen or not partners.get(emoji.slug, set()) & kept:
+            kept.add(emoji.slug)
+    return [emoji for emoji in emojis if emoji.slug in kept]
+
+
+def captions(emoji: Emoji, vendor: str) -> list[str]:
+    """The lines of one training sample: every template, and lists of 2 to 4 keywords that differ by vendor."""
+    lines = [template.format(emoji.name) for template in TEMPLATES]
+    for i in range(KEYWORD_LISTS):
+        words = sorted(emoji.keywords, key=lambda word: _hash(vendor, emoji.slug, i, word))
+        lines.append(", ".join(words[: 2 + _hash(vendor, emoji.slug, i) % 3]))
+    return lines
+
+
+def shuffled(samples: list[tuple[Emoji, str]]) -> list[tuple[Emoji, str]]:
+    """(emoji, vendor) in an order that depends on nothing but the two: classes and vendors spread over the shards."""
+    return sorted(samples, key=lambda sample: _hash(sample[1], sample[0].slug))
+
+
+def _hash(*parts: object) -> int:
+    return int(hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest(), 16)

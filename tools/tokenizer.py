@@ -1,0 +1,109 @@
+"""Train a WordPiece tokenizer on captions, or see what one makes of a text."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+EXAMPLES = """examples:
+  python tools/tokenizer.py train --captions captions.txt --vocabulary 30522 --out tokenizer.json
+  python tools/tokenizer.py train --captions data/manifest other/manifest --vocabulary 8000 --out tokenizer.json
+  python tools/tokenizer.py show tokenizer.json "a photo of a cat"
+"""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    train_ = commands.add_parser("train", help="write a tokenizer.json", epilog=EXAMPLES, formatter_class=raw)
+    train_.add_argument("--captions", nargs="+", required=True, metavar="FILE|MANIFEST", help="lines, or data sets")
+    train_.add_argument("--member", default="txt", help="member of a sample that holds captions (default txt)")
+    train_.add_argument("--vocabulary", type=int, required=True, metavar="N", help="most entries")
+    train_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
+    train_.add_argument("--json", action="store_true", help="print JSON")
+    train_.set_defaults(run=train)
+    show_ = commands.add_parser("show", help="token ids of texts", epilog=EXAMPLES, formatter_class=raw)
+    show_.add_argument("tokenizer", help="a tokenizer.json")
+    show_.add_argument("texts", nargs="+", metavar="text")
+    show_.add_argument("--length", type=int, default=32, metavar="T", help="tokens per caption (default 32)")
+    show_.add_argument("--json", action="store_true", help="print JSON")
+    show_.set_defaults(run=show)
+    return parser.parse_args(arguments)
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    """Write a tokenizer, never over another file."""
+    from flip.exitcodes import ConfigError
+    from flip.tokenizer import SPECIAL
+    from flip.tokenizer import train as make
+
+    if options.out.exists():
+        raise ConfigError("exists already", str(options.out), remedy="Name another file, or move this one away.")
+    if options.vocabulary <= len(SPECIAL):
+        raise ConfigError(f"a vocabulary needs more than {len(SPECIAL)} entries", "--vocabulary", options.vocabulary)
+    texts = [line for source in options.captions for line in captions(source, options.member)]
+    if not texts:
+        raise ConfigError("no captions found", " ".join(options.captions))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    return {"captions": len(texts), "entries": make(texts, options.vocabulary, options.out), "file": str(options.out)}
+
+
+def captions(source: str, member: str) -> Iterator[str]:
+    """The lines of a text file, or those of one member of all samples of a manifest's folder."""
+    from flip.exitcodes import DataError
+
+    if Path(source).is_dir():
+        from flip.data.manifest import Manifest
+        from flip.data.reader import Reader
+
+        manifest, reader = Manifest.load(source), Reader()
+        for j in range(manifest.chunks):
+            for sample in reader.read_chunk(manifest, j):
+                if member in sample:
+                    yield from bytes(sample[member]).decode("utf-8", "replace").splitlines()
+        return
+    try:
+        with open(source, encoding="utf-8", errors="replace") as file:
+            yield from (line.rstrip("\n") for line in file)
+    except OSError as error:
+        raise DataError(f"captions cannot be read: {error.strerror}", source) from error
+
+
+def show(options: argparse.Namespace) -> dict[str, Any]:
+    """Token ids and pieces, without [CLS]."""
+    from flip.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(options.tokenizer, options.length, prepend_cls=False)
+    rows = tokenizer(options.texts)
+    return {
+        text: [[int(i), tokenizer.piece(int(i))] for i in row if i]
+        for text, row in zip(options.texts, rows, strict=True)
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    from flip.exitcodes import FlipError
+
+    try:
+        report = options.run(options)
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    if options.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+        return 0
+    for name, value in report.items():
+        text = " ".join(f"{piece}:{i}" for i, piece in value) if isinstance(value, list) else value
+        print(f"{name}: {text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
