@@ -30,7 +30,7 @@ def model_state(pair: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def optimizer_state(pair: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """``optim.<moment>.<name>``. AdamW makes its state at the first step; a fresh optimiser gets zeros here, which is equal."""
+    """``optim.<moment>.<name>``. AdamW makes its state at the first step; a fresh one gets zeros here."""
     state = {}
     for name, parameter in pair.named_parameters():
         if not parameter.requires_grad:
@@ -56,7 +56,7 @@ class Checkpointer:
     def save(self, state: dict[str, torch.Tensor], stage: str, samples: int, **record: Any) -> None:
         """Write ``state`` and commit it as S = ``samples``; delete what is no longer needed.
 
-        Raises StorageError when it cannot be written (a full disk); what was written of it is freed, older commits stay.
+        Raises StorageError when it cannot be written (a full disk); what was written is freed, older commits stay.
         """
         path = commit.folder(self._run, stage, samples, self._attempt)
         problem = ""
@@ -111,7 +111,9 @@ class Checkpointer:
             if not damages:
                 self.parent = f"{found.stage}/{path.name}"
                 return found
-            log.warning("checkpoint %s/%s is damaged (%s); taking the one before", path.parent.name, path.name, damages[0])
+            log.warning(
+                "checkpoint %s/%s is damaged (%s); taking the one before", path.parent.name, path.name, damages[0]
+            )
             if self._world.first and self._run.holds(self._attempt):
                 commit.set_aside(path)
         if choices[0]:

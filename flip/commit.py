@@ -6,11 +6,11 @@ into a newer one's folder: ``checkpoints/<stage>/<S>-<n>/``.
 
 import hashlib
 import os
-from pathlib import Path
 
 from flip.rundir import read_json, sync_folder, write_json
 
 if False:  # names for annotations only: Python 3.6 runs this file too
+    from pathlib import Path  # noqa: F401
     from typing import Any, Callable, Dict, Iterable, List  # noqa: F401
 
     from flip.rundir import RunDir  # noqa: F401
@@ -105,7 +105,7 @@ def commits(run):
 
 def verify(checkpoint, part=0, parts=1):
     # type: (Commit, int, int) -> None
-    """Raise Damaged unless the files are those of commit.json. Of several readers each may check every parts-th file."""
+    """Raise Damaged unless the files are those of commit.json; of several readers each may check its part of them."""
     for name in sorted(checkpoint.record["files"])[part::parts]:
         expected, file = checkpoint.record["files"][name], checkpoint.path / name
         try:

@@ -29,7 +29,18 @@ CAUSES = {
 }
 
 #: Root causes before their echoes: the first class present in an attempt is the cause of its end.
-PRECEDENCE = ("config", "permission", "data", "diverged", "storage", "hang", "crash", "complete", "stopped", "peer_lost")
+PRECEDENCE = (
+    "config",
+    "permission",
+    "data",
+    "diverged",
+    "storage",
+    "hang",
+    "crash",
+    "complete",
+    "stopped",
+    "peer_lost",
+)
 
 
 class FlipError(Exception):
@@ -41,7 +52,7 @@ class FlipError(Exception):
     cause = "crash"
 
     def __init__(self, what, where="", value=None, remedy=""):
-        # type: (str, str, object, str) -> None
+        # type: (str, object, object, str) -> None
         self.what, self.where, self.value, self.remedy = what, str(where), value, remedy
         super().__init__(self.paragraph())
 

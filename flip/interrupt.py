@@ -34,7 +34,7 @@ class StopFlag:
 
 
 def install() -> StopFlag:
-    """Install the handlers and, where FLIP_LEASH_FD is given, watch for the end of the process that holds its other end."""
+    """Install the handlers; where FLIP_LEASH_FD is given, watch for the end of the process at its other end."""
     flag = StopFlag()
     for number in SIGNALS:
         signal.signal(number, lambda n, _frame: flag.set(f"signal {signal.Signals(n).name}", signal.Signals(n).name))
@@ -79,7 +79,7 @@ class Agreement:
         self._pending: tuple[Any, Any] | None = None
 
     def poll(self, stop: bool, save: bool) -> tuple[bool, bool]:
-        """(stop, save) as agreed by the previous call of all ranks; with one rank, as given. Same order on all ranks."""
+        """(stop, save) as agreed by the previous call of all ranks; with one rank, as given. A collective."""
         if self._size == 1:
             return stop, save
         import torch

@@ -52,8 +52,8 @@ class Monitor:
     def __init__(self, run: RunDir, attempt: int, total: int, steps: int, seconds: float) -> None:
         self._run, self._attempt, self._seconds = run, attempt, seconds
         self._status: dict[str, Any] = {
-            "attempt": attempt, "total": total, "steps": steps, "samples": 0, "step": 0, "phase": "starting", "stage": "",
-            "loss": None, "samples_per_second": None, "eta_seconds": None,
+            "attempt": attempt, "total": total, "steps": steps, "samples": 0, "step": 0, "stage": "",
+            "phase": "starting", "loss": None, "samples_per_second": None, "eta_seconds": None,
         }  # fmt: skip
         self._written = 0.0
         run.metrics.mkdir(exist_ok=True)
@@ -68,7 +68,9 @@ class Monitor:
             str(self._run.tensorboard), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
         )
         if sys.stderr.isatty():
-            self._bar = tqdm(total=self._status["total"], initial=samples, unit="pair", unit_scale=True, desc=self._run.name)
+            self._bar = tqdm(
+                total=self._status["total"], initial=samples, unit="pair", unit_scale=True, desc=self._run.name
+            )
         self.status(samples=samples, phase="training")
 
     def step(self, record: Mapping[str, Any]) -> None:

@@ -149,7 +149,7 @@ class RunDir:
 
     def write_cause(self, n, rank, cause, code, reason, **facts):
         # type: (int, int, str, int, str, **Any) -> bool
-        """Leave why this process ends; the first cause of a rank stays. Shape: {cause, code, reason, rank, ...facts}."""
+        """Leave why this process ends; a rank's first cause stays. Shape: {cause, code, reason, rank, ...facts}."""
         record = dict(facts, cause=cause, code=code, reason=reason, rank=rank, time=time.time())
         return create_json(self.attempt(n) / ("cause.%d.json" % rank), record)
 

@@ -82,7 +82,7 @@ class Trainer:
         )  # fmt: skip
         self.witness = _Witness(run, attempt, world.rank) if witness else None
 
-    # -- position -------------------------------------------------------------------------------------------------------
+    # -- position ----------------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
         """Build the model with its first weights, then go on from the newest commit where there is one."""
@@ -112,7 +112,7 @@ class Trainer:
         )  # fmt: skip
         self.saved, self.saved_at, self.commit_soon = self.samples, time.monotonic(), False
 
-    # -- the loop -------------------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------------------------
 
     def run_stage(self, span: Span) -> None:
         """Steps of one stage from the present position to its end, with a commit at the end."""
@@ -145,7 +145,8 @@ class Trainer:
                     self.evaluate(span, "validation")
             self.agreement.settle()
             self.save(span, optimizer)
-            self.evaluate(span, "validation")
+            if span.end < self.total:  # the last stage's end is scored by finish
+                self.evaluate(span, "validation")
         finally:
             close = getattr(batches, "close", None)
             if close is not None:
@@ -190,7 +191,7 @@ class Trainer:
         """Whether the step just done passed a multiple of ``interval`` samples; 0: never."""
         return bool(interval) and self.samples // interval > (self.samples - span.stage.batch) // interval
 
-    # -- what it tells --------------------------------------------------------------------------------------------------
+    # -- what it tells -----------------------------------------------------------------------------------------------
 
     def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, window: Window) -> None:
         """One metric line. The only place of the loop that waits for the device."""
@@ -271,7 +272,7 @@ class Window:
 
 
 class _Witness:
-    """Test hook (FLIP_WITNESS=1): per trained step and rank the ids, and a hash of each decoded image before its crop."""
+    """Test hook (FLIP_WITNESS=1): per trained step and rank, ids and a hash of each decoded image before its crop."""
 
     def __init__(self, run: RunDir, attempt: int, rank: int) -> None:
         folder = run.path / "witness"

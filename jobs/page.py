@@ -164,9 +164,7 @@ def _loss(grouped: Sequence[Arm]) -> list[str]:
 
     lines = [[points for outcome in arm.outcomes if (points := line(outcome))] for arm in grouped]
     most = max((points[-1][0] for found in lines for points in found), default=0.0)
-    scale, unit = next(
-        ((s, u) for s, u in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")) if most >= s), (1.0, "")
-    )
+    scale, unit = _thousands(most)
     scaled = [
         Series(arm.name, [[(x / scale, y) for x, y in points] for points in found])
         for arm, found in zip(grouped, lines, strict=True)

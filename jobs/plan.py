@@ -6,7 +6,6 @@ or deleted: it is made whole under a temporary name and renamed, or moved to RUN
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import platform
@@ -22,11 +21,12 @@ from typing import Any
 from flip.config.identity import Change, explain
 from flip.config.load import dump
 from flip.config.schema import Config
-from flip.exitcodes import ConfigError, FlipError, PermissionDenied, StorageError
+from flip.exitcodes import ConfigError
 from flip.results import read_run
 from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
 from jobs.cluster import Cluster, Job
 from jobs.cost import Cost, Estimate, total
+from jobs.disk import unwritable
 from jobs.snapshot import Snapshot
 
 KINDS = ("new", "stopped", "running", "waiting", "complete", "failed", "cancelled", "changed")
@@ -236,14 +236,8 @@ def _named_errors(folder: Path, made: Mapping[str, Path] | None = None) -> Itera
     """Errors of the file system by their names; directories in ``made``, not yet renamed, vanish."""
     try:
         yield
-    except (OSError, FlipError) as error:
+    except OSError as error:
+        raise unwritable(error, folder) from error
+    finally:
         for path in (made or {}).values():
             shutil.rmtree(path, ignore_errors=True)
-        if isinstance(error, FlipError):
-            raise
-        where = str(error.filename or folder)
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "Choose another place: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."
-            raise PermissionDenied("may not be written", where, remedy=remedy) from error
-        remedy = "Free space there, or choose another place with FLIP_RUNS."
-        raise StorageError(f"cannot be written: {error.strerror}", where, remedy=remedy) from error

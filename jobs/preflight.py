@@ -6,10 +6,10 @@ set, a cluster's file system) is returned as skipped, so that a plan can say so.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +21,9 @@ from flip.config.schema import Config, Stage
 from flip.config.stages import world
 from flip.data.manifest import Manifest
 from flip.data.reader import Reader
-from flip.exitcodes import ConfigError, DataError, FlipError, PermissionDenied, StorageError
+from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from jobs.cluster import Profile
+from jobs.disk import ELSEWHERE, unwritable
 from jobs.table import count, size
 
 STATE_BYTES = 12
@@ -184,19 +185,16 @@ def _writable(profile: Profile, folder: Path) -> Check:
     probe = place / f".probe.{os.getpid()}"
     blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if blocking is not None:
-        raise ConfigError(
-            "a file is where a folder must be", str(blocking), remedy="Choose another place with FLIP_RUNS."
-        )
+        raise ConfigError("a file is where a folder must be", str(blocking), remedy=ELSEWHERE)
     try:
         probe.touch()
         probe.rename(probe.with_suffix(".moved"))
         probe.with_suffix(".moved").unlink()
     except OSError as error:
-        remedy = "Choose another place: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."
-        kind: type[FlipError] = (
-            PermissionDenied if isinstance(error, PermissionError) or error.errno == 30 else StorageError
-        )
-        raise kind(f"cannot be written: {error.strerror}", place, remedy=remedy) from error
+        raise unwritable(error, place) from error
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
     return Check("runs root", f"{folder.parent}: files can be created, renamed and deleted")
 
 
@@ -210,5 +208,5 @@ def _space(config: Config, profile: Profile, folder: Path) -> Check:
     free = shutil.disk_usage(place).free
     if needed > free:
         what = f"{size(free)} are free, up to {held} checkpoints of one run need {size(needed)}"
-        raise StorageError(what, str(place), remedy="Free space there, or choose another place with FLIP_RUNS.")
+        raise StorageError(what, str(place), remedy=f"Free space there. {ELSEWHERE}")
     return Check("free space", f"{size(needed)} for checkpoints of {size(free)} free")

@@ -154,9 +154,9 @@ def cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[str, st
 
 
 def _save(target: str, content: str) -> None:
-    """To standard output (-), or whole to a file. Raises PermissionDenied, StorageError."""
-    from flip.exitcodes import PermissionDenied, StorageError
+    """To standard output (-), or whole to a file. Raises PermissionDenied or StorageError."""
     from flip.rundir import write_text
+    from jobs.disk import unwritable
 
     if target == "-":
         print(content, end="")
@@ -164,13 +164,8 @@ def _save(target: str, content: str) -> None:
     path = Path(target).expanduser()
     try:
         write_text(path, content)
-    except PermissionError as error:
-        raise PermissionDenied(
-            "may not be written", str(path), remedy="Name another file with --out or --csv."
-        ) from error
     except OSError as error:
-        remedy = "Name another file with --out or --csv."
-        raise StorageError(f"cannot be written: {error.strerror}", str(path), remedy=remedy) from error
+        raise unwritable(error, path, "Name another file with --out or --csv.") from error
 
 
 if __name__ == "__main__":

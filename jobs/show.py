@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from jobs.cluster import Profile
 from jobs.cost import Cost, assumption
 from jobs.plan import Action, Plan
+from jobs.preflight import Check
 from jobs.sweep import Sweep
 from jobs.table import count, size, table
 
@@ -26,21 +27,23 @@ def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
     return "\n".join([_head(plan, sweep, profile), _overview(plan), *_dropped(plan), *_advice(plan)])
 
 
-def details(plan: Plan, sweep: Sweep, profile: Profile, skipped: Mapping[str, str]) -> str:
-    """Everything about every run, the sum, and the checks that were not done here."""
+def details(plan: Plan, sweep: Sweep, profile: Profile, checks: Sequence[Check]) -> str:
+    """Everything about every run, the sum, the checks that were done and those that could not be done here."""
     lines = [_head(plan, sweep, profile)]
     for action in plan.actions:
         lines += ["", *_run(action)]
     lines += ["", "all runs", _overview(plan), f"  {assumption(profile)}" if _hours(plan) else "", *_dropped(plan)]
     lines += _advice(plan)
-    if skipped:
-        lines += ["", "not checked here:", *(f"  {name}: {why}" for name, why in skipped.items())]
+    for head, skipped in (("checked", False), ("not checked here", True)):
+        seen = [f"  {check.name}: {check.detail}" for check in checks if check.skipped == skipped]
+        lines += ["", f"{head}:", *seen] if seen else []
     return "\n".join([*lines, "", "dry run: nothing was written, nothing started."]).replace("\n\n\n", "\n\n")
 
 
 def _head(plan: Plan, sweep: Sweep, profile: Profile) -> str:
     title = f": {sweep.title}" if sweep.title else ""
-    return f"{sweep.name}{title}\n{len(plan.actions)} runs on {profile.name} ({profile.kind}), below {plan.folder}"
+    runs = "1 run" if len(plan.actions) == 1 else f"{len(plan.actions)} runs"
+    return f"{sweep.name}{title}\n{runs} on {profile.name} ({profile.kind}), below {plan.folder}"
 
 
 def _overview(plan: Plan) -> str:
@@ -104,7 +107,7 @@ def _run(action: Action) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    return "yes" if value is True else str(value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _worlds(worlds: list[int]) -> str:
@@ -135,7 +138,7 @@ def _advice(plan: Plan) -> list[str]:
     return lines
 
 
-def as_dict(plan: Plan, sweep: Sweep, profile: Profile, skipped: Mapping[str, str]) -> dict[str, Any]:
+def as_dict(plan: Plan, sweep: Sweep, profile: Profile, checks: Sequence[Check]) -> dict[str, Any]:
     """The plan for programs."""
     runs = [
         {
@@ -160,7 +163,7 @@ def as_dict(plan: Plan, sweep: Sweep, profile: Profile, skipped: Mapping[str, st
         "dropped": list(plan.dropped),
         "cost": asdict(plan.cost),
         "assumption": assumption(profile),
-        "not_checked": dict(skipped),
+        "checks": [asdict(check) for check in checks],
     }
 
 
@@ -171,18 +174,19 @@ def after(plan: Plan) -> str:
         f"  {command('status.py')} {where}",
         f"  {command('logs.py')} {where}/{plan.actions[0].wanted.name} -f",
         f"  {command('report.py')} {where}",
-        f"  tensorboard --logdir {where}",
+        f"  {shorter(Path(sys.executable).with_name('tensorboard'))} --logdir {where}",
     ]
     return "\n".join(["next:", *lines])
 
 
 def command(name: str) -> str:
-    return f"python {shorter(COMMANDS / name)}"
+    """How a person calls a command of ours from here, with the interpreter of this process."""
+    return f"{shorter(Path(sys.executable))} {shorter(COMMANDS / name)}"
 
 
 def again() -> str:
     """The command line of this process, to be typed once more."""
-    return shlex.join(["python", shorter(Path(sys.argv[0]).resolve()), *sys.argv[1:]])
+    return f"{command(Path(sys.argv[0]).name)} {shlex.join(sys.argv[1:])}"
 
 
 def shorter(path: Path) -> str:

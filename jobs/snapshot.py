@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from flip.exitcodes import ConfigError, StorageError
+from flip.exitcodes import ConfigError
 from flip.rundir import sync_folder
+from jobs.disk import unwritable
 
 TAKEN = ("flip", "jobs", "tools", "sweeps", "pyproject.toml", "requirements*.txt", "LICENSE")
 """Top-level names of the repository that a run needs."""
 
 SECRETS = (
     ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
-    "*credentials*", ".netrc", ".npmrc", ".pypirc", ".git-credentials", "*secret*.json", "*secret*.yaml", "*secret*.yml",
-    "*.kdbx", "*token*.txt",
+    "*credentials*", ".netrc", ".npmrc", ".pypirc", ".git-credentials", "*secret*.json", "*secret*.yaml",
+    "*secret*.yml", "*.kdbx", "*token*.txt",
 )  # fmt: skip
 """Names that are left out, and said to be."""
 
@@ -67,9 +68,7 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
     except OSError as error:
         _discard(temporary)
         if not target.exists():  # else another submit was first, with the same bytes
-            raise StorageError(
-                f"the code cannot be copied: {error.strerror}", into, remedy="Free space there."
-            ) from error
+            raise unwritable(error, into) from error
     return snapshot
 
 
@@ -116,9 +115,8 @@ def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], 
         total += file.stat().st_size
         if total > limit:
             remedy = "Keep data out of the repository, or name it in .gitignore."
-            raise ConfigError(
-                f"the code to be copied is larger than {limit / 1e6:.0f} MB", repository, str(path), remedy
-            )
+            what = f"the code to be copied is larger than {limit / 1e6:.0f} MB"
+            raise ConfigError(what, str(repository), str(path), remedy)
         contents[str(path)] = (file.read_bytes(), os.access(file, os.X_OK))
     if not any(name.startswith("flip/") for name in contents):
         raise ConfigError("there is no code to copy here", str(repository))

@@ -15,6 +15,7 @@ from flip.config.identity import identity
 from flip.config.resolve import Host, facts, host, resolve
 from flip.config.validate import validate
 from flip.exitcodes import ConfigError, FlipError
+from flip.rundir import read_json
 from jobs import plan as planning
 from jobs import preflight, show
 from jobs.cluster import Cluster, Profile, load_profile, open_cluster, runs_root
@@ -42,8 +43,8 @@ class Submission:
         self.cluster: Cluster | None = open_cluster(self.profile) if self.profile.kind == "local" else None
         self.folder = runs_root(self.profile) / self.sweep.name
         self.node = node(self.profile)
-        self.skipped: dict[str, str] = {}
-        """Checks that could not be done here -> why."""
+        self.checks: dict[preflight.Check, None] = {}
+        """What was looked at, over all runs, each once and in order."""
 
     def run(self) -> int:
         """The exit code."""
@@ -73,9 +74,7 @@ class Submission:
             data = facts(run.config)
             config = resolve(run.config, self.node, data)
             notes = validate(config)
-            for check in preflight.check(config, data, self.profile, self.node, self.folder):
-                if check.skipped:
-                    self.skipped.setdefault(check.name, check.detail)
+            self.checks |= dict.fromkeys(preflight.check(config, data, self.profile, self.node, self.folder))
         except FlipError as error:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
             raise type(error)(error.what, where, error.value, error.remedy) from error
@@ -89,9 +88,9 @@ class Submission:
 
     def _show(self, plan: Plan) -> None:
         if self.args.json:
-            print(json.dumps(show.as_dict(plan, self.sweep, self.profile, self.skipped), indent=1))
+            print(json.dumps(show.as_dict(plan, self.sweep, self.profile, list(self.checks)), indent=1))
         elif self.args.dry_run:
-            print(show.details(plan, self.sweep, self.profile, self.skipped))
+            print(show.details(plan, self.sweep, self.profile, list(self.checks)))
         else:
             print(show.summary(plan, self.sweep, self.profile))
 
@@ -114,12 +113,14 @@ class Submission:
         snapshot = take(REPOSITORY, self.folder / ".code")
         if snapshot.left_out and not self.args.json:
             print(f"left out of the copied code, as they look like secrets: {', '.join(snapshot.left_out)}")
-        planning.apply(plan, snapshot, self.cluster, self._about(plan))
+        planning.apply(plan, snapshot, self.cluster, self._about())
 
-    def _about(self, plan: Plan) -> dict[str, Any]:
-        """sweep.json: what a report shows of the sweep. Runs submitted before with another pattern keep their place."""
-        names = list(dict.fromkeys([*(action.wanted.name for action in plan.actions), *plan.dropped]))
-        about = asdict(self.sweep) | {"runs": names, "cluster": self.profile.name}
+    def _about(self) -> dict[str, Any]:
+        """sweep.json: what a report shows of the sweep. Runs submitted before keep a place in the order."""
+        names = [run.name for run in self.sweep.runs]
+        before = (read_json(self.folder / "sweep.json") or {}).get("runs", [])
+        order = [*before, *names] if self.args.only else [*names, *before]
+        about = asdict(self.sweep) | {"runs": list(dict.fromkeys(order)), "cluster": self.profile.name}
         return {key: about[key] for key in ("name", "title", "notes", "cluster", "runs", "paper")}
 
 

@@ -111,7 +111,7 @@ class _Lines:
 
     def draw(self, rows: Sequence[dict[str, Any]]) -> None:
         for row in rows:
-            facts = (row["state"], row["stage"], row["attempts"], row["phase"] == "evaluating")
+            facts = (row["state"], row["stage"], row["attempts"])
             before, at = self.said.get(row["run"], (None, 0.0))
             moving = row["state"] == "running" and time.monotonic() - at >= QUIET
             if facts != before or moving:

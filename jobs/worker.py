@@ -61,7 +61,9 @@ def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, st
 
 def _is_echo(text: str) -> bool:
     """Whether an error only says that another rank has gone (gloo's and NCCL's words)."""
-    return any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "remote process exited"))
+    return any(
+        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+    )
 
 
 def _check_snapshot() -> None:

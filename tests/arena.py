@@ -15,7 +15,6 @@ from safetensors import safe_open
 
 from flip import commit
 from flip.config import load
-
 from flip.data.order import Order
 from flip.rundir import RunDir, read_json
 from jobs import processes
@@ -33,10 +32,11 @@ def configuration(data, world, samples=(44, 16), precision="fp32"):
         "model": {"size": "tiny"},
         "data": {
             "manifest": str(data), "tokenizer": str(data / "tokenizer.json"),
-            "workers": 1, "chunk": 4, "block": 2, "lanes": 8, "buffer": 1 << 28, "decoder": "pillow", "resize": "pillow",
+            "workers": 1, "chunk": 4, "block": 2, "lanes": 8, "buffer": 1 << 28,
+            "decoder": "pillow", "resize": "pillow",
         },
         "stages": [
-            {"name": "pretrain", "samples": samples[0] * BATCH, "batch": BATCH, "mask": "0.5", "base_lr": 0.01, "warmup": 64},
+            {"name": "pretrain", "samples": samples[0] * BATCH, "batch": BATCH, "mask": "0.5", "base_lr": 0.01},
             {"name": "unmasked", "samples": samples[1] * BATCH, "batch": BATCH, "mask": "0", "base_lr": 0.002},
         ],
         "compute": {
@@ -65,7 +65,7 @@ class Arena:
         self.cluster = LocalCluster(load_profile("local"))
         self.faults = 0
 
-    # -- hands ----------------------------------------------------------------------------------------------------------
+    # -- hands -------------------------------------------------------------------------------------------------------
 
     def submit(self):
         self.cluster.submit([Job(self.run, ROOT, self.world, self.env, module="tests.kill_worker")])
@@ -96,7 +96,9 @@ class Arena:
         self.wait(lambda: self.run.newest_attempt() >= n and live_ranks(self.run), f"attempt {n}")
 
     def wait_over(self, seconds=120):
-        self.wait(lambda: self.cluster.states([self.run])[self.run.name].state in ("complete", "failed"), "the end", seconds)
+        self.wait(
+            lambda: self.cluster.states([self.run])[self.run.name].state in ("complete", "failed"), "the end", seconds
+        )
 
     def kill(self, rank=0, number=signal.SIGKILL):
         """Send a signal to one rank of the newest attempt."""
@@ -121,7 +123,7 @@ class Arena:
         self.faults += 1
         return newest
 
-    # -- what is read back ----------------------------------------------------------------------------------------------
+    # -- what is read back -------------------------------------------------------------------------------------------
 
     def lines(self, n):
         """Complete metric lines of attempt n."""
@@ -129,7 +131,7 @@ class Arena:
         return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
     def witnessed(self):
-        """attempt -> S -> (ids, hashes of decoded images) of the global batch; a step that a rank did not finish is left out."""
+        """attempt -> S -> (ids, hashes of decoded images) of the global batch, where all ranks finished the step."""
         found = {}
         for n in self.run.attempt_numbers():
             parts = []
@@ -139,7 +141,8 @@ class Arena:
                 parts.append({row["samples"]: row for row in map(json.loads, rows)})
             shared = set.intersection(*(set(part) for part in parts))
             found[n] = {
-                s: tuple(sum((part[s][field] for part in parts), []) for field in ("ids", "seen")) for s in sorted(shared)
+                s: tuple(sum((part[s][field] for part in parts), []) for field in ("ids", "seen"))
+                for s in sorted(shared)
             }
         return found
 
@@ -185,5 +188,3 @@ def decoded_hashes(data):
                     digest = hashlib.sha256(image.tobytes()).digest()
                     found.append(int.from_bytes(digest[:8], "little", signed=True))
     return found
-
-

@@ -1,7 +1,7 @@
 """The real worker with hooks that only tests want; it stands in job.json's ``module`` in place of jobs.worker.
 
-KILL_STEP_SECONDS: a pause in every step, so that a fault can be aimed at one. KILL_BEFORE_COMMIT: path of a file; rank 0
-takes it away and dies by SIGKILL when all shards of a checkpoint are written and its commit.json is not.
+KILL_STEP_SECONDS: a pause in every step, so that a fault can be aimed at one. KILL_BEFORE_COMMIT: path of a file; rank
+0 takes it away and dies by SIGKILL when all shards of a checkpoint are written and its commit.json is not.
 KILL_FILE_BYTES: no file may grow beyond it, as on a disk that fills.
 FLIP_WITNESS (of the trainer itself): the ids and the hashes of the decoded images of every step.
 """
@@ -22,10 +22,7 @@ def arm() -> None:
 
     pause = float(os.environ.get("KILL_STEP_SECONDS", "0"))
     trap = Path(os.environ.get("KILL_BEFORE_COMMIT", "/nonexistent"))
-    if "KILL_FILE_BYTES" in os.environ:
-        limit = int(os.environ["KILL_FILE_BYTES"])
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    step, mark = train.Trainer.train_step, commit.commit
+    step, mark, save = train.Trainer.train_step, commit.commit, train.checkpoint.Checkpointer.save
 
     def slow_step(self, *rest):
         time.sleep(pause)
@@ -37,6 +34,13 @@ def arm() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return mark(path, record)
 
+    def cramped_save(self, *rest, **record):
+        limit = int(os.environ["KILL_FILE_BYTES"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        save(self, *rest, **record)
+
+    if "KILL_FILE_BYTES" in os.environ:
+        train.checkpoint.Checkpointer.save = cramped_save  # type: ignore[method-assign]
     train.Trainer.train_step, commit.commit = slow_step, deadly_mark  # type: ignore[method-assign]
 
 

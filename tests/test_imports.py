@@ -51,7 +51,9 @@ def test_arrows_point_down(name, path):
         assert not [x for x in found if under(x, "flip.train", "tools", *HEAVY)]
 
 
-@pytest.mark.parametrize("name", [n for n, _ in modules() if under(n, *LIGHT) or (under(n, "jobs") and n != "jobs.worker")])
+@pytest.mark.parametrize(
+    "name", [n for n, _ in modules() if under(n, *LIGHT) or (under(n, "jobs") and n != "jobs.worker")]
+)
 def test_no_torch(name):
     script = f"import {name}, sys; sys.exit(any(m in sys.modules for m in {HEAVY!r}))"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

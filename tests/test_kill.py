@@ -22,7 +22,7 @@ def data(tmp_path_factory):
 
 
 def hurt(arena):
-    """The faults, each at its place: both stages and their border, every signal, twice in a row, before a commit, rot."""
+    """The faults, each at its place: both stages and their border, all signals, twice in a row, mid-commit, rot."""
     arena.submit()
     arena.wait_step(7)  # the first commit is at step 5
     arena.kill(rank=arena.world - 1)
@@ -99,7 +99,9 @@ def check_equal(calm, storm):
     assert samples == expected_samples == spans(calm.config)[-1].end
     assert ours.keys() == theirs.keys() and len(ours) > 50
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    told = [[(line["step"], line["samples"], line["loss"]) for line in arena.run.metric_lines()] for arena in (calm, storm)]
+    told = [
+        [(line["step"], line["samples"], line["loss"]) for line in arena.run.metric_lines()] for arena in (calm, storm)
+    ]
     assert told[0] == told[1]
     assert [step for step, _, _ in told[0]] == list(range(1, len(told[0]) + 1))
 

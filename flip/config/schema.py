@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 SCHEMA = 1
-"""Version of this schema; stands in config.yaml and identity.json. A change of meaning needs a new number and a reader."""
+"""Version of this schema; stands in config.yaml and identity.json. Another meaning needs a new number and a reader."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Data:
     manifest: str = ""
     """Folder of the data set's manifest. ``cache:NAME`` means NAME below FLIP_CACHE (default ~/.cache/flip)."""
     samples: int = 0
-    """Nominal number of samples where there is no manifest to read yet (dry runs of a plan); 0: as the manifest says."""
+    """Nominal number of samples where there is no manifest to read yet (dry runs); 0: as the manifest says."""
     sample_bytes: int = 40_000
     """Nominal mean bytes of a sample where there is no manifest to read yet."""
     tokenizer: str = ""
@@ -134,7 +134,7 @@ class Optim:
     eps: float = 1e-8
     weight_decay: float = 0.2
     decay_logit_scale: bool = False
-    """True in recipe: paper. The class token and the token embedding are decayed in both recipes; biases, gains, positions never."""
+    """True in recipe: paper. Class token and token embedding are decayed in both; biases, gains, positions never."""
     clip: float = 0.0
     """Largest global gradient norm; 0: no clipping."""
 
@@ -165,7 +165,7 @@ class Checkpoint:
 
 @dataclass
 class ZeroShot:
-    """One zero-shot data set: shards whose samples carry a ``cls`` member, and the names and templates of its classes."""
+    """One zero-shot data set: shards whose samples carry a ``cls`` member, and names and templates of the classes."""
 
     name: str = ""
     manifest: str = ""

@@ -105,4 +105,7 @@ def test_a_damaged_one_set_aside_no_longer_counts(run):
 def test_the_record_lists_every_file(run):
     path = write(run, "pretrain", 2)
     files = json.loads((path / commit.MARK).read_text())["files"]
-    assert {name: entry["bytes"] for name, entry in files.items()} == {"shard-1.safetensors": 6, "shard-2.safetensors": 6}
+    assert {name: entry["bytes"] for name, entry in files.items()} == {
+        "shard-1.safetensors": 6,
+        "shard-2.safetensors": 6,
+    }

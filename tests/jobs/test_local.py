@@ -195,3 +195,14 @@ def test_a_python_that_is_not_there_stops_the_run_with_its_name(field):
     field.submit(run)
     field.until_state(run, "failed")
     assert "/nowhere/python" in field.cluster.states([run])["run"].detail
+
+
+def test_a_run_that_was_completed_without_a_supervisor_gets_its_end(field):
+    done, other = field.run("a"), field.run("b")
+    field.submit(done)
+    field.until_state(done, "complete")
+    field.until(lambda: not field.left())
+    (done.attempt(1) / "end.json").unlink()  # as when supervisor and ranks ended in one moment
+    field.submit(other)
+    field.until(lambda: ends(done) == [("done", "complete")])
+    field.until_state(other, "complete")

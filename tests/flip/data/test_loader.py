@@ -1,17 +1,8 @@
 """Batches are a function of configuration, manifest and S: not of ranks, workers, restarts or luck."""
 
 import hashlib
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import webdataset
@@ -19,40 +10,13 @@ import webdataset
 from flip.config import schema
 from flip.data import masking
 from flip.data.index import index
-from flip.data.loader import Loader, evaluation
+from flip.data.loader import evaluation
 from flip.data.manifest import Manifest, write
 from flip.data.order import Order
 from flip.exitcodes import ConfigError, DataError
 from flip.tokenizer import Tokenizer
-from tests.synthetic import caption, encode, make_dataset, make_tokenizer, picture
-
-ROOT = Path(__file__).resolve().parents[3]
-SAMPLES, CHUNK, BLOCK, LANES, BATCH = 203, 2, 3, 12, 48
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_tokenizer(root / "tokenizer.json")
-    return make_dataset(root / "shards", SAMPLES, 5, size=32, classes=7, chunk=CHUNK)
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "shards")
-
-
-AFFINE = schema.Augment(rotate=15, translate=0.1, zoom=0.2, brightness=0.2, contrast=0.2, saturation=0.2, grey=0.2)
-PLAIN = schema.Augment()
-
-
-def loader(original, rank=0, world=1, workers=0, augment=PLAIN, folder=None, **fields):
-    values = {"chunk": CHUNK, "block": BLOCK, "lanes": LANES, "decoder": "pillow", "resize": "pillow"} | fields
-    data = schema.Data(
-        manifest=str(folder or original), tokenizer=str(original.parent / "tokenizer.json"), workers=workers, **values
-    )
-    image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
-    return Loader(data, augment, image, text, seed=11, rank=rank, world=world, witness=True)
+from tests.flip.data.loading import AFFINE, BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES, loader
+from tests.synthetic import caption, encode, picture
 
 
 def take(source, start, count, batch=BATCH, mask="0.5"):
@@ -230,90 +194,3 @@ def test_evaluation_is_exact(original, world):
     assert np.array_equal(patches, picture(found[0][2][5], 32))
     with pytest.raises(DataError, match="no label 'nothing'"):
         next(evaluation(original, image, label="nothing"))
-
-
-# -- processes --------------------------------------------------------------------------------------------------------
-
-SCRIPT = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-from tests.flip.data.test_loader import *
-
-if __name__ == "__main__":
-    from flip.data.loader import prepare_forkserver
-    prepare_forkserver()
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGUSR2, lambda *_: None)
-    source = loader(Path({data!r}), workers=2)
-    batches = source.batches(0, BATCH, "0.5")
-    ids = [next(batches).ids.tolist() for _ in range(2)]
-    print("ready", flush=True)
-    for line in sys.stdin:
-        if line.strip() == "leave":
-            sys.exit(75)
-        print(json.dumps(next(batches).ids.tolist()), flush=True)
-"""
-
-
-@pytest.fixture
-def process(original, tmp_path):
-    script = tmp_path / "main.py"
-    script.write_text(SCRIPT.format(root=str(ROOT), data=str(original)), encoding="utf-8")
-    child = subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert child.stdout.readline() == "ready\n"
-    family = psutil.Process(child.pid).children(recursive=True)
-    assert len(family) >= 4  # two workers, the fork server, the resource tracker
-    yield child, family
-    child.kill()
-    child.communicate()
-    for one in family:
-        if one.is_running():
-            one.kill()
-
-
-def assert_gone(family):
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert not alive
-
-
-def test_nothing_is_left_after_sigkill_of_main(process):
-    child, family = process
-    child.kill()
-    child.wait()
-    assert_gone(family)
-
-
-def test_signals_to_the_whole_group_do_not_disturb(process):
-    child, family = process
-    for name in (signal.SIGTERM, signal.SIGUSR2):
-        os.killpg(child.pid, name)
-        time.sleep(0.2)
-    ids = []
-    for _ in range(6):
-        child.stdin.write("next\n")
-        child.stdin.flush()
-        ids.append(json.loads(child.stdout.readline()))
-    order = Order(11, SAMPLES, CHUNK, BLOCK, LANES)
-    assert ids == [order.batch(t * BATCH, BATCH)[0].tolist() for t in range(2, 8)]
-    assert all(one.is_running() for one in family)
-
-
-def test_exit_with_live_workers_does_not_hang(process):
-    child, family = process
-    child.stdin.write("leave\n")
-    child.stdin.flush()
-    assert child.wait(timeout=20) == 75
-    assert_gone(family)
-
-
-def test_a_worker_that_dies_is_noticed(original):
-    source = loader(original, workers=2)
-    batches = source.batches(0, BATCH, "0.5")
-    next(batches)
-    os.kill(source._pool._processes[1].pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="loader-1 ended by itself"):
-        for _ in range(20):
-            next(batches)
-    source.close()

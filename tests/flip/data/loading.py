@@ -1,0 +1,18 @@
+"""What the tests of the loader share: a configuration, and a loader of it."""
+
+from flip.config import schema
+from flip.data.loader import Loader
+
+SAMPLES, CHUNK, BLOCK, LANES, BATCH = 203, 2, 3, 12, 48
+
+AFFINE = schema.Augment(rotate=15, translate=0.1, zoom=0.2, brightness=0.2, contrast=0.2, saturation=0.2, grey=0.2)
+PLAIN = schema.Augment()
+
+
+def loader(original, rank=0, world=1, workers=0, augment=PLAIN, folder=None, **fields):
+    values = {"chunk": CHUNK, "block": BLOCK, "lanes": LANES, "decoder": "pillow", "resize": "pillow"} | fields
+    data = schema.Data(
+        manifest=str(folder or original), tokenizer=str(original.parent / "tokenizer.json"), workers=workers, **values
+    )
+    image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
+    return Loader(data, augment, image, text, seed=11, rank=rank, world=world, witness=True)

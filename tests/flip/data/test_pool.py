@@ -1,0 +1,124 @@
+"""Loader processes: they outlive no main process, stop for no signal, and are missed when they die."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flip.data.order import Order
+from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
+
+ROOT = Path(__file__).resolve().parents[3]
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import json
+from pathlib import Path
+from tests.flip.data.loading import BATCH, loader
+
+if __name__ == "__main__":
+    from flip.data.loader import prepare_forkserver
+    prepare_forkserver()
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGUSR2, lambda *_: None)
+    source = loader(Path({data!r}), workers=2)
+    batches = source.batches(0, BATCH, "0.5")
+    ids = [next(batches).ids.tolist() for _ in range({take})]
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "leave":
+            sys.exit(75)
+        print(json.dumps(next(batches).ids.tolist()), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def running(data, script, take=2):
+    script.write_text(SCRIPT.format(root=str(ROOT), data=str(data), take=take), encoding="utf-8")
+    child = subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    family = []
+    try:
+        assert child.stdout.readline() == "ready\n"
+        family = psutil.Process(child.pid).children(recursive=True)
+        assert len(family) >= 4  # two workers, the fork server, the resource tracker
+        yield child, family
+    finally:
+        for one in [psutil.Process(child.pid), *family] if child.poll() is None else family:
+            if one.is_running():
+                one.kill()
+        child.communicate()
+
+
+@pytest.fixture
+def process(original, tmp_path):
+    with running(original, tmp_path / "main.py") as found:
+        yield found
+
+
+def assert_gone(family):
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+def test_nothing_is_left_after_sigkill_of_main(process):
+    child, family = process
+    child.kill()
+    child.wait()
+    assert_gone(family)
+
+
+def test_nothing_is_left_where_workers_hang_in_a_read(folder, original, tmp_path):
+    for shard in folder.glob("*.tar"):
+        shard.unlink()
+        os.mkfifo(shard)  # opening it waits for ever
+    shutil.copy(original.parent / "tokenizer.json", folder.parent)
+    with running(folder, tmp_path / "main.py", take=0) as (child, family):
+        time.sleep(1)
+        child.kill()
+        child.wait()
+        assert_gone(family)
+
+
+def test_signals_to_the_whole_group_do_not_disturb(process):
+    child, family = process
+    for name in (signal.SIGTERM, signal.SIGUSR2):
+        os.killpg(child.pid, name)
+        time.sleep(0.2)
+    ids = []
+    for _ in range(6):
+        child.stdin.write("next\n")
+        child.stdin.flush()
+        ids.append(json.loads(child.stdout.readline()))
+    order = Order(11, SAMPLES, CHUNK, BLOCK, LANES)
+    assert ids == [order.batch(t * BATCH, BATCH)[0].tolist() for t in range(2, 8)]
+    assert psutil.STATUS_ZOMBIE not in [one.status() for one in family]
+
+
+def test_exit_with_live_workers_does_not_hang(process):
+    child, family = process
+    child.stdin.write("leave\n")
+    child.stdin.flush()
+    assert child.wait(timeout=20) == 75
+    assert_gone(family)
+
+
+def test_a_worker_that_dies_is_noticed(original):
+    source = loader(original, workers=2)
+    batches = source.batches(0, BATCH, "0.5")
+    next(batches)
+    os.kill(source._pool._processes[1].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="loader-1 ended by itself"):
+        for _ in range(20):
+            next(batches)
+    source.close()

@@ -1,0 +1,79 @@
+"""Results as a table, from directories in every condition."""
+
+import subprocess
+import sys
+
+import flip
+from flip.results import differing, find_runs, read_outcomes, read_run, read_runs
+from flip.rundir import write_json
+from tests.jobs.outcomes import make
+
+
+def test_rows_are_flat_and_alike(tmp_path):
+    make(tmp_path / "a", "mask50", "0.5")
+    make(tmp_path / "a", "clip", "0", steps=30, complete=False)
+    make(tmp_path / "b", "other", "0.5", seed=7)
+    rows = read_runs(tmp_path)
+    assert [(row["sweep"], row["run"], row["state"]) for row in rows] == [
+        ("a", "clip", "running"),
+        ("a", "mask50", "complete"),
+        ("b", "other", "complete"),
+    ]
+    assert len({tuple(row) for row in rows}) == 1, "the same keys in the same order"
+    assert all(not isinstance(value, (dict, list)) for row in rows for value in row.values())
+    assert rows[1]["test.twemoji.top1"] == 0.2 and rows[0]["test.twemoji.top1"] is None
+    assert rows[1]["stages.pretrain.mask"] == "0.5" and "seed" not in rows[1], "only what differs within a sweep"
+    assert (rows[0]["samples"], rows[0]["steps"], rows[0]["seconds"]) == (3840, 30, 9.6)
+    assert flip.read_runs(tmp_path) == rows
+
+
+def test_states_follow_the_files(tmp_path):
+    ends = {"requeue": "waiting", "stop": "failed", "nothing": "stopped"}
+    for action, state in ends.items():
+        run = make(
+            tmp_path / "s", action, steps=10, end={"action": action, "cause": "crash", "reason": "r"}, complete=False
+        )
+        assert (read_run(run.path).state, read_run(run.path).reason) == (state, "r")
+    write_json(run.path / "job.json", {"after": 1})
+    assert read_run(run.path).state == "queued", "submitted again since"
+    write_json(run.cancel, {"who": "me", "why": "wrong", "time": 0})
+    assert (read_run(run.path).state, read_run(run.path).reason) == ("cancelled", "wrong")
+
+
+def test_a_damaged_run_hides_no_other(tmp_path):
+    make(tmp_path / "s", "good")
+    bad = make(tmp_path / "s", "bad")
+    bad.result.write_text("{")
+    rows = {row["run"]: row for row in read_runs(tmp_path)}
+    assert rows["good"]["state"] == "complete" and rows["bad"]["state"] == "unknown"
+    assert "result.json" in rows["bad"]["reason"]
+
+
+def test_where_runs_are_found(tmp_path):
+    run = make(tmp_path / "s", "r", steps=0, complete=False)
+    make(tmp_path / ".trash" / "s", "gone", steps=0, complete=False)
+    for root in (tmp_path, tmp_path / "s", run.path):
+        assert [found.path for found in find_runs(root)] == [run.path]
+
+
+def test_curve_has_training_seconds(tmp_path):
+    run = make(tmp_path / "s", "r", top1=0.4)
+    points = read_run(run.path).curve()
+    assert [(point["samples"], point["seconds"]) for point in points] == [
+        (3200, 6.4),
+        (6400, 16.0),
+        (9600, 22.4),
+        (12800, 32.0),
+    ]
+    assert points[-1]["evaluations"][0]["top1"] == 0.4
+
+
+def test_differing_settings(tmp_path):
+    for seed, mask in enumerate(("0.5", "0.75")):
+        make(tmp_path / "s", f"m{mask}", mask, seed=seed)
+    assert differing(read_outcomes(tmp_path)) == ["seed", "stages.pretrain.mask"]
+
+
+def test_no_torch():
+    script = "import flip.results, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0

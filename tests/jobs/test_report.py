@@ -1,0 +1,156 @@
+"""The report of finished, failed, half-finished and hostile sweeps."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from flip.results import read_run
+from flip.rundir import write_json
+from jobs import arms, report
+from jobs.chart import Axis, Series, chart, look, thin
+from jobs.page import page
+from tests.jobs.outcomes import make
+
+ROOT = Path(__file__).resolve().parents[2]
+CRASH = {"action": "stop", "cause": "crash", "reason": "three crashes without a commit"}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two complete arms, one that failed half way, one that never began."""
+    folder = tmp_path / "runs" / "demo"
+    make(folder, "mask50", "0.5", top1=0.25)
+    make(folder, "clip", "0", top1=0.2, speed=200.0)
+    make(folder, "mask75", "0.75", steps=50, end=CRASH, complete=False)
+    make(folder, "mask90", "0.9", steps=0, complete=False)
+    names = ["mask50", "mask75", "clip", "mask90"]
+    about = {"name": "demo", "title": "A demonstration", "runs": names, "paper": {"clip": {"twemoji": 19.5}}}
+    write_json(folder / "sweep.json", about)
+    return folder
+
+
+def command(*words, root):
+    environment = {**os.environ, "FLIP_RUNS": str(root)}
+    return subprocess.run(
+        [sys.executable, ROOT / "jobs" / "report.py", *words], capture_output=True, text=True, env=environment, cwd=root
+    )
+
+
+def outcomes(folder):
+    return report.outcomes([read_run(path.parent).run for path in sorted(folder.glob("*/config.yaml"))])
+
+
+def test_table(sweep):
+    done = command("demo", root=sweep.parent)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == ["mask50", "mask75", "clip", "mask90"], "in the sweep's order"
+    assert "25.0 (22.5-27.5)" in lines[1] and "32 s" in lines[1]
+    assert lines[3].split()[2:6] == ["20.0", "(17.7-22.3)", "19.5", "+0.5"]
+    assert "failed" in lines[2] and "queued" in lines[4]
+    assert "mask75 is failed: three crashes without a commit" in done.stdout
+    assert "One seed per arm cannot rank the arms" in done.stdout
+    assert (sweep / "report.html").exists()
+
+
+def test_seeds_are_one_arm(tmp_path):
+    for seed, top1 in enumerate((0.1, 0.2, 0.3)):
+        make(tmp_path / "demo", f"mask50-s{seed}", seed=seed, top1=top1)
+    found = outcomes(tmp_path / "demo")
+    (arm,) = arms.group(found)
+    score = arm.score("twemoji")
+    assert arm.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
+    assert score.mean == pytest.approx(0.2)
+    assert "20.0 (10.0-30.0)" in report.text(found) and "cannot rank" not in report.text(found)
+
+
+def test_csv_and_json_have_a_row_per_run(sweep):
+    rows = json.loads(command("demo", "--json", root=sweep.parent).stdout)
+    assert [row["run"] for row in rows] == ["mask50", "mask75", "clip", "mask90"]
+    assert rows[0]["test.twemoji.top1"] == 0.25 and rows[1]["test.twemoji.top1"] is None
+    assert rows[0]["stages.pretrain.mask"] == "0.5" and rows[1]["samples"] == 50 * 128
+    done = command("demo", "--csv", "-", root=sweep.parent)
+    table = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["state"] for row in table] == ["complete", "failed", "complete", "queued"]
+
+
+class Texts(HTMLParser):
+    """Tags in balance, and the text between them."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def parsed(html):
+    found = Texts()
+    found.feed(html)
+    assert not found.open
+    return found
+
+
+def test_page_shows_everything_and_fetches_nothing(sweep):
+    html = page(outcomes(sweep))
+    found = parsed(html)
+    for words in (
+        "A demonstration",
+        "2 of 4 runs complete",
+        "25.0 (22.5-27.5)",
+        "three crashes",
+        "stages.pretrain.mask",
+    ):
+        assert words in found.text
+    assert sum(tag == "figure" for tag, _ in found.tags) == 3, "two test sets and the loss"
+    for tag, attributes in found.tags:
+        assert tag not in ("script", "link", "img", "iframe") and not {"src", "href"} & attributes.keys()
+    assert "url(" not in html and "@import" not in html
+    assert "25.0 % (22.5 to 27.5) after 32 s" in found.text, "the mark of the final score"
+
+
+def test_page_of_a_hostile_run(tmp_path):
+    name = "<script>alert(1)<&'\""
+    run = make(tmp_path / "demo", name.replace("/", "_"), steps=20, end={**CRASH, "reason": name}, complete=False)
+    write_json(run.path.parent / "sweep.json", {"title": name, "notes": name, "runs": []})
+    found = parsed(page(outcomes(tmp_path / "demo")))
+    assert "script" not in [tag for tag, _ in found.tags]
+    assert found.text.count(name) >= 5
+
+
+def test_page_of_nothing_but_a_damaged_run(tmp_path):
+    run = make(tmp_path / "demo", "broken", steps=20, complete=False)
+    run.status.write_text("{")
+    html = page(outcomes(tmp_path / "demo"))
+    assert "not JSON" in html and "No run is complete yet" in html
+
+
+def test_axis_and_thinning():
+    assert Axis(0, 23, 0, 100).ticks() == [0, 5, 10, 15, 20]
+    assert Axis(0.0, 0.1, 0, 1).ticks(5) == pytest.approx([0, 0.02, 0.04, 0.06, 0.08, 0.1])
+    assert Axis(0, 10, 100, 0)(2.5) == 75
+    assert thin([(x, 2 * x) for x in range(1000)], 10)[0] == (49.5, 99)
+    assert len({look(i) for i in range(28)}) == 28
+    assert "Nothing to draw" in chart([Series("a")], "x", "y")
+    assert "<path" in chart([Series("a", [[(0.0, 0.0)]])], "x", "y"), "one point at the origin is no division by zero"

@@ -1,0 +1,75 @@
+"""The code that runs is the code that was submitted, without secrets."""
+
+import os
+import subprocess
+
+import pytest
+
+from flip.exitcodes import ConfigError
+from jobs.snapshot import take
+
+FILES = {
+    "flip/a.py": "A = 1\n",
+    "jobs/b.py": "B = 1\n",
+    "pyproject.toml": "",
+    "tests/t.py": "",
+    "flip/.env": "KEY=1",
+    "jobs/my.pem": "",
+    "flip/built.so": "",
+}
+
+
+@pytest.fixture(params=["git", "plain"])
+def repository(tmp_path, request):
+    root = tmp_path / "repository"
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    if request.param == "git":
+        (root / ".gitignore").write_text("*.so\n")
+        git(root, "init", "-q")
+        git(root, "add", "flip/a.py")
+    else:
+        (root / "flip" / "built.so").unlink()
+        (root / "flip" / "__pycache__").mkdir()
+        (root / "flip" / "__pycache__" / "a.pyc").write_text("")
+    return root
+
+
+def git(root, *words):
+    subprocess.run(["git", "-C", root, *words], check=True)
+
+
+def taken(snapshot):
+    return sorted(str(path.relative_to(snapshot.path)) for path in snapshot.path.rglob("*") if path.is_file())
+
+
+def test_takes_what_a_run_needs(repository, tmp_path):
+    snapshot = take(repository, tmp_path / "code")
+    assert taken(snapshot) == ["flip/a.py", "jobs/b.py", "pyproject.toml"], "untracked too; no tests, nothing ignored"
+    assert snapshot.left_out == ("flip/.env", "jobs/my.pem")
+    assert (snapshot.path / "flip/a.py").stat().st_mode & 0o222 == 0
+    assert os.listdir(tmp_path / "code") == [snapshot.digest], "nothing temporary is left"
+
+
+def test_the_digest_is_of_the_contents(repository, tmp_path):
+    first = take(repository, tmp_path / "code")
+    (repository / "tests" / "t.py").write_text("changed")
+    assert take(repository, tmp_path / "code") == first
+    (repository / "flip" / "a.py").write_text("A = 2\n")
+    second = take(repository, tmp_path / "code")
+    assert second.digest != first.digest
+    assert (first.path / "flip/a.py").read_text() == "A = 1\n" and (second.path / "flip/a.py").read_text() == "A = 2\n"
+
+
+def test_a_deleted_file_is_not_missed(repository, tmp_path):
+    (repository / "flip" / "more.py").write_text("")
+    (repository / "flip" / "a.py").unlink()
+    assert taken(take(repository, tmp_path / "code")) == ["flip/more.py", "jobs/b.py", "pyproject.toml"]
+
+
+def test_too_large_is_refused(repository, tmp_path):
+    (repository / "flip" / "data.bin").write_bytes(bytes(2000))
+    with pytest.raises(ConfigError, match="larger.*data.bin.*gitignore"):
+        take(repository, tmp_path / "code", limit=1000)
+    assert not (tmp_path / "code").exists()

@@ -1,0 +1,47 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.tokenizer import Tokenizer
+from tests.synthetic import caption, make_dataset
+from tools import tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_trains_on_lines_and_on_a_manifest_alike(tmp_path, capsys):
+    data = make_dataset(tmp_path / "data", samples=30, shards=2)
+    lines = tmp_path / "captions.txt"
+    lines.write_text("\n".join(caption(i) for i in range(30)) + "\n")
+    for source, out in ((data, "a.json"), (lines, "b.json")):
+        command = ["train", "--captions", str(source), "--vocabulary", "120", "--out", str(tmp_path / out), "--json"]
+        assert tokenizer.main(command) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["captions"] == 60 and report["entries"] == Tokenizer(tmp_path / out, 32, True).size
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert tokenizer.main(command) == 78  # never over another file
+    assert "exists already" in capsys.readouterr().err
+    assert tokenizer.main(["show", str(tmp_path / "a.json"), "red square"]) == 0
+    assert "red:" in capsys.readouterr().out
+
+
+def test_missing_captions_are_a_sentence(tmp_path, capsys):
+    command = ["train", "--captions", "/nonexistent", "--vocabulary", "99", "--out", str(tmp_path / "t.json")]
+    assert tokenizer.main(command) == 65
+    assert "/nonexistent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", ["tokenizer", "predict"])
+def test_help_imports_nothing_heavy(tool, tmp_path):
+    script = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:] + ['--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: assert not {'torch', 'numpy', 'tokenizers'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(ROOT / "tools" / f"{tool}.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "examples:" in done.stdout, done.stderr
