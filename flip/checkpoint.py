@@ -17,7 +17,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from flip import commit
-from flip.exitcodes import DataError, StorageError
+from flip.exitcodes import DataError, Diverged, StorageError, Superseded
 from flip.parallel import World
 from flip.rundir import RunDir
 
@@ -32,9 +32,11 @@ def model_state(pair: nn.Module) -> dict[str, torch.Tensor]:
 def optimizer_state(pair: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """``optim.<moment>.<name>``. AdamW makes its state at the first step; a fresh one gets zeros here."""
     state = {}
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in pair.named_parameters():
         if not parameter.requires_grad:
             continue
+        assert id(parameter) in known, f"{name} is not the tensor that the optimiser updates"
         moments = optimizer.state[parameter]
         if not moments:
             moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
@@ -56,9 +58,11 @@ class Checkpointer:
     def save(self, state: dict[str, torch.Tensor], stage: str, samples: int, **record: Any) -> None:
         """Write ``state`` and commit it as S = ``samples``; delete what is no longer needed.
 
-        Raises StorageError when it cannot be written (a full disk); what was written is freed, older commits stay.
+        Raises Superseded where a newer attempt holds the run, Diverged where a weight is not finite, StorageError when
+        it cannot be written (a full disk); what was written of it is freed, older commits stay.
         """
         path = commit.folder(self._run, stage, samples, self._attempt)
+        self._refuse(state, samples)
         problem = ""
         if self._world.first:
             try:
@@ -73,11 +77,28 @@ class Checkpointer:
                 record = dict(record, stage=stage, samples=samples, attempt=self._attempt, parent=self.parent)
                 made = commit.commit(path, record | {"world": self._world.size})
                 commit.verify(made)  # read back before anything older goes
-                commit.retain(self._run, self._attempt, self._keep)
         except (OSError, CheckpointException, commit.Damaged) as error:
             problem = _innermost(error)
         self._agree(problem, path)
         self.parent = f"{stage}/{path.name}"
+        if self._world.first:
+            try:
+                commit.retain(self._run, self._attempt, self._keep, named=[path])
+            except OSError as error:  # what is too much does no harm, and the next save tries again
+                log.warning("an old checkpoint could not be deleted: %s", error)
+
+    def _refuse(self, state: dict[str, torch.Tensor], samples: int) -> None:
+        """What must never be committed: by a straggler, or with weights that are not finite."""
+        problem = "superseded" if self._world.first and not self._run.holds(self._attempt) else ""
+        for name, tensor in state.items():
+            if name.startswith("model.") and not bool(local(tensor).isfinite().all()):
+                problem = problem or f"{name.removeprefix('model.')} is not finite"
+        told = [p for p in self._gather(problem) if p]
+        if "superseded" in told:
+            raise Superseded("a newer attempt holds the run", self._run.path)
+        if told:
+            remedy = "Lower `base_lr` or lengthen `warmup`; the newest commit is from before."
+            raise Diverged(f"weights have diverged: {told[0]}", f"S = {samples}", remedy=remedy)
 
     def _agree(self, problem: str, path: Path) -> None:
         """One rank's trouble with storage is everybody's: all raise, and what was begun is freed."""
@@ -98,7 +119,9 @@ class Checkpointer:
         A damaged one is set aside with a warning, and the one before is taken. Raises DataError where all are damaged:
         a run never starts from zero by itself.
         """
-        choices: list[Any] = [[str(c.path) for c in reversed(commit.commits(self._run))] if self._world.first else None]
+        choices: list[Any] = [None, None]
+        if self._world.first:
+            choices = [[str(c.path) for c in reversed(commit.commits(self._run))], commit.traces(self._run)]
         distributed.broadcast_object_list(choices, src=0, group=self._world.storage)
         for path in map(Path, choices[0]):
             damage = ""
@@ -116,7 +139,7 @@ class Checkpointer:
             )
             if self._world.first and self._run.holds(self._attempt):
                 commit.set_aside(path)
-        if choices[0]:
+        if choices[1]:
             raise DataError(
                 "all checkpoints are damaged",
                 self._run.checkpoints,
@@ -133,6 +156,11 @@ class Checkpointer:
         values: list[Any] = [None] * self._world.size
         distributed.all_gather_object(values, value, group=self._world.storage)
         return values
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that may be sharded."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
 
 
 def _innermost(error: BaseException) -> str:

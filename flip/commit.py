@@ -71,7 +71,8 @@ def commit(path, record):
         finally:
             os.close(handle)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
-    sync_folder(path)
+    for above in (path, path.parent, path.parent.parent):  # the folders' own entries are new as well
+        sync_folder(above)
     record = dict(record, files=files)
     write_json(path / MARK, record)
     return Commit(path, record)
@@ -134,6 +135,12 @@ def remove(path):
     for file in list(path.iterdir()):
         file.unlink()
     path.rmdir()
+
+
+def traces(run):
+    # type: (RunDir) -> bool
+    """Whether there was ever a commit here, good or damaged: such a run never begins again from zero by itself."""
+    return any(any(run.checkpoints.glob("*/*/" + name)) for name in (MARK, "damaged.json"))
 
 
 def retain(run, attempt, keep, named=()):

@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed
 
+# Newer torch renamed both and warns of the old names at every call.
+_all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+_reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
+
 
 class _Gather(torch.autograd.Function):
     """(b, E) on each rank -> (B, E), ranks in order; backward: the sum over ranks of what each wants of our rows."""
@@ -21,14 +25,14 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, group: Any, world: int) -> Tensor:
         ctx.group, ctx.local = group, len(features)
         whole = features.new_empty(len(features) * world, *features.shape[1:])
-        distributed.all_gather_into_tensor(whole, features.contiguous(), group=group)
+        _all_gather(whole, features.contiguous(), group=group)
         return whole
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
         mine = gradient.new_empty(ctx.local, *gradient.shape[1:])
-        distributed.reduce_scatter_tensor(mine, gradient.contiguous(), group=ctx.group)
+        _reduce_scatter(mine, gradient.contiguous(), group=ctx.group)
         return mine, None, None
 
 

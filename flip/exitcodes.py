@@ -90,6 +90,12 @@ class Diverged(FlipError):
     cause = "diverged"
 
 
+class Superseded(FlipError):
+    """A newer attempt holds the run: this one leaves and writes nothing more."""
+
+    cause = "stopped"
+
+
 class PeerLost(FlipError):
     """Another rank ended; ours cannot go on. An echo, by class never a root cause."""
 

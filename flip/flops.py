@@ -11,9 +11,9 @@ from __future__ import annotations
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.config.stages import kept
 
-SAVED = 34
-"""Values of the width that one block keeps per token for its backward pass, a rough count: inputs of the two norms and
-four products, their compute-dtype copies, q, k, v, the MLP's hidden layer twice, residuals."""
+SAVED, TEMPORARY = 17, 12
+"""Values of the width per token: what a block saves for its backward pass (its two inputs, two norms, q, k, v, the
+heads' output, the hidden layer before and after its activation), and what the backward pass of one holds besides."""
 
 
 def parameters(model: Model) -> dict[str, int]:
@@ -59,29 +59,32 @@ def training_flops(model: Model, mask: str) -> dict[str, int]:
 
 
 def memory(model: Model, local: int, mask: str, precision: str, world: int, attention: str = "sdpa") -> dict[str, int]:
-    """Bytes of one rank, a rough estimate (+-30 %) for planning: each part and their ``total``.
+    """Bytes of one rank, an estimate for planning: each part and their ``total``.
 
-    Arguments: local batch b, mask ratio, ``fp32`` or ``bf16``, world size W. Weights, gradients and both moments are
-    fp32 and shared over the ranks; the whole weights of one block at a time come on top where W > 1. Activations are
-    what the backward pass needs, without recomputation. The loss holds two logit matrices b x B and their gradients.
+    Arguments: local batch b, mask ratio, ``fp32`` or ``bf16``, world size W, ``explicit`` or ``sdpa``. Weights,
+    gradients and both moments are fp32 and shared over the ranks. Activations are what autograd saves on a CPU, without
+    recomputation (within 10 %, see the test); autocast on CUDA keeps norms in fp32, which is more and was not measured.
+    The loss holds two logit matrices b x B and their softmax. Interpreter and libraries come on top.
     """
     size = 2 if precision == "bf16" else 4
     count, length = parameters(model)["total"], tokens(model.image, mask)
     widest = max(model.image.width, model.text.width)
+    # Held whole by each rank where W > 1: the block at work and the next one, the embedding, and their gradients.
+    gathered = 4 * 2 * (2 * 12 * widest**2 + model.text.vocabulary * model.text.width) if world > 1 else 0
     parts = {
-        "weights": 4 * count // world,
+        "weights": 4 * count // world + gathered,
+        "bf16_weights": 2 * (count - model.text.vocabulary * model.text.width) if precision == "bf16" else 0,
         "gradients": 4 * count // world,
         "moments": 8 * count // world,
-        # The compute-dtype copy that autocast keeps, and the block gathered from the other ranks.
-        "copies": (2 * count if precision == "bf16" else 0) // world + (4 * 2 * 12 * widest**2 if world > 1 else 0),
         "image_activations": local * size * _saved(model.image, length, attention),
         "text_activations": local * size * _saved(model.text, model.text.length, attention),
+        "temporary": local * size * TEMPORARY * max(length * model.image.width, model.text.length * model.text.width),
         "logits": 4 * 4 * local * local * world,
     }
     return parts | {"total": sum(parts.values())}
 
 
 def _saved(tower: ImageTower | TextTower, length: int, attention: str) -> int:
-    """Values kept for the backward pass of one sequence; explicit attention keeps its two square matrices per head."""
-    square = 2 * tower.heads * length**2 if attention == "explicit" else 0
+    """Values saved for the backward pass of one sequence; explicit attention saves one square matrix per head."""
+    square = tower.heads * length**2 if attention == "explicit" else 0
     return tower.layers * (SAVED * length * tower.width + square)

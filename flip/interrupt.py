@@ -6,12 +6,16 @@ collective comes from the group that is given to it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
 from typing import Any
+
+from flip.exitcodes import STOPPED
+
+GRACE = 90.0
+"""Seconds to save and leave once nobody looks after this process any more."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """What a cluster sends: SIGTERM (preemption, time limit, cancel) and the warning signal."""
@@ -49,22 +53,8 @@ def _watch(descriptor: int, flag: StopFlag) -> None:
     while os.read(descriptor, 1):
         pass
     flag.set("the supervisor is gone")
-
-
-@contextlib.contextmanager
-def deaf() -> Iterator[None]:
-    """What is started inside inherits 'ignore' for our signals; here they wait and are delivered afterwards.
-
-    Linux keeps a blocked signal pending even while it is ignored, so none is lost.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    time.sleep(GRACE)
+    os._exit(STOPPED)  # stuck where the flag is not read, as in waiting for ranks that never came
 
 
 class Agreement:

@@ -46,6 +46,16 @@ def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2)
     return count * 2 * side**3 / (now - begin)
 
 
+class Window:
+    """Sums over the steps since the last metric line: samples, seconds, and seconds of them spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.samples, self.waited, self.seconds = 0, 0.0, 1e-9
+
+    def add(self, samples: int, waited: float, seconds: float) -> None:
+        self.samples, self.waited, self.seconds = self.samples + samples, self.waited + waited, self.seconds + seconds
+
+
 class Monitor:
     """Writes under names that carry the attempt's number, and status.json only while the attempt holds the run."""
 
@@ -89,11 +99,11 @@ class Monitor:
         keys = ("stage", "step", "samples", "loss", "samples_per_second")
         self.status(every=self._seconds, eta_seconds=left, **{key: record[key] for key in keys})
 
-    def evaluation(self, stage: str, samples: int, evaluations: list[dict[str, Any]]) -> None:
-        """eval/<stage>-<S>.json and its points in TensorBoard."""
-        record = {"stage": stage, "samples": samples, "attempt": self._attempt, "evaluations": evaluations}
+    def evaluation(self, stage: str, samples: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
+        """eval/<stage>-<S>.json and its points in TensorBoard. ``seconds``: of training up to S."""
+        record = {"stage": stage, "samples": samples, "seconds": seconds, "attempt": self._attempt}
         self._run.eval.mkdir(exist_ok=True)
-        write_json(self._run.eval / f"{stage}-{samples}.json", record)
+        write_json(self._run.eval / f"{stage}-{samples}.json", record | {"evaluations": evaluations})
         assert self._events is not None
         for item in evaluations:
             self._events.add_scalar(f"zeroshot/{item['name']}_top1", item["top1"], samples)
@@ -129,7 +139,7 @@ class Silent(Monitor):
     def step(self, record: Mapping[str, Any]) -> None:
         pass
 
-    def evaluation(self, stage: str, samples: int, evaluations: list[dict[str, Any]]) -> None:
+    def evaluation(self, stage: str, samples: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
         pass
 
     def status(self, every: float = 0.0, **fields: Any) -> None:

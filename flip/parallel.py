@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from flip.config import schema
 
@@ -52,7 +52,8 @@ def start(compute: schema.Compute) -> World:
         distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=PATIENCE)
     else:
         distributed.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENCE)
-    control, storage = (distributed.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
+    control = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    storage = distributed.new_group(backend="gloo", timeout=6 * PATIENCE)  # rank 0 hashes whole checkpoints alone
     torch.manual_seed(0)  # nothing draws from it: weights and data have their own generators
     random.seed(0)
     return World(rank, size, device, control, storage)
@@ -73,6 +74,15 @@ def place(pair: nn.Module, world: World) -> nn.Module:
         for method in ("encode_image", "encode_text"):
             torch.distributed.fsdp.register_fsdp_forward_method(pair, method)
     return pair
+
+
+def reshard(pair: nn.Module) -> None:
+    """Give back the full weights that a pass without gradient leaves at the root.
+
+    Until then ``named_parameters`` names those copies, not the shards that optimiser and checkpoint mean.
+    """
+    if isinstance(pair, FSDPModule):
+        pair.reshard()
 
 
 def autocast(compute: schema.Compute, world: World) -> contextlib.AbstractContextManager[Any]:

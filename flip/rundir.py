@@ -135,8 +135,21 @@ class RunDir:
                 break
             except FileExistsError:
                 n += 1
+        sync_folder(self.attempts)
+        self._clear_temporaries()
         write_json(self.attempt(n) / "start.json", dict(start, attempt=n, time=time.time()))
         return n
+
+    def _clear_temporaries(self):
+        # type: () -> None
+        """Delete what a killed writer left. A straggler that is writing this very moment fails, and only it does."""
+        for pattern in ("*", "eval/*", "attempts/*/cause.*", "attempts/*/end.*"):
+            for kind in (".tmp.*", ".new.*"):
+                for path in self.path.glob(pattern + kind):
+                    try:
+                        path.unlink()
+                    except FileNotFoundError:  # its writer lives and has renamed it
+                        continue
 
     def attempt(self, n):
         # type: (int) -> Path
@@ -159,10 +172,18 @@ class RunDir:
         found = []
         for path in sorted(self.attempt(n).glob("cause.*.json")):
             if path.name.count(".") == 2:
-                record = read_json(path)
-                if record is not None:
-                    found.append(record)
+                found.append(self._cause(path))
         return sorted(found, key=lambda record: record["rank"])
+
+    @staticmethod
+    def _cause(path):
+        # type: (Path) -> Dict[str, Any]
+        try:
+            record = read_json(path) or {}
+            return dict(record, rank=record["rank"], cause=record["cause"])
+        except (ValueError, KeyError, TypeError):  # cut off by a crash of its host: somebody did end badly
+            rank = int(path.name.split(".")[1])
+            return {"rank": rank, "cause": "crash", "code": 70, "reason": "%s cannot be read" % path.name}
 
     # -- metrics ----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ the configuration: the stage, the step's number, the batch, the learning rate.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import math
 import os
@@ -27,6 +27,7 @@ from flip.exitcodes import Diverged
 from flip.interrupt import Agreement, StopFlag
 from flip.rundir import RunDir, create_json, read_json
 from flip.tokenizer import Tokenizer
+from flip.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ def train(run: RunDir, attempt: int, flag: StopFlag) -> None:
         for span in trainer.spans:
             if trainer.samples < span.end:
                 trainer.run_stage(span)
+            if trainer.samples == span.end < trainer.total:
+                trainer.validate(span)
         trainer.finish()
         phase = "complete"
     finally:
@@ -66,7 +69,8 @@ class Trainer:
         self.source: commit.Commit | None = None
         self.saved = -1
         """S of the newest commit."""
-        self.replaced = 0
+        self.replaced, self.replaced_before = 0, 0
+        """Samples replaced by others: by this rank in this attempt, and by all in the attempts before."""
         start = read_json(run.attempt(attempt) / "start.json") or {}
         self.commit_soon = bool(start.get("first_commit"))
         self.agreement = Agreement(world.control, world.size)
@@ -80,7 +84,7 @@ class Trainer:
             config.data, config.augment, config.model.image, config.model.text, config.seed,
             rank=world.rank, world=world.size, witness=witness,
         )  # fmt: skip
-        self.witness = _Witness(run, attempt, world.rank) if witness else None
+        self.witness = Witness(run, attempt, world.rank) if witness else None
 
     # -- position ----------------------------------------------------------------------------------------------------
 
@@ -95,7 +99,7 @@ class Trainer:
         if self.source is not None:
             self.samples = self.saved = self.source.samples
             self.step, self.seconds = self.source.record["step"], self.source.record["seconds"]
-            self.replaced = self.source.record["replaced"]
+            self.replaced_before = self.source.record["replaced"]
             self.checkpointer.load(self.source, checkpoint.model_state(self.pair))
             log.info("attempt %d goes on at S = %d of %d", self.attempt, self.samples, self.total)
         self.saved_at = time.monotonic()
@@ -103,12 +107,13 @@ class Trainer:
 
     def save(self, span: Span, optimizer: torch.optim.Optimizer) -> None:
         """Commit the present position unless it is committed."""
-        if self.saved == self.samples:
+        if self.saved == self.samples or self.samples == 0:
             return
         state = checkpoint.model_state(self.pair) | checkpoint.optimizer_state(self.pair, optimizer)
         self.checkpointer.save(
             state, span.stage.name, self.samples,
-            step=self.step, seconds=self.seconds, replaced=self.replaced, manifest=self.loader.digest,
+            step=self.step, seconds=self.seconds, replaced=self.replaced_everywhere(), manifest=self.loader.digest,
+            peak_memory=self.peak_memory(),
         )  # fmt: skip
         self.saved, self.saved_at, self.commit_soon = self.samples, time.monotonic(), False
 
@@ -119,13 +124,18 @@ class Trainer:
         optimizer = optim.build(self.pair.named_parameters(), self.config.optim)
         if self.source is not None and span.start < self.samples and self.source.stage == span.stage.name:
             self.checkpointer.load(self.source, checkpoint.optimizer_state(self.pair, optimizer))
+        if span.start < self.samples and self.crossed(self.config.evaluate.every, span):
+            self.validate(span)  # a kill between a commit and its score
         batches = self.loader.batches(self.samples, span.stage.batch, span.stage.mask)
-        window = Window()
+        window = monitor.Window()
         try:
             while self.samples < span.end:
                 stop, save = self.agreement.poll(*self.wishes())
-                if save or stop:
-                    self.leave_or_save(stop, span, optimizer)
+                if stop or save:
+                    self.agreement.settle()
+                    self.save(span, optimizer)
+                if stop:
+                    raise Stopped(self.told())
                 begin = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - begin
@@ -138,15 +148,15 @@ class Trainer:
                     self.witness.saw(self.samples - span.stage.batch, batch)
                 if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
                     self.report(span, optimizer, loss, accuracy, norm, window)
-                    window = Window()
-                if self.crossed(self.config.checkpoint.samples, span):
+                    window = monitor.Window()
+                scored = self.crossed(self.config.evaluate.every, span) and self.samples < span.end
+                if self.commit_soon or scored or self.crossed(self.config.checkpoint.samples, span):
+                    self.agreement.settle()
                     self.save(span, optimizer)
-                if self.crossed(self.config.evaluate.every, span) and self.samples < span.end:
-                    self.evaluate(span, "validation")
+                if scored:
+                    self.validate(span)
             self.agreement.settle()
             self.save(span, optimizer)
-            if span.end < self.total:  # the last stage's end is scored by finish
-                self.evaluate(span, "validation")
         finally:
             close = getattr(batches, "close", None)
             if close is not None:
@@ -173,19 +183,11 @@ class Trainer:
         """What this rank wants at this step: (stop, save). The interval in minutes is kept by rank 0's clock alone."""
         if self.world.first and not self.run.holds(self.attempt):
             self.flag.set("superseded by a newer attempt")
-        checkpointing = self.config.checkpoint
-        due = not checkpointing.samples and time.monotonic() - self.saved_at > checkpointing.minutes * 60
-        return bool(self.flag), self.world.first and (due or (self.commit_soon and self.samples > max(self.saved, 0)))
+        due = time.monotonic() - self.saved_at > self.config.checkpoint.minutes * 60
+        return bool(self.flag), self.world.first and due and not self.config.checkpoint.samples
 
-    def leave_or_save(self, stop: bool, span: Span, optimizer: torch.optim.Optimizer) -> None:
-        self.agreement.settle()
-        # Rank 0 knows whether a newer attempt holds the run; a straggler writes nothing more.
-        holds = [self.run.holds(self.attempt)]
-        torch.distributed.broadcast_object_list(holds, src=0, group=self.world.control)
-        if holds[0] and self.samples > 0:
-            self.save(span, optimizer)
-        if stop:
-            raise Stopped(self.flag.reason or "another rank was told to stop")
+    def told(self) -> str:
+        return self.flag.reason or "another rank was told to stop"
 
     def crossed(self, interval: int, span: Span) -> bool:
         """Whether the step just done passed a multiple of ``interval`` samples; 0: never."""
@@ -193,7 +195,7 @@ class Trainer:
 
     # -- what it tells -----------------------------------------------------------------------------------------------
 
-    def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, window: Window) -> None:
+    def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, window: monitor.Window) -> None:
         """One metric line. The only place of the loop that waits for the device."""
         value = float(loss)
         if not math.isfinite(value):
@@ -208,7 +210,7 @@ class Trainer:
             "loss": value, "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
             "logit_scale": float(self.pair_scale()), "grad_norm": None if norm is None else float(norm),
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
-            "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.replaced,
+            "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.replaced_everywhere(),
             "seconds": self.seconds, "time": time.time(),
         }  # fmt: skip
         self.monitor.step(record)
@@ -218,72 +220,73 @@ class Trainer:
         raw = parallel.whole(self.pair.logit_scale.detach())
         return raw.exp().clamp(1.0, self.config.model.max_logit_scale)
 
+    def replaced_everywhere(self) -> int:
+        """Collective."""
+        count = torch.tensor([self.replaced])
+        torch.distributed.all_reduce(count, group=self.world.storage)
+        return self.replaced_before + int(count)
+
+    def peak_memory(self) -> int:
+        """Bytes of this process at most, over the attempts whose commits we know."""
+        before = self.source.record["peak_memory"] if self.source else 0
+        return max(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+    # -- evaluation and the end --------------------------------------------------------------------------------------
+
+    def validate(self, span: Span) -> None:
+        """Score the committed position on the validation sets, unless an attempt before has done it."""
+        there = [(self.run.eval / f"{span.stage.name}-{self.samples}.json").exists()]
+        torch.distributed.broadcast_object_list(there, src=0, group=self.world.storage)
+        if not there[0]:
+            self.evaluate(span, "validation")
+
     def evaluate(self, span: Span, role: str) -> list[dict[str, Any]]:
-        """Zero-shot on the sets of this role (``""``: all), all ranks together; kept in eval/ and TensorBoard."""
+        """Zero-shot on the sets of this role (``""``: all), all ranks together; kept in eval/ and TensorBoard.
+
+        The position must be committed: a stop that is agreed between two sets leaves at once.
+        """
         items = [item for item in self.config.evaluate.sets if not role or item.role == role]
-        if not items:
-            return []
-        self.monitor.status(phase="evaluating")
+        if items:
+            self.monitor.status(phase="evaluating")
         results = []
         for item in items:
+            stop, _ = self.agreement.poll(bool(self.flag), False)
+            self.agreement.settle()
+            if stop:
+                raise Stopped(self.told())
             result = zeroshot(
                 self.pair, item, self.tokenizer, self.config.model.image, self.config.evaluate.batch,
                 rank=self.world.rank, world=self.world.size, device=self.world.device,
                 autocast=parallel.autocast(self.config.compute, self.world), group=self.world.control,
             )  # fmt: skip
+            parallel.reshard(self.pair)
             results.append(result | {"stage": span.stage.name, "samples": self.samples})
-        self.monitor.evaluation(span.stage.name, self.samples, results)
-        self.monitor.status(phase="training")
+        if items:
+            self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
+            self.monitor.status(phase="training")
         return results
 
     def finish(self) -> None:
         """Everything is trained: score all sets once, write result.json, which makes the run complete."""
-        self.loader.close()
         evaluations = self.evaluate(self.spans[-1], "")
+        replaced = self.replaced_everywhere()
         if not self.world.first or not self.run.holds(self.attempt):
             return
-        newest = commit.commits(self.run)[-1]
+        last = commit.commits(self.run)[-1]
         cost = sum(
             (span.end - span.start) * flops.training_flops(self.config.model, span.stage.mask)["total"]
             for span in self.spans
         )
         create_json(self.run.result, {
-            "run": self.run.name, "stage": newest.stage, "samples": self.samples, "steps": self.step,
+            "run": self.run.name, "stage": last.stage, "samples": self.samples, "steps": self.step,
             "seconds": self.seconds, "samples_per_second": self.samples / self.seconds, "world": self.world.size,
             "parameters": flops.parameters(self.config.model), "flops": cost, "evaluations": evaluations,
-            "commit": {"path": str(newest.path.relative_to(self.run.path)), "samples": newest.samples},
-            "attempts": self.attempt, "replaced": self.replaced, "manifest": self.loader.digest,
-            "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "time": time.time(),
+            "commit": {"path": str(last.path.relative_to(self.run.path)), "samples": last.samples},
+            "attempts": self.attempt, "replaced": replaced, "manifest": self.loader.digest,
+            "peak_memory": self.peak_memory(), "time": time.time(),
         })  # fmt: skip
 
     def close(self, phase: str) -> None:
         self.loader.close()
-        self.monitor.close(phase)
-
-
-class Window:
-    """Sums since the last metric line."""
-
-    def __init__(self) -> None:
-        self.samples, self.waited, self.seconds = 0, 0.0, 1e-9
-
-    def add(self, samples: int, waited: float, seconds: float) -> None:
-        self.samples, self.waited, self.seconds = self.samples + samples, self.waited + waited, self.seconds + seconds
-
-
-class _Witness:
-    """Test hook (FLIP_WITNESS=1): per trained step and rank, ids and a hash of each decoded image before its crop."""
-
-    def __init__(self, run: RunDir, attempt: int, rank: int) -> None:
-        folder = run.path / "witness"
-        folder.mkdir(exist_ok=True)
-        self._file = open(folder / f"{attempt}.{rank}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-
-    def saw(self, samples: int, batch: Batch) -> None:
-        assert batch.witness is not None
-        line = {"samples": samples, "ids": batch.ids.tolist(), "seen": batch.witness.tolist()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-
-__all__ = ["Stopped", "Trainer", "train"]
+        with contextlib.suppress(OSError):  # the end's own cause must not be lost for a status line
+            self.monitor.close(phase)

@@ -75,12 +75,11 @@ class Arm:
 def hours(outcome: Outcome) -> float | None:
     """GPU-hours of training, on a CPU core-hours: threads and loader processes of all ranks."""
     seconds, settings = outcome.progress["seconds"], outcome.settings
-    if seconds is None or not settings:
+    nodes, processes, gpus = (settings.get(f"resources.{key}") for key in ("nodes", "processes", "gpus"))
+    threads = settings.get("compute.threads", 0) + settings.get("data.workers", 0)
+    if seconds is None or nodes is None or processes is None:
         return None
-    devices = settings["resources.gpus"] or settings["resources.processes"] * (
-        settings["compute.threads"] + settings["data.workers"]
-    )
-    return seconds * settings["resources.nodes"] * devices / 3600
+    return seconds * nodes * (gpus or processes * threads) / 3600
 
 
 def hours_unit(arms: Sequence[Arm]) -> str:

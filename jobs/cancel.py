@@ -70,4 +70,6 @@ def cancel(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from jobs.pipe import quietly
+
+    sys.exit(quietly(main))

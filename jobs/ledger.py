@@ -47,8 +47,8 @@ def end(run, n, code, state, limits=None):
     """
     start = read_json(run.attempt(n) / "start.json") or {}
     commits = committed_samples(run)
-    committed = commits > start.get("resumes_from", 0)
-    earlier = [row for row in history(run) if start.get("after", 0) < row["attempt"] < n]
+    committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
+    earlier = [row for row in history(run) if start.get("after", after(run)) < row["attempt"] < n]
     decision = decide(
         run.causes(n),
         code,

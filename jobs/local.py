@@ -77,7 +77,10 @@ def states(runs: Sequence[RunDir]) -> dict[str, JobState]:
         sweep = run.path.parent
         if sweep not in served:
             served[sweep] = supervisor.is_served(sweep)
-        found[run.name] = _state(run, served[sweep])
+        try:
+            found[run.name] = _state(run, served[sweep])
+        except (ValueError, KeyError) as error:
+            found[run.name] = JobState("failed", run.newest_attempt(), f"a file of it is damaged: {error}")
     return found
 
 

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
-    except (KeyboardInterrupt, BrokenPipeError):  # the reader has seen enough
+    except KeyboardInterrupt:  # the reader has seen enough
         return 0
     return 0
 
@@ -86,4 +86,6 @@ def _over(run: RunDir, attempt: int | None) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from jobs.pipe import quietly
+
+    sys.exit(quietly(main))

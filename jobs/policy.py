@@ -18,6 +18,10 @@ FAILURES = ("crash", "hang", "node", "timeout")
 
 #: State given by a launcher that was itself told to end: nothing starts again until somebody submits.
 LEAVING = "LEAVING"
+#: State given by a launcher that had told the ranks to save and stop before they ended.
+TOLD = "TOLD"
+#: Words for a port that was free when the launcher looked, and taken when rank 0 wanted it.
+PORT_TAKEN = re.compile("EADDRINUSE|address already in use", re.IGNORECASE)
 
 DAY = 24 * 3600
 
@@ -26,6 +30,8 @@ class Limits(NamedTuple):
     """How often a cause may repeat without a new commit. Delays double from ``first`` to ``longest``, in seconds."""
 
     failures: int = 3
+    ports: int = 10
+    """Ports taken by somebody else: bad luck, but not for ever."""
     unstarted: int = 3
     """From this many preemptions in a row without a commit on, the next start waits."""
     unstarted_first: float = 60.0
@@ -84,7 +90,10 @@ def root_cause(causes, code, words):
     if words & {"NODE_FAIL", "BOOT_FAIL"}:
         return "node", "the node failed"
     if root:
-        return "crash", _told_by(root)
+        taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)
+        return "port" if taken else "crash", _told_by(root)
+    if TOLD in words and code in (None, 137, 143):
+        return "stopped", "killed: told to save and stop, it did not do so in time"
     if "TIMEOUT" in words:
         return "timeout", "the wall limit came before a clean stop"
     if "PREEMPTED" in words:
@@ -148,8 +157,9 @@ def _by_cause(cause, reason, history, limits, committed):
             remedy = "gave up after %d tries without a new commit; see that storage answers, then submit with --retry"
             return Decision("stop", cause, "%s; %s" % (reason, remedy % tries))
         return Decision("requeue", cause, reason, waits[-1])
-    failures = sum(row["cause"] in FAILURES for row in since) + (not committed)
-    if failures >= limits.failures:
+    alike, most = (("port",), limits.ports) if cause == "port" else (FAILURES, limits.failures)
+    failures = sum(row["cause"] in alike for row in since) + (not committed)
+    if failures >= most:
         remedy = "%d failed attempts without a new commit; read the logs, mend the cause, then submit with --retry"
         return Decision("stop", cause, "%s; %s" % (reason, remedy % failures))
     return Decision("requeue", cause, reason)

@@ -12,12 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from flip.exitcodes import COMPLETE, STOPPED
+from flip.exitcodes import CAUSES, COMPLETE, STOPPED
 from flip.rundir import RunDir, read_json, write_json
 from jobs import processes
 
 STRAGGLE = 600.0
-"""Seconds that peers of a cleanly stopped rank may take: they agreed on the stop, only a hang takes longer."""
+"""Seconds that peers of a rank that ended well may take: they agreed on the end, only a hang takes longer."""
+REPEAT = 3.0
+"""Seconds between two SIGTERMs: one that comes while a rank starts up may be lost."""
+
+
+JOB = ("python", "module", "snapshot", "world", "env")
+"""What ``start`` needs of a job.json."""
 
 
 class Rank(Protocol):
@@ -72,7 +78,14 @@ class Attempt:
         self.code: int | None = COMPLETE if leash is not None else None
         """What stands for the attempt: the first bad code, else 75 if any, else 0; None for orphans."""
         self.deadline = float("inf")
+        self.unseen = False
+        """Whether ranks may live that nobody recorded: then it is over at its deadline, not before."""
+        self.failure: tuple[str, str] | None = None
+        """(cause, reason) where the launcher could not start it."""
         self.told = False
+        """Whether a rank was told to save and stop."""
+        self.repeat = 0.0
+        """Monotonic time of the next SIGTERM."""
 
     def poll(self) -> bool:
         """Whether all ranks have ended and nothing of them is left."""
@@ -82,7 +95,7 @@ class Attempt:
                 if ended:
                     self.codes[rank] = code
                     self._note(code)
-        if len(self.codes) < len(self.ranks) and time.monotonic() < self.deadline:
+        if (self.unseen or len(self.codes) < len(self.ranks)) and time.monotonic() < self.deadline:
             return False
         for process in self.ranks:
             processes.kill_session(process.pid, process.start)
@@ -95,8 +108,8 @@ class Attempt:
             if self.code in (COMPLETE, STOPPED):
                 self.code = code
             self.limit(self.grace)  # its peers can only wait for it
-        elif code == STOPPED:
-            self.code = STOPPED if self.code == COMPLETE else self.code
+        else:
+            self.code = code if self.code == COMPLETE else self.code
             self.limit(STRAGGLE)
 
     def limit(self, seconds: float) -> None:
@@ -104,14 +117,16 @@ class Attempt:
         self.deadline = min(self.deadline, time.monotonic() + seconds)
 
     def terminate(self, seconds: float) -> None:
-        """Ask all ranks, once, to save and stop; SIGKILL after ``seconds``."""
-        if not self.told:
-            self.told = True
-            self.limit(seconds)
-            for rank, process in enumerate(self.ranks):
-                if rank not in self.codes and processes.alive(process.pid, process.start):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process.pid, signal.SIGTERM)
+        """Ask all ranks to save and stop; SIGKILL ``seconds`` after the first call. Called until they have ended."""
+        if time.monotonic() < self.repeat:
+            return
+        self.repeat = time.monotonic() + REPEAT
+        self.limit(seconds)
+        for rank, process in enumerate(self.ranks):
+            if rank not in self.codes and processes.alive(process.pid, process.start):
+                self.told = True
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
 
     def close(self) -> None:
         if self.leash is not None:
@@ -126,10 +141,14 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
     """
     world, (leash, ours) = job["world"], os.pipe()
     ranks: list[Rank] = []
+    record: list[dict[str, Any]] = []
     attempt = Attempt(run, n, ranks, ours, grace)
-    shared = _environment(job, n, world, leash)
-    out, err = _open_logs(run, n)
+    handles, started = [leash], False
     try:
+        shared = _environment(job, n, world, leash)
+        folder = _log_folder(run, n)
+        for name in ("node0.out", "node0.err"):  # one by one: the second may fail
+            handles.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
         for rank in range(world):
             command = [job["python"], "-m", job["module"], str(run.path)]
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -138,32 +157,47 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
                 cwd=job["snapshot"],
                 env={**shared, **place},
                 stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                stdout=handles[1],
+                stderr=handles[2],
                 pass_fds=[leash],
                 start_new_session=True,
             )
             ranks.append(Child(popen))
-        record = [{"rank": rank, "pid": r.pid, "start": r.start} for rank, r in enumerate(ranks)]
-        write_json(run.attempt(n) / "pids.json", record)
-    except OSError:
-        attempt.limit(0.0)
-        while not attempt.poll():
-            time.sleep(0.01)
-        attempt.close()
-        raise
+            # after every one: who adopts the attempt should know of as many as can be
+            record.append({"rank": rank, "pid": popen.pid, "start": ranks[-1].start})
+            write_json(run.attempt(n) / "pids.json", record)
+        started = True
     finally:
-        for handle in (leash, out, err):
+        for handle in handles:
             os.close(handle)
+        if not started:
+            attempt.limit(0.0)
+            while not attempt.poll():
+                time.sleep(0.01)
+            attempt.close()
+    return attempt
+
+
+def failed(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> Attempt:
+    """Attempt n, over before it began: this machine could not start a process of it, or not open a file."""
+    attempt = Attempt(run, n, [], None, 0.0)
+    cause = "config" if isinstance(error, FileNotFoundError) else "storage"  # the latter waits, longer each time
+    attempt.failure = cause, f"cannot start {job['python']} in {job['snapshot']}: {error}"
+    attempt.code = CAUSES[cause]
     return attempt
 
 
 def adopt(run: RunDir, n: int, grace: float, patience: float) -> Attempt:
-    """Attempt n of a supervisor that died: its ranks stop by the leash within ``patience`` seconds, or are killed."""
+    """Attempt n of a supervisor that died: its ranks stop by the leash within ``patience`` seconds, or are killed.
+
+    Ranks of another host, and those whose start was cut off before pids.json named them, can only be waited for.
+    """
     record = read_json(run.attempt(n) / "pids.json") or []
-    local = (read_json(run.attempt(n) / "start.json") or {}).get("host") == socket.gethostname()
+    start = read_json(run.attempt(n) / "start.json") or {}
+    local = start.get("host") == socket.gethostname()
     ranks: list[Rank] = [Orphan(row["pid"], row["start"]) for row in record if local]
     attempt = Attempt(run, n, ranks, None, grace)
+    attempt.unseen = len(ranks) < start.get("world", 0)  # without a start.json none was started
     attempt.limit(patience)
     return attempt
 
@@ -186,13 +220,12 @@ def _environment(job: Mapping[str, Any], n: int, world: int, leash: int) -> dict
     return {**os.environ, **job["env"], **ours}
 
 
-def _open_logs(run: RunDir, n: int) -> tuple[int, int]:
-    """Appending handles of logs/<n>/node0.{out,err}; ``logs/latest`` follows."""
+def _log_folder(run: RunDir, n: int) -> Path:
+    """logs/<n>; ``logs/latest`` follows."""
     folder = run.logs / str(n)
     folder.mkdir(parents=True, exist_ok=True)
     link = Path(f"{run.logs / 'latest'}.new")
     link.unlink(missing_ok=True)
     link.symlink_to(str(n))
     os.replace(link, run.logs / "latest")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.open(folder / "node0.out", flags, 0o644), os.open(folder / "node0.err", flags, 0o644)
+    return folder

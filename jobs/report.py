@@ -169,4 +169,6 @@ def _save(target: str, content: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from jobs.pipe import quietly
+
+    sys.exit(quietly(main))

@@ -107,4 +107,6 @@ def _shown(r: dict[str, Any]) -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from jobs.pipe import quietly
+
+    sys.exit(quietly(main))

@@ -4,31 +4,35 @@
 
 It detaches itself and returns at once. One per sweep folder: it holds a lock on .supervisor/lock, and another that
 finds it held ends. It loads no torch. When it dies, whatever the reason, its ranks see the end of their leash and
-stop; the next one adopts what is left. An error in here is left to end it, with the traceback in .supervisor/log.
+stop; the next one adopts what is left. What goes wrong with the files of one run is no matter of the others; any other
+error in here is left to end it, with the traceback in .supervisor/log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flip.exitcodes import CAUSES
+from flip.interrupt import GRACE
 from flip.rundir import RunDir, read_json, write_json
 from jobs import ledger, processes, ranks
-from jobs.policy import LEAVING
+from jobs.policy import LEAVING, TOLD
 
 POLL = 0.2
 SCAN = 1.0
 RETRY = 30.0
 """Seconds until something is tried again that failed because of the machine (a full disk, no more processes)."""
-ADOPTION = 60.0
-"""Seconds that ranks of a dead supervisor may take to save and stop."""
+ADOPTION = GRACE + 10.0
+"""Seconds that ranks of a dead supervisor get at least: their leash gives them GRACE to save and stop."""
 
 log = logging.getLogger("supervisor")
 
@@ -46,28 +50,49 @@ class Settings:
         """Seconds to save and stop after SIGTERM."""
 
 
+def submission(sweep: Path) -> tuple[int, int] | None:
+    """What tells the newest submission from others: each writes settings.json anew."""
+    try:
+        facts = (sweep / ".supervisor" / "settings.json").stat()
+    except OSError:
+        return None
+    return facts.st_mtime_ns, facts.st_ino
+
+
 class Supervisor:
     def __init__(self, sweep: Path) -> None:
         self.sweep = sweep
         self.settings = Settings(sweep)
+        self.submission = submission(sweep)
+        """The newest one at the time of the order to end."""
         self.active: dict[Path, ranks.Attempt] = {}
         self.not_before: dict[tuple[Path, int], float] = {}
         """(run, attempt whose verdict stands) -> monotonic time before which the run does not start again."""
-        self.unwritten: dict[Path, float] = {}
-        """Runs whose end could not be written, with the monotonic time of the next try."""
+        self.resting: dict[Path, float] = {}
+        """Runs whose files made trouble, with the monotonic time of the next try."""
         self.damaged: set[Path] = set()
+        """Those of them that a person must mend: nobody waits for them."""
         self.leaving = False
+
+    def leave(self) -> None:
+        """The order to end: let the runs save and stop. It holds until somebody submits again."""
+        self.leaving, self.submission = True, submission(self.sweep)
 
     def serve(self) -> None:
         """Until nothing is left to do, or until told to end."""
-        scanned, waiting = -SCAN, True
+        scanned, waiting, told = -SCAN, True, False
         while True:
             if self.leaving:
+                if not told:
+                    log.info("told to end: %d runs save and stop", len(self.active))
+                told = True
                 for attempt in self.active.values():
                     attempt.terminate(self.settings.stop_grace)
             elif time.monotonic() - scanned >= SCAN:
-                self.settings = Settings(self.sweep)
-                waiting = self.start_eligible()
+                with contextlib.suppress(OSError, ValueError):  # else as they were
+                    self.settings = Settings(self.sweep)
+                with self.apart(self.sweep):
+                    waiting = self.start_eligible()
                 scanned = time.monotonic()
             if self.watch():
                 scanned = -SCAN  # there is room now
@@ -82,66 +107,77 @@ class Supervisor:
         """Start what may start; whether anything is still to be done later."""
         waiting = False
         for run, job in self.wanted():
-            if run.path in self.active:
-                continue
-            waiting = True
-            key, due = self.due(run)
-            if due <= time.monotonic() and (self.unended(run) or len(self.active) < self.settings.parallel):
-                try:
+            with self.apart(run.path):
+                due = self.due(run)
+                if due <= time.monotonic() and (self.unended(run) or len(self.active) < self.settings.parallel):
                     self.start(run, job)
-                except OSError as error:
-                    log.error("%s: %s; once more in %g s", run.name, error, RETRY)
-                    self.not_before[key] = time.monotonic() + RETRY
-        return waiting
+                waiting = True
+        return waiting or bool(self.resting.keys() - self.damaged)
 
     def wanted(self) -> list[tuple[RunDir, dict[str, Any]]]:
-        """Submitted runs that are not over, in the order of their submission."""
+        """Submitted runs that are not over, in the order of their submission, but those active and those that rest."""
         found = []
-        for path in self.sweep.glob("*/job.json"):
-            run = RunDir(path.parent)
-            try:
-                job, verdict = read_json(path), ledger.standing(run)
-            except ValueError as error:  # one damaged file must not end the other runs
-                if path not in self.damaged:
-                    log.error("%s: left alone: %s", run.name, error)
-                    self.damaged.add(path)
+        present = {path.parent for path in self.sweep.glob("*/job.json")}
+        self.resting = {path: due for path, due in self.resting.items() if path in present}
+        for path in present:
+            if path in self.active or self.resting.get(path, 0.0) > time.monotonic():
                 continue
-            over = run.result.exists() or (verdict is not None and verdict["action"] in ("stop", "done"))
-            if job is not None and (self.unended(run) or not (over or run.cancel.exists())):
-                found.append((run, job))
-        return sorted(found, key=lambda pair: (pair[1]["order"], pair[0].name))
+            with self.apart(path):
+                run, job = RunDir(path), read_json(path / "job.json")
+                verdict = ledger.standing(run)
+                over = run.result.exists() or (verdict is not None and verdict["action"] in ("stop", "done"))
+                if job is not None and (self.unended(run) or not (over or run.cancel.exists())):
+                    found.append((job["order"], run.name, run, job))
+        return [(run, job) for _, _, run, job in sorted(found, key=lambda row: row[:2])]
+
+    @contextlib.contextmanager
+    def apart(self, path: Path) -> Iterator[None]:
+        """What goes wrong with the files of one run must not end the others: it rests for a while."""
+        try:
+            yield
+        except OSError as error:  # may pass: a full disk, a server that is away, no more processes
+            log.error("%s: %s; once more in %g s", path.name, error, RETRY)
+            self.damaged.discard(path)
+        except (ValueError, KeyError) as error:
+            log.error("%s: a file of it is damaged; left alone: %r", path.name, error)
+            self.damaged.add(path)
+        else:
+            self.resting.pop(path, None)
+            self.damaged.discard(path)
+            return
+        self.resting[path] = time.monotonic() + RETRY
 
     def unended(self, run: RunDir) -> int:
         """The newest attempt if it has no end yet, else 0."""
         n = run.newest_attempt()
         return n if n and not (run.attempt(n) / "end.json").exists() else 0
 
-    def due(self, run: RunDir) -> tuple[tuple[Path, int], float]:
-        """(key in ``not_before``, the time there): when the run may start, by this machine's clocks."""
+    def due(self, run: RunDir) -> float:
+        """When the run may start, by this machine's monotonic clock."""
         verdict = ledger.standing(run)
         key = (run.path, verdict["attempt"] if verdict else 0)
         if key not in self.not_before:
             wait = min(verdict["delay"], verdict["time"] + verdict["delay"] - time.time()) if verdict else 0.0
             self.not_before[key] = time.monotonic() + wait
-        return key, self.not_before[key]
+        return self.not_before[key]
 
     def start(self, run: RunDir, job: dict[str, Any]) -> None:
         """Adopt the attempt of a dead supervisor, or begin a new one."""
         n = self.unended(run)
         if n:
             log.info("%s: adopting attempt %d", run.name, n)
-            self.active[run.path] = ranks.adopt(run, n, self.settings.peer_grace, ADOPTION)
+            patience = max(ADOPTION, self.settings.stop_grace)
+            self.active[run.path] = ranks.adopt(run, n, self.settings.peer_grace, patience)
             return
+        job = {key: job[key] for key in ranks.JOB}  # a damaged one is found before an attempt begins
         facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": ""}
         n = ledger.begin(run, facts)
         try:
-            self.active[run.path] = ranks.start(run, n, job, self.settings.peer_grace)
-        except FileNotFoundError as error:
-            reason = f"cannot start {job['python']} in {job['snapshot']}: {error.strerror}: {error.filename}"
-            run.write_cause(n, 0, "config", CAUSES["config"], reason)
-            self.conclude(run, n, CAUSES["config"])
-            return
-        log.info("%s: attempt %d, %d ranks", run.name, n, job["world"])
+            attempt = ranks.start(run, n, job, self.settings.peer_grace)
+        except OSError as error:  # its end is written as any other's, so that delays and limits apply
+            attempt = ranks.failed(run, n, job, error)
+        self.active[run.path] = attempt
+        log.info("%s: attempt %d, %d ranks", run.name, n, len(attempt.ranks))
 
     # -- watching ---------------------------------------------------------------------------------------------------
 
@@ -149,23 +185,29 @@ class Supervisor:
         """Look once at every active attempt; whether one ended."""
         ended = False
         for path, attempt in list(self.active.items()):
-            if attempt.run.cancel.exists():
-                attempt.terminate(self.settings.stop_grace)
-            if attempt.poll() and self.unwritten.get(path, 0.0) <= time.monotonic():
-                attempt.close()
-                try:
-                    self.conclude(attempt.run, attempt.n, attempt.code)
-                except OSError as error:
-                    log.error("%s: the end of attempt %d cannot be written: %s", path.name, attempt.n, error)
-                    self.unwritten[path] = time.monotonic() + RETRY
-                    continue
+            over = attempt.poll()
+            if self.resting.get(path, 0.0) > time.monotonic():
+                continue
+            with self.apart(path):
+                if attempt.run.cancel.exists():
+                    attempt.terminate(self.settings.stop_grace)
+                if over:
+                    self.conclude(attempt)
+                    del self.active[path]
+                    ended = True
+            if over and path in self.damaged:
                 del self.active[path]
-                ended = True
         return ended
 
-    def conclude(self, run: RunDir, n: int, code: int | None) -> None:
+    def conclude(self, attempt: ranks.Attempt) -> None:
         """Record the end, then act on it."""
-        decision = ledger.end(run, n, code, LEAVING if self.leaving else "RUNNING")
+        attempt.close()
+        run, n = attempt.run, attempt.n
+        if attempt.failure:
+            cause, reason = attempt.failure
+            run.write_cause(n, 0, cause, CAUSES[cause], reason)
+        state = LEAVING if self.leaving else "RUNNING"
+        decision = ledger.end(run, n, attempt.code, f"{state},{TOLD}" if attempt.told else state)
         self.not_before[run.path, n] = time.monotonic() + decision.delay
         log.info("%s: attempt %d: %s: %s: %s", run.name, n, decision.action, decision.cause, decision.reason)
 
@@ -185,7 +227,7 @@ def main(folder: str) -> int:
     supervisor = Supervisor(sweep)
 
     def leave(number: int, frame: object) -> None:
-        supervisor.leaving = True
+        supervisor.leave()
 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
@@ -194,8 +236,9 @@ def main(folder: str) -> int:
     while True:
         supervisor.serve()
         os.close(lock)
-        # a submission that found the lock held while we were leaving has written its job.json by now
-        if supervisor.leaving or not supervisor.wanted():
+        # a submission that found the lock held while we were leaving has written its files by now
+        told, supervisor.leaving = supervisor.leaving, False
+        if (told and supervisor.submission == submission(sweep)) or not supervisor.wanted():
             break
         again = take_lock(sweep)
         if again is None:

@@ -20,7 +20,7 @@ from jobs.table import count, duration, table
 INTERRUPTED = 130
 """What a shell expects of a command that Ctrl-C ended: a script that waits for results must not go on."""
 
-ENDED = ("complete", "failed", "cancelled", "stopped")
+ENDED = ("complete", "failed", "cancelled", "stopped", "unknown")
 
 QUIET = 30.0
 """Seconds between lines of a run where nothing changed but its progress, without a terminal."""
@@ -33,11 +33,14 @@ def watch(paths: Iterable[Path], out: TextIO | None = None, again: str = "", pol
     """
     runs, out = [RunDir(path) for path in paths], out or sys.stdout
     screen = _Terminal(out) if out.isatty() else _Lines(out)
+    quiet = 0
     try:
         while True:
             rows = read_table(runs)
             screen.draw(rows)
-            if all(row["state"] in ENDED for row in rows):
+            quiet = quiet + 1 if all(row["state"] in ENDED for row in rows) else 0
+            # a supervisor lets go of its lock for an instant before it ends, and may take it again
+            if quiet >= (3 if any(row["state"] == "stopped" for row in rows) else 1):
                 break
             time.sleep(poll)
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ is imported. The last line is ``os._exit``: interpreter shutdown can hang on loa
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import logging
 import os
@@ -17,6 +18,12 @@ from pathlib import Path
 from flip import interrupt
 from flip.exitcodes import CAUSES, ConfigError, FlipError
 from flip.rundir import RunDir
+
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG)
+"""Errors of files that pass by themselves or by somebody's hand, and say nothing against the run."""
+
+ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+"""gloo's and NCCL's words for a peer that is gone."""
 
 
 def main(path: str) -> int:
@@ -33,7 +40,10 @@ def main(path: str) -> int:
         print(trace, file=sys.stderr, flush=True)
     elif cause != "complete":
         logging.error("%s", reason)
-    run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace, signal=flag.signal)
+    try:
+        run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace, signal=flag.signal)
+    except OSError as error:  # the exit code is all that is left to tell
+        logging.error("the cause could not be written: %s", error)
     return CAUSES[cause]
 
 
@@ -41,10 +51,9 @@ def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, st
     """(cause, reason, traceback or empty) of this rank's end."""
     try:
         _check_snapshot()
-        with interrupt.deaf():
-            from flip.data.pool import prepare_forkserver
+        from flip.data.pool import prepare_forkserver
 
-            prepare_forkserver()
+        prepare_forkserver()  # it gets ready while this process imports torch
         from flip.train import Stopped, train
 
         try:
@@ -53,6 +62,9 @@ def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, st
             return "stopped", str(stopped), ""
     except FlipError as error:
         return error.cause, str(error), ""
+    except OSError as error:
+        cause = "storage" if error.errno in STORAGE else "crash"
+        return cause, f"{type(error).__name__}: {error}", traceback.format_exc()
     except Exception as error:  # the outermost frame of a process: whatever it is, the ledger must know it
         text = f"{type(error).__name__}: {error}"
         return "peer_lost" if _is_echo(text) else "crash", text, traceback.format_exc()
@@ -61,9 +73,7 @@ def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, st
 
 def _is_echo(text: str) -> bool:
     """Whether an error only says that another rank has gone (gloo's and NCCL's words)."""
-    return any(
-        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "remote process exited")
-    )
+    return any(sign in text for sign in ECHOES)
 
 
 def _check_snapshot() -> None:

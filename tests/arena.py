@@ -43,6 +43,10 @@ def configuration(data, world, samples=(44, 16), precision="fp32"):
             "device": "cpu", "precision": precision, "attention": "explicit", "threads": 1, "deterministic": "yes",
         },
         "checkpoint": {"samples": INTERVAL * BATCH},
+        "evaluate": {"every": 18 * BATCH, "batch": 64, "sets": [
+            {"name": name, "manifest": str(data), "classes": str(data / "classes.json"), "role": name}
+            for name in ("validation", "test")
+        ]},
         "monitor": {"log_every": 1, "status_seconds": 0.1},
         "resources": {"processes": world},
     }  # fmt: skip

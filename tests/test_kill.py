@@ -8,6 +8,7 @@ import torch
 
 from flip import commit
 from flip.config.stages import spans
+from flip.rundir import read_json
 from tests.arena import BATCH, INTERVAL, Arena, configuration, decoded_hashes
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.kill
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=200, shards=3, chunk=4)
+    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=200, shards=3, chunk=4, classes=8)
     make_tokenizer(folder / "tokenizer.json")
     return folder
 
@@ -104,6 +105,21 @@ def check_equal(calm, storm):
     ]
     assert told[0] == told[1]
     assert [step for step, _, _ in told[0]] == list(range(1, len(told[0]) + 1))
+    scores = [
+        {
+            (e["stage"], e["samples"], e["name"]): e["correct5"]
+            for p in arena.run.eval.glob("*.json")
+            for e in told_by(p)
+        }
+        for arena in (calm, storm)
+    ]
+    assert (
+        scores[0] == scores[1] and len(scores[0]) == 6
+    )  # three times validation, once more at the end, and the test set
+
+
+def told_by(path):
+    return read_json(path)["evaluations"]
 
 
 def check_story(arena, damaged):
@@ -133,8 +149,6 @@ def check_story(arena, damaged):
 
 
 def ends(arena, upto):
-    from flip.rundir import read_json
-
     return [read_json(arena.run.attempt(n) / "end.json") for n in range(1, upto + 1)]
 
 

@@ -67,4 +67,6 @@ def _show(folder: Path, facts: dict, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from jobs.pipe import quietly
+
+    sys.exit(quietly(main))

@@ -31,13 +31,15 @@ _ALIGN = 64
 
 
 def prepare_forkserver(torch: bool = False) -> None:
-    """Start the fork server deaf to the signals that stop a run; call it before installing handlers.
+    """Start the fork server deaf to the signals that stop a run; this process's own handlers lose none meanwhile.
+
+    Server and workers inherit a mask that blocks them. Ignoring them here for a moment would drop what comes then.
 
     What it imports here its workers need not import again. ``torch``: also torchvision, for ``resize: torchvision``
     (it is right without, only slower to start and larger).
     """
     names = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-    before = {name: signal.signal(name, signal.SIG_IGN) for name in names}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, names)
     # The server finds our modules by its environment: it does not get this process's sys.path.
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *([path] if path else [])])
@@ -46,14 +48,14 @@ def prepare_forkserver(torch: bool = False) -> None:
             ["flip.data.pool", *(["torchvision.transforms.v2.functional"] if torch else [])]
         )
         resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, names)  # the line above unblocks some of them
         forkserver.ensure_running()
     finally:
         if path is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = path
-        for name, handler in before.items():
-            signal.signal(name, signal.SIG_DFL if handler is None else handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Pool:

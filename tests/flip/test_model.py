@@ -194,3 +194,26 @@ def test_arithmetic_counts_the_built_model(name):
         pair = model.build(sized(name), Augment(), "sdpa")
     counted = {tower: sum(p.numel() for p in getattr(pair, tower).parameters()) for tower in ("image", "text")}
     assert flops.parameters(sized(name)) == counted | {"total": sum(p.numel() for p in pair.parameters())}
+
+
+@pytest.mark.parametrize("mask, kept", [("0", 64), ("0.75", 16)])
+@pytest.mark.parametrize("attention", ["explicit", "sdpa"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_arithmetic_foretells_what_autograd_saves(mask, kept, attention, precision):
+    pair, (patches, keep, tokens) = tiny(attention=attention), inputs(32, kept)
+    weights = {p.untyped_storage().data_ptr() for p in pair.parameters()}
+    alive, sizes = [], {}
+
+    def save(tensor):
+        alive.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), bf16:
+        image, text, _ = pair(visible(patches, keep), keep, tokens)
+    parts = flops.memory(sized("tiny"), 32, mask, precision, 1, attention)
+    foretold = parts["image_activations"] + parts["text_activations"] + parts["bf16_weights"]
+    assert foretold == pytest.approx(sum(sizes.values()), rel=0.1)

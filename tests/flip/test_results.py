@@ -51,7 +51,7 @@ def test_a_damaged_run_hides_no_other(tmp_path):
 
 def test_where_runs_are_found(tmp_path):
     run = make(tmp_path / "s", "r", steps=0, complete=False)
-    make(tmp_path / ".trash" / "s", "gone", steps=0, complete=False)
+    make(tmp_path / "s", ".new-r.1", steps=0, complete=False)
     for root in (tmp_path, tmp_path / "s", run.path):
         assert [found.path for found in find_runs(root)] == [run.path]
 

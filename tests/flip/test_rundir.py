@@ -65,3 +65,13 @@ def test_a_damaged_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="x.json"):
         rundir.read_json(tmp_path / "x.json")
     assert rundir.read_json(tmp_path / "none.json") is None
+
+
+def test_a_new_attempt_clears_what_killed_writers_left(run):
+    n = run.begin_attempt({})
+    left = [run.path / "status.json.tmp.123", run.attempt(n) / "cause.0.json.new.7"]
+    for path in left:
+        path.write_text("{")
+    rundir.write_json(run.status, {"step": 1})
+    run.begin_attempt({})
+    assert not any(path.exists() for path in left) and rundir.read_json(run.status) == {"step": 1}

@@ -1,8 +1,8 @@
 """A worker that keeps the contract of ``jobs.worker`` and trains nothing: one number, S, which it commits as it should.
 
 What it does is written in RUN_DIR/play.json: {"total": S to reach, "step": seconds per step, "every": steps per commit,
-"attempts": {"<n>": {"<rank>": what}}} with what one of crash, diverge, hang (deaf to everything), kill, exit:<code>;
-``at`` is the step in the attempt at which it happens.
+"attempts": {"<n>": {"<rank>": what}}} with what one of crash, diverge, hang (deaf to everything),
+lose (the first SIGTERM), kill, exit:<code>; ``at`` is the step in the attempt at which it happens.
 """
 
 import json
@@ -73,6 +73,9 @@ def misbehave(what: str) -> None:
     if what == "hang":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(3600)
+    if what == "lose":
+        known = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, known))
     if what.startswith("exit:"):
         os._exit(int(what[5:]))
 

@@ -38,6 +38,16 @@ def test_progress_is_a_newer_commit_than_the_attempt_began_with(tmp_path):
     assert rows[-1]["commits"] == 100
 
 
+def test_an_attempt_cut_off_before_its_first_file_made_no_commit(tmp_path):
+    run = make(tmp_path)
+    save(run, 100, ledger.begin(run, {}))
+    ledger.end(run, 1, 75, "RUNNING")
+    write_json(run.path / "job.json", {"after": 1})
+    run.attempt(2).mkdir()
+    ledger.settle(run)
+    assert [(row["cause"], row["committed"]) for row in ledger.history(run)] == [("stopped", True), ("node", False)]
+
+
 def test_attempts_that_nobody_saw_end_are_settled_before_the_next(tmp_path):
     run = make(tmp_path)
     ledger.begin(run, {})

@@ -2,12 +2,16 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
+import pytest
+
 from flip import commit
-from flip.rundir import read_json
-from jobs import ledger, supervisor
+from flip.rundir import read_json, write_json
+from jobs import ledger, ranks, supervisor
+from jobs.cluster import Job
 
 
 def ends(run):
@@ -17,6 +21,14 @@ def ends(run):
 def log(run):
     path = run.logs / "latest" / "node0.out"
     return path.read_text() if path.exists() else ""
+
+
+def begin(field, run):
+    """The first attempt of a run, looked after by nobody but the test."""
+    world = field.worlds[run.name]
+    n = run.begin_attempt({"host": socket.gethostname(), "world": world, "first_commit": False})
+    job = {"python": sys.executable, "module": "fake_worker", "snapshot": str(field.snapshot), "env": {}}
+    return ranks.start(run, n, {**job, "world": world}, grace=0.5)
 
 
 def test_runs_go_in_order_to_the_end_and_nothing_stays(field):
@@ -206,3 +218,117 @@ def test_a_run_that_was_completed_without_a_supervisor_gets_its_end(field):
     field.submit(other)
     field.until(lambda: ends(done) == [("done", "complete")])
     field.until_state(other, "complete")
+
+
+def test_a_rank_deaf_to_a_supervisor_that_leaves_is_killed_and_that_is_no_strike(field):
+    field.cluster.profile.signal_seconds = 1
+    run = field.run(attempts={"3": {"0": "hang"}, "1": {"0": "crash"}, "2": {"0": "crash"}})
+    field.submit(run)
+    field.until(lambda: run.newest_attempt() == 3 and "starts at" in log(run))
+    os.kill(field.supervisor(), signal.SIGTERM)
+    field.until(lambda: not field.left())
+    assert ends(run)[2:] == [("nothing", "stopped")]
+    assert "told to save and stop" in ledger.last(run)["reason"]
+
+
+def test_a_submission_while_the_supervisor_leaves_is_served(field):
+    field.cluster.profile.signal_seconds = 2
+    run = field.run(attempts={"1": {"0": "hang"}})
+    field.submit(run)
+    field.until(lambda: "starts at" in log(run))
+    os.kill(field.supervisor(), signal.SIGTERM)
+    field.until(lambda: "told to end" in field.journal())
+    field.submit(run)
+    assert supervisor.is_served(field.sweep) and run.newest_attempt() == 1
+    field.until_state(run, "complete")
+    assert ends(run) == [("nothing", "stopped"), ("done", "complete")]
+    field.until(lambda: not field.left())
+
+
+def test_a_lost_signal_is_sent_again(field, monkeypatch):
+    monkeypatch.setattr(ranks, "REPEAT", 0.1)
+    run = field.run(total=10_000, attempts={"1": {"0": "lose"}})
+    attempt = begin(field, run)
+    field.until_moving(run, 1)
+    field.until(lambda: attempt.terminate(30.0) or attempt.poll())
+    attempt.close()
+    assert attempt.code == 75
+
+
+def test_a_peer_that_hangs_after_a_complete_end_is_killed(field, monkeypatch):
+    monkeypatch.setattr(ranks, "STRAGGLE", 0.5)
+    attempt = begin(field, field.run(world=2, attempts={"1": {"1": "hang"}}))
+    field.until(attempt.poll)
+    attempt.close()
+    assert attempt.codes == {0: 0, 1: 137} and not field.left()
+
+
+@pytest.mark.parametrize("recorded", [0, 1])
+def test_ranks_that_nobody_recorded_are_waited_for(field, recorded):
+    run = field.run(world=2, total=10_000)
+    attempt = begin(field, run)
+    field.until_moving(run, 1)
+    write_json(run.attempt(1) / "pids.json", read_json(run.attempt(1) / "pids.json")[:recorded])
+    adopted = ranks.adopt(run, 1, grace=0.5, patience=float("inf"))
+    attempt.close()  # the leash
+    field.until(attempt.poll)
+    assert not adopted.poll()
+    adopted.limit(0.0)
+    assert adopted.poll()
+
+
+def test_every_rank_is_recorded_before_the_next_one_starts(field, monkeypatch):
+    run, known, child = field.run(world=3), [], ranks.Child
+
+    def count(popen):
+        known.append(len(read_json(run.attempt(1) / "pids.json") or []))
+        return child(popen)
+
+    monkeypatch.setattr(ranks, "Child", count)
+    attempt = begin(field, run)
+    field.until(attempt.poll)
+    attempt.close()
+    assert known == [0, 1, 2]
+
+
+def test_a_failed_start_leaves_nothing_open(field):
+    run = field.run()
+    run.logs.write_text("no folder")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileExistsError):
+        begin(field, run)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_start_that_the_machine_refuses_is_tried_again_later(field):
+    run = field.run()
+    field.cluster.submit([Job(run, field.snapshot, env={"BIG": "x" * 200_000}, module="fake_worker")])
+    field.until_state(run, "waiting")
+    assert ends(run) == [("requeue", "storage")] and "too long" in ledger.last(run)["reason"]
+    run.cancel.write_text("{}")
+    field.until(lambda: not field.left())
+
+
+def test_damage_to_one_run_is_no_matter_of_the_others(field):
+    bad, worse, good = field.run("a", total=60, attempts={"1": {"0": "crash"}}), field.run("b"), field.run("c")
+    field.submit(bad, worse, good)
+    field.until_moving(bad, 2)
+    (bad.attempt(1) / "end.json").write_text("{")
+    write_json(worse.path / "job.json", {})
+    field.until_state(good, "complete")
+    field.until(lambda: not field.left())
+    assert bad.newest_attempt() == 2 and worse.newest_attempt() == 0
+    assert (field.state(bad), field.state(good)) == ("failed", "complete")
+    assert "damaged" in field.cluster.states([bad])["a"].detail
+
+
+def test_files_of_one_run_that_cannot_be_read_do_not_end_the_others(field):
+    bad, good = field.run("a"), field.run("b", total=40)
+    field.submit(good)
+    field.until_moving(good, 1)
+    bad.attempts.write_text("no folder")
+    write_json(bad.path / "job.json", read_json(good.path / "job.json"))
+    field.until_state(good, "complete")
+    assert "a: [Errno 20]" in field.journal() and supervisor.is_served(field.sweep)  # it waits to try again
+    os.kill(field.supervisor(), signal.SIGTERM)
+    field.until(lambda: not field.left())

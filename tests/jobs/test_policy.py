@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flip.exitcodes import CAUSES
-from jobs.policy import LEAVING, Decision, Limits, decide
+from jobs.policy import LEAVING, TOLD, Decision, Limits, decide
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +25,8 @@ def h(*causes):
 def ask(causes=(), code=0, state="RUNNING", history=(), complete=False, cancelled=False, committed=False) -> Decision:
     return decide(list(causes), code, state, list(history), Limits(), complete, cancelled, committed)
 
+
+PORT = c("crash", reason="DistNetworkError: failed to bind to [::]:29500 (errno: 98 - Address already in use).")
 
 TABLE = [
     # name, arguments, action, cause, delay
@@ -72,6 +74,12 @@ TABLE = [
     ("the launcher leaves", dict(code=75, state=LEAVING), "nothing", "stopped", 0),
     ("the launcher leaves a finished run", dict(state=LEAVING, complete=True), "done", "complete", 0),
     ("the launcher leaves a bad configuration", dict(code=78, state=LEAVING), "stop", "config", 0),
+    # an end that was ordered, whoever carried it out
+    ("killed after its grace", dict(code=137, state=f"RUNNING,{TOLD}"), "requeue", "stopped", 0),
+    ("told while it starts up", dict(code=143, state=f"RUNNING,{TOLD}"), "requeue", "stopped", 0),
+    ("told, no strike", dict(code=137, state=f"{LEAVING},{TOLD}", history=h(*["crash"] * 2)), "nothing", "stopped", 0),
+    ("told, an orphan", dict(code=None, state=f"{LEAVING},{TOLD}", history=h("node", "node")), "nothing", "stopped", 0),
+    ("told, but it crashed", dict(code=137, state=f"RUNNING,{TOLD}", causes=[c("crash")]), "requeue", "crash", 0),
     # limits
     ("second crash", dict(code=70, history=h("crash")), "requeue", "crash", 0),
     ("third crash", dict(code=70, history=h("crash", "crash")), "stop", "crash", 0),
@@ -81,6 +89,10 @@ TABLE = [
     ("a commit between does", dict(code=70, history=h("crash", "crash", "stopped+")), "requeue", "crash", 0),
     ("a commit in this one does", dict(code=70, history=h("crash", "crash"), committed=True), "requeue", "crash", 0),
     ("third crash, requeued already", dict(code=1, state="PENDING", history=h("crash", "crash")), "stop", "crash", 0),
+    ("port taken", dict(code=70, causes=[PORT], history=h("crash", "crash")), "requeue", "port", 0),
+    ("port taken, the peers crashed", dict(code=1, causes=[c("crash", 1), PORT]), "requeue", "port", 0),
+    ("port no crash", dict(code=70, causes=[c("crash")], history=h("port", "port")), "requeue", "crash", 0),
+    ("port taken ten times", dict(code=70, causes=[PORT], history=h(*["port"] * 9)), "stop", "port", 0),
     ("preemption is free", dict(code=75, history=h(*["stopped+"] * 99), committed=True), "requeue", "stopped", 0),
     ("second without a commit", dict(code=75, history=h("stopped")), "requeue", "stopped", 0),
     ("third without a commit", dict(code=75, history=h("stopped", "stopped")), "requeue", "stopped", 60),

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -61,7 +62,7 @@ def test_table(sweep):
 
 
 def test_seeds_are_one_arm(tmp_path):
-    for seed, top1 in enumerate((0.1, 0.2, 0.3)):
+    for seed, top1 in enumerate((0.2, 0.3, 0.1)):
         make(tmp_path / "demo", f"mask50-s{seed}", seed=seed, top1=top1)
     found = outcomes(tmp_path / "demo")
     (arm,) = arms.group(found)
@@ -126,8 +127,11 @@ def test_page_shows_everything_and_fetches_nothing(sweep):
     assert sum(tag == "figure" for tag, _ in found.tags) == 3, "two test sets and the loss"
     for tag, attributes in found.tags:
         assert tag not in ("script", "link", "img", "iframe") and not {"src", "href"} & attributes.keys()
+    lines = re.findall(r'<path d="M([^"]*)" class="line"', html)
+    assert lines[0].count("L") == 3, "four scores on the validation set, and no other set's"
     assert "url(" not in html and "@import" not in html
     assert "25.0 % (22.5 to 27.5) after 32 s" in found.text, "the mark of the final score"
+    assert "24.0 % (21.6 to 26.4) after 32 s" in found.text, "and that of the other set"
 
 
 def test_page_of_a_hostile_run(tmp_path):

@@ -1,0 +1,148 @@
+"""The command as a person types it, from another directory, on small real data."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.results import read_run
+from flip.rundir import read_json
+from jobs import plan as planning
+from tests.synthetic import make_dataset, make_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+SCALING = ("model_scaling", "data_scaling", "schedule_scaling", "joint_scaling")
+
+
+class Desk:
+    """A folder with data and a sweep file, and the command line."""
+
+    def __init__(self, folder, data):
+        self.folder, self.runs, self.sweep = folder, folder / "runs", folder / "demo.yaml"
+        self.text = f"""
+title: A demonstration
+set:
+  model: {{size: tiny}}
+  data: {{manifest: {data}, tokenizer: {data}/tokenizer.json, workers: 0, block: 1}}
+  stages: [{{name: pretrain, samples: 48, batch: 16}}]
+  compute: {{threads: 1}}
+  evaluate:
+    sets: [{{name: small, manifest: {data}, classes: {data}/classes.json}}]
+runs:
+  half: {{stages.pretrain.mask: 0.5}}
+  whole: {{stages.pretrain.mask: 0}}
+"""
+        self.sweep.write_text(self.text)
+
+    def submit(self, *words, sweep=None):
+        command = [sys.executable, ROOT / "jobs" / "submit.py", "--sweep", sweep or self.sweep, *words]
+        environment = {**os.environ, "FLIP_RUNS": str(self.runs), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env=environment)
+
+    def refuses(self, code, words, *arguments):
+        done = self.submit(*arguments)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert not list(self.runs.glob("*/[!.]*"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=128, shards=2, size=64, classes=4)
+    make_tokenizer(folder / "tokenizer.json")
+    return folder
+
+
+@pytest.fixture
+def desk(tmp_path, data):
+    return Desk(tmp_path, data)
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_dry_run_of_the_papers_sweeps(desk, name):
+    done = desk.submit("--dry-run", sweep=f"sweeps/{name}.yaml")
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "GPU-hours at an assumed 40 % of 989 TFLOP/s",
+        "not checked here",
+        "nominal",
+        "98 of 196" if name != "joint_scaling" else "128 of 256",
+    ):
+        assert words in done.stdout
+    assert not desk.runs.exists() and "nothing started" in done.stdout
+
+
+def test_the_numbers_of_a_plan(desk):
+    plan = json.loads(desk.submit("--dry-run", "--json", sweep="model_scaling").stdout)
+    baseline, model = plan["runs"]
+    pretrain = baseline["stages"][0]
+    # recipe 1.11: L/16 at 50 % takes 1794 H100-hours per 12.8 B pairs, H/14 4984
+    assert pretrain["gpu_hours"] == pytest.approx(1794, rel=0.005) and pretrain["steps"] == 195_313
+    assert model["stages"][0]["gpu_hours"] == pytest.approx(4984, rel=0.005)
+    assert plan["cost"]["gpu_hours"] == pytest.approx(sum(run["cost"]["gpu_hours"] for run in plan["runs"]))
+
+
+def test_planning_loads_no_torch(desk):
+    script = (
+        "import sys; from jobs.submit import main; code = main(['--sweep', sys.argv[1], '--dry-run']);"
+        "sys.exit(code or any(name in sys.modules for name in ('torch', 'torchvision', 'timm')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, desk.sweep], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "128 samples in 2 shards" in done.stdout, "it looked at the data"
+
+
+def test_slurm_is_honest(desk):
+    done = desk.submit(sweep="model_scaling")
+    assert done.returncode == 78 and "not available yet" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_mistakes_are_one_paragraph_and_leave_nothing(desk, data, tmp_path):
+    desk.refuses(78, "stages.pretrain.batch", "stages.pretrain.batch=15", "resources.processes=2")
+    desk.refuses(78, "no run of the sweep matches", "--only", "nothing*")
+    desk.refuses(78, "vocabulary", "model.text.vocabulary=20")
+    desk.refuses(78, "one node", "resources.nodes=2")
+    desk.refuses(78, "memory are needed", "model.size=H/14", "stages.pretrain.batch=100000", "data.lanes=1")
+    desk.refuses(65, "manifest", "data.manifest=/nowhere")
+    desk.refuses(65, "class names", "evaluate.sets.small.classes=/nowhere.json")
+
+
+def test_damaged_shards_are_seen_before_anything_starts(desk, tmp_path):
+    broken = make_dataset(tmp_path / "broken", samples=64, shards=2)
+    shard = broken / "00001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    desk.refuses(65, "bytes, indexed were", f"data.manifest={broken}")
+    shard.unlink()
+    desk.refuses(65, "the shard is missing", f"data.manifest={broken}")
+
+
+def test_a_file_in_the_way_of_the_runs(desk):
+    desk.runs.write_text("")
+    done = desk.submit()
+    assert done.returncode == 78 and "a file is where a folder must be" in done.stderr
+
+
+def test_from_submission_to_report_and_nothing_twice(desk):
+    done = desk.submit("--watch")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "half: complete" in done.stdout and "cannot rank the arms" in done.stdout
+    for name in ("half", "whole"):
+        outcome = read_run(desk.runs / "demo" / name)
+        assert (outcome.state, outcome.progress["samples"], len(outcome.attempts)) == ("complete", 48, 1)
+    code = read_json(outcome.run.identity)["code"]
+    assert (desk.runs / "demo" / ".code" / code / "flip" / "train.py").exists()
+    again = desk.submit()
+    assert again.returncode == 0 and "complete, all 2 runs; nothing to start" in again.stdout
+    assert [outcome.run.newest_attempt() for outcome in (read_run(desk.runs / "demo" / "half"),)] == [1]
+    assert "changed" in desk.submit("--dry-run", "seed=1").stdout
+    refused = desk.submit("seed=1")
+    assert refused.returncode == 78 and "seed: 0 -> 1" in refused.stderr
+
+
+def test_two_submits_at_once(desk):
+    with planning.lock(desk.runs / "demo"):
+        done = desk.submit()
+    assert done.returncode == 78 and "another submit is at work" in done.stderr
