@@ -1,0 +1,114 @@
+"""Checkpoints: exact round trips, what is never committed, and what is never deleted."""
+
+import pytest
+import torch
+
+from flip import checkpoint, commit, optim, parallel
+from flip.config import schema
+from flip.exitcodes import DataError, Diverged, StorageError, Superseded
+from flip.rundir import RunDir
+
+
+@pytest.fixture(scope="module")
+def world():
+    yield parallel.start(schema.Compute(device="cpu", threads=1, deterministic="no"))
+    parallel.stop()
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.begin_attempt({})
+    return run
+
+
+def trained(steps=2):
+    torch.manual_seed(3)
+    pair = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.LayerNorm(7))
+    optimizer = optim.build(pair.named_parameters(), schema.Optim())
+    for _ in range(steps):
+        optim.set_learning_rate(optimizer, schema.Stage(samples=64, batch=8, base_lr=0.1), 8)
+        pair(torch.ones(4, 5)).square().sum().backward()
+        optimizer.step()
+    return pair, optimizer
+
+
+def state_of(pair, optimizer):
+    return checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer)
+
+
+def test_what_is_loaded_is_what_was_saved(run, world):
+    pair, optimizer = trained()
+    saver = checkpoint.Checkpointer(run, 1, world, keep=2)
+    saver.save(state_of(pair, optimizer), "pretrain", 16, step=2)
+    other, fresh = trained(steps=0)
+    found = checkpoint.Checkpointer(run, 1, world, keep=2).newest()
+    assert (found.samples, found.record["step"], found.record["world"]) == (16, 2, 1)
+    saver.load(found, state_of(other, fresh))
+    expected, got = state_of(pair, optimizer), state_of(other, fresh)
+    assert expected.keys() == got.keys() and float(got["optim.step.0.weight"]) == 2
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_nothing_that_executes_is_written_or_read(run, world):
+    checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
+    (found,) = commit.commits(run)
+    assert {path.suffix for path in found.path.iterdir()} == {".safetensors", ".json"}
+    (found.path / ".metadata").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
+    other, fresh = trained(steps=0)
+    checkpoint.Checkpointer(run, 1, world, keep=2).load(found, state_of(other, fresh))
+
+
+def test_weights_that_are_not_finite_are_never_committed(run, world):
+    pair, optimizer = trained()
+    pair[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(Diverged, match="0.weight"):
+        checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(pair, optimizer), "pretrain", 16)
+    assert commit.commits(run) == []
+
+
+def test_a_straggler_commits_nothing(run, world):
+    run.begin_attempt({})
+    with pytest.raises(Superseded):
+        checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
+    assert not run.checkpoints.exists()
+
+
+def test_a_damaged_newest_is_set_aside_and_all_damaged_is_an_end(run, world):
+    saver = checkpoint.Checkpointer(run, 1, world, keep=2)
+    for samples in (16, 32):
+        saver.save(state_of(*trained()), "pretrain", samples)
+    old, new = commit.commits(run)
+    next(new.path.glob("*.safetensors")).write_bytes(b"rot")
+    assert saver.newest().path == old.path
+    assert [c.path for c in commit.commits(run)] == [old.path]
+    (old.path / commit.MARK).write_text("{")
+    for _ in range(2):  # and a second try does not begin from zero either
+        with pytest.raises(DataError, match="all checkpoints are damaged"):
+            saver.newest()
+
+
+def test_clean_up_that_fails_costs_no_commit(run, world, monkeypatch):
+    saver = checkpoint.Checkpointer(run, 1, world, keep=1)
+    saver.save(state_of(*trained()), "pretrain", 16)
+
+    def broken(*_args, **_named):
+        raise OSError("the file is busy")
+
+    monkeypatch.setattr(commit, "retain", broken)
+    saver.save(state_of(*trained()), "pretrain", 32)
+    assert [c.samples for c in commit.commits(run)] == [16, 32]
+
+
+def test_trouble_with_storage_frees_what_was_begun(run, world):
+    run.checkpoints.mkdir()
+    (run.checkpoints / "pretrain").write_text("a file is in the way")
+    with pytest.raises(StorageError, match="could not be written"):
+        checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
+
+
+def test_moments_of_other_tensors_than_the_optimisers_are_refused():
+    pair, optimizer = trained()
+    pair[0].weight = torch.nn.Parameter(pair[0].weight.detach().clone())
+    with pytest.raises(AssertionError, match="0.weight"):
+        checkpoint.optimizer_state(pair, optimizer)

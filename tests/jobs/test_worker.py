@@ -1,0 +1,62 @@
+"""The worker as a process: codes and causes of ends that need no training."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.exitcodes import CONFIG
+from flip.rundir import RunDir, write_json
+from jobs import worker
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.begin_attempt({})
+    return run
+
+
+def work(run, **env):
+    command = [sys.executable, "-m", "jobs.worker", str(run.path)]
+    named = {"FLIP_ATTEMPT": "1", "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **named}, capture_output=True, text=True, timeout=120)
+
+
+def test_a_complete_run_started_once_more_ends_at_once(run):
+    write_json(run.result, {})
+    done = work(run)
+    assert done.returncode == 0 and run.causes(1) == []
+
+
+def test_other_code_than_the_snapshot_is_refused(run, tmp_path):
+    done = work(run, FLIP_SNAPSHOT=str(tmp_path))
+    (cause,) = run.causes(1)
+    assert done.returncode == CONFIG == cause["code"] and "snapshot" in cause["reason"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_users_mistake_is_a_paragraph(run):
+    run.config.write_text("schema: 99\n")
+    done = work(run)
+    assert done.returncode == CONFIG and "Traceback" not in done.stderr and "schema" in run.causes(1)[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    "error, cause",
+    [(OSError(28, "No space left on device"), "storage"), (OSError(2, "No such file"), "crash"), (KeyError(3), "crash"),
+     (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4"), "peer_lost")],
+)  # fmt: skip
+def test_errors_are_classed(run, monkeypatch, error, cause):
+    from flip import interrupt
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(worker, "_check_snapshot", fail)
+    got, reason, trace = worker._train(run, 1, interrupt.StopFlag())
+    assert got == cause and str(error.args[-1]) in reason and "Traceback" in trace
