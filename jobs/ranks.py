@@ -20,8 +20,6 @@ STRAGGLE = 600.0
 """Seconds that peers of a rank that ended well may take: they agreed on the end, only a hang takes longer."""
 REPEAT = 3.0
 """Seconds between two SIGTERMs: one that comes while a rank starts up may be lost."""
-
-
 JOB = ("python", "module", "snapshot", "world", "env")
 """What ``start`` needs of a job.json."""
 

@@ -195,8 +195,8 @@ class Supervisor:
                     self.conclude(attempt)
                     del self.active[path]
                     ended = True
-            if over and path in self.damaged:
-                del self.active[path]
+            if over and (path in self.damaged or not os.path.exists(path)):
+                self.active.pop(path, None)
         return ended
 
     def conclude(self, attempt: ranks.Attempt) -> None:

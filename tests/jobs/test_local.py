@@ -295,7 +295,7 @@ def test_a_failed_start_leaves_nothing_open(field):
     run = field.run()
     run.logs.write_text("no folder")
     before = os.listdir("/proc/self/fd")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(NotADirectoryError):
         begin(field, run)
     assert os.listdir("/proc/self/fd") == before
 
@@ -310,7 +310,8 @@ def test_a_start_that_the_machine_refuses_is_tried_again_later(field):
 
 
 def test_damage_to_one_run_is_no_matter_of_the_others(field):
-    bad, worse, good = field.run("a", total=60, attempts={"1": {"0": "crash"}}), field.run("b"), field.run("c")
+    crash = {str(n): {"0": "crash"} for n in (1, 2)}
+    bad, worse, good = field.run("a", every=1000, total=60, at=20, attempts=crash), field.run("b"), field.run("c")
     field.submit(bad, worse, good)
     field.until_moving(bad, 2)
     (bad.attempt(1) / "end.json").write_text("{")
@@ -320,6 +321,15 @@ def test_damage_to_one_run_is_no_matter_of_the_others(field):
     assert bad.newest_attempt() == 2 and worse.newest_attempt() == 0
     assert (field.state(bad), field.state(good)) == ("failed", "complete")
     assert "damaged" in field.cluster.states([bad])["a"].detail
+
+
+def test_a_run_whose_folder_was_deleted_is_forgotten(field):
+    run = field.run(total=10_000)
+    field.submit(run)
+    field.until_moving(run, 1)
+    run.path.rename(field.sweep.parent / "elsewhere")
+    field.until(lambda: not field.left())
+    assert "1 ranks" in field.journal() and "Traceback" not in field.journal()
 
 
 def test_files_of_one_run_that_cannot_be_read_do_not_end_the_others(field):
