@@ -8,7 +8,7 @@ recipe: paper                   # a file in recipes/, or a list of them, the lat
 set: {data: {manifest: ...}}    # fields of the configuration that all runs share
 grid: {stages.pretrain.mask: [0.5, 0.75]}     # every combination of the values
 runs: {baseline: , model: {model.size: H/14}} # named changes; with a grid, each of them at every point of it
-seeds: [0, 1, 2]                # each run once per seed
+seeds: [0, 1, 2]                # each run once per seed: NAME (seed 0, the default), NAME-s1, NAME-s2
 paper: {baseline: {imagenet: 74.3}}           # published numbers, for reports
 """
 
@@ -182,9 +182,9 @@ def _points(file: _File) -> list[tuple[str, Layer | None]]:
 def _seeds(file: _File, seeds: Sequence[int] | None) -> list[tuple[str, Layer | None]]:
     chosen = file.table.get("seeds", []) if seeds is None else list(seeds)
     layers = [(str(file.path), Table({"seed": seed}, {"seed": file.table.lines.get("seeds", 0)})) for seed in chosen]
-    if len(layers) < 2:
-        return [("", layer) for layer in layers] or [("", None)]
-    return [(f"s{seed}", layer) for seed, layer in zip(chosen, layers, strict=True)]
+    # The default seed adds nothing to a name: seeds that are asked for later stand beside the runs that are there.
+    tails = ["" if seed == Config.seed else f"s{seed}" for seed in chosen]
+    return list(zip(tails, layers, strict=True)) or [("", None)]
 
 
 def _varying(key: str, configs: Sequence[Config]) -> str:

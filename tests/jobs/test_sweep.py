@@ -85,13 +85,13 @@ def test_grid_runs_and_seeds_make_short_names(sweep):
     text = COMMON + "runs: {a: , b: {optim: {eps: 1e-6}, stages.pretrain.batch: 64}}\nseeds: [0, 7]\n"
     loaded = sweep(text)
     assert [(r.name, r.arm, r.config.seed) for r in loaded.runs] == [
-        ("a-s0", "a", 0),
+        ("a", "a", 0),
         ("a-s7", "a", 7),
-        ("b-s0", "b", 0),
+        ("b", "b", 0),
         ("b-s7", "b", 7),
     ]
     assert loaded.runs[0].differs == {"optim.eps": 1e-8, "stages.pretrain.batch": 128, "seed": 0}
-    assert [r.name for r in sweep(text, seeds=[5]).runs] == ["a", "b"]
+    assert [r.name for r in sweep(text, seeds=[5]).runs] == ["a-s5", "b-s5"]
     assert [r.name for r in sweep(COMMON + "grid: {stages.pretrain.samples: [12.8e9, 65536]}").runs] == [
         "samples12.8b",
         "samples65536",
