@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 
 BIN := .venv/bin
 CHECKED := flip jobs tools tests
 
-.PHONY: help install test check lint types kill quickstart clean
+.PHONY: help install test check lint types quickstart clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,20 +26,20 @@ test: lint types  ## everything that CI runs: lint, types, quick tests, kill-and
 check: lint types  ## the quick part, under five minutes
 	$(BIN)/python -m pytest -m "not slow and not gpu and not kill and not slurm"
 
-lint: install
+lint: install  ## ruff: lint and format
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 
-types: install
+types: install  ## mypy on flip/ and jobs/
 	$(BIN)/mypy
 
 quickstart: install  ## real data, three small runs, a table and a page (about 15 minutes; FULL=1: three seeds)
-	@echo "data: ten packages are fetched and 8,600 pictures rendered, once (under a minute)"
+	@echo "data: ten packages are fetched and 10,200 pictures rendered, once (under a minute)"
 	@$(BIN)/python tools/demo_data.py
 	@echo "training: three runs, one after the other (about 12 minutes; Ctrl-C leaves them going)"
 	@$(BIN)/python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch $(if $(FULL),--seeds 0 1 2)
 	@$(BIN)/python jobs/report.py quickstart
-	@echo "TensorBoard:  $(BIN)/tensorboard --logdir runs/quickstart"
+	@echo "TensorBoard:  $(BIN)/tensorboard --logdir $${FLIP_RUNS:-runs}/quickstart"
 
 clean:  ## remove .venv and caches (never runs/)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

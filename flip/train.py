@@ -101,7 +101,7 @@ class Trainer:
             self.step, self.seconds = self.source.record["step"], self.source.record["seconds"]
             self.replaced_before = self.source.record["replaced"]
             self.checkpointer.load(self.source, checkpoint.model_state(self.pair))
-            log.info("attempt %d goes on at S = %d of %d", self.attempt, self.samples, self.total)
+        self.say("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
         self.saved_at = time.monotonic()
         self.monitor.begin(self.samples)
 
@@ -116,6 +116,7 @@ class Trainer:
             peak_memory=self.peak_memory(),
         )  # fmt: skip
         self.saved, self.saved_at, self.commit_soon = self.samples, time.monotonic(), False
+        self.say("committed S = %d in stage %s", self.samples, span.stage.name)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -214,6 +215,12 @@ class Trainer:
             "seconds": self.seconds, "time": time.time(),
         }  # fmt: skip
         self.monitor.step(record)
+        self.say("step %d of %d, loss %.3f, %.0f samples/s", self.step, self.steps, value, speed)
+
+    def say(self, text: str, *values: Any) -> None:
+        """A line in the log, of the first rank."""
+        if self.world.first:
+            log.info(text, *values)
 
     def pair_scale(self) -> torch.Tensor:
         """exp(logit_scale), clamped as in the forward pass; a collective where the parameter is sharded."""
@@ -261,6 +268,7 @@ class Trainer:
             )  # fmt: skip
             parallel.reshard(self.pair)
             results.append(result | {"stage": span.stage.name, "samples": self.samples})
+            self.say("%s: top-1 %.2f %% of %d", item.name, 100 * result["top1"], result["n"])
         if items:
             self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
             self.monitor.status(phase="training")

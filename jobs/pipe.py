@@ -1,4 +1,5 @@
-"""Commands whose output somebody reads only the beginning of: ``python jobs/status.py | head -1``.
+"""How every command ends where it cannot go on: its reader has gone (``python jobs/status.py | head -1``), or a package
+that it needs is missing (the wrong Python).
 
 Imported before arguments are parsed, so it must cost nothing.
 """
@@ -6,6 +7,7 @@ Imported before arguments are parsed, so it must cost nothing.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 
 CUT_OFF = 141
@@ -13,12 +15,18 @@ CUT_OFF = 141
 
 
 def quietly(main: Callable[[], int]) -> int:
-    """``main()``, its output written out; 141, without a word, where the reader has gone."""
+    """``main()``, its output written out; 141 and no word where the reader has gone; 78 where a package is missing."""
     try:
         try:
             return main()
         finally:
             print(end="", flush=True)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("flip", "jobs", "tools"):
+            raise
+        remedy = "Run `make install`, then `source .venv/bin/activate`."
+        print(f"{error.name} is not installed for this Python ({sys.executable}). {remedy}", file=sys.stderr)
+        return 78
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for handle in (1, 2):  # what is left for them would complain at the interpreter's end

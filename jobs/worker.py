@@ -16,8 +16,8 @@ import traceback
 from pathlib import Path
 
 from flip import interrupt
-from flip.exitcodes import CAUSES, ConfigError, FlipError
-from flip.rundir import RunDir
+from flip.exitcodes import CAUSES, ConfigError, DataError, FlipError
+from flip.rundir import RunDir, read_json
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG)
 """Errors of files that pass by themselves or by somebody's hand, and say nothing against the run."""
@@ -31,7 +31,9 @@ def main(path: str) -> int:
     flag = interrupt.install()
     faulthandler.enable()
     run, rank = RunDir(path), int(os.environ.get("RANK", 0))
-    logging.basicConfig(format=f"%(asctime)s rank {rank} %(levelname)s %(message)s", level=logging.INFO)
+    logging.basicConfig(
+        format=f"%(asctime)s rank {rank} %(levelname)s %(message)s", level=logging.INFO, stream=sys.stdout
+    )
     if run.result.exists():  # a cluster may start a finished job once more
         return 0
     attempt = int(os.environ["FLIP_ATTEMPT"])
@@ -51,6 +53,7 @@ def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, st
     """(cause, reason, traceback or empty) of this rank's end."""
     try:
         _check_snapshot()
+        _check_identity(run)
         from flip.data.pool import prepare_forkserver
 
         prepare_forkserver()  # it gets ready while this process imports torch
@@ -85,6 +88,18 @@ def _check_snapshot() -> None:
         raise ConfigError(
             "the library does not come from the run's snapshot", here, remedy=f"PYTHONPATH must begin with {snapshot}."
         )
+
+
+def _check_identity(run: RunDir) -> None:
+    """Configuration, data sets, tokenizer and class names must be those that were submitted."""
+    from flip.config import load
+    from flip.config.identity import explain, identity
+
+    stored, config = read_json(run.identity), load.read(run.config)
+    if stored is not None and identity(config, "")["hash"] != stored["hash"]:
+        changed = "; ".join(map(str, explain(stored, config)[:3]))
+        remedy = "Put back what was there; to train on what is there now, submit it as another run."
+        raise DataError(f"the run is not what was submitted any more: {changed}", run.path, remedy=remedy)
 
 
 if __name__ == "__main__":

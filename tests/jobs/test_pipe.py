@@ -37,3 +37,9 @@ def test_long_logs(tmp_path):
     (folder / "node0.out").write_text("a line\n" * 100_000)
     done = unread(str(ROOT / "jobs" / "logs.py"), "--root", str(tmp_path), "sweep/run")
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_missing_package_is_named_with_the_remedy():
+    code = "from jobs.pipe import quietly; import sys\ndef main():\n    import no_such_package\nsys.exit(quietly(main))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 78 and "no_such_package is not installed" in done.stderr and "make install" in done.stderr

@@ -1,15 +1,20 @@
 """The worker as a process: codes and causes of ends that need no training."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from flip.exitcodes import CONFIG
+from flip.config import load
+from flip.config.identity import identity
+from flip.exitcodes import CONFIG, DATA
 from flip.rundir import RunDir, write_json
 from jobs import worker
+from tests.arena import configuration
+from tests.synthetic import make_dataset, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +49,20 @@ def test_a_users_mistake_is_a_paragraph(run):
     run.config.write_text("schema: 99\n")
     done = work(run)
     assert done.returncode == CONFIG and "Traceback" not in done.stderr and "schema" in run.causes(1)[0]["reason"]
+
+
+def test_another_data_set_at_the_same_path_is_refused(run, tmp_path):
+    data = make_dataset(tmp_path / "data", samples=40, shards=1, chunk=1)
+    make_tokenizer(data / "tokenizer.json")
+    config = configuration(data, world=1)
+    run.config.write_text(load.dump(config))
+    write_json(run.identity, identity(config, "code"))
+    shutil.rmtree(data)
+    make_dataset(data, samples=40, shards=1, chunk=1, seed=5)
+    make_tokenizer(data / "tokenizer.json")
+    done = work(run)
+    (cause,) = run.causes(1)
+    assert done.returncode == DATA and cause["cause"] == "data" and "data.manifest" in cause["reason"]
 
 
 @pytest.mark.parametrize(
