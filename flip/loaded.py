@@ -73,18 +73,23 @@ class Loaded:
             except OSError as error:
                 raise DataError(f"cannot be read: {error.strerror}", str(picture)) from error
             except decode.Undecodable as error:
-                raise DataError(f"is no image: {error}", str(picture)) from error
+                raise DataError("is no image that can be decoded", str(picture)) from error
         return decode.patches(decode.evaluation_view(pixels, tower.size), tower.patch)
 
 
 def load(run: str | os.PathLike[str], device: str = "cpu") -> Loaded:
     """The newest commit of a run directory (its weights alone), verified before it is read.
 
-    Raises ConfigError where there is no run or no commit, DataError where the commit is damaged.
+    Raises ConfigError where there is no run, no commit or no such device, DataError where the commit is damaged.
     """
     where = RunDir(run)
     if not where.config.is_file():
-        raise ConfigError("no run here: config.yaml is missing", str(where.path))
+        remedy = "Give the folder of a run, such as runs/quickstart/mask50."
+        raise ConfigError("no run here: config.yaml is missing", str(where.path), remedy=remedy)
+    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if str(device) not in ("cpu", *cards, *(["cuda"] if cards else [])):
+        remedy = f"There are: {', '.join(['cpu', *cards])}."
+        raise ConfigError("this machine has no such device", "device", device, remedy)
     config, found = configuration.read(where.config), commit.commits(where)
     if not found:
         raise ConfigError("this run has no checkpoint yet", str(where.checkpoints), remedy="Let it train to its first.")

@@ -15,7 +15,7 @@ from typing import Any
 
 from flip.config.identity import flatten
 from flip.config.table import read_yaml
-from flip.exitcodes import FlipError
+from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import RunDir, read_json
 
 _ACTIONS = {"requeue": "waiting", "stop": "failed", "done": "failed", "nothing": "stopped"}
@@ -57,7 +57,7 @@ class Outcome:
 
     @cached_property
     def progress(self) -> dict[str, Any]:
-        """samples, steps, seconds of training and samples_per_second over all attempts; None where unknown yet."""
+        """samples, steps, seconds and samples_per_second of useful training steps; None where unknown yet."""
         last = self.metrics[-1] if self.metrics and not self.result else {}
         seen = {key: self.result.get(key, last.get(key)) for key in ("samples", "seconds", "samples_per_second")}
         if last.get("seconds"):
@@ -119,7 +119,12 @@ def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     sweep, run, state, reason, attempts, samples, steps, seconds, samples_per_second, world, parameters, flops, loss,
     accuracy; ``ROLE.SET.top1``, ``.low``, ``.high`` (95 % interval) and ``.n`` of every evaluation set; and the dotted
     configuration keys in which runs of one sweep differ. None where a run has no such value (yet).
+    Raises ConfigError where there is no folder ``root``.
     """
+    if not Path(root).is_dir():
+        raise ConfigError(
+            "there is no such folder", str(root), remedy="Name a folder of runs, such as runs/quickstart."
+        )
     outcomes = read_outcomes(root)
     varied = _varied(outcomes)
     rows = [row(outcome, varied) for outcome in outcomes]

@@ -63,17 +63,21 @@ class Arm:
         return Score(fmean(values), low, high, len(values), found[0].get("chance"))
 
     def mean(self, value: Callable[[Outcome], float | None]) -> float | None:
-        """Mean over the runs that have the value."""
-        values = [found for outcome in self.outcomes if (found := value(outcome)) is not None]
+        """Mean over the complete runs, as of accuracy, or where none is over all; of those that have the value."""
+        values = [found for outcome in self.complete or self.outcomes if (found := value(outcome)) is not None]
         return fmean(values) if values else None
 
     def progress(self, key: str) -> float | None:
-        """Mean of samples, steps, seconds or samples_per_second over the runs."""
+        """Mean of samples, steps, seconds or samples_per_second, as ``mean``."""
         return self.mean(lambda outcome: outcome.progress[key])
 
 
+COUNTED = "useful training steps; lost work, evaluation and start-up not counted"
+"""What training time, hours and samples per second are of."""
+
+
 def hours(outcome: Outcome) -> float | None:
-    """GPU-hours of training, on a CPU core-hours: threads and loader processes of all ranks."""
+    """GPU-hours of useful training, on a CPU core-hours: threads and loader processes of all ranks."""
     seconds, settings = outcome.progress["seconds"], outcome.settings
     nodes, processes, gpus = (settings.get(f"resources.{key}") for key in ("nodes", "processes", "gpus"))
     threads = settings.get("compute.threads", 0) + settings.get("data.workers", 0)

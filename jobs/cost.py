@@ -1,4 +1,4 @@
-"""What a run will cost, by arithmetic: FLOPs, GPU-hours at an assumed utilisation, money (recipe 1.11)."""
+"""What a run will cost, by arithmetic: FLOPs, GPU-hours at an assumed utilisation, money."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def estimate(config: Config, profile: Profile) -> Estimate:
     """The cost of a resolved, valid configuration on a cluster.
 
     GPU-hours = samples * training FLOPs per pair / (peak * utilisation), training being 3 times the forward pass
-    (recipe 1.11). Samples are those really drawn: whole batches.
+    (the assumption of all our plans). Samples are those really drawn: whole batches.
     """
     numbers = plan_numbers(config)
     stages = []
@@ -82,5 +82,5 @@ def assumption(profile: Profile) -> str:
         return f"no GPU-hours: the profile {profile.name} names no peak_tflops"
     return (
         f"GPU-hours at an assumed {100 * profile.utilisation:g} % of {profile.peak_tflops:g} TFLOP/s"
-        f" ({profile.gpu or 'a card'}, recipe 1.11)"
+        f" ({profile.gpu or 'a card'}; the assumption of all our plans)"
     )

@@ -15,4 +15,6 @@ def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = ELSE
     place = str(error.filename or where)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionDenied("may not be written", place, remedy=remedy)
-    return StorageError(f"cannot be written: {error.strerror}", place, remedy=f"Free space there. {remedy}")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = f"Free space there. {remedy}"
+    return StorageError(f"cannot be written: {error.strerror}", place, remedy=remedy)

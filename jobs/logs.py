@@ -73,8 +73,15 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool) -> None:
             sys.stdout.buffer.write(block)
             sys.stdout.flush()
         if over:
+            if not on and not any(read.values()):
+                _say_empty(attempt or run.newest_attempt(), err)
             return
         time.sleep(POLL)
+
+
+def _say_empty(attempt: int, err: bool) -> None:
+    kind, hint = ("error", "without --err: output") if err else ("output", "--err shows errors")
+    print(f"standard {kind} of attempt {attempt} is empty; {hint}, status.py progress", file=sys.stderr)
 
 
 def _over(run: RunDir, attempt: int | None) -> bool:

@@ -51,7 +51,8 @@ def page(outcomes: Sequence[Outcome]) -> str:
         "<h2>Results</h2>",
         _table(cells(grouped, outcomes), [arm.state not in ("complete", "running", "queued") for arm in grouped]),
         '<p class="quiet">Accuracy is zero-shot top-1 in per cent; in brackets the 95 % interval of one run, or the'
-        " range of several seeds. Training time counts steps alone, over all attempts.</p>",
+        " range of several seeds. "
+        f" Training time, hours and samples/s: {arms.COUNTED}.</p>",
         _note(grouped),
         *_accuracy(grouped, outcomes),
         *_loss(grouped),

@@ -18,10 +18,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flip.config.identity import Change, explain
-from flip.config.load import dump
+from flip.config.identity import Change, explain, identity
+from flip.config.load import dump, read
+from flip.config.resolve import DataFacts, Host, adopt, resolve
 from flip.config.schema import Config
-from flip.exitcodes import ConfigError
+from flip.exitcodes import ConfigError, FlipError
 from flip.results import read_run
 from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
 from jobs.cluster import Cluster, Job
@@ -98,6 +99,22 @@ class Plan:
                 raise ConfigError(action.reason, str(self.folder / action.wanted.name), remedy=remedy)
 
 
+def settle(config: Config, on: Host, data: DataFacts, path: Path) -> Config:
+    """``config`` resolved. Where the run at ``path`` differs from it in the machine alone, it stays that run.
+
+    What follows a machine's cores and memory would else make another run of one that is submitted from elsewhere.
+    """
+    run, fresh = RunDir(path), resolve(config, on, data)
+    try:
+        stored = read_json(run.identity)
+        if not isinstance(stored, dict):
+            return fresh
+        kept = resolve(adopt(config, read(run.config)), on, data)
+    except (FlipError, OSError, ValueError):  # a damaged run is no help here; the plan says what is wrong with it
+        return fresh
+    return kept if identity(kept, "")["hash"] == stored.get("hash") else fresh
+
+
 def observe(folder: Path, names: Collection[str], cluster: Cluster | None) -> tuple[dict[str, Found], list[str]]:
     """(what exists of the named runs, names of other runs there). Without a cluster, states are as the files tell."""
     here = [RunDir(folder / name) for name in names if (folder / name).exists()]
@@ -136,9 +153,11 @@ def _action(wanted: Wanted, found: Found | None, retry: bool, restart: bool) -> 
     active = kind in ("running", "waiting")
     stored = found.identity
     if stored is None or stored.get("hash") != wanted.identity["hash"]:
-        changes = explain(stored, wanted.config) if stored and "config" in stored else []
+        legible = bool(stored and "config" in stored)
+        changes = explain(stored, wanted.config) if stored and legible else []
         what = "; ".join(map(str, changes[:5])) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
-        reason = f"the run directory holds another configuration ({what or 'its identity.json cannot be read'})"
+        unnamed = "by its hash; no field differs" if legible else "its identity.json cannot be read"
+        reason = f"the run directory holds another configuration ({what or unnamed})"
         if active and restart:
             raise ConfigError(reason + " and is running", wanted.name, remedy="Cancel it first: python jobs/cancel.py")
         return Action(wanted, "changed", reason, restart, restart, changes)
@@ -188,6 +207,9 @@ def apply(plan: Plan, snapshot: Snapshot, cluster: Cluster, about: Mapping[str, 
                 trash(target)
             os.rename(made.pop(action.wanted.name), target)
         sync_folder(plan.folder)
+        for action in started:
+            if action not in fresh:  # the same run to science, but where and how it computes may be new
+                write_text(plan.folder / action.wanted.name / "config.yaml", dump(action.wanted.config))
         jobs = [_job(action, plan.folder, snapshot) for action in started]
         cluster.submit(jobs)
     return [job.run for job in jobs]

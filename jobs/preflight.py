@@ -6,21 +6,26 @@ set, a cluster's file system) is returned as skipped, so that a plan can say so.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from flip import flops
 from flip.config.resolve import DataFacts, Host
 from flip.config.schema import Config, Stage
 from flip.config.stages import world
+from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader
+from flip.data.reader import Reader, Sample
+from flip.data.stream import captions_of, image_of, label_of
+from flip.evaluate import prompts
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from jobs.cluster import Profile
 from jobs.disk import ELSEWHERE, unwritable
@@ -32,6 +37,9 @@ STATE_BYTES = 12
 SHARDS_LOOKED_AT = 2000
 """At most; of more, evenly spread ones."""
 
+SAMPLES_LOOKED_AT = 8
+"""Of a training set."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -42,18 +50,19 @@ class Check:
     skipped: bool = False
 
 
-def check(config: Config, data: DataFacts, profile: Profile, on: Host, folder: Path) -> list[Check]:
+def check(config: Config, data: DataFacts, profile: Profile, on: Host, folder: Path, dry: bool = False) -> list[Check]:
     """All checks of a resolved run that will live below ``folder``. The first that fails raises its FlipError.
 
-    ``on`` is the node that ranks run on. Looks at files and leaves none behind.
+    ``on`` is the node that ranks run on. Looks at files and leaves none behind; where it is ``dry`` it writes none.
     """
+    _libraries(config, profile)
     return [
         _data(config, data),
         _tokenizer(config, data),
         *_evaluations(config, data),
         _machine(config, profile, on),
         _memory(config, profile, on),
-        _writable(profile, folder),
+        _writable(profile, folder, dry),
         _space(config, profile, folder),
     ]
 
@@ -61,12 +70,14 @@ def check(config: Config, data: DataFacts, profile: Profile, on: Host, folder: P
 def _data(config: Config, data: DataFacts) -> Check:
     if data.nominal:
         return Check("data set", f"the {count(data.samples)} samples are nominal: there is no manifest yet", True)
-    return Check("data set", _look_at(config.data.manifest))
+    seen = _look_at(config.data.manifest)
+    _first_samples(config.data.manifest, tuple(config.data.captions))
+    return Check("data set", seen)
 
 
 @lru_cache(maxsize=64)
 def _look_at(folder: str) -> str:
-    """Load a manifest, read its first chunk and compare the shards' sizes. Raises DataError, PermissionDenied."""
+    """Load a manifest and compare the shards' sizes. Raises DataError, PermissionDenied."""
     manifest = Manifest.load(folder)
     shards = len(manifest.keys)
     for i in range(0, shards, max(1, shards // SHARDS_LOOKED_AT)):
@@ -80,7 +91,6 @@ def _look_at(folder: str) -> str:
         if found != expected:
             remedy = "It is not the file that was indexed: restore it, or index the shards again."
             raise DataError(f"the shard has {found} bytes, indexed were {expected}", key, remedy=remedy)
-    Reader(deadline=10.0).read_chunk(manifest, 0)
     return f"{manifest.samples:,} samples in {shards:,} shards, {folder}"
 
 
@@ -109,29 +119,65 @@ def _evaluations(config: Config, data: DataFacts) -> list[Check]:
         if data.nominal and not (Path(item.manifest) / "manifest.json").exists():
             checks.append(Check(name, f"{item.manifest}: not on this machine", True))
             continue
-        classes = _classes(item.classes)
+        classes = len(prompts.read(item.classes).names)
         checks.append(Check(name, f"{_look_at(item.manifest)}; {classes} classes"))
+        _first_label(item.manifest, item.classes, classes)
     return checks
 
 
 @lru_cache(maxsize=64)
-def _classes(path: str) -> int:
-    """The number of classes in a classes.json. Raises DataError, PermissionDenied."""
-    try:
-        record: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise DataError("there is no such file of class names", path) from None
-    except PermissionError:
-        raise PermissionDenied("may not be read", path, remedy="Grant read access to it.") from None
-    except ValueError as error:
-        raise DataError(f"not JSON: {error}", path) from None
-    remedy = 'Write {"names": ["cat", ...], "templates": ["a picture of {}", ...]}.'
-    names, templates = (record.get(key) for key in ("names", "templates")) if isinstance(record, dict) else (None, None)
-    if not isinstance(names, list) or not isinstance(templates, list) or not names or not templates:
-        raise DataError("needs names and templates", path, remedy=remedy)
-    if any(not isinstance(template, str) or "{}" not in template for template in templates):
-        raise DataError("a template needs {} for the name", path, remedy=remedy)
-    return len(names)
+def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
+    """DataError unless one of the first samples could be trained on: training replaces single bad ones."""
+    bad: list[tuple[int, Undecodable]] = []
+    manifest = Manifest.load(folder)
+    for id, sample in islice(_samples(manifest), SAMPLES_LOOKED_AT):
+        try:
+            image_of(sample, "pillow")
+            captions_of(sample, list(captions))
+            return
+        except Undecodable as error:
+            bad.append((id, error))
+    if bad:
+        shard, ordinal = manifest.locate(bad[0][0])
+        what = f"none of the first {len(bad)} samples can be trained on; of the first one: {bad[0][1]}"
+        raise DataError(what, f"{shard}, sample {ordinal}", remedy="Name the members that hold it in data.captions.")
+
+
+@lru_cache(maxsize=64)
+def _first_label(folder: str, path: str, classes: int) -> None:
+    """DataError unless the first sample is a picture with the number of a class: evaluation replaces nothing."""
+    manifest = Manifest.load(folder)
+    for id, sample in islice(_samples(manifest), 1):
+        shard, ordinal = manifest.locate(id)
+        try:
+            image_of(sample, "pillow")
+            label = label_of(sample)
+        except Undecodable as error:
+            raise DataError(str(error), f"{shard}, sample {ordinal}", remedy="Is this an evaluation set?") from error
+        if not 0 <= label < classes:
+            what = f"the label has no class name: {path} has {classes}"
+            raise DataError(what, f"{shard}, sample {ordinal}", label, "Name the classes of this data set.")
+
+
+def _samples(manifest: Manifest) -> Iterator[tuple[int, Sample]]:
+    """Ids and samples from the first on, without those excepted."""
+    reader = Reader(deadline=10.0)
+    for j in range(manifest.chunks):
+        ids = [id for id in manifest.chunk_ids(j) if id not in manifest.exceptions]
+        if ids:
+            chunk = reader.read_chunk(manifest, j)
+            yield from ((id, chunk[id - manifest.chunk_ids(j)[0]]) for id in ids)
+
+
+def _libraries(config: Config, profile: Profile) -> None:
+    """ConfigError where the decoder or the resizer is not installed; known of our own interpreter alone."""
+    if profile.kind != "local" or profile.python not in ("", sys.executable):
+        return
+    for key in ("decoder", "resize"):
+        library = getattr(config.data, key)
+        if library in ("simplejpeg", "torchvision") and find_spec(library) is None:
+            remedy = f"Install it (pip install -r requirements.txt), or set data.{key} to pillow."
+            raise ConfigError(f"data.{key}: is not installed", value=library, remedy=remedy)
 
 
 def _machine(config: Config, profile: Profile, on: Host) -> Check:
@@ -177,8 +223,8 @@ def _here(profile: Profile, folder: Path) -> Path | None:
     return above[0] if above and (profile.kind == "local" or folder.parent.exists()) else None
 
 
-def _writable(profile: Profile, folder: Path) -> Check:
-    """Create, rename and delete a probe where the runs will live."""
+def _writable(profile: Profile, folder: Path, dry: bool) -> Check:
+    """Create, rename and delete a probe where the runs will live; in a dry run ask for the permissions alone."""
     place = _here(profile, folder)
     if place is None:
         return Check("runs root", f"{folder.parent}: not on this machine", True)
@@ -186,6 +232,10 @@ def _writable(profile: Profile, folder: Path) -> Check:
     blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if blocking is not None:
         raise ConfigError("a file is where a folder must be", str(blocking), remedy=ELSEWHERE)
+    if dry:
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionDenied("may not be written", str(place), remedy=ELSEWHERE)
+        return Check("runs root", f"{folder.parent}: may be written")
     try:
         probe.touch()
         probe.rename(probe.with_suffix(".moved"))

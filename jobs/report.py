@@ -51,6 +51,10 @@ def report(args: argparse.Namespace) -> int:
 
     root = Path(args.root).absolute() if args.root else runs_root()
     found = outcomes(find.resolve(args.what, root))
+    folders = {outcome.run.path.parent for outcome in found}
+    target = args.out or (folders.pop() if len(folders) == 1 else root) / "report.html"
+    for name in (args.csv, args.out):
+        _check_folder(name)
     if args.json:
         print(json.dumps(rows(found), indent=1))
     if args.csv:
@@ -58,8 +62,6 @@ def report(args: argparse.Namespace) -> int:
     if args.json or args.csv == "-":
         return 0
     print(text(found))
-    folders = {outcome.run.path.parent for outcome in found}
-    target = args.out or (folders.pop() if len(folders) == 1 else root) / "report.html"
     _save(str(target), page(found))
     print(f"\npage: {Path(target).expanduser()}")
     return 0
@@ -112,6 +114,7 @@ def text(found: Sequence[Outcome]) -> str:
     lines = [table(cells(grouped, found))]
     if any(arm.complete for arm in grouped):
         lines.append("accuracy: zero-shot top-1, per cent; in brackets the 95 % interval, of several seeds the range")
+        lines.append(f"samples/s, training, {arms.hours_unit(grouped)}: {arms.COUNTED}")
         lines.append(arms.verdict(grouped))
     for outcome in found:
         if outcome.state != "complete":
@@ -129,7 +132,8 @@ def cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[str, st
     for arm in grouped:
         row = {"run": arm.name, "mask": arm.mask}
         if any(len(other.outcomes) > 1 for other in grouped):
-            row["seeds"] = str(len(arm.outcomes))
+            done, all_ = len(arm.complete), len(arm.outcomes)
+            row["seeds"] = str(all_) if done == all_ else f"{done} of {all_}"
         for name, role in sets.items():
             score = arm.score(name)
             head = name if name == role or role == "test" else f"{name} ({role})"
@@ -153,6 +157,15 @@ def cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[str, st
     return made
 
 
+def _check_folder(target: str | None) -> None:
+    """ConfigError where the folder of a file that was asked for is not there: before anything is printed."""
+    from flip.exitcodes import ConfigError
+
+    path = Path(target or "-").expanduser().absolute()
+    if target not in (None, "-") and not path.parent.is_dir():
+        raise ConfigError("its folder does not exist", str(path), remedy=f"Make the folder: mkdir -p {path.parent}")
+
+
 def _save(target: str, content: str) -> None:
     """To standard output (-), or whole to a file. Raises PermissionDenied or StorageError."""
     from flip.rundir import write_text
@@ -165,7 +178,8 @@ def _save(target: str, content: str) -> None:
     try:
         write_text(path, content)
     except OSError as error:
-        raise unwritable(error, path, "Name another file with --out or --csv.") from error
+        plain = OSError(error.errno, error.strerror)  # without the temporary file's name
+        raise unwritable(plain, path, "Name another file with --out or --csv.") from error
 
 
 if __name__ == "__main__":

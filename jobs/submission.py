@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from flip.config.identity import identity
-from flip.config.resolve import Host, facts, host, resolve
+from flip.config.resolve import Host, facts, host
 from flip.config.validate import validate
 from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import read_json
@@ -71,10 +71,12 @@ class Submission:
     def _want(self, run: Run) -> Wanted:
         """Resolve, validate and check one run; its errors name it."""
         try:
-            data = facts(run.config)
-            config = resolve(run.config, self.node, data)
+            dry = self.args.dry_run
+            # What a configuration claims of its data is good for a plan alone.
+            data = facts(run.config if dry else replace(run.config, data=replace(run.config.data, samples=0)))
+            config = planning.settle(run.config, self.node, data, self.folder / run.name)
             notes = validate(config)
-            self.checks |= dict.fromkeys(preflight.check(config, data, self.profile, self.node, self.folder))
+            self.checks |= dict.fromkeys(preflight.check(config, data, self.profile, self.node, self.folder, dry))
         except FlipError as error:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
             raise type(error)(error.what, where, error.value, error.remedy) from error
@@ -105,7 +107,11 @@ class Submission:
                 value=asked,
                 remedy="Add --yes.",
             )
-        if input(f"{asked} Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        try:
+            answer = input(f"{asked} Go on? [y/N] ")
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
             raise ConfigError("nothing was started", remedy="Answer y, or add --yes.")
 
     def _commit(self, plan: Plan) -> None:

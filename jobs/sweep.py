@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
@@ -238,6 +239,18 @@ def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) 
     return [Run(name, config, arms[name], row) for name, config, row in zip(own, configs, rows, strict=True)]
 
 
+def _check_paper(file: _File, arms: set[str]) -> None:
+    for arm, numbers in file.table.get("paper", {}).items():
+        if arm not in arms:
+            raise file.error(f"paper.{arm}", "no such run in this sweep", remedy=f"Runs: {', '.join(sorted(arms))}.")
+        if not isinstance(numbers, Mapping):
+            remedy = f"For example {arm}: {{imagenet: 74.3}}"
+            raise file.error(f"paper.{arm}", "needs a mapping of evaluation sets to per cent", numbers, remedy)
+        for name, number in numbers.items():
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+                raise file.error(f"paper.{arm}.{name}", "needs a number, in per cent", number)
+
+
 def load(
     path: str | Path, overrides: Sequence[str] = (), only: str | None = None, seeds: Sequence[int] | None = None
 ) -> Sweep:
@@ -253,10 +266,7 @@ def load(
     if not _NAME.fullmatch(name):
         raise file.error("name", "not a name for a sweep", name, _NAME_RULE)
     runs = _expand(file, overrides, seeds)
-    arms = {run.arm for run in runs}
-    for arm in table.get("paper", {}):
-        if arm not in arms:
-            raise file.error(f"paper.{arm}", "no such run in this sweep", remedy=f"Runs: {', '.join(sorted(arms))}.")
+    _check_paper(file, {run.arm for run in runs})
     if only is not None:
         kept = [run for run in runs if fnmatch.fnmatchcase(run.name, only)]
         if not kept:

@@ -9,7 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 _ABOUT = """\
-Fetch and build the demonstration data: pictures of some 1,400 emoji by nine vendors, with Unicode's names and keywords.
+Fetch and build the demonstration data: pictures of some 1,400 emoji in nine sets of drawings, with
+Unicode's names and keywords.
 
 Below the cache it leaves emoji/train (six vendors), emoji/noto-v1 (validation vendor), emoji/twemoji and emoji/openmoji
 (test vendors), emoji/unseen (classes that training never sees), each with its manifest, and classes.json,

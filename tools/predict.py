@@ -19,7 +19,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="a run directory with a checkpoint")
+    parser.add_argument("run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS")
     parser.add_argument("images", nargs="+", metavar="image", help="image files")
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--labels", help="labels with commas between them")
@@ -36,13 +36,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def predict(options: argparse.Namespace) -> list[dict[str, object]]:
     """Per image the labels from the likeliest on: [{"image", "labels": [{"label", "probability"}, ...]}]."""
     from flip.evaluate import prompts
+    from flip.exitcodes import ConfigError
     from flip.loaded import load
+    from jobs import find
+    from jobs.cluster import runs_root
 
+    if options.top < 1:
+        raise ConfigError("must be at least 1", "--top", options.top)
+    run = options.run if Path(options.run).is_dir() else find.one(options.run, runs_root()).path
     if options.classes:
         names, templates = (wording := prompts.read(options.classes)).names, wording.templates
     else:
         names, templates = [label.strip() for label in options.labels.split(",") if label.strip()], ["{}"]
-    probabilities = load(options.run, options.device).classify(options.images, names, options.templates or templates)
+    probabilities = load(run, options.device).classify(options.images, names, options.templates or templates)
     best = probabilities.topk(min(options.top, len(names)))
     return [
         {"image": image, "labels": [{"label": names[c], "probability": p} for p, c in zip(*row, strict=True)]}

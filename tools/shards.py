@@ -11,6 +11,7 @@ import glob
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def index(options: argparse.Namespace) -> dict[str, Any]:
     """Walk shards and write their manifest."""
     from flip.data.index import index as make_index
 
-    with _bar("indexing", "B") as bar:
+    with writing(options.out), _bar("indexing", "B") as bar:
         return facts(make_index(expand(options.shards), options.out, options.chunk, bar))
 
 
@@ -63,31 +64,29 @@ def make(options: argparse.Namespace) -> dict[str, Any]:
 
     from flip.data.index import index as make_index
     from flip.data.manifest import refuse_existing
-    from flip.exitcodes import ConfigError, DataError
+    from flip.exitcodes import ConfigError
 
+    if options.per_shard < 1:
+        raise ConfigError("must be at least 1", "--per-shard", options.per_shard)
     rows, out, paths = list(table(options.table, options.image, options.caption)), Path(options.out), list[str]()
     if not rows:
         raise ConfigError("the table has no rows", options.table)
     refuse_existing(out)
-    out.mkdir(parents=True, exist_ok=True)
     images = Path(options.images or Path(options.table).parent)
-    with _bar("writing", "") as bar:
+    extensions = [extension(row[options.image], f"{options.table}, row {i}") for i, row in enumerate(rows, 1)]
+    with writing(out), _bar("writing", "") as bar:
+        out.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(rows), options.per_shard):
             paths.append(str(out / f"{len(paths):05d}.tar"))
             with webdataset.TarWriter(paths[-1], mtime=0) as writer:
                 for number, row in enumerate(rows[first : first + options.per_shard], first):
-                    path = images / row[options.image]
-                    try:
-                        picture = path.read_bytes()
-                    except FileNotFoundError:
-                        where = f"{options.table}, row {number + 1}"
-                        raise DataError("there is no such image", where, str(path), "Check --images.") from None
-                    extension = path.suffix.lower().lstrip(".").replace("jpeg", "jpg")
-                    sample = {"__key__": f"{number:09d}", extension: picture, "txt": row[options.caption]}
+                    picture = read(images / row[options.image], f"{options.table}, row {number + 1}")
+                    caption = " ".join(row[options.caption].split())
+                    sample = {"__key__": f"{number:09d}", extensions[number]: picture, "txt": caption}
                     rest = {k: v for k, v in row.items() if k not in (options.image, options.caption)}
                     writer.write(sample | ({"json": rest} if rest else {}))
                     bar(number + 1, len(rows))
-    with _bar("indexing", "B") as bar:
+    with writing(out), _bar("indexing", "B") as bar:
         return facts(make_index(paths, out, 0, bar))
 
 
@@ -104,7 +103,47 @@ def leave_out(options: argparse.Namespace) -> dict[str, Any]:
         if not ids or ids.stop > old.samples:
             raise ConfigError(f"not sample ids below {old.samples}", "--ids", part, "Write them as 7,512-767.")
         exceptions.update(dict.fromkeys(ids, options.reason))
-    return facts(write(options.out, old, old.checksums, exceptions, old.settings))
+    with writing(options.out):
+        return facts(write(options.out, old, old.checksums, exceptions, old.settings))
+
+
+@contextmanager
+def writing(out: "str | Path") -> Iterator[None]:
+    """Errors of the file system inside are those of writing ``out``."""
+    from flip.exitcodes import ConfigError
+    from jobs.disk import unwritable
+
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise ConfigError("a file is where a folder must be, or the other way round", error.filename or out) from error
+    except OSError as error:
+        raise unwritable(error, out, "Choose another --out.") from error
+
+
+def extension(name: Any, where: str) -> str:
+    """The member that an image file becomes. Raises DataError for a name that training would not know."""
+    from flip.data.decode import EXTENSIONS
+    from flip.exitcodes import DataError
+
+    found = Path(str(name)).suffix.lower().lstrip(".").replace("jpeg", "jpg")
+    if found not in EXTENSIONS:
+        raise DataError("no known extension of an image", where, name, f"Known are: {', '.join(EXTENSIONS)}.")
+    return found
+
+
+def read(path: Path, where: str) -> bytes:
+    """The bytes of an image. Raises DataError, PermissionDenied."""
+    from flip.exitcodes import DataError, PermissionDenied
+
+    try:
+        return path.read_bytes()
+    except PermissionError:
+        raise PermissionDenied("the image may not be read", where, str(path), "Grant read access to it.") from None
+    except FileNotFoundError:
+        raise DataError("there is no such image", where, str(path), "Check --images.") from None
+    except OSError as error:
+        raise DataError(f"the image cannot be read: {error.strerror}", where, str(path)) from error
 
 
 def facts(manifest: "Manifest") -> dict[str, Any]:
@@ -141,13 +180,15 @@ def table(path: str, *columns: str) -> Iterator[Mapping[str, Any]]:
         with open(path, encoding="utf-8", newline="") as file:
             rows = map(json.loads, file) if path.endswith((".jsonl", ".json")) else csv.DictReader(file)
             for number, row in enumerate(rows, 1):
-                missing = [name for name in columns if not isinstance(row, dict) or row.get(name) is None]
+                missing = [name for name in columns if not isinstance(row, dict) or not isinstance(row.get(name), str)]
                 if missing:
                     raise ConfigError(
-                        f"row {number} has no column {missing[0]!r}", path, remedy="See --image, --caption."
+                        f"row {number} has no text in column {missing[0]!r}", path, remedy="See --image, --caption."
                     )
                 yield row
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"the table cannot be read: {error.strerror}", path) from error
+    except (ValueError, csv.Error) as error:
         raise ConfigError(f"the table cannot be read: {error}", path) from error
 
 

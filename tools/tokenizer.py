@@ -42,6 +42,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from flip.exitcodes import ConfigError
     from flip.tokenizer import SPECIAL
     from flip.tokenizer import train as make
+    from tools.shards import writing
 
     if options.out.exists():
         raise ConfigError("exists already", str(options.out), remedy="Name another file, or move this one away.")
@@ -50,8 +51,10 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     texts = [line for source in options.captions for line in captions(source, options.member)]
     if not texts:
         raise ConfigError("no captions found", " ".join(options.captions))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    return {"captions": len(texts), "entries": make(texts, options.vocabulary, options.out), "file": str(options.out)}
+    with writing(options.out):
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        entries = make(texts, options.vocabulary, options.out)
+    return {"captions": len(texts), "entries": entries, "file": str(options.out)}
 
 
 def captions(source: str, member: str) -> Iterator[str]:
@@ -66,19 +69,23 @@ def captions(source: str, member: str) -> Iterator[str]:
         for j in range(manifest.chunks):
             for sample in reader.read_chunk(manifest, j):
                 if member in sample:
-                    yield from bytes(sample[member]).decode("utf-8", "replace").splitlines()
+                    text = bytes(sample[member]).decode("utf-8", "replace")
+                    yield from (line.rstrip("\r") for line in text.split("\n") if line.strip())
         return
     try:
-        with open(source, encoding="utf-8", errors="replace") as file:
-            yield from (line.rstrip("\n") for line in file)
+        with open(source, encoding="utf-8", errors="replace", newline="\n") as file:
+            yield from (line.rstrip("\r\n") for line in file if line.strip())
     except OSError as error:
         raise DataError(f"captions cannot be read: {error.strerror}", source) from error
 
 
 def show(options: argparse.Namespace) -> dict[str, Any]:
     """Token ids and pieces, without [CLS]."""
+    from flip.exitcodes import ConfigError
     from flip.tokenizer import Tokenizer
 
+    if options.length < 1:
+        raise ConfigError("must be at least 1", "--length", options.length)
     tokenizer = Tokenizer(options.tokenizer, options.length, prepend_cls=False)
     rows = tokenizer(options.texts)
     return {

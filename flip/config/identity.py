@@ -73,6 +73,7 @@ def _canonical(config: Config) -> dict[str, Any]:
     data["manifest"], data["tokenizer"] = _manifest(data["manifest"]), _file(data["tokenizer"])
     for dataset in values["evaluate"]["sets"]:
         dataset["manifest"], dataset["classes"] = _manifest(dataset["manifest"]), _file(dataset["classes"])
+    values["evaluate"]["sets"].sort(key=lambda dataset: dataset["name"])  # their order moves no score
     values["world"] = world(config)
     return values
 
@@ -109,5 +110,10 @@ def flatten(value: Any, key: str = "") -> dict[str, Any]:
 
 def explain(stored: Mapping[str, Any], config: Config) -> list[Change]:
     """Where a stored identity.json and a resolved configuration differ, by key; empty: they are the same run."""
-    was, now = flatten(stored["config"]), flatten(_canonical(config))
-    return [Change(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
+    current = _canonical(config)
+    was, now = flatten(stored["config"]), flatten(current)
+    changes = [Change(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
+    before, after = ([stage["name"] for stage in of.get("stages", [])] for of in (stored["config"], current))
+    if before != after and sorted(before) == sorted(after):  # flattened, stages are known by name and have no order
+        changes.append(Change("stages", before, after))
+    return changes

@@ -109,6 +109,9 @@ def check_ranges(config: Config) -> None:
                 raise ConfigError(f"{key}: must be {'at least' if closed else 'above'} {least:g}", value=value)
             if value > most or value == math.inf:
                 raise ConfigError(f"{key}: must be {f'at most {most}' if most < math.inf else 'finite'}", value=value)
+    for key in ("beta1", "beta2"):
+        if getattr(config.optim, key) == 1:
+            raise ConfigError(f"optim.{key}: must be below 1", value=1.0)
     _span(config, "augment.crop_area", 0, 1)
     _span(config, "augment.crop_aspect", 0, math.inf)
     for key in ("mean", "std"):

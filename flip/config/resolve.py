@@ -21,6 +21,8 @@ from flip.exitcodes import ConfigError, DataError, PermissionDenied
 
 MAX_LANES = 4096
 MAX_CHUNK, MIN_CHUNKS = 256, 4096
+OF_MACHINE = (("data", "lanes"), ("compute", "precision"), ("compute", "attention"), ("compute", "threads"))
+"""Fields of the identity whose ``auto`` follows the machine, and not the rest of the configuration alone."""
 OVERHEAD = 1.5
 """Bytes held per byte of raw sample in the shuffle buffer: the next block is fetched while one is read."""
 
@@ -175,6 +177,16 @@ def _compute(config: Config, on: Host) -> None:
         # On GPUs little is left to the CPU, and the number must not follow the login node that resolves it.
         cores = resources.cpus or on.cores // max(1, resources.processes)
         compute.threads = 4 if cuda else max(1, cores - data.workers)
+
+
+def adopt(config: Config, stored: Config) -> Config:
+    """A copy in which those of OF_MACHINE that were left ``auto`` (or 0) are as in ``stored``, a resolved one."""
+    config = copy.deepcopy(config)
+    for section, name in OF_MACHINE:
+        owner = getattr(config, section)
+        if getattr(owner, name) in ("auto", 0):
+            setattr(owner, name, getattr(getattr(stored, section), name))
+    return config
 
 
 def resolve(config: Config, on: Host, data: DataFacts) -> Config:

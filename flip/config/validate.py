@@ -12,6 +12,9 @@ from flip.config.schema import Config, ImageTower
 from flip.config.stages import kept, patches, spans, world
 from flip.exitcodes import ConfigError
 
+MAX_PATCHES = 2**15 - 1
+"""Positions of patches are int16."""
+
 
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
@@ -43,6 +46,9 @@ def _towers(config: Config) -> None:
             remedy = f"Set the width to {_near(tower.width, tower.heads)}, or another number of heads."
             what = f"model.{name}.heads: {tower.heads} heads do not divide width {tower.width}"
             raise ConfigError(what, remedy=remedy)
+    if patches(image) > MAX_PATCHES:
+        what = f"model.image.patch: {patches(image)} patches, positions are held for at most {MAX_PATCHES}"
+        raise ConfigError(what, value=image.patch, remedy="Take a larger patch or a smaller image.")
     if image.width % 4:
         remedy = f"Set it to {_near(image.width, 4)}."
         raise ConfigError("model.image.width: sin-cos positions need a multiple of 4", value=image.width, remedy=remedy)

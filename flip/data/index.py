@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from flip.data import manifest as manifests
 from flip.data import tar
 from flip.data.manifest import BLOCK, Manifest, Table
 from flip.data.reader import Reader
-from flip.exitcodes import ConfigError, DataError, PermissionDenied
+from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all; every byte is passed twice, headers first."""
@@ -32,7 +33,8 @@ def index(
     """Walk the shards, sorted by name, and write their manifest to ``out``. ``chunk``: R; 0: ``choose_chunk``.
 
     ``.tail`` of the result counts the samples that training leaves out. Raises ConfigError (no shards, one named twice,
-    a manifest there already), DataError (a shard that is missing, cut off, not a tar, or holds nothing; no samples).
+    a manifest there already), DataError (a shard that is missing, cut off, not a tar, or holds nothing; no samples),
+    PermissionDenied, StorageError; OSError where ``out`` cannot be written.
     """
     out = Path(out).absolute()
     keys = sorted(os.path.abspath(shard) for shard in shards)
@@ -73,7 +75,7 @@ def walk(key: str) -> tuple[NDArray[np.uint32], int]:
 
     The first sample starts at 0, whatever stands before it. Raises DataError naming shard and byte.
     """
-    with open(key, "rb") as file:
+    with _open(key) as file:
         try:
             whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
@@ -104,9 +106,18 @@ def _checksums(table: Table, progress: Callable[[int], None]) -> NDArray[np.uint
 
 
 def _size(key: str) -> int:
+    with _open(key) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def _open(key: str) -> BinaryIO:
     try:
-        return os.stat(key).st_size
-    except FileNotFoundError:
+        return open(key, "rb")
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError("the shard is missing", key, remedy="Check the path and the braces.") from None
+    except IsADirectoryError:
+        raise DataError("a folder is no shard", key, remedy=f"Name its files: '{key}/*.tar'") from None
     except PermissionError:
         raise PermissionDenied("the shard may not be read", key, remedy="Grant read access to it.") from None
+    except OSError as error:
+        raise StorageError(f"the shard cannot be read: {error.strerror}", key) from error

@@ -18,7 +18,7 @@ from flip.data.manifest import Manifest
 from flip.data.order import Order
 from flip.data.pool import Pool, prepare_forkserver
 from flip.data.reader import Reader
-from flip.data.stream import Part, Replaced, Spec, Stream, image_of
+from flip.data.stream import Part, Replaced, Spec, Stream, image_of, label_of
 from flip.exitcodes import ConfigError, DataError
 
 __all__ = ["Batch", "Loader", "evaluation", "prepare_forkserver"]
@@ -41,6 +41,7 @@ class Batch(NamedTuple):
     ids: torch.Tensor
     """(b,) int64: sample ids; of a replaced sample the id that stands in for it."""
     replaced: int
+    """Bad samples found while reading; those that the manifest excepts are replaced too, but not counted."""
     witness: torch.Tensor | None
     """(b,) int64, for tests: the first 8 bytes of the SHA-256 of the decoded pixels before the crop."""
 
@@ -152,7 +153,7 @@ def evaluation(
                 continue
             try:
                 view = decode.evaluation_view(image_of(sample, "pillow"), image.size)
-                found.append((decode.patches(view, image.patch), _label(sample, label), id))
+                found.append((decode.patches(view, image.patch), label_of(sample, label), id))
             except Undecodable as error:
                 shard, ordinal = table.locate(id)
                 remedy = f"Leave it out: python tools/shards.py except {table.folder} --ids {id} --out NEW_FOLDER"
@@ -167,15 +168,6 @@ def evaluation(
 def _stack(found: list[tuple[NDArray[np.uint8], int, int]]) -> tuple[Any, Any, Any]:
     patches, labels, ids = zip(*found, strict=True)
     return np.stack(patches), np.array(labels, dtype=np.int64), np.array(ids, dtype=np.int64)
-
-
-def _label(sample: dict[str, memoryview], member: str) -> int:
-    try:
-        return int(bytes(sample[member]))
-    except KeyError:
-        raise Undecodable(f"no label {member!r} among its members {sorted(sample)}") from None
-    except ValueError:
-        raise Undecodable(f"the label {bytes(sample[member])[:40]!r} is not a whole number") from None
 
 
 def _check(spec: Spec, manifest: Manifest, world: int) -> None:

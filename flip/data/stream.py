@@ -100,6 +100,7 @@ class Stream:
     def fill(self, out: Part) -> tuple[int, list[Replaced]]:
         """Write the next part; returns how many samples were replaced, and those to be logged (each bad one once).
 
+        Samples that the manifest excepts are replaced and logged too, but not counted: they were known.
         Raises DataError (a damaged shard, a block without a good sample) or StorageError.
         """
         ids, visits = (field.ravel() for field in self.order.part(self.lanes, self.position, self.count))
@@ -110,7 +111,7 @@ class Stream:
             m, image, lines = self._good(a, k, n, notes)
             row, drawn = i, draws
             if m != n:
-                replaced += 1
+                replaced += int(ids[i]) not in self.manifest.exceptions
                 block_ids, block_visits = self.order.held(self.lanes, k)
                 row, drawn = 0, _Draws(self, block_visits[a, m : m + 1], block_ids[a, m : m + 1])
             out.ids[i], out.keep[i] = drawn.ids[row], drawn.keep[row]
@@ -133,7 +134,7 @@ class Stream:
             if id not in self.bad:
                 sample = self._chunk(a, k, id // self.manifest.chunk)[id % self.manifest.chunk]
                 try:
-                    return m, image_of(sample, self.spec.data.decoder), _captions(sample, self.spec.data.captions)
+                    return m, image_of(sample, self.spec.data.decoder), captions_of(sample, self.spec.data.captions)
                 except Undecodable as error:
                     self.bad[id] = str(error)
             if id not in self._told:
@@ -185,9 +186,22 @@ def image_of(sample: Sample, decoder: str) -> Pixels:
     raise Undecodable(f"no image among its members {sorted(sample)}")
 
 
-def _captions(sample: Sample, members: list[str]) -> list[str]:
-    """The captions of a sample, one per line of the named members; an empty file is one empty caption."""
+def captions_of(sample: Sample, members: list[str]) -> list[str]:
+    """The captions of a sample, one per line of the named members; an empty file is one empty caption.
+
+    Lines end with a line feed alone: ``str.splitlines`` would cut at U+2028 and others. Raises Undecodable.
+    """
     texts = [bytes(sample[name]).decode("utf-8", "replace") for name in members if name in sample]
     if not texts:
         raise Undecodable(f"no caption {members} among its members {sorted(sample)}")
-    return [line.strip() for text in texts for line in text.splitlines() if line.strip()] or [""]
+    return [line.strip() for text in texts for line in text.split("\n") if line.strip()] or [""]
+
+
+def label_of(sample: Sample, member: str = "cls") -> int:
+    """The number of a sample's class. Raises Undecodable."""
+    try:
+        return int(bytes(sample[member]))
+    except KeyError:
+        raise Undecodable(f"no label {member!r} among its members {sorted(sample)}") from None
+    except ValueError:
+        raise Undecodable(f"the label {bytes(sample[member])[:40]!r} is not a whole number") from None

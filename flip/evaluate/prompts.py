@@ -29,17 +29,17 @@ def read(path: str) -> Prompts:
         raise ConfigError(f"class names cannot be read: {error.strerror}", path, remedy=FORM) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"no class names and templates: {type(error).__name__} {error}", path, remedy=FORM) from error
-    check(prompts, path)
+    check(prompts, path, FORM)
     return prompts
 
 
-def check(prompts: Prompts, where: str) -> None:
+def check(prompts: Prompts, where: str, remedy: str = "") -> None:
     """Raises ConfigError unless there are names and every template has one place for them."""
     if not prompts.names or not all(isinstance(name, str) for name in prompts.names):
-        raise ConfigError("`names` must be a list of at least one text", where, remedy=FORM)
+        raise ConfigError("needs at least one name, and names must be texts", where, remedy=remedy)
     for template in prompts.templates or [""]:
         if not isinstance(template, str) or template.count("{}") != 1:
-            raise ConfigError("a template needs one {} where the name goes", where, template, FORM)
+            raise ConfigError("a template needs one {} where the name goes", where, template, remedy)
 
 
 def fill(name: str, templates: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from flip.config.stages import patches as patch_count
 from flip.data.loader import evaluation
 from flip.data.manifest import Manifest
 from flip.evaluate import prompts
-from flip.exitcodes import DataError
+from flip.exitcodes import DataError, Diverged
 from flip.model import Pair
 from flip.tokenizer import Tokenizer
 
@@ -64,12 +64,13 @@ def zeroshot(
 
     The result, equal on all ranks but for the seconds: name, role, top1 and top5 (shares), n, correct1, correct5,
     classes, chance (of top1), interval ([lo, hi] of top1, Wilson 95 %), seconds, and the manifest's digest. Of equal
-    scores the class with the lower number counts as better. Raises ConfigError, DataError.
+    scores the class with the lower number counts as better. Raises ConfigError, DataError, and on all ranks Diverged
+    where a score is not finite.
     """
     begin = time.perf_counter()
     wording, manifest = prompts.read(item.classes), Manifest.load(item.manifest)
     classes = class_embeddings(pair, tokenizer, wording.names, wording.templates, batch, device, autocast)
-    counts = torch.zeros(3, dtype=torch.int64)
+    counts = torch.zeros(4, dtype=torch.int64)
     for pixels, labels in _together(manifest, image, batch, rank, world, group):
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
             raise DataError("a label has no class name", f"{item.name}: {item.classes}", int(labels.max()))
@@ -78,7 +79,10 @@ def zeroshot(
         counts += _correct((features[: len(labels)] @ classes.T).cpu(), labels)
     if world > 1:
         distributed.all_reduce(counts, group=group)
-    n, correct1, correct5 = counts.tolist()
+    n, correct1, correct5, broken = counts.tolist()
+    if broken:
+        remedy = "The weights have diverged: evaluate an earlier checkpoint, or train with a lower base_lr."
+        raise Diverged(f"the scores of {broken} of {n} images are not finite", item.name, remedy=remedy)
     return {
         "name": item.name, "role": item.role, "n": n, "correct1": correct1, "correct5": correct5,
         "top1": correct1 / max(n, 1), "top5": correct5 / max(n, 1), "classes": len(classes), "chance": 1 / len(classes),
@@ -109,11 +113,12 @@ def _together(
 
 
 def _correct(scores: Tensor, labels: Tensor) -> Tensor:
-    """(n, C) and (n,) -> [n, right at first, right among five], int64."""
+    """(n, C) and (n,) -> [n, right at first, right among five, rows not finite], int64. NaN is never right."""
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1]) < labels[:, None]
-    better = ((scores > own) | ((scores == own) & earlier)).sum(dim=1)
-    return torch.tensor([len(labels), int((better < 1).sum()), int((better < 5).sum())])
+    better = (~(scores <= own) | ((scores == own) & earlier)).sum(dim=1)
+    right = [int((better < k).sum()) for k in (1, 5)]
+    return torch.tensor([len(labels), *right, int((~scores.isfinite()).any(dim=1).sum())])
 
 
 def wilson(correct: int, n: int, z: float = 1.959964) -> list[float]:

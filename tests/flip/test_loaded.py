@@ -127,7 +127,7 @@ def test_transparent_pictures_lie_on_white_however_they_come(run, tmp_path):
 def test_mistakes(run, tmp_path):
     loaded = flip.load(run[0].path)
     (tmp_path / "no.png").write_text("no picture")
-    with pytest.raises(DataError, match="no.png.*no image"):
+    with pytest.raises(DataError, match=r"no.png: is no image that can be decoded\.$"):
         loaded.encode_image([tmp_path / "no.png"])
     with pytest.raises(DataError, match="cannot be read"):
         loaded.encode_image(["/nonexistent.png"])
@@ -138,7 +138,8 @@ def test_mistakes(run, tmp_path):
         flip.load(tmp_path)
 
 
-def test_predict_prints_a_table_and_json(run, tmp_path, capsys):
+def test_predict_prints_a_table_and_json(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FLIP_RUNS", str(run[0].path.parents[1]))
     Image.fromarray(picture(0)).save(tmp_path / "0.png")
     arguments = [str(run[0].path), str(tmp_path / "0.png"), "--labels", "red square, blue stripe"]
     assert predict.main([*arguments, "--json"]) == 0
@@ -146,8 +147,17 @@ def test_predict_prints_a_table_and_json(run, tmp_path, capsys):
     assert sum(row["probability"] for row in entry["labels"]) == pytest.approx(1.0)
     assert predict.main(arguments) == 0
     assert entry["labels"][0]["label"] in capsys.readouterr().out.splitlines()[0]
-    assert predict.main([str(tmp_path), "x.png", "--labels", "a"]) == 78
-    assert "no run here" in capsys.readouterr().err
+    for words, code, message in (
+        ([str(tmp_path), "x.png", "--labels", "a"], 78, "Give the folder of a run"),
+        ([*arguments, "--top", "0"], 78, "--top: must be at least 1"),
+        ([*arguments, "--device", "tpu"], 78, "There are: cpu"),
+        ([*arguments[:3], ","], 78, "at least one name"),
+        (["sweep/none", "x.png", "--labels", "a"], 78, "There are: sweep/run"),
+    ):
+        assert predict.main(words) == code
+        told = capsys.readouterr().err
+        assert message in told and "JSON" not in told and told.count("\n") == 1
+    assert predict.main(["sweep/run", *arguments[1:]]) == 0
 
 
 def test_a_damaged_checkpoint_is_refused(run):

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
 import flip
+from flip.exitcodes import ConfigError
 from flip.results import differing, find_runs, read_outcomes, read_run, read_runs
 from flip.rundir import write_json
 from tests.jobs.outcomes import make
@@ -54,6 +57,12 @@ def test_where_runs_are_found(tmp_path):
     make(tmp_path / "s", ".new-r.1", steps=0, complete=False)
     for root in (tmp_path, tmp_path / "s", run.path):
         assert [found.path for found in find_runs(root)] == [run.path]
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder.*absent|absent.*no such folder"):
+        read_runs(tmp_path / "absent")
+    assert read_runs(tmp_path) == []
 
 
 def test_curve_has_training_seconds(tmp_path):

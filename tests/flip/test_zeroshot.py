@@ -14,8 +14,8 @@ from flip.config.schema import Augment, ImageTower, Model, TextTower, ZeroShot
 from flip.data.index import index
 from flip.data.manifest import Manifest
 from flip.evaluate import prompts
-from flip.evaluate.zeroshot import class_embeddings, wilson, zeroshot
-from flip.exitcodes import ConfigError, DataError
+from flip.evaluate.zeroshot import _correct, class_embeddings, wilson, zeroshot
+from flip.exitcodes import ConfigError, DataError, Diverged
 from flip.tokenizer import Tokenizer
 from tests.synthetic import make_dataset, make_tokenizer, picture
 
@@ -97,6 +97,19 @@ def test_equal_scores_do_not_count_as_right(pair, data, tmp_path):
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
     found = zeroshot(pair, ZeroShot("x", str(tmp_path), str(tmp_path / "same.json")), tokenizer, CONFIG.image, 4)
     assert (found["correct1"], found["correct5"]) == (5, 10)
+
+
+def test_scores_that_are_no_numbers(data):
+    nan = float("nan")
+    scores = torch.tensor([[nan, nan], [nan, 1.0], [1.0, nan], [1.0, 0.0]])
+    assert _correct(scores, torch.zeros(4, dtype=torch.int64)).tolist() == [4, 1, 4, 3]
+    sick = model.build(CONFIG, Augment(), "sdpa")
+    model.initialise(sick, 1)
+    with torch.no_grad():
+        next(weight for weight in sick.parameters() if weight.ndim == 2).fill_(nan)
+    item, tokenizer = ZeroShot("x", str(data), str(data / "classes.json")), Tokenizer(data / "tokenizer.json", 32, True)
+    with pytest.raises(Diverged, match="50 of 50"):
+        zeroshot(sick, item, tokenizer, CONFIG.image, 8)
 
 
 def test_wilson():

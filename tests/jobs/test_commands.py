@@ -69,6 +69,9 @@ def test_status_shows_what_the_directories_say(root, tmp_path):
 def test_logs(root):
     assert call("logs", "--root", str(root), "one/b", "--err").stdout == "a warning\n"
     assert call("logs", "--root", str(root), "one/b", "--err", "-f").stdout.endswith("a warning\n")
+    (root / "one" / "b" / "logs" / "1" / "node0.out").touch()
+    empty = call("logs", "--root", str(root), "one/b")
+    assert (empty.returncode, empty.stdout) == (0, "") and "output of attempt 1 is empty; --err shows" in empty.stderr
     wrong = call("logs", "--root", str(root), "one/b", "--attempt", "7")
     assert wrong.returncode == 78 and "Attempts begun: 1." in wrong.stderr
 

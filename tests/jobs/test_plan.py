@@ -6,6 +6,7 @@ import pytest
 
 from flip.config.identity import identity
 from flip.config.load import read
+from flip.config.resolve import Host, facts, resolve
 from flip.exitcodes import ConfigError, StorageError
 from flip.rundir import read_json, write_json
 from jobs import plan as planning
@@ -84,7 +85,9 @@ def test_another_configuration_is_refused(tmp_path):
         plan.refuse_changed()
     with pytest.raises(ConfigError, match="is running.*Cancel it first"):
         decide("running", mask="0.75", restart=True)
-    assert planning.plan([wanted()], {"a": Found("stopped")}, tmp_path).actions[0].kind == "changed", "no identity"
+    for stored, words in ((None, "cannot be read"), ({**wanted().identity, "hash": "old"}, "no field differs")):
+        (action,) = planning.plan([wanted()], {"a": Found("stopped", "", stored)}, tmp_path).actions
+        assert action.kind == "changed" and words in action.reason
 
 
 def test_apply_makes_whole_directories(tmp_path, snapshot):
@@ -138,6 +141,40 @@ def test_a_stopped_run_keeps_its_code_and_a_retried_one_gets_todays(tmp_path, sn
         planning.apply(planning.plan([want], seen, folder, retry=True), snapshot, cluster, {})
         assert cluster.jobs[0].snapshot == code
         assert read_json(folder / "a" / "identity.json")["code"] == code.name
+
+
+def test_a_run_that_goes_on_takes_what_is_new_outside_its_identity(tmp_path, snapshot):
+    folder = tmp_path / "demo"
+    planning.apply(planning.plan([wanted()], {}, folder), snapshot, Fake(), {})
+    want = wanted()
+    want.config.checkpoint.minutes, want.config.data.workers = 77, 3
+    seen, _ = planning.observe(folder, ["a"], Fake())
+
+    class Looks(Fake):
+        def submit(self, jobs):
+            (job,) = jobs
+            stored = read(job.run.config)
+            assert (stored.checkpoint.minutes, stored.data.workers) == (77, 3), "before the cluster gets it"
+
+    assert planning.apply(planning.plan([want], seen, folder), snapshot, Looks(), {})
+
+
+def test_another_machine_makes_no_other_run(tmp_path, snapshot):
+    folder, asked = tmp_path / "demo", config()
+    asked.data.lanes, asked.data.buffer, asked.compute.threads = 0, 0, 0
+    asked.compute.precision = asked.compute.attention = "auto"
+    big, small = Host(64, 10**11, bf16=True), Host(2, 10**8)
+    data = facts(asked)
+    first = planning.settle(asked, big, data, folder / "a")
+    want = Wanted("a", first, identity(first, ""), estimate(first, Profile()))
+    planning.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
+    again = planning.settle(asked, small, data, folder / "a")
+    assert identity(again, "")["hash"] == want.identity["hash"] != identity(resolve(asked, small, data), "")["hash"]
+    assert again.data.buffer == small.memory // 4, "memory is that of the machine it goes on at"
+    asked.stages[0].batch = 96
+    assert planning.settle(asked, small, data, folder / "a") == resolve(asked, small, data), "another run: all is new"
+    (folder / "a" / "config.yaml").write_text("{")
+    assert planning.settle(asked, small, data, folder / "a") == resolve(asked, small, data)
 
 
 def test_one_submit_at_a_time(tmp_path):

@@ -57,6 +57,7 @@ def test_table(sweep):
     assert lines[3].split()[2:6] == ["20.0", "(17.7-22.3)", "19.5", "+0.5"]
     assert "failed" in lines[2] and "queued" in lines[4]
     assert "mask75 is failed: three crashes without a commit" in done.stdout
+    assert "useful training steps; lost work, evaluation and start-up not counted" in done.stdout
     assert "One seed per arm cannot rank the arms" in done.stdout
     assert (sweep / "report.html").exists()
 
@@ -70,6 +71,24 @@ def test_seeds_are_one_arm(tmp_path):
     assert arm.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
     assert score.mean == pytest.approx(0.2)
     assert "20.0 (10.0-30.0)" in report.text(found) and "cannot rank" not in report.text(found)
+
+
+def test_means_are_over_complete_seeds(tmp_path):
+    for seed in (0, 1):
+        make(tmp_path / "demo", f"mask50-s{seed}", seed=seed)
+    make(tmp_path / "demo", "mask50-s2", seed=2, steps=20, end=CRASH, complete=False, speed=10.0)
+    found = outcomes(tmp_path / "demo")
+    (arm,) = arms.group(found)
+    assert (arm.progress("samples"), arm.progress("seconds")) == (12_800, 32)
+    assert arms.group(found[2:])[0].progress("samples") == 2560, "what there is, where none is complete"
+    assert report.cells([arm], found)[0]["seeds"] == "2 of 3"
+
+
+def test_a_file_that_cannot_be_is_named_before_anything_is_printed(sweep):
+    for option in ("--out", "--csv"):
+        done = command("demo", option, "absent/results", root=sweep.parent)
+        assert (done.returncode, done.stdout) == (78, ""), done.stderr
+        assert "absent/results: " in done.stderr and "mkdir -p" in done.stderr and "Free space" not in done.stderr
 
 
 def test_csv_and_json_have_a_row_per_run(sweep):
@@ -119,6 +138,7 @@ def test_page_shows_everything_and_fetches_nothing(sweep):
     for words in (
         "A demonstration",
         "2 of 4 runs complete",
+        "lost work, evaluation and start-up not counted",
         "25.0 (22.5-27.5)",
         "three crashes",
         "stages.pretrain.mask",

@@ -30,7 +30,7 @@ def test_index_info_except(tmp_path):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_make(tmp_path, kind):
-    rows = [{"image": f"{i}.png", "caption": f"number {i}", "source": "here"} for i in range(5)]
+    rows = [{"image": f"{i}.png", "caption": f"number  {i} ", "source": "here"} for i in range(5)]
     for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(encode(picture(i, 16)))
     lines = {
@@ -54,13 +54,27 @@ def test_make(tmp_path, kind):
     [
         (["info", "nowhere"], 65, "no manifest here"),
         (["index", "nowhere/{0..3}.tar", "--out", "m"], 65, "the shard is missing"),
-        (["make", "nowhere.csv", "--out", "m"], 78, "cannot be read"),
+        (
+            ["make", "nowhere.csv", "--out", "m"],
+            78,
+            "nowhere.csv: the table cannot be read: No such file or directory.",
+        ),
+        (["make", "good.csv", "--out", "m", "--per-shard", "0"], 78, "--per-shard"),
+        (["make", "good.csv", "--out", "good.csv/m"], 78, "a file is where a folder must be"),
+        (["make", "good.csv", "--out", "m"], 65, "good.csv, row 1: the image cannot be read: Is a directory"),
+        (["make", "text.csv", "--out", "m"], 65, "no known extension"),
+        (["make", "nul.csv", "--out", "m"], 78, "the table cannot be read"),
+        (["index", "folder.png", "--out", "m"], 65, "a folder is no shard"),
     ],
 )
 def test_mistakes_are_one_paragraph(tmp_path, arguments, code, words):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "good.csv").write_text("image,caption\nfolder.png,a folder\n")
+    (tmp_path / "text.csv").write_text("image,caption\ngood.csv,a table\n")
+    (tmp_path / "nul.csv").write_text("image,caption\n" + "x" * 200_000 + ",a\n")
     result = run(*arguments, cwd=tmp_path)
     assert result.returncode == code and words in result.stderr and result.stderr.count("\n") == 1
-    assert not (tmp_path / "m").exists()
+    assert not (tmp_path / "m" / "manifest.json").exists()
 
 
 def test_help_ends_with_examples():

@@ -28,6 +28,15 @@ def test_trains_on_lines_and_on_a_manifest_alike(tmp_path, capsys):
     assert "red:" in capsys.readouterr().out
 
 
+def test_an_unwritable_place_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "lines.txt").write_text("a\u2028b\r\n\nc\n", newline="")
+    assert list(tokenizer.captions(str(tmp_path / "lines.txt"), "txt")) == ["a\u2028b", "c"]
+    out = tmp_path / "lines.txt" / "t.json"
+    command = ["train", "--captions", str(tmp_path / "lines.txt"), "--vocabulary", "99", "--out", str(out)]
+    assert tokenizer.main(command) == 78
+    assert "a file is where a folder must be" in capsys.readouterr().err
+
+
 def test_missing_captions_are_a_sentence(tmp_path, capsys):
     command = ["train", "--captions", "/nonexistent", "--vocabulary", "99", "--out", str(tmp_path / "t.json")]
     assert tokenizer.main(command) == 65

@@ -84,6 +84,25 @@ def test_an_added_stage_is_named_by_its_fields(data):
     assert changes[0].was is None
 
 
+def test_the_order_of_stages_matters_and_that_of_evaluation_sets_does_not(data):
+    def ordered(stages, sets):
+        common = {"batch": 128, "samples": 1000}
+        place = {"manifest": str(data), "classes": str(data / "classes.json")}
+        return run(
+            data,
+            f"stages={[{'name': n, **common} for n in stages]}",
+            f"evaluate.sets={[{'name': n, **place} for n in sets]}",
+        )
+
+    config = ordered("ab", "xy")
+    before = identity(config, "")
+    assert identity(ordered("ab", "yx"), "")["hash"] == before["hash"]
+    assert [s.name for s in config.evaluate.sets] == ["x", "y"], "the configuration itself keeps its order"
+    changed = ordered("ba", "xy")
+    assert identity(changed, "")["hash"] != before["hash"]
+    assert [tuple(change) for change in explain(before, changed)] == [("stages", ["a", "b"], ["b", "a"])]
+
+
 def test_flatten_keeps_plain_lists_and_empty_ones():
     assert flatten({"a": {"b": [1, 2]}, "c": [], "d": [{"name": "x", "e": 1}]}) == {
         "a.b": [1, 2],
