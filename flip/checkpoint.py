@@ -1,7 +1,7 @@
 """Saving and loading a trainer's state: sharded safetensors under the commit protocol of ``flip.commit``.
 
 The state is a flat dict of tensors, ``model.<name>`` and ``optim.<moment>.<name>``; everything else stands in
-``commit.json``. Nothing that is loaded can execute: DCP's own ``.metadata`` is a pickle and is not used (scale.md 2).
+``commit.json``. Nothing that is loaded can execute: DCP's own ``.metadata`` is a pickle and is not used.
 """
 
 from __future__ import annotations

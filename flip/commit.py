@@ -1,4 +1,4 @@
-"""The commit protocol of checkpoints (design 5.2): a folder without ``commit.json`` does not exist.
+"""The commit protocol of checkpoints (docs/contracts.md, Commits): a folder without ``commit.json`` does not exist.
 
 Standard library, Python >= 3.6. Names carry the attempt's number, so a straggler of an older attempt can never write
 into a newer one's folder: ``checkpoints/<stage>/<S>-<n>/``.

@@ -1,8 +1,9 @@
-"""The symmetric InfoNCE loss over the global batch (recipe 1.5), each rank computing its own rows and columns.
+"""The symmetric InfoNCE loss over the global batch (docs/recipe.md, Objective).
 
-With W ranks of b pairs, B = W * b: a rank holds two logit matrices b x B. Every rank returns the whole loss. Its
-gradient is right under the averaging over ranks that FSDP and DDP do: a rank back-propagates the mean over its own b
-pairs, the gathered features' gradients are summed over ranks, and the average over ranks makes 1/b into 1/B.
+With W ranks of b pairs, B = W * b: a rank computes its own rows and columns, two logit matrices b x B, and returns the
+whole loss. Its gradient is right under the averaging over ranks that FSDP and DDP do: a rank back-propagates the mean
+over its own b pairs, the gathered features' gradients are summed over ranks, and the average over ranks makes 1/b into
+1/B.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The exit codes of a run, and the errors that carry them (design 5.3; values from sysexits where one fits).
+"""The exit codes of a run, and the errors that carry them (docs/contracts.md; values from sysexits where one fits).
 
 Standard library, Python >= 3.6: the exit trap on the host reads this file with whatever Python is there.
 The code of a process is only a hint; the cause it leaves in ``attempts/<n>/cause.<rank>.json`` is the fact.

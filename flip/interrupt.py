@@ -1,4 +1,4 @@
-"""Signals become a flag, and the flag becomes a decision of all ranks (design 5.4).
+"""Signals become a flag, and the flag becomes a decision of all ranks (docs/contracts.md, Stop and resume).
 
 No torch at import: the handlers stand before anything slow is loaded, so that no signal is lost. The agreement's
 collective comes from the group that is given to it.

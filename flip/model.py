@@ -1,4 +1,4 @@
-"""The image encoder, the text encoder, and the pair of them (recipe 1.2, 1.4).
+"""The image encoder, the text encoder, and the pair of them (docs/recipe.md).
 
 Letters: b images or captions, K visible patches of P, T tokens, D a tower's width, E the shared embedding. The blocks
 are timm's. Activations have autocast's dtype where autocast is on, the residual stream too; pooling, projection and
@@ -29,7 +29,7 @@ def build(model: schema.Model, augment: schema.Augment, attention: str) -> Pair:
 
 
 def sincos(grid: int, width: int) -> Tensor:
-    """The fixed position table (grid^2, D) fp32, patches row by row (recipe 1.2).
+    """The fixed position table (grid^2, D) fp32, patches row by row (docs/recipe.md, Image encoder).
 
     The first half of the channels codes the column, the second the row; each is D/4 sines, then D/4 cosines, of the
     coordinate over 10000^(i / (D/4)).
@@ -58,7 +58,7 @@ def _project(pooled: Tensor, projection: nn.Linear) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """Visible patches with their positions, the class token before them; pooled over patches or all (recipe 1.10)."""
+    """Visible patches with their positions, the class token before them; pooled over patches or all."""
 
     positions: Tensor
     pixel_scale: Tensor
@@ -126,7 +126,7 @@ class Pair(nn.Module):
     def forward(self, patches: Tensor, keep: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One training pass -> image (b, E), text (b, E), both fp32 of norm 1, and the scale of the logits (1,).
 
-        The scale is exp of the parameter clamped to [0, ln max]: outside, its gradient is zero (recipe 1.5). The towers
+        The scale is exp of the parameter clamped to [0, ln max]: outside, its gradient is zero. The towers
         are called directly: encode_image and encode_text are entry points of their own under sharding.
         """
         image, text = self.image(patches, keep), self.text(tokens)
@@ -148,9 +148,10 @@ def _normalise(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialise(pair: Pair, seed: int) -> None:
-    """Draw all weights (recipe 1.2, 1.4), each parameter from a generator of its own: key(seed, hash of its name).
+    """Draw all weights, each parameter from a generator of its own: key(seed, hash of its name).
 
     So they depend on neither the order of construction, nor the device, nor what else draws; call it before sharding.
+    docs/contracts.md, Randomness, gives the formula.
     """
     for name, parameter in pair.named_parameters():
         digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

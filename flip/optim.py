@@ -1,4 +1,4 @@
-"""AdamW with the recipe's two parameter groups, and the learning rate as a function of samples (recipe 1.6)."""
+"""AdamW with the recipe's two parameter groups, and the learning rate as a function of samples."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class World:
     control: Any
     """A gloo group of all ranks for flags and counts: never busy with tensors of the model."""
     storage: Any
-    """Another one for checkpoints: sharing a group with training aborts the process (scale.md 3)."""
+    """Another one for checkpoints: sharing a group with training aborts the process (measured)."""
 
     @property
     def first(self) -> bool:

@@ -1,4 +1,4 @@
-"""What runs came to, read from their directories: one row per run (design 5.2). No torch, no scheduler.
+"""What runs came to, read from their directories: one row per run. No torch, no scheduler.
 
 A directory is read as it lies there, half finished or failed; a file that cannot be understood makes its run
 ``unknown`` and is named in ``reason``, it never hides the other runs.

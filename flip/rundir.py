@@ -1,4 +1,4 @@
-"""The run directory (design 5.2, fixed): names of its files, and the only ways to write them.
+"""The run directory (docs/contracts.md, Run directory): names of its files, and the only ways to write them.
 
 Standard library, Python >= 3.6: trainer, launcher and the exit trap on the host share it. Clocks of different hosts are
 never compared: order comes from the attempt's number n, which is won by an exclusive mkdir.

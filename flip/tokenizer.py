@@ -1,7 +1,7 @@
 """Captions -> token ids, by the `tokenizers` package and one tokenizer.json for training, evaluation and export.
 
 A caption is cleaned (HTML entities unescaped twice, white space collapsed; broken encodings are not repaired), split
-into lower-case WordPiece, cut to the length, filled with id 0. No [SEP]; [CLS] first in recipe portable (recipe 1.4).
+into lower-case WordPiece, cut to the length, filled with id 0. No [SEP]; [CLS] first in recipe portable.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ from flip.config import load
 from flip.config.schema import Config
 from flip.config.stages import Span, spans
 from flip.contrastive import contrastive_loss
+from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.evaluate.zeroshot import zeroshot
-from flip.exitcodes import Diverged
+from flip.exitcodes import DataError, Diverged
 from flip.interrupt import Agreement, StopFlag
 from flip.rundir import RunDir, create_json, read_json
 from flip.tokenizer import Tokenizer
@@ -97,6 +98,12 @@ class Trainer:
         self.peak = monitor.measure_peak(self.world.device, dtype)
         self.source = self.checkpointer.newest()
         if self.source is not None:
+            if self.source.record["order"] != order.VERSION:
+                remedy = "Finish the run with the code that it was begun with."
+                found = self.source.record["order"]
+                raise DataError(
+                    f"this code has version {order.VERSION} of the order of samples", self.run.path, found, remedy
+                )
             self.samples = self.saved = self.source.samples
             self.step, self.seconds = self.source.record["step"], self.source.record["seconds"]
             self.replaced_before = self.source.record["replaced"]
@@ -113,7 +120,7 @@ class Trainer:
         self.checkpointer.save(
             state, span.stage.name, self.samples,
             step=self.step, seconds=self.seconds, replaced=self.replaced_everywhere(), manifest=self.loader.digest,
-            peak_memory=self.peak_memory(),
+            order=order.VERSION, peak_memory=self.peak_memory(),
         )  # fmt: skip
         self.saved, self.saved_at, self.commit_soon = self.samples, time.monotonic(), False
         self.say("committed S = %d in stage %s", self.samples, span.stage.name)

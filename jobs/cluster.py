@@ -40,7 +40,7 @@ class Profile:
     peak_tflops: float = 0.0
     """Dense bf16 peak of one card, TFLOP/s; 0: unknown, plans then show no GPU-hours."""
     utilisation: float = 0.4
-    """Share of the peak that plans assume (recipe 1.11)."""
+    """Share of the peak that plans assume (of the FLOPs in docs/recipe.md)."""
     price_per_gpu_hour: float = 0.0
     """In the currency of your choice; 0: plans show no price."""
     partition: str = ""

@@ -1,4 +1,4 @@
-"""The attempts of a run: begun and ended here, and what follows from an end (design 5.2 to 5.4).
+"""The attempts of a run: begun and ended here, and what follows from an end (docs/contracts.md).
 
 Standard library, Python >= 3.6. The files are the truth: attempts/<n>/start.json and end.json. ``job.json`` beside them
 is what the launcher was asked for; its ``after`` is the newest attempt at that time, whose verdicts no longer count.

@@ -1,4 +1,4 @@
-"""What follows from the end of an attempt: one pure function (design 5.3 and 5.4).
+"""What follows from the end of an attempt: one pure function (docs/contracts.md, Causes and exit codes).
 
 Standard library, Python >= 3.6. Nothing here looks at files or clocks: the ledger does, and the table is testable.
 """

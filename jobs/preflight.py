@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before a job is queued: data, tokenizer, paths, space, memory (design 1, 3).
+"""Everything that can be known to be wrong before a job is queued: data, tokenizer, paths, space, memory.
 
 A check that fails raises the error that the job would have died of. What cannot be looked at from here (a nominal data
 set, a cluster's file system) is returned as skipped, so that a plan can say so.

@@ -1,4 +1,4 @@
-"""A sweep file -> its named runs: configurations merged, not yet resolved (design 2, 5.1).
+"""A sweep file -> its named runs: configurations merged, not yet resolved (docs/contracts.md, Configuration).
 
 name: model_scaling             # default: the file's stem
 title: ...                      # one line, for tables and pages

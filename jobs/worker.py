@@ -1,8 +1,8 @@
 """What runs inside a job, once per rank: environment -> training -> cause and exit code.
 
 The attempt's number (FLIP_ATTEMPT) was won on the host before any rank started. Signals are caught before anything slow
-is imported. The last line is ``os._exit``: interpreter shutdown can hang on loader workers that ignore SIGTERM
-(scale.md 8), and the code must leave.
+is imported. The last line is ``os._exit``: interpreter shutdown can hang on loader workers that ignore SIGTERM,
+and the code must leave.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run is to science, in one hash: two configurations of one identity train the same model (design 1, 5.2).
+"""What a run is to science, in one hash: two configurations of one identity train the same model (docs/contracts.md).
 
 The hash is over every value that moves a sample, a weight or a score, not over differences from defaults: a default
 that changes later cannot make two runs look alike, and the full text beside the hash says which value moved.

@@ -1,4 +1,4 @@
-"""Layers of YAML and a command-line dot list -> one typed ``Config``; and the way back to text (design 5.1).
+"""Layers of YAML and a command-line dot list -> one typed ``Config``; and the way back to text (docs/contracts.md).
 
 A layer is checked against the schema before OmegaConf merges it, so that an error names the layer's file, line and
 key. Resolvers are off: a value with ``${`` is refused.

@@ -1,4 +1,4 @@
-"""Every ``auto`` and 0 of a configuration made concrete, once, when a run is submitted (design 1, 4.2).
+"""Every ``auto`` and 0 of a configuration made concrete, once, at submission (docs/contracts.md, Configuration).
 
 What is resolved stands in config.yaml and belongs to the run's identity. No torch: a login node has none.
 """
@@ -103,7 +103,7 @@ def manifest_record(folder: str) -> dict[str, Any] | None:
 
 
 def default_chunk(samples: int) -> int:
-    """R: the largest power of two <= 256 that leaves at least 4096 chunks, else 1 (design 4.2)."""
+    """R: the largest power of two <= 256 that leaves at least 4096 chunks, else 1."""
     chunk = MAX_CHUNK
     while chunk > 1 and samples // chunk < MIN_CHUNKS:
         chunk //= 2
@@ -134,7 +134,7 @@ def facts(config: Config) -> DataFacts:
 
 
 def buffer_bytes(lanes: int, block: int, chunk: int, mean_bytes: float) -> int:
-    """Bytes of raw samples that all ranks hold together for shuffling: L * Q * R * mean * 1.5 (design 4.2)."""
+    """Bytes of raw samples that all ranks hold together for shuffling: L * Q * R * mean * 1.5."""
     return math.ceil(lanes * block * chunk * mean_bytes * OVERHEAD)
 
 

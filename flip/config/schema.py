@@ -1,4 +1,4 @@
-"""The fields of a run's configuration (design 5.1, fixed). Pure dataclasses: no torch, no files.
+"""The fields of a run's configuration (docs/contracts.md, Configuration). Pure dataclasses: no torch, no files.
 
 Lengths are in samples, sizes in pixels or bytes, times in the unit that the name says. A value of ``auto`` is resolved
 when a run is submitted (``flip.config.resolve``) and never stands in a run's ``config.yaml``.
@@ -14,7 +14,7 @@ SCHEMA = 1
 
 @dataclass
 class ImageTower:
-    """The image encoder: a pre-norm ViT (recipe 1.2)."""
+    """The image encoder: a pre-norm ViT (docs/recipe.md, Image encoder)."""
 
     size: int = 224
     """Side of the square input, pixels."""
@@ -29,7 +29,7 @@ class ImageTower:
 
 @dataclass
 class TextTower:
-    """The text encoder: the same blocks, not causal, attention over padding too (recipe 1.4)."""
+    """The text encoder: the same blocks, not causal, attention over padding too (docs/recipe.md, Text encoder)."""
 
     length: int = 32
     """Tokens per caption, cut or padded with id 0."""
@@ -53,7 +53,7 @@ class Model:
     temperature: float = 0.07
     """Initial temperature; logit_scale starts at ln(1 / temperature)."""
     max_logit_scale: float = 100.0
-    """The scale is clamped to [1, this] inside the forward pass (recipe 1.5)."""
+    """The scale is clamped to [1, this] inside the forward pass (docs/recipe.md, Objective)."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Data:
     block: int = 4
     """Q, chunks per shuffling block."""
     lanes: int = 0
-    """L, fixed streams; 0: auto (design 4.2)."""
+    """L, fixed streams; 0: auto (docs/contracts.md, Configuration)."""
     buffer: int = 0
     """Bytes of raw samples that all ranks may hold together; 0: auto (a quarter of the hosts' memory)."""
     decoder: str = "auto"
@@ -88,7 +88,7 @@ class Data:
 
 @dataclass
 class Augment:
-    """Drawn per sample by the counter hash: purposes crop 1, flip 2, augment 6 (design 4.1)."""
+    """Drawn per sample by the counter hash: purposes crop 1, flip 2, augment 6 (docs/contracts.md, Randomness)."""
 
     crop_area: list[float] = field(default_factory=lambda: [0.5, 1.0])
     crop_aspect: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
@@ -120,14 +120,14 @@ class Stage:
     mask: str = "0.5"
     """Share of patches dropped, a decimal number; kept are floor(P * (1 - mask)) in exact arithmetic."""
     base_lr: float = 4e-6
-    """Peak learning rate per 256 samples of batch: lr = base_lr * batch / 256 (recipe 1.6)."""
+    """Peak learning rate per 256 samples of batch: lr = base_lr * batch / 256."""
     warmup: int = 0
     """Samples of linear warm-up from 0; cosine to 0 follows."""
 
 
 @dataclass
 class Optim:
-    """AdamW. A stage begins with fresh moments (recipe 1.8)."""
+    """AdamW. A stage begins with fresh moments (docs/recipe.md, Optimiser and schedule)."""
 
     beta1: float = 0.9
     beta2: float = 0.95
@@ -146,7 +146,7 @@ class Compute:
     precision: str = "auto"
     """``fp32`` or ``bf16``; auto: bf16 where the processor or card is fast at it."""
     attention: str = "auto"
-    """``explicit`` (matmul, softmax, matmul) or ``sdpa``; auto: explicit for bf16 on a CPU, else sdpa (scale.md 6)."""
+    """``explicit`` (matmul, softmax, matmul) or ``sdpa``; auto: explicit for bf16 on a CPU, else sdpa (measured)."""
     threads: int = 0
     """Threads of a rank's arithmetic; 0: auto. Part of the identity: it moves the last bits."""
     deterministic: str = "auto"

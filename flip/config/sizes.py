@@ -1,4 +1,4 @@
-"""The named model sizes (recipe 1.1): values of ordinary fields, nothing else."""
+"""The named model sizes (docs/recipe.md, Sizes): values of ordinary fields, nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _size(embed: int, image: tuple[int, int, int, int, int], text: tuple[int, in
     return row
 
 
-#: name -> fields of ``Model``. L/14 is L/16 with patch 14 (the paper tunes it from L/16; recipe 1.1).
+#: name -> fields of ``Model``. L/14 is L/16 with patch 14 (the paper tunes it from L/16).
 SIZES: dict[str, dict[str, Any]] = {
     "B/16": _size(512, (224, 16, 768, 12, 12), (512, 12, 8)),
     "L/16": _size(768, (224, 16, 1024, 24, 16), (768, 12, 12)),
@@ -23,6 +23,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "H/14": _size(1024, (224, 14, 1280, 32, 16), (1024, 24, 16)),
     # for tests: small, yet every kind of part occurs
     "tiny": _size(48, (64, 8, 64, 3, 2), (64, 2, 2), vocabulary=1000),
-    # for the quickstart: 48 px pictures, two CPU cores (realdata.md)
+    # for the quickstart: 48 px pictures, two CPU cores
     "emoji": _size(128, (48, 8, 128, 4, 2), (128, 1, 2), vocabulary=4000),
 }

@@ -1,4 +1,4 @@
-"""The arithmetic of stages, ranks and patches (design 4.2): S, the samples seen, runs on from stage to stage."""
+"""The arithmetic of stages, ranks and patches (docs/contracts.md): S, the samples seen, runs on from stage to stage."""
 
 from __future__ import annotations
 

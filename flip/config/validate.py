@@ -1,4 +1,4 @@
-"""What the fields of a resolved configuration must agree on (design 4.2, 5.1); the numbers of its plan."""
+"""What the fields of a resolved configuration must agree on; the numbers of its plan."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from flip.data import masking
 from flip.data.decode import Pixels
 
 TRIES = 10
-"""Boxes tried before the central crop (recipe 1.7)."""
+"""Boxes tried before the central crop."""
 
 _WHITE = (255, 255, 255)
 _LUMA = (0.299, 0.587, 0.114)

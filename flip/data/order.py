@@ -1,4 +1,4 @@
-"""The order of samples (design: fixed, versioned): global batch at S as a pure function of seed, N, R, Q, L and S.
+"""The order of samples (docs/contracts.md; versioned): global batch at S as a pure function of seed, N, R, Q, L and S.
 
 Letters: N samples, R samples per chunk, Q chunks per block, L lanes, S samples seen so far, C = N div R chunks per
 pass. All arithmetic is unsigned 64-bit and wraps. Nothing here is as long as the data set: a lane's present block is

@@ -1,4 +1,4 @@
-"""Zero-shot classification: exact counts over all ranks, every image once (recipe 1.9)."""
+"""Zero-shot classification: exact counts over all ranks, every image once (docs/recipe.md, Zero-shot)."""
 
 from __future__ import annotations
 
