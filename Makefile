@@ -38,7 +38,7 @@ quickstart: install  ## real data, three small runs, a table and a page (about 1
 	@$(BIN)/python tools/demo_data.py
 	@echo "training: three runs, one after the other (about 12 minutes; Ctrl-C leaves them going)"
 	@$(BIN)/python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch $(if $(FULL),--seeds 0 1 2)
-	@$(BIN)/python jobs/report.py quickstart
+	@$(BIN)/python jobs/report.py quickstart | tail -n 1
 	@echo "TensorBoard:  $(BIN)/tensorboard --logdir $${FLIP_RUNS:-runs}/quickstart"
 
 clean:  ## remove .venv and caches (never runs/)
