@@ -41,7 +41,11 @@ def test_runs_that_nobody_looks_after_are_no_reason_to_wait(field):
 def test_interrupt_leaves_the_runs_going(field):
     run = field.run(total=40, step=0.1)
     field.submit(run)
-    script = "import sys; from jobs.watch import watch; sys.exit(watch([sys.argv[1]], again='COME BACK'))"
+    # As from a terminal: a test run in the background inherits SIGINT ignored, and so would the command.
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from jobs.watch import watch; sys.exit(watch([sys.argv[1]], again='COME BACK'))"
+    )
     looker = subprocess.Popen([sys.executable, "-c", script, run.path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     field.until_moving(run, 1)
     assert "run: " in looker.stdout.readline(), "it has begun to look"
