@@ -166,9 +166,7 @@ class Trainer:
             self.agreement.settle()
             self.save(span, optimizer)
         finally:
-            close = getattr(batches, "close", None)
-            if close is not None:
-                close()
+            self.loader.close()
 
     def train_step(self, span: Span, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
         """One optimiser step over the local batch (b, K, p*p*3); loss and accuracy are those of the global batch."""
@@ -205,10 +203,11 @@ class Trainer:
 
     def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, window: monitor.Window) -> None:
         """One metric line. The only place of the loop that waits for the device."""
-        value = float(loss)
-        if not math.isfinite(value):
+        value, slope = float(loss), None if norm is None else float(norm)
+        if not math.isfinite(value) or not math.isfinite(slope or 0.0):
             raise Diverged(
-                "the loss is not finite", f"stage {span.stage.name}, S = {self.samples}", str(value),
+                "the loss or its gradient is not finite", f"stage {span.stage.name}, S = {self.samples}",
+                f"loss {value}, gradient norm {slope}",
                 "Lower `base_lr` or lengthen `warmup`; the newest commit is from before.",
             )  # fmt: skip
         speed = window.samples / window.seconds
@@ -216,7 +215,7 @@ class Trainer:
         record = {
             "step": self.step, "samples": self.samples, "stage": span.stage.name, "attempt": self.attempt,
             "loss": value, "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
-            "logit_scale": float(self.pair_scale()), "grad_norm": None if norm is None else float(norm),
+            "logit_scale": float(self.pair_scale()), "grad_norm": slope,
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.replaced_everywhere(),
             "seconds": self.seconds, "time": time.time(),

@@ -81,7 +81,7 @@ class Arena:
         end = time.monotonic() + seconds
         while not condition():
             failed = any((read_json(p) or {}).get("action") == "stop" for p in self.ends())
-            assert time.monotonic() < end and not failed, f"waited in vain for {what}\n{self.story()}"
+            assert time.monotonic() < end and (not failed or condition()), f"waited in vain for {what}\n{self.story()}"
             time.sleep(0.01)
 
     def ends(self):

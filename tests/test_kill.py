@@ -90,6 +90,17 @@ def test_a_disk_that_fills_is_waited_for(data, tmp_path):
     assert arena.leftovers() == ([], [])
 
 
+def test_a_diverging_run_stops_for_good_and_commits_nothing_of_it(data, tmp_path):
+    config = configuration(data, world=1, samples=(12, 4))
+    config.stages[0].base_lr = 1e30
+    arena = Arena(tmp_path, "wild", config, pause=0)
+    arena.submit()
+    arena.wait(lambda: arena.run.newest_attempt() and ends(arena, 1)[0], "the end of the attempt")
+    (end,) = ends(arena, 1)
+    assert (end["cause"], end["code"], end["action"]) == ("diverged", 76, "stop"), arena.story()
+    assert commit.commits(arena.run) == []
+
+
 def check_equal(calm, storm):
     """Weights and moments bit for bit, losses, and each step once in what readers see."""
     for arena in (calm, storm):

@@ -1,5 +1,6 @@
 """The table of what follows from an end: one row per case, and that the files run on the oldest Python of a host."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -131,6 +132,14 @@ def old_python() -> str:
     found = [str(p) for p in sorted(places, key=lambda p: [int(n) for n in p.parts[-3].split(".")])]
     found += [p for p in (shutil.which(f"python3.{minor}") for minor in range(6, 11)) if p]
     return next((p for p in found if subprocess.run([p, "-c", ""], check=False).returncode == 0), "")
+
+
+@pytest.mark.parametrize(
+    "name", ["flip/rundir", "flip/commit", "flip/exitcodes", "jobs/policy", "jobs/ledger", "jobs/requeue"]
+)
+def test_the_hosts_files_are_python_3_6(name):
+    """Their syntax, on every machine; where an older Python is at hand, the test below runs them with it."""
+    ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"), feature_version=(3, 6))
 
 
 @pytest.mark.skipif(not old_python(), reason="no Python older than ours here")
