@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from flip.exitcodes import STOPPED
@@ -28,10 +29,14 @@ class StopFlag:
         self.reason = ""
         self.signal = ""
         """Name of the signal that came first, where one came."""
+        self.heard: Callable[[], None] | None = None
+        """Called once, when it is set: a process that is killed before it can say why has then said so."""
 
     def set(self, reason: str, signal_name: str = "") -> None:
         if not self.reason:
             self.reason, self.signal = reason, signal_name
+            if self.heard is not None:
+                self.heard()
 
     def __bool__(self) -> bool:
         return bool(self.reason)
@@ -42,6 +47,7 @@ def install() -> StopFlag:
     flag = StopFlag()
     for number in SIGNALS:
         signal.signal(number, lambda n, _frame: flag.set(f"signal {signal.Signals(n).name}", signal.Signals(n).name))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # jobs/rank.py holds them back until here
     leash = os.environ.pop("FLIP_LEASH_FD", "")
     if leash:
         threading.Thread(target=_watch, args=(int(leash), flag), name="leash", daemon=True).start()

@@ -143,7 +143,7 @@ class RunDir:
     def _clear_temporaries(self):
         # type: () -> None
         """Delete what a killed writer left. A straggler that is writing this very moment fails, and only it does."""
-        for pattern in ("*", "eval/*", "attempts/*/cause.*", "attempts/*/end.*"):
+        for pattern in ("*", "eval/*", "attempts/*/cause.*", "attempts/*/end.*", "attempts/*/told.*"):
             for kind in (".tmp.*", ".new.*"):
                 for path in self.path.glob(pattern + kind):
                     try:
@@ -159,6 +159,27 @@ class RunDir:
         # type: (int) -> bool
         """Whether attempt n is still the newest: only then may it delete, or write files whose names lack n."""
         return self.newest_attempt() == n
+
+    def open_logs(self, n):
+        # type: (int) -> Path
+        """Make logs/<n>/ and let ``logs/latest`` point to it."""
+        folder = self.logs / str(n)
+        folder.mkdir(parents=True, exist_ok=True)
+        link = self.logs / "latest.new"
+        if link.is_symlink():
+            link.unlink()
+        link.symlink_to(str(n))
+        os.replace(str(link), str(self.logs / "latest"))
+        return folder
+
+    def note_told(self, n, signal):
+        # type: (int, str) -> None
+        """Leave that attempt n was told to stop: it may be killed before it can leave a cause."""
+        create_json(self.attempt(n) / "told.json", {"signal": signal, "time": time.time()})
+
+    def was_told(self, n):
+        # type: (int) -> bool
+        return (self.attempt(n) / "told.json").exists()
 
     def write_cause(self, n, rank, cause, code, reason, **facts):
         # type: (int, int, str, int, str, **Any) -> bool

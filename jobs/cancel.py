@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 EXAMPLES = """examples:
   python jobs/cancel.py quickstart/mask50
   python jobs/cancel.py quickstart --yes --why "wrong learning rate"
+On Slurm a second cancel ends what is still saving.
 A cancelled run keeps its checkpoints; `python jobs/submit.py --sweep FILE --retry` goes on from the newest.
 """
 
@@ -43,14 +44,13 @@ def cancel(args: argparse.Namespace) -> int:
 
     from flip.exitcodes import ConfigError
     from flip.rundir import create_json
-    from jobs import find
-    from jobs.cluster import Profile, runs_root
-    from jobs.local import LocalCluster
+    from jobs import cluster, find
+    from jobs.profile import runs_root
 
     runs = find.resolve(args.what, Path(args.root).absolute() if args.root else runs_root())
-    cluster = LocalCluster(Profile())
-    open_states = ("queued", "running", "waiting", "stopped")
-    chosen = [run for run in runs if cluster.states([run])[run.name].state in open_states]
+    known = cluster.states(runs)
+    open_states = ("queued", "running", "waiting", "stopped", "unknown")
+    chosen = [run for run in runs if known[run.path].state in open_states]
     if chosen and not args.yes:
         asked = ", ".join(run.name for run in chosen)
         if not sys.stdin.isatty():
@@ -62,7 +62,7 @@ def cancel(args: argparse.Namespace) -> int:
     record = {"who": getpass.getuser(), "why": args.why, "time": time.time()}
     for run in chosen:
         create_json(run.cancel, record)
-        cluster.cancel(run)
+    cluster.cancel(chosen)
     names = [run.name for run in chosen]
     said = f"cancelled: {', '.join(names)}" if names else "nothing to cancel: every run has ended"
     print(json.dumps(names) if args.json else said)

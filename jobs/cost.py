@@ -9,7 +9,7 @@ from typing import Any
 from flip import flops
 from flip.config.schema import Config
 from flip.config.validate import plan_numbers
-from jobs.cluster import Profile
+from jobs.profile import Profile
 
 
 @dataclass(frozen=True)

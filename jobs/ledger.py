@@ -9,7 +9,7 @@ import time
 
 from flip import commit
 from flip.rundir import create_json, read_json
-from jobs.policy import Decision, Limits, decide
+from jobs.policy import TOLD, Decision, Limits, decide
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Any, Dict, List, Optional  # noqa: F401
@@ -73,7 +73,7 @@ def settle(run):
     """Give attempts that ended unseen (their host died) an end. Only for a launcher that knows that none still runs."""
     for n in run.attempt_numbers():
         if not (run.attempt(n) / "end.json").exists():
-            end(run, n, None, "NODE_FAIL")
+            end(run, n, None, TOLD if run.was_told(n) else "NODE_FAIL")  # TOLD: killed while it saved
 
 
 def history(run):

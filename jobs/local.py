@@ -14,7 +14,8 @@ from typing import Any
 from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import RunDir, read_json, write_json
 from jobs import ledger, processes, supervisor
-from jobs.cluster import Job, JobState, Profile
+from jobs.cluster import Job, JobState
+from jobs.profile import Profile
 
 
 class LocalCluster:
@@ -30,7 +31,7 @@ class LocalCluster:
         sweep = jobs[0].run.path.parent
         (sweep / ".supervisor").mkdir(exist_ok=True)
         settings = {
-            "parallel": self.profile.parallel,
+            "parallel": self.profile.parallel or 1,
             "peer_grace": self.peer_grace,
             "stop_grace": float(self.profile.signal_seconds),
         }
@@ -50,18 +51,19 @@ class LocalCluster:
             "python": self.profile.python or sys.executable,
             "module": job.module,
             "snapshot": str(Path(job.snapshot).absolute()),
-            "world": job.world,
+            "world": job.shape.world,
             "env": dict(job.env),
             "after": job.run.newest_attempt(),
         }
 
-    def states(self, runs: Sequence[RunDir]) -> dict[str, JobState]:
+    def states(self, runs: Sequence[RunDir]) -> dict[Path, JobState]:
         return states(runs)
 
-    def cancel(self, run: RunDir) -> None:
+    def cancel(self, runs: Sequence[RunDir]) -> None:
         """A supervisor sees cancel.json by itself; where there is none, ranks on their way out get the signal again."""
-        if not supervisor.is_served(run.path.parent):
-            self.requeue(run)
+        for run in runs:
+            if not supervisor.is_served(run.path.parent):
+                self.requeue(run)
 
     def requeue(self, run: RunDir) -> None:
         for row in live_ranks(run):
@@ -69,8 +71,8 @@ class LocalCluster:
                 os.kill(row["pid"], signal.SIGTERM)
 
 
-def states(runs: Sequence[RunDir]) -> dict[str, JobState]:
-    """Run name -> state, by the files and by whether a supervisor is there."""
+def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
+    """Path of a run -> state, by the files and by whether a supervisor is there."""
     served: dict[Path, bool] = {}
     found = {}
     for run in runs:
@@ -78,9 +80,9 @@ def states(runs: Sequence[RunDir]) -> dict[str, JobState]:
         if sweep not in served:
             served[sweep] = supervisor.is_served(sweep)
         try:
-            found[run.name] = _state(run, served[sweep])
+            found[run.path] = _state(run, served[sweep])
         except (ValueError, KeyError) as error:
-            found[run.name] = JobState("failed", run.newest_attempt(), f"a file of it is damaged: {error}")
+            found[run.path] = JobState("failed", run.newest_attempt(), f"a file of it is damaged: {error}")
     return found
 
 
@@ -96,7 +98,7 @@ def _state(run: RunDir, served: bool) -> JobState:
     if cancelled:
         return JobState("cancelled", n, cancelled)
     if read_json(run.path / "job.json") is None:
-        return JobState("unknown", n, "never submitted")
+        return JobState("stopped", n, "never submitted")
     verdict = ledger.standing(run)
     if verdict is not None and verdict["action"] == "stop":
         return JobState("failed" if verdict["cause"] != "cancelled" else "cancelled", n, verdict["reason"])

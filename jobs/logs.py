@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     from flip.exitcodes import ConfigError, FlipError
     from jobs import find
-    from jobs.cluster import runs_root
+    from jobs.profile import runs_root
 
     try:
         run = find.one(args.run, Path(args.root).absolute() if args.root else runs_root())
@@ -51,9 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def files(run: RunDir, attempt: int | None, err: bool) -> list[Path]:
-    """The logs of an attempt (None: the newest), one per node."""
+    """The logs of an attempt (None: the newest), the batch job's first, then one per node."""
     folder = run.logs / str(run.newest_attempt() if attempt is None else attempt)
-    return sorted(folder.glob("node*.err" if err else "node*.out"))
+    kind = "err" if err else "out"
+    return [*sorted(folder.glob(f"job.{kind}")), *sorted(folder.glob(f"node*.{kind}"))]
 
 
 def follow(run: RunDir, attempt: int | None, err: bool, on: bool) -> None:
@@ -85,11 +86,11 @@ def _say_empty(attempt: int, err: bool) -> None:
 
 
 def _over(run: RunDir, attempt: int | None) -> bool:
-    from jobs.local import states
+    from jobs.cluster import states
 
     if attempt is not None and attempt != run.newest_attempt():
         return True
-    return states([run])[run.name].state in ("complete", "failed", "cancelled", "stopped", "unknown")
+    return states([run])[run.path].state in ("complete", "failed", "cancelled", "stopped")
 
 
 if __name__ == "__main__":

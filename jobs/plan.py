@@ -25,15 +25,15 @@ from flip.config.schema import Config
 from flip.exitcodes import ConfigError, FlipError
 from flip.results import read_run
 from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
-from jobs.cluster import Cluster, Job
+from jobs.cluster import Cluster, Job, Shape, states
 from jobs.cost import Cost, Estimate, total
 from jobs.disk import unwritable
 from jobs.snapshot import Snapshot
 
-KINDS = ("new", "stopped", "running", "waiting", "complete", "failed", "cancelled", "changed")
+KINDS = ("new", "stopped", "running", "waiting", "complete", "failed", "cancelled", "unknown", "changed")
 """What a run is to the plan. ``stopped``: nobody looks after it any more; it goes on from its newest commit."""
 
-_OF_STATE = {"queued": "running", "unknown": "stopped"}
+_OF_STATE = {"queued": "running"}
 """State of a cluster -> kind, where they differ in name."""
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
@@ -115,18 +115,21 @@ def settle(config: Config, on: Host, data: DataFacts, path: Path) -> Config:
     return kept if identity(kept, "")["hash"] == stored.get("hash") else fresh
 
 
-def observe(folder: Path, names: Collection[str], cluster: Cluster | None) -> tuple[dict[str, Found], list[str]]:
-    """(what exists of the named runs, names of other runs there). Without a cluster, states are as the files tell."""
+def observe(folder: Path, names: Collection[str], asking: bool = True) -> tuple[dict[str, Found], list[str]]:
+    """(what exists of the named runs, names of other runs there), each run's state by the cluster that it is on.
+
+    With ``asking`` False no scheduler is asked: states are as the files tell.
+    """
     here = [RunDir(folder / name) for name in names if (folder / name).exists()]
-    states = cluster.states(here) if cluster and here else {}
+    known = states(here) if asking else {}
     found = {}
     for run in here:
         try:
             identity = read_json(run.identity)
         except ValueError:
             identity = None
-        if run.name in states:
-            found[run.name] = Found(states[run.name].state, states[run.name].detail, identity)
+        if run.path in known:
+            found[run.name] = Found(known[run.path].state, known[run.path].detail, identity)
         else:
             outcome = read_run(run.path)
             found[run.name] = Found(outcome.state, outcome.reason, identity)
@@ -150,7 +153,7 @@ def _action(wanted: Wanted, found: Found | None, retry: bool, restart: bool) -> 
     if found is None:
         return Action(wanted, "new", starts=True)
     kind = _OF_STATE.get(found.state, found.state)
-    active = kind in ("running", "waiting")
+    active = kind in ("running", "waiting", "unknown")
     stored = found.identity
     if stored is None or stored.get("hash") != wanted.identity["hash"]:
         legible = bool(stored and "config" in stored)
@@ -159,7 +162,7 @@ def _action(wanted: Wanted, found: Found | None, retry: bool, restart: bool) -> 
         unnamed = "by its hash; no field differs" if legible else "its identity.json cannot be read"
         reason = f"the run directory holds another configuration ({what or unnamed})"
         if active and restart:
-            raise ConfigError(reason + " and is running", wanted.name, remedy="Cancel it first: python jobs/cancel.py")
+            raise ConfigError(reason + f" and is {kind}", wanted.name, remedy="Cancel it first: python jobs/cancel.py")
         return Action(wanted, "changed", reason, restart, restart, changes)
     starts = kind == "stopped" or (retry and kind in ("failed", "cancelled"))
     return Action(wanted, kind, found.detail, starts)
@@ -222,7 +225,14 @@ def _job(action: Action, folder: Path, snapshot: Snapshot) -> Job:
     if action.kind != "stopped" or not code.is_dir():
         code = snapshot.path
         write_json(run.identity, {**(read_json(run.identity) or {}), **_recorded(snapshot)})
-    return Job(run, code, action.wanted.estimate.numbers["world"])
+    return Job(run, code, shape(action.wanted.config))
+
+
+def shape(config: Config) -> Shape:
+    """What a resolved run asks its cluster for."""
+    asked = config.resources
+    cpus = asked.cpus or config.compute.threads + config.data.workers
+    return Shape(asked.nodes, asked.processes, asked.gpus, cpus, asked.hours)
 
 
 def _recorded(snapshot: Snapshot) -> dict[str, Any]:

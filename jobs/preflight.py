@@ -27,8 +27,9 @@ from flip.data.reader import Reader, Sample
 from flip.data.stream import captions_of, image_of, label_of
 from flip.evaluate import prompts
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
-from jobs.cluster import Profile
+from jobs import site
 from jobs.disk import ELSEWHERE, unwritable
+from jobs.profile import Profile
 from jobs.table import count, size
 
 STATE_BYTES = 12
@@ -57,6 +58,7 @@ def check(config: Config, data: DataFacts, profile: Profile, on: Host, folder: P
     """
     _libraries(config, profile)
     return [
+        *_scheduler(profile, dry),
         _data(config, data),
         _tokenizer(config, data),
         *_evaluations(config, data),
@@ -65,6 +67,18 @@ def check(config: Config, data: DataFacts, profile: Profile, on: Host, folder: P
         _writable(profile, folder, dry),
         _space(config, profile, folder),
     ]
+
+
+def _scheduler(profile: Profile, dry: bool) -> list[Check]:
+    """ConfigError where nothing can be submitted from here; a dry run, which may be made anywhere, only says so."""
+    if profile.kind != "slurm":
+        return []
+    try:
+        return [Check("Slurm", site.ready(profile))]
+    except ConfigError as error:
+        if dry:
+            return [Check("Slurm", str(error).rstrip("."), True)]
+        raise
 
 
 def _data(config: Config, data: DataFacts) -> Check:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from flip.exitcodes import CAUSES, COMPLETE, STOPPED
@@ -144,7 +143,7 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
     handles, started = [leash], False
     try:
         shared = _environment(job, n, world, leash)
-        folder = _log_folder(run, n)
+        folder = run.open_logs(n)
         for name in ("node0.out", "node0.err"):  # one by one: the second may fail
             handles.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
         for rank in range(world):
@@ -216,14 +215,3 @@ def _environment(job: Mapping[str, Any], n: int, world: int, leash: int) -> dict
         "MASTER_PORT": str(port),
     }
     return {**os.environ, **job["env"], **ours}
-
-
-def _log_folder(run: RunDir, n: int) -> Path:
-    """logs/<n>; ``logs/latest`` follows."""
-    folder = run.logs / str(n)
-    folder.mkdir(parents=True, exist_ok=True)
-    link = Path(f"{run.logs / 'latest'}.new")
-    link.unlink(missing_ok=True)
-    link.symlink_to(str(n))
-    os.replace(link, run.logs / "latest")
-    return folder

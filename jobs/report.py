@@ -46,8 +46,8 @@ def report(args: argparse.Namespace) -> int:
     import json
 
     from jobs import find
-    from jobs.cluster import runs_root
     from jobs.page import page
+    from jobs.profile import runs_root
 
     root = Path(args.root).absolute() if args.root else runs_root()
     found = outcomes(find.resolve(args.what, root))
@@ -73,13 +73,13 @@ def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
 
     from flip.results import read_run
     from jobs.arms import by_sweep_order
-    from jobs.local import states
+    from jobs.cluster import states
 
-    found = []
+    found, known = [], states(run for run in runs if (run.path / "job.json").exists())
     for run in runs:
         outcome = read_run(run.path)
-        if outcome.state != "unknown" and (run.path / "job.json").exists():
-            state = states([run])[run.name]
+        if outcome.state != "unknown" and run.path in known:
+            state = known[run.path]
             outcome = replace(outcome, state=state.state, reason=state.detail or outcome.reason)
         found.append(outcome)
     return by_sweep_order(found)

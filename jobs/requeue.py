@@ -1,6 +1,6 @@
 """What a batch script calls on the host, outside the trainer: before the ranks start, and from its exit trap.
 
-    python3 jobs/requeue.py begin RUN_DIR            prints the attempt's number n
+    python3 jobs/requeue.py begin RUN_DIR            prints the attempt's number n; nothing where there is nothing to do
     python3 jobs/requeue.py end RUN_DIR --code C     decides, records, requeues; prints the decision as one line of JSON
 
 Standard library, Python >= 3.6: whatever Python the host has. The order in ``end`` matters: after a requeue the batch
@@ -12,12 +12,13 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, Optional  # noqa: F401
+    from typing import Any, Callable, Optional  # noqa: F401
 
     from jobs.policy import Decision  # noqa: F401
 
@@ -25,6 +26,11 @@ EXAMPLES = """examples:
   python3 jobs/requeue.py begin runs/masking/mask50
   python3 jobs/requeue.py end runs/masking/mask50 --code 75
 """
+
+#: Seconds for which a file system that is away is waited for on the node, and then off it, before the next try.
+PATIENCE, LATER = 600.0, 1800.0
+#: Starts of one job at most while the run directory cannot be written: two days of them.
+STARTS = 100
 
 
 def main(arguments=None):
@@ -36,46 +42,108 @@ def main(arguments=None):
     )
     parser.add_argument("what", choices=["begin", "end"])
     parser.add_argument("run", metavar="RUN_DIR")
+    parser.add_argument(
+        "--token", help="the submission that the job belongs to (begin); a job of another one does nothing"
+    )
     parser.add_argument("--attempt", type=int, help="the number that begin printed (end; default: the newest)")
     parser.add_argument("--code", type=int, help="exit code of the attempt (end)")
-    parser.add_argument("--state", help="the scheduler's words for the job, where the caller knows them (end)")
+    parser.add_argument("--state", help="the scheduler's words for the job; default: it is asked (end)")
     args = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # preemption without grace would cut the decision off
     from flip.exitcodes import FlipError
 
     try:
-        return begin(args.run) if args.what == "begin" else end(args.run, args.attempt, args.code, args.state)
+        if args.what == "begin":
+            return patiently(lambda: begin(args.run, args.token))
+        return patiently(lambda: end(args.run, args.attempt, args.code, args.state))
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
 
 
-def begin(path):
-    # type: (str) -> int
-    from flip.exitcodes import CAUSES
-    from flip.rundir import RunDir
+def patiently(do, patience=PATIENCE):
+    # type: (Callable[[], int], float) -> int
+    """Try again while files make trouble: an attempt that cannot be recorded must not be the run's end.
+
+    Then the job leaves the node and comes back later; what it could not write is settled by the next begin.
+    """
+    from flip.exitcodes import STORAGE
+
+    end_, wait = time.time() + patience, 1.0
+    while True:
+        try:
+            return do()
+        except OSError as error:
+            print("%s; tried again for up to %g s" % (error, patience), file=sys.stderr, flush=True)
+            if time.time() + wait > end_:
+                break
+        time.sleep(wait)
+        wait = min(60.0, 2 * wait)
+    from jobs import scheduler
+
+    if scheduler.own_job(os.environ) and scheduler.restarts_of(os.environ) < STARTS:
+        start_again(LATER, ())
+    return STORAGE
+
+
+def begin(path, token):
+    # type: (str, Optional[str]) -> int
+    """Win the next attempt and print its number. Prints nothing, and is content, where there is nothing to do:
+    complete (Slurm may start a finished job once more), cancelled, or submitted again as another job.
+    """
+    from flip.exitcodes import CAUSES, ConfigError
+    from flip.rundir import RunDir, read_json
     from jobs import ledger
 
     run = RunDir(path)
+    if not run.path.exists():
+        raise ConfigError(
+            "the run directory is gone", str(run.path), remedy="Was it moved to the trash? Submit it again."
+        )
+    job = read_json(run.path / "job.json") or {}
+    idle = ""
+    if token is not None and job.get("token") != token:
+        idle = "it was submitted again since, as another job"
+    elif run.result.exists():
+        idle = "it is complete"
+    elif run.cancel.exists():
+        idle = ledger.cancelled_by(run)
+    if idle:
+        print("%s: not started: %s" % (run.path, idle), file=sys.stderr)
+        return 0
     ledger.settle(run)
     verdict = ledger.standing(run)
     if verdict is not None and verdict["action"] == "stop":
         print("%s: not started: %s" % (run.path, verdict["reason"]), file=sys.stderr)
         return CAUSES.get(verdict["cause"], CAUSES["crash"])
-    print(ledger.begin(run, {"job": os.environ.get("SLURM_JOB_ID", "")}))
+    n = ledger.begin(run, facts())
+    run.open_logs(n)
+    print(n)
     return 0
+
+
+def facts():
+    # type: () -> dict
+    """Where this attempt runs, for its start.json."""
+    from jobs import scheduler
+
+    named = {"restarts": "SLURM_RESTART_COUNT", "nodes": "SLURM_JOB_NODELIST", "world": "SLURM_NTASKS"}
+    found = {"job": scheduler.own_job(os.environ)}
+    return dict(found, **{key: os.environ[name] for key, name in named.items() if name in os.environ})
 
 
 def end(path, n, code, state):
     # type: (str, Optional[int], Optional[int], Optional[str]) -> int
     from flip.exitcodes import ConfigError
     from flip.rundir import RunDir
-    from jobs import ledger
+    from jobs import ledger, scheduler
 
     run = RunDir(path)
     n = run.newest_attempt() if n is None else n
     if n not in run.attempt_numbers():
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/requeue.py begin`.")
+    if state is None and scheduler.own_job(os.environ):
+        state = scheduler.state_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
     decision = ledger.end(run, n, code, state)
     print(json.dumps(decision._asdict(), sort_keys=True), flush=True)
     if decision.action == "requeue":
@@ -87,13 +155,27 @@ def requeue_job(decision):
     # type: (Decision) -> None
     """Start the batch job again through its scheduler. Outside of one there is nothing to start: ConfigError."""
     from flip.exitcodes import ConfigError
+    from jobs import scheduler
 
-    raise ConfigError(
-        "not a batch job: nothing to requeue",
-        "jobs/requeue.py",
-        decision.cause,
-        "The end is recorded; local runs go on by `python jobs/submit.py`.",
-    )
+    if not scheduler.own_job(os.environ):
+        raise ConfigError(
+            "not a batch job: nothing to requeue",
+            "jobs/requeue.py",
+            decision.cause,
+            "The end is recorded; local runs go on by `python jobs/submit.py`.",
+        )
+    start_again(decision.delay, decision.exclude)
+
+
+def start_again(delay, exclude):
+    # type: (float, tuple) -> None
+    from jobs import scheduler
+
+    job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
+    try:
+        print("%s: %s" % (job, scheduler.requeue(job, restarts, delay, exclude)), flush=True)
+    except scheduler.Unanswered as error:
+        print("%s was not requeued: %s; submit again" % (job, error), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

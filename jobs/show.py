@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import Profile
 from jobs.cost import Cost, assumption
 from jobs.plan import Action, Plan
 from jobs.preflight import Check
+from jobs.profile import Profile
 from jobs.sweep import Sweep
 from jobs.table import count, size, table
 

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     from flip.exitcodes import FlipError
     from jobs import find
-    from jobs.cluster import runs_root
+    from jobs.profile import runs_root
 
     try:
         rows = table(find.resolve(args.what, Path(args.root).absolute() if args.root else runs_root()))
@@ -47,16 +47,10 @@ def table(runs: list[RunDir]) -> list[dict[str, Any]]:
     """One row per run: sweep, run, state, stage, samples, total, step, loss, samples_per_second, eta_seconds, phase,
     attempts, reason. Numbers are null where the run has written none yet.
     """
-    from jobs.local import states
+    from jobs.cluster import states
 
-    by_sweep: dict[Path, list[RunDir]] = {}
-    for run in runs:
-        by_sweep.setdefault(run.path.parent, []).append(run)
-    rows = []
-    for group in by_sweep.values():
-        known = states(group)
-        rows += [row(run, known[run.name]) for run in group]
-    return rows
+    known = states(runs)
+    return [row(run, known[run.path]) for run in runs]
 
 
 def row(run: RunDir, state: JobState) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,9 +19,10 @@ from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import read_json
 from jobs import plan as planning
 from jobs import preflight, show
-from jobs.cluster import Cluster, Profile, load_profile, open_cluster, runs_root
+from jobs.cluster import open_cluster
 from jobs.cost import estimate
 from jobs.plan import Plan, Wanted
+from jobs.profile import Profile, load_profile, runs_root
 from jobs.snapshot import take
 from jobs.sweep import SWEEPS, Run, Sweep, load
 
@@ -37,10 +39,6 @@ class Submission:
         self.args = args
         self.sweep: Sweep = load(sweep_file(args.sweep), args.overrides, args.only, args.seeds)
         self.profile = load_profile(args.cluster or self.sweep.cluster)
-        if self.profile.kind != "local" and not args.dry_run:
-            remedy = "Use --cluster local or --dry-run."
-            raise ConfigError("submission to Slurm is not available yet", self.profile.name, remedy=remedy)
-        self.cluster: Cluster | None = open_cluster(self.profile) if self.profile.kind == "local" else None
         self.folder = runs_root(self.profile) / self.sweep.name
         self.node = node(self.profile)
         self.checks: dict[preflight.Check, None] = {}
@@ -82,8 +80,12 @@ class Submission:
             raise type(error)(error.what, where, error.value, error.remedy) from error
         return Wanted(run.name, config, identity(config, ""), estimate(config, self.profile), run.differs, notes)
 
+    def _asking(self) -> bool:
+        """A plan for a Slurm that is not here is made from the files alone."""
+        return not (self.args.dry_run and self.profile.kind == "slurm" and shutil.which("squeue") is None)
+
     def _plan(self, wanted: Sequence[Wanted]) -> Plan:
-        found, others = planning.observe(self.folder, [run.name for run in wanted], self.cluster)
+        found, others = planning.observe(self.folder, [run.name for run in wanted], self._asking())
         restart = self.args.restart == "changed"
         dropped = [] if self.args.only else others
         return planning.plan(wanted, found, self.folder, self.args.retry, restart, dropped)
@@ -115,11 +117,10 @@ class Submission:
             raise ConfigError("nothing was started", remedy="Answer y, or add --yes.")
 
     def _commit(self, plan: Plan) -> None:
-        assert self.cluster is not None
         snapshot = take(REPOSITORY, self.folder / ".code")
         if snapshot.left_out and not self.args.json:
             print(f"left out of the copied code, as they look like secrets: {', '.join(snapshot.left_out)}")
-        planning.apply(plan, snapshot, self.cluster, self._about())
+        planning.apply(plan, snapshot, open_cluster(self.profile), self._about())
 
     def _about(self) -> dict[str, Any]:
         """sweep.json: what a report shows of the sweep. Runs submitted before keep a place in the order."""
@@ -142,6 +143,7 @@ def node(profile: Profile) -> Host:
     if profile.kind == "local":
         cores = min(profile.cpus_per_node or here.cores, here.cores)
         memory = int(profile.memory_gb * 1e9) or here.memory
-        return Host(max(1, cores // profile.parallel), memory // profile.parallel, here.bf16, here.cuda)
+        together = profile.parallel or 1
+        return Host(max(1, cores // together), memory // together, here.bf16, here.cuda)
     memory = int(profile.memory_gb * 1e9) or here.memory
     return Host(profile.cpus_per_node or here.cores, memory, bf16=True, cuda=profile.gpus_per_node > 0)

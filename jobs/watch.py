@@ -20,7 +20,7 @@ from jobs.table import count, duration, table
 INTERRUPTED = 130
 """What a shell expects of a command that Ctrl-C ended: a script that waits for results must not go on."""
 
-ENDED = ("complete", "failed", "cancelled", "stopped", "unknown")
+ENDED = ("complete", "failed", "cancelled", "stopped")
 
 QUIET = 30.0
 """Seconds between lines of a run where nothing changed but its progress, without a terminal."""

@@ -7,10 +7,12 @@ and the code must leave.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
 import logging
 import os
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -37,16 +39,29 @@ def main(path: str) -> int:
     if run.result.exists():  # a cluster may start a finished job once more
         return 0
     attempt = int(os.environ["FLIP_ATTEMPT"])
+    if rank == 0:
+        flag.heard = lambda: _note_told(run, attempt, flag)
     cause, reason, trace = _train(run, attempt, flag)
     if trace:
         print(trace, file=sys.stderr, flush=True)
     elif cause != "complete":
         logging.error("%s", reason)
     try:
-        run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace, signal=flag.signal)
+        run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace, signal=flag.signal, host=host())
     except OSError as error:  # the exit code is all that is left to tell
         logging.error("the cause could not be written: %s", error)
     return CAUSES[cause]
+
+
+def _note_told(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> None:
+    """Called inside a signal's handler: nothing may come out of it into whatever runs then."""
+    with contextlib.suppress(OSError):
+        run.note_told(attempt, flag.signal)
+
+
+def host() -> str:
+    """The name by which the scheduler knows this machine."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, str, str]:

@@ -15,11 +15,13 @@ from safetensors import safe_open
 
 from flip import commit
 from flip.config import load
+from flip.config.stages import world
 from flip.data.order import Order
 from flip.rundir import RunDir, read_json
 from jobs import processes
-from jobs.cluster import Job, load_profile
+from jobs.cluster import Job, Shape
 from jobs.local import LocalCluster, live_ranks
+from jobs.profile import load_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, INTERVAL = 16, 5
@@ -60,19 +62,29 @@ class Arena:
         self.run = RunDir(folder / "sweep" / name)
         self.run.path.mkdir(parents=True)
         self.run.config.write_text(load.dump(config), encoding="utf-8")
-        self.config, self.world = config, config.resources.processes
+        self.config, self.world = config, world(config)
         self.trap = folder / f"{name}.trap"
         self.env = {
             "FLIP_WITNESS": "1", "KILL_STEP_SECONDS": str(pause), "KILL_BEFORE_COMMIT": str(self.trap),
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        self.cluster = LocalCluster(load_profile("local"))
+        self.cluster = self.open()
         self.faults = 0
 
     # -- hands -------------------------------------------------------------------------------------------------------
 
+    def open(self):
+        return LocalCluster(load_profile("local"))
+
     def submit(self):
-        self.cluster.submit([Job(self.run, ROOT, self.world, self.env, module="tests.kill_worker")])
+        self.cluster.submit([Job(self.run, ROOT, self.shape(), self.env, module="tests.kill_worker")])
+
+    def shape(self):
+        return Shape(processes=self.world)
+
+    def ranks(self):
+        """Rows {rank, pid} of the newest attempt's living processes."""
+        return live_ranks(self.run)
 
     def supervisor(self):
         return read_json(self.run.path.parent / ".supervisor" / "pid.json")["pid"]
@@ -97,16 +109,20 @@ class Arena:
         self.wait(there, f"step {step}")
 
     def wait_attempt(self, n):
-        self.wait(lambda: self.run.newest_attempt() >= n and live_ranks(self.run), f"attempt {n}")
+        self.wait(lambda: self.run.newest_attempt() >= n and self.ranks(), f"attempt {n}")
+
+    def state(self):
+        return self.cluster.states([self.run])[self.run.path]
+
+    def wait_state(self, *states, seconds=120):
+        self.wait(lambda: self.state().state in states, " or ".join(states), seconds)
 
     def wait_over(self, seconds=120):
-        self.wait(
-            lambda: self.cluster.states([self.run])[self.run.name].state in ("complete", "failed"), "the end", seconds
-        )
+        self.wait_state("complete", "failed", seconds=seconds)
 
     def kill(self, rank=0, number=signal.SIGKILL):
         """Send a signal to one rank of the newest attempt."""
-        (pid,) = [row["pid"] for row in live_ranks(self.run) if row["rank"] == rank]
+        (pid,) = [row["pid"] for row in self.ranks() if row["rank"] == rank]
         os.kill(pid, number)
         self.faults += 1
 
@@ -115,7 +131,7 @@ class Arena:
         os.kill(pid, signal.SIGKILL)
         self.faults += 1
         self.wait(lambda: not processes.alive(pid, processes.start_time(pid)), "the supervisor's end")
-        self.wait(lambda: not live_ranks(self.run), "the ranks' end by their leash")
+        self.wait(lambda: not self.ranks(), "the ranks' end by their leash")
 
     def damage_newest(self):
         """Flip one byte in the middle of the newest checkpoint's largest file."""

@@ -39,7 +39,7 @@ def predict(options: argparse.Namespace) -> list[dict[str, object]]:
     from flip.exitcodes import ConfigError
     from flip.loaded import load
     from jobs import find
-    from jobs.cluster import runs_root
+    from jobs.profile import runs_root
 
     if options.top < 1:
         raise ConfigError("must be at least 1", "--top", options.top)

@@ -11,7 +11,8 @@ import pytest
 
 from flip.rundir import RunDir, read_json
 from jobs import local, processes
-from jobs.cluster import Job, Profile
+from jobs.cluster import Job, Shape
+from jobs.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,10 +41,12 @@ class Field:
 
     def submit(self, *runs: RunDir, parallel=1) -> None:
         self.cluster.profile.parallel = parallel
-        self.cluster.submit([Job(r, self.snapshot, self.worlds[r.name], module="fake_worker") for r in runs])
+        self.cluster.submit(
+            [Job(r, self.snapshot, Shape(processes=self.worlds[r.name]), module="fake_worker") for r in runs]
+        )
 
     def state(self, run: RunDir) -> str:
-        return self.cluster.states([run])[run.name].state
+        return self.cluster.states([run])[run.path].state
 
     def until(self, condition, seconds=40.0):
         limit = time.monotonic() + seconds

@@ -10,7 +10,7 @@ import pytest
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, write_json
 from jobs import find
-from jobs.cluster import load_profile, open_cluster, runs_root
+from jobs.profile import load_profile, runs_root
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,7 +57,7 @@ def test_what_is_typed_is_found(root, monkeypatch):
 
 def test_status_shows_what_the_directories_say(root, tmp_path):
     rows = json.loads(call("status", "--root", str(root), "one", "--json", cwd="/").stdout)
-    assert [(row["run"], row["state"], row["attempts"]) for row in rows] == [("a", "complete", 0), ("b", "unknown", 1)]
+    assert [(row["run"], row["state"], row["attempts"]) for row in rows] == [("a", "complete", 0), ("b", "stopped", 1)]
     assert rows[1]["samples"] == 51200 and rows[1]["eta_seconds"] is None
     shown = call("status", "--root", str(root), "one").stdout
     assert "2.500" in shown and "51,200 / 102,400" in shown
@@ -96,8 +96,6 @@ def test_help_ends_with_examples_and_imports_nothing_of_ours(command):
 def test_profiles(tmp_path, monkeypatch):
     h100 = load_profile("h100")
     assert (h100.name, h100.kind, h100.gpus_per_node, h100.peak_tflops) == ("h100", "slurm", 8, 989.0)
-    with pytest.raises(ConfigError, match="not available yet"):
-        open_cluster(h100)
     assert load_profile("local").parallel == 1
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path))
     assert runs_root() == runs_root(load_profile("local")) == tmp_path
@@ -108,7 +106,10 @@ def test_profiles(tmp_path, monkeypatch):
     [
         ("parallell: 2\n", "parallel"),
         ("parallel: two\n", "int"),
-        ("parallel: 0\n", "at least one"),
+        ("array_size: 0\n", "above 0"),
+        ("env: [TOKEN=abc]\n", "name of an environment variable"),
+        ("options: [exclusive]\n", "options and their values"),
+        ("container_runtime: docker\n", "pyxis, apptainer"),
         ("utilisation: 40\n", "at most 1"),
         ("kind: pbs\n", "local, slurm"),
         ("hours: -1\n", "negative"),

@@ -60,7 +60,7 @@ def test_three_crashes_without_a_commit_stop_the_run_and_a_new_submission_allows
     field.submit(run)
     field.until_state(run, "failed")
     assert ends(run) == [("requeue", "crash"), ("requeue", "crash"), ("stop", "crash")]
-    assert "3 failed attempts" in field.cluster.states([run])["run"].detail
+    assert "3 failed attempts" in field.cluster.states([run])[run.path].detail
     field.until(lambda: not field.left())
     field.submit(run)
     field.until_state(run, "complete")
@@ -122,7 +122,7 @@ def test_a_rank_deaf_to_a_cancel_is_killed(field):
     field.submit(run)
     field.until(lambda: "starts at" in log(run))
     run.cancel.write_text("{}")
-    field.cluster.cancel(run)
+    field.cluster.cancel([run])
     field.until(lambda: not field.left())
     assert field.state(run) == "cancelled"
 
@@ -206,7 +206,7 @@ def test_a_python_that_is_not_there_stops_the_run_with_its_name(field):
     field.cluster.profile.python = "/nowhere/python"
     field.submit(run)
     field.until_state(run, "failed")
-    assert "/nowhere/python" in field.cluster.states([run])["run"].detail
+    assert "/nowhere/python" in field.cluster.states([run])[run.path].detail
 
 
 def test_a_run_that_was_completed_without_a_supervisor_gets_its_end(field):
@@ -320,7 +320,7 @@ def test_damage_to_one_run_is_no_matter_of_the_others(field):
     field.until(lambda: not field.left())
     assert bad.newest_attempt() == 2 and worse.newest_attempt() == 0
     assert (field.state(bad), field.state(good)) == ("failed", "complete")
-    assert "damaged" in field.cluster.states([bad])["a"].detail
+    assert "damaged" in field.cluster.states([bad])[bad.path].detail
 
 
 def test_a_run_whose_folder_was_deleted_is_forgotten(field):

@@ -10,9 +10,10 @@ from flip.config.resolve import Host, facts, resolve
 from flip.exitcodes import ConfigError, StorageError
 from flip.rundir import read_json, write_json
 from jobs import plan as planning
-from jobs.cluster import JobState, Profile
+from jobs.cluster import JobState
 from jobs.cost import estimate
 from jobs.plan import Found, Wanted
+from jobs.profile import Profile
 from jobs.snapshot import Snapshot
 from tests.jobs.outcomes import config
 
@@ -24,7 +25,7 @@ class Fake:
         self.known, self.jobs = states or {}, []
 
     def states(self, runs):
-        return {run.name: self.known.get(run.name, JobState("stopped")) for run in runs}
+        return {run.path: self.known.get(run.name, JobState("stopped")) for run in runs}
 
     def submit(self, jobs):
         for job in jobs:
@@ -61,7 +62,7 @@ def decide(state, retry=False, restart=False, **fields):
         ("queued", "running", False, False),
         ("waiting", "waiting", False, False),
         ("stopped", "stopped", True, True),
-        ("unknown", "stopped", True, True),
+        ("unknown", "unknown", False, False),
         ("failed", "failed", False, True),
         ("cancelled", "cancelled", False, True),
     ],
@@ -90,7 +91,7 @@ def test_another_configuration_is_refused(tmp_path):
         assert action.kind == "changed" and words in action.reason
 
 
-def test_apply_makes_whole_directories(tmp_path, snapshot):
+def test_apply_makes_whole_directories(tmp_path, snapshot, monkeypatch):
     cluster, folder = Fake(), tmp_path / "demo"
     plan = planning.plan([wanted("a"), wanted("b", mask="0")], {}, folder)
     runs = planning.apply(plan, snapshot, cluster, {"name": "demo"})
@@ -99,7 +100,8 @@ def test_apply_makes_whole_directories(tmp_path, snapshot):
     stored = read_json(runs[0].identity)
     assert stored["hash"] == plan.actions[0].wanted.identity["hash"] and stored["code"] == "new"
     assert "omegaconf" in stored["environment"]["packages"]
-    again, others = planning.observe(folder, ["a"], Fake({"a": JobState("running", 1)}))
+    monkeypatch.setattr(planning, "states", Fake({"a": JobState("running", 1)}).states)
+    again, others = planning.observe(folder, ["a"])
     assert again["a"].state == "running" and again["a"].identity == stored and others == ["b"]
 
 
@@ -122,7 +124,7 @@ def test_changed_goes_to_the_trash_and_is_not_deleted(tmp_path, snapshot):
     cluster, folder = Fake(), tmp_path / "demo"
     planning.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
     (folder / "a" / "treasure").write_text("weights")
-    seen, _ = planning.observe(folder, ["a"], Fake())
+    seen, _ = planning.observe(folder, ["a"])
     planning.apply(planning.plan([wanted(mask="0.75")], seen, folder, restart=True), snapshot, cluster, {})
     assert read(folder / "a" / "config.yaml").stages[0].mask == "0.75"
     (kept,) = (tmp_path / ".trash").glob("*/demo/a/treasure")
@@ -148,7 +150,7 @@ def test_a_run_that_goes_on_takes_what_is_new_outside_its_identity(tmp_path, sna
     planning.apply(planning.plan([wanted()], {}, folder), snapshot, Fake(), {})
     want = wanted()
     want.config.checkpoint.minutes, want.config.data.workers = 77, 3
-    seen, _ = planning.observe(folder, ["a"], Fake())
+    seen, _ = planning.observe(folder, ["a"])
 
     class Looks(Fake):
         def submit(self, jobs):

@@ -18,7 +18,7 @@ from flip.results import read_run
 from flip.rundir import read_json
 from jobs import plan as planning
 from jobs import preflight
-from jobs.cluster import Profile
+from jobs.profile import Profile
 from jobs.submission import Submission
 from tests.synthetic import encode, make_dataset, make_tokenizer, picture
 
@@ -46,9 +46,9 @@ runs:
 """
         self.sweep.write_text(self.text)
 
-    def submit(self, *words, sweep=None):
+    def submit(self, *words, sweep=None, env=None):
         command = [sys.executable, ROOT / "jobs" / "submit.py", "--sweep", sweep or self.sweep, *words]
-        environment = {**os.environ, "FLIP_RUNS": str(self.runs), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "FLIP_RUNS": str(self.runs), "OMP_NUM_THREADS": "1", **(env or {})}
         return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env=environment)
 
     def refuses(self, code, words, *arguments):
@@ -104,9 +104,13 @@ def test_planning_loads_no_torch(desk):
     assert "128 samples in 2 shards" in done.stdout, "it looked at the data"
 
 
-def test_slurm_is_honest(desk):
-    done = desk.submit(sweep="model_scaling")
-    assert done.returncode == 78 and "not available yet" in done.stderr and "Traceback" not in done.stderr
+def test_a_machine_without_slurm_says_so(desk, tmp_path):
+    (tmp_path / "far.yaml").write_text("kind: slurm\npartition: gpu\n")
+    done = desk.submit("--cluster", str(tmp_path / "far.yaml"), env={"PATH": "/nowhere"})
+    assert done.returncode == 78 and "sbatch, squeue, scancel, scontrol" in done.stderr, done.stderr
+    done = desk.submit("--cluster", str(tmp_path / "far.yaml"), "--dry-run", env={"PATH": "/nowhere"})
+    assert done.returncode == 0 and "Slurm: PATH" in done.stdout.split("not checked here")[1], done.stderr
+    assert not desk.runs.exists()
 
 
 def test_mistakes_are_one_paragraph_and_leave_nothing(desk, data, tmp_path):

@@ -1,0 +1,117 @@
+"""The batch script of one array: what submitit is told, and the lines that it puts before ``srun``. Only text.
+
+The decision to start again is taken on the host, outside the trainer and its container, in the script's exit trap
+(docs/contracts.md, Stop and resume).
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.cluster import Job
+from jobs.profile import Profile
+
+PASSED = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
+"""What jobs get of the environment that submits, besides the names in the profile: a job must not depend on what
+happens to be set there, and a secret that is not named stays behind."""
+
+
+def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str, Any]:
+    """Keywords for submitit's ``update_parameters``. ``job``: any of the array, they differ in their run alone.
+
+    ``folder``: the submission's, with the list ``runs``: line i + 1 is the run directory of element i.
+    """
+    shape = job.shape
+    wanted: dict[str, Any] = {
+        "job_name": name,
+        "nodes": shape.nodes,
+        "ntasks_per_node": shape.processes,
+        "cpus_per_task": shape.cpus,
+        "time": math.ceil(shape.hours * 60),
+        "signal_delay_s": profile.signal_seconds,
+        "wckey": None,  # a site that checks them knows none called submitit
+        "setup": lines(profile, job, folder),
+        "srun_args": step(profile, job),
+        "additional_parameters": {
+            "requeue": True,
+            "signal": f"USR2@{profile.signal_seconds}",
+            "export": "ALL",  # of the little that ``slurm.only`` leaves
+            "chdir": str(folder),
+        },
+    }
+    if shape.gpus and not {"gres", "gpus", "gpus-per-node"} & profile.options.keys():
+        wanted["gpus_per_node"] = shape.gpus
+    for key in ("partition", "account", "qos"):
+        if getattr(profile, key):
+            wanted[key] = getattr(profile, key)
+    if profile.parallel:
+        wanted["array_parallelism"] = profile.parallel
+    wanted["additional_parameters"] |= {key: value or True for key, value in profile.options.items()}
+    return wanted
+
+
+def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
+    """The script before ``srun``. TERM comes to it with a preemption without grace, and with scancel."""
+    snapshot = Path(job.snapshot).absolute()
+    decide = f"{shlex.quote(profile.hosts_python)} {shlex.quote(str(snapshot / 'jobs' / 'requeue.py'))}"
+    exported = {
+        "FLIP_SNAPSHOT": str(snapshot),
+        "PYTHONPATH": str(snapshot),
+        "PYTHONUNBUFFERED": "1",  # ranks share a log: whole lines, at once
+        **job.env,
+    }
+    if profile.master_addr:
+        exported["MASTER_ADDR"] = profile.master_addr
+    return [
+        f"export {' '.join(f'{key}={shlex.quote(value)}' for key, value in exported.items())}",
+        f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {shlex.quote(str(folder / "runs"))})',
+        "trap '' TERM  # what is begun here is finished",
+        f'FLIP_ATTEMPT=$({decide} begin "$FLIP_RUN" --token {folder.name}) || exit',
+        '[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again',
+        "export FLIP_RUN FLIP_ATTEMPT",
+        'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
+        f"""trap 'code=$?; trap "" TERM; trap - EXIT; """
+        f"""{decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code"; exit "$code"' EXIT""",
+        "trap : TERM  # the shell outlives it; a handler, since srun would inherit deafness",
+        *_modules(profile.modules),
+        *profile.setup,
+    ]
+
+
+def _modules(names: Sequence[str]) -> list[str]:
+    """A batch shell is no login shell: where there is no ``module`` yet, the system's profile brings it."""
+    if not names:
+        return []
+    load = " ".join(map(shlex.quote, names))
+    return ["type module >/dev/null 2>&1 || . /etc/profile", f"module load {load} || exit 78"]
+
+
+def step(profile: Profile, job: Job) -> list[str]:
+    """Arguments of ``srun``. One rank's bad end must not kill the others while they save: they get ``peer_seconds``.
+
+    ``all``: what tasks say before they have their own log, as that there is no such interpreter, goes to the job's.
+    """
+    words = ["--output=all", "--error=all", "--kill-on-bad-exit=0", f"--wait={profile.peer_seconds}", "--export=ALL"]
+    if profile.container and profile.container_runtime == "pyxis":
+        words += [f"--container-image={profile.container}", f"--container-mounts={','.join(mounts(profile, job))}"]
+    return words
+
+
+def command(profile: Profile, job: Job) -> str:
+    """What srun starts, once per rank, as a line of shell."""
+    rank = Path(job.snapshot).absolute() / "jobs" / "rank.py"
+    words = [profile.jobs_python, str(rank), job.module]
+    if profile.container and profile.container_runtime == "apptainer":
+        cards = ["--nv"] if job.shape.gpus else []
+        words = ["apptainer", "exec", *cards, "--bind", ",".join(mounts(profile, job)), profile.container, *words]
+    return shlex.join(words)
+
+
+def mounts(profile: Profile, job: Job) -> list[str]:
+    """PATH:PLACE of what the container sees: the sweep's folder (runs, code, submissions) at its own path, and more."""
+    folders = [str(job.run.path.parent), *profile.container_mounts]
+    return [folder if ":" in folder else f"{folder}:{folder}" for folder in folders]

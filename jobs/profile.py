@@ -1,0 +1,152 @@
+"""Cluster profiles: what a cluster is, from a YAML file of plain fields (``sweeps/clusters/NAME.yaml``)."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from flip.exitcodes import ConfigError
+
+KINDS = ("local", "slurm")
+CONTAINERS = ("pyxis", "apptainer")
+PROFILES = Path(__file__).resolve().parents[1] / "sweeps" / "clusters"
+
+
+@dataclass
+class Profile:
+    """All paths mean the same on the host that submits and on the nodes."""
+
+    name: str = ""
+    """The file's stem where the file does not say."""
+    kind: str = "local"
+    """``local`` (this machine) or ``slurm``."""
+    runs_root: str = ""
+    """Where run directories live; empty: FLIP_RUNS, else ./runs."""
+    parallel: int = 0
+    """Runs at once; 0: one locally, on Slurm as many as there is room for."""
+    python: str = ""
+    """Interpreter of the ranks; empty: the one that submits, in a container ``python3``."""
+    host_python: str = ""
+    """Slurm: any Python >= 3.6 on the hosts, for the batch script; empty: ``python``, with a container ``python3``."""
+
+    cpus_per_node: int = 0
+    """CPU cores a run may use on a node; 0: as this machine says."""
+    memory_gb: float = 0.0
+    """Memory of a node, GB; 0: as this machine says."""
+    gpus_per_node: int = 0
+    gpu: str = ""
+    """Name of the card, as shown in plans."""
+    peak_tflops: float = 0.0
+    """Dense bf16 peak of one card, TFLOP/s; 0: unknown, plans then show no GPU-hours."""
+    utilisation: float = 0.4
+    """Share of the peak that plans assume (of the FLOPs in docs/recipe.md)."""
+    price_per_gpu_hour: float = 0.0
+    """In the currency of your choice; 0: plans show no price."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    hours: float = 24.0
+    """Longest wall time of one attempt."""
+    signal_seconds: int = 90
+    """How long before the wall limit the warning signal comes; locally the grace after a cancel."""
+    peer_seconds: int = 120
+    """Slurm: what ranks get to end by themselves once the first of them has ended (``srun --wait``)."""
+    array_size: int = 1000
+    """Slurm: elements of an array at most (MaxArraySize - 1); more runs make more arrays."""
+    master_addr: str = ""
+    """Slurm: address of rank 0 for the others; empty: the name of the first node."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Slurm: further options of sbatch by their long names: constraint, exclude, gres, mem, reservation ..."""
+
+    env: list[str] = field(default_factory=list)
+    """Names of environment variables that jobs need; their values stay out of files."""
+    modules: list[str] = field(default_factory=list)
+    """Slurm: environment modules that are loaded before the ranks start."""
+    setup: list[str] = field(default_factory=list)
+    """Slurm: shell lines of the batch script before the ranks start; one that must succeed ends in ``|| exit 78``."""
+    container: str = ""
+    """Slurm: image in which the ranks run; the batch script stays on the host."""
+    container_runtime: str = "pyxis"
+    """``pyxis`` (srun --container-image) or ``apptainer``."""
+    container_mounts: list[str] = field(default_factory=list)
+    """Folders seen in the container, as PATH or PATH:PLACE, besides the runs root (which holds the code as well)."""
+
+    @property
+    def jobs_python(self) -> str:
+        import sys
+
+        return self.python or ("python3" if self.container else sys.executable)
+
+    @property
+    def hosts_python(self) -> str:
+        return self.host_python or ("python3" if self.container else self.jobs_python)
+
+
+def load_profile(name: str) -> Profile:
+    """The profile called ``name`` in sweeps/clusters, or in the YAML file at that path. Mistakes raise ConfigError."""
+    from flip.config.load import read_yaml  # brings OmegaConf, which the commands that read no profile do not pay for
+
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    if not path.exists():
+        known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+        raise ConfigError(
+            "no such cluster profile", str(path), name, f"There are: {', '.join(known)}; or give a YAML file."
+        )
+    values = dict(read_yaml(path))
+    hints = get_type_hints(Profile)
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), list(hints), n=3) or list(hints)
+            raise ConfigError("unknown key in a cluster profile", str(path), key, f"Nearest: {', '.join(near)}.")
+        values[key] = _typed(value, hints[key], f"{path}, {key}")
+    profile = Profile(**{"name": path.stem, **values})
+    _check(profile, path)
+    return profile
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint == list[str]:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return value
+        raise ConfigError("must be a list of texts", where, value)
+    if hint == dict[str, str]:
+        if isinstance(value, dict) and not any(isinstance(item, dict | list) for item in value.values()):
+            return {str(key): "" if item is None else str(item) for key, item in value.items()}
+        raise ConfigError("must be options and their values, without dashes", where, value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"must be {hint.__name__}", where, value)
+    return value
+
+
+def _check(profile: Profile, path: Path) -> None:
+    if profile.kind not in KINDS:
+        raise ConfigError("unknown kind of cluster", f"{path}, kind", profile.kind, f"Kinds: {', '.join(KINDS)}.")
+    if profile.container_runtime not in CONTAINERS:
+        remedy = f"There are: {', '.join(CONTAINERS)}."
+        raise ConfigError("unknown container runtime", f"{path}, container_runtime", profile.container_runtime, remedy)
+    if not 0 < profile.utilisation <= 1:
+        raise ConfigError("must be above 0 and at most 1", f"{path}, utilisation", profile.utilisation)
+    for item in fields(profile):
+        value = getattr(profile, item.name)
+        if isinstance(value, int | float) and value < 0:
+            raise ConfigError("must not be negative", f"{path}, {item.name}", value)
+    for key in ("array_size", "hours", "peer_seconds"):  # srun takes a wait of 0 as for ever
+        if not getattr(profile, key):
+            raise ConfigError("must be above 0", f"{path}, {key}", 0)
+    for name in profile.env:
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            remedy = "Give the name alone; the value is taken from the environment that submits."
+            raise ConfigError("not the name of an environment variable", f"{path}, env", name, remedy)
+
+
+def runs_root(profile: Profile | None = None) -> Path:
+    """RUNS_ROOT: the profile's, else FLIP_RUNS, else ./runs."""
+    chosen = (profile.runs_root if profile else "") or os.environ.get("FLIP_RUNS", "") or "runs"
+    return Path(chosen).expanduser().absolute()

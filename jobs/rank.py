@@ -1,0 +1,68 @@
+"""What every task of a Slurm step starts: ``python SNAPSHOT/jobs/rank.py MODULE``. It becomes the worker of one rank.
+
+It holds back the signals that tell a run to stop until the worker listens (they stay pending over exec, so none is
+lost and none kills), opens the log of its node, puts the names that ranks go by into the environment, and execs.
+Standard library alone: nothing here may fail for want of a package, since the log is opened here.
+"""
+
+import hashlib
+import os
+import re
+import signal
+import sys
+
+if False:  # names for annotations only: any Python runs this file
+    from typing import Dict, Mapping  # noqa: F401
+
+#: Below the ports that systems give out by themselves.
+PORTS = (10000, 30000)
+
+
+def main():
+    # type: () -> None
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2])
+    os.environ.update(environment(os.environ))
+    logs = os.path.join(os.environ["FLIP_RUN"], "logs", os.environ["FLIP_ATTEMPT"])
+    for number, kind in ((1, "out"), (2, "err")):
+        name = "node%s.%s" % (os.environ["NODE_RANK"], kind)
+        handle = os.open(os.path.join(logs, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(handle, number)
+        os.close(handle)
+    os.chdir(os.environ["FLIP_SNAPSHOT"])
+    os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
+
+
+def environment(given):
+    # type: (Mapping[str, str]) -> Dict[str, str]
+    """RANK, LOCAL_RANK, NODE_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, from Slurm's names.
+
+    A MASTER_ADDR that is there already stays. The port follows from job and attempt: the same on all ranks, and another
+    one when the job starts again, so that a port that was taken, or a straggler that holds it, is left behind.
+    """
+    size, nodes = int(given["SLURM_NTASKS"]), int(given["SLURM_NNODES"])
+    return {
+        "RANK": given["SLURM_PROCID"],
+        "LOCAL_RANK": given["SLURM_LOCALID"],
+        "NODE_RANK": given["SLURM_NODEID"],
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size // nodes),
+        "MASTER_ADDR": given.get("MASTER_ADDR") or first_host(given["SLURM_JOB_NODELIST"]),
+        "MASTER_PORT": str(port(given["SLURM_JOB_ID"], given["FLIP_ATTEMPT"])),
+    }
+
+
+def port(job, attempt):
+    # type: (str, str) -> int
+    digest = hashlib.sha256(("%s/%s" % (job, attempt)).encode()).digest()
+    return PORTS[0] + int.from_bytes(digest[:8], "big") % (PORTS[1] - PORTS[0])
+
+
+def first_host(nodes):
+    # type: (str) -> str
+    """The first name of a list of Slurm's: ``n[03-07,12],m1`` -> ``n03``. A container has no scontrol to ask."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    return re.sub(r"\[([^,\-\]]*)[^\]]*\]", r"\1", first.group(0)) if first else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""One run on a real Slurm under real faults. Each fault is a few lines; all count in ``faults``."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from flip.rundir import read_json
+from jobs import scheduler
+from jobs.cluster import Shape
+from jobs.profile import Profile
+from jobs.slurm import SlurmCluster
+from tests.arena import Arena
+
+NODES, PROCESSES = 2, 2
+
+
+def profile(**fields):
+    """A profile for ``tools/slurm_here.py``: fake nodes' names do not resolve."""
+    base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5, "master_addr": "127.0.0.1"}
+    return Profile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
+
+
+class SlurmArena(Arena):
+    """``here``: the Slurm, see ``tools.slurm_here.Here``; its SLURM_CONF must stand in this process's environment."""
+
+    def __init__(self, here, folder, name, config, pause=0.05, module="tests.kill_worker", **fields):
+        self.here, self.profile, self.module = here, profile(**fields), module
+        super().__init__(folder, name, config, pause)
+        self.seen = []
+        """(state, attempt) as ``status`` told them, one after the other, without repetitions."""
+
+    def open(self):
+        return SlurmCluster(self.profile)
+
+    def shape(self):
+        return Shape(NODES, self.world // NODES, 0, 1, self.profile.hours)
+
+    def state(self):
+        state = super().state()
+        if not self.seen or self.seen[-1] != (state.state, state.attempt):
+            self.seen.append((state.state, state.attempt))
+        return state
+
+    def ranks(self):
+        """Rows {rank, pid, node} of the living processes of this run's newest attempt, from /proc."""
+        found, n = [], str(self.run.newest_attempt())
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+                if self.module not in words or str(self.run.path) not in words:
+                    continue
+                pairs = (entry / "environ").read_bytes().decode().split("\0")
+                environ = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+            except OSError:
+                continue
+            if environ.get("FLIP_ATTEMPT") == n and "RANK" in environ:
+                found.append({"rank": int(environ["RANK"]), "pid": int(entry.name), "node": environ["SLURMD_NODENAME"]})
+        return sorted(found, key=lambda row: row["rank"])
+
+    def job(self):
+        """The run's row in squeue, None where it is not listed."""
+        record = read_json(self.run.path / "job.json")
+        return scheduler.queue([record["name"]]).get((record["name"], record["index"]))
+
+    # -- faults ------------------------------------------------------------------------------------------------------
+
+    def preempt(self, seconds=6):
+        """A job of higher priority takes all nodes."""
+        self.faults += 1
+        return self.here.preempt(nodes=self.here.nodes, seconds=seconds)
+
+    def warn(self):
+        """The warning signal, as the wall limit sends it, to all tasks."""
+        self.faults += 1
+        scheduler.call("scancel", "--signal=USR2", self.job().id)
+
+    def lose_node(self, rank):
+        """The node of this rank dies with all that runs on it."""
+        self.faults += 1
+        (node,) = {row["node"] for row in self.ranks() if row["rank"] == rank}
+        self.here.lose(node)
+        return node
+
+    def scancel(self):
+        scheduler.call("scancel", self.job().id)
+
+    def wait_gone(self, seconds=60):
+        """Until nothing of the run is on a node."""
+        self.wait(
+            lambda: self.job() is None or self.job().state in ("CANCELLED", "COMPLETED", "FAILED"), "its end", seconds
+        )
+
+    def quiet(self, seconds=12):
+        """Nothing may start again by itself: watch for longer than a requeue takes."""
+        n, end = self.run.newest_attempt(), time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert self.run.newest_attempt() == n, self.story()
+            time.sleep(0.2)
+
+    # -- what is read back -------------------------------------------------------------------------------------------
+
+    def ends_rows(self):
+        return [read_json(path) for path in self.ends()]
+
+    def story(self):
+        parts = [super().story(), str(self.seen), str(self.job())]
+        for path in sorted(self.run.logs.glob("*/job.*"))[-4:]:
+            parts.append(f"--- {path}\n{path.read_text()[-1500:]}")
+        for path in sorted(self.run.path.parent.glob(".slurm/*/*_0_log.err")):
+            parts.append(f"--- {path}\n{path.read_text()[-800:]}")
+        return "\n".join(parts)
+
+
+def kill_all(arena):
+    """After a failed test: what of it still runs."""
+    for row in arena.ranks():
+        os.kill(row["pid"], signal.SIGKILL)
