@@ -220,17 +220,16 @@ def _elsewhere(absent: Sequence[RunDir]) -> dict[Path, str]:
 
 
 def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
-    n = run.newest_attempt()
-    verdict = ledger.standing(run)
+    n, after, verdict = run.newest_attempt(), ledger.after(run), ledger.standing(run)
     reason = verdict["reason"] if verdict else ""
     if row is not None and row.state not in (*WAITING, *ENDED):
-        return _occupying(run, row, n)
+        return _occupying(run, row, n, n > after)
     if run.result.exists():
         return JobState("complete", n)
     if run.cancel.exists():
         return JobState("cancelled", n, ledger.cancelled_by(run))
     if row is not None and row.state in WAITING:
-        return _waiting(run, row, n, reason)
+        return _waiting(run, row, n, reason, n > after)
     if verdict is not None and verdict["action"] == "stop":
         return JobState("cancelled" if verdict["cause"] == "cancelled" else "failed", n, reason)
     if row is None and silence:
@@ -241,9 +240,9 @@ def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
     return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: submit again"])))
 
 
-def _occupying(run: RunDir, row: Row, n: int) -> JobState:
-    """On nodes: starting, running, or ending."""
-    begun = n > ledger.after(run) and not (run.attempt(n) / "end.json").exists()
+def _occupying(run: RunDir, row: Row, n: int, begun: bool) -> JobState:
+    """On nodes: starting, running, or ending. ``begun``: attempt n belongs to the job in the queue."""
+    begun = begun and not (run.attempt(n) / "end.json").exists()
     if run.cancel.exists():
         return JobState("running", n, f"{ledger.cancelled_by(run)}: it saves and stops")
     if row.state == "COMPLETING" or (begun and run.was_told(n)):
@@ -253,11 +252,10 @@ def _occupying(run: RunDir, row: Row, n: int) -> JobState:
     return JobState("running", n, f"in Slurm: {row.state}")
 
 
-def _waiting(run: RunDir, row: Row, n: int, reason: str) -> JobState:
+def _waiting(run: RunDir, row: Row, n: int, reason: str, begun: bool) -> JobState:
     why = f"in Slurm: {row.reason}" if row.reason and row.reason != "None" else ""
     if "held" in row.reason.lower():
         why += f" (release it with `scontrol release {row.id}`)"
-    begun = n > ledger.after(run)
     if begun and not reason and not (run.attempt(n) / "end.json").exists():
         reason = "ended unseen: preempted, or its node failed"
     return JobState("waiting" if begun else "queued", n, "; ".join(filter(None, [reason, why])))

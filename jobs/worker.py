@@ -16,6 +16,7 @@ import socket
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from flip import interrupt
 from flip.exitcodes import CAUSES, ConfigError, DataError, FlipError
@@ -117,10 +118,19 @@ def _check_identity(run: RunDir) -> None:
         raise DataError(f"the run is not what was submitted any more: {changed}", run.path, remedy=remedy)
 
 
-if __name__ == "__main__":
-    from jobs import worker  # by its name, so that nothing is ever known as __main__
+def leave(code: int) -> NoReturn:
+    """End this process with ``code``, and with nothing left in the temporary folder."""
+    if "multiprocessing.util" in sys.modules:
+        import shutil
+        from multiprocessing import util
 
-    code = worker.main(sys.argv[1])
+        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)  # the fork server's socket, else removed at an exit
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+if __name__ == "__main__":
+    from jobs import worker  # by its name, so that nothing is ever known as __main__
+
+    worker.leave(worker.main(sys.argv[1]))

@@ -52,7 +52,4 @@ if __name__ == "__main__":
         arm()
 
     worker._check_snapshot = check_and_arm
-    code = worker.main(sys.argv[1])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    worker.leave(worker.main(sys.argv[1]))

@@ -64,8 +64,11 @@ def hurt(arena):
 def test_a_run_killed_many_times_ends_with_the_same_bits(world, data, tmp_path):
     config = configuration(data, world)
     calm, storm = Arena(tmp_path, "calm", config, pause=0), Arena(tmp_path, "storm", config)
+    (tmp_path / "tmp").mkdir()
+    calm.env["TMPDIR"] = str(tmp_path / "tmp")
     calm.submit()
     calm.wait_over()
+    assert list((tmp_path / "tmp").iterdir()) == []
     damaged = hurt(storm)
     check_equal(calm, storm)
     check_story(storm, damaged.path)

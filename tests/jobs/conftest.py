@@ -92,3 +92,17 @@ def field(tmp_path):
     yield made
     for pid in made.left():  # only after a failed test
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """``commands(name, script)`` puts a shell script of this name in front; all calls are noted in .calls."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    calls = tmp_path / "calls"
+
+    def put(name, script):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {calls}\n{script}\n')
+        (tmp_path / name).chmod(0o755)
+
+    put.calls = lambda: calls.read_text().splitlines() if calls.exists() else []
+    return put

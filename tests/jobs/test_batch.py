@@ -1,0 +1,153 @@
+"""The batch script as Slurm gets it: a golden text, and a real bash that runs its protocol with a stand-in for srun."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flip.rundir import RunDir, read_json, write_json
+from jobs import batch
+from jobs.cluster import Job, Shape
+from jobs.profile import Profile
+from jobs.slurm import executor_of
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).with_name("golden")
+JOB = Job(RunDir("/runs/demo/a"), Path("/runs/demo/.code/c0de"), Shape(2, 8, 8, 12, 23.9), {"NCCL_DEBUG": "WARN x"})
+
+
+def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", monkeypatch=None):
+    """What sbatch would be given."""
+    monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))  # there may be no srun here
+    executor = executor_of(profile, job, Path(folder))
+    executor.update_parameters(**batch.parameters(profile, job, Path(folder), "demo.0123abcd"))
+    if elements > 1:
+        executor.parameters["map_count"] = elements
+    return executor._make_submission_file_text(executor._submitit_command_str, "0")
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("plain", {"partition": "gpu", "python": "/opt/py/bin/python"}),
+        (
+            "pyxis",
+            {
+                "account": "lab", "qos": "preemptible", "container": "nvcr.io#nvidia/pytorch:25.09-py3",
+                "container_mounts": ["/data", "/scratch/cache:/root/.cache"], "parallel": 4,
+                "options": {"exclusive": "", "constraint": "h100"},
+            },
+        ),
+        (
+            "apptainer",
+            {
+                "container": "/img/torch 2.sif", "container_runtime": "apptainer", "python": "python3.12",
+                "host_python": "/usr/bin/python3", "modules": ["cuda/12.8"], "setup": ["ulimit -n 65536"],
+                "options": {"gres": "gpu:h100:8"}, "master_addr": "10.0.0.1",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_the_script_is_the_golden_one(name, fields, monkeypatch):
+    text = script(
+        Profile(name=name, kind="slurm", **{"python": "/opt/py/bin/python", **fields}), monkeypatch=monkeypatch
+    )
+    path = GOLDEN / f"sbatch-{name}.sh"
+    if os.environ.get("FLIP_GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text(), "FLIP_GOLDEN=write writes what is new; read the difference"
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+
+
+class Stage:
+    """The protocol of one script in a real bash; srun and scontrol are small scripts in front on PATH."""
+
+    def __init__(self, folder, commands, monkeypatch):
+        self.folder, self.commands = folder / "my sweep" / ".slurm" / "77aa77aa", commands
+        self.run = RunDir(folder / "my sweep" / "run with space")
+        self.run.path.mkdir(parents=True)
+        self.folder.mkdir(parents=True)
+        (self.folder / "runs").write_text(f"/nowhere\n{self.run.path}\n")
+        write_json(self.run.path / "job.json", {"token": "77aa77aa", "after": 0})
+        job = Job(self.run, ROOT, Shape(), {}, "jobs.worker")
+        text = script(Profile(name="x", kind="slurm"), job, 2, self.folder, monkeypatch)
+        self.script = folder / "script.sh"
+        self.script.write_text(text)
+        commands("scontrol", "[ $1 = show ] && echo 'JobState=RUNNING Restarts=0'; exit 0")
+
+    def start(self, **env):
+        named = {"SLURM_JOB_ID": "58", "SLURM_ARRAY_JOB_ID": "57", "SLURM_ARRAY_TASK_ID": "1", **env}
+        return subprocess.Popen(
+            ["bash", str(self.script)], env={**os.environ, **named}, stderr=subprocess.PIPE, text=True
+        )
+
+    def end(self, n=1):
+        return read_json(self.run.attempt(n) / "end.json")
+
+
+@pytest.fixture
+def stage(tmp_path, commands, monkeypatch):
+    return Stage(tmp_path, commands, monkeypatch)
+
+
+def test_a_bad_end_is_recorded_and_then_requeued(stage):
+    stage.commands("srun", "echo $FLIP_RUN $FLIP_ATTEMPT $*; exit 137")
+    bash = stage.start()
+    assert bash.wait(60) == 137
+    end = stage.end()
+    assert (end["code"], end["state"], end["cause"], end["action"]) == (137, "RUNNING", "crash", "requeue")
+    assert "scontrol requeue 57_1" in stage.commands.calls()
+    said = (stage.run.logs / "1" / "job.out").read_text().splitlines()
+    assert said[0].startswith(f"{stage.run.path} 1 ") and said[0].endswith("jobs/rank.py jobs.worker")
+    assert json.loads(said[1])["action"] == "requeue" and said[2] == "57_1: requeued"
+    assert (stage.run.logs / "latest").resolve() == (stage.run.logs / "1").resolve()
+
+
+def test_the_shell_outlives_term_and_srun_does_not_inherit_deafness(stage, tmp_path):
+    stage.commands("srun", f"trap 'exit 75' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done")
+    bash = stage.start()
+    while not (tmp_path / "up").exists():
+        time.sleep(0.01)
+    (child,) = subprocess.run(["pgrep", "-P", str(bash.pid)], capture_output=True, text=True).stdout.split()
+    bash.send_signal(signal.SIGTERM)
+    os.kill(int(child), signal.SIGTERM)
+    assert bash.wait(60) == 75 and stage.end()["code"] == 75
+
+
+@pytest.mark.parametrize("what", ["complete", "cancelled", "replaced", "failed"])
+def test_where_there_is_nothing_to_do_no_attempt_begins(stage, what):
+    stage.commands("srun", "exit 0")
+    if what == "complete":
+        write_json(stage.run.result, {})
+    elif what == "cancelled":
+        write_json(stage.run.cancel, {"who": "me", "why": "a mistake"})
+    elif what == "replaced":
+        write_json(stage.run.path / "job.json", {"token": "99bb99bb", "after": 0})
+    else:
+        n = stage.run.begin_attempt({})
+        stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
+    before = stage.run.newest_attempt()
+    bash = stage.start()
+    _, said = bash.communicate(timeout=60)
+    assert (bash.returncode, stage.run.newest_attempt()) == (78 if what == "failed" else 0, before)
+    assert f"{stage.run.path}: not started: " in said
+    assert not [call for call in stage.commands.calls() if call.startswith(("srun", "scontrol requeue"))]
+
+
+def test_a_module_that_is_not_there_stops_the_run(stage, monkeypatch):
+    job = Job(stage.run, ROOT, Shape(), {}, "jobs.worker")
+    profile = Profile(name="x", kind="slurm", modules=["nosuch/1.0"])
+    stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
+    assert stage.start().wait(60) == 78
+    assert (stage.end()["cause"], stage.end()["action"]) == ("config", "stop")
+
+
+def test_the_python_of_the_script_is_the_one_that_submits():
+    assert Profile().jobs_python == Profile().hosts_python == sys.executable
+    boxed = Profile(container="x.sif")
+    assert (boxed.jobs_python, boxed.hosts_python) == ("python3", "python3")

@@ -1,0 +1,96 @@
+"""What Slurm's commands print, read by small stand-ins for them on PATH; tests/slurm asks the real ones."""
+
+import pytest
+
+from jobs import scheduler
+
+JOB = (
+    "JobId=57 ArrayJobId=50 ArrayTaskId=3 JobName=a.b\n   Priority=1 Account=(null)\n   JobState={state} Reason=None\n"
+    "   Requeue=1 Restarts={restarts} BatchFlag=1\n   RunTime={ran} TimeLimit={limit} TimeMin=N/A\n   ExcNodeList={out}\n"
+)
+
+
+def show(state="RUNNING", restarts=0, ran="00:10:00", limit="1-00:00:00", out="(null)"):
+    return f"cat <<'X'\n{JOB.format(state=state, restarts=restarts, ran=ran, limit=limit, out=out)}X"
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({}, "RUNNING"),
+        ({"state": "COMPLETING"}, "CANCELLED"),
+        ({"state": "COMPLETING", "restarts": 3}, "PENDING"),
+        ({"state": "PENDING", "restarts": 3}, "PENDING"),
+        ({"state": "COMPLETING", "ran": "1-00:00:28"}, "TIMEOUT"),
+        ({"state": "COMPLETING", "ran": "1-00:00:28", "limit": "UNLIMITED"}, "CANCELLED"),
+        ({"state": "NODE_FAIL"}, "NODE_FAIL"),
+    ],
+)
+def test_what_becomes_of_a_job_at_its_end(commands, fields, words):
+    commands("scontrol", show(**{"restarts": 2, **fields}))
+    assert scheduler.state_words("50_3", 2) == words
+    assert commands.calls() == ["scontrol show job 50_3"]
+
+
+def test_a_silent_controller_is_no_state(commands):
+    commands("scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    assert scheduler.state_words("57", 0) is None
+    with pytest.raises(scheduler.Unanswered, match="Unable to contact"):
+        scheduler.cluster_name()
+    commands("scontrol", "sleep 60")
+    with pytest.raises(scheduler.Unanswered, match="did not answer for 0.2 s"):
+        scheduler.call("scontrol", "show", "config", deadline=0.2)
+
+
+@pytest.mark.parametrize("text, value", [("00:01:40", 100), ("1-02:00:00", 93600), ("UNLIMITED", None), ("", None)])
+def test_seconds(text, value):
+    assert scheduler.seconds(text) == value
+
+
+def test_one_element_of_an_array_is_named_by_its_index():
+    """The array's number is also the id of one of its elements: a requeue by it would be one of all."""
+    environ = {"SLURM_JOB_ID": "50", "SLURM_ARRAY_JOB_ID": "50", "SLURM_ARRAY_TASK_ID": "2"}
+    assert scheduler.own_job(environ) == "50_2"
+    assert scheduler.own_job({"SLURM_JOB_ID": "50"}) == "50" and scheduler.own_job({}) == ""
+
+
+def test_the_queue_is_read_in_one_call(commands):
+    commands(
+        "squeue",
+        "printf '%s\\n' 'demo.1f|0|50_0|RUNNING|n[1-2]|None' 'demo.1f|1|50_1|PENDING||(held|by admin)' 'x.2|N/A|9|COMPLETED|n1|None'",
+    )
+    rows = scheduler.queue(["x.2", "demo.1f", "x.2"])
+    assert {key: (row.id, row.state, row.reason) for key, row in rows.items()} == {
+        ("demo.1f", 0): ("50_0", "RUNNING", "None"),
+        ("demo.1f", 1): ("50_1", "PENDING", "(held|by admin)"),
+        ("x.2", 0): ("9", "COMPLETED", "None"),
+    }
+    assert commands.calls() == ["squeue -h -r -t all --name=demo.1f,x.2 -o %j|%K|%i|%T|%N|%r"]
+    assert scheduler.queue([]) == {}
+
+
+def test_requeue_then_delay_and_nodes(commands):
+    commands("scontrol", f"[ $1 = show ] && {{ {show(out='n[1-2]')}\n}}; exit 0")
+    assert scheduler.requeue("50_3", 0) == "requeued"
+    said = scheduler.requeue("50_3", 0, delay=30.4, exclude=("n9", "n4"))
+    assert said == "requeued StartTime=now+30 ExcNodeList=n[1-2],n4,n9"
+    assert [line for line in commands.calls() if "show" not in line] == [
+        "scontrol requeue 50_3",
+        "scontrol requeue 50_3",
+        "scontrol update JobId=50_3 StartTime=now+30 ExcNodeList=n[1-2],n4,n9",
+    ]
+
+
+def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_decided(commands, tmp_path, monkeypatch):
+    naps = []
+    monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: naps.append(seconds) if seconds >= 1 else None)
+    away = tmp_path / "away"
+    away.write_text("xx")
+    commands("scontrol", f"[ $1 = show ] && exit 1\nif [ -s {away} ]; then truncate -s -1 {away}; exit 1; fi")
+    assert scheduler.requeue("57", 0) == "requeued" and naps == [1.0, 2.0]
+    with pytest.raises(scheduler.Unanswered):
+        away.write_text("xxxxxxxx")
+        scheduler.requeue("57", 0, patience=0)
+    for fields, words in (({"state": "COMPLETING"}, "CANCELLED"), ({"state": "PENDING"}, "PENDING")):
+        commands("scontrol", f"[ $1 = requeue ] && exit 1\n{show(**fields)}")
+        assert scheduler.requeue("57", 0) == f"left alone: it is {words}"

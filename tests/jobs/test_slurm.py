@@ -1,0 +1,195 @@
+"""Where runs on Slurm stand, and what is submitted, against small stand-ins for its commands; tests/slurm has the real."""
+
+import os
+import re
+import stat
+
+import pytest
+
+from flip.exitcodes import ConfigError, FlipError
+from flip.rundir import RunDir, read_json, write_json
+from jobs import cluster, ledger, slurm
+from jobs.cluster import Job, Shape
+from jobs.profile import Profile
+
+PROFILE = Profile(name="far", kind="slurm", partition="gpu")
+CONFIG = "echo 'ClusterName = far'"
+SBATCH = 'cp "$1" "$0.$$"; env | sort > "$0.env"; echo "Submitted batch job 57"'
+
+
+@pytest.fixture
+def sweep(tmp_path, commands):
+    """``sweep(name, row)`` makes a run that was submitted, with this row in squeue (state, reason); None: not listed."""
+    rows = []
+
+    def make(name="a", row=None, site="far", after=0):
+        run = RunDir(tmp_path / "runs" / "demo" / name)
+        run.path.mkdir(parents=True)
+        record = {"kind": "slurm", "name": "demo.77aa", "token": "77aa", "index": len(rows), "site": site}
+        write_json(run.path / "job.json", {**record, "after": after})
+        rows.append("demo.77aa|{}|57_{}|{}|n1|{}".format(len(rows), len(rows), *row) if row else "")
+        commands("squeue", "printf '%s\\n' " + " ".join(f"'{text}'" for text in rows))
+        return run
+
+    commands("scontrol", CONFIG)
+    return make
+
+
+def ended(run, cause="stopped", code=75, state="RUNNING", **more):
+    n = ledger.begin(run, {})
+    run.write_cause(n, 0, cause, code, f"why {cause}", **more)
+    ledger.end(run, n, code, state)
+
+
+def told(run):
+    state = cluster.states([run])[run.path]
+    return state.state, state.attempt, state.detail
+
+
+def test_queued_running_and_between_attempts(sweep):
+    assert told(sweep("a", ("PENDING", "Priority"))) == ("queued", 0, "in Slurm: Priority")
+    run = sweep("b", ("RUNNING", "None"))
+    assert told(run) == ("running", 0, "starting")
+    n = ledger.begin(run, {})
+    assert told(run) == ("running", 1, "")
+    run.note_told(n, "SIGUSR2")
+    assert told(run) == ("running", 1, "told to stop")
+    waiting = sweep("c", ("PENDING", "BeginTime"))
+    ended(waiting)
+    assert told(waiting) == ("waiting", 1, "rank 0: why stopped; in Slurm: BeginTime")
+    unseen = sweep("d", ("PENDING", "BeginTime"))
+    ledger.begin(unseen, {})
+    assert told(unseen) == ("waiting", 1, "ended unseen: preempted, or its node failed; in Slurm: BeginTime")
+    held = sweep("e", ("PENDING", "job requeued in held state"))
+    assert "scontrol release 57_4" in told(held)[2]
+    assert told(sweep("f", ("SUSPENDED", "None"))) == ("running", 0, "in Slurm: SUSPENDED")
+
+
+def test_a_restart_of_a_submission_is_not_an_old_attempt(sweep):
+    run = sweep("a", ("PENDING", "Priority"), after=1)
+    ended(run)
+    assert told(run) == ("queued", 1, "in Slurm: Priority")
+
+
+def test_ends(sweep):
+    failed = sweep("a")
+    ended(failed, "config", 78)
+    assert told(failed) == ("failed", 1, "rank 0: why config")
+    complete = sweep("b", ("PENDING", "BeginTime"))  # which Slurm is about to start once more
+    write_json(complete.result, {})
+    assert told(complete) == ("complete", 0, "")
+    by_hand = sweep("c", ("CANCELLED", "None"))
+    assert told(by_hand) == ("cancelled", 0, "cancelled in Slurm")
+    ours = sweep("d", ("RUNNING", "None"))
+    write_json(ours.cancel, {"who": "ann", "why": "a mistake"})
+    assert told(ours) == ("running", 0, "cancelled by ann: a mistake: it saves and stops")
+    gone = sweep("e")
+    ended(gone)
+    assert told(gone) == ("stopped", 1, "rank 0: why stopped; its job is not in Slurm's queue any more: submit again")
+    assert told(sweep("f", ("FAILED", "NonZeroExitCode")))[0] == "stopped"
+
+
+def test_what_slurm_does_not_say_is_unknown_and_what_the_files_say_is_not(sweep, commands):
+    running, complete, failed, over = (sweep(name) for name in "abcd")
+    ledger.begin(running, {})
+    write_json(complete.result, {})
+    ended(failed, "data", 65)
+    write_json(over.cancel, {"who": "ann"})
+    commands("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    found = cluster.states([running, complete, failed, over])
+    assert [found[run.path].state for run in (running, complete, failed, over)] == [
+        "unknown", "complete", "failed", "cancelled",
+    ]  # fmt: skip
+    assert found[running.path].detail == "Slurm does not answer: squeue: Unable to contact slurm controller"
+
+
+def test_another_clusters_runs_are_unknown_here(sweep):
+    state = told(sweep("a", site="near"))
+    assert state == ("unknown", 0, "it was submitted to the Slurm cluster near; this is far")
+
+
+def test_damage_to_one_run_is_no_matter_of_the_others(sweep):
+    bad, good = sweep("a", ("RUNNING", "None")), sweep("b", ("RUNNING", "None"))
+    (bad.path / "job.json").write_text("{")
+    found = slurm.states([bad, good])
+    assert (found[bad.path].state, found[good.path].state) == ("unknown", "running")
+    assert "job.json" in found[bad.path].detail
+
+
+def test_two_hundred_runs_are_one_question(sweep, commands):
+    runs = [sweep(f"r{i}", ("RUNNING", "None")) for i in range(200)]
+    assert {state.state for state in cluster.states(runs).values()} == {"running"}
+    assert [call.split()[0] for call in commands.calls()] == ["squeue"]
+
+
+# -- submit and cancel -------------------------------------------------------------------------------------------------
+
+
+def jobs(tmp_path, *shapes):
+    made = []
+    for i, shape in enumerate(shapes):
+        run = RunDir(tmp_path / "runs" / "demo" / f"run{i}")
+        run.path.mkdir(parents=True)
+        made.append(Job(run, tmp_path / "code", shape))
+    return made
+
+
+def test_one_array_per_shape_and_the_place_of_each_run_is_written_before(tmp_path, commands, monkeypatch):
+    """When sbatch is called, job.json and the list of runs are there already: any job can be found afterwards."""
+    small, large = Shape(1, 2, 0, 1, 1.0), Shape(2, 8, 8, 4, 24.0)
+    look = f'ls {tmp_path}/runs/demo/*/job.json {tmp_path}/runs/demo/.slurm/*/runs >> "$0.seen"'
+    commands("sbatch", f"{look}; {SBATCH}")
+    commands("scontrol", CONFIG)
+    commands("srun", "")
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("PROXY", "y")
+    made = jobs(tmp_path, small, large, small)
+    slurm.SlurmCluster(Profile(name="far", kind="slurm", env=["PROXY"])).submit(made)
+    seen = (tmp_path / "sbatch.seen").read_text().split()
+    assert len(seen) == 3 + 5, "two runs and a list at the first sbatch, three and two at the second"
+    records = [read_json(job.run.path / "job.json") for job in made]
+    assert [record["index"] for record in records] == [0, 0, 1] and records[0]["token"] == records[2]["token"]
+    folder = tmp_path / "runs" / "demo" / ".slurm" / records[0]["token"]
+    assert (folder / "runs").read_text().split() == [str(made[0].run.path), str(made[2].run.path)]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert records[0]["name"] == f"demo.{folder.name}" and records[0]["site"] == "far"
+    texts = [path.read_text() for path in sorted(tmp_path.glob("sbatch.[0-9]*"))]
+    assert sum("--array=0-1%2" in text for text in texts) == 1 and len(texts) == 2
+    environment = (tmp_path / "sbatch.env").read_text()
+    assert "PROXY=y" in environment and "SECRET" not in environment and os.environ["SECRET"] == "x"
+
+
+def test_many_runs_are_split_at_the_sites_limit(tmp_path):
+    groups = list(slurm.arrays(jobs(tmp_path, *[Shape()] * 7), 3))
+    assert [len(group) for group in groups] == [3, 3, 1]
+
+
+def test_a_refusal_of_sbatch_is_one_paragraph(tmp_path, commands):
+    commands("scontrol", CONFIG)
+    commands("srun", "")
+    commands("sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1")
+    with pytest.raises(ConfigError, match="Invalid account.*doctor"):
+        slurm.SlurmCluster(PROFILE).submit(jobs(tmp_path, Shape()))
+
+
+def test_cancel_tells_ranks_first_and_ends_them_the_second_time(sweep, commands):
+    running, pending, over = (
+        sweep("a", ("RUNNING", "None")), sweep("b", ("PENDING", "Priority")), sweep("c", ("COMPLETED", "None")),
+    )  # fmt: skip
+    n = ledger.begin(running, {})
+    commands("scancel", "")
+    cluster.cancel([running, pending, over])
+    assert [c for c in commands.calls() if "scancel" in c] == ["scancel --signal=USR2 57_0", "scancel 57_1"]
+    running.note_told(n, "SIGUSR2")
+    cluster.cancel([running])
+    assert commands.calls()[-1] == "scancel 57_0"
+
+
+def test_a_cancel_that_slurm_does_not_take_is_an_error(sweep, commands):
+    commands("scancel", "echo 'Access denied' >&2; exit 1")
+    with pytest.raises(FlipError, match="Access denied"):
+        cluster.cancel([sweep("a", ("RUNNING", "None"))])
+
+
+def test_names_hold_nothing_that_squeue_would_split():
+    assert re.fullmatch(r"[0-9a-f]{8}", slurm.secrets.token_hex(4))
