@@ -1,0 +1,126 @@
+"""The processes of one folder's Slurm, found by what they are and where they stand; no pid is ever written down.
+
+Every daemon is started in a working directory of its own below the folder (``site.Site``), and what it forks stays
+there: a slurmstepd has its node's spool directory. A user's editor, shell or ``tail`` in the folder has another name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmscriptd", "slurmd", "slurmstepd")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A living process; with its start time it cannot be taken for another one."""
+
+    pid: int
+    parent: int
+    name: str
+    start: str
+
+
+def table() -> dict[int, Process]:
+    """Pid -> process, zombies left out: an init that does not reap keeps them for ever."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        process = _read(int(entry)) if entry.isdigit() else None
+        if process:
+            found[process.pid] = process
+    return found
+
+
+def daemons(folder: Path) -> dict[Path, list[Process]]:
+    """Working directory -> the daemons that stand in it or below ``folder``."""
+    found: dict[Path, list[Process]] = {}
+    for process in table().values():
+        if process.name in DAEMONS:
+            place = _place(process.pid)
+            if place and (place == folder or folder in place.parents):
+                found.setdefault(place, []).append(process)
+    return found
+
+
+def tasks(steps: Iterable[Process], marks: Collection[Collection[str]]) -> list[Process]:
+    """What the slurmstepds ``steps`` started, and its children.
+
+    Also what has lost its parents but carries all of one of ``marks``, each NAME=VALUE, in its environment.
+    """
+    everybody = table()
+    inside = {step.pid for step in steps}
+    grown = True
+    while grown:
+        more = {p.pid for p in everybody.values() if p.parent in inside} - inside
+        inside |= more
+        grown = bool(more)
+    for pid in everybody.keys() - inside:
+        environment = _environment(pid)
+        if any(environment.issuperset(map(os.fsencode, mark)) for mark in marks):
+            inside.add(pid)
+    return [p for pid, p in everybody.items() if pid in inside and p.name not in DAEMONS]
+
+
+def alive(process: Process) -> bool:
+    """Whether that very process still runs."""
+    with contextlib.suppress(ChildProcessError):  # one of ours: reaped here, else it would stay a zombie
+        os.waitpid(process.pid, os.WNOHANG)
+    now = _read(process.pid)
+    return now is not None and now.start == process.start
+
+
+def kill(processes: Iterable[Process], number: int = signal.SIGKILL) -> None:
+    """Send a signal to those that are still there."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            if alive(process):
+                os.kill(process.pid, number)
+
+
+def gone(processes: Iterable[Process], seconds: float) -> bool:
+    """Wait until all are gone; False where ``seconds`` did not do."""
+    left, limit = list(processes), time.monotonic() + seconds
+    while True:
+        left = [process for process in left if alive(process)]
+        if not left or time.monotonic() > limit:
+            return not left
+        time.sleep(0.05)
+
+
+def end(processes: Collection[Process], seconds: float) -> None:
+    """SIGTERM, SIGKILL after ``seconds``; returns when they are gone."""
+    kill(processes, signal.SIGTERM)
+    if not gone(processes, seconds):
+        kill(processes)
+        gone(processes, 10)
+
+
+def _read(pid: int) -> Process | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # gone, or gone while we read
+        return None
+    head, _, tail = text.rpartition(")")
+    fields = tail.split()
+    return None if fields[0] in "ZX" else Process(pid, int(fields[1]), head.partition("(")[2], fields[19])
+
+
+def _place(pid: int) -> Path | None:
+    try:
+        return Path(os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)"))
+    except OSError:  # gone, or somebody else's
+        return None
+
+
+def _environment(pid: int) -> set[bytes]:
+    """NAME=VALUE, as the process was given it."""
+    try:
+        return set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    except OSError:  # gone, or somebody else's
+        return set()

@@ -1,0 +1,177 @@
+"""A real Slurm on this machine: virtual nodes with fake GPUs, to see preemption and lost nodes at home."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from tools.onebox.here import Here
+
+__all__ = ["Here"]
+EXAMPLES = """examples:
+  python tools/slurm_here.py start                     four nodes of 8 GPUs; says how jobs get there
+  python tools/slurm_here.py preempt --seconds 20      a job of higher priority takes all nodes for a while
+  python tools/slurm_here.py lose n2                   as if that machine were gone; `return n2` brings it back
+  python tools/slurm_here.py status                    daemons, nodes, jobs
+  python tools/slurm_here.py stop                      cancels what runs, leaves no process
+  python tools/slurm_here.py start --nodes 2 --grace 0 --no-user-signal --accounting --set KillWait=30
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    from flip.exitcodes import FlipError
+
+    try:
+        report = options.run(options)
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    print(json.dumps(report, indent=1) if options.json else options.show(report))
+    return 0
+
+
+def start(options: argparse.Namespace) -> dict[str, Any]:
+    """Start a Slurm; where one runs in the folder already, say how to use it."""
+    names = "nodes gpus cpus memory grace kill_wait user_signal accounting select node_timeout settings port"
+    here = Here(options.folder, **{name: getattr(options, name) for name in names.split()})
+    started = here.start(keep=options.keep)
+    made = here.site.options
+    sizes = {"nodes": made.nodes, "gpus": made.cards, "cpus": made.cpus, "memory": made.memory}
+    ports = [made.port, made.port + made.ports - 1]
+    files = {"slurm_conf": str(here.site.conf), "profile": str(here.profile)}
+    return {
+        "started": started,
+        "folder": str(here.folder),
+        **files,
+        **sizes,
+        "ports": ports,
+        "address": here.site.address,
+    }
+
+
+def stop(options: argparse.Namespace) -> dict[str, Any]:
+    """Cancel all jobs and end all processes of the folder's Slurm."""
+    here = Here.open(options.folder)
+    return {"folder": str(here.folder), "stopped": here.stop()}
+
+
+def status(options: argparse.Namespace) -> dict[str, Any]:
+    """Daemons, nodes and jobs."""
+    return Here.open(options.folder).status()
+
+
+def lose(options: argparse.Namespace) -> dict[str, Any]:
+    """Kill all processes of a node, as if its machine were gone."""
+    here = Here.open(options.folder)
+    here.lose(options.node)
+    return {"node": options.node, "down_after": here.site.options.node_timeout}
+
+
+def bring_back(options: argparse.Namespace) -> dict[str, Any]:
+    """Start a lost node again."""
+    Here.open(options.folder).bring_back(options.node)
+    return {"node": options.node}
+
+
+def preempt(options: argparse.Namespace) -> dict[str, Any]:
+    """Submit a job of higher priority over whole nodes, so that what runs in the partition low has to go."""
+    here = Here.open(options.folder)
+    return {"job": here.preempt(options.nodes or here.site.options.nodes, options.seconds, options.nodelist)}
+
+
+def _started(report: dict[str, Any]) -> str:
+    folder = "" if Path(report["folder"]) == _folder().resolve() else f" --folder {report['folder']}"
+    first, last = report["ports"]
+    command = f"python tools/slurm_here.py {{}}{folder}".format
+    head = "Slurm runs" if report["started"] else "Slurm runs already"
+    sizes = f"{report['nodes']} nodes of {report['gpus']} GPUs, {report['cpus']} CPUs, {report['memory']:,} MB"
+    rows = {
+        f"{head}:": f"{sizes}; partitions low and high; ports {first}-{last} of {report['address']}",
+        "to use it": f"export SLURM_CONF={report['slurm_conf']}",
+        "to submit": f"python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster {report['profile']}",
+        "to preempt": command("preempt"),
+        "to stop": command("stop"),
+        "files": f"{report['folder']} (log/, profile.yaml, slurm.conf)",
+    }
+    return "\n".join(f"{name:20}{text}" for name, text in rows.items())
+
+
+def _state(report: dict[str, Any]) -> str:
+    away = [name for name, pid in report["daemons"].items() if not pid]
+    if not report["running"]:
+        return f"does not run: {report['folder']}"
+    lines = [f"runs: {report['folder']}", "all daemons are alive" if not away else f"not alive: {', '.join(away)}", ""]
+    lines += [f"{node['name']:6}{node['state']:16}{node['reason']}".rstrip() for node in report["nodes"]]
+    form = "{id:10}{name:24.23}{partition:10}{state:14}{restarts:>8}  {nodes:12}{reason}".format
+    heads = {key: key for key in ("id", "name", "partition", "state", "restarts", "nodes", "reason")}
+    lines += ["", *(form(**job).rstrip() for job in [heads, *report["jobs"]])] if report["jobs"] else ["", "no jobs"]
+    return "\n".join(lines)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip").expanduser().absolute() / "slurm"
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=form)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., dict[str, Any]], show: Callable[[dict[str, Any]], str]):
+        command = commands.add_parser(
+            name, help=run.__doc__, description=run.__doc__, epilog=EXAMPLES, formatter_class=form
+        )
+        where = "all of its state is here (default: slurm in FLIP_CACHE, else ~/.cache/flip/slurm)"
+        command.add_argument("--folder", type=Path, default=_folder(), help=where)
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.set_defaults(run=run, show=show)
+        return command
+
+    _start_options(add("start", start, _started))
+    gone = "stopped: {folder}; no process is left".format
+    add("stop", stop, lambda report: gone(**report) if report["stopped"] else f"did not run: {report['folder']}")
+    add("status", status, _state)
+    lost = "{node} is lost; Slurm takes it as down after {down_after} seconds or more".format
+    add("lose", lose, lambda report: lost(**report)).add_argument("node", help="n1, n2, ...")
+    back = add("return", bring_back, lambda report: f"{report['node']} is back")
+    back.add_argument("node", help="n1, n2, ...")
+    command = add("preempt", preempt, lambda report: f"submitted job {report['job']} to the partition high")
+    command.add_argument("--nodes", type=int, help="how many (default: all)")
+    command.add_argument("--seconds", type=int, default=60, help="how long it holds them (default: %(default)s)")
+    command.add_argument("-w", "--nodelist", default="", help="these nodes and no others, such as n[1-2]")
+    return parser
+
+
+def _start_options(command: argparse.ArgumentParser) -> None:
+    whole = {
+        "nodes": (4, "virtual nodes"),
+        "gpus": (8, "fake GPUs per node; none with --select linear, which cannot share them out"),
+        "cpus": (16, "CPUs per node, more than there are is fine"),
+        "memory": (64000, "MB per node"),
+        "grace": (30, "seconds between the signal and the end of what is preempted (GraceTime of the partition low)"),
+        "kill-wait": (5, "seconds between TERM and KILL (KillWait)"),
+        "node-timeout": (30, "seconds until a silent node is down (SlurmdTimeout)"),
+        "port": (0, "first of a row of ports; 0: a free one"),
+    }
+    for name, (value, text) in whole.items():
+        command.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default: {value})")
+    text = "preemption sends TERM, not the job's own signal (no PreemptParameters=send_user_signal)"
+    command.add_argument("--no-user-signal", dest="user_signal", action="store_false", help=text)
+    command.add_argument("--accounting", action="store_true", help="with slurmdbd and MariaDB, for sacct; account acc")
+    command.add_argument(
+        "--select", choices=("cons_tres", "linear"), default="cons_tres", help="how nodes are shared out"
+    )
+    text = "a further line of slurm.conf, or another value of one (repeatable)"
+    command.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help=text)
+    command.add_argument("--keep", action="store_true", help="go on with the jobs and their numbers of the last time")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
