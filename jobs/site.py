@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import fcntl
+import math
 import os
+import re
 import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
 
 from flip.exitcodes import ConfigError
 from jobs import scheduler
-from jobs.profile import Profile
+from jobs.profile import Profile, runs_root
+
+COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
+DEADLINE = 15.0
+"""Seconds for one question of ``read``."""
+SHARED = ("afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs", "orangefs", "panfs", "pvfs2", "wekafs")
+"""Beginnings of the names of file systems that several machines see."""
 
 
 def ready(profile: Profile) -> str:
     """A sentence about the Slurm that answers here. ConfigError where a submission from here cannot go through."""
-    missing = [name for name in ("sbatch", "squeue", "scancel", "scontrol") if shutil.which(name) is None]
-    if missing:
-        remedy = "Submit from a machine of the cluster; --dry-run plans anywhere."
-        raise ConfigError("Slurm's commands are not on this machine", "PATH", ", ".join(missing), remedy)
-    unset = [name for name in profile.env if name not in os.environ]
+    _commands()
+    unset = _unset(profile)
     if unset:
         what = f"env: the profile {profile.name} passes variables on that are not set here"
         raise ConfigError(what, value=", ".join(unset), remedy="Export them, or take their names out of the profile.")
     return _answer(profile.partition, profile.name)
+
+
+def _commands() -> None:
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
+    if missing:
+        remedy = "Submit from a machine of the cluster; --dry-run plans anywhere."
+        raise ConfigError("Slurm's commands are not on this machine", "PATH", ", ".join(missing), remedy)
+
+
+def _unset(profile: Profile) -> list[str]:
+    return [name for name in profile.env if name not in os.environ]
 
 
 @lru_cache(maxsize=8)
@@ -29,7 +53,7 @@ def _answer(partition: str, name: str) -> str:
     try:
         called = scheduler.cluster_name()
     except scheduler.Unanswered as error:
-        raise ConfigError("Slurm does not answer", name, str(error), "Is its controller up?") from error
+        raise _silent(name, error) from error
     if partition:
         try:
             scheduler.call("scontrol", "show", "partition", partition)
@@ -37,3 +61,210 @@ def _answer(partition: str, name: str) -> str:
             remedy = "`sinfo` lists what there is."
             raise ConfigError("no such partition", f"{name}, partition", partition, remedy) from error
     return f"the cluster {called} answers" + (f", it has the partition {partition}" if partition else "")
+
+
+def _silent(name: str, error: scheduler.Unanswered) -> ConfigError:
+    return ConfigError("Slurm does not answer", name, str(error), "Is its controller up?")
+
+
+# -- what was read -----------------------------------------------------------------------------------------------------
+
+
+class Node(NamedTuple):
+    """The shape of a node, as sinfo tells it. Memory in MiB."""
+
+    cpus: int
+    memory: int
+    gpus: int
+    gpu: str
+
+    @property
+    def memory_gb(self) -> int:
+        return self.memory * 2**20 // 10**9
+
+
+@dataclass(frozen=True)
+class Site:
+    """Texts as Slurm prints them. What a promise needs of them, in numbers, are the properties."""
+
+    config: Mapping[str, str] = field(default_factory=dict)
+    """``scontrol show config``."""
+    partition: Mapping[str, str] = field(default_factory=dict)
+    """``scontrol show partition`` of one."""
+    qos: Mapping[str, str] = field(default_factory=dict)
+    """preempt, grace, wall, submit of the QOS; empty where none is named or nobody says."""
+    nodes: Mapping[Node, int] = field(default_factory=dict)
+    """Shape -> how many there are in the partition that are not down or drained."""
+    said: Mapping[str, str] = field(default_factory=dict)
+    """Question -> "" where the answer is well, else what went wrong."""
+    python: str = ""
+    """Version of the Python that the batch script calls, as it is on this machine."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """``runs root`` and ``python`` -> the type of the file system below."""
+    unset: tuple[str, ...] = ()
+    """Names of the profile's ``env`` that are not set here."""
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in re.findall(r"\d+", self.config.get("SLURM_VERSION", ""))[:2])
+
+    @property
+    def preemption(self) -> tuple[str, int]:
+        """What becomes of a job that is preempted (REQUEUE, CANCEL, SUSPEND, OFF; "": not known), and GraceTime."""
+        kind = self.config.get("PreemptType", "")
+        if kind in ("preempt/none", "(null)"):
+            return "OFF", 0
+        source, key = (self.qos, "preempt") if kind == "preempt/qos" else (self.partition, "PreemptMode")
+        if kind == "preempt/qos" and not self.qos:
+            return "", 0
+        words = source.get(key, "").upper()
+        if not words or words == "CLUSTER":
+            words = self.config.get("PreemptMode", "").upper()
+        grace = source.get("grace" if kind == "preempt/qos" else "GraceTime", "")
+        mode = next((mode for mode in ("REQUEUE", "CANCEL", "SUSPEND", "OFF") if mode in words), "")
+        return mode, scheduler.seconds(grace) or number(grace) or 0
+
+    @property
+    def kill_wait(self) -> int:
+        """Seconds between TERM and KILL."""
+        seconds = number(self.config.get("KillWait", ""))
+        return 30 if seconds is None else seconds
+
+    @property
+    def longest(self) -> int | None:
+        """Seconds that a job may ask for; None: no limit."""
+        limits = [scheduler.seconds(text) for text in (self.partition.get("MaxTime", ""), self.qos.get("wall", ""))]
+        return min((limit for limit in limits if limit), default=None)
+
+    @property
+    def shape(self) -> Node | None:
+        """The shape of most nodes, of those with GPUs where there are such."""
+        return max(self.nodes, key=lambda node: (node.gpus > 0, self.nodes[node], node), default=None)
+
+    @property
+    def memory_share(self) -> str:
+        """What a job gets that does not ask, in words; "": all there is, or memory is not counted."""
+        if "MEMORY" not in self.config.get("SelectTypeParameters", "").upper():
+            return ""
+        for source in (self.partition, self.config):
+            for key in ("DefMemPerCPU", "DefMemPerNode", "DefMemPerGPU"):
+                if number(source.get(key, "")):
+                    return f"{key}={source[key]}"
+        return ""
+
+
+def number(text: str) -> int | None:
+    """The number that a value begins with: ``30 sec`` -> 30; None for UNLIMITED, NONE, (null)."""
+    found = re.match(r"\d+", text)
+    return int(found.group(0)) if found else None
+
+
+# -- asking ------------------------------------------------------------------------------------------------------------
+
+
+def read(profile: Profile) -> Site:
+    """Ask everything. ConfigError where there is nobody to ask; a question in vain stands in ``said``."""
+    _commands()
+    said: dict[str, str] = {}
+    try:
+        config = scheduler.config()
+    except scheduler.Unanswered as error:
+        raise _silent(profile.name or "scontrol", error) from error
+    partition = _partition(profile)
+    qos: dict[str, str] = {}
+    if profile.qos:
+        form = "format=PreemptMode,GraceTime,MaxWall,MaxSubmitJobsPerUser"
+        line = ask(said, "qos", "sacctmgr", "-n", "-P", "show", "qos", f"name={profile.qos}", form).strip()
+        qos = dict(zip(("preempt", "grace", "wall", "submit"), line.split("|"), strict=False)) if line else {}
+    name = partition["PartitionName"]
+    rows = ask(said, "nodes", "sinfo", "-h", "-N", "-p", name, "-o", "%N|%c|%m|%G|%T")
+    ask(said, "squeue --json", "squeue", "--json", "--name=none")
+    ask(said, "sacct", "sacct", "-n", "-X", "-S", "now")
+    python = shutil.which(profile.hosts_python) or profile.hosts_python
+    version = ask(said, "python", python, "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])").strip()
+    said["submitit"] = "" if find_spec("submitit") else "not installed"
+    root = runs_root(profile)
+    said["runs root"] = unusable(root)
+    places = {"runs root": filesystem(root), "python": filesystem(Path(python))}
+    return Site(config, partition, qos, nodes_of(rows), said, version, places, tuple(_unset(profile)))
+
+
+def ask(said: dict[str, str], question: str, *words: str) -> str:
+    """Standard output; "" where it went wrong, with the words in ``said``."""
+    said[question] = ""
+    try:
+        return scheduler.call(*words, deadline=DEADLINE)
+    except scheduler.Unanswered as error:
+        said[question] = str(error)
+        return ""
+
+
+def _partition(profile: Profile) -> dict[str, str]:
+    """The fields of the profile's (first) partition, or of the site's default one."""
+    name = profile.partition.partition(",")[0]
+    try:
+        text = scheduler.call("scontrol", "-o", "show", "partition", *([name] if name else []), deadline=DEADLINE)
+    except scheduler.Unanswered as error:
+        if not name or "did not answer" in str(error):
+            raise _silent(profile.name or "scontrol", error) from error
+        raise ConfigError("no such partition", "--partition", name, "`sinfo` lists what there is.") from error
+    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.startswith("PartitionName=")]
+    for row in rows:
+        if name or row.get("Default") == "YES":
+            return row
+    known = ", ".join(row["PartitionName"] for row in rows)
+    raise ConfigError("the site has no default partition", "--partition", remedy=f"Name one of: {known or 'none'}.")
+
+
+def nodes_of(text: str) -> Counter[Node]:
+    """Lines of ``sinfo -N -o %N|%c|%m|%G|%T``; a node may stand there twice, and in no state to run jobs."""
+    found: dict[str, Node] = {}
+    for line in text.splitlines():
+        name, cpus, memory, gres, state = (line.split("|") + [""] * 5)[:5]
+        if re.match("down|drain|fail|inval|unk", state):
+            continue
+        gpus = re.search(r"gpu:(?:([^:,()]*[^:,()\d][^:,()]*):)?(\d+)", gres)
+        kind, count = gpus.groups() if gpus else ("", "0")
+        found[name] = Node(number(cpus) or 0, number(memory) or 0, int(count), kind or "")
+    return Counter(found.values())
+
+
+def accepts(profile: Profile) -> str:
+    """What sbatch says against a job of one node with the profile's options; "" where it would take it."""
+    from jobs.batch import PASSED
+    from jobs.slurm import only
+
+    options: dict[str, str] = {key: getattr(profile, key) for key in ("partition", "account", "qos")}
+    options |= {"nodes": "1", "ntasks": "1", "time": str(math.ceil(profile.hours * 60)), "requeue": ""}
+    if profile.gpus_per_node and not {"gres", "gpus", "gpus-per-node"} & profile.options.keys():
+        options["gpus-per-node"] = str(profile.gpus_per_node)
+    given = {key: value for key, value in options.items() if value or key == "requeue"} | profile.options
+    words = [f"--{key}={value}" if value else f"--{key}" for key, value in given.items()]
+    said: dict[str, str] = {}
+    with only([*PASSED, *profile.env]):
+        ask(said, "sbatch", "sbatch", "--test-only", *words, "--wrap=true")
+    return said["sbatch"]
+
+
+def filesystem(path: Path) -> str:
+    """The type of the file system that holds a path, "" where nobody says."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    above = {str(folder) for folder in (path.resolve(), *path.resolve().parents)}
+    inside = [(len(place), -i, kind) for i, (place, kind) in enumerate(reversed(mounts)) if place in above]
+    return max(inside)[2] if inside else ""
+
+
+def unusable(root: Path) -> str:
+    """Why runs cannot live below ``root``: create, rename and lock a file there; "" where they can."""
+    place = next(folder for folder in (root, *root.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".probe.", dir=place) as folder:
+            with open(Path(folder) / "a", "w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(Path(folder) / "a", Path(folder) / "b")
+    except OSError as error:
+        return f"{error.filename or place}: {error.strerror}"
+    return ""

@@ -1,0 +1,270 @@
+"""Reading a Slurm site: what is promised there, the profile that follows, and mistakes in one paragraph each."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.exitcodes import ConfigError
+from jobs import doctor, promises
+from jobs import site as reading
+from jobs.profile import Profile, load_profile
+from jobs.promises import HOLDS, LESS, NOT, UNKNOWN
+from jobs.site import Node, Site
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = {
+    "ClusterName": "far", "SLURM_VERSION": "24.11.5", "PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE",
+    "PreemptParameters": "send_user_signal", "KillWait": "30 sec", "MaxArraySize": "1001", "MaxJobCount": "10000",
+    "MaxBatchRequeue": "5", "MinJobAge": "300 sec", "SlurmdTimeout": "300 sec", "ReturnToService": "1",
+    "AuthInfo": "(null)", "OverTimeLimit": "0 min", "RequeueExit": "(null)", "RequeueExitHold": "(null)",
+    "SelectType": "select/cons_tres", "SelectTypeParameters": "CR_CORE_MEMORY", "DefMemPerNode": "UNLIMITED",
+}  # fmt: skip
+PARTITION = {
+    "PartitionName": "gpu", "Default": "YES", "PreemptMode": "REQUEUE", "GraceTime": "120", "MaxTime": "2-00:00:00",
+    "OverTimeLimit": "NONE", "DefMemPerNode": "UNLIMITED",
+}  # fmt: skip
+EIGHT = Node(96, 1031000, 8, "h100")
+PROFILE = Profile("far", "slurm", partition="gpu", gpus_per_node=8, cpus_per_node=96, hours=24.0, host_python="py")
+NO_QOS = {"PreemptType": "preempt/qos"}
+
+
+def site(config=(), partition=(), **fields):
+    """A site on which all promises hold, but for what is given."""
+    whole = {
+        "nodes": {EIGHT: 4},
+        "said": {"sbatch --test-only": "", "sacct": "sacct: accounting storage is disabled"},
+        "python": "3.9.18",
+        "places": {"runs root": "lustre", "python": "nfs4"},
+    }
+    return Site({**CONFIG, **dict(config)}, {**PARTITION, **dict(partition)}, **{**whole, **fields})
+
+
+def judged(one, promise, profile=PROFILE):
+    (found,) = [finding for finding in promises.findings(one, profile) if promise in finding.promise]
+    return found
+
+
+def test_a_good_site_keeps_all_promises():
+    assert {(f.verdict, f.then) for f in promises.findings(site(), PROFILE)} == {(HOLDS, "")}
+
+
+# fmt: off
+SITES = [
+    (site({"JobRequeue": "0"}), "starts again", HOLDS, "ask for --requeue"),
+    (site(partition={"PreemptMode": "OFF"}), "starts again", HOLDS, "nobody preempts"),
+    (site({"PreemptType": "preempt/none"}), "warned before it is preempted", HOLDS, "nobody preempts"),
+    (site(partition={"PreemptMode": "CANCEL", "GraceTime": "0"}), "preempted run starts", NOT, "submit --retry"),
+    (site(partition={"PreemptMode": "CANCEL"}), "preempted run starts", LESS, "within the grace"),
+    (site(partition={"PreemptMode": "GANG,SUSPEND"}), "preempted run starts", LESS, "frozen"),
+    (site(NO_QOS), "preempted run starts", UNKNOWN, "--qos"),
+    (site(NO_QOS, said={"qos": "sacctmgr: no answer"}), "preempted run starts", UNKNOWN, "sacctmgr: no answer"),
+    (site(NO_QOS, qos={"preempt": "cancel", "grace": "00:00:00"}), "preempted run starts", NOT, "CANCEL"),
+    (site(NO_QOS, qos={"preempt": "cluster", "grace": "00:02:00"}), "preempted run starts", HOLDS, "GraceTime=120 s"),
+    (site(partition={"GraceTime": "0"}), "before it is preempted", LESS, "longer than 30 s"),
+    (site({"PreemptParameters": "(null)"}), "before it is preempted", LESS, "`stopped`"),
+    (site(NO_QOS), "before it is preempted", UNKNOWN, "QOS"),
+    (site(partition={"MaxTime": "12:00:00"}), "before the time limit", NOT, "set hours to 12"),
+    (site(qos={"wall": "06:30:00"}), "before the time limit", NOT, "set hours to 6.5"),
+    (site(partition={"MaxTime": "UNLIMITED"}), "before the time limit", HOLDS, "allows any"),
+    (site({"MaxBatchRequeue": "1"}), "killed rank", LESS, "scontrol release"),
+    (site({"RequeueExit": "1,70-72"}), "killed rank", NOT, "RequeueExit has 70, 71"),
+    (site({"RequeueExitHold": "75"}), "killed rank", LESS, "RequeueExitHold has 75"),
+    (site({"SlurmdTimeout": "0 sec"}), "lost node", NOT, "yourself"),
+    (site({"ReturnToService": "0"}), "lost node", HOLDS, "by hand"),
+    (site({"OverTimeLimit": "10 min"}), "stays cancelled", LESS, "jobs/cancel.py"),
+    (site(partition={"OverTimeLimit": "UNLIMITED"}), "stays cancelled", LESS, "UNLIMITED"),
+    (site({"MinJobAge": "5 sec"}), "what became", LESS, "5 s"),
+    (site({"MaxArraySize": "1"}), "number of runs", NOT, "array_size to 1."),
+    (site({"MaxArraySize": "(null)"}), "number of runs", UNKNOWN, "array_size"),
+    (site(qos={"submit": "50"}), "number of runs", LESS, "more than 50"),
+    (site({"AuthInfo": "socket=/run/x,cred_expire=5"}), "starts soon", HOLDS, "about 6 s"),
+    (site({"AuthInfo": "cred_expire=1200"}), "starts soon", LESS, "1201 s"),
+    (site(), "starts soon", HOLDS, "about 121 s"),
+    (site(), "not trained again", HOLDS, "before 26.05"),
+    (site({"SLURM_VERSION": "26.05.0"}), "not trained again", HOLDS, "a job that is started once more"),
+    (site({"SLURM_VERSION": "19.05.8"}), "release", LESS, "20.11"),
+    (site(python="3.5.2"), "has a Python", NOT, "host_python"),
+    (site(said={"python": "py: No such file or directory"}), "has a Python", NOT, "host_python"),
+    (site(places={"runs root": "ext4", "python": "ext4"}), "has a Python", UNKNOWN, "srun -N1 -p gpu py --version"),
+    (site(places={"runs root": "ext4", "python": "ext4"}), "can live", UNKNOWN, "shared file system"),
+    (site(said={"runs root": "/x: Permission denied"}), "can live", NOT, "runs_root"),
+    (site(unset=("WANDB_KEY",)), "environment", NOT, "WANDB_KEY"),
+    (site(said={"sbatch --test-only": "sbatch: error: Invalid account"}), "accepted", NOT, "Invalid account"),
+    (site(said={"sbatch --test-only": "sbatch did not answer for 15 s"}), "accepted", UNKNOWN, "15 s"),
+    (site(said={"submitit": "not installed"}), "from here", NOT, "pip install"),
+    (site(nodes={}), "nodes", NOT, "no node"),
+    (site(nodes={Node(64, 500000, 4, ""): 2}), "nodes", NOT, "set it to 4"),
+    (site({"SelectType": "select/linear"}), "nodes", NOT, "gpu:8"),
+    (site({"DefMemPerCPU": "100"}), "memory", LESS, "mem-per-cpu"),
+    (site({"DefMemPerCPU": "100", "SelectTypeParameters": "CR_CORE"}), "memory", HOLDS, "not counted"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("one, promise, verdict, words", SITES)
+def test_what_a_site_lacks_is_said(one, promise, verdict, words):
+    found = judged(one, promise)
+    assert found.verdict == verdict and words in f"{found.read} {found.then}", found
+    assert bool(found.then) == (verdict != HOLDS), "a remedy or a consequence where it does not hold, and only there"
+
+
+def test_what_a_profile_asks_for_is_judged_too():
+    of = PROFILE.__class__
+    linear = of("far", "slurm", gpus_per_node=8, options={"gres": "gpu:8", "mem": "0"})
+    assert judged(site({"SelectType": "select/linear"}), "nodes", linear).verdict == HOLDS
+    assert judged(site({"DefMemPerCPU": "100"}), "memory", linear).verdict == HOLDS
+    assert judged(site(), "preempted run starts", of("far", options={"no-requeue": ""})).verdict == NOT
+    assert judged(site({"MaxArraySize": "2"}), "number of runs", of("far", array_size=1)).verdict == LESS
+    assert judged(site(), "before the time limit", of("far", hours=0.05, signal_seconds=120)).verdict == LESS
+    assert judged(site(), "before the time limit", of("far", signal_seconds=20)).verdict == LESS
+
+
+def test_nodes_by_their_shape():
+    found = reading.nodes_of(
+        "a1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\na1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\n"
+        "a2|96|1031000|gpu:h100:8|mixed\na3|96|1031000|gpu:h100:8|drained*\nb1|64|250000|gpu:4|allocated\n"
+        + "".join(f"c{i}|32|120000|(null)|idle\n" for i in range(9))
+    )
+    assert found == {EIGHT: 2, Node(64, 250000, 4, ""): 1, Node(32, 120000, 0, ""): 9}
+    assert site(nodes=found).shape == EIGHT and EIGHT.memory_gb == 1081
+
+
+@pytest.mark.parametrize(
+    "config, partition, fields",
+    [
+        ({}, {}, {"hours": 48.0, "signal_seconds": 120, "array_size": 1000, "gpu": "h100", "options": {}}),
+        ({"MaxArraySize": "1"}, {"MaxTime": "UNLIMITED"}, {"hours": 24.0, "array_size": 1}),
+        ({}, {"MaxTime": "00:04:00"}, {"hours": 0.06, "signal_seconds": 54}),
+        ({"DefMemPerCPU": "100"}, {}, {"options": {"mem-per-cpu": "10739M"}}),
+        ({"SelectType": "select/linear"}, {}, {"options": {"gres": "gpu:8"}}),
+    ],
+)
+def test_the_profile_that_is_written_loads_and_fits(tmp_path, config, partition, fields):
+    one = site(config, partition)
+    made = doctor.draft(Profile(kind="slurm", account="007", runs_root="/data/runs"), one)
+    doctor.write(tmp_path / "mine.yaml", doctor.text(made, one))
+    loaded = load_profile(str(tmp_path / "mine.yaml"))
+    assert {key: getattr(loaded, key) for key in fields} == fields
+    assert (loaded.kind, loaded.partition, loaded.account, loaded.runs_root) == ("slurm", "gpu", "007", "/data/runs")
+    assert (loaded.gpus_per_node, loaded.cpus_per_node, loaded.memory_gb) == (8, 96, 1081.0)
+    for promise in ("nodes", "memory", "time limit"):
+        assert judged(one, promise, loaded).verdict == HOLDS or "signal_seconds" in judged(one, promise, loaded).then
+
+
+@pytest.fixture
+def far(commands, tmp_path, monkeypatch):
+    """Stand-ins for the commands of a Slurm with the partitions cpu and gpu."""
+    rows = ["PartitionName=cpu Default=NO", " ".join(f"{key}={value}" for key, value in PARTITION.items())]
+    config = "\n".join(f"{key:24}= {value}" for key, value in CONFIG.items())
+    one = f'[ "$*" = "-o show partition gpu" ] && echo "{rows[1]}"'
+    two = f'[ "$*" = "-o show partition" ] && printf "%s\\n" "{rows[0]}" "{rows[1]}"'
+    commands("scontrol", f"[ $2 = config ] && cat <<'X'\n{config}\nX\n{one}\n{two}\n[ \"$4\" != none ]")
+    commands("sinfo", "echo 'a1|96|1031000|gpu:h100:8|idle'")
+    commands("squeue", "exit 1")
+    commands("sacct", "exit 1")
+    commands("scancel", "")
+    commands("srun", "")
+    commands("sbatch", "[ $1 = --test-only ]")
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    return commands
+
+
+def test_the_command_reads_writes_and_does_not_overwrite(far, tmp_path, capsys):
+    target = tmp_path / "new.yaml"
+    assert doctor.main(["--write", str(target), "--account", "vision"]) == 0
+    out = capsys.readouterr().out
+    assert "Slurm cluster far, partition gpu" in out and f"written: {target}" in out
+    assert load_profile(str(target)).account == "vision"
+    asked = [call for call in far.calls() if call.startswith("sbatch")]
+    assert len(asked) == 1 and "--test-only --partition=gpu --account=vision" in asked[0]
+    assert "--gpus-per-node=8" in asked[0] and "--time=2880" in asked[0]
+    before = target.read_bytes()
+    assert doctor.main(["--write", str(target)]) == 78
+    assert "--force" in capsys.readouterr().err and target.read_bytes() == before
+    assert doctor.main(["--write", str(target), "--force"]) == 0 and target.read_bytes() != before
+    assert not (tmp_path / "runs").exists() and not list(tmp_path.glob(".probe*")), "it leaves nothing behind"
+
+
+def test_json_for_programs_and_a_profile_that_does_not_fit(far, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("kind: slurm\nhours: 100\nenv: [FLIP_NO_SUCH_NAME]\noptions: {qos: x}\n")
+    assert doctor.main(["--cluster", str(tmp_path / "mine.yaml"), "--json"]) == 78
+    report = json.loads(capsys.readouterr().out)
+    assert (report["cluster"], report["partition"], report["written"]) == ("far", "gpu", None)
+    wrong = {row["promise"] for row in report["promises"] if row["verdict"] == NOT}
+    assert wrong == {"a run is warned before the time limit", "the environment of jobs is a known one"}
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--partition", "none"], "no such partition"),
+        (["--cluster", "local"], "not a profile of a Slurm cluster"),
+        (["--cluster", "nowhere"], "no such cluster profile"),
+    ],
+)
+def test_mistakes_are_one_paragraph(far, words, said, capsys):
+    assert doctor.main(words) == 78
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1
+
+
+def test_no_commands_no_controller_no_default(far, tmp_path, monkeypatch, capsys):
+    far("scontrol", "[ $2 = config ] && exit 0; echo 'PartitionName=cpu Default=NO'")
+    assert doctor.main([]) == 78 and "Name one of: cpu" in capsys.readouterr().err
+    far("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert doctor.main([]) == 78 and "Unable to contact" in capsys.readouterr().err
+    far("scontrol", "[ $2 = config ] && exit 0; exec sleep 60")
+    monkeypatch.setattr(reading, "DEADLINE", 0.2)
+    assert doctor.main(["--partition", "gpu"]) == 78 and "does not answer" in capsys.readouterr().err
+    (tmp_path / "srun").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="not on this machine.*srun"):
+        reading.ready(Profile(kind="slurm"))
+    assert doctor.main([]) == 78 and "srun" in capsys.readouterr().err
+
+
+def test_help_ends_with_examples_and_imports_nothing_of_ours():
+    line = [sys.executable, "-X", "importtime", str(ROOT / "jobs" / "doctor.py"), "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "examples:" in done.stdout
+    assert not {name for name in imported if name.startswith(("flip", "jobs"))} - {"jobs", "jobs.pipe"}
+
+
+@pytest.mark.slurm
+def test_a_real_site(tmp_path):
+    """What is written for it is taken by it; a partition that cancels what it preempts is found out."""
+    from tests.slurm_site import require
+    from tools.slurm_here import Here
+
+    require()
+    here = Here(tmp_path / "slurm", nodes=2, grace=9)
+
+    def call(*words):
+        line = [sys.executable, ROOT / "jobs" / "doctor.py", "--json", *words]
+        environ = {**os.environ, **here.env(), "FLIP_RUNS": str(tmp_path / "runs")}
+        done = subprocess.run(line, env=environ, capture_output=True, text=True)
+        return done.returncode, {row["promise"]: row for row in json.loads(done.stdout)["promises"]}
+
+    here.start()
+    try:
+        code, found = call("--write", str(tmp_path / "mine.yaml"))
+        assert code == 0, found
+        assert found["a preempted run starts again"]["read"].startswith("preempt/partition_prio, PreemptMode=REQUEUE")
+        assert "GraceTime=9 s, KillWait=5 s, USR2" in found["a run is warned before it is preempted"]["read"]
+        mine = load_profile(str(tmp_path / "mine.yaml"))
+        assert (mine.partition, mine.gpus_per_node, mine.cpus_per_node, mine.hours) == ("low", 8, 16, 24.0)
+        assert mine.options == {"mem-per-cpu": "4000M"} and mine.memory_gb == 67.0
+        text = (tmp_path / "mine.yaml").read_text().replace("gpus_per_node: 8", "gpus_per_node: 9")
+        (tmp_path / "more.yaml").write_text(text)
+        code, found = call("--cluster", str(tmp_path / "more.yaml"))
+        assert code == 78 and "not available" in found["a job is accepted"]["read"]
+        here.call("scontrol", "update", "PartitionName=low", "PreemptMode=CANCEL", "GraceTime=0")
+        code, found = call()
+        assert code == 78 and found["a preempted run starts again"]["verdict"] == NOT
+    finally:
+        here.stop()
