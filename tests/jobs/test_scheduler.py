@@ -6,7 +6,7 @@ from jobs import scheduler
 
 JOB = (
     "JobId=57 ArrayJobId=50 ArrayTaskId=3 JobName=a.b\n   Priority=1 Account=(null)\n   JobState={state} Reason=None\n"
-    "   Requeue=1 Restarts={restarts} BatchFlag=1\n   RunTime={ran} TimeLimit={limit} TimeMin=N/A\n   ExcNodeList={out}\n"
+    "   Requeue=1 Restarts={restarts}\n   RunTime={ran} TimeLimit={limit} TimeMin=N/A\n   ExcNodeList={out}\n"
 )
 
 
@@ -55,10 +55,12 @@ def test_one_element_of_an_array_is_named_by_its_index():
 
 
 def test_the_queue_is_read_in_one_call(commands):
-    commands(
-        "squeue",
-        "printf '%s\\n' 'demo.1f|0|50_0|RUNNING|n[1-2]|None' 'demo.1f|1|50_1|PENDING||(held|by admin)' 'x.2|N/A|9|COMPLETED|n1|None'",
-    )
+    lines = [
+        "demo.1f|0|50_0|RUNNING|n[1-2]|None",
+        "demo.1f|1|50_1|PENDING||(held|by admin)",
+        "x.2|N/A|9|COMPLETED|n1|None",
+    ]
+    commands("squeue", "printf '%s\\n' " + " ".join(f"'{line}'" for line in lines))
     rows = scheduler.queue(["x.2", "demo.1f", "x.2"])
     assert {key: (row.id, row.state, row.reason) for key, row in rows.items()} == {
         ("demo.1f", 0): ("50_0", "RUNNING", "None"),

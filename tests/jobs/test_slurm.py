@@ -1,4 +1,4 @@
-"""Where runs on Slurm stand, and what is submitted, against small stand-ins for its commands; tests/slurm has the real."""
+"""Where runs on Slurm stand and what is submitted, against small stand-ins for its commands (tests/slurm: the real)."""
 
 import os
 import re
@@ -19,7 +19,7 @@ SBATCH = 'cp "$1" "$0.$$"; env | sort > "$0.env"; echo "Submitted batch job 57"'
 
 @pytest.fixture
 def sweep(tmp_path, commands):
-    """``sweep(name, row)`` makes a run that was submitted, with this row in squeue (state, reason); None: not listed."""
+    """``sweep(name, row)``: a run that was submitted, with this row in squeue (state, reason); None: not listed."""
     rows = []
 
     def make(name="a", row=None, site="far", after=0):

@@ -1,0 +1,73 @@
+"""What must hold after faults, whatever they were: the bits, the data, the attempts."""
+
+import torch
+
+from flip.config.stages import spans
+from flip.rundir import read_json
+from tests.arena import BATCH, INTERVAL
+
+
+def check_equal(calm, storm):
+    """Weights and moments bit for bit, losses, and each step once in what readers see."""
+    for arena in (calm, storm):
+        assert arena.run.result.exists(), arena.story()
+        assert arena.leftovers() == ([], [])
+    samples, ours = storm.weights()
+    expected_samples, theirs = calm.weights()
+    assert samples == expected_samples == spans(calm.config)[-1].end
+    assert ours.keys() == theirs.keys() and len(ours) > 50
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    told = [
+        [(line["step"], line["samples"], line["loss"]) for line in arena.run.metric_lines()] for arena in (calm, storm)
+    ]
+    assert told[0] == told[1]
+    assert [step for step, _, _ in told[0]] == list(range(1, len(told[0]) + 1))
+    scores = [
+        {
+            (e["stage"], e["samples"], e["name"]): e["correct5"]
+            for p in arena.run.eval.glob("*.json")
+            for e in told_by(p)
+        }
+        for arena in (calm, storm)
+    ]
+    assert (
+        scores[0] == scores[1] and len(scores[0]) == 6
+    )  # three times validation, once more at the end, and the test set
+
+
+def told_by(path):
+    return read_json(path)["evaluations"]
+
+
+def check_data(arena, hashes):
+    """The ids of every global batch are the ordered ones, and the pictures that were decoded are those of the ids."""
+    order = arena.order()
+    seen = set()
+    for n, batches in arena.witnessed().items():
+        for samples, (ids, pictures) in batches.items():
+            assert ids == order.batch(samples, BATCH)[0].tolist(), (n, samples)
+            assert pictures == [hashes[i] for i in ids]
+            seen.add(samples)
+    assert seen == set(range(0, spans(arena.config)[-1].end, BATCH))
+
+
+def ends(arena, upto):
+    return [read_json(arena.run.attempt(n) / "end.json") for n in range(1, upto + 1)]
+
+
+def check_attempts(arena):
+    """Every attempt went on from the newest commit. A clean stop cost nothing, no fault more than the interval."""
+    trained, done = arena.witnessed(), 0
+    for n in arena.run.attempt_numbers():
+        begun = min(trained.get(n, ()), default=None)
+        if begun is None:
+            continue
+        if n > 1:
+            before = ends(arena, n - 1)[-1]
+            assert begun == before["commits"], (n, arena.story())
+            bound = 0 if before["code"] == 75 else INTERVAL * BATCH
+            assert done - begun <= bound, (n, done, begun, arena.story())
+        done = max(trained[n]) + BATCH
+    steps = sum(span.steps for span in spans(arena.config))
+    assert sum(len(batches) for batches in trained.values()) <= steps + arena.faults * INTERVAL
+    assert ends(arena, arena.run.newest_attempt())[-1]["action"] == "done"
