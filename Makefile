@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 
 BIN := .venv/bin
 CHECKED := flip jobs tools tests
 
-.PHONY: help install test check lint types quickstart clean
+.PHONY: help install slurm test check lint types quickstart clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -20,7 +20,11 @@ $(BIN)/.ready: requirements.txt requirements-dev.txt
 
 install: $(BIN)/.ready  ## build .venv and install what runs and tests need
 
-test: lint types  ## everything that CI runs: lint, types, quick tests, kill-and-resume tests
+slurm: install  ## Slurm's packages for the tests, where they may be installed (root on Debian); else a line says so
+	@missing=$$($(BIN)/python tools/slurm_here.py packages --accounting) && \
+		{ [ -z "$$missing" ] || tests/slurm/install.sh $$missing; }
+
+test: lint types slurm  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (half an hour)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 check: lint types  ## the quick part, under five minutes

@@ -71,3 +71,16 @@ def check_attempts(arena):
     steps = sum(span.steps for span in spans(arena.config))
     assert sum(len(batches) for batches in trained.values()) <= steps + arena.faults * INTERVAL
     assert ends(arena, arena.run.newest_attempt())[-1]["action"] == "done"
+
+
+def check_status(run):
+    """``status`` told every attempt as running and, but for the last, as waiting for the next, in this order."""
+    *told, last = [state for state in run.seen if state != ("queued", 0)]
+    newest = run.run.newest_attempt()
+    assert last == ("complete", newest), run.seen
+    assert {state for state, _ in told} == {"running", "waiting"}, run.seen
+    assert [n for _, n in told] == sorted(n for _, n in told), run.seen
+    wanted = [("running", n) for n in range(1, newest + 1)] + [("waiting", n) for n in range(1, newest)]
+    assert set(wanted) <= set(told), run.seen
+    for n in range(1, newest):
+        assert told.index(("running", n)) < told.index(("waiting", n)), run.seen

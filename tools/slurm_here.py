@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from tools.onebox import daemons
 from tools.onebox.here import Here
 
 __all__ = ["Here"]
@@ -20,6 +21,7 @@ EXAMPLES = """examples:
   python tools/slurm_here.py lose n2                   as if that machine were gone; `return n2` brings it back
   python tools/slurm_here.py status                    daemons, nodes, jobs
   python tools/slurm_here.py stop                      cancels what runs, leaves no process
+  apt-get install $(python tools/slurm_here.py packages)
   python tools/slurm_here.py start --nodes 2 --grace 0 --no-user-signal --accounting --set KillWait=30
 """
 
@@ -46,14 +48,8 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     sizes = {"nodes": made.nodes, "gpus": made.cards, "cpus": made.cpus, "memory": made.memory}
     ports = [made.port, made.port + made.ports - 1]
     files = {"slurm_conf": str(here.site.conf), "profile": str(here.profile)}
-    return {
-        "started": started,
-        "folder": str(here.folder),
-        **files,
-        **sizes,
-        "ports": ports,
-        "address": here.site.address,
-    }
+    about = {"started": started, "folder": str(here.folder), **files, **sizes}
+    return {**about, "ports": ports, "address": here.site.address}
 
 
 def stop(options: argparse.Namespace) -> dict[str, Any]:
@@ -84,6 +80,11 @@ def preempt(options: argparse.Namespace) -> dict[str, Any]:
     """Submit a job of higher priority over whole nodes, so that what runs in the partition low has to go."""
     here = Here.open(options.folder)
     return {"job": here.preempt(options.nodes or here.site.options.nodes, options.seconds, options.nodelist)}
+
+
+def packages(options: argparse.Namespace) -> dict[str, Any]:
+    """Debian's packages that a Slurm here needs and that are missing, on one line; nothing where all are there."""
+    return {"missing": daemons.lacking(options.accounting)}
 
 
 def _started(report: dict[str, Any]) -> str:
@@ -135,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     _start_options(add("start", start, _started))
+    command = add("packages", packages, lambda report: " ".join(report["missing"]))
+    command.add_argument("--accounting", action="store_true", help="with those of slurmdbd and MariaDB")
     gone = "stopped: {folder}; no process is left".format
     add("stop", stop, lambda report: gone(**report) if report["stopped"] else f"did not run: {report['folder']}")
     add("status", status, _state)

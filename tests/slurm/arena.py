@@ -1,7 +1,9 @@
-"""One run on a real Slurm under real faults. Each fault is a few lines; all count in ``faults``."""
+"""One run on a real Slurm: started, watched, looked at afterwards. What hurts it is in ``storm.py``."""
 
 import os
+import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from flip.rundir import read_json
 from jobs import scheduler
 from jobs.cluster import Shape
 from jobs.profile import Profile
-from jobs.slurm import SlurmCluster
+from jobs.slurm import ENDED, SlurmCluster
 from tests.arena import Arena
 
 NODES, PROCESSES = 2, 2
@@ -27,8 +29,11 @@ class SlurmArena(Arena):
     def __init__(self, here, folder, name, config, pause=0.05, module="tests.kill_worker", **fields):
         self.here, self.profile, self.module = here, profile(**fields), module
         super().__init__(folder, name, config, pause)
+        self.rng = random.Random(0)
+        """Of what faults choose."""
         self.seen = []
         """(state, attempt) as ``status`` told them, one after the other, without repetitions."""
+        self._over, self._asking = threading.Event(), threading.Lock()
 
     def open(self):
         return SlurmCluster(self.profile)
@@ -36,11 +41,25 @@ class SlurmArena(Arena):
     def shape(self):
         return Shape(NODES, self.world // NODES, 0, 1, self.profile.hours)
 
+    def submit(self):
+        """From now on ``status`` is asked all the time."""
+        super().submit()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self):
+        while not self._over.wait(0.3):
+            self.state()
+
     def state(self):
-        state = super().state()
-        if not self.seen or self.seen[-1] != (state.state, state.attempt):
-            self.seen.append((state.state, state.attempt))
+        with self._asking:
+            state = super().state()
+            if not self.seen or self.seen[-1] != (state.state, state.attempt):
+                self.seen.append((state.state, state.attempt))
         return state
+
+    def wait_over(self, seconds=180):
+        super().wait_over(seconds)
+        self._over.set()
 
     def ranks(self):
         """Rows {rank, pid, node} of the living processes of this run's newest attempt, from /proc."""
@@ -63,33 +82,19 @@ class SlurmArena(Arena):
         record = read_json(self.run.path / "job.json")
         return scheduler.queue([record["name"]]).get((record["name"], record["index"]))
 
-    # -- faults ------------------------------------------------------------------------------------------------------
+    # -- hands -------------------------------------------------------------------------------------------------------
 
     def preempt(self, seconds=6):
         """A job of higher priority takes all nodes."""
         self.faults += 1
-        return self.here.preempt(nodes=self.here.nodes, seconds=seconds)
-
-    def warn(self):
-        """The warning signal, as the wall limit sends it, to all tasks."""
-        self.faults += 1
-        scheduler.call("scancel", "--signal=USR2", self.job().id)
-
-    def lose_node(self, rank):
-        """The node of this rank dies with all that runs on it."""
-        self.faults += 1
-        (node,) = {row["node"] for row in self.ranks() if row["rank"] == rank}
-        self.here.lose(node)
-        return node
+        return self.here.preempt(nodes=len(self.here.site.names), seconds=seconds)
 
     def scancel(self):
         scheduler.call("scancel", self.job().id)
 
     def wait_gone(self, seconds=60):
-        """Until nothing of the run is on a node."""
-        self.wait(
-            lambda: self.job() is None or self.job().state in ("CANCELLED", "COMPLETED", "FAILED"), "its end", seconds
-        )
+        """Until nothing of the run is on a node, nor will be."""
+        self.wait(lambda: self.job() is None or self.job().state in ENDED, "its end in Slurm", seconds)
 
     def quiet(self, seconds=12):
         """Nothing may start again by itself: watch for longer than a requeue takes."""
@@ -100,8 +105,9 @@ class SlurmArena(Arena):
 
     # -- what is read back -------------------------------------------------------------------------------------------
 
-    def ends_rows(self):
-        return [read_json(path) for path in self.ends()]
+    def last_step(self):
+        """Of all that were logged."""
+        return max((line["step"] for n in self.run.attempt_numbers() for line in self.lines(n)), default=0)
 
     def story(self):
         parts = [super().story(), str(self.seen), str(self.job())]

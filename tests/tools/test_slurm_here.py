@@ -298,6 +298,8 @@ def test_folders_that_cannot_be(tmp_path, capsys, name, said):
 
 def test_missing_packages_are_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(daemons, "search_path", lambda: str(tmp_path))
+    assert main(["packages"]) == 0
+    assert capsys.readouterr().out == "munge slurm-client slurmctld slurmd\n"
     assert main(["start", "--accounting", "--folder", str(tmp_path)]) == 78
     assert "mariadb-server munge slurm-client slurmctld slurmd slurmdbd" in capsys.readouterr().err
     monkeypatch.setenv("FLIP_REQUIRE_SLURM", "1")

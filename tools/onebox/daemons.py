@@ -44,12 +44,17 @@ class Daemon:
         return site / "log" / f"{self.name}.out"
 
 
+def lacking(accounting: bool) -> list[str]:
+    """Names of Debian's packages that a Slurm here would need and that are not installed."""
+    wanted = PACKAGES | (ACCOUNTING if accounting else {})
+    return sorted({package for program, package in wanted.items() if not shutil.which(program, path=search_path())})
+
+
 def missing(accounting: bool) -> None:
     """ConfigError where this machine cannot run a Slurm."""
     if not sys.platform.startswith("linux"):
         raise ConfigError("a Slurm at home needs Linux", value=sys.platform)
-    wanted = PACKAGES | (ACCOUNTING if accounting else {})
-    packages = sorted({package for program, package in wanted.items() if not shutil.which(program, path=search_path())})
+    packages = lacking(accounting)
     if packages:
         remedy = f"Install them: apt-get install --no-install-recommends {' '.join(packages)}"
         raise ConfigError("Slurm's packages are missing", value=", ".join(packages), remedy=remedy)

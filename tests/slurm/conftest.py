@@ -1,0 +1,69 @@
+"""A real Slurm for a test, and real pictures to train on."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from flip.data.index import index
+from tests.slurm_site import require
+from tools.slurm_here import Here
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES, SHARDS = 200, 3
+
+
+def make_here(folder, monkeypatch, **options):
+    require()
+    here = Here(folder, **options)
+    here.start()
+    for key, value in here.env().items():
+        monkeypatch.setenv(key, value)
+    return here
+
+
+@pytest.fixture
+def start_slurm(tmp_path, monkeypatch):
+    """``start_slurm(grace=..., ...)``: a Slurm of its own for one test; it is stopped whatever happens."""
+    started = []
+
+    def start(**options):
+        started.append(make_here(tmp_path / "slurm", monkeypatch, **options))
+        return started[-1]
+
+    yield start
+    for here in started:
+        here.stop()
+
+
+@pytest.fixture(scope="session")
+def emoji(tmp_path_factory):
+    """A manifest over 200 of the demonstration's pictures, in three shards, with the classes that they show."""
+    command = [sys.executable, ROOT / "tools" / "demo_data.py", "--json"]
+    cache = Path(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["path"])
+    folder = tmp_path_factory.mktemp("emoji")
+    samples = {}
+    with tarfile.open(cache / "noto-v1" / "00000.tar") as tar:
+        for member in tar:
+            key, _, kind = member.name.partition(".")
+            samples.setdefault(key, {})[kind] = tar.extractfile(member).read()
+            if len(samples) > SAMPLES:
+                samples.popitem()
+                break
+    names = json.loads((cache / "classes.json").read_text())
+    shown = sorted({int(sample["cls"]) for sample in samples.values()})
+    for shard in range(SHARDS):
+        with webdataset.TarWriter(str(folder / f"{shard:05d}.tar"), mtime=0) as writer:
+            for key, sample in list(samples.items())[SAMPLES * shard // SHARDS : SAMPLES * (shard + 1) // SHARDS]:
+                writer.write({"__key__": key, **sample, "cls": str(shown.index(int(sample["cls"]))).encode()})
+    index([str(path) for path in sorted(folder.glob("*.tar"))], folder, chunk=4)
+    (folder / "classes.json").write_text(
+        json.dumps({"names": [names["names"][c] for c in shown], "templates": names["templates"][:1]}), encoding="utf-8"
+    )
+    shutil.copy(cache / "tokenizer.json", folder)
+    return folder

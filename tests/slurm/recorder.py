@@ -1,0 +1,248 @@
+"""What is seen of runs on a real Slurm: states, signals, what the exit trap asked, what it was told, what it decided.
+
+The trap's own calls are seen by a ``scontrol`` and a ``squeue`` that stand first on PATH, which jobs are given.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from flip.rundir import RunDir, create_json, read_json
+from jobs import cluster
+from jobs.cluster import Job, Shape
+from jobs.slurm import ENDED, SlurmCluster
+from tests.slurm.arena import profile
+
+ROOT = Path(__file__).resolve().parents[2]
+CALLS = ("scontrol", "squeue")
+SETTLED = 2.0
+"""Seconds for which a job must stay at its end: one that Slurm starts once more is PENDING by then."""
+
+SHIM = """#!{python} -SE
+# Notes what an exit trap calls, and what squeue --json says at that moment.
+import json, os, subprocess, sys
+name, words = {name!r}, sys.argv[1:]
+run, attempt = os.environ.get("FLIP_RUN"), os.environ.get("FLIP_ATTEMPT")
+real = {real}
+if not run or not attempt:
+    os.execv(real[name], [name, *words])
+def note(**facts):
+    with open("%s/calls/%s.jsonl" % (run, attempt), "a") as file:
+        file.write(json.dumps(facts) + "\\n")
+id_ = os.environ["SLURM_JOB_ID"]
+try:
+    said = subprocess.run([real["squeue"], "--json", "-j", id_], stdout=subprocess.PIPE, timeout=20).stdout
+    states = [job["job_state"] for job in json.loads(said)["jobs"] if job["job_id"] == int(id_)]
+except (ValueError, KeyError, subprocess.TimeoutExpired):
+    states = []
+note(words=[name] + words, restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0), json=states[0] if states else [])
+if name == "squeue" and "--json" in words and os.path.exists(run + "/no-json"):
+    note(code=1, out="", err="squeue: error: no such plugin")
+    sys.exit("squeue: error: no such plugin")
+done = subprocess.run([real[name]] + words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+note(code=done.returncode, out=done.stdout, err=done.stderr)
+sys.stdout.write(done.stdout)
+sys.stderr.write(done.stderr)
+sys.exit(done.returncode)
+"""
+
+
+def install(folder):
+    """Write the shims; the folder that must stand first on PATH. The real ones are looked up on the PATH of now."""
+    real = {name: shutil.which(name) for name in CALLS}
+    folder.mkdir(parents=True)
+    for name in CALLS:
+        (folder / name).write_text(SHIM.format(python=sys.executable, name=name, real=real))
+        (folder / name).chmod(0o755)
+    return folder
+
+
+class Scene:
+    """One submission to the Slurm ``here``, whose SLURM_CONF and shims stand in this process's environment."""
+
+    def __init__(self, here, squeue, folder, name):
+        self.here, self.squeue, self.folder, self.name = here, squeue, folder / name, name
+        self.runs, self.seen, self.rows = [], [], {}
+        self.patience = 120.0
+        self._over = threading.Event()
+
+    # -- what is done ------------------------------------------------------------------------------------------------
+
+    def submit(self, *plays, hours=0.5, cpus=1, **fields):
+        """One run per play, all in one array; they are watched from now on."""
+        for index, play in enumerate(plays):
+            run = RunDir(self.folder / f"run{index}")
+            (run.path / "calls").mkdir(parents=True)
+            (run.path / "play.json").write_text(json.dumps(play))
+            self.runs.append(run)
+            self.seen.append([])
+        self.cluster = SlurmCluster(profile(hours=hours, **fields))
+        shape = Shape(nodes=2, processes=1, cpus=cpus, hours=hours)
+        self.cluster.submit([Job(run, ROOT, shape, module="tests.slurm.scripted") for run in self.runs])
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+
+    def ready(self, n=1):
+        """Until all ranks of attempt n listen."""
+        self.until(lambda: all(len(self.signals(run, n)) == 2 for run in self.runs), f"the ranks of attempt {n}")
+
+    def preempt(self, index=0, seconds=3):
+        """A job of higher priority takes the nodes of a run."""
+        return self.here.preempt(nodes=2, seconds=seconds, nodelist=",".join(self.nodes(index)))
+
+    def cancel(self):
+        """As ``jobs/cancel.py`` does."""
+        create_json(self.runs[0].cancel, {"who": "tester", "why": "as told", "time": time.time()})
+        self.cluster.cancel(self.runs)
+
+    def call(self, *words):
+        return self.here.call(*words)
+
+    # -- what is seen ------------------------------------------------------------------------------------------------
+
+    def id(self, index=0):
+        return self.rows[index]["id"]
+
+    def facts(self, rank, n=1, index=0):
+        """{pid, node} of a rank."""
+        return self.signals(self.runs[index], n)[str(rank)][0]
+
+    def nodes(self, index=0):
+        return [self.facts(rank, index=index)["node"] for rank in (0, 1)]
+
+    @staticmethod
+    def signals(run, n):
+        """Rank -> lines of its log."""
+        found = {}
+        for path in sorted((run.path / "signals").glob(f"{n}.*.jsonl")):
+            found[path.name.split(".")[1]] = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        return {rank: lines for rank, lines in found.items() if lines}
+
+    def until(self, condition, what):
+        limit = time.monotonic() + self.patience
+        while not condition():
+            assert time.monotonic() < limit, f"{self.name}: waited in vain for {what}\n{self.story()}"
+            time.sleep(0.05)
+
+    def over(self):
+        """Until every job has ended and stays so."""
+        self.until(lambda: len(self.rows) == len(self.runs) and all(map(self._settled, self.rows.values())), "the end")
+        self._over.set()
+        self.watcher.join()
+
+    @staticmethod
+    def _settled(row):
+        return row["state"] in ENDED and time.monotonic() - row["since"] > SETTLED
+
+    def _watch(self):
+        name = read_json(self.runs[0].path / "job.json")["name"]
+        words = [self.squeue, "-h", "-r", "-t", "all", f"--name={name}", "-o", "%K|%i|%T"]
+        while not self._over.wait(0.03):
+            attempts = [run.newest_attempt() for run in self.runs]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = subprocess.run(words, capture_output=True, text=True, timeout=20)
+                for place, id_, state in (line.split("|") for line in done.stdout.splitlines()):
+                    self._note(int(place) if place.isdigit() else 0, id_, state, attempts)
+
+    def _note(self, index, id_, state, attempts):
+        if attempts[index] != self.runs[index].newest_attempt():
+            return  # it belongs to the one or the other
+        if self.rows.get(index, {}).get("state") != state:
+            self.rows[index] = {"id": id_, "state": state, "since": time.monotonic()}
+        if (attempts[index], state) not in self.seen[index][-1:]:
+            self.seen[index].append((attempts[index], state))
+
+    # -- what is recorded --------------------------------------------------------------------------------------------
+
+    def record(self, index=0):
+        run = self.runs[index]
+        state = cluster.states([run])[run.path]
+        job = _fields(self.call("scontrol", "show", "job", self.id(index)))
+        return {
+            "queued": self._states(index, 0),
+            "attempts": [self._attempt(index, n) for n in run.attempt_numbers()],
+            "end": {"state": state.state, "detail": state.detail},
+            "job": {key: job.get(key, "") for key in ("JobState", "Restarts", "ExitCode")},
+            "own_id": job.get("JobId") == job.get("ArrayJobId"),
+        }
+
+    def _states(self, index, n):
+        return [state for attempt, state in self.seen[index] if attempt == n]
+
+    def _attempt(self, index, n):
+        run = self.runs[index]
+        end, calls = read_json(run.attempt(n) / "end.json") or {}, self._calls(run, n)
+        lines = self.signals(run, n)
+        return {
+            "states": self._states(index, n),
+            "signals": {rank: [line["signal"] for line in rows if "signal" in line] for rank, rows in lines.items()},
+            "trap": bool(calls),
+            "code": end.get("code"),
+            "read": next((call["read"] for call in calls if "read" in call), None),
+            "words": end.get("state"),
+            "decision": {key: end.get(key) for key in ("action", "cause", "reason", "delay")} if end else None,
+            "calls": [{key: call[key] for key in ("words", "code", "said")} for call in calls],
+        }
+
+    @staticmethod
+    def _calls(run, n):
+        """Rows {words, code, said}, and ``read`` where the job was asked for; no code where the trap was killed."""
+        path, found = run.path / "calls" / f"{n}.jsonl", []
+        for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
+            if "words" in line:
+                words = [re.sub(r"\b\d+(_\d+)?\b", "ID", word) if "now" not in word else word for word in line["words"]]
+                found.append({"words": words, "code": None, "said": "", "asked": line})
+                continue
+            found[-1] |= {"code": line["code"], "said": line["err"].strip()}
+            if found[-1]["words"][1:3] == ["show", "job"]:
+                fields, asked = _fields(line["out"]), found[-1]["asked"]
+                read = {key: fields.get(key) for key in ("JobState", "Restarts", "RunTime", "TimeLimit")}
+                found[-1]["read"] = {**read, "SLURM_RESTART_COUNT": asked["restarts"], "json": asked["json"]}
+        return found
+
+    def story(self):
+        parts = [str(self.rows), str(self.seen)]
+        for run in self.runs:
+            for path in sorted([*run.path.glob("attempts/*/*.json"), *run.path.glob("logs/*/*.*")]):
+                parts.append(f"--- {path}\n{path.read_text()[-1500:]}")
+        parts += [f"--- {path}\n{path.read_text()[-800:]}" for path in sorted(self.folder.glob(".slurm/*/*_log.err"))]
+        return "\n".join(parts)
+
+    def close(self):
+        """Nothing of the scene stays in the queue."""
+        self._over.set()
+        for id_ in self.here.call("squeue", "-h", "-o", "%A").split():
+            with contextlib.suppress(Exception):
+                self.here.call("scancel", id_)
+
+
+def _fields(text):
+    found = {}
+    for key, value in re.findall(r"(\w+)=(\S*)", text):
+        found.setdefault(key, value)
+    return found
+
+
+@contextlib.contextmanager
+def slurm(folder, **options):
+    """A Slurm for scenes: (here, the real squeue). The environment of this process is made fit for it and put back."""
+    from tools.slurm_here import Here
+
+    squeue, before = shutil.which("squeue"), dict(os.environ)
+    here = Here(folder / "slurm", nodes=4, **options)
+    os.environ["PATH"] = f"{install(folder / 'bin')}{os.pathsep}{os.environ['PATH']}"
+    os.environ.update(here.env())
+    try:
+        here.start()
+        yield here, squeue
+    finally:
+        here.stop()
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,237 @@
+"""What a cluster does to a run: one short scenario per event. ``recording.py`` plays them on a real Slurm."""
+
+import os
+import signal
+from dataclasses import dataclass, field
+from typing import Any
+
+SHORT, LONG = 10, 10**5
+"""Steps of a run that finishes, and of one that something else must end."""
+GRACE, KILL_WAIT = 6, 5
+WAITING_MINUTE = 1 / 60
+"""The shortest limit, in hours. Slurm looks at limits every half minute."""
+
+AGAIN = {"steps": LONG, "save": 1.0, "attempts": {"2": {"steps": SHORT}}}
+"""Obeys, and finishes in its second attempt."""
+DEAF = {**AGAIN, "ignore": ["TERM", "USR2"]}
+HERE = {"user_signal": True, "kill_wait": KILL_WAIT}
+MUTE = {**HERE, "user_signal": False}
+"""Preemption does not send the warning signal."""
+WATCHFUL = {**HERE, "node_timeout": 5}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """``act`` submits and does what ``event`` says; the rest is the same for all."""
+
+    event: str
+    act: Any
+    options: dict = field(default_factory=lambda: HERE)
+    grace: int = 0
+    mode: str = "REQUEUE"
+    """PreemptMode of the partition."""
+    slow: bool = False
+
+
+SCENARIOS: dict[str, Scenario] = {}
+
+
+def scenario(event, **fields):
+    def add(act):
+        SCENARIOS[act.__name__] = Scenario(event, act, **fields)
+        return act
+
+    return add
+
+
+@scenario("nothing")
+def finishes(scene):
+    scene.submit({"steps": SHORT})
+
+
+def preempted(scene, play=AGAIN):
+    scene.submit(play)
+    scene.ready()
+    scene.preempt()
+    scene.until(lambda: scene.rows[0]["state"] not in ("RUNNING",), "a reaction")
+
+
+scenario("a job of higher priority; no grace, warning signal on")(preempted)
+
+
+@scenario("a job of higher priority; no grace, warning signal off", options=MUTE)
+def preempted_mute(scene):
+    preempted(scene)
+
+
+@scenario("a job of higher priority; grace, warning signal on", grace=GRACE)
+def preempted_grace(scene):
+    preempted(scene)
+
+
+@scenario("a job of higher priority; grace, warning signal off", options=MUTE, grace=GRACE)
+def preempted_grace_mute(scene):
+    preempted(scene)
+
+
+@scenario("a job of higher priority; no grace; the ranks obey nothing and are killed")
+def preempted_deaf(scene):
+    preempted(scene, DEAF)
+
+
+@scenario("a job of higher priority, where preemption cancels; no grace, warning signal on", mode="CANCEL")
+def preempted_for_good(scene):
+    preempted(scene)
+
+
+@scenario("a job of higher priority, where preemption cancels; grace, warning signal on", mode="CANCEL", grace=GRACE)
+def preempted_for_good_grace(scene):
+    preempted(scene)
+
+
+@scenario(
+    "preempted with grace; then scancel; the ranks of the second attempt obey nothing and are killed", grace=GRACE
+)
+def scancelled_after_grace(scene):
+    preempted(scene, {**AGAIN, "attempts": {"2": DEAF}})
+    scene.ready(2)
+    scene.call("scancel", scene.id())
+
+
+@scenario("a job of higher priority; the run finishes within the grace, and Slurm starts it once more", grace=GRACE)
+def finished_in_grace(scene):
+    scene.submit({**DEAF, "steps": 60})
+    scene.ready()
+    scene.preempt()
+
+
+@scenario("SIGKILL to rank 1; the other is ended by srun's --wait")
+def rank_killed(scene):
+    scene.submit(AGAIN, peer_seconds=2)
+    scene.ready()
+    os.kill(scene.facts(rank=1)["pid"], signal.SIGKILL)
+
+
+@scenario("the ranks end with 1 at each start")
+def crashes(scene):
+    scene.submit({"exit": 1})
+
+
+def lose(scene, rank):
+    scene.submit(AGAIN)
+    scene.ready()
+    node = scene.facts(rank)["node"]
+    scene.here.lose(node)
+    scene.ready(2)
+    scene.over()
+    scene.here.bring_back(node)
+
+
+@scenario("the second node dies; the first, with the batch script and rank 0, notices nothing", options=WATCHFUL)
+def node_lost(scene):
+    lose(scene, rank=1)
+
+
+@scenario("the first node dies with the batch script; rank 1 notices nothing", options=WATCHFUL)
+def batch_host_lost(scene):
+    lose(scene, rank=0)
+
+
+@scenario("scancel --signal=USR2")
+def warned(scene):
+    scene.submit(AGAIN)
+    scene.ready()
+    scene.call("scancel", "--signal=USR2", scene.id())
+
+
+def limit(scene, ignore):
+    scene.patience = 300.0
+    scene.submit({**AGAIN, "ignore": ignore}, hours=WAITING_MINUTE, signal_seconds=30)
+
+
+@scenario("the time limit; the ranks obey the warning", slow=True)
+def limit_obeyed(scene):
+    limit(scene, [])
+
+
+@scenario("the time limit; the ranks do not obey the warning, but the TERM after it", slow=True)
+def limit_late(scene):
+    limit(scene, ["USR2"])
+
+
+@scenario("the time limit; the ranks obey nothing and are killed", slow=True)
+def limit_deaf(scene):
+    limit(scene, ["USR2", "TERM"])
+
+
+def scancelled(scene, play=AGAIN):
+    scene.submit(play)
+    scene.ready()
+    scene.call("scancel", scene.id())
+
+
+scenario("scancel while it runs")(scancelled)
+
+
+@scenario("scancel while it runs; the ranks obey nothing and are killed")
+def scancelled_deaf(scene):
+    scancelled(scene, DEAF)
+
+
+@scenario("scancel while it runs, where squeue --json does not work")
+def scancelled_without_json(scene):
+    scene.submit(AGAIN)
+    (scene.runs[0].path / "no-json").touch()
+    scene.ready()
+    scene.call("scancel", scene.id())
+
+
+@scenario("scancel while it waits")
+def scancelled_pending(scene):
+    scene.submit(AGAIN, options={"begin": "now+3600"})
+    scene.until(lambda: 0 in scene.rows, "a row in the queue")
+    scene.call("scancel", scene.id())
+
+
+@scenario("cancel.json and SlurmCluster.cancel while it runs")
+def cancelled(scene):
+    scene.submit(AGAIN)
+    scene.ready()
+    scene.cancel()
+
+
+@scenario("scontrol requeue by somebody else")
+def requeued(scene):
+    scene.submit(AGAIN)
+    scene.ready()
+    scene.call("scontrol", "requeue", scene.id())
+
+
+def element(scene, hurt, act):
+    """Two elements on two nodes each; the second has the array's own id."""
+    plays = [{"steps": LONG, "save": 1.0}, {"steps": LONG, "save": 1.0}]
+    plays[hurt] = AGAIN
+    plays[1 - hurt] = {"steps": 400}  # it must outlive what happens to the other
+    scene.submit(*plays, cpus=16, peer_seconds=1)
+    scene.ready()
+    act(hurt)
+
+
+@scenario("element 0 of an array is preempted")
+def first_element_preempted(scene):
+    element(scene, 0, scene.preempt)
+
+
+@scenario("element 1, which has the array's own id, is preempted")
+def last_element_preempted(scene):
+    element(scene, 1, scene.preempt)
+
+
+@scenario("SIGKILL to a rank of element 0 of an array")
+def first_element_killed(scene):
+    element(scene, 0, lambda hurt: os.kill(scene.facts(1, index=hurt)["pid"], signal.SIGKILL))
+
+
+@scenario("SIGKILL to a rank of element 1, which has the array's own id")
+def last_element_killed(scene):
+    element(scene, 1, lambda hurt: os.kill(scene.facts(1, index=hurt)["pid"], signal.SIGKILL))

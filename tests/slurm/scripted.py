@@ -1,0 +1,94 @@
+"""A worker that trains nothing: it notes every signal it gets, and leaves as it is told to.
+
+What it does stands in RUN_DIR/play.json: ``steps`` of 0.05 s until it is complete; ``save``, seconds between the signal
+to stop and the end; ``ignore``, names of signals that it notes but does not obey; ``exit``, a code with which it ends
+at the start, without a cause. Under ``attempts``, by number, what is different in one attempt.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+from flip.exitcodes import CAUSES
+from flip.rundir import RunDir, write_json
+
+STEP = 0.05
+NOTED = ("TERM", "USR2", "CONT", "USR1", "HUP", "INT")
+STOP = ("TERM", "USR2")
+"""What ``flip.interrupt`` takes as told to stop."""
+
+
+class Signals:
+    """Signals in the order of their arrival: Python calls handlers late and by number, the pipe is written at once."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self._pipe, inlet = os.pipe()
+        os.set_blocking(inlet, False)
+        signal.set_wakeup_fd(inlet)
+        for name in NOTED:
+            signal.signal(getattr(signal, f"SIG{name}"), lambda *_: None)
+        self.write({"pid": os.getpid(), "node": os.environ.get("SLURMD_NODENAME", "")})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGUSR2])  # jobs/rank.py holds them back
+
+    def write(self, line: dict[str, object]) -> None:
+        with open(self.log, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def wait(self, until: float) -> list[str]:
+        """Names of those that arrive before this time; returns with the first."""
+        if not select.select([self._pipe], [], [], max(0.0, until - time.monotonic()))[0]:
+            return []
+        names = [signal.Signals(number).name.removeprefix("SIG") for number in os.read(self._pipe, 512)]
+        for name in names:
+            self.write({"signal": name})
+        return names
+
+
+def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
+    play = json.loads((run.path / "play.json").read_text())
+    play |= play.get("attempts", {}).get(str(attempt), {})
+    if "exit" in play:
+        return play["exit"]
+    told = ""
+    end = time.monotonic() + play["steps"] * STEP
+    while time.monotonic() < end:
+        for name in signals.wait(end):
+            if name not in STOP:
+                continue
+            if rank == 0:
+                run.note_told(attempt, f"SIG{name}")
+            if not told and name not in play.get("ignore", []):
+                told, end = f"SIG{name}", time.monotonic() + play.get("save", 0.0)
+    if not told and rank == 0:
+        write_json(run.result, {"run": run.name, "attempt": attempt})
+    return leave(run, attempt, rank, told)
+
+
+def leave(run: RunDir, attempt: int, rank: int, told: str) -> int:
+    """Leave the cause as ``jobs.worker`` does; its code."""
+    cause, reason = ("stopped", f"signal {told}") if told else ("complete", "")
+    host = os.environ.get("SLURMD_NODENAME", "")
+    run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace="", signal=told, host=host)
+    return CAUSES[cause]
+
+
+def main(path: str) -> int:
+    run, attempt, rank = RunDir(path), int(os.environ["FLIP_ATTEMPT"]), int(os.environ["RANK"])
+    (run.path / "signals").mkdir(exist_ok=True)
+    signals = Signals(run.path / "signals" / f"{attempt}.{rank}.jsonl")
+    if run.result.exists():
+        return 0
+    code = work(run, attempt, rank, signals)
+    signals.wait(0.0)  # what arrived since is noted as well
+    return code
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1])
+    sys.stdout.flush()
+    os._exit(code)

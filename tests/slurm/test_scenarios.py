@@ -1,0 +1,61 @@
+"""A real Slurm does today what it did when it was recorded, and each event leads to the right end."""
+
+import pytest
+
+from tests.slurm import recording
+from tests.slurm.recorder import slurm
+from tests.slurm.scenarios import SCENARIOS
+from tests.slurm_site import require
+
+GROUPS = [options for i, options in enumerate(s.options for s in SCENARIOS.values()) if options not in [
+    s.options for s in list(SCENARIOS.values())[:i]
+]]  # fmt: skip
+ORDER = sorted(SCENARIOS, key=lambda name: GROUPS.index(SCENARIOS[name].options))
+"""Those with equal options one after the other: they share a Slurm."""
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """``stage(options)``: (here, squeue, folder) of a Slurm with them; another one is stopped first."""
+    running = []
+
+    def leave():
+        if running:
+            running.pop().__exit__(None, None, None)
+            now.clear()
+
+    def enter(options):
+        if now.get("options") != options:
+            leave()
+            require(options.get("accounting", False))
+            folder = tmp_path_factory.mktemp("s")
+            running.append(slurm(folder, **options))
+            here, squeue = running[-1].__enter__()
+            now.update(options=options, stage=(here, squeue, folder))
+        return now["stage"]
+
+    now = {}
+    yield enter
+    leave()
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if SCENARIOS[name].slow else []) for name in ORDER]
+)
+def test_as_recorded(name, stage):
+    played = recording.perform(name, *stage(SCENARIOS[name].options))
+    assert recording.essence(played) == recording.essence(recording.load()[name]), recording.text(played)
+
+
+def test_every_scenario_is_recorded_and_ends_as_it_must():
+    records = recording.load()
+    assert list(records) == list(SCENARIOS)
+    ends = {name: (len(record["attempts"]), record["end"]["state"]) for name, record in records.items()}
+    assert ends == {name: scenario.ends for name, scenario in SCENARIOS.items()}
+
+
+def test_a_sibling_in_the_array_is_left_alone():
+    siblings = [record["sibling"] for record in recording.load().values() if "sibling" in record]
+    assert siblings and all(len(s["attempts"]) == 1 and s["end"]["state"] == "complete" for s in siblings)
+    assert {record["own_id"] for record in recording.load().values()} == {True, False}
