@@ -143,7 +143,8 @@ class RunDir:
     def _clear_temporaries(self):
         # type: () -> None
         """Delete what a killed writer left. A straggler that is writing this very moment fails, and only it does."""
-        for pattern in ("*", "eval/*", "attempts/*/cause.*", "attempts/*/end.*", "attempts/*/told.*"):
+        parts = ("cause", "end", "told", "limit")
+        for pattern in ["*", "eval/*"] + ["attempts/*/%s.*" % part for part in parts]:
             for kind in (".tmp.*", ".new.*"):
                 for path in self.path.glob(pattern + kind):
                     try:
@@ -180,6 +181,15 @@ class RunDir:
     def was_told(self, n):
         # type: (int) -> bool
         return (self.attempt(n) / "told.json").exists()
+
+    def note_limit(self, n):
+        # type: (int) -> None
+        """Leave that attempt n outlived its wall limit: what ends it then leaves no time to say so."""
+        create_json(self.attempt(n) / "limit.json", {"time": time.time()})
+
+    def met_limit(self, n):
+        # type: (int) -> bool
+        return (self.attempt(n) / "limit.json").exists()
 
     def write_cause(self, n, rank, cause, code, reason, **facts):
         # type: (int, int, str, int, str, **Any) -> bool

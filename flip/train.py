@@ -189,6 +189,8 @@ class Trainer:
         """What this rank wants at this step: (stop, save). The interval in minutes is kept by rank 0's clock alone."""
         if self.world.first and not self.run.holds(self.attempt):
             self.flag.set("superseded by a newer attempt")
+        if self.world.first and self.run.cancel.exists():  # the signal may have come before anybody listened
+            self.flag.set("cancelled")
         due = time.monotonic() - self.saved_at > self.config.checkpoint.minutes * 60
         return bool(self.flag), self.world.first and due and not self.config.checkpoint.samples
 

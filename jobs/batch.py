@@ -40,7 +40,9 @@ def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str,
             "requeue": True,
             "signal": f"USR2@{profile.signal_seconds}",
             "export": "ALL",  # of the little that ``slurm.only`` leaves
-            "chdir": str(folder),
+            # what every node has: one that lacks the shared folders must get as far as to say so
+            **dict.fromkeys(("output", "error"), "/dev/null"),
+            "chdir": "/",
         },
     }
     if shape.gpus and not {"gres", "gpus", "gpus-per-node"} & profile.options.keys():
@@ -48,16 +50,26 @@ def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str,
     for key in ("partition", "account", "qos"):
         if getattr(profile, key):
             wanted[key] = getattr(profile, key)
-    if profile.parallel:
-        wanted["array_parallelism"] = profile.parallel
+    wanted["array_parallelism"] = profile.parallel or profile.array_size
     wanted["additional_parameters"] |= {key: value or True for key, value in profile.options.items()}
     return wanted
+
+
+ELSEWHERE = [
+    "elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array",
+    "  code=$?",
+    '  case $code in 1|2|126|127) ;; *) exit "$code";; esac  # others are what `begin` means',
+    '  [ "${SLURM_RESTART_COUNT:-0}" -lt 30 ] || exit "$code"',
+    '  scontrol requeue "$id"; scontrol update JobId="$id" ExcNodeList="$SLURMD_NODENAME"; exit "$code"',
+    "}",
+]
 
 
 def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     """The script before ``srun``. TERM comes to it with a preemption without grace, and with scancel."""
     snapshot = Path(job.snapshot).absolute()
-    decide = f"{shlex.quote(profile.hosts_python)} {shlex.quote(str(snapshot / 'jobs' / 'requeue.py'))}"
+    # -I: whatever modules and setup lines say to Pythons is said to another one
+    decide = f"{shlex.quote(profile.hosts_python)} -I {shlex.quote(str(snapshot / 'jobs' / 'requeue.py'))}"
     exported = {
         "FLIP_SNAPSHOT": str(snapshot),
         "PYTHONPATH": str(snapshot),
@@ -67,19 +79,25 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     if profile.master_addr:
         exported["MASTER_ADDR"] = profile.master_addr
     return [
-        f"export {' '.join(f'{key}={shlex.quote(value)}' for key, value in exported.items())}",
-        f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {shlex.quote(str(folder / "runs"))})',
+        "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
         "trap '' TERM  # what is begun here is finished",
-        f'FLIP_ATTEMPT=$({decide} begin "$FLIP_RUN" --token {folder.name}) || exit',
+        *ELSEWHERE,
+        f"said={shlex.quote(str(folder))}/$id",
+        'exec >>"$said.out" 2>>"$said.err" || elsewhere',
+        f"export {' '.join(f'{key}={shlex.quote(value)}' for key, value in exported.items())}",
+        f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {shlex.quote(str(folder / "runs"))}) || elsewhere',
+        f'FLIP_ATTEMPT=$({decide} begin "$FLIP_RUN" --token {folder.name}) || elsewhere',
         '[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again',
         "export FLIP_RUN FLIP_ATTEMPT",
         "finish() {",
         "  code=$?; trap '' TERM; trap - EXIT",
+        '  [ -z "$watcher" ] || kill -9 "$watcher"',
         f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code"',
         '  exit "$code"',
         "}",
         "trap finish EXIT",
         'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
+        f'{decide} watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown',
         "trap : TERM  # the shell outlives it; a handler, since srun would inherit deafness",
         *_modules(profile.modules),
         *profile.setup,
@@ -91,7 +109,9 @@ def _modules(names: Sequence[str]) -> list[str]:
     if not names:
         return []
     load = " ".join(map(shlex.quote, names))
-    return ["type module >/dev/null 2>&1 || . /etc/profile", f"module load {load} || exit 78"]
+    # a profile may forget the PATH that finds Slurm; a node may lack what the next one has, so it is tried again
+    bring = "type module >/dev/null 2>&1 || { path=$PATH; . /etc/profile; PATH=$path:$PATH; }"
+    return [bring, f"module load {load} || exit 70"]
 
 
 def step(profile: Profile, job: Job) -> list[str]:
@@ -100,6 +120,7 @@ def step(profile: Profile, job: Job) -> list[str]:
     ``all``: what tasks say before they have their own log, as that there is no such interpreter, goes to the job's.
     """
     words = ["--output=all", "--error=all", "--kill-on-bad-exit=0", f"--wait={profile.peer_seconds}", "--export=ALL"]
+    words.append(f"--cpus-per-task={job.shape.cpus}")  # Slurm 22.05 to 23.02 gives a step one core without it
     if profile.container and profile.container_runtime == "pyxis":
         words += [f"--container-image={profile.container}", f"--container-mounts={','.join(mounts(profile, job))}"]
     return words

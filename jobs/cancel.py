@@ -60,9 +60,8 @@ def cancel(args: argparse.Namespace) -> int:
         if input(f"Cancel {asked}? [y/N] ").strip().lower() not in ("y", "yes"):
             return 0
     record = {"who": getpass.getuser(), "why": args.why, "time": time.time()}
-    for run in chosen:
-        create_json(run.cancel, record)
-    cluster.cancel(chosen)
+    again = [run.path for run in chosen if not create_json(run.cancel, record)]
+    cluster.cancel(chosen, again)
     names = [run.name for run in chosen]
     said = f"cancelled: {', '.join(names)}" if names else "nothing to cancel: every run has ended"
     print(json.dumps(names) if args.json else said)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -67,9 +67,10 @@ class Cluster(Protocol):
     def states(self, runs: Sequence[RunDir]) -> dict[Path, JobState]:
         """Path of a run -> its state."""
 
-    def cancel(self, runs: Sequence[RunDir]) -> None:
-        """See to it that runs whose cancel.json is written end and stay ended. Returns at once. A second call ends
-        them without waiting for a save."""
+    def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
+        """See to it that runs whose cancel.json is written end and stay ended. Returns at once.
+
+        ``again``: paths of those that were told before; they are ended without waiting for a save."""
 
     def requeue(self, run: RunDir) -> None:
         """Let the running attempt save, stop and start again."""
@@ -102,10 +103,15 @@ def states(runs: Iterable[RunDir]) -> dict[Path, JobState]:
     return found
 
 
-def cancel(runs: Iterable[RunDir]) -> None:
+def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
     """``Cluster.cancel`` of the clusters that look after the runs."""
     for kind, group in _by_kind(runs).items():
-        open_cluster(Profile(kind=kind)).cancel(group)
+        open_cluster(Profile(kind=kind)).cancel(group, again)
+
+
+def interval(runs: Iterable[RunDir]) -> float:
+    """Seconds between two looks at runs by somebody who waits: Slurm's controller is everybody's."""
+    return 10.0 if any(kind_of(run) == "slurm" for run in runs) else 0.5
 
 
 def _by_kind(runs: Iterable[RunDir]) -> dict[str, list[RunDir]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,8 +143,10 @@ def draft(profile: Profile, site: Site) -> Profile:
 
 
 def text(profile: Profile, site: Site) -> str:
-    """YAML of a drafted profile; each line says where it is from."""
+    """YAML of a drafted profile; each line says where it is from. What the profile says beside that is kept."""
     import yaml
+
+    from jobs.profile import Profile
 
     count = site.nodes[site.shape] if site.shape else 0
     limits = f"MaxTime={site.partition.get('MaxTime', '')} of the partition"
@@ -164,13 +166,18 @@ def text(profile: Profile, site: Site) -> str:
         ("array_size", profile.array_size, f"MaxArraySize={site.config.get('MaxArraySize', '')}, less one"),
         ("options", profile.options, ", ".join(filter(None, [site.config.get("SelectType"), site.memory_share]))),
     ]
+    usual = asdict(Profile())
+    kept = {key: value for key, value in asdict(profile).items() if value != usual[key]}
+    lines += [
+        (key, value, "as it was") for key, value in kept.items() if key not in ("name", *(row[0] for row in lines))
+    ]
     done = [f"# The Slurm cluster {site.config.get('ClusterName', '')} as `python jobs/doctor.py` read it."]
     done.append("# Every field: docs/cluster.md and jobs/profile.py.")
     for key, value, source in lines:
-        if value not in ("", {}):
+        if value not in ("", {}, []):
             row = f"{key}: {yaml.safe_dump(value, default_flow_style=True, width=1000).splitlines()[0]}"
             done.append(f"{row:24}  # {source}" if source else row)
-    if profile.gpus_per_node:
+    if profile.gpus_per_node and not profile.peak_tflops:
         done.append("# peak_tflops: 989.0     # dense bf16 peak of one card (of an H100 SXM); for GPU-hours in plans")
     return "\n".join([*done, ""])
 

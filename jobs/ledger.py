@@ -73,7 +73,8 @@ def settle(run):
     """Give attempts that ended unseen (their host died) an end. Only for a launcher that knows that none still runs."""
     for n in run.attempt_numbers():
         if not (run.attempt(n) / "end.json").exists():
-            end(run, n, None, TOLD if run.was_told(n) else "NODE_FAIL")  # TOLD: killed while it saved
+            state = TOLD if run.was_told(n) else "NODE_FAIL"  # TOLD: killed while it saved
+            end(run, n, None, "TIMEOUT" if run.met_limit(n) else state)
 
 
 def history(run):

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class LocalCluster:
     def states(self, runs: Sequence[RunDir]) -> dict[Path, JobState]:
         return states(runs)
 
-    def cancel(self, runs: Sequence[RunDir]) -> None:
+    def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
         """A supervisor sees cancel.json by itself; where there is none, ranks on their way out get the signal again."""
         for run in runs:
             if not supervisor.is_served(run.path.parent):

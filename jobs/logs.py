@@ -61,9 +61,13 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool) -> None:
     """Print the logs; with ``on`` go on until the attempt, or where none is named the run, is over."""
     import time
 
+    from jobs.cluster import interval
+
     read: dict[Path, int] = {}
+    over, asked = not on, float("-inf")
     while True:
-        over = not on or _over(run, attempt)  # asked before reading, so that the last lines are not missed
+        if on and time.monotonic() >= asked + interval([run]):  # before reading: the last lines are not missed
+            over, asked = _over(run, attempt), time.monotonic()
         for path in files(run, attempt, err):
             if path not in read and (len(read) or attempt is None) and on:
                 print(f"==> {path.relative_to(run.path)} <==", flush=True)

@@ -13,8 +13,10 @@ if False:  # names for annotations only: Python 3.6 runs this file too
 
 #: Causes that only a person can mend.
 FINAL = ("config", "permission", "data", "diverged")
-#: A few of these without progress stop the run. ``node``: the host went away. ``timeout``: no clean stop in time.
-FAILURES = ("crash", "hang", "node", "timeout")
+#: A few of these without progress stop the run. ``timeout``: no clean stop in time.
+FAILURES = ("crash", "hang", "timeout")
+#: Causes with an allowance of their own (see Limits).
+APART = {"port": "ports", "node": "nodes"}
 
 #: State given by a launcher that was itself told to end: nothing starts again until somebody submits.
 LEAVING = "LEAVING"
@@ -32,6 +34,8 @@ class Limits(NamedTuple):
     failures: int = 3
     ports: int = 10
     """Ports taken by somebody else: bad luck, but not for ever."""
+    nodes: int = 10
+    """Attempts that ended unseen: most are preempted before they listen, some kill their node each time."""
     unstarted: int = 3
     """From this many preemptions in a row without a commit on, the next start waits."""
     unstarted_first: float = 60.0
@@ -89,6 +93,8 @@ def root_cause(causes, code, words):
         return root["cause"], _told_by(root)
     if words & {"NODE_FAIL", "BOOT_FAIL"}:
         return "node", "the node failed"
+    if "PENDING" in words:  # what looks like a crash then is a rank that was cut off, or the peer of one
+        return "stopped", "preempted, or its node failed, before a clean stop"
     if root:
         taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)
         return "port" if taken else "crash", _told_by(root)
@@ -157,7 +163,7 @@ def _by_cause(cause, reason, history, limits, committed):
             remedy = "gave up after %d tries without a new commit; see that storage answers, then submit with --retry"
             return Decision("stop", cause, "%s; %s" % (reason, remedy % tries))
         return Decision("requeue", cause, reason, waits[-1])
-    alike, most = (("port",), limits.ports) if cause == "port" else (FAILURES, limits.failures)
+    alike, most = ((cause,), getattr(limits, APART[cause])) if cause in APART else (FAILURES, limits.failures)
     failures = sum(row["cause"] in alike for row in since) + (not committed)
     if failures >= most:
         remedy = "%d failed attempts without a new commit; read the logs, mend the cause, then submit with --retry"

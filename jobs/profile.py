@@ -27,7 +27,8 @@ class Profile:
     runs_root: str = ""
     """Where run directories live; empty: FLIP_RUNS, else ./runs."""
     parallel: int = 0
-    """Runs at once; 0: one locally, on Slurm as many as there is room for."""
+    """Runs at once; 0: one locally, on Slurm as many as there is room for. There it holds for each array, that is for
+    each shape of resources."""
     python: str = ""
     """Interpreter of the ranks; empty: the one that submits, in a container ``python3``."""
     host_python: str = ""
@@ -118,14 +119,29 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         raise ConfigError("must be a list of texts", where, value)
     if hint == dict[str, str]:
         if isinstance(value, dict) and not any(isinstance(item, dict | list) for item in value.values()):
-            return {str(key): "" if item is None else str(item) for key, item in value.items()}
+            return {str(key): "" if item in (None, True) else str(item) for key, item in value.items()}
         raise ConfigError("must be options and their values, without dashes", where, value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"must be {hint.__name__}", where, value)
     return value
 
 
+OURS = (
+    "array", "chdir", "cpus-per-task", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode",
+    "output", "requeue", "signal", "time", "wrap",
+)  # fmt: skip
+"""Options of sbatch that follow from the run and from our protocol."""
+BOUND = ("gpu-bind", "gpus-per-task", "ntasks-per-gpu")
+"""With these a rank sees one card alone, and not those by whose number it is called."""
+
+
 def _check(profile: Profile, path: Path) -> None:
+    for name in profile.options:
+        if name in OURS:
+            raise ConfigError("sbatch's option is set by us", f"{path}, options", name, "Take it out.")
+        if name in BOUND:
+            remedy = "Take it out: ranks choose their card among all of their node."
+            raise ConfigError("an option that hides cards from ranks", f"{path}, options", name, remedy)
     if profile.kind not in KINDS:
         raise ConfigError("unknown kind of cluster", f"{path}, kind", profile.kind, f"Kinds: {', '.join(KINDS)}.")
     if profile.container_runtime not in CONTAINERS:

@@ -86,9 +86,9 @@ def _again(site: Site, profile: Profile) -> Verdict:
     if mode == "SUSPEND":
         return LESS, read, "It is frozen and goes on there; after ten minutes of that it may end as a crash."
     if mode == "CANCEL":
-        then = "Slurm ends it for good: it is `cancelled` or `stopped`, until `submit --retry`"
-        saved = f"{then}, unless it has saved and left within the grace."
-        return (LESS, read, saved) if grace else (NOT, read, f"{then}.")
+        most = f"the grace and KillWait ({site.kill_wait} s)" if grace else f"KillWait ({site.kill_wait} s)"
+        then = f"Its exit trap does it, if the ranks save and leave within {most}; else it is `stopped`: submit again."
+        return LESS, read, then
     return UNKNOWN, site.said.get("qos") or read, "Say which QOS jobs get: --qos, or qos in the profile."
 
 
@@ -104,9 +104,7 @@ def _warned(site: Site, profile: Profile) -> Verdict:
         return LESS, f"PreemptMode={mode}", "No signal comes before it is frozen; what it holds in memory stays."
     if not grace:
         return LESS, read, f"A save that takes longer than {site.kill_wait} s is lost: keep checkpoint.minutes low."
-    if told:
-        return HOLDS, read
-    return LESS, read, "Should Slurm not answer in that moment, the run may wait as `stopped` for a submission."
+    return HOLDS, read
 
 
 def _limit(site: Site, profile: Profile) -> Verdict:
@@ -119,7 +117,7 @@ def _limit(site: Site, profile: Profile) -> Verdict:
         return LESS, read, "Attempts are over soon after they begin: lower signal_seconds, or raise hours."
     if profile.signal_seconds < 60:
         return LESS, read, "Slurm looks at limits every half minute: give signal_seconds 60 or more."
-    return HOLDS, read
+    return HOLDS, f"{read}; a job that outlives it is requeued all the same"
 
 
 def _crash(site: Site, profile: Profile) -> Verdict:
@@ -139,11 +137,6 @@ def _crash(site: Site, profile: Profile) -> Verdict:
 
 
 def _cancel(site: Site, profile: Profile) -> Verdict:
-    over = site.partition.get("OverTimeLimit", "NONE")
-    over = site.config.get("OverTimeLimit", "") if over == "NONE" else over
-    if number(over) or over == "UNLIMITED":
-        then = "A scancel by hand of a job past its limit is taken for the limit; jobs/cancel.py is always heard."
-        return LESS, f"OverTimeLimit={over}", then
     return HOLDS, "cancel.json is looked at before every start, the job's state before every requeue"
 
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import signal
+import socket
 import sys
 
 if False:  # names for annotations only: any Python runs this file
@@ -16,20 +17,32 @@ if False:  # names for annotations only: any Python runs this file
 
 #: Below the ports that systems give out by themselves.
 PORTS = (10000, 30000)
+#: Exit code, as in flip.exitcodes.
+STORAGE = 69
 
 
 def main():
     # type: () -> None
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2])
     os.environ.update(environment(os.environ))
-    logs = os.path.join(os.environ["FLIP_RUN"], "logs", os.environ["FLIP_ATTEMPT"])
+    try:
+        open_log(os.environ)
+        os.chdir(os.environ["FLIP_SNAPSHOT"])
+    except OSError as error:  # this node's trouble with files, which says nothing against the run
+        sys.stderr.write("rank %s on %s: %s\n" % (os.environ["RANK"], os.environ.get("SLURMD_NODENAME"), error))
+        sys.exit(STORAGE)
+    os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
+
+
+def open_log(environ):
+    # type: (Mapping[str, str]) -> None
+    """Standard output and error go to the files of this node and attempt."""
+    logs = os.path.join(environ["FLIP_RUN"], "logs", environ["FLIP_ATTEMPT"])
     for number, kind in ((1, "out"), (2, "err")):
-        name = "node%s.%s" % (os.environ["NODE_RANK"], kind)
+        name = "node%s.%s" % (environ["NODE_RANK"], kind)
         handle = os.open(os.path.join(logs, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, number)
         os.close(handle)
-    os.chdir(os.environ["FLIP_SNAPSHOT"])
-    os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
 
 
 def environment(given):
@@ -46,7 +59,7 @@ def environment(given):
         "NODE_RANK": given["SLURM_NODEID"],
         "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size // nodes),
-        "MASTER_ADDR": given.get("MASTER_ADDR") or first_host(given["SLURM_JOB_NODELIST"]),
+        "MASTER_ADDR": given.get("MASTER_ADDR") or address(given),
         "MASTER_PORT": str(port(given["SLURM_JOB_ID"], given["FLIP_ATTEMPT"])),
     }
 
@@ -55,6 +68,18 @@ def port(job, attempt):
     # type: (str, str) -> int
     digest = hashlib.sha256(("%s/%s" % (job, attempt)).encode()).digest()
     return PORTS[0] + int.from_bytes(digest[:8], "big") % (PORTS[1] - PORTS[0])
+
+
+def address(given):
+    # type: (Mapping[str, str]) -> str
+    """Of rank 0 for the others: the first node's name, or the address from which srun starts where no name service
+    knows it (srun runs on the first node)."""
+    name = first_host(given["SLURM_JOB_NODELIST"])
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return given.get("SLURM_LAUNCH_NODE_IPADDR") or name
+    return name
 
 
 def first_host(nodes):

@@ -2,9 +2,12 @@
 
     python3 jobs/requeue.py begin RUN_DIR            prints the attempt's number n; nothing where there is nothing to do
     python3 jobs/requeue.py end RUN_DIR --code C     decides, records, requeues; prints the decision as one line of JSON
+    python3 jobs/requeue.py watch RUN_DIR            stays beside the ranks: Slurm kills a job that outlives its wall
+                                                     limit together with its exit trap, so that this requeues it before
 
 Standard library, Python >= 3.6: whatever Python the host has. The order in ``end`` matters: after a requeue the batch
-shell may be killed at once, so the end is written and synced before it.
+shell may be killed at once, so the end is written and synced before it; and what is printed goes to the file system
+that holds the run, which may be full, so that nothing depends on it.
 """
 
 import argparse
@@ -40,12 +43,12 @@ def main(arguments=None):
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["begin", "end"])
+    parser.add_argument("what", choices=["begin", "end", "watch"])
     parser.add_argument("run", metavar="RUN_DIR")
     parser.add_argument(
         "--token", help="the submission that the job belongs to (begin); a job of another one does nothing"
     )
-    parser.add_argument("--attempt", type=int, help="the number that begin printed (end; default: the newest)")
+    parser.add_argument("--attempt", type=int, help="the number that begin printed (end, watch; default: the newest)")
     parser.add_argument("--code", type=int, help="exit code of the attempt (end)")
     parser.add_argument("--state", help="the scheduler's words for the job; default: it is asked (end)")
     args = parser.parse_args(arguments)
@@ -55,10 +58,21 @@ def main(arguments=None):
     try:
         if args.what == "begin":
             return patiently(lambda: begin(args.run, args.token))
+        if args.what == "watch":
+            return watch(args.run, args.attempt)
         return patiently(lambda: end(args.run, args.attempt, args.code, args.state))
     except FlipError as error:
-        print(error, file=sys.stderr)
+        say(error)
         return error.code
+
+
+def say(text, stream=None):
+    # type: (object, Any) -> None
+    """Print where it can be printed."""
+    try:
+        print(text, file=stream or sys.stderr, flush=True)
+    except OSError:  # a full disk, most likely the one that is being told about
+        pass
 
 
 def patiently(do, patience=PATIENCE):
@@ -74,7 +88,7 @@ def patiently(do, patience=PATIENCE):
         try:
             return do()
         except OSError as error:
-            print("%s; tried again for up to %g s" % (error, patience), file=sys.stderr, flush=True)
+            say("%s; tried again for up to %g s" % (error, patience))
             if time.time() + wait > end_:
                 break
         time.sleep(wait)
@@ -106,15 +120,15 @@ def begin(path, token):
         idle = "it was submitted again since, as another job"
     elif run.result.exists():
         idle = "it is complete"
-    elif run.cancel.exists():
+    elif read_json(run.cancel) is not None:  # opened, not looked for: NFS remembers for a while what was not there
         idle = ledger.cancelled_by(run)
     if idle:
-        print("%s: not started: %s" % (run.path, idle), file=sys.stderr)
+        say("%s: not started: %s" % (run.path, idle))
         return 0
     ledger.settle(run)
     verdict = ledger.standing(run)
     if verdict is not None and verdict["action"] == "stop":
-        print("%s: not started: %s" % (run.path, verdict["reason"]), file=sys.stderr)
+        say("%s: not started: %s" % (run.path, verdict["reason"]))
         return CAUSES.get(verdict["cause"], CAUSES["crash"])
     n = ledger.begin(run, facts())
     run.open_logs(n)
@@ -143,11 +157,28 @@ def end(path, n, code, state):
     if n not in run.attempt_numbers():
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/requeue.py begin`.")
     if state is None and scheduler.own_job(os.environ):
-        state = scheduler.state_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
+        state = scheduler.patient_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
     decision = ledger.end(run, n, code, state)
-    print(json.dumps(decision._asdict(), sort_keys=True), flush=True)
+    say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
         requeue_job(decision)
+    return 0
+
+
+def watch(path, n):
+    # type: (str, Optional[int]) -> int
+    """Requeue the job when Slurm ends it for its limit; the next ``begin`` then knows of this attempt why it ended."""
+    from flip.rundir import RunDir
+    from jobs import scheduler
+
+    run = RunDir(path)
+    n = run.newest_attempt() if n is None else n
+    if scheduler.outlived(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)):
+        try:
+            run.note_limit(n)
+        except OSError as error:
+            say(error)
+        start_again(0.0, ())
     return 0
 
 
@@ -173,9 +204,9 @@ def start_again(delay, exclude):
 
     job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
     try:
-        print("%s: %s" % (job, scheduler.requeue(job, restarts, delay, exclude)), flush=True)
+        say("%s: %s" % (job, scheduler.requeue(job, restarts, delay, exclude)), sys.stdout)
     except scheduler.Unanswered as error:
-        print("%s was not requeued: %s; submit again" % (job, error), file=sys.stderr, flush=True)
+        say("%s was not requeued: %s; submit again" % (job, error))
 
 
 if __name__ == "__main__":

@@ -4,18 +4,26 @@ Standard library, Python >= 3.6: the exit trap on the host uses it too. Only pla
 been there for many years: no plugin, no accounting.
 """
 
+import os
 import re
 import subprocess
 import time
+from datetime import datetime
 from typing import NamedTuple
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Dict, Iterable, List, Mapping, Optional, Tuple  # noqa: F401
+    from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple  # noqa: F401
 
 #: Seconds that one command gets. A controller that is away makes clients wait.
 DEADLINE = 30.0
-#: Seconds for which a requeue is tried again while the controller is away.
+#: Seconds for which a requeue is tried again that Slurm refuses, and for which a silent one is asked for a state.
 PATIENCE = 600.0
+#: Seconds for which a requeue is tried again while Slurm does not answer at all, as while it is being upgraded.
+AWAY = 12 * 3600.0
+#: Seconds between Slurm's two notes of one event.
+SAME = 3.0
+#: What users set for their own eyes: filters, questions, another cluster, another form of times.
+THEIRS = re.compile("(SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT|SBATCH)_|SLURM_(CLUSTERS|TIME_FORMAT|BITSTR_LEN)$")
 
 
 class Unanswered(Exception):
@@ -37,9 +45,10 @@ def call(*words, **options):
     # type: (*str, **float) -> str
     """Standard output of a command of Slurm's. Raises Unanswered with its words."""
     deadline = options.get("deadline", DEADLINE)
+    ours = {name: value for name, value in os.environ.items() if not THEIRS.match(name)}
     try:
         done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=deadline
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=deadline, env=ours
         )
     except subprocess.TimeoutExpired:
         raise Unanswered("%s did not answer for %g s" % (words[0], deadline)) from None
@@ -68,8 +77,9 @@ def state_words(job, restarts):
     """What becomes of a job whose script is at its end, in the words that ``jobs.policy`` reads; None: nobody says.
 
     ``restarts``: SLURM_RESTART_COUNT of this life. While a job ends, all that Slurm prints is COMPLETING: one that it
-    has requeued by itself counts a restart more, one that used up its limit has run that long, and any other that ends
-    while its script still runs was cancelled (each seen on Slurm 24.11; tests/slurm/scenarios.json).
+    has requeued by itself counts a restart more, one that used up its limit says so, one that is preempted was so in
+    the moment of its end (after a grace it may have been cancelled since), and any other that ends while its script
+    still runs was cancelled (each seen on Slurm 24.11; tests/slurm/scenarios.json).
     """
     try:
         fields = _fields(call("scontrol", "show", "job", job))
@@ -81,7 +91,56 @@ def state_words(job, restarts):
     if state != "COMPLETING":
         return state or None
     ran, limit = seconds(fields.get("RunTime", "")), seconds(fields.get("TimeLimit", ""))
-    return "TIMEOUT" if ran is not None and limit is not None and ran >= limit else "CANCELLED"
+    if fields.get("Reason") == "TimeLimit" or (ran is not None and limit is not None and ran >= limit):
+        return "TIMEOUT"
+    preempted, ended = moment(fields.get("PreemptTime", "")), moment(fields.get("EndTime", ""))
+    if preempted is not None and ended is not None and abs(ended - preempted) <= SAME:
+        return "PREEMPTED"
+    return "CANCELLED"
+
+
+def patient_words(job, restarts, patience=PATIENCE, sleep=time.sleep):
+    # type: (str, int, float, Callable[[float], None]) -> Optional[str]
+    """``state_words``, asked again for ``patience`` seconds while nobody says."""
+    end, wait = time.time() + patience, 1.0
+    while True:
+        words = state_words(job, restarts)
+        if words is not None or time.time() + wait > end:
+            return words
+        sleep(wait)
+        wait = min(30.0, 2 * wait)
+
+
+def outlived(job, restarts, sleep=time.sleep):
+    # type: (str, int, Callable[[float], None]) -> bool
+    """Wait beside a job until Slurm ends it for its wall limit: True. False where it has no limit, or ends otherwise.
+
+    Asks once at the beginning and, from the limit on, every second: between TERM and KILL there is KillWait.
+    """
+    while True:
+        try:
+            fields = _fields(call("scontrol", "show", "job", job))
+        except Unanswered:
+            sleep(60.0)
+            continue
+        ran, limit = seconds(fields.get("RunTime", "")), seconds(fields.get("TimeLimit", ""))
+        if ran is None or limit is None or int(fields.get("Restarts") or 0) > restarts:
+            return False
+        if fields.get("JobState") == "RUNNING":
+            sleep(max(1.0, limit - ran))
+        elif fields.get("JobState") == "COMPLETING":
+            return fields.get("Reason") == "TimeLimit" or ran >= limit
+        else:
+            return fields.get("JobState") == "TIMEOUT"
+
+
+def moment(text):
+    # type: (str) -> Optional[float]
+    """Seconds of a time as Slurm prints it; None for None, Unknown and the like. Only for differences."""
+    try:
+        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp()
+    except ValueError:
+        return None
 
 
 def seconds(text):
@@ -103,7 +162,7 @@ def queue(names):
     asked = sorted(set(names))
     if not asked:
         return {}
-    text = call("squeue", "-h", "-r", "-t", "all", "--name=" + ",".join(asked), "-o", "%j|%K|%i|%T|%N|%r")
+    text = call("squeue", "-a", "-h", "-r", "-t", "all", "--name=" + ",".join(asked), "-o", "%j|%K|%i|%T|%N|%r")
     found = {}
     for line in text.splitlines():
         cells = line.split("|", 5)
@@ -130,19 +189,20 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE):
     # type: (str, int, float, Iterable[str], float) -> str
     """Start a job again, after ``delay`` seconds and without nodes ``exclude``; what happened, in words.
 
-    While the controller is away it is tried again for ``patience`` seconds, then Unanswered is raised. The caller may
-    be killed as soon as the requeue is through, so delay and nodes come after it: before it they are refused anyway.
+    Before each try the job's state is looked at: one that Slurm has started again, or somebody cancelled, is left so.
+    A refusal is tried again for ``patience`` seconds, silence for AWAY, then Unanswered is raised. The caller may be
+    killed as soon as the requeue is through, so delay and nodes come after it: before it they are refused anyway.
     """
-    end, wait = time.time() + patience, 1.0
+    begin, wait = time.time(), 1.0
     while True:
+        words = state_words(job, restarts)
+        if words in ("PENDING", "CANCELLED"):
+            return "left alone: it is %s" % words
         try:
             call("scontrol", "requeue", job)
             break
         except Unanswered as error:
-            words = state_words(job, restarts)
-            if words in ("PENDING", "CANCELLED"):
-                return "left alone: it is %s" % words
-            if time.time() + wait > end:
+            if time.time() + wait > begin + (AWAY if words is None else patience):
                 raise error
         time.sleep(wait)
         wait = min(60.0, 2 * wait)

@@ -18,8 +18,12 @@ from typing import NamedTuple
 
 from flip.exitcodes import ConfigError
 from jobs import scheduler
+from jobs.batch import PASSED
 from jobs.profile import Profile, runs_root
+from jobs.slurm import only
 
+GPUS = re.compile(r"\bgpu:(?:([^:,()]+):)?(\d+)(?=[,(\s]|$)")
+"""In a node's gres: ``gpu:8``, ``gpu:h100:8(S:0-1)``, ``gpu:4090:4,gpu:a40:2``."""
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 DEADLINE = 15.0
 """Seconds for one question of ``read``."""
@@ -54,12 +58,12 @@ def _answer(partition: str, name: str) -> str:
         called = scheduler.cluster_name()
     except scheduler.Unanswered as error:
         raise _silent(name, error) from error
-    if partition:
+    for part in filter(None, partition.split(",")):
         try:
-            scheduler.call("scontrol", "show", "partition", partition)
+            scheduler.call("scontrol", "-a", "show", "partition", part)
         except scheduler.Unanswered as error:
             remedy = "`sinfo` lists what there is."
-            raise ConfigError("no such partition", f"{name}, partition", partition, remedy) from error
+            raise ConfigError("no such partition", f"{name}, partition", part, remedy) from error
     return f"the cluster {called} answers" + (f", it has the partition {partition}" if partition else "")
 
 
@@ -177,11 +181,12 @@ def read(profile: Profile) -> Site:
         line = ask(said, "qos", "sacctmgr", "-n", "-P", "show", "qos", f"name={profile.qos}", form).strip()
         qos = dict(zip(("preempt", "grace", "wall", "submit"), line.split("|"), strict=False)) if line else {}
     name = partition["PartitionName"]
-    rows = ask(said, "nodes", "sinfo", "-h", "-N", "-p", name, "-o", "%N|%c|%m|%G|%T")
+    rows = ask(said, "nodes", "sinfo", "-a", "-h", "-N", "-p", name, "-o", "%N|%c|%m|%G|%T")
     ask(said, "squeue --json", "squeue", "--json", "--name=none")
     ask(said, "sacct", "sacct", "-n", "-X", "-S", "now")
     python = shutil.which(profile.hosts_python) or profile.hosts_python
-    version = ask(said, "python", python, "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])").strip()
+    with only([*PASSED, *profile.env]):
+        version = ask(said, "python", python, "-Ic", "import sys; print('%d.%d.%d' % sys.version_info[:3])").strip()
     said["submitit"] = "" if find_spec("submitit") else "not installed"
     root = runs_root(profile)
     said["runs root"] = unusable(root)
@@ -203,7 +208,7 @@ def _partition(profile: Profile) -> dict[str, str]:
     """The fields of the profile's (first) partition, or of the site's default one."""
     name = profile.partition.partition(",")[0]
     try:
-        text = scheduler.call("scontrol", "-o", "show", "partition", *([name] if name else []), deadline=DEADLINE)
+        text = scheduler.call("scontrol", "-a", "-o", "show", "partition", *([name] if name else []), deadline=DEADLINE)
     except scheduler.Unanswered as error:
         if not name or "did not answer" in str(error):
             raise _silent(profile.name or "scontrol", error) from error
@@ -223,17 +228,14 @@ def nodes_of(text: str) -> Counter[Node]:
         name, cpus, memory, gres, state = (line.split("|") + [""] * 5)[:5]
         if re.match("down|drain|fail|inval|unk", state):
             continue
-        gpus = re.search(r"gpu:(?:([^:,()]*[^:,()\d][^:,()]*):)?(\d+)", gres)
-        kind, count = gpus.groups() if gpus else ("", "0")
-        found[name] = Node(number(cpus) or 0, number(memory) or 0, int(count), kind or "")
+        gpus = GPUS.findall(gres)
+        kinds = "+".join(dict.fromkeys(kind for kind, _ in gpus if kind))
+        found[name] = Node(number(cpus) or 0, number(memory) or 0, sum(int(count) for _, count in gpus), kinds)
     return Counter(found.values())
 
 
 def accepts(profile: Profile) -> str:
     """What sbatch says against a job of one node with the profile's options; "" where it would take it."""
-    from jobs.batch import PASSED
-    from jobs.slurm import only
-
     options: dict[str, str] = {key: getattr(profile, key) for key in ("partition", "account", "qos")}
     options |= {"nodes": "1", "ntasks": "1", "time": str(math.ceil(profile.hours * 60)), "requeue": ""}
     if profile.gpus_per_node and not {"gres", "gpus", "gpus-per-node"} & profile.options.keys():
@@ -258,13 +260,15 @@ def filesystem(path: Path) -> str:
 
 
 def unusable(root: Path) -> str:
-    """Why runs cannot live below ``root``: create, rename and lock a file there; "" where they can."""
+    """Why runs cannot live below ``root``: create, lock, rename and link a file there; "" where they can."""
     place = next(folder for folder in (root, *root.parents) if folder.exists())
     try:
         with tempfile.TemporaryDirectory(prefix=".probe.", dir=place) as folder:
             with open(Path(folder) / "a", "w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.rename(Path(folder) / "a", Path(folder) / "b")
+            os.link(Path(folder) / "b", Path(folder) / "c")
+            os.symlink("b", Path(folder) / "d")
     except OSError as error:
         return f"{error.filename or place}: {error.strerror}"
     return ""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,16 @@ from jobs.profile import Profile
 from jobs.scheduler import Row, Unanswered
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+BETWEEN = ("COMPLETING", "CONFIGURING")
+"""A signal is refused then, or waited with."""
 ENDED = (
     "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
     "REVOKED", "LAUNCH_FAILED",
 )  # fmt: skip
 """Slurm's words for a job that is over; any that is in neither list occupies nodes."""
+
+
+LIMIT = "its wall limit came before it had saved"
 
 
 class SlurmCluster:
@@ -96,18 +101,27 @@ class SlurmCluster:
 
     # -- hands -------------------------------------------------------------------------------------------------------
 
-    def cancel(self, runs: Sequence[RunDir]) -> None:
-        """Running ones save and stop, and their trap sees cancel.json; the others leave the queue. What was told
-        before is ended by a plain scancel."""
+    def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
+        """Running ones save and stop, and their trap sees cancel.json; the others, and those of ``again``, are ended by
+        a plain scancel. All are told before the first trouble is raised."""
         with _answered():
             rows = _rows(runs)
-            for run in runs:
-                row = rows.get(run.path)
-                if row is None or row.state in ENDED:
-                    continue
-                running = row.state not in WAITING and not run.was_told(run.newest_attempt())
-                with contextlib.suppress(Unanswered) if not running else contextlib.nullcontext():
-                    scheduler.call("scancel", *(["--signal=USR2"] if running else []), row.id)
+            far = _elsewhere([run for run in runs if run.path not in rows])
+        troubles = [f"{path.name}: {why}" for path, why in far.items()]
+        for run in runs:
+            row = rows.get(run.path)
+            if row is None or row.state in ENDED:
+                continue
+            if row.state in BETWEEN and run.path not in again:
+                continue  # it ends already, and its trap or its next start sees cancel.json
+            save = row.state not in WAITING and run.path not in again
+            try:
+                scheduler.call("scancel", *(["--signal=USR2"] if save else []), row.id)
+            except Unanswered as error:
+                troubles.append(f"{run.name}: {error}")
+        if troubles:
+            remedy = "cancel.json is written and keeps it from starting again; cancel again where Slurm can be asked."
+            raise FlipError("not told to stop", value="; ".join(troubles), remedy=remedy)
 
     def requeue(self, run: RunDir) -> None:
         with _answered():
@@ -222,18 +236,19 @@ def _elsewhere(absent: Sequence[RunDir]) -> dict[Path, str]:
 def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
     n, after, verdict = run.newest_attempt(), ledger.after(run), ledger.standing(run)
     reason = verdict["reason"] if verdict else ""
-    if row is not None and row.state not in (*WAITING, *ENDED):
-        return _occupying(run, row, n, n > after)
     if run.result.exists():
         return JobState("complete", n)
+    if row is not None and row.state not in (*WAITING, *ENDED):
+        return _occupying(run, row, n, n > after)
+    stopped = verdict is not None and verdict["action"] == "stop"
+    if row is None and silence and not stopped:
+        return JobState("unknown", n, silence)
     if run.cancel.exists():
         return JobState("cancelled", n, ledger.cancelled_by(run))
     if row is not None and row.state in WAITING:
         return _waiting(run, row, n, reason, n > after)
-    if verdict is not None and verdict["action"] == "stop":
+    if verdict is not None and stopped:
         return JobState("cancelled" if verdict["cause"] == "cancelled" else "failed", n, reason)
-    if row is None and silence:
-        return JobState("unknown", n, silence)
     if row is not None and row.state == "CANCELLED":
         return JobState("cancelled", n, "cancelled in Slurm")
     gone = f"its job ended ({row.state})" if row else "its job is not in Slurm's queue any more"
@@ -257,5 +272,5 @@ def _waiting(run: RunDir, row: Row, n: int, reason: str, begun: bool) -> JobStat
     if "held" in row.reason.lower():
         why += f" (release it with `scontrol release {row.id}`)"
     if begun and not reason and not (run.attempt(n) / "end.json").exists():
-        reason = "ended unseen: preempted, or its node failed"
+        reason = LIMIT if run.met_limit(n) else "ended unseen: preempted, or its node failed"
     return JobState("waiting" if begun else "queued", n, "; ".join(filter(None, [reason, why])))

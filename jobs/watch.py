@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from flip.exitcodes import CAUSES, COMPLETE, CRASH, STOPPED
 from flip.rundir import RunDir
 from jobs import ledger
+from jobs.cluster import interval
 from jobs.status import table as read_table
 from jobs.table import count, duration, table
 
@@ -42,7 +43,7 @@ def watch(paths: Iterable[Path], out: TextIO | None = None, again: str = "", pol
             # a supervisor lets go of its lock for an instant before it ends, and may take it again
             if quiet >= (3 if any(row["state"] == "stopped" for row in rows) else 1):
                 break
-            time.sleep(poll)
+            time.sleep(max(poll, interval(runs)))
     except KeyboardInterrupt:
         print(f"\nthe runs go on without you; to come back: {again}", file=out, flush=True)
         return INTERRUPTED

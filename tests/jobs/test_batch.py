@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flip.rundir import RunDir, read_json, write_json
-from jobs import batch
+from jobs import batch, ledger
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
 from jobs.slurm import executor_of
@@ -82,9 +83,7 @@ class Stage:
 
     def start(self, **env):
         named = {"SLURM_JOB_ID": "58", "SLURM_ARRAY_JOB_ID": "57", "SLURM_ARRAY_TASK_ID": "1", **env}
-        return subprocess.Popen(
-            ["bash", str(self.script)], env={**os.environ, **named}, stderr=subprocess.PIPE, text=True
-        )
+        return subprocess.Popen(["bash", str(self.script)], env={**os.environ, **named}, start_new_session=True)
 
     def end(self, n=1):
         return read_json(self.run.attempt(n) / "end.json")
@@ -113,7 +112,8 @@ def test_the_shell_outlives_term_and_srun_does_not_inherit_deafness(stage, tmp_p
     bash = stage.start()
     while not (tmp_path / "up").exists():
         time.sleep(0.01)
-    (child,) = subprocess.run(["pgrep", "-P", str(bash.pid)], capture_output=True, text=True).stdout.split()
+    words = ["pgrep", "-P", str(bash.pid), "-f", str(tmp_path / "srun")]
+    (child,) = subprocess.run(words, capture_output=True, text=True).stdout.split()
     bash.send_signal(signal.SIGTERM)
     os.kill(int(child), signal.SIGTERM)
     assert bash.wait(60) == 75 and stage.end()["code"] == 75
@@ -133,18 +133,71 @@ def test_where_there_is_nothing_to_do_no_attempt_begins(stage, what):
         stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
     before = stage.run.newest_attempt()
     bash = stage.start()
-    _, said = bash.communicate(timeout=60)
+    bash.wait(60)
     assert (bash.returncode, stage.run.newest_attempt()) == (78 if what == "failed" else 0, before)
-    assert f"{stage.run.path}: not started: " in said
+    assert f"{stage.run.path}: not started: " in (stage.folder / "57_1.err").read_text()
     assert not [call for call in stage.commands.calls() if call.startswith(("srun", "scontrol requeue"))]
 
 
-def test_a_module_that_is_not_there_stops_the_run(stage, monkeypatch):
+def test_a_module_that_is_not_there_is_tried_on_other_nodes(stage, monkeypatch):
     job = Job(stage.run, ROOT, Shape(), {}, "jobs.worker")
     profile = Profile(name="x", kind="slurm", modules=["nosuch/1.0"])
     stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
-    assert stage.start().wait(60) == 78
-    assert (stage.end()["cause"], stage.end()["action"]) == ("config", "stop")
+    assert stage.start().wait(60) == 70
+    assert (stage.end()["cause"], stage.end()["action"]) == ("crash", "requeue")
+
+
+@pytest.mark.parametrize("what", ["folder", "interpreter"])
+def test_a_node_that_lacks_something_gives_the_job_back(stage, what):
+    """It would be idle again at once, and the next element would come to it."""
+    if what == "folder":
+        shutil.rmtree(stage.folder)
+    else:
+        stage.script.write_text(stage.script.read_text().replace(sys.executable, "/nowhere/python"))
+    assert stage.start(SLURMD_NODENAME="n7").wait(60) == (1 if what == "folder" else 127)
+    assert stage.commands.calls() == ["scontrol requeue 57_1", "scontrol update JobId=57_1 ExcNodeList=n7"]
+    assert stage.run.newest_attempt() == 0
+    assert stage.start(SLURMD_NODENAME="n7", SLURM_RESTART_COUNT="30").wait(60) != 0
+    assert len(stage.commands.calls()) == 2, "not for ever"
+
+
+def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tmp_path):
+    """Slurm kills the shell with its trap then: what the watcher does is all that is done."""
+    limit = "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:30:20 TimeLimit=00:30:00"
+    stage.commands("srun", f"touch {tmp_path}/up; sleep 60")
+    stage.commands("scontrol", f"[ $1 = show ] && echo '{limit}'; exit 0")
+    bash = stage.start()
+    while "scontrol requeue 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+        assert bash.poll() is None
+    os.killpg(bash.pid, signal.SIGKILL)
+    bash.wait(60)
+    assert stage.run.met_limit(1) and stage.end() is None
+    ledger.settle(stage.run)
+    assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
+
+
+@pytest.mark.parametrize("what", ["begin", "end"])
+def test_a_full_disk_that_holds_the_logs_too_does_not_end_the_job(stage, what):
+    """What is said of it cannot be written either."""
+    file = stage.run.path / "job.json"
+    command = [sys.executable, "-c", FULL, str(stage.run.path), what]
+    stage.run.begin_attempt({})
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=full, env={**os.environ, "SLURM_JOB_ID": "58"}, timeout=60)
+    assert done.returncode == 69 and "scontrol requeue 58" in stage.commands.calls(), file
+
+
+FULL = """
+import errno, sys
+from jobs import ledger, requeue
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+ledger.begin = ledger.end = full
+requeue.PATIENCE = 0.0
+requeue.patiently.__defaults__ = (0.0,)
+sys.exit(requeue.main([sys.argv[2], sys.argv[1]]))
+"""
 
 
 def test_the_python_of_the_script_is_the_one_that_submits():

@@ -109,6 +109,8 @@ def test_profiles(tmp_path, monkeypatch):
         ("array_size: 0\n", "above 0"),
         ("env: [TOKEN=abc]\n", "name of an environment variable"),
         ("options: [exclusive]\n", "options and their values"),
+        ("options: {gpus-per-task: 1}\n", "hides cards from ranks"),
+        ("options: {time: 60}\n", "set by us"),
         ("container_runtime: docker\n", "pyxis, apptainer"),
         ("utilisation: 40\n", "at most 1"),
         ("kind: pbs\n", "local, slurm"),

@@ -57,15 +57,15 @@ SITES = [
     (site({"JobRequeue": "0"}), "starts again", HOLDS, "ask for --requeue"),
     (site(partition={"PreemptMode": "OFF"}), "starts again", HOLDS, "nobody preempts"),
     (site({"PreemptType": "preempt/none"}), "warned before it is preempted", HOLDS, "nobody preempts"),
-    (site(partition={"PreemptMode": "CANCEL", "GraceTime": "0"}), "preempted run starts", NOT, "submit --retry"),
+    (site(partition={"PreemptMode": "CANCEL", "GraceTime": "0"}), "preempted run starts", LESS, "within KillWait"),
     (site(partition={"PreemptMode": "CANCEL"}), "preempted run starts", LESS, "within the grace"),
     (site(partition={"PreemptMode": "GANG,SUSPEND"}), "preempted run starts", LESS, "frozen"),
     (site(NO_QOS), "preempted run starts", UNKNOWN, "--qos"),
     (site(NO_QOS, said={"qos": "sacctmgr: no answer"}), "preempted run starts", UNKNOWN, "sacctmgr: no answer"),
-    (site(NO_QOS, qos={"preempt": "cancel", "grace": "00:00:00"}), "preempted run starts", NOT, "CANCEL"),
+    (site(NO_QOS, qos={"preempt": "cancel", "grace": "00:00:00"}), "preempted run starts", LESS, "CANCEL"),
     (site(NO_QOS, qos={"preempt": "cluster", "grace": "00:02:00"}), "preempted run starts", HOLDS, "GraceTime=120 s"),
     (site(partition={"GraceTime": "0"}), "before it is preempted", LESS, "longer than 30 s"),
-    (site({"PreemptParameters": "(null)"}), "before it is preempted", LESS, "`stopped`"),
+    (site({"PreemptParameters": "(null)"}), "before it is preempted", HOLDS, "TERM at"),
     (site(NO_QOS), "before it is preempted", UNKNOWN, "QOS"),
     (site(partition={"MaxTime": "12:00:00"}), "before the time limit", NOT, "set hours to 12"),
     (site(qos={"wall": "06:30:00"}), "before the time limit", NOT, "set hours to 6.5"),
@@ -75,8 +75,6 @@ SITES = [
     (site({"RequeueExitHold": "75"}), "killed rank", LESS, "RequeueExitHold has 75"),
     (site({"SlurmdTimeout": "0 sec"}), "lost node", NOT, "yourself"),
     (site({"ReturnToService": "0"}), "lost node", HOLDS, "by hand"),
-    (site({"OverTimeLimit": "10 min"}), "stays cancelled", LESS, "jobs/cancel.py"),
-    (site(partition={"OverTimeLimit": "UNLIMITED"}), "stays cancelled", LESS, "UNLIMITED"),
     (site({"MinJobAge": "5 sec"}), "what became", LESS, "5 s"),
     (site({"MaxArraySize": "1"}), "number of runs", NOT, "array_size to 1."),
     (site({"MaxArraySize": "(null)"}), "number of runs", UNKNOWN, "array_size"),
@@ -130,6 +128,8 @@ def test_nodes_by_their_shape():
         + "".join(f"c{i}|32|120000|(null)|idle\n" for i in range(9))
     )
     assert found == {EIGHT: 2, Node(64, 250000, 4, ""): 1, Node(32, 120000, 0, ""): 9}
+    odd = reading.nodes_of("d|64|9|gpu:4090:8(S:0-1)|idle\ne|64|9|gpu:a100:4(S:0),gpu:v100:2(S:1),gpuram:5|idle")
+    assert odd == {Node(64, 9, 8, "4090"): 1, Node(64, 9, 6, "a100+v100"): 1}
     assert site(nodes=found).shape == EIGHT and EIGHT.memory_gb == 1081
 
 
@@ -155,14 +155,22 @@ def test_the_profile_that_is_written_loads_and_fits(tmp_path, config, partition,
         assert judged(one, promise, loaded).verdict == HOLDS or "signal_seconds" in judged(one, promise, loaded).then
 
 
+def test_what_a_profile_says_beside_the_site_is_kept(tmp_path):
+    fields = {"modules": ["cuda/12.4"], "env": ["PROXY"], "peer_seconds": 7, "peak_tflops": 989.0, "parallel": 4}
+    one = site()
+    doctor.write(tmp_path / "mine.yaml", doctor.text(doctor.draft(Profile(kind="slurm", **fields), one), one))
+    loaded = load_profile(str(tmp_path / "mine.yaml"))
+    assert {key: getattr(loaded, key) for key in fields} == fields
+
+
 @pytest.fixture
 def far(commands, tmp_path, monkeypatch):
     """Stand-ins for the commands of a Slurm with the partitions cpu and gpu."""
     rows = ["PartitionName=cpu Default=NO", " ".join(f"{key}={value}" for key, value in PARTITION.items())]
     config = "\n".join(f"{key:24}= {value}" for key, value in CONFIG.items())
-    one = f'[ "$*" = "-o show partition gpu" ] && echo "{rows[1]}"'
-    two = f'[ "$*" = "-o show partition" ] && printf "%s\\n" "{rows[0]}" "{rows[1]}"'
-    commands("scontrol", f"[ $2 = config ] && cat <<'X'\n{config}\nX\n{one}\n{two}\n[ \"$4\" != none ]")
+    one = f'[ "$*" = "-a -o show partition gpu" ] && echo "{rows[1]}"'
+    two = f'[ "$*" = "-a -o show partition" ] && printf "%s\\n" "{rows[0]}" "{rows[1]}"'
+    commands("scontrol", f"[ $2 = config ] && cat <<'X'\n{config}\nX\n{one}\n{two}\n[ \"$5\" != none ]")
     commands("sinfo", "echo 'a1|96|1031000|gpu:h100:8|idle'")
     commands("squeue", "exit 1")
     commands("sacct", "exit 1")

@@ -62,7 +62,14 @@ TABLE = [
     ("a cause of no class", dict(code=1, causes=[c("gremlins")]), "requeue", "crash", 0),
     # states
     ("requeued already", dict(code=75, state="PENDING"), "nothing", "stopped", 0),
-    ("node lost, requeued already", dict(code=1, state="PENDING, COMPLETING"), "nothing", "crash", 0),
+    ("node lost, requeued already", dict(code=1, state="PENDING, COMPLETING"), "nothing", "stopped", 0),
+    (
+        "cut off while it starts, its peer crashed",
+        dict(code=143, state="PENDING", causes=[c("crash")]),
+        "nothing",
+        "stopped",
+        0,
+    ),
     ("node failed", dict(code=1, state="NODE_FAIL", causes=[c("crash")]), "requeue", "node", 0),
     ("wall limit, clean", dict(code=75, state="TIMEOUT", causes=[c("stopped")]), "requeue", "stopped", 0),
     ("wall limit, killed", dict(code=137, state="TIMEOUT"), "requeue", "timeout", 0),
@@ -84,12 +91,16 @@ TABLE = [
     # limits
     ("second crash", dict(code=70, history=h("crash")), "requeue", "crash", 0),
     ("third crash", dict(code=70, history=h("crash", "crash")), "stop", "crash", 0),
-    ("crash, node, hang", dict(code=71, history=h("crash", "node")), "stop", "hang", 0),
+    ("crash, timeout, hang", dict(code=71, history=h("crash", "timeout")), "stop", "hang", 0),
+    ("nodes are counted apart", dict(code=71, history=h("crash", "node", "node")), "requeue", "hang", 0),
+    ("a node that goes away ten times", dict(code=None, history=h(*["node"] * 9)), "stop", "node", 0),
     ("three wall limits", dict(code=137, state="TIMEOUT", history=h("timeout", "timeout")), "stop", "timeout", 0),
     ("preemption between does not reset", dict(code=70, history=h("crash", "stopped", "crash")), "stop", "crash", 0),
     ("a commit between does", dict(code=70, history=h("crash", "crash", "stopped+")), "requeue", "crash", 0),
     ("a commit in this one does", dict(code=70, history=h("crash", "crash"), committed=True), "requeue", "crash", 0),
-    ("third crash, requeued already", dict(code=1, state="PENDING", history=h("crash", "crash")), "stop", "crash", 0),
+    ("cut off after two crashes", dict(code=1, state="PENDING", history=h("crash", "crash")), "nothing", "stopped", 0),
+    ("a cause that only a person can mend, requeued already", dict(code=78, state="PENDING"), "nothing", "stopped", 0),
+    ("the same with a cause file", dict(code=78, state="PENDING", causes=[c("config")]), "stop", "config", 0),
     ("port taken", dict(code=70, causes=[PORT], history=h("crash", "crash")), "requeue", "port", 0),
     ("port taken, the peers crashed", dict(code=1, causes=[c("crash", 1), PORT]), "requeue", "port", 0),
     ("port no crash", dict(code=70, causes=[c("crash")], history=h("port", "port")), "requeue", "crash", 0),
@@ -135,7 +146,17 @@ def old_python() -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["flip/rundir", "flip/commit", "flip/exitcodes", "jobs/policy", "jobs/ledger", "jobs/requeue"]
+    "name",
+    [
+        "flip/rundir",
+        "flip/commit",
+        "flip/exitcodes",
+        "jobs/policy",
+        "jobs/ledger",
+        "jobs/requeue",
+        "jobs/scheduler",
+        "jobs/rank",
+    ],
 )
 def test_the_hosts_files_are_python_3_6(name):
     """Their syntax, on every machine; where an older Python is at hand, the test below runs them with it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flip import exitcodes
 from jobs import rank
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,10 +19,12 @@ TASK = {
 }  # fmt: skip
 
 
-def test_environment_of_a_rank():
+def test_environment_of_a_rank(monkeypatch):
+    monkeypatch.setattr(rank.socket, "getaddrinfo", lambda *_: [])
     found = rank.environment(TASK)
     ours = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-    assert [found[key] for key in ours] == ["3", "1", "1", "4", "2", "n03"]
+    assert [found[key] for key in ours[:-1]] == ["3", "1", "1", "4", "2"]
+    assert found["MASTER_ADDR"] == "n03"
     assert rank.environment({**TASK, "MASTER_ADDR": "10.0.0.1"})["MASTER_ADDR"] == "10.0.0.1"
 
 
@@ -43,6 +46,22 @@ def test_the_port_is_the_same_on_all_ranks_and_another_one_in_the_next_attempt()
 )
 def test_first_host(nodes, first):
     assert rank.first_host(nodes) == first
+
+
+def test_where_no_name_service_knows_the_first_node_its_address_is_taken(monkeypatch):
+    def nobody(*_):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(rank.socket, "getaddrinfo", nobody)
+    assert rank.environment({**TASK, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"})["MASTER_ADDR"] == "10.0.0.7"
+    assert rank.environment(TASK)["MASTER_ADDR"] == "n03"
+
+
+def test_a_node_without_the_folders_of_the_run_is_no_crash(tmp_path):
+    environment = {**os.environ, **TASK, "FLIP_RUN": str(tmp_path / "away"), "FLIP_SNAPSHOT": str(tmp_path)}
+    command = [sys.executable, ROOT / "jobs" / "rank.py", "late"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == rank.STORAGE == exitcodes.STORAGE and "No such file" in done.stderr
 
 
 def test_a_signal_that_comes_before_the_worker_listens_is_kept(tmp_path):

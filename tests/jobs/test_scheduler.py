@@ -5,13 +5,15 @@ import pytest
 from jobs import scheduler
 
 JOB = (
-    "JobId=57 ArrayJobId=50 ArrayTaskId=3 JobName=a.b\n   Priority=1 Account=(null)\n   JobState={state} Reason=None\n"
+    "JobId=57 ArrayJobId=50 ArrayTaskId=3 JobName=a.b\n   Priority=1\n   JobState={state} Reason={reason}\n"
     "   Requeue=1 Restarts={restarts}\n   RunTime={ran} TimeLimit={limit} TimeMin=N/A\n   ExcNodeList={out}\n"
+    "   EndTime=2026-11-25T09:24:14 PreemptTime={preempted}\n"
 )
+USUAL = {"state": "RUNNING", "restarts": 0, "ran": "00:10:00", "limit": "1-00:00:00", "out": "(null)"}
 
 
-def show(state="RUNNING", restarts=0, ran="00:10:00", limit="1-00:00:00", out="(null)"):
-    return f"cat <<'X'\n{JOB.format(state=state, restarts=restarts, ran=ran, limit=limit, out=out)}X"
+def show(**fields):
+    return f"cat <<'X'\n{JOB.format(**{**USUAL, 'reason': 'None', 'preempted': 'None', **fields})}X"
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,10 @@ def show(state="RUNNING", restarts=0, ran="00:10:00", limit="1-00:00:00", out="(
         ({"state": "PENDING", "restarts": 3}, "PENDING"),
         ({"state": "COMPLETING", "ran": "1-00:00:28"}, "TIMEOUT"),
         ({"state": "COMPLETING", "ran": "1-00:00:28", "limit": "UNLIMITED"}, "CANCELLED"),
+        ({"state": "COMPLETING", "reason": "TimeLimit", "ran": "01:00:00"}, "TIMEOUT"),  # of a reservation
+        ({"state": "COMPLETING", "preempted": "2026-11-25T09:24:13"}, "PREEMPTED"),
+        ({"state": "COMPLETING", "preempted": "2026-11-25T09:24:02"}, "CANCELLED"),  # in the grace
+        ({"state": "COMPLETING", "preempted": "Unknown"}, "CANCELLED"),
         ({"state": "NODE_FAIL"}, "NODE_FAIL"),
     ],
 )
@@ -67,7 +73,7 @@ def test_the_queue_is_read_in_one_call(commands):
         ("demo.1f", 1): ("50_1", "PENDING", "(held|by admin)"),
         ("x.2", 0): ("9", "COMPLETED", "None"),
     }
-    assert commands.calls() == ["squeue -h -r -t all --name=demo.1f,x.2 -o %j|%K|%i|%T|%N|%r"]
+    assert commands.calls() == ["squeue -a -h -r -t all --name=demo.1f,x.2 -o %j|%K|%i|%T|%N|%r"]
     assert scheduler.queue([]) == {}
 
 
@@ -90,9 +96,61 @@ def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_deci
     away.write_text("xx")
     commands("scontrol", f"[ $1 = show ] && exit 1\nif [ -s {away} ]; then truncate -s -1 {away}; exit 1; fi")
     assert scheduler.requeue("57", 0) == "requeued" and naps == [1.0, 2.0]
+    away.write_text("xxxxxxxx")
+    with monkeypatch.context() as patch, pytest.raises(scheduler.Unanswered):
+        patch.setattr(scheduler, "AWAY", 0.0)  # silence has its own patience
+        scheduler.requeue("57", 0)
+    commands("scontrol", f"[ $1 = requeue ] && exit 1\n{show()}")
     with pytest.raises(scheduler.Unanswered):
-        away.write_text("xxxxxxxx")
         scheduler.requeue("57", 0, patience=0)
     for fields, words in (({"state": "COMPLETING"}, "CANCELLED"), ({"state": "PENDING"}, "PENDING")):
-        commands("scontrol", f"[ $1 = requeue ] && exit 1\n{show(**fields)}")
+        before = len(commands.calls())
+        commands("scontrol", show(**fields))
         assert scheduler.requeue("57", 0) == f"left alone: it is {words}"
+        assert [call.split()[1] for call in commands.calls()[before:]] == ["show"], "it was not tried"
+
+
+def test_a_straggler_does_not_requeue_the_next_life_of_its_job(commands):
+    """Its node was silent for too long; the job runs elsewhere since, one restart later."""
+    commands("scontrol", show(state="RUNNING", restarts=1))
+    assert scheduler.requeue("57", 0) == "left alone: it is PENDING"
+
+
+def test_a_state_is_asked_for_until_somebody_says(commands, tmp_path):
+    naps = []
+    commands("scontrol", f"echo >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -lt 3 ] && exit 1\n{show()}")
+    assert scheduler.patient_words("57", 0, sleep=naps.append) == "RUNNING" and naps == [1.0, 2.0]
+    commands("scontrol", "exit 1")
+    assert scheduler.patient_words("57", 0, patience=0.5, sleep=naps.append) is None
+
+
+def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(commands, tmp_path):
+    def lives(*answers):
+        """What scontrol says, one after the other."""
+        for i, fields in enumerate(answers):
+            (tmp_path / f"answer{i}").write_text(show(**fields))
+        (tmp_path / "asked").write_text("")
+        at = f"$(wc -l < {tmp_path}/asked)"
+        commands("scontrol", f"n={at}; echo >> {tmp_path}/asked; . {tmp_path}/answer$n")
+        naps = []
+        return scheduler.outlived("57", 0, sleep=naps.append), naps
+
+    hour, over = {"limit": "01:00:00"}, {"limit": "01:00:00", "ran": "01:00:20"}
+    ending = {**over, "state": "COMPLETING", "reason": "TimeLimit"}
+    assert lives(hour, over, ending) == (True, [3000.0, 1.0])
+    assert lives({"limit": "UNLIMITED"}) == (False, [])
+    assert lives(hour, {**hour, "state": "COMPLETING"}) == (False, [3000.0])
+    assert lives(hour, {**over, "restarts": 1}) == (False, [3000.0])
+    longer = {"limit": "02:00:00", "ran": "01:00:00"}
+    assert lives(hour, longer, {**longer, "state": "CANCELLED"}) == (False, [3000.0, 3600.0])
+
+
+def test_what_users_set_for_their_own_eyes_does_not_reach_slurm(commands, monkeypatch):
+    for name in ("SQUEUE_PARTITION", "SCANCEL_INTERACTIVE", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    commands("scontrol", "env")
+    lines = scheduler.call("scontrol").splitlines()
+    assert [line for line in lines if line.startswith(("SLURM_", "SQUEUE_", "SCANCEL_"))] == [
+        "SLURM_CONF=/etc/slurm.conf"
+    ]

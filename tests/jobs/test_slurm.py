@@ -83,6 +83,9 @@ def test_ends(sweep):
     ours = sweep("d", ("RUNNING", "None"))
     write_json(ours.cancel, {"who": "ann", "why": "a mistake"})
     assert told(ours) == ("running", 0, "cancelled by ann: a mistake: it saves and stops")
+    late = sweep("l", ("PENDING", "BeginTime"))
+    late.note_limit(ledger.begin(late, {}))
+    assert told(late)[2].startswith("its wall limit came before it had saved; in Slurm")
     gone = sweep("e")
     ended(gone)
     assert told(gone) == ("stopped", 1, "rank 0: why stopped; its job is not in Slurm's queue any more: submit again")
@@ -98,7 +101,7 @@ def test_what_slurm_does_not_say_is_unknown_and_what_the_files_say_is_not(sweep,
     commands("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
     found = cluster.states([running, complete, failed, over])
     assert [found[run.path].state for run in (running, complete, failed, over)] == [
-        "unknown", "complete", "failed", "cancelled",
+        "unknown", "complete", "failed", "unknown",
     ]  # fmt: skip
     assert found[running.path].detail == "Slurm does not answer: squeue: Unable to contact slurm controller"
 
@@ -173,16 +176,29 @@ def test_a_refusal_of_sbatch_is_one_paragraph(tmp_path, commands):
 
 
 def test_cancel_tells_ranks_first_and_ends_them_the_second_time(sweep, commands):
-    running, pending, over = (
-        sweep("a", ("RUNNING", "None")), sweep("b", ("PENDING", "Priority")), sweep("c", ("COMPLETED", "None")),
-    )  # fmt: skip
+    running, pending, over, ending = (
+        sweep("a", ("RUNNING", "None")),
+        sweep("b", ("PENDING", "Priority")),
+        sweep("c", ("COMPLETED", "None")),
+        sweep("d", ("COMPLETING", "None")),
+    )
     n = ledger.begin(running, {})
     commands("scancel", "")
-    cluster.cancel([running, pending, over])
+    running.note_told(n, "SIGUSR2")  # by a preemption in grace: it saves, and must be let
+    cluster.cancel([running, pending, over, ending])
     assert [c for c in commands.calls() if "scancel" in c] == ["scancel --signal=USR2 57_0", "scancel 57_1"]
-    running.note_told(n, "SIGUSR2")
-    cluster.cancel([running])
+    cluster.cancel([running], [running.path])
     assert commands.calls()[-1] == "scancel 57_0"
+
+
+def test_one_that_cannot_be_told_to_stop_does_not_keep_the_others_from_it(sweep, commands):
+    far, first, second = sweep("a", site="near"), sweep("b", ("RUNNING", "None")), sweep("c", ("RUNNING", "None"))
+    commands("scancel", "case $* in *57_1) echo 'Access denied' >&2; exit 1;; esac")
+    with pytest.raises(FlipError, match="a: it was submitted to the Slurm cluster near.*b: .*Access denied"):
+        cluster.cancel([far, first, second])
+    assert commands.calls()[-1] == "scancel --signal=USR2 57_2"
+    write_json(far.cancel, {"who": "ann"})
+    assert told(far)[0] == "unknown", "nobody has told it"
 
 
 def test_a_cancel_that_slurm_does_not_take_is_an_error(sweep, commands):

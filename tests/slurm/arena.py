@@ -18,8 +18,8 @@ NODES, PROCESSES = 2, 2
 
 
 def profile(**fields):
-    """A profile for ``tools/slurm_here.py``: fake nodes' names do not resolve."""
-    base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5, "master_addr": "127.0.0.1"}
+    """A profile for ``tools/slurm_here.py``."""
+    base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5}
     return Profile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
 
 
@@ -113,7 +113,7 @@ class SlurmArena(Arena):
         parts = [super().story(), str(self.seen), str(self.job())]
         for path in sorted(self.run.logs.glob("*/job.*"))[-4:]:
             parts.append(f"--- {path}\n{path.read_text()[-1500:]}")
-        for path in sorted(self.run.path.parent.glob(".slurm/*/*_0_log.err")):
+        for path in sorted(self.run.path.parent.glob(".slurm/*/*.err")):
             parts.append(f"--- {path}\n{path.read_text()[-800:]}")
         return "\n".join(parts)
 

@@ -1,6 +1,7 @@
 """What is seen of runs on a real Slurm: states, signals, what the exit trap asked, what it was told, what it decided.
 
-The trap's own calls are seen by a ``scontrol`` and a ``squeue`` that stand first on PATH, which jobs are given.
+What the trap and the watcher call is seen by a ``scontrol`` and a ``squeue`` that stand first on PATH, which jobs are
+given.
 """
 
 import contextlib
@@ -22,11 +23,12 @@ from tests.slurm.arena import profile
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = ("scontrol", "squeue")
+READ = ("JobState", "Reason", "Restarts", "RunTime", "TimeLimit", "EndTime", "PreemptTime")
 SETTLED = 2.0
 """Seconds for which a job must stay at its end: one that Slurm starts once more is PENDING by then."""
 
 SHIM = """#!{python} -SE
-# Notes what an exit trap calls, and what squeue --json says at that moment.
+# Notes what the exit trap or the watcher calls, and what squeue --json says at that moment.
 import json, os, subprocess, sys
 name, words = {name!r}, sys.argv[1:]
 run, attempt = os.environ.get("FLIP_RUN"), os.environ.get("FLIP_ATTEMPT")
@@ -34,8 +36,10 @@ real = {real}
 if not run or not attempt:
     os.execv(real[name], [name, *words])
 def note(**facts):
-    with open("%s/calls/%s.jsonl" % (run, attempt), "a") as file:
+    with open("%s/calls/%s.%s.jsonl" % (run, attempt, by), "a") as file:
         file.write(json.dumps(facts) + "\\n")
+by = open("/proc/%d/cmdline" % os.getppid()).read().split("\\0")
+by = "watcher" if "watch" in by else "trap"
 id_ = os.environ["SLURM_JOB_ID"]
 try:
     said = subprocess.run([real["squeue"], "--json", "-j", id_], stdout=subprocess.PIPE, timeout=20).stdout
@@ -75,7 +79,7 @@ class Scene:
 
     # -- what is done ------------------------------------------------------------------------------------------------
 
-    def submit(self, *plays, hours=0.5, cpus=1, **fields):
+    def submit(self, *plays, hours=0.5, cpus=1, gpus=0, **fields):
         """One run per play, all in one array; they are watched from now on."""
         for index, play in enumerate(plays):
             run = RunDir(self.folder / f"run{index}")
@@ -84,7 +88,7 @@ class Scene:
             self.runs.append(run)
             self.seen.append([])
         self.cluster = SlurmCluster(profile(hours=hours, **fields))
-        shape = Shape(nodes=2, processes=1, cpus=cpus, hours=hours)
+        shape = Shape(nodes=2, processes=1, gpus=gpus, cpus=cpus, hours=hours)
         self.cluster.submit([Job(run, ROOT, shape, module="tests.slurm.scripted") for run in self.runs])
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         self.watcher.start()
@@ -178,23 +182,25 @@ class Scene:
 
     def _attempt(self, index, n):
         run = self.runs[index]
-        end, calls = read_json(run.attempt(n) / "end.json") or {}, self._calls(run, n)
+        end, calls = read_json(run.attempt(n) / "end.json") or {}, self._calls(run, n, "trap")
         lines = self.signals(run, n)
         return {
             "states": self._states(index, n),
             "signals": {rank: [line["signal"] for line in rows if "signal" in line] for rank, rows in lines.items()},
+            "gpus": sorted({rows[0]["gpus"] for rows in lines.values()}),
             "trap": bool(calls),
             "code": end.get("code"),
             "read": next((call["read"] for call in calls if "read" in call), None),
             "words": end.get("state"),
             "decision": {key: end.get(key) for key in ("action", "cause", "reason", "delay")} if end else None,
-            "calls": [{key: call[key] for key in ("words", "code", "said")} for call in calls],
+            "calls": [_told(call) for call in calls],
+            "watcher": [_told(call) for call in self._calls(run, n, "watcher") if "read" not in call],
         }
 
     @staticmethod
-    def _calls(run, n):
-        """Rows {words, code, said}, and ``read`` where the job was asked for; no code where the trap was killed."""
-        path, found = run.path / "calls" / f"{n}.jsonl", []
+    def _calls(run, n, by):
+        """Rows {words, code, said}, and ``read`` where the job was asked for; no code where the caller was killed."""
+        path, found = run.path / "calls" / f"{n}.{by}.jsonl", []
         for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
             if "words" in line:
                 words = [re.sub(r"\b\d+(_\d+)?\b", "ID", word) if "now" not in word else word for word in line["words"]]
@@ -203,7 +209,7 @@ class Scene:
             found[-1] |= {"code": line["code"], "said": line["err"].strip()}
             if found[-1]["words"][1:3] == ["show", "job"]:
                 fields, asked = _fields(line["out"]), found[-1]["asked"]
-                read = {key: fields.get(key) for key in ("JobState", "Restarts", "RunTime", "TimeLimit")}
+                read = {key: fields.get(key) for key in READ}
                 found[-1]["read"] = {**read, "SLURM_RESTART_COUNT": asked["restarts"], "json": asked["json"]}
         return found
 
@@ -212,7 +218,7 @@ class Scene:
         for run in self.runs:
             for path in sorted([*run.path.glob("attempts/*/*.json"), *run.path.glob("logs/*/*.*")]):
                 parts.append(f"--- {path}\n{path.read_text()[-1500:]}")
-        parts += [f"--- {path}\n{path.read_text()[-800:]}" for path in sorted(self.folder.glob(".slurm/*/*_log.err"))]
+        parts += [f"--- {path}\n{path.read_text()[-800:]}" for path in sorted(self.folder.glob(".slurm/*/*.err"))]
         return "\n".join(parts)
 
     def close(self):
@@ -221,6 +227,10 @@ class Scene:
         for id_ in self.here.call("squeue", "-h", "-o", "%A").split():
             with contextlib.suppress(Exception):
                 self.here.call("scancel", id_)
+
+
+def _told(call):
+    return {key: call[key] for key in ("words", "code", "said")}
 
 
 def _fields(text):

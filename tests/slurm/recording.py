@@ -5,13 +5,13 @@
 
 scenarios.json is what whoever imitates Slurm must reproduce. It holds, for each attempt of each scenario: ``states`` of
 the job in squeue, ``signals`` of each rank, the ``code`` that the exit trap saw, what it ``read`` of the job and into
-which ``words`` for ``jobs.policy`` it made that, its ``calls``, and the ``decision``.
+which ``words`` for ``jobs.policy`` it made that, its ``calls``, the ``decision``, and what the ``watcher`` of the limit
+did.
 """
 
 import argparse
 import json
 import re
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -55,11 +55,14 @@ def essence(record):
     """
     attempts = [
         {
-            "signals": {rank: sorted({name for name in names if name in STOPS}) for rank, names in a["signals"].items()},
+            "signals": {
+                rank: sorted({name for name in names if name in STOPS}) for rank, names in a["signals"].items()
+            },
+            "gpus": a["gpus"],
             "code": a["code"],
             "words": a["words"],
             "decision": a["decision"] and {key: a["decision"][key] for key in ("action", "cause", "delay")},
-            "calls": [call["words"] for call in a["calls"]],
+            **{key: [call["words"] for call in a[key]] for key in ("calls", "watcher")},
         }
         for a in record["attempts"]
     ]
@@ -68,20 +71,20 @@ def essence(record):
 
 
 def record(names, folder, told=print):
-    """Name -> record, one Slurm per group of equal options."""
-    found = {}
-    groups = []
+    """(release of Slurm, name -> record); one Slurm per group of equal options."""
+    found, groups, version = {}, [], ""
     for name in names:
         if SCENARIOS[name].options not in groups:
             groups.append(SCENARIOS[name].options)
     for number, options in enumerate(groups):
         place = folder / f"slurm{number}"
         with slurm(place, **options) as (here, squeue):
+            version = re.search(r"SLURM_VERSION\s*= (\S+)", here.call("scontrol", "show", "config"))[1]
             for name in (name for name in names if SCENARIOS[name].options == options):
                 begin = time.monotonic()
                 found[name] = perform(name, here, squeue, place)
                 told(f"{name}: {time.monotonic() - begin:.1f} s, {found[name]['end']['state']}")
-    return {name: found[name] for name in names}
+    return version, {name: found[name] for name in names}
 
 
 def text(value):
@@ -95,9 +98,8 @@ def main():
     parser.add_argument("--out", type=Path, help="the file; default: printed")
     parser.add_argument("--only", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS), metavar="NAME")
     args = parser.parse_args()
-    version = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
     with tempfile.TemporaryDirectory(prefix="scenarios") as folder:
-        scenarios = record(args.only, Path(folder), lambda line: print(line, flush=True))
+        version, scenarios = record(args.only, Path(folder), lambda line: print(line, flush=True))
     found = text({"slurm": version, "scenarios": scenarios})
     if args.out:
         args.out.write_text(found)

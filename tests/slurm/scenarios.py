@@ -18,6 +18,8 @@ HERE = {"user_signal": True, "kill_wait": KILL_WAIT}
 MUTE = {**HERE, "user_signal": False}
 """Preemption does not send the warning signal."""
 WATCHFUL = {**HERE, "node_timeout": 5}
+OTHER = {**HERE, "accounting": True, "select": "linear"}
+"""Another kind of site: accounting, and whole nodes only."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Scenario:
     grace: int = 0
     mode: str = "REQUEUE"
     """PreemptMode of the partition."""
+    ends: tuple = (2, "complete")
+    """Attempts and state at the end, as they must be: a recording of something else is refused."""
     slow: bool = False
 
 
@@ -44,9 +48,9 @@ def scenario(event, **fields):
     return add
 
 
-@scenario("nothing")
+@scenario("nothing; it asks for two GPUs of each node", ends=(1, "complete"))
 def finishes(scene):
-    scene.submit({"steps": SHORT})
+    scene.submit({"steps": SHORT}, gpus=2)
 
 
 def preempted(scene, play=AGAIN):
@@ -59,7 +63,7 @@ def preempted(scene, play=AGAIN):
 scenario("a job of higher priority; no grace, warning signal on")(preempted)
 
 
-@scenario("a job of higher priority; no grace, warning signal off", options=MUTE)
+@scenario("a job of higher priority; no grace, warning signal off", options=MUTE, slow=True)
 def preempted_mute(scene):
     preempted(scene)
 
@@ -69,9 +73,14 @@ def preempted_grace(scene):
     preempted(scene)
 
 
-@scenario("a job of higher priority; grace, warning signal off", options=MUTE, grace=GRACE)
+@scenario("a job of higher priority; grace, warning signal off", options=MUTE, grace=GRACE, slow=True)
 def preempted_grace_mute(scene):
     preempted(scene)
+
+
+@scenario("a job of higher priority; grace; the ranks do not obey the warning, but the TERM after it", grace=GRACE)
+def preempted_grace_late(scene):
+    preempted(scene, {**AGAIN, "ignore": ["USR2"]})
 
 
 @scenario("a job of higher priority; no grace; the ranks obey nothing and are killed")
@@ -84,7 +93,12 @@ def preempted_for_good(scene):
     preempted(scene)
 
 
-@scenario("a job of higher priority, where preemption cancels; grace, warning signal on", mode="CANCEL", grace=GRACE)
+@scenario(
+    "a job of higher priority, where preemption cancels; grace, warning signal on",
+    mode="CANCEL",
+    grace=GRACE,
+    slow=True,
+)
 def preempted_for_good_grace(scene):
     preempted(scene)
 
@@ -98,7 +112,11 @@ def scancelled_after_grace(scene):
     scene.call("scancel", scene.id())
 
 
-@scenario("a job of higher priority; the run finishes within the grace, and Slurm starts it once more", grace=GRACE)
+@scenario(
+    "a job of higher priority; the run finishes within the grace, and Slurm starts it once more",
+    grace=GRACE,
+    ends=(1, "complete"),
+)
 def finished_in_grace(scene):
     scene.submit({**DEAF, "steps": 60})
     scene.ready()
@@ -112,7 +130,7 @@ def rank_killed(scene):
     os.kill(scene.facts(rank=1)["pid"], signal.SIGKILL)
 
 
-@scenario("the ranks end with 1 at each start")
+@scenario("the ranks end with 1 at each start", ends=(3, "failed"))
 def crashes(scene):
     scene.submit({"exit": 1})
 
@@ -127,7 +145,9 @@ def lose(scene, rank):
     scene.here.bring_back(node)
 
 
-@scenario("the second node dies; the first, with the batch script and rank 0, notices nothing", options=WATCHFUL)
+@scenario(
+    "the second node dies; the first, with the batch script and rank 0, notices nothing", options=WATCHFUL, slow=True
+)
 def node_lost(scene):
     lose(scene, rank=1)
 
@@ -149,7 +169,7 @@ def limit(scene, ignore):
     scene.submit({**AGAIN, "ignore": ignore}, hours=WAITING_MINUTE, signal_seconds=30)
 
 
-@scenario("the time limit; the ranks obey the warning", slow=True)
+@scenario("the time limit; the ranks obey the warning")
 def limit_obeyed(scene):
     limit(scene, [])
 
@@ -170,15 +190,15 @@ def scancelled(scene, play=AGAIN):
     scene.call("scancel", scene.id())
 
 
-scenario("scancel while it runs")(scancelled)
+scenario("scancel while it runs", ends=(1, "cancelled"))(scancelled)
 
 
-@scenario("scancel while it runs; the ranks obey nothing and are killed")
+@scenario("scancel while it runs; the ranks obey nothing and are killed", ends=(1, "cancelled"))
 def scancelled_deaf(scene):
     scancelled(scene, DEAF)
 
 
-@scenario("scancel while it runs, where squeue --json does not work")
+@scenario("scancel while it runs, where squeue --json does not work", ends=(1, "cancelled"))
 def scancelled_without_json(scene):
     scene.submit(AGAIN)
     (scene.runs[0].path / "no-json").touch()
@@ -186,14 +206,14 @@ def scancelled_without_json(scene):
     scene.call("scancel", scene.id())
 
 
-@scenario("scancel while it waits")
+@scenario("scancel while it waits", ends=(0, "cancelled"))
 def scancelled_pending(scene):
     scene.submit(AGAIN, options={"begin": "now+3600"})
     scene.until(lambda: 0 in scene.rows, "a row in the queue")
     scene.call("scancel", scene.id())
 
 
-@scenario("cancel.json and SlurmCluster.cancel while it runs")
+@scenario("cancel.json and SlurmCluster.cancel while it runs", ends=(1, "cancelled"))
 def cancelled(scene):
     scene.submit(AGAIN)
     scene.ready()
@@ -217,7 +237,7 @@ def element(scene, hurt, act):
     act(hurt)
 
 
-@scenario("element 0 of an array is preempted")
+@scenario("element 0 of an array is preempted", slow=True)
 def first_element_preempted(scene):
     element(scene, 0, scene.preempt)
 
@@ -227,11 +247,36 @@ def last_element_preempted(scene):
     element(scene, 1, scene.preempt)
 
 
-@scenario("SIGKILL to a rank of element 0 of an array")
+@scenario("SIGKILL to a rank of element 0 of an array", slow=True)
 def first_element_killed(scene):
     element(scene, 0, lambda hurt: os.kill(scene.facts(1, index=hurt)["pid"], signal.SIGKILL))
 
 
-@scenario("SIGKILL to a rank of element 1, which has the array's own id")
+@scenario("SIGKILL to a rank of element 1, which has the array's own id", slow=True)
 def last_element_killed(scene):
     element(scene, 1, lambda hurt: os.kill(scene.facts(1, index=hurt)["pid"], signal.SIGKILL))
+
+
+@scenario("a job of higher priority; accounting, whole nodes", options=OTHER)
+def other_preempted(scene):
+    preempted(scene)
+
+
+@scenario("a job of higher priority; grace; accounting, whole nodes", options=OTHER, grace=GRACE)
+def other_preempted_grace(scene):
+    preempted(scene)
+
+
+@scenario("SIGKILL to rank 1; accounting, whole nodes", options=OTHER)
+def other_rank_killed(scene):
+    rank_killed(scene)
+
+
+@scenario("scancel while it runs; accounting, whole nodes", options=OTHER, ends=(1, "cancelled"))
+def other_scancelled(scene):
+    scancelled(scene)
+
+
+@scenario("cancel.json and SlurmCluster.cancel; accounting, whole nodes", options=OTHER, ends=(1, "cancelled"))
+def other_cancelled(scene):
+    cancelled(scene)

@@ -32,7 +32,8 @@ class Signals:
         signal.set_wakeup_fd(inlet)
         for name in NOTED:
             signal.signal(getattr(signal, f"SIG{name}"), lambda *_: None)
-        self.write({"pid": os.getpid(), "node": os.environ.get("SLURMD_NODENAME", "")})
+        named = {"node": "SLURMD_NODENAME", "gpus": "CUDA_VISIBLE_DEVICES", "address": "MASTER_ADDR"}
+        self.write({"pid": os.getpid(), **{key: os.environ.get(name, "") for key, name in named.items()}})
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGUSR2])  # jobs/rank.py holds them back
 
     def write(self, line: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Faults that a cluster sends, each by its name, and storms of them by a seed. A new fault is a function of a few lines.
+"""Faults that a cluster sends, each by its name, and storms of them by a seed. A new fault is a few lines.
 
 A fault is done when the run is on the way to its next attempt, or bound to be.
 """

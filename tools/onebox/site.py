@@ -215,7 +215,6 @@ class Site:
             "hours": 1,
             "signal_seconds": 60,
             "env": "[SLURM_CONF]",
-            "master_addr": self.address + "  # the names of these nodes do not resolve",
         }
         if self.options.accounting:
             fields["account"] = "acc"
