@@ -78,7 +78,9 @@ def preempted_grace_mute(scene):
     preempted(scene)
 
 
-@scenario("a job of higher priority; grace; the ranks do not obey the warning, but the TERM after it", grace=GRACE)
+@scenario(
+    "a job of higher priority; grace; the ranks do not obey the warning, but the TERM after it", grace=GRACE, slow=True
+)
 def preempted_grace_late(scene):
     preempted(scene, {**AGAIN, "ignore": ["USR2"]})
 
@@ -164,9 +166,9 @@ def warned(scene):
     scene.call("scancel", "--signal=USR2", scene.id())
 
 
-def limit(scene, ignore):
+def limit(scene, ignore, save=1.0):
     scene.patience = 300.0
-    scene.submit({**AGAIN, "ignore": ignore}, hours=WAITING_MINUTE, signal_seconds=30)
+    scene.submit({**AGAIN, "ignore": ignore, "save": save}, hours=WAITING_MINUTE, signal_seconds=30)
 
 
 @scenario("the time limit; the ranks obey the warning")
@@ -176,7 +178,7 @@ def limit_obeyed(scene):
 
 @scenario("the time limit; the ranks do not obey the warning, but the TERM after it", slow=True)
 def limit_late(scene):
-    limit(scene, ["USR2"])
+    limit(scene, ["USR2"], save=3.0)  # the watcher, who looks every second, is there before the trap
 
 
 @scenario("the time limit; the ranks obey nothing and are killed", slow=True)

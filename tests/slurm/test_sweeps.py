@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, create_json, read_json
 from jobs import scheduler
 
 pytestmark = [pytest.mark.slurm, pytest.mark.kill]
@@ -145,8 +145,10 @@ def test_cancelled_by_us_and_by_hand_for_good_until_retried(desk):
     for name in ("preempted", "by_hand"):
         desk.until_step(name, 1, attempt=2)
         assert read_json(desk.run(name).attempt(2) / "start.json")["resumes_from"] == saved[name]
-    desk.type("cancel", "demo", "--yes")
-    desk.type("cancel", "demo", "--yes")
-    desk.until(lambda: all(row["state"] == "cancelled" for row in desk.status().values()), "both cancelled")
+    create_json(desk.run("by_hand").cancel, {"who": "ann", "why": "the signal came before anybody listened"})
+    desk.until(lambda: desk.status()["by_hand"]["state"] == "cancelled", "a run that only saw cancel.json")
+    for _ in range(2):  # the second time it is not waited for
+        desk.type("cancel", "demo/preempted", "--yes")
+    desk.until(lambda: desk.status()["preempted"]["state"] == "cancelled", "its end")
     desk.until_idle()
     assert desk.processes() == []
