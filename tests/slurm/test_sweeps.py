@@ -27,10 +27,11 @@ class Desk:
         # A run of the name "crashing" gets too little address space to load torch.
         own += "options: {exclusive: ''}\nsetup: ['case $FLIP_RUN in *crashing) ulimit -v 700000;; esac']\n"
         self.cluster.write_text(own)
+        words = len(json.loads((data / "tokenizer.json").read_text())["model"]["vocab"])
         self.text = f"""
 title: Three runs
 set:
-  model: {{size: tiny}}
+  model: {{size: tiny, text: {{vocabulary: {words}}}}}
   data: {{manifest: {data}, tokenizer: {data}/tokenizer.json, workers: 0, block: 1}}
   stages: [{{name: pretrain, samples: {STEPS * 16}, batch: 16, mask: 0.5}}]
   compute: {{device: cpu, threads: 1}}
@@ -96,8 +97,7 @@ def desk(start_slurm, tmp_path, emoji):
 
 
 def test_an_array_of_three_one_preempted_one_crashing_one_clean(desk):
-    said = desk.submit()
-    assert "3" in said
+    desk.submit()
     arrays = list((desk.runs / "demo" / ".slurm").iterdir())
     assert len(arrays) == 1 and len((arrays[0] / "runs").read_text().splitlines()) == 3
     desk.until_step("preempted", 7)
@@ -113,11 +113,11 @@ def test_an_array_of_three_one_preempted_one_crashing_one_clean(desk):
     }
     assert "3 failed attempts without a new commit" in rows["crashing"]["reason"]
     assert "read the logs" in desk.type("status", "demo/crashing")
-    assert "memory" in desk.type("logs", "demo/crashing", "--err").lower()
+    assert "Traceback" in desk.type("logs", "demo/crashing", "--err")
     assert [row["step"] for row in (rows["preempted"], rows["clean"])] == [STEPS, STEPS]
     desk.until_idle()
     assert desk.processes() == []
-    assert "nothing to start" in desk.submit()
+    assert "--retry" in desk.submit()
     assert len(list((desk.runs / "demo" / ".slurm").iterdir())) == 1, "a second submit starts nothing"
 
 
