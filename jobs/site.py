@@ -181,7 +181,7 @@ def read(profile: Profile) -> Site:
         line = ask(said, "qos", "sacctmgr", "-n", "-P", "show", "qos", f"name={profile.qos}", form).strip()
         qos = dict(zip(("preempt", "grace", "wall", "submit"), line.split("|"), strict=False)) if line else {}
     name = partition["PartitionName"]
-    rows = ask(said, "nodes", "sinfo", "-a", "-h", "-N", "-p", name, "-o", "%N|%c|%m|%G|%T")
+    rows = ask(said, "nodes", "sinfo", "-h", "-N", "-p", name, "-o", "%N|%c|%m|%G|%T")
     ask(said, "squeue --json", "squeue", "--json", "--name=none")
     ask(said, "sacct", "sacct", "-n", "-X", "-S", "now")
     python = shutil.which(profile.hosts_python) or profile.hosts_python

@@ -273,6 +273,6 @@ def test_a_real_site(tmp_path):
         assert code == 78 and "not available" in found["a job is accepted"]["read"]
         here.call("scontrol", "update", "PartitionName=low", "PreemptMode=CANCEL", "GraceTime=0")
         code, found = call()
-        assert code == 78 and found["a preempted run starts again"]["verdict"] == NOT
+        assert code == 0 and found["a preempted run starts again"]["verdict"] == LESS
     finally:
         here.stop()

@@ -107,7 +107,7 @@ def test_planning_loads_no_torch(desk):
 def test_a_machine_without_slurm_says_so(desk, tmp_path):
     (tmp_path / "far.yaml").write_text("kind: slurm\npartition: gpu\n")
     done = desk.submit("--cluster", str(tmp_path / "far.yaml"), env={"PATH": "/nowhere"})
-    assert done.returncode == 78 and "sbatch, squeue, scancel, scontrol" in done.stderr, done.stderr
+    assert done.returncode == 78 and "sbatch, srun, squeue, scancel, scontrol" in done.stderr, done.stderr
     done = desk.submit("--cluster", str(tmp_path / "far.yaml"), "--dry-run", env={"PATH": "/nowhere"})
     assert done.returncode == 0 and "Slurm: PATH" in done.stdout.split("not checked here")[1], done.stderr
     assert not desk.runs.exists()

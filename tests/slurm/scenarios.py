@@ -106,7 +106,10 @@ def preempted_for_good_grace(scene):
 
 
 @scenario(
-    "preempted with grace; then scancel; the ranks of the second attempt obey nothing and are killed", grace=GRACE
+    "preempted with grace; then scancel; the ranks of the second attempt obey nothing and are killed",
+    grace=GRACE,
+    ends=(2, "cancelled"),
+    slow=True,
 )
 def scancelled_after_grace(scene):
     preempted(scene, {**AGAIN, "attempts": {"2": DEAF}})
