@@ -155,16 +155,21 @@ class Stream:
         return chunks[j]
 
     def _prefetch(self, a: int, k: int, n: int) -> None:
-        """Let go of a block that is done; load what is due of the next one: chunk i at (i + phase) / Q of this."""
-        span, phase = self.order.span, (a + 1) / len(self.lanes)
-        due = int((n + 1) / span * self.order.block - phase + 1)
-        if due > int(n / span * self.order.block - phase + 1):
+        """Let go of a block that is done; load what is due of the next one."""
+        span, block, phase = self.order.span, self.order.block, (a + 1) / len(self.lanes)
+        now = due(n, span, block, phase)
+        if now > due(n - 1, span, block, phase):
             ids = self.order.held(self.lanes, k + 1)[0][a]
-            for j in np.unique(ids // self.manifest.chunk)[:due].tolist():
+            for j in np.unique(ids // self.manifest.chunk)[:now].tolist():
                 if any(id not in self.bad for id in self.manifest.chunk_ids(j)):
                     self._chunk(a, k + 1, j)
         if n + 1 == span:
             self._raw[a].pop(k, None)
+
+
+def due(n: int, span: int, block: int, phase: float) -> int:
+    """Chunks of the next block that are due after sample n of the present one: chunk i at (i + phase) / Q of it."""
+    return int((n + 1) / span * block - phase + 1)
 
 
 class _Draws:
