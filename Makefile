@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 python3.11 2>/dev/null); do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 BIN := .venv/bin
-CHECKED := flip jobs tools tests
+CHECKED := flip jobs tools tests benchmarks
 
 .PHONY: help install slurm test check lint types quickstart clean
 .DEFAULT_GOAL := help

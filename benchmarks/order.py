@@ -1,0 +1,166 @@
+"""Finding the first batch at full size: the manifest's load and the order of samples, beside a full permutation.
+
+A manifest as that of LAION-2B (230,000 shards, 1.92e9 samples, R = 256; tables only) is written into a temporary
+folder in our own format, loaded in fresh processes, and asked for batches at several places of the stream.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from benchmarks import results, synthetic
+from benchmarks.results import median, rounded
+from flip.data import manifest, masking
+from flip.data.manifest import Manifest
+from flip.data.order import Order
+
+BATCH, LANES, BLOCK = 32_768, 4096, 4
+WORLDS = 8, 512
+SHARES = 0.0, 0.01, 0.5, 0.99, 3.0
+PATCHES, MASK = 196, "0.5"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=synthetic.SHARDS, help="default: %(default)s")
+    parser.add_argument("--peer", type=int, default=100_000_000, help="ids that NumPy permutes (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="medians are over these (default: %(default)s)")
+    results.options(parser, "order")
+    chosen = parser.parse_args(arguments)
+    results.publish(measure(chosen.shards, chosen.peer, chosen.repeats, chosen.seed), chosen)
+    return 0
+
+
+def measure(shards: int, peer: int, repeats: int, seed: int) -> dict[str, Any]:
+    """All figures of one data set."""
+    facts = results.machine()
+    with tempfile.TemporaryDirectory(prefix="flip-order-") as folder:
+        table = synthetic.table(shards, seed)
+        begin = time.perf_counter()
+        manifest.write(Path(folder) / "m", table, synthetic.checksums(table, seed))
+        written = time.perf_counter() - begin
+        sizes = {path.name: path.stat().st_size for path in sorted((Path(folder) / "m").iterdir())}
+        loads = [load(f"{folder}/m", check, repeats) for check in (False, True)]
+        loaded = Manifest.load(f"{folder}/m", check=False)
+        lanes, batch = fit(loaded.samples // loaded.chunk)
+        order = Order(seed, loaded.samples, loaded.chunk, BLOCK, lanes)
+        return {
+            "benchmark": "order",
+            "machine": facts,
+            "data": {"shards": shards, "N": loaded.samples, "R": loaded.chunk, "Q": BLOCK, "L": lanes, "B": batch},
+            "disk": {"bytes": sum(sizes.values()), "write_seconds": rounded(written)} | sizes,
+            "load": loads,
+            "first_batch": [first(order, batch, share, world) for share in SHARES for world in (1, *WORLDS)],
+            "afterwards": [after(order, batch, world, repeats) for world in WORLDS],
+            "chunk_reads_per_second": reads(loaded, seed, repeats),
+            "peer": permutation(peer, order, seed),
+        }
+
+
+def fit(chunks: int) -> tuple[int, int]:
+    """L and B: 4096 and 32,768, less where the data are too few for them (2 L Q <= C)."""
+    lanes = LANES
+    while lanes > WORLDS[-1] and 2 * lanes * BLOCK > chunks:
+        lanes //= 2
+    return lanes, BATCH * lanes // LANES
+
+
+def load(folder: str, check: bool, repeats: int) -> dict[str, Any]:
+    """Seconds and memory of Manifest.load, each time in a process of its own; the files are in the page cache."""
+    times, grown = [], []
+    for _ in range(repeats):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            seconds, more = pool.submit(_load, folder, check).result()
+        times.append(seconds)
+        grown.append(more)
+    at = int(np.argsort(times)[len(times) // 2])
+    return {"check": check, "seconds": rounded(times[at]), "slowest": rounded(max(times))} | grown[at]
+
+
+def _load(folder: str, check: bool) -> tuple[float, dict[str, int]]:
+    before, begin = _resident(), time.perf_counter()
+    loaded = Manifest.load(folder, check)
+    seconds = time.perf_counter() - begin
+    now = _resident()
+    assert loaded.samples
+    return seconds, {f"{name}_bytes": now[name] - before[name] for name in before}
+
+
+def _resident() -> dict[str, int]:
+    """Bytes of this process: private (anonymous) memory, mapped file pages, and the peak of both."""
+    names = {"RssAnon": "private", "RssFile": "mapped", "VmHWM": "peak"}
+    fields = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return {names[f[0][:-1]]: int(f[1]) * 1024 for f in fields if f and f[0][:-1] in names}
+
+
+def first(order: Order, batch: int, share: float, world: int) -> dict[str, Any]:
+    """Milliseconds until ids and visits of rank 0's part of the global batch at S = share * N are known."""
+    start = int(share * order.samples) // batch * batch
+    fresh = Order(order.seed, order.samples, order.chunk, order.block, order.lanes)
+    begin = time.perf_counter()
+    fresh.batch(start, batch, range(order.lanes // world))
+    took = time.perf_counter() - begin
+    return {"passes": share, "S": start, "W": world, "milliseconds": rounded(1000 * took)}
+
+
+def after(order: Order, batch: int, world: int, repeats: int) -> dict[str, Any]:
+    """Microseconds per sample of one rank over whole blocks: the order alone, and with its masks."""
+    lanes, count = range(order.lanes // world), batch // order.lanes
+    kept, steps = masking.kept(PATCHES, MASK), order.span // count
+
+    def run(masks: bool) -> None:
+        fresh = Order(order.seed, order.samples, order.chunk, order.block, order.lanes)
+        for step in range(steps):
+            ids, visits = fresh.part(lanes, step * count, count)
+            if masks:
+                masking.keep(order.seed, visits.ravel(), ids.ravel(), PATCHES, kept)
+
+    samples = steps * count * len(lanes)
+    alone, masked = median(lambda: run(False), repeats), median(lambda: run(True), repeats)
+    figures = {"order_us": rounded(1e6 * alone / samples), "with_mask_us": rounded(1e6 * masked / samples)}
+    return {"W": world, "b": count * len(lanes), "steps": steps} | figures
+
+
+def reads(loaded: Manifest, seed: int, repeats: int) -> int:
+    """Chunks per second, in random order, of which the reads are found."""
+    chosen = np.random.default_rng(seed).integers(0, loaded.chunks - 1, 10_000).tolist()
+    return round(len(chosen) / median(lambda: [loaded.chunk_reads(j) for j in chosen], repeats))
+
+
+def permutation(ids: int, ours: Order, seed: int) -> dict[str, Any]:
+    """NumPy's permutation of all ids, the plain way to shuffle a pass. What is not measured says so in its name."""
+    begin = time.perf_counter()
+    shuffled = np.random.default_rng(seed).permutation(ids)
+    seconds = time.perf_counter() - begin
+    return {
+        "ids": ids,
+        "seconds": rounded(seconds),
+        "bytes": shuffled.nbytes,
+        "extrapolated_to_N_seconds": rounded(seconds * ours.samples / ids),
+        "computed_for_N_bytes": shuffled.itemsize * ours.samples,
+        "ours_held_bytes_by_W": {str(world): held(ours, world) for world in WORLDS},
+    }
+
+
+def held(order: Order, world: int) -> int:
+    """Bytes that the order holds for a rank in the middle of a stream: ids and visits of the blocks it keeps."""
+    count = order.span // 2 + 1
+    for step in range(4):
+        order.part(range(order.lanes // world), step * count, count)
+    return sum(field.nbytes for block in order._held.values() for field in block)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Every benchmark runs at a small size and writes what it found; how fast it was is no test's business."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import order, prefetch, synthetic
+from flip.data.order import Order
+from flip.data.stream import due
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def run(name, *arguments, cwd):
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+def report(name, *arguments, cwd):
+    """What a script prints as JSON, which is what it writes."""
+    result = run(name, *arguments, "--json", "--out", cwd / "results" / f"{name}.json", cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    written = json.loads((cwd / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert written == json.loads(result.stdout) and written["benchmark"] == name
+    assert set(written["machine"]) == {"processor", "cores", "load_before", "python", "numpy"}
+    return written
+
+
+def test_order(tmp_path):
+    found = report("order", "--shards", 600, "--peer", 1000, "--repeats", 1, cwd=tmp_path)
+    assert found["data"]["shards"] == 600 and found["data"]["L"] % 512 == 0
+    assert found["disk"]["bytes"] == sum(size for name, size in found["disk"].items() if "." in name)
+    assert [(row["passes"], row["W"]) for row in found["first_batch"][:4]] == [(0, 1), (0, 8), (0, 512), (0.01, 1)]
+    assert [row["W"] for row in found["afterwards"]] == [8, 512] and found["chunk_reads_per_second"] > 0
+    assert [row["check"] for row in found["load"]] == [False, True]
+
+
+def test_prefetch(tmp_path):
+    size = ["--ranks", 4, "--lanes", 16, "--batch", 512, "--steps", 80, "--shards", 300]
+    found = report("prefetch", *size, cwd=tmp_path)
+    assert found == report("prefetch", *size, cwd=tmp_path) | {"machine": found["machine"]}
+    calm = [case for case in found["cases"] if case["latency"] == "constant" and case["step"] == 0.5]
+    assert calm and all(case["stalled_share"] == 0 for case in calm)
+
+
+def test_text_and_mistakes(tmp_path):
+    size = ["--ranks", 2, "--lanes", 4, "--batch", 128, "--steps", 40, "--shards", 200]
+    assert "stalled share" in run("prefetch", *size, cwd=tmp_path).stdout
+    refused = run("prefetch", "--ranks", 3, "--lanes", 4, cwd=tmp_path)
+    assert refused.returncode == 2 and "W must divide L" in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.py") if "__main__" in p.read_text("utf-8")))
+def test_help(name, tmp_path):
+    assert "--out" in run(name, "--help", cwd=tmp_path).stdout
+
+
+def test_synthetic_tables_are_consistent():
+    table = synthetic.table(700)
+    assert table.chunks == -(-table.samples // table.chunk) and (table.shards[:, 2] <= table.shards[:, 1]).all()
+    length = synthetic.SAMPLE_BLOCKS * 512
+    for j in (0, 1, 500, table.chunks - 1):
+        reads = table.chunk_reads(j)
+        assert sum(count for *_, count in reads) == len(table.chunk_ids(j))
+        assert all(stop - start == count * length for _, start, stop, count in reads)
+    crossing = next(j for j in range(table.chunks) if len(table.chunk_reads(j)) == 2)
+    assert table.chunk_reads(crossing)[1][1] == 0
+
+
+def test_the_plan_asks_the_real_order_and_the_real_rule():
+    table = synthetic.table(300)
+    stream, fleet = Order(5, table.samples, table.chunk, prefetch.Q, 8), prefetch.Fleet(2, 40, 16)
+    needs = prefetch.plan(stream, table, fleet, 0)
+    lane, k = 3, 1
+    mine = (needs.lane == lane) & (needs.block == k)
+    ids, _ = stream.lane(lane, k * stream.span, stream.span)
+    first = {int(j): int(np.flatnonzero(ids // table.chunk == j)[0]) for j in np.unique(ids // table.chunk)}
+    assert (needs.position[mine] - k * stream.span).tolist() == list(first.values())
+    assert needs.requests[mine].tolist() == [len(table.chunk_reads(j)) for j in first]
+    begin = prefetch.begins(stream, fleet, needs, prefetch.Case(0.5, 2, "waiting", "drawn"))
+    phase = (lane % 2 + 1) / 2  # 8 lanes, 2 ranks, 2 workers: two lanes each
+    moments = [next(n for n in range(stream.span) if due(n, stream.span, prefetch.Q, phase) > i) for i in range(4)]
+    assert begin[mine].tolist() == [n // fleet.count for n in moments]
+
+
+def test_the_order_held_is_counted():
+    stream = Order(1, 100_000, 16, 4, 512)
+    assert order.held(stream, 8) == 2 * 2 * 8 * 64 * stream.span
