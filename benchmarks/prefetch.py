@@ -1,0 +1,304 @@
+"""Does prefetching keep 512 ranks fed? A simulation of the requests to storage, with the real order and the real rule.
+
+Which chunk each lane reads, and when it needs it, is asked of flip.data.order; when it is loaded, of flip.data.stream.
+Simulated are clocks alone: steps of a fixed length in lock-step, workers that decode and are up to SLOTS parts ahead,
+and requests that take a while.
+
+    blocking   a worker waits for each read, as the reader of files does
+    waiting    reads go on in the background, a worker waits for what it needs and is not there
+    phase      own: of a lane among its worker's, the rule of flip.data.stream; spread: of a lane among all L, a what-if
+    latency    constant; drawn: log-normal; slow: drawn, and one in a thousand of ten seconds
+    ahead      seconds by which each read begins earlier than the rule says, a what-if
+    hedge      a second request after so many seconds without an answer, the first answer counts, a what-if
+
+Latency does not grow with load here: where many requests come at once, real stalls are longer. Waiting and storage are
+counted from the second block on; the first block is loaded when it is needed (first_batch_s).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import results, synthetic
+from benchmarks.results import rounded
+from flip.data.manifest import BLOCK, Table
+from flip.data.order import Order
+from flip.data.pool import SLOTS
+from flip.data.stream import due
+
+Q = 4
+GOLDEN = 0.6180339887498949
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One simulated run."""
+
+    step: float
+    """Seconds of a training step."""
+    workers: int
+    reads: str
+    latency: str
+    phase: str = "own"
+    ahead: float = 0.0
+    hedge: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What all cases share. ``decode``: a worker's seconds per sample; the rest describes latencies in seconds."""
+
+    ranks: int
+    steps: int
+    count: int
+    """Samples of a lane in a global batch, B/L."""
+    decode: float = 0.001
+    median: float = 0.2
+    sigma: float = 0.5
+    slow_share: float = 0.001
+    slow: float = 10.0
+
+
+class Needs(NamedTuple):
+    """One entry per chunk that a lane's block needs, ``number`` being i as the rule counts chunks."""
+
+    lane: Ints
+    block: Ints
+    number: Ints
+    position: Ints
+    """Of the lane, at which its first sample is read."""
+    requests: Ints
+    """Two where the chunk crosses the border of a shard."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=512, help="W (default: %(default)s)")
+    parser.add_argument("--lanes", type=int, default=4096, help="L, a multiple of W (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32_768, help="B, a multiple of L (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument("--shards", type=int, default=synthetic.SHARDS, help="default: %(default)s")
+    results.options(parser, "prefetch")
+    chosen = parser.parse_args(arguments)
+    if chosen.lanes % chosen.ranks or chosen.batch % chosen.lanes:
+        parser.error("W must divide L, and L must divide B")
+    fleet = Fleet(chosen.ranks, chosen.steps, chosen.batch // chosen.lanes)
+    table = synthetic.table(chosen.shards, chosen.seed)
+    order = Order(chosen.seed, table.samples, table.chunk, Q, chosen.lanes)
+    chosen_cases = cases(order.lanes // chosen.ranks)
+    needs = plan(order, table, fleet, max(case.ahead / case.step for case in chosen_cases))
+    report = {
+        "benchmark": "prefetch",
+        "machine": results.machine(),
+        "data": {"N": order.samples, "R": order.chunk, "Q": Q, "L": order.lanes, "B": chosen.batch},
+        "fleet": asdict(fleet),
+        "requests": int(needs.requests.sum()),
+        "crossing_a_border": rounded(float((needs.requests > 1).mean())),
+        "cases": [simulate(case, order, fleet, needs, chosen.seed) for case in chosen_cases],
+    }
+    results.publish(report, chosen)
+    return 0
+
+
+def cases(most: int) -> list[Case]:
+    """Present rule first; then what lengthening, spreading and hedging would give. ``most``: lanes of a rank."""
+    many = min(8, most)
+    found = [
+        Case(0.5, workers, "blocking", latency) for workers in (1, many) for latency in ("constant", "drawn", "slow")
+    ]
+    for step in (0.5, 0.05):
+        found += [Case(step, many, "waiting", latency) for latency in ("constant", "drawn", "slow")]
+        found += [Case(step, many, "waiting", "drawn", "spread", ahead) for ahead in (0.0, 0.5, 1.0, 2.0)]
+        found += [Case(step, many, "waiting", "slow", "spread", ahead) for ahead in (0.0, 1.0, 2.0, 5.0, 10.0, 12.0)]
+        found += [Case(step, many, "waiting", "slow", "spread", ahead, 1.0) for ahead in (0.0, 1.0, 2.0)]
+    return found
+
+
+def plan(order: Order, table: Table, fleet: Fleet, ahead: float, group: int = 64) -> Needs:
+    """All chunks that all lanes need, and of the blocks after the last step those loaded ``ahead`` steps before."""
+    blocks = int((fleet.steps + ahead) * fleet.count) // order.span + 2
+    shard = np.searchsorted(table.first, np.arange(table.chunks) * order.chunk, side="right")
+    last = np.minimum(np.arange(1, table.chunks + 1) * order.chunk, order.samples) - 1
+    crosses = np.searchsorted(table.first, last, side="right") > shard
+    rows = []
+    for low in range(0, order.lanes, group):
+        lanes = range(low, min(low + group, order.lanes))
+        ids, _ = order.blocks(lanes, range(blocks))
+        for k in range(blocks):
+            for lane in lanes:
+                chunks, at = np.unique(ids[k, lane - low] // order.chunk, return_index=True)
+                for i in range(len(chunks)):
+                    rows.append((lane, k, i, k * order.span + at[i], 1 + crosses[chunks[i]]))
+    return Needs(*np.array(rows, dtype=np.int64).T)
+
+
+def begins(order: Order, fleet: Fleet, needs: Needs, case: Case) -> Ints:
+    """Per chunk, the part (step) in which its loading begins: by the real rule, and earlier by ``ahead``."""
+    share = order.lanes // fleet.ranks // case.workers
+    lane = np.arange(order.lanes)
+    phases = (lane % share + 1) / share if case.phase == "own" else 1 - (lane * GOLDEN) % 1
+    moments = {phase: _moments(order.span, Q, phase) for phase in set(phases.tolist())}
+    table = np.array([moments[phase] for phase in phases.tolist()])
+    earlier = round(case.ahead / case.step) * fleet.count
+    position = (needs.block - 1) * order.span + table[needs.lane, needs.number] - earlier
+    position = np.where(needs.block == 0, needs.position - earlier, position)
+    return np.maximum(0, np.minimum(position, needs.position)) // fleet.count
+
+
+def _moments(span: int, block: int, phase: float) -> list[int]:
+    """Position in the present block at which the rule wants chunk 0, 1, ... of the next one."""
+    return [bisect_left(range(span), i + 1, key=lambda n: due(n, span, block, phase)) for i in range(block)]
+
+
+def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats, int]:
+    """Seconds per chunk and how many requests hedging adds; two requests are made one after the other.
+
+    Draws depend on nothing but the seed, so that all cases meet the same.
+    """
+    rng = np.random.default_rng(seed)
+
+    def one() -> Floats:
+        drawn = fleet.median * np.exp(fleet.sigma * rng.standard_normal(len(needs.lane)))
+        slow = rng.random(len(drawn)) < fleet.slow_share
+        if case.latency == "constant":
+            return np.full(len(drawn), fleet.median)
+        return np.where(slow, fleet.slow, drawn) if case.latency == "slow" else drawn
+
+    total, more = np.zeros(len(needs.lane)), 0
+    for number in (1, 2):
+        seconds, again = one(), one()
+        late = (seconds > case.hedge) & (case.hedge > 0)
+        seconds = np.where(late, np.minimum(seconds, case.hedge + again), seconds)
+        asked = needs.requests >= number
+        total += np.where(asked, seconds, 0)
+        more += int((late & asked).sum())
+    return total, more
+
+
+def simulate(case: Case, order: Order, fleet: Fleet, needs: Needs, seed: int) -> dict[str, Any]:
+    """One case: what the trainer waited, and what storage saw."""
+    share = order.lanes // fleet.ranks // case.workers
+    worker, begin = needs.lane // share, begins(order, fleet, needs, case)
+    seconds, hedged = latencies(fleet, case, needs, seed)
+    use = needs.position // fleet.count
+    inside = begin < fleet.steps
+    clock = _Clock(case, fleet, share * fleet.count * fleet.decode)
+    asked = np.full(len(begin), np.nan)
+    starting, needed = _grouped(begin, fleet.steps), _grouped(use, fleet.steps)
+    for step in range(fleet.steps):
+        now, mine = clock.begin(step), starting[step]
+        if case.reads == "blocking":
+            asked[mine] = now[worker[mine]] + _before(worker[mine], seconds[mine])
+            waits = np.bincount(worker[mine], seconds[mine], len(now))
+            clock.done(step, now + clock.work + waits)
+        else:
+            asked[mine] = now[worker[mine]]
+            done = now + clock.work
+            np.maximum.at(done, worker[needed[step]], (asked + seconds)[needed[step]])
+            clock.done(step, done)
+    settled = min(order.span // fleet.count, fleet.steps - 1)
+    return asdict(case) | clock.report(settled) | _storage(case, clock, asked, seconds, needs, inside, hedged, settled)
+
+
+class _Clock:
+    """When each worker begins and ends each part, and when each step starts; all ranks start it together."""
+
+    def __init__(self, case: Case, fleet: Fleet, work: float) -> None:
+        self.case, self.fleet, self.work = case, fleet, work
+        self.taken = np.zeros((fleet.steps, fleet.ranks))
+        self.ready = np.zeros((fleet.steps, fleet.ranks))
+        self.start = np.zeros(fleet.steps)
+        self._done = np.zeros(fleet.ranks * case.workers)
+
+    def begin(self, step: int) -> Floats:
+        """A worker begins a part when the one before is done and the trainer has taken the one SLOTS before."""
+        if step < SLOTS:
+            return self._done
+        return np.maximum(self._done, np.repeat(self.taken[step - SLOTS], self.case.workers))
+
+    def done(self, step: int, when: Floats) -> None:
+        """Workers' parts are done: a rank takes its own when all are, the step starts when all ranks have theirs."""
+        self._done = when
+        self.ready[step] = when.reshape(self.fleet.ranks, -1).max(axis=1)
+        free = self.start[step - 1] + self.case.step if step else 0.0
+        self.taken[step] = np.maximum(self.ready[step], free)
+        self.start[step] = self.taken[step].max()
+
+    def report(self, settled: int) -> dict[str, Any]:
+        """Waiting and skew of the steps after the first block."""
+        stalls = (np.diff(self.start)[settled:] - self.case.step).round(9).clip(0) + 0.0
+        behind = self.taken[settled + 1 :].max(axis=1) - np.median(self.taken[settled + 1 :], axis=1)
+        return {
+            "first_batch_s": rounded(float(self.start[0])),
+            "stalled_share": rounded(float(stalls.sum() / (self.start[-1] - self.start[settled]))),
+            "stalled_steps": int((stalls > 0).sum()),
+            "longest_stall_s": rounded(float(stalls.max())),
+            "skew_p50_s": rounded(float(np.percentile(behind, 50))),
+            "skew_max_s": rounded(float(behind.max())),
+        }
+
+
+def _storage(
+    case: Case,
+    clock: _Clock,
+    asked: Floats,
+    seconds: Floats,
+    needs: Needs,
+    inside: NDArray[np.bool_],
+    hedged: int,
+    settled: int,
+) -> dict[str, Any]:
+    """Requests per second and bytes in flight, from the end of the first block to the last step's start."""
+    low, high = clock.start[settled], clock.start[-1]
+    times, takes, weights = asked[inside], seconds[inside], needs.requests[inside]
+    spans = max(1, int(high - low))
+    rate = np.histogram(times, bins=spans, range=(low, low + spans), weights=weights)[0]
+    fine = np.histogram(times, bins=spans * 10, range=(low, low + spans), weights=weights)[0]
+    order, ends = np.argsort(times), np.sort(times + takes)
+    grid = np.linspace(low, high, 10 * spans)
+    flying = np.searchsorted(times[order], grid, side="right") - np.searchsorted(ends, grid, side="right")
+    bytes_each = synthetic.CHUNK * synthetic.SAMPLE_BLOCKS * BLOCK
+    return {
+        "per_s_mean": rounded(float(rate.mean())),
+        "per_s_p50": rounded(float(np.percentile(rate, 50))),
+        "per_s_p99": rounded(float(np.percentile(rate, 99))),
+        "per_s_max": int(rate.max()),
+        "per_100ms_max": int(fine.max()),
+        "flight_p50_gb": rounded(float(np.percentile(flying, 50)) * bytes_each / 1e9),
+        "flight_max_gb": rounded(float(flying.max()) * bytes_each / 1e9),
+        "hedged": hedged,
+    }
+
+
+def _grouped(part: Ints, steps: int) -> list[Ints]:
+    """For each step, which entries belong to it."""
+    order = np.argsort(part, kind="stable")
+    borders = np.searchsorted(part[order], np.arange(steps + 1))
+    return [order[low:high] for low, high in zip(borders[:-1], borders[1:], strict=True)]
+
+
+def _before(worker: Ints, seconds: Floats) -> Floats:
+    """What those entries of the same worker that come before took in all."""
+    order = np.argsort(worker, kind="stable")
+    total = np.cumsum(seconds[order]) - seconds[order]
+    first = np.searchsorted(worker[order], worker[order])
+    found = np.empty(len(worker))
+    found[order] = total - total[first] if len(total) else total
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
