@@ -35,7 +35,7 @@ from benchmarks.results import rounded
 from flip.data.manifest import BLOCK, Table
 from flip.data.order import Order
 from flip.data.pool import SLOTS
-from flip.data.stream import due
+from flip.data.stream import due, phase
 
 Q = 4
 GOLDEN = 0.6180339887498949
@@ -90,6 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lanes", type=int, default=4096, help="L, a multiple of W (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32_768, help="B, a multiple of L (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument("--step", type=float, nargs="+", default=[0.5, 0.05], help="seconds (default: 0.5 0.05)")
     parser.add_argument("--shards", type=int, default=synthetic.SHARDS, help="default: %(default)s")
     results.options(parser, "prefetch")
     chosen = parser.parse_args(arguments)
@@ -98,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     fleet = Fleet(chosen.ranks, chosen.steps, chosen.batch // chosen.lanes)
     table = synthetic.table(chosen.shards, chosen.seed)
     order = Order(chosen.seed, table.samples, table.chunk, Q, chosen.lanes)
-    chosen_cases = cases(order.lanes // chosen.ranks)
+    chosen_cases = cases(chosen.step, order.lanes // chosen.ranks)
     needs = plan(order, table, fleet, max(case.ahead / case.step for case in chosen_cases))
     report = {
         "benchmark": "prefetch",
@@ -113,17 +114,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def cases(most: int) -> list[Case]:
-    """Present rule first; then what lengthening, spreading and hedging would give. ``most``: lanes of a rank."""
+def cases(steps: list[float], most: int) -> list[Case]:
+    """Present rule first; then what spreading, lead and hedging would give. ``most``: lanes of a rank."""
     many = min(8, most)
-    found = [
-        Case(0.5, workers, "blocking", latency) for workers in (1, many) for latency in ("constant", "drawn", "slow")
-    ]
-    for step in (0.5, 0.05):
-        found += [Case(step, many, "waiting", latency) for latency in ("constant", "drawn", "slow")]
+    found = []
+    for step in steps:
+        for workers, how in ((1, "blocking"), (many, "blocking"), (many, "waiting")):
+            found += [Case(step, workers, how, latency) for latency in ("constant", "drawn", "slow")]
         found += [Case(step, many, "waiting", "drawn", "spread", ahead) for ahead in (0.0, 0.5, 1.0, 2.0)]
         found += [Case(step, many, "waiting", "slow", "spread", ahead) for ahead in (0.0, 1.0, 2.0, 5.0, 10.0, 12.0)]
         found += [Case(step, many, "waiting", "slow", "spread", ahead, 1.0) for ahead in (0.0, 1.0, 2.0)]
+        found.append(Case(step, many, "waiting", "slow", "own", 2.0, 1.0))
     return found
 
 
@@ -148,19 +149,23 @@ def plan(order: Order, table: Table, fleet: Fleet, ahead: float, group: int = 64
 def begins(order: Order, fleet: Fleet, needs: Needs, case: Case) -> Ints:
     """Per chunk, the part (step) in which its loading begins: by the real rule, and earlier by ``ahead``."""
     share = order.lanes // fleet.ranks // case.workers
-    lane = np.arange(order.lanes)
-    phases = (lane % share + 1) / share if case.phase == "own" else 1 - (lane * GOLDEN) % 1
-    moments = {phase: _moments(order.span, Q, phase) for phase in set(phases.tolist())}
-    table = np.array([moments[phase] for phase in phases.tolist()])
+    if case.phase == "own":
+        phases = [
+            phase(range(lane - lane % share, lane - lane % share + share), lane % share) for lane in range(order.lanes)
+        ]
+    else:
+        phases = [1 - lane * GOLDEN % 1 for lane in range(order.lanes)]
+    moments = {at: _moments(order.span, Q, at) for at in set(phases)}
+    table = np.array([moments[at] for at in phases])
     earlier = round(case.ahead / case.step) * fleet.count
     position = (needs.block - 1) * order.span + table[needs.lane, needs.number] - earlier
     position = np.where(needs.block == 0, needs.position - earlier, position)
     return np.maximum(0, np.minimum(position, needs.position)) // fleet.count
 
 
-def _moments(span: int, block: int, phase: float) -> list[int]:
+def _moments(span: int, block: int, at: float) -> list[int]:
     """Position in the present block at which the rule wants chunk 0, 1, ... of the next one."""
-    return [bisect_left(range(span), i + 1, key=lambda n: due(n, span, block, phase)) for i in range(block)]
+    return [bisect_left(range(span), i + 1, key=lambda n: due(n, span, block, at)) for i in range(block)]
 
 
 def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats, int]:
@@ -210,7 +215,9 @@ def simulate(case: Case, order: Order, fleet: Fleet, needs: Needs, seed: int) ->
             np.maximum.at(done, worker[needed[step]], (asked + seconds)[needed[step]])
             clock.done(step, done)
     settled = min(order.span // fleet.count, fleet.steps - 1)
-    return asdict(case) | clock.report(settled) | _storage(case, clock, asked, seconds, needs, inside, hedged, settled)
+    extra = case.ahead / case.step * fleet.count * order.lanes / fleet.ranks * synthetic.SAMPLE_BLOCKS * BLOCK
+    shown = asdict(case) | {"ahead_gb_per_rank": rounded(extra / 1e9)}
+    return shown | clock.report(settled) | _storage(case, clock, asked, seconds, needs, inside, hedged, settled)
 
 
 class _Clock:

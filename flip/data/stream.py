@@ -156,15 +156,20 @@ class Stream:
 
     def _prefetch(self, a: int, k: int, n: int) -> None:
         """Let go of a block that is done; load what is due of the next one."""
-        span, block, phase = self.order.span, self.order.block, (a + 1) / len(self.lanes)
-        now = due(n, span, block, phase)
-        if now > due(n - 1, span, block, phase):
+        span, block, at = self.order.span, self.order.block, phase(self.lanes, a)
+        now = due(n, span, block, at)
+        if now > due(n - 1, span, block, at):
             ids = self.order.held(self.lanes, k + 1)[0][a]
             for j in np.unique(ids // self.manifest.chunk)[:now].tolist():
                 if any(id not in self.bad for id in self.manifest.chunk_ids(j)):
                     self._chunk(a, k + 1, j)
         if n + 1 == span:
             self._raw[a].pop(k, None)
+
+
+def phase(lanes: range, a: int) -> float:
+    """The moment, in (0, 1], at which lane number a of a worker's loads its chunks."""
+    return (a + 1) / len(lanes)
 
 
 def due(n: int, span: int, block: int, phase: float) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import order, prefetch, synthetic
 from flip.data.order import Order
-from flip.data.stream import due
+from flip.data.stream import due, phase
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -83,8 +83,8 @@ def test_the_plan_asks_the_real_order_and_the_real_rule():
     assert (needs.position[mine] - k * stream.span).tolist() == list(first.values())
     assert needs.requests[mine].tolist() == [len(table.chunk_reads(j)) for j in first]
     begin = prefetch.begins(stream, fleet, needs, prefetch.Case(0.5, 2, "waiting", "drawn"))
-    phase = (lane % 2 + 1) / 2  # 8 lanes, 2 ranks, 2 workers: two lanes each
-    moments = [next(n for n in range(stream.span) if due(n, stream.span, prefetch.Q, phase) > i) for i in range(4)]
+    at = phase(range(2, 4), 1)  # 8 lanes, 2 ranks, 2 workers: lane 3 is the second of its worker's two
+    moments = [next(n for n in range(stream.span) if due(n, stream.span, prefetch.Q, at) > i) for i in range(4)]
     assert begin[mine].tolist() == [n // fleet.count for n in moments]
 
 
