@@ -62,7 +62,7 @@ def measure(shards: int, peer: int, repeats: int, seed: int) -> dict[str, Any]:
             "data": {"shards": shards, "N": loaded.samples, "R": loaded.chunk, "Q": BLOCK, "L": lanes, "B": batch},
             "disk": {"bytes": sum(sizes.values()), "write_seconds": rounded(written)} | sizes,
             "load": loads,
-            "first_batch": [first(order, batch, share, world) for share in SHARES for world in (1, *WORLDS)],
+            "first_batch": [first(order, batch, share, world, repeats) for share in SHARES for world in (1, *WORLDS)],
             "afterwards": [after(order, batch, world, repeats) for world in WORLDS],
             "chunk_reads_per_second": reads(loaded, seed, repeats),
             "peer": permutation(peer, order, seed),
@@ -105,14 +105,15 @@ def _resident() -> dict[str, int]:
     return {names[f[0][:-1]]: int(f[1]) * 1024 for f in fields if f and f[0][:-1] in names}
 
 
-def first(order: Order, batch: int, share: float, world: int) -> dict[str, Any]:
+def first(order: Order, batch: int, share: float, world: int, repeats: int) -> dict[str, Any]:
     """Milliseconds until ids and visits of rank 0's part of the global batch at S = share * N are known."""
     start = int(share * order.samples) // batch * batch
-    fresh = Order(order.seed, order.samples, order.chunk, order.block, order.lanes)
-    begin = time.perf_counter()
-    fresh.batch(start, batch, range(order.lanes // world))
-    took = time.perf_counter() - begin
-    return {"passes": share, "S": start, "W": world, "milliseconds": rounded(1000 * took)}
+
+    def run() -> None:
+        fresh = Order(order.seed, order.samples, order.chunk, order.block, order.lanes)
+        fresh.batch(start, batch, range(order.lanes // world))
+
+    return {"passes": share, "S": start, "W": world, "milliseconds": rounded(1000 * median(run, repeats))}
 
 
 def after(order: Order, batch: int, world: int, repeats: int) -> dict[str, Any]:
