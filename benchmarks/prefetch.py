@@ -1,14 +1,14 @@
 """Does prefetching keep 512 ranks fed? A simulation of the requests to storage, with the real order and the real rule.
 
-Which chunk each lane reads, and when it needs it, is asked of flip.data.order; when it is loaded, of flip.data.stream.
+Which chunk each lane reads, and when it needs it, is asked of flip.data.order; when it is read, of flip.data.prefetch.
 Simulated are clocks alone: steps of a fixed length in lock-step, workers that decode and are up to SLOTS parts ahead,
 and requests that take a while.
 
-    blocking   a worker waits for each read, as the reader of files does
-    waiting    reads go on in the background, a worker waits for what it needs and is not there
-    phase      own: of a lane among its worker's, the rule of flip.data.stream; spread: of a lane among all L, a what-if
+    blocking   a worker waits for each read, a what-if
+    waiting    reads go on in the background, a worker waits for what it needs and is not there: as the loader does
+    phase      own: of a lane among its worker's, a what-if; spread: of a lane among all L, as the loader does
     latency    constant; drawn: log-normal; slow: drawn, and one in a thousand of ten seconds
-    ahead      seconds by which each read begins earlier than the rule says, a what-if
+    lead       seconds before a block by which all of it is asked for; the loader has LEAD, and MOST of a block at most
     hedge      a second request after so many seconds without an answer, the first answer counts, a what-if
 
 Latency does not grow with load here: where many requests come at once, real stalls are longer. Waiting and storage are
@@ -35,10 +35,9 @@ from benchmarks.results import rounded
 from flip.data.manifest import BLOCK, Table
 from flip.data.order import Order
 from flip.data.pool import SLOTS
-from flip.data.stream import due, phase
+from flip.data.prefetch import LEAD, MOST, due, phase
 
 Q = 4
-GOLDEN = 0.6180339887498949
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -53,7 +52,7 @@ class Case:
     reads: str
     latency: str
     phase: str = "own"
-    ahead: float = 0.0
+    lead: float = 0.0
     hedge: float = 0.0
 
 
@@ -100,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = synthetic.table(chosen.shards, chosen.seed)
     order = Order(chosen.seed, table.samples, table.chunk, Q, chosen.lanes)
     chosen_cases = cases(chosen.step, order.lanes // chosen.ranks)
-    needs = plan(order, table, fleet, max(case.ahead / case.step for case in chosen_cases))
+    needs = plan(order, table, fleet)
     report = {
         "benchmark": "prefetch",
         "machine": results.machine(),
@@ -115,22 +114,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def cases(steps: list[float], most: int) -> list[Case]:
-    """Present rule first; then what spreading, lead and hedging would give. ``most``: lanes of a rank."""
+    """The loader's rule first, then what it is without one of its parts. ``most``: lanes of a rank."""
     many = min(8, most)
     found = []
     for step in steps:
+        for latency in ("constant", "drawn", "slow"):
+            found.append(Case(step, many, "waiting", latency, "spread", LEAD))
+        found += [Case(step, many, "waiting", "slow", "spread", lead) for lead in (0.0, 2.0, 5.0)]
+        found += [Case(step, many, "waiting", "slow", "spread", lead, 1.0) for lead in (0.0, 2.0)]
         for workers, how in ((1, "blocking"), (many, "blocking"), (many, "waiting")):
             found += [Case(step, workers, how, latency) for latency in ("constant", "drawn", "slow")]
-        found += [Case(step, many, "waiting", "drawn", "spread", ahead) for ahead in (0.0, 0.5, 1.0, 2.0)]
-        found += [Case(step, many, "waiting", "slow", "spread", ahead) for ahead in (0.0, 1.0, 2.0, 5.0, 10.0, 12.0)]
-        found += [Case(step, many, "waiting", "slow", "spread", ahead, 1.0) for ahead in (0.0, 1.0, 2.0)]
-        found.append(Case(step, many, "waiting", "slow", "own", 2.0, 1.0))
     return found
 
 
-def plan(order: Order, table: Table, fleet: Fleet, ahead: float, group: int = 64) -> Needs:
-    """All chunks that all lanes need, and of the blocks after the last step those loaded ``ahead`` steps before."""
-    blocks = int((fleet.steps + ahead) * fleet.count) // order.span + 2
+def plan(order: Order, table: Table, fleet: Fleet, group: int = 64) -> Needs:
+    """All chunks that all lanes need, and those of the block after the last step."""
+    blocks = int(fleet.steps * fleet.count) // order.span + 2
     shard = np.searchsorted(table.first, np.arange(table.chunks) * order.chunk, side="right")
     last = np.minimum(np.arange(1, table.chunks + 1) * order.chunk, order.samples) - 1
     crosses = np.searchsorted(table.first, last, side="right") > shard
@@ -147,25 +146,21 @@ def plan(order: Order, table: Table, fleet: Fleet, ahead: float, group: int = 64
 
 
 def begins(order: Order, fleet: Fleet, needs: Needs, case: Case) -> Ints:
-    """Per chunk, the part (step) in which its loading begins: by the real rule, and earlier by ``ahead``."""
+    """Per chunk, the part (step) in which its loading begins, by the real rule."""
     share = order.lanes // fleet.ranks // case.workers
-    if case.phase == "own":
-        phases = [
-            phase(range(lane - lane % share, lane - lane % share + share), lane % share) for lane in range(order.lanes)
-        ]
-    else:
-        phases = [1 - lane * GOLDEN % 1 for lane in range(order.lanes)]
-    moments = {at: _moments(order.span, Q, at) for at in set(phases)}
+    own = [(lane % share + 1) / share for lane in range(order.lanes)]
+    phases = own if case.phase == "own" else [phase(lane) for lane in range(order.lanes)]
+    span = order.span - int(min(case.lead / case.step * fleet.count, MOST * order.span))
+    moments = {at: _moments(order.span, span, at) for at in set(phases)}
     table = np.array([moments[at] for at in phases])
-    earlier = round(case.ahead / case.step) * fleet.count
-    position = (needs.block - 1) * order.span + table[needs.lane, needs.number] - earlier
-    position = np.where(needs.block == 0, needs.position - earlier, position)
-    return np.maximum(0, np.minimum(position, needs.position)) // fleet.count
+    position = (needs.block - 1) * order.span + table[needs.lane, needs.number]
+    position = np.where(needs.block == 0, 0, position)  # the first blocks are asked for at once
+    return np.maximum(0, position) // fleet.count
 
 
-def _moments(span: int, block: int, at: float) -> list[int]:
+def _moments(whole: int, span: int, at: float) -> list[int]:
     """Position in the present block at which the rule wants chunk 0, 1, ... of the next one."""
-    return [bisect_left(range(span), i + 1, key=lambda n: due(n, span, block, at)) for i in range(block)]
+    return [bisect_left(range(whole), i + 1, key=lambda n: due(n, span, Q, at)) for i in range(Q)]
 
 
 def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats, int]:
@@ -215,9 +210,7 @@ def simulate(case: Case, order: Order, fleet: Fleet, needs: Needs, seed: int) ->
             np.maximum.at(done, worker[needed[step]], (asked + seconds)[needed[step]])
             clock.done(step, done)
     settled = min(order.span // fleet.count, fleet.steps - 1)
-    extra = case.ahead / case.step * fleet.count * order.lanes / fleet.ranks * synthetic.SAMPLE_BLOCKS * BLOCK
-    shown = asdict(case) | {"ahead_gb_per_rank": rounded(extra / 1e9)}
-    return shown | clock.report(settled) | _storage(case, clock, asked, seconds, needs, inside, hedged, settled)
+    return asdict(case) | clock.report(settled) | _storage(case, clock, asked, seconds, needs, inside, hedged, settled)
 
 
 class _Clock:

@@ -113,8 +113,7 @@ class Loader:
                 patches, keep, tokens, ids, witness = fields
                 yield Batch(patches, keep, tokens, ids, more, witness if self.spec.witness else None)
         finally:
-            if isinstance(source, Pool):
-                source.close()
+            source.close()
 
     def _judge(self, seen: int, replaced: int, notes: list[Replaced]) -> None:
         limit = self.spec.data.max_replaced

@@ -132,6 +132,7 @@ def _work(
         torch.set_num_threads(1)
     shapes = Part.shapes(spec, len(lanes) * (batch // spec.data.lanes), kept)
     parts, free, slot = _views(buffer, shapes), SLOTS, 0
+    stream = None
     try:
         stream = Stream(spec, Manifest.load(folder, check=False), lanes, start, batch, kept)
         while True:
@@ -146,6 +147,9 @@ def _work(
         pipe.send_bytes(json.dumps(facts | {"value": error.value}, default=str).encode())
     except (EOFError, ConnectionError):
         return  # the main process has closed its end: it wants no more
+    finally:
+        if stream is not None:
+            stream.close()
 
 
 def _leave_with_parent() -> None:

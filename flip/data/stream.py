@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from flip.data import decode, masking
 from flip.data.decode import Pixels, Undecodable
 from flip.data.manifest import Manifest
 from flip.data.order import Order
+from flip.data.prefetch import Prefetch
 from flip.data.reader import Reader, Sample
 from flip.exitcodes import DataError
 from flip.tokenizer import Tokenizer
@@ -83,7 +85,7 @@ class Stream:
     """Parts of the lanes ``lanes`` (of all L) from S = ``start`` on; ``fill`` makes the next one.
 
     Of each lane the raw bytes of its present block are held, and of the next one a share that grows as the present one
-    drains, at moments spread over the lanes so that not all read at once. Each chunk is read once per block.
+    drains (``flip.data.prefetch``).
     """
 
     def __init__(self, spec: Spec, manifest: Manifest, lanes: range, start: int, batch: int, kept: int) -> None:
@@ -94,8 +96,7 @@ class Stream:
         self.tokenizer = Tokenizer(spec.data.tokenizer, spec.text.length, spec.text.prepend_cls)
         self.bad: dict[int, str] = dict(manifest.exceptions)
         self._told: set[int] = set()
-        self._raw: list[dict[int, dict[int, list[Sample]]]] = [{} for _ in lanes]
-        """Per lane: block number -> chunk -> its samples."""
+        self._ahead: Prefetch | None = None
 
     def fill(self, out: Part) -> tuple[int, list[Replaced]]:
         """Write the next part; returns how many samples were replaced, and those to be logged (each bad one once).
@@ -104,11 +105,12 @@ class Stream:
         Raises DataError (a damaged shard, a block without a good sample) or StorageError.
         """
         ids, visits = (field.ravel() for field in self.order.part(self.lanes, self.position, self.count))
+        ahead = self._ahead = self._ahead or self._prefetch()
         draws = _Draws(self, visits, ids)
         captions, replaced, notes = [], 0, list[Replaced]()
         for i in range(len(ids)):
             a, (k, n) = i // self.count, divmod(self.position + i % self.count, self.order.span)
-            m, image, lines = self._good(a, k, n, notes)
+            m, image, lines = self._good(ahead, a, k, n, notes)
             row, drawn = i, draws
             if m != n:
                 replaced += int(ids[i]) not in self.manifest.exceptions
@@ -121,18 +123,24 @@ class Stream:
             cut = augmenting.view(image, size, self.spec.augment, drawn.view, row, resize)
             out.patches[i] = decode.patches(cut, patch, drawn.keep[row])
             captions.append(lines[int(drawn.caption[row] * len(lines))])
-            self._prefetch(a, k, n)
+            ahead.passed(a, k, n)
         out.tokens[:] = self.tokenizer(captions)
         self.position += self.count
+        ahead.paced(self.count)
         return replaced, notes
 
-    def _good(self, a: int, k: int, n: int, notes: list[Replaced]) -> tuple[int, Pixels, list[str]]:
+    def _prefetch(self) -> Prefetch:
+        """Begun with the first part, so that what is not used reads nothing."""
+        read = partial(self.reader.read_chunk, self.manifest)
+        return Prefetch(self.order, self.lanes, self.position, read, self._useless)
+
+    def _good(self, ahead: Prefetch, a: int, k: int, n: int, notes: list[Replaced]) -> tuple[int, Pixels, list[str]]:
         """Place n of lane a's block k, or the next place (cyclic) that can be decoded: (place, pixels, captions)."""
         ids = self.order.held(self.lanes, k)[0][a]
         for m in ((n + step) % len(ids) for step in range(len(ids))):
             id = int(ids[m])
             if id not in self.bad:
-                sample = self._chunk(a, k, id // self.manifest.chunk)[id % self.manifest.chunk]
+                sample = ahead.chunk(a, k, id // self.manifest.chunk)[id % self.manifest.chunk]
                 try:
                     return m, image_of(sample, self.spec.data.decoder), captions_of(sample, self.spec.data.captions)
                 except Undecodable as error:
@@ -148,33 +156,13 @@ class Stream:
             "Look at the shards; python tools/shards.py info tells what they hold.",
         )
 
-    def _chunk(self, a: int, k: int, j: int) -> list[Sample]:
-        chunks = self._raw[a].setdefault(k, {})
-        if j not in chunks:
-            chunks[j] = self.reader.read_chunk(self.manifest, j)
-        return chunks[j]
+    def close(self) -> None:
+        """No read goes on."""
+        if self._ahead is not None:
+            self._ahead.close()
 
-    def _prefetch(self, a: int, k: int, n: int) -> None:
-        """Let go of a block that is done; load what is due of the next one."""
-        span, block, at = self.order.span, self.order.block, phase(self.lanes, a)
-        now = due(n, span, block, at)
-        if now > due(n - 1, span, block, at):
-            ids = self.order.held(self.lanes, k + 1)[0][a]
-            for j in np.unique(ids // self.manifest.chunk)[:now].tolist():
-                if any(id not in self.bad for id in self.manifest.chunk_ids(j)):
-                    self._chunk(a, k + 1, j)
-        if n + 1 == span:
-            self._raw[a].pop(k, None)
-
-
-def phase(lanes: range, a: int) -> float:
-    """The moment, in (0, 1], at which lane number a of a worker's loads its chunks."""
-    return (a + 1) / len(lanes)
-
-
-def due(n: int, span: int, block: int, phase: float) -> int:
-    """Chunks of the next block that are due after sample n of the present one: chunk i at (i + phase) / Q of it."""
-    return int((n + 1) / span * block - phase + 1)
+    def _useless(self, j: int) -> bool:
+        return all(id in self.bad for id in self.manifest.chunk_ids(j))
 
 
 class _Draws:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import order, prefetch, synthetic
 from flip.data.order import Order
-from flip.data.stream import due, phase
+from flip.data.prefetch import due, phase
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -75,17 +75,18 @@ def test_synthetic_tables_are_consistent():
 def test_the_plan_asks_the_real_order_and_the_real_rule():
     table = synthetic.table(300)
     stream, fleet = Order(5, table.samples, table.chunk, prefetch.Q, 8), prefetch.Fleet(2, 40, 16)
-    needs = prefetch.plan(stream, table, fleet, 0)
+    needs = prefetch.plan(stream, table, fleet)
     lane, k = 3, 1
     mine = (needs.lane == lane) & (needs.block == k)
     ids, _ = stream.lane(lane, k * stream.span, stream.span)
     first = {int(j): int(np.flatnonzero(ids // table.chunk == j)[0]) for j in np.unique(ids // table.chunk)}
     assert (needs.position[mine] - k * stream.span).tolist() == list(first.values())
     assert needs.requests[mine].tolist() == [len(table.chunk_reads(j)) for j in first]
-    begin = prefetch.begins(stream, fleet, needs, prefetch.Case(0.5, 2, "waiting", "drawn"))
-    at = phase(range(2, 4), 1)  # 8 lanes, 2 ranks, 2 workers: lane 3 is the second of its worker's two
-    moments = [next(n for n in range(stream.span) if due(n, stream.span, prefetch.Q, at) > i) for i in range(4)]
-    assert begin[mine].tolist() == [n // fleet.count for n in moments]
+    for lead, span in ((0.0, stream.span), (10.0, stream.span - 256), (1.0, stream.span - 32)):
+        begin = prefetch.begins(stream, fleet, needs, prefetch.Case(0.5, 2, "waiting", "drawn", "spread", lead))
+        counts = [due(n, span, prefetch.Q, phase(lane)) for n in range(stream.span)]
+        moments = [next(n for n, count in enumerate(counts) if count > i) for i in range(4)]
+        assert begin[mine].tolist() == [n // fleet.count for n in moments]
 
 
 def test_the_order_held_is_counted():

@@ -1,0 +1,130 @@
+"""Reads ahead: each chunk once, in time, spread over lanes, in the background; and what goes wrong there."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from flip.data import prefetch
+from flip.data.order import Order
+from flip.data.prefetch import Prefetch, due, phase
+from flip.exitcodes import DataError
+
+ORDER = {"seed": 5, "samples": 4000, "chunk": 8, "block": 4, "lanes": 16}
+
+
+class Storage:
+    """Notes what is read; ``hold`` keeps reads from being answered."""
+
+    def __init__(self):
+        self.reads, self.lock, self.hold = [], threading.Lock(), threading.Event()
+        self.hold.set()
+
+    def read(self, j):
+        self.hold.wait(30)
+        with self.lock:
+            self.reads.append(j)
+        if j < 0:
+            raise DataError("rot")
+        return [j]
+
+
+@pytest.fixture
+def storage():
+    return Storage()
+
+
+def walk(ahead, order, lanes, start, stop):
+    """Use positions start .. stop - 1 of all lanes; the chunks that each lane asked for, block by block."""
+    used = {}
+    for position in range(start, stop):
+        k, n = divmod(position, order.span)
+        for a in range(len(lanes)):
+            j = int(order.held(lanes, k)[0][a][n]) // order.chunk
+            assert ahead.chunk(a, k, j) == [j]
+            used.setdefault((a, k), set()).add(j)
+            ahead.passed(a, k, n)
+    return used
+
+
+def test_each_chunk_is_read_once_per_block_and_only_what_is_left_of_the_first(storage):
+    order, lanes = Order(**ORDER), range(4, 8)
+    ahead = Prefetch(order, lanes, 10, storage.read, lambda j: False)
+    used = walk(ahead, order, lanes, 10, 3 * order.span)
+    asked = [(a, j) for a in range(4) for j in ahead._held[a][3]]
+    assert all(len(held) == 1 for held in ahead._held), "blocks that are done are let go of"
+    wanted = [j for chunks in used.values() for j in chunks]
+    following = [(a, j) for a in range(4) for j in np.unique(order.held(lanes, 3)[0][a] // order.chunk).tolist()]
+    assert sorted(asked) == sorted(following), "the whole of the next block, before it begins"
+    for a, j in asked:
+        ahead.chunk(a, 3, j)
+    assert sorted(storage.reads) == sorted(wanted + [j for _, j in asked])
+    ahead.close()
+
+
+def test_reads_go_on_while_samples_are_used_and_are_waited_for_where_they_are_needed(storage):
+    order, lanes = Order(**ORDER), range(1)
+    ahead = Prefetch(order, lanes, 0, storage.read, lambda j: False)
+    walk(ahead, order, lanes, 0, order.span // 2)
+    storage.hold.clear()
+    walk(ahead, order, lanes, order.span // 2, order.span)  # nobody waits for what is asked for here
+    needed = np.unique(order.held(lanes, 1)[0][0] // order.chunk).tolist()
+    assert set(needed) - set(storage.reads), "some are still under way"
+    waited = threading.Thread(target=lambda: [ahead.chunk(0, 1, j) for j in needed])
+    waited.start()
+    waited.join(0.2)
+    assert waited.is_alive()
+    storage.hold.set()
+    waited.join(30)
+    assert not waited.is_alive() and set(needed) <= set(storage.reads)
+    ahead.close()
+
+
+def test_what_a_read_raises_is_raised_where_the_chunk_is_asked_for(storage):
+    order = Order(**ORDER)
+    ahead = Prefetch(order, range(1), 0, storage.read, lambda j: False)
+    with pytest.raises(DataError, match="rot"):
+        ahead.chunk(0, 0, -1)
+    ahead.close()
+
+
+def test_chunks_without_a_good_sample_are_not_read(storage):
+    order, lanes = Order(**ORDER), range(1)
+    bad = int(order.held(lanes, 0)[0][0][0]) // order.chunk
+    ahead = Prefetch(order, lanes, 0, storage.read, lambda j: j == bad)
+    ahead.close()
+    ahead._pool.shutdown(wait=True)
+    assert bad not in storage.reads
+
+
+def test_all_is_asked_for_the_lead_before_its_block(storage, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(prefetch.time, "monotonic", lambda: clock[0])
+    order = Order(**{**ORDER, "block": 16})
+    ahead = Prefetch(order, range(1), 0, storage.read, lambda j: False)
+    assert ahead.lead == 0, "nobody knows the pace yet"
+    for _ in range(40):
+        clock[0] += 2.0
+        ahead.paced(4)  # 2 samples a second
+    assert ahead.lead == round(prefetch.LEAD * 2)
+    assert due(order.span - ahead.lead - 1, order.span - ahead.lead, order.block, 1.0) == order.block
+    for _ in range(100):
+        clock[0] += 0.001
+        ahead.paced(4)
+    assert ahead.lead == prefetch.MOST * order.span, "memory bounds it"
+    ahead.close()
+
+
+@pytest.mark.parametrize("lanes", [8, 100, 4096])
+def test_lanes_ask_at_moments_that_are_spread(lanes):
+    """Whoever they belong to: as many in each eighth of the time, give or take two."""
+    moments = np.array([phase(lane) for lane in range(lanes)])
+    assert ((moments > 0) & (moments <= 1)).all()
+    counts = np.histogram(moments, 8, (0, 1))[0]
+    assert abs(counts - lanes / 8).max() <= 2
+
+
+def test_due_grows_from_none_to_all():
+    for at in (0.001, 0.5, 1.0):
+        counts = [due(n, 32, 4, at) for n in range(-1, 40)]
+        assert counts[0] == 0 and counts[32:] == [4] * 9 and counts == sorted(counts)
