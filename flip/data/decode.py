@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 """(height, width, 3), RGB."""
@@ -21,7 +21,7 @@ LIMIT = 1 << 26
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _WHITE = (255, 255, 255)
-# What Pillow's decoders let out on damaged files; OSError covers its own UnidentifiedImageError.
+# What Pillow's decoders let out on damaged files.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 
 
@@ -32,7 +32,8 @@ class Undecodable(Exception):
 def decode(data: bytes | memoryview, decoder: str = "pillow") -> Pixels:
     """RGB pixels of an image file: grey, palette, CMYK and 16-bit converted, transparency laid on white.
 
-    ``decoder``: "pillow", or "simplejpeg" for JPEG files (all but CMYK ones; other formats always go to Pillow).
+    ``decoder``: "pillow", or "simplejpeg" for sound JPEG files (CMYK, damaged ones and other formats go to Pillow).
+    Both refuse the same files. EXIF's orientation is not followed; of an animation it is the first picture.
     Raises Undecodable.
     """
     if decoder == "simplejpeg" and bytes(data[:3]) == b"\xff\xd8\xff":
@@ -58,16 +59,17 @@ def patches(image: Pixels, patch: int, keep: NDArray[np.integer[Any]] | None = N
 
 
 def _decode_jpeg(data: bytes | memoryview) -> Pixels:
+    """By simplejpeg; what it refuses, or reads only with a warning, is Pillow's to judge: one verdict for both."""
     import simplejpeg
 
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         _limit(width, height)
-        if space in ("CMYK", "YCCK"):
-            return _decode_pillow(data)
-        return simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError as error:
-        raise Undecodable(str(error)) from error
+        if space not in ("CMYK", "YCCK"):
+            return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        pass
+    return _decode_pillow(data)
 
 
 def _decode_pillow(data: bytes | memoryview) -> Pixels:
@@ -75,8 +77,20 @@ def _decode_pillow(data: bytes | memoryview) -> Pixels:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _limit(*image.size)
             return np.asarray(_rgb(image))
-    except (*_DAMAGE, Image.DecompressionBombError, OverflowError) as error:
+    except UnidentifiedImageError as error:  # its own words hold an address in memory: reasons must be the same again
+        raise Undecodable(_unidentified(bytes(data[:256]))) from error
+    except Image.DecompressionBombError as error:
+        raise Undecodable(f"too many pixels, at most {LIMIT} are read") from error
+    except (*_DAMAGE, OverflowError) as error:
         raise Undecodable(f"{type(error).__name__}: {error}") from error
+
+
+def _unidentified(head: bytes) -> str:
+    if not head:
+        return "an empty file"
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<head")):
+        return "a web page, not an image"
+    return f"not an image of a known format ({', '.join(_FORMATS)})"
 
 
 def _rgb(image: Image.Image) -> Image.Image:
