@@ -1,4 +1,4 @@
-"""Shards and manifests: make shards, index them, see what a manifest holds, leave out what is bad."""
+"""Shards and manifests: make shards, index them, check them, look into them, leave out what is bad."""
 
 import sys
 from pathlib import Path
@@ -6,22 +6,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import csv
-import glob
+import importlib
 import json
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from flip.data.manifest import Manifest
-
-EXAMPLES = """examples:
+MAKING = """examples:
   python tools/shards.py index 'data/{00000..00041}.tar' --out data/manifest
   python tools/shards.py info data/manifest
   python tools/shards.py make captions.csv --images pictures --out data
   python tools/shards.py except data/manifest --ids 512-767 --out data/manifest-2
+"""
+CHECKING = """examples:
+  python tools/shards.py verify data/manifest --sample 0.01
+  python tools/shards.py verify data/manifest --workers 16 --out data/manifest-2
+  python tools/shards.py inspect data/manifest --id 1234567 --save picture.jpg
+  python tools/shards.py inspect --run runs/my/run --samples 81920000
+  python tools/shards.py diff data/manifest data/manifest-2
+  python tools/shards.py bench data/manifest --want 2000
 """
 
 
@@ -29,221 +29,124 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     from flip.exitcodes import FlipError
 
+    module, function = options.run_by.split(":")
     try:
-        report = options.run(options)
+        found = getattr(importlib.import_module(f"tools.shards_cli.{module}"), function)(options)
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
-    if options.json:
-        print(json.dumps(report, indent=1))
-    else:
-        width = max(map(len, report))
-        for name, value in report.items():
-            print(f"{name.replace('_', ' '):{width}}  {f'{value:,}' if isinstance(value, int) else value}")
-    return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(json.dumps(found.report, indent=1) if options.json else found.show())
+    return found.code
 
 
-def index(options: argparse.Namespace) -> dict[str, Any]:
-    """Walk shards and write their manifest."""
-    from flip.data.index import index as make_index
-
-    with writing(options.out), _bar("indexing", "B") as bar:
-        return facts(make_index(expand(options.shards), options.out, options.chunk, bar))
-
-
-def info(options: argparse.Namespace) -> dict[str, Any]:
-    """What a manifest holds."""
-    from flip.data.manifest import Manifest
-
-    return facts(Manifest.load(options.manifest))
-
-
-def make(options: argparse.Namespace) -> dict[str, Any]:
-    """Write images and captions as shards, then index them."""
-    import webdataset
-
-    from flip.data.index import index as make_index
-    from flip.data.manifest import refuse_existing
-    from flip.exitcodes import ConfigError
-
-    if options.per_shard < 1:
-        raise ConfigError("must be at least 1", "--per-shard", options.per_shard)
-    rows, out, paths = list(table(options.table, options.image, options.caption)), Path(options.out), list[str]()
-    if not rows:
-        raise ConfigError("the table has no rows", options.table)
-    refuse_existing(out)
-    images = Path(options.images or Path(options.table).parent)
-    extensions = [extension(row[options.image], f"{options.table}, row {i}") for i, row in enumerate(rows, 1)]
-    with writing(out), _bar("writing", "") as bar:
-        out.mkdir(parents=True, exist_ok=True)
-        for first in range(0, len(rows), options.per_shard):
-            paths.append(str(out / f"{len(paths):05d}.tar"))
-            with webdataset.TarWriter(paths[-1], mtime=0) as writer:
-                for number, row in enumerate(rows[first : first + options.per_shard], first):
-                    picture = read(images / row[options.image], f"{options.table}, row {number + 1}")
-                    caption = " ".join(row[options.caption].split())
-                    sample = {"__key__": f"{number:09d}", extensions[number]: picture, "txt": caption}
-                    rest = {k: v for k, v in row.items() if k not in (options.image, options.caption)}
-                    writer.write(sample | ({"json": rest} if rest else {}))
-                    bar(number + 1, len(rows))
-    with writing(out), _bar("indexing", "B") as bar:
-        return facts(make_index(paths, out, 0, bar))
-
-
-def leave_out(options: argparse.Namespace) -> dict[str, Any]:
-    """Write a new manifest of the same shards whose exception list names some samples more."""
-    from flip.data.manifest import Manifest, write
-    from flip.exitcodes import ConfigError
-
-    old = Manifest.load(options.manifest)
-    exceptions = dict(old.exceptions)
-    for part in options.ids.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-        ids = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
-        if not ids or ids.stop > old.samples:
-            raise ConfigError(f"not sample ids below {old.samples}", "--ids", part, "Write them as 7,512-767.")
-        exceptions.update(dict.fromkeys(ids, options.reason))
-    with writing(options.out):
-        return facts(write(options.out, old, old.checksums, exceptions, old.settings))
-
-
-@contextmanager
-def writing(out: "str | Path") -> Iterator[None]:
-    """Errors of the file system inside are those of writing ``out``."""
-    from flip.exitcodes import ConfigError
-    from jobs.disk import unwritable
-
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise ConfigError("a file is where a folder must be, or the other way round", error.filename or out) from error
-    except OSError as error:
-        raise unwritable(error, out, "Choose another --out.") from error
-
-
-def extension(name: Any, where: str) -> str:
-    """The member that an image file becomes. Raises DataError for a name that training would not know."""
-    from flip.data.decode import EXTENSIONS
-    from flip.exitcodes import DataError
-
-    found = Path(str(name)).suffix.lower().lstrip(".").replace("jpeg", "jpg")
-    if found not in EXTENSIONS:
-        raise DataError("no known extension of an image", where, name, f"Known are: {', '.join(EXTENSIONS)}.")
-    return found
-
-
-def read(path: Path, where: str) -> bytes:
-    """The bytes of an image. Raises DataError, PermissionDenied."""
-    from flip.exitcodes import DataError, PermissionDenied
-
-    try:
-        return path.read_bytes()
-    except PermissionError:
-        raise PermissionDenied("the image may not be read", where, str(path), "Grant read access to it.") from None
-    except FileNotFoundError:
-        raise DataError("there is no such image", where, str(path), "Check --images.") from None
-    except OSError as error:
-        raise DataError(f"the image cannot be read: {error.strerror}", where, str(path)) from error
-
-
-def facts(manifest: "Manifest") -> dict[str, Any]:
-    return {
-        "manifest": str(manifest.folder),
-        "digest": manifest.digest,
-        "shards": len(manifest.keys),
-        "samples": manifest.samples,
-        "bytes": int(manifest.shards[:, 1].sum()),
-        "mean_bytes": round(manifest.mean_bytes),
-        "chunk": manifest.chunk,
-        "chunks_per_pass": manifest.samples // manifest.chunk,
-        "left_out_by_training": manifest.tail,
-        "exceptions": len(manifest.exceptions),
-    }
-
-
-def expand(patterns: list[str]) -> list[str]:
-    """Paths of patterns with braces ({00000..00041}, {a,b}) and wildcards; one without a match stands for itself."""
-    import braceexpand
-
-    paths = []
-    for pattern in patterns:
-        for path in braceexpand.braceexpand(pattern):
-            paths += sorted(glob.glob(path)) or [path]
-    return paths
-
-
-def table(path: str, *columns: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of a CSV file with a header, or of a file with a JSON object per line."""
-    from flip.exitcodes import ConfigError
-
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = map(json.loads, file) if path.endswith((".jsonl", ".json")) else csv.DictReader(file)
-            for number, row in enumerate(rows, 1):
-                missing = [name for name in columns if not isinstance(row, dict) or not isinstance(row.get(name), str)]
-                if missing:
-                    raise ConfigError(
-                        f"row {number} has no text in column {missing[0]!r}", path, remedy="See --image, --caption."
-                    )
-                yield row
-    except OSError as error:
-        raise ConfigError(f"the table cannot be read: {error.strerror}", path) from error
-    except (ValueError, csv.Error) as error:
-        raise ConfigError(f"the table cannot be read: {error}", path) from error
-
-
-class _bar:
-    """A progress bar on a terminal, nothing elsewhere; called with what is done and what there is."""
-
-    def __init__(self, what: str, unit: str) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(desc=what, unit=unit or "it", unit_scale=bool(unit), disable=None, leave=False)
-
-    def __enter__(self) -> "_bar":
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    def command(name: str, run: Any) -> argparse.ArgumentParser:
-        one = commands.add_parser(
-            name, help=run.__doc__, description=run.__doc__, epilog=EXAMPLES, formatter_class=parser.formatter_class
+class _Commands:
+    def __init__(self) -> None:
+        self.parser = argparse.ArgumentParser(
+            description=__doc__, epilog=MAKING + CHECKING.partition("\n")[2], formatter_class=_Shape
         )
-        one.set_defaults(run=run)
+        self.commands = self.parser.add_subparsers(required=True, metavar="command")
+
+    def add(self, name: str, run_by: str, about: str, examples: str) -> argparse.ArgumentParser:
+        """``run_by``: module:function in tools/shards_cli, imported when the command runs."""
+        one = self.commands.add_parser(name, help=about, description=about, epilog=examples, formatter_class=_Shape)
+        one.set_defaults(run_by=run_by)
         one.add_argument("--json", action="store_true", help="print JSON")
         return one
 
-    one = command("index", index)
+
+_Shape = argparse.RawDescriptionHelpFormatter
+
+
+def _parser() -> argparse.ArgumentParser:
+    commands = _Commands()
+    _making(commands)
+    _checking(commands)
+    _looking(commands)
+    return commands.parser
+
+
+def _making(commands: _Commands) -> None:
+    one = commands.add("index", "manifests:index", "Walk shards and write their manifest.", MAKING)
     one.add_argument("shards", nargs="+", help=".tar files; braces and wildcards are expanded")
     one.add_argument("--out", required=True, help="folder of the new manifest")
     one.add_argument("--chunk", type=int, default=0, help="R, samples per read; default: by the number of samples")
-    one = command("info", info)
+    one = commands.add("info", "manifests:info", "What a manifest holds.", MAKING)
     one.add_argument("manifest", help="its folder")
-    one = command("make", make)
+    one.add_argument(
+        "--batch", type=int, default=4096, help="B that lanes and buffer are shown for (default: %(default)s)"
+    )
+    one = commands.add("make", "making:make", "Write images and captions as shards, then index them.", MAKING)
     one.add_argument("table", help="CSV with a header, or JSON lines")
     one.add_argument("--images", help="folder that the image column is relative to; default: the table's")
     one.add_argument("--out", required=True, help="folder for shards and manifest")
     one.add_argument("--per-shard", type=int, default=1000, help="samples per shard (default: %(default)s)")
     one.add_argument("--image", default="image", help="column of the image's path (default: %(default)s)")
     one.add_argument("--caption", default="caption", help="column of the caption (default: %(default)s)")
-    one = command("except", leave_out)
+    about = "Write a new manifest of the same shards whose exception list names some samples more."
+    one = commands.add("except", "manifests:leave_out", about, MAKING)
     one.add_argument("manifest", help="its folder; it stays as it is")
     one.add_argument("--ids", required=True, help="sample ids, as 7,512-767")
     one.add_argument("--reason", default="left out by hand", help="stands in the list and in the log")
     one.add_argument("--out", required=True, help="folder of the new manifest")
-    return parser
+
+
+def _checking(commands: _Commands) -> None:
+    about = (
+        "Read shards again: length, CRC32, headers, and every image and caption as training reads them. "
+        "Exit code 65 where something bad was found that --out did not put into an exception list."
+    )
+    one = commands.add("verify", "checking:verify", about, CHECKING)
+    one.add_argument("manifest", help="its folder; it stays as it is")
+    some = one.add_mutually_exclusive_group()
+    some.add_argument("--sample", type=float, metavar="SHARE", help="check this share of the chunks, drawn at random")
+    some.add_argument("--chunks", type=int, metavar="N", help="check N chunks, drawn at random")
+    one.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
+    one.add_argument(
+        "--decode", action=argparse.BooleanOptionalAction, default=True, help="decode images and captions (default)"
+    )
+    one.add_argument("--captions", default="txt", help="members that hold captions, as txt,alt (default: %(default)s)")
+    one.add_argument("--workers", type=int, default=0, help="processes; default: one per core")
+    one.add_argument("--out", help="folder of a new manifest that excepts what was found bad")
+    one.add_argument("--examples", type=int, default=3, help="samples named per reason (default: %(default)s)")
+
+    about = "How fast one core reads, walks, decodes and crops, which of these limits, and how many workers it takes."
+    one = commands.add("bench", "benching:bench", about, CHECKING)
+    one.add_argument("manifest", help="its folder")
+    one.add_argument("--seconds", type=float, default=20.0, help="in all, about (default: %(default)s)")
+    one.add_argument("--want", type=float, default=0.0, metavar="X", help="images/s that the workers are counted for")
+    one.add_argument("--captions", default="txt", help="members that hold captions, as txt,alt (default: %(default)s)")
+    one.add_argument("--decoder", choices=("simplejpeg", "pillow"), default="simplejpeg")
+    one.add_argument("--resize", choices=("torchvision", "pillow"), default="torchvision")
+    one.add_argument("--size", type=int, default=224, help="side of the view, pixels (default: %(default)s)")
+    one.add_argument("--patch", type=int, default=16, help="side of a patch, pixels (default: %(default)s)")
+    one.add_argument("--mask", default="0.5", help="share of patches dropped (default: %(default)s)")
+    one.add_argument("--seed", type=int, default=0, help="of the draw of chunks and crops (default: %(default)s)")
+
+
+def _looking(commands: _Commands) -> None:
+    about = "One sample of a manifest (--id), or all samples of a step of a run (--run with --step or --samples)."
+    one = commands.add("inspect", "looking:inspect", about, CHECKING)
+    one.add_argument("manifest", nargs="?", help="its folder (not with --run)")
+    one.add_argument("--id", type=int, help="sample id")
+    one.add_argument("--save", metavar="FILE", help="write the image's bytes to this new file")
+    one.add_argument("--run", metavar="RUN_DIR", help="folder of a run")
+    where = one.add_mutually_exclusive_group()
+    where.add_argument("--step", type=int, help="step, as in the run's metrics: the first is 1")
+    where.add_argument("--samples", type=int, help="S as in metrics and TensorBoard: the step that reached it")
+    one.add_argument(
+        "--read",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read the samples: captions, and which stood in for bad ones; --no-read: ids alone, at once",
+    )
+
+    about = "What differs between two manifests, and whether a run's order would. Exit code 0: nothing, 1: something."
+    one = commands.add("diff", "comparing:diff", about, CHECKING)
+    one.add_argument("old", help="folder of a manifest")
+    one.add_argument("new", help="folder of another")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from flip.exitcodes import ConfigError
     from flip.tokenizer import SPECIAL
     from flip.tokenizer import train as make
-    from tools.shards import writing
+    from tools.shards_cli.common import writing
 
     if options.out.exists():
         raise ConfigError("exists already", str(options.out), remedy="Name another file, or move this one away.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,15 @@ class Undecodable(Exception):
     """These bytes are no picture that we can read, with the reason."""
 
 
+class Header(NamedTuple):
+    """``mode`` as Pillow names it: RGB, L, CMYK, P, I;16, ..."""
+
+    format: str
+    width: int
+    height: int
+    mode: str
+
+
 def decode(data: bytes | memoryview, decoder: str = "pillow") -> Pixels:
     """RGB pixels of an image file: grey, palette, CMYK and 16-bit converted, transparency laid on white.
 
@@ -39,6 +50,12 @@ def decode(data: bytes | memoryview, decoder: str = "pillow") -> Pixels:
     if decoder == "simplejpeg" and bytes(data[:3]) == b"\xff\xd8\xff":
         return _decode_jpeg(data)
     return _decode_pillow(data)
+
+
+def header(data: bytes | memoryview) -> Header:
+    """What an image file says of itself, nothing unpacked. Raises Undecodable."""
+    with _judged(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        return Header(image.format or "", *image.size, image.mode)
 
 
 def evaluation_view(image: Pixels, size: int) -> Pixels:
@@ -73,10 +90,16 @@ def _decode_jpeg(data: bytes | memoryview) -> Pixels:
 
 
 def _decode_pillow(data: bytes | memoryview) -> Pixels:
+    with _judged(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _limit(*image.size)
+        return np.asarray(_rgb(image))
+
+
+@contextmanager
+def _judged(data: bytes | memoryview) -> Iterator[None]:
+    """What Pillow raises inside is Undecodable."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _limit(*image.size)
-            return np.asarray(_rgb(image))
+        yield
     except UnidentifiedImageError as error:  # its own words hold an address in memory: reasons must be the same again
         raise Undecodable(_unidentified(bytes(data[:256]))) from error
     except Image.DecompressionBombError as error:

@@ -124,7 +124,7 @@ def _work(
 ) -> None:
     for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if spec.data.resize == "torchvision" and not spec.affine:
         import torch
@@ -152,7 +152,7 @@ def _work(
             stream.close()
 
 
-def _leave_with_parent() -> None:
+def leave_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

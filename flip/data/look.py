@@ -1,0 +1,172 @@
+"""One sample, or all samples of a step, as training takes them: for whoever asks what is in there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from flip.config import schema
+from flip.data import decode, masking, tar
+from flip.data.decode import Undecodable
+from flip.data.manifest import Manifest
+from flip.data.order import Order
+from flip.data.reader import Reader, Sample
+from flip.data.stream import captions_of, image_of
+from flip.exitcodes import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Found:
+    """One sample. ``image``: its member, None where there is none; ``damage``: why its bytes are not to be had."""
+
+    id: int
+    shard: str
+    ordinal: int
+    chunk: int
+    excepted: str | None
+    key: str | None
+    members: dict[str, int]
+    """Extension -> bytes."""
+    image: tuple[str, bytes] | None
+    picture: dict[str, Any] | None
+    """Format, width, height and mode as the header says; ``undecodable`` where training could not use it."""
+    captions: list[str]
+    json: Any
+    damage: str | None
+
+
+def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",), reader: Reader | None = None) -> Found:
+    """Sample ``id`` of a manifest. Raises ConfigError where there is none of that id, StorageError."""
+    if not 0 <= id < manifest.samples:
+        raise ConfigError(f"sample ids of this manifest are 0 .. {manifest.samples - 1}", "id", id)
+    reader, chunk = reader or Reader(), id // manifest.chunk
+    shard, ordinal = manifest.locate(id)
+    key, members, damage = None, Sample(), None
+    try:
+        members = reader.read_chunk(manifest, chunk)[id % manifest.chunk]
+        key = _key(manifest, chunk, id % manifest.chunk, reader)
+    except DataError as error:
+        damage = error.paragraph()
+    name = next((extension for extension in decode.EXTENSIONS if extension in members), None)
+    image = (name, bytes(members[name])) if name else None
+    try:
+        lines = captions_of(members, list(captions))
+    except Undecodable:
+        lines = []
+    return Found(
+        id, shard, ordinal, chunk, manifest.exceptions.get(id), key,
+        {extension: len(data) for extension, data in members.items()},
+        image, _picture(image[1]) if image else None, lines, _json(members), damage,
+    )  # fmt: skip
+
+
+def _key(manifest: Manifest, chunk: int, place: int, reader: Reader) -> str:
+    for key, start, stop, count in manifest.chunk_reads(chunk):
+        if place < count:
+            return list(tar.samples(memoryview(reader.read(key, start, stop))))[place].key
+        place -= count
+    raise AssertionError("a chunk reads all of its samples")
+
+
+def _picture(data: bytes) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = decode.header(data)._asdict()
+    except Undecodable as error:
+        return {"undecodable": str(error)}
+    try:
+        decode.decode(data, "simplejpeg")
+    except Undecodable as error:
+        found["undecodable"] = str(error)
+    return found
+
+
+def _json(members: Sample) -> Any:
+    if "json" not in members:
+        return None
+    text = bytes(members["json"]).decode("utf-8", "replace")
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# -- a step of a run --------------------------------------------------------------------------------------------------
+
+
+class Taken(NamedTuple):
+    """A sample of a global batch: what stands at its place."""
+
+    lane: int
+    visit: int
+    id: int
+    shard: str
+    ordinal: int
+    stands_for: int | None
+    """The id that the order names, where this one stands in for it."""
+    caption: str | None
+    """The caption that was drawn; None where samples are not read."""
+
+
+def order_of(config: schema.Config, manifest: Manifest) -> Order:
+    """The order of a resolved configuration. Raises ConfigError where the manifest is not the one it was made for."""
+    data = config.data
+    if (manifest.samples, manifest.chunk) != (data.samples, data.chunk):
+        what = f"the run was planned for N = {data.samples}, R = {data.chunk}; this manifest has others"
+        raise ConfigError(what, str(manifest.folder), (manifest.samples, manifest.chunk), "Is it the run's own?")
+    return Order(config.seed, manifest.samples, data.chunk, data.block, data.lanes)
+
+
+def batch(
+    config: schema.Config, manifest: Manifest, start: int, size: int, read: bool = True, reader: Reader | None = None
+) -> Iterator[Taken]:
+    """The global batch of ``size`` samples from S = ``start`` on, lane by lane, as it comes.
+
+    ``read``: read and decode, so that samples that cannot be decoded are replaced as in training; without it only those
+    that the manifest excepts are. Raises DataError, StorageError.
+    """
+    order = order_of(config, manifest)
+    each, first = size // order.lanes, start // order.lanes
+    bad = dict(manifest.exceptions)
+    for lane in range(order.lanes):
+        source = _Lane(config, manifest, (reader or Reader()) if read else None, bad)
+        for position in range(first, first + each):
+            k, n = divmod(position, order.span)
+            ids, visits = (field[0] for field in order.held(range(lane, lane + 1), k))
+            m, caption = source.good(ids.tolist(), visits.tolist(), n)
+            stands_for = None if m == n else int(ids[n])
+            shard, ordinal = manifest.locate(int(ids[m]))
+            yield Taken(lane, int(visits[m]), int(ids[m]), shard, ordinal, stands_for, caption)
+
+
+class _Lane:
+    """The chunks of one lane's present blocks: read once, let go with the lane."""
+
+    def __init__(self, config: schema.Config, manifest: Manifest, reader: Reader | None, bad: dict[int, str]) -> None:
+        self.config, self.manifest, self.reader, self.bad = config, manifest, reader, bad
+        self.chunks: dict[int, list[Sample]] = {}
+
+    def good(self, ids: list[int], visits: list[int], n: int) -> tuple[int, str | None]:
+        """As ``Stream``: place n or the next good one, cyclic; and its caption."""
+        for m in ((n + step) % len(ids) for step in range(len(ids))):
+            if ids[m] in self.bad:
+                continue
+            if self.reader is None:
+                return m, None
+            try:
+                return m, self._caption(ids[m], visits[m])
+            except Undecodable as error:
+                self.bad[ids[m]] = str(error)
+        shard, ordinal = self.manifest.locate(ids[n])
+        raise DataError(f"none of the {len(ids)} samples of its block can be decoded", f"{shard}, sample {ordinal}")
+
+    def _caption(self, id: int, visit: int) -> str:
+        assert self.reader is not None
+        j = id // self.manifest.chunk
+        if j not in self.chunks:
+            self.chunks[j] = self.reader.read_chunk(self.manifest, j)
+        members, data = self.chunks[j][id % self.manifest.chunk], self.config.data
+        image_of(members, data.decoder)
+        lines = captions_of(members, data.captions)
+        return lines[int(masking.draw(self.config.seed, visit, id, masking.CAPTION, 0) * len(lines))]

@@ -1,0 +1,48 @@
+"""The arithmetic of the bench; that its stages run. Never how fast they are."""
+
+import pytest
+
+from flip.data import bench
+from flip.data.bench import Stage, judge
+from flip.data.manifest import Manifest
+from flip.exitcodes import ConfigError, DataError
+from tests.flip.data.loading import SAMPLES
+
+
+def test_stages_run(original):
+    manifest = Manifest.load(original)
+    spec = bench.spec_of(manifest, ["txt"], "simplejpeg", "pillow", 24, 8, 0)
+    stages = bench.bench(manifest, spec, "0.5", 0.05)
+    assert tuple(stage.name for stage in stages) == bench.STAGES
+    for stage in stages:
+        assert stage.samples > 0 and stage.bytes > 0 and stage.seconds > 0 and stage.skipped == 0
+    assert bench.cached(manifest)
+
+
+def test_what_it_refuses(original):
+    manifest = Manifest.load(original)
+    spec = bench.spec_of(manifest, ["alt"], "pillow", "pillow", 24, 8, 0)
+    with pytest.raises(ConfigError, match="seconds"):
+        bench.bench(manifest, spec, "0.5", 0)
+    with pytest.raises(DataError, match="no sample"):
+        bench.bench(manifest, spec, "0.5", 0.02)
+    with pytest.raises(ConfigError, match="divide"):
+        bench.spec_of(manifest, ["txt"], "pillow", "pillow", 25, 8, 0)
+
+
+def test_verdict():
+    costs = {"read": 100, "walk": 20, "decode": 300, "whole": 1000}
+    stages = [Stage(name, 1000, 1, 1e-3 * cost, 1e-3 * cost) for name, cost in costs.items()]
+    found = judge(stages, mean_bytes=40_000, want=2500)
+    assert found.limit == "view" and found.shares == pytest.approx(
+        {"read": 0.1, "walk": 0.02, "decode": 0.3, "view": 0.58}
+    )
+    assert found.per_worker == pytest.approx(1000) and found.workers == 3 and found.wanted_bytes == 100e6
+    slow = [stage if stage.name != "read" else Stage("read", 1000, 1, 0.9, 0.1) for stage in stages]
+    assert judge(slow, 40_000).limit == "read" and judge(slow, 40_000).workers == 0
+
+
+def test_chunks_are_drawn_without_end(original):
+    chunks = bench._chunks(Manifest.load(original), 3)
+    passes = [[next(chunks) for _ in range(SAMPLES // 2)] for _ in range(2)]
+    assert sorted(passes[0]) == sorted(passes[1]) == list(range(SAMPLES // 2)) and passes[0] != passes[1]

@@ -1,0 +1,69 @@
+"""What differs between manifests, and what that means to a run."""
+
+import shutil
+
+import pytest
+
+from flip.data.compare import below_common, compare
+from flip.data.index import index
+from flip.data.manifest import Manifest, write
+from tests.synthetic import make_dataset
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_dataset(tmp_path / "data", samples=30, shards=3, size=16, chunk=4)
+
+
+def shards(folder):
+    return [str(path) for path in sorted(folder.glob("*.tar"))]
+
+
+def test_the_same_and_moved(folder):
+    old = Manifest.load(folder)
+    moved = Manifest.load(shutil.copytree(folder, folder.parent / "elsewhere"))
+    for other in (old, moved):
+        found = compare(old, other)
+        assert found.equal and not (found.added or found.removed or found.changed or found.order_changes)
+
+
+def test_shards_added_and_removed(folder):
+    old = Manifest.load(folder)
+    fewer = index(shards(folder)[1:], folder.parent / "fewer", chunk=4)
+    found = compare(old, fewer)
+    assert (found.removed, found.added, found.changed) == ([old.keys[0]], [], [])
+    assert found.samples == (30, 20) and found.order_changes and not found.equal
+    assert compare(fewer, old).added == [old.keys[0]]
+    elsewhere = index(shards(shutil.copytree(folder, folder.parent / "b"))[:2], folder.parent / "m", chunk=4)
+    assert compare(old, elsewhere).removed == ["00002.tar"]
+
+
+def test_shards_changed(folder):
+    old = Manifest.load(folder)
+    other = make_dataset(folder.parent / "other", samples=30, shards=3, size=16, seed=1, chunk=4)
+    shutil.copy(other / "00001.tar", folder / "00001.tar")
+    found = compare(old, index(shards(folder), folder.parent / "new", chunk=4))
+    (one,) = found.changed
+    assert one.name == old.keys[1] and one.samples == (10, 10) and one.bytes[0] == one.bytes[1] and one.content
+    assert not found.order_changes and not found.equal
+    longer = make_dataset(folder.parent / "longer", samples=36, shards=3, size=16, chunk=4)
+    shutil.copy(longer / "00002.tar", folder / "00002.tar")
+    found = compare(old, index(shards(folder), folder.parent / "newer", chunk=4))
+    assert [(one.name, one.samples, one.content) for one in found.changed] == [(old.keys[2], (10, 12), False)]
+    assert found.order_changes
+
+
+def test_chunks_and_exceptions(folder):
+    old = Manifest.load(folder)
+    assert compare(old, index(shards(folder), folder.parent / "r8", chunk=8)).order_changes
+    some = write(folder.parent / "some", old, old.checksums, {3: "bad", 4: "bad"})
+    others = write(folder.parent / "others", old, old.checksums, {4: "worse", 5: "bad"})
+    found = compare(some, others)
+    assert (found.excepted, found.readmitted) == ({5: "bad"}, {3: "bad"})
+    assert not found.order_changes and not found.equal and not found.changed
+
+
+def test_names_below_what_all_share():
+    assert below_common(["/a/b/part_0/1.tar", "/a/b/part_1/1.tar"]) == ["part_0/1.tar", "part_1/1.tar"]
+    assert below_common(["s3://bucket/x/1.tar", "s3://bucket/x/2.tar"]) == ["1.tar", "2.tar"]
+    assert below_common(["/a/1.tar"]) == ["1.tar"] and below_common(["/a/1", "/b/1"]) == ["a/1", "b/1"]

@@ -1,0 +1,160 @@
+"""What a check of shards finds, whoever does it, and what it may say after a part of it."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flip.data import verify
+from flip.data.manifest import Manifest, write
+from flip.data.verify import Part, Plan, Report, check, draw, kind, resized, upper_bound
+from flip.exitcodes import ConfigError, DataError, FlipError, StorageError
+from tests.flip.data.loading import CHUNK, SAMPLES
+from tests.synthetic import make_dataset
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def checked(manifest, workers=0, chunks=None, **fields):
+    report = Report()
+    for part in check(manifest, Plan(range(manifest.chunks) if chunks is None else chunks, **fields), workers):
+        report.add(part)
+    return report
+
+
+def rot(manifest, j, at=5):
+    key, start, *_ = manifest.chunk_reads(j)[0]
+    with open(key, "r+b") as file:
+        file.seek(start + at)
+        file.write(b"rot")
+
+
+def test_whole_shards(original):
+    manifest = Manifest.load(original)
+    report = checked(manifest)
+    assert (report.chunks, report.samples, report.bad, report.bad_chunks) == (manifest.chunks, SAMPLES, {}, 0)
+    assert report.bytes == manifest.shards[:, 2].sum() == verify.planned_bytes(manifest, Plan(range(manifest.chunks)))
+    assert checked(manifest, captions=["txt", "alt"]).bad == {}
+    assert len(checked(manifest, captions=["alt"]).bad) == SAMPLES
+    assert checked(manifest, captions=["alt"], decode=False).bad == {}
+
+
+def test_processes_find_the_same(folder):
+    manifest = Manifest.load(folder)
+    rot(manifest, 7)
+    os.unlink(manifest.keys[3])
+    alone, together = checked(manifest), checked(manifest, workers=2)
+    assert alone == together and {14, 15} < set(alone.bad)
+    assert set(alone.bad) - {14, 15} == set(range(120, 162))
+    assert alone.reasons() == {
+        "the shard is missing (N.tar)": 42,  # samples 121 to 161, and one that shares a chunk with the first of them
+        "chunk N (samples N to N) is damaged: CRC32 N, indexed was N": 2,
+    }
+    one = alone.examples(manifest, 1)["chunk N (samples N to N) is damaged: CRC32 N, indexed was N"]
+    assert [(bad.id, bad.ordinal, os.path.basename(bad.shard)) for bad in one] == [(14, 14, "00000.tar")]
+    assert str(folder) not in " ".join(alone.bad.values())  # a digest would move with the folder
+
+
+def test_what_is_excepted_is_not_looked_at(folder):
+    manifest = Manifest.load(folder)
+    rot(manifest, 7)
+    known = write(folder / "known", manifest, manifest.checksums, dict.fromkeys(manifest.chunk_ids(7), "rot"))
+    report = checked(known)
+    assert not report.bad and report.samples == SAMPLES - CHUNK and report.chunks == manifest.chunks
+
+
+def test_a_changed_length_is_found(folder):
+    manifest = Manifest.load(folder)
+    plan = Plan(range(manifest.chunks))
+    assert resized(manifest, plan) == []
+    with open(manifest.keys[2], "ab") as file:
+        file.write(b"more")
+    (line,) = resized(manifest, plan)
+    assert line.startswith(f"{manifest.keys[2]}: ") and resized(manifest, Plan([0, 1])) == []
+    inside = int(manifest.first[2]) // CHUNK + 3
+    assert resized(manifest, Plan([inside])) == [line] and checked(manifest).bad == {}
+
+
+def test_storage_trouble_is_no_finding(folder, monkeypatch):
+    manifest = Manifest.load(folder)
+    monkeypatch.setattr(verify.Reader, "read_chunk", lambda *_: (_ for _ in ()).throw(StorageError("away", "there")))
+    with pytest.raises(StorageError, match="there: away"):
+        checked(manifest)
+
+
+def test_errors_of_processes_arrive(folder):
+    manifest = Manifest.load(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="the manifest is damaged") as error:
+        checked(manifest, workers=2)
+    assert error.value.code == 65
+
+
+def test_a_process_that_dies_is_noticed(original, monkeypatch):
+    monkeypatch.setattr(verify, "_TASK", CHUNK)
+    manifest = Manifest.load(original)
+    parts = check(manifest, Plan(range(manifest.chunks)), 2)
+    next(parts)
+    processes = [one for one in multiprocessing.active_children() if one.name.startswith("verify-")]
+    assert len(processes) == 2
+    os.kill(processes[1].pid, signal.SIGKILL)
+    with pytest.raises(FlipError, match="ended by itself") as error:
+        list(parts)
+    assert error.value.code == 70 and not any(process.is_alive() for process in processes)
+
+
+def test_draw():
+    manifest = type("Fake", (), {"chunks": 1000})()
+    assert draw(manifest, 1000, 3) == list(range(1000))
+    some = draw(manifest, 100, 3)
+    assert some == sorted(set(some)) == draw(manifest, 100, 3) != draw(manifest, 100, 4) and len(some) == 100
+    for count in (0, 1001):
+        with pytest.raises(ConfigError, match="1000 chunks"):
+            draw(manifest, count, 0)
+
+
+@pytest.mark.parametrize(
+    "bad, n, bound",
+    [(0, 1, 0.95), (0, 10, 0.2589), (0, 300, 0.009936), (1, 10, 0.3942), (3, 100, 0.0757), (5, 5, 1.0)],
+)
+def test_upper_bound_is_clopper_pearson_s(bad, n, bound):
+    assert upper_bound(bad, n) == pytest.approx(bound, rel=2e-3)
+
+
+def test_upper_bound_at_scale():
+    assert upper_bound(0, 75_000) == pytest.approx(3 / 75_000, rel=0.01)
+    assert upper_bound(7500, 75_000) == pytest.approx(0.1018, rel=2e-3)
+
+
+def test_kinds_and_sums():
+    assert kind("chunk 7: CRC32 0xab12, 5 of 0007.tar") == "chunk N: CRC32 N, N of N.tar"
+    report = Report()
+    report.add(Part(2, 1, 4, 100, [(3, "short by 3")]))
+    report.add(Part(1, 1, 2, 50, [(9, "short by 4"), (8, "gone")]))
+    assert (report.chunks, report.bad_chunks, report.samples, report.bytes) == (3, 2, 6, 150)
+    assert list(report.reasons().items()) == [("short by N", 2), ("gone", 1)]
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path):
+    make_dataset(tmp_path / "data", samples=600, shards=2, size=256, chunk=2)
+    child = subprocess.Popen(
+        [sys.executable, ROOT / "tools" / "shards.py", "verify", tmp_path / "data", "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    family, end = [], time.monotonic() + 60
+    while len(family) < 4 and time.monotonic() < end:
+        family = psutil.Process(child.pid).children(recursive=True)
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, "Traceback" in err) == (130, False) and "interrupted" in out + err
+    assert not psutil.wait_procs(family, timeout=20)[1]

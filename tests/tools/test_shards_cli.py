@@ -1,0 +1,182 @@
+"""The commands that check and look: what they print, and how they end."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from flip.config import load
+from flip.data.manifest import Manifest
+from flip.data.order import Order
+from tests.synthetic import encode, make_dataset, picture
+from tests.tools.test_shards import TOOL, run
+from tools.shards import main
+
+
+@pytest.fixture
+def data(tmp_path):
+    return make_dataset(tmp_path / "data", samples=120, shards=3, size=16, chunk=4)
+
+
+def call(capsys, *arguments):
+    """(exit code, what was printed, as JSON where asked for)."""
+    code = main([str(one) for one in arguments])
+    out = capsys.readouterr()
+    text = out.out + out.err
+    return code, json.loads(text) if "--json" in arguments and not out.err else text
+
+
+def rot(manifest, j):
+    key, start, *_ = manifest.chunk_reads(j)[0]
+    with open(key, "r+b") as file:
+        file.seek(start)
+        file.write(b"rot")
+
+
+def test_verify(data, capsys):
+    code, text = call(capsys, "verify", data, "--workers", 1)
+    assert code == 0 and re.match(r"120 samples in 30 of 30 chunks read and decoded; .* 0 bad\n$", text)
+    manifest = Manifest.load(data)
+    rot(manifest, 7)
+    code, text = call(capsys, "verify", data, "--workers", 1, "--examples", 1)
+    assert code == 65 and "4 x chunk N (samples N to N) is damaged: CRC32" in text and "id 28: " in text
+    assert "--out NEW_FOLDER" in text and "id 29" not in text
+    code, found = call(capsys, "verify", data, "--workers", 2, "--out", data.parent / "good", "--json")
+    assert code == 0 and found["bad"] == 4 and found["bad_chunks"] == 1 and found["samples_checked"] == 120
+    good = Manifest.load(data.parent / "good")
+    assert sorted(good.exceptions) == [28, 29, 30, 31] and good.digest == found["digest"] != manifest.digest
+    code, found = call(capsys, "verify", data.parent / "good", "--json", "--workers", 1)
+    assert (code, found["bad"], found["samples_checked"], found["excepted_before"]) == (0, 0, 116, 4)
+    code, text = call(capsys, "verify", data, "--out", data.parent / "good")
+    assert code == 78 and "there is a manifest already" in text
+    with open(manifest.keys[0], "ab") as file:
+        file.write(b"more")
+    code, text = call(capsys, "verify", data.parent / "good", "--workers", 1, "--out", data.parent / "better")
+    assert code == 65 and "a shard of another length" in text and not (data.parent / "better").exists()
+
+
+def test_verify_a_part(data, capsys):
+    code, found = call(capsys, "verify", data, "--sample", 0.5, "--no-decode", "--json", "--workers", 1)
+    assert code == 0 and (found["chunks_checked"], found["samples_checked"], found["decoded"]) == (15, 60, False)
+    assert found["bad_share_at_most"] == pytest.approx(1 - 0.05 ** (1 / 15))
+    code, text = call(capsys, "verify", data, "--chunks", 5, "--seed", 3, "--workers", 1)
+    assert code == 0 and "0 of 5 chunks drawn (seed 3)" in text and "at 95% confidence at most 45.07 %" in text
+    for arguments, words in (
+        (("--sample", 0), "--sample"),
+        (("--sample", 1.5), "--sample"),
+        (("--chunks", 31), "30 chunks"),
+        (("--workers", -1), "--workers"),
+    ):
+        code, text = call(capsys, "verify", data, *arguments)
+        assert code == 78 and words in text and text.count("\n") == 1
+
+
+def test_inspect_a_sample(data, capsys, tmp_path):
+    code, text = call(capsys, "inspect", data, "--id", 41, "--save", tmp_path / "x.png")
+    assert code == 0 and (tmp_path / "x.png").read_bytes() == encode(picture(41, 16))
+    for words in ("00001.tar", "ordinal   1\n", "excepted  -", "width   16", "a green stripe number 41"):
+        assert words in text, words
+    code, text = call(capsys, "inspect", data, "--id", 41, "--save", tmp_path / "x.png")
+    assert code == 78 and "the file is there already" in text
+    code, found = call(capsys, "inspect", data, "--id", 42, "--json")
+    assert found["json"] == {"number": 42} and set(found["members"]) == {"json", "png", "txt"}
+    rot(Manifest.load(data), 10)
+    code, text = call(capsys, "inspect", data, "--id", 42)
+    assert code == 65 and "CRC32" in text
+    for arguments in ((data,), (data, "--id", 120), (), (data, "--id", 1, "--step", 3), ("--run", data)):
+        assert call(capsys, "inspect", *arguments)[0] == 78
+
+
+@pytest.fixture
+def a_run(data):
+    stages = [{"name": "pretrain", "samples": 90, "batch": 48}, {"name": "unmasked", "samples": 24, "batch": 24}]
+    values = {"manifest": str(data), "samples": 120, "chunk": 4, "lanes": 6, "block": 2, "decoder": "pillow"}
+    config = load.merge([("test", {"seed": 5, "data": values, "stages": stages})])
+    folder = data.parent / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(load.dump(config), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments, stage, step, start, size",
+    [
+        (("--step", 1), "pretrain", 1, 0, 48),
+        (("--step", 2), "pretrain", 2, 48, 48),
+        (("--step", 3), "unmasked", 3, 96, 24),
+        (("--samples", 96), "pretrain", 2, 48, 48),
+        (("--samples", 97), "unmasked", 3, 96, 24),
+        (("--samples", 1), "pretrain", 1, 0, 48),
+    ],
+)
+def test_inspect_a_step(a_run, capsys, arguments, stage, step, start, size):
+    code, found = call(capsys, "inspect", "--run", a_run, *arguments, "--json")
+    assert code == 0 and (found["stage"], found["step"], found["samples_before"]) == (stage, step, start)
+    ids, visits = Order(5, 120, 4, 2, 6).batch(start, size)
+    assert [one["id"] for one in found["batch"]] == ids.tolist()
+    assert [one["visit"] for one in found["batch"]] == visits.tolist()
+    assert all(str(one["id"]) in one["caption"] for one in found["batch"]) and found["replaced"] == 0
+
+
+def test_inspect_what_is_no_step(a_run, capsys):
+    for arguments, words in (((), "which step"), (("--step", 4), "1 .. 3"), (("--samples", 121), "1 .. 120")):
+        code, text = call(capsys, "inspect", "--run", a_run, *arguments)
+        assert code == 78 and words in text
+    code, text = call(capsys, "inspect", "--run", a_run, "--step", 2, "--no-read")
+    assert code == 0 and text.count("\nlane ") == 48 and "number" not in text
+
+
+def test_diff(data, capsys):
+    assert call(capsys, "diff", data, data)[0] == 0
+    call(capsys, "except", data, "--ids", "3", "--reason", "ugly", "--out", data.parent / "less")
+    code, text = call(capsys, "diff", data, data.parent / "less")
+    assert code == 1 and "samples excepted: 1\n  3: ugly\n" in text and "A run's order stays" in text
+    code, found = call(capsys, "diff", data.parent / "less", data, "--json")
+    assert code == 1 and found["readmitted"] == [{"id": 3, "reason": "ugly"}] and found["order_changes"] is False
+    call(capsys, "index", data / "00000.tar", "--out", data.parent / "one", "--chunk", 4)
+    code, text = call(capsys, "diff", data, data.parent / "one")
+    assert code == 1 and "shards removed: 2" in text and "A run's order changes" in text
+    assert call(capsys, "diff", data, data.parent / "nowhere")[0] == 65
+
+
+def test_info_says_more(data, capsys):
+    call(capsys, "except", data, "--ids", "3,5", "--reason", "short by 7 bytes", "--out", data.parent / "less")
+    code, found = call(capsys, "info", data.parent / "less", "--batch", 64, "--json")
+    assert found["samples_per_shard"] == {"min": 40, "median": 40.0, "max": 40}
+    assert found["exceptions_by_reason"] == {"short by N bytes": 2}
+    shuffling = found["shuffling_on_one_node_like_this"]
+    assert (shuffling["B"], shuffling["L"], shuffling["Q"], shuffling["R"]) == (64, 2, 4, 4)
+    assert 1.5 * 32 * found["mean_bytes"] == pytest.approx(shuffling["buffer_bytes"], rel=0.01)
+    assert "samples per shard\n  min     40\n" in call(capsys, "info", data)[1]
+    assert call(capsys, "info", data, "--batch", 0)[0] == 78
+
+
+def test_bench(data, capsys):
+    small = ("--seconds", 0.2, "--resize", "pillow", "--size", 32, "--patch", 8)
+    code, found = call(capsys, "bench", data, *small, "--want", 1e6, "--json")
+    assert code == 0 and [one["stage"] for one in found["stages"]] == ["read", "walk", "decode", "whole"]
+    assert found["workers"] >= 2 and found["limit"] in ("read", "walk", "decode", "view")
+    code, text = call(capsys, "bench", data, *small)
+    assert code == 0 and "one worker on a core of its own" in text and "images/s take" not in text
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "diff", "bench"])
+def test_help(command):
+    shown = run(command, "--help")
+    assert shown.returncode == 0 and "examples:" in shown.stdout
+
+
+def test_no_torch_where_none_is_needed(data):
+    """verify, inspect, info and diff start in a blink."""
+    script = (
+        "import sys; from tools.shards import main\n"
+        f"codes = [main([name, {str(data)!r}, *more]) for name, more in (('info', ()), ('verify', ('--workers', '1')), "
+        f"('inspect', ('--id', '3')), ('diff', ({str(data)!r},)))]\n"
+        "sys.exit(any(codes) or 'torch' in sys.modules)"
+    )
+
+    root = str(TOOL.parents[1])
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, env=os.environ).returncode == 0

@@ -1,0 +1,105 @@
+"""The command inspect: one sample, or a step of a run."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flip.config import load
+from flip.config.stages import Span, spans
+from flip.data import look
+from flip.data.look import Found, Taken
+from flip.data.manifest import Manifest
+from flip.exitcodes import DATA, ConfigError
+from flip.rundir import RunDir
+from tools.shards_cli.common import Bar, Outcome, lines, writing
+
+
+def inspect(options: argparse.Namespace) -> Outcome:
+    """What stands at an id of a manifest, or at a step of a run."""
+    if options.run:
+        if options.manifest or options.id is not None or options.save:
+            raise ConfigError("a manifest, --id and --save do not go with --run", remedy="Ask for one or the other.")
+        return _step(options)
+    if options.step is not None or options.samples is not None:
+        raise ConfigError("--step and --samples are of a run", remedy="Name it: --run RUN_DIR")
+    if not options.manifest or options.id is None:
+        raise ConfigError("what shall be looked at?", remedy="Give MANIFEST --id N, or --run RUN_DIR --step T.")
+    found = look.sample(Manifest.load(options.manifest), options.id)
+    saved = _save(found, options.save) if options.save else {}
+    report = {name: value for name, value in asdict(found).items() if name != "image"} | saved
+    return Outcome(report, DATA if found.damage else 0, _sample_text(report))
+
+
+def _save(found: Found, path: str) -> dict[str, Any]:
+    if found.image is None:
+        raise ConfigError("this sample has no image to save", f"sample {found.id}", sorted(found.members))
+    with writing(path):
+        try:
+            with open(path, "xb") as file:
+                file.write(found.image[1])
+        except FileExistsError:
+            raise ConfigError("the file is there already", path, remedy="Name another one for --save.") from None
+    return {"saved": path}
+
+
+def _sample_text(report: dict[str, Any]) -> str:
+    shown = {name: value for name, value in report.items() if value not in (None, {}, []) or name == "excepted"}
+    return "\n".join(lines(shown | {name: str(report[name]) for name in ("id", "ordinal", "chunk")}))
+
+
+def _step(options: argparse.Namespace) -> Outcome:
+    run = RunDir(options.run)
+    if not run.config.is_file():
+        raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy="Give the folder of a run.")
+    config = load.read(run.config)
+    span, start = _place(spans(config), options.step, options.samples)
+    manifest = Manifest.load(config.data.manifest)
+    taken = list[Taken]()
+    with Bar("reading", "") as bar:
+        for one in look.batch(config, manifest, start, span.stage.batch, options.read):
+            taken.append(one)
+            bar(len(taken), span.stage.batch)
+    report = {
+        "run": str(run.path),
+        "manifest": str(manifest.folder),
+        "stage": span.stage.name,
+        "step": (start - span.start) // span.stage.batch + _steps_before(spans(config), span) + 1,
+        "samples_before": start,
+        "samples_after": start + span.stage.batch,
+        "read": options.read,
+        "replaced": sum(one.stands_for is not None for one in taken),
+    }
+    text = "\n".join([*lines(report), "", *(_row(one) for one in taken)])
+    return Outcome(report | {"batch": [one._asdict() for one in taken]}, 0, text)
+
+
+def _row(one: Taken) -> str:
+    place = f"lane {one.lane}  id {one.id}  visit {one.visit}  {Path(one.shard).name}, sample {one.ordinal}"
+    instead = f"  (for id {one.stands_for})" if one.stands_for is not None else ""
+    return f"{place}{instead}" + (f"  {one.caption}" if one.caption is not None else "")
+
+
+def _steps_before(all_spans: list[Span], span: Span) -> int:
+    return sum(one.steps for one in all_spans if one.end <= span.start)
+
+
+def _place(all_spans: list[Span], step: int | None, samples: int | None) -> tuple[Span, int]:
+    """The stage of a step, and S before it. ``samples``: S after it, or any number that it passed over."""
+    if step is None and samples is None:
+        raise ConfigError("which step?", remedy="Give --step T or --samples S, as in metrics/*.jsonl.")
+    for span in all_spans:
+        before = _steps_before(all_spans, span)
+        if step is not None and before < step <= before + span.steps:
+            return span, span.start + (step - before - 1) * span.stage.batch
+        if samples is not None and span.start < samples <= span.end:
+            return span, span.start + (samples - span.start - 1) // span.stage.batch * span.stage.batch
+    last = all_spans[-1]
+    name, value, top = (
+        ("--step", step, _steps_before(all_spans, last) + last.steps)
+        if step is not None
+        else ("--samples", samples, last.end)
+    )
+    raise ConfigError(f"the run's are 1 .. {top}", name, value)

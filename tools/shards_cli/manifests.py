@@ -1,0 +1,96 @@
+"""Commands about manifests: index, info, except."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import braceexpand
+import numpy as np
+
+from flip.config.resolve import DataFacts, buffer_bytes, default_lanes, host
+from flip.config.schema import Config, Stage
+from flip.data.index import index as make_index
+from flip.data.manifest import Manifest, write
+from flip.data.verify import kind
+from flip.exitcodes import ConfigError
+from tools.shards_cli.common import Bar, Outcome, writing
+
+
+def index(options: argparse.Namespace) -> Outcome:
+    """Walk shards and write their manifest."""
+    with writing(options.out), Bar("indexing", "B") as bar:
+        return Outcome(facts(make_index(expand(options.shards), options.out, options.chunk, bar)))
+
+
+def info(options: argparse.Namespace) -> Outcome:
+    """What a manifest holds, and what training on it would hold in memory."""
+    if options.batch < 1:
+        raise ConfigError("must be at least 1", "--batch", options.batch)
+    manifest = Manifest.load(options.manifest)
+    counts, here = manifest.shards[:, 0], host()
+    config = Config(stages=[Stage(batch=options.batch)])
+    known = DataFacts(manifest.samples, manifest.chunk, manifest.mean_bytes, manifest.digest, nominal=False)
+    lanes, block = default_lanes(config, known, here.memory // 4), config.data.block
+    report = facts(manifest) | {
+        "samples_per_shard": {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())},
+        "shuffling_on_one_node_like_this": {
+            "B": options.batch,
+            "L": lanes,
+            "Q": block,
+            "R": manifest.chunk,
+            "buffer_bytes": buffer_bytes(lanes, block, manifest.chunk, manifest.mean_bytes),
+            "of_memory_bytes": here.memory,
+        },
+        "exceptions_by_reason": dict(Counter(map(kind, manifest.exceptions.values())).most_common()),
+    }
+    if not manifest.exceptions:
+        del report["exceptions_by_reason"]
+    return Outcome(report)
+
+
+def leave_out(options: argparse.Namespace) -> Outcome:
+    """Write a new manifest of the same shards whose exception list names some samples more."""
+    old = Manifest.load(options.manifest)
+    exceptions = dict[int, str]()
+    for part in options.ids.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        ids = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        if not ids or ids.stop > old.samples:
+            raise ConfigError(f"not sample ids below {old.samples}", "--ids", part, "Write them as 7,512-767.")
+        exceptions.update(dict.fromkeys(ids, options.reason))
+    return Outcome(facts(excepting(old, exceptions, options.out)))
+
+
+def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifest:
+    """A new manifest of the same shards that excepts these samples beside those that the old one does."""
+    with writing(out):
+        return write(out, old, old.checksums, {**old.exceptions, **exceptions}, old.settings)
+
+
+def facts(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "manifest": str(manifest.folder),
+        "digest": manifest.digest,
+        "shards": len(manifest.keys),
+        "samples": manifest.samples,
+        "bytes": int(manifest.shards[:, 1].sum()),
+        "mean_bytes": round(manifest.mean_bytes),
+        "chunk": manifest.chunk,
+        "chunks_per_pass": manifest.samples // manifest.chunk,
+        "left_out_by_training": manifest.tail,
+        "exceptions": len(manifest.exceptions),
+    }
+
+
+def expand(patterns: list[str]) -> list[str]:
+    """Paths of patterns with braces ({00000..00041}, {a,b}) and wildcards; one without a match stands for itself."""
+    paths = []
+    for pattern in patterns:
+        for path in braceexpand.braceexpand(pattern):
+            paths += sorted(glob.glob(path)) or [path]
+    return paths
