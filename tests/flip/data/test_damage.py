@@ -1,0 +1,226 @@
+"""Every damage that shards are known to have: what the index makes of it, what verify finds, what training does.
+
+Before the index: a shard that is not whole is refused, a sample that cannot be used is found by verify and replaced by
+training. After the index: training stops with 65, and goes on with the manifest that verify writes.
+"""
+
+import io
+import os
+import tarfile
+
+import pytest
+from PIL import Image
+
+from flip.data import tar
+from flip.data.index import index
+from flip.data.manifest import Manifest, write
+from flip.data.order import Order
+from flip.data.verify import Plan, Report, check, resized
+from flip.exitcodes import DataError
+from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, loader
+from tests.flip.data.test_loader import same, take
+from tests.flip.data.test_manifest import write_tar
+from tests.synthetic import caption, encode, picture
+
+HURT, AT = 2, 20
+"""The damage is in sample AT of shard HURT."""
+STEPS = 8
+"""More than a pass, so that all is read."""
+
+
+class Spots:
+    """Where things are in a shard, around sample AT."""
+
+    def __init__(self, data):
+        self.data = data
+        samples = list(tar.samples(memoryview(data), whole=True))
+        self.start, self.next, self.end = samples[AT].start, samples[AT + 1].start, samples[-1].end
+        self.image, size = samples[AT].members["png"]
+        self.image_end = self.image + size
+        self.text_header = next(at - 512 for name, (at, _) in samples[AT].members.items() if name == "txt")
+
+    def put(self, at, new):
+        return self.data[:at] + new + self.data[at + len(new) :]
+
+    def flip(self, at):
+        return self.put(at, bytes([self.data[at] ^ 8]))
+
+
+WHOLE = {
+    "cut at a sample border": lambda s: s.data[: s.start],
+    "cut between members": lambda s: s.data[: s.text_header],
+    "cut in an image": lambda s: s.data[: s.image + 50],
+    "cut in a header": lambda s: s.data[: s.start + 100],
+    "a zeroed header": lambda s: s.put(s.start, bytes(512)),
+    "a garbage header": lambda s: s.put(s.start, b"\x7f" * 512),
+    "a flipped byte in a header's name": lambda s: s.flip(s.start + 3),
+    "a flipped byte in a header's size": lambda s: s.flip(s.start + 134),
+    "zeros in place of a sample": lambda s: s.put(s.start, bytes(s.next - s.start)),
+    "zero blocks slipped in": lambda s: s.data[: s.start] + bytes(1024) + s.data[s.start :],
+    "a piece missing": lambda s: s.data[: s.image] + s.data[s.image + 512 :],
+    "empty": lambda _: b"",
+    "a web page": lambda _: b"<!DOCTYPE html><html>503 Slow Down</html>" * 400,
+    "missing": lambda _: None,
+}
+"""Damages that leave no whole tar."""
+UNSEEN_BY_INDEX = {
+    "a flipped byte in an image": lambda s: s.flip((s.image + s.image_end) // 2),
+    "a flipped byte in a caption": lambda s: s.flip(s.text_header + 512),
+    "another sample in its place": lambda s: s.put(s.image, s.data[s.image : s.image_end][::-1]),
+}
+"""A whole tar all the same: only a CRC taken before tells."""
+AROUND = {
+    "garbage after the end": lambda s: s.data + b"<html>",
+    "no end mark": lambda s: s.data[: s.end],
+}
+"""What lies outside of all samples: refused by the index, no matter to who reads by a manifest."""
+
+
+def hurt(folder, damage):
+    """Damage a shard; the path of it."""
+    path = folder / f"{HURT:05d}.tar"
+    data = damage(Spots(path.read_bytes()))
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+    return path
+
+
+def verified(manifest):
+    report = Report()
+    for part in check(manifest, Plan(range(manifest.chunks))):
+        report.add(part)
+    return report
+
+
+def train(original, folder, **fields):
+    return take(loader(original, folder=folder, **fields), 0, STEPS)
+
+
+def arrays(batches):
+    return [
+        {name: getattr(batch, name) for name in ("patches", "keep", "tokens", "ids", "witness")} for batch in batches
+    ]
+
+
+def assert_in_place(batches, manifest, bad):
+    """Every position holds the sample that the order names, but for the bad ones: there stands a good one."""
+    order = Order(11, manifest.samples, CHUNK, BLOCK, LANES)
+    met = 0
+    for t, batch in enumerate(batches):
+        for named, got in zip(order.batch(t * BATCH, BATCH)[0].tolist(), batch.ids.tolist(), strict=True):
+            assert got not in bad and (named in bad or got == named)
+            met += named in bad
+    assert met
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *AROUND])
+def test_index_refuses_what_is_no_whole_tar(folder, tmp_path, name):
+    path = hurt(folder, {**WHOLE, **AROUND}[name])
+    with pytest.raises(DataError, match=f"{path.name}: ") as error:
+        index([str(folder / f"{i:05d}.tar") for i in range(5)], tmp_path / "m")
+    assert error.value.code == 65 and error.value.remedy and not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *UNSEEN_BY_INDEX])
+def test_damage_after_the_index_stops_training_until_it_is_excepted(original, folder, tmp_path, name):
+    manifest = Manifest.load(folder)
+    path = hurt(folder, {**WHOLE, **UNSEEN_BY_INDEX}[name])
+    with pytest.raises(DataError, match=path.name) as error:
+        train(original, folder)
+    assert error.value.code == 65 and error.value.remedy
+
+    report, first = verified(manifest), int(manifest.first[HURT])
+    assert first + AT in report.bad
+    assert set(report.bad) <= set(range(first - CHUNK, int(manifest.first[HURT + 1]) + CHUNK))
+    if len(report.bad) > CHUNK:  # the rest of the shard has moved or gone
+        assert set(range(first + AT, int(manifest.first[HURT + 1]))) <= set(report.bad)
+
+    known = write(tmp_path / "known", manifest, manifest.checksums, report.bad)
+    healed = train(original, known.folder, max_replaced=0)
+    assert_in_place(healed, known, report.bad)
+    assert sum(batch.replaced for batch in healed) == 0  # known, so not counted
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_what_lies_outside_of_all_samples_is_found_and_no_matter(original, folder, name):
+    manifest, before = Manifest.load(folder), train(original, folder)
+    path = hurt(folder, AROUND[name])
+    after = train(original, folder)
+    assert same(arrays(before), arrays(after))
+    assert not verified(manifest).bad
+    assert [line.startswith(f"{path}: ") for line in resized(manifest, Plan(range(manifest.chunks)))] == [True]
+
+
+def test_stats_files_are_not_looked_at(folder, tmp_path):
+    """img2dataset writes 00000_stats.json when a shard is done; the tar's own end mark says so as well."""
+    digest = Manifest.load(folder).digest
+    for i in range(4):
+        (folder / f"{i:05d}_stats.json").write_text('{"successes": 99999}')
+    again = index([str(folder / f"{i:05d}.tar") for i in range(5)], tmp_path / "m", chunk=CHUNK)
+    assert again.digest == digest
+
+
+# -- samples that are bad from the start ------------------------------------------------------------------------------
+
+BOMB = io.BytesIO()
+Image.new("1", (9000, 9000)).save(BOMB, "PNG")
+GOOD = encode(picture(37, 32))
+
+SAMPLES = {
+    "an image cut off": ({"png": GOOD[:-300]}, "OSError"),
+    "an empty image": ({"png": b""}, "an empty file"),
+    "a web page for an image": ({"jpg": b"<html>404</html>"}, "a web page"),
+    "a flipped byte in a PNG": ({"png": GOOD[:60] + bytes([GOOD[60] ^ 1]) + GOOD[61:]}, ""),
+    "a bomb": ({"png": BOMB.getvalue()}, "9000 x 9000 pixels"),
+    "no image": ({}, "no image among its members ['txt']"),
+    "no caption": ({"png": GOOD, "txt": None}, "no caption ['txt'] among its members ['png']"),
+    "neither": ({"json": b"{}", "txt": None}, "no image among its members ['json']"),
+}
+"""Members in place of sample 37's image and caption, and what is said of it."""
+
+
+def make(folder, change):
+    """64 samples in two shards; sample 37 as ``change`` has it."""
+    for shard in range(2):
+        members = []
+        for i in range(32 * shard, 32 * shard + 32):
+            sample = {"txt": caption(i).encode()} | ({"png": encode(picture(i, 32))} if i != 37 else change)
+            members += [(f"{i:05d}.{name}", data) for name, data in sorted(sample.items()) if data is not None]
+        write_tar(folder / f"{shard}.tar", members)
+    return index([str(folder / f"{shard}.tar") for shard in range(2)], folder, chunk=CHUNK)
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_bad_sample_is_found_and_replaced(original, tmp_path, caplog, name, decoder):
+    change, words = SAMPLES[name]
+    manifest = make(tmp_path, change)
+    report = verified(manifest)
+    assert list(report.bad) == [37] and words in report.bad[37]
+
+    batches = train(original, tmp_path, decoder=decoder)
+    assert_in_place(batches, manifest, {37})
+    assert sum(batch.replaced for batch in batches) > 0
+    lines = [one.getMessage() for one in caplog.records]
+    assert lines == [f"{tmp_path / '1.tar'}, sample 5 replaced: {report.bad[37]}"]
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_equal_keys(tmp_path, format):
+    """Samples are known by their place: the same key elsewhere is another sample; two of one kind beside each other are
+    told apart by nothing, and refused."""
+    parts = [("0.txt", b"first"), ("1.txt", b"other"), ("0.txt", b"second")]
+    for shard in range(2):
+        write_tar(tmp_path / f"{shard}.tar", parts, format)
+    manifest = index([str(tmp_path / f"{shard}.tar") for shard in range(2)], tmp_path / "m", chunk=1)
+    assert manifest.samples == 6 and verified(manifest).reasons() == {"no image among its members ['txt']": 6}
+    write_tar(tmp_path / "1.tar", [("0.png", b"1"), ("0.txt", b"x"), ("0.png", b"2"), ("0.txt", b"y")], format)
+    with pytest.raises(DataError, match="sample 0 holds two members png"):
+        index([str(tmp_path / "1.tar")], tmp_path / "n")
+
+
+def test_a_missing_shard_is_named_once_for_all_of_its_samples(folder):
+    manifest = Manifest.load(folder)
+    os.unlink(manifest.keys[HURT])
+    assert verified(manifest).reasons() == {"the shard is missing (N.tar)": 42}
