@@ -132,7 +132,7 @@ def _looking(commands: _Commands) -> None:
     one.add_argument("manifest", nargs="?", help="its folder (not with --run)")
     one.add_argument("--id", type=int, help="sample id")
     one.add_argument("--save", metavar="FILE", help="write the image's bytes to this new file")
-    one.add_argument("--run", metavar="RUN_DIR", help="folder of a run")
+    one.add_argument("--run", metavar="RUN", help="a run: its folder, or sweep/run below FLIP_RUNS")
     where = one.add_mutually_exclusive_group()
     where.add_argument("--step", type=int, help="step, as in the run's metrics: the first is 1")
     where.add_argument("--samples", type=int, help="S as in metrics and TensorBoard: the step that reached it")

@@ -14,7 +14,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection
 from typing import NamedTuple
 
@@ -144,7 +144,7 @@ def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Iterator[Part]:
     try:
         for number in range(workers):
             ours, theirs = context.Pipe()
-            work = (str(manifest.folder), plan, theirs)
+            work = (str(manifest.folder), replace(plan, chunks=()), theirs)
             processes.append(context.Process(target=_work, args=work, daemon=True, name=f"verify-{number}"))
             processes[-1].start()
             theirs.close()  # so that the end of the process is the end of the pipe

@@ -129,6 +129,18 @@ def test_inspect_what_is_no_step(a_run, capsys):
     assert code == 0 and text.count("\nlane ") == 48 and "number" not in text
 
 
+def test_inspect_a_run_by_name_and_only_with_its_own_data(a_run, data, capsys, monkeypatch):
+    monkeypatch.setenv("FLIP_RUNS", str(a_run.parent.parent))
+    name = f"{a_run.parent.name}/{a_run.name}"
+    assert call(capsys, "inspect", "--run", name, "--step", 1, "--no-read")[0] == 0
+    for digest, code in ((Manifest.load(data).digest, 0), ("0" * 64, 65)):
+        record = {"config": {"data": {"manifest": f"digest:{digest}"}}}
+        (a_run / "identity.json").write_text(json.dumps(record), encoding="utf-8")
+        found, text = call(capsys, "inspect", "--run", a_run, "--step", 1, "--no-read")
+        assert found == code and ("not the manifest" in text) == bool(code)
+    assert call(capsys, "inspect", "--run", "nowhere/there", "--step", 1)[0] == 78
+
+
 def test_diff(data, capsys):
     assert call(capsys, "diff", data, data)[0] == 0
     call(capsys, "except", data, "--ids", "3", "--reason", "ugly", "--out", data.parent / "less")

@@ -12,8 +12,10 @@ from flip.config.stages import Span, spans
 from flip.data import look
 from flip.data.look import Found, Taken
 from flip.data.manifest import Manifest
-from flip.exitcodes import DATA, ConfigError
-from flip.rundir import RunDir
+from flip.exitcodes import DATA, ConfigError, DataError
+from flip.rundir import RunDir, read_json
+from jobs import find
+from jobs.profile import runs_root
 from tools.shards_cli.common import Bar, Outcome, lines, writing
 
 
@@ -50,13 +52,32 @@ def _sample_text(report: dict[str, Any]) -> str:
     return "\n".join(lines(shown | {name: str(report[name]) for name in ("id", "ordinal", "chunk")}))
 
 
+def _run(typed: str) -> RunDir:
+    """By the path of its folder, or as sweep/run below FLIP_RUNS."""
+    return RunDir(typed) if Path(typed).is_dir() else find.one(typed, runs_root())
+
+
+def _same_data(run: RunDir, manifest: Manifest) -> None:
+    """Raises DataError where the manifest was made anew since the run was submitted: its ids are other samples."""
+    try:
+        data = read_json(run.identity)["config"]["data"]["manifest"]
+    except (ValueError, KeyError, TypeError):
+        return  # none, or damaged: it tells nothing
+    if str(data).startswith("digest:") and data != f"digest:{manifest.digest}":
+        remedy = "Bring the run's manifest back to where its config.yaml says."
+        raise DataError(
+            "not the manifest that the run was submitted with", str(manifest.folder), manifest.digest, remedy
+        )
+
+
 def _step(options: argparse.Namespace) -> Outcome:
-    run = RunDir(options.run)
+    run = _run(options.run)
     if not run.config.is_file():
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy="Give the folder of a run.")
     config = load.read(run.config)
     span, start = _place(spans(config), options.step, options.samples)
     manifest = Manifest.load(config.data.manifest)
+    _same_data(run, manifest)
     taken = list[Taken]()
     with Bar("reading", "") as bar:
         for one in look.batch(config, manifest, start, span.stage.batch, options.read):
