@@ -153,7 +153,7 @@ class Stream:
             f"none of the {len(ids)} samples of block {k} of lane {self.lanes[a]} can be decoded",
             f"{shard}, sample {ordinal}",
             self.bad[int(ids[n])],
-            "Look at the shards; python tools/shards.py info tells what they hold.",
+            f"Look for what is bad: python tools/shards.py verify {self.manifest.folder}",
         )
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import re
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection
 from typing import NamedTuple
@@ -129,7 +129,7 @@ def _at_most(k: int, n: int, p: float) -> float:
     return min(1.0, math.fsum(map(math.exp, logs)))
 
 
-def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Iterator[Part]:
+def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Generator[Part, None, None]:
     """What each task found, as it ends, in no order. ``workers``: processes; 0: this one does all itself.
 
     Closing the iterator (Ctrl-C does) ends the processes at once. Raises StorageError, PermissionDenied.

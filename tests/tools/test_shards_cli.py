@@ -11,6 +11,8 @@ import pytest
 from flip.config import load
 from flip.data.manifest import Manifest
 from flip.data.order import Order
+from flip.data.verify import Part
+from flip.exitcodes import StorageError
 from tests.synthetic import encode, make_dataset, picture
 from tests.tools.test_shards import TOOL, run
 from tools.shards import main
@@ -55,7 +57,23 @@ def test_verify(data, capsys):
     with open(manifest.keys[0], "ab") as file:
         file.write(b"more")
     code, text = call(capsys, "verify", data.parent / "good", "--workers", 1, "--out", data.parent / "better")
-    assert code == 65 and "a shard of another length" in text and not (data.parent / "better").exists()
+    assert (
+        code == 65
+        and "a shard of another length" in text
+        and "no manifest was written" in text
+        and not (data.parent / "better").exists()
+    )
+
+
+def test_what_was_found_before_the_storage_went_is_told(data, capsys, monkeypatch):
+    def parts(*_):  # must be a generator: it is closed
+        yield Part(3, 1, 12, 1000, [(5, "ugly")])
+        raise StorageError("away", "there")
+
+    monkeypatch.setattr("flip.data.verify.check", parts)
+    code, text = call(capsys, "verify", data, "--out", data.parent / "new")
+    assert code == 69 and text.startswith("until then: 12 samples in 3 of 30 chunks") and "1 x ugly" in text
+    assert text.endswith("there: away.\n") and not (data.parent / "new").exists()
 
 
 def test_verify_a_part(data, capsys):
@@ -69,6 +87,9 @@ def test_verify_a_part(data, capsys):
         (("--sample", 1.5), "--sample"),
         (("--chunks", 31), "30 chunks"),
         (("--workers", -1), "--workers"),
+        (("--captions", " ,"), "--captions"),
+        (("--out", data / "00000.tar"), "a file is where a folder must be"),
+        (("--out", data), "there is a manifest already"),
     ):
         code, text = call(capsys, "verify", data, *arguments)
         assert code == 78 and words in text and text.count("\n") == 1

@@ -14,7 +14,7 @@ from tools.shards_cli.common import Outcome, names
 def bench(options: argparse.Namespace) -> Outcome:
     """What each stage of the data's way costs a core here."""
     manifest = Manifest.load(options.manifest)
-    captions, sizes = names(options.captions), (options.size, options.patch)
+    captions, sizes = names(options.captions, "--captions"), (options.size, options.patch)
     spec = benches.spec_of(manifest, captions, options.decoder, options.resize, *sizes, options.seed)
     if options.resize == "torchvision":
         import torch

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from flip.data import verify as checks
 from flip.data.manifest import Manifest, refuse_existing
 from flip.data.verify import Plan, Report
-from flip.exitcodes import COMPLETE, DATA, ConfigError
-from tools.shards_cli.common import Bar, Outcome, names, number
+from flip.exitcodes import COMPLETE, DATA, ConfigError, FlipError, PermissionDenied
+from tools.shards_cli.common import Bar, Outcome, names, number, writing
 from tools.shards_cli.manifests import excepting
 
 INTERRUPTED = 130
@@ -23,21 +24,36 @@ def verify(options: argparse.Namespace) -> Outcome:
     """Read chunks again, all or some; with --out, write a manifest that excepts what is bad."""
     if options.workers < 0:
         raise ConfigError("must not be negative", "--workers", options.workers)
-    if options.out:
-        refuse_existing(Path(options.out).absolute())
     manifest = Manifest.load(options.manifest)
-    plan = Plan(_chunks(manifest, options), options.decode, names(options.captions))
+    plan = Plan(_chunks(manifest, options), options.decode, names(options.captions, "--captions"))
+    if options.out:
+        _claim(Path(options.out).absolute())
     report, begin = Report(), time.monotonic()
     report.resized = checks.resized(manifest, plan)
-    whole = _run(manifest, plan, options.workers or _cores(), report)
+    ended = _run(manifest, plan, options.workers or _cores(), report)
     found = _facts(manifest, report, len(plan.chunks), time.monotonic() - begin, options)
-    if not whole:
+    if options.out and (ended or not report.bad):
+        with suppress(OSError):  # it may hold other things
+            os.rmdir(options.out)
+    if isinstance(ended, FlipError):
+        print(_text(found, manifest, options, "until then: "), file=sys.stderr)
+        raise ended
+    if ended:
         return Outcome(found | {"interrupted": True}, INTERRUPTED, _text(found, manifest, options, "interrupted: "))
     if options.out and report.bad:
         new = excepting(manifest, report.bad, options.out)
         found |= {"written": str(new.folder), "digest": new.digest}
     left = report.resized or (report.bad and not options.out)
     return Outcome(found, DATA if left else COMPLETE, _text(found, manifest, options))
+
+
+def _claim(out: Path) -> None:
+    """What would keep the new manifest from being written is told before hours of reading."""
+    refuse_existing(out)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise PermissionDenied("may not be written", str(out), remedy="Choose another --out.")
 
 
 def _chunks(manifest: Manifest, options: argparse.Namespace) -> range | list[int]:
@@ -50,17 +66,17 @@ def _chunks(manifest: Manifest, options: argparse.Namespace) -> range | list[int
     return range(manifest.chunks)
 
 
-def _run(manifest: Manifest, plan: Plan, workers: int, report: Report) -> bool:
-    """Fill the report; whether all was looked at. Ctrl-C ends the processes and keeps what was found."""
+def _run(manifest: Manifest, plan: Plan, workers: int, report: Report) -> FlipError | KeyboardInterrupt | None:
+    """Fill the report; what ended it before all was looked at. What was found by then stands in it."""
     total = checks.planned_bytes(manifest, plan)
     with Bar("verifying", "B") as bar, closing(checks.check(manifest, plan, min(workers, len(plan.chunks)))) as parts:
         try:
             for part in parts:
                 report.add(part)
                 bar(report.bytes, total, f"{len(report.bad):,} bad" if report.bad else "")
-        except KeyboardInterrupt:
-            return False
-    return True
+        except (FlipError, KeyboardInterrupt) as error:
+            return error
+    return None
 
 
 def _cores() -> int:
@@ -117,6 +133,8 @@ def _text(found: dict[str, Any], manifest: Manifest, options: argparse.Namespace
         )
     if found.get("written"):
         lines.append(f"{found['written']}: a manifest that excepts them, digest {found['digest']}")
+    elif options.out and not before:
+        lines.append("nothing to leave out: no manifest was written")
     elif found["bad"] and not before:
         lines.append(f"To leave them out: python tools/shards.py verify {manifest.folder} --out NEW_FOLDER")
     return "\n".join(lines)

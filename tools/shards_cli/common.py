@@ -39,9 +39,12 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name:{width}}  {number(value)}"
 
 
-def names(text: str) -> list[str]:
-    """a,b as [a, b]."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+def names(text: str, option: str) -> list[str]:
+    """a,b as [a, b]. Raises ConfigError where there is none."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise ConfigError("names nothing", option, text, "Write names with commas between them, as txt,alt.")
+    return found
 
 
 def number(value: Any) -> str:

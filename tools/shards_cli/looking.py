@@ -60,7 +60,7 @@ def _run(typed: str) -> RunDir:
 def _same_data(run: RunDir, manifest: Manifest) -> None:
     """Raises DataError where the manifest was made anew since the run was submitted: its ids are other samples."""
     try:
-        data = read_json(run.identity)["config"]["data"]["manifest"]
+        data = (read_json(run.identity) or {})["config"]["data"]["manifest"]
     except (ValueError, KeyError, TypeError):
         return  # none, or damaged: it tells nothing
     if str(data).startswith("digest:") and data != f"digest:{manifest.digest}":
