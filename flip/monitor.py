@@ -91,6 +91,8 @@ class Monitor:
         for name, tag in TENSORBOARD.items():
             if record.get(name) is not None:
                 self._events.add_scalar(tag, record[name], record["samples"])
+        for name, count in record.get("storage", {}).items():
+            self._events.add_scalar(f"storage/{name}", count, record["samples"])
         if self._bar is not None:
             self._bar.set_postfix(stage=record["stage"], loss=f"{record['loss']:.3f}", acc=f"{record['accuracy']:.2f}")
             self._bar.update(record["samples"] - self._bar.n)

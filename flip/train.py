@@ -220,7 +220,7 @@ class Trainer:
             "logit_scale": float(self.pair_scale()), "grad_norm": slope,
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.replaced_everywhere(),
-            "seconds": self.seconds, "time": time.time(),
+            "seconds": self.seconds, "time": time.time(), "storage": self.storage_everywhere(),
         }  # fmt: skip
         self.monitor.step(record)
         self.say("step %d of %d, loss %.3f, %.0f samples/s", self.step, self.steps, value, speed)
@@ -240,6 +240,13 @@ class Trainer:
         count = torch.tensor([self.replaced])
         torch.distributed.all_reduce(count, group=self.world.storage)
         return self.replaced_before + int(count)
+
+    def storage_everywhere(self) -> dict[str, float]:
+        """What the readers of all ranks did in this attempt. Collective."""
+        counts = self.loader.counters().flat()
+        sums = torch.tensor(list(counts.values()), dtype=torch.float64)
+        torch.distributed.all_reduce(sums, group=self.world.storage)
+        return dict(zip(counts, sums.tolist(), strict=True))
 
     def peak_memory(self) -> int:
         """Bytes of this process at most, over the attempts whose commits we know."""

@@ -24,6 +24,7 @@ from flip.config.stages import world
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
 from flip.data.reader import Reader, Sample
+from flip.data.storage import is_remote
 from flip.data.stream import captions_of, image_of, label_of
 from flip.evaluate import prompts
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
@@ -36,7 +37,8 @@ STATE_BYTES = 12
 """Of a checkpoint per parameter: the weight and two moments, fp32."""
 
 SHARDS_LOOKED_AT = 2000
-"""At most; of more, evenly spread ones."""
+OBJECTS_LOOKED_AT = 64
+"""At most; of more, evenly spread ones. An object in a bucket takes a request each."""
 
 SAMPLES_LOOKED_AT = 8
 """Of a training set."""
@@ -91,17 +93,13 @@ def _data(config: Config, data: DataFacts) -> Check:
 
 @lru_cache(maxsize=64)
 def _look_at(folder: str) -> str:
-    """Load a manifest and compare the shards' sizes. Raises DataError, PermissionDenied."""
-    manifest = Manifest.load(folder)
+    """Load a manifest and compare the shards' sizes. Raises DataError, PermissionDenied, StorageError."""
+    manifest, reader = Manifest.load(folder), Reader(deadline=10.0)
     shards = len(manifest.keys)
-    for i in range(0, shards, max(1, shards // SHARDS_LOOKED_AT)):
+    looked_at = SHARDS_LOOKED_AT if shards and not is_remote(manifest.keys[0]) else OBJECTS_LOOKED_AT
+    for i in range(0, shards, max(1, shards // looked_at)):
         key, expected = manifest.keys[i], int(manifest.shards[i, 1])
-        try:
-            found = os.stat(key).st_size
-        except FileNotFoundError:
-            raise DataError("the shard is missing", key, remedy="Restore it, or index the others again.") from None
-        except PermissionError:
-            raise PermissionDenied("the shard may not be read", key, remedy="Grant read access to it.") from None
+        found = reader.stat(key).size
         if found != expected:
             remedy = "It is not the file that was indexed: restore it, or index the shards again."
             raise DataError(f"the shard has {found} bytes, indexed were {expected}", key, remedy=remedy)

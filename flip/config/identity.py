@@ -26,6 +26,8 @@ _EXCLUDED = (
     "data.sample_bytes",
     "data.workers",
     "data.buffer",
+    "data.deadline",
+    "data.timeout",
     "checkpoint",
     "evaluate.every",
     "evaluate.batch",

@@ -44,6 +44,8 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "data.lanes": (0, 2**20, True),
     "data.buffer": (0, math.inf, True),
     "data.max_replaced": (0, 1, True),
+    "data.deadline": (0, 86_400, True),
+    "data.timeout": (0, 3600, False),
     "augment.flip": (0, 1, True),
     "augment.rotate": (0, 180, True),
     "augment.translate": (0, 1, True),

@@ -84,6 +84,10 @@ class Data:
     """``pillow`` or ``torchvision`` (uint8, antialiased)."""
     max_replaced: float = 0.01
     """Share of samples that may be replaced because they cannot be decoded; more stop the run with 65."""
+    deadline: float = 600.0
+    """Seconds of storage outage that a read rides out before the run ends with 69, to be started again later."""
+    timeout: float = 15.0
+    """Seconds without a byte after which a request to storage has failed and is sent again."""
 
 
 @dataclass

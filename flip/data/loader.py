@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from flip.config import schema
 from flip.data import decode, masking
+from flip.data.counters import Counters
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
 from flip.data.order import Order
@@ -73,6 +75,8 @@ class Loader:
         self.digest: str = self.manifest.digest
         self.lanes = range(rank * data.lanes // world, (rank + 1) * data.lanes // world)
         self._pool: Pool | None = None
+        self._source: Pool | Stream | None = None
+        self._counted = Counters()
 
     def batches(self, start: int, batch: int, mask: str) -> Iterator[Batch]:
         """Local batches without end: those of the global batches of size B = ``batch`` from S = ``start`` on.
@@ -87,9 +91,17 @@ class Loader:
             )
         kept = masking.kept(self.spec.patches, mask)
         shares = self.spec, self.manifest, self.lanes, start, batch, kept
+        self._counted, self._source = self.counters(), None
         if self.spec.data.workers:
             self._pool = Pool(*shares, self.spec.data.workers)
-        return self._iterate(self._pool or Stream(*shares), len(self.lanes) * (batch // self.order.lanes), kept)
+        self._source = self._pool or Stream(*shares)
+        return self._iterate(self._source, len(self.lanes) * (batch // self.order.lanes), kept)
+
+    def counters(self) -> Counters:
+        """What this rank's readers did for all ``batches`` until now; its cap is that of the present ones."""
+        if self._source is None:
+            return self._counted
+        return dataclasses.replace(self._counted, cap=0) + self._source.counters
 
     def close(self) -> None:
         """End the workers."""

@@ -1,7 +1,8 @@
 """The manifest: the immutable description of a data set, a folder of JSON and raw little-endian arrays.
 
     manifest.json      version, digest, samples, chunk (R), mean_bytes, settings, tool, files (name -> bytes, sha256)
-    keys.txt           one shard per line: relative to this folder where it lies below it, else absolute
+    keys.txt           one shard per line: relative to this folder where it lies below it, else absolute, or s3://...
+    etags.txt          per shard: the ETag of the object that was indexed; empty for files (since version 2)
     shards.i64         rows of (samples, bytes of the file, end of its last member), as int64
     offsets.u32        per chunk: where its first sample starts in its shard, in blocks of 512 bytes, as uint32
     checksums.u32      per chunk: CRC32 over its bytes, as uint32
@@ -10,7 +11,7 @@
 A sample id is a position in the concatenation of all shards. Chunk j holds ids jR .. (j+1)R - 1, the last one what is
 left; training passes over a last chunk that is not full. A chunk reads from its first sample's start to the next
 chunk's, through the end of each shard that lies between: so a chunk that crosses a border is two reads, and both are
-exact. The digest leaves out the keys: a data set that was moved is the same.
+exact. The digest leaves out keys and ETags: a data set that was moved or uploaded again is the same.
 """
 
 from __future__ import annotations
@@ -26,22 +27,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.data.storage import is_remote
 from flip.exitcodes import ConfigError, DataError, PermissionDenied
 from flip.rundir import sync_folder, write_json
 
-VERSION = 1
+VERSION = 2
+"""Version 1 has no ETags, so none are checked; it is read as before."""
 TOOL = "flip 0.1.0"
 MARK = "manifest.json"
 BLOCK = 512
 _ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
 _FILES = ("keys.txt", *_ARRAYS, "exceptions.jsonl")
+_ETAGS = "etags.txt"
 
 
 class Table:
     """Where the samples lie. ``shards``: rows of (samples, bytes of the file, end of its last member)."""
 
-    def __init__(self, keys: Sequence[str], shards: NDArray[np.int64], chunk: int, offsets: NDArray[np.uint32]) -> None:
+    def __init__(
+        self, keys: Sequence[str], shards: NDArray[np.int64], chunk: int, offsets: NDArray[np.uint32],
+        etags: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.keys, self.shards, self.chunk, self.offsets = keys, shards, chunk, offsets
+        self.etags: Sequence[str] = etags or [""] * len(keys)
+        """Per shard; ``""``: none, or not known."""
         self.first = np.concatenate([[0], np.cumsum(shards[:, 0])])
         """Sample id at which each shard starts, and N at the end."""
         self.samples = int(self.first[-1])
@@ -68,6 +77,10 @@ class Table:
 
     def chunk_reads(self, j: int) -> list[tuple[str, int, int, int]]:
         """Reads of chunk j in order: (shard, first byte, byte after the last, samples)."""
+        return [(self.keys[shard], start, stop, count) for shard, start, stop, count in self.chunk_places(j)]
+
+    def chunk_places(self, j: int) -> list[tuple[int, int, int, int]]:
+        """``chunk_reads`` with the number of the shard for its key."""
         id, stop = self.chunk_ids(j).start, self.chunk_ids(j).stop
         shard = int(np.searchsorted(self.first, id, side="right")) - 1
         reads, start = [], int(self.offsets[j]) * BLOCK
@@ -76,7 +89,7 @@ class Table:
             end = int(self.shards[shard, 2]) if border <= stop else int(self.offsets[j + 1]) * BLOCK
             count = min(border, stop) - id
             if count:
-                reads.append((self.keys[shard], start, end, count))
+                reads.append((shard, start, end, count))
             id, shard, start = id + count, shard + 1, 0
         return reads
 
@@ -87,14 +100,15 @@ class Manifest(Table):
     def __init__(self, folder: Path, facts: Mapping[str, Any], check: bool = True) -> None:
         if check:
             _check(folder, facts)
-        lines = _read(folder / "keys.txt").decode("utf-8", "surrogateescape").split("\n")[:-1]
+        etags = _lines(folder / _ETAGS) if _ETAGS in facts["files"] else ()
         arrays = {name: _map(folder / name, kind, facts) for name, kind in _ARRAYS.items()}
         below = os.path.join(folder, "")  # joined as text: a Path for each of 230,000 keys takes a second
         super().__init__(
-            [line if os.path.isabs(line) else below + line for line in lines],
+            [line if is_remote(line) or os.path.isabs(line) else below + line for line in _lines(folder / "keys.txt")],
             arrays["shards.i64"].reshape(-1, 3),
             facts["chunk"],
             arrays["offsets.u32"],
+            etags,
         )
         self.folder = folder
         self.digest: str = facts["digest"]
@@ -115,7 +129,7 @@ class Manifest(Table):
         folder = Path(folder).absolute()
         try:
             facts = json.loads(_read(folder / MARK))
-            if facts["version"] != VERSION:
+            if facts["version"] not in (1, VERSION):
                 raise DataError("a manifest of another version", str(folder / MARK), facts["version"], _REMEDY)
             return cls(folder, facts, check)
         except (ValueError, KeyError, TypeError) as error:
@@ -143,6 +157,7 @@ def write(
         records.append({"id": id, "shard": os.path.basename(shard), "ordinal": ordinal, "reason": reason})
     contents = {
         "keys.txt": "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"),
+        _ETAGS: "".join(f"{etag}\n" for etag in table.etags).encode(),
         "shards.i64": np.asarray(table.shards, "<i8").tobytes(),
         "offsets.u32": np.asarray(table.offsets, "<u4").tobytes(),
         "checksums.u32": np.asarray(checksums, "<u4").tobytes(),
@@ -174,13 +189,14 @@ _REMEDY = "Make one with: python tools/shards.py index SHARDS... --out FOLDER"
 
 
 def _digest(facts: Mapping[str, Any]) -> str:
-    content = {name: record["sha256"] for name, record in facts["files"].items() if name != "keys.txt"}
-    text = json.dumps([facts["version"], facts["samples"], facts["chunk"], content], sort_keys=True)
+    content = {name: facts["files"][name]["sha256"] for name in _FILES if name != "keys.txt"}
+    # The 1 is the version of this recipe: a data set that is indexed again keeps its digest, and runs their identity.
+    text = json.dumps([1, facts["samples"], facts["chunk"], content], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _check(folder: Path, facts: Mapping[str, Any]) -> None:
-    for name in _FILES:
+    for name in (*_FILES, *([_ETAGS] if facts["version"] > 1 else [])):
         if _sha256(folder / name) != facts["files"][name]["sha256"]:
             raise DataError("the file does not have the checksum in manifest.json", str(folder / name), remedy=_REMEDY)
     if _digest(facts) != facts["digest"]:
@@ -204,6 +220,10 @@ def _open(path: Path) -> BufferedReader:
         raise DataError("there is no manifest here, or not all of it", str(path), remedy=_REMEDY) from None
     except PermissionError:
         raise PermissionDenied("the manifest may not be read", str(path), remedy="Grant read access to it.") from None
+
+
+def _lines(path: Path) -> list[str]:
+    return _read(path).decode("utf-8", "surrogateescape").split("\n")[:-1]
 
 
 def _map(path: Path, kind: str, facts: Mapping[str, Any]) -> NDArray[Any]:

@@ -7,6 +7,7 @@ not survive one). They ignore the signals that stop a run, hold nothing worth sa
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from flip.data.counters import Counters
 from flip.data.manifest import Manifest
 from flip.data.stream import Part, Replaced, Spec, Stream
 from flip.exitcodes import FlipError
@@ -71,6 +73,7 @@ class Pool:
         self._parts: list[list[Part]] = []
         self._pipes: list[connection.Connection] = []
         self._processes: list[ForkServerProcess] = []
+        self._counters = [Counters() for _ in range(workers)]
         self._finish = util.Finalize(self, _end, args=(self._processes, self._pipes), exitpriority=10)
         for w in range(workers):
             share = lanes[w * len(lanes) // workers : (w + 1) * len(lanes) // workers]
@@ -86,10 +89,16 @@ class Pool:
             self._parts.append(_views(buffer, shapes))
             self._rows.append(slice((share.start - lanes.start) * each, (share.stop - lanes.start) * each))
 
+    @property
+    def counters(self) -> Counters:
+        """Of all workers' readers, up to the parts that were taken."""
+        return Counters.total(self._counters)
+
     def fill(self, out: Part) -> tuple[int, list[Replaced]]:
         """As ``Stream.fill``; a worker's FlipError is raised here, a worker that died is a RuntimeError."""
         replaced, notes = 0, list[Replaced]()
-        for pipe, parts, rows, process in zip(self._pipes, self._parts, self._rows, self._processes, strict=True):
+        workers = zip(self._pipes, self._parts, self._rows, self._processes, strict=True)
+        for w, (pipe, parts, rows, process) in enumerate(workers):
             try:
                 message = json.loads(pipe.recv_bytes())
                 if "cause" in message:
@@ -100,6 +109,7 @@ class Pool:
             except (EOFError, ConnectionError) as error:
                 process.join(timeout=5)
                 raise RuntimeError(f"{process.name} ended by itself, exit code {process.exitcode}") from error
+            self._counters[w] = Counters(**message["counters"])
             replaced += message["replaced"]
             notes += [Replaced(*note) for note in message["notes"]]
         self._slot = (self._slot + 1) % SLOTS
@@ -137,14 +147,16 @@ def _work(
         stream = Stream(spec, Manifest.load(folder, check=False), lanes, start, batch, kept)
         while True:
             replaced, notes = stream.fill(parts[slot])
-            pipe.send_bytes(json.dumps({"replaced": replaced, "notes": notes}).encode())
+            # Counts from the beginning, not since the last part: the newest message tells all.
+            facts = {"replaced": replaced, "notes": notes, "counters": dataclasses.asdict(stream.counters)}
+            pipe.send_bytes(json.dumps(facts).encode())
             slot, free = (slot + 1) % SLOTS, free - 1
             while not free or pipe.poll():
                 pipe.recv_bytes()
                 free += 1
     except FlipError as error:
-        facts = {"cause": error.cause, "what": error.what, "where": error.where, "remedy": error.remedy}
-        pipe.send_bytes(json.dumps(facts | {"value": error.value}, default=str).encode())
+        end = {"cause": error.cause, "what": error.what, "where": error.where, "remedy": error.remedy}
+        pipe.send_bytes(json.dumps(end | {"value": error.value}, default=str).encode())
     except (EOFError, ConnectionError):
         return  # the main process has closed its end: it wants no more
     finally:

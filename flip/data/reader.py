@@ -1,21 +1,24 @@
 """The one call behind which storage lies: bytes [start, stop) of a key, whole or an error.
 
 Trouble with I/O never replaces a sample. What may pass is tried again with jitter until a deadline (then StorageError);
-what cannot pass (no such shard, a shard of another length, bytes that are wrong twice in the same way) is a DataError.
+what cannot pass (no such shard, another one, bytes that are wrong twice in the same way) is a DataError.
 """
 
 from __future__ import annotations
 
-import os
-import random
+import dataclasses
+import threading
 import time
 import zlib
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 from flip.data import tar
+from flip.data.counters import Counters
 from flip.data.manifest import Manifest
-from flip.exitcodes import DataError, PermissionDenied, StorageError
+from flip.data.retry import Attempts, Clock, Do, Gate, Patience
+from flip.data.storage import Fault, Got, Local, Stat, Storage, is_remote
+from flip.exitcodes import DataError
 
 Sample = dict[str, memoryview]
 """Member (extension) -> its bytes, a view of the chunk's buffer."""
@@ -23,26 +26,69 @@ Sample = dict[str, memoryview]
 _T = TypeVar("_T")
 
 
-class _Again(Exception):
-    """Something that may pass."""
-
-
 class Reader:
-    """Reads local files. ``deadline``: seconds of outage that a read rides out."""
+    """Reads local files and, by keys ``s3://bucket/path``, object storage. Threads may share one.
 
-    def __init__(self, deadline: float = 600.0) -> None:
-        self.deadline = deadline
+    ``deadline``: seconds of outage that a read rides out; ``patience`` has the rest, which seldom needs a change.
+    """
 
-    def read(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a shard. Raises DataError, PermissionDenied or StorageError."""
-        return self._persist(key, lambda: self._once(key, start, stop))
+    def __init__(
+        self, deadline: float | None = None, patience: Patience | None = None, clock: Clock | None = None,
+        remote: Storage | None = None,
+    ) -> None:  # fmt: skip
+        self.patience = patience or Patience()
+        if deadline is not None:
+            self.patience = dataclasses.replace(self.patience, deadline=deadline)
+        self._clock, self._gate = clock or Clock(), Gate(self.patience.requests)
+        self._local, self._remote = Local(), remote
+        self._lock, self._counters, self._granted = threading.Lock(), Counters(), False
+
+    @property
+    def counters(self) -> Counters:
+        """A copy of the counts until now."""
+        with self._lock:
+            retries = dict(self._counters.retries)
+            return dataclasses.replace(self._counters, retries=retries, cap=self._gate.cap)
+
+    def read(self, key: str, start: int, stop: int, etag: str = "") -> bytes:
+        """Bytes [start, stop) of a shard. ``etag``: the one that it must have, where known.
+
+        Raises DataError, PermissionDenied, StorageError, or ConfigError where no storage has such an address.
+        """
+        return self._read(self._attempts(), key, start, stop, etag)
 
     def read_chunk(self, manifest: Manifest, j: int) -> list[Sample]:
-        """The samples of chunk j, their bytes checked against the manifest's CRC."""
-        reads, seen = manifest.chunk_reads(j), set[int]()
+        """The samples of chunk j, their bytes checked against the manifest's CRC. Raises as ``read`` does."""
+        reads = manifest.chunk_places(j)
+        pieces = self._checked(manifest, j, reads)
+        found: list[Sample] = []
+        for piece, (shard, start, _, count) in zip(pieces, reads, strict=True):
+            view = memoryview(piece)
+            try:
+                walked = list(tar.samples(view))
+            except tar.Broken as error:
+                raise _rot(manifest, j, f"{error} after {start} of {manifest.keys[shard]}") from error
+            if len(walked) != count:
+                raise _rot(manifest, j, f"{len(walked)} samples, indexed were {count}")
+            found += [{name: view[at : at + size] for name, (at, size) in s.members.items()} for s in walked]
+        return found
 
-        def attempt() -> list[bytes]:
-            pieces = [self._once(key, start, stop) for key, start, stop, _ in reads]
+    def stat(self, key: str) -> Stat:
+        """Size and ETag (``""``: a local file). Raises as ``read`` does."""
+        return self._persist(key, lambda storage: storage.stat(key))
+
+    def list(self, prefix: str) -> list[str]:
+        """Keys that begin with ``prefix``, sorted. Raises as ``read`` does."""
+        return self._persist(prefix, lambda storage: sorted(storage.list(prefix)))
+
+    def _checked(self, manifest: Manifest, j: int, reads: Sequence[tuple[int, int, int, int]]) -> Sequence[bytes]:
+        """The bytes of a chunk, with the right CRC."""
+        attempts, seen = self._attempts(), set[int]()
+        while True:
+            pieces = [
+                self._read(attempts, manifest.keys[shard], start, stop, manifest.etags[shard])
+                for shard, start, stop, _ in reads
+            ]
             crc = 0
             for piece in pieces:
                 crc = zlib.crc32(piece, crc)
@@ -51,56 +97,80 @@ class Reader:
             if crc in seen:
                 raise _rot(manifest, j, f"CRC32 {crc:#010x}, indexed was {int(manifest.checksums[j]):#010x}")
             seen.add(crc)
-            raise _Again(f"chunk {j} has a wrong CRC32")
+            self._failed(attempts, manifest.keys[reads[0][0]], Fault("checksum", f"chunk {j} has a wrong CRC32"))
 
-        pieces = self._persist(reads[0][0], attempt)
-        found: list[Sample] = []
-        for piece, (key, start, _, count) in zip(pieces, reads, strict=True):
-            view = memoryview(piece)
-            try:
-                walked = list(tar.samples(view))
-            except tar.Broken as error:
-                raise _rot(manifest, j, f"{error} after {start} of {key}") from error
-            if len(walked) != count:
-                raise _rot(manifest, j, f"{len(walked)} samples, indexed were {count}")
-            found += [{name: view[at : at + size] for name, (at, size) in s.members.items()} for s in walked]
-        return found
-
-    def _once(self, key: str, start: int, stop: int) -> bytes:
-        try:
-            handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise DataError("the shard is missing", key, remedy="Restore it, or index the others again.") from None
-        except PermissionError:
-            raise PermissionDenied("the shard may not be read", key, remedy="Grant read access to it.") from None
-        try:
-            pieces, at = [], start
-            while at < stop:
-                piece = os.pread(handle, stop - at, at)
-                if not piece:
-                    raise DataError(
-                        f"the shard ends at byte {os.fstat(handle).st_size}, needed were {stop}",
-                        key,
-                        remedy="It is not the file that was indexed: restore it, or index the shards again.",
-                    )
-                pieces.append(piece)
-                at += len(piece)
-        finally:
-            os.close(handle)
+    def _read(self, attempts: Attempts, key: str, start: int, stop: int, etag: str) -> bytes:
+        """Where a body broke off, the next attempt goes on from the byte reached, if it is of the same object."""
+        pieces, at, of = list[bytes](), start, ""
+        while at < stop:
+            got, fault = self._once(key, lambda storage: storage.get(key, at, stop))  # noqa: B023
+            if fault is not None:
+                got = Got(fault.data, fault.etag)
+            assert got is not None
+            if etag and got.etag not in ("", etag):
+                fault = Fault("changed", f"its ETag is {got.etag}, indexed was {etag}")
+            if fault is not None:
+                self._failed(attempts, key, fault)
+                if not (got.data and got.etag):
+                    continue
+            if pieces and got.etag != of:
+                pieces, at = [], start  # another object: from the start, once more
+                continue
+            pieces.append(got.data)
+            at, of = at + len(got.data), got.etag
+            if fault is not None:
+                self._count(resumed=len(got.data))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _persist(self, key: str, attempt: Callable[[], _T]) -> _T:
-        end, wait = time.monotonic() + self.deadline, 0.05
+    def _persist(self, key: str, request: Callable[[Storage], _T]) -> _T:
+        attempts = self._attempts()
         while True:
-            try:
-                return attempt()
-            except (OSError, _Again) as error:
-                pause = random.uniform(0, wait)
-                if time.monotonic() + pause > end:
-                    what = f"reading failed for {self.deadline:g} s, at last with: {error}"
-                    raise StorageError(what, key, remedy="The run may be started again later.") from error
-            time.sleep(pause)
-            wait = min(2 * wait, 30.0)
+            found, fault = self._once(key, request)
+            if fault is None:
+                return cast(_T, found)
+            self._failed(attempts, key, fault)
+
+    def _once(self, key: str, request: Callable[[Storage], _T]) -> tuple[_T | None, Fault | None]:
+        """One request through the gate, counted: what came of it, or the fault."""
+        storage = self._storage(key)
+        ticket, begin, found, fault = self._gate.enter(), time.perf_counter(), None, None
+        try:
+            found = request(storage)
+            self._granted = True
+        except Fault as error:
+            fault = error
+        finally:
+            self._gate.leave(ticket, fault.kind if fault else "")
+            data = fault.data if fault else found.data if isinstance(found, Got) else b""
+            self._count(requests=1, bytes=len(data), seconds=time.perf_counter() - begin)
+        return found, fault
+
+    def _failed(self, attempts: Attempts, key: str, fault: Fault) -> None:
+        """Count it and wait for the next attempt. Raises FlipError where there is to be none."""
+        self._count(kind=fault.kind)
+        if attempts.failed(key, fault) is Do.ANEW:
+            self._storage(key).renew()
+
+    def _attempts(self) -> Attempts:
+        return Attempts(self.patience, lambda: self._granted, self._clock)
+
+    def _storage(self, key: str) -> Storage:
+        if not is_remote(key):
+            return self._local
+        with self._lock:
+            if self._remote is None:
+                from flip.data.s3 import S3  # not needed where shards are local
+
+                self._remote = S3(self.patience.timeout)
+            return self._remote
+
+    def _count(self, requests: int = 0, bytes: int = 0, seconds: float = 0.0, resumed: int = 0, kind: str = "") -> None:
+        with self._lock:
+            counters = self._counters
+            counters.requests, counters.bytes = counters.requests + requests, counters.bytes + bytes
+            counters.seconds, counters.resumed = counters.seconds + seconds, counters.resumed + resumed
+            if kind:
+                counters.retries[kind] += 1
 
 
 def _rot(manifest: Manifest, j: int, what: str) -> DataError:

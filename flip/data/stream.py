@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
+from flip.data.counters import Counters
 from flip.data.decode import Pixels, Undecodable
 from flip.data.manifest import Manifest
 from flip.data.order import Order
 from flip.data.prefetch import Prefetch
 from flip.data.reader import Reader, Sample
+from flip.data.retry import Patience
 from flip.exitcodes import DataError
 from flip.tokenizer import Tokenizer
 
@@ -92,11 +94,16 @@ class Stream:
         self.spec, self.manifest, self.lanes, self.kept = spec, manifest, lanes, kept
         self.order = spec.order(manifest.samples)
         self.position, self.count = start // self.order.lanes, batch // self.order.lanes
-        self.reader = Reader()
+        self.reader = Reader(patience=Patience(deadline=spec.data.deadline, timeout=spec.data.timeout))
         self.tokenizer = Tokenizer(spec.data.tokenizer, spec.text.length, spec.text.prepend_cls)
         self.bad: dict[int, str] = dict(manifest.exceptions)
         self._told: set[int] = set()
         self._ahead: Prefetch | None = None
+
+    @property
+    def counters(self) -> Counters:
+        """Of its reader, from the beginning."""
+        return self.reader.counters
 
     def fill(self, out: Part) -> tuple[int, list[Replaced]]:
         """Write the next part; returns how many samples were replaced, and those to be logged (each bad one once).

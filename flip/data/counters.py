@@ -1,0 +1,42 @@
+"""What a reader did, in numbers that add up over workers and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flip.data.retry import TABLE
+
+
+@dataclass
+class Counters:
+    requests: int = 0
+    bytes: int = 0
+    """Received, those of attempts that failed included."""
+    seconds: float = 0.0
+    """Spent in requests; pauses between them are not in it."""
+    resumed: int = 0
+    """Bytes that a failed attempt had brought and that were not asked for again."""
+    cap: int = 0
+    """Requests that may be under way at once, now."""
+    retries: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLE, 0))
+    """Failed attempts by class, those that ended the read included."""
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(
+            self.requests + other.requests,
+            self.bytes + other.bytes,
+            self.seconds + other.seconds,
+            self.resumed + other.resumed,
+            self.cap + other.cap,
+            {kind: count + other.retries[kind] for kind, count in self.retries.items()},
+        )
+
+    def flat(self) -> dict[str, float]:
+        """Name -> number: the same names in the same order everywhere, so that ranks can add them as one vector."""
+        plain = {name: getattr(self, name) for name in ("requests", "bytes", "seconds", "resumed", "cap")}
+        return plain | {f"retries_{kind}": count for kind, count in self.retries.items()}
+
+    @staticmethod
+    def total(parts: Iterable[Counters]) -> Counters:
+        return sum(parts, Counters())

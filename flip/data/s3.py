@@ -1,0 +1,137 @@
+"""Object storage behind a reader, over s3fs: one signed request per call, told as it went.
+
+Address and credentials come from where botocore looks for them (AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID, ...,
+~/.aws, the machine's role) and from fsspec's own settings (FSSPEC_S3_ANON=true for public buckets); expired ones are
+refreshed there. Retries of s3fs and botocore are off: ours know the deadline, the shard and its checksum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from flip.data import s3_faults
+from flip.data.storage import Fault, Got, Stat, ends_early
+from flip.exitcodes import ConfigError
+
+_PIECE = 1 << 20
+_SLOWEST = 1 << 16
+"""Bytes per second below which a body that trickles counts as stalled."""
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class S3:
+    """Keys are ``s3://bucket/path``. The client is made at the first call, in the process that makes the call."""
+
+    def __init__(self, timeout: float = 15.0) -> None:
+        self.timeout = timeout
+        self._lock = threading.Lock()
+        self._files: Any = None
+        self._owner = 0
+
+    def get(self, key: str, start: int, stop: int) -> Got:
+        return self._run(key, lambda client: self._get(client, key, start, stop))
+
+    def stat(self, key: str) -> Stat:
+        bucket, path = split(key)
+        reply = self._run(key, lambda client: client.head_object(Bucket=bucket, Key=path))
+        return Stat(reply["ContentLength"], _etag(reply))
+
+    def list(self, prefix: str) -> Iterator[str]:
+        bucket, path = split(prefix)
+        page: dict[str, Any] = {}
+        while not page or page.get("NextContinuationToken"):
+            page = self._run(prefix, lambda client, after=page: _page(client, bucket, path, after))  # type: ignore[misc]
+            yield from (f"s3://{bucket}/{entry['Key']}" for entry in page.get("Contents", ()))
+
+    def renew(self) -> None:
+        with self._lock:
+            self._files = None
+
+    async def _get(self, client: Any, key: str, start: int, stop: int) -> Got:
+        """Body and ETag are of one reply: two requests could see two objects."""
+        bucket, path = split(key)
+        reply = await client.get_object(Bucket=bucket, Key=path, Range=f"bytes={start}-{stop - 1}")
+        etag, body = _etag(reply), reply["Body"]
+        pieces: list[bytes] = []
+        try:
+            _check(key, reply, start, stop)
+            async with asyncio.timeout(self.timeout + (stop - start) / _SLOWEST):
+                while piece := await body.read(_PIECE):
+                    pieces.append(piece)
+        except s3_faults.passing() as error:  # what came until here need not be asked for again
+            fault = s3_faults.fault(error)
+            raise Fault(fault.kind, str(fault), b"".join(pieces), etag) from error
+        finally:
+            body.close()
+        data = b"".join(pieces)
+        if len(data) != stop - start:
+            raise Fault("short", f"{len(data)} bytes came of {stop - start}, announced as complete")
+        return Got(data, etag)
+
+    def _run(self, key: str, request: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Send one request from fsspec's loop. Raises Fault, ConfigError."""
+        from fsspec.asyn import sync
+
+        files = self._client()
+
+        async def once() -> Any:
+            # The client itself, not ``call_s3``: that one repeats, and its errors have lost their status.
+            await files.set_session()
+            return await request(await files.get_s3(split(key)[0]))
+
+        try:
+            return sync(files.loop, once)
+        except s3_faults.passing() as error:
+            raise s3_faults.fault(error) from error
+        except s3_faults.lasting() as error:
+            remedy = "Check AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE and ~/.aws, and the name of the bucket."
+            raise ConfigError(f"object storage cannot be addressed: {error}", key, remedy=remedy) from error
+
+    def _client(self) -> Any:
+        """s3fs, made here and now unless this process has it: after a fork it would hang or fail."""
+        with self._lock:
+            if self._files is None or self._owner != os.getpid():
+                import s3fs
+
+                settings = {
+                    "retries": {"total_max_attempts": 1, "mode": "standard"},
+                    "read_timeout": self.timeout,
+                    "connect_timeout": self.timeout,
+                    "max_pool_connections": 64,
+                    # Ranges have no checksum of their own, and not every server knows the header.
+                    "response_checksum_validation": "when_required",
+                }
+                self._files = s3fs.S3FileSystem(skip_instance_cache=True, config_kwargs=settings)
+                self._owner = os.getpid()
+            return self._files
+
+
+def split(key: str) -> tuple[str, str]:
+    """Bucket and path of ``s3://bucket/path``."""
+    bucket, _, path = key.removeprefix("s3://").partition("/")
+    return bucket, path
+
+
+def _etag(reply: dict[str, Any]) -> str:
+    return reply.get("ETag", "").strip('"')
+
+
+async def _page(client: Any, bucket: str, prefix: str, before: dict[str, Any]) -> Any:
+    token = before.get("NextContinuationToken")
+    more = {"ContinuationToken": token} if token else {}
+    return await client.list_objects_v2(Bucket=bucket, Prefix=prefix, **more)
+
+
+def _check(key: str, reply: dict[str, Any], start: int, stop: int) -> None:
+    """Whether the reply's head promises what was asked for. Raises DataError where the object ends before."""
+    found = _RANGE.match(reply.get("ContentRange") or f"bytes 0-{reply['ContentLength'] - 1}/{reply['ContentLength']}")
+    first, last, size = map(int, found.groups()) if found else (-1, -1, stop)
+    if size < stop:
+        raise ends_early(key, size, stop)
+    if (first, last) != (start, stop - 1) or reply["ContentLength"] > stop - start:
+        raise Fault("short", f"bytes {first}-{last} came for {start}-{stop - 1}")

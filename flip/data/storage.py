@@ -1,0 +1,107 @@
+"""What lies behind a reader: one small protocol, and local files behind it. Object storage is in ``s3.py``.
+
+A back-end tries once and says what happened; whether to try again is decided in ``retry.py``, for all of them alike.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from flip.exitcodes import DataError, PermissionDenied
+
+
+class Got(NamedTuple):
+    """Bytes, and the ETag of the object that they are of, from one and the same reply; ``""``: there is none."""
+
+    data: bytes
+    etag: str
+
+
+class Stat(NamedTuple):
+    size: int
+    etag: str
+
+
+class Fault(Exception):
+    """An attempt that failed: its class (a key of ``retry.TABLE``) and what to tell.
+
+    ``data``: the bytes that had come, in order, before it broke off; ``etag``: of the object that they are of.
+    """
+
+    def __init__(self, kind: str, text: str, data: bytes = b"", etag: str = "") -> None:
+        super().__init__(text)
+        self.kind, self.data, self.etag = kind, data, etag
+
+
+class Storage(Protocol):
+    """Raises Fault for what may pass, FlipError for what cannot."""
+
+    def get(self, key: str, start: int, stop: int) -> Got:
+        """Bytes [start, stop), stop > start: all of them, or Fault. One request."""
+
+    def stat(self, key: str) -> Stat:
+        """One request."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys that begin with ``prefix``, in no given order. A request per page."""
+
+    def renew(self) -> None:
+        """Start over with fresh connections and credentials."""
+
+
+def is_remote(key: str) -> bool:
+    return key.startswith("s3://")
+
+
+class Local:
+    """Files of this machine or its mounts; the key is a path."""
+
+    def get(self, key: str, start: int, stop: int) -> Got:
+        try:
+            handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _refusal(error, key) from None
+        try:
+            pieces, at = [], start
+            while at < stop:
+                piece = os.pread(handle, stop - at, at)
+                if not piece:
+                    raise ends_early(key, os.fstat(handle).st_size, stop)
+                pieces.append(piece)
+                at += len(piece)
+        except OSError as error:
+            raise Fault("io", str(error)) from error
+        finally:
+            os.close(handle)
+        return Got(pieces[0] if len(pieces) == 1 else b"".join(pieces), "")
+
+    def stat(self, key: str) -> Stat:
+        try:
+            return Stat(os.stat(key).st_size, "")
+        except OSError as error:
+            raise _refusal(error, key) from None
+
+    def list(self, prefix: str) -> Iterator[str]:
+        yield from glob.iglob(glob.escape(prefix) + "*")
+
+    def renew(self) -> None:
+        pass
+
+
+def _refusal(error: OSError, key: str) -> Exception:
+    if isinstance(error, FileNotFoundError):
+        return DataError("the shard is missing", key, remedy="Restore it, or index the others again.")
+    if isinstance(error, PermissionError):
+        return PermissionDenied("the shard may not be read", key, remedy="Grant read access to it.")
+    return Fault("io", str(error))
+
+
+def ends_early(key: str, size: int, stop: int) -> DataError:
+    return DataError(
+        f"the shard ends at byte {size}, needed were {stop}",
+        key,
+        remedy="It is not the file that was indexed: restore it, or index the shards again.",
+    )

@@ -1,0 +1,153 @@
+"""What follows a failure, by its class, on a clock that nobody waits for."""
+
+import pytest
+
+from flip.data.reader import Reader
+from flip.data.retry import TABLE, Attempts, Clock, Do, Gate, Patience
+from flip.data.storage import Fault, Got, Stat
+from flip.exitcodes import DataError, PermissionDenied, StorageError
+
+
+class Time:
+    """A clock that sleeping moves, and the longest of every pause."""
+
+    def __init__(self):
+        self.t, self.pauses = 0.0, []
+        self.clock = Clock(lambda: self.t, self.sleep, lambda low, high: high)
+
+    def sleep(self, seconds):
+        self.pauses.append(seconds)
+        self.t += seconds
+
+
+def attempts(time, granted=True, **patience):
+    return Attempts(Patience(**patience), lambda: granted, time.clock)
+
+
+def test_pauses_double_to_a_bound_until_the_deadline():
+    time = Time()
+    one = attempts(time)
+    with pytest.raises(StorageError, match="reading failed for 600 s, at last with: 503 SlowDown") as error:
+        while True:
+            one.failed("s3://b/k", Fault("slowdown", "503 SlowDown"))
+    assert error.value.code == 69 and 570 < time.t <= 600
+    assert time.pauses[:4] == [0.1, 0.2, 0.4, 0.8] and set(time.pauses[9:]) == {30.0}
+
+
+def test_pauses_are_jittered_down_to_nothing():
+    drawn = []
+    clock = Clock(lambda: 0.0, lambda seconds: None, lambda low, high: drawn.append((low, high)) or low)
+    Attempts(Patience(), lambda: True, clock).failed("k", Fault("server", "500"))
+    assert drawn == [(0, 0.1)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind, do in TABLE.items() if do in (Do.AGAIN, Do.SLOWER, Do.ANEW)])
+def test_what_may_pass_is_tried_again(kind):
+    time = Time()
+    assert attempts(time).failed("k", Fault(kind, "")) is TABLE[kind] and time.pauses
+
+
+@pytest.mark.parametrize("kind, text", [("missing", "the shard is missing"), ("changed", "not the one")])
+def test_what_cannot_pass_is_not(kind, text):
+    time = Time()
+    with pytest.raises(DataError, match=text):
+        attempts(time).failed("k", Fault(kind, ""))
+    assert not time.pauses
+
+
+def test_denied():
+    first, later = attempts(Time(), granted=False), attempts(Time(), deadline=60)
+    assert first.failed("k", Fault("denied", "403")) is Do.ANEW
+    with pytest.raises(PermissionDenied):
+        first.failed("k", Fault("denied", "403"))
+    with pytest.raises(StorageError):
+        while True:
+            assert later.failed("k", Fault("denied", "403")) is Do.ANEW
+
+
+@pytest.mark.parametrize("granted, error", [(True, DataError), (False, PermissionDenied)])
+def test_refused_a_few_times_is_refused(granted, error):
+    time = Time()
+    one = attempts(time, granted)
+    with pytest.raises(error):
+        while True:
+            one.failed("k", Fault("refused", "400"))
+    assert len(time.pauses) == 3
+
+
+def test_gate_halves_once_a_window_and_grows_by_one_a_window():
+    gate = Gate(8)
+    tickets = [gate.enter() for _ in range(8)]
+    for ticket in tickets:
+        gate.leave(ticket, "slowdown")
+    assert gate.cap == 4
+    for expected in (4, 4, 4, 5, 5, 5, 5, 5, 6):
+        gate.leave(gate.enter())
+        assert gate.cap == expected
+    for _ in range(9):
+        gate.leave(gate.enter(), "slowdown")
+    assert gate.cap == 1
+    gate.leave(gate.enter(), "server")
+    for _ in range(100):
+        gate.leave(gate.enter())
+    assert gate.cap == 8
+
+
+class Script:
+    """A storage that answers what it is told to, in turn."""
+
+    def __init__(self, *answers):
+        self.answers, self.asked, self.renewed = list(answers), [], 0
+
+    def get(self, key, start, stop):
+        self.asked.append((start, stop))
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def stat(self, key):
+        return Stat(1, "")
+
+    def list(self, prefix):
+        yield prefix
+
+    def renew(self):
+        self.renewed += 1
+
+
+def read(script, etag=""):
+    reader = Reader(remote=script, clock=Time().clock)
+    return reader.read("s3://b/k", 10, 20, etag), reader.counters
+
+
+def test_a_read_goes_on_from_the_byte_reached():
+    script = Script(
+        Fault("connection", "", b"abc", "E"), Fault("stall", ""), Fault("stall", "", b"d", "E"), Got(b"efghij", "E")
+    )
+    found, counters = read(script)
+    assert found == b"abcdefghij" and script.asked == [(10, 20), (13, 20), (13, 20), (14, 20)]
+    assert (counters.resumed, counters.bytes, counters.requests) == (4, 10, 4)
+
+
+@pytest.mark.parametrize("etag", ["F", ""])
+def test_it_does_not_go_on_with_another_object(etag):
+    rest = Got(b"defghij", etag)
+    script = Script(Fault("connection", "", b"abc", "E"), rest, Got(b"ABCDEFGHIJ", etag))
+    assert read(script)[0] == b"ABCDEFGHIJ" and script.asked[2] == (10, 20)
+
+
+def test_bytes_of_an_object_without_an_etag_are_asked_for_again():
+    script = Script(Fault("connection", "", b"abc", ""), Got(b"ABCDEFGHIJ", ""))
+    assert read(script)[0] == b"ABCDEFGHIJ" and script.asked == [(10, 20), (10, 20)]
+
+
+@pytest.mark.parametrize("answer", [Got(b"0123456789", "F"), Fault("connection", "", b"0", "F")])
+def test_another_etag_than_indexed_is_another_shard(answer):
+    with pytest.raises(DataError, match="its ETag is F, indexed was E"):
+        read(Script(answer), "E")
+
+
+def test_expired_credentials_need_a_new_client():
+    script = Script(Fault("expired", ""), Got(b"0123456789", ""))
+    assert read(script)[0] == b"0123456789" and script.renewed == 1
