@@ -1,0 +1,93 @@
+import shutil
+from multiprocessing import forkserver
+
+import pytest
+
+from flip.data.index import index
+from tests.flip.data.loading import CHUNK, SAMPLES
+from tests.s3.proxy import Proxy
+from tests.s3.servers import BUCKET, KEY, SECRET, Nanio, Weed, files
+from tests.synthetic import make_dataset, make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory):
+    """The data set as local files: what every other way of reading is compared with."""
+    root = tmp_path_factory.mktemp("s3")
+    make_tokenizer(root / "tokenizer.json")
+    return make_dataset(root / "shards", SAMPLES, 5, size=32, classes=7, chunk=CHUNK)
+
+
+def _served(kind, original, folder):
+    server = kind(folder).start()
+    upload(server, original)
+    return server
+
+
+def upload(server, folder, prefix="set"):
+    """The shards of a folder as objects."""
+    there = files(server.address)
+    if not there.exists(BUCKET):
+        there.mkdir(BUCKET)
+    for path in sorted(folder.glob("*.tar")):
+        there.pipe_file(f"{BUCKET}/{prefix}/{path.name}", path.read_bytes())
+
+
+@pytest.fixture(scope="session")
+def shared(original, tmp_path_factory):
+    """A server whose data no test changes."""
+    server = _served(Nanio, original, tmp_path_factory.mktemp("nanio") / "data")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own(original, tmp_path):
+    """A server of this test's own."""
+    server = _served(Nanio, original, tmp_path / "nanio")
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def weed(original, tmp_path_factory):
+    server = _served(Weed, original, tmp_path_factory.mktemp("weed") / "data")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def proxied(monkeypatch):
+    """Put a proxy before a server and make it where s3:// leads, here and in workers to come."""
+    proxies = []
+
+    def before(server):
+        proxies.append(Proxy(server.port).start())
+        lead_to(monkeypatch, proxies[-1].address)
+        return proxies[-1]
+
+    yield before
+    for proxy in proxies:
+        proxy.stop()
+
+
+def lead_to(monkeypatch, address, key=KEY, secret=SECRET):
+    for name, value in {
+        "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    forkserver._forkserver._stop()  # workers have the environment that it was started in
+
+
+@pytest.fixture
+def remote(original, tmp_path):
+    """The folder of a manifest of the objects; made by ``index`` through whatever s3:// leads to."""
+
+    def make(prefix="set", chunk=CHUNK):
+        keys = [f"s3://{BUCKET}/{prefix}/{path.name}" for path in sorted(original.glob("*.tar"))]
+        made = index(keys, tmp_path / "remote", chunk=chunk)
+        shutil.copy(original.parent / "tokenizer.json", tmp_path)
+        return made
+
+    return make

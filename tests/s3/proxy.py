@@ -1,0 +1,118 @@
+"""A proxy that misbehaves on purpose, between a client and an S3 server: by a seeded plan, and counting what it did.
+
+HTTP/1.1 as S3 clients speak it: requests without a body (GET, HEAD) are disturbed, others are passed on.
+"""
+
+import asyncio
+import collections
+import contextlib
+import random
+import threading
+
+FAULTS = ("slowdown", "server", "throttle", "refuse", "reset", "short", "flip", "stall")
+_ERRORS = {
+    "slowdown": (503, "SlowDown"), "server": (500, "InternalError"), "throttle": (429, "TooManyRequests"),
+    "denied": (403, "AccessDenied"), "expired": (400, "ExpiredToken"), "down": (503, "ServiceUnavailable"),
+}  # fmt: skip
+
+
+class Proxy:
+    """``faults``: names that each GET of an object may suffer, with probability ``share``; at most ``limit`` in all."""
+
+    def __init__(self, port):
+        self.target, self.port, self.counts = port, 0, collections.Counter()
+        self.plan((), 0)
+
+    def plan(self, faults, share, seed=0, limit=10**9):
+        self.faults, self.share, self.limit = tuple(faults), share, limit
+        self.random, self.counts = random.Random(seed), collections.Counter()
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        self._loop, ready = asyncio.new_event_loop(), threading.Event()
+
+        async def serve():
+            self._server = await asyncio.start_server(self._client, "127.0.0.1", 0)
+            self.port = self._server.sockets[0].getsockname()[1]
+            ready.set()
+
+        def run():
+            self._loop.create_task(serve())
+            self._loop.run_forever()
+
+        self._thread = threading.Thread(target=run, daemon=True)
+        self._thread.start()
+        assert ready.wait(10)
+        return self
+
+    def stop(self):
+        async def end():
+            self._server.close()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            self._loop.call_soon(self._loop.stop)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop)
+        self._thread.join(10)
+
+    def _draw(self, head):
+        if not head.startswith(b"GET /") or b"\r\nrange:" not in head.lower():
+            return ""
+        self.counts["gets"] += 1
+        done = sum(self.counts[name] for name in self.faults)
+        if not self.faults or done >= self.limit or self.random.random() >= self.share:
+            return ""
+        fault = self.random.choice(self.faults)
+        self.counts[fault] += 1
+        return fault
+
+    async def _client(self, reader, writer):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                fault = self._draw(head)
+                if fault == "refuse":
+                    break
+                if fault in _ERRORS:
+                    status, code = _ERRORS[fault]
+                    body = f"<Error><Code>{code}</Code><Message>by the plan</Message></Error>".encode()
+                    writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
+                elif not await self._pass_on(head, reader, writer, fault):
+                    break
+                await writer.drain()
+        writer.close()
+
+    async def _pass_on(self, head, reader, writer, fault):
+        """One exchange with the server; returns whether the client's connection lives on."""
+        upstream, down = await asyncio.open_connection("127.0.0.1", self.target)
+        try:
+            down.write(head + await reader.readexactly(_length(head)))
+            reply = await upstream.readuntil(b"\r\n\r\n")
+            body = b"" if head.startswith(b"HEAD") else await upstream.readexactly(_length(reply))
+        finally:
+            down.close()
+        half = len(body) // 2
+        if fault == "short":
+            body = body[:half]
+            lines = [x for x in reply.split(b"\r\n") if not x.lower().startswith(b"content-length:")]
+            reply = b"\r\n".join([lines[0], b"content-length: %d" % half, *lines[1:]])
+        if fault == "flip":
+            at = self.random.randrange(len(body))
+            body = body[:at] + bytes([body[at] ^ 1 << self.random.randrange(8)]) + body[at + 1 :]
+        writer.write(reply + (body[:half] if fault in ("reset", "stall") else body))
+        if fault == "stall":
+            await writer.drain()
+            await asyncio.sleep(3600)
+        if fault == "reset":
+            await writer.drain()
+            await asyncio.sleep(0.05)  # else the half that was sent is lost with the connection
+            writer.transport.abort()
+        return fault != "reset"
+
+
+def _length(head):
+    found = [x for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:")]
+    return int(found[0].split(b":")[1]) if found else 0

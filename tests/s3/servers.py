@@ -1,0 +1,89 @@
+"""Real S3 servers on loopback, each in a process of its own, killed by its id."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import s3fs
+from botocore.exceptions import BotoCoreError
+
+KEY, SECRET, BUCKET = "tester", "secret-of-the-tests", "data"
+
+
+class Server:
+    """A server that can be killed and started again with the data it has."""
+
+    def __init__(self, folder):
+        self.folder, self.port, self.process = Path(folder), free_port(), None
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def command(self):
+        raise NotImplementedError
+
+    def start(self, wait=60.0):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {"NANIO_ACCESS_KEY": KEY, "NANIO_SECRET_KEY": SECRET}
+        with open(self.folder.with_suffix(".log"), "ab") as log:
+            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=environment)
+        end = time.monotonic() + wait
+        while True:
+            with contextlib.suppress(OSError, BotoCoreError):
+                files(self.address).ls("")
+                return self
+            assert self.process.poll() is None and time.monotonic() < end, self.folder.with_suffix(".log").read_text()
+            time.sleep(0.05)
+
+    def kill(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+class Nanio(Server):
+    """Keeps an object as a file: ``folder/bucket/key``."""
+
+    def command(self):
+        return [
+            sys.executable, "-m", "nanio", "serve", "--data-dir", str(self.folder), "--host", "127.0.0.1",
+            "--port", str(self.port), "--no-access-log", "--log-level", "error",
+        ]  # fmt: skip
+
+
+class Weed(Server):
+    """SeaweedFS: master, volume, filer and S3 in one process. Without telemetry, which reports to a public host."""
+
+    def command(self):
+        ports = {"-s3.port": self.port, "-s3.port.iceberg": 0, "-s3.port.lance": 0, "-s3.port.grpc": free_port()}
+        for part in ("master", "volume", "filer"):
+            ports |= {f"-{part}.port": free_port(), f"-{part}.port.grpc": free_port()}
+        credentials = [{"accessKey": KEY, "secretKey": SECRET}]
+        identities = {"identities": [{"name": "tester", "credentials": credentials, "actions": ["Admin"]}]}
+        (self.folder / "s3.json").write_text(json.dumps(identities))
+        return [
+            str(Path(sys.executable).parent / "weed"), "server", "-s3", "-filer", f"-dir={self.folder}",
+            "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-master.volumeSizeLimitMB=64",
+            "-volume.max=8", f"-s3.config={self.folder / 's3.json'}",
+            *(f"{name}={port}" for name, port in ports.items()),
+        ]  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def files(address):
+    """s3fs as a person's own script has it: to put objects there."""
+    return s3fs.S3FileSystem(
+        key=KEY, secret=SECRET, endpoint_url=address, skip_instance_cache=True,
+        config_kwargs={"retries": {"total_max_attempts": 1}, "region_name": "us-east-1"},
+    )  # fmt: skip

@@ -1,0 +1,221 @@
+"""What cannot pass ends a read with the right code, what may is waited for; and what an index of objects holds."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from flip.data.manifest import Manifest
+from flip.data.reader import Reader
+from flip.data.retry import Patience
+from flip.exitcodes import DataError, PermissionDenied, StorageError
+from tests.s3.conftest import lead_to
+from tests.s3.servers import BUCKET, KEY, SECRET, files
+
+pytestmark = pytest.mark.s3
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def impatient(**fields):
+    return Reader(patience=Patience(**{"deadline": 1.5, "timeout": 0.5, "first": 0.05} | fields))
+
+
+def texts(manifest, reader):
+    return [bytes(s["txt"]) for j in range(manifest.chunks) for s in reader.read_chunk(manifest, j)]
+
+
+# -- the manifest -----------------------------------------------------------------------------------------------------
+
+
+def test_an_index_of_objects_is_that_of_the_files(original, shared, proxied, remote):
+    proxy = proxied(shared)
+    proxy.plan((), 0)
+    made, local = remote(), Manifest.load(original)
+    assert made.digest == local.digest and made.keys[0] == f"s3://{BUCKET}/set/00000.tar"
+    assert proxy.counts["gets"] == len(made.keys), "each shard is read once"
+    assert len(set(made.etags)) == 5 and all(made.etags) and not any(local.etags)
+    assert "etags.txt" in json.loads((made.folder / "manifest.json").read_text())["files"]
+    assert texts(made, impatient()) == texts(local, impatient())
+
+
+def test_an_index_notices_a_byte_that_the_network_spoils(shared, proxied, remote):
+    proxied(shared).plan(["flip"], 1, limit=1)
+    with pytest.raises((StorageError, DataError)):
+        remote()
+
+
+def test_a_listing_in_pages(own, proxied):
+    proxied(own)
+    (own.folder / BUCKET / "many").mkdir()
+    for i in range(1005):
+        (own.folder / BUCKET / "many" / f"{i:04d}.tar").write_bytes(b"x")
+    assert impatient().list(f"s3://{BUCKET}/many/") == [f"s3://{BUCKET}/many/{i:04d}.tar" for i in range(1005)]
+
+
+# -- what cannot pass -------------------------------------------------------------------------------------------------
+
+
+def test_denied_at_once(shared, proxied, monkeypatch):
+    proxy = proxied(shared)
+    reader = impatient(deadline=60)
+    lead_to(monkeypatch, proxy.address, secret="wrong-" + SECRET)
+    with pytest.raises(PermissionDenied, match=r"00000\.tar.*403.*AWS_PROFILE") as error:
+        reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
+    assert SECRET not in str(error.value) and reader.counters.requests == 2
+
+
+def test_no_credentials_at_all(shared, proxied, monkeypatch, tmp_path):
+    proxied(shared)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(PermissionDenied, match="Unable to locate credentials"):
+        impatient().read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
+
+
+def test_denied_after_a_success_is_an_outage(shared, proxied):
+    proxy, reader = proxied(shared), impatient()
+    reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
+    proxy.plan(["denied"], 1)
+    with pytest.raises(StorageError, match="reading failed for 1.5 s, at last with: 403 AccessDenied"):
+        reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
+    assert reader.counters.retries["denied"] > 2
+    proxy.plan(["denied"], 1, limit=2)
+    assert len(reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)) == 512
+
+
+def test_expired_credentials_are_fetched_anew(shared, proxied, monkeypatch, tmp_path):
+    """The new client looks where the old one did, and finds what is there now: here first a wrong secret."""
+    proxy, reader, path = proxied(shared), impatient(), tmp_path / "credentials"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+
+    def read(secret):
+        path.write_text(f"[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {secret}\n")
+        return len(reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512))
+
+    assert read(SECRET) == 512 and read("wrong") == 512, "kept while they are good"
+    proxy.plan(["expired"], 1, limit=1)
+    with pytest.raises(StorageError, match="403 SignatureDoesNotMatch"):
+        read("wrong")
+    proxy.plan(["expired"], 1, limit=1)
+    assert read(SECRET) == 512 and reader.counters.retries["expired"] >= 1
+
+
+def test_missing(shared, proxied):
+    proxied(shared)
+    for key in (f"s3://{BUCKET}/set/00099.tar", "s3://nowhere/set/00000.tar"):
+        with pytest.raises(DataError, match="the shard is missing"):
+            impatient().read(key, 0, 512)
+
+
+def test_another_object_under_the_key(original, own, proxied, remote):
+    proxied(own)
+    made = remote()
+    data = bytearray((original / "00002.tar").read_bytes())
+    data[-1] = 1  # in the end mark, which no chunk reads: only the ETag tells
+    files(own.address).pipe_file(f"{BUCKET}/set/00002.tar", bytes(data))
+    with pytest.raises(DataError, match=r"00002\.tar: the shard is not the one that was indexed: its ETag") as error:
+        texts(made, impatient())
+    assert error.value.code == 65
+    old = without_etags(made.folder)
+    assert len(texts(old, impatient())) == old.samples, "version 1 knows no ETags"
+
+
+def test_an_object_that_ends_early(original, own, proxied, remote):
+    proxied(own)
+    old = without_etags(remote().folder)
+    files(own.address).pipe_file(f"{BUCKET}/set/00002.tar", (original / "00002.tar").read_bytes()[:5120])
+    with pytest.raises(DataError, match=r"00002\.tar: the shard (ends at byte 5120|is not the one)"):
+        texts(old, impatient(deadline=30))
+
+
+def test_rot_at_rest(own, proxied, remote):
+    proxied(own)
+    made, reader = remote(), impatient(deadline=60)
+    key, start, _, _ = made.chunk_reads(7)[0]
+    path = own.folder / BUCKET / key.removeprefix(f"s3://{BUCKET}/")  # under the server's feet: the ETag stays
+    with open(path, "r+b") as file:
+        file.seek(start + 600)
+        byte = file.read(1)[0]
+        file.seek(start + 600)
+        file.write(bytes([byte ^ 16]))
+    with pytest.raises(DataError, match=r"chunk 7 .*samples 14 to 15.*except .* --ids 14-15"):
+        reader.read_chunk(made, 7)
+    assert reader.counters.retries["checksum"] == 1
+
+
+# -- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_body_that_broke_off_is_gone_on_with(original, shared, proxied, remote):
+    proxy, made, reader = proxied(shared), remote(), impatient(deadline=30)
+    size = int(made.shards[0, 1])
+    proxy.plan(["reset"], 1, limit=3)
+    whole = (original / "00000.tar").read_bytes()
+    assert reader.read(made.keys[0], 0, size, made.etags[0]) == whole
+    counters = reader.counters
+    assert counters.resumed > size * 0.8 and counters.bytes == size, "no byte was asked for twice"
+
+
+def test_the_rest_of_another_object_is_not_appended(original, own, proxied):
+    proxy, reader, key = proxied(own), impatient(deadline=30), f"s3://{BUCKET}/set/00000.tar"
+    size = (original / "00000.tar").stat().st_size
+    proxy.plan(["reset"], 1, limit=1)
+    renew = Reader._failed
+
+    def replace(self, attempts, key, fault):
+        files(own.address).pipe_file(f"{BUCKET}/set/00000.tar", b"z" * size)
+        renew(self, attempts, key, fault)
+
+    reader._failed = replace.__get__(reader)
+    assert reader.read(key, 0, size) == b"z" * size
+
+
+def test_slow_down_is_heeded_by_all_threads(shared, proxied, remote):
+    proxy, made, reader = proxied(shared), remote(), impatient(deadline=30, requests=8)
+    proxy.plan(["slowdown"], 0.3, seed=5, limit=12)
+    with ThreadPoolExecutor(8) as pool:
+        caps = list(pool.map(lambda j: (reader.read_chunk(made, j), reader.counters.cap)[1], range(60)))
+    assert min(caps) < 8 and reader.counters.retries["slowdown"] == 12
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda j: reader.read_chunk(made, j), range(60)))
+    assert reader.counters.cap == 8, "grown again"
+
+
+def test_a_client_does_not_survive_a_fork(shared, proxied, remote):
+    """The child of a process that has read makes its own client: with the inherited one it would hang or fail."""
+    proxied(shared)
+    script = (
+        "import os, sys; from flip.data.reader import Reader\n"
+        f"reader, key = Reader(deadline=5), 's3://{BUCKET}/set/00000.tar'\n"
+        "whole = reader.read(key, 0, 4096)\n"
+        "child = os.fork()\n"
+        "if not child: os._exit(0 if reader.read(key, 0, 4096) == whole else 3)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60, env=os.environ)
+    assert done.returncode == 0
+
+
+def test_s3fs_is_imported_where_it_is_needed():
+    script = "import flip.data.stream, sys; sys.exit(any(m in sys.modules for m in ('s3fs', 'botocore', 'torch')))"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+def without_etags(folder):
+    """The same manifest as version 1 wrote it."""
+    old = shutil.copytree(folder, folder.parent / "old")
+    facts = json.loads((old / "manifest.json").read_text())
+    facts["version"] = 1
+    del facts["files"]["etags.txt"]
+    (old / "etags.txt").unlink()
+    (old / "manifest.json").write_text(json.dumps(facts))
+    return Manifest.load(old)
