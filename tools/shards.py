@@ -11,6 +11,7 @@ import json
 
 MAKING = """examples:
   python tools/shards.py index 'data/{00000..00041}.tar' --out data/manifest
+  python tools/shards.py index 's3://bucket/laion/*.tar' --out data/manifest    (AWS_ENDPOINT_URL, AWS_PROFILE, ...)
   python tools/shards.py info data/manifest
   python tools/shards.py make captions.csv --images pictures --out data
   python tools/shards.py except data/manifest --ids 512-767 --out data/manifest-2
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _making(commands: _Commands) -> None:
     one = commands.add("index", "manifests:index", "Walk shards and write their manifest.", MAKING)
-    one.add_argument("shards", nargs="+", help=".tar files; braces and wildcards are expanded")
+    one.add_argument("shards", nargs="+", help=".tar files or s3:// URLs; braces and wildcards are expanded")
     one.add_argument("--out", required=True, help="folder of the new manifest")
     one.add_argument("--chunk", type=int, default=0, help="R, samples per read; default: by the number of samples")
     one = commands.add("info", "manifests:info", "What a manifest holds.", MAKING)

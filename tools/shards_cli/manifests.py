@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import glob
 import re
 from collections import Counter
@@ -16,6 +17,8 @@ from flip.config.resolve import DataFacts, buffer_bytes, default_lanes, host
 from flip.config.schema import Config, Stage
 from flip.data.index import index as make_index
 from flip.data.manifest import Manifest, write
+from flip.data.reader import Reader
+from flip.data.storage import is_remote
 from flip.data.verify import kind
 from flip.exitcodes import ConfigError
 from tools.shards_cli.common import Bar, Outcome, writing
@@ -92,5 +95,14 @@ def expand(patterns: list[str]) -> list[str]:
     paths = []
     for pattern in patterns:
         for path in braceexpand.braceexpand(pattern):
-            paths += sorted(glob.glob(path)) or [path]
+            paths += (objects(path) if is_remote(path) else sorted(glob.glob(path))) or [path]
     return paths
+
+
+def objects(pattern: str) -> list[str]:
+    """Keys that match a pattern; as in paths, a wildcard stands for no slash."""
+    prefix = re.split(r"[*?[]", pattern)[0]
+    if prefix == pattern:
+        return [pattern]
+    found = Reader(deadline=60.0).list(prefix)
+    return [key for key in found if fnmatch.fnmatchcase(key, pattern) and key.count("/") == pattern.count("/")]

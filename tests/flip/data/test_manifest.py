@@ -1,6 +1,7 @@
 """Shards as people have them, whole and damaged: what the index makes of them and what the reader gives back."""
 
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -11,7 +12,7 @@ import pytest
 
 from flip.data import tar
 from flip.data.index import choose_chunk, index
-from flip.data.manifest import Manifest
+from flip.data.manifest import Manifest, Table, write
 from flip.data.reader import Reader
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from tests.synthetic import caption, make_dataset
@@ -54,6 +55,39 @@ def test_a_moved_data_set_is_the_same(folder, original):
     assert Manifest.load(folder).digest == Manifest.load(original).digest
     elsewhere = index([str(path) for path in folder.glob("*.tar")], folder.parent / "apart", chunk=8)
     assert elsewhere.digest == Manifest.load(original).digest and texts(elsewhere)[60] == caption(60)
+
+
+def test_version_1_is_read_as_it_was(folder):
+    now = Manifest.load(folder)
+    facts = json.loads((folder / "manifest.json").read_text())
+    facts["version"] = 1
+    del facts["files"]["etags.txt"]
+    (folder / "etags.txt").unlink()
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    old = Manifest.load(folder)
+    assert old.digest == now.digest and old.etags == now.etags == [""] * 7 and texts(old) == texts(now)
+    facts["version"] = 3
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="another version"):
+        Manifest.load(folder)
+
+
+def test_the_digest_is_pinned(tmp_path):
+    """Runs are identified by it: one that moves makes every run of before another one."""
+    write_tar(tmp_path / "x.tar", [("a.txt", b"1"), ("b.txt", b"2"), ("c.txt", b"3")])
+    found = index([str(tmp_path / "x.tar")], tmp_path / "m", chunk=2)
+    assert found.digest == "fb757d1e425edd7ee5b1acd7be8aeaf428175945539afe5ac995e27d0ed508fc"
+
+
+def test_etags_and_urls_are_kept_and_no_part_of_the_digest(folder, tmp_path):
+    local = Manifest.load(folder)
+    urls = [f"s3://bucket/a b/{i}.tar" for i in range(7)]
+    table = Table(urls, local.shards, local.chunk, local.offsets, ["", *"123456"])
+    found = write(tmp_path / "m", table, local.checksums)
+    assert found.keys == urls and list(found.etags) == ["", *"123456"] and found.digest == local.digest
+    (tmp_path / "m" / "etags.txt").write_text("\n" * 7)
+    with pytest.raises(DataError, match="etags.txt"):
+        Manifest.load(tmp_path / "m")
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
