@@ -9,9 +9,9 @@ import contextlib
 import random
 import threading
 
-FAULTS = ("slowdown", "server", "throttle", "refuse", "reset", "short", "flip", "stall")
+FAULTS = ("slowdown", "server", "throttle", "refuse", "reset", "short", "flip", "stall", "silence")
 _ERRORS = {
-    "slowdown": (503, "SlowDown"), "server": (500, "InternalError"), "throttle": (429, "TooManyRequests"),
+    "slowdown": (503, "SlowDown"), "server": (500, "InternalError"), "throttle": (429, "AsSomeServersSay"),
     "denied": (403, "AccessDenied"), "expired": (400, "ExpiredToken"), "down": (503, "ServiceUnavailable"),
 }  # fmt: skip
 
@@ -80,6 +80,8 @@ class Proxy:
                     status, code = _ERRORS[fault]
                     body = f"<Error><Code>{code}</Code><Message>by the plan</Message></Error>".encode()
                     writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
+                elif fault == "silence":
+                    await asyncio.sleep(3600)
                 elif not await self._pass_on(head, reader, writer, fault):
                     break
                 await writer.drain()

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.s3
 COUNTED_AS = {
     "slowdown": "slowdown", "throttle": "slowdown", "server": "server", "refuse": "connection", "reset": "connection",
     "short": "short", "flip": "checksum", "stall": "stall",
+    "silence": "stall",
 }  # fmt: skip
 """What the proxy does -> what the reader counts."""
 
@@ -55,8 +56,8 @@ def test_weed_gives_the_same(original, weed, proxied, remote, expected):
 def test_nothing_shows_of_a_fault(original, shared, proxied, remote, expected, fault):
     proxy = proxied(shared)
     manifest = remote()
-    proxy.plan([fault], 0.3, seed=1, limit={"stall": 3, "flip": 6}.get(fault, 20))
-    source = loader(original, folder=manifest.folder, timeout=1 if fault == "stall" else 10)
+    proxy.plan([fault], 0.3, seed=1, limit={"stall": 3, "silence": 3, "flip": 6}.get(fault, 20))
+    source = loader(original, folder=manifest.folder, timeout=1 if COUNTED_AS[fault] == "stall" else 10)
     assert same(take(source, 6), expected)
     counters = source.counters()
     done, told = proxy.counts[fault], {kind: count for kind, count in counters.retries.items() if count}
