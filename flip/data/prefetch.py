@@ -9,9 +9,11 @@ this (benchmarks/prefetch.py shows what it is good for).
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -41,12 +43,12 @@ class Prefetch:
         read: Callable[[int], list[Sample]],
         useless: Callable[[int], bool],
     ) -> None:
-        self.order, self.lanes, self._read, self._useless = order, lanes, read, useless
+        self.order, self.lanes, self._useless = order, lanes, useless
         self._held: list[dict[int, dict[int, Future[list[Sample]]]]] = [{} for _ in lanes]
         """Per lane: block number -> chunk -> its samples."""
         self._asked: list[dict[int, int]] = [{} for _ in lanes]
         """Per lane: block number -> how many of its chunks were asked for."""
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="read")
+        self._pool = _Threads(read)
         self._pace, self._at = 0.0, time.monotonic()
         self._begin(*divmod(start, order.span))
 
@@ -79,7 +81,7 @@ class Prefetch:
 
     def close(self) -> None:
         """Forget what is not begun. Nobody waits for the rest: a stop must not hang on storage that is away."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     def _begin(self, k: int, n: int) -> None:
         """Ask for what is left of the present blocks, in the order in which the lanes need it."""
@@ -97,8 +99,39 @@ class Prefetch:
     def _ask(self, a: int, k: int, j: int) -> Future[list[Sample]]:
         chunks = self._held[a].setdefault(k, {})
         if j not in chunks:
-            chunks[j] = self._pool.submit(self._read, j)
+            chunks[j] = self._pool.submit(j)
         return chunks[j]
+
+
+class _Threads:
+    """``read`` in THREADS threads, first come, first served.
+
+    Not concurrent.futures' own: those are waited for when the interpreter ends, however long storage is away.
+    """
+
+    def __init__(self, read: Callable[[int], list[Sample]]) -> None:
+        self._read, self._open = read, True
+        self._asked: SimpleQueue[tuple[Future[list[Sample]], int] | None] = SimpleQueue()
+        for number in range(THREADS):
+            threading.Thread(target=self._work, name=f"read-{number}", daemon=True).start()
+
+    def submit(self, j: int) -> Future[list[Sample]]:
+        future: Future[list[Sample]] = Future()
+        self._asked.put((future, j))
+        return future
+
+    def close(self) -> None:
+        self._open = False
+        for _ in range(THREADS):
+            self._asked.put(None)
+
+    def _work(self) -> None:
+        while (asked := self._asked.get()) is not None and self._open:
+            future, j = asked
+            try:
+                future.set_result(self._read(j))
+            except BaseException as error:  # whatever it is, it belongs to whoever asks for the chunk
+                future.set_exception(error)
 
 
 def phase(lane: int) -> float:

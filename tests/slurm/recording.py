@@ -47,8 +47,8 @@ def perform(name, here, squeue, folder):
     return {"event": scenario.event, "settings": settings, **record}
 
 
-def essence(record):
-    """What of a record is the same each time.
+def essence(record, torn=False):
+    """What of a record is the same each time. ``torn``: without what the first attempt's trap left.
 
     Slurm sends CONT beside other signals, some of them twice, and two that come together in any order; a state that
     lasts less than a poll of squeue may be missed, and seconds differ.
@@ -66,6 +66,9 @@ def essence(record):
         }
         for a in record["attempts"]
     ]
+    if torn:
+        for key in ("code", "words", "decision", "calls"):
+            attempts[0].pop(key)
     found = {"attempts": attempts, "end": record["end"]["state"], "job": record["job"], "own_id": record["own_id"]}
     return found | ({"sibling": essence(record["sibling"])} if "sibling" in record else {})
 

@@ -1,5 +1,7 @@
 """Reads ahead: each chunk once, in time, spread over lanes, in the background; and what goes wrong there."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -92,9 +94,19 @@ def test_chunks_without_a_good_sample_are_not_read(storage):
     order, lanes = Order(**ORDER), range(1)
     bad = int(order.held(lanes, 0)[0][0][0]) // order.chunk
     ahead = Prefetch(order, lanes, 0, storage.read, lambda j: j == bad)
+    for j in set(ahead._held[0][0]):
+        ahead.chunk(0, 0, j)
     ahead.close()
-    ahead._pool.shutdown(wait=True)
-    assert bad not in storage.reads
+    assert len(storage.reads) == ORDER["block"] - 1 and bad not in storage.reads
+
+
+def test_the_end_of_the_interpreter_waits_for_no_read():
+    script = (
+        "import time; from flip.data.order import Order; from flip.data.prefetch import Prefetch\n"
+        f"order = Order(**{ORDER!r})\n"
+        "Prefetch(order, range(2), 0, lambda j: time.sleep(600), lambda j: False).close()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
 
 
 def test_all_is_asked_for_the_lead_before_its_block(storage, monkeypatch):
