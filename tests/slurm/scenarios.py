@@ -9,7 +9,8 @@ SHORT, LONG = 10, 10**5
 """Steps of a run that finishes, and of one that something else must end."""
 GRACE, KILL_WAIT = 6, 5
 WAITING_MINUTE = 1 / 60
-"""The shortest limit, in hours. Slurm looks at limits every half minute."""
+"""The shortest limit, in hours. Slurm looks at limits every half minute, and was seen to miss the warning of so short a
+one: then TERM comes, and the watcher requeues. So these are for a quiet machine."""
 
 AGAIN = {"steps": LONG, "save": 1.0, "attempts": {"2": {"steps": SHORT}}}
 """Obeys, and finishes in its second attempt."""
@@ -179,7 +180,7 @@ def limit(scene, ignore, save=1.0):
     scene.submit({**AGAIN, "ignore": ignore, "save": save}, hours=WAITING_MINUTE, signal_seconds=30)
 
 
-@scenario("the time limit; the ranks obey the warning")
+@scenario("the time limit; the ranks obey the warning", slow=True)
 def limit_obeyed(scene):
     limit(scene, [])
 
