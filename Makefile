@@ -24,7 +24,7 @@ slurm: install  ## Slurm's packages for the tests, where they may be installed (
 	@missing=$$($(BIN)/python tools/slurm_here.py packages --accounting) && \
 		{ [ -z "$$missing" ] || tests/slurm/install.sh $$missing; }
 
-test: lint types slurm  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (half an hour)
+test: lint types slurm  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (twenty minutes)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 check: lint types  ## the quick part, under five minutes
