@@ -1,10 +1,7 @@
 """One run on a real Slurm: started, watched, looked at afterwards. What hurts it is in ``storm.py``."""
 
-import os
 import random
-import signal
 import threading
-import time
 from pathlib import Path
 
 from flip.rundir import read_json
@@ -89,19 +86,9 @@ class SlurmArena(Arena):
         self.faults += 1
         return self.here.preempt(nodes=len(self.here.site.names), seconds=seconds)
 
-    def scancel(self):
-        scheduler.call("scancel", self.job().id)
-
     def wait_gone(self, seconds=60):
         """Until nothing of the run is on a node, nor will be."""
         self.wait(lambda: self.job() is None or self.job().state in ENDED, "its end in Slurm", seconds)
-
-    def quiet(self, seconds=12):
-        """Nothing may start again by itself: watch for longer than a requeue takes."""
-        n, end = self.run.newest_attempt(), time.monotonic() + seconds
-        while time.monotonic() < end:
-            assert self.run.newest_attempt() == n, self.story()
-            time.sleep(0.2)
 
     # -- what is read back -------------------------------------------------------------------------------------------
 
@@ -116,9 +103,3 @@ class SlurmArena(Arena):
         for path in sorted(self.run.path.parent.glob(".slurm/*/*.err")):
             parts.append(f"--- {path}\n{path.read_text()[-800:]}")
         return "\n".join(parts)
-
-
-def kill_all(arena):
-    """After a failed test: what of it still runs."""
-    for row in arena.ranks():
-        os.kill(row["pid"], signal.SIGKILL)
