@@ -6,8 +6,10 @@ that changes later cannot make two runs look alike, and the full text beside the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +36,10 @@ _EXCLUDED = (
     "monitor",
     "resources",
 )
+
+#: Fields that came after the first configurations of this schema: key -> the value that means what was done before.
+#: With that value they are not part of the text, so that a run of then keeps its identity. Never the present default.
+_ADDED: dict[str, Any] = {}
 
 
 class Change(NamedTuple):
@@ -65,12 +71,11 @@ def _file(path: str) -> str:
 
 def _canonical(config: Config) -> dict[str, Any]:
     values = to_dict(config)
-    for key in _EXCLUDED:
-        owner = values
+    for key in (*_EXCLUDED, *_ADDED):
         *sections, last = key.split(".")
-        for section in sections:
-            owner = owner[section]
-        del owner[last]
+        owner = functools.reduce(operator.getitem, sections, values)
+        if key in _EXCLUDED or owner[last] == _ADDED[key]:
+            del owner[last]
     data = values["data"]
     data["manifest"], data["tokenizer"] = _manifest(data["manifest"]), _file(data["tokenizer"])
     for dataset in values["evaluate"]["sets"]:

@@ -49,6 +49,14 @@ def test_a_moved_data_set_and_other_circumstances_keep_the_identity(data, tmp_pa
     assert str(tmp_path) not in json.dumps(before["config"])
 
 
+def test_a_field_that_came_later_counts_where_it_is_not_as_before(data, monkeypatch):
+    before = identity(run(data), "code")
+    monkeypatch.setattr("flip.config.identity._ADDED", {"optim.clip": 0.0})
+    same, other = identity(run(data), "code"), identity(run(data, "optim.clip=1"), "code")
+    assert "clip" in before["config"]["optim"] and "clip" not in same["config"]["optim"]
+    assert other["config"] == before["config"] | {"optim": before["config"]["optim"] | {"clip": 1.0}}
+
+
 @pytest.mark.parametrize(
     "override, key",
     [
