@@ -99,7 +99,7 @@ class Plan:
                 raise ConfigError(action.reason, str(self.folder / action.wanted.name), remedy=remedy)
 
 
-def settle(config: Config, on: Host, data: DataFacts, path: Path) -> Config:
+def settle(config: Config, on: Host, data: Sequence[DataFacts], path: Path) -> Config:
     """``config`` resolved. Where the run at ``path`` differs from it in the machine alone, it stays that run.
 
     What follows a machine's cores and memory would else make another run of one that is submitted from elsewhere.

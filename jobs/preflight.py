@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +20,7 @@ from pathlib import Path
 from flip import flops
 from flip.config.resolve import DataFacts, Host
 from flip.config.schema import Config, Stage
+from flip.config.sets import Share, shares
 from flip.config.stages import world
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
@@ -53,17 +54,20 @@ class Check:
     skipped: bool = False
 
 
-def check(config: Config, data: DataFacts, profile: Profile, on: Host, folder: Path, dry: bool = False) -> list[Check]:
+def check(
+    config: Config, data: Sequence[DataFacts], profile: Profile, on: Host, folder: Path, dry: bool = False
+) -> list[Check]:
     """All checks of a resolved run that will live below ``folder``. The first that fails raises its FlipError.
 
     ``on`` is the node that ranks run on. Looks at files and leaves none behind; where it is ``dry`` it writes none.
     """
     _libraries(config, profile)
+    nominal = any(one.nominal for one in data)
     return [
         *_scheduler(profile, dry),
-        _data(config, data),
-        _tokenizer(config, data),
-        *_evaluations(config, data),
+        *_data(config, data),
+        _tokenizer(config, nominal),
+        *_evaluations(config, nominal),
         _machine(config, profile, on),
         _memory(config, profile, on),
         _writable(profile, folder, dry),
@@ -83,12 +87,17 @@ def _scheduler(profile: Profile, dry: bool) -> list[Check]:
         raise
 
 
-def _data(config: Config, data: DataFacts) -> Check:
+def _data(config: Config, data: Sequence[DataFacts]) -> list[Check]:
+    return [_data_set(config, share, one) for share, one in zip(shares(config.data), data, strict=True)]
+
+
+def _data_set(config: Config, share: Share, data: DataFacts) -> Check:
+    name = f"data set {share.name}".rstrip()
     if data.nominal:
-        return Check("data set", f"the {count(data.samples)} samples are nominal: there is no manifest yet", True)
-    seen = _look_at(config.data.manifest)
-    _first_samples(config.data.manifest, tuple(config.data.captions))
-    return Check("data set", seen)
+        return Check(name, f"the {count(data.samples)} samples are nominal: there is no manifest yet", True)
+    seen = _look_at(share.manifest)
+    _first_samples(share.manifest, tuple(config.data.captions))
+    return Check(name, seen)
 
 
 @lru_cache(maxsize=64)
@@ -106,9 +115,9 @@ def _look_at(folder: str) -> str:
     return f"{manifest.samples:,} samples in {shards:,} shards, {folder}"
 
 
-def _tokenizer(config: Config, data: DataFacts) -> Check:
+def _tokenizer(config: Config, nominal: bool) -> Check:
     path = config.data.tokenizer
-    if data.nominal and not (path and Path(path).exists()):
+    if nominal and not (path and Path(path).exists()):
         return Check("tokenizer", f"{path or 'none is named'}: not on this machine", True)
     pieces, rows = _tokenizer_size(path), config.model.text.vocabulary
     if pieces > rows:
@@ -124,11 +133,11 @@ def _tokenizer_size(path: str) -> int:
     return Tokenizer(path, 32, True).size
 
 
-def _evaluations(config: Config, data: DataFacts) -> list[Check]:
+def _evaluations(config: Config, nominal: bool) -> list[Check]:
     checks = []
     for item in config.evaluate.sets:
         name = f"evaluation set {item.name}"
-        if data.nominal and not (Path(item.manifest) / "manifest.json").exists():
+        if nominal and not (Path(item.manifest) / "manifest.json").exists():
             checks.append(Check(name, f"{item.manifest}: not on this machine", True))
             continue
         classes = len(prompts.read(item.classes).names)

@@ -84,8 +84,7 @@ def _run(action: Action) -> list[str]:
         f"  differs      {differs or 'in nothing'}",
         f"  model        {model.size}: {count(parameters['total'])} parameters"
         f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
-        f"  data         {count(data['samples'])} samples, {data['passes']:.3g} passes;"
-        f" {data['lanes']} lanes, chunks of {data['chunk']}, blocks of {data['block']}",
+        *_data(data),
         f"  ranks        {numbers['world']}, each with a buffer of {size(data['buffer_per_rank'])};"
         f" world sizes allowed: {_worlds(numbers['worlds'])}",
     ]
@@ -104,6 +103,17 @@ def _run(action: Action) -> list[str]:
     if wanted.estimate.cost.gpu_hours is None:
         rows = [{key: value for key, value in row.items() if key != "GPU-hours"} for row in rows]
     return [*lines, table(rows, indent="  "), *(f"  note: {note}" for note in wanted.notes)]
+
+
+def _data(data: dict[str, Any]) -> list[str]:
+    sets, blocks = data["sets"], f"blocks of {data['block']}"
+    rows = [
+        f"{count(one['samples'])} samples, {one['passes']:.3g} passes;"
+        f" {one['lanes']} lanes, chunks of {one['chunk']}, {blocks}"
+        + (f"; {one['name']}, {one['lanes'] / data['lanes']:.3%} of every batch" if one["name"] else "")
+        for one in sets
+    ]
+    return [f"  {'data' if i == 0 else '':<13}{row}" for i, row in enumerate(rows)]
 
 
 def _value(value: Any) -> str:

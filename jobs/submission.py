@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,7 @@ class Submission:
         """Resolve, validate and check one run; its errors name it."""
         try:
             dry = self.args.dry_run
-            # What a configuration claims of its data is good for a plan alone.
-            data = facts(run.config if dry else replace(run.config, data=replace(run.config.data, samples=0)))
+            data = facts(run.config, nominal=dry)  # what a configuration claims of its data is good for a plan alone
             config = planning.settle(run.config, self.node, data, self.folder / run.name)
             notes = validate(config)
             self.checks |= dict.fromkeys(preflight.check(config, data, self.profile, self.node, self.folder, dry))

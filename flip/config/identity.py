@@ -39,7 +39,7 @@ _EXCLUDED = (
 
 #: Fields that came after the first configurations of this schema: key -> the value that means what was done before.
 #: With that value they are not part of the text, so that a run of then keeps its identity. Never the present default.
-_ADDED: dict[str, Any] = {}
+_ADDED: dict[str, Any] = {"data.sets": []}
 
 
 class Change(NamedTuple):
@@ -71,6 +71,9 @@ def _file(path: str) -> str:
 
 def _canonical(config: Config) -> dict[str, Any]:
     values = to_dict(config)
+    for one in values["data"]["sets"]:
+        one["manifest"] = _manifest(one["manifest"])
+        del one["weight"], one["sample_bytes"]  # a wish; what came of it are the lanes
     for key in (*_EXCLUDED, *_ADDED):
         *sections, last = key.split(".")
         owner = functools.reduce(operator.getitem, sections, values)
@@ -120,7 +123,15 @@ def explain(stored: Mapping[str, Any], config: Config) -> list[Change]:
     current = _canonical(config)
     was, now = flatten(stored["config"]), flatten(current)
     changes = [Change(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
-    before, after = ([stage["name"] for stage in of.get("stages", [])] for of in (stored["config"], current))
-    if before != after and sorted(before) == sorted(after):  # flattened, stages are known by name and have no order
-        changes.append(Change("stages", before, after))
+    for key in ("stages", "data.sets"):  # flattened, they are known by name and have no order
+        before, after = _names(stored["config"], key), _names(current, key)
+        if before != after and sorted(before) == sorted(after):
+            changes.append(Change(key, before, after))
     return changes
+
+
+def _names(config: Mapping[str, Any], key: str) -> list[str]:
+    owner: Any = config
+    for part in key.split("."):
+        owner = owner.get(part, {})
+    return [member["name"] for member in owner]

@@ -9,13 +9,14 @@ import copy
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flip.config.ranges import check_ranges
-from flip.config.schema import Config
+from flip.config.schema import Config, Data, DataSet
+from flip.config.sets import TOLERANCE, miss, split
 from flip.config.stages import world
 from flip.exitcodes import ConfigError, DataError, PermissionDenied
 
@@ -110,26 +111,36 @@ def default_chunk(samples: int) -> int:
     return chunk
 
 
-def facts(config: Config) -> DataFacts:
-    """What the manifest says of the training data, or what the configuration claims where there is no manifest.
+def facts(config: Config, nominal: bool = True) -> list[DataFacts]:
+    """What the manifests say of the training data, set by set, or what the configuration claims where there is none.
 
-    Raises ConfigError where neither is named, DataError where the manifest named is missing and N is not claimed.
+    ``nominal``: whether a claim will do. Raises ConfigError where no data set is named, DataError where a manifest is
+    missing and nothing is claimed.
     """
     data = config.data
+    if not data.sets:
+        return [_facts(data, "data", nominal)]
+    if data.manifest or data.chunk:
+        remedy = "Set data.manifest to '' and data.chunk to 0, and name all data sets in data.sets."
+        raise ConfigError("data.sets: data.manifest or data.chunk is given too", value=data.manifest, remedy=remedy)
+    return [_facts(one, f"data.sets.{one.name}", nominal) for one in data.sets]
+
+
+def _facts(data: Data | DataSet, key: str, nominal: bool) -> DataFacts:
     record = manifest_record(data.manifest)
     if record is not None:
         mean = float(record["mean_bytes"])
         return DataFacts(int(record["samples"]), int(record["chunk"]), mean, str(record["digest"]), False)
-    if data.samples:
+    if data.samples and nominal:
         chunk = data.chunk or default_chunk(data.samples)
         return DataFacts(data.samples, chunk, float(data.sample_bytes), "", True)
     if not data.manifest:
-        remedy = "Give the folder of a manifest (python tools/shards.py index), or data.samples to plan without data."
-        raise ConfigError("data.manifest: no data set is named", remedy=remedy)
+        remedy = f"Give the folder of a manifest (python tools/shards.py index), or {key}.samples to plan without data."
+        raise ConfigError(f"{key}.manifest: no data set is named", remedy=remedy)
     if data.manifest.startswith("cache:"):
         remedy = "Fetch the demonstration data: python tools/demo_data.py"
     else:
-        remedy = "Index the shards first: python tools/shards.py index. To plan without them, set data.samples."
+        remedy = f"Index the shards first: python tools/shards.py index. To plan without them, set {key}.samples."
     raise DataError("there is no manifest here", locate(data.manifest), remedy=remedy)
 
 
@@ -138,16 +149,20 @@ def buffer_bytes(lanes: int, block: int, chunk: int, mean_bytes: float) -> int:
     return math.ceil(lanes * block * chunk * mean_bytes * OVERHEAD)
 
 
-def default_lanes(config: Config, data: DataFacts, buffer: int) -> int:
+def default_lanes(config: Config, data: Sequence[DataFacts], buffer: int) -> int:
     """L: the largest number <= 4096 that divides every B, is a multiple of W, and fits the data and the buffer.
 
-    Where nothing fits it is W, and ``validate`` says what to change.
+    Of several data sets each must get its lanes. Where nothing fits it is W, and ``validate`` says what to change.
     """
     ranks, common = world(config), math.gcd(*(stage.batch for stage in config.stages))
-    block, chunks = config.data.block, data.samples // data.chunk
+    block, weights = config.data.block, [one.weight for one in config.data.sets] or [1.0]
     for lanes in range(min(MAX_LANES, common) // ranks * ranks, 0, -ranks):
-        fits = 2 * lanes * block <= chunks and buffer_bytes(lanes, block, data.chunk, data.mean_bytes) <= buffer
-        if common % lanes == 0 and fits:
+        if common % lanes:
+            continue
+        parts = list(zip(split(lanes, weights), data, strict=True))
+        room = all(0 < 2 * held * block <= one.samples // one.chunk for held, one in parts)
+        bytes = sum(buffer_bytes(held, block, one.chunk, one.mean_bytes) for held, one in parts)
+        if room and bytes <= buffer and miss([held for held, _ in parts], weights) <= TOLERANCE:
             return lanes
     return ranks
 
@@ -156,6 +171,8 @@ def _paths(config: Config) -> Iterator[tuple[Any, str]]:
     """The (object, field) pairs that hold paths."""
     yield config.data, "manifest"
     yield config.data, "tokenizer"
+    for one in config.data.sets:
+        yield one, "manifest"
     for dataset in config.evaluate.sets:
         yield dataset, "manifest"
         yield dataset, "classes"
@@ -189,26 +206,40 @@ def adopt(config: Config, stored: Config) -> Config:
     return config
 
 
-def resolve(config: Config, on: Host, data: DataFacts) -> Config:
+def resolve(config: Config, on: Host, data: Sequence[DataFacts]) -> Config:
     """A copy without ``auto``: paths, compute, R, L, workers, threads. N and the mean bytes are those of ``data``.
 
-    ``on`` describes a node that ranks run on. Raises ConfigError for a value out of its range, and where ``data.chunk``
-    is not the manifest's.
+    ``on`` describes a node that ranks run on, ``data`` the data sets. Raises ConfigError for a value out of its range,
+    and where ``data.chunk`` is not the manifest's.
     """
     check_ranges(config)
     config = copy.deepcopy(config)
     for owner, name in _paths(config):
         setattr(owner, name, locate(getattr(owner, name)))
     ours = config.data
-    if ours.chunk not in (0, data.chunk):
-        remedy = f"Leave it out, or index the shards again with --chunk {ours.chunk}."
-        what = f"data.chunk: the manifest's chunks hold {data.chunk} samples"
-        raise ConfigError(what, value=ours.chunk, remedy=remedy)
-    ours.samples, ours.sample_bytes, ours.chunk = data.samples, round(data.mean_bytes), data.chunk
+    members: Sequence[Data | DataSet] = ours.sets or [ours]
+    for one, found in zip(members, data, strict=True):
+        if one.chunk not in (0, found.chunk):
+            key = f"data.sets.{one.name}.chunk" if isinstance(one, DataSet) else "data.chunk"
+            remedy = f"Leave it out, or index the shards again with --chunk {one.chunk}."
+            what = f"{key}: the manifest's chunks hold {found.chunk} samples"
+            raise ConfigError(what, value=one.chunk, remedy=remedy)
+        one.samples, one.sample_bytes, one.chunk = found.samples, round(found.mean_bytes), found.chunk
     ours.buffer = ours.buffer or on.memory // 4 * config.resources.nodes
     if ours.lanes == 0 and config.stages:
         ours.lanes = default_lanes(config, data, ours.buffer)
+    _mix(ours)
     ours.decoder = "simplejpeg" if ours.decoder == "auto" else ours.decoder
     ours.resize = "torchvision" if ours.resize == "auto" else ours.resize
     _compute(config, on)
     return config
+
+
+def _mix(data: Data) -> None:
+    """Of several data sets: their lanes, and N as their sum."""
+    if not data.sets:
+        return
+    data.samples = sum(one.samples for one in data.sets)
+    if not any(one.lanes for one in data.sets):
+        for one, lanes in zip(data.sets, split(data.lanes, [one.weight for one in data.sets]), strict=True):
+            one.lanes = lanes

@@ -57,9 +57,30 @@ class Model:
 
 
 @dataclass
+class DataSet:
+    """One of several data sets of a run. Its samples have ids from s * 2^48 on, s its place in the list from 0 on."""
+
+    name: str = ""
+    manifest: str = ""
+    """Folder of its manifest, as ``data.manifest``."""
+    weight: float = 1.0
+    """Its share of every batch, in proportion to the others' weights; what lanes make of it may miss it by 1 %."""
+    lanes: int = 0
+    """Lanes that it holds; 0: auto, by weight."""
+    samples: int = 0
+    """As ``data.samples``, of this set."""
+    sample_bytes: int = 40_000
+    """As ``data.sample_bytes``, of this set."""
+    chunk: int = 0
+    """R of this set; 0: auto (its manifest's)."""
+
+
+@dataclass
 class Data:
     manifest: str = ""
     """Folder of the data set's manifest. ``cache:NAME`` means NAME below FLIP_CACHE (default ~/.cache/flip)."""
+    sets: list[DataSet] = field(default_factory=list)
+    """Several data sets instead of one; ``manifest`` and ``chunk`` are empty then, ``samples`` is their sum."""
     samples: int = 0
     """Nominal number of samples where there is no manifest to read yet (dry runs); 0: as the manifest says."""
     sample_bytes: int = 40_000

@@ -8,7 +8,8 @@ from typing import Any
 
 from flip.config.ranges import check_ranges
 from flip.config.resolve import buffer_bytes
-from flip.config.schema import Config, ImageTower
+from flip.config.schema import Config, Data, ImageTower
+from flip.config.sets import TOLERANCE, Share, miss, shares
 from flip.config.stages import kept, patches, spans, world
 from flip.exitcodes import ConfigError
 
@@ -82,7 +83,7 @@ def _stages(config: Config) -> None:
 
 def _order(config: Config) -> None:
     data, ranks = config.data, world(config)
-    for key in ("chunk", "lanes", "samples", "buffer"):
+    for key in ("lanes", "samples", "buffer"):
         if getattr(data, key) < 1:
             raise ConfigError(f"data.{key}: is not resolved", value=getattr(data, key))
     if data.workers < 0:
@@ -95,20 +96,46 @@ def _order(config: Config) -> None:
     if data.lanes % ranks:
         remedy = f"Set it to {_near(data.lanes, ranks)}, or a world size out of {_divisors(data.lanes)}."
         raise ConfigError(f"data.lanes: {data.lanes} lanes do not divide by {ranks} ranks", remedy=remedy)
-    chunks = data.samples // data.chunk
-    if 2 * data.lanes * data.block > chunks:
-        what = (
-            f"data.lanes: {data.lanes} lanes with blocks of {data.block} chunks need"
-            f" {2 * data.lanes * data.block} chunks, the data set has {chunks}"
-            f" ({data.samples} samples in chunks of {data.chunk})"
-        )
-        fitting = chunks // (2 * data.lanes)
-        remedy = f"Set data.block to {fitting}" if fitting else "Use fewer ranks or lanes"
-        raise ConfigError(what, remedy=remedy + ", index the shards with a smaller --chunk, or bring more data.")
+    for share in shares(data):
+        _room(config, share)
     if data.workers > data.lanes // ranks:
         remedy = f"Set it to at most {data.lanes // ranks}: a lane has one worker."
         what = f"data.workers: more than the {data.lanes // ranks} lanes of a rank"
         raise ConfigError(what, value=data.workers, remedy=remedy)
+
+
+def _room(config: Config, share: Share) -> None:
+    """Two blocks of every lane fit into a pass."""
+    data, lanes = config.data, len(share.lanes)
+    key = f"data.sets.{share.name}." if share.name else "data."
+    if share.chunk < 1:
+        raise ConfigError(f"{key}chunk: is not resolved", value=share.chunk)
+    chunks = share.samples // share.chunk
+    if 2 * lanes * data.block > chunks:
+        what = (
+            f"{key}lanes: {lanes} lanes with blocks of {data.block} chunks need {2 * lanes * data.block} chunks,"
+            f" the data set has {chunks} ({share.samples} samples in chunks of {share.chunk})"
+        )
+        fitting = chunks // (2 * lanes)
+        remedy = f"Set data.block to {fitting}" if fitting else "Use fewer ranks or lanes"
+        raise ConfigError(what, remedy=remedy + ", index the shards with a smaller --chunk, or bring more data.")
+
+
+def _sets(config: Config) -> None:
+    """The lanes of several data sets are those of the run, and keep the weights."""
+    data = config.data
+    _unique("data.sets", (one.name for one in data.sets))
+    held, weights = [one.lanes for one in data.sets], [one.weight for one in data.sets]
+    if not data.sets:
+        return
+    if min(held) < 1 or sum(held) != data.lanes:
+        what = f"data.sets: they hold {' + '.join(map(str, held))} lanes, the run has {data.lanes}"
+        raise ConfigError(what, remedy="Leave lanes out of data.sets; where a set got none, raise its weight or L.")
+    if miss(held, weights) > TOLERANCE:
+        shown = ", ".join(f"{one.name} {one.lanes / data.lanes:.4g}" for one in data.sets)
+        what = f"data.sets: {data.lanes} lanes give shares of {shown}, more than {TOLERANCE:.0%} off the weights"
+        remedy = "Set the weights to lanes, as 3 and 5 of 8, or take more lanes (they divide every batch)."
+        raise ConfigError(what, value=weights, remedy=remedy)
 
 
 def _compute(config: Config) -> None:
@@ -125,9 +152,13 @@ def _compute(config: Config) -> None:
         raise ConfigError(what, remedy=f"One rank per GPU: set it to {resources.gpus}.")
 
 
+def _buffer(data: Data) -> int:
+    return sum(buffer_bytes(len(one.lanes), data.block, one.chunk, one.sample_bytes) for one in shares(data))
+
+
 def _notes(config: Config) -> list[str]:
     data, notes = config.data, []
-    held = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes)
+    held = _buffer(data)
     if held > data.buffer:
         notes.append(
             f"the shuffle buffer holds {held / 1e9:.1f} GB, data.buffer is {data.buffer / 1e9:.1f} GB: take fewer lanes"
@@ -152,6 +183,7 @@ def validate(config: Config) -> list[str]:
     check_ranges(config)
     _towers(config)
     _stages(config)
+    _sets(config)
     _order(config)
     _compute(config)
     _unique("evaluate.sets", (dataset.name for dataset in config.evaluate.sets))
@@ -165,12 +197,13 @@ def validate(config: Config) -> list[str]:
 def plan_numbers(config: Config) -> dict[str, Any]:
     """The arithmetic of a resolved, valid configuration for people to read: plain JSON values.
 
-    world; data: samples, chunk, block, lanes, workers, buffer and buffer_per_rank (bytes), passes (S / N at the end);
+    world; data: samples, block, lanes, workers, buffer and buffer_per_rank (bytes), passes (S / N at the end), and
+    sets: name (empty: the only one), samples, chunk, lanes, passes;
     worlds: the world sizes that keep this order; stages: name, samples, batch, local_batch, mask, patches, kept, steps,
     start, end, passes, warmup, lr (peak, base_lr * batch / 256).
     """
     data, ranks = config.data, world(config)
-    held = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes)
+    held = _buffer(data)
     stages = [
         {
             "name": span.stage.name,
@@ -189,18 +222,28 @@ def plan_numbers(config: Config) -> dict[str, Any]:
         }
         for span in spans(config)
     ]
+    end = spans(config)[-1].end
     return {
         "world": ranks,
         "worlds": _divisors(data.lanes),
         "data": {
             "samples": data.samples,
-            "chunk": data.chunk,
             "block": data.block,
             "lanes": data.lanes,
             "workers": data.workers,
             "buffer": held,
             "buffer_per_rank": -(-held // ranks),
             "passes": sum(stage["passes"] for stage in stages),
+            "sets": [
+                {
+                    "name": one.name,
+                    "samples": one.samples,
+                    "chunk": one.chunk,
+                    "lanes": len(one.lanes),
+                    "passes": end * len(one.lanes) / data.lanes / one.samples,
+                }
+                for one in shares(data)
+            ],
         },
         "stages": stages,
     }

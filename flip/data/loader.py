@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from flip.config import schema
-from flip.data import decode, masking
+from flip.config.sets import Share, shares
+from flip.data import decode, masking, mixture
 from flip.data.counters import Counters
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
-from flip.data.order import Order
+from flip.data.mixture import Source
 from flip.data.pool import Pool, prepare_forkserver
 from flip.data.reader import Reader
-from flip.data.stream import Part, Replaced, Spec, Stream, image_of, label_of
+from flip.data.stream import Part, Replaced, Spec, Streams, image_of, label_of
 from flip.exitcodes import ConfigError, DataError
 
 __all__ = ["Batch", "Loader", "evaluation", "prepare_forkserver"]
@@ -66,16 +67,15 @@ class Loader:
         world: int = 1,
         witness: bool = False,
     ) -> None:
-        self.manifest = Manifest.load(data.manifest)
         self.spec = Spec(data, augment, image, text, seed, witness)
-        _check(self.spec, self.manifest, world)
-        self.order: Order = self.spec.order(self.manifest.samples)
-        self.samples: int = self.manifest.samples
-        """N."""
-        self.digest: str = self.manifest.digest
+        self.sources = mixture.sources(data)
+        _check(data, self.sources, world)
+        self.samples: int = sum(one.manifest.samples for one in self.sources)
+        """N, of all data sets."""
+        self.digest: str = mixture.digest(self.sources)
         self.lanes = range(rank * data.lanes // world, (rank + 1) * data.lanes // world)
         self._pool: Pool | None = None
-        self._source: Pool | Stream | None = None
+        self._source: Pool | Streams | None = None
         self._counted = Counters()
 
     def batches(self, start: int, batch: int, mask: str) -> Iterator[Batch]:
@@ -85,17 +85,16 @@ class Loader:
         ``close``. The iterator raises DataError or StorageError, in the main process whoever met it.
         """
         self.close()
-        if start % self.order.lanes or batch % self.order.lanes:
-            raise ConfigError(
-                f"S = {start} and B = {batch} must be multiples of the number of lanes", "data.lanes", self.order.lanes
-            )
+        lanes = self.spec.data.lanes
+        if start % lanes or batch % lanes:
+            what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
+            raise ConfigError(what, "data.lanes", lanes)
         kept = masking.kept(self.spec.patches, mask)
-        shares = self.spec, self.manifest, self.lanes, start, batch, kept
         self._counted, self._source = self.counters(), None
         if self.spec.data.workers:
-            self._pool = Pool(*shares, self.spec.data.workers)
-        self._source = self._pool or Stream(*shares)
-        return self._iterate(self._source, len(self.lanes) * (batch // self.order.lanes), kept)
+            self._pool = Pool(self.spec, self.lanes, start, batch, kept, self.spec.data.workers)
+        self._source = self._pool or Streams(self.spec, self.sources, self.lanes, start, batch, kept)
+        return self._iterate(self._source, len(self.lanes) * (batch // lanes), kept)
 
     def counters(self) -> Counters:
         """What this rank's readers did for all ``batches`` until now; its cap is that of the present ones."""
@@ -109,7 +108,7 @@ class Loader:
             self._pool.close()
             self._pool = None
 
-    def _iterate(self, source: Pool | Stream, samples: int, kept: int) -> Iterator[Batch]:
+    def _iterate(self, source: Pool | Streams, samples: int, kept: int) -> Iterator[Batch]:
         seen = replaced = 0
         try:
             while True:
@@ -133,7 +132,7 @@ class Loader:
             last = f"; the last one is sample {notes[-1].ordinal} of {notes[-1].shard}" if notes else ""
             raise DataError(
                 f"{replaced} of {seen} samples had to be replaced, more than data.max_replaced allows{last}",
-                str(self.manifest.folder),
+                ", ".join(str(one.manifest.folder) for one in self.sources),
                 limit,
                 "Look at the shards that the log names, or raise data.max_replaced.",
             )
@@ -181,20 +180,24 @@ def _stack(found: list[tuple[NDArray[np.uint8], int, int]]) -> tuple[Any, Any, A
     return np.stack(patches), np.array(labels, dtype=np.int64), np.array(ids, dtype=np.int64)
 
 
-def _check(spec: Spec, manifest: Manifest, world: int) -> None:
-    data = spec.data
-    if data.chunk != manifest.chunk:
-        raise ConfigError(
-            f"the manifest {manifest.folder} was indexed with chunks of {manifest.chunk} samples",
-            "data.chunk",
-            data.chunk,
-            "Set data.chunk to that, or index the shards anew with --chunk.",
-        )
+def _check(data: schema.Data, sources: Sequence[Source], world: int) -> None:
+    for share, source in zip(shares(data), sources, strict=True):
+        _check_set(share, source.manifest)
     if data.lanes < 1 or data.lanes % world:
         raise ConfigError(f"the number of lanes must be a multiple of the {world} ranks", "data.lanes", data.lanes)
     if not 0 <= data.workers <= data.lanes // world:
         what = f"a rank has {data.lanes // world} lanes, and every worker needs one"
         raise ConfigError(what, "data.workers", data.workers, "Set fewer workers.")
+
+
+def _check_set(share: Share, manifest: Manifest) -> None:
+    if share.chunk != manifest.chunk:
+        raise ConfigError(
+            f"the manifest {manifest.folder} was indexed with chunks of {manifest.chunk} samples",
+            f"data.sets.{share.name}.chunk" if share.name else "data.chunk",
+            share.chunk,
+            "Set it to that, or index the shards anew with --chunk.",
+        )
     if manifest.samples < manifest.chunk:
         what = f"{manifest.samples} samples are less than one chunk of {manifest.chunk}"
         raise ConfigError(what, str(manifest.folder), remedy="Index the shards anew with a smaller --chunk.")

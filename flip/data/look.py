@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from flip.config import schema
+from flip.config.sets import shares
 from flip.data import decode, masking, tar
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
-from flip.data.order import Order
+from flip.data.mixture import Source
 from flip.data.reader import Reader, Sample
 from flip.data.stream import captions_of, image_of
 from flip.exitcodes import ConfigError, DataError
@@ -109,42 +110,46 @@ class Taken(NamedTuple):
     """The caption that was drawn; None where samples are not read."""
 
 
-def order_of(config: schema.Config, manifest: Manifest) -> Order:
-    """The order of a resolved configuration. Raises ConfigError where the manifest is not the one it was made for."""
-    data = config.data
-    if (manifest.samples, manifest.chunk) != (data.samples, data.chunk):
-        what = f"the run was planned for N = {data.samples}, R = {data.chunk}; this manifest has others"
-        raise ConfigError(what, str(manifest.folder), (manifest.samples, manifest.chunk), "Is it the run's own?")
-    return Order(config.seed, manifest.samples, data.chunk, data.block, data.lanes)
-
-
 def batch(
-    config: schema.Config, manifest: Manifest, start: int, size: int, read: bool = True, reader: Reader | None = None
-) -> Iterator[Taken]:
+    config: schema.Config, sources: Sequence[Source], start: int, size: int, read: bool = True,
+    reader: Reader | None = None,
+) -> Iterator[Taken]:  # fmt: skip
     """The global batch of ``size`` samples from S = ``start`` on, lane by lane, as it comes.
 
     ``read``: read and decode, so that samples that cannot be decoded are replaced as in training; without it only those
-    that the manifest excepts are. Raises DataError, StorageError.
+    that the manifests except are. Raises DataError, StorageError, or ConfigError where a manifest is not the one that
+    the configuration was made for.
     """
-    order = order_of(config, manifest)
-    each, first = size // order.lanes, start // order.lanes
+    for share, source in zip(shares(config.data), sources, strict=True):
+        found, planned = (source.manifest.samples, source.manifest.chunk), (share.samples, share.chunk)
+        if found != planned:
+            what = f"the run was planned for N = {planned[0]}, R = {planned[1]}; this manifest has others"
+            raise ConfigError(what, str(source.manifest.folder), found, "Is it the run's own?")
+    each, first = size // config.data.lanes, start // config.data.lanes
+    for source in sources:
+        yield from _of_set(config, source, range(first, first + each), (reader or Reader()) if read else None)
+
+
+def _of_set(config: schema.Config, source: Source, positions: range, reader: Reader | None) -> Iterator[Taken]:
+    order, manifest = source.order(config.seed, config.data.block), source.manifest
     bad = dict(manifest.exceptions)
     for lane in range(order.lanes):
-        source = _Lane(config, manifest, (reader or Reader()) if read else None, bad)
-        for position in range(first, first + each):
+        held = _Lane(config, source, reader, bad)
+        for position in positions:
             k, n = divmod(position, order.span)
             ids, visits = (field[0] for field in order.held(range(lane, lane + 1), k))
-            m, caption = source.good(ids.tolist(), visits.tolist(), n)
-            stands_for = None if m == n else int(ids[n])
-            shard, ordinal = manifest.locate(int(ids[m]))
-            yield Taken(lane, int(visits[m]), int(ids[m]), shard, ordinal, stands_for, caption)
+            m, caption = held.good(ids.tolist(), visits.tolist(), n)
+            id, stands_for = int(ids[m]), None if m == n else source.first_id + int(ids[n])
+            place = source.lanes[lane], int(visits[m]), source.first_id + id
+            yield Taken(*place, *manifest.locate(id), stands_for, caption)
 
 
 class _Lane:
     """The chunks of one lane's present blocks: read once, let go with the lane."""
 
-    def __init__(self, config: schema.Config, manifest: Manifest, reader: Reader | None, bad: dict[int, str]) -> None:
-        self.config, self.manifest, self.reader, self.bad = config, manifest, reader, bad
+    def __init__(self, config: schema.Config, source: Source, reader: Reader | None, bad: dict[int, str]) -> None:
+        self.config, self.manifest, self.first_id = config, source.manifest, source.first_id
+        self.reader, self.bad = reader, bad
         self.chunks: dict[int, list[Sample]] = {}
 
     def good(self, ids: list[int], visits: list[int], n: int) -> tuple[int, str | None]:
@@ -169,4 +174,4 @@ class _Lane:
         members, data = self.chunks[j][id % self.manifest.chunk], self.config.data
         image_of(members, data.decoder)
         lines = captions_of(members, data.captions)
-        return lines[int(masking.draw(self.config.seed, visit, id, masking.CAPTION, 0) * len(lines))]
+        return lines[int(masking.draw(self.config.seed, visit, self.first_id + id, masking.CAPTION, 0) * len(lines))]

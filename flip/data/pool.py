@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from flip.data.counters import Counters
-from flip.data.manifest import Manifest
-from flip.data.stream import Part, Replaced, Spec, Stream
+from flip.data.mixture import sources
+from flip.data.stream import Part, Replaced, Spec, Streams
 from flip.exitcodes import FlipError
 
 SLOTS = 4
@@ -61,11 +61,9 @@ def prepare_forkserver(torch: bool = False) -> None:
 
 
 class Pool:
-    """``workers`` processes that share ``lanes``; the same parts as one ``Stream`` over all of them."""
+    """``workers`` processes that share ``lanes``; the same parts as one ``Streams`` over all of them."""
 
-    def __init__(
-        self, spec: Spec, manifest: Manifest, lanes: range, start: int, batch: int, kept: int, workers: int
-    ) -> None:
+    def __init__(self, spec: Spec, lanes: range, start: int, batch: int, kept: int, workers: int) -> None:
         context = multiprocessing.get_context("forkserver")
         each = batch // spec.data.lanes
         self._slot = 0
@@ -80,7 +78,7 @@ class Pool:
             shapes = Part.shapes(spec, len(share) * each, kept)
             buffer = context.RawArray(ctypes.c_ubyte, SLOTS * _stride(shapes))
             ours, theirs = context.Pipe()
-            work = (spec, str(manifest.folder), share, start, batch, kept, buffer, theirs)
+            work = (spec, share, start, batch, kept, buffer, theirs)
             process = context.Process(target=_work, args=work, daemon=True, name=f"loader-{w}")
             process.start()
             theirs.close()  # so that the end of the worker is the end of the pipe
@@ -95,7 +93,7 @@ class Pool:
         return Counters.total(self._counters)
 
     def fill(self, out: Part) -> tuple[int, list[Replaced]]:
-        """As ``Stream.fill``; a worker's FlipError is raised here, a worker that died is a RuntimeError."""
+        """As ``Streams.fill``; a worker's FlipError is raised here, a worker that died is a RuntimeError."""
         replaced, notes = 0, list[Replaced]()
         workers = zip(self._pipes, self._parts, self._rows, self._processes, strict=True)
         for w, (pipe, parts, rows, process) in enumerate(workers):
@@ -130,7 +128,7 @@ def _end(processes: list[ForkServerProcess], pipes: list[connection.Connection])
 
 
 def _work(
-    spec: Spec, folder: str, lanes: range, start: int, batch: int, kept: int, buffer: Any, pipe: connection.Connection
+    spec: Spec, lanes: range, start: int, batch: int, kept: int, buffer: Any, pipe: connection.Connection
 ) -> None:
     for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
@@ -144,7 +142,7 @@ def _work(
     parts, free, slot = _views(buffer, shapes), SLOTS, 0
     stream = None
     try:
-        stream = Stream(spec, Manifest.load(folder, check=False), lanes, start, batch, kept)
+        stream = Streams(spec, sources(spec.data, lanes, check=False), lanes, start, batch, kept)
         while True:
             replaced, notes = stream.fill(parts[slot])
             # Counts from the beginning, not since the last part: the newest message tells all.

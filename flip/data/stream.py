@@ -6,9 +6,10 @@ Imports no torch: a worker that needs none starts in a blink and stays small.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,7 @@ from flip.data import augment as augmenting
 from flip.data import decode, masking
 from flip.data.counters import Counters
 from flip.data.decode import Pixels, Undecodable
-from flip.data.manifest import Manifest
-from flip.data.order import Order
+from flip.data.mixture import Source
 from flip.data.prefetch import Prefetch
 from flip.data.reader import Reader, Sample
 from flip.data.retry import Patience
@@ -37,9 +37,6 @@ class Spec:
     text: schema.TextTower
     seed: int
     witness: bool = False
-
-    def order(self, samples: int) -> Order:
-        return Order(self.seed, samples, self.data.chunk, self.data.block, self.data.lanes)
 
     @property
     def affine(self) -> bool:
@@ -60,6 +57,11 @@ class Part(NamedTuple):
     tokens: NDArray[np.int32]
     ids: NDArray[np.int64]
     witness: NDArray[np.int64]
+
+    def rows(self, rows: slice) -> Part:
+        """A view of some samples."""
+        fields: Iterator[Any] = (field[rows] for field in self)
+        return Part(*fields)
 
     @staticmethod
     def shapes(spec: Spec, samples: int, kept: int) -> list[tuple[tuple[int, ...], str]]:
@@ -83,22 +85,22 @@ class Replaced(NamedTuple):
     reason: str
 
 
-class Stream:
+class Streams:
     """Parts of the lanes ``lanes`` (of all L) from S = ``start`` on; ``fill`` makes the next one.
 
-    Of each lane the raw bytes of its present block are held, and of the next one a share that grows as the present one
-    drains (``flip.data.prefetch``).
+    The lanes may lie in several data sets: there is a stream for each, and one reader for all.
     """
 
-    def __init__(self, spec: Spec, manifest: Manifest, lanes: range, start: int, batch: int, kept: int) -> None:
-        self.spec, self.manifest, self.lanes, self.kept = spec, manifest, lanes, kept
-        self.order = spec.order(manifest.samples)
-        self.position, self.count = start // self.order.lanes, batch // self.order.lanes
+    def __init__(self, spec: Spec, sources: Sequence[Source], lanes: range, start: int, batch: int, kept: int) -> None:
         self.reader = Reader(patience=Patience(deadline=spec.data.deadline, timeout=spec.data.timeout))
-        self.tokenizer = Tokenizer(spec.data.tokenizer, spec.text.length, spec.text.prepend_cls)
-        self.bad: dict[int, str] = dict(manifest.exceptions)
-        self._told: set[int] = set()
-        self._ahead: Prefetch | None = None
+        position, count = start // spec.data.lanes, batch // spec.data.lanes
+        self._streams = list[tuple[Stream, slice]]()
+        for source in sources:
+            part = source.part(lanes)
+            if part:
+                first = (source.lanes.start + part.start - lanes.start) * count
+                stream = Stream(spec, source, part, position, count, kept, self.reader)
+                self._streams.append((stream, slice(first, first + len(part) * count)))
 
     @property
     def counters(self) -> Counters:
@@ -108,9 +110,41 @@ class Stream:
     def fill(self, out: Part) -> tuple[int, list[Replaced]]:
         """Write the next part; returns how many samples were replaced, and those to be logged (each bad one once).
 
-        Samples that the manifest excepts are replaced and logged too, but not counted: they were known.
+        Samples that a manifest excepts are replaced and logged too, but not counted: they were known.
         Raises DataError (a damaged shard, a block without a good sample) or StorageError.
         """
+        replaced, notes = 0, list[Replaced]()
+        for stream, rows in self._streams:
+            more, told = stream.fill(out.rows(rows))
+            replaced, notes = replaced + more, notes + told
+        return replaced, notes
+
+    def close(self) -> None:
+        """No read goes on."""
+        for stream, _ in self._streams:
+            stream.close()
+
+
+class Stream:
+    """Lanes of one data set, numbered inside it, from ``position`` of each on; ``count`` samples of each make a part.
+
+    Of each lane the raw bytes of its present block are held, and of the next one a share that grows as the present one
+    drains (``flip.data.prefetch``).
+    """
+
+    def __init__(
+        self, spec: Spec, source: Source, lanes: range, position: int, count: int, kept: int, reader: Reader
+    ) -> None:
+        self.spec, self.manifest, self.lanes, self.kept = spec, source.manifest, lanes, kept
+        self.first_id, self.order = source.first_id, source.order(spec.seed, spec.data.block)
+        self.position, self.count, self.reader = position, count, reader
+        self.tokenizer = Tokenizer(spec.data.tokenizer, spec.text.length, spec.text.prepend_cls)
+        self.bad: dict[int, str] = dict(self.manifest.exceptions)
+        self._told: set[int] = set()
+        self._ahead: Prefetch | None = None
+
+    def fill(self, out: Part) -> tuple[int, list[Replaced]]:
+        """As ``Streams.fill``."""
         ids, visits = (field.ravel() for field in self.order.part(self.lanes, self.position, self.count))
         ahead = self._ahead = self._ahead or self._prefetch()
         draws = _Draws(self, visits, ids)
@@ -177,7 +211,7 @@ class _Draws:
 
     def __init__(self, stream: Stream, visits: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
         seed = stream.spec.seed
-        self.ids = ids
+        self.ids = ids = ids + stream.first_id
         self.view = augmenting.Draws.of(seed, visits, ids)
         self.keep = masking.keep(seed, visits, ids, stream.spec.patches, stream.kept)
         self.caption = masking.draw(seed, visits, ids, masking.CAPTION, 0)

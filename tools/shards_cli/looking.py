@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from flip.config.stages import Span, spans
 from flip.data import look
 from flip.data.look import Found, Taken
 from flip.data.manifest import Manifest
+from flip.data.mixture import Source, sources
 from flip.exitcodes import DATA, ConfigError, DataError
 from flip.rundir import RunDir, read_json
 from jobs import find
@@ -57,17 +59,18 @@ def _run(typed: str) -> RunDir:
     return RunDir(typed) if Path(typed).is_dir() else find.one(typed, runs_root())
 
 
-def _same_data(run: RunDir, manifest: Manifest) -> None:
-    """Raises DataError where the manifest was made anew since the run was submitted: its ids are other samples."""
+def _same_data(run: RunDir, sources: Sequence[Source]) -> None:
+    """Raises DataError where a manifest was made anew since the run was submitted: its ids are other samples."""
     try:
-        data = (read_json(run.identity) or {})["config"]["data"]["manifest"]
+        data = (read_json(run.identity) or {})["config"]["data"]
+        submitted = [one["manifest"] for one in data.get("sets") or [data]]
     except (ValueError, KeyError, TypeError):
         return  # none, or damaged: it tells nothing
-    if str(data).startswith("digest:") and data != f"digest:{manifest.digest}":
-        remedy = "Bring the run's manifest back to where its config.yaml says."
-        raise DataError(
-            "not the manifest that the run was submitted with", str(manifest.folder), manifest.digest, remedy
-        )
+    for was, source in zip(map(str, submitted), sources, strict=False):
+        if was.startswith("digest:") and was != f"digest:{source.manifest.digest}":
+            remedy = "Bring the run's manifest back to where its config.yaml says."
+            what = "not the manifest that the run was submitted with"
+            raise DataError(what, str(source.manifest.folder), source.manifest.digest, remedy)
 
 
 def _step(options: argparse.Namespace) -> Outcome:
@@ -76,16 +79,16 @@ def _step(options: argparse.Namespace) -> Outcome:
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy="Give the folder of a run.")
     config = load.read(run.config)
     span, start = _place(spans(config), options.step, options.samples)
-    manifest = Manifest.load(config.data.manifest)
-    _same_data(run, manifest)
+    sets = sources(config.data)
+    _same_data(run, sets)
     taken = list[Taken]()
     with Bar("reading", "") as bar:
-        for one in look.batch(config, manifest, start, span.stage.batch, options.read):
+        for one in look.batch(config, sets, start, span.stage.batch, options.read):
             taken.append(one)
             bar(len(taken), span.stage.batch)
     report = {
         "run": str(run.path),
-        "manifest": str(manifest.folder),
+        "manifest": ", ".join(str(one.manifest.folder) for one in sets),
         "stage": span.stage.name,
         "step": (start - span.start) // span.stage.batch + _steps_before(spans(config), span) + 1,
         "samples_before": start,

@@ -38,7 +38,7 @@ def info(options: argparse.Namespace) -> Outcome:
     counts, here = manifest.shards[:, 0], host()
     config = Config(stages=[Stage(batch=options.batch)])
     known = DataFacts(manifest.samples, manifest.chunk, manifest.mean_bytes, manifest.digest, nominal=False)
-    lanes, block = default_lanes(config, known, here.memory // 4), config.data.block
+    lanes, block = default_lanes(config, [known], here.memory // 4), config.data.block
     report = facts(manifest) | {
         "samples_per_shard": {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())},
         "shuffling_on_one_node_like_this": {

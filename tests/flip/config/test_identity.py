@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from flip.config.identity import explain, flatten, identity
+from flip.config.identity import _ADDED, explain, flatten, identity
 from flip.config.load import merge
 from flip.config.resolve import Host, facts, resolve
 
@@ -51,7 +51,7 @@ def test_a_moved_data_set_and_other_circumstances_keep_the_identity(data, tmp_pa
 
 def test_a_field_that_came_later_counts_where_it_is_not_as_before(data, monkeypatch):
     before = identity(run(data), "code")
-    monkeypatch.setattr("flip.config.identity._ADDED", {"optim.clip": 0.0})
+    monkeypatch.setitem(_ADDED, "optim.clip", 0.0)
     same, other = identity(run(data), "code"), identity(run(data, "optim.clip=1"), "code")
     assert "clip" in before["config"]["optim"] and "clip" not in same["config"]["optim"]
     assert other["config"] == before["config"] | {"optim": before["config"]["optim"] | {"clip": 1.0}}

@@ -69,7 +69,7 @@ def test_lanes_are_the_largest_number_that_fits():
     def lanes(samples, chunk, batches, world=1, block=4, mean=1000.0, buffer=10**15):
         stages = [{"name": f"s{i}", "samples": 1, "batch": b} for i, b in enumerate(batches)]
         made = config({"stages": stages, "data.block": block, "resources.processes": world})
-        return default_lanes(made, DataFacts(samples, chunk, mean, "", True), buffer)
+        return default_lanes(made, [DataFacts(samples, chunk, mean, "", True)], buffer)
 
     assert lanes(400_000_000, 256, [65536]) == 4096
     assert lanes(400_000_000, 256, [65536, 3 * 1024]) == 1024
@@ -106,7 +106,7 @@ def test_facts_come_from_the_manifest(tmp_path):
         {"data.manifest": write_manifest(tmp_path), "data.samples": 7, "stages": [{"samples": 1, "batch": 128}]}
     )
     found = facts(made)
-    assert found == DataFacts(5513, 1, 3000.4, "abc", False)
+    assert found == [DataFacts(5513, 1, 3000.4, "abc", False)]
     data = resolve(made, LAPTOP, found).data
     assert (data.samples, data.sample_bytes, data.chunk, data.lanes) == (5513, 3000, 1, 128)
     assert data.buffer == LAPTOP.memory // 4
@@ -124,7 +124,10 @@ def test_no_manifest(tmp_path):
     assert caught.value.code == 65
     with pytest.raises(DataError, match=r"tools/demo_data\.py"):
         facts(config({"data.manifest": "cache:no/such"}))
-    assert facts(config({"data.manifest": missing, "data.samples": 10**6})).nominal
+    claimed = config({"data.manifest": missing, "data.samples": 10**6})
+    assert [one.nominal for one in facts(claimed)] == [True]
+    with pytest.raises(DataError):
+        facts(claimed, nominal=False)
 
 
 def test_a_damaged_or_forbidden_manifest(tmp_path):

@@ -117,7 +117,7 @@ def test_the_numbers_of_a_plan():
     numbers = plan_numbers(run("resources.processes=2", "data.lanes=8"))
     assert json.loads(json.dumps(numbers)) == numbers
     assert numbers["world"] == 2 and numbers["worlds"] == [1, 2, 4, 8]
-    assert numbers["data"]["chunk"] == 2 and numbers["data"]["buffer"] == 8 * 4 * 2 * 1000 * 1.5
+    assert numbers["data"]["sets"][0]["chunk"] == 2 and numbers["data"]["buffer"] == 8 * 4 * 2 * 1000 * 1.5
     assert numbers["data"]["buffer_per_rank"] == 48_000
     assert numbers["data"]["passes"] == pytest.approx(0.1664)
     stage = numbers["stages"][0]

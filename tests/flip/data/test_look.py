@@ -8,6 +8,7 @@ import pytest
 from flip.config import schema
 from flip.data import look
 from flip.data.manifest import Manifest, write
+from flip.data.mixture import Source
 from flip.data.order import Order
 from flip.exitcodes import ConfigError, DataError
 from flip.tokenizer import Tokenizer
@@ -19,6 +20,10 @@ from tests.synthetic import caption, encode, picture
 def config(samples=SAMPLES, **data):
     values = {"samples": samples, "chunk": CHUNK, "block": BLOCK, "lanes": LANES, "decoder": "pillow"} | data
     return schema.Config(seed=11, data=schema.Data(**values))
+
+
+def whole(manifest):
+    return [Source(0, manifest, range(LANES))]
 
 
 def test_a_sample(original):
@@ -50,33 +55,33 @@ def test_a_bad_sample(folder):
 @pytest.mark.parametrize("start", [0, 5 * BATCH])
 def test_a_step_is_the_loader_s_batch(original, start):
     manifest = Manifest.load(original)
-    taken = list(look.batch(config(), manifest, start, BATCH))
+    taken = list(look.batch(config(), whole(manifest), start, BATCH))
     batch = take(loader(original), start, 1)[0]
     tokens = Tokenizer(str(original.parent / "tokenizer.json"), 8, True)([one.caption for one in taken])
     assert [one.id for one in taken] == batch.ids.tolist() and tokens.tolist() == batch.tokens.tolist()
     order = Order(11, SAMPLES, CHUNK, BLOCK, LANES)
     assert [one.visit for one in taken] == order.batch(start, BATCH)[1].tolist()
     assert [one.lane for one in taken] == [lane for lane in range(LANES) for _ in range(BATCH // LANES)]
-    ids = list(look.batch(config(), manifest, start, BATCH, read=False))
+    ids = list(look.batch(config(), whole(manifest), start, BATCH, read=False))
     assert [one._replace(caption=None) for one in taken] == ids
 
 
 def test_stand_ins_are_the_loader_s(original, folder):
     manifest = spoil(folder, {3, 50, 51, 120})
     known = write(folder.parent / "known", manifest, manifest.checksums, {7: "known", 90: "known"})
-    taken = list(look.batch(config(200), known, 0, 192))
+    taken = list(look.batch(config(200), whole(known), 0, 192))
     batch = take(loader(original, folder=known.folder, max_replaced=0.1), 0, 1, batch=192)[0]
     assert [one.id for one in taken] == batch.ids.tolist()
     replaced = {one.stands_for for one in taken} - {None}
     assert len(replaced - {7, 90}) == batch.replaced > 0 and replaced & {7, 90}
-    unread = look.batch(config(200), known, 0, 192, read=False)
+    unread = look.batch(config(200), whole(known), 0, 192, read=False)
     assert {one.stands_for for one in unread} - {None} == replaced & {7, 90}
     nothing = write(folder.parent / "nothing", manifest, manifest.checksums, dict.fromkeys(range(200), "all"))
     with pytest.raises(DataError, match="none of the 6 samples"):
-        list(look.batch(config(200), nothing, 0, 48, read=False))
+        list(look.batch(config(200), whole(nothing), 0, 48, read=False))
 
 
 def test_another_manifest_is_refused(original):
     other = dataclasses.replace(config(), data=schema.Data(samples=200, chunk=CHUNK, lanes=LANES))
     with pytest.raises(ConfigError, match="planned for N = 200"):
-        next(look.batch(other, Manifest.load(original), 0, BATCH))
+        next(look.batch(other, whole(Manifest.load(original)), 0, BATCH))

@@ -1,0 +1,108 @@
+"""The lanes of several data sets."""
+
+import json
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flip.config.identity import explain, identity
+from flip.config.load import merge
+from flip.config.resolve import Host, facts, resolve
+from flip.config.sets import miss, shares, split
+from flip.config.validate import plan_numbers, validate
+from flip.exitcodes import ConfigError
+
+HOST = Host(cores=2, memory=10**10)
+
+
+@given(st.integers(1, 4096), st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
+def test_lanes_follow_the_weights(lanes, weights):
+    found = split(lanes, weights)
+    assert sum(found) == lanes
+    wishes = [lanes * Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
+    assert all(abs(held - wish) < 1 + 1e-6 for held, wish in zip(found, wishes, strict=True))
+
+
+def test_the_miss():
+    assert split(8, [3, 1]) == [6, 2] and miss([6, 2], [3, 1]) == 0
+    assert split(10, [1, 1, 1]) == [4, 3, 3] and miss([4, 3, 3], [1, 1, 1]) == pytest.approx(0.2)
+
+
+def manifest(folder, samples, chunk=1, mean=1000.0):
+    folder.mkdir()
+    record = {"samples": samples, "chunk": chunk, "mean_bytes": mean, "digest": f"d{samples}"}
+    (folder / "manifest.json").write_text(json.dumps(record))
+    return str(folder)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return {
+        "model.size": "tiny",
+        "data.tokenizer": "cache:none",
+        "data.sets": [
+            {"name": "big", "manifest": manifest(tmp_path / "big", 20_000, 4), "weight": 3},
+            {"name": "small", "manifest": manifest(tmp_path / "small", 5_000), "weight": 1},
+        ],
+        "stages": [{"name": "pretrain", "samples": 100_000, "batch": 96}],
+    }
+
+
+def run(settings, *overrides):
+    config = merge([("test", settings)], overrides)
+    return resolve(config, HOST, facts(config))
+
+
+def test_resolved(settings):
+    done = run(settings)
+    assert done.data.lanes == 96 and done.data.samples == 25_000 and done.data.chunk == 0
+    assert [(one.lanes, one.samples, one.chunk) for one in done.data.sets] == [(72, 20_000, 4), (24, 5_000, 1)]
+    assert [one.lanes for one in shares(done.data)] == [range(72), range(72, 96)]
+    validate(done)
+    assert resolve(done, HOST, facts(done)) == done
+    sets = plan_numbers(done)["data"]["sets"]
+    assert [(one["name"], one["lanes"], one["passes"]) for one in sets] == [
+        ("big", 72, pytest.approx(100_032 * 0.75 / 20_000)),
+        ("small", 24, pytest.approx(100_032 * 0.25 / 5_000)),
+    ]
+
+
+def test_lanes_are_chosen_so_that_the_weights_can_be_kept(settings):
+    done = run(settings, "data.sets.big.weight=2", "stages.pretrain.batch=96")
+    assert [one.lanes for one in done.data.sets] == [64, 32]
+    small = run(settings, "data.sets.small.samples=0", "data.block=40")
+    assert [one.lanes for one in small.data.sets] == [36, 12]  # 2 * 72 lanes * 40 chunks are more than 5000
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["data.lanes=6"], ["6 lanes", "big 0.8333", "1% off", "weights"]),
+        (["data.lanes=96", "data.sets.big.lanes=70", "data.sets.small.lanes=20"], ["70 + 20 lanes", "has 96"]),
+        (["data.lanes=1"], ["1 + 0 lanes"]),
+        (["data.lanes=96", "data.block=40"], ["data.sets.big.lanes", "72 lanes", "has 5000"]),
+        (["data.sets.big.name=small"], ["two have the same name"]),
+        (["data.sets.big.weight=0"], ["data.sets.big.weight", "above 0"]),
+        (["data.sets.big.chunk=2"], ["data.sets.big.chunk", "hold 4"]),
+        (["data.manifest=/somewhere"], ["data.sets", "/somewhere", "data.manifest to ''"]),
+    ],
+)
+def test_refusals(settings, overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        validate(run(settings, *overrides))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_identity(settings, tmp_path):
+    before = identity(run(settings), "")
+    assert [one["manifest"] for one in before["config"]["data"]["sets"]] == ["digest:d20000", "digest:d5000"]
+    (tmp_path / "big").rename(tmp_path / "moved")
+    settings["data.sets"][0]["manifest"] = str(tmp_path / "moved")
+    same = run(settings, "data.sets.big.weight=6", "data.sets.small.weight=2")
+    assert explain(before, same) == [] and identity(same, "")["hash"] == before["hash"]
+    other = run(settings, "data.sets.big.weight=2")
+    assert {change.key for change in explain(before, other)} == {"data.sets.big.lanes", "data.sets.small.lanes"}
+    settings["data.sets"].reverse()
+    assert "data.sets" in {change.key for change in explain(before, run(settings))}

@@ -1,0 +1,108 @@
+"""Several data sets in one run: each its own stream on lanes of its own, docs/contracts.md."""
+
+import numpy as np
+import pytest
+import webdataset
+
+from flip.config import schema
+from flip.data import look, masking, mixture
+from flip.data.index import index
+from flip.data.loader import Loader
+from flip.data.mixture import IDS, Source
+from flip.data.order import Order, key
+from flip.exitcodes import ConfigError, DataError
+from flip.tokenizer import Tokenizer
+from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES
+from tests.synthetic import caption, encode, make_dataset, picture
+
+OTHER = 90
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("other"), OTHER, 2, size=32, seed=5, chunk=1)
+
+
+def mixed(original, other, lanes=(8, 4), **fields):
+    sets = [
+        schema.DataSet("a", str(original), 2, lanes[0], SAMPLES, chunk=CHUNK),
+        schema.DataSet("b", str(other), 1, lanes[1], OTHER, chunk=1),
+    ]
+    values = {"block": BLOCK, "lanes": LANES, "decoder": "pillow", "resize": "pillow", "max_replaced": 0.1} | fields
+    return schema.Data(sets=sets, tokenizer=str(original.parent / "tokenizer.json"), **values)
+
+
+def take(data, start, count, workers=0):
+    data.workers = workers
+    image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
+    batches = Loader(data, PLAIN, image, text, seed=11).batches(start, BATCH, "0.5")
+    try:
+        return [next(batches) for _ in range(count)]
+    finally:
+        batches.close()
+
+
+@pytest.mark.parametrize("start", [0, 7 * BATCH])
+def test_a_batch_is_each_set_s_own_stream(original, other, start):
+    batch = take(mixed(original, other), start, 1)[0]
+    each = BATCH // LANES
+    first = Order(11, SAMPLES, CHUNK, BLOCK, 8).batch(start // LANES * 8, 8 * each)
+    second = Order(int(key(11, 2**63 + 2, 1)), OTHER, 1, BLOCK, 4).batch(start // LANES * 4, 4 * each)
+    ids = np.concatenate([first[0], second[0] + IDS])
+    assert batch.ids.tolist() == ids.tolist() and IDS == 2**48
+    visits = np.concatenate([first[1], second[1]])
+    assert batch.keep.tolist() == masking.keep(11, visits, ids, 9, 4).tolist()
+
+
+@pytest.mark.parametrize("start", [0, 7 * BATCH])
+def test_what_is_shown_of_a_step_is_the_loader_s_batch(original, other, start):
+    data = mixed(original, other)
+    taken = list(look.batch(schema.Config(seed=11, data=data), mixture.sources(data), start, BATCH))
+    batch = take(data, start, 1)[0]
+    tokens = Tokenizer(data.tokenizer, 8, True)([one.caption for one in taken])
+    assert [one.id for one in taken] == batch.ids.tolist() and tokens.tolist() == batch.tokens.tolist()
+    assert [one.lane for one in taken] == [lane for lane in range(LANES) for _ in range(BATCH // LANES)]
+    assert {one.shard.rsplit("/", 2)[-2] for one in taken if one.id >= IDS} == {other.name}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_is_replaced_inside_its_set(original, tmp_path, workers, caplog):
+    bad = {3, 50, 51}
+    with webdataset.TarWriter(str(tmp_path / "0.tar"), mtime=0) as writer:
+        for i in range(OTHER):
+            image = b"\x89PNG broken" if i in bad else encode(picture(i, 32))
+            writer.write({"__key__": f"{i:04d}", "png": image, "txt": caption(i)})
+    index([str(tmp_path / "0.tar")], tmp_path, chunk=1)
+    batches = take(mixed(original, tmp_path), 0, 6, workers)
+    order = Order(int(key(11, 2**63 + 2, 1)), OTHER, 1, BLOCK, 4)
+    named = [id for t in range(6) for id in order.batch(t * 16, 16)[0].tolist()]
+    found = [id - IDS for batch in batches for id in batch.ids.tolist() if id >= IDS]
+    assert [a for a, b in zip(named, found, strict=True) if a != b] == [a for a in named if a in bad]
+    assert sum(batch.replaced for batch in batches) == sum(a in bad for a in named) > 0
+    assert not bad & set(found) and "0.tar, sample 50 replaced" in caplog.text
+
+
+def test_the_digest_is_that_of_all_sets(original, other):
+    one, two = mixture.sources(mixed(original, other))
+    assert mixture.digest([one]) == one.manifest.digest
+    both = mixture.digest([one, two])
+    changed = [Source(0, one.manifest, range(9)), Source(1, two.manifest, range(9, 12))]
+    assert len({both, mixture.digest([two, one]), mixture.digest(changed), one.manifest.digest}) == 4
+
+
+def test_a_worker_opens_the_sets_of_its_lanes(original, other, tmp_path):
+    data = mixed(original, other)
+    assert [one.number for one in mixture.sources(data, range(6))] == [0]
+    assert [one.number for one in mixture.sources(data, range(8, 9))] == [1]
+    assert [one.part(range(6, 10)) for one in mixture.sources(data, range(6, 10))] == [range(6, 8), range(2)]
+    data.sets[1].manifest = str(tmp_path / "none")
+    mixture.sources(data, range(8))
+    with pytest.raises(DataError, match="no manifest"):
+        mixture.sources(data, range(9))
+
+
+def test_a_set_of_another_chunk_is_named(original, other):
+    data = mixed(original, other)
+    data.sets[1].chunk = 2
+    with pytest.raises(ConfigError, match=r"chunks of 1 .*data\.sets\.b\.chunk|data\.sets\.b\.chunk.*chunks of 1"):
+        take(data, 0, 1)
