@@ -32,7 +32,7 @@ class Loaded:
 
     def __init__(self, pair: model.Pair, config: Config, source: commit.Commit, device: str) -> None:
         self.pair, self.config, self.source, self.device = pair.to(device).eval(), config, source, device
-        self.tokenizer = Tokenizer(config.data.tokenizer, config.model.text.length, config.model.text.prepend_cls)
+        self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
 
     @torch.no_grad()
     def encode_image(self, images: Sequence[Picture], batch: int = 64) -> Tensor:

@@ -1,7 +1,8 @@
 """Captions -> token ids, by the `tokenizers` package and one tokenizer.json for training, evaluation and export.
 
-A caption is cleaned (HTML entities unescaped twice, white space collapsed; broken encodings are not repaired), split
-into lower-case WordPiece, cut to the length, filled with id 0. No [SEP]; [CLS] first in recipe portable.
+A caption is cleaned (HTML entities unescaped twice, white space collapsed; in recipe portable broken encodings are
+repaired first), split into lower-case WordPiece, cut to the length, filled with id 0. No [SEP]; [CLS] first in recipe
+portable.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 
 # Loader processes are many: each tokenises with one thread of its own. Read when the package first encodes.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+import ftfy  # noqa: E402
 import tokenizers  # noqa: E402
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 
+from flip.config.schema import TextTower  # noqa: E402
 from flip.exitcodes import ConfigError  # noqa: E402
 from flip.rundir import write_text  # noqa: E402
 
@@ -31,20 +34,27 @@ ALPHABET = 1000
 REMEDY = "Make one: python tools/tokenizer.py train"
 
 
-def clean(text: str) -> str:
-    """What export's consumers do as well, but for ftfy's repair of broken encodings."""
+def clean(text: str, repair: bool = False) -> str:
+    """``repair``: broken encodings and odd quotes first, by ftfy: with it, what open_clip does to every text."""
+    if repair and not (text.isascii() and text.isprintable() and "&" not in text):  # of those ftfy changes nothing
+        text = ftfy.fix_text(text)
     return " ".join(html.unescape(html.unescape(text)).split())
 
 
 class Tokenizer:
-    """Raises ConfigError where ``path`` is missing, damaged, or its [PAD] is not id 0."""
+    """Raises ConfigError where ``path`` is missing, damaged, or its [PAD] is not id 0. ``repair``: as in ``clean``."""
 
-    def __init__(self, path: str | os.PathLike[str], length: int, prepend_cls: bool) -> None:
-        self.path, self.length = str(path), length
+    def __init__(self, path: str | os.PathLike[str], length: int, prepend_cls: bool, repair: bool = False) -> None:
+        self.path, self.length, self._repair = str(path), length, repair
         self._inner = _read(Path(path))
         self._first = [self._id("[CLS]")] if prepend_cls else []
         if self._id("[PAD]") != 0:
             raise ConfigError("[PAD] is not id 0", self.path, self._id("[PAD]"), REMEDY)
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str], tower: TextTower) -> Tokenizer:
+        """As a model's text tower needs it."""
+        return cls(path, tower.length, tower.prepend_cls, tower.repair)
 
     @property
     def size(self) -> int:
@@ -54,7 +64,9 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int32]:
         """(n, length) int32."""
         rows = np.zeros((len(texts), self.length), dtype=np.int32)
-        encodings = self._inner.encode_batch_fast([clean(text) for text in texts], add_special_tokens=False)
+        encodings = self._inner.encode_batch_fast(
+            [clean(text, self._repair) for text in texts], add_special_tokens=False
+        )
         for row, encoding in zip(rows, encodings, strict=True):
             ids = (self._first + encoding.ids[: self.length])[: self.length]
             row[: len(ids)] = ids

@@ -76,7 +76,7 @@ class Trainer:
         self.commit_soon = bool(start.get("first_commit"))
         self.agreement = Agreement(world.control, world.size)
         self.checkpointer = checkpoint.Checkpointer(run, attempt, world, config.checkpoint.keep)
-        self.tokenizer = Tokenizer(config.data.tokenizer, config.model.text.length, config.model.text.prepend_cls)
+        self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.monitor: monitor.Monitor = monitor.Silent()
         if world.first:
             self.monitor = monitor.Monitor(run, attempt, self.total, self.steps, config.monitor.status_seconds)

@@ -40,6 +40,9 @@ class TextTower:
     heads: int = 8
     prepend_cls: bool = True
     """Put [CLS] first and pool it (recipe: portable). False: pool the first word piece (recipe: paper)."""
+    repair: bool = False
+    """Repair broken encodings in texts (UTF-8 that was read as something else, by ftfy), as open_clip does it to every
+    text (recipe: portable). False: texts are taken as they are (recipe: paper)."""
 
 
 @dataclass

@@ -138,7 +138,7 @@ class Stream:
         self.spec, self.manifest, self.lanes, self.kept = spec, source.manifest, lanes, kept
         self.first_id, self.order = source.first_id, source.order(spec.seed, spec.data.block)
         self.position, self.count, self.reader = position, count, reader
-        self.tokenizer = Tokenizer(spec.data.tokenizer, spec.text.length, spec.text.prepend_cls)
+        self.tokenizer = Tokenizer.of(spec.data.tokenizer, spec.text)
         self.bad: dict[int, str] = dict(self.manifest.exceptions)
         self._told: set[int] = set()
         self._ahead: Prefetch | None = None

@@ -1,14 +1,19 @@
+import html
 import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 
+import ftfy
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from flip.config.schema import TextTower
 from flip.exitcodes import ConfigError
-from flip.tokenizer import SPECIAL, Tokenizer, train
+from flip.tokenizer import SPECIAL, Tokenizer, clean, train
 
 CAPTIONS = [
     "A red cat, sitting on a mat.",
@@ -41,6 +46,26 @@ def test_ids(path):
     vocabulary = json.loads(path.read_text())["model"]["vocab"]
     assert [vocabulary[special] for special in SPECIAL] == [0, 1, 2, 3, 4]
     assert tokenizer.size == len(vocabulary) <= 200
+
+
+BROKEN = "The cat doesn\u00c3\u00a2\u00e2\u201a\u00ac\u00e2\u201e\u00a2t sleep \u2013 \u201cred\u201d"
+"""UTF-8 that was read as Windows-1252, twice."""
+
+
+@pytest.mark.parametrize(
+    "text", [BROKEN, "a  red\tcat", "Tom &amp;amp;amp; Jerry", "\x1b[31mred\x07", "cat < dog &lt;"]
+)
+def test_repair_is_what_open_clip_does(path, text):
+    mended = html.unescape(html.unescape(ftfy.fix_text(text)))
+    assert clean(text, repair=True) == " ".join(mended.split())
+    assert "doesn't sleep" in clean(BROKEN, repair=True) and "doesn't" not in clean(BROKEN)
+    tokens = Tokenizer.of(path, TextTower(length=32, prepend_cls=False, repair=True))([text])
+    assert np.array_equal(tokens, Tokenizer(path, 32, False)([" ".join(mended.split())]))
+
+
+@given(st.text(st.characters(codec="ascii")))
+def test_what_repair_leaves_to_itself(text):
+    assert clean(text, repair=True) == " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 def test_cleaning_and_lower_case(path):
