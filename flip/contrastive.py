@@ -1,9 +1,11 @@
-"""The symmetric InfoNCE loss over the global batch (docs/recipe.md, Objective).
+"""The symmetric InfoNCE loss over the global batch (docs/recipe.md, Objective), in memory that grows with b alone.
 
-With W ranks of b pairs, B = W * b: a rank computes its own rows and columns, two logit matrices b x B, and returns the
-whole loss. Its gradient is right under the averaging over ranks that FSDP and DDP do: a rank back-propagates the mean
-over its own b pairs, the gathered features' gradients are summed over ranks, and the average over ranks makes 1/b into
-1/B.
+With W ranks of b pairs, B = W * b: a rank goes over its own b rows of the B x B logits in tiles of some columns.
+Forward keeps a running log-sum-exp of each row (Milakov, Gimelshein 2018) and of each column's share, which the ranks
+then add up; backward computes the tiles again. Beside the gathered texts a tile is all that is held: O(b * tile).
+
+The gradient is right under the averaging over ranks that FSDP and DDP do: a rank back-propagates the mean over its own
+b rows, what it wants of other ranks' texts is summed over ranks, and the average over ranks makes 1/b into 1/B.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, distributed
+
+from flip.flops import LOSS_TILE
 
 # Newer torch renamed both and warns of the old names at every call.
 _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
@@ -51,25 +54,100 @@ class _Whole(torch.autograd.Function):
         return gradients[0], None, None
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, group: Any = None) -> tuple[Tensor, Tensor]:
+class _Rows(torch.autograd.Function):
+    """The mean of both cross-entropies, and of hits, over the rows of logits that are this rank's.
+
+    ``image`` (b, E), ``texts`` (B, E) of all ranks, ``scale`` () or (1,); own texts begin at ``first``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor, texts: Tensor, scale: Tensor, first: int, tile: int, group: Any
+    ) -> tuple[Tensor, Tensor]:
+        rows, columns = _Lse(image, len(image)), _Lse(image, len(texts))
+        best = torch.zeros(len(image), dtype=torch.int64, device=image.device)
+        scaled = scale * image
+        for start in range(0, len(texts), tile):
+            at = slice(start, start + tile)
+            logits = scaled @ texts[at].T
+            top, where = logits.max(dim=1)
+            best = torch.where(top > rows.top, where + start, best)
+            rows.add(slice(None), logits, top, dim=1)
+            columns.add(at, logits, logits.amax(dim=0), dim=0)
+        if group is not None:
+            columns.join(group)
+        row, column = rows.value(), columns.value()
+        own = torch.arange(first, first + len(image), device=image.device)
+        diagonal = (scaled * texts[own]).sum(dim=1)
+        ctx.save_for_backward(image, texts, scale, row, column)
+        ctx.first, ctx.tile = first, tile
+        hits = (best == own).to(image.dtype).mean()
+        ctx.mark_non_differentiable(hits)
+        return ((row + column[own]) / 2 - diagonal).mean(), hits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        image, texts, scale, row, column = ctx.saved_tensors
+        first, last = ctx.first, ctx.first + len(image)
+        of_image, of_texts, scaled = torch.zeros_like(image), torch.empty_like(texts), scale * image
+        with torch.autocast(image.device.type, enabled=False):
+            for start in range(0, len(texts), ctx.tile):
+                at = slice(start, start + ctx.tile)
+                logits = scaled @ texts[at].T
+                wanted = (logits - row[:, None]).exp_() + logits.sub_(column[at]).exp_()
+                low, high = max(first, start), min(last, start + ctx.tile)
+                if low < high:
+                    wanted[low - first : high - first, low - start : high - start].diagonal().sub_(2)
+                of_image += wanted @ texts[at]
+                of_texts[at] = wanted.T @ image
+            share = gradients[0] / (2 * len(image))
+            of_scale = share * (of_image * image).sum()
+            return of_image * (share * scale), of_texts * (share * scale), of_scale.reshape(scale.shape), *(None,) * 3
+
+
+class _Lse:
+    """Log-sum-exp of ``n`` rows or columns of which parts come one after the other."""
+
+    def __init__(self, like: Tensor, n: int) -> None:
+        self.top, self.sum = like.new_full((n,), -torch.inf), like.new_zeros(n)
+
+    def add(self, at: slice, logits: Tensor, top: Tensor, dim: int) -> None:
+        """``logits`` along ``dim``, of which the largest are ``top``, belong to ``at``."""
+        top = torch.maximum(self.top[at], top)
+        self.sum[at] = self.sum[at] * (self.top[at] - top).exp() + (logits - top.unsqueeze(dim)).exp_().sum(dim)
+        self.top[at] = top
+
+    def join(self, group: Any) -> None:
+        """Over ranks. Collective."""
+        top = self.top.clone()
+        distributed.all_reduce(top, distributed.ReduceOp.MAX, group=group)
+        self.sum *= (self.top - top).exp()
+        distributed.all_reduce(self.sum, group=group)
+        self.top = top
+
+    def value(self) -> Tensor:
+        return self.top + self.sum.log()
+
+
+def contrastive_loss(
+    image: Tensor, text: Tensor, scale: Tensor, group: Any = None, tile: int = LOSS_TILE
+) -> tuple[Tensor, Tensor]:
     """Loss and accuracy of the global batch, both () fp32 (fp64 where the features are) and equal on all ranks.
 
     ``image`` and ``text`` are this rank's normalised features (b, E), in the same order; b must be equal on all ranks.
     ``scale`` multiplies the cosines. Loss: mean of the cross-entropies image -> text and text -> image. Accuracy: share
-    of images to which their own text is the nearest.
+    of images to which their own text is the nearest. ``tile``: columns of logits that
+    are held at once; ``flops.loss_bytes`` says what that takes.
     """
     world = distributed.get_world_size(group) if distributed.is_initialized() else 1
     rank = distributed.get_rank(group) if world > 1 else 0
     with torch.autocast(image.device.type, enabled=False):
         if image.dtype != torch.float64:
             image, text, scale = image.float(), text.float(), scale.float()
-        images, texts = image, text
+        texts = _Gather.apply(text, group, world) if world > 1 else text
+        everyone = (group or distributed.group.WORLD) if world > 1 else None
+        loss, hits = _Rows.apply(image, texts, scale, rank * len(image), tile, everyone)
         if world > 1:
-            images, texts = (_Gather.apply(x, group, world) for x in (image, text))
-        to_text, to_image = scale * image @ texts.T, scale * text @ images.T
-        own = torch.arange(rank * len(image), (rank + 1) * len(image), device=image.device)
-        loss = (F.cross_entropy(to_text, own) + F.cross_entropy(to_image, own)) / 2
-        accuracy = (to_text.detach().argmax(dim=1) == own).to(loss.dtype).mean()
-        if world > 1:
-            loss, accuracy = _Whole.apply(torch.stack([loss, accuracy]), group, world).unbind()
-    return loss, accuracy.detach()
+            loss, hits = _Whole.apply(torch.stack([loss, hits]), group, world).unbind()
+    return loss, hits.detach()
+

@@ -15,6 +15,9 @@ SAVED, TEMPORARY = 17, 12
 """Values of the width per token: what a block saves for its backward pass (its two inputs, two norms, q, k, v, the
 heads' output, the hidden layer before and after its activation), and what the backward pass of one holds besides."""
 
+LOSS_TILE = 1024
+"""Columns of logits that the loss holds at once. On a CPU more are not faster (benchmarks/loss.py)."""
+
 
 def parameters(model: Model) -> dict[str, int]:
     """Trainable parameters: ``image``, ``text`` and ``total``, which counts the logit scale too."""
@@ -58,13 +61,23 @@ def training_flops(model: Model, mask: str) -> dict[str, int]:
     return {name: 3 * count for name, count in forward_flops(model, mask).items()}
 
 
+def loss_bytes(local: int, world: int, embed: int, tile: int = LOSS_TILE) -> int:
+    """Bytes that the loss of b = ``local`` pairs on each of W ranks holds at most, fp32: O(b * tile), never O(b * B).
+
+    Three tiles of logits (backward), all ranks' texts with their gradient, the rank's own features with theirs, and
+    log-sum-exp of rows and columns.
+    """
+    whole = local * world
+    return 4 * (3 * local * min(tile, whole) + 2 * whole * embed + 2 * 2 * local * embed + 4 * (local + whole))
+
+
 def memory(model: Model, local: int, mask: str, precision: str, world: int, attention: str = "sdpa") -> dict[str, int]:
     """Bytes of one rank, an estimate for planning: each part and their ``total``.
 
     Arguments: local batch b, mask ratio, ``fp32`` or ``bf16``, world size W, ``explicit`` or ``sdpa``. Weights,
     gradients and both moments are fp32 and shared over the ranks. Activations are what autograd saves on a CPU, without
     recomputation (within 10 %, see the test); autocast on CUDA keeps norms in fp32, which is more and was not measured.
-    The loss holds two logit matrices b x B and their softmax. Interpreter and libraries come on top.
+    The loss goes over its logits in tiles. Interpreter and libraries come on top.
     """
     size = 2 if precision == "bf16" else 4
     count, length = parameters(model)["total"], tokens(model.image, mask)
@@ -79,7 +92,7 @@ def memory(model: Model, local: int, mask: str, precision: str, world: int, atte
         "image_activations": local * size * _saved(model.image, length, attention),
         "text_activations": local * size * _saved(model.text, model.text.length, attention),
         "temporary": local * size * TEMPORARY * max(length * model.image.width, model.text.length * model.text.width),
-        "logits": 4 * 4 * local * local * world,
+        "loss": loss_bytes(local, world, model.embed),
     }
     return parts | {"total": sum(parts.values())}
 

@@ -26,7 +26,7 @@ def report(name, *arguments, cwd):
     assert result.returncode == 0, result.stderr
     written = json.loads((cwd / "results" / f"{name}.json").read_text(encoding="utf-8"))
     assert written == json.loads(result.stdout) and written["benchmark"] == name
-    assert set(written["machine"]) == {"processor", "cores", "load_before", "python", "numpy"}
+    assert set(written["machine"]) >= {"processor", "cores", "load_before", "python", "numpy"}
     return written
 
 
@@ -45,6 +45,16 @@ def test_prefetch(tmp_path):
     assert found == report("prefetch", *size, cwd=tmp_path) | {"machine": found["machine"]}
     calm = [case for case in found["cases"] if case["latency"] == "constant" and case["step"] == 0.5]
     assert calm and all(case["stalled_share"] == 0 for case in calm)
+
+
+def test_loss(tmp_path):
+    found = report("loss", "--local", 256, "--batch", 256, 512, "--repeats", 1, cwd=tmp_path)
+    assert [(row["B"], row["form"]) for row in found["cases"] if row["form"] != "open_clip"] == [
+        (256, "whole"),
+        (512, "whole"),
+        (512, "tiles of 256"),
+    ]
+    assert all(row["milliseconds"] > 0 for row in found["cases"])
 
 
 def test_text_and_mistakes(tmp_path):

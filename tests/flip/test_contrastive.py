@@ -6,6 +6,8 @@ import os
 import pytest
 import torch
 from torch import distributed
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from flip.contrastive import contrastive_loss
 
@@ -27,11 +29,12 @@ def dense(image, text, scale):
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("scale", [14.3, 100.0])
-def test_equals_the_definition(dtype, tolerance, scale):
+@pytest.mark.parametrize("tile", [1, 7, 8, 1024])
+def test_equals_the_definition(dtype, tolerance, scale, tile):
     leaves = [x.requires_grad_() for x in (*features(24, dtype=dtype), torch.tensor([scale], dtype=dtype))]
     expected = dense(*leaves)
     wanted = torch.autograd.grad(expected.sum(), leaves)
-    loss, accuracy = contrastive_loss(*leaves)
+    loss, accuracy = contrastive_loss(*leaves, tile=tile)
     assert (loss.shape, accuracy.shape) == ((), ())
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
     for found, want in zip(torch.autograd.grad(loss, leaves), wanted, strict=True):
@@ -41,7 +44,31 @@ def test_equals_the_definition(dtype, tolerance, scale):
 def test_accuracy_counts_nearest_texts():
     image = torch.eye(4)
     text = image[[0, 1, 3, 2]]
-    assert contrastive_loss(image, text, torch.tensor([10.0]))[1].item() == 0.5
+    for tile in (1, 3, 4):
+        assert contrastive_loss(image, text, torch.tensor([10.0]), tile=tile)[1].item() == 0.5
+
+
+def test_gradients_by_finite_differences():
+    leaves = [x.requires_grad_() for x in (*features(6), torch.tensor(3.0, dtype=torch.float64))]
+    assert torch.autograd.gradcheck(lambda *x: contrastive_loss(*x, tile=4)[0], leaves)
+
+
+def test_no_tensor_is_larger_than_a_tile():
+    """Nothing of b * B numbers is ever made, forward or backward."""
+    b, tile = 512, 32
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            largest = max([largest, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+            return out
+
+    leaves = [x.requires_grad_() for x in (*features(b, dtype=torch.float32), torch.tensor([10.0]))]
+    with Watch():
+        contrastive_loss(*leaves, tile=tile)[0].backward()
+    assert largest == b * tile
 
 
 def test_bf16_features_make_an_fp32_loss():
@@ -57,7 +84,7 @@ def step(image, text):
     weight = torch.eye(16, dtype=torch.float64).add(0.1).requires_grad_()
     scale = torch.full((1,), 2.0, dtype=torch.float64, requires_grad=True)
     embed = [torch.nn.functional.normalize(x @ weight, dim=-1) for x in (image, text)]
-    loss, accuracy = contrastive_loss(*embed, scale.exp())
+    loss, accuracy = contrastive_loss(*embed, scale.exp(), tile=5)
     loss.backward()
     return {"loss": loss.detach(), "accuracy": accuracy, "weight": weight.grad, "scale": scale.grad}
 

@@ -56,5 +56,6 @@ def test_memory_follows_mask_and_world():
     assert whole["image_activations"] == pytest.approx(half["image_activations"] * 197 / 99, rel=1e-6)
     spread = flops.memory(model, 256, "0.5", "bf16", 8)
     assert spread["moments"] * 8 == pytest.approx(half["moments"], abs=8)
-    assert spread["logits"] == 8 * half["logits"]
+    tiles = 4 * 3 * 256
+    assert half["loss"] > tiles * 256 and tiles * 1024 < spread["loss"] < 2 * tiles * 1024  # of 2048 columns
     assert spread["total"] == sum(value for name, value in spread.items() if name != "total")
