@@ -56,6 +56,11 @@ def test_memory_follows_mask_and_world():
     assert whole["image_activations"] == pytest.approx(half["image_activations"] * 197 / 99, rel=1e-6)
     spread = flops.memory(model, 256, "0.5", "bf16", 8)
     assert spread["moments"] * 8 == pytest.approx(half["moments"], abs=8)
-    tiles = 4 * 3 * 256
-    assert half["loss"] > tiles * 256 and tiles * 1024 < spread["loss"] < 2 * tiles * 1024  # of 2048 columns
     assert spread["total"] == sum(value for name, value in spread.items() if name != "total")
+
+
+def test_the_loss_grows_with_the_texts_and_not_with_the_square_of_the_batch():
+    sizes = [flops.loss_bytes(256, world, 768, tile=512) for world in (1, 2, 4, 8)]
+    per_text = 4 * (2 * 768 + 4)  # it, its gradient, and what is kept of its column
+    assert [b - a for a, b in zip(sizes[1:], sizes[2:], strict=False)] == [512 * per_text, 1024 * per_text]
+    assert sizes[1] - sizes[0] == 256 * per_text + 4 * 3 * 256 * 256  # the tile was not full before
