@@ -150,4 +150,3 @@ def contrastive_loss(
         if world > 1:
             loss, hits = _Whole.apply(torch.stack([loss, hits]), group, world).unbind()
     return loss, hits.detach()
-

@@ -71,27 +71,30 @@ def loss_bytes(local: int, world: int, embed: int, tile: int = LOSS_TILE) -> int
     return 4 * (3 * local * min(tile, whole) + 2 * whole * embed + 2 * 2 * local * embed + 4 * (local + whole))
 
 
-def memory(model: Model, local: int, mask: str, precision: str, world: int, attention: str = "sdpa") -> dict[str, int]:
+def memory(
+    model: Model, local: int, mask: str, precision: str, world: int, attention: str = "sdpa", accumulate: int = 1
+) -> dict[str, int]:
     """Bytes of one rank, an estimate for planning: each part and their ``total``.
 
-    Arguments: local batch b, mask ratio, ``fp32`` or ``bf16``, world size W, ``explicit`` or ``sdpa``. Weights,
-    gradients and both moments are fp32 and shared over the ranks. Activations are what autograd saves on a CPU, without
-    recomputation (within 10 %, see the test); autocast on CUDA keeps norms in fp32, which is more and was not measured.
-    The loss goes over its logits in tiles. Interpreter and libraries come on top.
+    Arguments: local batch b, mask ratio, ``fp32`` or ``bf16``, world size W, ``explicit`` or ``sdpa``, micro-batches.
+    Weights, gradients and both moments are fp32 and shared over the ranks. Activations are what autograd saves on a CPU
+    for one micro-batch, without recomputation (within 10 %, see the test); autocast on CUDA keeps norms in fp32, which
+    is more and was not measured. The loss goes over its logits in tiles. Interpreter and libraries come on top.
     """
     size = 2 if precision == "bf16" else 4
     count, length = parameters(model)["total"], tokens(model.image, mask)
     widest = max(model.image.width, model.text.width)
     # Held whole by each rank where W > 1: the block at work and the next one, the embedding, and their gradients.
     gathered = 4 * 2 * (2 * 12 * widest**2 + model.text.vocabulary * model.text.width) if world > 1 else 0
+    micro = -(-local // accumulate)
     parts = {
         "weights": 4 * count // world + gathered,
         "bf16_weights": 2 * (count - model.text.vocabulary * model.text.width) if precision == "bf16" else 0,
         "gradients": 4 * count // world,
         "moments": 8 * count // world,
-        "image_activations": local * size * _saved(model.image, length, attention),
-        "text_activations": local * size * _saved(model.text, model.text.length, attention),
-        "temporary": local * size * TEMPORARY * max(length * model.image.width, model.text.length * model.text.width),
+        "image_activations": micro * size * _saved(model.image, length, attention),
+        "text_activations": micro * size * _saved(model.text, model.text.length, attention),
+        "temporary": micro * size * TEMPORARY * max(length * model.image.width, model.text.length * model.text.width),
         "loss": loss_bytes(local, world, model.embed),
     }
     return parts | {"total": sum(parts.values())}

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 
-from flip import checkpoint, commit, flops, model, monitor, optim, parallel
+from flip import checkpoint, commit, flops, model, monitor, optim, parallel, step
 from flip.config import load
 from flip.config.schema import Config
 from flip.config.stages import Span, spans
-from flip.contrastive import contrastive_loss
 from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.evaluate.zeroshot import zeroshot
@@ -170,20 +169,17 @@ class Trainer:
 
     def train_step(self, span: Span, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
         """One optimiser step over the local batch (b, K, p*p*3); loss and accuracy are those of the global batch."""
-        device = self.world.device
-        patches, keep, tokens = (t.to(device, non_blocking=True) for t in (batch.patches, batch.keep, batch.tokens))
+        compute, inputs = self.config.compute, (batch.patches, batch.keep, batch.tokens)
         optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
-        with parallel.autocast(self.config.compute, self.world):
-            image, text, scale = self.pair(patches, keep, tokens)
-        loss, accuracy = contrastive_loss(image, text, scale)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        autocast = parallel.autocast(compute, self.world)
+        loss, accuracy = step.gradients(self.pair, inputs, compute.accumulate, self.world.device, autocast)
         norm = None
         if self.config.optim.clip or (self.step + 1) % self.config.monitor.log_every == 0:
             bound = self.config.optim.clip or math.inf
             norm = parallel.whole(torch.nn.utils.clip_grad_norm_(self.pair.parameters(), bound))
         optimizer.step()
-        return loss.detach(), accuracy, norm
+        return loss, accuracy, norm
 
     def wishes(self) -> tuple[bool, bool]:
         """What this rank wants at this step: (stop, save). The interval in minutes is kept by rank 0's clock alone."""

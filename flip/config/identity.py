@@ -39,7 +39,7 @@ _EXCLUDED = (
 
 #: Fields that came after the first configurations of this schema: key -> the value that means what was done before.
 #: With that value they are not part of the text, so that a run of then keeps its identity. Never the present default.
-_ADDED: dict[str, Any] = {"data.sets": [], "model.text.repair": False}
+_ADDED: dict[str, Any] = {"data.sets": [], "model.text.repair": False, "compute.accumulate": 1}
 
 
 class Change(NamedTuple):

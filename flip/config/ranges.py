@@ -70,6 +70,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "optim.weight_decay": (0, math.inf, True),
     "optim.clip": (0, math.inf, True),
     "compute.threads": (0, 4096, True),
+    "compute.accumulate": (1, 2**20, True),
     "checkpoint.minutes": (0, math.inf, False),
     "checkpoint.samples": (0, math.inf, True),
     "checkpoint.keep": (1, 1000, True),

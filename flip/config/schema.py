@@ -179,6 +179,9 @@ class Compute:
     """Threads of a rank's arithmetic; 0: auto. Part of the identity: it moves the last bits."""
     deterministic: str = "auto"
     """``yes`` or ``no``; auto: yes on a CPU."""
+    accumulate: int = 1
+    """Micro-batches in which a rank goes through its share of a batch: less memory for activations, a forward pass
+    more, the same gradient (pairs are still contrasted with the whole batch). Moves the last bits."""
 
 
 @dataclass

@@ -74,6 +74,9 @@ def _stages(config: Config) -> None:
             remedy = f"Set it to {_near(stage.batch, ranks)}, or change resources.nodes or resources.processes."
             what = f"{key}.batch: {stage.batch} does not divide by {ranks} ranks"
             raise ConfigError(what, remedy=remedy)
+        if stage.batch // ranks % config.compute.accumulate:
+            what = f"compute.accumulate: it does not divide the {stage.batch // ranks} samples of a rank, {key}"
+            raise ConfigError(what, value=config.compute.accumulate, remedy="Take a divisor.")
         if stage.warmup > stage.samples:
             remedy = "A warm-up ends within its stage."
             raise ConfigError(

@@ -1,0 +1,92 @@
+"""Accumulated gradients are those of the whole batch, with masks, in one process and under sharding."""
+
+import contextlib
+import multiprocessing
+import os
+
+import pytest
+import torch
+from torch import distributed
+
+from flip import parallel, step
+from flip.config import schema
+from flip.contrastive import contrastive_loss
+from tests.flip.test_contrastive import free_port  # noqa: F401
+from tests.flip.test_model import inputs, tiny
+
+B = 12
+
+
+def batch():
+    patches, keep, tokens = inputs(B)
+    return torch.stack([one[at.long()] for one, at in zip(patches, keep, strict=True)]), keep, tokens
+
+
+def found(pair, fields, micro):
+    loss, accuracy = step.gradients(pair, fields, micro, torch.device("cpu"), contextlib.nullcontext())
+    whole = {name: parallel.whole(p.grad).clone() for name, p in pair.named_parameters()}
+    pair.zero_grad(set_to_none=True)
+    return {"loss": loss, "accuracy": accuracy} | whole
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return found(tiny(), batch(), 1)
+
+
+def farthest(one, other):
+    """The largest difference of a value, as a share of the largest number of its tensor."""
+    return max(
+        float((one[name] - value).abs().max() / value.abs().max().clamp(min=1e-12)) for name, value in other.items()
+    )
+
+
+def test_at_once(whole):
+    pair = tiny()
+    loss, accuracy = contrastive_loss(*pair(*batch()))
+    loss.backward()
+    assert torch.equal(loss, whole["loss"]) and torch.equal(accuracy, whole["accuracy"])
+    assert all(torch.equal(p.grad, whole[name]) for name, p in pair.named_parameters())
+
+
+@pytest.mark.parametrize("micro", [2, 3, 12])
+def test_micro_batches_give_the_gradient_of_the_whole(whole, micro):
+    parts = found(tiny(), batch(), micro)
+    assert parts.keys() == whole.keys()
+    assert farthest(parts, whole) < 2e-5
+
+
+def test_the_mean_of_the_losses_of_micro_batches_is_something_else(whole):
+    pair = tiny()
+    for part in zip(*(field.chunk(3) for field in batch()), strict=True):
+        (contrastive_loss(*pair(*part))[0] / 3).backward()
+    naive = {name: p.grad for name, p in pair.named_parameters()}
+    assert farthest(naive, {name: whole[name] for name in naive}) > 0.1
+
+
+def rank_main(rank, world, port, micro, results):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    here = parallel.start(schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1))
+    pair = parallel.place(tiny(), here)
+    share = B // world
+    fields = [field[rank * share : (rank + 1) * share] for field in batch()]
+    twice = [found(pair, fields, micro) for _ in range(2)]  # the second one after the first has left its state
+    results.put((rank, [{name: value.tolist() for name, value in one.items()} for one in twice]))
+    distributed.barrier()
+    parallel.stop()
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_sharded_over_two_ranks(whole, micro, free_port):  # noqa: F811
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [context.Process(target=rank_main, args=(rank, 2, free_port, micro, results)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    reports = dict(results.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join(60)
+    for rank in range(2):
+        for one in reports[rank]:
+            values = {name: torch.tensor(value) for name, value in one.items()}
+            assert farthest(values, whole) < 2e-5
