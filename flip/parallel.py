@@ -15,8 +15,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from flip.config import schema
 
-PATIENCE = datetime.timedelta(minutes=10)
-"""How long a collective waits for its slowest rank before it is an error."""
+PATIENCE = 5.0
+"""Minutes that a collective waits for its slowest rank beyond the limit of the watchdog, which ends it better."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class World:
         return self.rank == 0
 
 
-def start(compute: schema.Compute) -> World:
+def start(compute: schema.Compute, hang_minutes: float = 20.0) -> World:
     """Join the ranks named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and set threads and numeric modes."""
+    patience = datetime.timedelta(minutes=(hang_minutes or 20.0) + PATIENCE)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(compute.threads)
     # Bits must not depend on what a library finds in the environment.
@@ -49,11 +50,11 @@ def start(compute: schema.Compute) -> World:
     else:
         device, backend = torch.device("cpu"), "gloo"
     if size == 1:
-        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=PATIENCE)
+        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=patience)
     else:
-        distributed.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENCE)
-    control = distributed.new_group(backend="gloo", timeout=PATIENCE)
-    storage = distributed.new_group(backend="gloo", timeout=6 * PATIENCE)  # rank 0 hashes whole checkpoints alone
+        distributed.init_process_group(backend, rank=rank, world_size=size, timeout=patience)
+    control = distributed.new_group(backend="gloo", timeout=patience)
+    storage = distributed.new_group(backend="gloo", timeout=6 * patience)  # rank 0 hashes whole checkpoints alone
     torch.manual_seed(0)  # nothing draws from it: weights and data have their own generators
     random.seed(0)
     return World(rank, size, device, control, storage)

@@ -10,8 +10,9 @@ import contextlib
 import logging
 import math
 import os
-import resource
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ from flip.evaluate.zeroshot import zeroshot
 from flip.exitcodes import DataError, Diverged
 from flip.interrupt import Agreement, StopFlag
 from flip.rundir import RunDir, create_json, read_json
+from flip.tally import Tally
 from flip.tokenizer import Tokenizer
+from flip.watchdog import LONG, Watchdog
 from flip.witness import Witness
 
 log = logging.getLogger(__name__)
@@ -36,14 +39,16 @@ class Stopped(Exception):
     """All ranks agreed to stop, and what was to be saved is saved."""
 
 
-def train(run: RunDir, attempt: int, flag: StopFlag) -> None:
+def train(run: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]) -> None:
     """Train the run from its newest commit to its end and write result.json.
 
-    Raises Stopped when a stop was agreed, FlipError for what can be named.
+    Raises Stopped when a stop was agreed, FlipError for what can be named. Where nothing moves any more, ``hung`` is
+    called with what is known of it, and the process ends.
     """
     config = load.read(run.config)
-    world = parallel.start(config.compute)
-    trainer = Trainer(run, attempt, flag, config, world)
+    watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
+    world = parallel.start(config.compute, config.monitor.hang_minutes)
+    trainer = Trainer(run, attempt, flag, config, world, watchdog)
     phase = "stopped"
     try:
         trainer.restore()
@@ -61,16 +66,17 @@ def train(run: RunDir, attempt: int, flag: StopFlag) -> None:
 class Trainer:
     """One attempt's model, position and instruments."""
 
-    def __init__(self, run: RunDir, attempt: int, flag: StopFlag, config: Config, world: parallel.World) -> None:
+    def __init__(
+        self, run: RunDir, attempt: int, flag: StopFlag, config: Config, world: parallel.World, watchdog: Watchdog
+    ) -> None:
         self.run, self.attempt, self.flag, self.config, self.world = run, attempt, flag, config, world
+        self.watchdog = watchdog
         self.spans = spans(config)
         self.total, self.steps = self.spans[-1].end, sum(span.steps for span in self.spans)
         self.samples, self.step, self.seconds = 0, 0, 0.0
         self.source: commit.Commit | None = None
         self.saved = -1
         """S of the newest commit."""
-        self.replaced, self.replaced_before = 0, 0
-        """Samples replaced by others: by this rank in this attempt, and by all in the attempts before."""
         start = read_json(run.attempt(attempt) / "start.json") or {}
         self.commit_soon = bool(start.get("first_commit"))
         self.agreement = Agreement(world.control, world.size)
@@ -105,8 +111,8 @@ class Trainer:
                 )
             self.samples = self.saved = self.source.samples
             self.step, self.seconds = self.source.record["step"], self.source.record["seconds"]
-            self.replaced_before = self.source.record["replaced"]
             self.checkpointer.load(self.source, checkpoint.model_state(self.pair))
+        self.tally = Tally(self.world, self.loader, self.source)
         self.say("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
         self.saved_at = time.monotonic()
         self.monitor.begin(self.samples)
@@ -115,11 +121,12 @@ class Trainer:
         """Commit the present position unless it is committed."""
         if self.saved == self.samples or self.samples == 0:
             return
+        self.watchdog.beat(f"committing S = {self.samples}", times=LONG)
         state = checkpoint.model_state(self.pair) | checkpoint.optimizer_state(self.pair, optimizer)
         self.checkpointer.save(
             state, span.stage.name, self.samples,
-            step=self.step, seconds=self.seconds, replaced=self.replaced_everywhere(), manifest=self.loader.digest,
-            order=order.VERSION, peak_memory=self.peak_memory(),
+            step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=order.VERSION,
+            replaced=self.tally.replaced_everywhere(), peak_memory=self.tally.peak_memory(),
         )  # fmt: skip
         self.saved, self.saved_at, self.commit_soon = self.samples, time.monotonic(), False
         self.say("committed S = %d in stage %s", self.samples, span.stage.name)
@@ -137,6 +144,7 @@ class Trainer:
         window = monitor.Window()
         try:
             while self.samples < span.end:
+                self.watchdog.beat(f"a step from S = {self.samples}")
                 stop, save = self.agreement.poll(*self.wishes())
                 if stop or save:
                     self.agreement.settle()
@@ -150,7 +158,7 @@ class Trainer:
                 window.add(span.stage.batch, waited, time.perf_counter() - begin)
                 self.samples, self.step = self.samples + span.stage.batch, self.step + 1
                 self.seconds += time.perf_counter() - begin
-                self.replaced += batch.replaced
+                self.tally.replaced += batch.replaced
                 if self.witness is not None:
                     self.witness.saw(self.samples - span.stage.batch, batch)
                 if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
@@ -215,8 +223,8 @@ class Trainer:
             "loss": value, "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
             "logit_scale": float(self.pair_scale()), "grad_norm": slope,
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
-            "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.replaced_everywhere(),
-            "seconds": self.seconds, "time": time.time(), "storage": self.storage_everywhere(),
+            "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.tally.replaced_everywhere(),
+            "seconds": self.seconds, "time": time.time(), "storage": self.tally.storage_everywhere(),
         }  # fmt: skip
         self.monitor.step(record)
         self.say("step %d of %d, loss %.3f, %.0f samples/s", self.step, self.steps, value, speed)
@@ -230,24 +238,6 @@ class Trainer:
         """exp(logit_scale), clamped as in the forward pass; a collective where the parameter is sharded."""
         raw = parallel.whole(self.pair.logit_scale.detach())
         return raw.exp().clamp(1.0, self.config.model.max_logit_scale)
-
-    def replaced_everywhere(self) -> int:
-        """Collective."""
-        count = torch.tensor([self.replaced])
-        torch.distributed.all_reduce(count, group=self.world.storage)
-        return self.replaced_before + int(count)
-
-    def storage_everywhere(self) -> dict[str, float]:
-        """What the readers of all ranks did in this attempt. Collective."""
-        counts = self.loader.counters().flat()
-        sums = torch.tensor(list(counts.values()), dtype=torch.float64)
-        torch.distributed.all_reduce(sums, group=self.world.storage)
-        return dict(zip(counts, sums.tolist(), strict=True))
-
-    def peak_memory(self) -> int:
-        """Bytes of this process at most, over the attempts whose commits we know."""
-        before = self.source.record["peak_memory"] if self.source else 0
-        return max(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
     # -- evaluation and the end --------------------------------------------------------------------------------------
 
@@ -272,10 +262,12 @@ class Trainer:
             self.agreement.settle()
             if stop:
                 raise Stopped(self.told())
+            self.watchdog.beat(f"evaluating {item.name}")
             result = zeroshot(
                 self.pair, item, self.tokenizer, self.config.model.image, self.config.evaluate.batch,
                 rank=self.world.rank, world=self.world.size, device=self.world.device,
                 autocast=parallel.autocast(self.config.compute, self.world), group=self.world.control,
+                progress=partial(self.watchdog.beat, f"evaluating {item.name}"),
             )  # fmt: skip
             parallel.reshard(self.pair)
             results.append(result | {"stage": span.stage.name, "samples": self.samples})
@@ -288,7 +280,7 @@ class Trainer:
     def finish(self) -> None:
         """Everything is trained: score all sets once, write result.json, which makes the run complete."""
         evaluations = self.evaluate(self.spans[-1], "")
-        replaced = self.replaced_everywhere()
+        replaced = self.tally.replaced_everywhere()
         if not self.world.first or not self.run.holds(self.attempt):
             return
         last = commit.commits(self.run)[-1]
@@ -302,10 +294,11 @@ class Trainer:
             "parameters": flops.parameters(self.config.model), "flops": cost, "evaluations": evaluations,
             "commit": {"path": str(last.path.relative_to(self.run.path)), "samples": last.samples},
             "attempts": self.attempt, "replaced": replaced, "manifest": self.loader.digest,
-            "peak_memory": self.peak_memory(), "time": time.time(),
+            "peak_memory": self.tally.peak_memory(), "time": time.time(),
         })  # fmt: skip
 
     def close(self, phase: str) -> None:
+        self.watchdog.close()
         self.loader.close()
         with contextlib.suppress(OSError):  # the end's own cause must not be lost for a status line
             self.monitor.close(phase)

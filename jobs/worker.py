@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -60,6 +61,11 @@ def _note_told(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> None:
         run.note_told(attempt, flag.signal)
 
 
+def _note_hang(run: RunDir, attempt: int, what: str) -> None:
+    """Called by the watchdog just before it ends this process."""
+    run.write_cause(attempt, int(os.environ.get("RANK", 0)), "hang", CAUSES["hang"], what, host=host())
+
+
 def host() -> str:
     """The name by which the scheduler knows this machine."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
@@ -76,7 +82,7 @@ def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, st
         from flip.train import Stopped, train
 
         try:
-            train(run, attempt, flag)
+            train(run, attempt, flag, partial(_note_hang, run, attempt))
         except Stopped as stopped:
             return "stopped", str(stopped), ""
     except FlipError as error:

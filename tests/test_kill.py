@@ -75,6 +75,27 @@ def test_a_run_killed_many_times_ends_with_the_same_bits(world, data, tmp_path):
     check_data(storm, decoded_hashes(data))
 
 
+def test_a_rank_that_hangs_is_ended_and_the_run_goes_on(data, tmp_path):
+    """The peers of a stopped process see no error: they wait. The same bits at the end."""
+    config = configuration(data, world=2)
+    calm = Arena(tmp_path, "calm", config, pause=0)
+    calm.submit()
+    calm.wait_over()
+    config.monitor.hang_minutes, config.data.deadline = 0.15, 5.0
+    arena = Arena(tmp_path, "hung", config)
+    arena.submit()
+    arena.wait_step(7)
+    arena.kill(rank=1, number=signal.SIGSTOP)
+    arena.wait_attempt(2)
+    (end,) = ends(arena, 1)
+    assert (end["cause"], end["code"], end["action"]) == ("hang", 71, "requeue"), arena.story()
+    assert "no progress for" in end["reason"] and "a step from S" in end["reason"]
+    assert "in run_stage" in (arena.run.logs / "1" / "node0.err").read_text()
+    arena.wait_over()
+    check_equal(calm, arena)
+    assert arena.leftovers() == ([], [])
+
+
 def test_a_disk_that_fills_is_waited_for(data, tmp_path):
     """69, the partial checkpoint freed, the older commits kept, and it goes on by itself when there is room again."""
     arena = Arena(tmp_path, "full", configuration(data, world=1, samples=(12, 4)))

@@ -77,6 +77,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "evaluate.every": (0, math.inf, True),
     "evaluate.batch": (1, 2**31 - 1, True),
     "monitor.log_every": (1, 2**31 - 1, True),
+    "monitor.hang_minutes": (0, 1e6, True),
     "monitor.status_seconds": (0, math.inf, False),
     "resources.nodes": (1, 2**20, True),
     "resources.processes": (1, 1024, True),

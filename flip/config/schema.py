@@ -219,6 +219,9 @@ class Monitor:
     log_every: int = 10
     """Steps between metric lines."""
     status_seconds: float = 3.0
+    hang_minutes: float = 20.0
+    """Minutes without a step after which a rank ends itself (71), to be started again; a commit may take six times as
+    long. 0: never. More than ``data.deadline``, for which a read may wait."""
 
 
 @dataclass

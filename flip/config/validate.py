@@ -189,6 +189,10 @@ def validate(config: Config) -> list[str]:
     _sets(config)
     _order(config)
     _compute(config)
+    limit = 60 * config.monitor.hang_minutes
+    if 0 < limit <= config.data.deadline:
+        what = f"monitor.hang_minutes: a read may wait {config.data.deadline / 60:g} minutes (data.deadline)"
+        raise ConfigError(what, value=config.monitor.hang_minutes, remedy="Set it to more, or lower data.deadline.")
     _unique("evaluate.sets", (dataset.name for dataset in config.evaluate.sets))
     for dataset in config.evaluate.sets:
         for key in ("manifest", "classes"):

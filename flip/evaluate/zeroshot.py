@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,8 +59,11 @@ def zeroshot(
     device: torch.device | str = "cpu",
     autocast: contextlib.AbstractContextManager[Any] = PLAIN,
     group: Any = None,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Score one data set with all patches visible. Collective: call it on all ranks, ``group`` reduces CPU tensors.
+
+    ``progress`` is called after every batch of images.
 
     The result, equal on all ranks but for the seconds: name, role, top1 and top5 (shares), n, correct1, correct5,
     classes, chance (of top1), interval ([lo, hi] of top1, Wilson 95 %), seconds, and the manifest's digest. Of equal
@@ -77,6 +80,7 @@ def zeroshot(
         with autocast:
             features = pair.encode_image(pixels.to(device))
         counts += _correct((features[: len(labels)] @ classes.T).cpu(), labels)
+        progress()
     if world > 1:
         distributed.all_reduce(counts, group=group)
     n, correct1, correct5, broken = counts.tolist()
