@@ -7,29 +7,23 @@ wrong with the data is a finding.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import re
-import signal
-import threading
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection
 from typing import NamedTuple
 
 import numpy as np
 
+from flip.data import crew
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
-from flip.data.pool import leave_with_parent, prepare_forkserver
 from flip.data.reader import Reader
 from flip.data.stream import captions_of, image_of
-from flip.exitcodes import ConfigError, DataError, FlipError
+from flip.exitcodes import ConfigError, DataError
 
 CONFIDENCE = 0.95
-AHEAD = 2
-"""Tasks that a process holds: one in work, one waiting."""
 _TASK = 256
 """Samples of a task, about: a process is not asked for each of single samples."""
 
@@ -134,70 +128,13 @@ def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Generator[Part, N
 
     Closing the iterator (Ctrl-C does) ends the processes at once. Raises StorageError, PermissionDenied.
     """
-    tasks = _tasks(manifest, plan)
-    if not workers:
-        reader = Reader()
-        yield from (look(manifest, plan, task, reader) for task in tasks)
-        return
-    prepare_forkserver()
-    context, pipes, processes = multiprocessing.get_context("forkserver"), [], []
-    try:
-        for number in range(workers):
-            ours, theirs = context.Pipe()
-            work = (str(manifest.folder), replace(plan, chunks=()), theirs)
-            processes.append(context.Process(target=_work, args=work, daemon=True, name=f"verify-{number}"))
-            processes[-1].start()
-            theirs.close()  # so that the end of the process is the end of the pipe
-            pipes.append(ours)
-        yield from _share_out(tasks, pipes)
-    finally:
-        for process in processes:
-            process.kill()  # they hold nothing worth saving
-            process.join()
-        for pipe in pipes:
-            pipe.close()
+    arguments = (str(manifest.folder), replace(plan, chunks=()))
+    return crew.run(_looker, arguments, _tasks(manifest, plan), workers, "verify")
 
 
-def _share_out(tasks: Iterator[list[int]], pipes: Sequence[connection.Connection]) -> Iterator[Part]:
-    open_tasks = dict.fromkeys(pipes, 0)
-    for pipe in [*pipes] * AHEAD:
-        _give(tasks, pipe, open_tasks)
-    while busy := [pipe for pipe, count in open_tasks.items() if count]:
-        ready = connection.wait(busy)
-        for pipe in (pipe for pipe in busy if pipe in ready):
-            try:
-                answer = pipe.recv()
-                open_tasks[pipe] -= 1
-                if isinstance(answer, FlipError):
-                    raise answer
-                _give(tasks, pipe, open_tasks)
-            except (EOFError, ConnectionError) as error:
-                remedy = "Was it killed for its memory? Check again with fewer workers."
-                raise FlipError("a checking process ended by itself", remedy=remedy) from error
-            yield answer
-
-
-def _give(
-    tasks: Iterator[list[int]], pipe: connection.Connection, open_tasks: dict[connection.Connection, int]
-) -> None:
-    task = next(tasks, None)
-    if task is not None:
-        pipe.send(task)
-        open_tasks[pipe] += 1
-
-
-def _work(folder: str, plan: Plan, pipe: connection.Connection) -> None:
-    for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-        signal.signal(name, signal.SIG_IGN)  # Ctrl-C is the main process's to hear
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-    try:
-        manifest, reader = Manifest.load(folder, check=False), Reader()
-        while True:
-            pipe.send(look(manifest, plan, pipe.recv(), reader))
-    except FlipError as error:
-        pipe.send(error)
-    except (EOFError, ConnectionError):
-        return  # the main process has closed its end: it wants no more
+def _looker(folder: str, plan: Plan) -> Callable[[Sequence[int]], Part]:
+    manifest, reader = Manifest.load(folder, check=False), Reader()
+    return lambda chunks: look(manifest, plan, chunks, reader)
 
 
 def look(manifest: Manifest, plan: Plan, chunks: Sequence[int], reader: Reader) -> Part:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.data import verify as checks
+from flip.data.crew import cores
 from flip.data.manifest import Manifest, refuse_existing
 from flip.data.verify import Plan, Report
 from flip.exitcodes import COMPLETE, DATA, ConfigError, FlipError, PermissionDenied
@@ -30,7 +31,7 @@ def verify(options: argparse.Namespace) -> Outcome:
         _claim(Path(options.out).absolute())
     report, begin = Report(), time.monotonic()
     report.resized = checks.resized(manifest, plan)
-    ended = _run(manifest, plan, options.workers or _cores(), report)
+    ended = _run(manifest, plan, options.workers or cores(), report)
     found = _facts(manifest, report, len(plan.chunks), time.monotonic() - begin, options)
     if options.out and (ended or not report.bad):
         with suppress(OSError):  # it may hold other things
@@ -77,10 +78,6 @@ def _run(manifest: Manifest, plan: Plan, workers: int, report: Report) -> FlipEr
         except (FlipError, KeyboardInterrupt) as error:
             return error
     return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _facts(
