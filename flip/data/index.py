@@ -50,14 +50,15 @@ def index(
         done += stat.size
         if progress:
             progress(done, total)
-    samples = sum(len(found.starts) for found in scans)
+    samples = sum(len(found.blocks) for found in scans)
     if not samples:
         raise DataError("the shards hold no samples", keys[0], remedy="Members must be named KEY.EXTENSION.")
     chunk = chunk or choose_chunk(samples)
     if not 0 < chunk <= samples:
         raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
-    rows = [(len(found.starts), stat.size, found.end) for found, stat in zip(scans, stats, strict=True)]
-    starts, blocks, crcs = (np.concatenate([found[field] for found in scans]) for field in range(3))
+    rows = [(len(found.blocks), stat.size, found.end) for found, stat in zip(scans, stats, strict=True)]
+    starts = np.concatenate([found.starts for found in scans])
+    blocks, crcs = (np.concatenate([found[field] for found in scans]) for field in range(2))
     table = Table(keys, np.array(rows, dtype=np.int64), chunk, starts[::chunk], [stat.etag for stat in stats])
     return manifests.write(out, table, crc.chunked(crcs, blocks, chunk))
 

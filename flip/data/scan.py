@@ -1,16 +1,17 @@
 """One pass over a shard: where its samples lie, and the CRC32 of each.
 
-The headers are walked in memory with the same walker that training uses.
+Headers are walked in memory with the same walker that training uses, piece by piece: a process holds one piece and the
+sample that is cut by its end, not the shard.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import zlib
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,76 +22,113 @@ from flip.data.reader import Reader
 from flip.data.storage import Stat, is_remote
 from flip.exitcodes import DataError, PermissionDenied, StorageError
 
+PIECE = 32 << 20
+"""Bytes of one request."""
+
+REMEDY = "Fetch or make the shard again, or leave it out."
+
 
 class Scan(NamedTuple):
-    """What one pass over a shard finds. The first sample starts at 0, whatever stands before it."""
+    """What one pass over a shard finds: arrays of an entry per sample. The first sample starts at 0, whatever stands
+    before it."""
 
-    starts: NDArray[np.uint32]
-    """Per sample: the block at which it starts ..."""
     blocks: NDArray[np.uint32]
-    """... how many blocks there are to the next one's start or the end ..."""
+    """How many blocks there are from its start to the next one's, or to the end of the last one's members ..."""
     crcs: NDArray[np.uint32]
     """... and the CRC32 of those."""
-    end: int
-    """The byte at which its members end."""
+
+    @property
+    def starts(self) -> NDArray[np.uint32]:
+        """Per sample: the block at which it starts."""
+        return np.cumsum(self.blocks, dtype=np.uint32) - self.blocks
+
+    @property
+    def end(self) -> int:
+        """The byte at which its members end."""
+        return int(self.blocks.sum(dtype=np.int64)) * BLOCK
 
 
 def scan(key: str, stat: Stat, reader: Reader) -> Scan:
-    """Walk a shard: a file in a memory map, an object in memory, read once. Raises DataError naming shard and byte."""
+    """Read a shard once and walk it. Raises DataError naming shard and byte; what ``Reader.read`` does.
+
+    A byte that was spoiled on its way here would be the truth from now on, so an object is checked by its ETag or,
+    where that is no MD5 (uploaded in parts, encrypted), by reading it once more.
+    """
     if not stat.size:
-        raise DataError("the shard is empty", key, remedy=_REMEDY)
-    if is_remote(key):
-        return _scan(key, memoryview(_fetched(key, stat, reader)))
-    with _open(key) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole, memoryview(whole) as view:
-        return _scan(key, view)
-
-
-def _scan(key: str, view: memoryview) -> Scan:
-    try:
-        found = [(sample.start, sample.end) for sample in tar.samples(view, whole=True)]
-    except tar.Broken as error:
-        raise DataError(f"not a whole tar: {error}", key, remedy=_REMEDY) from error
-    end = found[-1][1] if found else 0
-    borders = [0, *(start for start, _ in found[1:]), end] if found else []
-    crcs = []
-    for start, stop in pairwise(borders):
-        with view[start:stop] as piece:
-            crcs.append(zlib.crc32(piece))
-    places = np.array(borders, dtype=np.int64) // BLOCK
-    return Scan(places[:-1].astype(np.uint32), np.diff(places).astype(np.uint32), np.array(crcs, dtype=np.uint32), end)
-
-
-def _fetched(key: str, stat: Stat, reader: Reader) -> bytearray:
-    """All of an object. A byte that was spoiled on its way here would be the truth from now on, so the whole is checked
-    by the object's ETag or, where that is no MD5 (uploaded in parts, encrypted), by reading it once more."""
-    whole, digest = _read(key, stat, reader)
-    if digest != stat.etag and _read(key, stat, reader)[1] != digest:
+        raise DataError("the shard is empty", key, remedy=REMEDY)
+    found, digest = _read(key, stat, reader)
+    if is_remote(key) and digest != stat.etag and _read(key, stat, reader)[1] != digest:
         raise StorageError("two readings of the shard differ", key, remedy="Look at the network, then index again.")
-    return whole
+    if isinstance(found, tar.Broken):
+        raise DataError(f"not a whole tar: {found}", key, remedy=REMEDY) from found
+    return found
 
 
-def _read(key: str, stat: Stat, reader: Reader) -> tuple[bytearray, str]:
-    whole = bytearray()
-    for at in range(0, stat.size, _PIECE):
-        whole += reader.read(key, at, min(at + _PIECE, stat.size), stat.etag)
-    return whole, hashlib.md5(whole, usedforsecurity=False).hexdigest()
+def walk(pieces: Iterable[bytes]) -> Scan:
+    """The scan of a tar that comes in pieces. Raises tar.Broken."""
+    pieces, blocks, crcs = iter(pieces), list[int](), list[int]()
+    rest, base, broken = b"", 0, tar.Broken(0, "an empty archive")
+    for piece in pieces:
+        view = memoryview(rest + piece)
+        starts, end, found = _samples(view)
+        # It begins with the shard or with its first sample: in either case that one's start is 0.
+        borders = [0, *starts[1:], *([] if found else [end])] if starts else [0]
+        for start, stop in pairwise(borders):
+            blocks.append((stop - start) // BLOCK)
+            crcs.append(zlib.crc32(view[start:stop]))
+        if found is None:
+            _check_rest(pieces, base + len(view))
+            return Scan(np.array(blocks, dtype=np.uint32), np.array(crcs, dtype=np.uint32))
+        broken = tar.Broken(base + found.offset, found.reason)
+        if not isinstance(found, tar.Cut):
+            break
+        rest, base = bytes(view[borders[-1] :]), base + borders[-1]  # the last sample's end is not certain yet
+    raise broken
 
 
-_PIECE = 32 << 20
-"""Bytes of one request."""
+def _samples(view: memoryview) -> tuple[list[int], int, tar.Broken | None]:
+    """Starts of the samples, the end of the last one, and what ended the walk before the archive's end."""
+    starts, end = list[int](), 0
+    try:
+        for sample in tar.samples(view, whole=True):
+            starts.append(sample.start)
+            end = sample.end
+    except tar.Broken as error:
+        return starts, end, error
+    return starts, end, None
 
-_REMEDY = "Fetch or make the shard again, or leave it out."
+
+def _check_rest(pieces: Iterator[bytes], at: int) -> None:
+    for piece in pieces:
+        try:
+            tar.check_rest(memoryview(piece))
+        except tar.Broken as error:
+            raise tar.Broken(at + error.offset, error.reason) from None
+        at += len(piece)
+
+
+def _read(key: str, stat: Stat, reader: Reader) -> tuple[Scan | tar.Broken, str]:
+    """What one reading found, and the MD5 of an object's bytes as far as they were read."""
+    digest = hashlib.md5(usedforsecurity=False)
+
+    def pieces() -> Iterator[bytes]:
+        for at in range(0, stat.size, PIECE):
+            piece = reader.read(key, at, min(at + PIECE, stat.size), stat.etag)
+            if is_remote(key):
+                digest.update(piece)
+            yield piece
+
+    try:
+        return walk(pieces()), digest.hexdigest()
+    except tar.Broken as error:
+        return error, digest.hexdigest()
 
 
 def file_size(key: str) -> int:
     """Bytes of a shard that is a file. Raises as ``scan`` does."""
-    with _open(key) as file:
-        return os.fstat(file.fileno()).st_size
-
-
-def _open(key: str) -> BinaryIO:
     try:
-        return open(key, "rb")
+        with open(key, "rb") as file:
+            return os.fstat(file.fileno()).st_size
     except (FileNotFoundError, NotADirectoryError):
         raise DataError("the shard is missing", key, remedy="Check the path and the braces.") from None
     except IsADirectoryError:

@@ -26,6 +26,10 @@ class Broken(Exception):
         self.offset, self.reason = offset, reason
 
 
+class Cut(Broken):
+    """The buffer ends before the archive does: nothing wrong where there are more bytes to come."""
+
+
 class Member(NamedTuple):
     """A regular file: its name, its first header (extensions included), and its data [data, data + size)."""
 
@@ -53,15 +57,17 @@ def members(buffer: memoryview, whole: bool = False) -> Iterator[Member]:
     """Regular files of a tar, or of a part of one that begins and ends between members.
 
     ``whole``: header checksums are checked and the zero block at the end is demanded; without it the bytes are known by
-    their CRC. Raises Broken.
+    their CRC. Raises Broken, and Cut where the buffer ends inside a member or, ``whole``, without that block.
     """
     offset, start, name, size = 0, -1, None, None
     while offset < len(buffer):
         header = bytes(buffer[offset : offset + BLOCK])
         if header == _ZERO:
-            return _check_rest(buffer, offset, start)
+            if start >= 0:
+                raise Broken(offset, "an extension header without its member")
+            return check_rest(buffer, offset)
         if len(header) < BLOCK:
-            raise Broken(offset, "header cut off")
+            raise Cut(offset, "header cut off")
         if whole and not _checksum_holds(header):
             raise Broken(offset, "not a tar header")
         kind, length = header[156:157], _number(header[124:136], offset)
@@ -86,9 +92,9 @@ def members(buffer: memoryview, whole: bool = False) -> Iterator[Member]:
             yield Member(path, start, first, length)
         start, name, size = -1, None, None
     if start >= 0:
-        raise Broken(offset, "an extension header without its member")
+        raise Cut(offset, "an extension header without its member")
     if whole:
-        raise Broken(offset, "no end mark: the archive is cut off")
+        raise Cut(offset, "no end mark: the archive is cut off")
 
 
 def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
@@ -113,9 +119,8 @@ def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
         yield sample
 
 
-def _check_rest(buffer: memoryview, offset: int, start: int) -> None:
-    if start >= 0:
-        raise Broken(offset, "an extension header without its member")
+def check_rest(buffer: memoryview, offset: int = 0) -> None:
+    """After the end mark, or a part of it, there are zeros alone. Raises Broken."""
     for at in range(offset, len(buffer), 1 << 20):
         piece = bytes(buffer[at : at + (1 << 20)])
         if piece.strip(b"\0"):
@@ -146,7 +151,7 @@ def _padded(size: int) -> int:
 def _after(buffer: memoryview, offset: int, size: int) -> int:
     stop = offset + BLOCK + _padded(size)
     if stop > len(buffer):
-        raise Broken(offset, f"member of {size} bytes runs past the end ({len(buffer)} bytes); its header is")
+        raise Cut(offset, f"member of {size} bytes runs past the end; its header is")
     return stop
 
 

@@ -1,0 +1,53 @@
+"""A shard walked in pieces is a shard walked whole, whatever the pieces cut through."""
+
+import io
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+
+from flip.data import tar
+from flip.data.scan import walk
+from tests.flip.data.test_damage import AROUND, WHOLE, Spots
+from tests.flip.data.test_manifest import write_tar
+
+
+def pieces(data, size):
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_any_pieces_give_the_same(tmp_path, format):
+    deep = "k" * (90 if format == tarfile.USTAR_FORMAT else 150)
+    members = [("__meta__/x.txt", b"before"), ("a.txt", b"1"), ("a.png", bytes(range(256)) * 9), ("nodot", b"between")]
+    members += [("b.txt", b""), (f"{deep}.txt", b"2" * 513), (f"{deep}.png", b"3"), ("c.txt", b"4")]
+    write_tar(tmp_path / "x.tar", members, format)
+    data = (tmp_path / "x.tar").read_bytes()
+    samples = list(tar.samples(memoryview(data), whole=True))
+    borders = [0, *(sample.start for sample in samples[1:]), samples[-1].end]
+    parts = [data[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    for size in (1, 100, 512, 700, 1024, 2560, 5000, len(data) - 1, len(data)):
+        found = walk(pieces(data, size))
+        assert found.crcs.tolist() == [zlib.crc32(part) for part in parts], size
+        assert found.starts.tolist() == [at // 512 for at in borders[:-1]] and found.end == borders[-1]
+        assert {field.dtype for field in found} == {np.dtype(np.uint32)}
+
+
+@pytest.mark.parametrize("name", [name for name in (*WHOLE, *AROUND) if name not in ("empty", "missing")])
+def test_damage_is_told_alike(original, name):
+    data = {**WHOLE, **AROUND}[name](Spots((original / "00002.tar").read_bytes()))
+    with pytest.raises(tar.Broken) as whole:
+        walk([data])
+    for size in (512, 3000, 20_000):
+        with pytest.raises(tar.Broken) as error:
+            walk(pieces(data, size))
+        assert str(error.value) == str(whole.value), size
+
+
+def test_an_archive_without_samples():
+    buffer = io.BytesIO()
+    tarfile.open(fileobj=buffer, mode="w").close()
+    for size in (512, len(buffer.getvalue())):
+        found = walk(pieces(buffer.getvalue(), size))
+        assert len(found.crcs) == 0 and found.end == 0
