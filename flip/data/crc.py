@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from flip.data.manifest import BLOCK
 
-_BITS = np.arange(32, dtype=np.uint32)
+Tables = list[NDArray[np.uint32]]
+"""Per power of two of blocks: where a CRC goes over that many blocks of zeros, by its bytes, (4, 256)."""
 
 
 def chunked(crcs: NDArray[np.uint32], blocks: NDArray[np.uint32], chunk: int) -> NDArray[np.uint32]:
@@ -21,20 +22,28 @@ def chunked(crcs: NDArray[np.uint32], blocks: NDArray[np.uint32], chunk: int) ->
     fill = -len(crcs) % chunk  # empty parts change nothing
     parts = np.pad(crcs, (0, fill)).reshape(-1, chunk)
     lengths = np.pad(blocks, (0, fill)).reshape(-1, chunk)
+    tables = _tables(int(lengths.max(initial=0)).bit_length())
     whole = parts[:, 0].copy()
     for n in range(1, chunk):
-        whole = _carried(whole, lengths[:, n]) ^ parts[:, n]
+        whole = _carried(whole, lengths[:, n], tables) ^ parts[:, n]
     return whole
 
 
-def _carried(crcs: NDArray[np.uint32], blocks: NDArray[np.uint32]) -> NDArray[np.uint32]:
+def _carried(crcs: NDArray[np.uint32], blocks: NDArray[np.uint32], tables: Tables) -> NDArray[np.uint32]:
     """The CRCs after as many blocks of zeros more."""
-    crcs, matrix, power = crcs.copy(), _block(), 0
-    while np.any(blocks >> power):
+    crcs = crcs.copy()
+    for power, table in enumerate(tables):
         chosen = (blocks >> power & 1).astype(bool)
-        crcs[chosen] = _times(matrix, crcs[chosen])
-        matrix, power = _times(matrix, matrix), power + 1
+        crcs[chosen] = _times(table, crcs[chosen])
     return crcs
+
+
+def _tables(powers: int) -> Tables:
+    tables, matrix = Tables(), _block()
+    for _ in range(powers):
+        tables.append(_by_bytes(matrix))
+        matrix = _times(tables[-1], matrix)
+    return tables
 
 
 def _block() -> NDArray[np.uint32]:
@@ -44,9 +53,15 @@ def _block() -> NDArray[np.uint32]:
     return np.array([zlib.crc32(zeros, 1 << bit) ^ constant for bit in range(32)], dtype=np.uint32)
 
 
-def _times(matrix: NDArray[np.uint32], vectors: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The product over GF(2) with each vector: the xor of the columns that its bits choose."""
-    product = np.zeros_like(vectors)
-    for bit in _BITS:
-        product ^= matrix[bit] * (vectors >> bit & 1)
-    return product
+def _by_bytes(matrix: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """A matrix over GF(2), 32 columns, as the products with each byte at each of its four places."""
+    table, byte = np.zeros((4, 256), dtype=np.uint32), np.arange(256, dtype=np.uint32)
+    for bit in range(32):
+        table[bit // 8] ^= matrix[bit] * (byte >> bit % 8 & 1)
+    return table
+
+
+def _times(table: NDArray[np.uint32], vectors: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The product with each vector."""
+    first, second, third, fourth = (table[place][vectors >> 8 * place & 255] for place in range(4))
+    return first ^ second ^ third ^ fourth
