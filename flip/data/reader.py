@@ -77,9 +77,9 @@ class Reader:
         """Size and ETag (``""``: a local file). Raises as ``read`` does."""
         return self._persist(key, lambda storage: storage.stat(key))
 
-    def list(self, prefix: str) -> list[str]:
-        """Keys that begin with ``prefix``, sorted. Raises as ``read`` does."""
-        return self._persist(prefix, lambda storage: sorted(storage.list(prefix)))
+    def list(self, prefix: str) -> dict[str, Stat]:
+        """Keys that begin with ``prefix``, sorted, with size and ETag. Raises as ``read`` does."""
+        return self._persist(prefix, lambda storage: dict(sorted(storage.list(prefix))))
 
     def _checked(self, manifest: Manifest, j: int, reads: Sequence[tuple[int, int, int, int]]) -> Sequence[bytes]:
         """The bytes of a chunk, with the right CRC."""

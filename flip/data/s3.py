@@ -41,12 +41,13 @@ class S3:
         reply = self._run(key, lambda client: client.head_object(Bucket=bucket, Key=path))
         return Stat(reply["ContentLength"], _etag(reply))
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         bucket, path = split(prefix)
         page: dict[str, Any] = {}
         while not page or page.get("NextContinuationToken"):
             page = self._run(prefix, lambda client, after=page: _page(client, bucket, path, after))  # type: ignore[misc]
-            yield from (f"s3://{bucket}/{entry['Key']}" for entry in page.get("Contents", ()))
+            for entry in page.get("Contents", ()):
+                yield f"s3://{bucket}/{entry['Key']}", Stat(entry["Size"], _etag(entry))
 
     def renew(self) -> None:
         with self._lock:

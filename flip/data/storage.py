@@ -21,8 +21,13 @@ class Got(NamedTuple):
 
 
 class Stat(NamedTuple):
+    """Two that are equal are of one and the same object or, but for sleight of hand, file."""
+
     size: int
     etag: str
+    """Of an object."""
+    changed: int = 0
+    """Of a file: when, ns."""
 
 
 class Fault(Exception):
@@ -45,8 +50,8 @@ class Storage(Protocol):
     def stat(self, key: str) -> Stat:
         """One request."""
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """Keys that begin with ``prefix``, in no given order. A request per page."""
+    def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
+        """Keys that begin with ``prefix`` and what ``stat`` would tell, in no given order. A request per page."""
 
     def renew(self) -> None:
         """Start over with fresh connections and credentials."""
@@ -80,12 +85,13 @@ class Local:
 
     def stat(self, key: str) -> Stat:
         try:
-            return Stat(os.stat(key).st_size, "")
+            found = os.stat(key)
         except OSError as error:
             raise _refusal(error, key) from None
+        return Stat(found.st_size, "", found.st_mtime_ns)
 
-    def list(self, prefix: str) -> Iterator[str]:
-        yield from glob.iglob(glob.escape(prefix) + "*")
+    def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
+        yield from ((path, self.stat(path)) for path in glob.iglob(glob.escape(prefix) + "*"))
 
     def renew(self) -> None:
         pass

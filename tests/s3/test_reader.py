@@ -57,7 +57,11 @@ def test_a_listing_in_pages(own, proxied):
     (own.folder / BUCKET / "many").mkdir()
     for i in range(1005):
         (own.folder / BUCKET / "many" / f"{i:04d}.tar").write_bytes(b"x")
-    assert impatient().list(f"s3://{BUCKET}/many/") == [f"s3://{BUCKET}/many/{i:04d}.tar" for i in range(1005)]
+    reader = impatient()
+    found = reader.list(f"s3://{BUCKET}/many/")
+    assert list(found) == [f"s3://{BUCKET}/many/{i:04d}.tar" for i in range(1005)]
+    key = f"s3://{BUCKET}/set/00000.tar"
+    assert reader.list(key) == {key: reader.stat(key)} and reader.stat(key).etag
 
 
 # -- what cannot pass -------------------------------------------------------------------------------------------------
