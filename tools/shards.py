@@ -70,10 +70,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _making(commands: _Commands) -> None:
-    one = commands.add("index", "manifests:index", "Walk shards and write their manifest.", MAKING)
+    about = (
+        "Walk shards and write their manifest. What was scanned is kept in OUT.part until then: after a stop the same "
+        "command goes on. Exit code 65 where shards are damaged, when all others are scanned."
+    )
+    one = commands.add("index", "indexing:index", about, MAKING)
     one.add_argument("shards", nargs="+", help=".tar files or s3:// URLs; braces and wildcards are expanded")
     one.add_argument("--out", required=True, help="folder of the new manifest")
     one.add_argument("--chunk", type=int, default=0, help="R, samples per read; default: by the number of samples")
+    one.add_argument("--workers", type=int, default=0, help="processes, of 150 MB each; default: one per core")
+    one.add_argument("--skip-damaged", action="store_true", help="leave out shards that are missing or no whole tar")
+    one.add_argument(
+        "--part",
+        metavar="I/N",
+        help="only scan the I-th of N shares, for the same command without it; slurm: this task's",
+    )
     one = commands.add("info", "manifests:info", "What a manifest holds.", MAKING)
     one.add_argument("manifest", help="its folder")
     one.add_argument(

@@ -25,7 +25,7 @@ from flip.exitcodes import DataError, PermissionDenied, StorageError
 PIECE = 32 << 20
 """Bytes of one request."""
 
-REMEDY = "Fetch or make the shard again, or leave it out."
+REMEDY = "Fetch or make the shard again, or leave it out (--skip-damaged)."
 
 
 class Scan(NamedTuple):
@@ -124,11 +124,12 @@ def _read(key: str, stat: Stat, reader: Reader) -> tuple[Scan | tar.Broken, str]
         return error, digest.hexdigest()
 
 
-def file_size(key: str) -> int:
-    """Bytes of a shard that is a file. Raises as ``scan`` does."""
+def file_stat(key: str) -> Stat:
+    """Of a shard that is a file and may be read. Raises as ``scan`` does."""
     try:
         with open(key, "rb") as file:
-            return os.fstat(file.fileno()).st_size
+            found = os.fstat(file.fileno())
+            return Stat(found.st_size, "", found.st_mtime_ns)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError("the shard is missing", key, remedy="Check the path and the braces.") from None
     except IsADirectoryError:

@@ -17,14 +17,15 @@ _ERRORS = {
 
 
 class Proxy:
-    """``faults``: names that each GET of an object may suffer, with probability ``share``; at most ``limit`` in all."""
+    """``faults``: names that each GET of an object may suffer, with probability ``share``, but for the first ``after``;
+    at most ``limit`` in all."""
 
     def __init__(self, port):
         self.target, self.port, self.counts = port, 0, collections.Counter()
         self.plan((), 0)
 
-    def plan(self, faults, share, seed=0, limit=10**9):
-        self.faults, self.share, self.limit = tuple(faults), share, limit
+    def plan(self, faults, share, seed=0, limit=10**9, after=0):
+        self.faults, self.share, self.limit, self.after = tuple(faults), share, limit, after
         self.random, self.counts = random.Random(seed), collections.Counter()
 
     @property
@@ -59,11 +60,17 @@ class Proxy:
         self._thread.join(10)
 
     def _draw(self, head):
+        self.counts["heads"] += head.startswith(b"HEAD /")
         if not head.startswith(b"GET /") or b"\r\nrange:" not in head.lower():
             return ""
         self.counts["gets"] += 1
         done = sum(self.counts[name] for name in self.faults)
-        if not self.faults or done >= self.limit or self.random.random() >= self.share:
+        if (
+            not self.faults
+            or self.counts["gets"] <= self.after
+            or done >= self.limit
+            or self.random.random() >= self.share
+        ):
             return ""
         fault = self.random.choice(self.faults)
         self.counts[fault] += 1

@@ -1,12 +1,19 @@
 """The command that indexes a bucket."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from flip.data.manifest import Manifest
 from tests.s3.servers import BUCKET, files
 from tools.shards import main
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "shards.py"
 
 pytestmark = pytest.mark.s3
 
@@ -25,3 +32,54 @@ def test_wildcards_and_braces_in_a_bucket(original, own, proxied, tmp_path, caps
     assert (less.keys, less.etags) == (whole.keys, whole.etags) and all(less.etags)
     assert main(["index", f"s3://{BUCKET}/none/*.tar", "--out", str(tmp_path / "none")]) == 65
     assert f"s3://{BUCKET}/none/*.tar: the shard is missing" in capsys.readouterr().err
+
+
+def test_killed_in_the_middle_only_the_rest_is_read(own, proxied, tmp_path, capsys):
+    """The third request for bytes gets no answer, ever: there the command is killed."""
+    proxy = proxied(own)
+    command = ["index", f"s3://{BUCKET}/set/*.tar", "--chunk", "4", "--json", "--workers", "1", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    assert proxy.counts["gets"] == 5 and proxy.counts["heads"] == 0, "sizes and ETags are of the listing"
+    whole = json.loads(capsys.readouterr().out)
+
+    proxy.plan(["silence"], 1, after=2)
+    child = subprocess.Popen([sys.executable, TOOL, *command, str(tmp_path / "m")])
+    end = time.monotonic() + 60
+    while not proxy.counts["silence"]:
+        assert child.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL and not (tmp_path / "m").exists()
+    proxy.plan((), 0)
+    assert main([*command, str(tmp_path / "m")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["shards_scanned"], found["shards_scanned_before"], proxy.counts["gets"]) == (3, 2, 3)
+    assert found["digest"] == whole["digest"]
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert [(tmp_path / "m" / name).read_bytes() for name in names] == [
+        (tmp_path / "whole" / name).read_bytes() for name in names
+    ]
+
+
+def test_an_object_that_was_replaced_is_scanned_again(original, own, proxied, tmp_path, capsys):
+    proxy, pattern = proxied(own), f"s3://{BUCKET}/set/*.tar"
+    assert main(["index", pattern, "--out", str(tmp_path / "m"), "--part", "1/1"]) == 0
+    files(own.address).put_file(original / "00001.tar", f"{BUCKET}/set/00003.tar")
+    proxy.plan((), 0)
+    capsys.readouterr()
+    assert main(["index", pattern, "--out", str(tmp_path / "m"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["shards_scanned"] == proxy.counts["gets"] == 1
+    made = Manifest.load(tmp_path / "m")
+    assert made.shards[3].tolist() == made.shards[1].tolist() and made.etags[3] == made.etags[1]
+
+
+def test_processes_over_a_bucket(own, proxied, tmp_path, monkeypatch):
+    proxy = proxied(own)
+    monkeypatch.setattr("flip.data.gather._WORTH", 1 << 10)
+    for workers in "12":
+        keys = f"s3://{BUCKET}/set/{{00000..00004}}.tar"
+        assert main(["index", keys, "--workers", workers, "--out", str(tmp_path / workers)]) == 0
+    one, two = Manifest.load(tmp_path / "1"), Manifest.load(tmp_path / "2")
+    assert (one.digest, one.keys, one.etags) == (two.digest, two.keys, two.etags)
+    assert proxy.counts["gets"] == proxy.counts["heads"] == 10

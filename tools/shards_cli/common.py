@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,19 +69,34 @@ def writing(out: str | Path) -> Iterator[None]:
 
 
 class Bar:
-    """A progress bar on a terminal, nothing elsewhere; called with what is done, what there is, and a word beside."""
+    """A progress bar on a terminal, a line every ``every`` seconds elsewhere; called with what is done, what there is,
+    and a word beside. What the first call says to be done was so before: the time left follows from the rest."""
 
-    def __init__(self, what: str, unit: str) -> None:
+    def __init__(self, what: str, unit: str, every: float = 60.0) -> None:
+        self.what, self.unit, self.every, self.before = what, unit, every, -1
+        self.begin = self.told = time.monotonic()
         self.bar = tqdm(desc=what, unit=unit or "it", unit_scale=bool(unit), disable=None, leave=False)
 
     def __enter__(self) -> Bar:
         return self
 
     def __call__(self, done: int, total: int, beside: str = "") -> None:
-        self.bar.total = total
-        if beside:
+        if self.before < 0:
+            self.before = self.bar.initial = self.bar.n = done
+        if not self.bar.disable:
+            self.bar.total = total
             self.bar.set_postfix_str(beside, refresh=False)
-        self.bar.update(done - self.bar.n)
+            self.bar.update(done - self.bar.n)
+        elif time.monotonic() - self.told >= self.every:
+            self.told = time.monotonic()
+            print(self.line(done, total, self.told - self.begin, beside), file=sys.stderr, flush=True)
+
+    def line(self, done: int, total: int, seconds: float, beside: str) -> str:
+        form = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt}" + self.unit + ", {rate_fmt}, {remaining} left{postfix}"
+        return tqdm.format_meter(
+            done, total, seconds, prefix=self.what, unit=self.unit or "it", unit_scale=bool(self.unit),
+            bar_format=form, postfix=beside, initial=self.before,
+        )  # fmt: skip
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()

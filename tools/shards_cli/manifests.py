@@ -1,33 +1,21 @@
-"""Commands about manifests: index, info, except."""
+"""Commands about manifests: info, except."""
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
-import glob
 import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import braceexpand
 import numpy as np
 
 from flip.config.resolve import DataFacts, buffer_bytes, default_lanes, host
 from flip.config.schema import Config, Stage
-from flip.data.index import index as make_index
 from flip.data.manifest import Manifest, write
-from flip.data.reader import Reader
-from flip.data.storage import is_remote
 from flip.data.verify import kind
 from flip.exitcodes import ConfigError
-from tools.shards_cli.common import Bar, Outcome, writing
-
-
-def index(options: argparse.Namespace) -> Outcome:
-    """Walk shards and write their manifest."""
-    with writing(options.out), Bar("indexing", "B") as bar:
-        return Outcome(facts(make_index(expand(options.shards), options.out, options.chunk, bar)))
+from tools.shards_cli.common import Outcome, writing
 
 
 def info(options: argparse.Namespace) -> Outcome:
@@ -88,21 +76,3 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         "left_out_by_training": manifest.tail,
         "exceptions": len(manifest.exceptions),
     }
-
-
-def expand(patterns: list[str]) -> list[str]:
-    """Paths of patterns with braces ({00000..00041}, {a,b}) and wildcards; one without a match stands for itself."""
-    paths = []
-    for pattern in patterns:
-        for path in braceexpand.braceexpand(pattern):
-            paths += (objects(path) if is_remote(path) else sorted(glob.glob(path))) or [path]
-    return paths
-
-
-def objects(pattern: str) -> list[str]:
-    """Keys that match a pattern; as in paths, a wildcard stands for no slash."""
-    prefix = re.split(r"[*?[]", pattern)[0]
-    if prefix == pattern:
-        return [pattern]
-    found = Reader(deadline=60.0).list(prefix)
-    return [key for key in found if fnmatch.fnmatchcase(key, pattern) and key.count("/") == pattern.count("/")]

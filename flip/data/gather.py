@@ -1,0 +1,147 @@
+"""Many shards scanned by many processes; what was scanned before, by whomever, is not scanned again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from flip.data import crew
+from flip.data.reader import Reader
+from flip.data.scan import REMEDY, Scan, file_stat, scan
+from flip.data.scans import Scans, Shard
+from flip.data.storage import Stat, is_remote
+from flip.exitcodes import ConfigError, DataError
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes done, bytes in all, and a word on the shards; first with what need not be done."""
+
+_THREADS = 16
+"""Shards that are asked for their sizes at once."""
+
+_WORTH = 64 << 20
+"""Bytes to read for which one process more is worth its start."""
+
+_NAMED = 3
+
+
+class Damaged(DataError):
+    """Shards that cannot be indexed. ``errors``: shard -> what is wrong with it."""
+
+    def __init__(self, errors: Mapping[str, DataError], shards: int, kept: Path) -> None:
+        self.errors = dict(errors)
+        first = list(errors.values())[:_NAMED]
+        where, what, remedy = first[0].where, first[0].what, first[0].remedy
+        if len(errors) > 1:
+            named = "; ".join(f"{error.where}: {error.what}" for error in first)
+            more = f"; and {len(errors) - _NAMED:,} more" if len(errors) > _NAMED else ""
+            where, what, remedy = "", f"{len(errors):,} of {shards:,} shards cannot be indexed: {named}{more}", REMEDY
+        if kept.exists():
+            remedy += f" The scans of the others are kept in {kept}: give the same command again."
+        super().__init__(what, where, remedy=remedy)
+
+
+@dataclass
+class Gathered:
+    """``shards``: those that have a scan, sorted by key; ``reused``: how many had one before; ``read``: bytes of
+    the others."""
+
+    scans: Scans
+    shards: list[Shard]
+    reused: int
+    read: int
+    damaged: dict[str, DataError] = field(default_factory=dict)
+
+
+def part_folder(out: Path) -> Path:
+    """Where scans are kept until the manifest ``out`` is written."""
+    return out.with_name(f"{out.name}.part")
+
+
+def sorted_keys(shards: Iterable[str]) -> list[str]:
+    """URLs and absolute paths. Raises ConfigError (none, one named twice)."""
+    keys = sorted(shard if is_remote(shard) else os.path.abspath(shard) for shard in shards)
+    if not keys:
+        raise ConfigError("no shards to index", remedy="Name at least one .tar file.")
+    for key, after in pairwise(keys):
+        if key == after or "\n" in key:
+            raise ConfigError("a shard is named twice, or its name holds a line break", value=key)
+    return keys
+
+
+def gather(
+    keys: Sequence[str], out: Path, progress: Progress | None = None, workers: int = 0,
+    known: Mapping[str, Stat] | None = None, skip_damaged: bool = False,
+) -> Gathered:  # fmt: skip
+    """Scan the shards that have no scan beside ``out`` yet. ``workers``: processes at most; below 2 this one does it.
+    ``known``: what a listing told of objects, which are then not asked for one by one.
+
+    Raises, when all others are scanned, Damaged unless ``skip_damaged``; before that where one is missing. Further
+    PermissionDenied, StorageError, and OSError where ``out`` cannot be written. What is scanned by then is kept.
+    """
+    folder = part_folder(out)
+    shards, damaged = _asked(keys, known or {})
+    if damaged and not skip_damaged:
+        raise Damaged(damaged, len(keys), folder)
+    scans = Scans(folder)
+    todo = [shard for shard in shards if shard not in scans]
+    total, left = sum(shard.stat.size for shard in shards), sum(shard.stat.size for shard in todo)
+    done, ended = total - left, len(shards) - len(todo)
+    processes = min(workers, len(todo), 1 + left // _WORTH)
+    answers = crew.run(_scanner, (), todo, processes if processes > 1 else 0, "index")
+    try:
+        _tell(progress, done, total, ended, len(shards))
+        for shard, found in answers:
+            if isinstance(found, DataError):
+                damaged[shard.key] = found
+            else:
+                scans.add(shard, found)
+            done, ended = done + shard.stat.size, ended + 1
+            _tell(progress, done, total, ended, len(shards))
+    finally:
+        answers.close()
+        scans.close()
+    damaged = dict(sorted(damaged.items()))
+    if damaged and not skip_damaged:
+        raise Damaged(damaged, len(keys), folder)
+    return Gathered(scans, [s for s in shards if s.key not in damaged], len(shards) - len(todo), left, damaged)
+
+
+def _asked(keys: Sequence[str], known: Mapping[str, Stat]) -> tuple[list[Shard], dict[str, DataError]]:
+    reader, pool = Reader(), ThreadPoolExecutor(_THREADS)
+
+    def ask(key: str) -> Stat | DataError:
+        try:
+            return known.get(key) or (reader.stat(key) if is_remote(key) else file_stat(key))
+        except DataError as error:
+            return error
+
+    try:
+        answers = list(pool.map(ask, keys))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    found = list(zip(keys, answers, strict=True))
+    return (
+        [Shard(key, stat) for key, stat in found if isinstance(stat, Stat)],
+        {key: error for key, error in found if isinstance(error, DataError)},
+    )
+
+
+def _scanner() -> Callable[[Shard], tuple[Shard, Scan | DataError]]:
+    reader = Reader()
+
+    def one(shard: Shard) -> tuple[Shard, Scan | DataError]:
+        try:
+            return shard, scan(shard.key, shard.stat, reader)
+        except DataError as error:
+            return shard, error
+
+    return one
+
+
+def _tell(progress: Progress | None, done: int, total: int, ended: int, shards: int) -> None:
+    if progress:
+        progress(done, total, f"{ended:,} of {shards:,} shards")

@@ -1,0 +1,109 @@
+"""Scans kept in a folder, so that an index that was stopped, or shared out to several machines, need not begin anew.
+
+Each process that scans appends to a file of its own: a line per shard, the CRC32 of what follows in eight hexadecimal
+digits, then JSON: the shard as it was (key, size, ETag, time of change), its samples, and the arrays of ``Scan`` as
+[dtype, base64]. A line that is torn or spoiled is a shard that was not scanned.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from flip.data.scan import Scan
+from flip.data.storage import Stat
+from flip.exitcodes import DataError
+
+
+class Shard(NamedTuple):
+    """A shard as it was when it was asked for: what is kept of another one under its key is not used."""
+
+    key: str
+    stat: Stat
+
+
+class _Place(NamedTuple):
+    path: Path
+    start: int
+    bytes: int
+    samples: int
+
+
+class Scans:
+    """The scans in ``folder``, which need not exist. Raises OSError where they cannot be read or written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._places: dict[Shard, _Place] = {}
+        self._file: BinaryIO | None = None
+        for path in sorted(folder.glob("*.jsonl")):
+            with open(path, "rb") as file:
+                start = 0
+                for line in file:
+                    found = _unpacked(line)
+                    if found is not None and set(found["arrays"]) == set(Scan._fields):
+                        self._places[_shard(found)] = _Place(path, start, len(line), found["samples"])
+                    start += len(line)
+
+    def __contains__(self, shard: Shard) -> bool:
+        return shard in self._places
+
+    def samples(self, shard: Shard) -> int:
+        return self._places[shard].samples
+
+    def add(self, shard: Shard, scan: Scan) -> None:
+        """Append one. A process that is killed loses nothing; a machine may: its last lines, which are not synced."""
+        if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.folder / f"{uuid.uuid4().hex}.jsonl", "xb")  # noqa: SIM115  (by close)
+        line, start = _packed(shard, scan), self._file.tell()
+        self._file.write(line)
+        self._file.flush()
+        self._places[shard] = _Place(Path(self._file.name), start, len(line), len(scan.crcs))
+
+    def read(self, shard: Shard) -> Scan:
+        """One of those that there are. Raises DataError where the file is no longer what it was."""
+        place = self._places[shard]
+        with open(place.path, "rb") as file:
+            file.seek(place.start)
+            found = _unpacked(file.read(place.bytes))
+        if found is None or _shard(found) != shard:
+            raise DataError("it was changed meanwhile", str(place.path), remedy="Give the same command again.")
+        arrays = {name: np.frombuffer(base64.b64decode(text), kind) for name, (kind, text) in found["arrays"].items()}
+        return Scan(**arrays)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Delete the files, and the folder where it holds nothing else."""
+        self.close()
+        for path in self.folder.glob("*.jsonl"):
+            path.unlink()
+        if self.folder.exists() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def _packed(shard: Shard, scan: Scan) -> bytes:
+    arrays = {name: [a.dtype.str, base64.b64encode(a.tobytes()).decode()] for name, a in scan._asdict().items()}
+    facts = {"shard": [shard.key, *shard.stat], "samples": len(scan.crcs), "arrays": arrays}
+    text = json.dumps(facts).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _unpacked(line: bytes) -> dict[str, Any] | None:
+    text = line[9:-1]
+    return json.loads(text) if line == b"%08x %s\n" % (zlib.crc32(text), text) else None
+
+
+def _shard(facts: dict[str, Any]) -> Shard:
+    key, *stat = facts["shard"]
+    return Shard(key, Stat(*stat))

@@ -1,0 +1,223 @@
+"""Shards scanned by several processes, stopped and gone on with: the manifest is that of one undisturbed pass."""
+
+import base64
+import json
+import multiprocessing
+import os
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+
+from flip.data import chunks, gather
+from flip.data.gather import Damaged, part_folder
+from flip.data.index import index, merge
+from flip.data.scan import Scan, scan
+from flip.data.scans import Scans, Shard
+from flip.data.storage import Stat
+from flip.exitcodes import ConfigError, DataError, PermissionDenied
+from tests.flip.data.test_manifest import write_tar
+from tests.synthetic import make_dataset
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data"), samples=61, shards=7, size=16, chunk=8)
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "data")
+
+
+@pytest.fixture
+def whole(folder, tmp_path):
+    """The files of the manifest that an undisturbed pass makes."""
+    return contents(index(shards(folder), tmp_path / "whole", 8).folder)
+
+
+@pytest.fixture
+def scanned(monkeypatch):
+    """The keys of the shards that are scanned in this process from now on."""
+    keys = []
+
+    def noted(key, *rest):
+        keys.append(key)
+        return scan(key, *rest)
+
+    monkeypatch.setattr(gather, "scan", noted)
+    return keys
+
+
+def shards(folder):
+    return [str(path) for path in sorted(folder.glob("*.tar"))]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(count):
+    def progress(done, total, text):
+        if text.startswith(f"{count} of"):
+            raise Stop
+
+    return progress
+
+
+def stopped(folder, out, count):
+    with pytest.raises(Stop):
+        index(shards(folder), out, 8, stop_after(count))
+    (kept,) = part_folder(out).iterdir()
+    return kept
+
+
+def test_processes_make_the_same(folder, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(gather, "_WORTH", 1 << 10)
+    seen = set()
+    made = index(
+        shards(folder), tmp_path / "m", 8,
+        lambda *_: seen.update(one.name for one in multiprocessing.active_children()), workers=3,
+    )  # fmt: skip
+    assert seen >= {"index-0", "index-1", "index-2"}
+    assert contents(made.folder) == whole and not (tmp_path / "m.part").exists()
+
+
+def test_what_was_scanned_is_not_scanned_again(folder, whole, tmp_path, scanned):
+    kept = stopped(folder, tmp_path / "m", 3)
+    assert scanned == shards(folder)[:3] and len(kept.read_bytes().splitlines()) == 3
+    seen = []
+    del scanned[:]
+    made = index(shards(folder), tmp_path / "m", 8, lambda *told: seen.append(told))
+    assert scanned == shards(folder)[3:] and contents(made.folder) == whole
+    sizes = [os.stat(one).st_size for one in shards(folder)]
+    assert seen[0] == (sum(sizes[:3]), sum(sizes), "3 of 7 shards")
+    assert seen[-1] == (sum(sizes), sum(sizes), "7 of 7 shards") and not kept.parent.exists()
+
+
+def test_a_changed_shard_is_scanned_again(folder, tmp_path, scanned):
+    stopped(folder, tmp_path / "m", 3)
+    first, second, third = shards(folder)[:3]
+    write_tar(first, [("a.txt", b"1"), ("b.txt", b"2")])
+    os.utime(second, ns=(1, 1))
+    del scanned[:]
+    made = index(shards(folder), tmp_path / "m", 8)
+    assert scanned == [first, second, *shards(folder)[3:]] and made.shards[0, 0] == 2
+    assert made.digest == index(shards(folder), tmp_path / "again", 8).digest
+
+
+def spoil(line):
+    facts = json.loads(line[9:])
+    facts["arrays"]["crcs"][1] = base64.b64encode(bytes(4 * facts["samples"])).decode()
+    return line[:9] + json.dumps(facts).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "damage, lost",
+    [
+        (lambda lines: [lines[0], lines[1][:-30]], 1),
+        (lambda lines: [lines[0][: len(lines[0]) // 2] + lines[1]], 2),
+        (lambda lines: [spoil(lines[0]), lines[1]], 1),
+        (lambda lines: [lines[0], b"\0" * 600 + b"\n", lines[1]], 0),
+        (lambda lines: [b"\n", b"{}\n", b"ffffffff {}\n", *lines], 0),
+        (lambda lines: [], 2),
+    ],
+)
+def test_a_damaged_line_is_a_shard_not_scanned(folder, whole, tmp_path, scanned, damage, lost):
+    kept = stopped(folder, tmp_path / "m", 2)
+    kept.write_bytes(b"".join(damage(kept.read_bytes().splitlines(keepends=True))))
+    del scanned[:]
+    made = index(shards(folder), tmp_path / "m", 8)
+    assert len(scanned) == 5 + lost and contents(made.folder) == whole
+
+
+def test_scans_of_another_kind_are_not_used(folder, tmp_path, scanned):
+    """A field that Scan did not have then, or has no more."""
+    kept = stopped(folder, tmp_path / "m", 2)
+    text = kept.read_bytes().splitlines()[0][9:].replace(b'"crcs"', b'"sums"')
+    kept.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text))
+    del scanned[:]
+    index(shards(folder), tmp_path / "m", 8)
+    assert len(scanned) == 7
+
+
+def test_scans_are_told_from_others_of_the_key(tmp_path):
+    found = Scan(np.array([1, 2], dtype=np.uint32), np.array([3, 4], dtype=np.uint32))
+    before, after = (Shard("s3://b/\udc80.tar", Stat(1536, etag)) for etag in ("one", "two"))
+    first = Scans(tmp_path / "part")
+    first.add(before, found)
+    first.close()
+    again = Scans(tmp_path / "part")
+    assert before in again and after not in again and again.samples(before) == 2
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(again.read(before), found, strict=True))
+    (path,) = (tmp_path / "part").iterdir()
+    path.write_bytes(path.read_bytes().replace(b"one", b"two"))
+    with pytest.raises(DataError, match="changed meanwhile"):
+        again.read(before)
+    (tmp_path / "part" / "notes.txt").write_text("mine")
+    again.remove()
+    assert [one.name for one in (tmp_path / "part").iterdir()] == ["notes.txt"]
+
+
+def test_damaged_shards_are_told_together(folder, tmp_path, scanned):
+    for number in (1, 2, 4, 5):
+        with open(shards(folder)[number], "r+b") as file:
+            file.truncate(700)
+    with pytest.raises(
+        Damaged, match="4 of 7 shards cannot be indexed: .*00001.tar: not a whole tar: .*; and 1 more"
+    ) as e:
+        index(shards(folder), tmp_path / "m", 8)
+    assert list(e.value.errors) == [shards(folder)[i] for i in (1, 2, 4, 5)] and e.value.code == 65
+    assert str(tmp_path / "m.part") in e.value.remedy and not (tmp_path / "m").exists()
+    for number in (1, 2):
+        shutil.copy(tmp_path / "data" / "00000.tar", shards(folder)[number])
+    del scanned[:]
+    found = gather.gather(shards(folder), tmp_path / "m", skip_damaged=True)
+    assert len(scanned) == 4 and found.reused == 3 and list(found.damaged) == [shards(folder)[i] for i in (4, 5)]
+    made = merge(found, tmp_path / "m", 8)
+    assert made.keys == [shards(folder)[i] for i in (0, 1, 2, 3, 6)]
+    assert made.settings["left_out"][1] == {
+        "shard": shards(folder)[5],
+        "reason": "not a whole tar: member of 313 bytes runs past the end; its header is at byte 0",
+    }
+    assert made.digest == index(made.keys, tmp_path / "those", 8).digest
+
+
+def test_a_missing_shard_is_told_before_the_others_are_read(folder, tmp_path, scanned):
+    gone = [str(folder / f"{i}.tar") for i in range(2)]
+    with pytest.raises(
+        Damaged, match=f"2 of 9 shards .*: {gone[0]}: the shard is missing; {gone[1]}: the shard is missing"
+    ):
+        index([*shards(folder), *gone], tmp_path / "m")
+    assert not scanned and not (tmp_path / "m.part").exists()
+    found = gather.gather([*gone, *shards(folder)], tmp_path / "m", skip_damaged=True)
+    assert len(found.shards) == 7 and list(found.damaged) == gone
+    with pytest.raises(DataError, match="no samples"):
+        merge(gather.gather(gone, tmp_path / "none", skip_damaged=True), tmp_path / "none")
+
+
+def test_other_trouble_ends_it_and_keeps_what_was_scanned(folder, tmp_path, monkeypatch):
+    def denied(key, *rest):
+        if key == shards(folder)[2]:
+            raise PermissionDenied("may not be read", key)
+        return scan(key, *rest)
+
+    monkeypatch.setattr(gather, "scan", denied)
+    with pytest.raises(PermissionDenied):
+        index(shards(folder), tmp_path / "m")
+    monkeypatch.undo()
+    assert gather.gather(shards(folder), tmp_path / "m").reused == 2
+    with pytest.raises(ConfigError, match=r"1 \.\. 61"):
+        index(shards(folder), tmp_path / "m", 62)
+    assert gather.gather(shards(folder), tmp_path / "m").reused == 7
+
+
+@pytest.mark.parametrize("group", [1, 3, 8, 20])
+def test_chunks_of_a_few_at_a_time(folder, whole, tmp_path, monkeypatch, group):
+    monkeypatch.setattr(chunks, "_GROUP", group)
+    assert contents(index(shards(folder), tmp_path / "m", 8).folder) == whole

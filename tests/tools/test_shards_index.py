@@ -1,0 +1,136 @@
+"""The command index: in shares, over damage, and what it prints meanwhile."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flip.data.gather import part_folder
+from flip.data.manifest import Manifest
+from flip.exitcodes import ConfigError
+from tests.synthetic import make_dataset
+from tests.tools.test_shards import TOOL, run
+from tests.tools.test_shards_cli import call
+from tools.shards_cli.common import Bar
+from tools.shards_cli.indexing import share
+
+
+@pytest.fixture
+def data(tmp_path):
+    return make_dataset(tmp_path / "data", samples=70, shards=7, size=16, chunk=4)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_shares_at_once_and_then_the_manifest(data, tmp_path, capsys):
+    command = ["index", data / "*.tar", "--chunk", 4, "--json", "--out"]
+    whole = call(capsys, *command, tmp_path / "whole")[1]
+    assert (whole["shards_scanned"], whole["shards_scanned_before"]) == (7, 0)
+
+    out = tmp_path / "m"
+    several = [
+        subprocess.Popen(
+            [sys.executable, TOOL, *map(str, command), out, "--part", "slurm"],
+            env=os.environ | {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "3"},
+            stdout=subprocess.PIPE,
+        )
+        for task in "02"
+    ]
+    found = [json.loads(one.communicate(timeout=60)[0]) for one in several]
+    assert [one.returncode for one in several] == [0, 0] and not out.exists()
+    assert [(one["part"], one["shards"], one["shards_scanned"]) for one in found] == [("1/3", 2, 2), ("3/3", 3, 3)]
+    assert len(contents(part_folder(out))) == 2, "a file for each that scanned"
+    code, again = call(capsys, *command, out, "--part", "3/3")
+    assert code == 0 and (again["shards_scanned"], again["shards_scanned_before"]) == (0, 3)
+
+    code, merged = call(capsys, *command, out)
+    assert code == 0 and (merged["shards_scanned"], merged["shards_scanned_before"]) == (2, 5)
+    assert merged["digest"] == whole["digest"] and contents(out) == contents(tmp_path / "whole")
+    assert not part_folder(out).exists()
+    code, text = call(capsys, *command, out, "--part", "1/3")
+    assert code == 78 and "there is a manifest already" in text
+
+
+def test_more_shares_than_shards(data, tmp_path, capsys):
+    counts = [call(capsys, "index", data / "*.tar", "--out", tmp_path / "m", "--json", "--part", f"{i}/9") for i in
+              range(1, 10)]  # fmt: skip
+    assert [code for code, _ in counts] == [0] * 9
+    assert sum(found["shards_scanned"] for _, found in counts) == 7
+    assert call(capsys, "index", data / "*.tar", "--out", tmp_path / "m", "--json")[1]["shards_scanned"] == 0
+
+
+def test_what_is_a_share():
+    def slurm(task, first, count):
+        names = ("ID", "MIN", "COUNT")
+        return {f"SLURM_ARRAY_TASK_{name}": str(x) for name, x in zip(names, (task, first, count), strict=True)}
+
+    assert share("1/1", {}) == (1, 1) and share("64/64", slurm(1, 1, 9)) == (64, 64)
+    assert share("slurm", slurm(0, 0, 64)) == (1, 64) and share("slurm", slurm(8, 5, 4)) == (4, 4)
+    for text in ("0/3", "4/3", "1", "1/0", "-1/3", "one/3"):
+        with pytest.raises(ConfigError, match="not a share"):
+            share(text, {})
+    with pytest.raises(ConfigError, match="SLURM_ARRAY_TASK_ID.*sbatch --array"):
+        share("slurm", {})
+    with pytest.raises(ConfigError, match="without gaps"):
+        share("slurm", slurm(7, 0, 3))
+
+
+def test_damaged_shards(data, tmp_path, capsys):
+    for number in range(5):
+        (data / f"{number:05d}.tar").write_bytes(b"<html>")
+    command = ["index", data / "{00000..00006}.tar", "--chunk", 4, "--out", tmp_path / "m"]
+    code, text = call(capsys, *command)
+    assert code == 65 and "5 of 7 shards cannot be indexed: " in text and "; and 2 more. " in text
+    assert "--skip-damaged" in text and f"{tmp_path}/m.part" in text and text.count("\n") == 1
+    code, found = call(capsys, *command, "--json")
+    assert code == 65 and len(found["damaged"]) == 5 and not (tmp_path / "m").exists()
+    assert found["damaged"][4]["shard"] == f"{data}/00004.tar" and "not a whole tar" in found["damaged"][4]["reason"]
+    code, text = call(capsys, *command, "--skip-damaged")
+    assert code == 0 and text.count("not a whole tar: header cut off at byte 0\n") == 5 and "\nleft out\n" in text
+    made = Manifest.load(tmp_path / "m")
+    assert made.samples == 20 and [one["shard"] for one in made.settings["left_out"]] == [
+        f"{data}/0000{i}.tar" for i in range(5)
+    ]
+    code, text = call(capsys, *command, "--part", "1/7")
+    assert code == 78
+    code, text = call(capsys, *command[:-1], tmp_path / "n", "--part", "1/7")
+    assert code == 65 and "00000.tar: not a whole tar" in text
+
+
+def test_shards_without_stats_are_a_hint(data, tmp_path, capsys):
+    def lacking(out):
+        code, found = call(capsys, "index", data / "*.tar", "--out", tmp_path / out, "--json")
+        return found.get("shards_without_stats_json") if code == 0 else code
+
+    assert lacking("none") is None
+    for number in range(7):
+        assert number == 0 or lacking(f"{number}") == 7 - number
+        (data / f"{number:05d}_stats.json").write_text("{}")
+    assert lacking("all") is None
+
+
+def test_lines_where_there_is_no_terminal(capsys):
+    with Bar("indexing", "B") as bar:
+        bar(4 * 10**12, 92 * 10**12, "1 of 23 shards")
+    assert not capsys.readouterr().err, "not before its time"
+    with Bar("indexing", "B", every=0) as bar:
+        bar(4 * 10**12, 92 * 10**12, "1 of 23 shards")
+        bar(5 * 10**12, 92 * 10**12, "2 of 23 shards")
+        line = bar.line(5 * 10**12, 92 * 10**12, 3600, "2 of 23 shards")
+    assert line == "indexing: 5% 5.00T/92.0TB, 278MB/s, 87:00:00 left, 2 of 23 shards"
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("indexing: 4% 4.00T/92.0TB, ") and second.endswith(" left, 2 of 23 shards")
+
+
+def test_mistakes(data, tmp_path):
+    for arguments, words in (
+        (("--workers", "-1"), "--workers"),
+        (("--part", "9"), "--part"),
+        (("--out", data), "there is a manifest already"),
+    ):
+        result = run("index", data / "*.tar", "--out", tmp_path / "m", *arguments)
+        assert result.returncode == 78 and words in result.stderr and result.stderr.count("\n") == 1

@@ -1,0 +1,115 @@
+"""The command index."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import glob
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import braceexpand
+
+from flip.data.crew import cores
+from flip.data.gather import Damaged, Gathered, gather, part_folder, sorted_keys
+from flip.data.index import merge
+from flip.data.manifest import refuse_existing
+from flip.data.reader import Reader
+from flip.data.storage import Stat, is_remote
+from flip.exitcodes import ConfigError
+from tools.shards_cli.common import Bar, Outcome, writing
+from tools.shards_cli.manifests import facts
+
+
+def index(options: argparse.Namespace) -> Outcome:
+    """Walk shards and write their manifest; with --part, only scan a share of them for the command that does."""
+    if options.workers < 0:
+        raise ConfigError("must not be negative", "--workers", options.workers)
+    part, parts = share(options.part, os.environ) if options.part else (1, 1)
+    out = Path(options.out).absolute()
+    refuse_existing(out)
+    named, known = expand(options.shards)
+    keys = sorted_keys(named)
+    keys = keys[(part - 1) * len(keys) // parts : part * len(keys) // parts]
+    report: dict[str, Any] = {"part": f"{part}/{parts}", "folder": str(part_folder(out))} if options.part else {}
+    begin = time.monotonic()
+    try:
+        with writing(out):
+            with Bar("indexing", "B") as bar:
+                found = gather(keys, out, bar, options.workers or cores(), known, options.skip_damaged)
+            if not options.part:
+                report = facts(merge(found, out, options.chunk))
+    except Damaged as error:
+        if not options.json:
+            raise
+        found_bad = [{"shard": key, "reason": one.what} for key, one in error.errors.items()]
+        return Outcome(report | {"damaged": found_bad}, error.code)
+    return Outcome(report | _gathered(found, time.monotonic() - begin) | without_stats(keys, known))
+
+
+def _gathered(found: Gathered, seconds: float) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "shards": len(found.shards),
+        "shards_scanned": len(found.shards) - found.reused,
+        "shards_scanned_before": found.reused,
+        "megabytes_per_second": round(found.read / 1e6 / seconds, 1),
+        "seconds": round(seconds, 1),
+    }
+    if found.damaged:
+        report["left_out"] = [{"shard": key, "reason": error.what} for key, error in found.damaged.items()]
+    return report
+
+
+def share(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
+    """I and N of I/N, 1 <= I <= N, or of the Slurm array whose task this is. Raises ConfigError."""
+    if text == "slurm":
+        try:
+            task, first, count = (int(environment[f"SLURM_ARRAY_TASK_{x}"]) for x in ("ID", "MIN", "COUNT"))
+        except KeyError as error:
+            remedy = "Submit it with sbatch --array=0-63, or give --part I/N."
+            raise ConfigError(
+                f"this is no task of an array: there is no {error.args[0]}", "--part", text, remedy
+            ) from None
+        text = f"{task - first + 1}/{count}"
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError("not a share", "--part", text, "Write 1/64 .. 64/64; an array is numbered without gaps.")
+    return int(match[1]), int(match[2])
+
+
+def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, Stat]]:
+    """Shards of patterns with braces ({00000..00041}, {a,b}) and wildcards; one without a match stands for itself.
+    Second: all objects that a listing showed on the way."""
+    keys, known = list[str](), dict[str, Stat]()
+    for pattern in patterns:
+        for one in braceexpand.braceexpand(pattern):
+            if is_remote(one):
+                listed = objects(one)
+                known |= listed
+                found = [key for key in listed if fnmatch.fnmatchcase(key, one) and key.count("/") == one.count("/")]
+            else:
+                found = sorted(glob.glob(one))
+            keys += found or [one]
+    return keys, known
+
+
+def objects(pattern: str) -> dict[str, Stat]:
+    """Objects among which those are that match a pattern with wildcards; of one without, none."""
+    prefix = re.split(r"[*?[]", pattern)[0]
+    return {} if prefix == pattern else Reader(deadline=60.0).list(prefix)
+
+
+def without_stats(keys: Sequence[str], known: Mapping[str, Stat]) -> dict[str, int]:
+    """How many shards lack the _stats.json that img2dataset writes last; nothing where none has one, or none lacks it.
+    A hint only: whether a shard is whole is told by its end mark."""
+    beside = set(known)
+    for folder in {os.path.dirname(key) for key in keys if not is_remote(key)}:
+        with suppress(OSError):
+            beside.update(os.path.join(folder, name) for name in os.listdir(folder))
+    lacking = [f"{key.removesuffix('.tar')}_stats.json" not in beside for key in keys]
+    return {"shards_without_stats_json": sum(lacking)} if any(lacking) and not all(lacking) else {}
