@@ -77,7 +77,11 @@ def _making(commands: _Commands) -> None:
     one = commands.add("index", "indexing:index", about, MAKING)
     one.add_argument("shards", nargs="+", help=".tar files or s3:// URLs; braces and wildcards are expanded")
     one.add_argument("--out", required=True, help="folder of the new manifest")
-    one.add_argument("--chunk", type=int, default=0, help="R, samples per read; default: by the number of samples")
+    first = one.add_mutually_exclusive_group()
+    first.add_argument("--chunk", type=int, default=0, help="R, samples per read; default: by the number of samples")
+    first.add_argument(
+        "--add", metavar="MANIFEST", help="put its shards first, unread, with its R: their samples keep their ids"
+    )
     one.add_argument("--workers", type=int, default=0, help="processes, of 150 MB each; default: one per core")
     one.add_argument("--skip-damaged", action="store_true", help="leave out shards that are missing or no whole tar")
     one.add_argument(

@@ -39,6 +39,8 @@ class Difference:
     """Samples that only the old one excepts."""
     order_changes: bool = False
     """Whether global batch t of a run would name other samples."""
+    ids_stay: bool = True
+    """Whether each sample of the old one has its id in the new one too."""
 
     @property
     def equal(self) -> bool:
@@ -57,7 +59,7 @@ def compare(old: Manifest, new: Manifest) -> Difference:
         for name in before
         if name in after and (before[name] != after[name] or name in touched)
     ]
-    layout = [(name, count) for name, (count, _) in before.items()] == [(n, count) for n, (count, _) in after.items()]
+    layouts = [[(name, count) for name, (count, _) in one.items()] for one in (before, after)]
     return Difference(
         digest=(old.digest, new.digest),
         chunk=(old.chunk, new.chunk),
@@ -67,7 +69,8 @@ def compare(old: Manifest, new: Manifest) -> Difference:
         changed=changed,
         excepted={id: reason for id, reason in new.exceptions.items() if id not in old.exceptions},
         readmitted={id: reason for id, reason in old.exceptions.items() if id not in new.exceptions},
-        order_changes=not layout or old.chunk != new.chunk,
+        order_changes=layouts[0] != layouts[1] or old.chunk != new.chunk,
+        ids_stay=layouts[0] == layouts[1][: len(layouts[0])],
     )
 
 
@@ -87,12 +90,14 @@ def below_common(keys: Sequence[str]) -> list[str]:
 
 
 def _touched(old: Manifest, new: Manifest, names: Sequence[str]) -> set[str]:
-    """Shards read by chunks of another CRC. Only where all else is equal: else chunks are not the same samples."""
+    """Shards read by chunks of another CRC. Only where the new one has all that the old one has, with more after it or
+    not: else chunks are not the same samples."""
     tables: list[tuple[Any, Any]] = [(old.shards, new.shards), (old.offsets, new.offsets)]
-    if old.chunk != new.chunk or not all(np.array_equal(a, b) for a, b in tables):
+    if old.chunk != new.chunk or not all(np.array_equal(a, b[: len(a)]) for a, b in tables):
         return set()
     rows = {key: name for key, name in zip(old.keys, names, strict=True)}
-    other = np.flatnonzero(np.asarray(old.checksums) != np.asarray(new.checksums)).tolist()
+    same = old.chunks if old.samples == new.samples else old.samples // old.chunk
+    other = np.flatnonzero(np.asarray(old.checksums[:same]) != np.asarray(new.checksums[:same])).tolist()
     readers = [{rows[key] for key, *_ in old.chunk_reads(j)} for j in other]
     found: set[str] = set().union(*(one for one in readers if len(one) == 1))
     for several in readers:  # which of its shards differs is not told: those known to do explain it

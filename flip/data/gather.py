@@ -56,19 +56,26 @@ class Gathered:
     damaged: dict[str, DataError] = field(default_factory=dict)
 
 
+def listed(damaged: Mapping[str, DataError]) -> list[dict[str, str]]:
+    """As they stand in reports and in a manifest's settings."""
+    return [{"shard": key, "reason": error.what} for key, error in damaged.items()]
+
+
 def part_folder(out: Path) -> Path:
     """Where scans are kept until the manifest ``out`` is written."""
     return out.with_name(f"{out.name}.part")
 
 
-def sorted_keys(shards: Iterable[str]) -> list[str]:
-    """URLs and absolute paths. Raises ConfigError (none, one named twice)."""
+def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
+    """URLs and absolute paths. Raises ConfigError (none, one named twice or among ``old``)."""
     keys = sorted(shard if is_remote(shard) else os.path.abspath(shard) for shard in shards)
     if not keys:
         raise ConfigError("no shards to index", remedy="Name at least one .tar file.")
     for key, after in pairwise(keys):
         if key == after or "\n" in key:
             raise ConfigError("a shard is named twice, or its name holds a line break", value=key)
+    for key in sorted(set(old).intersection(keys))[:1]:
+        raise ConfigError("a shard is in the old manifest already", value=key, remedy="Name the new ones alone.")
     return keys
 
 
@@ -93,6 +100,8 @@ def gather(
     processes = min(workers, len(todo), 1 + left // _WORTH)
     answers = crew.run(_scanner, (), todo, processes if processes > 1 else 0, "index")
     try:
+        if todo:
+            scans.begin()  # what cannot be written is told before hours of reading
         _tell(progress, done, total, ended, len(shards))
         for shard, found in answers:
             if isinstance(found, DataError):

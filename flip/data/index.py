@@ -15,7 +15,7 @@ import numpy as np
 
 from flip.data import manifest as manifests
 from flip.data.chunks import Chunks
-from flip.data.gather import Gathered, Progress, gather, sorted_keys
+from flip.data.gather import Gathered, Progress, gather, listed, sorted_keys
 from flip.data.manifest import Manifest, Table
 from flip.exitcodes import ConfigError, DataError
 
@@ -36,28 +36,38 @@ def index(
     return merge(gather(keys, out, progress, workers), out, chunk)
 
 
-def merge(found: Gathered, out: Path, chunk: int = 0) -> Manifest:
-    """Write the manifest of shards that were scanned, and remove the scans. Raises as ``index`` does."""
+def merge(found: Gathered, out: Path, chunk: int = 0, old: Manifest | None = None) -> Manifest:
+    """Write the manifest of shards that were scanned, and remove the scans. Raises as ``index`` does.
+
+    ``old``: its shards come first, unread, with its R (not ``chunk``) and exceptions: its samples keep their ids.
+    """
     samples = sum(map(found.scans.samples, found.shards))
     if not samples:
         raise DataError("the shards hold no samples", str(out), remedy="Members must be named KEY.EXTENSION.")
-    chunk = chunk or choose_chunk(samples)
-    if not 0 < chunk <= samples:
+    chunk = old.chunk if old else chunk or choose_chunk(samples)
+    if not old and not 0 < chunk <= samples:
         raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
-    chunks, rows = Chunks(chunk), []
+    chunks = Chunks(chunk, old)
+    keys, etags, rows = (list(old.keys), list(old.etags), old.shards.tolist()) if old else ([], [], [])
     for shard in found.shards:
         one = found.scans.read(shard)
         chunks.add(one)
-        rows.append((len(one.crcs), shard.stat.size, one.end))
+        keys.append(shard.key)
+        etags.append(shard.stat.etag)
+        rows.append([len(one.crcs), shard.stat.size, one.end])
     offsets, checksums = chunks.tables()
-    keys, etags = [shard.key for shard in found.shards], [shard.stat.etag for shard in found.shards]
     table = Table(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags)
-    settings: dict[str, Any] = {}
-    if found.damaged:
-        settings["left_out"] = [{"shard": key, "reason": error.what} for key, error in found.damaged.items()]
-    made = manifests.write(out, table, checksums, settings=settings)
+    made = manifests.write(out, table, checksums, old.exceptions if old else {}, _settings(found, keys, old))
     found.scans.remove()
     return made
+
+
+def _settings(found: Gathered, keys: Sequence[str], old: Manifest | None) -> dict[str, Any]:
+    """Those of the old manifest, and which shards were left out."""
+    settings = dict(old.settings) if old else {}
+    there = set(keys)  # also what was left out once, then mended and added
+    left_out = [one for one in settings.pop("left_out", []) if one["shard"] not in there] + listed(found.damaged)
+    return settings | ({"left_out": left_out} if left_out else {})
 
 
 def choose_chunk(samples: int) -> int:

@@ -11,6 +11,7 @@ import base64
 import json
 import uuid
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -57,11 +58,14 @@ class Scans:
     def samples(self, shard: Shard) -> int:
         return self._places[shard].samples
 
+    def begin(self) -> None:
+        """Open a file of this process's own."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.folder / f"{uuid.uuid4().hex}.jsonl", "xb")  # noqa: SIM115  (by close)
+
     def add(self, shard: Shard, scan: Scan) -> None:
         """Append one. A process that is killed loses nothing; a machine may: its last lines, which are not synced."""
-        if self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.folder / f"{uuid.uuid4().hex}.jsonl", "xb")  # noqa: SIM115  (by close)
+        assert self._file is not None
         line, start = _packed(shard, scan), self._file.tell()
         self._file.write(line)
         self._file.flush()
@@ -79,17 +83,20 @@ class Scans:
         return Scan(**arrays)
 
     def close(self) -> None:
+        """End adding. A file without a scan goes, and a folder without a file."""
         if self._file is not None:
+            if not self._file.tell():
+                Path(self._file.name).unlink(missing_ok=True)
             self._file.close()
             self._file = None
+        with suppress(OSError):  # not there, or not empty
+            self.folder.rmdir()
 
     def remove(self) -> None:
-        """Delete the files, and the folder where it holds nothing else."""
-        self.close()
+        """Delete all files of scans."""
         for path in self.folder.glob("*.jsonl"):
             path.unlink()
-        if self.folder.exists() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        self.close()
 
 
 def _packed(shard: Shard, scan: Scan) -> bytes:

@@ -126,11 +126,30 @@ def test_lines_where_there_is_no_terminal(capsys):
     assert first.startswith("indexing: 4% 4.00T/92.0TB, ") and second.endswith(" left, 2 of 23 shards")
 
 
+def test_add(data, tmp_path, capsys):
+    old, new = tmp_path / "old", tmp_path / "new"
+    call(capsys, "index", data / "0000[3-6].tar", "--out", old, "--chunk", 3)
+    command = ["index", data / "0000[0-2].tar", "--add", old, "--out", new, "--json"]
+    assert call(capsys, *command, "--part", "2/3")[1]["shards_scanned"] == 1
+    code, found = call(capsys, *command)
+    assert code == 0 and (found["shards"], found["samples"], found["chunk"]) == (7, 70, 3)
+    assert (found["shards_scanned"], found["shards_scanned_before"]) == (2, 1)
+    assert call(capsys, "verify", new)[0] == 0
+    code, text = call(capsys, "diff", old, new)
+    assert code == 1 and "shards added: 3\n" in text and "removed" not in text and "changed" not in text
+    assert "Sample ids stay: what is new comes after them.\nA run's order changes" in text
+    code, text = call(capsys, "index", data / "0000[1-3].tar", "--add", old, "--out", tmp_path / "x")
+    assert code == 78 and f"{data}/00003.tar" in text and "in the old manifest already" in text
+    with pytest.raises(SystemExit):
+        call(capsys, *command, "--chunk", 4)
+
+
 def test_mistakes(data, tmp_path):
     for arguments, words in (
         (("--workers", "-1"), "--workers"),
         (("--part", "9"), "--part"),
         (("--out", data), "there is a manifest already"),
+        (("--out", data / "00000.tar"), "a file is where a folder must be"),
     ):
         result = run("index", data / "*.tar", "--out", tmp_path / "m", *arguments)
         assert result.returncode == 78 and words in result.stderr and result.stderr.count("\n") == 1

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from flip.data import verify as checks
 from flip.data.crew import cores
-from flip.data.manifest import Manifest, refuse_existing
+from flip.data.manifest import Manifest
 from flip.data.verify import Plan, Report
-from flip.exitcodes import COMPLETE, DATA, ConfigError, FlipError, PermissionDenied
-from tools.shards_cli.common import Bar, Outcome, names, number, writing
+from flip.exitcodes import COMPLETE, DATA, ConfigError, FlipError
+from tools.shards_cli.common import Bar, Outcome, claim, names, number
 from tools.shards_cli.manifests import excepting
 
 INTERRUPTED = 130
@@ -28,14 +27,11 @@ def verify(options: argparse.Namespace) -> Outcome:
     manifest = Manifest.load(options.manifest)
     plan = Plan(_chunks(manifest, options), options.decode, names(options.captions, "--captions"))
     if options.out:
-        _claim(Path(options.out).absolute())
+        claim(Path(options.out).absolute())
     report, begin = Report(), time.monotonic()
     report.resized = checks.resized(manifest, plan)
     ended = _run(manifest, plan, options.workers or cores(), report)
     found = _facts(manifest, report, len(plan.chunks), time.monotonic() - begin, options)
-    if options.out and (ended or not report.bad):
-        with suppress(OSError):  # it may hold other things
-            os.rmdir(options.out)
     if isinstance(ended, FlipError):
         print(_text(found, manifest, options, "until then: "), file=sys.stderr)
         raise ended
@@ -46,15 +42,6 @@ def verify(options: argparse.Namespace) -> Outcome:
         found |= {"written": str(new.folder), "digest": new.digest}
     left = report.resized or (report.bad and not options.out)
     return Outcome(found, DATA if left else COMPLETE, _text(found, manifest, options))
-
-
-def _claim(out: Path) -> None:
-    """What would keep the new manifest from being written is told before hours of reading."""
-    refuse_existing(out)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise PermissionDenied("may not be written", str(out), remedy="Choose another --out.")
 
 
 def _chunks(manifest: Manifest, options: argparse.Namespace) -> range | list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from flip.exitcodes import ConfigError
+from flip.data.manifest import refuse_existing
+from flip.exitcodes import ConfigError, PermissionDenied
 from jobs.disk import unwritable
 
 
@@ -66,6 +68,19 @@ def writing(out: str | Path) -> Iterator[None]:
         raise ConfigError("a file is where a folder must be, or the other way round", error.filename or out) from error
     except OSError as error:
         raise unwritable(error, out, "Choose another --out.") from error
+
+
+def claim(out: Path) -> None:
+    """What would keep a manifest from being written to ``out`` is told before hours of reading. Leaves no folder."""
+    refuse_existing(out)
+    there = out.exists()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    writable = os.access(out, os.W_OK | os.X_OK)
+    if not there:
+        out.rmdir()
+    if not writable:
+        raise PermissionDenied("may not be written", str(out), remedy="Choose another --out.")
 
 
 class Bar:

@@ -42,6 +42,8 @@ def _lines(found: Difference) -> Iterator[str]:
     for title, samples in (("samples excepted", found.excepted), ("samples excepted no more", found.readmitted)):
         yield from _some(title, [f"{id}: {reason}" for id, reason in sorted(samples.items())])
     if found.order_changes:
+        if found.ids_stay:
+            yield "Sample ids stay: what is new comes after them."
         yield "A run's order changes: global batch t names other samples. It cannot go on with the other manifest."
     elif found.changed:
         yield "A run's order stays, but some of the samples are other ones under the same ids."

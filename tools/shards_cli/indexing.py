@@ -16,13 +16,13 @@ from typing import Any
 import braceexpand
 
 from flip.data.crew import cores
-from flip.data.gather import Damaged, Gathered, gather, part_folder, sorted_keys
+from flip.data.gather import Damaged, Gathered, gather, listed, part_folder, sorted_keys
 from flip.data.index import merge
-from flip.data.manifest import refuse_existing
+from flip.data.manifest import Manifest, refuse_existing
 from flip.data.reader import Reader
 from flip.data.storage import Stat, is_remote
 from flip.exitcodes import ConfigError
-from tools.shards_cli.common import Bar, Outcome, writing
+from tools.shards_cli.common import Bar, Outcome, claim, writing
 from tools.shards_cli.manifests import facts
 
 
@@ -32,36 +32,36 @@ def index(options: argparse.Namespace) -> Outcome:
         raise ConfigError("must not be negative", "--workers", options.workers)
     part, parts = share(options.part, os.environ) if options.part else (1, 1)
     out = Path(options.out).absolute()
-    refuse_existing(out)
+    (refuse_existing if options.part else claim)(out)  # tasks of an array would be in each other's way
     named, known = expand(options.shards)
-    keys = sorted_keys(named)
+    old = Manifest.load(options.add) if options.add else None
+    keys = sorted_keys(named, old.keys if old else ())
     keys = keys[(part - 1) * len(keys) // parts : part * len(keys) // parts]
-    report: dict[str, Any] = {"part": f"{part}/{parts}", "folder": str(part_folder(out))} if options.part else {}
     begin = time.monotonic()
     try:
         with writing(out):
             with Bar("indexing", "B") as bar:
                 found = gather(keys, out, bar, options.workers or cores(), known, options.skip_damaged)
-            if not options.part:
-                report = facts(merge(found, out, options.chunk))
+            if options.part:
+                report = {"part": f"{part}/{parts}", "folder": str(part_folder(out)), "shards": len(found.shards)}
+            else:
+                report = facts(merge(found, out, options.chunk, old))
     except Damaged as error:
         if not options.json:
             raise
-        found_bad = [{"shard": key, "reason": one.what} for key, one in error.errors.items()]
-        return Outcome(report | {"damaged": found_bad}, error.code)
+        return Outcome({"damaged": listed(error.errors)}, error.code)
     return Outcome(report | _gathered(found, time.monotonic() - begin) | without_stats(keys, known))
 
 
 def _gathered(found: Gathered, seconds: float) -> dict[str, Any]:
     report: dict[str, Any] = {
-        "shards": len(found.shards),
         "shards_scanned": len(found.shards) - found.reused,
         "shards_scanned_before": found.reused,
         "megabytes_per_second": round(found.read / 1e6 / seconds, 1),
         "seconds": round(seconds, 1),
     }
     if found.damaged:
-        report["left_out"] = [{"shard": key, "reason": error.what} for key, error in found.damaged.items()]
+        report["left_out"] = listed(found.damaged)
     return report
 
 

@@ -53,6 +53,27 @@ def test_shards_changed(folder):
     assert found.order_changes
 
 
+def test_shards_added_at_the_end(folder):
+    old = index(shards(folder)[:2], folder.parent / "old", chunk=4)
+    more = compare(old, Manifest.load(folder))
+    assert (
+        more.added == [shards(folder)[2]]
+        and more.order_changes
+        and more.ids_stay
+        and not (more.removed or more.changed)
+    )
+    other = index(shards(folder)[1:], folder.parent / "other", chunk=4)
+    assert not compare(other, Manifest.load(folder)).ids_stay and not compare(Manifest.load(folder), old).ids_stay
+
+
+def test_a_change_is_seen_before_what_was_added(folder):
+    old = index(shards(folder)[:2], folder.parent / "old", chunk=4)
+    other = make_dataset(folder.parent / "other", samples=30, shards=3, size=16, seed=1, chunk=4)
+    shutil.copy(other / "00000.tar", folder / "00000.tar")
+    found = compare(old, index(shards(folder), folder.parent / "new", chunk=4))
+    assert [(one.name, one.content) for one in found.changed] == [(shards(folder)[0], True)] and len(found.added) == 1
+
+
 def test_chunks_and_exceptions(folder):
     old = Manifest.load(folder)
     assert compare(old, index(shards(folder), folder.parent / "r8", chunk=8)).order_changes

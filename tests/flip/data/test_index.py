@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from flip.data import chunks, gather
-from flip.data.gather import Damaged, part_folder
+from flip.data.gather import Damaged, part_folder, sorted_keys
 from flip.data.index import index, merge
+from flip.data.manifest import write
+from flip.data.reader import Reader
 from flip.data.scan import Scan, scan
 from flip.data.scans import Scans, Shard
 from flip.data.storage import Stat
 from flip.exitcodes import ConfigError, DataError, PermissionDenied
 from tests.flip.data.test_manifest import write_tar
-from tests.synthetic import make_dataset
+from tests.synthetic import caption, make_dataset
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,7 @@ def test_scans_are_told_from_others_of_the_key(tmp_path):
     found = Scan(np.array([1, 2], dtype=np.uint32), np.array([3, 4], dtype=np.uint32))
     before, after = (Shard("s3://b/\udc80.tar", Stat(1536, etag)) for etag in ("one", "two"))
     first = Scans(tmp_path / "part")
+    first.begin()
     first.add(before, found)
     first.close()
     again = Scans(tmp_path / "part")
@@ -221,3 +224,34 @@ def test_other_trouble_ends_it_and_keeps_what_was_scanned(folder, tmp_path, monk
 def test_chunks_of_a_few_at_a_time(folder, whole, tmp_path, monkeypatch, group):
     monkeypatch.setattr(chunks, "_GROUP", group)
     assert contents(index(shards(folder), tmp_path / "m", 8).folder) == whole
+
+
+@pytest.mark.parametrize("old, chunk", [(1, 8), (2, 1), (2, 8), (3, 4), (3, 25), (6, 20), (6, 52)])
+def test_added_shards_give_what_all_at_once_do(folder, tmp_path, scanned, old, chunk):
+    """52 samples in six shards: of 20 the last chunk holds 12 of two shards; of 52 and of 8 (one shard) it is full."""
+    before = index(shards(folder)[:old], tmp_path / "old", chunk)
+    del scanned[:]
+    found = gather.gather(shards(folder)[old:], tmp_path / "new")
+    new = merge(found, tmp_path / "new", old=before)
+    assert scanned == shards(folder)[old:], "the old ones are not read"
+    assert contents(new.folder) == contents(index(shards(folder), tmp_path / "all", chunk).folder)
+
+
+def test_old_samples_keep_their_ids(folder, tmp_path):
+    late, early = shards(folder)[:2], shards(folder)[2:]
+    made = index(early, tmp_path / "m", 4)
+    old = write(tmp_path / "old", made, made.checksums, {3: "bad"}, {"left_out": [{"shard": late[0], "reason": "cut"}]})
+    new = merge(gather.gather(late, tmp_path / "new"), tmp_path / "new", old=old)
+    assert new.keys == [*early, *late] and new.exceptions == {3: "bad"} and new.settings == {}
+    assert [new.locate(id) for id in range(old.samples)] == [old.locate(id) for id in range(old.samples)]
+    texts = [bytes(s["txt"]).decode() for j in range(new.chunks) for s in Reader().read_chunk(new, j)]
+    assert texts == [caption(i) for i in (*range(17, 61), *range(17))]
+    with pytest.raises(ConfigError, match="in the old manifest already.*00003.tar"):
+        sorted_keys([late[0], early[1]], old.keys)
+
+
+def test_unwritable_is_told_before_anything_is_read(folder, tmp_path, scanned):
+    (tmp_path / "m.part").write_text("a file")
+    with pytest.raises(FileExistsError):
+        index(shards(folder), tmp_path / "m")
+    assert not scanned
