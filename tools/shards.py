@@ -82,7 +82,7 @@ def _making(commands: _Commands) -> None:
     first.add_argument(
         "--add", metavar="MANIFEST", help="put its shards first, unread, with its R: their samples keep their ids"
     )
-    one.add_argument("--workers", type=int, default=0, help="processes, of 150 MB each; default: one per core")
+    one.add_argument("--workers", type=int, default=0, help="processes, of 200 MB each; default: one per core")
     one.add_argument("--skip-damaged", action="store_true", help="leave out shards that are missing or no whole tar")
     one.add_argument(
         "--part",

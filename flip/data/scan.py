@@ -22,8 +22,8 @@ from flip.data.reader import Reader
 from flip.data.storage import Stat, is_remote
 from flip.exitcodes import DataError, PermissionDenied, StorageError
 
-PIECE = 32 << 20
-"""Bytes of one request."""
+PIECE = 16 << 20
+"""Bytes of one request: half of what the allocator keeps for the next one."""
 
 REMEDY = "Fetch or make the shard again, or leave it out (--skip-damaged)."
 
