@@ -36,10 +36,13 @@ def index(
     return merge(gather(keys, out, progress, workers), out, chunk)
 
 
-def merge(found: Gathered, out: Path, chunk: int = 0, old: Manifest | None = None) -> Manifest:
+def merge(
+    found: Gathered, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None
+) -> Manifest:
     """Write the manifest of shards that were scanned, and remove the scans. Raises as ``index`` does.
 
     ``old``: its shards come first, unread, with its R (not ``chunk``) and exceptions: its samples keep their ids.
+    ``progress``: here in shards.
     """
     samples = sum(map(found.scans.samples, found.shards))
     if not samples:
@@ -49,12 +52,14 @@ def merge(found: Gathered, out: Path, chunk: int = 0, old: Manifest | None = Non
         raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
     chunks = Chunks(chunk, old)
     keys, etags, rows = (list(old.keys), list(old.etags), old.shards.tolist()) if old else ([], [], [])
-    for shard in found.shards:
+    for number, shard in enumerate(found.shards, 1):
         one = found.scans.read(shard)
         chunks.add(one)
         keys.append(shard.key)
         etags.append(shard.stat.etag)
         rows.append([len(one.crcs), shard.stat.size, one.end])
+        if progress:
+            progress(number, len(found.shards), "")
     offsets, checksums = chunks.tables()
     table = Table(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags)
     made = manifests.write(out, table, checksums, old.exceptions if old else {}, _settings(found, keys, old))

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from flip.data.reader import Reader
 from tests.flip.data.loading import BATCH, loader
 from tests.s3.proxy import FAULTS
 
@@ -57,7 +58,9 @@ def expected(original):
 
 def test_weed_gives_the_same(original, weed, proxied, remote, expected):
     proxied(weed)
-    source = loader(original, folder=remote().folder, workers=1)
+    made, reader = remote(), Reader()
+    assert reader.list(made.keys[0]) == {made.keys[0]: reader.stat(made.keys[0])}
+    source = loader(original, folder=made.folder, workers=1)
     assert same(take(source, 6), expected)
     counters = source.counters()
     assert counters.requests > 50 and counters.bytes > 100_000 and counters.seconds > 0

@@ -45,7 +45,8 @@ def index(options: argparse.Namespace) -> Outcome:
             if options.part:
                 report = {"part": f"{part}/{parts}", "folder": str(part_folder(out)), "shards": len(found.shards)}
             else:
-                report = facts(merge(found, out, options.chunk, old))
+                with Bar("putting together", "") as bar:
+                    report = facts(merge(found, out, options.chunk, old, bar))
     except Damaged as error:
         if not options.json:
             raise
