@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.data import crc
-from flip.data.manifest import BLOCK, Manifest
+from flip.data.manifest import Manifest
 from flip.data.scan import Scan
 
 _GROUP = 1 << 22
@@ -23,9 +23,8 @@ class Chunks:
         full = self._samples // chunk
         self._checksums: list[NDArray[np.uint32]] = [old.checksums[:full]] if old else []
         crcs, blocks = np.zeros((2, self._samples % chunk), dtype=np.uint32)
-        if old and len(crcs):  # for a CRC, samples of a chunk are as good as one long sample and empty ones
-            crcs[0] = old.checksums[full]
-            blocks[0] = sum(stop - start for _, start, stop, _ in old.chunk_places(full)) // BLOCK
+        if old and len(crcs):
+            crcs[0] = old.checksums[full]  # of all of them, the others are empty; how long the first is does not matter
         self._crcs, self._blocks, self._waiting = [crcs], [blocks], len(crcs)
 
     def add(self, scan: Scan) -> None:
