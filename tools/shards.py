@@ -12,6 +12,8 @@ import json
 MAKING = """examples:
   python tools/shards.py index 'data/{00000..00041}.tar' --out data/manifest
   python tools/shards.py index 's3://bucket/laion/*.tar' --out data/manifest    (AWS_ENDPOINT_URL, AWS_PROFILE, ...)
+  python tools/shards.py index 's3://bucket/laion/*.tar' --out data/manifest --part 1/64    (2/64, ..., then none)
+  python tools/shards.py index 'more/*.tar' --add data/manifest --out data/manifest-2
   python tools/shards.py info data/manifest
   python tools/shards.py make captions.csv --images pictures --out data
   python tools/shards.py except data/manifest --ids 512-767 --out data/manifest-2
