@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
@@ -81,8 +82,9 @@ def _share_out(tasks: Iterator[Any], pipes: Sequence[connection.Connection]) -> 
 
 def _give(tasks: Iterator[Any], pipe: connection.Connection, open_tasks: dict[connection.Connection, int]) -> None:
     for task in tasks:
-        pipe.send(task)
         open_tasks[pipe] += 1
+        with suppress(ConnectionError):  # it has ended: what it said before is read from the pipe
+            pipe.send(task)
         return
 
 

@@ -1,0 +1,71 @@
+"""What processes answer, and what is made of one that ends early. What they inherit is in test_verify.py."""
+
+import multiprocessing
+import os
+import time
+from functools import partial
+
+import pytest
+
+from flip.data import crew
+from flip.exitcodes import ConfigError, DataError, FlipError
+
+
+def adding(number):
+    return lambda task: number + task
+
+
+def refusing(kind):
+    if kind == "at once":
+        raise DataError("no such thing", "here", 7, "Look elsewhere.")
+    return partial(_refuse, kind)
+
+
+def _refuse(kind, task):
+    if task == 3:
+        if kind == "dies":
+            os._exit(3)
+        raise ConfigError("not this one", value=task)
+    return task
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_every_task_is_answered_once(workers):
+    assert sorted(crew.run(adding, (10,), range(20), workers, "adder")) == list(range(10, 30))
+    assert list(crew.run(adding, (10,), [], workers, "adder")) == []
+    assert not [one for one in multiprocessing.active_children() if one.name.startswith("adder-")]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_a_process_is_raised_as_it_was(workers):
+    with pytest.raises(DataError) as error:
+        list(crew.run(refusing, ("at once",), range(9), workers, "refuser"))
+    assert (error.value.where, error.value.value, error.value.remedy) == ("here", 7, "Look elsewhere.")
+    with pytest.raises(ConfigError, match="not this one"):
+        list(crew.run(refusing, ("later",), range(9), workers, "refuser"))
+
+
+def test_the_error_of_one_that_ended_before_it_got_its_tasks():
+    def tasks():
+        yield 1
+        end = time.monotonic() + 60
+        while any(one.name.startswith("refuser-") for one in multiprocessing.active_children()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        yield 2
+
+    with pytest.raises(DataError, match="no such thing"):
+        list(crew.run(refusing, ("at once",), tasks(), 1, "refuser"))
+
+
+def test_one_that_dies_is_noticed():
+    with pytest.raises(FlipError, match="ended by itself.*fewer workers") as error:
+        list(crew.run(refusing, ("dies",), range(9), 2, "refuser"))
+    assert error.value.code == 70
+
+
+def test_closing_ends_the_processes():
+    answers = crew.run(adding, (1,), range(1000), 2, "adder")
+    assert next(answers) in range(1, 5)
+    answers.close()
+    assert not [one for one in multiprocessing.active_children() if one.name.startswith("adder-")]
