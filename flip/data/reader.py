@@ -77,6 +77,10 @@ class Reader:
         """Size and ETag (``""``: a local file). Raises as ``read`` does."""
         return self._persist(key, lambda storage: storage.stat(key))
 
+    def parts(self, key: str, stat: Stat) -> Sequence[int]:
+        """Sizes of the parts that an object was uploaded in, where the server tells them. Raises as ``read`` does."""
+        return self._persist(key, lambda storage: storage.parts(key, stat))
+
     def list(self, prefix: str) -> dict[str, Stat]:
         """Keys that begin with ``prefix``, sorted, with size and ETag. Raises as ``read`` does."""
         return self._persist(prefix, lambda storage: dict(sorted(storage.list(prefix))))

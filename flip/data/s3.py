@@ -41,6 +41,23 @@ class S3:
         reply = self._run(key, lambda client: client.head_object(Bucket=bucket, Key=path))
         return Stat(reply["ContentLength"], _etag(reply))
 
+    def parts(self, key: str, stat: Stat) -> list[int]:
+        bucket, path = split(key)
+        sizes = list[int]()
+        while True:
+            place = {"Bucket": bucket, "Key": path, "PartNumber": len(sizes) + 1}
+            try:
+                reply = self._run(key, lambda client, at=place: client.head_object(**at))  # type: ignore[misc]
+            except Fault as fault:
+                if fault.kind != "refused":
+                    raise
+                return []
+            if "PartsCount" not in reply:  # the server passes over the number
+                return []
+            sizes.append(reply["ContentLength"])
+            if len(sizes) >= reply["PartsCount"]:
+                return sizes if sum(sizes) == stat.size else []
+
     def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         bucket, path = split(prefix)
         page: dict[str, Any] = {}

@@ -67,7 +67,7 @@ def _answer(error: object) -> Fault:
         return Fault("expired", text)
     if code in _SLOW or status in (429, 503):
         return Fault("slowdown", text)
-    if code in _SERVER or status >= 500 or status == 408:
+    if code in _SERVER or status == 408 or (status >= 500 and status != 501):
         return Fault("server", text)
     if status == 404:
         return Fault("missing", text)

@@ -6,10 +6,9 @@ sample that is cut by its end, not the shard.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.data import tar
+from flip.data.etag import ETag
 from flip.data.manifest import BLOCK
 from flip.data.reader import Reader
 from flip.data.storage import Stat, is_remote
@@ -52,12 +52,13 @@ def scan(key: str, stat: Stat, reader: Reader) -> Scan:
     """Read a shard once and walk it. Raises DataError naming shard and byte; what ``Reader.read`` does.
 
     A byte that was spoiled on its way here would be the truth from now on, so an object is checked by its ETag or,
-    where that is no MD5 (uploaded in parts, encrypted), by reading it once more.
+    where that follows from no MD5 (encrypted, of parts that the server does not tell), by reading it once more.
     """
     if not stat.size:
         raise DataError("the shard is empty", key, remedy=REMEDY)
-    found, digest = _read(key, stat, reader)
-    if is_remote(key) and digest != stat.etag and _read(key, stat, reader)[1] != digest:
+    parts = reader.parts(key, stat) if is_remote(key) and "-" in stat.etag else []
+    found, etag = _read(key, stat, parts, reader)
+    if is_remote(key) and etag != stat.etag and _read(key, stat, parts, reader)[1] != etag:
         raise StorageError("two readings of the shard differ", key, remedy="Look at the network, then index again.")
     if isinstance(found, tar.Broken):
         raise DataError(f"not a whole tar: {found}", key, remedy=REMEDY) from found
@@ -107,21 +108,21 @@ def _check_rest(pieces: Iterator[bytes], at: int) -> None:
         at += len(piece)
 
 
-def _read(key: str, stat: Stat, reader: Reader) -> tuple[Scan | tar.Broken, str]:
-    """What one reading found, and the MD5 of an object's bytes as far as they were read."""
-    digest = hashlib.md5(usedforsecurity=False)
+def _read(key: str, stat: Stat, parts: Sequence[int], reader: Reader) -> tuple[Scan | tar.Broken, str]:
+    """What one reading found, and the ETag that an object's bytes have as far as they were read."""
+    etag = ETag(parts)
 
     def pieces() -> Iterator[bytes]:
         for at in range(0, stat.size, PIECE):
             piece = reader.read(key, at, min(at + PIECE, stat.size), stat.etag)
             if is_remote(key):
-                digest.update(piece)
+                etag.update(piece)
             yield piece
 
     try:
-        return walk(pieces()), digest.hexdigest()
+        return walk(pieces()), etag.text()
     except tar.Broken as error:
-        return error, digest.hexdigest()
+        return error, etag.text()
 
 
 def file_stat(key: str) -> Stat:

@@ -50,6 +50,9 @@ class Storage(Protocol):
     def stat(self, key: str) -> Stat:
         """One request."""
 
+    def parts(self, key: str, stat: Stat) -> list[int]:
+        """Sizes of the parts that an object was uploaded in; none where that is not told. A request per part."""
+
     def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         """Keys that begin with ``prefix`` and what ``stat`` would tell, in no given order. A request per page."""
 
@@ -89,6 +92,9 @@ class Local:
         except OSError as error:
             raise _refusal(error, key) from None
         return Stat(found.st_size, "", found.st_mtime_ns)
+
+    def parts(self, key: str, stat: Stat) -> list[int]:
+        return []
 
     def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         yield from ((path, self.stat(path)) for path in glob.iglob(glob.escape(prefix) + "*"))

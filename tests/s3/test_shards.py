@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flip.data.manifest import Manifest
+from tests.flip.data.test_manifest import write_tar
 from tests.s3.servers import BUCKET, files
 from tools.shards import main
 
@@ -83,3 +84,21 @@ def test_processes_over_a_bucket(own, proxied, tmp_path, monkeypatch):
     one, two = Manifest.load(tmp_path / "1"), Manifest.load(tmp_path / "2")
     assert (one.digest, one.keys, one.etags) == (two.digest, two.keys, two.etags)
     assert proxy.counts["gets"] == proxy.counts["heads"] == 10
+
+
+@pytest.mark.parametrize("server, readings", [("weed", 1), ("own", 2)])
+def test_an_object_uploaded_in_parts(server, readings, request, proxied, tmp_path):
+    """One reading is enough where the server tells of the parts, which need not be equal; the small one does not."""
+    server = request.getfixturevalue(server)
+    write_tar(tmp_path / "x.tar", [(f"{i}.txt", bytes([i]) * 2_900_000) for i in range(2)])
+    data = (tmp_path / "x.tar").read_bytes()
+    with files(server.address).open(f"{BUCKET}/parts/x.tar", "wb", block_size=5 << 20) as file:
+        for at in range(0, len(data), 700_000):
+            file.write(data[at : at + 700_000])
+    proxy = proxied(server)
+    proxy.plan((), 0)
+    assert main(["index", f"s3://{BUCKET}/parts/*.tar", "--out", str(tmp_path / "m")]) == 0
+    made = Manifest.load(tmp_path / "m")
+    assert made.etags[0].endswith("-2") and made.samples == 2 and proxy.counts["gets"] == readings
+    proxy.plan(["flip"], 1, limit=1)
+    assert main(["index", f"s3://{BUCKET}/parts/*.tar", "--out", str(tmp_path / "n")]) == 69

@@ -1,13 +1,16 @@
 """A shard walked in pieces is a shard walked whole, whatever the pieces cut through."""
 
+import hashlib
 import io
 import tarfile
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from flip.data import tar
+from flip.data.etag import ETag
 from flip.data.scan import walk
 from tests.flip.data.test_damage import AROUND, WHOLE, Spots
 from tests.flip.data.test_manifest import write_tar
@@ -51,3 +54,21 @@ def test_an_archive_without_samples():
     for size in (512, len(buffer.getvalue())):
         found = walk(pieces(buffer.getvalue(), size))
         assert len(found.crcs) == 0 and found.end == 0
+
+
+@pytest.mark.parametrize("step", [1, 3, 10, 100])
+def test_the_etag_of_parts(step):
+    data = bytes(range(40))
+    for parts in ([7, 7, 7, 7, 7, 5], [40], [1, 38, 1], [10, 10, 20]):
+        borders = [sum(parts[:n]) for n in range(len(parts) + 1)]
+        digests = [hashlib.md5(data[a:b]).digest() for a, b in pairwise(borders)]
+        etag = ETag(parts)
+        for piece in pieces(data, step):
+            assert etag.text() != f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(parts)}", "not before the end"
+            etag.update(piece)
+        assert etag.text() == f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(parts)}"
+    etag, seen = ETag(), set()
+    for piece in pieces(data, step):
+        etag.update(piece)
+        seen.add(etag.text())
+    assert etag.text() == hashlib.md5(data).hexdigest() and len(seen) == len(pieces(data, step))
