@@ -1,6 +1,7 @@
 """The manifest: the immutable description of a data set, a folder of JSON and raw little-endian arrays.
 
     manifest.json      version, digest, samples, chunk (R), mean_bytes, settings, tool, files (name -> bytes, sha256)
+                       (settings.left_out: shards that were to be indexed and are not here, and why)
     keys.txt           one shard per line: relative to this folder where it lies below it, else absolute, or s3://...
     etags.txt          per shard: the ETag of the object that was indexed; empty for files (since version 2)
     shards.i64         rows of (samples, bytes of the file, end of its last member), as int64
