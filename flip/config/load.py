@@ -19,26 +19,10 @@ from omegaconf import OmegaConf
 
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.config.sizes import SIZES
-from flip.config.table import Table, dump_yaml, parse_yaml, read_yaml
+from flip.config.table import Place, Table, dump_yaml, parse_yaml, read_yaml
 from flip.exitcodes import ConfigError
 
 __all__ = ["Table", "assignment", "dump", "get", "merge", "parse_yaml", "read", "read_yaml", "to_dict"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a value stands: the layer's name, the line in it (0: unknown), the dotted key."""
-
-    where: str
-    key: str = ""
-    line: int = 0
-
-    def child(self, name: str | int, line: int = 0) -> _Place:
-        return _Place(self.where, f"{self.key}.{name}" if self.key else str(name), line or self.line)
-
-    def error(self, what: str, value: Any = None, remedy: str = "") -> ConfigError:
-        place = f"{self.where}:{self.line}" if self.line else self.where
-        return ConfigError(f"{self.key}: {what}" if self.key else what, place, value, remedy)
 
 
 @functools.cache
@@ -56,7 +40,7 @@ def _paths(kind: Any = Config, prefix: str = "") -> Iterator[str]:
             yield from _paths(member, f"{prefix}{name}." + ("NAME." if typing.get_args(hint) else ""))
 
 
-def _unknown(kind: type, name: str, place: _Place) -> ConfigError:
+def _unknown(kind: type, name: str, place: Place) -> ConfigError:
     here = place.key.rpartition(".")[0]
     near = [f"{here}.{n}" if here else n for n in difflib.get_close_matches(name, fields_of(kind))]
     last = name.rpartition(".")[2]
@@ -76,7 +60,7 @@ def _number(value: Any) -> Decimal | None:
     return number if number.is_finite() else None
 
 
-def _scalar(kind: type, value: Any, place: _Place) -> Any:
+def _scalar(kind: type, value: Any, place: Place) -> Any:
     number = _number(value)
     if isinstance(value, str) and "${" in value:
         raise place.error("interpolation is off", value, "Write the value itself.")
@@ -92,7 +76,7 @@ def _scalar(kind: type, value: Any, place: _Place) -> Any:
     raise place.error(f"needs {needed}", "nothing" if value is None else value)
 
 
-def _decimal(text: str, place: _Place) -> str:
+def _decimal(text: str, place: Place) -> str:
     """The one form of a decimal number: 0.50, 5e-1 and .5 are all 0.5."""
     number = _number(text)
     if number is None:
@@ -100,7 +84,7 @@ def _decimal(text: str, place: _Place) -> str:
     return format(number.normalize(), "f") if number else "0"
 
 
-def _members(kind: type, value: Mapping[str, Any], old: list[dict[str, Any]], place: _Place) -> list[dict[str, Any]]:
+def _members(kind: type, value: Mapping[str, Any], old: list[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
     """Change members of a list of named things: by name or position; a new name goes to the end; null removes one."""
     new = [dict(member) for member in old]
     for name, change in value.items():
@@ -134,7 +118,7 @@ def _overlay(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
-def _fit(kind: Any, value: Any, old: Any, place: _Place) -> Any:
+def _fit(kind: Any, value: Any, old: Any, place: Place) -> Any:
     """``value`` as plain data of the schema's type ``kind``; ``old`` is what the layers below say."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
@@ -159,7 +143,7 @@ def _fit(kind: Any, value: Any, old: Any, place: _Place) -> Any:
     return _scalar(kind, value, place)
 
 
-def _put(table: Table, path: Sequence[str], value: Any, place: _Place) -> None:
+def _put(table: Table, path: Sequence[str], value: Any, place: Place) -> None:
     """Set ``table[a][b][c] = value``; what is there already is an error."""
     head, *rest = path
     if "" in path:
@@ -184,7 +168,7 @@ def nest(table: Mapping[str, Any], where: str) -> Table:
     nested = Table()
     for key, value in table.items():
         line = getattr(table, "lines", {}).get(key, 0)
-        _put(nested, key.split("."), value, _Place(where, key, line))
+        _put(nested, key.split("."), value, Place(where, key, line))
     return nested
 
 
@@ -199,11 +183,11 @@ def assignment(text: str) -> tuple[str, Table]:
 
 def _preset(layers: Sequence[tuple[str, Table]]) -> dict[str, Any]:
     """The model fields of the size that the topmost layer names."""
-    size, place = Config().model.size, _Place("defaults", "model.size")
+    size, place = Config().model.size, Place("defaults", "model.size")
     for where, layer in layers:
         model = layer.get("model")
         if isinstance(model, Mapping) and isinstance(model.get("size"), str):
-            size, place = model["size"], _Place(where, "model.size", getattr(model, "lines", {}).get("size", 0))
+            size, place = model["size"], Place(where, "model.size", getattr(model, "lines", {}).get("size", 0))
     if size not in SIZES:
         raise place.error("unknown model size", size, f"Sizes: {', '.join(SIZES)}.")
     return SIZES[size]
@@ -224,7 +208,7 @@ def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str
     nested = [(where, nest(mapping, where)) for where, mapping in [*layers, *map(assignment, dotlist)]]
     named: dict[str, Any] = {"model": _preset(nested)}
     for where, layer in nested:
-        named = _overlay(named, _fit(Config, layer, named, _Place(where)))
+        named = _overlay(named, _fit(Config, layer, named, Place(where)))
     return typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(_schema(), named)))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,22 @@ class Table(dict[str, Any]):
     def __init__(self, values: Mapping[str, Any] | None = None, lines: Mapping[str, int] | None = None) -> None:
         super().__init__(values or {})
         self.lines = dict(lines or {})
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value stands: the layer's name, the dotted key, the line of it (0: unknown)."""
+
+    where: str
+    key: str = ""
+    line: int = 0
+
+    def child(self, name: str | int, line: int = 0) -> Place:
+        return Place(self.where, f"{self.key}.{name}" if self.key else str(name), line or self.line)
+
+    def error(self, what: str, value: Any = None, remedy: str = "") -> ConfigError:
+        place = f"{self.where}:{self.line}" if self.line else self.where
+        return ConfigError(f"{self.key}: {what}" if self.key else what, place, value, remedy)
 
 
 class _Loader(_LoaderBase):  # type: ignore[misc]

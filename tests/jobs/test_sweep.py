@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flip.config.identity import identity
 from flip.config.resolve import Host, facts, resolve
 from flip.config.stages import world
 from flip.config.validate import validate
@@ -74,6 +75,25 @@ def test_the_quickstart_and_the_portable_recipe():
         assert config.stages[0].base_lr * config.stages[0].batch / 256 == 1e-3
     assert [s.mask for s in loaded.runs[0].config.stages] == ["0.5", "0"]
     assert loaded.runs[0].differs["stages.unmasked"] is True and loaded.runs[2].differs["stages.unmasked"] is False
+
+
+#: What people have run directories of. A name that moves is a run that is trained twice; so is an identity.
+PINNED = {
+    "data_scaling": {"data": "b9987bc6b268ef16"},
+    "joint_scaling": {"model-data": "10add03a098b307a", "joint": "c1b5174c4eb81efe"},
+    "model_scaling": {"baseline": "068fae29737a5b0b", "model": "bc8ed517fe5b654f"},
+    "quickstart": {"mask50": "ec9214fa0407e5d9", "mask75": "069df5c0282f561e", "clip": "d169ef145fa81268"},
+    "schedule_scaling": {"schedule": "6de56488a4fadd48"},
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_names_and_identities_of_the_shipped_sweeps_stay(name, monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", "/no/cache")  # of data that are not there, the path stands in the identity
+    here = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]  # whatever is installed or fetched
+    runs = load(SWEEPS / f"{name}.yaml", here).runs
+    resolved = {run.name: resolve(run.config, H100_NODE, facts(run.config)) for run in runs}
+    assert {name: identity(config, "")["hash"][:16] for name, config in resolved.items()} == PINNED[name]
 
 
 def test_grid_runs_and_seeds_make_short_names(sweep):
