@@ -67,7 +67,9 @@ class FlipError(Exception):
         if self.value is not None:
             text += " (found: %r)" % (self.value,)
         text = text.rstrip(".") + "."
-        return text + " " + self.remedy if self.remedy else text
+        text = text + " " + self.remedy if self.remedy else text
+        # a key or a path may hold anything; a line break or an escape sequence of a terminal shows as what it is
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class ConfigError(FlipError):

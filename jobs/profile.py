@@ -153,6 +153,11 @@ def _check(profile: Profile, path: Path) -> None:
         value = getattr(profile, item.name)
         if isinstance(value, int | float) and value < 0:
             raise ConfigError("must not be negative", f"{path}, {item.name}", value)
+        texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if item.name != "setup" and any(isinstance(text, str) and not text.isprintable() for text in texts):
+            raise ConfigError(
+                "has a control character, which would end its line of a script", f"{path}, {item.name}", value
+            )
     for key in ("array_size", "hours", "peer_seconds"):  # srun takes a wait of 0 as for ever
         if not getattr(profile, key):
             raise ConfigError("must be above 0", f"{path}, {key}", 0)

@@ -1,4 +1,4 @@
-"""A sweep file -> its named runs: configurations merged, not yet resolved (docs/contracts.md, Configuration).
+"""A sweep file -> its named runs: configurations merged, not yet resolved. The language: docs/sweeps.md.
 
 name: model_scaling             # default: the file's stem
 title: ...                      # one line, for tables and pages
@@ -6,8 +6,8 @@ notes: ...                      # text, for pages
 cluster: h100                   # default profile
 recipe: paper                   # a file in recipes/, or a list of them, the later on top of the earlier
 set: {data: {manifest: ...}}    # fields of the configuration that all runs share
-grid: {stages.pretrain.mask: [0.5, 0.75]}     # every combination of the values
-runs: {baseline: , model: {model.size: H/14}} # named changes; with a grid, each of them at every point of it
+runs: {baseline: , model: {model.size: H/14}} # what varies: runs, list, zip, grid (jobs/axes.py)
+where: [model.size != H/14 or stages.pretrain.mask > 0]   # the runs that are meant (jobs/where.py)
 seeds: [0, 1, 2]                # each run once per seed: NAME (seed 0, the default), NAME-s1, NAME-s2
 paper: {baseline: {imagenet: 74.3}}           # published numbers, for reports
 """
@@ -18,16 +18,19 @@ import difflib
 import fnmatch
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flip.config.identity import flatten
-from flip.config.load import Table, get, merge, nest, read_yaml
+from flip.config.identity import Change, compare, flatten
+from flip.config.load import assignment, get, merge, nest, to_dict
 from flip.config.schema import Config
+from flip.config.sizes import SIZES
+from flip.config.table import Place, Table, read_yaml
 from flip.exitcodes import ConfigError
+from jobs import axes
+from jobs.axes import NAME, NAME_RULE, Layer, Point
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
 KEYS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -37,26 +40,30 @@ KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "cluster": ((str,), "the name of a profile"),
     "recipe": ((str, list), "a name or a list of names"),
     "set": ((dict,), "a mapping"),
-    "grid": ((dict,), "a mapping"),
     "runs": ((dict,), "a mapping"),
+    "list": ((list,), "a list"),
+    "zip": ((dict,), "a mapping"),
+    "grid": ((dict,), "a mapping"),
+    "where": ((str, list), "a line or a list of lines"),
     "seeds": ((list,), "a list"),
     "paper": ((dict,), "a mapping"),
 }
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-_NAME_RULE = "A name is made of a-z, 0-9, ., _ and -, begins with a letter or digit, and has at most 100."
-_UNITS = (("b", 10**9), ("m", 10**6), ("k", 10**3))
-
-Layer = tuple[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training to be done. ``arm``: its name without the seed. ``differs``: the settings that vary in the sweep."""
+    """One training to be done."""
 
     name: str
     config: Config
     arm: str = ""
+    """Its name without the seed."""
     differs: dict[str, Any] = field(default_factory=dict)
+    """The settings that vary in the sweep."""
+    against_base: list[Change] = field(default_factory=list)
+    """Where it differs from recipe and ``set`` alone."""
+    given: frozenset[str] = frozenset()
+    """Keys that the sweep, its recipe or the command line set; the others have their defaults."""
 
 
 @dataclass(frozen=True)
@@ -86,26 +93,6 @@ class _File:
             line, here = here.lines.get(part, line), here[part]
         place = f"{self.path}:{line}" if line else str(self.path)
         return ConfigError(f"{key}: {what}" if key else what, place, value, remedy)
-
-
-def _short(number: int | float) -> str:
-    """12.8b for 12.8e9, where two decimals are enough; else the number as it is."""
-    for unit, size in _UNITS:
-        if number >= size and number * 100 % size == 0:
-            return f"{number / size:g}{unit}"
-    return f"{number:g}" if isinstance(number, float) else str(number)
-
-
-def _slug(key: str, value: Any) -> str:
-    """A value as part of a name: text as it is (L/16: l16), anything else after the last word of its key (mask0.5)."""
-    last = key.rpartition(".")[2]
-    if isinstance(value, str):
-        return re.sub(r"[^a-z0-9._-]+", "-", value.lower().replace("/", "")).strip("-.")
-    if isinstance(value, list):
-        return "-".join([last, *(_slug("", item) for item in value)])
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return last + _short(value)
-    return f"{last}-{'none' if value is None else str(value).lower()}"
 
 
 def _check_keys(file: _File) -> None:
@@ -147,45 +134,43 @@ def _recipe(file: _File, name: Any) -> tuple[Table, Path]:
     raise file.error("recipe", "there is no such recipe", name, f"There are: {', '.join(known)}.")
 
 
-def _named(file: _File) -> list[tuple[str, Layer | None]]:
-    """The runs that ``runs`` names; one without a name where only a grid or seeds make the runs."""
-    runs = file.table.get("runs")
-    if not runs:
-        return [("", None)]
-    found: list[tuple[str, Layer | None]] = []
-    for name, change in runs.items():
-        if not _NAME.fullmatch(name):
-            raise file.error(f"runs.{name}", "not a name for a run", name, _NAME_RULE)
-        if not isinstance(change, (Table, type(None))):
-            raise file.error(f"runs.{name}", "needs a mapping of fields", change)
-        found.append((name, (str(file.path), change or Table())))
-    return found
+def _arms(file: _File) -> list[Point]:
+    """The runs without their seeds."""
+    varied = Table({key: value for key, value in file.table.items() if key in axes.KEYS and key != "set"})
+    varied.lines = file.table.lines
+    return axes.points(varied, Place(str(file.path)))
 
 
-def _points(file: _File) -> list[tuple[str, Layer | None]]:
-    """The points of the grid, named by their values."""
-    grid = file.table.get("grid")
-    if not grid:
-        return [("", None)]
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise file.error("grid", f"{key} needs a list of values", values)
-        if any(isinstance(value, Mapping) for value in values):
-            raise file.error("grid", f"{key}: a mapping has no short name", remedy="Name such runs under runs.")
-    points: list[tuple[str, Layer | None]] = []
-    for values in itertools.product(*grid.values()):
-        changes = dict(zip(grid, values, strict=True))
-        name = "-".join(_slug(key, value) for key, value in changes.items() if len(grid[key]) > 1)
-        points.append((name, (str(file.path), Table(changes, grid.lines))))
-    return points
-
-
-def _seeds(file: _File, seeds: Sequence[int] | None) -> list[tuple[str, Layer | None]]:
+def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
+    """At least one point; without seeds it says nothing."""
+    place = Place(str(file.path), "seeds", file.table.lines.get("seeds", 0))
     chosen = file.table.get("seeds", []) if seeds is None else list(seeds)
-    layers = [(str(file.path), Table({"seed": seed}, {"seed": file.table.lines.get("seeds", 0)})) for seed in chosen]
+    layers = [(place.where, Table({"seed": seed}, {"seed": place.line})) for seed in chosen]
     # The default seed adds nothing to a name: seeds that are asked for later stand beside the runs that are there.
     tails = ["" if seed == Config.seed else f"s{seed}" for seed in chosen]
-    return list(zip(tails, layers, strict=True)) or [("", None)]
+    found = [Point(tail, (layer,)) for tail, layer in zip(tails, layers, strict=True)]
+    return axes.distinct(found, place) or [Point()]
+
+
+def _meant(file: _File, points: Sequence[Point], below: Sequence[Layer]) -> list[int]:
+    """The points that satisfy each of their conditions. ConfigError for one that holds for none that it is about."""
+    conditions = dict.fromkeys(condition for point in points for condition in point.where)
+    if not conditions:
+        return list(range(len(points)))
+    settings = [flatten(to_dict(merge([*below, *point.layers]))) for point in points]
+    known = {key for values in settings for key in values}
+    failing: set[int] = set()
+    for condition in conditions:
+        condition.check(known)
+        about = [i for i, point in enumerate(points) if condition in point.where]
+        failed = [i for i in about if not condition.holds(points[i].name, settings[i])]
+        if len(failed) == len(about):
+            raise condition.place.error("holds for none of its runs", condition.text, "Mend the line, or take it out.")
+        failing.update(failed)
+    if len(failing) == len(points):
+        lines = "; ".join(condition.text for condition in conditions)
+        raise file.error("where", "no run is left that satisfies every line", lines, "Mend a line, or take one out.")
+    return [i for i in range(len(points)) if i not in failing]
 
 
 def _varying(key: str, configs: Sequence[Config]) -> str:
@@ -215,28 +200,40 @@ def _differing(configs: Sequence[Config], own: Sequence[Sequence[Layer]]) -> lis
 
 
 def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) -> list[Run]:
-    """Every run: its arm (a named run at a point of the grid) once per seed."""
+    """Every run: its arm once per seed. ``overrides`` change what runs do, not which there are."""
     below: list[Layer] = [*_recipes(file), (str(file.path), file.table.get("set", Table()))]
-    arms: dict[str, str] = {}
-    own: dict[str, list[Layer]] = {}
-    for (head, change), (point, cell), (tail, seed) in itertools.product(
-        _named(file), _points(file), _seeds(file, seeds)
-    ):
-        layers = [layer for layer in (change, cell, seed) if layer is not None]
-        arm = "-".join(part for part in (head, point) if part) or file.path.stem.lower()
-        name = f"{arm}-{tail}" if tail else arm
-        key = "grid" if cell else "seeds" if seed else "runs"
-        if not layers:
-            raise file.error("", "an empty sweep: it makes no run", remedy="Name runs under runs, or give a grid.")
-        if not _NAME.fullmatch(name):
-            raise file.error(key, "makes what is not a name for a run", name, f"Name it under runs. {_NAME_RULE}")
-        if name in own:
-            remedy = "Take the repeated value out, or give the runs names under runs."
-            raise file.error(key, "two runs have the same name", name, remedy)
-        arms[name], own[name] = arm, layers
-    configs = [merge([*below, *layers], overrides) for layers in own.values()]
-    rows = _differing(configs, list(own.values()))
-    return [Run(name, config, arms[name], row) for name, config, row in zip(own, configs, rows, strict=True)]
+    arms, tails, top = _arms(file), _seeds(file, seeds), Place(str(file.path))
+    if not any(point.layers or point.name for point in (*arms, *tails)):
+        raise top.error("an empty sweep: it makes no run", remedy="Name runs under runs, or give a grid.")
+    arms = [arm if arm.name else replace(arm, name=file.path.stem.lower()) for arm in arms]
+    pairs = list(itertools.product(arms, tails))
+    points = axes.distinct([arm + tail for arm, tail in pairs], top)
+    for point in points:
+        if not NAME.fullmatch(point.name):
+            raise top.error("makes what is not a name for a run", point.name, f"Name it under runs. {NAME_RULE}")
+    meant = _meant(file, points, below)
+    base, layers = merge(below, overrides), [points[i].layers for i in meant]
+    configs = [merge([*below, *own], overrides) for own in layers]
+    return [
+        Run(
+            points[i].name,
+            config,
+            pairs[i][0].name,
+            row,
+            compare(to_dict(base), to_dict(config)),
+            _given([*below, *own], overrides),
+        )
+        for i, config, row, own in zip(meant, configs, _differing(configs, layers), layers, strict=True)
+    ]
+
+
+def _given(layers: Sequence[Layer], overrides: Sequence[str]) -> frozenset[str]:
+    """The keys that are set by name; with ``model.size`` all that a size fills in."""
+    named = [nest(layer, where) for where, layer in [*layers, *map(assignment, overrides)]]
+    keys = {key for layer in named for key in flatten(layer)}
+    return frozenset(
+        keys | {f"model.{key}" for key in flatten(SIZES[Config().model.size])} if "model.size" in keys else keys
+    )
 
 
 def _check_paper(file: _File, arms: set[str]) -> None:
@@ -263,8 +260,8 @@ def load(
     _check_keys(file)
     table = file.table
     name = table.get("name", file.path.stem)
-    if not _NAME.fullmatch(name):
-        raise file.error("name", "not a name for a sweep", name, _NAME_RULE)
+    if not NAME.fullmatch(name):
+        raise file.error("name", "not a name for a sweep", name, NAME_RULE)
     runs = _expand(file, overrides, seeds)
     _check_paper(file, {run.arm for run in runs})
     if only is not None:

@@ -118,15 +118,14 @@ def flatten(value: Any, key: str = "") -> dict[str, Any]:
     return found
 
 
-def explain(stored: Mapping[str, Any], config: Config) -> list[Change]:
-    """Where a stored identity.json and a resolved configuration differ, by key; empty: they are the same run."""
-    current = _canonical(config)
-    was, now = flatten(stored["config"]), flatten(current)
+def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """Where two configurations as plain data differ, by key."""
+    was, now = flatten(before), flatten(after)
     changes = [Change(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
     for key in ("stages", "data.sets"):  # flattened, they are known by name and have no order
-        before, after = _names(stored["config"], key), _names(current, key)
-        if before != after and sorted(before) == sorted(after):
-            changes.append(Change(key, before, after))
+        names, renamed = _names(before, key), _names(after, key)
+        if names != renamed and sorted(names) == sorted(renamed):
+            changes.append(Change(key, names, renamed))
     return changes
 
 
@@ -135,3 +134,8 @@ def _names(config: Mapping[str, Any], key: str) -> list[str]:
     for part in key.split("."):
         owner = owner.get(part, {})
     return [member["name"] for member in owner]
+
+
+def explain(stored: Mapping[str, Any], config: Config) -> list[Change]:
+    """Where a stored identity.json and a resolved configuration differ, by key; empty: they are the same run."""
+    return compare(stored["config"], _canonical(config))

@@ -76,12 +76,20 @@ def cache_root() -> Path:
 
 
 def locate(path: str) -> str:
-    """An absolute path: ``cache:NAME`` lies in the cache, other relative paths in the working directory. URLs stay."""
+    """An absolute path: ``cache:NAME`` lies in the cache, other relative paths in the working directory. URLs stay.
+
+    Raises ConfigError for what can be no path.
+    """
     if not path or "://" in path:
         return path
+    if "\0" in path:
+        raise ConfigError("a path holds no NUL", value=path)
     if path.startswith("cache:"):
         return str(cache_root() / path.removeprefix("cache:"))
-    return str(Path(path).expanduser().absolute())
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:  # ~somebody
+        raise ConfigError("the path begins with the home of nobody", value=path, remedy="Write it out.") from error
 
 
 def manifest_record(folder: str) -> dict[str, Any] | None:

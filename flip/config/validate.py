@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -30,8 +31,10 @@ def _near(number: int, divisor: int) -> str:
 def _unique(key: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
-        if not name or not all(c.isascii() and (c.isalnum() or c in "_-") for c in name):
-            raise ConfigError(f"{key}: a name is made of letters, digits, - and _", value=name)
+        if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,99}", name):
+            raise ConfigError(
+                f"{key}: a name is made of letters, digits, _ and, after the first, -; at most 100", value=name
+            )
         if name in seen:
             raise ConfigError(f"{key}: two have the same name", value=name, remedy="Rename one.")
         seen.add(name)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, read_json, write_json
 from jobs import batch, ledger
 from jobs.cluster import Job, Shape
-from jobs.profile import Profile
+from jobs.profile import Profile, load_profile
 from jobs.slurm import executor_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,3 +205,10 @@ def test_the_python_of_the_script_is_the_one_that_submits():
     assert Profile().jobs_python == Profile().hosts_python == sys.executable
     boxed = Profile(container="x.sif")
     assert (boxed.jobs_python, boxed.hosts_python) == ("python3", "python3")
+
+
+@pytest.mark.parametrize("line", ['partition: "gpu\\nrm"', 'options: {mem: "1\\r2"}', 'container_mounts: ["/a\\n/b"]'])
+def test_a_profile_puts_no_line_of_its_own_into_the_script(tmp_path, line):
+    (tmp_path / "bad.yaml").write_text(f"kind: slurm\n{line}\n")
+    with pytest.raises(ConfigError, match=f"{line.partition(':')[0]}: a control character"):
+        load_profile(str(tmp_path / "bad.yaml"))

@@ -1,15 +1,21 @@
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from flip.config.identity import identity
+from flip.config.identity import Change, identity
 from flip.config.resolve import Host, facts, resolve
 from flip.config.stages import world
+from flip.config.table import Place, dump_yaml
 from flip.config.validate import validate
 from flip.exitcodes import ConfigError
 from jobs.sweep import SWEEPS, load
+from jobs.where import parse
 
 H100_NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
 COMMON = "set: {model.size: tiny, data.samples: 1e6, stages: [{name: pretrain, samples: 1000, batch: 128}]}\n"
@@ -118,6 +124,84 @@ def test_grid_runs_and_seeds_make_short_names(sweep):
     ]
 
 
+NESTED = """
+set: {stages: [{name: pretrain, samples: 1e6, batch: 1024}], data.samples: 1e6}
+runs:
+  plain:
+  tuned: {stages.unmasked: {samples: 1e5, batch: 512, mask: 0}}
+grid:
+  size:                                   # a labelled axis: its points carry what belongs together
+    zip: {model.size: [B/16, L/16], resources.nodes: [1, 2]}
+  data:
+    list:
+      - {name: laion400m, set: {data.manifest: /a}}
+      - name: laion2b
+        data.manifest: /b
+        grid: {stages.pretrain.mask: [0.5, 0.75]}
+"""
+
+
+def test_axes_nest_and_names_follow_the_way(sweep):
+    loaded = sweep(NESTED)
+    names = [run.name for run in loaded.runs]
+    tails = ["laion400m", "laion2b-mask0.5", "laion2b-mask0.75"]
+    assert names == [
+        f"{head}-{size}-{tail}" for head in ("plain", "tuned") for size in ("b16", "l16") for tail in tails
+    ]
+    last = loaded.runs[-1].config
+    assert (last.model.size, last.resources.nodes, last.data.manifest) == ("L/16", 2, "/b")
+    assert [(stage.name, stage.mask) for stage in last.stages] == [("pretrain", "0.75"), ("unmasked", "0")]
+    assert loaded.runs[0].against_base == [Change("data.manifest", "", "/a")]
+    assert [change.key for change in loaded.runs[5].against_base if not change.key.startswith("model.")] == [
+        "data.manifest", "resources.nodes", "stages.pretrain.mask",
+    ]  # fmt: skip
+
+
+def test_a_zip_goes_in_step_and_its_first_axis_names_it(sweep):
+    text = COMMON + "zip: {stages.pretrain.mask: [0, 0.5, 0.75], stages.pretrain.batch: [64, 128, 128]}\n"
+    assert [(r.name, r.config.stages[0].batch) for r in sweep(text).runs] == [
+        ("mask0", 64), ("mask0.5", 128), ("mask0.75", 128),
+    ]  # fmt: skip
+    more = sweep(text.replace("0.75]", "0.75, 0.9]").replace("128]", "128, 128]"))
+    assert [run.name for run in more.runs][:3] == [run.name for run in sweep(text).runs]
+
+
+@pytest.mark.parametrize(
+    "lines, left",
+    [
+        ("stages.pretrain.mask > 0.5", ["mask0.75-b16", "mask0.75-l16"]),
+        ("[stages.pretrain.mask > 0, model.size == L/16]", ["mask0.5-l16", "mask0.75-l16"]),
+        ("[model.size != 'L/16' or stages.pretrain.mask >= 0.75, seed == 0]", [
+            "mask0-b16", "mask0.5-b16", "mask0.75-b16", "mask0.75-l16",
+        ]),
+        ('["stages.pretrain.mask in [0, 0.50]", \'model.size not in ["L/16"]\']', ["mask0-b16", "mask0.5-b16"]),
+        ("stages.pretrain.warmup < stages.pretrain.mask", [
+            "mask0.5-b16", "mask0.5-l16", "mask0.75-b16", "mask0.75-l16",
+        ]),
+        ("model.text.prepend_cls == true or seed == 3", "all"),
+    ],
+)  # fmt: skip
+def test_where_keeps_what_it_says(sweep, lines, left):
+    text = COMMON + "grid: {stages.pretrain.mask: [0, 0.5, 0.75], model.size: [B/16, L/16]}\n"
+    expected = [run.name for run in sweep(text).runs] if left == "all" else left
+    assert [run.name for run in sweep(text + f"where: {lines}\n").runs] == expected
+
+
+def test_a_where_inside_is_about_its_own_runs_and_sees_the_whole_run(sweep):
+    inner = NESTED + "    where: model.size == B/16 or data.manifest == /a\n"
+    names = [run.name for run in sweep(inner).runs]
+    assert [name for name in names if "l16" in name] == ["plain-l16-laion400m", "tuned-l16-laion400m"]
+    absent = "where: stages.unmasked.batch == null or stages.unmasked.batch < 512\n"
+    assert {run.arm.split("-")[0] for run in sweep(NESTED + absent).runs} == {"plain"}
+    assert "absent" in mistake(sweep, NESTED + "where: stages.unmasked.batch < 1024\n")
+
+
+def test_a_seed_can_be_left_to_some_runs(sweep):
+    text = COMMON + "runs: {a: , b: {optim.eps: 1e-6}}\nseeds: [0, 1]\nwhere: seed == 0 or optim.eps == 1e-6\n"
+    assert [run.name for run in sweep(text).runs] == ["a", "b", "b-s1"]
+    assert [run.name for run in sweep(text, ["seed=5"]).runs] == ["a", "b", "b-s1"], "the command line moves no run"
+
+
 def test_overrides_win_and_only_keeps(sweep):
     text = COMMON + "runs: {a: , b: {seed: 4}}\ngrid: {optim.eps: [1e-8]}\n"
     loaded = sweep(text, ["seed=9"], only="b*")
@@ -147,8 +231,35 @@ def test_recipes_lie_under_the_set(sweep, tmp_path):
         (COMMON + "grid: {optim.eps: []}\n", [":2", "optim.eps", "list"]),
         (COMMON + "grid: {optim.eps: 3}\n", ["optim.eps", "list"]),
         (COMMON + "grid: {optim.eps: [1e-8, 0.00000001]}\n", [":2", "same name", "eps1e-08"]),
-        (COMMON + "grid: {model: [{size: tiny}, {size: B/16}]}\n", ["no short name"]),
-        (COMMON + "runs: {a: }\nseeds: [1, 1]\n", [":3", "seeds", "a-s1"]),
+        (COMMON + "grid: {model: [{size: tiny}, {size: B/16}]}\n", [":2", "grid.model", "no short name", "list"]),
+        (COMMON + "grid: {}\n", [":2", "grid", "is empty"]),
+        (COMMON + "list: []\n", [":2", "list", "is empty"]),
+        (COMMON + "zip: {}\n", [":2", "zip", "is empty"]),
+        (COMMON + "zip:\n  seed: [1, 2]\n  optim.eps: [1e-8]\n", [":2", "zip", "unequal", "seed 2, optim.eps 1"]),
+        (COMMON + "zip: {optim.eps: [1e-8, 1e-8], seed: [1, 2]}\n", [":2", "same name", "first axis"]),
+        (COMMON + "list:\n  - {name: a}\n  - {name: a}\n", [":2", "list", "same name", "'a'"]),
+        (COMMON + "list:\n  - name: a\n  - seed: 3\n", [":4", "list.1", "has no name"]),
+        (COMMON + "list:\n  - name: a\n    optim: {ebs: 1}\n", [":4", "optim.ebs", "optim.eps"]),
+        (COMMON + "list: [a]\n", [":2", "list.0", "mapping"]),
+        (COMMON + "list: [{name: ../a}]\n", [":2", "list.0", "../a", "a-z"]),
+        (COMMON + "grid:\n  x:\n    size: 3\n", [":3", "grid.x", "runs, list, zip, grid"]),
+        (COMMON + "runs:\n  a:\n    gird: {seed: [1]}\n", [":4", "runs.a.gird", "Did you mean grid"]),
+        (COMMON + "grid: {data.tokenizer: ['..', b]}\n", [":2", "makes no name", ".."]),
+        (COMMON + "grid: {recipe: [paper, portable]}\n", [":2", "grid.recipe", "a label"]),
+        (COMMON + f"grid: {{data.samples: {[*range(200)]}, seed: {[*range(99)]}}}\n", ["19,800 runs"]),
+        (COMMON + "runs: {a: , b: }\nwhere: optim.ebs > 1\n", [":3", "where", "optim.ebs", "optim.eps"]),
+        (COMMON + "runs: {a: }\nwhere: optim.eps > 1\n", [":3", "where", "holds for none", "optim.eps > 1"]),
+        (COMMON + "runs: {a: {seed: 1}, b: {}}\nwhere: [seed == 1, seed == 0]\n", [":3", "no run is left"]),
+        (COMMON + "runs: {a: }\nwhere: model.size < 3\n", [":3", "model.size is 'tiny' in run a", "order"]),
+        (COMMON + "runs: {a: }\nwhere: seed = 3\n", [":3", "not understood", "= 3"]),
+        (COMMON + "runs: {a: }\nwhere: seed == 3 and seed == 4\n", ["joined by or", "two lines"]),
+        (COMMON + "runs: {a: }\nwhere: seed ==\n", ["ends too early"]),
+        (COMMON + "runs: {a: }\nwhere: seed is 0\n", ["is does not compare"]),
+        (COMMON + "runs: {a: }\nwhere: __import__('os').system('true')\n", ["where", "not expected there"]),
+        (COMMON + "runs: {a: }\nwhere: [3]\n", ["where", "lines of comparisons", "3"]),
+        (COMMON + "runs: {a: }\nwhere: []\n", ["where", "is empty"]),
+        (COMMON + "runs: {a: }\nwhere: seed == ${x}\n", ["interpolation is off"]),
+        (COMMON + "runs: {a: }\nseeds: [1, 1]\n", [":3", "seeds", "same name", "s1"]),
         (COMMON + "runs:\n  a:\n  b:\n  a:\n", [":5:3", "stands twice"]),
         (COMMON + "runs: {A/B: }\n", ["runs.A/B", "a-z"]),
         (COMMON + "runs: {a: 3}\n", ["runs.a", "mapping"]),
@@ -164,13 +275,59 @@ def test_recipes_lie_under_the_set(sweep, tmp_path):
         (COMMON + "runs: {a: }\nseeds: [x]\n", [":3", "seed", "'x'"]),
         (COMMON + "runs: {a: }\nname: a/b\n", ["name", "a/b"]),
         ("- a\n", ["a mapping is needed"]),
-        (COMMON + "runs: {a: {recipe: '${x}'}}\n", ["interpolation is off"]),
+        (COMMON + "runs: {a: {data.tokenizer: '${x}'}}\n", ["interpolation is off"]),
     ],
 )
 def test_mistakes_name_file_line_and_key(sweep, text, words):
     paragraph = mistake(sweep, text)
     for word in ["trial.yaml", *words]:
         assert word in paragraph
+
+
+HOSTILE = st.one_of(
+    st.text(min_size=1, max_size=120),
+    st.text("ab/.-_$()`'\"; \n\t*?~&|<>\\{}\0é", min_size=1, max_size=12),
+    st.sampled_from(["..", ".hidden", "-rf", "$(touch x)", "a/../../b", "a\nb", "a" * 300, "con", "~", "latest", "A"]),
+)
+FORMS = {
+    "sweep": lambda name: {"name": name, "runs": {"a": None}},
+    "run": lambda name: {"runs": {name: None}},
+    "member": lambda name: {"list": [{"name": name}, {"name": "other"}]},
+    "label": lambda name: {"grid": {name: {"list": [{"name": "a"}, {"name": "b"}]}}},
+    "value": lambda name: {"grid": {"data.tokenizer": [name, "other"]}},
+    "nested": lambda name: {"runs": {"a": {"zip": {"data.tokenizer": [name, name + "x"]}}}},
+    "stage": lambda name: {"runs": {"a": {"stages": [{"name": name, "samples": 1000, "batch": 128}]}}},
+    "evaluation": lambda name: {"runs": {"a": {"evaluate.sets": [{"name": name, "manifest": "m", "classes": "c"}]}}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(name=HOSTILE)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_name_leaves_its_folder_or_means_anything_to_a_shell(form, name, tmp_path):
+    path = tmp_path / "trial.yaml"
+    path.write_text(COMMON + dump_yaml(FORMS[form](name)), encoding="utf-8")
+    try:
+        loaded = load(path)
+        configs = [resolve(run.config, H100_NODE, facts(run.config)) for run in loaded.runs]
+        for config in configs:
+            validate(config)
+    except ConfigError as error:
+        assert "\n" not in error.paragraph()
+        return
+    names = [loaded.name, *(run.name for run in loaded.runs)]
+    names += [part.name for config in configs for part in (*config.stages, *config.evaluate.sets)]
+    for part in names:
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", part) and shlex.quote(part) == part
+        assert (tmp_path / part).resolve().parent == tmp_path
+
+
+@given(text=st.text("abc.seed01 =!<>\"'[],()${}&*#:\\n", max_size=30))
+def test_a_where_is_understood_or_refused(text):
+    try:
+        assert all(condition.any for condition in parse(text, Place("trial.yaml", "where", 3)))
+    except ConfigError as error:
+        assert "trial.yaml" in error.paragraph()
 
 
 def test_loading_brings_no_torch():

@@ -1,0 +1,168 @@
+"""The constraints of a sweep (docs/sweeps.md, where): comparisons of a run's settings, parsed, never evaluated.
+
+line       = comparison {"or" comparison}           a run is kept where each of its lines holds
+comparison = KEY ("==" | "!=" | "<" | "<=" | ">" | ">=") VALUE  |  KEY ["not"] "in" "[" VALUE {"," VALUE} "]"
+VALUE      = number | text | "text" | true | false | null | KEY
+"""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from flip.config.schema import Config
+from flip.config.table import Place, parse_yaml
+from flip.exitcodes import ConfigError
+
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<op><=|>=|==|!=|<|>)|(?P<text>"[^"]*"|'[^']*')|(?P<list>\[[^\[\]]*\])|(?P<word>[^\s<>=!\[\]"']+))"""
+)
+_ORDER: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
+_FORM = "For example: stages.pretrain.mask >= 0.5 or model.size in [B/16, L/16]. Every line must hold."
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    key: str
+    op: str
+    value: Any
+    other: str = ""
+    """The key that it is compared with; empty: with ``value``."""
+
+    @property
+    def keys(self) -> Iterator[str]:
+        yield self.key
+        if self.other:
+            yield self.other
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One line: any of its comparisons holds."""
+
+    text: str
+    place: Place
+    any: tuple[_Comparison, ...]
+
+    def check(self, known: Collection[str]) -> None:
+        """ConfigError for a key that none of the runs has."""
+        for key in (key for comparison in self.any for key in comparison.keys if key not in known):
+            last = key.rpartition(".")[2]
+            near = difflib.get_close_matches(key, known) or [name for name in known if name.endswith("." + last)]
+            remedy = f"Did you mean {' or '.join(near[:3])}?" if near else "It takes a whole key: stages.pretrain.mask."
+            raise self.place.error(f"{key}: no such key in these runs", self.text, remedy)
+
+    def holds(self, run: str, settings: Mapping[str, Any]) -> bool:
+        """Of a run's settings by dotted key. ConfigError where what is no number would have to be above another."""
+        return any(self._true(comparison, run, settings) for comparison in self.any)
+
+    def _true(self, comparison: _Comparison, run: str, settings: Mapping[str, Any]) -> bool:
+        left = settings.get(comparison.key)
+        right = settings.get(comparison.other) if comparison.other else comparison.value
+        if comparison.op in ("in", "not in"):
+            return any(_same(left, item) for item in comparison.value) == (comparison.op == "in")
+        if comparison.op in ("==", "!="):
+            return _same(left, right) == (comparison.op == "==")
+        numbers = _decimal(left), _decimal(right)
+        if None in numbers:
+            name, value = (
+                (comparison.key, left) if numbers[0] is None else (comparison.other or "the right side", right)
+            )
+            what = f"{name} is {'absent' if value is None else repr(value)} in run {run}: only numbers have an order"
+            remedy = f"Begin the line with `{comparison.key} == null or`." if value is None else "Use ==, != or in."
+            raise self.place.error(what, self.text, remedy)
+        return _ORDER[comparison.op](*numbers)
+
+
+def _decimal(value: Any) -> Decimal | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def _same(left: Any, right: Any) -> bool:
+    numbers = _decimal(left), _decimal(right)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    return type(left) is type(right) and left == right
+
+
+def parse(lines: Any, place: Place) -> tuple[Condition, ...]:
+    """The conditions of a ``where``: a line or a list of lines."""
+    texts = lines if isinstance(lines, list) else [lines]
+    if not texts:
+        raise place.error("is empty", remedy=_FORM)
+    for text in texts:
+        if not isinstance(text, str):
+            raise place.error("needs lines of comparisons", "nothing" if text is None else text, _FORM)
+        if "${" in text:
+            raise place.error("interpolation is off", text, "Write the value itself.")
+    return tuple(Condition(text, place, tuple(_Line(text, place).comparisons())) for text in texts)
+
+
+class _Line:
+    """A line, token by token."""
+
+    def __init__(self, text: str, place: Place) -> None:
+        self.text, self.place, at = text, place, 0
+        self.tokens: list[tuple[str, str]] = []
+        while text[at:].strip():
+            match = _TOKEN.match(text, at)
+            if match is None:
+                raise self.error(f"{text[at:].strip()[:20]} is not understood")
+            self.tokens.append((str(match.lastgroup), match.group(str(match.lastgroup))))
+            at = match.end()
+
+    def error(self, what: str, remedy: str = _FORM) -> ConfigError:
+        return self.place.error(what, self.text, remedy)
+
+    def take(self, *kinds: str) -> tuple[str, str]:
+        """(kind, token) of the next one."""
+        if not self.tokens:
+            raise self.error("ends too early")
+        kind, token = self.tokens.pop(0)
+        if kind not in kinds:
+            raise self.error(f"{token} is not expected there")
+        return kind, token
+
+    def comparisons(self) -> Iterator[_Comparison]:
+        while True:
+            yield self.comparison()
+            if not self.tokens:
+                return
+            _, joint = self.take("word")
+            if joint == "and":
+                raise self.error("comparisons of a line are joined by or", "Write two lines: every line must hold.")
+            if joint != "or":
+                raise self.error(f"comparisons of a line are joined by or, not by {joint}")
+
+    def comparison(self) -> _Comparison:
+        key, op = self.take("word")[1], self.take("op", "word")[1]
+        if op == "not":
+            op = f"not {self.take('word')[1]}"
+        if op in ("in", "not in"):
+            return _Comparison(key, op, self.value(self.take("list")[1]))
+        if op not in ("==", "!=", *_ORDER):
+            raise self.error(f"{op} does not compare", f"==, !=, <, <=, >, >=, in and not in do. {_FORM}")
+        kind, token = self.take("text", "word")
+        if kind == "word" and "." in token and token.partition(".")[0] in Config.__dataclass_fields__:
+            return _Comparison(key, op, None, token)
+        return _Comparison(key, op, token[1:-1] if kind == "text" else self.value(token))
+
+    def value(self, token: str) -> Any:
+        """A scalar, or for ``in`` a tuple of them."""
+        value = parse_yaml(token, self.place.where)
+        if any(isinstance(item, (dict, list)) for item in (value if token.startswith("[") else [value])):
+            raise self.error(f"{token} is nothing to compare with")
+        return tuple(value) if token.startswith("[") else value
