@@ -38,12 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def cancel(args: argparse.Namespace) -> int:
-    import getpass
     import json
-    import time
 
     from flip.exitcodes import ConfigError
-    from flip.rundir import create_json
     from jobs import cluster, find
     from jobs.profile import runs_root
 
@@ -59,9 +56,7 @@ def cancel(args: argparse.Namespace) -> int:
             )
         if input(f"Cancel {asked}? [y/N] ").strip().lower() not in ("y", "yes"):
             return 0
-    record = {"who": getpass.getuser(), "why": args.why, "time": time.time()}
-    again = [run.path for run in chosen if not create_json(run.cancel, record)]
-    cluster.cancel(chosen, again)
+    cluster.call_off(chosen, args.why)
     names = [run.name for run in chosen]
     said = f"cancelled: {', '.join(names)}" if names else "nothing to cancel: every run has ended"
     print(json.dumps(names) if args.json else said)

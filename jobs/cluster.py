@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, create_json, read_json
 from jobs.profile import Profile
 
 STATES = ("queued", "running", "waiting", "complete", "failed", "cancelled", "stopped", "unknown")
@@ -107,6 +109,13 @@ def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
     """``Cluster.cancel`` of the clusters that look after the runs."""
     for kind, group in _by_kind(runs).items():
         open_cluster(Profile(kind=kind)).cancel(group, again)
+
+
+def call_off(runs: Iterable[RunDir], why: str) -> None:
+    """Write the runs' cancel.json and have them ended; those that were told before are not waited for."""
+    runs = list(runs)
+    record = {"who": getpass.getuser(), "why": why, "time": time.time()}
+    cancel(runs, [run.path for run in runs if not create_json(run.cancel, record)])
 
 
 def interval(runs: Iterable[RunDir]) -> float:

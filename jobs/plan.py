@@ -1,42 +1,33 @@
-"""The sweep file is the desired state; this compares it with what exists, and carries the difference out in one commit.
+"""The sweep file is the desired state; this compares it with what exists. Nothing here writes: ``jobs.folder`` does.
 
-``plan`` decides and touches nothing; ``apply`` is the only thing here that writes. No run directory is ever overwritten
-or deleted: it is made whole under a temporary name and renamed, or moved to RUNS_ROOT/.trash/<time>/.
+A run whose directory holds another configuration is *changed*. It is refused, or by wish kept as it is, started again
+in its place, or forked: NAME-v2, NAME-v3, ... beside it, which from then on is where that configuration lives.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import platform
-import shutil
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import itertools
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flip.config.identity import Change, explain, identity
-from flip.config.load import dump, read
+from flip.config.identity import Change, digest, explain, identity
+from flip.config.load import read
 from flip.config.resolve import DataFacts, Host, adopt, resolve
 from flip.config.schema import Config
 from flip.exitcodes import ConfigError, FlipError
 from flip.results import read_run
-from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
-from jobs.cluster import Cluster, Job, Shape, states
+from flip.rundir import RunDir, read_json
+from jobs.cluster import Shape, states
 from jobs.cost import Cost, Estimate, total
-from jobs.disk import unwritable
-from jobs.snapshot import Snapshot
 
 KINDS = ("new", "stopped", "running", "waiting", "complete", "failed", "cancelled", "unknown", "changed")
 """What a run is to the plan. ``stopped``: nobody looks after it any more; it goes on from its newest commit."""
 
 _OF_STATE = {"queued": "running"}
 """State of a cluster -> kind, where they differ in name."""
-
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,12 @@ class Wanted:
     identity: Mapping[str, Any]
     estimate: Estimate
     differs: Mapping[str, Any] = field(default_factory=dict)
+    against_base: Sequence[Change] = ()
+    given: frozenset[str] = frozenset()
+    """Keys that the sweep sets."""
     notes: Sequence[str] = ()
+    kept: Sequence[Change] = ()
+    """What the sweep file asks for in vain: ``config`` is that of the directory."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,18 @@ class Found:
     state: str
     detail: str = ""
     identity: Mapping[str, Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        return _OF_STATE.get(self.state, self.state)
+
+    @property
+    def active(self) -> bool:
+        """Whether a process of it may be there, or come."""
+        return self.kind in ("running", "waiting", "unknown")
+
+    def holds(self, wanted: Wanted) -> bool:
+        return self.identity is not None and self.identity.get("hash") == wanted.identity["hash"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,13 @@ class Action:
     moves: bool = False
     """Whether the run directory that is there goes to the trash first."""
     changes: Sequence[Change] = ()
+    fork: str = ""
+    """Name of its directory where that is a fork."""
+
+    @property
+    def name(self) -> str:
+        """Of the run directory."""
+        return self.fork or self.wanted.name
 
 
 @dataclass(frozen=True)
@@ -76,12 +91,20 @@ class Plan:
     folder: Path
     """RUNS_ROOT/<sweep>."""
     actions: Sequence[Action]
-    dropped: Sequence[str] = ()
-    """Runs in the folder that the sweep file no longer has; they are left alone."""
+    dropped: Mapping[str, Found] = field(default_factory=dict)
+    """Runs in the folder that the sweep file no longer has, by name."""
+    prunes: bool = False
+    """Whether they go to the trash; else they are left alone."""
+    left: int = 0
+    """Number of runs there that the sweep file has."""
 
     @property
     def starting(self) -> list[Action]:
         return [action for action in self.actions if action.starts]
+
+    @property
+    def pruned(self) -> Mapping[str, Found]:
+        return self.dropped if self.prunes else {}
 
     @property
     def cost(self) -> Cost:
@@ -93,139 +116,151 @@ class Plan:
         for action in self.actions:
             if action.kind == "changed" and not action.starts:
                 remedy = (
-                    "Put the old values back, give the run another name, or say --restart changed, which moves the old"
-                    " directory to the trash beside it."
+                    "Put the old values back, or say --changed keep (the run stays as it is), fork (the new one starts"
+                    " beside it) or restart (the old one goes to the trash)."
                 )
-                raise ConfigError(action.reason, str(self.folder / action.wanted.name), remedy=remedy)
+                raise ConfigError(action.reason, str(self.folder / action.name), remedy=remedy)
+
+    def refuse_prune(self, most: bool = False) -> None:
+        """ConfigError where more than half of what exists would go, unless ``most``, or where a state is unknown."""
+        for name, found in self.pruned.items():
+            if found.kind == "unknown":
+                what = f"nobody knows whether it runs: {found.detail}"
+                raise ConfigError(what, str(self.folder / name), remedy="Once its state is known it can be pruned.")
+        gone = len(self.pruned)
+        if gone > self.left and not most:
+            what = f"--prune would move {gone} of {gone + self.left} runs to the trash, more than half"
+            remedy = "Is it the right sweep file, with its seeds? If so, say --prune-most."
+            raise ConfigError(what, str(self.folder), ", ".join(self.pruned), remedy)
 
 
-def settle(config: Config, on: Host, data: Sequence[DataFacts], path: Path) -> Config:
-    """``config`` resolved. Where the run at ``path`` differs from it in the machine alone, it stays that run.
+def forks(name: str, existing: Collection[str], others: Collection[str]) -> list[str]:
+    """The forks of a run among existing directories, oldest first; ``others`` are runs by themselves."""
+    numbers = [match.group(1) for other in existing if (match := re.fullmatch(rf"{re.escape(name)}-v(\d+)", other))]
+    return [fork for number in sorted(numbers, key=int) if (fork := f"{name}-v{number}") not in others]
+
+
+def settle(config: Config, on: Host, data: Sequence[DataFacts], paths: Sequence[Path]) -> Config:
+    """``config`` resolved. Where a run at one of ``paths`` differs from it in the machine alone, it stays that run.
 
     What follows a machine's cores and memory would else make another run of one that is submitted from elsewhere.
     """
-    run, fresh = RunDir(path), resolve(config, on, data)
-    try:
-        stored = read_json(run.identity)
-        if not isinstance(stored, dict):
-            return fresh
-        kept = resolve(adopt(config, read(run.config)), on, data)
-    except (FlipError, OSError, ValueError):  # a damaged run is no help here; the plan says what is wrong with it
-        return fresh
-    return kept if identity(kept, "")["hash"] == stored.get("hash") else fresh
+    fresh = resolve(config, on, data)
+    for run in map(RunDir, paths):
+        try:
+            stored = read_json(run.identity)
+            if not isinstance(stored, dict):
+                continue
+            kept = resolve(adopt(config, read(run.config)), on, data)
+        except (FlipError, OSError, ValueError):  # a damaged run is no help here; the plan says what is wrong with it
+            continue
+        if identity(kept, "")["hash"] == stored.get("hash"):
+            return kept
+    return fresh
 
 
-def observe(folder: Path, names: Collection[str], asking: bool = True) -> tuple[dict[str, Found], list[str]]:
-    """(what exists of the named runs, names of other runs there), each run's state by the cluster that it is on.
+def observe(folder: Path, names: Collection[str], asking: bool = True) -> dict[str, Found]:
+    """What exists of the named runs and of all others there, each run's state by the cluster that it is on.
 
     With ``asking`` False no scheduler is asked: states are as the files tell.
     """
-    here = [RunDir(folder / name) for name in names if (folder / name).exists()]
+    there = [path.parent.name for path in sorted(folder.glob("[!.]*/identity.json"))]
+    here = [RunDir(folder / name) for name in dict.fromkeys([*names, *there]) if (folder / name).exists()]
     known = states(here) if asking else {}
     found = {}
     for run in here:
         try:
-            identity = read_json(run.identity)
+            stored = read_json(run.identity)
         except ValueError:
-            identity = None
+            stored = None
         if run.path in known:
-            found[run.name] = Found(known[run.path].state, known[run.path].detail, identity)
+            found[run.name] = Found(known[run.path].state, known[run.path].detail, stored)
         else:
             outcome = read_run(run.path)
-            found[run.name] = Found(outcome.state, outcome.reason, identity)
-    others = (path.parent.name for path in sorted(folder.glob("[!.]*/identity.json")))
-    return found, [name for name in others if name not in names]
+            found[run.name] = Found(outcome.state, outcome.reason, stored)
+    return found
 
 
 def plan(
     wanted: Sequence[Wanted],
     found: Mapping[str, Found],
     folder: Path,
+    names: Collection[str] = (),
     retry: bool = False,
-    restart: bool = False,
-    dropped: Sequence[str] = (),
+    changed: str = "",
+    prunes: bool = False,
 ) -> Plan:
-    """What to do with each run. ``retry``: start failed and cancelled ones again; ``restart``: replace changed ones."""
-    return Plan(folder, [_action(run, found.get(run.name), retry, restart) for run in wanted], dropped)
+    """What to do with each run. ``names``: of all runs that the sweep file has, where ``wanted`` are some of them.
+
+    ``retry``: start failed and cancelled ones again. ``changed``: keep, fork or restart such runs; "": refuse.
+    """
+    names = {*names, *(run.name for run in wanted)}
+    actions = [_action(run, found, names, retry, changed) for run in wanted]
+    ours = names.union(*(forks(name, found, names) for name in names))
+    dropped = {name: run for name, run in found.items() if name not in ours}
+    return Plan(folder, actions, dropped, prunes, len(found) - len(dropped))
 
 
-def _action(wanted: Wanted, found: Found | None, retry: bool, restart: bool) -> Action:
+def _action(
+    wanted: Wanted, all_found: Mapping[str, Found], names: Collection[str], retry: bool, changed: str
+) -> Action:
+    found, fork = all_found.get(wanted.name), ""
     if found is None:
         return Action(wanted, "new", starts=True)
-    kind = _OF_STATE.get(found.state, found.state)
-    active = kind in ("running", "waiting", "unknown")
-    stored = found.identity
-    if stored is None or stored.get("hash") != wanted.identity["hash"]:
-        legible = bool(stored and "config" in stored)
-        changes = explain(stored, wanted.config) if stored and legible else []
-        what = "; ".join(map(str, changes[:5])) + (f"; and {len(changes) - 5} more" if len(changes) > 5 else "")
-        unnamed = "by its hash; no field differs" if legible else "its identity.json cannot be read"
-        reason = f"the run directory holds another configuration ({what or unnamed})"
-        if active and restart:
-            raise ConfigError(reason + f" and is {kind}", wanted.name, remedy="Cancel it first: python jobs/cancel.py")
-        return Action(wanted, "changed", reason, restart, restart, changes)
-    starts = kind == "stopped" or (retry and kind in ("failed", "cancelled"))
-    return Action(wanted, kind, found.detail, starts)
+    forked = forks(wanted.name, all_found, names)
+    if not found.holds(wanted):
+        fork = next((name for name in reversed(forked) if all_found[name].holds(wanted)), "")
+        if not fork:
+            return _changed(wanted, found, forked, names, changed)
+        found = all_found[fork]
+    starts = found.kind == "stopped" or (retry and found.kind in ("failed", "cancelled"))
+    kept = f"kept as it is ({_list(wanted.kept, wanted.given)})" if wanted.kept else ""
+    return Action(wanted, found.kind, "; ".join(filter(None, [found.detail, kept])), starts, fork=fork)
 
 
-# -- the commit --------------------------------------------------------------------------------------------------------
+def _changed(wanted: Wanted, found: Found, forked: Sequence[str], names: Collection[str], changed: str) -> Action:
+    changes, why = _explained(found.identity, wanted)
+    reason = f"the run directory holds another configuration ({why})"
+    if changed == "restart" and found.active:
+        raise ConfigError(f"{reason} and is {found.kind}", wanted.name, remedy="Cancel it first: python jobs/cancel.py")
+    if changed == "fork":
+        newest = int(forked[-1].rpartition("-v")[2]) if forked else 1
+        free = next(name for n in itertools.count(newest + 1) if (name := f"{wanted.name}-v{n}") not in names)
+        return Action(
+            wanted,
+            "new",
+            f"beside {wanted.name}, which holds another configuration ({why})",
+            True,
+            False,
+            changes,
+            free,
+        )
+    starts = changed == "restart"
+    return Action(wanted, "changed", reason, starts, starts, changes)
 
 
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """One submit at a time per sweep folder, which is made. Raises ConfigError where another is at work."""
-    with _named_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            remedy = "Wait for it, or end it."
-            raise ConfigError("another submit is at work on this sweep", str(folder), remedy=remedy) from None
-        yield
-    finally:
-        os.close(handle)
+def _explained(stored: Mapping[str, Any] | None, wanted: Wanted) -> tuple[list[Change], str]:
+    """(on which keys a stored identity differs from the one wanted, that in words)."""
+    if not stored or not isinstance(stored.get("config"), dict):
+        return [], "its identity.json cannot be read"
+    changes = explain(stored, wanted.config)
+    words = [_list(changes, wanted.given)] if changes else []
+    if digest(stored["config"]) != stored.get("hash"):
+        words.append(
+            "the text of its identity.json does not give its hash: edited, or of another version of the toolkit"
+        )
+    return changes, "; ".join(words)
 
 
-def apply(plan: Plan, snapshot: Snapshot, cluster: Cluster, about: Mapping[str, Any]) -> list[RunDir]:
-    """Make the run directories of what starts, then hand them to the cluster; call it under ``lock``.
-
-    All directories are written under temporary names before the first is renamed, so that an error leaves none.
-    ``about`` becomes sweep.json, what a report shows of the sweep: name, title, notes, order of runs, expected numbers.
-    """
-    started = plan.starting
-    fresh = [action for action in started if action.kind == "new" or action.moves]
-    made: dict[str, Path] = {}
-    with _named_errors(plan.folder, made):
-        for action in fresh:
-            made[action.wanted.name] = temporary = plan.folder / f".new-{action.wanted.name}.{os.getpid()}"
-            temporary.mkdir()
-            write_text(temporary / "config.yaml", dump(action.wanted.config))
-            write_json(temporary / "identity.json", {**action.wanted.identity, **_recorded(snapshot)})
-        write_json(plan.folder / "sweep.json", dict(about))
-        for action in fresh:
-            target = plan.folder / action.wanted.name
-            if action.moves:
-                trash(target)
-            os.rename(made.pop(action.wanted.name), target)
-        sync_folder(plan.folder)
-        for action in started:
-            if action not in fresh:  # the same run to science, but where and how it computes may be new
-                write_text(plan.folder / action.wanted.name / "config.yaml", dump(action.wanted.config))
-        jobs = [_job(action, plan.folder, snapshot) for action in started]
-        cluster.submit(jobs)
-    return [job.run for job in jobs]
-
-
-def _job(action: Action, folder: Path, snapshot: Snapshot) -> Job:
-    """The code of a run that merely goes on stays as it was; one that failed or is new gets the code of today."""
-    run = RunDir(folder / action.wanted.name)
-    code = folder / ".code" / str((read_json(run.identity) or {}).get("code"))
-    if action.kind != "stopped" or not code.is_dir():
-        code = snapshot.path
-        write_json(run.identity, {**(read_json(run.identity) or {}), **_recorded(snapshot)})
-    return Job(run, code, shape(action.wanted.config))
+def _list(changes: Sequence[Change], given: Collection[str], most: int = 5) -> str:
+    """Changes in words; a key that nobody set did not move in the sweep file."""
+    told = [
+        f"{change}"
+        if change.key in given or change.key == "world"
+        else f"{change}, which the sweep does not set: a default moved"
+        for change in changes[:most]
+    ]
+    return "; ".join(told) + (f"; and {len(changes) - most} more" if len(changes) > most else "")
 
 
 def shape(config: Config) -> Shape:
@@ -233,43 +268,3 @@ def shape(config: Config) -> Shape:
     asked = config.resources
     cpus = asked.cpus or config.compute.threads + config.data.workers
     return Shape(asked.nodes, asked.processes, asked.gpus, cpus, asked.hours)
-
-
-def _recorded(snapshot: Snapshot) -> dict[str, Any]:
-    return {"code": snapshot.digest, "environment": environment()}
-
-
-def environment() -> dict[str, Any]:
-    """Interpreter, platform and package versions, from their metadata: nothing is imported."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions}
-
-
-def trash(path: Path) -> Path:
-    """Move a run directory RUNS_ROOT/<sweep>/<run> to RUNS_ROOT/.trash/<time>/<sweep>/<run> and return where."""
-    stamp, count = time.strftime("%Y%m%d-%H%M%S"), 0
-    while True:
-        bin_ = path.parent.parent / ".trash" / (f"{stamp}.{count}" if count else stamp) / path.parent.name
-        target = bin_ / path.name
-        if not target.exists():
-            bin_.mkdir(parents=True, exist_ok=True)
-            os.rename(path, target)
-            return target
-        count += 1
-
-
-@contextmanager
-def _named_errors(folder: Path, made: Mapping[str, Path] | None = None) -> Iterator[None]:
-    """Errors of the file system by their names; directories in ``made``, not yet renamed, vanish."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(error, folder) from error
-    finally:
-        for path in (made or {}).values():
-            shutil.rmtree(path, ignore_errors=True)

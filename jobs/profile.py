@@ -156,7 +156,7 @@ def _check(profile: Profile, path: Path) -> None:
         texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
         if item.name != "setup" and any(isinstance(text, str) and not text.isprintable() for text in texts):
             raise ConfigError(
-                "has a control character, which would end its line of a script", f"{path}, {item.name}", value
+                "a control character, which would end its line of a script", f"{path}, {item.name}", value
             )
     for key in ("array_size", "hours", "peer_seconds"):  # srun takes a wait of 0 as for ever
         if not getattr(profile, key):

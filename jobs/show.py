@@ -10,8 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from flip.config.identity import Change, flatten
+from flip.config.sizes import SIZES
 from jobs.cost import Cost, assumption
-from jobs.plan import Action, Plan
+from jobs.forecast import Batch
+from jobs.plan import Action, Plan, Wanted
 from jobs.preflight import Check
 from jobs.profile import Profile
 from jobs.sweep import Sweep
@@ -23,21 +26,44 @@ COMMANDS = Path(__file__).resolve().parent
 def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
     """One line per run, and the sum of what starts."""
     if all(action.kind == "complete" for action in plan.actions):
-        return f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
+        done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
+        return "\n".join([done, *_dropped(plan)])
     return "\n".join([_head(plan, sweep, profile), _overview(plan), *_dropped(plan), *_advice(plan)])
 
 
-def details(plan: Plan, sweep: Sweep, profile: Profile, checks: Sequence[Check]) -> str:
-    """Everything about every run, the sum, the checks that were done and those that could not be done here."""
+def details(
+    plan: Plan,
+    sweep: Sweep,
+    profile: Profile,
+    checks: Sequence[Check],
+    question: str = "",
+    batches: Sequence[Batch] = (),
+    script: bool = False,
+) -> str:
+    """Everything about every run, the sum, what Slurm would get, the checks done and those not possible here."""
     lines = [_head(plan, sweep, profile)]
     for action in plan.actions:
         lines += ["", *_run(action)]
     lines += ["", "all runs", _overview(plan), f"  {assumption(profile)}" if _hours(plan) else "", *_dropped(plan)]
     lines += _advice(plan)
+    lines += ["", f"asked first: {question}"] if question else []
+    lines += _batches(batches, script)
     for head, skipped in (("checked", False), ("not checked here", True)):
         seen = [f"  {check.name}: {check.detail}" for check in checks if check.skipped == skipped]
         lines += ["", f"{head}:", *seen] if seen else []
     return "\n".join([*lines, "", "dry run: nothing was written, nothing started."]).replace("\n\n\n", "\n\n")
+
+
+def _batches(batches: Sequence[Batch], script: bool) -> list[str]:
+    lines = ["", "batch jobs:"] if batches else []
+    for batch in batches:
+        asked, runs = batch.shape, ", ".join(batch.runs)
+        cards = f", {asked.gpus} GPUs a node" if asked.gpus else ""
+        nodes = "1 node" if asked.nodes == 1 else f"{asked.nodes} nodes"
+        start = f"; {batch.start}" if batch.start else ""
+        lines.append(f"  {nodes}, {asked.processes} ranks a node{cards}, {asked.hours:g} h: {runs}{start}")
+        lines += ["", *batch.script.splitlines(), ""] if script else []
+    return lines
 
 
 def _head(plan: Plan, sweep: Sweep, profile: Profile) -> str:
@@ -60,7 +86,7 @@ def _row(action: Action) -> dict[str, Any]:
     estimate = action.wanted.estimate
     said = f"{action.kind}, {what}" if what else action.kind
     return {
-        "run": action.wanted.name,
+        "run": action.name,
         "state": said,
         "parameters": count(estimate.parameters["total"]),
         **_costs(estimate.cost),
@@ -77,11 +103,11 @@ def _costs(cost: Cost) -> dict[str, Any]:
 def _run(action: Action) -> list[str]:
     wanted, numbers = action.wanted, action.wanted.estimate.numbers
     parameters, data = wanted.estimate.parameters, numbers["data"]
-    differs = ", ".join(f"{key} = {_value(value)}" for key, value in wanted.differs.items())
+    against = [f"{change.key}: {_value(change.was)} -> {_value(change.now)}" for change in _told(wanted)]
     model = wanted.config.model
     lines = [
-        f"{wanted.name}: {action.kind}" + (f" ({action.reason})" if action.reason else ""),
-        f"  differs      {differs or 'in nothing'}",
+        f"{action.name}: {action.kind}" + (f" ({action.reason})" if action.reason else ""),
+        *(f"  {'' if i else 'differs':12} {line}" for i, line in enumerate(against or ["in nothing from the base"])),
         f"  model        {model.size}: {count(parameters['total'])} parameters"
         f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
         *_data(data),
@@ -116,8 +142,19 @@ def _data(data: dict[str, Any]) -> list[str]:
     return [f"  {'data' if i == 0 else '':<13}{row}" for i, row in enumerate(rows)]
 
 
+def _told(wanted: Wanted) -> list[Change]:
+    """The differences from the base without what the size of the model, if it is one of them, fills in."""
+    changes = list(wanted.against_base)
+    filled = flatten(SIZES.get(wanted.config.model.size, {}), "model")
+    if all(change.key != "model.size" for change in changes):
+        return changes
+    return [change for change in changes if filled.get(change.key) != change.now]
+
+
 def _value(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value in (None, "") else str(value)
 
 
 def _worlds(worlds: list[int]) -> str:
@@ -134,7 +171,10 @@ def _hours(plan: Plan) -> bool:
 def _dropped(plan: Plan) -> list[str]:
     if not plan.dropped:
         return []
-    return [f"no longer in the sweep file, left alone: {', '.join(plan.dropped)}"]
+    names = ", ".join(f"{name} ({found.kind})" for name, found in plan.dropped.items())
+    if plan.prunes:
+        return [f"no longer in the sweep file, to the trash: {names}"]
+    return [f"no longer in the sweep file, left alone: {names}; --prune moves them to the trash"]
 
 
 def _advice(plan: Plan) -> list[str]:
@@ -144,19 +184,31 @@ def _advice(plan: Plan) -> list[str]:
     if kinds & {"failed", "cancelled"}:
         lines.append("failed and cancelled runs start again with --retry")
     if "changed" in kinds:
-        lines.append("changed runs are refused: put the old values back, or --restart changed moves them to the trash")
+        lines.append(
+            "changed runs are refused: put the old values back, or say --changed keep (they stay as they are), fork"
+            " (new ones start beside them) or restart (they go to the trash)"
+        )
     return lines
 
 
-def as_dict(plan: Plan, sweep: Sweep, profile: Profile, checks: Sequence[Check]) -> dict[str, Any]:
+def as_dict(
+    plan: Plan,
+    sweep: Sweep,
+    profile: Profile,
+    checks: Sequence[Check],
+    question: str = "",
+    batches: Sequence[Batch] = (),
+) -> dict[str, Any]:
     """The plan for programs."""
     runs = [
         {
             "name": action.wanted.name,
+            "directory": action.name,
             "action": action.kind,
             "reason": action.reason,
             "starts": action.starts,
             "differs": action.wanted.differs,
+            "base": [change._asdict() for change in action.wanted.against_base],
             "changes": [change._asdict() for change in action.changes],
             "identity": action.wanted.identity["hash"],
             "notes": list(action.wanted.notes),
@@ -170,8 +222,13 @@ def as_dict(plan: Plan, sweep: Sweep, profile: Profile, checks: Sequence[Check])
         "cluster": profile.name,
         "folder": str(plan.folder),
         "runs": runs,
-        "dropped": list(plan.dropped),
+        "dropped": [
+            {"name": name, "state": found.kind, "reason": found.detail, "prunes": plan.prunes}
+            for name, found in plan.dropped.items()
+        ],
         "cost": asdict(plan.cost),
+        "question": question,
+        "batches": [asdict(batch) for batch in batches],
         "assumption": assumption(profile),
         "checks": [asdict(check) for check in checks],
     }
@@ -182,7 +239,7 @@ def after(plan: Plan) -> str:
     where = shorter(plan.folder)
     lines = [
         f"  {command('status.py')} {where}",
-        f"  {command('logs.py')} {where}/{plan.actions[0].wanted.name} -f",
+        f"  {command('logs.py')} {where}/{plan.actions[0].name} -f",
         f"  {command('report.py')} {where}",
         f"  {shorter(Path(sys.executable).with_name('tensorboard'))} --logdir {where}",
     ]

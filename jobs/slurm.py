@@ -145,6 +145,10 @@ def executor_of(profile: Profile, job: Job, folder: Path) -> Any:
     from submitit import SlurmExecutor
 
     class Executor(SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 2  # whether Slurm is here is preflight's matter; a dry run shows the script anywhere
+
         @property
         def _submitit_command_str(self) -> str:
             return batch.command(profile, job)

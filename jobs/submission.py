@@ -8,12 +8,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flip.config.identity import identity
-from flip.config.resolve import Host, facts, host
+from flip.config.identity import Change, explain, flatten, identity
+from flip.config.load import read, to_dict
+from flip.config.resolve import DataFacts, Host, facts, host
+from flip.config.schema import Config
 from flip.config.validate import validate
 from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import read_json
@@ -21,6 +22,8 @@ from jobs import plan as planning
 from jobs import preflight, show
 from jobs.cluster import open_cluster
 from jobs.cost import estimate
+from jobs.folder import apply, lock, prune
+from jobs.forecast import Batch, batches
 from jobs.plan import Plan, Wanted
 from jobs.profile import Profile, load_profile, runs_root
 from jobs.snapshot import take
@@ -43,25 +46,30 @@ class Submission:
         self.node = node(self.profile)
         self.checks: dict[preflight.Check, None] = {}
         """What was looked at, over all runs, each once and in order."""
+        self.batches: Sequence[Batch] = ()
+        """What Slurm would get, known in a dry run."""
+        if not str(self.folder).isprintable():
+            raise ConfigError("no folder for runs: a control character is in its path", value=str(self.folder))
 
     def run(self) -> int:
         """The exit code."""
         wanted = [self._want(run) for run in self.sweep.runs]
         dry = self.args.dry_run
-        with nullcontext() if dry else planning.lock(self.folder):
+        with nullcontext() if dry else lock(self.folder):
             plan = self._plan(wanted)
-            self._show(plan)
+            question = self._question(plan)
+            self._show(plan, question)
             if not dry:
                 plan.refuse_changed()
-                if plan.starting:
-                    self._confirm(plan)
-                    self._commit(plan)
+                plan.refuse_prune(self.args.prune_most)
+                self._confirm(question)
+                self._commit(plan)
         if dry:
             return 0
         if self.args.watch:
             from jobs.watch import watch
 
-            return watch([self.folder / run.name for run in wanted], sys.stdout, again=show.again())
+            return watch([self.folder / action.name for action in plan.actions], sys.stdout, again=show.again())
         if not self.args.json:
             print(show.after(plan))
         return 0
@@ -71,63 +79,119 @@ class Submission:
         try:
             dry = self.args.dry_run
             data = facts(run.config, nominal=dry)  # what a configuration claims of its data is good for a plan alone
-            config = planning.settle(run.config, self.node, data, self.folder / run.name)
+            config, kept = self._settled(run, data)
             notes = validate(config)
             self.checks |= dict.fromkeys(preflight.check(config, data, self.profile, self.node, self.folder, dry))
         except FlipError as error:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
             raise type(error)(error.what, where, error.value, error.remedy) from error
-        return Wanted(run.name, config, identity(config, ""), estimate(config, self.profile), run.differs, notes)
+        resolved = flatten(to_dict(config))
+        return Wanted(
+            run.name,
+            config,
+            identity(config, ""),
+            estimate(config, self.profile),
+            differs=run.differs,
+            against_base=[change._replace(now=resolved.get(change.key, change.now)) for change in run.against_base],
+            given=run.given,
+            notes=notes,
+            kept=kept,
+        )
+
+    def _settled(self, run: Run, data: Sequence[DataFacts]) -> tuple[Config, Sequence[Change]]:
+        """The resolved configuration (the directory's where that is to be kept), and what the file says else."""
+        path, there = self.folder / run.name, [other.name for other in self.folder.glob(f"{run.name}-v*")]
+        beside = planning.forks(run.name, there, self.sweep.names)
+        places = [path, *(self.folder / fork for fork in beside)]
+        config = planning.settle(run.config, self.node, data, places)
+        if self.args.changed != "keep" or not (path / "identity.json").exists():
+            return config, ()
+        try:
+            known = [read_json(place / "identity.json") or {} for place in places]
+            if identity(config, "")["hash"] in [stored.get("hash") for stored in known]:
+                return config, ()
+            return read(path / "config.yaml"), explain(known[0], config)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
 
     def _asking(self) -> bool:
         """A plan for a Slurm that is not here is made from the files alone."""
         return not (self.args.dry_run and self.profile.kind == "slurm" and shutil.which("squeue") is None)
 
     def _plan(self, wanted: Sequence[Wanted]) -> Plan:
-        found, others = planning.observe(self.folder, [run.name for run in wanted], self._asking())
-        restart = self.args.restart == "changed"
-        dropped = [] if self.args.only else others
-        return planning.plan(wanted, found, self.folder, self.args.retry, restart, dropped)
+        args = self.args
+        found = planning.observe(self.folder, [run.name for run in wanted], self._asking())
+        prunes = args.prune or args.prune_most
+        return planning.plan(wanted, found, self.folder, self.sweep.names, args.retry, args.changed or "", prunes)
 
-    def _show(self, plan: Plan) -> None:
+    def _show(self, plan: Plan, question: str) -> None:
+        checks = list(self.checks)
+        if self.args.dry_run and self.profile.kind == "slurm":
+            answers = any(check.name == "Slurm" and not check.skipped for check in checks)
+            self.batches = batches(plan, self.profile, answers)
         if self.args.json:
-            print(json.dumps(show.as_dict(plan, self.sweep, self.profile, list(self.checks)), indent=1))
+            shown = show.as_dict(plan, self.sweep, self.profile, checks, question, self.batches)
+            print(json.dumps(shown, indent=1))
         elif self.args.dry_run:
-            print(show.details(plan, self.sweep, self.profile, list(self.checks)))
+            print(show.details(plan, self.sweep, self.profile, checks, question, self.batches, self.args.script))
         else:
             print(show.summary(plan, self.sweep, self.profile))
 
-    def _confirm(self, plan: Plan) -> None:
-        hours = plan.cost.gpu_hours
-        if self.args.yes or hours is None or hours <= CONFIRM_ABOVE:
+    def _question(self, plan: Plan) -> str:
+        """What a person must agree to first; empty: nothing."""
+        asked, cost = [], plan.cost
+        if plan.pruned:
+            active = [name for name, found in plan.pruned.items() if found.active]
+            stopped = f" ({', '.join(active)}: cancelled first)" if active else ""
+            asked.append(f"moves {_runs(len(plan.pruned))} to the trash: {', '.join(plan.pruned)}{stopped}")
+        if cost.gpu_hours is not None and cost.gpu_hours > CONFIRM_ABOVE:
+            price = "" if cost.price is None else f", a price of {cost.price:,.0f}"
+            asked.append(f"starts {_runs(len(plan.starting))} of {cost.gpu_hours:,.0f} GPU-hours{price}")
+        return f"This {' and '.join(asked)}." if asked else ""
+
+    def _confirm(self, question: str) -> None:
+        if self.args.yes or not question:
             return
-        asked = f"This starts {len(plan.starting)} runs of {hours:,.0f} GPU-hours."
         if not sys.stdin.isatty():
-            raise ConfigError(
-                f"above {CONFIRM_ABOVE:g} GPU-hours it asks first, and nobody is there",
-                value=asked,
-                remedy="Add --yes.",
-            )
+            raise ConfigError("a person is asked first, and nobody is there", value=question, remedy="Add --yes.")
         try:
-            answer = input(f"{asked} Go on? [y/N] ")
+            answer = input(f"{question} Go on? [y/N] ")
         except EOFError:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
-            raise ConfigError("nothing was started", remedy="Answer y, or add --yes.")
+            raise ConfigError("nothing was done", remedy="Answer y, or add --yes.")
 
     def _commit(self, plan: Plan) -> None:
-        snapshot = take(REPOSITORY, self.folder / ".code")
-        if snapshot.left_out and not self.args.json:
-            print(f"left out of the copied code, as they look like secrets: {', '.join(snapshot.left_out)}")
-        planning.apply(plan, snapshot, open_cluster(self.profile), self._about())
+        if plan.pruned:
+            active = ", ".join(name for name, found in plan.pruned.items() if found.active)
+            self._say(f"cancelled, and waited for until they have saved: {active}" if active else "")
+            left = prune(plan, f"no longer in the sweep {self.sweep.name}")
+            moved = [name for name in plan.pruned if name not in left]
+            self._say(f"moved to the trash: {', '.join(moved)}" if moved else "")
+            self._say(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them" if left else "")
+        if plan.starting:
+            snapshot = take(REPOSITORY, self.folder / ".code")
+            hidden = ", ".join(snapshot.left_out)
+            self._say(f"left out of the copied code, as they look like secrets: {hidden}" if hidden else "")
+            apply(plan, snapshot, open_cluster(self.profile), self._about(plan))
 
-    def _about(self) -> dict[str, Any]:
+    def _say(self, words: str) -> None:
+        if words and not self.args.json:
+            print(words)
+
+    def _about(self, plan: Plan) -> dict[str, Any]:
         """sweep.json: what a report shows of the sweep. Runs submitted before keep a place in the order."""
-        names = [run.name for run in self.sweep.runs]
+        names = [name for action in plan.actions for name in dict.fromkeys([action.wanted.name, action.name])]
         before = (read_json(self.folder / "sweep.json") or {}).get("runs", [])
         order = [*before, *names] if self.args.only else [*names, *before]
-        about = asdict(self.sweep) | {"runs": list(dict.fromkeys(order)), "cluster": self.profile.name}
-        return {key: about[key] for key in ("name", "title", "notes", "cluster", "runs", "paper")}
+        forked = {action.fork: self.sweep.paper.get(action.wanted.name) for action in plan.actions if action.fork}
+        paper = self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}
+        about = {key: getattr(self.sweep, key) for key in ("name", "title", "notes")}
+        return {**about, "cluster": self.profile.name, "runs": list(dict.fromkeys(order)), "paper": paper}
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
 
 
 def sweep_file(typed: str) -> Path:

@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   python jobs/submit.py --sweep sweeps/model_scaling.yaml --dry-run
   python jobs/submit.py --sweep sweeps/quickstart.yaml --only 'mask*' data.workers=2 stages.pretrain.samples=1e5
   python jobs/submit.py --sweep sweeps/quickstart.yaml --seeds 0 1 2
+  python jobs/submit.py --sweep my.yaml --changed fork --prune --dry-run
 The same command again starts only what is missing; with --watch it comes back to runs that go on.
 """
 
@@ -29,9 +30,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, nargs="+", metavar="N", help="every run once per seed")
     made.add_argument("--dry-run", action="store_true", help="check and show, start nothing, write nothing")
     made.add_argument("--retry", action="store_true", help="start failed and cancelled runs again, with today's code")
-    made.add_argument("--restart", choices=["changed"], help="move runs of another configuration to the trash first")
+    made.add_argument(
+        "--changed",
+        choices=["keep", "fork", "restart"],
+        help="runs whose directory holds another configuration: keep them as they are, start the new ones beside them"
+        " (NAME-v2), or move the old ones to the trash; default: refuse",
+    )
+    made.add_argument("--prune", action="store_true", help="cancel runs that the sweep no longer has, to the trash")
+    made.add_argument("--prune-most", action="store_true", help="even where they are more than half of all")
     made.add_argument("--watch", action="store_true", help="stay and show progress; Ctrl-C leaves the runs going")
     made.add_argument("--yes", action="store_true", help="do not ask, whatever it costs")
+    made.add_argument("--script", action="store_true", help="with --dry-run: the batch scripts too, one per shape")
     made.add_argument("--json", action="store_true", help="the plan as JSON on standard output")
     made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top of the sweep's")
     return made

@@ -73,6 +73,8 @@ class Sweep:
     notes: str
     cluster: str
     runs: list[Run]
+    names: list[str] = field(default_factory=list)
+    """Of all runs of the file, also those that were not asked for."""
     paper: dict[str, Any] = field(default_factory=dict)
     """Arm -> published numbers."""
 
@@ -231,9 +233,9 @@ def _given(layers: Sequence[Layer], overrides: Sequence[str]) -> frozenset[str]:
     """The keys that are set by name; with ``model.size`` all that a size fills in."""
     named = [nest(layer, where) for where, layer in [*layers, *map(assignment, overrides)]]
     keys = {key for layer in named for key in flatten(layer)}
-    return frozenset(
-        keys | {f"model.{key}" for key in flatten(SIZES[Config().model.size])} if "model.size" in keys else keys
-    )
+    if "model.size" in keys:
+        keys |= flatten(SIZES[Config().model.size], "model").keys()
+    return frozenset(keys)
 
 
 def _check_paper(file: _File, arms: set[str]) -> None:
@@ -263,12 +265,12 @@ def load(
     if not NAME.fullmatch(name):
         raise file.error("name", "not a name for a sweep", name, NAME_RULE)
     runs = _expand(file, overrides, seeds)
+    names = [run.name for run in runs]
     _check_paper(file, {run.arm for run in runs})
     if only is not None:
         kept = [run for run in runs if fnmatch.fnmatchcase(run.name, only)]
         if not kept:
-            names = ", ".join(run.name for run in runs)
-            raise ConfigError("no run of the sweep matches", "--only", only, f"Runs: {names}.")
+            raise ConfigError("no run of the sweep matches", "--only", only, f"Runs: {', '.join(names)}.")
         runs = kept
     title, notes = table.get("title", ""), table.get("notes", "")
-    return Sweep(name, title, notes, table.get("cluster", "local"), runs, dict(table.get("paper", {})))
+    return Sweep(name, title, notes, table.get("cluster", "local"), runs, names, dict(table.get("paper", {})))

@@ -3,9 +3,13 @@
 import json
 import math
 
+from flip.config.identity import identity
 from flip.config.load import dump, merge
 from flip.config.stages import spans
 from flip.rundir import RunDir, write_json
+from jobs.cost import estimate
+from jobs.plan import Wanted
+from jobs.profile import Profile
 
 SETS = [
     {"name": "validation", "manifest": "/data/noto", "classes": "/data/classes.json", "role": "validation"},
@@ -24,6 +28,12 @@ def config(mask="0.5", seed=0, samples=12_800):
         "evaluate": {"every": 3200, "sets": SETS},
     }
     return merge([("test", layer)])
+
+
+def wanted(name="a", **fields):
+    """A run as the plan gets it."""
+    made = config(**fields)
+    return Wanted(name, made, identity(made, ""), estimate(made, Profile()))
 
 
 def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, complete=True, speed=400.0):

@@ -3,14 +3,17 @@
 import os
 import re
 import stat
+from dataclasses import replace
 
 import pytest
 
 from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import RunDir, read_json, write_json
-from jobs import cluster, ledger, slurm
+from jobs import cluster, forecast, ledger, slurm
+from jobs import plan as planning
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
+from tests.jobs.outcomes import wanted
 
 PROFILE = Profile(name="far", kind="slurm", partition="gpu")
 CONFIG = "echo 'ClusterName = far'"
@@ -160,6 +163,42 @@ def test_one_array_per_shape_and_the_place_of_each_run_is_written_before(tmp_pat
     assert sum("--array=0-1%2" in text for text in texts) == 1 and len(texts) == 2
     environment = (tmp_path / "sbatch.env").read_text()
     assert "PROXY=y" in environment and "SECRET" not in environment and os.environ["SECRET"] == "x"
+
+
+def test_what_a_dry_run_shows_is_what_sbatch_gets(tmp_path, commands):
+    commands("sbatch", SBATCH)
+    commands("scontrol", CONFIG)
+    made = jobs(tmp_path, Shape(2, 8, 8, 4, 24.0), Shape(2, 8, 8, 4, 24.0))
+    shown = forecast.script(PROFILE, made)
+    slurm.SlurmCluster(PROFILE).submit(made)
+    (text,) = (path.read_text() for path in tmp_path.glob("sbatch.[0-9]*"))
+    token = read_json(made[0].run.path / "job.json")["token"]
+    assert text.replace(token, forecast.TOKEN) == shown and token not in shown and "--array=0-1" in shown
+
+
+TO_START = "sbatch: Job 9 to start at 2026-11-25T14:00:00 using 16 processors on nodes n[1-2] in partition gpu"
+
+
+def test_slurm_is_asked_once_per_shape_and_nothing_is_queued(tmp_path, commands, monkeypatch):
+    commands("sbatch", f'cat > "$0.script"; env > "$0.env"; echo "{TO_START}" >&2')
+    monkeypatch.setenv("SECRET", "x")
+    wants = [wanted(name) for name in "abc"]
+    for want, nodes in zip(wants, (1, 2, 1), strict=True):
+        want.config.resources.nodes = nodes
+    made = planning.plan(wants, {}, tmp_path / "demo")
+    found = forecast.batches(made, replace(PROFILE, array_size=1))
+    assert [list(batch.runs) for batch in found] == [["a"], ["c"], ["b"]]
+    assert {batch.start for batch in found} == {"would start at 2026-11-25T14:00:00 on n[1-2], as things are now"}
+    assert commands.calls() == ["sbatch --test-only"] * 2
+    assert (tmp_path / "sbatch.script").read_text() == found[2].script
+    assert "SECRET" not in (tmp_path / "sbatch.env").read_text() and not (tmp_path / "demo").exists()
+
+
+def test_what_slurm_says_against_a_script_is_shown(tmp_path, commands):
+    commands("sbatch", "echo 'allocation failure: Invalid account' >&2; exit 1")
+    made = planning.plan([wanted("a")], {}, tmp_path / "demo")
+    (batch,) = forecast.batches(made, PROFILE)
+    assert batch.start == "Slurm says: allocation failure: Invalid account"
 
 
 def test_many_runs_are_split_at_the_sites_limit(tmp_path):

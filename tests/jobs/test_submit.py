@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -11,15 +12,20 @@ from unittest.mock import Mock
 import pytest
 import webdataset
 
+from flip.config import load as load_module
+from flip.config import schema
+from flip.config.load import read
 from flip.config.schema import Config
 from flip.data.index import index
 from flip.exitcodes import ConfigError, PermissionDenied
 from flip.results import read_run
 from flip.rundir import read_json
-from jobs import plan as planning
-from jobs import preflight
+from jobs import folder as folders
+from jobs import preflight, submission
 from jobs.profile import Profile
+from jobs.snapshot import Snapshot
 from jobs.submission import Submission
+from jobs.submit import main as submit_main
 from tests.synthetic import encode, make_dataset, make_tokenizer, picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,11 +83,12 @@ def test_dry_run_of_the_papers_sweeps(desk, name):
     for words in (
         "GPU-hours at an assumed 40 % of 989 TFLOP/s",
         "not checked here",
+        "batch jobs:",
         "nominal",
         "98 of 196" if name != "joint_scaling" else "128 of 256",
     ):
         assert words in done.stdout
-    assert not desk.runs.exists() and "nothing started" in done.stdout
+    assert not desk.runs.exists() and "nothing started" in done.stdout and "#SBATCH" not in done.stdout
 
 
 def test_the_numbers_of_a_plan(desk):
@@ -91,6 +98,7 @@ def test_the_numbers_of_a_plan(desk):
     # As the head of the sweep file says; by hand: 3 * forward FLOPs * 12.8e9 pairs / (0.4 * 989e12 FLOP/s) / 3600 s.
     assert pretrain["gpu_hours"] == pytest.approx(1790, abs=0.5) and pretrain["steps"] == 195_313
     assert model["stages"][0]["gpu_hours"] == pytest.approx(4979, abs=0.5)
+    assert [batch["runs"] for batch in plan["batches"]] == [["baseline"], ["model"]]
     assert plan["cost"]["gpu_hours"] == pytest.approx(sum(run["cost"]["gpu_hours"] for run in plan["runs"]))
 
 
@@ -158,10 +166,8 @@ def test_a_dry_run_writes_nothing(desk, monkeypatch):
 def test_the_end_of_input_is_a_no(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", Mock(side_effect=EOFError))
-    asked = SimpleNamespace(args=SimpleNamespace(yes=False))
-    plan = SimpleNamespace(cost=SimpleNamespace(gpu_hours=1e6), starting=[1])
-    with pytest.raises(ConfigError, match="nothing was started"):
-        Submission._confirm(asked, plan)
+    with pytest.raises(ConfigError, match="nothing was done"):
+        Submission._confirm(SimpleNamespace(args=SimpleNamespace(yes=False)), "This costs much.")
 
 
 def test_damaged_shards_are_seen_before_anything_starts(desk, tmp_path):
@@ -196,7 +202,145 @@ def test_from_submission_to_report_and_nothing_twice(desk):
     assert refused.returncode == 78 and "seed: 0 -> 1" in refused.stderr
 
 
+class Typed:
+    """The command in this process, on a cluster that does nothing: (exit code, standard output, standard error)."""
+
+    def __init__(self, desk, capsys, monkeypatch):
+        self.desk, self.capsys, self.started = desk, capsys, []
+        monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
+        monkeypatch.setattr(submission, "open_cluster", lambda _: self)
+        monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
+
+    def submit(self, jobs):
+        self.started = [job.run.name for job in jobs]
+
+    def __call__(self, *words, sweep=None):
+        self.started = []
+        self.desk.sweep.write_text(sweep or self.desk.text)
+        code = submit_main(["--sweep", str(self.desk.sweep), *words])
+        return (code, *self.capsys.readouterr())
+
+    def there(self):
+        return sorted(path.parent.name for path in (self.desk.runs / "demo").glob("[!.]*/config.yaml"))
+
+    def trashed(self):
+        return sorted(path.name for path in (self.desk.runs / ".trash").glob("*/demo/*"))
+
+
+@pytest.fixture
+def typed(desk, capsys, monkeypatch):
+    return Typed(desk, capsys, monkeypatch)
+
+
+def test_dropped_runs_go_to_the_trash_when_a_person_agrees(desk, typed):
+    more = desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n"
+    assert typed(sweep=more)[0] == 0 and typed.started == ["half", "whole", "other", "last"]
+    code, out, _ = typed()
+    assert code == 0 and "left alone: last (stopped), other (stopped); --prune moves them to the trash" in out
+    code, out, err = typed("--prune")
+    assert code == 78 and "moves 2 runs to the trash: last, other" in err and "--yes" in err and not typed.started
+    shown = json.loads(typed("--prune", "--dry-run", "--json")[1])
+    assert [(row["name"], row["prunes"]) for row in shown["dropped"]] == [("last", True), ("other", True)]
+    assert "moves 2 runs to the trash" in shown["question"] and len(typed.there()) == 4
+    one = desk.text[: desk.text.index("  whole")]
+    code, _, err = typed("--prune", "--yes", sweep=one)
+    assert code == 78 and "3 of 4 runs" in err and len(typed.there()) == 4
+    code, out, _ = typed("--prune", "--yes")
+    assert code == 0 and "moved to the trash: last, other" in out
+    assert typed.there() == ["half", "whole"] and typed.trashed() == ["last", "other"]
+    assert typed("--prune-most", "--yes", sweep=desk.text.replace("half", "mid"))[0] == 0
+    assert typed.there() == ["mid", "whole"] and typed.started == ["mid", "whole"]
+
+
+def test_pruning_asks_on_a_terminal_and_a_no_does_nothing(desk, typed, monkeypatch):
+    typed(sweep=desk.text + "  other: {seed: 1}\n")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    asked = Mock(return_value="n")
+    monkeypatch.setattr("builtins.input", asked)
+    code, _, err = typed("--prune")
+    assert code == 78 and "nothing was done" in err and len(typed.there()) == 3 and not typed.started
+    assert asked.call_args.args == ("This moves 1 run to the trash: other. Go on? [y/N] ",)
+    asked.return_value = "y"
+    assert typed("--prune")[0] == 0 and typed.trashed() == ["other"]
+
+
+def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
+    typed()
+    changed = desk.text.replace("mask: 0.5", "mask: 0.25")
+    code, out, err = typed(sweep=changed)
+    assert code == 78 and "stages.pretrain.mask: '0.5' -> '0.25')" in err and "--changed keep" in err
+    code, out, _ = typed("--changed", "keep", sweep=changed)
+    assert code == 0 and "kept as it is (stages.pretrain.mask: '0.5' -> '0.25')" in out
+    assert read(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.5" and "half" in typed.started
+    code, out, _ = typed("--changed", "fork", sweep=changed + "paper: {half: {small: 50.0}}\n")
+    assert code == 0 and "half-v2" in typed.started and typed.there() == ["half", "half-v2", "whole"]
+    assert read(desk.runs / "demo" / "half-v2" / "config.yaml").stages[0].mask == "0.25"
+    about = read_json(desk.runs / "demo" / "sweep.json")
+    assert about["runs"] == ["half", "half-v2", "whole"] and about["paper"]["half-v2"] == {"small": 50.0}
+    assert typed(sweep=changed)[0] == 0 and typed.started == ["half-v2", "whole"], "from now on it lives there"
+    assert typed("--changed", "keep", sweep=changed)[0] == 0 and typed.started == ["half-v2", "whole"]
+    assert typed("--prune", sweep=changed)[0] == 0 and not typed.trashed(), "a fork is no dropped run"
+    (desk.runs / "demo" / "whole" / "identity.json").write_text('{"hash": "x"}')
+    code, _, err = typed("--changed", "keep", sweep=changed)
+    assert code == 78 and "run whole" in err and "cannot be kept: its identity.json is damaged" in err
+    again = changed.replace("0.25", "0.75")
+    assert typed("--changed", "restart", sweep=again)[0] == 0
+    assert (
+        typed.trashed() == ["half", "whole"]
+        and read(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.75"
+    )
+
+
+def test_a_default_that_moved_is_named(desk, typed, monkeypatch):
+    """As a newer version would: the sweep file is the same, the schema's default is not."""
+    typed()
+    monkeypatch.setattr(schema.Optim, "weight_decay", 0.3)
+    monkeypatch.setattr(schema.Optim.__init__, "__defaults__", tuple(
+        0.3 if value == 0.2 else value for value in schema.Optim.__init__.__defaults__
+    ))  # fmt: skip
+    load_module._schema.cache_clear()
+    try:
+        code, _, err = typed()
+        kept = typed("--changed", "keep")
+    finally:
+        load_module._schema.cache_clear()
+    assert code == 78 and "optim.weight_decay: 0.2 -> 0.3, which the sweep does not set: a default moved" in err
+    assert kept[0] == 0 and typed.started == ["half", "whole"]
+
+
+def test_what_differs_from_the_base_is_shown_resolved(desk, typed):
+    text = desk.text.replace("  half: {", "  half: {model.size: B/16, data.workers: -1, ")
+    code, out, _ = typed("--dry-run", sweep=text)
+    assert code == 0 and "model.size: tiny -> B/16" in out and "model.image.width" not in out
+    assert "whole: new\n  differs      stages.pretrain.mask: 0.5 -> 0\n" in out
+    base = {row["key"]: row for row in json.loads(typed("--dry-run", "--json", sweep=text)[1])["runs"][0]["base"]}
+    assert base["model.image.width"]["now"] == 768 and base["data.workers"]["now"] >= 0
+
+
+def test_what_costs_much_is_asked_for(desk, typed, monkeypatch):
+    real = submission.estimate
+
+    def dear(config, profile):
+        made = real(config, profile)
+        return replace(made, cost=replace(made.cost, gpu_hours=60.0, price=120.0))
+
+    monkeypatch.setattr(submission, "estimate", dear)
+    assert typed("--only", "half")[0] == 0 and typed.started == ["half"], "60 of them are nothing"
+    code, out, err = typed()
+    question = "This starts 2 runs of 120 GPU-hours, a price of 240."
+    assert code == 78 and question in err and not typed.started and typed.there() == ["half"]
+    assert f"asked first: {question}" in typed("--dry-run")[1]
+    assert typed("--yes")[0] == 0 and typed.started == ["half", "whole"]
+
+
+def test_batch_scripts_on_request(desk):
+    shown = desk.submit("--dry-run", "--script", sweep="model_scaling").stdout
+    assert "16 nodes, 8 ranks a node, 8 GPUs a node, 24 h: baseline\n" in shown, "no Slurm answers here"
+    assert "#SBATCH --nodes=16\n" in shown and "#SBATCH --nodes=32\n" in shown
+
+
 def test_two_submits_at_once(desk):
-    with planning.lock(desk.runs / "demo"):
+    with folders.lock(desk.runs / "demo"):
         done = desk.submit()
     assert done.returncode == 78 and "another submit is at work" in done.stderr

@@ -1,0 +1,155 @@
+"""The folder of a sweep, RUNS_ROOT/<sweep>: where a plan is carried out, in one commit.
+
+No run directory is ever overwritten or deleted: it is made whole under a temporary name and renamed, or moved to
+RUNS_ROOT/.trash/<time>/.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flip.config.load import dump
+from flip.exitcodes import ConfigError
+from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
+from jobs import cluster as clusters
+from jobs.cluster import Cluster, Job
+from jobs.disk import unwritable
+from jobs.plan import Action, Plan, shape
+from jobs.snapshot import Snapshot
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
+
+PATIENCE = 600.0
+"""Seconds that pruned runs get to save and end; one that needs longer is moved by the next ``--prune``."""
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """One submit at a time per sweep folder, which is made. Raises ConfigError where another is at work."""
+    with _named_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            remedy = "Wait for it, or end it."
+            raise ConfigError("another submit is at work on this sweep", str(folder), remedy=remedy) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def apply(plan: Plan, snapshot: Snapshot, cluster: Cluster, about: Mapping[str, Any]) -> list[RunDir]:
+    """Make the run directories of what starts, then hand them to the cluster; call it under ``lock``.
+
+    All directories are written under temporary names before the first is renamed, so that an error leaves none.
+    ``about`` becomes sweep.json, what a report shows of the sweep: name, title, notes, order of runs, expected numbers.
+    """
+    started = plan.starting
+    fresh = [action for action in started if action.kind == "new" or action.moves]
+    made: dict[str, Path] = {}
+    with _named_errors(plan.folder, made):
+        for action in fresh:
+            made[action.name] = temporary = plan.folder / f".new-{action.name}.{os.getpid()}"
+            temporary.mkdir()
+            write_text(temporary / "config.yaml", dump(action.wanted.config))
+            write_json(temporary / "identity.json", {**action.wanted.identity, **_recorded(snapshot)})
+        write_json(plan.folder / "sweep.json", dict(about))
+        for action in fresh:
+            target = plan.folder / action.name
+            if action.moves:
+                trash(target)
+            os.rename(made.pop(action.name), target)
+        sync_folder(plan.folder)
+        for action in started:
+            if action not in fresh:  # the same run to science, but where and how it computes may be new
+                write_text(plan.folder / action.name / "config.yaml", dump(action.wanted.config))
+        jobs = [_job(action, plan.folder, snapshot) for action in started]
+        cluster.submit(jobs)
+    return [job.run for job in jobs]
+
+
+def code_of(action: Action, folder: Path) -> Path | None:
+    """The code of a run that merely goes on stays as it was. None: it gets today's, as one that failed or is new."""
+    stored = read_json(folder / action.name / "identity.json") or {} if action.kind == "stopped" else {}
+    code = folder / ".code" / str(stored.get("code"))
+    return code if "code" in stored and code.is_dir() else None
+
+
+def _job(action: Action, folder: Path, snapshot: Snapshot) -> Job:
+    run, code = RunDir(folder / action.name), code_of(action, folder)
+    if code is None:
+        code = snapshot.path
+        write_json(run.identity, {**(read_json(run.identity) or {}), **_recorded(snapshot)})
+    return Job(run, code, shape(action.wanted.config))
+
+
+def _recorded(snapshot: Snapshot) -> dict[str, Any]:
+    return {"code": snapshot.digest, "environment": environment()}
+
+
+def environment() -> dict[str, Any]:
+    """Interpreter, platform and package versions, from their metadata: nothing is imported."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions}
+
+
+def prune(plan: Plan, why: str) -> list[str]:
+    """Cancel the pruned runs that are active, wait for their end, move all to the trash; call it under ``lock``.
+
+    Returns the names of those that were still saving after PATIENCE seconds: they stay, and stay cancelled.
+    """
+    active = [RunDir(plan.folder / name) for name, found in plan.pruned.items() if found.active]
+    clusters.call_off(active, why)
+    end = time.monotonic() + PATIENCE
+    while active and time.monotonic() < end:
+        known = clusters.states(active)
+        active = [run for run in active if known[run.path].state in ("queued", "running", "waiting", "unknown")]
+        if active:
+            time.sleep(clusters.interval(active))
+    left = [run.name for run in active]
+    with _named_errors(plan.folder):
+        for name in plan.pruned:
+            if name not in left:
+                trash(plan.folder / name)
+    return left
+
+
+def trash(path: Path) -> Path:
+    """Move a run directory RUNS_ROOT/<sweep>/<run> to RUNS_ROOT/.trash/<time>/<sweep>/<run> and return where."""
+    stamp, count = time.strftime("%Y%m%d-%H%M%S"), 0
+    while True:
+        bin_ = path.parent.parent / ".trash" / (f"{stamp}.{count}" if count else stamp) / path.parent.name
+        target = bin_ / path.name
+        if not target.exists():
+            bin_.mkdir(parents=True, exist_ok=True)
+            os.rename(path, target)
+            return target
+        count += 1
+
+
+@contextmanager
+def _named_errors(folder: Path, made: Mapping[str, Path] | None = None) -> Iterator[None]:
+    """Errors of the file system by their names; directories in ``made``, not yet renamed, vanish."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(error, folder) from error
+    finally:
+        for path in (made or {}).values():
+            shutil.rmtree(path, ignore_errors=True)
