@@ -154,12 +154,10 @@ def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
     return axes.distinct(found, place) or [Point()]
 
 
-def _meant(file: _File, points: Sequence[Point], below: Sequence[Layer]) -> list[int]:
+def _meant(file: _File, points: Sequence[Point], configs: Sequence[Config]) -> list[int]:
     """The points that satisfy each of their conditions. ConfigError for one that holds for none that it is about."""
     conditions = dict.fromkeys(condition for point in points for condition in point.where)
-    if not conditions:
-        return list(range(len(points)))
-    settings = [flatten(to_dict(merge([*below, *point.layers]))) for point in points]
+    settings = [flatten(to_dict(config)) for config in configs]
     known = {key for values in settings for key in values}
     failing: set[int] = set()
     for condition in conditions:
@@ -213,9 +211,11 @@ def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) 
     for point in points:
         if not NAME.fullmatch(point.name):
             raise top.error("makes what is not a name for a run", point.name, f"Name it under runs. {NAME_RULE}")
-    meant = _meant(file, points, below)
+    limited = any(point.where for point in points)
+    plain = [merge([*below, *point.layers]) for point in points] if limited or not overrides else []
+    meant = _meant(file, points, plain) if limited else list(range(len(points)))
     base, layers = merge(below, overrides), [points[i].layers for i in meant]
-    configs = [merge([*below, *own], overrides) for own in layers]
+    configs = [merge([*below, *points[i].layers], overrides) if overrides else plain[i] for i in meant]
     return [
         Run(
             points[i].name,
