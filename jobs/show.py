@@ -57,7 +57,8 @@ def details(
 def _batches(batches: Sequence[Batch], script: bool) -> list[str]:
     lines = ["", "batch jobs:"] if batches else []
     for batch in batches:
-        asked, runs = batch.shape, ", ".join(batch.runs)
+        asked, names = batch.shape, batch.runs
+        runs = ", ".join(names) if len(names) <= 5 else f"{len(names)} runs, {names[0]} to {names[-1]}"
         cards = f", {asked.gpus} GPUs a node" if asked.gpus else ""
         nodes = "1 node" if asked.nodes == 1 else f"{asked.nodes} nodes"
         start = f"; {batch.start}" if batch.start else ""

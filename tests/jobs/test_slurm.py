@@ -230,6 +230,15 @@ def test_cancel_tells_ranks_first_and_ends_them_the_second_time(sweep, commands)
     assert commands.calls()[-1] == "scancel 57_0"
 
 
+def test_calling_off_twice_does_not_wait_for_a_save(sweep, commands):
+    run = sweep("a", ("RUNNING", "None"))
+    commands("scancel", "")
+    for call in ("scancel --signal=USR2 57_0", "scancel 57_0"):
+        cluster.call_off([run], "no longer wanted")
+        assert commands.calls()[-1] == call
+    assert read_json(run.cancel)["why"] == "no longer wanted"
+
+
 def test_one_that_cannot_be_told_to_stop_does_not_keep_the_others_from_it(sweep, commands):
     far, first, second = sweep("a", site="near"), sweep("b", ("RUNNING", "None")), sweep("c", ("RUNNING", "None"))
     commands("scancel", "case $* in *57_1) echo 'Access denied' >&2; exit 1;; esac")

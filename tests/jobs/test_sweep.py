@@ -196,6 +196,14 @@ def test_a_where_inside_is_about_its_own_runs_and_sees_the_whole_run(sweep):
     assert "absent" in mistake(sweep, NESTED + "where: stages.unmasked.batch < 1024\n")
 
 
+def test_what_the_sweep_sets_is_known_by_name(sweep):
+    one, other = sweep(
+        "set: {stages: [{name: one, batch: 8}]}\nruns: {a: {model: {size: L/16}}, b: {}}", ["seed=3"]
+    ).runs
+    assert {"stages.one.batch", "seed", "model.size", "model.image.width"} <= one.given
+    assert "stages.one.mask" not in one.given and not {"model.size", "model.image.width"} & other.given
+
+
 def test_a_seed_can_be_left_to_some_runs(sweep):
     text = COMMON + "runs: {a: , b: {optim.eps: 1e-6}}\nseeds: [0, 1]\nwhere: seed == 0 or optim.eps == 1e-6\n"
     assert [run.name for run in sweep(text).runs] == ["a", "b", "b-s1"]
