@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from flip.commit import commits
 from flip.config.load import dump
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
@@ -73,15 +74,31 @@ def apply(plan: Plan, snapshot: Snapshot, cluster: Cluster, about: Mapping[str, 
         sync_folder(plan.folder)
         for action in started:
             if action not in fresh:  # the same run to science, but where and how it computes may be new
+                if action.adopts:
+                    _adopt(action, plan.folder)
                 write_text(plan.folder / action.name / "config.yaml", dump(action.wanted.config))
         jobs = [_job(action, plan.folder, snapshot) for action in started]
         cluster.submit(jobs)
     return [job.run for job in jobs]
 
 
+def _adopt(action: Action, folder: Path) -> None:
+    """Make the data that are wanted those of the run; ``before`` in identity.json tells until which S it had others.
+
+    It comes before config.yaml: a submission that ends between the two is made good by the next one.
+    """
+    run = RunDir(folder / action.name)
+    stored, done = read_json(run.identity) or {}, commits(run)
+    until = {"samples": done[-1].samples if done else 0, "hash": stored.get("hash")}
+    until["changes"] = [change._asdict() for change in action.changes]
+    wanted = {key: action.wanted.identity[key] for key in ("hash", "schema", "config")}
+    write_json(run.identity, {**stored, **wanted, "before": [*stored.get("before", []), until]})
+
+
 def code_of(action: Action, folder: Path) -> Path | None:
     """The code of a run that merely goes on stays as it was. None: it gets today's, as one that failed or is new."""
-    stored = read_json(folder / action.name / "identity.json") or {} if action.kind == "stopped" else {}
+    goes_on = action.kind == "stopped" or action.adopts
+    stored = read_json(folder / action.name / "identity.json") or {} if goes_on else {}
     code = folder / ".code" / str(stored.get("code"))
     return code if "code" in stored and code.is_dir() else None
 

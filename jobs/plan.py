@@ -1,7 +1,8 @@
 """The sweep file is the desired state; this compares it with what exists. Nothing here writes: ``jobs.folder`` does.
 
 A run whose directory holds another configuration is *changed*. It is refused, or by wish kept as it is, started again
-in its place, or forked: NAME-v2, NAME-v3, ... beside it, which from then on is where that configuration lives.
+in its place, or forked: NAME-v2, NAME-v3, ... beside it, which from then on is where that configuration lives. Where
+nothing but its data is another, it may also go on with that.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class Action:
     changes: Sequence[Change] = ()
     fork: str = ""
     """Name of its directory where that is a fork."""
+    adopts: bool = False
+    """Whether it goes on in its directory, from now on with the data that are wanted."""
 
     @property
     def name(self) -> str:
@@ -117,8 +120,9 @@ class Plan:
             if action.kind == "changed" and not action.starts:
                 remedy = (
                     "Put the old values back, or say --changed keep (the run stays as it is), fork (the new one starts"
-                    " beside it) or restart (the old one goes to the trash)."
+                    " beside it) or restart (the old one goes to the trash)"
                 )
+                remedy += ", or data (it goes on with the new data)." if _of_data(action.changes) else "."
                 raise ConfigError(action.reason, str(self.folder / action.name), remedy=remedy)
 
     def refuse_prune(self, most: bool = False) -> None:
@@ -143,7 +147,8 @@ def forks(name: str, existing: Collection[str], others: Collection[str]) -> list
 def settle(config: Config, on: Host, data: Sequence[DataFacts], paths: Sequence[Path]) -> Config:
     """``config`` resolved. Where a run at one of ``paths`` differs from it in the machine alone, it stays that run.
 
-    What follows a machine's cores and memory would else make another run of one that is submitted from elsewhere.
+    What follows a machine's cores and memory would else make another run of one that is submitted from elsewhere. It
+    stays as it is, too, where the data alone are others.
     """
     fresh = resolve(config, on, data)
     for run in map(RunDir, paths):
@@ -154,7 +159,7 @@ def settle(config: Config, on: Host, data: Sequence[DataFacts], paths: Sequence[
             kept = resolve(adopt(config, read(run.config)), on, data)
         except (FlipError, OSError, ValueError):  # a damaged run is no help here; the plan says what is wrong with it
             continue
-        if identity(kept, "")["hash"] == stored.get("hash"):
+        if identity(kept, "")["hash"] == stored.get("hash") or _of_data(_changes(stored, kept)):
             return kept
     return fresh
 
@@ -192,7 +197,8 @@ def plan(
 ) -> Plan:
     """What to do with each run. ``names``: of all runs that the sweep file has, where ``wanted`` are some of them.
 
-    ``retry``: start failed and cancelled ones again. ``changed``: keep, fork or restart such runs; "": refuse.
+    ``retry``: start failed and cancelled ones again. ``changed``: keep, fork or restart such runs, or go on with other
+    data; "": refuse.
     """
     names = {*names, *(run.name for run in wanted)}
     actions = [_action(run, found, names, retry, changed) for run in wanted]
@@ -221,8 +227,11 @@ def _action(
 def _changed(wanted: Wanted, found: Found, forked: Sequence[str], names: Collection[str], changed: str) -> Action:
     changes, why = _explained(found.identity, wanted)
     reason = f"the run directory holds another configuration ({why})"
-    if changed == "restart" and found.active:
+    adopts = changed == "data" and _of_data(changes) and found.kind != "complete"
+    if (changed == "restart" or adopts) and found.active:
         raise ConfigError(f"{reason} and is {found.kind}", wanted.name, remedy="Cancel it first: python jobs/cancel.py")
+    if adopts:
+        return Action(wanted, "changed", f"goes on with other data ({why})", True, changes=changes, adopts=True)
     if changed == "fork":
         newest = int(forked[-1].rpartition("-v")[2]) if forked else 1
         free = next(name for n in itertools.count(newest + 1) if (name := f"{wanted.name}-v{n}") not in names)
@@ -239,11 +248,21 @@ def _changed(wanted: Wanted, found: Found, forked: Sequence[str], names: Collect
     return Action(wanted, "changed", reason, starts, starts, changes)
 
 
+def _changes(stored: Mapping[str, Any] | None, config: Config) -> list[Change]:
+    """On which keys a stored identity differs; empty, too, where it cannot be read."""
+    return explain(stored, config) if stored and isinstance(stored.get("config"), dict) else []
+
+
+def _of_data(changes: Sequence[Change]) -> bool:
+    """Whether they are about the data alone, and there are some."""
+    return bool(changes) and all(change.of_data for change in changes)
+
+
 def _explained(stored: Mapping[str, Any] | None, wanted: Wanted) -> tuple[list[Change], str]:
     """(on which keys a stored identity differs from the one wanted, that in words)."""
+    changes = _changes(stored, wanted.config)
     if not stored or not isinstance(stored.get("config"), dict):
-        return [], "its identity.json cannot be read"
-    changes = explain(stored, wanted.config)
+        return changes, "its identity.json cannot be read"
     words = [_list(changes, wanted.given)] if changes else []
     if digest(stored["config"]) != stored.get("hash"):
         words.append(

@@ -187,7 +187,8 @@ def _advice(plan: Plan) -> list[str]:
     if "changed" in kinds:
         lines.append(
             "changed runs are refused: put the old values back, or say --changed keep (they stay as they are), fork"
-            " (new ones start beside them) or restart (they go to the trash)"
+            " (new ones start beside them), restart (they go to the trash) or, where nothing but the data set changed,"
+            " data (they go on with it)"
         )
     return lines
 

@@ -32,9 +32,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--retry", action="store_true", help="start failed and cancelled runs again, with today's code")
     made.add_argument(
         "--changed",
-        choices=["keep", "fork", "restart"],
+        choices=["keep", "fork", "restart", "data"],
         help="runs whose directory holds another configuration: keep them as they are, start the new ones beside them"
-        " (NAME-v2), or move the old ones to the trash; default: refuse",
+        " (NAME-v2), move the old ones to the trash, or, where nothing but the data set is another, go on with that;"
+        " default: refuse",
     )
     made.add_argument("--prune", action="store_true", help="cancel runs that the sweep no longer has, to the trash")
     made.add_argument("--prune-most", action="store_true", help="even where they are more than half of all")

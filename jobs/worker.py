@@ -120,7 +120,7 @@ def _check_identity(run: RunDir) -> None:
     stored, config = read_json(run.identity), load.read(run.config)
     if stored is not None and identity(config, "")["hash"] != stored["hash"]:
         changed = "; ".join(map(str, explain(stored, config)[:3]))
-        remedy = "Put back what was there; to train on what is there now, submit it as another run."
+        remedy = "Put back what was there, or submit the sweep again: it says what to do about a run that changed."
         raise DataError(f"the run is not what was submitted any more: {changed}", run.path, remedy=remedy)
 
 

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import operator
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,12 +43,20 @@ _EXCLUDED = (
 _ADDED: dict[str, Any] = {"data.sets": [], "model.text.repair": False, "compute.accumulate": 1}
 
 
+_DATA = re.compile(r"data\.(sets\.[^.]+\.)?(manifest|samples)")
+
+
 class Change(NamedTuple):
     """One key on which two identities differ; None: the key is absent on that side."""
 
     key: str
     was: Any
     now: Any
+
+    @property
+    def of_data(self) -> bool:
+        """Whether it says that a data set is another one, read in the same way."""
+        return bool(_DATA.fullmatch(self.key))
 
     def __str__(self) -> str:
         return f"{self.key}: {self.was!r} -> {self.now!r}"

@@ -18,11 +18,11 @@ SETS = [
 ]
 
 
-def config(mask="0.5", seed=0, samples=12_800):
+def config(mask="0.5", seed=0, samples=12_800, data="train"):
     layer = {
         "seed": seed,
         "model": {"size": "tiny"},
-        "data": {"manifest": "/data/train", "samples": 5000, "chunk": 1, "lanes": 8, "workers": 1, "buffer": 1 << 30},
+        "data": {"manifest": f"/data/{data}", "samples": 5000, "chunk": 1, "lanes": 8, "workers": 1, "buffer": 1 << 30},
         "stages": [{"name": "pretrain", "samples": samples, "batch": 128, "mask": mask}],
         "compute": {"device": "cpu", "precision": "fp32", "attention": "sdpa", "threads": 1, "deterministic": "yes"},
         "evaluate": {"every": 3200, "sets": SETS},

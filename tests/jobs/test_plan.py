@@ -214,6 +214,47 @@ def test_changed_goes_to_the_trash_and_is_not_deleted(tmp_path, snapshot):
     assert kept.read_text() == "weights"
 
 
+@pytest.mark.parametrize(
+    "state, starts", [("stopped", True), ("failed", True), ("cancelled", True), ("complete", False)]
+)
+def test_other_data_take_an_explicit_word(state, starts):
+    want = wanted(data="other")
+    seen = {"a": found(state)}
+    plan = planning.plan([want], seen, Path("runs"))
+    with pytest.raises(ConfigError, match=r"data.manifest: .*or data \(it goes on with the new data\)"):
+        plan.refuse_changed()
+    (action,) = planning.plan([want], seen, "runs", changed="data").actions
+    assert (action.starts, action.adopts, action.moves) == (starts, starts, False)
+
+
+def test_nothing_but_data_can_be_adopted():
+    (action,) = planning.plan(
+        [wanted(data="other", mask="0.75")], {"a": found("stopped")}, "runs", changed="data"
+    ).actions
+    assert (action.kind, action.starts) == ("changed", False)
+    with pytest.raises(ConfigError, match="Cancel it first"):
+        planning.plan([wanted(data="other")], {"a": found("running")}, "runs", changed="data")
+
+
+def test_adopted_data_are_the_run_s_from_now_on(tmp_path, snapshot):
+    folder, cluster = tmp_path / "demo", Fake()
+    folders.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
+    checkpoint = folder / "a" / "checkpoints" / "pretrain" / "96-1"
+    checkpoint.mkdir(parents=True)
+    write_json(checkpoint / "commit.json", {"samples": 96, "stage": "pretrain", "attempt": 1, "files": {}})
+    want, old = wanted(data="other"), wanted().identity["hash"]
+    seen = planning.observe(folder, ["a"])
+    folders.apply(planning.plan([want], seen, folder, changed="data"), snapshot, cluster, {})
+    stored = read_json(folder / "a" / "identity.json")
+    assert stored["hash"] == want.identity["hash"] != old and read(folder / "a" / "config.yaml") == want.config
+    (before,) = stored["before"]
+    assert (before["samples"], before["hash"]) == (96, old)
+    assert [change["key"] for change in before["changes"]] == ["data.manifest"]
+    assert [(a.kind, a.starts) for a in planning.plan([want], planning.observe(folder, ["a"]), folder).actions] == [
+        ("stopped", True)
+    ]
+
+
 def test_a_stopped_run_keeps_its_code_and_a_retried_one_gets_todays(tmp_path, snapshot):
     folder, want = tmp_path / "demo", wanted()
     folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})

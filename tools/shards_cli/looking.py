@@ -59,13 +59,22 @@ def _run(typed: str) -> RunDir:
     return RunDir(typed) if Path(typed).is_dir() else find.one(typed, runs_root())
 
 
-def _same_data(run: RunDir, sources: Sequence[Source]) -> None:
-    """Raises DataError where a manifest was made anew since the run was submitted: its ids are other samples."""
+def _same_data(run: RunDir, sources: Sequence[Source], start: int) -> None:
+    """Raises DataError where a manifest was made anew since the run was submitted: its ids are other samples.
+
+    ConfigError where the run had other data at S = ``start``.
+    """
     try:
-        data = (read_json(run.identity) or {})["config"]["data"]
+        stored = read_json(run.identity) or {}
+        data, before = stored["config"]["data"], stored.get("before", [])
         submitted = [one["manifest"] for one in data.get("sets") or [data]]
     except (ValueError, KeyError, TypeError):
         return  # none, or damaged: it tells nothing
+    for one in before:
+        if start < one["samples"]:
+            what = f"until S = {one['samples']} the run had other data"
+            was = "; ".join(f"{change['key']} {change['was']}" for change in one["changes"])
+            raise ConfigError(what, str(run.identity), was, "Look into that manifest: inspect MANIFEST --id N.")
     for was, source in zip(map(str, submitted), sources, strict=False):
         if was.startswith("digest:") and was != f"digest:{source.manifest.digest}":
             remedy = "Bring the run's manifest back to where its config.yaml says."
@@ -80,7 +89,7 @@ def _step(options: argparse.Namespace) -> Outcome:
     config = load.read(run.config)
     span, start = _place(spans(config), options.step, options.samples)
     sets = sources(config.data)
-    _same_data(run, sets)
+    _same_data(run, sets, start)
     taken = list[Taken]()
     with Bar("reading", "") as bar:
         for one in look.batch(config, sets, start, span.stage.batch, options.read):
