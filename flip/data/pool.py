@@ -37,8 +37,8 @@ def prepare_forkserver(torch: bool = False) -> None:
 
     Server and workers inherit a mask that blocks them. Ignoring them here for a moment would drop what comes then.
 
-    What it imports here its workers need not import again. ``torch``: also torchvision, for ``resize: torchvision``
-    (it is right without, only slower to start and larger).
+    What it imports here its workers need not import again. ``torch``: also torch, for ``resize: torchvision`` (it is
+    right without, only slower to start and larger).
     """
     names = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, names)
@@ -47,7 +47,7 @@ def prepare_forkserver(torch: bool = False) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *([path] if path else [])])
     try:
         multiprocessing.get_context("forkserver").set_forkserver_preload(
-            ["flip.data.pool", *(["torchvision.transforms.v2.functional"] if torch else [])]
+            ["flip.data.pool", *(["torch.nn.functional"] if torch else [])]
         )
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, names)  # the line above unblocks some of them

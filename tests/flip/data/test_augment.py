@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize as resized
 
 from flip.config.schema import Augment
 from flip.data import augment as augmenting
@@ -43,6 +46,17 @@ def test_both_resizes_see_the_same():
     for row in range(8):
         a, b = (augmenting.view(image, 48, Augment(), many, row, resize) for resize in ("pillow", "torchvision"))
         assert np.abs(a.astype(int) - b).max() <= 3
+
+
+def test_resized_as_torchvision_does():
+    """Bit for bit: a run's views must not depend on how we call the kernel."""
+    image, many = np.kron(picture(5, 32), np.ones((3, 3, 1), dtype=np.uint8)), draws(16)
+    for row in range(16):
+        left, top, right, bottom = augmenting.crop_box(96, 96, Augment(), many.crop[row])
+        cut = torch.from_numpy(image[top:bottom, left:right].copy()).permute(2, 0, 1)
+        expected = resized(cut, [48, 48], InterpolationMode.BICUBIC, antialias=True).permute(1, 2, 0).numpy()
+        expected = expected[:, ::-1] if many.flip[row] < 0.5 else expected
+        assert np.array_equal(augmenting.view(image, 48, Augment(), many, row, "torchvision"), expected)
 
 
 def test_affine_map():
