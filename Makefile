@@ -5,11 +5,11 @@ PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 
 BIN := .venv/bin
 CHECKED := flip jobs tools tests benchmarks
 
-.PHONY: help install slurm test check lint types quickstart clean
+.PHONY: help install slurm test check lint types quickstart bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
 
 $(BIN)/.ready: requirements.txt requirements-dev.txt
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }
@@ -45,5 +45,10 @@ quickstart: install  ## real data, three small runs, a table and a page (about 1
 	@$(BIN)/python jobs/report.py quickstart | tail -n 1
 	@echo "TensorBoard:  $(BIN)/tensorboard --logdir $${FLIP_RUNS:-runs}/quickstart"
 
+bench-install:  ## .venv-bench: ours with the peers that benchmarks/ measures beside it
+	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }
+	"$(PYTHON)" -m venv .venv-bench && .venv-bench/bin/python -m pip install -q --disable-pip-version-check \
+		-r requirements.txt -r requirements-dev.txt -r requirements-bench.txt
+
 clean:  ## remove .venv and caches (never runs/)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-bench .pytest_cache .mypy_cache .ruff_cache

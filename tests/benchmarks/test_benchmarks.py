@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import order, prefetch, synthetic
+from benchmarks import order, pictures, pipelines, prefetch, stream, synthetic
+from flip.data import decode
 from flip.data.order import Order
 from flip.data.prefetch import due, phase
 
@@ -55,6 +56,41 @@ def test_loss(tmp_path):
         (512, "tiles of 256"),
     ]
     assert all(row["milliseconds"] > 0 for row in found["cases"])
+
+
+@pytest.mark.s3
+def test_stream(tmp_path):
+    found = report("stream", "--quick", cwd=tmp_path)
+    one = found["sets"]["256 px"]
+    assert [row["pipeline"] for row in one["pipelines"]] == list(pipelines.PIPELINES)
+    for row in one["pipelines"]:
+        measured = row["samples_per_s"] is not None and row["cpu_us"] > 0 and row["ours_is"] > 0
+        assert measured == (row["note"] != "not installed") and (measured or row["pipeline"] in stream.NEEDS)
+    costs = {row["stage"]: row["us"] for row in one["costs"]}
+    assert min(cost for stage, cost in costs.items() if stage != "all else") > 0
+    assert sum(cost for stage, cost in costs.items() if stage != "whole") == pytest.approx(costs["whole"], rel=0.01)
+
+
+@pytest.mark.s3
+def test_resume(tmp_path):
+    found = report("resume", "--quick", cwd=tmp_path)
+    starts = [row["S"] for row in found["ours"]]
+    assert starts == sorted(set(starts)) and starts[-1] < found["data"]["N"]
+    assert all(row["first_batch_seconds"] > 0 and row["megabytes_read"] > 1 for row in found["ours"])
+    assert [row["computed_seconds"] > 0 for row in found["webdataset"]] == [True] * 3
+    assert all(
+        row.get("note") == "not installed" or row["first_sample_seconds"] > 0 for row in found["mosaicml_streaming"]
+    )
+
+
+def test_pictures_cost_what_photographs_do():
+    """A JPEG decodes in a time that its bytes set: they are as many as LAION's, and no two pictures are equal."""
+    for kind, low, high in zip(pictures.KINDS, (20_000, 45_000), (28_000, 65_000), strict=True):
+        made = pictures.samples(kind, 12, 1)
+        assert low < np.mean([len(image) for image, _ in made]) < high and len({image for image, _ in made}) == 12
+        shapes = [decode.decode(image).shape for image, _ in made]
+        assert {min(shape[:2]) for shape in shapes} == {kind.side} and (len(set(shapes)) == 1) == kind.square
+        assert made == pictures.samples(kind, 12, 1) and all(3 <= len(text.split()) <= 20 for _, text in made)
 
 
 def test_text_and_mistakes(tmp_path):

@@ -70,7 +70,7 @@ class Weed(Server):
         return [
             str(Path(sys.executable).parent / "weed"), "server", "-s3", "-filer", f"-dir={self.folder}",
             "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-master.volumeSizeLimitMB=64",
-            "-volume.max=8", f"-s3.config={self.folder / 's3.json'}",
+            "-volume.max=64", f"-s3.config={self.folder / 's3.json'}",
             *(f"{name}={port}" for name, port in ports.items()),
         ]  # fmt: skip
 

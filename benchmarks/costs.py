@@ -1,0 +1,82 @@
+"""Where our microseconds go: each stage of a sample's way alone, over the same data, on the same core."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.pipelines import AUGMENT, BLOCK, LANES, LENGTH, PATCH, SIZE, Work
+from benchmarks.results import rounded
+from flip.data import augment as augmenting
+from flip.data import decode, masking, tar
+from flip.data.manifest import Manifest
+from flip.data.order import Order
+from flip.data.reader import Reader
+from flip.data.stream import captions_of, image_of
+from flip.tokenizer import Tokenizer
+
+HELD = 512
+"""Samples that the stages work on, over and over."""
+REPEATS = 5
+
+
+def measure(work: Work) -> list[dict[str, Any]]:
+    """Microseconds of computing of a sample, stage by stage; medians over REPEATS. What a stage makes is let go of."""
+    manifest, reader, tokenizer = Manifest.load(work.manifest), Reader(), Tokenizer(work.tokenizer, LENGTH, True)
+    reads = [
+        read[:3] for j in range(min(manifest.chunks, max(1, HELD // work.chunk))) for read in manifest.chunk_reads(j)
+    ]
+    pieces = [memoryview(reader.read(*read)) for read in reads]
+    samples = [sample for piece in pieces for sample in _walked(piece)]
+    images = [image_of(sample, "simplejpeg") for sample in samples]
+    captions = [captions_of(sample, ["txt"])[0] for sample in samples]
+    batches = [slice(start, start + work.batch) for start in range(0, len(samples), work.batch)]
+    ids, visits = np.arange(len(samples)), np.zeros(len(samples), dtype=np.int64)
+    draws, keep = _drawn(work, visits, ids)
+    views = [augmenting.view(image, SIZE, AUGMENT, draws, row, "torchvision") for row, image in enumerate(images)]
+    rows = range(len(samples))
+    stages: dict[str, Callable[[], Iterable[Any]]] = {
+        "read": lambda: (reader.read(*read) for read in reads),
+        "CRC32": lambda: map(zlib.crc32, pieces),
+        "tar headers": lambda: map(_walked, pieces),
+        "order": lambda: _ordered(work, len(batches)),
+        "draws and masks": lambda: (_drawn(work, visits[batch], ids[batch]) for batch in batches),
+        "decode": lambda: (image_of(sample, "simplejpeg") for sample in samples),
+        "crop and resize": lambda: (
+            augmenting.view(images[row], SIZE, AUGMENT, draws, row, "torchvision") for row in rows
+        ),
+        "patches": lambda: (decode.patches(views[row], PATCH, keep[row]) for row in rows),
+        "captions": lambda: (captions_of(sample, ["txt"]) for sample in samples),
+        "tokens": lambda: (tokenizer(captions[batch]) for batch in batches),
+    }
+    return [{"stage": name, "us": rounded(1e6 * _cpu(stage) / len(samples))} for name, stage in stages.items()]
+
+
+def _cpu(stage: Callable[[], Iterable[Any]]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        begin = time.process_time()
+        deque(stage(), maxlen=0)
+        times.append(time.process_time() - begin)
+    return statistics.median(times)
+
+
+def _walked(piece: memoryview) -> list[dict[str, memoryview]]:
+    return [{name: piece[at : at + size] for name, (at, size) in s.members.items()} for s in tar.samples(piece)]
+
+
+def _drawn(work: Work, visits: Any, ids: Any) -> tuple[augmenting.Draws, Any]:
+    patches = (SIZE // PATCH) ** 2
+    keep = masking.keep(work.seed, visits, ids, patches, masking.kept(patches, "0.5"))
+    return augmenting.Draws.of(work.seed, visits, ids), keep
+
+
+def _ordered(work: Work, batches: int) -> Iterator[Any]:
+    order = Order(work.seed, work.samples, work.chunk, BLOCK, LANES)
+    return (order.part(range(LANES), number * work.batch, work.batch) for number in range(batches))

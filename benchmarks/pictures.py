@@ -1,0 +1,92 @@
+"""Shards of pictures that cost what photographs cost: to decode, to resize, to read, to tokenise.
+
+A picture is noise of all scales, as photographs have it (large ones strong, small ones weak), with shapes that have
+edges; the grain of the finest scale sets how many bytes a JPEG of quality 95 takes. Captions are as long as LAION's.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import webdataset
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+QUALITY = 95
+_TEXT = """beautiful old small large wooden vintage modern black white red blue green golden handmade classic original
+silver soft summer winter morning evening wild happy little great new free best photo picture image print poster canvas
+painting art design pattern vector illustration stock background house garden kitchen table chair lamp window street
+bridge river lake mountain beach forest city village market flower rose tree leaf dog cat horse bird fish car truck
+bicycle boat train plane dress shirt shoes jacket ring necklace watch bag phone case camera book cover wedding birthday
+christmas party food cake coffee tea bread salad soup woman man girl boy baby family people team player sale price
+review online shop home set of in on with for and the a by at from"""
+_WORDS = _TEXT.split()
+
+
+class Kind(NamedTuple):
+    """``side``: of the square, or the short side of pictures in 4 : 3 either way; ``grain``: of the finest noise."""
+
+    name: str
+    side: int
+    square: bool
+    grain: float
+
+
+KINDS = Kind("256 px", 256, True, 1.75), Kind("384 px", 384, False, 1.5)
+
+
+def picture(rng: np.random.Generator, width: int, height: int, grain: float) -> NDArray[np.uint8]:
+    """(height, width, 3)."""
+    whole = np.full((height, width, 3), 128, dtype=np.float32)
+    for cells, strength in ((3, 60), (9, 30), (27, 15), (81, 8)):
+        light, colour = rng.normal(128, strength, (cells, cells, 1)), rng.normal(0, strength / 4, (cells, cells, 3))
+        coarse = (light + colour).clip(0, 255).astype(np.uint8)
+        whole += np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32) - 128
+    image = Image.fromarray(whole.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for _ in range(6):
+        left, top, right, bottom = (rng.uniform(0, 1, 4) * [width, height, width, height] / [1, 1, 2, 2]).tolist()
+        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+        shape((left, top, left + right / 2, top + bottom / 2), tuple(rng.integers(0, 255, 3).tolist()))
+    fine = rng.standard_normal((height, width, 1), dtype=np.float32) * grain
+    return (np.asarray(image, np.float32) + fine).clip(0, 255).astype(np.uint8)
+
+
+def jpeg(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def caption(rng: np.random.Generator) -> str:
+    """Three to eighteen words."""
+    words = rng.choice(_WORDS, rng.integers(3, 19)).tolist()
+    return " ".join([words[0].title(), *words[1:], *(["-", str(rng.integers(1, 2000))] if rng.random() < 0.3 else [])])
+
+
+def samples(kind: Kind, count: int, seed: int) -> list[tuple[bytes, str]]:
+    """JPEG bytes and caption of each."""
+    found = []
+    for i in range(count):
+        rng = np.random.default_rng([seed, kind.side, i])
+        width, height = kind.side, kind.side
+        if not kind.square:
+            width, height = (kind.side * 4 // 3, kind.side) if rng.random() < 0.5 else (kind.side, kind.side * 4 // 3)
+        found.append((jpeg(picture(rng, width, height, kind.grain)), caption(rng)))
+    return found
+
+
+def write(pairs: list[tuple[bytes, str]], folder: Path, shards: int) -> list[Path]:
+    """The samples as shards of members jpg, json, txt, by webdataset's writer, as img2dataset uses it."""
+    folder.mkdir(parents=True)
+    paths = [folder / f"{shard:05d}.tar" for shard in range(shards)]
+    for shard, path in enumerate(paths):
+        with webdataset.TarWriter(str(path)) as writer:
+            for i in range(len(pairs) * shard // shards, len(pairs) * (shard + 1) // shards):
+                image, text = pairs[i]
+                facts = {"caption": text, "key": f"{i:09d}", "status": "success", "sha256": "0" * 64}
+                writer.write({"__key__": f"{i:09d}", "jpg": image, "json": facts, "txt": text})
+    return paths

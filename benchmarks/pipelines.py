@@ -1,0 +1,200 @@
+"""Pipelines that one core works off: ours, those of others, and the bare decoding that no pipeline can do without.
+
+Each is a generator over batches, of which it yields the number of samples, and runs in one process without loader
+processes, so that all of its work is on the core that is measured. Crops of area 0.5 to 1, sides in 3:4 to 4:3, to 224
+pixels, a flip, tokens of the caption: the same for all. A peer that is not installed raises ModuleNotFoundError.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flip.config import schema
+from flip.data import augment as augmenting
+from flip.data import decode, masking, tar
+from flip.data.stream import captions_of
+from flip.tokenizer import Tokenizer
+
+SIZE, PATCH, LENGTH, AUGMENT = 224, 16, 32, schema.Augment()
+BLOCK, LANES, SHUFFLE = 4, 1, 1000
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do: one pass over these data, in batches."""
+
+    address: str
+    """Of the S3 server; the client's environment has it too, with the credentials."""
+    key: str
+    secret: str
+    bucket: str
+    shards: tuple[str, ...]
+    """Names of objects."""
+    mds: str
+    """Where the same samples lie in mosaicml-streaming's format."""
+    manifest: str
+    chunk: int
+    tokenizer: str
+    local: tuple[str, ...]
+    """The shards as files, for the bare decoding."""
+    samples: int
+    batch: int
+    seed: int
+
+
+def ours(work: Work, mask: str) -> Iterator[int]:
+    """flip.data.loader over s3://: full shuffle of blocks, CRC32, visible patches as uint8."""
+    from flip.data.loader import Loader
+
+    loader = Loader(data_of(work), AUGMENT, schema.ImageTower(size=SIZE, patch=PATCH), schema.TextTower(), work.seed)
+    with closing(loader.batches(0, work.batch, mask)) as batches:
+        for batch in batches:
+            yield len(batch.ids)
+
+
+def data_of(work: Work) -> schema.Data:
+    return schema.Data(
+        manifest=work.manifest, tokenizer=work.tokenizer, workers=0, chunk=work.chunk, block=BLOCK, lanes=LANES,
+        decoder="simplejpeg", resize="torchvision",
+    )  # fmt: skip
+
+
+def bare(work: Work) -> Iterator[int]:
+    """JPEGs in memory, decoded by simplejpeg, cropped, resized and cut into visible patches as ours; no captions."""
+    images, draws, keep = _prepared(work)
+    for start in range(0, len(images), work.batch):
+        rows = range(start, min(start + work.batch, len(images)))
+        out = np.empty((len(rows), keep.shape[1], PATCH * PATCH * 3), dtype=np.uint8)
+        for place, row in enumerate(rows):
+            view = augmenting.view(decode.decode(images[row], "simplejpeg"), SIZE, AUGMENT, draws, row, "torchvision")
+            out[place] = decode.patches(view, PATCH, keep[row])
+        yield len(out)
+
+
+@cache
+def _prepared(work: Work) -> tuple[list[bytes], augmenting.Draws, NDArray[np.int16]]:
+    """Made before the clock runs: JPEGs, and what is drawn for them."""
+    views = [memoryview(Path(path).read_bytes()) for path in work.local]
+    places = [(view, *sample.members["jpg"]) for view in views for sample in tar.samples(view)]
+    ids, patches = np.arange(len(places)), (SIZE // PATCH) ** 2
+    visits = np.zeros_like(ids)
+    keep = masking.keep(work.seed, visits, ids, patches, masking.kept(patches, "0.5"))
+    return [bytes(view[at : at + size]) for view, at, size in places], augmenting.Draws.of(work.seed, visits, ids), keep
+
+
+def open_clip(work: Work) -> Iterator[int]:
+    """open_clip_train's own training pipeline: Pillow, float32, its tokenizer; shards through pipe:curl, signed.
+
+    Its users write ``pipe:aws s3 cp``, which takes seconds of computing per shard: much for shards as small as these.
+    """
+    from open_clip import get_tokenizer, image_transform
+    from open_clip_train import data as theirs
+    from webdataset.tariterators import tar_file_expander
+
+    # webdataset marks the end of a shard since 0.2.87, which theirs takes for a file.
+    theirs.tar_file_expander = partial(tar_file_expander, eof_value=None)
+    sign = f"--aws-sigv4 aws:amz:us-east-1:s3 --user {work.key}:{work.secret}"
+    names = ",".join(work.shards)
+    args = argparse.Namespace(
+        train_data=f"pipe:curl -sf {sign} {work.address}/{work.bucket}/{{{names}}}",
+        train_num_samples=work.samples, train_data_upsampling_factors=None, dataset_resampled=False, seed=work.seed,
+        batch_size=work.batch, workers=0, world_size=1,
+    )  # fmt: skip
+    augment = {"scale": tuple(AUGMENT.crop_area)}
+    preprocess = image_transform(SIZE, is_train=True, aug_cfg=augment)
+    tokenizer = get_tokenizer("ViT-B-16", context_length=LENGTH)
+    data = theirs.get_wds_dataset(args, preprocess, is_train=True, tokenizer=tokenizer)
+    for images, tokens in data.dataloader:
+        assert len(images) == len(tokens)
+        yield len(images)
+
+
+def webdataset_open(work: Work) -> Iterator[int]:
+    """webdataset over files that s3fs opens; our decoder, crop and tokenizer."""
+    yield from map(_Finish(work), _batched(samples_of_webdataset(work, whole=False), work.batch))
+
+
+def webdataset_whole(work: Work) -> Iterator[int]:
+    """webdataset over objects that s3fs fetches whole; our decoder, crop and tokenizer."""
+    yield from map(_Finish(work), _batched(samples_of_webdataset(work, whole=True), work.batch))
+
+
+def samples_of_webdataset(work: Work, whole: bool) -> Iterable[dict[str, Any]]:
+    """What its users have: dictionaries of bytes, shuffled, one pass."""
+    import s3fs
+    import webdataset
+
+    files = s3fs.S3FileSystem(key=work.key, secret=work.secret, endpoint_url=work.address, skip_instance_cache=True)
+    webdataset.gopen_schemes["s3"] = lambda url, mode, bufsize: (
+        io.BytesIO(files.cat_file(url)) if whole else files.open(url, mode)
+    )
+    urls = [f"s3://{work.bucket}/{name}" for name in work.shards]
+    return webdataset.WebDataset(urls, shardshuffle=len(urls), seed=work.seed).shuffle(SHUFFLE)
+
+
+def mosaicml(work: Work) -> Iterator[int]:
+    """mosaicml-streaming over the same samples in its own format, nothing cached; our decoder, crop and tokenizer."""
+    from streaming import StreamingDataset
+
+    os.environ["S3_ENDPOINT_URL"] = work.address
+    finish, folder = _Finish(work), tempfile.mkdtemp(prefix="flip-mds-")
+    try:
+        samples = StreamingDataset(
+            remote=work.mds, local=folder, shuffle=True, shuffle_seed=work.seed, batch_size=work.batch
+        )
+        yield from map(finish, _batched(({"jpg": s["jpg"], "txt": s["txt"].encode()} for s in samples), work.batch))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+PIPELINES: dict[str, Callable[[Work], Iterator[int]]] = {
+    "ours, mask 0.5": lambda work: ours(work, "0.5"),
+    "ours, mask 0": lambda work: ours(work, "0"),
+    "bare decode + crop": bare,
+    "open_clip": open_clip,
+    "webdataset + s3fs open": webdataset_open,
+    "webdataset + s3fs whole": webdataset_whole,
+    "mosaicml-streaming": mosaicml,
+}
+
+
+class _Finish:
+    """What is left to do for the peers that only read: as ours, but drawn by their order and with all pixels kept."""
+
+    def __init__(self, work: Work) -> None:
+        self._seed, self._seen, self._tokenizer = work.seed, 0, Tokenizer(work.tokenizer, LENGTH, True)
+
+    def __call__(self, samples: list[dict[str, Any]]) -> int:
+        ids = np.arange(self._seen, self._seen + len(samples))
+        self._seen += len(samples)
+        draws = augmenting.Draws.of(self._seed, np.zeros_like(ids), ids)
+        images = np.empty((len(samples), SIZE, SIZE, 3), dtype=np.uint8)
+        for row, sample in enumerate(samples):
+            pixels = decode.decode(sample["jpg"], "simplejpeg")
+            images[row] = augmenting.view(pixels, SIZE, AUGMENT, draws, row, "torchvision")
+        tokens = self._tokenizer([captions_of(sample, ["txt"])[0] for sample in samples])
+        return len(tokens)
+
+
+def _batched(samples: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    held: list[dict[str, Any]] = []
+    for sample in samples:
+        held.append(sample)
+        if len(held) == size:
+            yield held
+            held = []
+    if held:
+        yield held

