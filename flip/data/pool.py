@@ -6,6 +6,7 @@ not survive one). They ignore the signals that stop a run, hold nothing worth sa
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -103,10 +104,11 @@ class Pool:
                     raise _error(message)
                 for name in Part._fields:
                     getattr(out, name)[rows] = getattr(parts[self._slot], name)
-                pipe.send_bytes(b"free")
             except (EOFError, ConnectionError) as error:
                 process.join(timeout=5)
                 raise RuntimeError(f"{process.name} ended by itself, exit code {process.exitcode}") from error
+            with contextlib.suppress(ConnectionError):  # it has ended: why stands in the pipe, behind its last parts
+                pipe.send_bytes(b"free")
             self._counters[w] = Counters(**message["counters"])
             replaced += message["replaced"]
             notes += [Replaced(*note) for note in message["notes"]]

@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flip.data.manifest import Manifest
 from flip.data.order import Order
+from flip.exitcodes import DataError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -122,3 +124,22 @@ def test_a_worker_that_dies_is_noticed(original):
         for _ in range(20):
             next(batches)
     source.close()
+
+
+def test_a_worker_that_ended_while_we_computed_tells_why(original, folder):
+    """What it had made before is used, then comes its error: not a broken pipe."""
+    manifest, order = Manifest.load(folder), Order(11, SAMPLES, CHUNK, BLOCK, LANES)
+    first, second, third = (set((order.batch(t * BATCH, BATCH)[0] // CHUNK).tolist()) for t in range(3))
+    shard, start, _, _ = manifest.chunk_places(min(third - first - second))[0]
+    with open(manifest.keys[shard], "r+b") as file:
+        file.seek(start + 600)
+        file.write(b"rot")
+    source = loader(original, folder=folder, workers=1)
+    batches = source.batches(0, BATCH, "0.5")
+    (process,) = source._pool._processes
+    process.join(timeout=20)
+    assert process.exitcode == 0
+    for t in range(2):
+        assert next(batches).ids.tolist() == order.batch(t * BATCH, BATCH)[0].tolist()
+    with pytest.raises(DataError, match="is damaged"):
+        next(batches)
