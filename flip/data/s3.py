@@ -106,6 +106,10 @@ class S3:
             return sync(files.loop, once)
         except s3_faults.passing() as error:
             raise s3_faults.fault(error) from error
+        except RuntimeError as error:
+            if "still expired" not in str(error):
+                raise
+            raise Fault("expired", str(error)) from error  # botocore's: those that the provider handed out just now
         except s3_faults.lasting() as error:
             remedy = "Check AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE and ~/.aws, and the name of the bucket."
             raise ConfigError(f"object storage cannot be addressed: {error}", key, remedy=remedy) from error
