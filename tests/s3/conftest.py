@@ -1,5 +1,6 @@
 import shutil
 from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,8 @@ from tests.s3.proxy import Proxy
 from tests.s3.servers import BUCKET, KEY, SECRET, Nanio, Weed, files
 from tests.synthetic import make_dataset, make_tokenizer
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory):
@@ -16,12 +19,6 @@ def original(tmp_path_factory):
     root = tmp_path_factory.mktemp("s3")
     make_tokenizer(root / "tokenizer.json")
     return make_dataset(root / "shards", SAMPLES, 5, size=32, classes=7, chunk=CHUNK)
-
-
-def _served(kind, original, folder):
-    server = kind(folder).start()
-    upload(server, original)
-    return server
 
 
 def upload(server, folder, prefix="set"):
@@ -34,24 +31,52 @@ def upload(server, folder, prefix="set"):
 
 
 @pytest.fixture(scope="session")
-def shared(original, tmp_path_factory):
-    """A server whose data no test changes."""
-    server = _served(Nanio, original, tmp_path_factory.mktemp("nanio") / "data")
-    yield server
-    server.kill()
+def servers(original, tmp_path_factory):
+    """Kind -> the server of this kind, with the shards under ``set/``, which no test changes."""
+    started = {}
+
+    def of(kind):
+        if kind not in started:
+            started[kind] = kind(tmp_path_factory.mktemp("server") / "data").start()
+            upload(started[kind], original)
+        return started[kind]
+
+    yield of
+    for server in started.values():
+        server.kill()
+
+
+@pytest.fixture(params=[Nanio, Weed], ids=["nanio", "weed"])
+def server(request, servers):
+    """Each of them, where the test does not choose. It may be killed and started again."""
+    return servers(request.param)
+
+
+on_nanio = pytest.mark.parametrize("server", [Nanio], indirect=True, ids=["nanio"])
+on_weed = pytest.mark.parametrize("server", [Weed], indirect=True, ids=["weed"])
+either = pytest.mark.parametrize(
+    "server, workers", [(Nanio, 0), (Weed, 1)], indirect=["server"], ids=["nanio-0", "weed-1"]
+)
+"""Both servers, with a loader process and without."""
+
+
+@pytest.fixture
+def prefix(server, original, tmp_path):
+    """That of shards which this test may change."""
+    upload(server, original, tmp_path.name)
+    return tmp_path.name
+
+
+@pytest.fixture
+def weed(servers):
+    return servers(Weed)
 
 
 @pytest.fixture
 def own(original, tmp_path):
     """A server of this test's own."""
-    server = _served(Nanio, original, tmp_path / "nanio")
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="session")
-def weed(original, tmp_path_factory):
-    server = _served(Weed, original, tmp_path_factory.mktemp("weed") / "data")
+    server = Nanio(tmp_path / "nanio").start()
+    upload(server, original)
     yield server
     server.kill()
 

@@ -7,9 +7,10 @@ import asyncio
 import collections
 import contextlib
 import random
+import re
 import threading
 
-FAULTS = ("slowdown", "server", "throttle", "refuse", "reset", "short", "flip", "stall", "silence")
+FAULTS = ("slowdown", "server", "throttle", "expired", "refuse", "reset", "short", "flip", "stall", "silence")
 _ERRORS = {
     "slowdown": (503, "SlowDown"), "server": (500, "InternalError"), "throttle": (429, "AsSomeServersSay"),
     "denied": (403, "AccessDenied"), "expired": (400, "ExpiredToken"), "down": (503, "ServiceUnavailable"),
@@ -18,15 +19,21 @@ _ERRORS = {
 
 class Proxy:
     """``faults``: names that each GET of an object may suffer, with probability ``share``, but for the first ``after``;
-    at most ``limit`` in all."""
+    at most ``limit`` in all.
+
+    They are dealt in rounds that hold each of them once, so that a multiple of their number brings all alike. Counted
+    are besides them ``gets`` and ``heads``; ``away``, requests while the server was; ``rot``, replies with a bad byte.
+    """
 
     def __init__(self, port):
         self.target, self.port, self.counts = port, 0, collections.Counter()
+        self.rotten = b"", 0
+        """The path of an object, and the byte of it that is wrong in every reply, as if it lay there so."""
         self.plan((), 0)
 
     def plan(self, faults, share, seed=0, limit=10**9, after=0):
         self.faults, self.share, self.limit, self.after = tuple(faults), share, limit, after
-        self.random, self.counts = random.Random(seed), collections.Counter()
+        self.random, self.round, self.counts = random.Random(seed), [], collections.Counter()
 
     @property
     def address(self):
@@ -72,7 +79,9 @@ class Proxy:
             or self.random.random() >= self.share
         ):
             return ""
-        fault = self.random.choice(self.faults)
+        if not self.round:
+            self.round = self.random.sample(self.faults, len(self.faults))
+        fault = self.round.pop()
         self.counts[fault] += 1
         return fault
 
@@ -96,7 +105,11 @@ class Proxy:
 
     async def _pass_on(self, head, reader, writer, fault):
         """One exchange with the server; returns whether the client's connection lives on."""
-        upstream, down = await asyncio.open_connection("127.0.0.1", self.target)
+        try:
+            upstream, down = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            self.counts["away"] += 1
+            raise
         try:
             down.write(head + await reader.readexactly(_length(head)))
             reply = await upstream.readuntil(b"\r\n\r\n")
@@ -109,8 +122,11 @@ class Proxy:
             lines = [x for x in reply.split(b"\r\n") if not x.lower().startswith(b"content-length:")]
             reply = b"\r\n".join([lines[0], b"content-length: %d" % half, *lines[1:]])
         if fault == "flip":
-            at = self.random.randrange(len(body))
-            body = body[:at] + bytes([body[at] ^ 1 << self.random.randrange(8)]) + body[at + 1 :]
+            body = _flip(body, self.random.randrange(len(body)), self.random.randrange(8))
+        path, at = self.rotten
+        if path and head.startswith(b"GET %s " % path) and (begin := _begin(head)) <= at < begin + len(body):
+            body = _flip(body, at - begin, 4)
+            self.counts["rot"] += 1
         writer.write(reply + (body[:half] if fault in ("reset", "stall") else body))
         if fault == "stall":
             await writer.drain()
@@ -120,6 +136,15 @@ class Proxy:
             await asyncio.sleep(0.05)  # else the half that was sent is lost with the connection
             writer.transport.abort()
         return fault != "reset"
+
+
+def _flip(body, at, bit):
+    return body[:at] + bytes([body[at] ^ 1 << bit]) + body[at + 1 :]
+
+
+def _begin(head):
+    found = re.search(rb"\r\nrange: *bytes=(\d+)", head.lower())
+    return int(found[1]) if found else 0
 
 
 def _length(head):

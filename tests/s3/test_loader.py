@@ -1,5 +1,9 @@
 """Batches from object storage are those from local files, byte for byte, whatever the network does in between."""
 
+import re
+import shlex
+import subprocess
+import sys
 import threading
 import time
 
@@ -7,20 +11,26 @@ import pytest
 import torch
 
 from flip.data.reader import Reader
-from tests.flip.data.loading import BATCH, loader
+from flip.exitcodes import DataError, PermissionDenied, StorageError
+from tests.flip.data.loading import BATCH, CHUNK, loader
+from tests.s3.conftest import ROOT, either, lead_to, on_nanio
 from tests.s3.proxy import FAULTS
+from tests.s3.servers import BUCKET, files
+from tools.shards import main
 
 pytestmark = pytest.mark.s3
 
 COUNTED_AS = {
-    "slowdown": "slowdown", "throttle": "slowdown", "server": "server", "refuse": "connection", "reset": "connection",
-    "short": "short", "flip": "checksum", "stall": "stall",
-    "silence": "stall",
+    "slowdown": "slowdown", "throttle": "slowdown", "server": "server", "expired": "expired", "denied": "denied",
+    "refuse": "connection", "reset": "connection", "short": "short", "flip": "checksum",
+    "stall": "stall", "silence": "stall",
 }  # fmt: skip
 """What the proxy does -> what the reader counts."""
+STEPS = 6
+"""More than a pass, so that all is read."""
 
 
-def take(source, count, between=lambda t: None):
+def take(source, count=STEPS, between=lambda t: None):
     batches = source.batches(0, BATCH, "0.5")
     try:
         found = []
@@ -39,16 +49,16 @@ def same(found, expected):
     )  # fmt: skip
 
 
-def settled(source, proxy):
-    """The counters when what was read ahead has ended as well."""
-    limit, before = time.monotonic() + 20, None
-    while time.monotonic() < limit:
-        seen = (source.counters().requests, proxy.counts["gets"])
-        if seen == before:
-            break
-        before = seen
-        time.sleep(1.5)
-    return source.counters()
+def until(condition, seconds=20):
+    """Whether it comes true: what was read ahead ends by itself, and is counted then."""
+    limit = time.monotonic() + seconds
+    while not (true := condition()) and time.monotonic() < limit:
+        time.sleep(0.02)
+    return true
+
+
+def told(source):
+    return {kind: count for kind, count in source.counters().retries.items() if count}
 
 
 @pytest.fixture(scope="module")
@@ -56,65 +66,135 @@ def expected(original):
     return take(loader(original), 6)
 
 
-def test_weed_gives_the_same(original, weed, proxied, remote, expected):
-    proxied(weed)
+def test_nothing_happens(original, server, proxied, remote, expected):
+    proxied(server)
     made, reader = remote(), Reader()
     assert reader.list(made.keys[0]) == {made.keys[0]: reader.stat(made.keys[0])}
     source = loader(original, folder=made.folder, workers=1)
-    assert same(take(source, 6), expected)
+    assert same(take(source), expected)
     counters = source.counters()
     assert counters.requests > 50 and counters.bytes > 100_000 and counters.seconds > 0
-    assert not any(counters.retries.values())
+    assert not told(source)
 
 
+@on_nanio
 @pytest.mark.parametrize("fault", FAULTS)
-def test_nothing_shows_of_a_fault(original, shared, proxied, remote, expected, fault):
-    proxy = proxied(shared)
+def test_nothing_shows_of_a_fault(original, server, proxied, remote, expected, fault):
+    proxy, kind = proxied(server), COUNTED_AS[fault]
     manifest = remote()
-    proxy.plan([fault], 0.3, seed=1, limit={"stall": 3, "silence": 3, "flip": 6}.get(fault, 20))
-    source = loader(original, folder=manifest.folder, timeout=1 if COUNTED_AS[fault] == "stall" else 10)
-    assert same(take(source, 6), expected)
-    counters = settled(source, proxy)
-    done, told = proxy.counts[fault], {kind: count for kind, count in counters.retries.items() if count}
-    assert done > 2 and list(told) == [COUNTED_AS[fault]]
+    proxy.plan([fault], 0.3, seed=1, limit=3 if kind in ("stall", "checksum", "expired") else 12)
+    source = loader(original, folder=manifest.folder, timeout=1 if kind == "stall" else 10)
+    assert same(take(source), expected)
+    assert proxy.counts[fault] > 2
     if fault == "refuse":  # on a connection that was used before, aiohttp asks once more by itself
-        assert 0 < told["connection"] <= done
+        assert until(lambda: list(told(source)) == [kind] and told(source)[kind] <= proxy.counts[fault])
     else:
-        assert told[COUNTED_AS[fault]] == done and counters.requests == proxy.counts["gets"], "retries are ours alone"
-    assert (counters.resumed > 0) == (fault in ("reset", "stall"))
+        assert until(lambda: told(source) == {kind: proxy.counts[fault]}), (told(source), proxy.counts)
+        assert until(lambda: source.counters().requests == proxy.counts["gets"]), "retries are ours alone"
+    assert (source.counters().resumed > 0) == (fault in ("reset", "stall"))
 
 
-def test_nothing_shows_of_all_faults_in_a_worker(original, shared, proxied, remote, expected):
-    proxy = proxied(shared)
+@either
+def test_nothing_shows_of_all_faults(original, server, proxied, remote, expected, workers):
+    proxy = proxied(server)
     manifest = remote()
-    proxy.plan(FAULTS, 0.3, seed=2, limit=40)
-    source = loader(original, folder=manifest.folder, workers=1, timeout=1)
-    assert same(take(source, 6), expected)
+    proxy.plan(FAULTS, 0.3, seed=2, limit=2 * len(FAULTS))
+    source = loader(original, folder=manifest.folder, workers=workers, timeout=1)
+    assert same(take(source), expected)
+    assert {fault: proxy.counts[fault] for fault in FAULTS} == dict.fromkeys(FAULTS, 2)
+    assert until(lambda: set(told(source)) == {COUNTED_AS[fault] for fault in FAULTS}), told(source)
     counters = source.counters()
-    assert all(proxy.counts[fault] for fault in FAULTS) and all(counters.retries[kind] for kind in COUNTED_AS.values())
     assert counters.resumed > 0
-    before = counters.requests
-    take(source, 1)  # the next stage's workers count on
-    assert source.counters().requests > before
+    take(source, 1)  # the next stage's readers count on
+    assert source.counters().requests > counters.requests
 
 
-def test_a_server_killed_and_started_again(original, own, proxied, remote, expected):
-    proxied(own)
-    source = loader(original, folder=remote().folder)
-    again = []
+@either
+def test_access_that_goes_and_comes_back(original, server, proxied, remote, expected, workers):
+    proxy = proxied(server)
+    source = loader(original, folder=remote().folder, workers=workers)
+    assert same(take(source, between=lambda t: t or proxy.plan(["denied"], 0.5, limit=4)), expected)
+    assert proxy.counts["denied"] and told(source)["denied"]
 
-    def restart():
-        time.sleep(1)
-        again.append(own.start())
+
+@either
+def test_a_server_killed_and_started_again(original, server, proxied, remote, expected, workers):
+    proxy = proxied(server)
+    source = loader(original, folder=remote().folder, workers=workers)
+
+    def come_back():
+        until(lambda: proxy.counts["away"] > 2)
+        server.start()
 
     def kill(t):
         if t == 1:
-            own.kill()
-            again.append(threading.Thread(target=restart))
-            again[0].start()
+            server.kill()
+            back.start()
 
+    back = threading.Thread(target=come_back)
     try:
-        assert same(take(source, 6, kill), expected)
+        assert same(take(source, between=kill), expected)
     finally:
-        again[0].join()
-    assert source.counters().retries["connection"] > 0
+        back.join()
+    assert proxy.counts["away"] > 2 and told(source)["connection"]
+
+
+# -- what cannot pass -------------------------------------------------------------------------------------------------
+
+
+@on_nanio
+def test_no_access(original, server, proxied, remote, monkeypatch):
+    proxy = proxied(server)
+    manifest = remote()
+    lead_to(monkeypatch, proxy.address, secret="another")
+    with pytest.raises(PermissionDenied, match="does not let us read: 403") as error:
+        take(loader(original, folder=manifest.folder, workers=1))
+    assert error.value.code == 77
+
+
+@either
+@pytest.mark.parametrize("fault", ["denied", "slowdown"])
+def test_an_outage_longer_than_the_deadline(original, server, proxied, remote, fault, workers):
+    proxy = proxied(server)
+    source = loader(original, folder=remote().folder, workers=workers, deadline=1)
+    with pytest.raises(StorageError, match="reading failed for 1 s, at last with: ") as error:
+        take(source, between=lambda t: t or proxy.plan([fault], 1))
+    assert error.value.code == 69 and proxy.counts[fault] > 2
+
+
+@either
+@pytest.mark.parametrize("change, words", [("removed", "the shard is missing"), ("replaced", "its ETag is ")])
+def test_a_shard_that_changes_while_we_read(original, server, prefix, proxied, remote, change, words, workers):
+    proxied(server)
+    source, there = loader(original, folder=remote(prefix).folder, workers=workers), files(server.address)
+
+    def act(t):
+        for path in original.glob("*.tar") if t == 0 else ():
+            key = f"{BUCKET}/{prefix}/{path.name}"
+            there.rm_file(key) if change == "removed" else there.pipe_file(key, path.read_bytes() + bytes(512))
+
+    with pytest.raises(DataError, match=words) as error:
+        take(source, 10, act)
+    assert error.value.code == 65
+
+
+@either
+def test_rot_at_rest_stops_until_it_is_excepted(original, server, proxied, remote, tmp_path, workers):
+    """The error's prefix command, run as it stands there, makes the manifest that goes on."""
+    proxy = proxied(server)
+    manifest = remote()
+    bad = int(manifest.samples - 5)
+    shard, start, _, _ = manifest.chunk_places(bad // CHUNK)[0]
+    proxy.rotten = manifest.keys[shard].removeprefix("s3:/").encode(), start + 600
+    source = loader(original, folder=manifest.folder, workers=workers)
+    with pytest.raises(DataError, match="is damaged: CRC32") as error:
+        take(source)
+    assert error.value.code == 65 and proxy.counts["rot"] >= 2 and (workers or list(told(source)) == ["checksum"])
+
+    command = re.search(r"python (tools/shards\.py except .*--ids (\S+) --out) NEW_FOLDER", error.value.remedy)
+    subprocess.run([sys.executable, *shlex.split(command[1]), str(tmp_path / "mended")], cwd=ROOT, check=True)
+    assert main(["except", str(original), "--ids", command[2], "--out", str(tmp_path / "local")]) == 0
+    source = loader(original, folder=tmp_path / "mended", workers=workers)
+    found = take(source)
+    assert same(found, take(loader(original, folder=tmp_path / "local"))) and not told(source)
+    assert not any(batch.replaced for batch in found), "what is known is not counted"

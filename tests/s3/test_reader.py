@@ -2,11 +2,11 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -14,16 +14,14 @@ from flip.data.manifest import Manifest
 from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.exitcodes import DataError, PermissionDenied, StorageError
-from tests.s3.conftest import lead_to
+from tests.s3.conftest import ROOT, lead_to, on_nanio, on_weed
 from tests.s3.servers import BUCKET, KEY, SECRET, files
 
 pytestmark = pytest.mark.s3
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def impatient(**fields):
-    return Reader(patience=Patience(**{"deadline": 1.5, "timeout": 0.5, "first": 0.05} | fields))
+    return Reader(patience=Patience(**{"deadline": 1.5, "timeout": 5, "first": 0.05} | fields))
 
 
 def texts(manifest, reader):
@@ -33,8 +31,8 @@ def texts(manifest, reader):
 # -- the manifest -----------------------------------------------------------------------------------------------------
 
 
-def test_an_index_of_objects_is_that_of_the_files(original, shared, proxied, remote):
-    proxy = proxied(shared)
+def test_an_index_of_objects_is_that_of_the_files(original, server, proxied, remote):
+    proxy = proxied(server)
     proxy.plan((), 0)
     made, local = remote(), Manifest.load(original)
     assert made.digest == local.digest and made.keys[0] == f"s3://{BUCKET}/set/00000.tar"
@@ -44,19 +42,21 @@ def test_an_index_of_objects_is_that_of_the_files(original, shared, proxied, rem
     assert texts(made, impatient()) == texts(local, impatient())
 
 
-def test_an_index_notices_a_byte_that_the_network_spoils(shared, proxied, remote):
-    proxy = proxied(shared)
+@on_nanio
+def test_an_index_notices_a_byte_that_the_network_spoils(server, proxied, remote):
+    proxy = proxied(server)
     for seed in range(6):  # in a header it is no tar, elsewhere only the ETag tells
         proxy.plan(["flip"], 1, seed, limit=1)
         with pytest.raises((StorageError, DataError)):
             remote()
 
 
-def test_a_listing_in_pages(own, proxied):
-    proxied(own)
-    (own.folder / BUCKET / "many").mkdir()
+@on_nanio
+def test_a_listing_in_pages(server, proxied):
+    proxied(server)
+    (server.folder / BUCKET / "many").mkdir()
     for i in range(1005):
-        (own.folder / BUCKET / "many" / f"{i:04d}.tar").write_bytes(b"x")
+        (server.folder / BUCKET / "many" / f"{i:04d}.tar").write_bytes(b"x")
     reader = impatient()
     found = reader.list(f"s3://{BUCKET}/many/")
     assert list(found) == [f"s3://{BUCKET}/many/{i:04d}.tar" for i in range(1005)]
@@ -67,8 +67,8 @@ def test_a_listing_in_pages(own, proxied):
 # -- what cannot pass -------------------------------------------------------------------------------------------------
 
 
-def test_denied_at_once(shared, proxied, monkeypatch):
-    proxy = proxied(shared)
+def test_denied_at_once(server, proxied, monkeypatch):
+    proxy = proxied(server)
     reader = impatient(deadline=60)
     lead_to(monkeypatch, proxy.address, secret="wrong-" + SECRET)
     with pytest.raises(PermissionDenied, match=r"00000\.tar.*403.*AWS_PROFILE") as error:
@@ -76,8 +76,9 @@ def test_denied_at_once(shared, proxied, monkeypatch):
     assert SECRET not in str(error.value) and reader.counters.requests == 2
 
 
-def test_no_credentials_at_all(shared, proxied, monkeypatch, tmp_path):
-    proxied(shared)
+@on_nanio
+def test_no_credentials_at_all(server, proxied, monkeypatch, tmp_path):
+    proxied(server)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
@@ -85,8 +86,8 @@ def test_no_credentials_at_all(shared, proxied, monkeypatch, tmp_path):
         impatient().read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
 
 
-def test_denied_after_a_success_is_an_outage(shared, proxied):
-    proxy, reader = proxied(shared), impatient()
+def test_denied_after_a_success_is_an_outage(server, proxied):
+    proxy, reader = proxied(server), impatient()
     reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
     proxy.plan(["denied"], 1)
     with pytest.raises(StorageError, match="reading failed for 1.5 s, at last with: 403 AccessDenied"):
@@ -96,9 +97,9 @@ def test_denied_after_a_success_is_an_outage(shared, proxied):
     assert len(reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)) == 512
 
 
-def test_expired_credentials_are_fetched_anew(shared, proxied, monkeypatch, tmp_path):
+def test_expired_credentials_are_fetched_anew(server, proxied, monkeypatch, tmp_path):
     """The new client looks where the old one did, and finds what is there now: here first a wrong secret."""
-    proxy, reader, path = proxied(shared), impatient(), tmp_path / "credentials"
+    proxy, reader, path = proxied(server), impatient(), tmp_path / "credentials"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
@@ -115,19 +116,53 @@ def test_expired_credentials_are_fetched_anew(shared, proxied, monkeypatch, tmp_
     assert read(SECRET) == 512 and reader.counters.retries["expired"] >= 1
 
 
-def test_missing(shared, proxied):
-    proxied(shared)
+CHAIN = """
+import json, pathlib, sys
+handed = pathlib.Path(sys.argv[1])
+number = len(handed.read_text()) if handed.exists() else 0
+handed.write_text("x" * (number + 1))
+answers = json.loads(sys.argv[2])
+print(json.dumps(answers[min(number, len(answers) - 1)] | {"Version": 1}))
+"""
+GOOD, WRONG = (
+    {"AccessKeyId": KEY, "SecretAccessKey": secret, "Expiration": "2222-02-02T00:00:00Z"}
+    for secret in (SECRET, "wrong")
+)
+PAST = GOOD | {"Expiration": "2020-02-02T00:00:00Z"}
+
+
+@pytest.mark.parametrize("answers", [[WRONG, GOOD], [PAST, PAST, GOOD]], ids=["denied", "expired"])
+def test_the_providers_next_credentials_are_taken(server, proxied, monkeypatch, tmp_path, request, answers):
+    """A process hands them out, as a company's login does: wrong ones, or ones that have expired, before the good."""
+    proxied(server)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    script, handed = tmp_path / "login.py", tmp_path / "handed"
+    script.write_text(CHAIN)
+    command = shlex.join([sys.executable, str(script), str(handed), json.dumps(answers)])
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {command}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    reader = impatient(deadline=30)
+    assert len(reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)) == 512
+    told = {kind: count for kind, count in reader.counters.retries.items() if count}
+    assert told == {request.node.callspec.id.split("-")[-1]: 1}
+    assert len(handed.read_text()) >= len(answers)
+
+
+def test_missing(server, proxied):
+    proxied(server)
     for key in (f"s3://{BUCKET}/set/00099.tar", "s3://nowhere/set/00000.tar"):
         with pytest.raises(DataError, match="the shard is missing"):
             impatient().read(key, 0, 512)
 
 
-def test_another_object_under_the_key(original, own, proxied, remote):
-    proxied(own)
-    made = remote()
+def test_another_object_under_the_key(original, server, prefix, proxied, remote):
+    proxied(server)
+    made = remote(prefix)
     data = bytearray((original / "00002.tar").read_bytes())
     data[-1] = 1  # in the end mark, which no chunk reads: only the ETag tells
-    files(own.address).pipe_file(f"{BUCKET}/set/00002.tar", bytes(data))
+    files(server.address).pipe_file(f"{BUCKET}/{prefix}/00002.tar", bytes(data))
     with pytest.raises(DataError, match=r"00002\.tar: the shard is not the one that was indexed: its ETag") as error:
         texts(made, impatient())
     assert error.value.code == 65
@@ -135,19 +170,20 @@ def test_another_object_under_the_key(original, own, proxied, remote):
     assert len(texts(old, impatient())) == old.samples, "version 1 knows no ETags"
 
 
-def test_an_object_that_ends_early(original, own, proxied, remote):
-    proxied(own)
-    old = without_etags(remote().folder)
-    files(own.address).pipe_file(f"{BUCKET}/set/00002.tar", (original / "00002.tar").read_bytes()[:5120])
+def test_an_object_that_ends_early(original, server, prefix, proxied, remote):
+    proxied(server)
+    old = without_etags(remote(prefix).folder)
+    files(server.address).pipe_file(f"{BUCKET}/{prefix}/00002.tar", (original / "00002.tar").read_bytes()[:5120])
     with pytest.raises(DataError, match=r"00002\.tar: the shard (ends at byte 5120|is not the one)"):
         texts(old, impatient(deadline=30))
 
 
-def test_rot_at_rest(own, proxied, remote):
-    proxied(own)
-    made, reader = remote(), impatient(deadline=60)
+@on_nanio
+def test_rot_at_rest(server, prefix, proxied, remote):
+    proxied(server)
+    made, reader = remote(prefix), impatient(deadline=60)
     key, start, _, _ = made.chunk_reads(7)[0]
-    path = own.folder / BUCKET / key.removeprefix(f"s3://{BUCKET}/")  # under the server's feet: the ETag stays
+    path = server.folder / BUCKET / key.removeprefix(f"s3://{BUCKET}/")  # under the server's feet: the ETag stays
     with open(path, "r+b") as file:
         file.seek(start + 600)
         byte = file.read(1)[0]
@@ -158,11 +194,26 @@ def test_rot_at_rest(own, proxied, remote):
     assert reader.counters.retries["checksum"] == 1
 
 
+@pytest.mark.slow
+@on_weed
+def test_rot_that_the_server_sees_itself(server, proxied):
+    """It has checksums of its prefix, and answers 500, as it does for much that passes: an outage."""
+    proxied(server)
+    reader, body = impatient(timeout=60), os.urandom(8192)
+    files(server.address).pipe_file(f"{BUCKET}/rot/00000.tar", body)
+    (path,) = [path for path in server.folder.glob("*.dat") if body in path.read_bytes()]
+    with open(path, "r+b") as file:
+        file.seek(path.read_bytes().index(body))
+        file.write(bytes([body[0] ^ 16]))
+    with pytest.raises(StorageError, match="reading failed for 1.5 s, at last with: 500 InternalError"):
+        reader.read(f"s3://{BUCKET}/rot/00000.tar", 0, 4096)
+
+
 # -- going on ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_body_that_broke_off_is_gone_on_with(original, shared, proxied, remote):
-    proxy, made, reader = proxied(shared), remote(), impatient(deadline=30)
+def test_a_body_that_broke_off_is_gone_on_with(original, server, proxied, remote):
+    proxy, made, reader = proxied(server), remote(), impatient(deadline=30)
     size = int(made.shards[0, 1])
     proxy.plan(["reset"], 1, limit=3)
     whole = (original / "00000.tar").read_bytes()
@@ -171,22 +222,23 @@ def test_a_body_that_broke_off_is_gone_on_with(original, shared, proxied, remote
     assert counters.resumed > size * 0.8 and counters.bytes == size, "no byte was asked for twice"
 
 
-def test_the_rest_of_another_object_is_not_appended(original, own, proxied):
-    proxy, reader, key = proxied(own), impatient(deadline=30), f"s3://{BUCKET}/set/00000.tar"
+def test_the_rest_of_another_object_is_not_appended(original, server, prefix, proxied):
+    proxy, reader, key = proxied(server), impatient(deadline=30), f"s3://{BUCKET}/{prefix}/00000.tar"
     size = (original / "00000.tar").stat().st_size
     proxy.plan(["reset"], 1, limit=1)
     renew = Reader._failed
 
     def replace(self, attempts, key, fault):
-        files(own.address).pipe_file(f"{BUCKET}/set/00000.tar", b"z" * size)
+        files(server.address).pipe_file(f"{BUCKET}/{prefix}/00000.tar", b"z" * size)
         renew(self, attempts, key, fault)
 
     reader._failed = replace.__get__(reader)
     assert reader.read(key, 0, size) == b"z" * size
 
 
-def test_slow_down_is_heeded_by_all_threads(shared, proxied, remote):
-    proxy, made, reader = proxied(shared), remote(), impatient(deadline=30, requests=8)
+@on_nanio
+def test_slow_down_is_heeded_by_all_threads(server, proxied, remote):
+    proxy, made, reader = proxied(server), remote(), impatient(deadline=30, requests=8)
     proxy.plan(["slowdown"], 0.3, seed=5, limit=12)
     with ThreadPoolExecutor(8) as pool:
         caps = list(pool.map(lambda j: (reader.read_chunk(made, j), reader.counters.cap)[1], range(60)))
@@ -196,9 +248,10 @@ def test_slow_down_is_heeded_by_all_threads(shared, proxied, remote):
     assert reader.counters.cap == 8, "grown again"
 
 
-def test_a_client_does_not_survive_a_fork(shared, proxied, remote):
-    """The child of a process that has read makes its own client: with the inherited one it would hang or fail."""
-    proxied(shared)
+@on_nanio
+def test_a_client_does_not_survive_a_fork(server, proxied, remote):
+    """The child of a process that has read makes its prefix client: with the inherited one it would hang or fail."""
+    proxied(server)
     script = (
         "import os, sys; from flip.data.reader import Reader\n"
         f"reader, key = Reader(deadline=5), 's3://{BUCKET}/set/00000.tar'\n"
