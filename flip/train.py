@@ -23,6 +23,7 @@ from flip.config.schema import Config
 from flip.config.stages import Span, spans
 from flip.data import order
 from flip.data.loader import Batch, Loader
+from flip.data.retry import Patience
 from flip.evaluate.zeroshot import zeroshot
 from flip.exitcodes import DataError, Diverged
 from flip.interrupt import Agreement, StopFlag
@@ -256,7 +257,8 @@ class Trainer:
         items = [item for item in self.config.evaluate.sets if not role or item.role == role]
         if items:
             self.monitor.status(phase="evaluating")
-        results = []
+        results, data = [], self.config.data
+        patience = Patience(deadline=data.deadline, timeout=data.timeout)
         for item in items:
             stop, _ = self.agreement.poll(bool(self.flag), False)
             self.agreement.settle()
@@ -268,6 +270,7 @@ class Trainer:
                 rank=self.world.rank, world=self.world.size, device=self.world.device,
                 autocast=parallel.autocast(self.config.compute, self.world), group=self.world.control,
                 progress=partial(self.watchdog.beat, f"evaluating {item.name}"),
+                patience=patience,
             )  # fmt: skip
             parallel.reshard(self.pair)
             results.append(result | {"stage": span.stage.name, "samples": self.samples})

@@ -21,6 +21,7 @@ from flip.data.manifest import Manifest
 from flip.data.mixture import Source
 from flip.data.pool import Pool, prepare_forkserver
 from flip.data.reader import Reader
+from flip.data.retry import Patience
 from flip.data.stream import Part, Replaced, Spec, Streams, image_of, label_of
 from flip.exitcodes import ConfigError, DataError
 
@@ -145,15 +146,16 @@ def evaluation(
     world: int = 1,
     batch: int = 256,
     label: str = "cls",
+    patience: Patience | None = None,
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
     """All patches (n, P, p*p*3), labels (n,) and ids (n,) of this rank's share; n <= ``batch``.
 
     Over all ranks every sample comes exactly once (those that the manifest excepts do not), the tail that training
-    leaves out included. ``label``: the member that holds the number of the class. Raises DataError where a sample
-    cannot be decoded or has no label: an evaluation replaces nothing.
+    leaves out included. ``label``: the member that holds the number of the class. ``patience``: with storage. Raises
+    DataError where a sample cannot be decoded or has no label: an evaluation replaces nothing.
     """
     table = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
-    reader, found = Reader(), list[tuple[NDArray[np.uint8], int, int]]()
+    reader, found = Reader(patience=patience), list[tuple[NDArray[np.uint8], int, int]]()
     for j in range(rank * table.chunks // world, (rank + 1) * table.chunks // world):
         ids = table.chunk_ids(j)
         if all(id in table.exceptions for id in ids):

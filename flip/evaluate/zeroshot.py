@@ -15,6 +15,7 @@ from flip.config import schema
 from flip.config.stages import patches as patch_count
 from flip.data.loader import evaluation
 from flip.data.manifest import Manifest
+from flip.data.retry import Patience
 from flip.evaluate import prompts
 from flip.exitcodes import DataError, Diverged
 from flip.model import Pair
@@ -60,10 +61,11 @@ def zeroshot(
     autocast: contextlib.AbstractContextManager[Any] = PLAIN,
     group: Any = None,
     progress: Callable[[], None] = lambda: None,
+    patience: Patience | None = None,
 ) -> dict[str, Any]:
     """Score one data set with all patches visible. Collective: call it on all ranks, ``group`` reduces CPU tensors.
 
-    ``progress`` is called after every batch of images.
+    ``progress`` is called after every batch of images. ``patience``: with the storage that they are read from.
 
     The result, equal on all ranks but for the seconds: name, role, top1 and top5 (shares), n, correct1, correct5,
     classes, chance (of top1), interval ([lo, hi] of top1, Wilson 95 %), seconds, and the manifest's digest. Of equal
@@ -74,7 +76,8 @@ def zeroshot(
     wording, manifest = prompts.read(item.classes), Manifest.load(item.manifest)
     classes = class_embeddings(pair, tokenizer, wording.names, wording.templates, batch, device, autocast)
     counts = torch.zeros(4, dtype=torch.int64)
-    for pixels, labels in _together(manifest, image, batch, rank, world, group):
+    source = evaluation(manifest, image, rank, world, batch, patience=patience)
+    for pixels, labels in _together(source, image, world, group):
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
             raise DataError("a label has no class name", f"{item.name}: {item.classes}", int(labels.max()))
         with autocast:
@@ -95,13 +98,12 @@ def zeroshot(
 
 
 def _together(
-    manifest: Manifest, image: schema.ImageTower, batch: int, rank: int, world: int, group: Any
+    source: Iterator[tuple[Any, Any, Any]], image: schema.ImageTower, world: int, group: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's (patches, labels), as many times as the rank with most has: encoding is collective under sharding.
 
     A rank that has run out gives one grey image without a label.
     """
-    source = evaluation(manifest, image, rank, world, batch)
     filler = torch.full((1, patch_count(image), 3 * image.patch**2), 127, dtype=torch.uint8)
     while True:
         part = next(source, None)

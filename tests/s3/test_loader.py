@@ -10,7 +10,10 @@ import time
 import pytest
 import torch
 
+from flip.config import schema
+from flip.data.loader import evaluation
 from flip.data.reader import Reader
+from flip.data.retry import Patience
 from flip.exitcodes import DataError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, CHUNK, loader
 from tests.s3.conftest import ROOT, either, lead_to, on_nanio
@@ -162,6 +165,15 @@ def test_an_outage_longer_than_the_deadline(original, server, proxied, remote, f
     assert error.value.code == 69 and proxy.counts[fault] > 2
 
 
+@on_nanio
+def test_an_evaluation_has_its_patience_too(server, proxied, remote):
+    proxy = proxied(server)
+    manifest = remote()
+    proxy.plan(["slowdown"], 1)
+    with pytest.raises(StorageError, match="reading failed for 0.5 s, at last with: 503"):
+        next(evaluation(manifest, schema.ImageTower(size=24, patch=8), patience=Patience(deadline=0.5)))
+
+
 @either
 @pytest.mark.parametrize("change, words", [("removed", "the shard is missing"), ("replaced", "its ETag is ")])
 def test_a_shard_that_changes_while_we_read(original, server, prefix, proxied, remote, change, words, workers):
@@ -180,7 +192,7 @@ def test_a_shard_that_changes_while_we_read(original, server, prefix, proxied, r
 
 @either
 def test_rot_at_rest_stops_until_it_is_excepted(original, server, proxied, remote, tmp_path, workers):
-    """The error's prefix command, run as it stands there, makes the manifest that goes on."""
+    """The error's own command, run as it stands there, makes the manifest that goes on."""
     proxy = proxied(server)
     manifest = remote()
     bad = int(manifest.samples - 5)

@@ -197,7 +197,7 @@ def test_rot_at_rest(server, prefix, proxied, remote):
 @pytest.mark.slow
 @on_weed
 def test_rot_that_the_server_sees_itself(server, proxied):
-    """It has checksums of its prefix, and answers 500, as it does for much that passes: an outage."""
+    """It has checksums of its own, and answers 500, as it does for much that passes: an outage."""
     proxied(server)
     reader, body = impatient(timeout=60), os.urandom(8192)
     files(server.address).pipe_file(f"{BUCKET}/rot/00000.tar", body)
@@ -250,7 +250,7 @@ def test_slow_down_is_heeded_by_all_threads(server, proxied, remote):
 
 @on_nanio
 def test_a_client_does_not_survive_a_fork(server, proxied, remote):
-    """The child of a process that has read makes its prefix client: with the inherited one it would hang or fail."""
+    """The child of a process that has read makes its own client: with the inherited one it would hang or fail."""
     proxied(server)
     script = (
         "import os, sys; from flip.data.reader import Reader\n"
