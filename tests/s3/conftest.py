@@ -7,7 +7,7 @@ import pytest
 from flip.data.index import index
 from tests.flip.data.loading import CHUNK, SAMPLES
 from tests.s3.proxy import Proxy
-from tests.s3.servers import BUCKET, KEY, SECRET, Nanio, Weed, files
+from tests.s3.servers import BUCKET, SECRET, Nanio, Weed, environment, upload
 from tests.synthetic import make_dataset, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,15 +19,6 @@ def original(tmp_path_factory):
     root = tmp_path_factory.mktemp("s3")
     make_tokenizer(root / "tokenizer.json")
     return make_dataset(root / "shards", SAMPLES, 5, size=32, classes=7, chunk=CHUNK)
-
-
-def upload(server, folder, prefix="set"):
-    """The shards of a folder as objects."""
-    there = files(server.address)
-    if not there.exists(BUCKET):
-        there.mkdir(BUCKET)
-    for path in sorted(folder.glob("*.tar")):
-        there.pipe_file(f"{BUCKET}/{prefix}/{path.name}", path.read_bytes())
 
 
 @pytest.fixture(scope="session")
@@ -96,11 +87,8 @@ def proxied(monkeypatch):
         proxy.stop()
 
 
-def lead_to(monkeypatch, address, key=KEY, secret=SECRET):
-    for name, value in {
-        "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():  # fmt: skip
+def lead_to(monkeypatch, address, secret=SECRET):
+    for name, value in environment(address, secret).items():
         monkeypatch.setenv(name, value)
     forkserver._forkserver._stop()  # workers have the environment that it was started in
 

@@ -11,6 +11,12 @@ import re
 import threading
 
 FAULTS = ("slowdown", "server", "throttle", "expired", "refuse", "reset", "short", "flip", "stall", "silence")
+COUNTED_AS = {
+    "slowdown": "slowdown", "throttle": "slowdown", "server": "server", "expired": "expired", "denied": "denied",
+    "refuse": "connection", "reset": "connection", "short": "short", "flip": "checksum",
+    "stall": "stall", "silence": "stall",
+}  # fmt: skip
+"""What the proxy does -> what the reader counts."""
 _ERRORS = {
     "slowdown": (503, "SlowDown"), "server": (500, "InternalError"), "throttle": (429, "AsSomeServersSay"),
     "denied": (403, "AccessDenied"), "expired": (400, "ExpiredToken"), "down": (503, "ServiceUnavailable"),

@@ -87,3 +87,20 @@ def files(address):
         key=KEY, secret=SECRET, endpoint_url=address, skip_instance_cache=True,
         config_kwargs={"retries": {"total_max_attempts": 1}, "region_name": "us-east-1"},
     )  # fmt: skip
+
+
+def upload(server, folder, prefix="set"):
+    """The shards of a folder as objects."""
+    there = files(server.address)
+    if not there.exists(BUCKET):
+        there.mkdir(BUCKET)
+    for path in sorted(folder.glob("*.tar")):
+        there.pipe_file(f"{BUCKET}/{prefix}/{path.name}", path.read_bytes())
+
+
+def environment(address, secret=SECRET):
+    """What a person exports so that s3:// leads there."""
+    return {
+        "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip

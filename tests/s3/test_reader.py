@@ -92,7 +92,7 @@ def test_denied_after_a_success_is_an_outage(server, proxied):
     proxy.plan(["denied"], 1)
     with pytest.raises(StorageError, match="reading failed for 1.5 s, at last with: 403 AccessDenied"):
         reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
-    assert reader.counters.retries["denied"] > 2
+    assert reader.counters.retries["denied"] == proxy.counts["denied"] > 0
     proxy.plan(["denied"], 1, limit=2)
     assert len(reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)) == 512
 

@@ -2,8 +2,10 @@
 
 import random
 import threading
+from collections import Counter
 from pathlib import Path
 
+from flip.data.retry import TABLE
 from flip.rundir import read_json
 from jobs import scheduler
 from jobs.cluster import Shape
@@ -21,10 +23,15 @@ def profile(**fields):
 
 
 class SlurmArena(Arena):
-    """``here``: the Slurm, see ``tools.slurm_here.Here``; its SLURM_CONF must stand in this process's environment."""
+    """``here``: the Slurm, see ``tools.slurm_here.Here``; its SLURM_CONF must stand in this process's environment.
 
-    def __init__(self, here, folder, name, config, pause=0.05, module="tests.kill_worker", **fields):
-        self.here, self.profile, self.module = here, profile(**fields), module
+    ``store``: where the data lie in a bucket (tests/s3/store.py). Jobs get there by variables that the profile names.
+    """
+
+    def __init__(self, here, folder, name, config, pause=0.05, module="tests.kill_worker", store=None, **fields):
+        if store:
+            fields["env"] = list(store.environment)
+        self.here, self.profile, self.module, self.store = here, profile(**fields), module, store
         super().__init__(folder, name, config, pause)
         self.rng = random.Random(0)
         """Of what faults choose."""
@@ -95,6 +102,11 @@ class SlurmArena(Arena):
     def last_step(self):
         """Of all that were logged."""
         return max((line["step"] for n in self.run.attempt_numbers() for line in self.lines(n)), default=0)
+
+    def retries(self, n):
+        """Class -> failed requests to storage that attempt n's ranks have told of."""
+        told = self.lines(n)[-1:]
+        return Counter({kind: told[0]["storage"][f"retries_{kind}"] for kind in TABLE} if told else {})
 
     def story(self):
         parts = [super().story(), str(self.seen), str(self.job())]

@@ -1,6 +1,6 @@
-"""Faults that a cluster sends, each by its name, and storms of them by a seed. A new fault is a few lines.
+"""Faults that a cluster and its storage send, each by its name, and storms of them by a seed. A new one is a few lines.
 
-A fault is done when the run is on the way to its next attempt, or bound to be.
+A fault is done when the run is on the way to its next attempt, or bound to be; one of the storage when it is over.
 """
 
 import random
@@ -12,11 +12,17 @@ from tests.arena import INTERVAL
 
 GRACE = 20
 """Seconds: more than a step, a save and the way out of four ranks on two cores."""
-FAULTS = {}
+FAULTS, STORAGE = {}, {}
 
 
 def fault(act):
     FAULTS[act.__name__] = act
+    return act
+
+
+def storage(act):
+    """For runs with a ``store``."""
+    STORAGE[act.__name__] = act
     return act
 
 
@@ -76,21 +82,65 @@ def _lose(run, rank):
     run.here.bring_back(node)
 
 
+@storage
+def storage_throttles(run):
+    """Every answer, for a while."""
+    run.store.disturb(run, ("slowdown", "throttle", "server", "expired"), 1, 24)
+
+
+@storage
+def storage_flips(run):
+    run.store.disturb(run, ("flip",), 0.5, 6)
+
+
+@storage
+def storage_breaks_off(run):
+    run.store.disturb(run, ("refuse", "reset", "short"), 0.5, 9)
+
+
+@storage
+def storage_stalls(run):
+    run.store.disturb(run, ("stall", "silence"), 0.5, 4)
+
+
+@storage
+def storage_restarts(run):
+    """Killed, and back before anybody's patience ends."""
+    run.store.go()
+    before = run.store.done["away"]
+    run.wait(lambda: run.store.done["away"] > before + 5 or run.run.result.exists(), "requests in vain")
+    run.store.come_back()
+
+
+@storage
+def storage_away(run):
+    """Until the attempt has ended of it."""
+    run.faults += 1
+    n = run.run.newest_attempt()
+    run.store.go()
+    run.wait(lambda: (run.run.attempt(n) / "end.json").exists(), "the end of patience")
+    run.store.come_back()
+    run.wait_attempt(n + 1)
+
+
 def hit(run, name, step):
-    """One fault when that step is logged; the next attempt's ranks live when it returns."""
+    """One fault when that step is logged; the next attempt's ranks live when it returns, or the storage is well."""
     run.wait_step(step)
+    if name in STORAGE:
+        STORAGE[name](run)
+        return
     n = run.run.newest_attempt()
     FAULTS[name](run)
     run.wait_attempt(n + 1)
 
 
-def rage(run, seed, faults=tuple(FAULTS), most=5):
-    """A storm: by the seed, up to ``most`` of these faults at steps of its choice, until the run is nearly through."""
+def rage(run, seed, faults=tuple(FAULTS), most=5, gap=3 * INTERVAL):
+    """A storm: by the seed, up to ``most`` of these faults, less than ``gap`` steps apart, until it is nearly over."""
     run.rng = random.Random(seed)
     last = sum(span.steps for span in spans(run.config))
     step = 0
     for _ in range(most):
-        step = max(run.last_step(), step) + run.rng.randrange(1, 3 * INTERVAL)
+        step = max(run.last_step(), step) + run.rng.randrange(1, gap)
         if step > last - 4:
             return
         name = run.rng.choice(faults)
