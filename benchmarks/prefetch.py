@@ -7,9 +7,11 @@ and requests that take a while.
     blocking   a worker waits for each read, a what-if
     waiting    reads go on in the background, a worker waits for what it needs and is not there: as the loader does
     phase      own: of a lane among its worker's, a what-if; spread: of a lane among all L, as the loader does
-    latency    constant; drawn: log-normal; slow: drawn, and one in a thousand of ten seconds
+    latency    constant; drawn: log-normal; slow: drawn, and one in a thousand of ten seconds; tail: drawn, and one in a
+               hundred of two to ten seconds
     lead       seconds before a block by which all of it is asked for; the loader has LEAD, and MOST of a block at most
-    hedge      a second request after so many seconds without an answer, the first answer counts, a what-if
+    hedge      a second request after so many seconds without an answer (data.hedge), and no earlier than SHARE of all
+               answers take, the first answer counts; 0: none, a what-if. Its budget is never used up here: see hedged
 
 Latency does not grow with load here: where many requests come at once, real stalls are longer. Waiting and storage are
 counted from the second block on; the first block is loaded when it is needed (first_batch_s).
@@ -32,12 +34,14 @@ from numpy.typing import NDArray
 
 from benchmarks import results, synthetic
 from benchmarks.results import rounded
+from flip.config.schema import Data
+from flip.data.hedge import SHARE
 from flip.data.manifest import BLOCK, Table
 from flip.data.order import Order
 from flip.data.pool import SLOTS
 from flip.data.prefetch import LEAD, MOST, due, phase
 
-Q = 4
+Q, HEDGE = 4, Data.hedge
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -69,6 +73,8 @@ class Fleet:
     sigma: float = 0.5
     slow_share: float = 0.001
     slow: float = 10.0
+    tail_share: float = 0.01
+    tail: float = 2.0
 
 
 class Needs(NamedTuple):
@@ -118,10 +124,11 @@ def cases(steps: list[float], most: int) -> list[Case]:
     many = min(8, most)
     found = []
     for step in steps:
-        for latency in ("constant", "drawn", "slow"):
-            found.append(Case(step, many, "waiting", latency, "spread", LEAD))
-        found += [Case(step, many, "waiting", "slow", "spread", lead) for lead in (0.0, 2.0, 5.0)]
-        found += [Case(step, many, "waiting", "slow", "spread", lead, 1.0) for lead in (0.0, 2.0)]
+        for latency in ("constant", "drawn", "slow", "tail"):
+            found.append(Case(step, many, "waiting", latency, "spread", LEAD, HEDGE))
+        for latency in ("slow", "tail"):
+            found += [Case(step, many, "waiting", latency, "spread", lead) for lead in (0.0, 2.0, 5.0, LEAD)]
+            found += [Case(step, many, "waiting", latency, "spread", lead, HEDGE) for lead in (0.0, 2.0)]
         for workers, how in ((1, "blocking"), (many, "blocking"), (many, "waiting")):
             found += [Case(step, workers, how, latency) for latency in ("constant", "drawn", "slow")]
     return found
@@ -172,16 +179,19 @@ def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats
 
     def one() -> Floats:
         drawn = fleet.median * np.exp(fleet.sigma * rng.standard_normal(len(needs.lane)))
-        slow = rng.random(len(drawn)) < fleet.slow_share
+        chance, length = rng.random(len(drawn)), rng.random(len(drawn))
         if case.latency == "constant":
             return np.full(len(drawn), fleet.median)
-        return np.where(slow, fleet.slow, drawn) if case.latency == "slow" else drawn
+        if case.latency == "tail":
+            return np.where(chance < fleet.tail_share, fleet.tail + length * (fleet.slow - fleet.tail), drawn)
+        return np.where((chance < fleet.slow_share) & (case.latency == "slow"), fleet.slow, drawn)
 
     total, more = np.zeros(len(needs.lane)), 0
     for number in (1, 2):
         seconds, again = one(), one()
-        late = (seconds > case.hedge) & (case.hedge > 0)
-        seconds = np.where(late, np.minimum(seconds, case.hedge + again), seconds)
+        delay = max(case.hedge, float(np.quantile(seconds, 1 - SHARE)))
+        late = (seconds > delay) & (case.hedge > 0)
+        seconds = np.where(late, np.minimum(seconds, delay + again), seconds)
         asked = needs.requests >= number
         total += np.where(asked, seconds, 0)
         more += int((late & asked).sum())

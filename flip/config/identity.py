@@ -31,6 +31,7 @@ _EXCLUDED = (
     "data.buffer",
     "data.deadline",
     "data.timeout",
+    "data.hedge",
     "checkpoint",
     "evaluate.every",
     "evaluate.batch",

@@ -51,6 +51,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "data.sets.*.samples": (0, 2**48 - 1, True),
     "data.sets.*.sample_bytes": (1, 2**40, True),
     "data.sets.*.chunk": (0, 2**20, True),
+    "data.hedge": (0, 3600, True),
     "augment.flip": (0, 1, True),
     "augment.rotate": (0, 180, True),
     "augment.translate": (0, 1, True),

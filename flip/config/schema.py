@@ -112,6 +112,8 @@ class Data:
     """Seconds of storage outage that a read rides out before the run ends with 69, to be started again later."""
     timeout: float = 15.0
     """Seconds without a byte after which a request to storage has failed and is sent again."""
+    hedge: float = 1.0
+    """Seconds without an answer after which, at the earliest, storage is asked a second time; 0: never."""
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from flip.data.retry import TABLE
 
@@ -12,9 +12,13 @@ from flip.data.retry import TABLE
 class Counters:
     requests: int = 0
     bytes: int = 0
-    """Received, those of attempts that failed included."""
+    """Received, those of attempts that failed included, not those of requests that were given up."""
     seconds: float = 0.0
     """Spent in requests; pauses between them are not in it."""
+    hedged: int = 0
+    """Second requests for a range whose answer was late; they are in ``requests`` too."""
+    hedges_won: int = 0
+    """Those that were answered first."""
     resumed: int = 0
     """Bytes that a failed attempt had brought and that were not asked for again."""
     cap: int = 0
@@ -23,20 +27,18 @@ class Counters:
     """Failed attempts by class, those that ended the read included."""
 
     def __add__(self, other: Counters) -> Counters:
-        return Counters(
-            self.requests + other.requests,
-            self.bytes + other.bytes,
-            self.seconds + other.seconds,
-            self.resumed + other.resumed,
-            self.cap + other.cap,
-            {kind: count + other.retries[kind] for kind, count in self.retries.items()},
-        )
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _PLAIN}
+        retries = {kind: count + other.retries[kind] for kind, count in self.retries.items()}
+        return Counters(**sums, retries=retries)
 
     def flat(self) -> dict[str, float]:
         """Name -> number: the same names in the same order everywhere, so that ranks can add them as one vector."""
-        plain = {name: getattr(self, name) for name in ("requests", "bytes", "seconds", "resumed", "cap")}
+        plain = {name: getattr(self, name) for name in _PLAIN}
         return plain | {f"retries_{kind}": count for kind, count in self.retries.items()}
 
     @staticmethod
     def total(parts: Iterable[Counters]) -> Counters:
         return sum(parts, Counters())
+
+
+_PLAIN = [each.name for each in fields(Counters) if each.name != "retries"]

@@ -11,19 +11,30 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from concurrent.futures import Future
+from typing import Generic, TypeVar
 
 from flip.data import tar
 from flip.data.counters import Counters
+from flip.data.hedge import SHARE, Hedge, first_good
 from flip.data.manifest import Manifest
 from flip.data.retry import Attempts, Clock, Do, Gate, Patience
-from flip.data.storage import Fault, Got, Local, Stat, Storage, is_remote
+from flip.data.storage import Fault, Got, Local, Stat, Storage, answered, is_remote
 from flip.exitcodes import DataError
 
 Sample = dict[str, memoryview]
 """Member (extension) -> its bytes, a view of the chunk's buffer."""
 
 _T = TypeVar("_T")
+
+
+@dataclasses.dataclass
+class _Sent(Generic[_T]):
+    """A request under way: the gate's ticket, when it was sent, its answer."""
+
+    ticket: int
+    begin: float
+    answer: Future[_T]
 
 
 class Reader:
@@ -40,6 +51,7 @@ class Reader:
         if deadline is not None:
             self.patience = dataclasses.replace(self.patience, deadline=deadline)
         self._clock, self._gate = clock or Clock(), Gate(self.patience.requests)
+        self._hedge = Hedge(self.patience.hedge)
         self._local, self._remote = Local(), remote
         self._lock, self._counters, self._granted = threading.Lock(), Counters(), False
 
@@ -75,15 +87,15 @@ class Reader:
 
     def stat(self, key: str) -> Stat:
         """Size and ETag (``""``: a local file). Raises as ``read`` does."""
-        return self._persist(key, lambda storage: storage.stat(key))
+        return self._persist(key, lambda storage: answered(storage.stat, key))
 
     def parts(self, key: str, stat: Stat) -> Sequence[int]:
         """Sizes of the parts that an object was uploaded in, where the server tells them. Raises as ``read`` does."""
-        return self._persist(key, lambda storage: storage.parts(key, stat))
+        return self._persist(key, lambda storage: answered(storage.parts, key, stat))
 
     def list(self, prefix: str) -> dict[str, Stat]:
         """Keys that begin with ``prefix``, sorted, with size and ETag. Raises as ``read`` does."""
-        return self._persist(prefix, lambda storage: dict(sorted(storage.list(prefix))))
+        return self._persist(prefix, lambda storage: answered(lambda: dict(sorted(storage.list(prefix)))))
 
     def _checked(self, manifest: Manifest, j: int, reads: Sequence[tuple[int, int, int, int]]) -> Sequence[bytes]:
         """The bytes of a chunk, with the right CRC."""
@@ -107,10 +119,8 @@ class Reader:
         """Where a body broke off, the next attempt goes on from the byte reached, if it is of the same object."""
         pieces, at, of = list[bytes](), start, ""
         while at < stop:
-            got, fault = self._once(key, lambda storage: storage.get(key, at, stop))  # noqa: B023
-            if fault is not None:
-                got = Got(fault.data, fault.etag)
-            assert got is not None
+            got = self._once(key, lambda storage: storage.get(key, at, stop))  # noqa: B023
+            fault = got if isinstance(got, Fault) else None
             if etag and got.etag not in ("", etag):
                 fault = Fault("changed", f"its ETag is {got.etag}, indexed was {etag}")
             if fault is not None:
@@ -126,28 +136,56 @@ class Reader:
                 self._count(resumed=len(got.data))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _persist(self, key: str, request: Callable[[Storage], _T]) -> _T:
+    def _persist(self, key: str, request: Callable[[Storage], Future[_T]]) -> _T:
         attempts = self._attempts()
         while True:
-            found, fault = self._once(key, request)
-            if fault is None:
-                return cast(_T, found)
-            self._failed(attempts, key, fault)
+            found = self._once(key, request)
+            if not isinstance(found, Fault):
+                return found
+            self._failed(attempts, key, found)
 
-    def _once(self, key: str, request: Callable[[Storage], _T]) -> tuple[_T | None, Fault | None]:
-        """One request through the gate, counted: what came of it, or the fault."""
+    def _once(self, key: str, request: Callable[[Storage], Future[_T]]) -> _T | Fault:
+        """One request through the gate, or two where the first is late: what came of it, or the fault."""
         storage = self._storage(key)
-        ticket, begin, found, fault = self._gate.enter(), time.perf_counter(), None, None
+        best: Future[_T] | None = None
+        known = self._granted  # the first requests of all wait for the client, which is made meanwhile
+        sent = [_Sent(self._gate.enter(), time.perf_counter(), request(storage))]
         try:
-            found = request(storage)
-            self._granted = True
-        except Fault as error:
-            fault = error
+            if known and self._hedge.late(sent[0].answer) and (ticket := self._spare()) is not None:
+                sent.append(_Sent(ticket, time.perf_counter(), request(storage)))
+            best = first_good([one.answer for one in sent])
         finally:
-            self._gate.leave(ticket, fault.kind if fault else "")
-            data = fault.data if fault else found.data if isinstance(found, Got) else b""
-            self._count(requests=1, bytes=len(data), seconds=time.perf_counter() - begin)
-        return found, fault
+            for one in sent:
+                self._end(one, one.answer is best)
+        error = best.exception()
+        if isinstance(error, Fault):
+            return error
+        found = best.result()
+        self._granted = True
+        self._hedge.took(time.perf_counter() - sent[0].begin)
+        if best is not sent[0].answer:
+            self._count(hedges_won=1)
+        return found
+
+    def _spare(self) -> int | None:
+        """The ticket of a second request, where the gate has room and the budget allows it."""
+        with self._lock:
+            if self._counters.hedged > SHARE * self._counters.requests:
+                return None
+            ticket = self._gate.spare()
+            self._counters.hedged += ticket is not None
+            return ticket
+
+    def _end(self, one: _Sent[_T], best: bool) -> None:
+        """Give up what is still under way, leave the gate, count. The fault of the ``best`` one is counted later."""
+        given_up, data, kind = one.answer.cancel(), b"", ""
+        if not given_up:
+            error = one.answer.exception()
+            found = error if isinstance(error, Fault) else one.answer.result() if error is None else None
+            data = found.data if isinstance(found, Got | Fault) else b""
+            kind = error.kind if isinstance(error, Fault) else ""
+        self._gate.leave(one.ticket, None if given_up else kind)
+        self._count(requests=1, bytes=len(data), seconds=time.perf_counter() - one.begin, kind="" if best else kind)
 
     def _failed(self, attempts: Attempts, key: str, fault: Fault) -> None:
         """Count it and wait for the next attempt. Raises FlipError where there is to be none."""
@@ -168,13 +206,13 @@ class Reader:
                 self._remote = S3(self.patience.timeout)
             return self._remote
 
-    def _count(self, requests: int = 0, bytes: int = 0, seconds: float = 0.0, resumed: int = 0, kind: str = "") -> None:
+    def _count(self, kind: str = "", **more: float) -> None:
+        """Add to counters by name; ``kind``: of a failed attempt."""
         with self._lock:
-            counters = self._counters
-            counters.requests, counters.bytes = counters.requests + requests, counters.bytes + bytes
-            counters.seconds, counters.resumed = counters.seconds + seconds, counters.resumed + resumed
+            for name, number in more.items():
+                setattr(self._counters, name, getattr(self._counters, name) + number)
             if kind:
-                counters.retries[kind] += 1
+                self._counters.retries[kind] += 1
 
 
 def _rot(manifest: Manifest, j: int, what: str) -> DataError:

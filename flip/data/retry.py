@@ -58,6 +58,8 @@ class Patience:
     """Upper bound of the first pause, seconds; doubles from failure to failure."""
     longest: float = 30.0
     """Upper bound of every pause."""
+    hedge: float = 0.0
+    """Seconds without an answer after which a range is asked for a second time (``flip.data.hedge``); 0: never."""
     requests: int = 16
     """Requests under way at once at most, per reader."""
 
@@ -143,15 +145,23 @@ class Gate:
             self._busy += 1
             return self._halvings
 
-    def leave(self, ticket: int, kind: str = "") -> None:
-        """``kind``: the class of the fault, ``""`` after a success."""
+    def spare(self) -> int | None:
+        """The ticket of one more request, at once; None while storage has asked for less, or where all are out."""
+        with self._changed:
+            if self.cap < self._most or self._busy >= self.cap:
+                return None
+            self._busy += 1
+            return self._halvings
+
+    def leave(self, ticket: int, kind: str | None = "") -> None:
+        """``kind``: the class of the fault, ``""`` after a success, None of a request that was given up."""
         with self._changed:
             self._busy -= 1
             if kind and TABLE[kind] is Do.SLOWER:
                 self._good = 0
                 if ticket == self._halvings:
                     self.cap, self._halvings = max(1, self.cap // 2), self._halvings + 1
-            elif not kind and self.cap < self._most:
+            elif kind == "" and self.cap < self._most:
                 self._good += 1
                 if self._good >= self.cap:
                     self.cap, self._good = self.cap + 1, 0

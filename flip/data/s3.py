@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 from flip.data import s3_faults
@@ -33,8 +34,8 @@ class S3:
         self._files: Any = None
         self._owner = 0
 
-    def get(self, key: str, start: int, stop: int) -> Got:
-        return self._run(key, lambda client: self._get(client, key, start, stop))
+    def get(self, key: str, start: int, stop: int) -> Future[Got]:
+        return self._send(key, lambda client: self._get(client, key, start, stop))
 
     def stat(self, key: str) -> Stat:
         bucket, path = split(key)
@@ -92,27 +93,29 @@ class S3:
         return Got(data, etag)
 
     def _run(self, key: str, request: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Send one request from fsspec's loop. Raises Fault, ConfigError."""
-        from fsspec.asyn import sync
+        """Send one request, wait for its answer. Raises Fault, ConfigError."""
+        return self._send(key, request).result()
 
+    def _send(self, key: str, request: Callable[[Any], Awaitable[Any]]) -> Future[Any]:
+        """Send one request from fsspec's loop: its answer, Fault, or ConfigError."""
         files = self._client()
 
         async def once() -> Any:
-            # The client itself, not ``call_s3``: that one repeats, and its errors have lost their status.
-            await files.set_session()
-            return await request(await files.get_s3(split(key)[0]))
+            try:
+                # The client itself, not ``call_s3``: that one repeats, and its errors have lost their status.
+                await files.set_session()
+                return await request(await files.get_s3(split(key)[0]))
+            except s3_faults.passing() as error:
+                raise s3_faults.fault(error) from error
+            except RuntimeError as error:
+                if "still expired" not in str(error):
+                    raise
+                raise Fault("expired", str(error)) from error  # botocore's: those that the provider handed out just now
+            except s3_faults.lasting() as error:
+                remedy = "Check AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE and ~/.aws, and the name of the bucket."
+                raise ConfigError(f"object storage cannot be addressed: {error}", key, remedy=remedy) from error
 
-        try:
-            return sync(files.loop, once)
-        except s3_faults.passing() as error:
-            raise s3_faults.fault(error) from error
-        except RuntimeError as error:
-            if "still expired" not in str(error):
-                raise
-            raise Fault("expired", str(error)) from error  # botocore's: those that the provider handed out just now
-        except s3_faults.lasting() as error:
-            remedy = "Check AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE and ~/.aws, and the name of the bucket."
-            raise ConfigError(f"object storage cannot be addressed: {error}", key, remedy=remedy) from error
+        return asyncio.run_coroutine_threadsafe(once(), files.loop)
 
     def _client(self) -> Any:
         """s3fs, made here and now unless this process has it: after a fork it would hang or fail."""

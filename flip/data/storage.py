@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol, TypeVar
 
 from flip.exitcodes import DataError, PermissionDenied
+
+_T = TypeVar("_T")
 
 
 class Got(NamedTuple):
@@ -44,8 +47,8 @@ class Fault(Exception):
 class Storage(Protocol):
     """Raises Fault for what may pass, FlipError for what cannot."""
 
-    def get(self, key: str, start: int, stop: int) -> Got:
-        """Bytes [start, stop), stop > start: all of them, or Fault. One request."""
+    def get(self, key: str, start: int, stop: int) -> Future[Got]:
+        """Bytes [start, stop), stop > start: all of them, or Fault. One request; cancelled, it is given up."""
 
     def stat(self, key: str) -> Stat:
         """One request."""
@@ -60,6 +63,16 @@ class Storage(Protocol):
         """Start over with fresh connections and credentials."""
 
 
+def answered(function: Callable[..., _T], *arguments: object) -> Future[_T]:
+    """What a call gives or raises, as a request that has its answer."""
+    answer: Future[_T] = Future()
+    try:
+        answer.set_result(function(*arguments))
+    except BaseException as error:  # whatever it is, it belongs to whoever asks for the answer
+        answer.set_exception(error)
+    return answer
+
+
 def is_remote(key: str) -> bool:
     return key.startswith("s3://")
 
@@ -67,7 +80,10 @@ def is_remote(key: str) -> bool:
 class Local:
     """Files of this machine or its mounts; the key is a path."""
 
-    def get(self, key: str, start: int, stop: int) -> Got:
+    def get(self, key: str, start: int, stop: int) -> Future[Got]:
+        return answered(self._get, key, start, stop)
+
+    def _get(self, key: str, start: int, stop: int) -> Got:
         try:
             handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:

@@ -92,7 +92,8 @@ class Streams:
     """
 
     def __init__(self, spec: Spec, sources: Sequence[Source], lanes: range, start: int, batch: int, kept: int) -> None:
-        self.reader = Reader(patience=Patience(deadline=spec.data.deadline, timeout=spec.data.timeout))
+        data = spec.data
+        self.reader = Reader(patience=Patience(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge))
         position, count = start // spec.data.lanes, batch // spec.data.lanes
         self._streams = list[tuple[Stream, slice]]()
         for source in sources:

@@ -80,7 +80,7 @@ def test_nothing_shows_of_a_fault(original, server, proxied, remote, expected, f
     proxy, kind = proxied(server), COUNTED_AS[fault]
     manifest = remote()
     proxy.plan([fault], 0.3, seed=1, limit=3 if kind in ("stall", "checksum", "expired") else 12)
-    source = loader(original, folder=manifest.folder, timeout=1 if kind == "stall" else 10)
+    source = loader(original, folder=manifest.folder, timeout=1 if kind == "stall" else 10, hedge=0)
     assert same(take(source), expected)
     assert proxy.counts[fault] > 2
     if fault == "refuse":  # on a connection that was used before, aiohttp asks once more by itself
@@ -96,7 +96,7 @@ def test_nothing_shows_of_all_faults(original, server, proxied, remote, expected
     proxy = proxied(server)
     manifest = remote()
     proxy.plan(FAULTS, 0.3, seed=2, limit=2 * len(FAULTS))
-    source = loader(original, folder=manifest.folder, workers=workers, timeout=1)
+    source = loader(original, folder=manifest.folder, workers=workers, timeout=1, hedge=0)
     assert same(take(source), expected)
     assert {fault: proxy.counts[fault] for fault in FAULTS} == dict.fromkeys(FAULTS, 2)
     assert until(lambda: set(told(source)) == {COUNTED_AS[fault] for fault in FAULTS}), told(source)
@@ -104,6 +104,17 @@ def test_nothing_shows_of_all_faults(original, server, proxied, remote, expected
     assert counters.resumed > 0
     take(source, 1)  # the next stage's readers count on
     assert source.counters().requests > counters.requests
+
+
+@on_nanio
+def test_nobody_waits_for_an_answer_that_does_not_come(original, server, proxied, remote, expected):
+    proxy = proxied(server)
+    manifest = remote()
+    proxy.plan(["silence"], 0.1, seed=1, limit=1)  # the ninth: the first eight are sent before any is answered
+    source = loader(original, folder=manifest.folder, timeout=600, hedge=0.5)
+    assert same(take(source), expected)
+    counters = source.counters()
+    assert proxy.counts["silence"] == 1 <= counters.hedges_won and not any(counters.retries.values())
 
 
 @either

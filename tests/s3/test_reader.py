@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -83,7 +84,7 @@ def test_no_credentials_at_all(server, proxied, monkeypatch, tmp_path):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(PermissionDenied, match="Unable to locate credentials"):
-        impatient().read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
+        impatient(deadline=60).read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
 
 
 def test_denied_after_a_success_is_an_outage(server, proxied):
@@ -234,6 +235,30 @@ def test_the_rest_of_another_object_is_not_appended(original, server, prefix, pr
 
     reader._failed = replace.__get__(reader)
     assert reader.read(key, 0, size) == b"z" * size
+
+
+@on_nanio
+@pytest.mark.parametrize("fault", ["silence", "stall"])
+def test_a_second_request_answers_for_one_that_does_not(original, server, proxied, fault):
+    proxy, reader, key = (
+        proxied(server),
+        impatient(timeout=600, deadline=600, hedge=0.3),
+        f"s3://{BUCKET}/set/00000.tar",
+    )
+    assert reader.read(key, 0, 512) and proxy.counts["gets"] == 1
+    proxy.plan([fault], 1, limit=1)
+    threads, whole = threading.active_count(), (original / "00000.tar").read_bytes()
+    assert reader.read(key, 0, len(whole)) == whole and threading.active_count() == threads
+    assert proxy.counts["gets"] == 2 and not any(reader.counters.retries.values())
+    assert (reader.counters.requests, reader.counters.hedged, reader.counters.hedges_won) == (3, 1, 1)
+
+
+@on_nanio
+def test_answers_that_come_are_not_asked_for_twice(server, proxied, remote):
+    proxy, made, reader = proxied(server), remote(), impatient(deadline=30, hedge=10)
+    proxy.plan((), 0)
+    texts(made, reader)
+    assert reader.counters.hedged == 0 and reader.counters.requests == proxy.counts["gets"] >= made.chunks
 
 
 @on_nanio

@@ -4,7 +4,7 @@ import pytest
 
 from flip.data.reader import Reader
 from flip.data.retry import TABLE, Attempts, Clock, Do, Gate, Patience
-from flip.data.storage import Fault, Got, Stat
+from flip.data.storage import Fault, Got, Stat, answered
 from flip.exitcodes import DataError, PermissionDenied, StorageError
 
 
@@ -101,6 +101,9 @@ class Script:
 
     def get(self, key, start, stop):
         self.asked.append((start, stop))
+        return answered(self.answer)
+
+    def answer(self):
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer

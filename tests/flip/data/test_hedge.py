@@ -1,0 +1,137 @@
+"""A second request where the first is late: who wins, what is counted, and when there is none."""
+
+from concurrent.futures import Future
+
+import pytest
+
+from flip.data.hedge import SHARE, Hedge
+from flip.data.reader import Reader
+from flip.data.retry import Patience
+from flip.data.storage import Fault, Got, answered
+from tests.flip.data.test_retry import Time
+
+GOOD = Got(b"0123456789", "E")
+
+
+class Slow:
+    """A storage whose requests are answered when the test says so: by ``then``, called as each one is sent."""
+
+    def __init__(self, then):
+        self.then, self.sent = then, []
+
+    def get(self, key, start, stop):
+        self.sent.append(Future())
+        self.then(self.sent)
+        return self.sent[-1]
+
+    def renew(self):
+        pass
+
+
+def reading(then, late=None, hedge=0.01):
+    """A reader of such a storage. ``late``: what to do instead of waiting for an answer; the request is late then."""
+    time = Time()
+    reader = Reader(patience=Patience(hedge=hedge), clock=time.clock, remote=Slow(then))
+    reader.pauses, reader._granted = time.pauses, True
+    if late:
+        reader._hedge.late = lambda answer: (late(answer), True)[1]
+    return reader
+
+
+def read(reader):
+    found = reader.read("s3://b/k", 10, 20)
+    assert reader._gate._busy == 0, "all have left the gate"
+    return found
+
+
+def counts(reader):
+    counters = reader.counters
+    return counters.requests, counters.hedged, counters.hedges_won, counters.bytes
+
+
+def test_the_second_answers_for_one_that_does_not():
+    reader = reading(lambda sent: sent[1].set_result(GOOD) if len(sent) == 2 else None)
+    assert read(reader) == GOOD.data and counts(reader) == (2, 1, 1, 10)
+    assert reader._remote.sent[0].cancelled() and not any(reader.counters.retries.values())
+
+
+def test_the_first_may_still_win():
+    reader = reading(lambda sent: sent[0].set_result(GOOD) if len(sent) == 2 else None)
+    assert read(reader) == GOOD.data and counts(reader) == (2, 1, 0, 10) and reader._remote.sent[1].cancelled()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_that_fails_leaves_it_to_the_other(failing):
+    def then(sent):
+        if len(sent) == 2:
+            sent[failing].set_exception(Fault("slowdown", "503", b"0123", "E"))
+            sent[1 - failing].set_result(GOOD)
+
+    reader = reading(then)
+    assert read(reader) == GOOD.data and not reader.pauses
+    assert counts(reader) == (2, 1, 1 - failing, 14) and reader.counters.retries["slowdown"] == 1
+    assert reader.counters.cap == 8
+
+
+def test_two_that_fail_are_one_failed_attempt():
+    def then(sent):
+        if len(sent) == 2:
+            sent[1].set_exception(Fault("server", "500"))
+            sent[0].set_exception(Fault("stall", "", b"0123", "E"))
+        if len(sent) == 3:
+            sent[2].set_result(Got(b"456789", "E"))
+
+    reader = reading(then)
+    assert read(reader) == GOOD.data and len(reader.pauses) == 1
+    counters = reader.counters
+    assert (counters.retries["server"], counters.retries["stall"], counters.resumed) == (1, 1, 4)
+
+
+def answer(late):
+    late.set_result(GOOD)
+
+
+def test_none_while_storage_asks_for_less():
+    reader = reading(lambda sent: None, answer)
+    reader._gate.leave(reader._gate.enter(), "slowdown")
+    assert read(reader) == GOOD.data and counts(reader) == (1, 0, 0, 10)
+
+
+def test_none_while_the_client_is_being_made():
+    reader = reading(lambda sent: sent[0].set_result(GOOD), lambda late: pytest.fail("nobody asks"))
+    reader._granted = False
+    assert read(reader) == GOOD.data and counts(reader) == (1, 0, 0, 10) and reader._granted
+
+
+def test_none_where_the_gate_is_full():
+    reader = reading(lambda sent: None, answer)
+    for _ in range(reader.patience.requests - 1):
+        reader._gate.enter()
+    assert reader.read("s3://b/k", 10, 20) == GOOD.data and counts(reader) == (1, 0, 0, 10)
+
+
+def test_a_storage_that_is_late_with_all_is_seldom_asked_twice():
+    reader = reading(lambda sent: None, answer)
+    for n in range(1, 200):
+        read(reader)
+        requests, hedged, *_ = counts(reader)
+        assert hedged <= 1 + SHARE * requests and requests == n + hedged
+    assert hedged == 11
+
+
+def test_never():
+    assert Hedge(0.0).late(Future()) is False and Hedge(1.0).late(answered(lambda: 1)) is False
+
+
+def test_late_is_what_few_were():
+    hedge = Hedge(1.0)
+    assert hedge.delay == 1.0
+    for _ in range(100):
+        hedge.took(0.2)
+    assert hedge.delay == 1.0
+    for _ in range(20):
+        hedge.took(7.0)
+    assert hedge.delay == 7.0, "more than a twentieth took so long"
+    for _ in range(200):
+        hedge.took(0.2)
+    assert hedge.delay == 1.0, "that was long ago"
