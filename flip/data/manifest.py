@@ -229,9 +229,11 @@ def _lines(path: Path) -> list[str]:
 
 def _map(path: Path, kind: str, facts: Mapping[str, Any]) -> NDArray[Any]:
     size = facts["files"][path.name]["bytes"]
-    if path.stat().st_size != size:
-        raise DataError(f"the file has {path.stat().st_size} bytes, {MARK} says {size}", str(path), remedy=_REMEDY)
-    return np.memmap(path, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
+    with _open(path) as file:
+        found = os.fstat(file.fileno()).st_size
+        if found != size:
+            raise DataError(f"the file has {found} bytes, {MARK} says {size}", str(path), remedy=_REMEDY)
+        return np.memmap(file, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -90,9 +90,10 @@ class Attempts:
         do = TABLE[fault.kind]
         if do is Do.NEVER:
             raise _never(key, fault) from fault
+        denied = do is Do.DENIED and not self.granted()
         if do is Do.DENIED:
             self._denied += 1
-            if self._denied > 1 and not self.granted():
+            if self._denied > 1 and denied:
                 raise _denied(key, fault) from fault
             do = Do.ANEW
         if do is Do.FEW:
@@ -101,6 +102,8 @@ class Attempts:
                 raise (_never if self.granted() else _denied)(key, fault) from fault
         pause = self.clock.uniform(0, self._wait)
         if self.clock.now() + pause > self._begin + self.patience.deadline:
+            if denied:  # waiting was no remedy, nor would it be later
+                raise _denied(key, fault) from fault
             what = f"reading failed for {self.patience.deadline:g} s, at last with: {fault}"
             raise StorageError(what, key, remedy="The run may be started again later.") from fault
         self.clock.sleep(pause)

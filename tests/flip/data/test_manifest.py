@@ -181,8 +181,9 @@ def test_damaged_manifest(folder, name):
         Manifest.load(folder)
     assert name in str(error.value) and "shards.py index" in str(error.value)
     (folder / name).unlink()
-    with pytest.raises(DataError, match="no manifest here"):
-        Manifest.load(folder)
+    for check in (True, False):
+        with pytest.raises(DataError, match="no manifest here"):
+            Manifest.load(folder, check)
 
 
 def test_unreadable_folder(folder):

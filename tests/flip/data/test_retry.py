@@ -65,6 +65,14 @@ def test_denied():
             assert later.failed("k", Fault("denied", "403")) is Do.ANEW
 
 
+@pytest.mark.parametrize("granted, error", [(True, StorageError), (False, PermissionDenied)])
+def test_denied_once_and_no_time_left(granted, error):
+    time = Time()
+    with pytest.raises(error):
+        attempts(time, granted, deadline=0.05).failed("k", Fault("denied", "403"))
+    assert not time.pauses
+
+
 @pytest.mark.parametrize("granted, error", [(True, DataError), (False, PermissionDenied)])
 def test_refused_a_few_times_is_refused(granted, error):
     time = Time()
