@@ -23,6 +23,8 @@ class Counters:
     """Bytes that a failed attempt had brought and that were not asked for again."""
     cap: int = 0
     """Requests that may be under way at once, now."""
+    held: int = 0
+    """Bytes of chunks that are held or asked for, now."""
     retries: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLE, 0))
     """Failed attempts by class, those that ended the read included."""
 

@@ -18,8 +18,9 @@ from flip.data import decode, masking, mixture
 from flip.data.counters import Counters
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
+from flip.data.memory import Memory, memory, part_bytes
 from flip.data.mixture import Source
-from flip.data.pool import Pool, prepare_forkserver
+from flip.data.pool import SLOTS, Pool, prepare_forkserver
 from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.data.stream import Part, Replaced, Spec, Streams, image_of, label_of
@@ -94,14 +95,22 @@ class Loader:
         self._counted, self._source = self.counters(), None
         if self.spec.data.workers:
             self._pool = Pool(self.spec, self.lanes, start, batch, kept, self.spec.data.workers)
+        if self.lanes.start == 0:  # one line for all ranks
+            log.info("%s", self._memory(batch, kept))
         self._source = self._pool or Streams(self.spec, self.sources, self.lanes, start, batch, kept)
         return self._iterate(self._source, len(self.lanes) * (batch // lanes), kept)
 
     def counters(self) -> Counters:
-        """What this rank's readers did for all ``batches`` until now; its cap is that of the present ones."""
+        """What this rank's readers did for all ``batches`` until now; cap and held are those of the present ones."""
         if self._source is None:
             return self._counted
-        return dataclasses.replace(self._counted, cap=0) + self._source.counters
+        return dataclasses.replace(self._counted, cap=0, held=0) + self._source.counters
+
+    def _memory(self, batch: int, kept: int) -> Memory:
+        data = self.spec.data
+        shapes = Part.shapes(self.spec, len(self.lanes) * (batch // data.lanes), kept)
+        parts = SLOTS * part_bytes(shapes) if data.workers else 0
+        return memory(self.sources, self.lanes, data.block, data.workers, parts)
 
     def close(self) -> None:
         """End the workers."""

@@ -32,7 +32,8 @@ _GOLDEN = 0.6180339887498949
 class Prefetch:
     """Chunks of ``lanes`` from position ``start`` of each on. ``read`` reads one, ``useless``: none of it counts.
 
-    Each chunk is read once per block. What a read raises is raised where the chunk is asked for.
+    ``size`` tells the bytes of one; ``bytes`` is their sum over the chunks that are held or asked for. Each chunk is
+    read once per block. What a read raises is raised where the chunk is asked for.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Prefetch:
         start: int,
         read: Callable[[int], list[Sample]],
         useless: Callable[[int], bool],
+        size: Callable[[int], int],
     ) -> None:
-        self.order, self.lanes, self._useless = order, lanes, useless
+        self.order, self.lanes, self._useless, self._size = order, lanes, useless, size
+        self.bytes = 0
         self._held: list[dict[int, dict[int, Future[list[Sample]]]]] = [{} for _ in lanes]
         """Per lane: block number -> chunk -> its samples."""
         self._asked: list[dict[int, int]] = [{} for _ in lanes]
@@ -65,7 +68,7 @@ class Prefetch:
                 if not self._useless(j):
                     self._ask(a, k + 1, j)
         if n + 1 == self.order.span:
-            self._held[a].pop(k, None)
+            self.bytes -= sum(map(self._size, self._held[a].pop(k, ())))
             self._asked[a].pop(k, None)
 
     def paced(self, count: int) -> None:
@@ -100,6 +103,7 @@ class Prefetch:
         chunks = self._held[a].setdefault(k, {})
         if j not in chunks:
             chunks[j] = self._pool.submit(j)
+            self.bytes += self._size(j)
         return chunks[j]
 
 

@@ -5,6 +5,7 @@ Imports no torch: a worker that needs none starts in a blink and stays small.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -105,8 +106,8 @@ class Streams:
 
     @property
     def counters(self) -> Counters:
-        """Of its reader, from the beginning."""
-        return self.reader.counters
+        """Of its reader, from the beginning, and what is held now."""
+        return dataclasses.replace(self.reader.counters, held=sum(stream.held for stream, _ in self._streams))
 
     def fill(self, out: Part) -> tuple[int, list[Replaced]]:
         """Write the next part; returns how many samples were replaced, and those to be logged (each bad one once).
@@ -174,7 +175,7 @@ class Stream:
     def _prefetch(self) -> Prefetch:
         """Begun with the first part, so that what is not used reads nothing."""
         read = partial(self.reader.read_chunk, self.manifest)
-        return Prefetch(self.order, self.lanes, self.position, read, self._useless)
+        return Prefetch(self.order, self.lanes, self.position, read, self._useless, self._bytes)
 
     def _good(self, ahead: Prefetch, a: int, k: int, n: int, notes: list[Replaced]) -> tuple[int, Pixels, list[str]]:
         """Place n of lane a's block k, or the next place (cyclic) that can be decoded: (place, pixels, captions)."""
@@ -202,6 +203,14 @@ class Stream:
         """No read goes on."""
         if self._ahead is not None:
             self._ahead.close()
+
+    @property
+    def held(self) -> int:
+        """Bytes of raw samples, those that are asked for included."""
+        return self._ahead.bytes if self._ahead else 0
+
+    def _bytes(self, j: int) -> int:
+        return sum(stop - start for _, start, stop, _ in self.manifest.chunk_places(j))
 
     def _useless(self, j: int) -> bool:
         return all(id in self.bad for id in self.manifest.chunk_ids(j))

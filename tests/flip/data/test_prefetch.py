@@ -15,6 +15,11 @@ from flip.exitcodes import DataError
 ORDER = {"seed": 5, "samples": 4000, "chunk": 8, "block": 4, "lanes": 16}
 
 
+def len_of(j):
+    """Bytes of a chunk, one like no other."""
+    return 1000 + j
+
+
 class Storage:
     """Notes what is read; ``hold`` keeps reads from being answered."""
 
@@ -51,10 +56,11 @@ def walk(ahead, order, lanes, start, stop):
 
 def test_each_chunk_is_read_once_per_block_and_only_what_is_left_of_the_first(storage):
     order, lanes = Order(**ORDER), range(4, 8)
-    ahead = Prefetch(order, lanes, 10, storage.read, lambda j: False)
+    ahead = Prefetch(order, lanes, 10, storage.read, lambda j: False, len_of)
     used = walk(ahead, order, lanes, 10, 3 * order.span)
     asked = [(a, j) for a in range(4) for j in ahead._held[a][3]]
     assert all(len(held) == 1 for held in ahead._held), "blocks that are done are let go of"
+    assert ahead.bytes == sum(len_of(j) for _, j in asked), "and not counted any more"
     wanted = [j for chunks in used.values() for j in chunks]
     following = [(a, j) for a in range(4) for j in np.unique(order.held(lanes, 3)[0][a] // order.chunk).tolist()]
     assert sorted(asked) == sorted(following), "the whole of the next block, before it begins"
@@ -66,7 +72,7 @@ def test_each_chunk_is_read_once_per_block_and_only_what_is_left_of_the_first(st
 
 def test_reads_go_on_while_samples_are_used_and_are_waited_for_where_they_are_needed(storage):
     order, lanes = Order(**ORDER), range(1)
-    ahead = Prefetch(order, lanes, 0, storage.read, lambda j: False)
+    ahead = Prefetch(order, lanes, 0, storage.read, lambda j: False, len_of)
     walk(ahead, order, lanes, 0, order.span // 2)
     storage.hold.clear()
     walk(ahead, order, lanes, order.span // 2, order.span)  # nobody waits for what is asked for here
@@ -84,7 +90,7 @@ def test_reads_go_on_while_samples_are_used_and_are_waited_for_where_they_are_ne
 
 def test_what_a_read_raises_is_raised_where_the_chunk_is_asked_for(storage):
     order = Order(**ORDER)
-    ahead = Prefetch(order, range(1), 0, storage.read, lambda j: False)
+    ahead = Prefetch(order, range(1), 0, storage.read, lambda j: False, len_of)
     with pytest.raises(DataError, match="rot"):
         ahead.chunk(0, 0, -1)
     ahead.close()
@@ -93,7 +99,7 @@ def test_what_a_read_raises_is_raised_where_the_chunk_is_asked_for(storage):
 def test_chunks_without_a_good_sample_are_not_read(storage):
     order, lanes = Order(**ORDER), range(1)
     bad = int(order.held(lanes, 0)[0][0][0]) // order.chunk
-    ahead = Prefetch(order, lanes, 0, storage.read, lambda j: j == bad)
+    ahead = Prefetch(order, lanes, 0, storage.read, lambda j: j == bad, len_of)
     for j in set(ahead._held[0][0]):
         ahead.chunk(0, 0, j)
     ahead.close()
@@ -104,7 +110,7 @@ def test_the_end_of_the_interpreter_waits_for_no_read():
     script = (
         "import time; from flip.data.order import Order; from flip.data.prefetch import Prefetch\n"
         f"order = Order(**{ORDER!r})\n"
-        "Prefetch(order, range(2), 0, lambda j: time.sleep(600), lambda j: False).close()\n"
+        "Prefetch(order, range(2), 0, lambda j: time.sleep(600), lambda j: False, abs).close()\n"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
 
@@ -113,7 +119,7 @@ def test_all_is_asked_for_the_lead_before_its_block(storage, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(prefetch.time, "monotonic", lambda: clock[0])
     order = Order(**{**ORDER, "block": 16})
-    ahead = Prefetch(order, range(1), 0, storage.read, lambda j: False)
+    ahead = Prefetch(order, range(1), 0, storage.read, lambda j: False, len_of)
     assert ahead.lead == 0, "nobody knows the pace yet"
     for _ in range(40):
         clock[0] += 2.0

@@ -1,0 +1,44 @@
+"""A loader's work without its process, and as a process of its own: ``python -m tests.flip.data.many_steps FOLDER``.
+
+Prints a line of JSON: RSS after 1,000 steps and after 10,000, and the largest number of bytes held. No torch.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from flip.config import schema
+from flip.data import mixture
+from flip.data.stream import Part, Spec, Streams
+
+CHUNK, BLOCK, LANES = 2, 3, 12
+
+
+def streams(folder, lanes):
+    """Some of LANES lanes, one sample of each a step: the streams, and where a step's samples go."""
+    data = schema.Data(
+        manifest=str(folder), tokenizer=str(Path(folder).parent / "tokenizer.json"), chunk=CHUNK, block=BLOCK,
+        lanes=LANES, decoder="pillow", resize="pillow",
+    )  # fmt: skip
+    image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
+    spec = Spec(data, schema.Augment(), image, text, seed=11)
+    out = Part(*(np.empty(shape, kind) for shape, kind in Part.shapes(spec, len(lanes), 4)))
+    return Streams(spec, mixture.sources(data), lanes, 0, LANES, 4), out
+
+
+def main(folder):
+    made, out = streams(folder, range(1))
+    process, rss, held = psutil.Process(), {}, 0
+    for step in range(1, 10_001):
+        made.fill(out)
+        held = max(held, made.counters.held)
+        if step in (1_000, 10_000):
+            rss[step] = process.memory_info().rss
+    print(json.dumps({"rss": list(rss.values()), "held": held, "bytes": made.counters.bytes}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
