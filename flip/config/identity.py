@@ -32,6 +32,8 @@ _EXCLUDED = (
     "data.deadline",
     "data.timeout",
     "data.hedge",
+    "data.cache",
+    "data.cache_bytes",
     "checkpoint",
     "evaluate.every",
     "evaluate.batch",

@@ -52,6 +52,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "data.sets.*.sample_bytes": (1, 2**40, True),
     "data.sets.*.chunk": (0, 2**20, True),
     "data.hedge": (0, 3600, True),
+    "data.cache_bytes": (1, math.inf, True),
     "augment.flip": (0, 1, True),
     "augment.rotate": (0, 180, True),
     "augment.translate": (0, 1, True),
@@ -127,5 +128,7 @@ def check_ranges(config: Config) -> None:
     for key in ("mean", "std"):
         if len(getattr(config.augment, key)) != 3:
             raise ConfigError(f"augment.{key}: needs three numbers", value=list(getattr(config.augment, key)))
+    if "://" in config.data.cache:
+        raise ConfigError("data.cache: must be a folder on each node's own disk", value=config.data.cache)
     if not config.data.captions:
         raise ConfigError("data.captions: names no member", remedy="Example: [txt]")

@@ -179,6 +179,7 @@ def _paths(config: Config) -> Iterator[tuple[Any, str]]:
     """The (object, field) pairs that hold paths."""
     yield config.data, "manifest"
     yield config.data, "tokenizer"
+    yield config.data, "cache"
     for one in config.data.sets:
         yield one, "manifest"
     for dataset in config.evaluate.sets:

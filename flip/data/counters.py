@@ -25,6 +25,11 @@ class Counters:
     """Requests that may be under way at once, now."""
     held: int = 0
     """Bytes of chunks that are held or asked for, now."""
+    cache_hits: int = 0
+    """Chunks that the node's cache had (``flip.data.cache``)."""
+    cache_misses: int = 0
+    cache_failures: int = 0
+    """Its files that were damaged, could not be read, or could not be written."""
     retries: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLE, 0))
     """Failed attempts by class, those that ended the read included."""
 

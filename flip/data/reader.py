@@ -7,6 +7,7 @@ what cannot pass (no such shard, another one, bytes that are wrong twice in the 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 import time
 import zlib
@@ -15,6 +16,7 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 from flip.data import tar
+from flip.data.cache import Cache
 from flip.data.counters import Counters
 from flip.data.hedge import SHARE, Hedge, first_good
 from flip.data.manifest import Manifest
@@ -24,6 +26,9 @@ from flip.exitcodes import DataError
 
 Sample = dict[str, memoryview]
 """Member (extension) -> its bytes, a view of the chunk's buffer."""
+
+Reads = Sequence[tuple[int, int, int, int]]
+"""As ``Table.chunk_places`` gives them."""
 
 _T = TypeVar("_T")
 
@@ -41,26 +46,30 @@ class Reader:
     """Reads local files and, by keys ``s3://bucket/path``, object storage. Threads may share one.
 
     ``deadline``: seconds of outage that a read rides out; ``patience`` has the rest, which seldom needs a change.
+    ``cache``: where chunks are looked for first, and kept.
     """
 
     def __init__(
         self, deadline: float | None = None, patience: Patience | None = None, clock: Clock | None = None,
-        remote: Storage | None = None,
+        remote: Storage | None = None, cache: Cache | None = None,
     ) -> None:  # fmt: skip
         self.patience = patience or Patience()
         if deadline is not None:
             self.patience = dataclasses.replace(self.patience, deadline=deadline)
         self._clock, self._gate = clock or Clock(), Gate(self.patience.requests)
         self._hedge = Hedge(self.patience.hedge)
-        self._local, self._remote = Local(), remote
+        self._local, self._remote, self._cache = Local(), remote, cache
         self._lock, self._counters, self._granted = threading.Lock(), Counters(), False
 
     @property
     def counters(self) -> Counters:
         """A copy of the counts until now."""
         with self._lock:
-            retries = dict(self._counters.retries)
-            return dataclasses.replace(self._counters, retries=retries, cap=self._gate.cap)
+            found = dataclasses.replace(self._counters, retries=dict(self._counters.retries), cap=self._gate.cap)
+        if self._cache is not None:
+            found.cache_hits, found.cache_misses = self._cache.hits, self._cache.misses
+            found.cache_failures = self._cache.failures
+        return found
 
     def read(self, key: str, start: int, stop: int, etag: str = "") -> bytes:
         """Bytes [start, stop) of a shard. ``etag``: the one that it must have, where known.
@@ -72,7 +81,7 @@ class Reader:
     def read_chunk(self, manifest: Manifest, j: int) -> list[Sample]:
         """The samples of chunk j, their bytes checked against the manifest's CRC. Raises as ``read`` does."""
         reads = manifest.chunk_places(j)
-        pieces = self._checked(manifest, j, reads)
+        pieces = self._cached(manifest, j, reads)
         found: list[Sample] = []
         for piece, (shard, start, _, count) in zip(pieces, reads, strict=True):
             view = memoryview(piece)
@@ -97,8 +106,20 @@ class Reader:
         """Keys that begin with ``prefix``, sorted, with size and ETag. Raises as ``read`` does."""
         return self._persist(prefix, lambda storage: answered(lambda: dict(sorted(storage.list(prefix)))))
 
-    def _checked(self, manifest: Manifest, j: int, reads: Sequence[tuple[int, int, int, int]]) -> Sequence[bytes]:
-        """The bytes of a chunk, with the right CRC."""
+    def _cached(self, manifest: Manifest, j: int, reads: Reads) -> Sequence[bytes | memoryview]:
+        """The bytes of a chunk, with the right CRC, a piece for each read."""
+        if self._cache is None:
+            return self._checked(manifest, j, reads)
+        whole = self._cache.get(manifest, j)
+        if whole is None:
+            pieces = self._checked(manifest, j, reads)
+            self._cache.put(manifest, j, pieces)
+            return pieces
+        ends = list(itertools.accumulate(stop - start for _, start, stop, _ in reads))
+        return [whole[start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
+
+    def _checked(self, manifest: Manifest, j: int, reads: Reads) -> Sequence[bytes]:
+        """``_cached`` from storage."""
         attempts, seen = self._attempts(), set[int]()
         while True:
             pieces = [

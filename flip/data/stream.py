@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
+from flip.data.cache import Cache
 from flip.data.counters import Counters
 from flip.data.decode import Pixels, Undecodable
 from flip.data.mixture import Source
@@ -94,7 +95,9 @@ class Streams:
 
     def __init__(self, spec: Spec, sources: Sequence[Source], lanes: range, start: int, batch: int, kept: int) -> None:
         data = spec.data
-        self.reader = Reader(patience=Patience(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge))
+        patience = Patience(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge)
+        cache = Cache(data.cache, data.cache_bytes) if data.cache else None
+        self.reader = Reader(patience=patience, cache=cache)
         position, count = start // spec.data.lanes, batch // spec.data.lanes
         self._streams = list[tuple[Stream, slice]]()
         for source in sources:

@@ -74,6 +74,7 @@ def test_a_good_one_passes_and_has_notes():
         (["augment.std=[1, 1]"], ["augment.std", "three"]),
         (["augment.std=[1, 1, 0]"], ["augment.std.2", "above 0"]),
         (["data.captions=[]"], ["data.captions"]),
+        (["data.cache=s3://bucket/chunks"], ["data.cache", "disk"]),
         (
             ["evaluate.sets=[{name: a, manifest: m, classes: c}, {name: a, manifest: m, classes: c}]"],
             ["same name", "a"],

@@ -1,0 +1,190 @@
+"""The node's cache of chunks: batches are the same with it, without it, and with whatever is left of it."""
+
+import contextlib
+import logging
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from flip.data.cache import Cache
+from flip.data.manifest import Manifest
+from flip.data.reader import Reader
+from tests.flip.data.loading import BATCH, loader
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def manifest(original):
+    return Manifest.load(original)
+
+
+def take(source, count=6):
+    batches = source.batches(0, BATCH, "0.5")
+    try:
+        return [next(batches) for _ in range(count)], source.counters()
+    finally:
+        batches.close()
+
+
+def same(found, expected):
+    names = ("patches", "keep", "tokens", "ids", "witness")
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for a, b in zip(found, expected, strict=True) for n in names)
+
+
+def kept(folder):
+    return sorted(path for path in folder.glob("flip-chunks/*/*"))
+
+
+def whole(manifest, j):
+    pieces = []
+    for key, start, stop, _ in manifest.chunk_reads(j):
+        pieces.append(Path(key).read_bytes()[start:stop])
+    return pieces
+
+
+def fill(cache, manifest, chunks):
+    for j in chunks:
+        cache.put(manifest, j, whole(manifest, j))
+
+
+@pytest.fixture(scope="module")
+def expected(original):
+    return take(loader(original))[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_with_it(original, tmp_path, expected, workers):
+    folder = tmp_path / "node"
+    found, before = take(loader(original, workers=workers, cache=str(folder)))
+    assert same(found, expected) and before.cache_misses > 0 == before.cache_failures
+    found, after = take(loader(original, workers=workers, cache=str(folder)))
+    assert same(found, expected) and after.cache_hits > 50 and after.requests < before.requests / 5
+    for number, path in enumerate(kept(folder)):
+        data = path.read_bytes()
+        path.write_bytes([data[:-1], b"", data[:512] + b"\1" + data[513:], data + b"\0"][number % 4])
+    found, poisoned = take(loader(original, workers=workers, cache=str(folder)))
+    assert same(found, expected) and poisoned.cache_failures > 50 and poisoned.requests > 50
+
+
+def test_what_is_damaged_is_replaced(manifest, tmp_path):
+    cache = Cache(tmp_path, 10**9)
+    reader = Reader(cache=cache)
+    texts = [bytes(sample["txt"]) for sample in reader.read_chunk(manifest, 3)]
+    (path,) = kept(tmp_path)
+    good = path.read_bytes()
+    assert good == b"".join(whole(manifest, 3))
+    path.write_bytes(good[:-1] + b"\1")
+    assert cache.get(manifest, 3) is None and not kept(tmp_path), "even where the disk takes no other"
+    cache.put(manifest, 3, [good[:-1], b"\1"])
+    for _ in range(2):
+        assert [bytes(sample["txt"]) for sample in reader.read_chunk(manifest, 3)] == texts
+        assert path.read_bytes() == good
+    counters = reader.counters
+    assert (counters.cache_hits, counters.cache_misses, counters.cache_failures) == (1, 3, 2)
+
+
+def test_a_chunk_in_two_shards(manifest, tmp_path):
+    j = next(j for j in range(manifest.chunks) if len(manifest.chunk_reads(j)) == 2)
+    reader = Reader(cache=Cache(tmp_path, 10**9))
+    first, again = (reader.read_chunk(manifest, j) for _ in range(2))
+    assert [s.keys() for s in first] == [s.keys() for s in again] and reader.counters.cache_hits == 1
+    assert [bytes(v) for s in first for v in s.values()] == [bytes(v) for s in again for v in s.values()]
+
+
+def test_the_oldest_give_way(manifest, tmp_path):
+    sizes = [sum(map(len, whole(manifest, j))) for j in range(30)]
+    cache = Cache(tmp_path, sum(sizes[:10]))
+    fill(cache, manifest, range(10))
+    assert len(kept(tmp_path)) == 10
+    for age, j in enumerate((4, 7, 0)):  # 4 is the oldest
+        path = next(path for path in kept(tmp_path) if path.name == str(j))
+        os.utime(path, (1000 + age, 1000 + age))
+    left = kept(tmp_path)[0].with_name("99.tmp.1.1")  # of a process that was killed
+    left.write_bytes(bytes(100))
+    os.utime(left, (999, 999))
+    fill(cache, manifest, [10])
+    names = {path.name for path in kept(tmp_path)}
+    assert not {"4", "99.tmp.1.1"} & names and {"1", "10"} <= names
+    fill(cache, manifest, range(11, 30))
+    assert 0.7 * sum(sizes[:10]) < sum(path.stat().st_size for path in kept(tmp_path)) <= sum(sizes[:10])
+    fill(Cache(tmp_path, sizes[0] - 1), manifest, [0])
+    assert "0" not in {path.name for path in kept(tmp_path)}, "one that is larger than all that may be"
+
+
+def test_only_its_own_files_give_way(manifest, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "1").write_bytes(bytes(10**6))
+    fill(Cache(tmp_path, 30_000), manifest, range(30))
+    assert kept(tmp_path) and (tmp_path / "mine" / "1").stat().st_size == 10**6
+
+
+def test_processes_share_it(original, manifest, tmp_path):
+    """Four of them, with less room than they want: all read what is right, and together they keep to the bytes."""
+    script = (
+        "import sys; from flip.data.cache import Cache; from flip.data.manifest import Manifest\n"
+        "from flip.data.reader import Reader\n"
+        f"manifest, cache = Manifest.load({str(original)!r}), Cache({str(tmp_path)!r}, 100_000)\n"
+        "reader, plain = Reader(cache=cache), Reader()\n"
+        "for j in [*range(60), *range(20, 60), *range(60, 0, -1)]:\n"
+        "    for a, b in zip(reader.read_chunk(manifest, j), plain.read_chunk(manifest, j), strict=True):\n"
+        "        assert {n: bytes(v) for n, v in a.items()} == {n: bytes(v) for n, v in b.items()}\n"
+        "assert cache.hits > 0 == cache.failures, (cache.hits, cache.failures)\n"
+    )
+    command = [sys.executable, "-c", script]
+    running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in running:
+        assert process.wait(120) == 0, process.stderr.read()
+    assert 50_000 < sum(path.stat().st_size for path in kept(tmp_path)) <= 100_000
+    assert all(path.name.isdecimal() for path in kept(tmp_path)), "no file is left half-written"
+
+
+@contextlib.contextmanager
+def no_room(size):
+    """Files may have ``size`` bytes at most: as a full disk, for this process alone."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_no_error(manifest, tmp_path, caplog):
+    cache = Cache(tmp_path, 10**9)
+    reader = Reader(cache=cache)
+    with caplog.at_level(logging.WARNING, "flip.data"), no_room(512):
+        for j in range(5):
+            assert len(reader.read_chunk(manifest, j)) == manifest.chunk
+    assert reader.counters.cache_failures == 5 and not kept(tmp_path)
+    assert len(caplog.records) == 1 and "too large" in caplog.records[0].getMessage()
+    reader.read_chunk(manifest, 0)
+    assert len(kept(tmp_path)) == 1, "and when there is room again it goes on"
+
+
+def test_no_folder_is_no_error(manifest, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    reader = Reader(cache=Cache(tmp_path / "file", 10**9))
+    assert len(reader.read_chunk(manifest, 0)) == manifest.chunk and reader.counters.cache_failures > 0
+
+
+def test_threads_share_it(manifest, tmp_path):
+    reader = Reader(cache=Cache(tmp_path, 60_000))
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(lambda j: len(reader.read_chunk(manifest, j % 40)), range(400)))
+    assert set(read) == {manifest.chunk}
+    counters = reader.counters
+    assert counters.cache_hits + counters.cache_misses == 400 and counters.cache_failures == 0
+    shutil.rmtree(tmp_path / "flip-chunks")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda j: fill(Cache(tmp_path, 10**9), manifest, [j]), range(100)))
+    assert int((tmp_path / "flip-chunks" / "size").read_text()) == sum(path.stat().st_size for path in kept(tmp_path))
+    shutil.rmtree(tmp_path / "flip-chunks")
+    assert len(reader.read_chunk(manifest, 0)) == manifest.chunk and len(kept(tmp_path)) == 1
