@@ -32,6 +32,7 @@ _EXCLUDED = (
     "data.deadline",
     "data.timeout",
     "data.hedge",
+    "data.client",
     "data.cache",
     "data.cache_bytes",
     "checkpoint",

@@ -12,6 +12,7 @@ from flip.exitcodes import ConfigError
 _CHOICES = {
     "model.image.pool": ("all", "patches"),
     "data.decoder": ("auto", "pillow", "simplejpeg"),
+    "data.client": ("s3fs", "obstore"),
     "data.resize": ("auto", "pillow", "torchvision"),
     "compute.device": ("auto", "cpu", "cuda"),
     "compute.precision": ("auto", "fp32", "bf16"),

@@ -114,6 +114,8 @@ class Data:
     """Seconds without a byte after which a request to storage has failed and is sent again."""
     hedge: float = 1.0
     """Seconds without an answer after which, at the earliest, storage is asked a second time; 0: never."""
+    client: str = "s3fs"
+    """What reads object storage: ``s3fs``, or ``obstore`` where that is installed: less of the processor a byte."""
     cache: str = ""
     """Folder on every node's own disk where chunks are kept that were read (docs/shards.md); ``""``: nowhere."""
     cache_bytes: int = 100_000_000_000

@@ -20,7 +20,7 @@ from flip.data.storage import Fault, Got, Stat, ends_early
 from flip.exitcodes import ConfigError
 
 _PIECE = 1 << 20
-_SLOWEST = 1 << 16
+SLOWEST = 1 << 16
 """Bytes per second below which a body that trickles counts as stalled."""
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
@@ -79,7 +79,7 @@ class S3:
         pieces: list[bytes] = []
         try:
             _check(key, reply, start, stop)
-            async with asyncio.timeout(self.timeout + (stop - start) / _SLOWEST):
+            async with asyncio.timeout(self.timeout + (stop - start) / SLOWEST):
                 while piece := await body.read(_PIECE):
                     pieces.append(piece)
         except s3_faults.passing() as error:  # what came until here need not be asked for again

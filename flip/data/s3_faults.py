@@ -1,6 +1,7 @@
-"""Errors of botocore, aiohttp and S3 servers -> classes of ``retry.TABLE``. Texts name codes and addresses, no secrets.
+"""Errors of botocore, aiohttp, obstore and S3 servers -> classes of ``retry.TABLE``.
 
-Their modules are imported when the first error is there: whoever reads local files needs none of them.
+Texts name codes and addresses, no secrets. The modules are imported when the first error is there: whoever reads local
+files needs none of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ _SLOW = {
     "RequestLimitExceeded", "BandwidthLimitExceeded",
 }  # fmt: skip
 _SERVER = {"InternalError", "RequestTimeout"}
+_STATUS, _CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
 _USERINFO = re.compile(r"//[^/@\s]*@")
 
 
@@ -57,11 +59,23 @@ def fault(error: BaseException) -> Fault:
     return Fault("server" if isinstance(error, ResponseParserError) else "connection", text)
 
 
+def told(error: BaseException) -> Fault:
+    """The class of an error of obstore, by its text: it tells no more."""
+    text = _USERINFO.sub("//", str(error).split("\n\nDebug source", 1)[0])
+    status, code = _STATUS.search(text), _CODE.search(text)
+    if status:
+        return _by_code(int(status[1]), code[1] if code else status[1])
+    return Fault("stall" if "kind: Timeout" in str(error) else "connection", text)
+
+
 def _answer(error: object) -> Fault:
-    """An answer that is an error, by its code, else by its status: HEAD and proxies send no code."""
     reply = getattr(error, "response", {})
     status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code = reply.get("Error", {}).get("Code", "")
+    return _by_code(status, reply.get("Error", {}).get("Code", ""))
+
+
+def _by_code(status: int, code: str) -> Fault:
+    """An answer that is an error, by its code, else by its status: HEAD and proxies send no code."""
     text = f"{status} {code}" if code != str(status) else code
     if code in _EXPIRED:
         return Fault("expired", text)

@@ -25,6 +25,7 @@ from flip.data.mixture import Source
 from flip.data.prefetch import Prefetch
 from flip.data.reader import Reader, Sample
 from flip.data.retry import Patience
+from flip.data.s3_obstore import Obstore
 from flip.exitcodes import DataError
 from flip.tokenizer import Tokenizer
 
@@ -97,7 +98,8 @@ class Streams:
         data = spec.data
         patience = Patience(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge)
         cache = Cache(data.cache, data.cache_bytes) if data.cache else None
-        self.reader = Reader(patience=patience, cache=cache)
+        remote = Obstore(data.timeout) if data.client == "obstore" else None
+        self.reader = Reader(patience=patience, remote=remote, cache=cache)
         position, count = start // spec.data.lanes, batch // spec.data.lanes
         self._streams = list[tuple[Stream, slice]]()
         for source in sources:

@@ -42,7 +42,7 @@ def test_a_moved_data_set_and_other_circumstances_keep_the_identity(data, tmp_pa
     before = identity(run(data), "code")
     shutil.move(data, tmp_path / "moved")
     others = ["data.workers=3", "data.buffer=5e9", "data.deadline=60", "data.timeout=5", "data.hedge=2"]
-    others += ["data.cache=/tmp/chunks", "data.cache_bytes=5e9"]
+    others += ["data.cache=/tmp/chunks", "data.cache_bytes=5e9", "data.client=obstore"]
     others += ["checkpoint.minutes=1", "monitor.log_every=1", "resources.hours=1"]
     after = run(tmp_path / "moved", *others, "evaluate.every=500", "recipe=mine", "resources.cpus=4", cores=64)
     assert identity(after, "other code")["hash"] == before["hash"]
