@@ -7,6 +7,7 @@ import pytest
 from flip.data import s3_obstore
 from flip.exitcodes import ConfigError
 from tests.flip.data.loading import loader
+from tests.s3.conftest import on_nanio
 from tests.s3.proxy import FAULTS
 from tests.s3.servers import BUCKET
 from tests.s3.test_loader import COUNTED_AS, same, take
@@ -34,9 +35,10 @@ def client(monkeypatch):
     monkeypatch.setattr(s3_obstore, "_PIECE", 1)
 
 
+@on_nanio
 @pytest.mark.parametrize("fault", FAULTS)
-def test_nothing_shows_of_a_fault(shared, proxied, remote, fault):
-    proxy, made = proxied(shared), remote()
+def test_nothing_shows_of_a_fault(server, proxied, remote, fault):
+    proxy, made = proxied(server), remote()
     reader = impatient(deadline=60, timeout=0.5 if COUNTED_AS[fault] == "stall" else 10)
     expected = texts(made, reader)
     assert isinstance(reader._remote, s3_obstore.Obstore)
@@ -48,14 +50,16 @@ def test_nothing_shows_of_a_fault(shared, proxied, remote, fault):
     assert (reader.counters.resumed > 0) == (fault in ("reset", "stall"))
 
 
-def test_workers_have_it(original, shared, proxied, remote):
-    proxied(shared)
+@on_nanio
+def test_workers_have_it(original, server, proxied, remote):
+    proxied(server)
     source = loader(original, folder=remote().folder, workers=1, client="obstore")
     assert same(take(source, 3), take(loader(original), 3)) and source.counters().requests > 20
 
 
-def test_without_the_package(shared, proxied, monkeypatch):
-    proxied(shared)
+@on_nanio
+def test_without_the_package(server, proxied, monkeypatch):
+    proxied(server)
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(ConfigError, match="obstore is not installed.*pip install obstore"):
         impatient().read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
