@@ -13,7 +13,9 @@ HEAVY = ("torch", "torchvision", "timm")
 #: What host and launcher share: no torch.
 LIGHT = ("flip.config", "flip.flops", "flip.rundir", "flip.commit", "flip.exitcodes", "flip.results", "flip.interrupt")
 #: What loader processes and the tools for shards load.
-LIGHT += tuple(f"flip.data.{name}" for name in ("stream", "pool", "index", "verify", "look", "compare", "bench"))
+LIGHT += tuple(
+    f"flip.data.{name}" for name in ("stream", "pool", "index", "verify", "look", "compare", "bench", "filters")
+)
 
 
 def modules():

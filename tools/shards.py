@@ -14,6 +14,7 @@ MAKING = """examples:
   python tools/shards.py index 's3://bucket/laion/*.tar' --out data/manifest    (AWS_ENDPOINT_URL, AWS_PROFILE, ...)
   python tools/shards.py index 's3://bucket/laion/*.tar' --out data/manifest --part 1/64    (2/64, ..., then none)
   python tools/shards.py index 'more/*.tar' --add data/manifest --out data/manifest-2
+  python tools/shards.py index 'data/*.tar' --out data/filtered --filter 'similarity>=0.28' --caption-length 5:1000
   python tools/shards.py info data/manifest
   python tools/shards.py make captions.csv --images pictures --out data
   python tools/shards.py except data/manifest --ids 512-767 --out data/manifest-2
@@ -91,6 +92,10 @@ def _making(commands: _Commands) -> None:
         metavar="I/N",
         help="only scan the I-th of N shares, for the same command without it; slurm: this task's",
     )
+    about = "keep samples with this in the shard's parquet file, as 'punsafe<0.5'; OP: < <= > >= == !=; repeatable"
+    one.add_argument("--filter", action="append", default=[], metavar="'COLUMN OP VALUE'", help=about)
+    about = "keep samples with a caption of so many characters, both included, as 5:1000, 5: or :1000"
+    one.add_argument("--caption-length", default="", metavar="MIN:MAX", help=about)
     one = commands.add("info", "manifests:info", "What a manifest holds.", MAKING)
     one.add_argument("manifest", help="its folder")
     one.add_argument(

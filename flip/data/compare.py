@@ -37,6 +37,8 @@ class Difference:
     """Samples that only the new one excepts: id -> reason."""
     readmitted: dict[int, str] = field(default_factory=dict)
     """Samples that only the old one excepts."""
+    filters: tuple[list[str], list[str]] = ([], [])
+    """As they were asked for when the shards were indexed."""
     order_changes: bool = False
     """Whether global batch t of a run would name other samples."""
     ids_stay: bool = True
@@ -69,9 +71,18 @@ def compare(old: Manifest, new: Manifest) -> Difference:
         changed=changed,
         excepted={id: reason for id, reason in new.exceptions.items() if id not in old.exceptions},
         readmitted={id: reason for id, reason in old.exceptions.items() if id not in new.exceptions},
-        order_changes=layouts[0] != layouts[1] or old.chunk != new.chunk,
-        ids_stay=layouts[0] == layouts[1][: len(layouts[0])],
+        filters=(old.settings.get("filters", []), new.settings.get("filters", [])),
+        order_changes=layouts[0] != layouts[1] or old.chunk != new.chunk or not _same_kept(old, new),
+        ids_stay=layouts[0] == layouts[1][: len(layouts[0])] and _same_kept(old, new),
     )
+
+
+def _same_kept(old: Table, new: Table) -> bool:
+    """Whether the same places of the tars are kept."""
+    if old.kept is None or new.kept is None:
+        return old.kept is new.kept
+    counts = np.array_equal(old.kept.tars[:, 0], new.kept.tars[:, 0])
+    return counts and np.array_equal(old.kept.bits, new.kept.bits)
 
 
 def shards(table: Table, whole_keys: bool) -> Shards:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flip.data import crew
 from flip.data.reader import Reader
@@ -15,6 +16,9 @@ from flip.data.scan import REMEDY, Scan, file_stat, scan
 from flip.data.scans import Scans, Shard
 from flip.data.storage import Stat, is_remote
 from flip.exitcodes import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from flip.data.filters import Filters
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes done, bytes in all, and a word on the shards; first with what need not be done."""
@@ -81,7 +85,7 @@ def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
 
 def gather(
     keys: Sequence[str], out: Path, progress: Progress | None = None, workers: int = 0,
-    known: Mapping[str, Stat] | None = None, skip_damaged: bool = False,
+    known: Mapping[str, Stat] | None = None, skip_damaged: bool = False, filters: Filters | None = None,
 ) -> Gathered:  # fmt: skip
     """Scan the shards that have no scan beside ``out`` yet. ``workers``: processes at most; below 2 this one does it.
     ``known``: what a listing told of objects, which are then not asked for one by one.
@@ -93,12 +97,12 @@ def gather(
     shards, damaged = _asked(keys, known or {})
     if damaged and not skip_damaged:
         raise Damaged(damaged, len(keys), folder)
-    scans = Scans(folder)
+    scans = Scans(folder, filters.names if filters else ())
     todo = [shard for shard in shards if shard not in scans]
     total, left = sum(shard.stat.size for shard in shards), sum(shard.stat.size for shard in todo)
     done, ended = total - left, len(shards) - len(todo)
     processes = min(workers, len(todo), 1 + left // _WORTH)
-    answers = crew.run(_scanner, (), todo, processes if processes > 1 else 0, "index")
+    answers = crew.run(_scanner, (filters,), todo, processes if processes > 1 else 0, "index")
     try:
         if todo:
             scans.begin()  # what cannot be written is told before hours of reading
@@ -139,12 +143,12 @@ def _asked(keys: Sequence[str], known: Mapping[str, Stat]) -> tuple[list[Shard],
     )
 
 
-def _scanner() -> Callable[[Shard], tuple[Shard, Scan | DataError]]:
+def _scanner(filters: Filters | None) -> Callable[[Shard], tuple[Shard, Scan | DataError]]:
     reader = Reader()
 
     def one(shard: Shard) -> tuple[Shard, Scan | DataError]:
         try:
-            return shard, scan(shard.key, shard.stat, reader)
+            return shard, scan(shard.key, shard.stat, reader, filters)
         except DataError as error:
             return shard, error
 

@@ -9,22 +9,27 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flip.data import manifest as manifests
 from flip.data.chunks import Chunks
 from flip.data.gather import Gathered, Progress, gather, listed, sorted_keys
+from flip.data.kept import Keeping
 from flip.data.manifest import Manifest, Table
 from flip.exitcodes import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from flip.data.filters import Filters
 
 
 def index(
     shards: Sequence[str], out: os.PathLike[str] | str, chunk: int = 0, progress: Progress | None = None,
-    workers: int = 0,
+    workers: int = 0, filters: Filters | None = None,
 ) -> Manifest:  # fmt: skip
     """Walk the shards, sorted by name, and write their manifest to ``out``. ``chunk``: R; 0: ``choose_chunk``.
+    ``filters``: which samples are kept; by default all.
 
     ``.tail`` of the result counts the samples that training leaves out. Raises ConfigError (no shards, one named twice,
     a manifest there already, no such address), Damaged, a DataError (shards that are missing, cut off, no tar, or hold
@@ -33,36 +38,44 @@ def index(
     """
     out, keys = Path(out).absolute(), sorted_keys(shards)
     manifests.refuse_existing(out)
-    return merge(gather(keys, out, progress, workers), out, chunk)
+    return merge(gather(keys, out, progress, workers, filters=filters), out, chunk, filters=filters)
 
 
 def merge(
-    found: Gathered, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None
-) -> Manifest:
+    found: Gathered, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None,
+    filters: Filters | None = None,
+) -> Manifest:  # fmt: skip
     """Write the manifest of shards that were scanned, and remove the scans. Raises as ``index`` does.
 
     ``old``: its shards come first, unread, with its R (not ``chunk``) and exceptions: its samples keep their ids.
     ``progress``: here in shards.
     """
     samples = sum(map(found.scans.samples, found.shards))
+    if old and (filters or old.kept):
+        raise ConfigError("filters do not go with --add", remedy="Index all shards again: scans are quick to repeat.")
+    if not samples and filters:
+        raise ConfigError("no sample passes the filters", "--filter", ", ".join(filters.names), "Choose others.")
     if not samples:
         raise DataError("the shards hold no samples", str(out), remedy="Members must be named KEY.EXTENSION.")
     chunk = old.chunk if old else chunk or choose_chunk(samples)
     if not old and not 0 < chunk <= samples:
         raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
-    chunks = Chunks(chunk, old)
+    chunks, keeping, counts = Chunks(chunk, old), Keeping(), np.zeros(256, dtype=np.int64)
     keys, etags, rows = (list(old.keys), list(old.etags), old.shards.tolist()) if old else ([], [], [])
     for number, shard in enumerate(found.shards, 1):
         one = found.scans.read(shard)
         chunks.add(one)
+        keeping.add(one.dropped == 0, int(one.head[0]))
+        counts += np.bincount(one.dropped, minlength=256)
         keys.append(shard.key)
         etags.append(shard.stat.etag)
         rows.append([len(one.crcs), shard.stat.size, one.end])
         if progress:
             progress(number, len(found.shards), "")
     offsets, checksums = chunks.tables()
-    table = Table(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags)
-    made = manifests.write(out, table, checksums, old.exceptions if old else {}, _settings(found, keys, old))
+    table = Table(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else keeping.kept())
+    settings = _settings(found, keys, old) | (filters.settings(counts) if filters else {})
+    made = manifests.write(out, table, checksums, old.exceptions if old else {}, settings)
     found.scans.remove()
     return made
 

@@ -64,10 +64,12 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",), read
 
 
 def _key(manifest: Manifest, chunk: int, place: int, reader: Reader) -> str:
-    for key, start, stop, count in manifest.chunk_reads(chunk):
+    id = manifest.chunk_ids(chunk).start
+    for shard, start, stop, count in manifest.chunk_places(chunk):
         if place < count:
-            return list(tar.samples(memoryview(reader.read(key, start, stop))))[place].key
-        place -= count
+            walked = list(tar.samples(memoryview(reader.read(manifest.keys[shard], start, stop))))
+            return walked[manifest.picks(shard, id, count)[1][place]].key
+        id, place = id + count, place - count
     raise AssertionError("a chunk reads all of its samples")
 
 

@@ -8,11 +8,15 @@
     offsets.u32        per chunk: where its first sample starts in its shard, in blocks of 512 bytes, as uint32
     checksums.u32      per chunk: CRC32 over its bytes, as uint32
     exceptions.jsonl   samples known to be bad: {"id", "shard", "ordinal", "reason"}
+    tars.u32           version 3 alone, per shard: (samples in the tar, block at which its first kept one starts)
+    kept.bits          version 3 alone: a bit per sample of the tars, 1 where the filters kept it (``kept.py``)
 
-A sample id is a position in the concatenation of all shards. Chunk j holds ids jR .. (j+1)R - 1, the last one what is
-left; training passes over a last chunk that is not full. A chunk reads from its first sample's start to the next
-chunk's, through the end of each shard that lies between: so a chunk that crosses a border is two reads, and both are
-exact. The digest leaves out keys and ETags: a data set that was moved or uploaded again is the same.
+A sample id is a position in the concatenation of all shards; where samples were filtered out, in that of the kept ones,
+and then all counts are of those. Chunk j holds ids jR .. (j+1)R - 1, the last one what is left; training passes over a
+last chunk that is not full. A chunk reads from its first sample's start to the next chunk's, through the end of each
+shard that lies between: so a chunk that crosses a border is two reads, and both are exact. Samples that were filtered
+out are read over, but for those before the first kept one of a shard. The digest leaves out keys and ETags: a data set
+that was moved or uploaded again is the same.
 """
 
 from __future__ import annotations
@@ -28,17 +32,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.data.kept import Kept
 from flip.data.storage import is_remote
+from flip.data.tar import BLOCK
 from flip.exitcodes import ConfigError, DataError, PermissionDenied
 from flip.rundir import sync_folder, write_json
 
 VERSION = 2
 """Version 1 has no ETags, so none are checked; it is read as before."""
+FILTERED = 3
+"""The version of a manifest that leaves samples of its tars out; all others are as version 2 has them."""
 TOOL = "flip 0.1.0"
 MARK = "manifest.json"
-BLOCK = 512
 _ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
-_FILES = ("keys.txt", *_ARRAYS, "exceptions.jsonl")
+_KEPT = {"tars.u32": "<u4", "kept.bits": "u1"}
 _ETAGS = "etags.txt"
 
 
@@ -47,9 +54,9 @@ class Table:
 
     def __init__(
         self, keys: Sequence[str], shards: NDArray[np.int64], chunk: int, offsets: NDArray[np.uint32],
-        etags: Sequence[str] = (),
+        etags: Sequence[str] = (), kept: Kept | None = None,
     ) -> None:  # fmt: skip
-        self.keys, self.shards, self.chunk, self.offsets = keys, shards, chunk, offsets
+        self.keys, self.shards, self.chunk, self.offsets, self.kept = keys, shards, chunk, offsets, kept
         self.etags: Sequence[str] = etags or [""] * len(keys)
         """Per shard; ``""``: none, or not known."""
         self.first = np.concatenate([[0], np.cumsum(shards[:, 0])])
@@ -67,10 +74,23 @@ class Table:
         """Samples after the last full chunk, which training leaves out."""
         return self.samples % self.chunk
 
+    @property
+    def seen(self) -> int:
+        """Samples in the tars, those that were filtered out included."""
+        return self.kept.seen if self.kept else self.samples
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that all chunks are read with."""
+        some = np.flatnonzero(self.shards[:, 0])
+        starts = self.kept.tars[some, 1].sum(dtype=np.int64) * BLOCK if self.kept else 0
+        return int(self.shards[some, 2].sum() - starts)
+
     def locate(self, id: int) -> tuple[str, int]:
-        """Shard and ordinal (position in it) of a sample."""
+        """Shard and ordinal (position in its tar) of a sample."""
         shard = int(np.searchsorted(self.first, id, side="right")) - 1
-        return self.keys[shard], int(id - self.first[shard])
+        k = int(id - self.first[shard])
+        return self.keys[shard], int(self.kept.ordinals(shard)[k]) if self.kept else k
 
     def chunk_ids(self, j: int) -> range:
         """Sample ids of chunk j."""
@@ -91,8 +111,14 @@ class Table:
             count = min(border, stop) - id
             if count:
                 reads.append((shard, start, end, count))
-            id, shard, start = id + count, shard + 1, 0
+            id, shard = id + count, shard + 1
+            start = self.kept.start(shard) if self.kept and id < stop else 0
         return reads
+
+    def picks(self, shard: int, id: int, count: int) -> tuple[int, Sequence[int]]:
+        """Of the read of ``count`` samples from ``id`` on (``chunk_places``): how many samples of the tar its bytes
+        hold, and which of them are those."""
+        return self.kept.picks(shard, int(id - self.first[shard]), count) if self.kept else (count, range(count))
 
 
 class Manifest(Table):
@@ -102,7 +128,7 @@ class Manifest(Table):
         if check:
             _check(folder, facts)
         etags = _lines(folder / _ETAGS) if _ETAGS in facts["files"] else ()
-        arrays = {name: _map(folder / name, kind, facts) for name, kind in _ARRAYS.items()}
+        arrays = {name: _map(folder / name, kind, facts) for name, kind in _arrays(facts).items()}
         below = os.path.join(folder, "")  # joined as text: a Path for each of 230,000 keys takes a second
         super().__init__(
             [line if is_remote(line) or os.path.isabs(line) else below + line for line in _lines(folder / "keys.txt")],
@@ -110,11 +136,12 @@ class Manifest(Table):
             facts["chunk"],
             arrays["offsets.u32"],
             etags,
+            Kept(arrays["tars.u32"].reshape(-1, 2), arrays["kept.bits"]) if "kept.bits" in arrays else None,
         )
         self.folder = folder
         self.digest: str = facts["digest"]
         self.mean_bytes: float = facts["mean_bytes"]
-        """Mean bytes of a sample inside its shard, headers included."""
+        """Mean bytes that a sample is read with and held in memory, headers and what was filtered out included."""
         self.settings: dict[str, Any] = facts["settings"]
         self.checksums: NDArray[np.uint32] = arrays["checksums.u32"]
         records = map(json.loads, _read(folder / "exceptions.jsonl").decode("utf-8").splitlines())
@@ -130,7 +157,7 @@ class Manifest(Table):
         folder = Path(folder).absolute()
         try:
             facts = json.loads(_read(folder / MARK))
-            if facts["version"] not in (1, VERSION):
+            if facts["version"] not in (1, VERSION, FILTERED):
                 raise DataError("a manifest of another version", str(folder / MARK), facts["version"], _REMEDY)
             return cls(folder, facts, check)
         except (ValueError, KeyError, TypeError) as error:
@@ -164,13 +191,16 @@ def write(
         "checksums.u32": np.asarray(checksums, "<u4").tobytes(),
         "exceptions.jsonl": "".join(json.dumps(r, sort_keys=True) + "\n" for r in records).encode("utf-8"),
     }
+    if table.kept:
+        contents["tars.u32"] = np.asarray(table.kept.tars, "<u4").tobytes()
+        contents["kept.bits"] = np.asarray(table.kept.bits, "u1").tobytes()
     for name, content in contents.items():
         _write(folder / name, content)
     facts: dict[str, Any] = {
-        "version": VERSION,
+        "version": FILTERED if table.kept else VERSION,
         "samples": table.samples,
         "chunk": table.chunk,
-        "mean_bytes": round(float(table.shards[:, 2].sum()) / table.samples, 1),
+        "mean_bytes": round(table.read_bytes / table.samples, 1),
         "settings": dict(settings or {}),
         "tool": TOOL,
         "files": {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()},
@@ -190,14 +220,19 @@ _REMEDY = "Make one with: python tools/shards.py index SHARDS... --out FOLDER"
 
 
 def _digest(facts: Mapping[str, Any]) -> str:
-    content = {name: facts["files"][name]["sha256"] for name in _FILES if name != "keys.txt"}
+    content = {name: facts["files"][name]["sha256"] for name in (*_arrays(facts), "exceptions.jsonl")}
     # The 1 is the version of this recipe: a data set that is indexed again keeps its digest, and runs their identity.
     text = json.dumps([1, facts["samples"], facts["chunk"], content], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def _arrays(facts: Mapping[str, Any]) -> dict[str, str]:
+    """File -> type of its numbers."""
+    return _ARRAYS | _KEPT if facts["version"] == FILTERED else _ARRAYS
+
+
 def _check(folder: Path, facts: Mapping[str, Any]) -> None:
-    for name in (*_FILES, *([_ETAGS] if facts["version"] > 1 else [])):
+    for name in ("keys.txt", *_arrays(facts), "exceptions.jsonl", *([_ETAGS] if facts["version"] > 1 else [])):
         if _sha256(folder / name) != facts["files"][name]["sha256"]:
             raise DataError("the file does not have the checksum in manifest.json", str(folder / name), remedy=_REMEDY)
     if _digest(facts) != facts["digest"]:

@@ -84,14 +84,16 @@ class Reader:
         pieces = self._cached(manifest, j, reads)
         found: list[Sample] = []
         for piece, (shard, start, _, count) in zip(pieces, reads, strict=True):
+            held, picks = manifest.picks(shard, manifest.chunk_ids(j).start + len(found), count)
             view = memoryview(piece)
             try:
                 walked = list(tar.samples(view))
             except tar.Broken as error:
                 raise _rot(manifest, j, f"{error} after {start} of {manifest.keys[shard]}") from error
-            if len(walked) != count:
-                raise _rot(manifest, j, f"{len(walked)} samples, indexed were {count}")
-            found += [{name: view[at : at + size] for name, (at, size) in s.members.items()} for s in walked]
+            if len(walked) != held:
+                raise _rot(manifest, j, f"{len(walked)} samples, indexed were {held}")
+            members = (walked[i].members.items() for i in picks)
+            found += [{name: view[at : at + size] for name, (at, size) in one} for one in members]
         return found
 
     def stat(self, key: str) -> Stat:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,34 +22,46 @@ from flip.data.reader import Reader
 from flip.data.storage import Stat, is_remote
 from flip.exitcodes import DataError, PermissionDenied, StorageError
 
+if TYPE_CHECKING:
+    from flip.data.filters import Filters
+
 PIECE = 16 << 20
 """Bytes of one request: half of what the allocator keeps for the next one."""
 
 REMEDY = "Fetch or make the shard again, or leave it out (--skip-damaged)."
 
 
+Judge = Callable[[Sequence[tar.Sample], memoryview], NDArray[np.uint8]]
+"""Of samples of a tar, walked in the bytes: 0 where one is kept, else why not."""
+
+
 class Scan(NamedTuple):
-    """What one pass over a shard finds: arrays of an entry per sample. The first sample starts at 0, whatever stands
-    before it."""
+    """What one pass over a shard finds: arrays of an entry per sample that is kept, but for the last two. The first
+    sample starts at 0, whatever stands before it."""
 
     blocks: NDArray[np.uint32]
     """How many blocks there are from its start to the next one's, or to the end of the last one's members ..."""
     crcs: NDArray[np.uint32]
     """... and the CRC32 of those."""
+    head: NDArray[np.uint32]
+    """One number: the block at which the first kept sample starts."""
+    dropped: NDArray[np.uint8]
+    """Per sample of the tar: 0 where it is kept, else why not (``Filters.reasons``)."""
 
     @property
     def starts(self) -> NDArray[np.uint32]:
         """Per sample: the block at which it starts."""
-        return np.cumsum(self.blocks, dtype=np.uint32) - self.blocks
+        return np.cumsum(self.blocks, dtype=np.uint32) - self.blocks + self.head[0]
 
     @property
     def end(self) -> int:
         """The byte at which its members end."""
-        return int(self.blocks.sum(dtype=np.int64)) * BLOCK
+        return int(self.head[0] + self.blocks.sum(dtype=np.int64)) * BLOCK
 
 
-def scan(key: str, stat: Stat, reader: Reader) -> Scan:
-    """Read a shard once and walk it. Raises DataError naming shard and byte; what ``Reader.read`` does.
+def scan(key: str, stat: Stat, reader: Reader, filters: Filters | None = None) -> Scan:
+    """Read a shard once and walk it. Raises DataError naming shard and byte; what ``Reader.read`` does, and
+    ``Filters.judge``.
 
     A byte that was spoiled on its way here would be the truth from now on, so an object is checked by its ETag or,
     where that follows from no MD5 (encrypted, of parts that the server does not tell), by reading it once more.
@@ -57,29 +69,42 @@ def scan(key: str, stat: Stat, reader: Reader) -> Scan:
     if not stat.size:
         raise DataError("the shard is empty", key, remedy=REMEDY)
     parts = reader.parts(key, stat) if is_remote(key) and "-" in stat.etag else []
-    found, etag = _read(key, stat, parts, reader)
-    if is_remote(key) and etag != stat.etag and _read(key, stat, parts, reader)[1] != etag:
+    judge = filters.judge(key, reader) if filters else _all
+    found, etag = _read(key, stat, parts, reader, judge)
+    if is_remote(key) and etag != stat.etag and _read(key, stat, parts, reader, judge)[1] != etag:
         raise StorageError("two readings of the shard differ", key, remedy="Look at the network, then index again.")
     if isinstance(found, tar.Broken):
         raise DataError(f"not a whole tar: {found}", key, remedy=REMEDY) from found
     return found
 
 
-def walk(pieces: Iterable[bytes]) -> Scan:
+def _all(samples: Sequence[tar.Sample], _: memoryview) -> NDArray[np.uint8]:
+    return np.zeros(len(samples), dtype=np.uint8)
+
+
+def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
     """The scan of a tar that comes in pieces. Raises tar.Broken."""
-    pieces, blocks, crcs = iter(pieces), list[int](), list[int]()
+    pieces, blocks, crcs, head, dropped = iter(pieces), list[int](), list[int](), 0, list[NDArray[np.uint8]]()
     rest, base, broken = b"", 0, tar.Broken(0, "an empty archive")
     for piece in pieces:
         view = memoryview(rest + piece)
-        starts, end, found = _samples(view)
+        samples, found = _samples(view)
         # It begins with the shard or with its first sample: in either case that one's start is 0.
-        borders = [0, *starts[1:], *([] if found else [end])] if starts else [0]
-        for start, stop in pairwise(borders):
-            blocks.append((stop - start) // BLOCK)
-            crcs.append(zlib.crc32(view[start:stop]))
+        borders = [0, *(one.start for one in samples[1:]), *([] if found or not samples else [samples[-1].end])]
+        dropped.append(judge(samples[: len(borders) - 1], view))
+        for (start, stop), why_not in zip(pairwise(borders), dropped[-1].tolist(), strict=True):
+            if not why_not:
+                blocks.append((stop - start) // BLOCK)
+                crcs.append(zlib.crc32(view[start:stop]))
+            elif blocks:  # read over, with the kept one before it
+                blocks[-1] += (stop - start) // BLOCK
+                crcs[-1] = zlib.crc32(view[start:stop], crcs[-1])
+            else:
+                head += (stop - start) // BLOCK
         if found is None:
             _check_rest(pieces, base + len(view))
-            return Scan(np.array(blocks, dtype=np.uint32), np.array(crcs, dtype=np.uint32))
+            sizes, sums, first = (np.array(one, dtype=np.uint32) for one in (blocks, crcs, [head]))
+            return Scan(sizes, sums, first, np.concatenate(dropped))
         broken = tar.Broken(base + found.offset, found.reason)
         if not isinstance(found, tar.Cut):
             break
@@ -87,16 +112,15 @@ def walk(pieces: Iterable[bytes]) -> Scan:
     raise broken
 
 
-def _samples(view: memoryview) -> tuple[list[int], int, tar.Broken | None]:
-    """Starts of the samples, the end of the last one, and what ended the walk before the archive's end."""
-    starts, end = list[int](), 0
+def _samples(view: memoryview) -> tuple[list[tar.Sample], tar.Broken | None]:
+    """The samples, and what ended the walk before the archive's end."""
+    samples = list[tar.Sample]()
     try:
         for sample in tar.samples(view, whole=True):
-            starts.append(sample.start)
-            end = sample.end
+            samples.append(sample)
     except tar.Broken as error:
-        return starts, end, error
-    return starts, end, None
+        return samples, error
+    return samples, None
 
 
 def _check_rest(pieces: Iterator[bytes], at: int) -> None:
@@ -108,7 +132,7 @@ def _check_rest(pieces: Iterator[bytes], at: int) -> None:
         at += len(piece)
 
 
-def _read(key: str, stat: Stat, parts: Sequence[int], reader: Reader) -> tuple[Scan | tar.Broken, str]:
+def _read(key: str, stat: Stat, parts: Sequence[int], reader: Reader, judge: Judge) -> tuple[Scan | tar.Broken, str]:
     """What one reading found, and the ETag that an object's bytes have as far as they were read."""
     etag = ETag(parts)
 
@@ -120,7 +144,7 @@ def _read(key: str, stat: Stat, parts: Sequence[int], reader: Reader) -> tuple[S
             yield piece
 
     try:
-        return walk(pieces()), etag.text()
+        return walk(pieces(), judge), etag.text()
     except tar.Broken as error:
         return error, etag.text()
 

@@ -1,8 +1,9 @@
 """Scans kept in a folder, so that an index that was stopped, or shared out to several machines, need not begin anew.
 
 Each process that scans appends to a file of its own: a line per shard, the CRC32 of what follows in eight hexadecimal
-digits, then JSON: the shard as it was (key, size, ETag, time of change), its samples, and the arrays of ``Scan`` as
-[dtype, base64]. A line that is torn or spoiled is a shard that was not scanned.
+digits, then JSON: the shard as it was (key, size, ETag, time of change), its samples, the filters, and the arrays of
+``Scan`` as [dtype, base64]. A line that is torn or spoiled is a shard that was not scanned, and so is one of other
+filters.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import base64
 import json
 import uuid
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -39,8 +41,8 @@ class _Place(NamedTuple):
 class Scans:
     """The scans in ``folder``, which need not exist. Raises OSError where they cannot be read or written."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, filters: Sequence[str] = ()) -> None:
+        self.folder, self._filters = folder, list(filters)
         self._places: dict[Shard, _Place] = {}
         self._file: BinaryIO | None = None
         for path in sorted(folder.glob("*.jsonl")):
@@ -48,12 +50,15 @@ class Scans:
                 start = 0
                 for line in file:
                     found = _unpacked(line)
-                    if found is not None and set(found["arrays"]) == set(Scan._fields):
+                    if found is not None and self._fits(found):
                         self._places[_shard(found)] = _Place(path, start, len(line), found["samples"])
                     start += len(line)
 
     def __contains__(self, shard: Shard) -> bool:
         return shard in self._places
+
+    def _fits(self, found: dict[str, Any]) -> bool:
+        return set(found["arrays"]) == set(Scan._fields) and found["filters"] == self._filters
 
     def samples(self, shard: Shard) -> int:
         return self._places[shard].samples
@@ -66,7 +71,7 @@ class Scans:
     def add(self, shard: Shard, scan: Scan) -> None:
         """Append one. A process that is killed loses nothing; a machine may: its last lines, which are not synced."""
         assert self._file is not None
-        line, start = _packed(shard, scan), self._file.tell()
+        line, start = _packed(shard, scan, self._filters), self._file.tell()
         self._file.write(line)
         self._file.flush()
         self._places[shard] = _Place(Path(self._file.name), start, len(line), len(scan.crcs))
@@ -99,9 +104,9 @@ class Scans:
         self.close()
 
 
-def _packed(shard: Shard, scan: Scan) -> bytes:
+def _packed(shard: Shard, scan: Scan, filters: Sequence[str]) -> bytes:
     arrays = {name: [a.dtype.str, base64.b64encode(a.tobytes()).decode()] for name, a in scan._asdict().items()}
-    facts = {"shard": [shard.key, *shard.stat], "samples": len(scan.crcs), "arrays": arrays}
+    facts = {"shard": [shard.key, *shard.stat], "samples": len(scan.crcs), "filters": filters, "arrays": arrays}
     text = json.dumps(facts).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 

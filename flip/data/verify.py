@@ -158,7 +158,7 @@ def chunk_bytes(manifest: Manifest, j: int) -> int:
 def planned_bytes(manifest: Manifest, plan: Plan) -> int:
     """Bytes of all chunks of a plan."""
     if len(plan.chunks) == manifest.chunks:
-        return int(manifest.shards[:, 2].sum())
+        return manifest.read_bytes
     return sum(chunk_bytes(manifest, j) for j in plan.chunks)
 
 

@@ -7,9 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flip.data.manifest import Manifest
+from flip.data.reader import Reader
 from tests.flip.data.test_manifest import write_tar
 from tests.s3.servers import BUCKET, files
 from tools.shards import main
@@ -102,3 +105,26 @@ def test_an_object_uploaded_in_parts(server, readings, request, proxied, tmp_pat
     assert made.etags[0].endswith("-2") and made.samples == 2 and proxy.counts["gets"] == readings
     proxy.plan(["flip"], 1, limit=1)
     assert main(["index", f"s3://{BUCKET}/parts/*.tar", "--out", str(tmp_path / "n")]) == 69
+
+
+def test_filters_read_the_parquet_objects(original, own, proxied, tmp_path, capsys):
+    proxied(own)
+    for shard in range(5):
+        first, stop = 203 * shard // 5, 203 * (shard + 1) // 5
+        keys = [f"{shard:05d}{i:04d}" for i in range(first, stop)]
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.table({"key": keys, "number": range(first, stop)}), buffer)
+        files(own.address).pipe_file(f"{BUCKET}/set/{shard:05d}.parquet", buffer.getvalue().to_pybytes())
+    arguments = ["index", f"s3://{BUCKET}/set/*.tar", "--filter", "number>=50", "--chunk", "2", "--json", "--out"]
+    assert main([*arguments, str(tmp_path / "m")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["samples"], facts["seen"], facts["dropped"]) == (153, 203, {"number>=50": 50})
+    found, whole = Manifest.load(tmp_path / "m"), Manifest.load(original)
+    assert [found.locate(id)[1] for id in (0, 30, 31)] == [10, 40, 0]
+    ours, theirs = ([bytes(one["txt"]) for one in Reader().read_chunk(*what)] for what in ((found, 0), (whole, 25)))
+    assert ours == theirs
+    files(own.address).rm(f"{BUCKET}/set/00002.parquet")
+    assert main([*arguments, str(tmp_path / "n")]) == 65
+    reason = "the parquet file of this shard is missing"
+    shard = f"s3://{BUCKET}/set/00002.tar"
+    assert json.loads(capsys.readouterr().out)["damaged"] == [{"shard": shard, "reason": reason}]

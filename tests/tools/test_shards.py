@@ -78,4 +78,4 @@ def test_mistakes_are_one_paragraph(tmp_path, arguments, code, words):
 
 
 def test_help_ends_with_examples():
-    assert run("index", "--help").stdout.rstrip().splitlines()[-8] == "examples:"
+    assert run("index", "--help").stdout.rstrip().splitlines()[-9] == "examples:"

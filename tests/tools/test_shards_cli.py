@@ -175,6 +175,29 @@ def test_diff(data, capsys):
     assert call(capsys, "diff", data, data.parent / "nowhere")[0] == 65
 
 
+def test_filters(data, capsys):
+    index = ("index", data / "*.tar", "--chunk", 4)
+    code, found = call(capsys, *index, "--caption-length", "42:", "--out", data.parent / "m", "--json")
+    assert code == 0 and found["seen"] == 120 and found["samples_read_per_sample"] == round(120 / found["samples"], 2)
+    assert found["dropped"] == {"caption length 42:": 120 - found["samples"]}
+    code, text = call(capsys, "info", data.parent / "m")
+    assert "filters\n  caption length 42:\n" in text and "dropped\n  caption length 42:" in text
+    assert "\nfilters\n" not in call(capsys, "info", data)[1]
+    code, text = call(capsys, "diff", data, data.parent / "m")
+    assert code == 1 and "filters none -> caption length 42:\n" in text and "A run's order changes" in text
+    call(capsys, *index, "--caption-length", "41:", "--out", data.parent / "same")
+    code, text = call(capsys, "diff", data.parent / "m", data.parent / "same")
+    assert code == 0 and text.endswith("filters caption length 42: -> caption length 41:\n")
+    for arguments, code, words in (
+        (("--filter", "width=1"), 78, "--filter: no filter (found: 'width=1')"),
+        (("--caption-length", "5"), 78, "--caption-length"),
+        (("--caption-length", "99:"), 78, "no sample passes the filters"),
+        (("--filter", "width>1"), 65, "00000.parquet: the parquet file of this shard is missing"),
+    ):
+        found, text = call(capsys, *index, "--out", data.parent / "no", *arguments)
+        assert found == code and words in text and text.count("\n") == 1 and not (data.parent / "no").exists()
+
+
 def test_info_says_more(data, capsys):
     call(capsys, "except", data, "--ids", "3,5", "--reason", "short by 7 bytes", "--out", data.parent / "less")
     code, found = call(capsys, "info", data.parent / "less", "--batch", 64, "--json")

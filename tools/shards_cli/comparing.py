@@ -28,8 +28,10 @@ def _lines(found: Difference) -> Iterator[str]:
     old, new = found.digest
     if found.equal:
         yield f"the same data set, digest {new}"
+        yield from _filters(found)
         return
     yield f"digest {old} -> {new}"
+    yield from _filters(found)
     for name, (before, after) in (("samples", found.samples), ("R (samples per chunk)", found.chunk)):
         yield f"{name} {before:,}" + (f" -> {after:,}" if before != after else ", the same")
     yield from _some("shards added", found.added)
@@ -49,6 +51,12 @@ def _lines(found: Difference) -> Iterator[str]:
         yield "A run's order stays, but some of the samples are other ones under the same ids."
     else:
         yield "A run's order stays; only the samples excepted or not are replaced or not."
+
+
+def _filters(found: Difference) -> Iterator[str]:
+    old, new = (", ".join(names) or "none" for names in found.filters)
+    if old != new:
+        yield f"filters {old} -> {new}"
 
 
 def _some(title: str, entries: list[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import braceexpand
 
+from flip.data import filters
 from flip.data.crew import cores
 from flip.data.gather import Damaged, Gathered, gather, listed, part_folder, sorted_keys
 from flip.data.index import merge
@@ -31,7 +32,7 @@ def index(options: argparse.Namespace) -> Outcome:
     if options.workers < 0:
         raise ConfigError("must not be negative", "--workers", options.workers)
     part, parts = share(options.part, os.environ) if options.part else (1, 1)
-    out = Path(options.out).absolute()
+    chosen, out = filters.parse(options.filter, options.caption_length), Path(options.out).absolute()
     (refuse_existing if options.part else claim)(out)  # tasks of an array would be in each other's way
     named, known = expand(options.shards)
     old = Manifest.load(options.add) if options.add else None
@@ -41,12 +42,12 @@ def index(options: argparse.Namespace) -> Outcome:
     try:
         with writing(out):
             with Bar("indexing", "B") as bar:
-                found = gather(keys, out, bar, options.workers or cores(), known, options.skip_damaged)
+                found = gather(keys, out, bar, options.workers or cores(), known, options.skip_damaged, chosen)
             if options.part:
                 report = {"part": f"{part}/{parts}", "folder": str(part_folder(out)), "shards": len(found.shards)}
             else:
                 with Bar("putting together", "") as bar:
-                    report = facts(merge(found, out, options.chunk, old, bar))
+                    report = facts(merge(found, out, options.chunk, old, bar, chosen))
     except Damaged as error:
         if not options.json:
             raise

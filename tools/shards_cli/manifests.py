@@ -64,7 +64,7 @@ def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifes
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
-    return {
+    found = {
         "manifest": str(manifest.folder),
         "digest": manifest.digest,
         "shards": len(manifest.keys),
@@ -76,3 +76,7 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         "left_out_by_training": manifest.tail,
         "exceptions": len(manifest.exceptions),
     }
+    if "filters" in manifest.settings:
+        found |= {name: manifest.settings[name] for name in ("seen", "filters", "dropped")}
+        found["samples_read_per_sample"] = round(manifest.seen / manifest.samples, 2)
+    return found

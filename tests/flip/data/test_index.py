@@ -149,7 +149,7 @@ def test_scans_of_another_kind_are_not_used(folder, tmp_path, scanned):
 
 
 def test_scans_are_told_from_others_of_the_key(tmp_path):
-    found = Scan(np.array([1, 2], dtype=np.uint32), np.array([3, 4], dtype=np.uint32))
+    found = Scan(*np.array([[1, 2], [3, 4], [0, 0]], dtype=np.uint32), np.zeros(2, dtype=np.uint8))
     before, after = (Shard("s3://b/\udc80.tar", Stat(1536, etag)) for etag in ("one", "two"))
     first = Scans(tmp_path / "part")
     first.begin()

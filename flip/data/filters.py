@@ -1,0 +1,247 @@
+"""Which samples an index keeps: by columns of the parquet file beside each shard, and by the length of the caption.
+
+img2dataset writes NNNNN.parquet beside NNNNN.tar: a row for every link, whose ``key`` is that of the sample in the tar.
+All filters must hold. A sample without a row, or without a value in a column that is asked for, is dropped.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flip.data.etag import ETag
+from flip.data.reader import Reader
+from flip.data.scan import Judge
+from flip.data.storage import is_remote
+from flip.data.tar import Sample
+from flip.exitcodes import ConfigError, DataError, StorageError
+
+Codes = NDArray[np.uint8]
+NO_ROW = "no row in the parquet file"
+CAPTION = "txt"
+_ORDER = ("<=", ">=", "<", ">")
+_FORM = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|==|!=|<|>)\s*([^<>=!'\"\s](?:.*\S)?)\s*")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_FUNCTIONS = {
+    "<=": "less_equal", ">=": "greater_equal", "<": "less", ">": "greater", "==": "equal", "!=": "not_equal",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Filter:
+    """COLUMN OP VALUE. Numbers are compared as float64; text, with == and != alone, character by character."""
+
+    column: str
+    op: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> Filter:
+        """Raises ConfigError."""
+        match = _FORM.fullmatch(text)
+        if match is None:
+            raise ConfigError(
+                "no filter", "--filter", text, "Write COLUMN OP NUMBER, as 'punsafe<0.5'; OP: < <= > >= == !="
+            )
+        found = cls(*match.groups())
+        if found.op in _ORDER and not _NUMBER.fullmatch(found.value):
+            raise ConfigError(f"{found.op} needs a number", "--filter", text, "Text is compared with == and != alone.")
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.column}{self.op}{self.value}"
+
+    def holds(self, column: Any, where: str) -> Any:
+        """Of a pyarrow array: a boolean one, null without a value. Raises ConfigError where the types do not fit."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        kind = column.type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            if not _NUMBER.fullmatch(self.value):
+                raise ConfigError(f"the column {self.column} holds numbers", where, str(self))
+            value: Any = pa.scalar(float(self.value))
+            column = column.cast(pa.float64(), safe=False)  # 53 bits of a whole number are enough to filter by
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            if self.op in _ORDER:
+                raise ConfigError(f"the column {self.column} holds text, which has no order", where, str(self))
+            value = pa.scalar(self.value, kind)
+        else:
+            raise ConfigError(f"the column {self.column} holds {kind}, neither numbers nor text", where, str(self))
+        none = pc.is_null(column, nan_is_null=True)
+        return pc.if_else(none, pa.scalar(None, pa.bool_()), pc.call_function(_FUNCTIONS[self.op], [column, value]))
+
+
+@dataclass(frozen=True)
+class Length:
+    """Characters of a caption, cleaned as the tokenizer does without repair. ``most``: None where any number may be."""
+
+    least: int
+    most: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Length:
+        """MIN:MAX; either may be left out. Raises ConfigError."""
+        match = re.fullmatch(r"(\d*):(\d*)", text)
+        if match is None or text == ":" or (match[2] and int(match[2]) < int(match[1] or 0)):
+            raise ConfigError(
+                "no range of lengths", "--caption-length", text, "Write MIN:MAX, MIN: or :MAX, as 5:1000."
+            )
+        return cls(int(match[1] or 0), int(match[2]) if match[2] else None)
+
+    def __str__(self) -> str:
+        return f"caption length {self.least}:{'' if self.most is None else self.most}"
+
+    def holds(self, length: int) -> bool:
+        return self.least <= length and (self.most is None or length <= self.most)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """All must hold. ``columns`` are asked first, in this order; the first that does not hold is the reason."""
+
+    columns: tuple[Filter, ...] = ()
+    length: Length | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What was asked for, readable; equal for equal filters."""
+        return [*map(str, self.columns), *([str(self.length)] if self.length else [])]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why a sample is dropped; code c of ``dropped`` means the one at c - 1."""
+        return [NO_ROW, *(reason for name in self.names for reason in (name, f"{name}: no value"))]
+
+    def judge(self, key: str, reader: Reader) -> Judge:
+        """What tells, of samples of a shard: 0 where one is kept, else the code of the reason. Reads the parquet file.
+
+        Raises ConfigError (no such column, or of another type) and DataError (no parquet file, or a damaged one), both
+        with its name; what ``reader`` raises.
+        """
+        where = f"{key.removesuffix('.tar')}.parquet"
+        table = _table(where, [one.column for one in self.columns], reader) if self.columns else []
+
+        def judge(samples: Sequence[Sample], view: memoryview) -> Codes:
+            codes = np.zeros(len(samples), dtype=np.uint8)
+            found = self._by_columns(table, samples, where) if self.columns else []
+            if self.length:
+                found.append(_by_length(self.length, samples, view, 2 * len(self.columns) + 2))
+            for one in found:
+                codes = np.where(codes == 0, one, codes)
+            return codes
+
+        return judge
+
+    def settings(self, counts: NDArray[np.int64]) -> dict[str, Any]:
+        """What the manifest says of them: the filters, samples seen and kept, and how many were dropped for what.
+        ``counts``: of each code."""
+        dropped = {reason: int(n) for reason, n in zip(self.reasons, counts[1:], strict=False) if n}
+        return {"filters": self.names, "seen": int(counts.sum()), "kept": int(counts[0]), "dropped": dropped}
+
+    def _by_columns(self, table: Sequence[Any], samples: Sequence[Sample], where: str) -> list[Codes]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        keys = pa.array([sample.key.rpartition("/")[2] for sample in samples], pa.string())
+        rows = pc.index_in(keys, value_set=table[0])
+        found = [_codes(pc.is_null(rows), 1)]
+        for number, (one, column) in enumerate(zip(self.columns, table[1:], strict=True)):
+            holds = one.holds(column.take(rows), where)
+            found += [_codes(pc.is_null(holds), 2 * number + 3), _codes(pc.invert(holds), 2 * number + 2)]
+        return found
+
+
+def parse(filters: Sequence[str], length: str) -> Filters | None:
+    """As they are typed; ``""``: no length is asked for. None where there are none. Raises ConfigError."""
+    found = Filters(tuple(map(Filter.parse, filters)), Length.parse(length) if length else None)
+    if len(found.reasons) > 255:
+        raise ConfigError("more filters than can be told apart", "--filter", len(filters))
+    return found if found.names else None
+
+
+def column(name: str, there: Sequence[str], where: str) -> str:
+    """The column that is meant: of that name, or the only one but for upper and lower case. Raises ConfigError."""
+    if name in there:
+        return name
+    meant = [one for one in there if one.lower() == name.lower()]
+    if len(meant) == 1:
+        return meant[0]
+    lower = {one.lower(): one for one in there}
+    near = meant or [lower[one] for one in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)] or there
+    what = "more than one column has this name" if meant else "there is no such column"
+    raise ConfigError(what, where, name, f"{'Near are' if near is not there else 'There are'}: {', '.join(near)}.")
+
+
+def _codes(mask: Any, code: int) -> Codes:
+    """``code`` where a boolean pyarrow array is true."""
+    return mask.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint8) * np.uint8(code)
+
+
+def _by_length(length: Length, samples: Sequence[Sample], view: memoryview, code: int) -> Codes:
+    """``code`` where the length is another, one more where there is no caption."""
+    from flip.tokenizer import clean  # brings a library that no other filter needs
+
+    def judge(sample: Sample) -> int:
+        if CAPTION not in sample.members:
+            return code + 1
+        at, size = sample.members[CAPTION]
+        return 0 if length.holds(len(clean(bytes(view[at : at + size]).decode("utf-8", "replace")))) else code
+
+    return np.fromiter(map(judge, samples), dtype=np.uint8, count=len(samples))
+
+
+def _table(where: str, names: Sequence[str], reader: Reader) -> list[Any]:
+    """The column of keys, as strings, and those asked for: pyarrow arrays, text never dictionary-encoded."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    data = _bytes(where, reader)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        there = file.schema_arrow.names
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(where, error) from error
+    if "key" not in there:
+        raise DataError("the parquet file has no column key", where, there, "Is it the one that img2dataset wrote?")
+    chosen = ["key", *(column(name, there, where) for name in names)]
+    try:
+        table = file.read(sorted(set(chosen)), use_threads=False)
+        arrays = [table[name].combine_chunks() for name in chosen]
+        arrays = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in arrays]
+        arrays[0] = arrays[0].cast(pa.string())
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(where, error) from error
+    keys = arrays[0].drop_null()
+    if pc.count_distinct(keys).as_py() < len(keys):
+        raise DataError("the parquet file has rows of one key", where, remedy="Is it the one that img2dataset wrote?")
+    return arrays
+
+
+def _bytes(where: str, reader: Reader) -> bytes:
+    try:
+        stat = reader.stat(where)
+    except DataError as error:
+        remedy = (
+            "Filters on columns read it: img2dataset writes one beside each shard. Bring it there, or do not filter."
+        )
+        raise DataError("the parquet file of this shard is missing", where, remedy=remedy) from error
+    data = reader.read(where, 0, stat.size, stat.etag)
+    if is_remote(where) and stat.size:
+        etag = ETag(reader.parts(where, stat) if "-" in stat.etag else ())
+        etag.update(data)
+        if etag.text() != stat.etag and reader.read(where, 0, stat.size, stat.etag) != data:
+            raise StorageError("two readings differ", where, remedy="Look at the network, then index again.")
+    return data
+
+
+def _damaged(where: str, error: Exception) -> DataError:
+    what = f"not a parquet file that can be read: {str(error).splitlines()[0] if str(error) else error!r}"
+    return DataError(what, where, remedy="Fetch or make it again.")

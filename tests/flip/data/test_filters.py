@@ -1,0 +1,337 @@
+"""A filtered manifest is, to all who read by it, that of the shards written again without what was filtered out."""
+
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from flip.config import schema
+from flip.data import bench, filters, look, verify
+from flip.data.compare import compare
+from flip.data.filters import Filter, Filters, Length
+from flip.data.gather import gather
+from flip.data.index import index, merge
+from flip.data.loader import evaluation
+from flip.data.manifest import Manifest, write
+from flip.data.reader import Reader
+from flip.exitcodes import ConfigError, DataError
+from tests.flip.data.loading import CHUNK, SAMPLES, loader
+from tests.flip.data.test_loader import take
+from tests.flip.data.test_manifest import write_tar
+from tests.flip.data.test_verify import checked, rot
+from tests.synthetic import encode, picture
+
+LONG = Filters(length=Length(10, None))
+"""Keeps what the tests give a long caption."""
+
+
+def paths(folder):
+    return sorted(str(path) for path in folder.glob("*.tar"))
+
+
+def samples(manifest):
+    """All members of all samples, chunk by chunk, as (extension, bytes)."""
+    chunks = (Reader().read_chunk(manifest, j) for j in range(manifest.chunks))
+    return [[{name: bytes(data) for name, data in one.items()} for one in chunk] for chunk in chunks]
+
+
+def members(path):
+    """Of a tar: key -> [(name, bytes)], in order."""
+    found = {}
+    with tarfile.open(path) as file:
+        for info in file:
+            found.setdefault(info.name.split(".")[0], []).append((info.name, file.extractfile(info).read()))
+    return found
+
+
+def test_an_unfiltered_manifest_is_byte_for_byte_what_it_was(tmp_path):
+    write_tar(tmp_path / "x.tar", [("a.txt", b"1"), ("b.txt", b"2"), ("c.txt", b"3")])
+    write_tar(tmp_path / "y.tar", [("d.txt", b"4" * 600), ("d.json", b"{}")])
+    found, digest = index(paths(tmp_path), tmp_path, chunk=2), hashlib.sha256()
+    for path in sorted(tmp_path.iterdir()):
+        if path.suffix != ".tar":
+            digest.update(path.name.encode() + path.read_bytes())
+    assert digest.hexdigest() == "b643d73f5d332eb8bb61dd618bc7ef0f35b5a91e8e86f53b294aea78fbff25f2"
+    everything = index(paths(tmp_path), tmp_path / "all", chunk=2, filters=filters.parse([], "1:"))
+    assert everything.digest == found.digest and everything.kept is None and everything.seen == 4
+
+
+shards = st.lists(st.lists(st.tuples(st.booleans(), st.integers(0, 1100)), max_size=9), min_size=1, max_size=5)
+
+
+def bits(*shards):
+    return [[(bit == "1", 0) for bit in one] for one in shards]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(bits("1111", "0110", "111"), 3)  # a chunk over a border, first and last of a shard left out
+@example(bits("0001", "0000", "", "0100"), 2)  # over shards with nothing kept, and one with nothing in it
+@example(bits("000", "00", "0010", "000"), 1)  # nothing kept before and after
+@example(bits("01", "10", "01"), 1)  # chunks that begin and end with a shard
+@example(bits("10110", "0100101"), 2)  # left out in the middle of a chunk
+@given(shards.filter(lambda s: any(kept for one in s for kept, _ in one)), st.integers(1, 5))
+def test_reading_is_that_of_shards_without_them(tmp_path_factory, content, chunk):
+    root = tmp_path_factory.mktemp("shards")
+    (root / "all").mkdir(), (root / "less").mkdir()
+    for number, one in enumerate(content):
+        groups = []
+        for i, (kept, size) in enumerate(one):
+            data, text = bytes([number, i]) + bytes(size), b"long enough to stay" if kept else b"short"
+            groups.append((kept, [(f"{i}.jpg", data), ("no sample", data), (f"{i}.txt", text)]))
+        write_tar(root / "all" / f"{number}.tar", [member for _, group in groups for member in group])
+        write_tar(root / "less" / f"{number}.tar", [member for kept, group in groups if kept for member in group])
+    chunk = min(chunk, sum(kept for one in content for kept, _ in one))
+    found = index(paths(root / "all"), root / "m", chunk, filters=LONG)
+    less = index(paths(root / "less"), root / "n", chunk)
+    assert (found.samples, found.chunks, found.first.tolist()) == (less.samples, less.chunks, less.first.tolist())
+    assert samples(found) == samples(less)
+    places = [(str(root / "all" / f"{n}.tar"), i) for n, one in enumerate(content) for i, (k, _) in enumerate(one) if k]
+    assert [found.locate(id) for id in range(found.samples)] == places
+    keys = [look.sample(found, id).key for id in range(found.samples)]
+    assert keys == [str(ordinal) for _, ordinal in places]
+    assert found.read_bytes == sum(verify.chunk_bytes(found, j) for j in range(found.chunks))
+    assert found.seen == sum(map(len, content)) and (found.kept is None) == (found.seen == found.samples)
+    assert found.digest == Manifest.load(root / "m").digest and (found.digest == less.digest) == (found.kept is None)
+
+
+# -- what is above ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def both(original, tmp_path_factory):
+    """(filtered manifest, manifest of shards without what was filtered out); about half of the samples."""
+    root = tmp_path_factory.mktemp("both")
+    some = filters.parse([], "41:44")
+    found = index(paths(original), root / "filtered", CHUNK, filters=some)
+    for path in original.glob("*.tar"):
+        kept = {ordinal for shard, ordinal in map(found.locate, range(found.samples)) if shard == str(path)}
+        groups = [group for i, group in enumerate(members(path).values()) if i in kept]
+        write_tar(root / path.name, [member for group in groups for member in group])
+    return found, index(paths(root), root / "less", CHUNK)
+
+
+def test_training_and_evaluation_are_the_same(original, both):
+    found, less = both
+    assert 0.4 * SAMPLES < found.samples < 0.7 * SAMPLES and found.samples == less.samples
+    for workers in (0, 2):
+        ours, theirs = (
+            take(loader(original, folder=one.folder, workers=workers, lanes=6), 0, 6) for one in (found, less)
+        )
+        for a, b in zip(ours, theirs, strict=True):
+            assert all(
+                torch.equal(getattr(a, n), getattr(b, n)) for n in ("ids", "patches", "keep", "tokens", "witness")
+            )
+    ours, theirs = (list(evaluation(one.folder, schema.ImageTower(size=32, patch=8), batch=16)) for one in both)
+    assert len(ours) == len(theirs)
+    assert all(np.array_equal(x, y) for a, b in zip(ours, theirs, strict=True) for x, y in zip(a, b, strict=True))
+
+
+def test_verify_and_except_go_by_the_kept_samples(both, tmp_path):
+    found, _ = both
+    report = checked(found, workers=1)
+    assert (report.samples, report.bad, report.bytes) == (found.samples, {}, found.read_bytes)
+    assert verify.planned_bytes(found, verify.Plan(range(found.chunks))) == found.read_bytes < found.shards[:, 2].sum()
+    less = write(tmp_path / "less", found, found.checksums, {7: "ugly"}, found.settings)
+    assert less.kept is not None and less.settings == found.settings and less.digest != found.digest
+    assert checked(less).samples == found.samples - 1 and samples(less) == samples(found)
+    shard, ordinal = found.locate(7)
+    line = (tmp_path / "less" / "exceptions.jsonl").read_text()
+    assert f'"ordinal": {ordinal}' in line and ordinal > 7
+
+
+def test_bytes_of_what_is_read_over_are_checked_too(tmp_path):
+    write_tar(tmp_path / "0.tar", [(f"{i}.txt", b"x" * (20 if i in (2, 5, 6) else 5)) for i in range(9)])
+    found = index(paths(tmp_path), tmp_path / "m", 2, filters=LONG)
+    assert [(start, stop) for _, start, stop, _ in map(lambda j: found.chunk_reads(j)[0], (0, 1))] == [
+        (2 * 1024, 6 * 1024), (6 * 1024, 9 * 1024)
+    ]  # fmt: skip
+    rot(found, 0, at=1024 + 514)
+    with pytest.raises(DataError, match=r"samples 0 to 1\) is damaged: CRC32"):
+        Reader().read_chunk(found, 0)
+    assert len(Reader().read_chunk(found, 1)) == 1
+
+
+def test_bench_counts_the_kept_samples_and_the_bytes_of_all(tmp_path):
+    image, members = encode(picture(1, 16)), []
+    for i in range(16):
+        members += [(f"{i}.png", image), (f"{i}.txt", b"long enough" if i % 2 else b"short")]
+    write_tar(tmp_path / "0.tar", members)
+    found = index(paths(tmp_path), tmp_path / "m", 2, filters=LONG)
+    spec = bench.spec_of(found, ["txt"], "pillow", "pillow", 16, 8, 0)
+    for stage in bench.bench(found, spec, "0", 0.1)[:2]:
+        assert stage.bytes / stage.samples == pytest.approx(found.mean_bytes, rel=0.1), stage.name
+
+
+@pytest.mark.parametrize("name", ["tars.u32", "kept.bits"])
+def test_damage_of_the_manifest_is_found(both, tmp_path, name):
+    copy = write(tmp_path / "m", both[0], both[0].checksums)
+    (copy.folder / name).write_bytes(bytes(len((copy.folder / name).read_bytes())))
+    with pytest.raises(DataError, match=f"{name}: the file does not have the checksum"):
+        Manifest.load(copy.folder)
+
+
+# -- what is asked for ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, column, op, value",
+    [
+        ("similarity>=0.28", "similarity", ">=", "0.28"),
+        (" punsafe < .5 ", "punsafe", "<", ".5"),
+        ("a b!=-1e-3", "a b", "!=", "-1e-3"),
+        ("NSFW==UNLIKELY yes", "NSFW", "==", "UNLIKELY yes"),
+    ],
+)
+def test_filters_as_they_are_typed(text, column, op, value):
+    assert Filter.parse(text) == Filter(column, op, value)
+    assert str(Filter.parse(text)) == f"{column}{op}{value}"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "a=1", "a=>1", "a<>1", ">1", "a>", "a>b", "a<nan", "a<inf", "a<0x1", "a<1 2", "a==='b'", "a=='b'",
+             "a===1", "a<1<2", "__import__('os')"],
+)  # fmt: skip
+def test_no_filters(text):
+    with pytest.raises(ConfigError, match="--filter") as error:
+        Filter.parse(text)
+    assert error.value.remedy
+
+
+def test_lengths_as_they_are_typed():
+    assert [Length.parse(text) for text in ("5:1000", "5:", ":7")] == [Length(5, 1000), Length(5, None), Length(0, 7)]
+    for text in ("", ":", "5", "7:5", "-1:5", "a:b", "1:2:3"):
+        with pytest.raises(ConfigError, match="--caption-length"):
+            Length.parse(text)
+    assert filters.parse([], "") is None and filters.parse(["a<1"], "5:").names == ["a<1", "caption length 5:"]
+
+
+def test_a_length_counts_characters_of_the_cleaned_caption(tmp_path):
+    texts = ["a&amp;b", "  \n ab  c\n", "äöü🙂", "abcde", "", None]
+    groups = [[(f"{i}.txt", text.encode())] if text is not None else [] for i, text in enumerate(texts)]
+    write_tar(tmp_path / "0.tar", [m for i, g in enumerate(groups) for m in [(f"{i}.jpg", b""), *g]])
+    found = index(paths(tmp_path), tmp_path / "m", 1, filters=filters.parse([], "3:4"))
+    assert [found.locate(id)[1] for id in range(found.samples)] == [0, 1, 2]
+    assert found.settings == {
+        "filters": ["caption length 3:4"], "seen": 6, "kept": 3,
+        "dropped": {"caption length 3:4": 2, "caption length 3:4: no value": 1},
+    }  # fmt: skip
+
+
+# -- parquet files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A shard of ten samples, and its parquet file as img2dataset writes it: rows of failed links too, in any order."""
+    write_tar(tmp_path / "00000.tar", [(f"{i:09d}.{e}", b"a caption") for i in range(10) for e in ("jpg", "txt")])
+    keys = [f"{i:09d}" for i in (12, 3, 1, 0, 2, 4, 11, 6, 5, 8, 7)]  # none for sample 9
+    table = pa.table({
+        "URL": ["http"] * 11,
+        "key": keys,
+        "status": ["failed_to_download" if key >= "000000010" else "success" for key in keys],
+        "similarity": pa.array([None if key >= "000000010" else int(key) / 10 for key in keys], pa.float32()),
+        "width": pa.array([None if key == "000000004" else 100 * int(key) for key in keys], pa.int32()),
+        "punsafe": pa.array([float("nan") if key == "000000002" else int(key) / 10 for key in keys]),
+        "NSFW": pa.array(["UNLIKELY" if int(key) % 2 else "UNSURE" for key in keys]).dictionary_encode(),
+        "Mixed": [True] * 11, "mixed": [1] * 11,
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "00000.parquet")
+    return tmp_path
+
+
+def kept(folder, *texts):
+    found = index(paths(folder), folder / f"m{hash(texts)}", 1, filters=filters.parse(texts, ""))
+    return [found.locate(id)[1] for id in range(found.samples)], found.settings["dropped"]
+
+
+@pytest.mark.parametrize(
+    "texts, ordinals, dropped",
+    [
+        (["width>=300"], [3, 5, 6, 7, 8], {"width>=300": 3, "width>=300: no value": 1}),
+        (["width>300"], [5, 6, 7, 8], {"width>300": 4, "width>300: no value": 1}),
+        (["width<=300"], [0, 1, 2, 3], {"width<=300": 4, "width<=300: no value": 1}),
+        (["WIDTH==3e2"], [3], {"WIDTH==3e2": 7, "WIDTH==3e2: no value": 1}),
+        (["width!=300"], [0, 1, 2, 5, 6, 7, 8], {"width!=300": 1, "width!=300: no value": 1}),
+        (["punsafe<0.5"], [0, 1, 3, 4], {"punsafe<0.5": 4, "punsafe<0.5: no value": 1}),
+        (["punsafe!=7"], [0, 1, 3, 4, 5, 6, 7, 8], {"punsafe!=7: no value": 1}),
+        (["nsfw==UNLIKELY"], [1, 3, 5, 7], {"nsfw==UNLIKELY": 5}),
+        (["nsfw!=UNLIKELY", "similarity>=0.25"], [4, 6, 8], {"nsfw!=UNLIKELY": 4, "similarity>=0.25": 2}),
+        (["mixed==1"], [0, 1, 2, 3, 4, 5, 6, 7, 8], {}),
+    ],
+)
+def test_columns(rows, texts, ordinals, dropped):
+    assert kept(rows, *texts) == (ordinals, {filters.NO_ROW: 1} | dropped)
+
+
+def test_scans_of_other_filters_are_not_used(rows):
+    def scan(*texts):
+        return gather(paths(rows), rows / "m", filters=filters.parse(texts, "")).reused
+
+    assert [scan(*texts) for texts in (("width>=300",), ("width>=400",), ("width>=300",), ())] == [0, 0, 1, 0]
+    chosen = filters.parse(["width>=400"], "")
+    found = gather(paths(rows), rows / "m", filters=chosen)
+    made = merge(found, rows / "m", 1, filters=chosen)
+    assert found.reused == 1 and [made.locate(id)[1] for id in range(made.samples)] == [5, 6, 7, 8]
+    with pytest.raises(ConfigError, match="filters do not go with --add"):
+        merge(gather(paths(rows), rows / "n"), rows / "n", old=made)
+
+
+def test_what_differs_between_filters(rows):
+    made = {
+        text: index(paths(rows), rows / text, 4, filters=filters.parse([text], ""))
+        for text in ("width!=200", "width!=300", "width!=300.0")
+    }
+    two, three, same = made.values()
+    assert np.array_equal(two.checksums, three.checksums) and np.array_equal(two.offsets, three.offsets)
+    found = compare(two, three)
+    assert found.order_changes and not found.equal and not found.changed
+    assert found.filters == (["width!=200"], ["width!=300"])
+    found = compare(three, same)
+    assert found.equal and not found.order_changes and found.filters == (["width!=300"], ["width!=300.0"])
+    found = compare(index(paths(rows), rows / "all", 4), two)
+    assert found.filters == ([], ["width!=200"]) and found.order_changes and found.samples == (10, 7)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("simlarity>0", r"00000\.parquet: there is no such column \(found: 'simlarity'\)\. Near are: similarity\."),
+        ("nothing>0", r"There are: URL, key, status,"),
+        ("MIXED==1", r"more than one column has this name .* Near are: Mixed, mixed\."),
+        ("Mixed==1", "holds bool"),
+        ("NSFW>1", "text, which has no order"),
+        ("width==wide", "holds numbers"),
+        ("width>1000", "no sample passes the filters .*width>1000"),
+    ],
+)
+def test_what_no_column_answers(rows, text, words):
+    with pytest.raises(ConfigError, match=words):
+        kept(rows, text)
+
+
+def test_parquet_files_that_do_not_serve(rows):
+    path = rows / "00000.parquet"
+    whole = pq.read_table(path)
+    pq.write_table(pa.concat_tables([whole, whole.slice(3, 1)]), path)
+    with pytest.raises(DataError, match=r"00000\.parquet: the parquet file has rows of one key"):
+        kept(rows, "width>1")
+    pq.write_table(whole.drop_columns(["key"]), path)
+    with pytest.raises(DataError, match="has no column key"):
+        kept(rows, "width>1")
+    buffer = io.BytesIO()
+    pq.write_table(whole, buffer)
+    for damaged in (b"", b"<html>", buffer.getvalue()[:-9], bytes(200) + buffer.getvalue()[200:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"00000\.parquet: not a parquet file that can be read"):
+            kept(rows, "URL==http")
+    path.unlink()
+    with pytest.raises(DataError, match=r"00000\.parquet: the parquet file of this shard is missing.*img2dataset"):
+        kept(rows, "width>1")
+    assert index(paths(rows), rows / "none", 1, filters=filters.parse([], "5:")).samples == 10  # who asks for no column
