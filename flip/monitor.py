@@ -74,6 +74,7 @@ class Monitor:
 
     def begin(self, samples: int) -> None:
         """Training starts at S = ``samples``: what older attempts wrote beyond it vanishes from the curves."""
+        self._run.note_ready(self._attempt, samples)
         self._events = SummaryWriter(
             str(self._run.tensorboard), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
         )

@@ -143,7 +143,7 @@ class RunDir:
     def _clear_temporaries(self):
         # type: () -> None
         """Delete what a killed writer left. A straggler that is writing this very moment fails, and only it does."""
-        parts = ("cause", "end", "told", "limit")
+        parts = ("cause", "end", "told", "limit", "ready")
         for pattern in ["*", "eval/*"] + ["attempts/*/%s.*" % part for part in parts]:
             for kind in (".tmp.*", ".new.*"):
                 for path in self.path.glob(pattern + kind):
@@ -172,6 +172,11 @@ class RunDir:
         link.symlink_to(str(n))
         os.replace(str(link), str(self.logs / "latest"))
         return folder
+
+    def note_ready(self, n, samples):
+        # type: (int, int) -> None
+        """Leave when attempt n was ready to train, and from which S: until then it started and restored."""
+        create_json(self.attempt(n) / "ready.json", {"samples": samples, "time": time.time()})
 
     def note_told(self, n, signal):
         # type: (int, str) -> None
@@ -225,10 +230,17 @@ class RunDir:
         A line cut off by a kill is not a line.
         """
         best = {}  # type: Dict[int, Dict[str, Any]]
-        files = sorted((int(path.stem), path) for path in self.metrics.glob("*.jsonl") if path.stem.isdigit())
-        for _, path in files:
-            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-                record = json.loads(line)
+        for n in sorted(int(path.stem) for path in self.metrics.glob("*.jsonl") if path.stem.isdigit()):
+            for record in self.attempt_lines(n):
                 best[record["step"]] = record
         for step in sorted(best):
             yield best[step]
+
+    def attempt_lines(self, n):
+        # type: (int) -> List[Dict[str, Any]]
+        """The logged steps of attempt n alone, none where it logged none. A line cut off by a kill is not a line."""
+        try:
+            text = (self.metrics / ("%d.jsonl" % n)).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text.split("\n")[:-1]]

@@ -123,6 +123,7 @@ class Trainer:
         if self.saved == self.samples or self.samples == 0:
             return
         self.watchdog.beat(f"committing S = {self.samples}", times=LONG)
+        begin = time.perf_counter()
         state = checkpoint.model_state(self.pair) | checkpoint.optimizer_state(self.pair, optimizer)
         self.checkpointer.save(
             state, span.stage.name, self.samples,
@@ -130,6 +131,7 @@ class Trainer:
             replaced=self.tally.replaced_everywhere(), peak_memory=self.tally.peak_memory(),
         )  # fmt: skip
         self.saved, self.saved_at, self.commit_soon = self.samples, time.monotonic(), False
+        self.tally.saves, self.tally.saving = self.tally.saves + 1, self.tally.saving + time.perf_counter() - begin
         self.say("committed S = %d in stage %s", self.samples, span.stage.name)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -226,6 +228,7 @@ class Trainer:
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.tally.replaced_everywhere(),
             "seconds": self.seconds, "time": time.time(), "storage": self.tally.storage_everywhere(),
+            "saves": self.tally.saves, "saving": self.tally.saving,
         }  # fmt: skip
         self.monitor.step(record)
         self.say("step %d of %d, loss %.3f, %.0f samples/s", self.step, self.steps, value, speed)

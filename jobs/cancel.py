@@ -1,4 +1,4 @@
-"""python jobs/cancel.py SWEEP | SWEEP/RUN: let runs save, end, and stay ended."""
+"""python jobs/cancel.py SWEEP | SWEEP/RUN | SWEEP/PATTERN ...: let runs save, end, and stay ended."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 EXAMPLES = """examples:
   python jobs/cancel.py quickstart/mask50
+  python jobs/cancel.py 'scale/*-s1' '!scale/large*'       patterns; those after a ! are left alone
   python jobs/cancel.py quickstart --yes --why "wrong learning rate"
 On Slurm a second cancel ends what is still saving.
 A cancelled run keeps its checkpoints; `python jobs/submit.py --sweep FILE --retry` goes on from the newest.
@@ -22,7 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", help="a sweep, sweep/run or a folder")
+    parser.add_argument(
+        "what", nargs="+", help="a sweep, sweep/run, a folder, or a pattern; with a ! before it: not those"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--why", default="", help="a reason, kept with the run")
     parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
@@ -43,13 +46,14 @@ def cancel(args: argparse.Namespace) -> int:
     from flip.exitcodes import ConfigError
     from jobs import cluster, find
     from jobs.profile import runs_root
+    from jobs.table import plain
 
-    runs = find.resolve(args.what, Path(args.root).absolute() if args.root else runs_root())
+    runs = find.several(args.what, Path(args.root).absolute() if args.root else runs_root())
     known = cluster.states(runs)
     open_states = ("queued", "running", "waiting", "stopped", "unknown")
     chosen = [run for run in runs if known[run.path].state in open_states]
     if chosen and not args.yes:
-        asked = ", ".join(run.name for run in chosen)
+        asked = ", ".join(plain(run.name) for run in chosen)
         if not sys.stdin.isatty():
             raise ConfigError(
                 "cancelling asks first, and there is nobody to ask", remedy=f"To cancel {asked} add --yes."
@@ -58,7 +62,7 @@ def cancel(args: argparse.Namespace) -> int:
             return 0
     cluster.call_off(chosen, args.why)
     names = [run.name for run in chosen]
-    said = f"cancelled: {', '.join(names)}" if names else "nothing to cancel: every run has ended"
+    said = f"cancelled: {', '.join(map(plain, names))}" if names else "nothing to cancel: every run has ended"
     print(json.dumps(names) if args.json else said)
     return 0
 

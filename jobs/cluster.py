@@ -58,6 +58,8 @@ class JobState:
     state: str
     attempt: int = 0
     detail: str = ""
+    starts: str = ""
+    """When the scheduler expects to start it, in its own words; empty where it does not say."""
 
 
 class Cluster(Protocol):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class LocalCluster:
             "world": job.shape.world,
             "env": dict(job.env),
             "after": job.run.newest_attempt(),
+            "time": time.time(),
         }
 
     def states(self, runs: Sequence[RunDir]) -> dict[Path, JobState]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   python jobs/logs.py quickstart/mask50              standard output of the newest attempt
   python jobs/logs.py quickstart/mask50 --err -f     follow its standard error, through requeues, until the run is over
-  python jobs/logs.py quickstart/mask50 --attempt 1
+  python jobs/logs.py quickstart/mask50 --attempt 1 --node 0
 """
 POLL = 0.5
 
@@ -29,6 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", help="sweep/run, or a run's folder")
     parser.add_argument("-f", "--follow", action="store_true", help="go on as it grows, until the run is over")
     parser.add_argument("--attempt", type=int, help="default: the newest")
+    parser.add_argument(
+        "--node", type=int, metavar="I", help="of node I alone (0, 1, ...); default: all, and the job's"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="the paths of the logs as a JSON list, in place of their text"
+    )
     parser.add_argument("--err", action="store_true", help="standard error in place of standard output")
     parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
     args = parser.parse_args(arguments)
@@ -38,10 +44,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         run = find.one(args.run, Path(args.root).absolute() if args.root else runs_root())
-        if not (args.follow and args.attempt is None) and not files(run, args.attempt, args.err):
+        here = files(run, args.attempt, args.err, args.node)
+        if args.json:
+            import json
+
+            print(json.dumps([str(path) for path in here], indent=1))
+            return 0
+        if not (args.follow and args.attempt is None) and not here:
             numbers = ", ".join(str(n) for n in run.attempt_numbers()) or "none"
-            raise ConfigError("no logs of that attempt", str(run.logs), args.attempt, f"Attempts begun: {numbers}.")
-        follow(run, args.attempt, args.err, args.follow)
+            what = "no logs of that attempt" + ("" if args.node is None else f" from node {args.node}")
+            raise ConfigError(what, str(run.logs), args.attempt, f"Attempts begun: {numbers}.")
+        follow(run, args.attempt, args.err, args.follow, args.node)
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
@@ -50,14 +63,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def files(run: RunDir, attempt: int | None, err: bool) -> list[Path]:
-    """The logs of an attempt (None: the newest), the batch job's first, then one per node."""
+def files(run: RunDir, attempt: int | None, err: bool, node: int | None = None) -> list[Path]:
+    """The logs of an attempt (None: the newest), the batch job's first, then one per node; of ``node`` its own."""
     folder = run.logs / str(run.newest_attempt() if attempt is None else attempt)
     kind = "err" if err else "out"
+    if node is not None:
+        return sorted(folder.glob(f"node{node}.{kind}"))
     return [*sorted(folder.glob(f"job.{kind}")), *sorted(folder.glob(f"node*.{kind}"))]
 
 
-def follow(run: RunDir, attempt: int | None, err: bool, on: bool) -> None:
+def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | None = None) -> None:
     """Print the logs; with ``on`` go on until the attempt, or where none is named the run, is over."""
     import time
 
@@ -68,7 +83,7 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool) -> None:
     while True:
         if on and time.monotonic() >= asked + interval([run]):  # before reading: the last lines are not missed
             over, asked = _over(run, attempt), time.monotonic()
-        for path in files(run, attempt, err):
+        for path in files(run, attempt, err, node):
             if path not in read and (len(read) or attempt is None) and on:
                 print(f"==> {path.relative_to(run.path)} <==", flush=True)
             with open(path, "rb") as file:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from flip.results import Attempt, Outcome, differing
-from jobs import arms
+from jobs import arms, goodput
 from jobs.arms import Arm
 from jobs.chart import Mark, Point, Series, chart, legend, thin
 from jobs.report import cells
@@ -58,6 +58,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
         *_loss(grouped),
         *_differences(outcomes),
         *_attempts(outcomes),
+        *_goodput(outcomes),
     ]
     return _document(title, [part for part in parts if part])
 
@@ -205,3 +206,12 @@ def _attempts(outcomes: Sequence[Outcome]) -> list[str]:
                 }
             )
     return ["<h2>Attempts</h2>", _table(rows, long=["reason"])]
+
+
+def _goodput(outcomes: Sequence[Outcome]) -> list[str]:
+    """What the runs' time went to; of those that run, until they last said something."""
+    accounts = goodput.with_sums([outcome for outcome in outcomes if outcome.attempts])
+    if not accounts:
+        return []
+    notes = [f'<p class="note">{escape(words)}</p>' for words in goodput.advice(accounts)]
+    return ["<h2>What the time went to</h2>", _table(goodput.cells(accounts)), *notes]

@@ -108,17 +108,18 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 def text(found: Sequence[Outcome]) -> str:
     """The table of arms, what it cannot say, and why runs are not complete."""
     from jobs import arms
-    from jobs.table import table
+    from jobs.table import plain, table
 
     grouped = arms.group(found)
     lines = [table(cells(grouped, found))]
     if any(arm.complete for arm in grouped):
         lines.append("accuracy: zero-shot top-1, per cent; in brackets the 95 % interval, of several seeds the range")
         lines.append(f"samples/s, training, {arms.hours_unit(grouped)}: {arms.COUNTED}")
-        lines.append(arms.verdict(grouped))
+        lines.append(plain(arms.verdict(grouped)))
     for outcome in found:
         if outcome.state != "complete":
-            lines.append(f"{outcome.run.name} is {outcome.state}" + (f": {outcome.reason}" if outcome.reason else ""))
+            why = f": {outcome.reason}" if outcome.reason else ""
+            lines.append(plain(f"{outcome.run.name} is {outcome.state}{why}"))
     return "\n".join(line for line in lines if line)
 
 

@@ -25,6 +25,9 @@ SAME = 3.0
 #: What users set for their own eyes: filters, questions, another cluster, another form of times.
 THEIRS = re.compile("(SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT|SBATCH)_|SLURM_(CLUSTERS|TIME_FORMAT|BITSTR_LEN)$")
 
+#: A reason, which may hold anything, and a time or N/A.
+START = re.compile(r"(.*?)(?:\|(?:(\d{4}-\d\d-\d\dT[\d:]+)|N/A))?$")
+
 
 class Unanswered(Exception):
     """Slurm did not answer, or said no. The text is its own."""
@@ -39,6 +42,8 @@ class Row(NamedTuple):
     """Slurm's word: PENDING, RUNNING, COMPLETING, COMPLETED, CANCELLED ..."""
     reason: str
     nodes: str
+    start: str = ""
+    """When Slurm began it, or expects to; empty where it does not say."""
 
 
 def call(*words, **options):
@@ -162,13 +167,14 @@ def queue(names):
     asked = sorted(set(names))
     if not asked:
         return {}
-    text = call("squeue", "-a", "-h", "-r", "-t", "all", "--name=" + ",".join(asked), "-o", "%j|%K|%i|%T|%N|%r")
+    text = call("squeue", "-a", "-h", "-r", "-t", "all", "--name=" + ",".join(asked), "-o", "%j|%K|%i|%T|%N|%r|%S")
     found = {}
     for line in text.splitlines():
         cells = line.split("|", 5)
         if len(cells) == 6:
-            name, index, id_, state, nodes, reason = cells
-            found[name, int(index) if index.isdigit() else 0] = Row(id_, state, reason, nodes)
+            name, index, id_, state, nodes, rest = cells
+            reason, start = START.findall(rest)[0]
+            found[name, int(index) if index.isdigit() else 0] = Row(id_, state, reason, nodes, start)
     return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class SlurmCluster:
             "world": job.shape.world,
             "env": dict(job.env),
             "after": job.run.newest_attempt(),
+            "time": time.time(),
         }
 
     def _sbatch(self, jobs: Sequence[Job], folder: Path, name: str) -> str:
@@ -277,4 +279,4 @@ def _waiting(run: RunDir, row: Row, n: int, reason: str, begun: bool) -> JobStat
         why += f" (release it with `scontrol release {row.id}`)"
     if begun and not reason and not (run.attempt(n) / "end.json").exists():
         reason = LIMIT if run.met_limit(n) else "ended unseen: preempted, or its node failed"
-    return JobState("waiting" if begun else "queued", n, "; ".join(filter(None, [reason, why])))
+    return JobState("waiting" if begun else "queued", n, "; ".join(filter(None, [reason, why])), row.start)

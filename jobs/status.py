@@ -18,6 +18,8 @@ EXAMPLES = """examples:
   python jobs/status.py                      every sweep below RUNS_ROOT
   python jobs/status.py quickstart           one sweep
   python jobs/status.py quickstart/mask50    one run
+  python jobs/status.py quickstart --watch   redrawn until all runs have ended; Ctrl-C leaves them going
+  python jobs/status.py --goodput            what the time of the runs went to
   python jobs/status.py --root /data/runs --json
 """
 
@@ -28,24 +30,42 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("what", nargs="?", help="a sweep, sweep/run or a folder; default: all")
     parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--watch", action="store_true", help="go on until all have ended; the exit code says how")
+    kind.add_argument("--goodput", action="store_true", help="useful, repeated and lost time, and what would help")
     parser.add_argument("--json", action="store_true", help="one JSON list on standard output")
     args = parser.parse_args(arguments)
+    if args.watch and args.json:
+        parser.error("--watch is for people: ask for --json as often as you like")
     from flip.exitcodes import FlipError
     from jobs import find
     from jobs.profile import runs_root
 
     try:
-        rows = table(find.resolve(args.what, Path(args.root).absolute() if args.root else runs_root()))
+        runs = find.resolve(args.what, Path(args.root).absolute() if args.root else runs_root())
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
+    if args.watch:
+        from jobs.show import again
+        from jobs.watch import watch
+
+        return watch([run.path for run in runs], sys.stdout, again=again())
+    if args.goodput:
+        from jobs import goodput
+
+        sums = goodput.of_runs(runs)
+        print(json.dumps(goodput.as_dict(sums), indent=1) if args.json else goodput.render(sums))
+        return 0
+    rows = table(runs)
     print(json.dumps(rows, indent=1) if args.json else render(rows))
     return 0
 
 
 def table(runs: list[RunDir]) -> list[dict[str, Any]]:
-    """One row per run: sweep, run, state, stage, samples, total, step, loss, samples_per_second, eta_seconds, phase,
-    attempts, reason. Numbers are null where the run has written none yet.
+    """One row per run: sweep, run, state, stage, samples, total, step, steps, loss, phase, samples_per_second,
+    eta_seconds, attempts, restarts, progress_time (Unix time of the last progress that was written), reason. Numbers
+    are null where the run has written none yet.
     """
     from jobs.cluster import states
 
@@ -66,6 +86,8 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     for key in ("samples_per_second", "eta_seconds"):
         found[key] = live.get(key) if moving else None
     found["attempts"] = state.attempt
+    found["restarts"] = max(0, state.attempt - 1)
+    found["progress_time"] = live.get("time")
     found["reason"] = state.detail or (last.get("reason", "") if state.state != "complete" else "")
     return found
 
@@ -74,15 +96,18 @@ def render(rows: list[dict[str, Any]]) -> str:
     """The table as text, one block per sweep."""
     from itertools import groupby
 
+    from jobs.table import plain
     from jobs.table import table as aligned
 
     blocks = []
     for sweep, group in groupby(rows, key=lambda r: r["sweep"]):
-        blocks.append(f"{sweep}\n{aligned([_shown(r) for r in group], indent='  ')}")
+        blocks.append(f"{plain(sweep)}\n{aligned([_shown(r) for r in group], indent='  ')}")
     return "\n\n".join(blocks)
 
 
 def _shown(r: dict[str, Any]) -> dict[str, str | None]:
+    import time
+
     from jobs.table import count, duration
 
     done = None if r["samples"] is None or not r["total"] else f"{count(r['samples'])} / {count(r['total'])}"
@@ -95,8 +120,12 @@ def _shown(r: dict[str, Any]) -> dict[str, str | None]:
         "loss": None if r["loss"] is None else f"{r['loss']:.3f}",
         "samples/s": count(r["samples_per_second"]),
         "ETA": duration(r["eta_seconds"]),
-        "attempts": str(r["attempts"]),
-        "last reason": r["reason"] or None,
+        "attempt": str(r["attempts"]),
+        "restarts": str(r["restarts"]),
+        "last progress": None
+        if r["progress_time"] is None
+        else f"{duration(max(0, time.time() - r['progress_time']))} ago",
+        "why": r["reason"] or None,
     }
 
 

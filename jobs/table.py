@@ -9,7 +9,7 @@ from typing import Any
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, indent: str = "") -> str:
     """Aligned text: numbers to the right, the rest to the left; None is a dash. The columns are keys of the rows."""
     columns = list(columns or dict.fromkeys(key for row in rows for key in row))
-    cells = [list(columns)] + [["-" if row.get(c) is None else str(row[c]) for c in columns] for row in rows]
+    cells = [list(columns)] + [["-" if row.get(c) is None else plain(str(row[c])) for c in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     right = [any(_numeric(line[i]) for line in cells[1:]) for i in range(len(columns))]
     lines = []
@@ -17,6 +17,11 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
         padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
         lines.append((indent + "  ".join(padded)).rstrip())
     return "\n".join(lines)
+
+
+def plain(text: str) -> str:
+    """Text from files and of folders' names, harmless on a terminal: what is no visible character is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _numeric(text: str) -> bool:

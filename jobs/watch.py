@@ -16,7 +16,7 @@ from flip.rundir import RunDir
 from jobs import ledger
 from jobs.cluster import interval
 from jobs.status import table as read_table
-from jobs.table import count, duration, table
+from jobs.table import count, duration, plain, table
 
 INTERRUPTED = 130
 """What a shell expects of a command that Ctrl-C ended: a script that waits for results must not go on."""
@@ -135,4 +135,4 @@ def _sentence(row: dict[str, Any]) -> str:
         row["eta_seconds"] is not None and f"{cells['left']} left",
         cells[" "],
     ]
-    return ", ".join(part for part in parts if part)
+    return plain(", ".join(part for part in parts if part))

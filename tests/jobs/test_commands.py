@@ -59,6 +59,11 @@ def test_status_shows_what_the_directories_say(root, tmp_path):
     rows = json.loads(call("status", "--root", str(root), "one", "--json", cwd="/").stdout)
     assert [(row["run"], row["state"], row["attempts"]) for row in rows] == [("a", "complete", 0), ("b", "stopped", 1)]
     assert rows[1]["samples"] == 51200 and rows[1]["eta_seconds"] is None
+    assert rows[1]["restarts"] == 0 and rows[1]["progress_time"] is None
+    watched = call("status", "--root", str(root), "one", "--watch")
+    assert watched.returncode == 75 and "b: stopped" in watched.stdout, "75: submit again"
+    (spent, *_) = json.loads(call("status", "--root", str(root), "one", "--goodput", "--json").stdout)
+    assert spent["name"] == "a" and spent["advice"] is None
     shown = call("status", "--root", str(root), "one").stdout
     assert "2.500" in shown and "51,200 / 102,400" in shown
     wrong = call("status", "--root", str(root), "three")
@@ -70,10 +75,41 @@ def test_logs(root):
     assert call("logs", "--root", str(root), "one/b", "--err").stdout == "a warning\n"
     assert call("logs", "--root", str(root), "one/b", "--err", "-f").stdout.endswith("a warning\n")
     (root / "one" / "b" / "logs" / "1" / "node0.out").touch()
+    (root / "one" / "b" / "logs" / "1" / "node1.err").write_text("of another node\n")
+    assert call("logs", "--root", str(root), "one/b", "--err", "--node", "1").stdout == "of another node\n"
+    paths = json.loads(call("logs", "--root", str(root), "one/b", "--err", "--json").stdout)
+    assert [Path(path).name for path in paths] == ["node0.err", "node1.err"]
+    nowhere = call("logs", "--root", str(root), "one/b", "--err", "--node", "2")
+    assert nowhere.returncode == 78 and "from node 2" in nowhere.stderr
     empty = call("logs", "--root", str(root), "one/b")
     assert (empty.returncode, empty.stdout) == (0, "") and "output of attempt 1 is empty; --err shows" in empty.stderr
     wrong = call("logs", "--root", str(root), "one/b", "--attempt", "7")
     assert wrong.returncode == 78 and "Attempts begun: 1." in wrong.stderr
+
+
+def test_patterns_choose_runs(root):
+    assert names(find.several(["*/a"], root)) == ["one/a", "two/a"]
+    assert names(find.several(["one", "!*/a"], root)) == ["one/b"]
+    assert names(find.several(["!one/b"], root)) == ["one/a", "two/a"], "all but that"
+    assert names(find.several(["one/a", "one"], root)) == ["one/a", "one/b"], "each once"
+    assert names(find.several(["o*"], root)) == ["one/a", "one/b"], "a sweep's name"
+    (root / "one" / "[b]").mkdir()
+    (root / "one" / "[b]" / "config.yaml").write_text("schema: 1\n")
+    assert names(find.several(["one/[b]"], root)) == ["one/[b]"], "what is there is no pattern"
+    for words, told in (
+        (["one/x*"], "no run has such a name"),
+        (["!three"], "no such sweep"),
+        (["one", "!one"], "no run"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            find.several(words, root)
+
+
+def test_cancel_by_pattern(root):
+    for name in ("one/b", "two/a"):
+        write_json(root / name / "job.json", {"after": 0})
+    done = call("cancel", "--root", str(root), "--yes", "--json", "*/*", "!two")
+    assert json.loads(done.stdout) == ["b"] and not (root / "two" / "a" / "cancel.json").exists()
 
 
 def test_cancel_asks_first(root):
@@ -84,7 +120,7 @@ def test_cancel_asks_first(root):
     assert call("cancel", "--root", str(root), "two", "--yes").stdout.startswith("nothing to cancel")
 
 
-@pytest.mark.parametrize("command", ["status", "logs", "cancel", "requeue"])
+@pytest.mark.parametrize("command", ["status", "logs", "cancel", "requeue", "explain"])
 def test_help_ends_with_examples_and_imports_nothing_of_ours(command):
     line = [sys.executable, "-X", "importtime", str(ROOT / "jobs" / f"{command}.py"), "--help"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)

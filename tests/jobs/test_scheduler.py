@@ -62,8 +62,8 @@ def test_one_element_of_an_array_is_named_by_its_index():
 
 def test_the_queue_is_read_in_one_call(commands):
     lines = [
-        "demo.1f|0|50_0|RUNNING|n[1-2]|None",
-        "demo.1f|1|50_1|PENDING||(held|by admin)",
+        "demo.1f|0|50_0|RUNNING|n[1-2]|None|N/A",
+        "demo.1f|1|50_1|PENDING||(held|by admin)|2026-11-25T14:00:00",
         "x.2|N/A|9|COMPLETED|n1|None",
     ]
     commands("squeue", "printf '%s\\n' " + " ".join(f"'{line}'" for line in lines))
@@ -73,7 +73,8 @@ def test_the_queue_is_read_in_one_call(commands):
         ("demo.1f", 1): ("50_1", "PENDING", "(held|by admin)"),
         ("x.2", 0): ("9", "COMPLETED", "None"),
     }
-    assert commands.calls() == ["squeue -a -h -r -t all --name=demo.1f,x.2 -o %j|%K|%i|%T|%N|%r"]
+    assert [rows[key].start for key in rows] == ["", "2026-11-25T14:00:00", ""]
+    assert commands.calls() == ["squeue -a -h -r -t all --name=demo.1f,x.2 -o %j|%K|%i|%T|%N|%r|%S"]
     assert scheduler.queue([]) == {}
 
 

@@ -1,0 +1,165 @@
+"""python jobs/explain.py SWEEP/RUN: what a run is, why it stands where it does, what it went through, what is next."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+EXAMPLES = """examples:
+  python jobs/explain.py quickstart/mask50
+  python jobs/explain.py quickstart/mask50 --json
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Everything about one run, on one page.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="sweep/run, or a run's folder")
+    parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    parser.add_argument("--json", action="store_true", help="the same as one JSON mapping")
+    args = parser.parse_args(arguments)
+    from flip.exitcodes import FlipError
+    from jobs import find
+    from jobs.facts import explain
+    from jobs.profile import runs_root
+
+    try:
+        facts = explain(find.one(args.run, Path(args.root).absolute() if args.root else runs_root()))
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    print(json.dumps(facts, indent=1) if args.json else page(facts))
+    return 0
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def page(facts: Mapping[str, Any]) -> str:
+    """The facts as text; whatever came from files is made harmless for a terminal."""
+    from jobs.table import plain
+
+    about, code, next_ = facts["about"], facts["code"], facts["next"]
+    differs = ", ".join(f"{key} = {value}" for key, value in about["differs"].items()) or "in nothing"
+    stages = "; ".join(
+        f"{s['name']}: {_count(s['samples'])}, batch {s['batch']}, mask {s['mask']}" for s in about["stages"]
+    )
+    heads = [
+        ("run", f"{facts['sweep']}/{facts['run']}, in {facts['folder']}"),
+        ("what", f"{about['size'] or '?'}, {_count(about['samples'])} samples ({stages or 'no stages could be read'})"),
+        ("differs", f"{differs} (from the other runs of its sweep)"),
+        ("code", f"{code['digest'] or 'not known'}, {code['folder']}" + ("" if code["present"] else " (not there)")),
+        ("state", _state(facts["state"])),
+        *_decision(facts["evidence"]),
+        ("next", _coming(next_)),
+    ]
+    lines = [f"{name:<10}{plain(text)}" for name, text in heads]
+    lines += ["", "attempts", _history(facts["attempts"])] if facts["attempts"] else ["", "no attempt has begun"]
+    lines += ["", "incidents", _counts(facts["incidents"])] if facts["incidents"] else []
+    return "\n".join([*lines, "", *_spent(facts["goodput"])])
+
+
+def _count(number: float | None) -> str:
+    from jobs.table import count
+
+    return count(number)
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    from jobs.table import count, duration
+
+    parts = [row["state"] + (f": {row['reason']}" if row.get("reason") else "")]
+    if row.get("samples") is not None and row.get("total"):
+        parts.append(f"S = {count(row['samples'])} of {count(row['total'])}")
+    parts += [f"loss {row['loss']:.3f}"] if row.get("loss") is not None else []
+    parts += [f"{duration(row['eta_seconds'])} left"] if row.get("eta_seconds") is not None else []
+    return ", ".join(parts)
+
+
+def _decision(evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if evidence is None:
+        return []
+    why = f"{evidence['cause']}: {evidence['reason'] or '-'}"
+    told = f"attempt {evidence['attempt']}: {evidence['action']}, because of {why}"
+    code, state = evidence["code"], evidence["state"]
+    seen = f"exit code {'not seen' if code is None else code}, job state {state or 'not known'}"
+    lines = [("decided", told), ("evidence", seen)]
+    if evidence["lines"]:
+        lines += [("log", evidence["log"]), *(("", f"| {line}") for line in evidence["lines"])]
+    return lines
+
+
+def _coming(next_: Mapping[str, Any]) -> str:
+    parts = [next_["what"]]
+    if next_["not_before"]:
+        parts.append(f"not before {_clock(next_['not_before'])}")
+    if next_["estimate"]:
+        parts.append(f"Slurm expects {next_['estimate']}")
+    return ", ".join(parts) + (f": {next_['command']}" if next_["command"] else "")
+
+
+def _clock(moment: float | None) -> str | None:
+    import time
+
+    return None if moment is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def _history(attempts: list[dict[str, Any]]) -> str:
+    from jobs.table import count, duration, table
+
+    rows = [
+        {
+            "n": str(a["attempt"]),
+            "began": _clock(a["time"]),
+            "where": a["where"],
+            "took": duration(a["seconds"]),
+            "S from": count(a["from"]),
+            "to": count(a["to"]),
+            "why it ended": a["cause"] and ": ".join(filter(None, [a["cause"], a["reason"]])),
+            "decided": a["action"] and a["action"] + (f" after {a['delay']:g} s" if a["delay"] else ""),
+        }
+        for a in attempts
+    ]
+    return table(rows, indent="  ")
+
+
+def _counts(incidents: list[dict[str, Any]]) -> str:
+    from jobs.table import table
+
+    rows = [
+        {
+            "cause": one["cause"],
+            "in all": str(one["total"]),
+            "without a new commit": str(one["without_commit"]),
+            "stops at": "never by number" if one["limit"] is None else str(one["limit"]),
+        }
+        for one in incidents
+    ]
+    return table(rows, indent="  ")
+
+
+def _spent(spent: Mapping[str, Any]) -> list[str]:
+    from jobs.table import duration, percent
+
+    if not spent["total"]:
+        return ["time      not known"]
+    shares = {"not known" if part == "unknown" else part: share for part, share in spent["share"].items()}
+    parts = ", ".join(f"{part} {percent(share)} %" for part, share in shares.items() if share)
+    waited = "not known" if spent["waiting_hours"] is None else duration(3600 * spent["waiting_hours"])
+    lines = [f"time      {spent['total']:,.3g} {spent['unit']}: {parts}; waited for a start: {waited}"]
+    return lines + ([f"try       {spent['advice']}"] if spent["advice"] else [])
+
+
+if __name__ == "__main__":
+    from jobs.pipe import quietly
+
+    sys.exit(quietly(main))

@@ -1,0 +1,185 @@
+"""All that is known of one run, for ``jobs/explain.py``: from its files and one look at its cluster."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flip.results import Outcome, differing, read_run
+from flip.rundir import RunDir, read_json
+from jobs import find, goodput
+from jobs.cluster import JobState, states
+from jobs.policy import APART, FAILURES, FINAL, Limits
+from jobs.status import row
+
+STAGE = ("samples", "batch", "mask")
+LINES = 5
+"""Of the log of the root cause."""
+TAIL = 1 << 16
+"""Bytes of a log that are looked at."""
+
+
+def explain(run: RunDir) -> dict[str, Any]:
+    """All that the page shows: sweep, run, folder, about, code, state, evidence, attempts, next, incidents, goodput.
+
+    From the run's files and one look at its cluster, which on Slurm is one call of squeue.
+    """
+    state, outcome = states([run])[run.path], read_run(run.path)
+    now = time.time()
+    account = goodput.of_run(outcome, now if state.state == "running" else None)
+    return {
+        "sweep": run.sweep,
+        "run": run.name,
+        "folder": str(run.path),
+        "about": _about(outcome),
+        "code": _code(run),
+        "state": _readable(run, state, row),
+        "evidence": _evidence(outcome),
+        "attempts": [_attempt(outcome, i) for i in range(len(outcome.attempts))],
+        "next": _next(run, outcome, state, now),
+        "incidents": _incidents(outcome),
+        "goodput": goodput.as_dict([account])[0],
+    }
+
+
+def _readable(run: RunDir, state: JobState, row: Any) -> dict[str, Any]:
+    """The row of ``status``; of a run with a damaged file what is known without."""
+    try:
+        return dict(row(run, state))
+    except (ValueError, KeyError) as error:
+        return {"state": state.state, "reason": f"{state.detail or 'a file of it is damaged'}: {error}"}
+
+
+def _about(outcome: Outcome) -> dict[str, Any]:
+    """Size, samples, stages, and the settings in which the run differs from the others of its sweep."""
+
+    settings = outcome.settings
+    stages: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        room, _, rest = key.partition(".")
+        name, _, field = rest.rpartition(".")
+        if room == "stages":
+            stages.setdefault(name, {})[field] = value
+    family = [read_run(other.path) for other in find.runs_below(outcome.run.path.parent)]
+    chosen = {key: settings.get(key) for key in differing(family)} if settings else {}
+    return {
+        "size": settings.get("model.size"),
+        "samples": sum(int(stage.get("samples") or 0) for stage in stages.values()) or None,
+        "stages": [{"name": name} | {k: stage.get(k) for k in STAGE} for name, stage in stages.items()],
+        "differs": chosen,
+    }  # fmt: skip
+
+
+def _code(run: RunDir) -> dict[str, Any]:
+
+    try:
+        digest = (read_json(run.identity) or {}).get("code")
+        job = read_json(run.path / "job.json") or {}
+    except ValueError:
+        digest, job = None, {}
+    folder = Path(job.get("snapshot") or run.path.parent / ".code" / str(digest))
+    return {"digest": digest, "folder": str(folder), "present": folder.is_dir(), "cluster": job.get("cluster")}
+
+
+def _evidence(outcome: Outcome) -> dict[str, Any] | None:
+    """What the newest end was decided from; None where no attempt has ended."""
+    attempt = next((a for a in reversed(outcome.attempts) if a.end), None)
+    if attempt is None:
+        return None
+    end = attempt.end
+    rank = next((c["rank"] for c in attempt.causes if c["cause"] == end.get("cause")), 0)
+    log = _log(outcome.run, attempt.number, rank // int(outcome.settings.get("resources.processes") or 1))
+    keys = ("action", "cause", "reason", "code", "state")
+    found = {"attempt": attempt.number, **{key: end.get(key) for key in keys}, "rank": rank}
+    return {**found, "log": None if log is None else str(log), "lines": [] if log is None else last_lines(log)}
+
+
+def _log(run: RunDir, n: int, node: int) -> Path | None:
+    """The file that tells most of how attempt n ended on a node: its errors, the job's, what was printed."""
+    folder = run.logs / str(n)
+    names = (f"node{node}.err", "job.err", f"node{node}.out", "job.out")
+    return next((folder / n for n in names if (folder / n).is_file() and (folder / n).stat().st_size), None)
+
+
+def last_lines(path: Path, count: int = LINES) -> list[str]:
+    """The last lines that say something."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        text = file.read().decode("utf-8", "replace")
+    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+
+
+def _attempt(outcome: Outcome, i: int) -> dict[str, Any]:
+    attempt = outcome.attempts[i]
+    start, end = attempt.start, attempt.end
+    seen = end.get("code") is not None and start.get("time") is not None
+    return {
+        "attempt": attempt.number,
+        "time": start.get("time"),
+        "where": start.get("nodes") or start.get("host"),
+        "job": start.get("job") or None,
+        "seconds": max(0.0, end["time"] - start["time"]) if seen else None,
+        "from": start.get("resumes_from"),
+        "to": end.get("commits"),
+        "cause": end.get("cause"),
+        "reason": end.get("reason"),
+        "action": end.get("action"),
+        "delay": end.get("delay"),
+    }
+
+
+def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[str, Any]:
+    """What happens by itself and when, or the command that a person types."""
+
+    try:
+        job = read_json(run.path / "job.json") or {}
+    except ValueError:
+        job = {}
+    cluster = f" --cluster {job['cluster']}" if job.get("cluster") else ""
+    submit = f"python jobs/submit.py --sweep {shlex.quote(run.sweep)}{cluster} --only {shlex.quote(run.name)}"
+    end: Mapping[str, Any] = outcome.attempts[-1].end if outcome.attempts else {}
+    until = end["time"] + end["delay"] if state.state == "waiting" and end.get("delay") else None
+    said: dict[str, tuple[str, str | None]] = {
+        "complete": ("nothing: it has finished", f"python jobs/report.py {shlex.quote(run.sweep)}"),
+        "running": ("it goes on by itself", None),
+        "queued": ("it starts by itself when there is room", None),
+        "waiting": ("it starts again by itself", None),
+        "failed": ("nothing by itself: mend the cause, then", f"{submit} --retry"),
+        "cancelled": ("nothing by itself; to go on from its newest commit", f"{submit} --retry"),
+        "stopped": ("nothing by itself: nobody looks after it; to go on from its newest commit", submit),
+        "unknown": ("not known: ask again when its cluster answers", None),
+    }
+    words, command = said[state.state]
+    estimate = state.starts or None
+    return {
+        "what": words,
+        "command": command,
+        "not_before": until if until and until > now else None,
+        "estimate": estimate,
+    }
+
+
+def _incidents(outcome: Outcome) -> list[dict[str, Any]]:
+    """Ends by their cause: in all, since the newest commit or submission, and how many of these stop the run."""
+
+    try:
+        after = (read_json(outcome.run.path / "job.json") or {}).get("after", 0)
+    except ValueError:
+        after = 0
+    ends = [attempt.end for attempt in outcome.attempts if attempt.end and attempt.end.get("cause") != "complete"]
+    since: list[Mapping[str, Any]] = []
+    for end in ends:
+        if end.get("attempt", 0) > after:
+            since = [] if end.get("committed") else [*since, end]
+    limits, found = Limits(), []
+    for cause in dict.fromkeys(end.get("cause", "?") for end in ends):
+        alike = FAILURES if cause in FAILURES else (cause,)
+        limit = (dict.fromkeys(FAILURES, limits.failures) | dict.fromkeys(FINAL, 1)).get(cause)
+        limit = getattr(limits, APART[cause]) if cause in APART else limit
+        counted = sum(end.get("cause") in alike for end in since)
+        total = sum(end.get("cause") == cause for end in ends)
+        found.append({"cause": cause, "total": total, "without_commit": counted, "limit": limit})
+    return found

@@ -1,0 +1,143 @@
+"""One page about a run: from its files, in every state, whatever its files hold."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.rundir import RunDir, read_json, write_json
+from jobs import explain, facts, ledger, slurm
+from jobs.status import render, table
+from tests.jobs.outcomes import make
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSTILE = "a\x1b]0;owned\x07\x1b[2J\u202eb<script>"
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Two runs of one sweep that was submitted to Slurm; nothing has begun."""
+    for name, mask in (("mask50", "0.5"), ("mask75", "0.75")):
+        run = make(tmp_path / "demo", name, mask, steps=0, complete=False)
+        record = {"kind": "slurm", "cluster": "far", "site": "far", "name": "demo.77aa", "token": "77aa", "index": 0}
+        (tmp_path / "demo" / ".code" / "c0de").mkdir(parents=True, exist_ok=True)
+        snapshot = str(tmp_path / "demo" / ".code" / "c0de")
+        write_json(run.path / "job.json", {**record, "after": 0, "snapshot": snapshot, "time": 0.0})
+    return tmp_path
+
+
+def attempt(run, cause, code, state="RUNNING", lines=()):
+    n = ledger.begin(run, {"nodes": "n[1-2]", "job": "57_0"})
+    folder = run.open_logs(n)
+    (folder / "node0.err").write_text("".join(f"{line}\n" for line in lines))
+    run.write_cause(n, 0, cause, code, f"why {cause}")
+    ledger.end(run, n, code, state)
+
+
+def queue(commands, *rows):
+    commands("squeue", "printf '%s\\n' " + " ".join(f"'demo.77aa|0|57_0|{row}'" for row in rows))
+    commands("scontrol", "echo 'ClusterName = far'")
+
+
+def test_a_run_that_waits_in_slurm_for_its_third_attempt(place, commands):
+    run = RunDir(place / "demo" / "mask50")
+    attempt(run, "crash", 70, lines=["first", "", *(f"line {i}" for i in range(9)), "RuntimeError: boom"])
+    attempt(run, "crash", 70, lines=["RuntimeError: boom again"])
+    queue(commands, "PENDING||Priority|2026-11-25T14:00:00")
+    found = facts.explain(run)
+    assert [call.split()[0] for call in commands.calls()] == ["squeue"], "one look at Slurm"
+    assert found["about"]["size"] == "tiny" and found["about"]["samples"] == 12_800
+    assert found["about"]["differs"] == {"stages.pretrain.mask": "0.5"}
+    assert found["code"]["digest"] == "c0de" and found["code"]["present"]
+    assert (found["state"]["state"], found["state"]["restarts"]) == ("waiting", 1)
+    assert found["evidence"]["lines"] == ["RuntimeError: boom again"] and found["evidence"]["code"] == 70
+    assert [(a["attempt"], a["cause"], a["action"], a["where"]) for a in found["attempts"]] == [
+        (1, "crash", "requeue", "n[1-2]"), (2, "crash", "requeue", "n[1-2]"),
+    ]  # fmt: skip
+    assert found["incidents"] == [{"cause": "crash", "total": 2, "without_commit": 2, "limit": 3}]
+    assert found["next"]["estimate"] == "2026-11-25T14:00:00" and found["next"]["command"] is None
+    shown = explain.page(found)
+    for words in ("mask 0.5", "c0de", "waiting", "RuntimeError: boom again", "Slurm expects 2026-11-25T14:00:00"):
+        assert words in shown
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_failed_run_names_the_command_and_a_complete_one_needs_none(place, commands):
+    run = RunDir(place / "demo" / "mask50")
+    attempt(run, "config", 78, lines=["wrong"])
+    queue(commands)
+    found = facts.explain(run)
+    assert found["state"]["state"] == "failed"
+    assert found["next"]["command"] == "python jobs/submit.py --sweep demo --cluster far --only mask50 --retry"
+    assert found["incidents"] == [{"cause": "config", "total": 1, "without_commit": 1, "limit": 1}]
+    write_json(run.result, {"run": "mask50", "samples": 12_800, "seconds": 1.0})
+    assert facts.explain(run)["next"]["what"] == "nothing: it has finished"
+    queue(commands, "PENDING||Priority|N/A")
+    (place / "demo" / "mask50" / "result.json").unlink()
+    assert facts.explain(run)["next"]["estimate"] is None
+
+
+def test_a_delay_is_told_with_its_end(place, commands, monkeypatch):
+    run = RunDir(place / "demo" / "mask50")
+    attempt(run, "storage", 69)
+    queue(commands, "PENDING||BeginTime|N/A")
+    found = facts.explain(run)
+    assert found["next"]["not_before"] == pytest.approx(read_json(run.attempt(1) / "end.json")["time"] + 30)
+    assert "not before 20" in explain.page(found)
+
+
+def test_a_log_of_many_gigabytes_is_read_from_its_end(tmp_path):
+    with open(tmp_path / "log", "wb") as file:
+        file.truncate(1 << 40)  # sparse
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nthe end\n")
+    assert facts.last_lines(tmp_path / "log")[-1] == "the end"
+
+
+def test_the_log_is_that_of_the_root_causes_node(place):
+    run = RunDir(place / "demo" / "mask50")
+    folder = run.open_logs(ledger.begin(run, {}))
+    for name in ("node0.err", "node1.out", "job.err"):
+        (folder / name).write_text(name)
+    assert [facts._log(run, 1, node).name for node in (0, 1)] == ["node0.err", "job.err"]
+
+
+def test_damaged_files_are_said_and_nothing_is_thrown(place, commands):
+    run = RunDir(place / "demo" / "mask50")
+    queue(commands, "RUNNING|n1|None|N/A")
+    run.status.write_text("{")
+    assert "status.json: not JSON" in explain.page(facts.explain(run))
+    run.identity.write_text("{")
+    (run.path / "job.json").write_text("{")
+    assert "not known" in explain.page(facts.explain(run))
+
+
+def test_hostile_names_and_texts_reach_no_terminal(place, commands, capsys):
+    run = make(place / "demo", HOSTILE, steps=0, complete=False)
+    attempt(run, "crash", 70, lines=[HOSTILE])
+    for shown in (explain.page(facts.explain(run)), render(table([run]))):
+        assert "\\x1b[2J" in shown and "\\u202e" in shown
+        assert all(c.isprintable() or c == "\n" for c in shown)
+    for command in (["status"], ["report", "--out", str(place / "page.html")], ["cancel", "demo/nothing"]):
+        line = [sys.executable, str(ROOT / "jobs" / f"{command[0]}.py"), "--root", str(place), *command[1:]]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert all(c.isprintable() or c == "\n" for c in done.stdout + done.stderr), command
+    assert "<script" not in (place / "page.html").read_text()
+
+
+def test_the_command(place):
+    line = [sys.executable, str(ROOT / "jobs" / "explain.py"), "--root", str(place)]
+    environment = {**os.environ, "PATH": "/nowhere"}
+    done = subprocess.run([*line, "demo/mask50"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "unknown: Slurm does not answer" in done.stdout, done.stderr
+    done = subprocess.run([*line, "demo"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 78 and "Name one: demo/mask50, demo/mask75" in done.stderr
+
+
+def test_when_slurm_expects_to_start_it(place, commands):
+    queue(commands, "PENDING||Priority|2026-11-25T14:00:00")
+    run = RunDir(place / "demo" / "mask50")
+    assert slurm.states([run])[run.path].starts == "2026-11-25T14:00:00"
