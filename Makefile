@@ -23,6 +23,8 @@ install: $(BIN)/.ready  ## build .venv and install what runs and tests need
 slurm: install  ## Slurm's packages for the tests, where they may be installed (root on Debian); else a line says so
 	@missing=$$($(BIN)/python tools/slurm_here.py packages --accounting) && \
 		{ [ -z "$$missing" ] || tests/slurm/install.sh $$missing; }
+	@command -v shellcheck >/dev/null || FLIP_REQUIRE_SLURM= tests/slurm/install.sh shellcheck || \
+		echo "no shellcheck: the batch scripts are not looked at by it"
 
 test: lint types slurm  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (twenty minutes)
 	$(BIN)/python -m pytest -m "not slow and not gpu"

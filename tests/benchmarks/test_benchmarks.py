@@ -93,6 +93,15 @@ def test_pictures_cost_what_photographs_do():
         assert made == pictures.samples(kind, 12, 1) and all(3 <= len(text.split()) <= 20 for _, text in made)
 
 
+def test_launcher(tmp_path):
+    found = report("launcher", "--quick", cwd=tmp_path)
+    assert found["plan"]["runs"] == found["submit"]["runs"] == 4 and found["status"]["runs"] == 6
+    assert found["submit"]["sbatch_calls"] == found["submit"]["shapes"] == 2 and found["status"]["squeue_calls"] == 1
+    assert {row["verdict"] for row in (found["plan"], found["status"], *found["help"])} <= {"ok", "missed"}
+    assert "jobs/explain.py" in [row["command"] for row in found["help"]]
+    assert found["peers"]["submitit_loop"]["sbatch_calls"] == 4
+
+
 def test_text_and_mistakes(tmp_path):
     size = ["--ranks", 2, "--lanes", 4, "--batch", 128, "--steps", 40, "--shards", 200]
     assert "stalled share" in run("prefetch", *size, cwd=tmp_path).stdout

@@ -201,6 +201,14 @@ sys.exit(requeue.main([sys.argv[2], sys.argv[1]]))
 """
 
 
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is missing: apt-get install shellcheck")
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)
+def test_shellcheck_finds_nothing_in_the_script(path):
+    # SC1091: /etc/profile is the node's, and not ours to look at
+    done = subprocess.run(["shellcheck", "--exclude=SC1091", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_python_of_the_script_is_the_one_that_submits():
     assert Profile().jobs_python == Profile().hosts_python == sys.executable
     boxed = Profile(container="x.sif")
