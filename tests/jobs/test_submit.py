@@ -22,6 +22,7 @@ from flip.results import read_run
 from flip.rundir import read_json
 from jobs import folder as folders
 from jobs import preflight, submission
+from jobs.goodput import of_run
 from jobs.profile import Profile
 from jobs.snapshot import Snapshot
 from jobs.submission import Submission
@@ -192,6 +193,10 @@ def test_from_submission_to_report_and_nothing_twice(desk):
     for name in ("half", "whole"):
         outcome = read_run(desk.runs / "demo" / name)
         assert (outcome.state, outcome.progress["samples"], len(outcome.attempts)) == ("complete", 48, 1)
+    spent = of_run(outcome)
+    assert spent.hours["useful"] > 0 and spent.hours["starting"] > 0 and spent.hours["unknown"] == 0
+    assert spent.waiting_hours is not None and (outcome.run.attempt(1) / "ready.json").exists()
+    assert 3600 * spent.total < 4 * 600, "no hour is invented"
     code = read_json(outcome.run.identity)["code"]
     assert (desk.runs / "demo" / ".code" / code / "flip" / "train.py").exists()
     again = desk.submit()
