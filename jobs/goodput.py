@@ -170,11 +170,15 @@ def _attempts(outcome: Outcome, now: float | None) -> list[Times]:
     run, found = outcome.run, []
     job = _json(run, "job.json")
     for i, attempt in enumerate(outcome.attempts):
-        after = outcome.attempts[i + 1].start if i + 1 < len(outcome.attempts) else {}
-        mine = None if attempt.end or i + 1 < len(outcome.attempts) else now
+        following = outcome.attempts[i + 1 : i + 2]
+        mine = None if attempt.end or following else now
         ready = _json(run, f"attempts/{attempt.number}/ready.json") or None
+        resumed = None
+        for after in following:  # a damaged commit makes it go on from an older one than its start.json says
+            found_there = _json(run, f"attempts/{after.number}/ready.json")
+            resumed = found_there.get("samples", after.start.get("resumes_from"))
         lines = _logged(run, attempt.number)
-        times = attempt_times(attempt, lines, ready, after.get("resumes_from"), outcome.status, mine)
+        times = attempt_times(attempt, lines, ready, resumed, outcome.status, mine)
         times.waiting = _waited(outcome.attempts, i, job)
         found.append(times)
     return found

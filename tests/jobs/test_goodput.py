@@ -118,6 +118,12 @@ def test_an_attempt_of_which_nothing_was_kept_is_lost(tmp_path):
     assert seconds(goodput.of_run(read_run(run_of(tmp_path / "s", gone).path))) == {"starting": 50, "lost": 150}
 
 
+def test_a_damaged_commit_makes_more_to_be_repeated(tmp_path):
+    second = (TWO[1][0], {"time": 1430.0, "samples": 1000}, *TWO[1][2:])
+    account = goodput.of_run(read_run(run_of(tmp_path / "s", TWO[0], second).path))
+    assert seconds(account)["repeated"] == 100
+
+
 def test_a_running_attempt_counts_to_now(tmp_path):
     run = run_of(tmp_path / "s", (*TWO[0][:3], None))
     assert seconds(goodput.of_run(read_run(run.path), now=1400.0))["unknown"] == 20
