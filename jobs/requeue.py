@@ -38,21 +38,32 @@ STARTS = 100
 
 def main(arguments=None):
     # type: (Any) -> int
-    parser = argparse.ArgumentParser(
+    args = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # preemption without grace would cut the decision off
+    return act(args)
+
+
+def parser():
+    # type: () -> argparse.ArgumentParser
+    made = argparse.ArgumentParser(
         description="Begin or end an attempt of a run, on the host.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["begin", "end", "watch"])
-    parser.add_argument("run", metavar="RUN_DIR")
-    parser.add_argument(
+    made.add_argument("what", choices=["begin", "end", "watch"])
+    made.add_argument("run", metavar="RUN_DIR")
+    made.add_argument(
         "--token", help="the submission that the job belongs to (begin); a job of another one does nothing"
     )
-    parser.add_argument("--attempt", type=int, help="the number that begin printed (end, watch; default: the newest)")
-    parser.add_argument("--code", type=int, help="exit code of the attempt (end)")
-    parser.add_argument("--state", help="the scheduler's words for the job; default: it is asked (end)")
-    args = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # preemption without grace would cut the decision off
+    made.add_argument("--attempt", type=int, help="the number that begin printed (end, watch; default: the newest)")
+    made.add_argument("--code", type=int, help="exit code of the attempt (end)")
+    made.add_argument("--state", help="the scheduler's words for the job; default: it is asked (end)")
+    return made
+
+
+def act(args):
+    # type: (argparse.Namespace) -> int
+    """Do what was asked; the exit code."""
     from flip.exitcodes import FlipError
 
     try:

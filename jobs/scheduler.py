@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple  # noqa: F401
+    from typing import Dict, Iterable, List, Mapping, Optional, Tuple  # noqa: F401
 
 #: Seconds that one command gets. A controller that is away makes clients wait.
 DEADLINE = 30.0
@@ -104,20 +104,20 @@ def state_words(job, restarts):
     return "CANCELLED"
 
 
-def patient_words(job, restarts, patience=PATIENCE, sleep=time.sleep):
-    # type: (str, int, float, Callable[[float], None]) -> Optional[str]
+def patient_words(job, restarts, patience=PATIENCE):
+    # type: (str, int, float) -> Optional[str]
     """``state_words``, asked again for ``patience`` seconds while nobody says."""
     end, wait = time.time() + patience, 1.0
     while True:
         words = state_words(job, restarts)
         if words is not None or time.time() + wait > end:
             return words
-        sleep(wait)
+        time.sleep(wait)
         wait = min(30.0, 2 * wait)
 
 
-def outlived(job, restarts, sleep=time.sleep):
-    # type: (str, int, Callable[[float], None]) -> bool
+def outlived(job, restarts):
+    # type: (str, int) -> bool
     """Wait beside a job until Slurm ends it for its wall limit: True. False where it has no limit, or ends otherwise.
 
     Asks once at the beginning and, from the limit on, every second: between TERM and KILL there is KillWait.
@@ -126,13 +126,13 @@ def outlived(job, restarts, sleep=time.sleep):
         try:
             fields = _fields(call("scontrol", "show", "job", job))
         except Unanswered:
-            sleep(60.0)
+            time.sleep(60.0)
             continue
         ran, limit = seconds(fields.get("RunTime", "")), seconds(fields.get("TimeLimit", ""))
         if ran is None or limit is None or int(fields.get("Restarts") or 0) > restarts:
             return False
         if fields.get("JobState") == "RUNNING":
-            sleep(max(1.0, limit - ran))
+            time.sleep(max(1.0, limit - ran))
         elif fields.get("JobState") == "COMPLETING":
             return fields.get("Reason") == "TimeLimit" or ran >= limit
         else:

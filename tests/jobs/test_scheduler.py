@@ -12,6 +12,14 @@ JOB = (
 USUAL = {"state": "RUNNING", "restarts": 0, "ran": "00:10:00", "limit": "1-00:00:00", "out": "(null)"}
 
 
+@pytest.fixture
+def naps(monkeypatch):
+    """Seconds that the scheduler's callers would have slept, waits for a command's end left out."""
+    told = []
+    monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: told.append(seconds) if seconds >= 1 else None)
+    return told
+
+
 def show(**fields):
     return f"cat <<'X'\n{JOB.format(**{**USUAL, 'reason': 'None', 'preempted': 'None', **fields})}X"
 
@@ -90,9 +98,9 @@ def test_requeue_then_delay_and_nodes(commands):
     ]
 
 
-def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_decided(commands, tmp_path, monkeypatch):
-    naps = []
-    monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: naps.append(seconds) if seconds >= 1 else None)
+def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_decided(
+    commands, naps, tmp_path, monkeypatch
+):
     away = tmp_path / "away"
     away.write_text("xx")
     commands("scontrol", f"[ $1 = show ] && exit 1\nif [ -s {away} ]; then truncate -s -1 {away}; exit 1; fi")
@@ -117,15 +125,14 @@ def test_a_straggler_does_not_requeue_the_next_life_of_its_job(commands):
     assert scheduler.requeue("57", 0) == "left alone: it is PENDING"
 
 
-def test_a_state_is_asked_for_until_somebody_says(commands, tmp_path):
-    naps = []
+def test_a_state_is_asked_for_until_somebody_says(commands, naps, tmp_path):
     commands("scontrol", f"echo >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -lt 3 ] && exit 1\n{show()}")
-    assert scheduler.patient_words("57", 0, sleep=naps.append) == "RUNNING" and naps == [1.0, 2.0]
+    assert scheduler.patient_words("57", 0) == "RUNNING" and naps == [1.0, 2.0]
     commands("scontrol", "exit 1")
-    assert scheduler.patient_words("57", 0, patience=0.5, sleep=naps.append) is None
+    assert scheduler.patient_words("57", 0, patience=0.5) is None
 
 
-def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(commands, tmp_path):
+def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(commands, naps, tmp_path):
     def lives(*answers):
         """What scontrol says, one after the other."""
         for i, fields in enumerate(answers):
@@ -133,8 +140,8 @@ def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(commands, tmp_pa
         (tmp_path / "asked").write_text("")
         at = f"$(wc -l < {tmp_path}/asked)"
         commands("scontrol", f"n={at}; echo >> {tmp_path}/asked; . {tmp_path}/answer$n")
-        naps = []
-        return scheduler.outlived("57", 0, sleep=naps.append), naps
+        naps.clear()
+        return scheduler.outlived("57", 0), list(naps)
 
     hour, over = {"limit": "01:00:00"}, {"limit": "01:00:00", "ran": "01:00:20"}
     ending = {**over, "state": "COMPLETING", "reason": "TimeLimit"}
