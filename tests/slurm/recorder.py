@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -90,8 +91,7 @@ class Scene:
         self.cluster = SlurmCluster(profile(hours=hours, **fields))
         shape = Shape(nodes=2, processes=1, gpus=gpus, cpus=cpus, hours=hours)
         self.cluster.submit([Job(run, ROOT, shape, module="tests.slurm.scripted") for run in self.runs])
-        self.watcher = threading.Thread(target=self._watch, daemon=True)
-        self.watcher.start()
+        self.watch()
 
     def ready(self, n=1):
         """Until all ranks of attempt n listen."""
@@ -100,6 +100,10 @@ class Scene:
     def preempt(self, index=0, seconds=3):
         """A job of higher priority takes the nodes of a run."""
         return self.here.preempt(nodes=2, seconds=seconds, nodelist=",".join(self.nodes(index)))
+
+    def kill(self, rank, index=0):
+        """SIGKILL to a rank, as the kernel does when memory runs out."""
+        os.kill(self.facts(rank, index=index)["pid"], signal.SIGKILL)
 
     def cancel(self):
         """As ``jobs/cancel.py`` does."""
@@ -138,12 +142,19 @@ class Scene:
     def over(self):
         """Until every job has ended and stays so."""
         self.until(lambda: len(self.rows) == len(self.runs) and all(map(self._settled, self.rows.values())), "the end")
-        self._over.set()
-        self.watcher.join()
+        self.unwatch()
 
     @staticmethod
     def _settled(row):
         return row["state"] in ENDED and time.monotonic() - row["since"] > SETTLED
+
+    def watch(self):
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+
+    def unwatch(self):
+        self._over.set()
+        self.watcher.join()
 
     def _watch(self):
         name = read_json(self.runs[0].path / "job.json")["name"]
@@ -168,7 +179,7 @@ class Scene:
     def record(self, index=0):
         run = self.runs[index]
         state = cluster.states([run])[run.path]
-        job = _fields(self.call("scontrol", "show", "job", self.id(index)))
+        job = fields_of(self.call("scontrol", "show", "job", self.id(index)))
         return {
             "queued": self._states(index, 0),
             "attempts": [self._attempt(index, n) for n in run.attempt_numbers()],
@@ -203,12 +214,11 @@ class Scene:
         path, found = run.path / "calls" / f"{n}.{by}.jsonl", []
         for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
             if "words" in line:
-                words = [re.sub(r"\b\d+(_\d+)?\b", "ID", word) if "now" not in word else word for word in line["words"]]
-                found.append({"words": words, "code": None, "said": "", "asked": line})
+                found.append({"words": masked(line["words"]), "code": None, "said": "", "asked": line})
                 continue
             found[-1] |= {"code": line["code"], "said": line["err"].strip()}
             if found[-1]["words"][1:3] == ["show", "job"]:
-                fields, asked = _fields(line["out"]), found[-1]["asked"]
+                fields, asked = fields_of(line["out"]), found[-1]["asked"]
                 read = {key: fields.get(key) for key in READ}
                 found[-1]["read"] = {**read, "SLURM_RESTART_COUNT": asked["restarts"], "json": asked["json"]}
         return found
@@ -229,11 +239,16 @@ class Scene:
                 self.here.call("scancel", id_)
 
 
+def masked(words):
+    """Words of a command without the numbers of jobs."""
+    return [re.sub(r"\b\d+(_\d+)?\b", "ID", word) if "now" not in word else word for word in words]
+
+
 def _told(call):
     return {key: call[key] for key in ("words", "code", "said")}
 
 
-def _fields(text):
+def fields_of(text):
     found = {}
     for key, value in re.findall(r"(\w+)=(\S*)", text):
         found.setdefault(key, value)

@@ -1,7 +1,5 @@
 """What a cluster does to a run: one short scenario per event. ``recording.py`` plays them on a real Slurm."""
 
-import os
-import signal
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,7 +133,7 @@ def finished_in_grace(scene):
 def rank_killed(scene):
     scene.submit(AGAIN, peer_seconds=2)
     scene.ready()
-    os.kill(scene.facts(rank=1)["pid"], signal.SIGKILL)
+    scene.kill(rank=1)
 
 
 @scenario("the ranks end with 1 at each start", ends=(3, "failed"))
@@ -260,12 +258,12 @@ def last_element_preempted(scene):
 
 @scenario("SIGKILL to a rank of element 0 of an array", slow=True)
 def first_element_killed(scene):
-    element(scene, 0, lambda hurt: os.kill(scene.facts(1, index=hurt)["pid"], signal.SIGKILL))
+    element(scene, 0, lambda hurt: scene.kill(rank=1, index=hurt))
 
 
 @scenario("SIGKILL to a rank of element 1, which has the array's own id", slow=True)
 def last_element_killed(scene):
-    element(scene, 1, lambda hurt: os.kill(scene.facts(1, index=hurt)["pid"], signal.SIGKILL))
+    element(scene, 1, lambda hurt: scene.kill(rank=1, index=hurt))
 
 
 @scenario("a job of higher priority; accounting, whole nodes", options=OTHER)

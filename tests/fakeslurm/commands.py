@@ -1,0 +1,142 @@
+"""Slurm's commands over the controller that does not exist: what they print, and how they fail.
+
+``call`` stands in the place of ``jobs.scheduler.call``; everything above that is the real code.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jobs.scheduler import DEADLINE, Unanswered
+from tests.fakeslurm.clock import EPOCH
+from tests.fakeslurm.controller import Refused
+from tests.fakeslurm.host import Script
+
+AWAY = "Unable to contact slurm controller (connect failure)"
+
+
+class Commands:
+    """``trouble(words)``: what goes wrong with this call, one of "", silent, refused, empty, dropped (carried out, but
+    the reply is lost). ``latency``: seconds before and after the controller does it."""
+
+    def __init__(self, clock, controller, trouble=lambda words: "", latency=0.0):
+        self.clock, self.controller, self.trouble, self.latency = clock, controller, trouble, latency
+        self.noted = []
+        """Of every call: who (Process.about), words, code, standard output, what stood on standard error."""
+
+    def call(self, *words, **options):
+        process = self.clock.current
+        record = {"by": process and process.about, "words": list(words), "code": None, "out": "", "said": ""}
+        self.noted.append(record)
+        self._wait(self.latency)
+        trouble = self.trouble(words)
+        if process is not None and process.about is not None and not process.about.reachable:
+            trouble = "silent"
+        if trouble == "silent":
+            self._wait(options.get("deadline", DEADLINE))
+            raise Unanswered(f"{words[0]} did not answer for {options.get('deadline', DEADLINE):g} s")
+        if trouble == "refused":
+            raise self._unanswered(record, AWAY)
+        try:
+            record["out"] = self._do(*words) if trouble != "empty" else ""
+            record["code"] = 0
+        except Refused as error:
+            raise self._unanswered(record, str(error)) from None
+        self._wait(self.latency)
+        if trouble == "dropped":
+            raise self._unanswered(record, "Socket timed out on send/recv operation")
+        return record["out"]
+
+    def _wait(self, seconds):
+        if seconds and self.clock.current is not None:
+            self.clock.current.wait(seconds)
+
+    @staticmethod
+    def _unanswered(record, said):
+        record["code"], record["said"] = 1, said
+        return Unanswered(f"{record['words'][0]}: {said}")
+
+    def _do(self, name, *words):
+        return getattr(self, f"_{name}")(*words)
+
+    # -- one per command ---------------------------------------------------------------------------------------------
+
+    def _sbatch(self, path):
+        fields = Script.read(Path(path).read_text())
+        if fields["nodes_wanted"] > len(self.controller.nodes):
+            raise Refused("Batch job submission failed: Requested node configuration is not available")
+        return f"Submitted batch job {self.controller.submit(**fields)}"
+
+    def _scontrol(self, *words):
+        if words[:2] == ("show", "config"):
+            return f"Configuration data as of now\nClusterName             = {self.controller.site.name}\n"
+        if words[:2] == ("show", "job"):
+            return self._shown(self.controller.find(words[2]))
+        if words[0] == "requeue":
+            self.controller.requeue(self.controller.find(words[1]))
+            return ""
+        assert words[0] == "update", words
+        return self._updated(dict(word.split("=", 1) for word in words[1:]))
+
+    def _updated(self, wishes):
+        job = self.controller.find(wishes.pop("JobId"))
+        if job.state != "PENDING":
+            raise Refused("Job is no longer pending execution")
+        if "StartTime" in wishes:
+            wait = float(re.fullmatch(r"now\+(\d+)", wishes.pop("StartTime"))[1])
+            job.eligible = max(job.eligible, self.clock.now + wait)
+        job.excluded = wishes.pop("ExcNodeList", job.excluded)
+        assert not wishes, wishes
+        return ""
+
+    def _shown(self, job):
+        now = self.clock.now
+        ran = 0 if job.start is None else (now if job.state == "RUNNING" else job.end) - job.start
+        array = f" ArrayJobId={job.array} ArrayTaskId={job.index}" if job.index is not None else ""
+        preempted = f" PreemptTime={_moment(job.preempt_time)}" if job.state != "PENDING" else ""
+        return (
+            f"JobId={job.id}{array} JobName={job.name}\n"
+            f"   JobState={_state(job)} Reason={job.reason} Dependency=(null)\n"
+            f"   Requeue=1 Restarts={job.restarts} BatchFlag=1 Reboot=0 ExitCode={job.exit_code}\n"
+            f"   RunTime={_span(ran)} TimeLimit={_span(job.limit)} TimeMin=N/A\n"
+            f"   EndTime={_moment(job.end)}{preempted}\n"
+            f"   ExcNodeList={job.excluded or '(null)'} NodeList={','.join(node.name for node in job.nodes)}\n"
+        )
+
+    def _squeue(self, *words):
+        assert words[-2:] == ("-o", "%j|%K|%i|%T|%N|%r"), words
+        names = next(word for word in words if word.startswith("--name=")).removeprefix("--name=").split(",")
+        lines = []
+        for job in self.controller.jobs.values():
+            if job.name in names:
+                place = "N/A" if job.index is None else job.index
+                nodes = ",".join(node.name for node in job.nodes)
+                lines.append(f"{job.name}|{place}|{job.key}|{_state(job)}|{nodes}|{job.reason}\n")
+        return "".join(lines)
+
+    def _scancel(self, *words):
+        job = self.controller.find(words[-1])
+        if words[0] == "--signal=USR2":
+            if job.state != "RUNNING" or job.completing:
+                raise Refused("Job/step already completing or completed")
+            job.life.happened("warned")
+            job.life.signal_steps("USR2")
+        else:
+            self.controller.cancel(job)
+        return ""
+
+
+def _state(job):
+    return "COMPLETING" if job.completing else job.state
+
+
+def _span(seconds):
+    days, rest = divmod(int(seconds), 86400)
+    clock = f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
+    return f"{days}-{clock}" if days else clock
+
+
+def _moment(now):
+    return "None" if now is None else datetime.fromtimestamp(EPOCH + now, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -1,0 +1,351 @@
+"""The controller of a Slurm that does not exist: jobs, nodes, what becomes of them, and when.
+
+What it does is what tests/slurm/scenarios.json has seen of Slurm 24.11. A job has whole nodes. What lives on nodes is
+told by ``host.Life``; the words in which all this is told to clients are those of ``commands``.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")
+LATENCY = 0.8
+"""Seconds until the scheduler looks after something changed."""
+
+
+class Refused(Exception):
+    """What Slurm says where it does not do as it was asked."""
+
+
+@dataclass
+class Site:
+    """Settings of the cluster, in seconds."""
+
+    kill_wait: float = 30.0
+    user_signal: bool = True
+    """PreemptParameters=send_user_signal."""
+    grace: float = 0.0
+    mode: str = "REQUEUE"
+    """PreemptMode."""
+    node_timeout: float = 300.0
+    requeue_delay: float = 121.0
+    """From a requeue to the next start: the credential of the life before must expire."""
+    poll: float = 30.0
+    """Limits are looked at so often."""
+    min_job_age: float = 300.0
+    name: str = "lab"
+
+
+@dataclass(eq=False)
+class Node:
+    name: str
+    up: bool = True
+    """As the controller believes."""
+    alive: bool = True
+    reachable: bool = True
+    """Whether messages of the controller's reach it, and those of its processes the controller."""
+    job: Job | None = None
+    orphans: list = field(default_factory=list)
+    """Lives that go on here, of jobs that were taken from it when it was down."""
+
+
+@dataclass(eq=False)
+class Job:
+    id: int
+    name: str
+    nodes_wanted: int
+    limit: float
+    script: object = None
+    """What runs; see ``host.Script``. None: a job of somebody else's, of higher priority, that sleeps."""
+    seconds: float = 0.0
+    nodelist: tuple = ()
+    array: int = 0
+    index: int | None = None
+    gpus: int = 0
+    lead: float = 0.0
+    """Seconds before the limit for the warning signal."""
+    state: str = "PENDING"
+    completing: bool = False
+    reason: str = "None"
+    restarts: int = 0
+    eligible: float = 0.0
+    start: float | None = None
+    end: float | None = None
+    preempt_time: float | None = None
+    in_grace: bool = False
+    """Slurm's bit that is set with a grace, and looked at when the job completes, in whichever life."""
+    excluded: str = ""
+    exit_code: str = "0:0"
+    nodes: list = field(default_factory=list)
+    life: object = None
+    timers: list = field(default_factory=list)
+
+    @property
+    def key(self):
+        return str(self.id) if self.index is None else f"{self.array}_{self.index}"
+
+
+class Controller:
+    """``lives(controller, job)`` starts what a job runs on its nodes."""
+
+    def __init__(self, clock, site, names, lives, rng=None):
+        self.clock, self.site, self.lives = clock, site, lives
+        self.nodes = {name: Node(name) for name in names}
+        self.jobs, self.next_id = {}, 1
+        self.rng = rng or random.Random(0)
+        self._pass = None
+
+    # -- the queue ---------------------------------------------------------------------------------------------------
+
+    def submit(self, elements=None, later=0.0, **fields):
+        """A job, or an array of so many elements; its number. The last element of an array has the array's own."""
+        base, count = self.next_id, elements or 1
+        self.next_id += count
+        for index in range(count):
+            id_ = base if index == count - 1 else base + 1 + index
+            place = {"array": base, "index": index} if elements else {}
+            self.jobs[id_] = Job(id=id_, eligible=self.clock.now + later, **place, **fields)
+        self.look()
+        return base
+
+    def find(self, text):
+        """The job of ``57`` or ``57_3``. Raises Refused."""
+        number, _, index = text.partition("_")
+        for job in [self.jobs.get(int(number))] if not index else self.jobs.values():
+            if job is not None and (not index or (job.array == int(number) and job.index == int(index))):
+                return job
+        raise Refused("Invalid job id specified")
+
+    def look(self, delay=LATENCY):
+        """The scheduler looks soon."""
+        if self._pass is None or self._pass[0] > self.clock.now + delay or self._pass[2] is None:
+            self.clock.cancel(self._pass)
+            self._pass = self.clock.at(delay, self._schedule)
+
+    def _schedule(self):
+        self._pass = None
+        waiting = [job for job in self.jobs.values() if job.state == "PENDING" and not job.completing]
+        waiting.sort(key=lambda job: (job.script is not None, job.id))
+        free = [node for node in self.nodes.values() if node.up and node.job is None]
+        later = None
+        for job in waiting:
+            if job.eligible > self.clock.now:
+                later = min(later or job.eligible, job.eligible)
+                continue
+            if job.nodelist:
+                held = [self.nodes[name] for name in job.nodelist]
+                fit = held if all(node in free for node in held) else []
+                for other in {node.job for node in held if node.job is not None and node.job.script is not None}:
+                    self.preempt(other)
+            else:
+                fit = [node for node in free if node.name not in job.excluded.split(",")][: job.nodes_wanted]
+                fit = fit if len(fit) == job.nodes_wanted else []
+            if fit:
+                free = [node for node in free if node not in fit]
+                self._start(job, fit)
+            else:
+                job.reason = "Resources"
+        if later is not None:
+            self.look(later - self.clock.now)
+
+    def _start(self, job, nodes):
+        now = self.clock.now
+        job.state, job.reason, job.start, job.nodes = "RUNNING", "None", now, nodes
+        job.end, job.preempt_time = now + job.limit, None
+        for node in nodes:
+            node.job = job
+        if job.script is None:
+            job.timers = [self.clock.at(job.seconds, self._over, job)]
+            return
+        if job.lead:
+            early = self.rng.uniform(0.0, min(self.site.poll, job.limit - job.lead) / 2)
+            job.timers.append(self.clock.at(job.limit - job.lead - early, self._warn, job, job.restarts))
+        late = self.rng.uniform(0.0, self.site.poll)
+        job.timers.append(self.clock.at(job.limit + late, self._limit, job, job.restarts))
+        job.life = self.lives(self, job)
+
+    # -- what happens to a job ---------------------------------------------------------------------------------------
+
+    def preempt(self, job):
+        """Somebody of higher priority wants its nodes."""
+        if job.state != "RUNNING" or job.completing or job.preempt_time is not None:
+            return
+        job.preempt_time = self.clock.now
+        job.life.happened("preempted")
+        if self.site.user_signal:
+            job.life.signal_steps("USR2")
+        if self.site.grace:
+            job.in_grace, job.end = True, self.clock.now + self.site.grace
+            if not self.site.user_signal:
+                job.life.signal_steps("TERM")
+            job.timers.append(self.clock.at(self.site.grace, self._evict, job, job.restarts))
+        else:
+            self._evict(job, job.restarts)
+
+    def _evict(self, job, restarts):
+        if job.state != "RUNNING" or job.restarts != restarts:
+            return
+        job.preempt_time = self.clock.now
+        if self.site.mode == "REQUEUE":
+            self._again(job)
+        else:
+            self._finish(job, "PREEMPTED")
+
+    def _warn(self, job, restarts):
+        if job.state == "RUNNING" and job.restarts == restarts:
+            job.life.happened("warned")
+            job.life.signal_steps("USR2")
+
+    def _limit(self, job, restarts):
+        if job.state == "RUNNING" and job.restarts == restarts:
+            job.life.happened("limit")
+            self._finish(job, "TIMEOUT", "TimeLimit")
+
+    def requeue(self, job):
+        """``scontrol requeue``."""
+        if job.state == "PENDING":
+            raise Refused("Job is pending execution")
+        if job.state == "RUNNING":
+            job.life.happened("requeued")
+        self._again(job)
+        if not job.completing:
+            self._settled(job)
+
+    def cancel(self, job):
+        """``scancel``."""
+        if job.state in ENDED:
+            raise Refused("Job/step already completing or completed")
+        if job.life is not None:
+            job.life.happened("cancelled")
+        if job.state == "PENDING" and not job.completing:
+            job.state, job.end = "CANCELLED", self.clock.now
+            self._purge_later(job)
+        elif job.state == "PENDING":
+            job.state = "CANCELLED"
+        else:
+            self._finish(job, "CANCELLED")
+
+    def _again(self, job):
+        """Back to the queue; what lives of it is ended first."""
+        running = job.state == "RUNNING"
+        job.state, job.restarts, job.eligible = "PENDING", job.restarts + 1, self.clock.now + self.site.requeue_delay
+        job.start = job.preempt_time = None
+        job.end = self.clock.now
+        if running:
+            self._end_processes(job)
+
+    def _finish(self, job, state, reason="None"):
+        job.state, job.reason, job.end = state, reason, self.clock.now
+        if job.script is None:
+            self._gone(job)
+        else:
+            self._end_processes(job)
+
+    def _end_processes(self, job):
+        job.completing = True
+        for timer in job.timers:
+            self.clock.cancel(timer)
+        job.timers = [self.clock.at(self.site.kill_wait, job.life.kill)]
+        job.life.end()
+
+    def _over(self, job):
+        """The end of a job of somebody else's."""
+        job.state, job.end = "COMPLETED", self.clock.now
+        self._gone(job)
+
+    def batch_done(self, life, code, killed):
+        """The batch script of a life has ended, and with it all of its processes."""
+        job = life.job
+        if job.life is not life:
+            return
+        if job.state == "RUNNING":
+            job.end = self.clock.now
+            job.state, job.exit_code = ("COMPLETED" if code == 0 else "FAILED"), f"{code}:0"
+            if job.in_grace:  # whenever the grace was
+                job.in_grace = False
+                if self.site.mode == "REQUEUE":
+                    job.state = "RUNNING"
+                    self._again(job)
+                else:
+                    job.state = "PREEMPTED"
+        elif job.state != "PENDING":
+            job.exit_code = "0:9" if killed else f"{code}:0"
+        job.completing = True
+        for timer in job.timers:
+            self.clock.cancel(timer)
+        job.timers = [self.clock.at(0.3, self._gone, job)]
+
+    def _gone(self, job):
+        for node in job.nodes:
+            if node.job is job:
+                node.job = None
+        job.nodes, job.life, job.timers = [], None, []
+        self._settled(job)
+
+    def _settled(self, job):
+        job.completing = False
+        if job.state == "PENDING":
+            job.reason = "BeginTime"
+        else:
+            self._purge_later(job)
+        self.look()
+
+    def _purge_later(self, job):
+        def purge():
+            if job.state in ENDED and not job.completing:
+                self.jobs.pop(job.id, None)
+
+        self.clock.at(self.site.min_job_age, purge)
+
+    # -- nodes -------------------------------------------------------------------------------------------------------
+
+    def lose(self, name):
+        """A node dies with all that runs on it; the controller learns of it in a while."""
+        node = self.nodes[name]
+        node.alive = False
+        if node.job is not None and node.job.life is not None:
+            node.job.life.lose(node)
+        self._silent(node)
+
+    def cut_off(self, name):
+        """A node that nobody hears any more; what runs on it runs on."""
+        self.nodes[name].reachable = False
+        self._silent(self.nodes[name])
+
+    def _silent(self, node):
+        self.clock.at(self.site.node_timeout * self.rng.uniform(1.0, 2.5), self._down, node)
+
+    def _down(self, node):
+        if (node.alive and node.reachable) or not node.up:
+            return
+        node.up, job = False, node.job
+        if job is None:
+            return
+        if job.script is None:
+            self._over(job)
+            return
+        life = job.life
+        life.happened("node")
+        if node.alive:
+            node.orphans.append(life)
+        if job.state == "RUNNING":
+            self._again(job)
+        if not any(other.alive and other.reachable for other in job.nodes):
+            self.detached(life)
+
+    def detached(self, life):
+        """Nobody will ever report the end of a life: its batch script was on a node that is down."""
+        if life.job.life is life:
+            for timer in life.job.timers:
+                self.clock.cancel(timer)
+            self._gone(life.job)
+
+    def bring_back(self, name):
+        """It registers again; what it still runs of a job that was given elsewhere is killed."""
+        node = self.nodes[name]
+        node.alive = node.reachable = node.up = True
+        orphans, node.orphans = node.orphans, []
+        for life in orphans:
+            life.kill()
+        self.look()

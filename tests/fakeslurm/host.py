@@ -1,0 +1,180 @@
+"""What a batch script does on its nodes: the lines of ``jobs.batch`` in Python, around the real ``jobs.requeue``.
+
+Golden texts of the script itself, and a real bash that runs it, are in tests/jobs/test_batch.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from flip.rundir import RunDir
+from jobs import requeue, scheduler
+from tests.fakeslurm.clock import Process
+
+
+@dataclass
+class Script:
+    """What is read of a text that sbatch was given: all that a life of the job needs to know."""
+
+    folder: Path
+    """RUNS_ROOT/<sweep>/.slurm/<token>."""
+    tasks: int
+    peer_seconds: float
+
+    @classmethod
+    def read(cls, text):
+        """Keywords for ``Controller.submit``."""
+        options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
+        folder = re.search(r"^said=(\S+)/\$id$", text, re.MULTILINE)[1].strip("'")
+        nodes, array = int(options["nodes"]), re.match(r"0-(\d+)", options.get("array", ""))
+        tasks = nodes * int(options["ntasks-per-node"])
+        return {
+            "name": options["job-name"],
+            "nodes_wanted": nodes,
+            "limit": 60.0 * int(options["time"]),
+            "lead": float(options["signal"].partition("@")[2]),
+            "script": cls(Path(folder), tasks, float(re.search(r"--wait=(\d+)", text)[1])),
+            "elements": int(array[1]) + 1 if array else None,
+            "later": float(options.get("begin", "now+0").partition("+")[2]),
+            "gpus": int(options.get("gpus-per-node", 0)),
+        }
+
+    def run(self, index):
+        return Path((self.folder / "runs").read_text().splitlines()[index or 0])
+
+
+@dataclass
+class Place:
+    """Who calls: a process of a life's batch script."""
+
+    life: object
+    by: str
+
+    @property
+    def reachable(self):
+        return self.life.host.reachable
+
+
+class Life:
+    """One start of a job on nodes. ``body(life, run, n, over)`` makes its ranks; ``over(code)`` is srun's end."""
+
+    def __init__(self, controller, job, body, storage=None):
+        self.controller, self.clock, self.job, self._make = controller, controller.clock, job, body
+        self.nodes, self.host, self.script = list(job.nodes), job.nodes[0], job.script
+        self.restarts, self.path = job.restarts, job.script.run(job.index)
+        self.attempt, self.body, self._processes, self._over = None, None, [], False
+        self.events = []
+        """(time, what) that happened to it, as nobody but the world knows."""
+        self._storage = storage or (lambda life: contextlib.nullcontext())
+        self.clock.at(0.2, self._begin)
+
+    def happened(self, what):
+        self.events.append((self.clock.now, what))
+
+    # -- the script --------------------------------------------------------------------------------------------------
+
+    def _environ(self):
+        job = self.job
+        found = {"SLURM_JOB_ID": str(job.id), "SLURM_JOB_NAME": job.name, "SLURMD_NODENAME": self.host.name}
+        found |= {"SLURM_NTASKS": str(self.script.tasks), "SLURM_JOB_NODELIST": ",".join(n.name for n in self.nodes)}
+        if job.index is not None:
+            found |= {"SLURM_ARRAY_JOB_ID": str(job.array), "SLURM_ARRAY_TASK_ID": str(job.index)}
+        if self.restarts:
+            found["SLURM_RESTART_COUNT"] = str(self.restarts)
+        return found
+
+    def _process(self, by, do, over):
+        made = Process(self.clock, do, self._environ(), over, lambda: self._storage(self), Place(self, by))
+        self._processes.append(made)
+        return made
+
+    def _python(self, by, over, what, **given):
+        """``python jobs/requeue.py WHAT RUN ...``"""
+        words = {"token": None, "attempt": self.attempt, "code": None, "state": None, **given}
+        args = argparse.Namespace(what=what, run=str(self.path), **words)
+        return self._process(by, lambda: requeue.act(args), over)
+
+    def _begin(self):
+        if not self._over:
+            self._process("shell", self._say, self._opened)
+
+    def _say(self):
+        """Where the script's own words go."""
+        (self.script.folder / "runs").stat()
+        return 0
+
+    def _opened(self, code, out):
+        if code:
+            self._elsewhere(code)
+        else:
+            self._python("begin", self._begun, "begin", token=self.script.folder.name)
+
+    def _begun(self, code, out):
+        if code in (1, 2, 126, 127):
+            self._elsewhere(code)
+        elif code or not out.strip():
+            self._done(code)
+        else:
+            self.attempt = int(out)
+            self._watcher = self._python("watcher", lambda code, out: None, "watch")
+            self.body = self._make(self, RunDir(self.path), self.attempt, self._srun_ended)
+
+    def _elsewhere(self, code):
+        def give_back():
+            for words in (("requeue", job), ("update", f"JobId={job}", f"ExcNodeList={self.host.name}")):
+                with contextlib.suppress(scheduler.Unanswered):
+                    scheduler.call("scontrol", *words)
+
+        job = self.job.key
+        if self.restarts >= 30:
+            self._done(code)
+        else:
+            self._process("shell", give_back, lambda *_: self._done(code))
+
+    def _srun_ended(self, code):
+        if not self._over:
+            self._watcher.kill()
+            self._python("trap", lambda *_: self._done(code), "end", code=code)
+
+    def _done(self, code, killed=False):
+        if not self._over:
+            self._over = True
+            self.controller.batch_done(self, code, killed)
+
+    # -- what comes from outside -------------------------------------------------------------------------------------
+
+    def signal_steps(self, name):
+        if self.body is not None:
+            self.body.signal(name, {node.name for node in self.nodes if node.alive and node.reachable})
+
+    def end(self):
+        """TERM to all, which the shell outlives."""
+        self.signal_steps("TERM")
+        if self.body is not None:
+            self.body.node_down({node.name for node in self.nodes if not node.up})
+
+    def kill(self):
+        """KILL, wherever it can be sent to."""
+        if self.body is not None:
+            self.body.kill({node.name for node in self.nodes if node.alive and node.reachable})
+        if not (self.host.alive and self.host.reachable):
+            self.controller.detached(self)
+            return
+        self._end_processes()
+        self._done(137, killed=True)
+
+    def lose(self, node):
+        if self.body is not None:
+            self.body.lose(node.name)
+        if node is self.host:
+            self._over = True
+            self._end_processes()
+
+    def _end_processes(self):
+        for process in self._processes:
+            if process.alive:
+                process.kill()

@@ -1,0 +1,121 @@
+"""The scenarios of tests/slurm, word for word, played on the Slurm that does not exist."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+from unittest import mock
+
+from flip import rundir
+from flip.rundir import read_json
+from jobs import ledger, requeue, scheduler
+from tests.fakeslurm.clock import Clock
+from tests.fakeslurm.commands import Commands
+from tests.fakeslurm.controller import Controller, Site
+from tests.fakeslurm.host import Life
+from tests.fakeslurm.scripted import Scripted
+from tests.slurm import recorder
+from tests.slurm.recorder import READ, Scene, fields_of, masked
+from tests.slurm.scenarios import SCENARIOS
+
+POLL = 0.05
+
+
+@contextlib.contextmanager
+def in_place(clock, commands):
+    """The code of jobs/ asks this Slurm, and lives by this clock."""
+    with contextlib.ExitStack() as stack:
+        for module in (scheduler, requeue, ledger, rundir):
+            stack.enter_context(mock.patch.object(module, "time", clock.module))
+        stack.enter_context(mock.patch.object(scheduler, "call", commands.call))
+        stack.enter_context(mock.patch("submitit.core.utils.CommandFunction", _sbatch(commands)))
+        stack.enter_context(mock.patch("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2)))
+        yield
+
+
+def _sbatch(commands):
+    """What submitit starts sbatch with."""
+    from submitit.core.utils import FailedJobError
+
+    class CommandFunction:
+        def __init__(self, words, verbose=False):
+            self.words = words
+
+        def __call__(self):
+            try:
+                return commands.call(*map(str, self.words))
+            except scheduler.Unanswered as error:
+                raise FailedJobError(str(error)) from error
+
+    return CommandFunction
+
+
+class FakeScene(Scene):
+    """A scene whose Slurm is not there. What it looks at, and what it writes down, is ``Scene``'s."""
+
+    def __init__(self, clock, controller, commands, folder, name):
+        here = SimpleNamespace(call=commands.call, lose=controller.lose, bring_back=controller.bring_back)
+        super().__init__(here, "", folder, name)
+        self.clock, self.controller, self.commands = clock, controller, commands
+
+    def watch(self):
+        self.job_name = read_json(self.runs[0].path / "job.json")["name"]
+
+    def unwatch(self):
+        pass
+
+    def until(self, condition, what):
+        limit = self.clock.now + self.patience
+        while not condition():
+            assert self.clock.now < limit, f"{self.name}: waited in vain for {what}\n{self.story()}"
+            self.clock.run(self.clock.now + POLL)
+            attempts = [run.newest_attempt() for run in self.runs]
+            for job in self._jobs():
+                self._note(job.index or 0, job.key, "COMPLETING" if job.completing else job.state, attempts)
+
+    def _jobs(self):
+        return [job for job in self.controller.jobs.values() if job.name == self.job_name]
+
+    def preempt(self, index=0, seconds=3):
+        nodes = tuple(self.nodes(index))
+        self.controller.submit(name="high", nodes_wanted=len(nodes), limit=60.0, seconds=seconds, nodelist=nodes)
+
+    def kill(self, rank, index=0):
+        (life,) = [job.life for job in self._jobs() if (job.index or 0) == index]
+        life.body.kill({life.nodes[rank].name})
+
+    def _calls(self, run, n, by):
+        found = []
+        for call in self.commands.noted:
+            place = call["by"]
+            if place and place.by == by and place.life.path == run.path and place.life.attempt == n:
+                read = {}
+                if call["words"][1:3] == ["show", "job"]:
+                    fields = fields_of(call["out"])
+                    read["read"] = {
+                        **{key: fields.get(key) for key in READ},
+                        "SLURM_RESTART_COUNT": place.life.restarts,
+                    }
+                found.append({**call, "words": masked(call["words"]), **read})
+        return found
+
+
+def play(name, folder):
+    """The record of a scenario as ``recording.perform`` makes it of a real Slurm."""
+    scenario, clock = SCENARIOS[name], Clock()
+    options = scenario.options
+    site = Site(
+        kill_wait=options["kill_wait"], user_signal=options["user_signal"], grace=scenario.grace, mode=scenario.mode,
+        node_timeout=options.get("node_timeout", 10), requeue_delay=6.0,
+    )  # fmt: skip
+    controller = Controller(clock, site, ["n1", "n2", "n3", "n4"], lambda *given: Life(*given, body=Scripted))
+    commands = Commands(clock, controller)
+    with in_place(clock, commands), mock.patch.object(recorder, "time", clock.module):
+        scene = FakeScene(clock, controller, commands, folder, name)
+        scenario.act(scene)
+        scene.over()
+        hurt = 1 if name.startswith("last_element") else 0
+        record = scene.record(hurt)
+        if len(scene.runs) > 1:
+            record["sibling"] = scene.record(1 - hurt)
+    return record

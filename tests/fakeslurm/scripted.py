@@ -1,0 +1,112 @@
+"""Ranks that do as tests/slurm/scripted.py does: a play, and a note of every signal."""
+
+from __future__ import annotations
+
+import json
+
+from flip.rundir import write_json
+from tests.slurm.scripted import STEP, STOP, leave
+
+LISTENS = 0.6
+"""Seconds until a rank has started."""
+
+
+class Scripted:
+    """The ranks of a step, one per node, and srun."""
+
+    def __init__(self, life, run, n, over):
+        self.life, self.run, self.n, self.clock, self._over = life, run, n, life.clock, over
+        play = json.loads((run.path / "play.json").read_text())
+        self.play = play | play.get("attempts", {}).get(str(n), {})
+        self.ranks = [Rank(self, rank, node) for rank, node in enumerate(life.nodes)]
+        self._lost, self._returned = set(), False
+
+    def on(self, nodes):
+        return [rank for rank in self.ranks if rank.node.name in nodes and rank.code is None]
+
+    def signal(self, name, nodes):
+        for rank in self.on(nodes):
+            rank.hear(name)
+
+    def kill(self, nodes):
+        for rank in self.on(nodes):
+            rank.end(137)
+
+    def lose(self, node):
+        self._lost.add(node)
+        for rank in self.on({node}):
+            rank.drop()
+
+    def node_down(self, nodes):
+        """srun hears of it from the controller, and ends when the others have."""
+        if nodes & self._lost:
+            self._lost -= nodes
+            for rank in self.ranks:
+                if rank.node.name in nodes and rank.code is None:
+                    rank.code = 1
+            self.ended()
+
+    def ended(self):
+        """After a rank has: srun waits for all, a while."""
+        codes = [rank.code for rank in self.ranks]
+        if self._returned or self._lost:
+            return
+        if all(code is not None for code in codes):
+            self._returned = True
+            self._over(max(codes))
+        elif any(code is not None for code in codes):
+            self.clock.at(self.life.script.peer_seconds, self.kill, {node.name for node in self.life.nodes})
+
+
+class Rank:
+    def __init__(self, step, rank, node):
+        self.step, self.rank, self.node, self.clock = step, rank, node, step.clock
+        self.code, self.told, self.log, self._held = None, "", None, []
+        self.event = self.clock.at(LISTENS, self._listen)
+
+    def _listen(self):
+        folder = self.step.run.path / "signals"
+        folder.mkdir(exist_ok=True)
+        self.log = folder / f"{self.step.n}.{self.rank}.jsonl"
+        gpus = ",".join(map(str, range(self.step.life.job.gpus)))
+        self._write({"pid": 0, "node": self.node.name, "gpus": gpus, "address": ""})
+        if self.step.run.result.exists():
+            self.end(0)
+        elif "exit" in self.step.play:
+            self.end(self.step.play["exit"])
+        else:
+            self.event = self.clock.at(STEP * self.step.play["steps"], self._finish)
+            for name in self._held:
+                self.hear(name)
+
+    def _write(self, line):
+        with open(self.log, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def hear(self, name):
+        if self.log is None:  # jobs/rank.py holds it back
+            self._held.append(name)
+            return
+        self._write({"signal": name})
+        if name not in STOP:
+            return
+        if self.rank == 0:
+            self.step.run.note_told(self.step.n, f"SIG{name}")
+        if not self.told and name not in self.step.play.get("ignore", []):
+            self.told = f"SIG{name}"
+            self.clock.cancel(self.event)
+            self.event = self.clock.at(self.step.play.get("save", 0.0), self._finish)
+
+    def _finish(self):
+        run, n = self.step.run, self.step.n
+        if not self.told and self.rank == 0:
+            write_json(run.result, {"run": run.name, "attempt": n})
+        self.end(leave(run, n, self.rank, self.told))
+
+    def end(self, code):
+        self.code = code
+        self.drop()
+        self.step.ended()
+
+    def drop(self):
+        self.clock.cancel(self.event)
