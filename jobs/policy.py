@@ -108,6 +108,8 @@ def root_cause(causes, code, words):
         return "crash", "out of memory (killed by the scheduler)"
     if code is None:
         return "node", "ended unseen: its host or its launcher went away"
+    if not words and any(c["cause"] == "peer_lost" for c in causes):
+        return "node", "a rank went away unseen, and nobody says what became of the job: a network, or a node"
     if code == 0:
         return "crash", "ended with 0, but there is no result.json"
     named = {number: name for name, number in CAUSES.items() if name not in ("complete", "peer_lost")}

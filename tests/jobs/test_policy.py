@@ -59,6 +59,14 @@ TABLE = [
     ("78 beside a clean stop", dict(code=143, causes=[c("stopped"), c("config", 1)]), "stop", "config", 0),
     ("stop, the rest was killed", dict(code=137, causes=[c("stopped"), c("peer_lost", 1)]), "requeue", "stopped", 0),
     ("only echoes", dict(code=137, causes=[c("peer_lost", 1)]), "requeue", "crash", 0),
+    ("only echoes, no state", dict(code=70, state=None, causes=[c("peer_lost")]), "requeue", "node", 0),
+    (
+        "a crash and its echo, no state",
+        dict(code=70, state=None, causes=[c("peer_lost"), c("crash", 1)]),
+        "requeue",
+        "crash",
+        0,
+    ),
     ("a cause of no class", dict(code=1, causes=[c("gremlins")]), "requeue", "crash", 0),
     # states
     ("requeued already", dict(code=75, state="PENDING"), "nothing", "stopped", 0),
