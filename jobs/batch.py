@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs.cluster import Job
 from jobs.profile import Profile
+from jobs.scheduler import STARTS
 
 PASSED = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
 """What jobs get of the environment that submits, besides the names in the profile: a job must not depend on what
@@ -56,11 +57,17 @@ def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str,
 
 
 ELSEWHERE = [
+    'ask() { for try in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }',
     "elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array",
     "  code=$?",
     '  case $code in 1|2|126|127) ;; *) exit "$code";; esac  # others are what `begin` means',
-    '  [ "${SLURM_RESTART_COUNT:-0}" -lt 30 ] || exit "$code"',
-    '  scontrol requeue "$id"; scontrol update JobId="$id" ExcNodeList="$SLURMD_NODENAME"; exit "$code"',
+    "  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as scheduler.Mark: starts in a row that came to nothing",
+    r"""  set -- $(ask show job "$id" | sed -En 's/^ *Comment=away:([0-9]+):([0-9]+):([0-9]+).*/\1 \2 \3/p')""",
+    '  [ "${2:-x}" != $((life - 1)) ] || { starts=$1 attempt=$3; }',
+    f'  [ "$starts" -lt {STARTS} ] || exit "$code"',
+    '  ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"',
+    '  ask requeue "$id"',
+    '  scontrol update JobId="$id" ExcNodeList="$SLURMD_NODENAME" StartTime="now+$((60 * starts))"; exit "$code"',
     "}",
 ]
 

@@ -8,6 +8,7 @@ import socket
 import time
 
 from flip import commit
+from flip.exitcodes import STORAGE
 from flip.rundir import create_json, read_json
 from jobs.policy import TOLD, Decision, Limits, decide
 
@@ -48,7 +49,8 @@ def end(run, n, code, state, limits=None):
     start = read_json(run.attempt(n) / "start.json") or {}
     commits = committed_samples(run)
     committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
-    earlier = [row for row in history(run) if start.get("after", after(run)) < row["attempt"] < n]
+    first = start["after"] if "after" in start else after(run)
+    earlier = [row for row in history(run) if first < row["attempt"] < n]
     decision = decide(
         run.causes(n),
         code,
@@ -68,13 +70,24 @@ def end(run, n, code, state, limits=None):
     return decision_of(read_json(run.attempt(n) / "end.json") or record)
 
 
-def settle(run):
-    # type: (RunDir) -> None
-    """Give attempts that ended unseen (their host died) an end. Only for a launcher that knows that none still runs."""
-    for n in run.attempt_numbers():
-        if not (run.attempt(n) / "end.json").exists():
-            state = TOLD if run.was_told(n) else "NODE_FAIL"  # TOLD: killed while it saved
-            end(run, n, None, "TIMEOUT" if run.met_limit(n) else state)
+def unended(run):
+    # type: (RunDir) -> List[int]
+    """Attempts without an end: they run, or ended unseen."""
+    return [n for n in run.attempt_numbers() if not (run.attempt(n) / "end.json").exists()]
+
+
+def settle(run, unwritten=0):
+    # type: (RunDir, int) -> None
+    """Give attempts that ended unseen (their host died) an end. Only for a launcher that knows that none still runs.
+
+    ``unwritten``: an attempt whose end was seen, and could not be written: it is put down to storage.
+    """
+    for n in unended(run):
+        if n == unwritten:
+            end(run, n, STORAGE, None)
+            continue
+        state = TOLD if run.was_told(n) else "NODE_FAIL"  # TOLD: killed while it saved
+        end(run, n, None, "TIMEOUT" if run.met_limit(n) else state)
 
 
 def history(run):

@@ -32,8 +32,6 @@ EXAMPLES = """examples:
 
 #: Seconds for which a file system that is away is waited for on the node, and then off it, before the next try.
 PATIENCE, LATER = 600.0, 1800.0
-#: Starts of one job at most while the run directory cannot be written: two days of them.
-STARTS = 100
 
 
 def main(arguments=None):
@@ -71,7 +69,7 @@ def act(args):
             return patiently(lambda: begin(args.run, args.token))
         if args.what == "watch":
             return watch(args.run, args.attempt)
-        return patiently(lambda: end(args.run, args.attempt, args.code, args.state))
+        return patiently(lambda: end(args.run, args.attempt, args.code, args.state), args.attempt)
     except FlipError as error:
         say(error)
         return error.code
@@ -86,27 +84,31 @@ def say(text, stream=None):
         pass
 
 
-def patiently(do, patience=PATIENCE):
-    # type: (Callable[[], int], float) -> int
+def patiently(do, attempt=None):
+    # type: (Callable[[], int], Optional[int]) -> int
     """Try again while files make trouble: an attempt that cannot be recorded must not be the run's end.
 
-    Then the job leaves the node and comes back later; what it could not write is settled by the next begin.
+    Then the job leaves the node and comes back later. That ``attempt`` could not be ended is left with the scheduler,
+    and written by the next begin.
     """
     from flip.exitcodes import STORAGE
 
-    end_, wait = time.time() + patience, 1.0
+    end_, wait = time.time() + PATIENCE, 1.0
     while True:
         try:
             return do()
         except OSError as error:
-            say("%s; tried again for up to %g s" % (error, patience))
+            say("%s; tried again for up to %g s" % (error, PATIENCE))
             if time.time() + wait > end_:
                 break
         time.sleep(wait)
         wait = min(60.0, 2 * wait)
     from jobs import scheduler
 
-    if scheduler.own_job(os.environ) and scheduler.restarts_of(os.environ) < STARTS:
+    job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
+    before = scheduler.mark_of(job, restarts) if job else scheduler.Mark(scheduler.STARTS)
+    if before.starts < scheduler.STARTS:
+        scheduler.leave_mark(job, restarts, scheduler.Mark(before.starts + 1, attempt or before.attempt))
         start_again(LATER, ())
     return STORAGE
 
@@ -118,7 +120,7 @@ def begin(path, token):
     """
     from flip.exitcodes import CAUSES, ConfigError
     from flip.rundir import RunDir, read_json
-    from jobs import ledger
+    from jobs import ledger, scheduler
 
     run = RunDir(path)
     if not run.path.exists():
@@ -136,7 +138,8 @@ def begin(path, token):
     if idle:
         say("%s: not started: %s" % (run.path, idle))
         return 0
-    ledger.settle(run)
+    if ledger.unended(run):
+        ledger.settle(run, scheduler.mark_of(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)).attempt)
     verdict = ledger.standing(run)
     if verdict is not None and verdict["action"] == "stop":
         say("%s: not started: %s" % (run.path, verdict["reason"]))

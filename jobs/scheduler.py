@@ -22,6 +22,8 @@ PATIENCE = 600.0
 AWAY = 12 * 3600.0
 #: Seconds between Slurm's two notes of one event.
 SAME = 3.0
+#: Starts of a job in a row at most that come to nothing, for want of the run's files: two days of them.
+STARTS = 100
 #: What users set for their own eyes: filters, questions, another cluster, another form of times.
 THEIRS = re.compile("(SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT|SBATCH)_|SLURM_(CLUSTERS|TIME_FORMAT|BITSTR_LEN)$")
 
@@ -189,6 +191,48 @@ def config():
     """The site's configuration as ``scontrol show config`` prints it. Raises Unanswered."""
     lines = (line.partition("=") for line in call("scontrol", "show", "config").splitlines())
     return {key.strip(): value.strip() for key, mark, value in lines if mark}
+
+
+class Mark(NamedTuple):
+    """What starts of a job that could not write to its run leave with the scheduler: ``Comment=away:1:17:5``."""
+
+    starts: int = 0
+    """In a row, all of which came to nothing; a preemption or a start that went well ends the row."""
+    attempt: int = 0
+    """The one whose end could not be written; 0: none."""
+
+
+def mark_of(job, restarts):
+    # type: (str, int) -> Mark
+    """What the life of the job before this one left, if it left something."""
+    try:
+        comment = _fields(_insist("scontrol", "show", "job", job)).get("Comment", "")
+    except Unanswered:
+        return Mark()
+    found = re.match(r"away:(\d+):(\d+):(\d+)$", comment)
+    if not found or int(found.group(2)) != restarts - 1:
+        return Mark()
+    return Mark(int(found.group(1)), int(found.group(3)))
+
+
+def leave_mark(job, restarts, mark):
+    # type: (str, int, Mark) -> None
+    """For the next life of the job; before its requeue, after which this one may be killed at once."""
+    try:
+        _insist("scontrol", "update", "JobId=" + job, "Comment=away:%d:%d:%d" % (mark.starts, restarts, mark.attempt))
+    except Unanswered:  # a start more than there might be
+        pass
+
+
+def _insist(*words):
+    # type: (*str) -> str
+    """``call``, and once more after 1, 5 and 25 seconds."""
+    for wait in (1.0, 5.0, 25.0):
+        try:
+            return call(*words)
+        except Unanswered:
+            time.sleep(wait)
+    return call(*words)
 
 
 def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE):

@@ -156,10 +156,25 @@ def test_a_node_that_lacks_something_gives_the_job_back(stage, what):
     else:
         stage.script.write_text(stage.script.read_text().replace(sys.executable, "/nowhere/python"))
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == (1 if what == "folder" else 127)
-    assert stage.commands.calls() == ["scontrol requeue 57_1", "scontrol update JobId=57_1 ExcNodeList=n7"]
+    assert stage.commands.calls() == [
+        "scontrol show job 57_1",
+        "scontrol update JobId=57_1 Comment=away:1:0:0",
+        "scontrol requeue 57_1",
+        "scontrol update JobId=57_1 ExcNodeList=n7 StartTime=now+0",
+    ]
     assert stage.run.newest_attempt() == 0
-    assert stage.start(SLURMD_NODENAME="n7", SLURM_RESTART_COUNT="30").wait(60) != 0
-    assert len(stage.commands.calls()) == 2, "not for ever"
+
+
+@pytest.mark.parametrize("starts, before, again", [(7, 199, 8), (7, 150, 1), (100, 199, 0)])
+def test_starts_that_come_to_nothing_are_counted_in_a_row_and_apart_from_preemptions(stage, starts, before, again):
+    shutil.rmtree(stage.folder)
+    stage.commands("scontrol", f"[ $1 = show ] && printf 'JobId=58\\n   Comment=away:{starts}:{before}:12 \\n'; exit 0")
+    assert stage.start(SLURMD_NODENAME="n7", SLURM_RESTART_COUNT="200").wait(60) == 1
+    told = [call for call in stage.commands.calls() if "show" not in call]
+    assert told[:1] == (
+        [f"scontrol update JobId=57_1 Comment=away:{again}:200:{12 if again > 1 else 0}"] if again else []
+    )
+    assert len(told) == (3 if again else 0), "not for ever"
 
 
 def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tmp_path):
@@ -182,11 +197,12 @@ def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tm
 def test_a_full_disk_that_holds_the_logs_too_does_not_end_the_job(stage, what):
     """What is said of it cannot be written either."""
     file = stage.run.path / "job.json"
-    command = [sys.executable, "-c", FULL, str(stage.run.path), what]
+    command = [sys.executable, "-c", FULL, str(stage.run.path), what, *(["--attempt", "1"] if what == "end" else [])]
     stage.run.begin_attempt({})
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=full, env={**os.environ, "SLURM_JOB_ID": "58"}, timeout=60)
     assert done.returncode == 69 and "scontrol requeue 58" in stage.commands.calls(), file
+    assert f"scontrol update JobId=58 Comment=away:1:0:{int(what == 'end')}" in stage.commands.calls()
 
 
 FULL = """
@@ -196,8 +212,7 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 ledger.begin = ledger.end = full
 requeue.PATIENCE = 0.0
-requeue.patiently.__defaults__ = (0.0,)
-sys.exit(requeue.main([sys.argv[2], sys.argv[1]]))
+sys.exit(requeue.main([sys.argv[2], sys.argv[1], *sys.argv[3:]]))
 """
 
 

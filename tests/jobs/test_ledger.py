@@ -56,6 +56,13 @@ def test_attempts_that_nobody_saw_end_are_settled_before_the_next(tmp_path):
     assert read_json(run.attempt(2) / "start.json")["first_commit"]
 
 
+def test_an_end_that_could_not_be_written_is_put_down_to_storage(tmp_path):
+    run = make(tmp_path)
+    ledger.begin(run, {})
+    ledger.settle(run, unwritten=1)
+    assert [(row["cause"], row["action"], row["code"]) for row in ledger.history(run)] == [("storage", "requeue", 69)]
+
+
 def test_a_new_submission_forgets_verdicts_but_not_history(tmp_path):
     run = make(tmp_path)
     ledger.end(run, ledger.begin(run, {}), 78, "RUNNING")

@@ -119,6 +119,18 @@ def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_deci
         assert [call.split()[1] for call in commands.calls()[before:]] == ["show"], "it was not tried"
 
 
+@pytest.mark.parametrize(
+    "comment, mark", [("away:3:6:12", (3, 12)), ("away:3:5:12", (0, 0)), ("mine", (0, 0)), ("(null)", (0, 0))]
+)
+def test_a_life_leaves_word_for_the_next_one_alone(commands, naps, comment, mark):
+    commands("scontrol", show() + f"\necho '   AdminComment=x Comment={comment} '")
+    assert scheduler.mark_of("57_3", 7) == mark
+    commands("scontrol", "exit 1")
+    assert scheduler.mark_of("57_3", 7) == scheduler.Mark(0, 0) and naps == [1.0, 5.0, 25.0]
+    scheduler.leave_mark("57_3", 7, scheduler.Mark(4, 12))
+    assert commands.calls()[-1] == "scontrol update JobId=57_3 Comment=away:4:7:12"
+
+
 def test_a_straggler_does_not_requeue_the_next_life_of_its_job(commands):
     """Its node was silent for too long; the job runs elsewhere since, one restart later."""
     commands("scontrol", show(state="RUNNING", restarts=1))

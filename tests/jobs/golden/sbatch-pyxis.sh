@@ -23,11 +23,17 @@
 # setup
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 trap '' TERM  # what is begun here is finished
+ask() { for try in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }
 elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array
   code=$?
   case $code in 1|2|126|127) ;; *) exit "$code";; esac  # others are what `begin` means
-  [ "${SLURM_RESTART_COUNT:-0}" -lt 30 ] || exit "$code"
-  scontrol requeue "$id"; scontrol update JobId="$id" ExcNodeList="$SLURMD_NODENAME"; exit "$code"
+  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as scheduler.Mark: starts in a row that came to nothing
+  set -- $(ask show job "$id" | sed -En 's/^ *Comment=away:([0-9]+):([0-9]+):([0-9]+).*/\1 \2 \3/p')
+  [ "${2:-x}" != $((life - 1)) ] || { starts=$1 attempt=$3; }
+  [ "$starts" -lt 100 ] || exit "$code"
+  ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"
+  ask requeue "$id"
+  scontrol update JobId="$id" ExcNodeList="$SLURMD_NODENAME" StartTime="now+$((60 * starts))"; exit "$code"
 }
 said=/runs/demo/.slurm/0123abcd/$id
 exec >>"$said.out" 2>>"$said.err" || elsewhere
