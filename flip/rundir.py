@@ -142,13 +142,16 @@ class RunDir:
 
     def _clear_temporaries(self):
         # type: () -> None
-        """Delete what a killed writer left. A straggler that is writing this very moment fails, and only it does."""
-        parts = ("cause", "end", "told", "limit", "ready")
-        for pattern in ["*", "eval/*"] + ["attempts/*/%s.*" % part for part in parts]:
-            for kind in (".tmp.*", ".new.*"):
-                for path in self.path.glob(pattern + kind):
+        """Delete what a killed writer left. A straggler that is writing this very moment fails, and only it does.
+
+        Of attempts the newest are looked at: each start has done it for those before.
+        """
+        newest = [self.attempt(n) for n in self.attempt_numbers()[-4:]]
+        for folder in [self.path, self.eval] + newest:
+            for name in os.listdir(str(folder)) if folder.is_dir() else []:
+                if (".tmp." in name or ".new." in name) and not name.startswith("start."):  # of one that begins now
                     try:
-                        path.unlink()
+                        (folder / name).unlink()
                     except FileNotFoundError:  # its writer lives and has renamed it
                         continue
 

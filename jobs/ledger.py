@@ -13,7 +13,7 @@ from flip.rundir import create_json, read_json
 from jobs.policy import TOLD, Decision, Limits, decide
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, List, Optional  # noqa: F401
+    from typing import Any, Dict, Iterator, List, Optional  # noqa: F401
 
     from flip.rundir import RunDir  # noqa: F401
 
@@ -50,12 +50,11 @@ def end(run, n, code, state, limits=None):
     commits = committed_samples(run)
     committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
     first = start["after"] if "after" in start else after(run)
-    earlier = [row for row in history(run) if first < row["attempt"] < n]
     decision = decide(
         run.causes(n),
         code,
         state,
-        earlier,
+        earlier(run, first, n),
         limits or Limits(),
         complete=run.result.exists(),
         cancelled=run.cancel.exists(),
@@ -72,8 +71,13 @@ def end(run, n, code, state, limits=None):
 
 def unended(run):
     # type: (RunDir) -> List[int]
-    """Attempts without an end: they run, or ended unseen."""
-    return [n for n in run.attempt_numbers() if not (run.attempt(n) / "end.json").exists()]
+    """The newest attempts, back to one that has an end: each start settles those before it."""
+    found = []
+    for n in reversed(run.attempt_numbers()):
+        if (run.attempt(n) / "end.json").exists():
+            break
+        found.append(n)
+    return found[::-1]
 
 
 def settle(run, unwritten=0):
@@ -90,21 +94,31 @@ def settle(run, unwritten=0):
         end(run, n, None, "TIMEOUT" if run.met_limit(n) else state)
 
 
-def history(run):
-    # type: (RunDir) -> List[Dict[str, Any]]
-    """The recorded ends, oldest first."""
-    rows = (read_json(run.attempt(n) / "end.json") for n in run.attempt_numbers())
-    return [row for row in rows if row is not None]
+def ends(run):
+    # type: (RunDir) -> Iterator[Dict[str, Any]]
+    """The recorded ends, newest first."""
+    for n in reversed(run.attempt_numbers()):
+        row = read_json(run.attempt(n) / "end.json")
+        if row is not None:
+            yield row
+
+
+def earlier(run, first, n):
+    # type: (RunDir, int, int) -> List[Dict[str, Any]]
+    """Ends of the attempts between ``first`` and n, oldest first, from the newest that made a commit on."""
+    found = []  # type: List[Dict[str, Any]]
+    for row in ends(run):
+        if row["attempt"] <= first or (found and found[-1]["committed"]):
+            break
+        if row["attempt"] < n:
+            found.append(row)
+    return found[::-1]
 
 
 def last(run):
     # type: (RunDir) -> Optional[Dict[str, Any]]
     """The newest recorded end, None where there is none."""
-    for n in reversed(run.attempt_numbers()):
-        row = read_json(run.attempt(n) / "end.json")
-        if row is not None:
-            return row
-    return None
+    return next(ends(run), None)
 
 
 def standing(run):

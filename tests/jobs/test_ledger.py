@@ -32,7 +32,7 @@ def test_progress_is_a_newer_commit_than_the_attempt_began_with(tmp_path):
     for _ in range(4):
         save(run, 100, ledger.begin(run, {}))  # the same S each time: a damaged newest one was made again
         ledger.end(run, run.newest_attempt(), 70, "RUNNING")
-    rows = ledger.history(run)
+    rows = list(ledger.ends(run))[::-1]
     assert [row["committed"] for row in rows] == [True, False, False, False]
     assert [row["action"] for row in rows] == ["requeue", "requeue", "requeue", "stop"]
     assert rows[-1]["commits"] == 100
@@ -45,14 +45,17 @@ def test_an_attempt_cut_off_before_its_first_file_made_no_commit(tmp_path):
     write_json(run.path / "job.json", {"after": 1})
     run.attempt(2).mkdir()
     ledger.settle(run)
-    assert [(row["cause"], row["committed"]) for row in ledger.history(run)] == [("stopped", True), ("node", False)]
+    assert [(row["cause"], row["committed"]) for row in list(ledger.ends(run))[::-1]] == [
+        ("stopped", True),
+        ("node", False),
+    ]
 
 
 def test_attempts_that_nobody_saw_end_are_settled_before_the_next(tmp_path):
     run = make(tmp_path)
     ledger.begin(run, {})
     assert ledger.begin(run, {}) == 2
-    assert [(row["attempt"], row["cause"]) for row in ledger.history(run)] == [(1, "node")]
+    assert [(row["attempt"], row["cause"]) for row in list(ledger.ends(run))[::-1]] == [(1, "node")]
     assert read_json(run.attempt(2) / "start.json")["first_commit"]
 
 
@@ -60,7 +63,9 @@ def test_an_end_that_could_not_be_written_is_put_down_to_storage(tmp_path):
     run = make(tmp_path)
     ledger.begin(run, {})
     ledger.settle(run, unwritten=1)
-    assert [(row["cause"], row["action"], row["code"]) for row in ledger.history(run)] == [("storage", "requeue", 69)]
+    assert [(row["cause"], row["action"], row["code"]) for row in list(ledger.ends(run))[::-1]] == [
+        ("storage", "requeue", 69)
+    ]
 
 
 def test_a_new_submission_forgets_verdicts_but_not_history(tmp_path):

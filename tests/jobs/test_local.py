@@ -15,7 +15,7 @@ from jobs.cluster import Job
 
 
 def ends(run):
-    return [(row["action"], row["cause"]) for row in ledger.history(run)]
+    return [(row["action"], row["cause"]) for row in reversed(list(ledger.ends(run)))]
 
 
 def log(run):
