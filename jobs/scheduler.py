@@ -122,19 +122,22 @@ def outlived(job, restarts):
     # type: (str, int) -> bool
     """Wait beside a job until Slurm ends it for its wall limit: True. False where it has no limit, or ends otherwise.
 
-    Asks once at the beginning and, from the limit on, every second: between TERM and KILL there is KillWait.
+    Asks once at the beginning and, from the limit on, every second: between TERM and KILL there is KillWait, which is
+    too short for an answer that is waited for as long as others.
     """
+    pause, deadline = 60.0, DEADLINE
     while True:
         try:
-            fields = _fields(call("scontrol", "show", "job", job))
+            fields = _fields(call("scontrol", "show", "job", job, deadline=deadline))
         except Unanswered:
-            time.sleep(60.0)
+            time.sleep(pause)
             continue
         ran, limit = seconds(fields.get("RunTime", "")), seconds(fields.get("TimeLimit", ""))
         if ran is None or limit is None or int(fields.get("Restarts") or 0) > restarts:
             return False
         if fields.get("JobState") == "RUNNING":
             time.sleep(max(1.0, limit - ran))
+            pause, deadline = 1.0, 5.0
         elif fields.get("JobState") == "COMPLETING":
             return fields.get("Reason") == "TimeLimit" or ran >= limit
         else:
@@ -204,15 +207,16 @@ class Mark(NamedTuple):
 
 def mark_of(job, restarts):
     # type: (str, int) -> Mark
-    """What the life of the job before this one left, if it left something."""
+    """What earlier lives of the job left, if they left something."""
     try:
         comment = _fields(_insist("scontrol", "show", "job", job)).get("Comment", "")
     except Unanswered:
         return Mark()
     found = re.match(r"away:(\d+):(\d+):(\d+)$", comment)
-    if not found or int(found.group(2)) != restarts - 1:
+    if not found:
         return Mark()
-    return Mark(int(found.group(1)), int(found.group(3)))
+    starts, life, attempt = (int(part) for part in found.groups())
+    return Mark(starts if life == restarts - 1 else 0, attempt)
 
 
 def leave_mark(job, restarts, mark):

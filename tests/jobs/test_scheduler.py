@@ -120,9 +120,9 @@ def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_deci
 
 
 @pytest.mark.parametrize(
-    "comment, mark", [("away:3:6:12", (3, 12)), ("away:3:5:12", (0, 0)), ("mine", (0, 0)), ("(null)", (0, 0))]
+    "comment, mark", [("away:3:6:12", (3, 12)), ("away:3:5:12", (0, 12)), ("mine", (0, 0)), ("(null)", (0, 0))]
 )
-def test_a_life_leaves_word_for_the_next_one_alone(commands, naps, comment, mark):
+def test_a_life_leaves_word_for_the_next(commands, naps, comment, mark):
     commands("scontrol", show() + f"\necho '   AdminComment=x Comment={comment} '")
     assert scheduler.mark_of("57_3", 7) == mark
     commands("scontrol", "exit 1")
@@ -148,7 +148,7 @@ def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(commands, naps, 
     def lives(*answers):
         """What scontrol says, one after the other."""
         for i, fields in enumerate(answers):
-            (tmp_path / f"answer{i}").write_text(show(**fields))
+            (tmp_path / f"answer{i}").write_text("exit 1" if fields.get("gone") else show(**fields))
         (tmp_path / "asked").write_text("")
         at = f"$(wc -l < {tmp_path}/asked)"
         commands("scontrol", f"n={at}; echo >> {tmp_path}/asked; . {tmp_path}/answer$n")
@@ -161,6 +161,8 @@ def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(commands, naps, 
     assert lives({"limit": "UNLIMITED"}) == (False, [])
     assert lives(hour, {**hour, "state": "COMPLETING"}) == (False, [3000.0])
     assert lives(hour, {**over, "restarts": 1}) == (False, [3000.0])
+    assert lives(hour, {"gone": True}, {"gone": True}, ending) == (True, [3000.0, 1.0, 1.0]), "KillWait is short"
+    assert lives({"gone": True}, hour, ending) == (True, [60.0, 3000.0])
     longer = {"limit": "02:00:00", "ran": "01:00:00"}
     assert lives(hour, longer, {**longer, "state": "CANCELLED"}) == (False, [3000.0, 3600.0])
 

@@ -29,7 +29,7 @@ elsewhere() {  # a node that lacks what the others have, a mount or the interpre
   case $code in 1|2|126|127) ;; *) exit "$code";; esac  # others are what `begin` means
   life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as scheduler.Mark: starts in a row that came to nothing
   set -- $(ask show job "$id" | sed -En 's/^ *Comment=away:([0-9]+):([0-9]+):([0-9]+).*/\1 \2 \3/p')
-  [ "${2:-x}" != $((life - 1)) ] || { starts=$1 attempt=$3; }
+  [ "${2:-x}" != $((life - 1)) ] || starts=$1; [ -z "$3" ] || attempt=$3
   [ "$starts" -lt 100 ] || exit "$code"
   ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"
   ask requeue "$id"
