@@ -82,7 +82,8 @@ class Commands:
 
     def _updated(self, wishes):
         job = self.controller.find(wishes.pop("JobId"))
-        if job.state != "PENDING":
+        job.comment = wishes.pop("Comment", job.comment)
+        if wishes and job.state != "PENDING":
             raise Refused("Job is no longer pending execution")
         if "StartTime" in wishes:
             wait = float(re.fullmatch(r"now\+(\d+)", wishes.pop("StartTime"))[1])
@@ -102,6 +103,7 @@ class Commands:
             f"   Requeue=1 Restarts={job.restarts} BatchFlag=1 Reboot=0 ExitCode={job.exit_code}\n"
             f"   RunTime={_span(ran)} TimeLimit={_span(job.limit)} TimeMin=N/A\n"
             f"   EndTime={_moment(job.end)}{preempted}\n"
+            f"   Comment={job.comment} \n"
             f"   ExcNodeList={job.excluded or '(null)'} NodeList={','.join(node.name for node in job.nodes)}\n"
         )
 

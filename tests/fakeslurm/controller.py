@@ -76,6 +76,7 @@ class Job:
     in_grace: bool = False
     """Slurm's bit that is set with a grace, and looked at when the job completes, in whichever life."""
     excluded: str = ""
+    comment: str = ""
     exit_code: str = "0:0"
     nodes: list = field(default_factory=list)
     life: object = None
@@ -135,8 +136,11 @@ class Controller:
                 continue
             if job.nodelist:
                 held = [self.nodes[name] for name in job.nodelist]
+                if not all(node.up and (node.job is None or node.job.script) for node in held):
+                    continue
                 fit = held if all(node in free for node in held) else []
-                for other in {node.job for node in held if node.job is not None and node.job.script is not None}:
+                free = [node for node in free if node not in held]  # kept for it
+                for other in {node.job for node in held if node.job is not None}:
                     self.preempt(other)
             else:
                 fit = [node for node in free if node.name not in job.excluded.split(",")][: job.nodes_wanted]
@@ -206,8 +210,6 @@ class Controller:
         """``scontrol requeue``."""
         if job.state == "PENDING":
             raise Refused("Job is pending execution")
-        if job.state == "RUNNING":
-            job.life.happened("requeued")
         self._again(job)
         if not job.completing:
             self._settled(job)
@@ -257,7 +259,7 @@ class Controller:
     def batch_done(self, life, code, killed):
         """The batch script of a life has ended, and with it all of its processes."""
         job = life.job
-        if job.life is not life:
+        if job.life is not life or job.id not in self.jobs or self.jobs[job.id] is not job:
             return
         if job.state == "RUNNING":
             job.end = self.clock.now
@@ -349,3 +351,15 @@ class Controller:
         for life in orphans:
             life.kill()
         self.look()
+
+    def forget(self):
+        """The state is lost: no job is known any more; nodes end what they run unknown to it."""
+        for job in self.jobs.values():
+            for timer in job.timers:
+                self.clock.cancel(timer)
+            if job.life is not None:
+                job.life.happened("forgotten")
+                self.clock.at(self.rng.uniform(0.0, 600.0), job.life.kill)
+            for node in job.nodes:
+                node.job = None
+        self.jobs, self.next_id = {}, 1

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from flip.exitcodes import STORAGE
 from flip.rundir import RunDir
 from jobs import requeue, scheduler
 from tests.fakeslurm.clock import Process
@@ -69,6 +70,10 @@ class Life:
         self.attempt, self.body, self._processes, self._over = None, None, [], False
         self.events = []
         """(time, what) that happened to it, as nobody but the world knows."""
+        self.born, self.began, self.ended = self.clock.now, None, float("inf")
+        """When its attempt began, and when the last of its ranks ended."""
+        self.unseen = True
+        """Whether it has ended, or will, without an end of its exit trap."""
         self._storage = storage or (lambda life: contextlib.nullcontext())
         self.clock.at(0.2, self._begin)
 
@@ -119,26 +124,39 @@ class Life:
         elif code or not out.strip():
             self._done(code)
         else:
-            self.attempt = int(out)
+            self.attempt, self.began = int(out), self.clock.now
             self._watcher = self._python("watcher", lambda code, out: None, "watch")
             self.body = self._make(self, RunDir(self.path), self.attempt, self._srun_ended)
 
     def _elsewhere(self, code):
         def give_back():
-            for words in (("requeue", job), ("update", f"JobId={job}", f"ExcNodeList={self.host.name}")):
+            mark = scheduler.mark_of(job, self.restarts)
+            if mark.starts < scheduler.STARTS:
+                scheduler.leave_mark(job, self.restarts, mark._replace(starts=mark.starts + 1))
+                ask("requeue", job)
                 with contextlib.suppress(scheduler.Unanswered):
-                    scheduler.call("scontrol", *words)
+                    wishes = f"ExcNodeList={self.host.name}", f"StartTime=now+{60 * mark.starts}"
+                    scheduler.call("scontrol", "update", f"JobId={job}", *wishes)
+
+        def ask(*words):
+            for _ in range(5):
+                with contextlib.suppress(scheduler.Unanswered):
+                    return scheduler.call("scontrol", *words)
+                self.clock.sleep(30.0)
 
         job = self.job.key
-        if self.restarts >= 30:
-            self._done(code)
-        else:
-            self._process("shell", give_back, lambda *_: self._done(code))
+        self._process("shell", give_back, lambda *_: self._done(code))
 
     def _srun_ended(self, code):
+        def seen(said, _):
+            self.unseen = False
+            if said == STORAGE:  # the end itself could not be written
+                self.happened("storage")
+            self._done(code)
+
         if not self._over:
             self._watcher.kill()
-            self._python("trap", lambda *_: self._done(code), "end", code=code)
+            self._python("trap", seen, "end", code=code)
 
     def _done(self, code, killed=False):
         if not self._over:

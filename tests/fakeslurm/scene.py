@@ -2,52 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 from types import SimpleNamespace
 from unittest import mock
 
-from flip import rundir
 from flip.rundir import read_json
-from jobs import ledger, requeue, scheduler
 from tests.fakeslurm.clock import Clock
 from tests.fakeslurm.commands import Commands
 from tests.fakeslurm.controller import Controller, Site
 from tests.fakeslurm.host import Life
 from tests.fakeslurm.scripted import Scripted
+from tests.fakeslurm.seams import in_place
 from tests.slurm import recorder
 from tests.slurm.recorder import READ, Scene, fields_of, masked
 from tests.slurm.scenarios import SCENARIOS
 
 POLL = 0.05
-
-
-@contextlib.contextmanager
-def in_place(clock, commands):
-    """The code of jobs/ asks this Slurm, and lives by this clock."""
-    with contextlib.ExitStack() as stack:
-        for module in (scheduler, requeue, ledger, rundir):
-            stack.enter_context(mock.patch.object(module, "time", clock.module))
-        stack.enter_context(mock.patch.object(scheduler, "call", commands.call))
-        stack.enter_context(mock.patch("submitit.core.utils.CommandFunction", _sbatch(commands)))
-        stack.enter_context(mock.patch("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2)))
-        yield
-
-
-def _sbatch(commands):
-    """What submitit starts sbatch with."""
-    from submitit.core.utils import FailedJobError
-
-    class CommandFunction:
-        def __init__(self, words, verbose=False):
-            self.words = words
-
-        def __call__(self):
-            try:
-                return commands.call(*map(str, self.words))
-            except scheduler.Unanswered as error:
-                raise FailedJobError(str(error)) from error
-
-    return CommandFunction
 
 
 class FakeScene(Scene):

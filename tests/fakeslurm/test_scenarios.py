@@ -1,4 +1,4 @@
-"""What the Slurm that does not exist does is what the real one was seen to do: all recorded scenarios, word for word."""
+"""What the Slurm that does not exist does is what the real one was seen to do: every recorded scenario."""
 
 import itertools
 

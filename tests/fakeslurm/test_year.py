@@ -1,0 +1,52 @@
+"""A year of a sweep under all that a cluster does, in seconds; what must hold at its end is in ``verdicts.py``."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.fakeslurm import verdicts
+from tests.fakeslurm.year import World
+
+MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """In memory where there is such a place: every file is synced, thousands of times."""
+    with tempfile.TemporaryDirectory(prefix="year", dir=MEMORY if MEMORY.is_dir() else tmp_path) as made:
+        yield Path(made) / "sweep"
+
+
+def live(folder, seed, runs, nodes):
+    world = World(folder, seed, runs, nodes)
+    states = world.pass_year()
+    found = verdicts.violations(world, states)
+    assert not found, f"seed {seed}, {world.controller.site}: {len(found)} broken promises\n" + "\n".join(found[:30])
+    return world, states
+
+
+def test_two_hundred_runs(folder):
+    """Enough weather that every cause and every way to end is there; without it this test would prove little."""
+    world, states = live(folder, 0, runs=200, nodes=40)
+    ends = Counter(state.state for state in states.values())
+    assert set(ends) == {"complete", "failed", "cancelled"} and ends["complete"] > 150
+    attempts = [one for ones in verdicts.attempts(world).values() for one in ones]
+    happened = {what for one in attempts for what in one.happened}
+    assert happened == set(verdicts.MAY_BE)
+    causes = {one.cause for one in attempts}
+    assert causes >= {"complete", "stopped", "storage", "crash", "hang", "node", "port", "cancelled"}
+    stops = {one.cause for one in attempts if one.action == "stop"}
+    assert stops >= {"crash", "node", "cancelled"}
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_by_chance(seed, folder):
+    live(folder, seed, runs=30, nodes=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_many_more_years(seed, folder):
+    live(folder, seed, runs=60, nodes=12)

@@ -1,0 +1,238 @@
+"""A model of the worker: all ranks of an attempt as one, which trains at a speed, commits at intervals, and ends.
+
+It writes what the worker writes, by the functions of ``flip.rundir`` and ``flip.commit``. The commits that lie between
+two looks of somebody are one: only the newest is written, when somebody looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from flip import commit
+from flip.exitcodes import CAUSES
+from flip.rundir import create_json, read_json
+from jobs import ledger
+
+CODES = CAUSES | {"oom": 137, "port": 70}
+PORT = "failed to bind to [::]:29500 (errno: 98 - Address already in use)"
+PEERS = 30.0
+"""Seconds until a rank notices that another is gone."""
+BATCH = 4096
+
+
+@dataclass
+class Run:
+    """What one run is like; seconds."""
+
+    total: int
+    """S at its end."""
+    nodes: int = 1
+    startup: float = 180.0
+    step: float = 5.0
+    save: float = 20.0
+    interval: float = 900.0
+    """Between commits."""
+    bug: int = 0
+    """S at which it crashes, each time; 0: none."""
+    killer: bool = False
+    """Takes its node down before it has trained, each time."""
+
+
+class Trainer:
+    """``world`` knows what the run is like, what befalls it, and whether the storage is there."""
+
+    def __init__(self, world, life, run, n, over):
+        self.world, self.life, self.run, self.n, self.clock, self._over = world, life, run, n, life.clock, over
+        self.like = world.likes[run.name]
+        self.living, self.lost = {node.name for node in life.nodes}, set()
+        self.listening, self.over, self.held, self.told = False, False, "", ""
+        self._timer = self.clock.at(self.like.startup * world.rng.uniform(0.5, 2.0), self._listen)
+        world.bodies.setdefault(run.name, []).append(self)
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def _listen(self):
+        world, like = self.world, self.like
+        with world.storage(self.life):
+            try:
+                self.soon = bool((read_json(self.run.attempt(self.n) / "start.json") or {}).get("first_commit"))
+                self.first = self.saved = ledger.committed_samples(self.run)
+            except OSError:
+                self.life.happened("storage")
+                self._leave("storage", "the start cannot be read")
+                return
+        self.listening, self.begin = True, self.clock.now
+        if self.held:
+            self._hear(self.held)
+            return
+        if like.killer:
+            self.world.lose(next(iter(self.living)))
+            return
+        wait, fate = self.world.fate(self)
+        if like.bug > self.first:
+            wait, fate = min((wait, fate), (self._when(like.bug), "crash"))
+        wait, fate = min((wait, fate), (self._when(like.total), "complete"))
+        self._timer = self.clock.at(wait, self._meet, fate)
+        self.storage_changed()
+
+    def _when(self, samples):
+        """Seconds from the start of training until S is there."""
+        return -((self.first - samples) // BATCH) * self.like.step
+
+    def _samples(self, at):
+        return min(self.like.total, self.first + int((at - self.begin) / self.like.step) * BATCH)
+
+    def catch_up(self):
+        """Write the newest of the commits that were made up to now."""
+        if self.over or not self.listening:
+            return
+        trained = self.clock.now - self.begin
+        count = int(trained / self.like.interval)
+        at = count * self.like.interval if count else self.like.step if self.soon and trained >= self.like.step else 0
+        if at:
+            self._commit(self._samples(self.begin + at), self.begin + at)
+
+    def _commit(self, samples, at):
+        """As flip.checkpoint does. Raises OSError."""
+        if samples <= self.saved or not self.run.holds(self.n):
+            return
+        path = commit.folder(self.run, "pretrain", samples, self.n)
+        path.mkdir(parents=True)
+        (path / "model").write_text(str(samples))
+        commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": self.n})
+        commit.retain(self.run, self.n, 2, [path])
+        self.saved = samples
+        self.world.commits.append((at, self.run.name, self.n, samples))
+
+    # -- what befalls it ---------------------------------------------------------------------------------------------
+
+    def _meet(self, fate):
+        if fate == "complete":
+            self._complete()
+            return
+        self.life.happened(fate)
+        self._catch_up_quietly()
+        if fate == "oom":
+            self._end(137)
+        else:
+            self._leave("crash" if fate == "port" else fate, PORT if fate == "port" else f"as fate has it: {fate}")
+
+    def _complete(self):
+        with self.world.storage(self.life):
+            try:
+                self._commit(self.like.total, self.clock.now)
+                if self.run.holds(self.n):
+                    create_json(self.run.result, {"run": self.run.name, "attempt": self.n})
+            except OSError as error:
+                self.life.happened("storage")
+                self._leave("storage", str(error))
+                return
+        self._leave("complete", "")
+
+    def signal(self, name, nodes):
+        if self.living & nodes and not self.over:
+            if self.listening:
+                self._hear(name)
+            else:
+                self.held = self.held or name
+
+    def _hear(self, name):
+        if self.told:
+            return
+        self._catch_up_quietly()
+        self.told = name or "cancel.json"
+        with self.world.storage(self.life), contextlib.suppress(OSError):
+            self.run.note_told(self.n, f"SIG{name}")
+        self.clock.cancel(self._timer)
+        self._timer = self.clock.at(self.like.step, self._save)
+
+    def _save(self):
+        samples = self._samples(self.clock.now)
+        self._timer = self.clock.at(self.like.save if samples > self.saved else 0.0, self._stopped, samples)
+
+    def _stopped(self, samples):
+        with self.world.storage(self.life):
+            try:
+                self._commit(samples, self.clock.now)
+            except OSError as error:
+                self.life.happened("storage")
+                self._leave("storage", str(error))
+                return
+        self._leave("stopped", f"signal SIG{self.told}", signal=f"SIG{self.told}")  # of no interest where it is none
+
+    def look(self):
+        """What rank 0 looks at in every step: whether it is the newest attempt still, and whether it is cancelled."""
+        if self.over or not self.listening or self.told:
+            return
+        try:
+            with self.world.storage(self.life):
+                superseded, cancelled = not self.run.holds(self.n), self.run.cancel.exists()
+        except OSError:
+            self.clock.at(self.like.step, self.look)
+            return
+        if superseded:
+            self._leave("stopped", "superseded by a newer attempt")
+        elif cancelled:
+            self._hear("")
+
+    def storage_changed(self):
+        """Files fail from now on: the next step sees it where they are away, the next commit where they are full."""
+        kind = self.world.storage_kind
+        if self.over or not self.listening or not kind or self.told:
+            return
+        passed = self.clock.now - self.begin
+        wait = self.like.step if kind == "away" else self.like.interval - passed % self.like.interval
+        self.clock.at(wait, self._fail)
+
+    def _fail(self):
+        if self.world.storage_kind and not self.over and not self.told:
+            self.life.happened("storage")
+            self._leave("storage", f"the file system is {self.world.storage_kind}")
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def kill(self, nodes):
+        self._fewer(nodes, 137)
+
+    def lose(self, node):
+        self.lost.add(node)
+        self._fewer({node}, None)
+
+    def _fewer(self, nodes, code):
+        if self.over or not self.living & nodes:
+            return
+        self._catch_up_quietly()
+        self.living -= nodes
+        if self.living:
+            self.clock.at(PEERS, self._leave, "peer_lost", "Connection closed by peer")
+        else:
+            self._end(code)
+
+    def node_down(self, nodes):
+        """srun hears it from the controller: a lost node's ranks will not report any more."""
+        self.lost -= nodes
+        if self.over and not self.lost and self._code is not None:
+            code, self._code = self._code, None
+            self._over(code)
+
+    def _leave(self, cause, reason, **facts):
+        if self.over:
+            return
+        with self.world.storage(self.life), contextlib.suppress(OSError):
+            self.run.write_cause(self.n, 0, cause, CAUSES[cause], reason, host=self.life.host.name, **facts)
+        self._end(CAUSES[cause])
+
+    def _catch_up_quietly(self):
+        with self.world.storage(self.life), contextlib.suppress(OSError):
+            self.catch_up()
+
+    def _end(self, code):
+        if self.over:
+            return
+        self.over, self._code, self.life.ended = True, code, self.clock.now
+        self.clock.cancel(self._timer)
+        self.world.bodies[self.run.name].remove(self)
+        if code is not None and not self.lost:
+            self._code = None
+            self._over(code)

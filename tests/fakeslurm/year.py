@@ -1,0 +1,273 @@
+"""A sweep on a cluster on which everything goes wrong, and the person who submits it and looks in now and then."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from flip.exitcodes import FlipError
+from flip.rundir import RunDir, create_json, write_json
+from jobs import plan as planning
+from jobs.cluster import Job, Shape, states
+from jobs.plan import Wanted
+from jobs.profile import Profile
+from jobs.scheduler import AWAY
+from jobs.slurm import SlurmCluster
+from tests.fakeslurm.clock import Clock, Process
+from tests.fakeslurm.commands import Commands
+from tests.fakeslurm.controller import Controller, Site
+from tests.fakeslurm.host import Life
+from tests.fakeslurm.seams import in_place
+from tests.fakeslurm.storage import trouble
+from tests.fakeslurm.trainer import BATCH, Run, Trainer
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+HOURS = 72.0
+"""The wall limit."""
+EVENTS = ("preemption", "node_lost", "node_cut_off", "controller_away", "storage", "reset", "touched", "cancelled")
+OVER = ("complete", "failed", "cancelled")
+
+
+@dataclass
+class Weather:
+    """Days between two events, of the whole cluster or, where it says so, of a node or a run."""
+
+    preemption: float = 4.0
+    """Per node."""
+    node_lost: float = 4.0
+    node_cut_off: float = 8.0
+    controller_away: float = 6.0
+    storage: float = 10.0
+    reset: float = 150.0
+    """The controller loses its state: no jobs, and their numbers begin again at 1."""
+    touched: float = 10.0
+    """Somebody requeues a job by hand."""
+    cancelled: float = 60.0
+    bad_call: float = 0.02
+    """Share of commands that Slurm does not answer, refuses, or answers to nobody."""
+    fates: dict = field(default_factory=lambda: {
+        "crash": 25.0, "oom": 40.0, "hang": 60.0, "data": 3000.0, "diverged": 2000.0, "config": 6000.0,
+        "permission": 6000.0,
+    })  # fmt: skip
+    """Per run."""
+    ports: float = 0.01
+    """Share of starts that find their port taken."""
+
+
+class World:
+    """``folder``: RUNS_ROOT/<sweep>. ``calm``: the day from which on nothing goes wrong any more."""
+
+    def __init__(self, folder, seed, runs=200, nodes=40, calm=330.0, weather=None):
+        self.rng, self.clock, self.folder = random.Random(seed), Clock(), folder
+        self.weather, self.calm = weather or Weather(), calm * DAY
+        rng = self.rng
+        site = Site(
+            user_signal=rng.random() < 0.7, grace=rng.choice([0.0, 30.0, 300.0]),
+            mode=rng.choice(["REQUEUE", "REQUEUE", "CANCEL"]), kill_wait=30.0, node_timeout=300.0,
+        )  # fmt: skip
+        names = [f"n{i}" for i in range(1, nodes + 1)]
+        self.controller = Controller(self.clock, site, names, self._life, rng)
+        self.commands = Commands(self.clock, self.controller, self._trouble, latency=0.05)
+        self.likes = {f"run{i:03d}": self._like(i) for i in range(runs)}
+        self.bodies, self.lives, self.commits = {}, [], []
+        self.away, self.storage_kind, self.over = "", "", False
+        self.cancelled, self.said, self.orders, self.excuses = set(), [], [], []
+        for name in self.likes:
+            run = RunDir(folder / name)
+            run.path.mkdir(parents=True)
+            write_json(run.identity, {"hash": name})
+
+    def _like(self, number):
+        rng = self.rng
+        step = rng.uniform(2.0, 15.0)
+        total = int(rng.uniform(0.5, 8.0) * DAY / step) * BATCH
+        like = Run(
+            total, nodes=rng.choice([1, 1, 1, 2]), startup=rng.uniform(60.0, 400.0), step=step, save=rng.uniform(5, 80)
+        )
+        if number % 40 == 7:
+            like.bug = int(rng.uniform(0.1, 0.9) * total)
+        if number % 100 == 13:
+            like.killer, like.nodes = True, 1
+        return like
+
+    # -- what jobs are made of ---------------------------------------------------------------------------------------
+
+    def run(self, name):
+        return RunDir(self.folder / name)
+
+    def _life(self, controller, job):
+        life = Life(controller, job, body=self._body, storage=self.storage)
+        self.lives.append(life)
+        self.clock.at(0.15, self._catch_up, life.path.name)
+        return life
+
+    def _catch_up(self, name):
+        for body in list(self.bodies.get(name, ())):
+            body._catch_up_quietly()
+
+    def _body(self, life, run, n, over):
+        for older in self.bodies.get(run.name, ()):
+            self.clock.at(older.like.step, older.look)
+        return Trainer(self, life, run, n, over)
+
+    def storage(self, life):
+        return trouble(self.folder, self.storage_kind)
+
+    def fate(self, body):
+        """(seconds, what) of the first thing that goes wrong with a run by itself."""
+        if self.clock.now > self.calm:
+            return 1e12, "nothing"
+        if self.rng.random() < self.weather.ports:
+            return 1.0, "port"
+        return min((self.rng.expovariate(1 / (days * DAY)), what) for what, days in self.weather.fates.items())
+
+    # -- weather -----------------------------------------------------------------------------------------------------
+
+    def start(self):
+        self.clock.at(0.0, self._look_in)
+        for what in (
+            "preemption",
+            "node_lost",
+            "node_cut_off",
+            "controller_away",
+            "storage",
+            "reset",
+            "touched",
+            "cancelled",
+        ):
+            self._next(what)
+
+    def _next(self, what):
+        days = getattr(self.weather, what) / (len(self.controller.nodes) if what == "preemption" else 1)
+        self.clock.at(self.rng.expovariate(1 / (days * DAY)), self._strike, what)
+
+    def _strike(self, what):
+        if self.clock.now < self.calm:
+            getattr(self, f"_{what}")()
+            self._next(what)
+
+    def _preemption(self):
+        busy = [node.name for node in self.controller.nodes.values() if node.up and node.job and node.job.script]
+        chosen = self.rng.sample(busy, min(len(busy), self.rng.choice([1, 1, 1, 1, 3])))
+        if chosen:
+            seconds = self.rng.expovariate(1 / (4 * HOUR))
+            self.controller.submit(
+                name="high", nodes_wanted=len(chosen), limit=DAY, seconds=seconds, nodelist=tuple(chosen)
+            )
+
+    def _node_lost(self):
+        self.lose(self.rng.choice(list(self.controller.nodes)), self.rng.expovariate(1 / (8 * HOUR)))
+
+    def lose(self, name, seconds=HOUR):
+        if self.controller.nodes[name].alive and self.controller.nodes[name].reachable:
+            self.controller.lose(name)
+            self.clock.at(20 * MINUTE + seconds, self.controller.bring_back, name)
+
+    def _node_cut_off(self):
+        name = self.rng.choice(list(self.controller.nodes))
+        if self.controller.nodes[name].alive and self.controller.nodes[name].reachable:
+            self.controller.cut_off(name)
+            self.clock.at(self.rng.expovariate(1 / (2 * HOUR)), self.controller.bring_back, name)
+
+    def _controller_away(self):
+        self.away = self.rng.choice(["silent", "refused", "empty"])
+        seconds = self.rng.choice([5 * MINUTE, 40 * MINUTE, 3 * HOUR, 16 * HOUR]) * self.rng.uniform(0.5, 1.2)
+        if seconds > AWAY:
+            self.excuses.append(self.clock.now + seconds)
+        self.clock.at(seconds if self.away != "empty" else 60.0, setattr, self, "away", "")
+
+    def _trouble(self, words):
+        if self.clock.now > self.calm:
+            return ""
+        if self.away:
+            return self.away if self.away != "empty" or words[0] == "squeue" else ""
+        if self.rng.random() < self.weather.bad_call:
+            return self.rng.choice(["silent", "refused", "dropped", "dropped"])
+        return ""
+
+    def _storage(self):
+        if self.storage_kind:
+            return
+        kind = self.rng.choice(["away", "full"])
+        bodies = [body for some in self.bodies.values() for body in some]
+        for body in bodies:
+            body._catch_up_quietly()
+        self.storage_kind = kind
+        for body in bodies:
+            body.storage_changed()
+        seconds = self.rng.choice([2 * MINUTE, 30 * MINUTE, 30 * MINUTE, 3 * HOUR, 12 * HOUR]) * self.rng.uniform(
+            0.5, 1.5
+        )
+        self.clock.at(seconds, setattr, self, "storage_kind", "")
+
+    def _reset(self):
+        self.excuses.append(self.clock.now)
+        self.controller.forget()
+
+    def _touched(self):
+        running = [job for job in self.controller.jobs.values() if job.script and job.state == "RUNNING"]
+        if running:
+            job = self.rng.choice(running)
+            job.life.happened("requeued")
+            self.controller.requeue(job)
+
+    def _cancelled(self):
+        open_ = [name for name in self.likes if not self.run(name).result.exists() and name not in self.cancelled]
+        if open_ and not self.storage_kind:
+            name = self.rng.choice(open_)
+            self._person(lambda: self._cancel(name))
+
+    # -- the person --------------------------------------------------------------------------------------------------
+
+    def _person(self, do):
+        def carefully():
+            try:
+                do()
+            except FlipError as error:
+                self.said.append((self.clock.now, str(error)))
+            return 0
+
+        Process(self.clock, carefully, {"PATH": "/bin"}, lambda code, out: None, lambda: self.storage(None))
+
+    def _look_in(self):
+        """Often on the first day, then now and then while something is not over."""
+        self._person(self._submit)
+        if not self.over:
+            self.clock.at(6 * HOUR if self.clock.now < DAY else 3 * DAY, self._look_in)
+
+    def _submit(self):
+        """What ``jobs/submit.py`` does, without the checks of configurations."""
+        with planning.lock(self.folder):
+            found, _ = planning.observe(self.folder, list(self.likes))
+            wanted = [Wanted(name, None, {"hash": name}, None) for name in self.likes]
+            # a directory without a job is what an interrupted submit leaves: it is there, and stopped
+            starting = planning.plan(wanted, found, self.folder).starting
+            self.over = not starting and all(one.state in OVER for one in found.values())
+            jobs = [Job(self.run(a.wanted.name), self.folder / ".code", self._shape(a.wanted.name)) for a in starting]
+            self.orders.append((self.clock.now, [job.run.name for job in jobs]))
+            try:
+                SlurmCluster(Profile(name="fake", kind="slurm", python="python3")).submit(jobs)
+            except FlipError:
+                self.excuses.append(self.clock.now)  # they may be queued or not: looking again settles it
+                raise
+
+    def _shape(self, name):
+        return Shape(nodes=self.likes[name].nodes, processes=8, gpus=8, cpus=8, hours=HOURS)
+
+    def _cancel(self, name):
+        run = self.run(name)
+        self.cancelled.add(name)
+        create_json(run.cancel, {"who": "ann", "why": "not needed any more", "time": 0})
+        for body in list(self.bodies.get(name, ())):
+            self.clock.at(body.like.step, body.look)
+        SlurmCluster(Profile(kind="slurm")).cancel([run])
+
+    def states(self):
+        return {path.name: state for path, state in states([self.run(name) for name in self.likes]).items()}
+
+    def pass_year(self):
+        """365 days; where each run stands then."""
+        with in_place(self.clock, self.commands):
+            self.start()
+            self.clock.run(365 * DAY)
+            return self.states()
