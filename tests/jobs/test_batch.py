@@ -191,6 +191,26 @@ def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tm
     assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
 
 
+def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):
+    """For storage or for Slurm's answer, for ten minutes: the limit may come first, and ends the trap with the job."""
+    limit = "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:30:20 TimeLimit=00:30:00"
+    stage.commands("srun", "exit 1")
+    stage.commands(
+        "scontrol",
+        f"""[ $1 = show ] || exit 0
+    case $(ps -o args= -p $PPID) in *requeue.py\\ watch*) while [ ! -e {tmp_path}/end ]; do sleep 0.05; done; echo '{limit}';;
+    *) touch {tmp_path}/end; exit 1;; esac""",
+    )
+    bash = stage.start()
+    while "scontrol requeue 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+        assert bash.poll() is None
+    assert stage.end() is None, "the trap has not got that far"
+    os.killpg(bash.pid, signal.SIGKILL)
+    bash.wait(60)
+    assert stage.run.met_limit(1)
+
+
 @pytest.mark.parametrize("what", ["begin", "end"])
 def test_a_full_disk_that_holds_the_logs_too_does_not_end_the_job(stage, what):
     """What is said of it cannot be written either."""

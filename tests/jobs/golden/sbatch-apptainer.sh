@@ -40,8 +40,8 @@ FLIP_ATTEMPT=$(/usr/bin/python3 -I /runs/demo/.code/c0de/jobs/requeue.py begin "
 export FLIP_RUN FLIP_ATTEMPT
 finish() {
   code=$?; trap '' TERM; trap - EXIT
-  [ -z "$watcher" ] || kill -9 "$watcher"
   /usr/bin/python3 -I /runs/demo/.code/c0de/jobs/requeue.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code"
+  [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit
   exit "$code"
 }
 trap finish EXIT

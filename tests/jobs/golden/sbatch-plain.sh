@@ -41,8 +41,8 @@ FLIP_ATTEMPT=$(/opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py begin
 export FLIP_RUN FLIP_ATTEMPT
 finish() {
   code=$?; trap '' TERM; trap - EXIT
-  [ -z "$watcher" ] || kill -9 "$watcher"
   /opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code"
+  [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit
   exit "$code"
 }
 trap finish EXIT
