@@ -95,6 +95,8 @@ class Controller:
         self.nodes = {name: Node(name) for name in names}
         self.jobs, self.next_id = {}, 1
         self.rng = rng or random.Random(0)
+        self.asleep = lambda: False
+        """Whether it does nothing by itself at this moment: one that is away does not look at limits either."""
         self._pass = None
 
     # -- the queue ---------------------------------------------------------------------------------------------------
@@ -112,9 +114,10 @@ class Controller:
 
     def find(self, text):
         """The job of ``57`` or ``57_3``. Raises Refused."""
-        number, _, index = text.partition("_")
-        for job in [self.jobs.get(int(number))] if not index else self.jobs.values():
-            if job is not None and (not index or (job.array == int(number) and job.index == int(index))):
+        base, _, index = text.partition("_")
+        for id_ in [int(base) + 1 + int(index), int(base)] if index else [int(base)]:
+            job = self.jobs.get(id_)
+            if job is not None and text in (job.key, str(job.id)):
                 return job
         raise Refused("Invalid job id specified")
 
@@ -126,6 +129,9 @@ class Controller:
 
     def _schedule(self):
         self._pass = None
+        if self.asleep():
+            self.look(self.site.poll)
+            return
         waiting = [job for job in self.jobs.values() if job.state == "PENDING" and not job.completing]
         waiting.sort(key=lambda job: (job.script is not None, job.id))
         free = [node for node in self.nodes.values() if node.up and node.job is None]
@@ -202,6 +208,9 @@ class Controller:
             job.life.signal_steps("USR2")
 
     def _limit(self, job, restarts):
+        if self.asleep():
+            job.timers.append(self.clock.at(self.site.poll, self._limit, job, restarts))
+            return
         if job.state == "RUNNING" and job.restarts == restarts:
             job.life.happened("limit")
             self._finish(job, "TIMEOUT", "TimeLimit")

@@ -152,10 +152,10 @@ class Life:
             self.unseen = False
             if said == STORAGE:  # the end itself could not be written
                 self.happened("storage")
+            self._watcher.kill()
             self._done(code)
 
         if not self._over:
-            self._watcher.kill()
             self._python("trap", seen, "end", code=code)
 
     def _done(self, code, killed=False):

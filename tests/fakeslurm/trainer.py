@@ -103,7 +103,7 @@ class Trainer:
         commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": self.n})
         commit.retain(self.run, self.n, 2, [path])
         self.saved = samples
-        self.world.commits.append((at, self.run.name, self.n, samples))
+        self.world.commits.setdefault((self.run.name, self.n), []).append((at, samples))
 
     # -- what befalls it ---------------------------------------------------------------------------------------------
 

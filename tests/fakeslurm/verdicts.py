@@ -36,7 +36,7 @@ class Attempt:
         self.end = read_json(world.run(self.run).attempt(self.n) / "end.json")
         self.cause = self.end and self.end["cause"]
         self.action = self.end and self.end["action"]
-        self.commits = [(at, samples) for at, run, n, samples in world.commits if (run, n) == (self.run, self.n)]
+        self.commits = world.commits.get((self.run, self.n), [])
 
     def __repr__(self):
         return f"{self.run}/{self.n} {sorted(self.happened)} -> {self.cause}, {self.action}"
@@ -140,11 +140,13 @@ def _left_to_people(world):
 
     Or where preemption cancels, and killed the batch script before its exit trap was through: known, and not mended.
     """
-    taken = set()
+    taken, lives = set(), {name: [] for name in world.likes}
+    for life in world.lives:
+        lives[life.path.name].append(life)
     for at, names in world.orders:
         excused = any(begin <= at <= begin + EXCUSED for begin in world.excuses)
         for name in names if not excused else ():
-            last = [life for life in world.lives if life.path.name == name and life.born < at][-1:]
+            last = [life for life in lives[name] if life.born < at][-1:]
             if name in taken and not (last and last[0].unseen and last[0].job.state == "PREEMPTED"):
                 yield name, f"had to be submitted again at {at / DAY:.1f} d, after {last and last[0].events}"
         taken |= set(names)

@@ -37,17 +37,19 @@ class Weather:
     node_lost: float = 4.0
     node_cut_off: float = 8.0
     controller_away: float = 6.0
-    storage: float = 10.0
-    reset: float = 150.0
+    storage: float = 8.0
+    outages: tuple = (2 * MINUTE, 30 * MINUTE, 2 * HOUR)
+    """How long storage is away or full, about; seconds."""
+    reset: float = 20.0
     """The controller loses its state: no jobs, and their numbers begin again at 1."""
     touched: float = 10.0
     """Somebody requeues a job by hand."""
-    cancelled: float = 60.0
+    cancelled: float = 10.0
     bad_call: float = 0.02
     """Share of commands that Slurm does not answer, refuses, or answers to nobody."""
     fates: dict = field(default_factory=lambda: {
-        "crash": 25.0, "oom": 40.0, "hang": 60.0, "data": 3000.0, "diverged": 2000.0, "config": 6000.0,
-        "permission": 6000.0,
+        "crash": 25.0, "oom": 40.0, "hang": 60.0, "data": 300.0, "diverged": 300.0, "config": 300.0,
+        "permission": 300.0,
     })  # fmt: skip
     """Per run."""
     ports: float = 0.01
@@ -67,9 +69,10 @@ class World:
         )  # fmt: skip
         names = [f"n{i}" for i in range(1, nodes + 1)]
         self.controller = Controller(self.clock, site, names, self._life, rng)
+        self.controller.asleep = lambda: self.away in ("silent", "refused")
         self.commands = Commands(self.clock, self.controller, self._trouble, latency=0.05)
         self.likes = {f"run{i:03d}": self._like(i) for i in range(runs)}
-        self.bodies, self.lives, self.commits = {}, [], []
+        self.bodies, self.lives, self.commits = {}, [], {}
         self.away, self.storage_kind, self.over = "", "", False
         self.cancelled, self.said, self.orders, self.excuses = set(), [], [], []
         for name in self.likes:
@@ -212,9 +215,9 @@ class World:
             self.controller.requeue(job)
 
     def _cancelled(self):
-        open_ = [name for name in self.likes if not self.run(name).result.exists() and name not in self.cancelled]
-        if open_ and not self.storage_kind:
-            name = self.rng.choice(open_)
+        lives = [life.path.name for life in self.lives if life.body is not None and not life.body.over]
+        if lives and not self.storage_kind:
+            name = self.rng.choice(lives)
             self._person(lambda: self._cancel(name))
 
     # -- the person --------------------------------------------------------------------------------------------------
