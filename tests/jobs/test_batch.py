@@ -198,7 +198,8 @@ def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):
     stage.commands(
         "scontrol",
         f"""[ $1 = show ] || exit 0
-    case $(ps -o args= -p $PPID) in *requeue.py\\ watch*) while [ ! -e {tmp_path}/end ]; do sleep 0.05; done; echo '{limit}';;
+    case $(ps -o args= -p $PPID) in *requeue.py\\ watch*)
+        while [ ! -e {tmp_path}/end ]; do sleep 0.05; done; echo '{limit}';;
     *) touch {tmp_path}/end; exit 1;; esac""",
     )
     bash = stage.start()
