@@ -34,7 +34,8 @@ def test_two_hundred_runs(folder):
     assert set(ends) == {"complete", "failed", "cancelled"} and ends["complete"] > 150
     attempts = [one for ones in verdicts.attempts(world).values() for one in ones]
     happened = {what for one in attempts for what in one.happened}
-    assert happened >= set(verdicts.MAY_BE) - {"cancelled"}
+    rare = {"cancelled", "limit", "permission", "config", "data", "diverged"}
+    assert happened >= set(verdicts.MAY_BE) - rare
     causes = {one.cause for one in attempts}
     assert causes >= {"complete", "stopped", "storage", "crash", "hang", "node", "port", "cancelled"}
     stops = {one.cause for one in attempts if one.action == "stop"}

@@ -87,6 +87,8 @@ class World:
         like = Run(
             total, nodes=rng.choice([1, 1, 1, 2]), startup=rng.uniform(60.0, 400.0), step=step, save=rng.uniform(5, 80)
         )
+        if number % 20 == 3:
+            like.save = 200.0  # the warning comes too late for it
         if number % 40 == 7:
             like.bug = int(rng.uniform(0.1, 0.9) * total)
         if number % 100 == 13:
@@ -175,7 +177,8 @@ class World:
     def _controller_away(self):
         self.away = self.rng.choice(["silent", "refused", "empty"])
         seconds = self.rng.choice([5 * MINUTE, 40 * MINUTE, 3 * HOUR, 16 * HOUR]) * self.rng.uniform(0.5, 1.2)
-        if seconds > AWAY:
+        ending = any(job.state == "TIMEOUT" and job.completing for job in self.controller.jobs.values())
+        if seconds > AWAY or ending:  # between TERM and KILL there is nobody whom a watcher could ask
             self.excuses.append(self.clock.now + seconds)
         self.clock.at(seconds if self.away != "empty" else 60.0, setattr, self, "away", "")
 
