@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from flip.exitcodes import FlipError
 from flip.rundir import RunDir, create_json, write_json
+from jobs import folder
 from jobs import plan as planning
 from jobs.cluster import Job, Shape, states
 from jobs.plan import Wanted
@@ -243,8 +244,8 @@ class World:
 
     def _submit(self):
         """What ``jobs/submit.py`` does, without the checks of configurations."""
-        with planning.lock(self.folder):
-            found, _ = planning.observe(self.folder, list(self.likes))
+        with folder.lock(self.folder):
+            found = planning.observe(self.folder, list(self.likes))
             wanted = [Wanted(name, None, {"hash": name}, None) for name in self.likes]
             # a directory without a job is what an interrupted submit leaves: it is there, and stopped
             starting = planning.plan(wanted, found, self.folder).starting
