@@ -29,7 +29,13 @@ from benchmarks.pipelines import BLOCK, LANES, PIPELINES, SHUFFLE, Work
 from benchmarks.results import rounded
 
 OURS = "ours, mask 0.5"
-GOALS = {"bare decode + crop": 0.85, "open_clip": 2.5, "webdataset + s3fs open": 1.3, "webdataset + s3fs whole": 1.3}
+GOALS = {
+    "bare decode + crop": 0.85,
+    "open_clip": 2.5,
+    "webdataset + s3fs open": 1.3,
+    "webdataset + s3fs whole": 1.3,
+    "webdataset + s3fs whole, torchvision's crop": 1.3,
+}
 """How many times as fast ours is to be."""
 NEEDS = {"open_clip": "open_clip_train", "mosaicml-streaming": "streaming"}
 """Peers that may not be installed, and what they import."""
