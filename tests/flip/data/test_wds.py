@@ -1,0 +1,64 @@
+"""Our order at the head of the real webdataset's pipelines."""
+
+import itertools
+
+import pytest
+import webdataset
+
+from flip.data.manifest import Manifest, write
+from flip.data.order import Order
+from flip.data.wds import Samples
+from flip.exitcodes import ConfigError
+from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES
+from tests.synthetic import caption, picture
+
+
+def some(original, count, **fields):
+    return list(itertools.islice(iter(Samples(original, BATCH, LANES, seed=11, block=BLOCK, **fields)), count))
+
+
+def ids(samples):
+    return [int(sample["__key__"]) for sample in samples]
+
+
+@pytest.mark.parametrize("start", [0, 5 * BATCH])
+def test_the_order_is_training_s(original, start):
+    order = Order(11, SAMPLES, CHUNK, BLOCK, LANES)
+    expected = [id for t in range(3) for id in order.batch(start + t * BATCH, BATCH)[0].tolist()]
+    found = some(original, 3 * BATCH, start=start)
+    assert ids(found) == expected
+    assert all(one["txt"].decode() == caption(id) for one, id in zip(found, expected, strict=True))
+    assert {"__key__", "__url__", "png", "txt", "cls"} <= set(found[0]) and found[0]["__url__"].endswith(".tar")
+
+
+def test_ranks_share_a_batch(original):
+    whole = ids(some(original, 2 * BATCH))
+    parts = [ids(some(original, BATCH, rank=rank, world=2)) for rank in range(2)]
+    half = BATCH // 2
+    assert whole == parts[0][:half] + parts[1][:half] + parts[0][half:] + parts[1][half:]
+
+
+def test_stages_of_webdataset_follow(original):
+    pipeline = webdataset.DataPipeline(
+        Samples(original, BATCH, LANES, seed=11, block=BLOCK),
+        webdataset.decode("rgb8"),
+        webdataset.to_tuple("png", "cls", "__key__"),
+        webdataset.batched(BATCH),
+    )
+    images, labels, keys = next(iter(pipeline))
+    assert (images[3] == picture(int(keys[3]), 32)).all()
+    assert list(labels) == [int(key) % 7 for key in keys]
+
+
+def test_what_the_manifest_excepts_is_replaced(original, tmp_path):
+    manifest = Manifest.load(original)
+    left = write(tmp_path / "left", manifest, manifest.checksums, dict.fromkeys(range(0, 40), "bad"))
+    before, after = ids(some(original, 2 * BATCH)), ids(some(left.folder, 2 * BATCH))
+    changed = [a for a, b in zip(before, after, strict=True) if a != b]
+    assert sorted(set(changed)) == sorted(id for id in set(before) if id < 40) != [] and min(after) >= 40
+
+
+def test_numbers_that_do_not_fit(original):
+    for fields in ({"start": 5}, {"world": 5}):
+        with pytest.raises(ConfigError, match="L must divide"):
+            some(original, 1, **fields)
