@@ -72,14 +72,16 @@ def loss_bytes(local: int, world: int, embed: int, tile: int = LOSS_TILE) -> int
 
 
 def memory(
-    model: Model, local: int, mask: str, precision: str, world: int, attention: str = "sdpa", accumulate: int = 1
-) -> dict[str, int]:
+    model: Model, local: int, mask: str, precision: str, world: int, attention: str = "sdpa", accumulate: int = 1,
+    recompute: bool = False,
+) -> dict[str, int]:  # fmt: skip
     """Bytes of one rank, an estimate for planning: each part and their ``total``.
 
     Arguments: local batch b, mask ratio, ``fp32`` or ``bf16``, world size W, ``explicit`` or ``sdpa``, micro-batches.
     Weights, gradients and both moments are fp32 and shared over the ranks. Activations are what autograd saves on a CPU
-    for one micro-batch, without recomputation (within 10 %, see the test); autocast on CUDA keeps norms in fp32, which
-    is more and was not measured. The loss goes over its logits in tiles. Interpreter and libraries come on top.
+    for one micro-batch (within 10 %, see the test), with ``recompute`` the inputs of all blocks and one block whole;
+    autocast on CUDA keeps norms in fp32, which is more and was not measured. The loss goes over its logits in tiles.
+    Interpreter and libraries come on top.
     """
     size = 2 if precision == "bf16" else 4
     count, length = parameters(model)["total"], tokens(model.image, mask)
@@ -92,15 +94,15 @@ def memory(
         "bf16_weights": 2 * (count - model.text.vocabulary * model.text.width) if precision == "bf16" else 0,
         "gradients": 4 * count // world,
         "moments": 8 * count // world,
-        "image_activations": micro * size * _saved(model.image, length, attention),
-        "text_activations": micro * size * _saved(model.text, model.text.length, attention),
+        "image_activations": micro * size * _saved(model.image, length, attention, recompute),
+        "text_activations": micro * size * _saved(model.text, model.text.length, attention, recompute),
         "temporary": micro * size * TEMPORARY * max(length * model.image.width, model.text.length * model.text.width),
         "loss": loss_bytes(local, world, model.embed),
     }
     return parts | {"total": sum(parts.values())}
 
 
-def _saved(tower: ImageTower | TextTower, length: int, attention: str) -> int:
+def _saved(tower: ImageTower | TextTower, length: int, attention: str, recompute: bool) -> int:
     """Values saved for the backward pass of one sequence; explicit attention saves one square matrix per head."""
-    square = tower.heads * length**2 if attention == "explicit" else 0
-    return tower.layers * (SAVED * length * tower.width + square)
+    block = SAVED * length * tower.width + (tower.heads * length**2 if attention == "explicit" else 0)
+    return tower.layers * length * tower.width + block if recompute else tower.layers * block

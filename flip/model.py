@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flip.config import schema
 from flip.data.order import key
@@ -23,9 +24,15 @@ EPS = 1e-6
 STD = 0.02
 
 
-def build(model: schema.Model, augment: schema.Augment, attention: str) -> Pair:
-    """The pair on the CPU with weights yet to be drawn by ``initialise``. ``attention``: ``explicit`` or ``sdpa``."""
-    return Pair(model, augment, attention)
+def build(model: schema.Model, augment: schema.Augment, attention: str, recompute: bool = False) -> Pair:
+    """The pair on the CPU with weights yet to be drawn by ``initialise``. ``attention``: ``explicit`` or ``sdpa``.
+
+    ``recompute``: a block keeps its input alone for the backward pass, which computes the rest again, to the same bits.
+    """
+    pair = Pair(model, augment, attention)
+    for block in (*pair.image.blocks, *pair.text.blocks):
+        block.recompute = recompute  # type: ignore[assignment]
+    return pair
 
 
 def sincos(grid: int, width: int) -> Tensor:
@@ -40,12 +47,23 @@ def sincos(grid: int, width: int) -> Tensor:
     return torch.cat([column, row], dim=1).float()
 
 
+class _Block(Block):
+    recompute = False
+
+    def forward(self, x: Tensor, *rest: Any, **more: Any) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            # Inside the module, so that sharding sees one forward pass and the names of parameters stay.
+            again: Tensor = checkpoint(super().forward, x, *rest, use_reentrant=False, preserve_rng_state=False, **more)
+            return again
+        return super().forward(x, *rest, **more)
+
+
 def _blocks(tower: schema.ImageTower | schema.TextTower, attention: str) -> nn.ModuleList:
     act: Any = partial(nn.GELU, approximate="tanh")
     norm: Any = partial(nn.LayerNorm, eps=EPS)
     blocks = nn.ModuleList()
     for _ in range(tower.layers):
-        block: Any = Block(tower.width, tower.heads, qkv_bias=True, act_layer=act, norm_layer=norm)
+        block: Any = _Block(tower.width, tower.heads, qkv_bias=True, act_layer=act, norm_layer=norm)
         block.attn.fused_attn = attention == "sdpa"
         blocks.append(block)
     return blocks

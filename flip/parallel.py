@@ -60,13 +60,18 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0) -> World:
     return World(rank, size, device, control, storage)
 
 
-def place(pair: nn.Module, world: World) -> nn.Module:
+def place(pair: nn.Module, world: World, compile: bool = False) -> nn.Module:
     """Move the pair to its device and, with several ranks, shard it: every block of both towers, then the rest.
 
     Blocks are units so that only one block's full weights are held at a time; the root holds embeddings, norms,
     projections and the logit scale. Weights are initialised in full before, so they do not depend on the world size.
+    ``compile``: every block by torch.compile, in place and before it is sharded, which keeps the names of parameters;
+    what a block recomputes in its backward pass is inside it, and compiled with it.
     """
     pair.to(world.device)
+    if compile:
+        for block in (*pair.image.blocks, *pair.text.blocks):  # type: ignore[union-attr, misc]
+            block.compile(dynamic=False)
     if world.size > 1:
         for tower in (pair.image, pair.text):
             for block in tower.blocks:  # type: ignore[union-attr]

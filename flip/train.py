@@ -97,10 +97,11 @@ class Trainer:
 
     def restore(self) -> None:
         """Build the model with its first weights, then go on from the newest commit where there is one."""
-        self.pair = model.build(self.config.model, self.config.augment, self.config.compute.attention)
+        compute = self.config.compute
+        self.pair = model.build(self.config.model, self.config.augment, compute.attention, compute.recompute == "block")
         model.initialise(self.pair, self.config.seed)
-        parallel.place(self.pair, self.world)
-        dtype = torch.bfloat16 if self.config.compute.precision == "bf16" else torch.float32
+        parallel.place(self.pair, self.world, compute.compile == "yes")
+        dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
         self.peak = monitor.measure_peak(self.world.device, dtype)
         self.source = self.checkpointer.newest()
         if self.source is not None:

@@ -229,13 +229,14 @@ def _memory(config: Config, profile: Profile, on: Host) -> Check:
 
     def rank(stage: Stage) -> int:
         local = stage.batch // ranks
-        how = compute.precision, ranks, compute.attention, compute.accumulate
+        how = compute.precision, ranks, compute.attention, compute.accumulate, compute.recompute == "block"
         return flops.memory(config.model, local, stage.mask, *how)["total"]
 
     needed = max(map(rank, config.stages)) * config.resources.processes
     if needed > on.memory:
         what = f"about {size(needed)} of memory are needed on a node that has {size(on.memory)}"
-        raise ConfigError(what, remedy="Raise compute.accumulate, lower the batch, or spread it over more nodes.")
+        remedy = "Set compute.recompute to block, raise compute.accumulate, lower the batch, or take more nodes."
+        raise ConfigError(what, remedy=remedy)
     return Check("memory", f"about {size(needed)} of {size(on.memory)} a node")
 
 

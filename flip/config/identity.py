@@ -35,6 +35,7 @@ _EXCLUDED = (
     "data.client",
     "data.cache",
     "data.cache_bytes",
+    "compute.recompute",
     "checkpoint",
     "evaluate.every",
     "evaluate.batch",
@@ -44,7 +45,12 @@ _EXCLUDED = (
 
 #: Fields that came after the first configurations of this schema: key -> the value that means what was done before.
 #: With that value they are not part of the text, so that a run of then keeps its identity. Never the present default.
-_ADDED: dict[str, Any] = {"data.sets": [], "model.text.repair": False, "compute.accumulate": 1}
+_ADDED: dict[str, Any] = {
+    "data.sets": [],
+    "model.text.repair": False,
+    "compute.accumulate": 1,
+    "compute.compile": "no",
+}
 
 
 _DATA = re.compile(r"data\.(sets\.[^.]+\.)?(manifest|samples)")

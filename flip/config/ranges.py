@@ -18,6 +18,8 @@ _CHOICES = {
     "compute.precision": ("auto", "fp32", "bf16"),
     "compute.attention": ("auto", "explicit", "sdpa"),
     "compute.deterministic": ("auto", "yes", "no"),
+    "compute.recompute": ("no", "block"),
+    "compute.compile": ("yes", "no"),
     "evaluate.sets.*.role": ("validation", "test"),
 }
 

@@ -187,6 +187,11 @@ class Compute:
     """Threads of a rank's arithmetic; 0: auto. Part of the identity: it moves the last bits."""
     deterministic: str = "auto"
     """``yes`` or ``no``; auto: yes on a CPU."""
+    recompute: str = "no"
+    """``block``: of a block only its input is kept for the backward pass, which computes the rest again (activation
+    checkpointing). Much less memory, a forward pass more, the same bits."""
+    compile: str = "no"
+    """``yes``: the blocks are compiled (torch.compile), minutes at the start of every stage. Moves the last bits."""
     accumulate: int = 1
     """Micro-batches in which a rank goes through its share of a batch: less memory for activations, a forward pass
     more, the same gradient (pairs are still contrasted with the whole batch). Moves the last bits."""

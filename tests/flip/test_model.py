@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from flip import flops, model
 from flip.config.schema import Augment, ImageTower, Model, TextTower
 from flip.config.sizes import SIZES
+from flip.contrastive import contrastive_loss
 from flip.data.masking import keep as draw_keep
 
 
@@ -217,3 +218,44 @@ def test_arithmetic_foretells_what_autograd_saves(mask, kept, attention, precisi
     parts = flops.memory(sized("tiny"), 32, mask, precision, 1, attention)
     foretold = parts["image_activations"] + parts["text_activations"] + parts["bf16_weights"]
     assert foretold == pytest.approx(sum(sizes.values()), rel=0.1)
+
+
+def _gradients(recompute, precision="fp32", compiled=False):
+    pair, (patches, keep, tokens) = tiny(), inputs(8)
+    for block in (*pair.image.blocks, *pair.text.blocks):
+        block.recompute = recompute
+        if compiled:
+            block.compile(dynamic=False)
+    kept = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        image, text, scale = pair(visible(patches, keep), keep, tokens)
+    loss, _ = contrastive_loss(image, text, scale)
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in pair.named_parameters()}, sum(kept)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_blocks_give_the_same_bits_and_keep_little(precision):
+    loss, plain, much = _gradients(False, precision)
+    again, recomputed, little = _gradients(True, precision)
+    assert torch.equal(loss, again) and plain.keys() == recomputed.keys()
+    assert all(torch.equal(recomputed[name], gradient) for name, gradient in plain.items())
+    assert little < much / 3
+
+
+def test_recomputation_in_arithmetic():
+    whole, little = (flops.memory(sized("L/16"), 64, "0.5", "bf16", 1, recompute=again) for again in (False, True))
+    assert little["image_activations"] == pytest.approx(
+        whole["image_activations"] * (24 + flops.SAVED) / (24 * flops.SAVED)
+    )
+
+
+@pytest.mark.slow
+def test_compiled_blocks_agree_with_eager_ones():
+    loss, eager, _ = _gradients(False)
+    for recompute in (False, True):
+        compiled, gradients, _ = _gradients(recompute, compiled=True)
+        assert torch.allclose(compiled, loss, rtol=1e-5) and gradients.keys() == eager.keys()
+        for name, gradient in eager.items():
+            assert torch.allclose(gradients[name], gradient, atol=1e-5 * float(gradient.abs().max()) + 1e-9), name

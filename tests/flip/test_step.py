@@ -67,7 +67,10 @@ def test_the_mean_of_the_losses_of_micro_batches_is_something_else(whole):
 def rank_main(rank, world, port, micro, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     here = parallel.start(schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1))
-    pair = parallel.place(tiny(), here)
+    pair = tiny()
+    for block in (*pair.image.blocks, *pair.text.blocks):
+        block.recompute = micro > 1
+    parallel.place(pair, here)
     share = B // world
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
     twice = [found(pair, fields, micro) for _ in range(2)]  # the second one after the first has left its state
