@@ -57,13 +57,14 @@ def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str,
 
 
 ELSEWHERE = [
-    'ask() { for try in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }',
+    'ask() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }',
     "elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array",
     "  code=$?",
     '  case $code in 1|2|126|127) ;; *) exit "$code";; esac  # others are what `begin` means',
     "  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as scheduler.Mark: starts in a row that came to nothing",
-    r"""  set -- $(ask show job "$id" | sed -En 's/^ *Comment=away:([0-9]+):([0-9]+):([0-9]+).*/\1 \2 \3/p')""",
-    '  [ "${2:-x}" != $((life - 1)) ] || starts=$1; [ -z "$3" ] || attempt=$3',
+    r"""  mark=$(ask show job "$id" | sed -En 's/^ *Comment=away:([0-9]+:[0-9]+:[0-9]+).*/\1/p')""",
+    '  IFS=: read -r past last ended <<< "$mark"',
+    '  [ "${last:-x}" != $((life - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended',
     f'  [ "$starts" -lt {STARTS} ] || exit "$code"',
     '  ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"',
     '  ask requeue "$id"',

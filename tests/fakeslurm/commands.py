@@ -108,14 +108,14 @@ class Commands:
         )
 
     def _squeue(self, *words):
-        assert words[-2:] == ("-o", "%j|%K|%i|%T|%N|%r"), words
+        assert words[-2:] == ("-o", "%j|%K|%i|%T|%N|%r|%S"), words
         names = next(word for word in words if word.startswith("--name=")).removeprefix("--name=").split(",")
         lines = []
         for job in self.controller.jobs.values():
             if job.name in names:
                 place = "N/A" if job.index is None else job.index
                 nodes = ",".join(node.name for node in job.nodes)
-                lines.append(f"{job.name}|{place}|{job.key}|{_state(job)}|{nodes}|{job.reason}\n")
+                lines.append(f"{job.name}|{place}|{job.key}|{_state(job)}|{nodes}|{job.reason}|N/A\n")
         return "".join(lines)
 
     def _scancel(self, *words):

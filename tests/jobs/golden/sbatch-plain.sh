@@ -20,13 +20,14 @@
 # setup
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 trap '' TERM  # what is begun here is finished
-ask() { for try in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }
+ask() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }
 elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array
   code=$?
   case $code in 1|2|126|127) ;; *) exit "$code";; esac  # others are what `begin` means
   life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as scheduler.Mark: starts in a row that came to nothing
-  set -- $(ask show job "$id" | sed -En 's/^ *Comment=away:([0-9]+):([0-9]+):([0-9]+).*/\1 \2 \3/p')
-  [ "${2:-x}" != $((life - 1)) ] || starts=$1; [ -z "$3" ] || attempt=$3
+  mark=$(ask show job "$id" | sed -En 's/^ *Comment=away:([0-9]+:[0-9]+:[0-9]+).*/\1/p')
+  IFS=: read -r past last ended <<< "$mark"
+  [ "${last:-x}" != $((life - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended
   [ "$starts" -lt 100 ] || exit "$code"
   ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"
   ask requeue "$id"
