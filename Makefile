@@ -26,11 +26,11 @@ slurm: install  ## Slurm's packages for the tests, where they may be installed (
 	@command -v shellcheck >/dev/null || FLIP_REQUIRE_SLURM= tests/slurm/install.sh shellcheck || \
 		echo "no shellcheck: the batch scripts are not looked at by it"
 
-test: lint types slurm  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (twenty minutes)
+test: lint types slurm  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (25 minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-check: lint types  ## the quick part, under five minutes
-	$(BIN)/python -m pytest -m "not slow and not gpu and not kill and not slurm"
+check: lint types  ## the quick part, under five minutes: no Slurm, no S3 server
+	$(BIN)/python -m pytest -m "not slow and not gpu and not kill and not slurm and not s3"
 
 lint: install  ## ruff: lint and format
 	$(BIN)/ruff check $(CHECKED)
