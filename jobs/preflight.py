@@ -22,9 +22,10 @@ from flip.config.resolve import DataFacts, Host
 from flip.config.schema import Config, Stage
 from flip.config.sets import Share, shares
 from flip.config.stages import world
+from flip.data.chunk import Sample
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader, Sample
+from flip.data.reader import Reader
 from flip.data.storage import is_remote
 from flip.data.stream import captions_of, image_of, label_of
 from flip.evaluate import prompts

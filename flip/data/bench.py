@@ -17,10 +17,11 @@ import numpy as np
 from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking, tar
+from flip.data.chunk import Sample
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
 from flip.data.order import permute
-from flip.data.reader import Reader, Sample
+from flip.data.reader import Reader
 from flip.data.stream import Spec, captions_of, image_of
 from flip.exitcodes import ConfigError, DataError
 

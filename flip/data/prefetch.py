@@ -17,8 +17,8 @@ from queue import SimpleQueue
 
 import numpy as np
 
+from flip.data.chunk import Chunk
 from flip.data.order import Order
-from flip.data.reader import Sample
 
 THREADS = 8
 """Reads at once of one worker."""
@@ -41,27 +41,28 @@ class Prefetch:
         order: Order,
         lanes: range,
         start: int,
-        read: Callable[[int], list[Sample]],
+        read: Callable[[int], Chunk],
         useless: Callable[[int], bool],
         size: Callable[[int], int],
     ) -> None:
         self.order, self.lanes, self._useless, self._size = order, lanes, useless, size
         self.bytes = 0
-        self._held: list[dict[int, dict[int, Future[list[Sample]]]]] = [{} for _ in lanes]
-        """Per lane: block number -> chunk -> its samples."""
+        self._held: list[dict[int, dict[int, Future[Chunk]]]] = [{} for _ in lanes]
+        """Per lane: block number -> number of a chunk -> the chunk."""
         self._asked: list[dict[int, int]] = [{} for _ in lanes]
         """Per lane: block number -> how many of its chunks were asked for."""
         self._pool = _Threads(read)
-        self._pace, self._at = 0.0, time.monotonic()
+        self._pace, self._at, self._asking = 0.0, time.monotonic(), order.span
+        self._phases = [phase(lane) for lane in lanes]
         self._begin(*divmod(start, order.span))
 
-    def chunk(self, a: int, k: int, j: int) -> list[Sample]:
-        """The samples of chunk j for block k of lane number a; waits for them."""
+    def chunk(self, a: int, k: int, j: int) -> Chunk:
+        """Chunk j for block k of lane number a; waits for it."""
         return self._ask(a, k, j).result()
 
     def passed(self, a: int, k: int, n: int) -> None:
         """Lane a has used sample n of block k: let go of a block that is done, ask for what is due of the next one."""
-        now = due(n, self.order.span - self.lead, self.order.block, phase(self.lanes[a]))
+        now = due(n, self._asking, self.order.block, self._phases[a])
         if now > self._asked[a].get(k + 1, 0):
             self._asked[a][k + 1] = now
             for j in self._chunks(a, k + 1)[:now]:
@@ -76,6 +77,7 @@ class Prefetch:
         now = time.monotonic()
         pace = count / max(now - self._at, 1e-6)
         self._pace, self._at = (0.9 * self._pace + 0.1 * pace if self._pace else pace), now
+        self._asking = self.order.span - self.lead
 
     @property
     def lead(self) -> int:
@@ -99,7 +101,7 @@ class Prefetch:
     def _chunks(self, a: int, k: int) -> list[int]:
         return np.unique(self.order.held(self.lanes, k)[0][a] // self.order.chunk).tolist()
 
-    def _ask(self, a: int, k: int, j: int) -> Future[list[Sample]]:
+    def _ask(self, a: int, k: int, j: int) -> Future[Chunk]:
         chunks = self._held[a].setdefault(k, {})
         if j not in chunks:
             chunks[j] = self._pool.submit(j)
@@ -113,14 +115,14 @@ class _Threads:
     Not concurrent.futures' own: those are waited for when the interpreter ends, however long storage is away.
     """
 
-    def __init__(self, read: Callable[[int], list[Sample]]) -> None:
+    def __init__(self, read: Callable[[int], Chunk]) -> None:
         self._read, self._open = read, True
-        self._asked: SimpleQueue[tuple[Future[list[Sample]], int] | None] = SimpleQueue()
+        self._asked: SimpleQueue[tuple[Future[Chunk], int] | None] = SimpleQueue()
         for number in range(THREADS):
             threading.Thread(target=self._work, name=f"read-{number}", daemon=True).start()
 
-    def submit(self, j: int) -> Future[list[Sample]]:
-        future: Future[list[Sample]] = Future()
+    def submit(self, j: int) -> Future[Chunk]:
+        future: Future[Chunk] = Future()
         self._asked.put((future, j))
         return future
 

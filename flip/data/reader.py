@@ -15,17 +15,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-from flip.data import tar
 from flip.data.cache import Cache
+from flip.data.chunk import Chunk, Sample, rot
 from flip.data.counters import Counters
 from flip.data.hedge import SHARE, Hedge, first_good
 from flip.data.manifest import Manifest
 from flip.data.retry import Attempts, Clock, Do, Gate, Patience
 from flip.data.storage import Fault, Got, Local, Stat, Storage, answered, is_remote
-from flip.exitcodes import DataError
-
-Sample = dict[str, memoryview]
-"""Member (extension) -> its bytes, a view of the chunk's buffer."""
 
 Reads = Sequence[tuple[int, int, int, int]]
 """As ``Table.chunk_places`` gives them."""
@@ -79,22 +75,12 @@ class Reader:
         return self._read(self._attempts(), key, start, stop, etag)
 
     def read_chunk(self, manifest: Manifest, j: int) -> list[Sample]:
-        """The samples of chunk j, their bytes checked against the manifest's CRC. Raises as ``read`` does."""
-        reads = manifest.chunk_places(j)
-        pieces = self._cached(manifest, j, reads)
-        found: list[Sample] = []
-        for piece, (shard, start, _, count) in zip(pieces, reads, strict=True):
-            held, picks = manifest.picks(shard, manifest.chunk_ids(j).start + len(found), count)
-            view = memoryview(piece)
-            try:
-                walked = list(tar.samples(view))
-            except tar.Broken as error:
-                raise _rot(manifest, j, f"{error} after {start} of {manifest.keys[shard]}") from error
-            if len(walked) != held:
-                raise _rot(manifest, j, f"{len(walked)} samples, indexed were {held}")
-            members = (walked[i].members.items() for i in picks)
-            found += [{name: view[at : at + size] for name, (at, size) in one} for one in members]
-        return found
+        """The samples of chunk j. Raises as ``read`` does."""
+        return self.fetch(manifest, j).samples
+
+    def fetch(self, manifest: Manifest, j: int) -> Chunk:
+        """Chunk j, its bytes checked against the manifest's CRC. Raises as ``read`` does."""
+        return Chunk(manifest, j, self._cached(manifest, j, manifest.chunk_places(j)))
 
     def stat(self, key: str) -> Stat:
         """Size and ETag (``""``: a local file). Raises as ``read`` does."""
@@ -134,7 +120,7 @@ class Reader:
             if crc == manifest.checksums[j]:
                 return pieces
             if crc in seen:
-                raise _rot(manifest, j, f"CRC32 {crc:#010x}, indexed was {int(manifest.checksums[j]):#010x}")
+                raise rot(manifest, j, f"CRC32 {crc:#010x}, indexed was {int(manifest.checksums[j]):#010x}")
             seen.add(crc)
             self._failed(attempts, manifest.keys[reads[0][0]], Fault("checksum", f"chunk {j} has a wrong CRC32"))
 
@@ -236,16 +222,3 @@ class Reader:
                 setattr(self._counters, name, getattr(self._counters, name) + number)
             if kind:
                 self._counters.retries[kind] += 1
-
-
-def _rot(manifest: Manifest, j: int, what: str) -> DataError:
-    reads = manifest.chunk_reads(j)
-    ids = manifest.chunk_ids(j)
-    first, last = ids.start, ids.stop - 1
-    where = ", ".join(f"{key} bytes {start}-{stop}" for key, start, stop, _ in reads)
-    return DataError(
-        f"chunk {j} (samples {first} to {last}) is damaged: {what}",
-        where,
-        remedy="Restore the shard, or leave the samples out: "
-        f"python tools/shards.py except {manifest.folder} --ids {first}-{last} --out NEW_FOLDER",
-    )

@@ -19,11 +19,12 @@ from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
 from flip.data.cache import Cache
+from flip.data.chunk import Sample
 from flip.data.counters import Counters
 from flip.data.decode import Pixels, Undecodable
 from flip.data.mixture import Source
 from flip.data.prefetch import Prefetch
-from flip.data.reader import Reader, Sample
+from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.data.s3_obstore import Obstore
 from flip.exitcodes import DataError
@@ -179,7 +180,7 @@ class Stream:
 
     def _prefetch(self) -> Prefetch:
         """Begun with the first part, so that what is not used reads nothing."""
-        read = partial(self.reader.read_chunk, self.manifest)
+        read = partial(self.reader.fetch, self.manifest)
         return Prefetch(self.order, self.lanes, self.position, read, self._useless, self._bytes)
 
     def _good(self, ahead: Prefetch, a: int, k: int, n: int, notes: list[Replaced]) -> tuple[int, Pixels, list[str]]:
@@ -188,7 +189,7 @@ class Stream:
         for m in ((n + step) % len(ids) for step in range(len(ids))):
             id = int(ids[m])
             if id not in self.bad:
-                sample = ahead.chunk(a, k, id // self.manifest.chunk)[id % self.manifest.chunk]
+                sample = ahead.chunk(a, k, id // self.manifest.chunk).samples[id % self.manifest.chunk]
                 try:
                     return m, image_of(sample, self.spec.data.decoder), captions_of(sample, self.spec.data.captions)
                 except Undecodable as error:

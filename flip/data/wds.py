@@ -26,7 +26,7 @@ class Samples:
     shard. What the manifest excepts is replaced by the next good sample of its block, as in training; what a stage
     cannot decode is that stage's matter. Iterate it in one process: it reads ahead in threads of its own.
 
-    Raises ConfigError where the numbers do not fit each other; DataError and StorageError as ``Reader.read_chunk``.
+    Raises ConfigError where the numbers do not fit each other; DataError and StorageError as ``Reader.fetch``.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Samples:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         manifest, order, size = self.manifest, self.order, self.manifest.chunk
-        read, position = partial(Reader().read_chunk, manifest), self.start
+        read, position = partial(Reader().fetch, manifest), self.start
         ahead = Prefetch(order, self.lanes, position, read, self._useless, self._bytes)
         try:
             while True:
@@ -56,7 +56,7 @@ class Samples:
                     for at in range(position, position + self.count):
                         k, n = divmod(at, order.span)
                         id = self._good(order.held(self.lanes, k)[0][a].tolist(), n)
-                        members = ahead.chunk(a, k, id // size)[id % size]
+                        members = ahead.chunk(a, k, id // size).samples[id % size]
                         url = manifest.locate(id)[0]
                         yield {"__key__": str(id), "__url__": url} | {n: bytes(data) for n, data in members.items()}
                         ahead.passed(a, k, n)

@@ -25,8 +25,7 @@ def bound(folder, lanes):
 def really(stream):
     """Bytes of all buffers behind the samples of a stream; waits for them."""
     futures = [one for lane in stream._ahead._held for chunks in lane.values() for one in chunks.values()]
-    views = [view for one in futures for sample in one.result(60) for view in sample.values()]
-    return sum(len(buffer) for buffer in {id(view.obj): view.obj for view in views}.values())
+    return sum(len(piece) for one in futures for piece in one.result(60).pieces)
 
 
 @pytest.mark.parametrize("lead", [0.0, prefetch.LEAD])
