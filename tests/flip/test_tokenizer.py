@@ -74,6 +74,24 @@ def test_cleaning_and_lower_case(path):
     assert pieces(path, "CAF\u00c9") == pieces(path, "cafe")
 
 
+PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=80)
+
+
+@given(st.lists(st.one_of(PRINTABLE, st.text(max_size=40), st.sampled_from(CAPTIONS)), max_size=4))
+def test_words_that_are_known_change_nothing(path, texts):
+    tokenizer = Tokenizer(path, 1000, prepend_cls=False)
+    for _ in range(2):
+        for text, row in zip(texts, tokenizer(texts), strict=True):
+            ids = tokenizer._inner.encode(clean(text), add_special_tokens=False).ids
+            assert row[: len(ids)].tolist() == ids and not row[len(ids) :].any()
+
+
+def test_known_words_are_bounded(path, monkeypatch):
+    monkeypatch.setattr("flip.tokenizer.KNOWN", 3)
+    tokenizer, text = Tokenizer(path, 32, prepend_cls=False), "the cats & the dogs [all of them]"
+    assert (tokenizer([text, text]) == Tokenizer(path, 32, False)([text, text])).all() and len(tokenizer._known) <= 3
+
+
 def test_special_tokens_in_a_caption_are_letters(path):
     assert pieces(path, "[PAD] cat")[:3] == ["[", "pad", "]"]
     assert "[UNK]" not in pieces(path, "[CAT]")
