@@ -32,10 +32,8 @@ def committed(run, config, samples, attempt):
     commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": attempt})
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def make_place(root):
     """A run of two commits and data sets, under one folder."""
-    root = tmp_path_factory.mktemp("evaluate")
     data = make_dataset(root / "data" / "own", samples=30, shards=2, classes=5)
     make_tokenizer(root / "tokenizer.json")
     wds(root / "data" / "wds_flickr30k", captions=True)
@@ -59,6 +57,11 @@ def place(tmp_path_factory):
         "run": "run", "stage": "pretrain", "samples": 64, "seconds": 1.0, "samples_per_second": 64.0, "evaluations": [],
     })  # fmt: skip
     return root
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp("evaluate"))
 
 
 @pytest.fixture(autouse=True)

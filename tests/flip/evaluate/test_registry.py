@@ -12,6 +12,7 @@ from flip.evaluate import forms, prompts, registry
 from flip.evaluate.registry import Wanted
 from flip.exitcodes import ConfigError, DataError
 from tests.synthetic import encode, picture
+from tools import prompts as prompts_command
 
 
 @pytest.fixture(autouse=True)
@@ -125,10 +126,10 @@ def test_lists(tmp_path):
     words.write_text('{"names": ["a", "b"], "templates": ["{}"]}')
     found = registry.find(Wanted("mine", path=str(tmp_path / "mine.jsonl"), templates=str(words)), "")
     assert (found.task, [label_of(one) for one in samples(found.place)]) == ("zeroshot", [1, 0])
-    first = found.place.open()
+    first = (opened := found.place.open()).digest, opened.stamp
     (tmp_path / "there" / "a.png").write_bytes(encode(picture(1, 20)))
     second = forms.find(str(tmp_path / "mine.jsonl")).open()
-    assert first.digest != second.digest and first.stamp != second.stamp
+    assert first[0] != second.digest and first[1] != second.stamp
     (tmp_path / "mine.jsonl").write_text("no json\n")
     with pytest.raises(DataError, match="is no list of images"):
         forms.find(str(tmp_path / "mine.jsonl"))
@@ -180,3 +181,13 @@ def test_an_image_is_not_read_before_it_is_needed(tmp_path):
     images(tmp_path / "set", ["0/a.png"])
     (tmp_path / "set" / "0" / "b.png").write_bytes(buffer.getvalue())
     assert len(forms.find(str(tmp_path / "set")).files) == 2
+
+
+def test_names_and_templates_as_a_file_for_training(tmp_path, capsys):
+    folder = wds(tmp_path / "wds_pets")
+    assert prompts_command.main([str(folder), "--out", str(tmp_path / "pets.json")]) == 0
+    assert prompts.read(str(tmp_path / "pets.json")) == prompts.of_folder(folder)
+    assert prompts_command.main(["imagenet", "--out", str(tmp_path / "imagenet.json")]) == 0
+    assert "1000 names, 7 templates" in capsys.readouterr().out
+    assert prompts.read(str(tmp_path / "imagenet.json")) == prompts.imagenet(7)
+    assert prompts_command.main([str(tmp_path), "--out", str(tmp_path / "none.json")]) == 78
