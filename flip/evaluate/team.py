@@ -56,12 +56,13 @@ class Team:
             try:
                 told = [("", function())]
             except FlipError as error:
-                told = [(type(error).__name__, (error.what, error.where, error.value, error.remedy))]
+                kind = next(kind for kind in type(error).__mro__ if kind.__module__ == exitcodes.__name__)
+                told = [(kind.__name__, (error.what, error.where, error.value, error.remedy))]
         if self.size > 1:
             distributed.broadcast_object_list(told, src=0, group=self.group)
         name, value = told[0]
         if name:
-            raise getattr(exitcodes, name, FlipError)(*value)
+            raise getattr(exitcodes, name)(*value)
         found: _T = value
         return found
 

@@ -32,7 +32,7 @@ def test_as_a_job(start_slurm, tmp_path, monkeypatch, capsys):
         time.sleep(0.5)
     assert told and job.newest_attempt() > 1
     found = json.loads(job.result.read_text())["evaluations"]
-    assert evaluate.main(words) == 0
+    assert evaluate.main([*words, "--processes", "2"]) == 0
     here_alone = json.loads(capsys.readouterr().out)
     for one, other in zip(found, here_alone, strict=True):
         assert {**one, "seconds": 0, "job": 0, "time": 0} == {**other, "seconds": 0, "job": 0, "time": 0}
