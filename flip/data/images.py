@@ -16,9 +16,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.data.chunk import Sample
 from flip.data.decode import Pixels, Undecodable
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader, Sample
+from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.data.storage import Stat
 from flip.data.stream import image_of

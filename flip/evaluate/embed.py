@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flip.data.chunk import Sample
 from flip.data.images import Images, Viewed, ahead
-from flip.data.reader import Sample
 from flip.evaluate.encoder import Encoder
 from flip.evaluate.team import Team
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from flip.config import schema
+from flip.data.chunk import Sample
 from flip.data.images import Images, Shards
-from flip.data.reader import Sample
 from flip.data.retry import Patience
 from flip.data.stream import captions_of, label_of
 from flip.evaluate import prompts

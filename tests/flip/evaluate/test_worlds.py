@@ -42,6 +42,7 @@ def rank_main(rank, world, port, folder, results):
             scorer.score(DataSet.of(wrong))
         except expected as error:
             errors.append(str(error))
+    parallel.reshard(pair)
     with torch.no_grad():
         pair.logit_scale.fill_(0.0)
         next(p for p in pair.image.parameters() if p.ndim == 2).fill_(float("nan"))
@@ -70,7 +71,7 @@ def run(world, folder):
     ranks = [context.Process(target=rank_main, args=(r, world, port, folder, results)) for r in range(world)]
     for process in ranks:
         process.start()
-    found = sorted(results.get(timeout=240) for _ in ranks)
+    found = sorted(results.get(timeout=500) for _ in ranks)
     for process in ranks:
         process.join(60)
     assert [process.exitcode for process in ranks] == [0] * world
