@@ -11,7 +11,7 @@ from flip.rundir import read_json, sync_folder, write_json
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from pathlib import Path  # noqa: F401
-    from typing import Any, Callable, Dict, Iterable, List  # noqa: F401
+    from typing import Any, Callable, Dict, Iterable, List, Set  # noqa: F401
 
     from flip.rundir import RunDir  # noqa: F401
 
@@ -143,9 +143,19 @@ def traces(run):
     return any(any(run.checkpoints.glob("*/*/" + name)) for name in (MARK, "damaged.json"))
 
 
+def held(run):
+    # type: (RunDir) -> Set[Path]
+    """Checkpoints that evaluations under way name (``eval/holds``)."""
+    found = set()  # type: Set[Path]
+    for path in (run.eval / "holds").glob("*.json"):
+        found |= {run.checkpoints / name for name in (read_json(path) or {}).get("commits", ())}
+    return found
+
+
 def retain(run, attempt, keep, named=()):
     # type: (RunDir, int, int, Iterable[Path]) -> List[Path]
-    """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, and the ``named``.
+    """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, the ``named``, and
+    what is ``held``.
 
     Does nothing unless ``attempt`` holds the run. Uncommitted folders of this and older attempts go as well.
     """
@@ -153,6 +163,7 @@ def retain(run, attempt, keep, named=()):
         return []
     present = commits(run)
     kept = {c.path for c in present[-keep:]} | {c.path for c in {c.stage: c for c in present}.values()} | set(named)
+    kept |= held(run)
     gone = []
     for path in sorted(run.checkpoints.glob("*/*-*")):
         n = path.name.rpartition("-")[2]
@@ -161,3 +172,21 @@ def retain(run, attempt, keep, named=()):
         remove(path)
         gone.append(path)
     return gone
+
+
+def brief(checkpoint):
+    # type: (Commit) -> Dict[str, Any]
+    """What a result says of the checkpoint that it is of. ``digest``: of commit.json, which lists every file's."""
+    return {
+        "path": "%s/%s" % (checkpoint.path.parent.name, checkpoint.path.name),
+        "stage": checkpoint.stage,
+        "samples": checkpoint.samples,
+        "digest": sha256(checkpoint.path / MARK),
+    }
+
+
+def at(run, samples):
+    # type: (RunDir, int) -> Dict[str, Any] | None
+    """``brief`` of the newest checkpoint at S = ``samples``, None where there is none."""
+    found = [c for c in commits(run) if c.samples == samples]
+    return brief(found[-1]) if found else None

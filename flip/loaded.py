@@ -19,6 +19,7 @@ from flip.config import load as configuration
 from flip.config.schema import Config
 from flip.data import decode
 from flip.evaluate import prompts
+from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.zeroshot import class_embeddings
 from flip.exitcodes import ConfigError, DataError
 from flip.rundir import RunDir
@@ -56,7 +57,9 @@ class Loaded:
     def classify(self, images: Sequence[Picture], labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
         """(n, len(labels)) probabilities: softmax of the scaled cosines, at the temperature of training."""
         prompts.check(prompts.Prompts(list(labels), list(templates)), "labels")
-        classes = class_embeddings(self.pair, self.tokenizer, labels, templates, device=self.device).cpu()
+        encoder = PairEncoder(self.pair, self.tokenizer, self.config.model.image, self.device)
+        classes = class_embeddings(encoder, labels, templates)
+        assert classes is not None  # a single process
         scale = self.pair.logit_scale.cpu().clamp(0.0, self.pair.max_logit_scale).exp()
         return (scale * self.encode_image(images) @ classes.T).softmax(dim=-1)
 

@@ -70,19 +70,47 @@ class Outcome:
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The final scores: one per evaluation set, each with name, role, top1, interval, n, chance."""
-        return list(self.result.get("evaluations", ()))
+        """The final scores: one per column, each with name, role, top1, interval, n, chance.
+
+        Those of the run itself, then what jobs/evaluate.py found of its last commit under other names.
+        """
+        found = list(self.result.get("evaluations", ()))
+        if "samples" not in self.result:
+            return found
+        known, last = {item["name"] for item in found}, (self.result.get("stage"), self.result["samples"])
+        return found + [one for one in self.later.get(last, ()) if one["name"] not in known]
+
+    @cached_property
+    def later(self) -> dict[tuple[Any, Any], list[dict[str, Any]]]:
+        """(stage, S) -> results of evaluations that were jobs of their own, by name."""
+        found: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
+        for path in sorted(self.run.eval.glob("*-*/*.json")):
+            try:
+                one = dict(read_json(path) or {})
+                one["name"], one["top1"]  # noqa: B018 - a file that lacks them is none
+                found.setdefault((one["stage"], one["samples"]), []).append(one)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return found
 
     def curve(self) -> list[dict[str, Any]]:
-        """Evaluations in training, by S: {stage, samples, seconds of training until then, evaluations}."""
-        points = []
+        """Evaluations in training and of its commits, by S: {stage, samples, seconds until then, evaluations}."""
+        points: list[dict[str, Any]] = []
+        later = dict(self.later)
         for path in self.run.eval.glob("*.json"):
             try:
                 point = dict(read_json(path) or {})
                 seconds = point.get("seconds")
-                points.append({**point, "seconds": self._seconds_at(point["samples"]) if seconds is None else seconds})
+                point["seconds"] = self._seconds_at(point["samples"]) if seconds is None else seconds
+                known = {item["name"] for item in point["evaluations"]}
+                more = later.pop((point.get("stage"), point["samples"]), ())
+                point["evaluations"] = [*point["evaluations"], *(one for one in more if one["name"] not in known)]
+                points.append(point)
             except (OSError, ValueError, KeyError, TypeError):
                 continue
+        for (stage, samples), found in later.items():
+            seconds = self._seconds_at(samples)
+            points.append({"stage": stage, "samples": samples, "seconds": seconds, "evaluations": found})
         return sorted(points, key=lambda point: point["samples"])
 
     def _seconds_at(self, samples: int) -> float | None:
@@ -153,7 +181,8 @@ def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
 
 def differing(outcomes: Iterable[Outcome]) -> list[str]:
     """Dotted configuration keys in which runs differ, in the schema's order."""
-    tables = [outcome.settings for outcome in outcomes if outcome.settings]
+    ours = [outcome for outcome in outcomes if outcome.result.get("stage") != "foreign"]  # others have no such keys
+    tables = [outcome.settings for outcome in ours if outcome.settings]
     keys = dict.fromkeys(key for table in tables for key in table)
     return [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
 

@@ -24,7 +24,9 @@ from flip.config.stages import Span, spans
 from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.retry import Patience
-from flip.evaluate.zeroshot import zeroshot
+from flip.evaluate.encoder import PairEncoder
+from flip.evaluate.score import DataSet, Scorer
+from flip.evaluate.team import Team
 from flip.exitcodes import DataError, Diverged
 from flip.interrupt import Agreement, StopFlag
 from flip.rundir import RunDir, create_json, read_json
@@ -254,7 +256,7 @@ class Trainer:
             self.evaluate(span, "validation")
 
     def evaluate(self, span: Span, role: str) -> list[dict[str, Any]]:
-        """Zero-shot on the sets of this role (``""``: all), all ranks together; kept in eval/ and TensorBoard.
+        """Score the sets of this role (``""``: all), all ranks together; kept in eval/ and TensorBoard.
 
         The position must be committed: a stop that is agreed between two sets leaves at once.
         """
@@ -263,22 +265,23 @@ class Trainer:
             self.monitor.status(phase="evaluating")
         results, data = [], self.config.data
         patience = Patience(deadline=data.deadline, timeout=data.timeout)
+        team, record = Team(self.world.rank, self.world.size, self.world.control), commit.at(self.run, self.samples)
+        autocast = parallel.autocast(self.config.compute, self.world)
+        encoder = PairEncoder(self.pair, self.tokenizer, self.config.model.image, self.world.device, autocast)
         for item in items:
             stop, _ = self.agreement.poll(bool(self.flag), False)
             self.agreement.settle()
             if stop:
                 raise Stopped(self.told())
             self.watchdog.beat(f"evaluating {item.name}")
-            result = zeroshot(
-                self.pair, item, self.tokenizer, self.config.model.image, self.config.evaluate.batch,
-                rank=self.world.rank, world=self.world.size, device=self.world.device,
-                autocast=parallel.autocast(self.config.compute, self.world), group=self.world.control,
-                progress=partial(self.watchdog.beat, f"evaluating {item.name}"),
-                patience=patience,
-            )  # fmt: skip
+            scored = Scorer(
+                encoder, self.config.evaluate.batch, team, partial(self.watchdog.beat, f"evaluating {item.name}"),
+                device=self.world.device,
+            ).score(DataSet.of(item, patience))  # fmt: skip
             parallel.reshard(self.pair)
-            results.append(result | {"stage": span.stage.name, "samples": self.samples})
-            self.say("%s: top-1 %.2f %% of %d", item.name, 100 * result["top1"], result["n"])
+            for result in scored:
+                results.append(result | {"stage": span.stage.name, "samples": self.samples, "commit": record})
+                self.say("%s: top-1 %.2f %% of %d", result["name"], 100 * result["top1"], result["n"])
         if items:
             self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
             self.monitor.status(phase="training")

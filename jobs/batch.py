@@ -146,5 +146,7 @@ def command(profile: Profile, job: Job) -> str:
 
 def mounts(profile: Profile, job: Job) -> list[str]:
     """PATH:PLACE of what the container sees: the sweep's folder (runs, code, submissions) at its own path, and more."""
-    folders = [str(job.run.path.parent), *profile.container_mounts]
+    sweep = job.run.path.parent
+    sweep = sweep.parent if sweep.name.startswith(".") else sweep  # an evaluation's job lies in a folder of the sweep's
+    folders = [str(sweep), *profile.container_mounts]
     return [folder if ":" in folder else f"{folder}:{folder}" for folder in folders]

@@ -141,9 +141,16 @@ def _evaluations(config: Config, nominal: bool) -> list[Check]:
         if nominal and not (Path(item.manifest) / "manifest.json").exists():
             checks.append(Check(name, f"{item.manifest}: not on this machine", True))
             continue
-        classes = len(prompts.read(item.classes).names)
-        checks.append(Check(name, f"{_look_at(item.manifest)}; {classes} classes"))
-        _first_label(item.manifest, item.classes, classes)
+        found = _look_at(item.manifest)
+        if item.task == "zeroshot":
+            classes = len(prompts.read(item.classes).names)
+            checks.append(Check(name, f"{found}; {classes} classes"))
+            _first_label(item.manifest, item.classes, classes)
+        elif item.task == "probe":
+            checks.append(Check(name, f"{found}; fitted on {_look_at(item.train)}"))
+        else:
+            _first_samples(item.manifest, ("txt",))
+            checks.append(Check(name, f"{found}; images and captions"))
     return checks
 
 

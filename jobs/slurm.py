@@ -57,7 +57,7 @@ class SlurmCluster:
         sweep = jobs[0].run.path.parent
         folder = sweep / ".slurm" / secrets.token_hex(4)
         folder.mkdir(parents=True, mode=0o700)
-        name = f"{sweep.name}.{folder.name}"
+        name = f"{sweep.name.lstrip('.')}.{folder.name}"
         write_text(folder / "runs", "".join(f"{job.run.path}\n" for job in jobs))
         for index, job in enumerate(jobs):
             job.run.cancel.unlink(missing_ok=True)  # why it was cancelled stays in the attempt's end

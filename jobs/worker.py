@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -30,8 +31,15 @@ ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe"
 """gloo's and NCCL's words for a peer that is gone."""
 
 
-def main(path: str) -> int:
-    """Run this rank of the run at ``path``; the exit code. Leaves cause.<rank>.json for every end of its own."""
+Work = Callable[[RunDir, int, interrupt.StopFlag], tuple[str, str]]
+"""What a rank does in an attempt -> (cause, reason) of its end; what it raises is judged here."""
+
+
+def main(path: str, work: Work | None = None) -> int:
+    """Run this rank of the run at ``path``; the exit code. Leaves cause.<rank>.json for every end of its own.
+
+    ``work``: what to do; by default, train.
+    """
     flag = interrupt.install()
     faulthandler.enable()
     run, rank = RunDir(path), int(os.environ.get("RANK", 0))
@@ -43,7 +51,7 @@ def main(path: str) -> int:
     attempt = int(os.environ["FLIP_ATTEMPT"])
     if rank == 0:
         flag.heard = lambda: _note_told(run, attempt, flag)
-    cause, reason, trace = _train(run, attempt, flag)
+    cause, reason, trace = _judged(work or _train, run, attempt, flag)
     if trace:
         print(trace, file=sys.stderr, flush=True)
     elif cause != "complete":
@@ -61,7 +69,7 @@ def _note_told(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> None:
         run.note_told(attempt, flag.signal)
 
 
-def _note_hang(run: RunDir, attempt: int, what: str) -> None:
+def note_hang(run: RunDir, attempt: int, what: str) -> None:
     """Called by the watchdog just before it ends this process."""
     run.write_cause(attempt, int(os.environ.get("RANK", 0)), "hang", CAUSES["hang"], what, host=host())
 
@@ -71,20 +79,25 @@ def host() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, str, str]:
+def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, str]:
+    _check_identity(run)
+    from flip.data.pool import prepare_forkserver
+
+    prepare_forkserver()  # it gets ready while this process imports torch
+    from flip.train import Stopped, train
+
+    try:
+        train(run, attempt, flag, partial(note_hang, run, attempt))
+    except Stopped as stopped:
+        return "stopped", str(stopped)
+    return "complete", ""
+
+
+def _judged(work: Work, run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, str, str]:
     """(cause, reason, traceback or empty) of this rank's end."""
     try:
         _check_snapshot()
-        _check_identity(run)
-        from flip.data.pool import prepare_forkserver
-
-        prepare_forkserver()  # it gets ready while this process imports torch
-        from flip.train import Stopped, train
-
-        try:
-            train(run, attempt, flag, partial(_note_hang, run, attempt))
-        except Stopped as stopped:
-            return "stopped", str(stopped), ""
+        return (*work(run, attempt, flag), "")
     except FlipError as error:
         return error.cause, str(error), ""
     except OSError as error:
@@ -93,7 +106,6 @@ def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, st
     except Exception as error:  # the outermost frame of a process: whatever it is, the ledger must know it
         text = f"{type(error).__name__}: {error}"
         return "peer_lost" if _is_echo(text) else "crash", text, traceback.format_exc()
-    return "complete", "", ""
 
 
 def _is_echo(text: str) -> bool:

@@ -12,6 +12,8 @@ ROOMS = ("flip", "jobs", "tools")
 HEAVY = ("torch", "torchvision", "timm")
 #: What host and launcher share: no torch.
 LIGHT = ("flip.config", "flip.flops", "flip.rundir", "flip.commit", "flip.exitcodes", "flip.results", "flip.interrupt")
+LIGHT += ("flip.evaluate.registry", "flip.evaluate.forms", "flip.evaluate.prompts", "flip.evaluate.task")
+LIGHT += ("flip.evaluate.registry", "flip.evaluate.forms", "flip.evaluate.prompts", "flip.evaluate.task")
 #: What loader processes and the tools for shards load.
 LIGHT += tuple(
     f"flip.data.{name}" for name in ("stream", "pool", "index", "verify", "look", "compare", "bench", "filters")

@@ -51,6 +51,8 @@ _ADDED: dict[str, Any] = {
     "compute.accumulate": 1,
     "compute.compile": "no",
 }
+#: The same for the fields of each member of evaluate.sets.
+_ADDED_TO_SETS: dict[str, Any] = {"task": "zeroshot", "train": ""}
 
 
 _DATA = re.compile(r"data\.(sets\.[^.]+\.)?(manifest|samples)")
@@ -102,6 +104,10 @@ def _canonical(config: Config) -> dict[str, Any]:
     data["manifest"], data["tokenizer"] = _manifest(data["manifest"]), _file(data["tokenizer"])
     for dataset in values["evaluate"]["sets"]:
         dataset["manifest"], dataset["classes"] = _manifest(dataset["manifest"]), _file(dataset["classes"])
+        dataset["train"] = _manifest(dataset["train"])
+        for key, before in _ADDED_TO_SETS.items():
+            if dataset[key] == before:
+                del dataset[key]
     values["evaluate"]["sets"].sort(key=lambda dataset: dataset["name"])  # their order moves no score
     values["world"] = world(config)
     return values

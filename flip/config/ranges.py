@@ -21,6 +21,7 @@ _CHOICES = {
     "compute.recompute": ("no", "block"),
     "compute.compile": ("yes", "no"),
     "evaluate.sets.*.role": ("validation", "test"),
+    "evaluate.sets.*.task": ("zeroshot", "retrieval", "probe"),
 }
 
 #: key -> (least, most, whether the least itself is allowed)

@@ -185,6 +185,7 @@ def _paths(config: Config) -> Iterator[tuple[Any, str]]:
     for dataset in config.evaluate.sets:
         yield dataset, "manifest"
         yield dataset, "classes"
+        yield dataset, "train"
 
 
 def _compute(config: Config, on: Host) -> None:

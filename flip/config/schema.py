@@ -208,15 +208,19 @@ class Checkpoint:
 
 
 @dataclass
-class ZeroShot:
-    """One zero-shot data set: shards whose samples carry a ``cls`` member, and names and templates of the classes."""
+class EvaluationSet:
+    """One data set to score on (docs/evaluation.md). Its shards hold a ``cls`` member, for retrieval a ``txt`` one."""
 
     name: str = ""
     manifest: str = ""
     classes: str = ""
-    """JSON: {"names": [...], "templates": ["a picture of {}", ...]}."""
+    """Zero-shot: JSON {"names": [...], "templates": ["a picture of {}", ...]}."""
     role: str = "test"
     """``validation``: scored in training and used to choose; ``test``: scored once, at the end."""
+    task: str = "zeroshot"
+    """``zeroshot``, ``retrieval`` (images and captions, both ways), or ``probe`` (linear, on frozen features)."""
+    train: str = ""
+    """Probe: the manifest of the images that it is fitted on."""
 
 
 @dataclass
@@ -224,7 +228,7 @@ class Evaluate:
     every: int = 0
     """Samples between evaluations in training (sets of role ``validation``); 0: only at the end of the run."""
     batch: int = 256
-    sets: list[ZeroShot] = field(default_factory=list)
+    sets: list[EvaluationSet] = field(default_factory=list)
 
 
 @dataclass

@@ -16,6 +16,8 @@ from flip.exitcodes import ConfigError
 
 MAX_PATCHES = 2**15 - 1
 """Positions of patches are int16."""
+_NEEDED = {"zeroshot": ("classes",), "retrieval": (), "probe": ("train",)}
+"""What a member of evaluate.sets must name for its task, beside the manifest."""
 
 
 def _divisors(number: int) -> list[int]:
@@ -198,7 +200,7 @@ def validate(config: Config) -> list[str]:
         raise ConfigError(what, value=config.monitor.hang_minutes, remedy="Set it to more, or lower data.deadline.")
     _unique("evaluate.sets", (dataset.name for dataset in config.evaluate.sets))
     for dataset in config.evaluate.sets:
-        for key in ("manifest", "classes"):
+        for key in ("manifest", *_NEEDED[dataset.task]):
             if not getattr(dataset, key):
                 raise ConfigError(f"evaluate.sets.{dataset.name}.{key}: is not given")
     return _notes(config)

@@ -1,32 +1,27 @@
-"""Batches for the trainer and images for evaluation: the one file of this room that the rest of the house calls."""
+"""Batches for the trainer: the file of this room that it calls (evaluation calls ``images``)."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from flip.config import schema
 from flip.config.sets import Share, shares
-from flip.data import decode, masking, mixture
+from flip.data import masking, mixture
 from flip.data.counters import Counters
-from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
 from flip.data.memory import Memory, memory, part_bytes
 from flip.data.mixture import Source
 from flip.data.pool import SLOTS, Pool, prepare_forkserver
-from flip.data.reader import Reader
-from flip.data.retry import Patience
-from flip.data.stream import Part, Replaced, Spec, Streams, image_of, label_of
+from flip.data.stream import Part, Replaced, Spec, Streams
 from flip.exitcodes import ConfigError, DataError
 
-__all__ = ["Batch", "Loader", "evaluation", "prepare_forkserver"]
+__all__ = ["Batch", "Loader", "prepare_forkserver"]
 
 log = logging.getLogger("flip.data")
 
@@ -146,49 +141,6 @@ class Loader:
                 limit,
                 "Look at the shards that the log names, or raise data.max_replaced.",
             )
-
-
-def evaluation(
-    manifest: Manifest | os.PathLike[str] | str,
-    image: schema.ImageTower,
-    rank: int = 0,
-    world: int = 1,
-    batch: int = 256,
-    label: str = "cls",
-    patience: Patience | None = None,
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
-    """All patches (n, P, p*p*3), labels (n,) and ids (n,) of this rank's share; n <= ``batch``.
-
-    Over all ranks every sample comes exactly once (those that the manifest excepts do not), the tail that training
-    leaves out included. ``label``: the member that holds the number of the class. ``patience``: with storage. Raises
-    DataError where a sample cannot be decoded or has no label: an evaluation replaces nothing.
-    """
-    table = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
-    reader, found = Reader(patience=patience), list[tuple[NDArray[np.uint8], int, int]]()
-    for j in range(rank * table.chunks // world, (rank + 1) * table.chunks // world):
-        ids = table.chunk_ids(j)
-        if all(id in table.exceptions for id in ids):
-            continue
-        for id, sample in zip(ids, reader.read_chunk(table, j), strict=True):
-            if id in table.exceptions:
-                continue
-            try:
-                view = decode.evaluation_view(image_of(sample, "pillow"), image.size)
-                found.append((decode.patches(view, image.patch), label_of(sample, label), id))
-            except Undecodable as error:
-                shard, ordinal = table.locate(id)
-                remedy = f"Leave it out: python tools/shards.py except {table.folder} --ids {id} --out NEW_FOLDER"
-                raise DataError(str(error), f"{shard}, sample {ordinal}", remedy=remedy) from error
-            if len(found) == batch:
-                yield _stack(found)
-                found = []
-    if found:
-        yield _stack(found)
-
-
-def _stack(found: list[tuple[NDArray[np.uint8], int, int]]) -> tuple[Any, Any, Any]:
-    patches, labels, ids = zip(*found, strict=True)
-    return np.stack(patches), np.array(labels, dtype=np.int64), np.array(ids, dtype=np.int64)
 
 
 def _check(data: schema.Data, sources: Sequence[Source], world: int) -> None:

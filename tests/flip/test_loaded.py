@@ -16,8 +16,10 @@ from PIL import Image
 import flip
 from flip import checkpoint, commit, model, parallel
 from flip.config import load as configuration
-from flip.config.schema import ZeroShot
-from flip.evaluate.zeroshot import zeroshot
+from flip.config.schema import EvaluationSet
+from flip.evaluate.encoder import PairEncoder
+from flip.evaluate.score import DataSet, Scorer
+from flip.evaluate.team import Team
 from flip.exitcodes import ConfigError, DataError
 from flip.rundir import RunDir, write_text
 from flip.tokenizer import Tokenizer
@@ -34,10 +36,11 @@ def built(config):
 
 
 def score(pair, config, world=None):
-    item = ZeroShot("synthetic", config.data.manifest, f"{config.data.manifest}/classes.json")
-    tokenizer = Tokenizer(config.data.tokenizer, 32, True)
-    ranks = {"rank": world.rank, "world": world.size, "group": world.control} if world else {}
-    return zeroshot(pair, item, tokenizer, config.model.image, 4, **ranks)
+    item = EvaluationSet("synthetic", config.data.manifest, f"{config.data.manifest}/classes.json")
+    encoder = PairEncoder(pair, Tokenizer(config.data.tokenizer, 32, True), config.model.image)
+    team = Team(world.rank, world.size, world.control) if world else Team()
+    (found,) = Scorer(encoder, 4, team).score(DataSet.of(item))
+    return found
 
 
 def rank_main(rank, port, path, results):

@@ -10,8 +10,7 @@ import time
 import pytest
 import torch
 
-from flip.config import schema
-from flip.data.loader import evaluation
+from flip.data.images import Shards
 from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.exitcodes import DataError, PermissionDenied, StorageError
@@ -176,7 +175,7 @@ def test_an_evaluation_has_its_patience_too(server, proxied, remote):
     manifest = remote()
     proxy.plan(["slowdown"], 1)
     with pytest.raises(StorageError, match="reading failed for 0.5 s, at last with: 503"):
-        next(evaluation(manifest, schema.ImageTower(size=24, patch=8), patience=Patience(deadline=0.5)))
+        next(Shards(manifest, Patience(deadline=0.5)).samples(range(1)))
 
 
 @either

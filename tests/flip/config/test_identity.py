@@ -69,6 +69,8 @@ def test_a_field_that_came_later_counts_where_it_is_not_as_before(data, monkeypa
         ("data.resize=pillow", "data.resize"),
         ("resources.processes=2", "world"),
         ("evaluate.sets.val.role=validation", "evaluate.sets.val.role"),
+        ("evaluate.sets.val.task=retrieval", "evaluate.sets.val.task"),
+        ("evaluate.sets.val.train=/elsewhere", "evaluate.sets.val.train"),
         ("augment.flip=0", "augment.flip"),
     ],
 )

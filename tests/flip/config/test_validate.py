@@ -80,6 +80,8 @@ def test_a_good_one_passes_and_has_notes():
             ["same name", "a"],
         ),
         (["evaluate.sets=[{name: a, manifest: m}]"], ["evaluate.sets.a.classes"]),
+        (["evaluate.sets=[{name: a, manifest: m, task: probe}]"], ["evaluate.sets.a.train"]),
+        (["evaluate.sets=[{name: a, manifest: m, task: probing}]"], ["evaluate.sets.a.task", "'probing'"]),
         (["evaluate.sets=[{name: a, role: tst}]"], ["evaluate.sets.a.role", "'tst'"]),
     ],
 )

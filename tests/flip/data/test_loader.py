@@ -1,19 +1,19 @@
 """Batches are a function of configuration, manifest and S: not of ranks, workers, restarts or luck."""
 
 import hashlib
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import webdataset
 
-from flip.config import schema
-from flip.data import masking
+from flip.data import decode, masking
+from flip.data.images import Shards, viewed
 from flip.data.index import index
-from flip.data.loader import evaluation
 from flip.data.manifest import Manifest, write
 from flip.data.order import Order
-from flip.data.stream import captions_of
+from flip.data.stream import captions_of, label_of
 from flip.exitcodes import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import AFFINE, BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES, loader
@@ -193,12 +193,11 @@ def test_numbers_that_do_not_fit(original):
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_evaluation_is_exact(original, world):
-    image = schema.ImageTower(size=32, patch=8)
-    found = [part for rank in range(world) for part in evaluation(original, image, rank, world, batch=16)]
-    ids = np.concatenate([ids for *_, ids in found])
-    assert sorted(ids.tolist()) == list(range(SAMPLES))
-    assert np.concatenate([labels for _, labels, _ in found]).tolist() == (ids % 7).tolist()
-    patches = found[0][0][5].reshape(4, 4, 8, 8, 3).swapaxes(1, 2).reshape(32, 32, 3)
-    assert np.array_equal(patches, picture(found[0][2][5], 32))
+    images = Shards(original)
+    shares = [range(rank * images.count // world, (rank + 1) * images.count // world) for rank in range(world)]
+    found = [one for share in shares for one in viewed(images, share, lambda pixels: pixels, label_of)]
+    assert [id for id, *_ in found] == list(range(SAMPLES)) and images.count == SAMPLES
+    assert [label for *_, label in found] == [id % 7 for id in range(SAMPLES)]
+    assert np.array_equal(decode.evaluation_view(found[5][1], 32), picture(5, 32))
     with pytest.raises(DataError, match="no label 'nothing'"):
-        next(evaluation(original, image, label="nothing"))
+        viewed(images, range(1), lambda pixels: pixels, partial(label_of, member="nothing"))

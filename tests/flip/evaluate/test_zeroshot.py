@@ -1,4 +1,4 @@
-"""Zero-shot scores against a loop over the images; the run over two ranks is in test_loaded.py."""
+"""Zero-shot scores against a loop over the images and clip_benchmark's functions; ranks are in test_worlds.py."""
 
 import io
 import json
@@ -7,44 +7,35 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from clip_benchmark.metrics import zeroshot_classification
 from PIL import Image
 
 from flip import model
-from flip.config.schema import Augment, ImageTower, Model, TextTower, ZeroShot
+from flip.config.schema import Augment, EvaluationSet
 from flip.data.index import index
 from flip.data.manifest import Manifest
 from flip.evaluate import prompts
-from flip.evaluate.zeroshot import _correct, class_embeddings, wilson, zeroshot
+from flip.evaluate.encoder import PairEncoder
+from flip.evaluate.score import DataSet, Scorer
+from flip.evaluate.verdict import places, wilson
+from flip.evaluate.zeroshot import class_embeddings, classify
 from flip.exitcodes import ConfigError, DataError, Diverged
 from flip.tokenizer import Tokenizer
-from tests.synthetic import make_dataset, make_tokenizer, picture
-
-CONFIG = Model(
-    embed=48,
-    image=ImageTower(64, 8, 64, 3, 2),
-    text=TextTower(length=32, vocabulary=1000, width=64, layers=2, heads=2),
-)
+from tests.flip.evaluate.conftest import CONFIG
+from tests.synthetic import COLOURS, SHAPES, make_dataset, picture
 
 
-@pytest.fixture(scope="module")
-def pair():
-    built = model.build(CONFIG, Augment(), "sdpa")
-    model.initialise(built, 1)
-    return built
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=50, shards=3, classes=7)
-    make_tokenizer(folder / "tokenizer.json")
-    return folder
+def score(pair, folder, batch, manifest, classes, role="test"):
+    """The one result of a zero-shot set."""
+    encoder = PairEncoder(pair, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image)
+    (found,) = Scorer(encoder, batch).score(DataSet.of(EvaluationSet("synthetic", str(manifest), str(classes), role)))
+    return found
 
 
 @torch.no_grad()
 def test_counts_are_exact(pair, data):
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
-    item = ZeroShot("synthetic", str(data), str(data / "classes.json"), "validation")
-    found = zeroshot(pair, item, tokenizer, CONFIG.image, 8)
+    found = score(pair, data, 8, data, data / "classes.json", "validation")
     wording = json.loads((data / "classes.json").read_text())
     rows = []
     for name in wording["names"]:
@@ -60,7 +51,7 @@ def test_counts_are_exact(pair, data):
     assert (found["n"], found["correct1"], found["correct5"]) == (50, right[1], right[5])
     assert 0 < right[1] < right[5] < 50  # else the test could not tell
     assert (found["top1"], found["top5"], found["chance"]) == (right[1] / 50, right[5] / 50, 1 / 7)
-    assert (found["name"], found["role"], found["manifest"]) == ("synthetic", "validation", Manifest.load(data).digest)
+    assert (found["name"], found["role"], found["data"]) == ("synthetic", "validation", Manifest.load(data).digest)
     assert found["interval"] == wilson(right[1], 50)
     json.dumps(found, allow_nan=False)
 
@@ -69,19 +60,19 @@ def test_counts_are_exact(pair, data):
 def test_prompts_of_many_classes_in_chunks(pair, data):
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
     names = [f"red square {i}" for i in range(11)]
-    whole, parts = (class_embeddings(pair, tokenizer, names, ["{}", "a {}"], batch) for batch in (1000, 3))
+    encoder = PairEncoder(pair, tokenizer, CONFIG.image)
+    whole, parts = (class_embeddings(encoder, names, ["{}", "a {}"], batch) for batch in (1000, 3))
     assert whole.shape == (11, 48)
     assert torch.allclose(whole, parts, atol=1e-6)
     assert torch.allclose(whole.norm(dim=-1), torch.ones(11), atol=1e-6)
 
 
 def test_fewer_than_five_classes_and_a_label_without_a_name(pair, data, tmp_path):
-    tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
     (tmp_path / "few.json").write_text('{"names": ["a", "b"], "templates": ["{}"]}')
     with pytest.raises(DataError, match="no class name"):
-        zeroshot(pair, ZeroShot("x", str(data), str(tmp_path / "few.json")), tokenizer, CONFIG.image, 8)
+        score(pair, data, 8, data, tmp_path / "few.json")
     two = make_dataset(tmp_path / "two", samples=6, shards=1, classes=2)
-    found = zeroshot(pair, ZeroShot("x", str(two), str(two / "classes.json")), tokenizer, CONFIG.image, 4)
+    found = score(pair, data, 4, two, two / "classes.json")
     assert (found["n"], found["top5"]) == (6, 1.0)
 
 
@@ -94,22 +85,20 @@ def test_equal_scores_do_not_count_as_right(pair, data, tmp_path):
             Image.fromarray(np.ascontiguousarray(picture(i))).save(buffer, "PNG")
             writer.write({"__key__": f"{i}", "png": buffer.getvalue(), "cls": i % 2})
     index([str(tmp_path / "0.tar")], tmp_path)
-    tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
-    found = zeroshot(pair, ZeroShot("x", str(tmp_path), str(tmp_path / "same.json")), tokenizer, CONFIG.image, 4)
+    found = score(pair, data, 4, tmp_path, tmp_path / "same.json")
     assert (found["correct1"], found["correct5"]) == (5, 10)
 
 
 def test_scores_that_are_no_numbers(data):
     nan = float("nan")
     scores = torch.tensor([[nan, nan], [nan, 1.0], [1.0, nan], [1.0, 0.0]])
-    assert _correct(scores, torch.zeros(4, dtype=torch.int64)).tolist() == [4, 1, 4, 3]
+    assert places(scores, torch.zeros(4, dtype=torch.int64)).tolist() == [2, 2, 1, 0]
     sick = model.build(CONFIG, Augment(), "sdpa")
     model.initialise(sick, 1)
     with torch.no_grad():
         next(weight for weight in sick.parameters() if weight.ndim == 2).fill_(nan)
-    item, tokenizer = ZeroShot("x", str(data), str(data / "classes.json")), Tokenizer(data / "tokenizer.json", 32, True)
-    with pytest.raises(Diverged, match="50 of 50"):
-        zeroshot(sick, item, tokenizer, CONFIG.image, 8)
+    with pytest.raises(Diverged, match="not finite"):
+        score(sick, data, 8, data, data / "classes.json")
 
 
 def test_wilson():
@@ -139,3 +128,29 @@ def test_class_files_that_are_none(tmp_path, text, problem):
 
 def test_braces_in_a_name_mean_themselves():
     assert prompts.fill("a {0} b", ["see {}"]) == ["see a {0} b"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("classes", [7, 40])
+def test_the_numbers_of_clip_benchmark(pair, data, classes, monkeypatch):
+    """On the same features: their classifier and accuracy, by their own functions."""
+    # NumPy 2.4 does not take an array of one element for a number any more, which theirs relies on
+    monkeypatch.setattr(zeroshot_classification, "float", lambda array: array.item(), raising=False)
+    tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
+    names = [f"{COLOURS[c % 8]} {SHAPES[c // 8 % 4]} {c}" for c in range(classes)]
+    templates = ["{}", "a picture of {}", "the number {} of all"]
+    encoder = PairEncoder(pair, tokenizer, CONFIG.image)
+    ours = class_embeddings(encoder, names, templates, batch=16)
+    theirs = zeroshot_classification.zero_shot_classifier(
+        pair, lambda texts: torch.from_numpy(tokenizer(texts)), names, [t.replace("{}", "{c}") for t in templates],
+        "cpu", amp=False,
+    )  # fmt: skip
+    assert torch.allclose(ours, theirs.T, atol=1e-6)
+    drawn = torch.Generator().manual_seed(classes)
+    labels = torch.randint(classes, (500,), generator=drawn)
+    noise = torch.randn(500, 48, generator=drawn)
+    features = torch.nn.functional.normalize(ours[labels] + 0.1 * noise, dim=1)
+    found = classify(features, labels, ours, "synthetic")
+    expected = zeroshot_classification.accuracy(100.0 * features @ ours.T, labels, topk=(1, 5))
+    assert [found["top1"], found["top5"]] == pytest.approx(expected, abs=1e-7)
+    assert 0 < found["correct1"] < found["correct5"] < 500

@@ -1,0 +1,94 @@
+"""Other people's models: a folder as open_clip writes them, seen as an encoder. open_clip is an optional dependency."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from flip.commit import sha256
+from flip.data.decode import Pixels
+from flip.evaluate.encoder import PLAIN
+from flip.exitcodes import ConfigError
+
+FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+
+
+class OpenClipEncoder:
+    """The model of an open_clip folder with its own preprocessing and tokenizer, whole on every rank.
+
+    Weights are read as safetensors alone. Raises ConfigError where open_clip is not installed, where the folder is
+    none of its, or where its tokenizer needs transformers.
+    """
+
+    def __init__(
+        self, folder: str, device: torch.device | str = "cpu",
+        autocast: contextlib.AbstractContextManager[Any] = PLAIN,
+    ) -> None:  # fmt: skip
+        _check(folder)
+        try:
+            import open_clip
+        except ImportError as error:
+            raise ConfigError("open_clip is not installed", folder, remedy="pip install open_clip_torch") from error
+        name = f"local-dir:{Path(folder).absolute()}"
+        try:
+            self.model, _, self._preprocess = open_clip.create_model_and_transforms(name, precision="fp32")
+            self._tokenizer = open_clip.get_tokenizer(name)
+        except ImportError as error:
+            remedy = "pip install transformers"
+            raise ConfigError(f"its tokenizer needs a package: {error}", folder, remedy=remedy) from error
+        except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+            raise ConfigError(f"open_clip cannot make this model: {error}", folder) from error
+        self.model.to(device).eval()
+        self.device, self.autocast = device, autocast
+        self.width, self.looks = self.encode(torch.zeros(1, *self.view(_grey()).shape)).shape[1], "open_clip"
+
+    def view(self, image: Pixels) -> NDArray[Any]:
+        """(3, H, W) float32."""
+        made: NDArray[Any] = self._preprocess(Image.fromarray(image)).numpy()
+        return made
+
+    def image(self, views: Tensor, ids: Tensor) -> Tensor:
+        return self.encode(views)
+
+    @torch.no_grad()
+    def encode(self, views: Tensor) -> Tensor:
+        with self.autocast:
+            return _unit(self.model.encode_image(views.to(self.device)))
+
+    @torch.no_grad()
+    def text(self, texts: Sequence[str]) -> Tensor:
+        with self.autocast:
+            return _unit(self.model.encode_text(self._tokenizer(list(texts)).to(self.device)))
+
+
+def digest(folder: str) -> str:
+    """SHA-256 over the contents of a folder's files, by name. Raises ConfigError where it is no folder of open_clip."""
+    _check(folder)
+    text = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
+        text.update(f"{path.name} {sha256(path)}\n".encode())
+    return text.hexdigest()
+
+
+def _check(folder: str) -> None:
+    lacking = [name for name in FILES if not (Path(folder) / name).is_file()]
+    if lacking:
+        remedy = "Weights are read as safetensors alone, as open_clip.push_to_hf_hub and our export write them."
+        raise ConfigError(f"is no folder of open_clip: {lacking[0]} is missing", folder, remedy=remedy)
+
+
+def _grey() -> Pixels:
+    return np.full((32, 32, 3), 127, dtype=np.uint8)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features.float(), dim=-1).cpu()

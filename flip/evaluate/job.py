@@ -1,0 +1,188 @@
+"""An evaluation as a job of its own: committed checkpoints of a run, or somebody else's model, on data sets by name.
+
+It resumes by what is there: a result of this job is not computed again, and features are cached.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from flip import checkpoint, commit, model, parallel
+from flip.commit import Commit
+from flip.config import load, schema
+from flip.data.retry import Patience
+from flip.evaluate import foreign, prompts, registry
+from flip.evaluate.cache import Cache
+from flip.evaluate.encoder import Encoder, PairEncoder
+from flip.evaluate.forms import Place
+from flip.evaluate.registry import Found, Wanted
+from flip.evaluate.score import DataSet, Scorer
+from flip.evaluate.task import CONFIGURED, Task, keep_result, release, suffix
+from flip.evaluate.team import Team
+from flip.exitcodes import ConfigError, DataError
+from flip.interrupt import StopFlag
+from flip.rundir import RunDir, create_json, read_json
+from flip.tokenizer import Tokenizer
+from flip.watchdog import LONG, Watchdog
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """This rank was told to stop; there is nothing to save."""
+
+
+def evaluate(job: RunDir, flag: StopFlag, hung: Callable[[str], None]) -> None:
+    """Do what the job's task.json says; results go to the subject's eval/, result.json makes the job complete.
+
+    Raises Stopped, or FlipError for what can be named.
+    """
+    config, task = load.read(job.config), Task.read(job)
+    watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
+    world = parallel.start(config.compute, config.monitor.hang_minutes)
+    try:
+        results = Evaluation(job, task, config, world, watchdog, flag).run()
+        if world.first:
+            release(RunDir(task.subject), job)
+            create_json(job.result, {"evaluations": results, "subject": task.subject, "time": time.time()})
+    finally:
+        watchdog.close()
+
+
+class Evaluation:
+    """One life of the job on one rank."""
+
+    def __init__(
+        self, job: RunDir, task: Task, config: schema.Config, world: parallel.World, watchdog: Watchdog, flag: StopFlag
+    ) -> None:
+        self.job, self.task, self.config, self.world = job, task, config, world
+        self.watchdog, self.flag = watchdog, flag
+        self.subject = RunDir(task.subject)
+        # rank 0 may index shards or fit a probe meanwhile: the group that waits longest
+        self.team = Team(world.rank, world.size, world.storage)
+        self.patience = Patience(deadline=config.data.deadline, timeout=config.data.timeout)
+        self.autocast = parallel.autocast(config.compute, world)
+
+    def run(self) -> list[dict[str, Any]]:
+        """All results, those of an earlier life of the job included."""
+        self.watchdog.beat("looking for the data sets", times=LONG)
+        sets = [self.team.lead(partial(self._find, Wanted(**one))) for one in self.task.sets]
+        results = []
+        for source in self._sources():
+            about = source if isinstance(source, dict) else commit.brief(source)
+            encoders = self._encoders(source)
+            for found in sets:
+                for (mask, ensemble), encoder in encoders.items():
+                    name = found.name + suffix(mask, ensemble)
+                    results += self._score(replace(found, name=name), encoder, about)
+        return results
+
+    def _beat(self, what: str) -> None:
+        if self.flag:
+            raise Stopped(self.flag.reason)
+        self.watchdog.beat(what, times=LONG)
+
+    # -- what is scored on -------------------------------------------------------------------------------------------
+
+    def _find(self, wanted: Wanted) -> Found:
+        if wanted.path != CONFIGURED:
+            return registry.find(wanted, self.task.data, self.patience)
+        item = next(one for one in load.read(self.subject.config).evaluate.sets if one.name == wanted.name)
+        train = Place(item.train, manifest=item.train) if item.task == "probe" else None
+        wording = prompts.read(item.classes) if item.task == "zeroshot" else None
+        return Found(item.name, item.task, Place(item.manifest, manifest=item.manifest), wording, train)
+
+    def _open(self, found: Found) -> DataSet:
+        train = found.train.open(self.patience) if found.train else None
+        return DataSet(found.name, found.task, found.place.open(self.patience), found.wording, train)
+
+    # -- what is scored ----------------------------------------------------------------------------------------------
+
+    def _sources(self) -> list[Commit | dict[str, Any]]:
+        """The commits, agreed by all ranks; of a foreign model what stands for its commit."""
+        if self.task.model:
+            folder = self.task.model.partition(":")[2]
+            digest = self.team.lead(lambda: foreign.digest(folder))
+            return [{"path": folder, "stage": "foreign", "samples": 0, "digest": digest}]
+        names = self.team.lead(lambda: list(self.task.commits) or self._newest())
+        return [self._commit(name) for name in names]
+
+    def _newest(self) -> list[str]:
+        found = commit.commits(self.subject)
+        if not found:
+            remedy = "Let it train to its first."
+            raise ConfigError("this run has no checkpoint yet", self.subject.checkpoints, remedy=remedy)
+        return [f"{found[-1].stage}/{found[-1].path.name}"]
+
+    def _commit(self, name: str) -> Commit:
+        try:
+            found = commit.read(self.subject.checkpoints / name)
+            commit.verify(found, part=self.world.rank, parts=self.world.size)
+        except commit.Damaged as error:
+            remedy = "It was deleted since, or is damaged: name another one with --commit."
+            raise DataError(f"this checkpoint cannot be read: {error}", name, remedy=remedy) from error
+        return found
+
+    def _encoders(self, source: Commit | dict[str, Any]) -> dict[tuple[str, bool], Encoder]:
+        """View -> the model that looks so."""
+        self._beat("loading the model")
+        if isinstance(source, dict):
+            masked = [mask for mask, _ in self.task.views if float(mask)]
+            if masked:
+                raise ConfigError("only our own runs are evaluated with a mask", "--mask", masked[0])
+            encoder = foreign.OpenClipEncoder(str(source["path"]), self.world.device, self.autocast)
+            return {("0", False): encoder}
+        theirs = load.read(self.subject.config)
+        pair = model.build(theirs.model, theirs.augment, self.config.compute.attention)
+        parallel.place(pair, self.world)
+        checkpoint.Checkpointer(self.subject, 0, self.world, 1).load(source, checkpoint.model_state(pair))
+        pair.eval()
+        tokenizer = Tokenizer.of(theirs.data.tokenizer, theirs.model.text)
+        return {
+            view: PairEncoder(pair, tokenizer, theirs.model.image, self.world.device, self.autocast, *view)
+            for view in self.task.views
+        }
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    def _score(self, found: Found, encoder: Encoder, about: dict[str, Any]) -> list[dict[str, Any]]:
+        done = self.team.lead(lambda: self._done(found, about))
+        if done:
+            return done
+        self._beat(f"evaluating {found.name}")
+        compute = self.config.compute
+        cache = None
+        if self.task.cache:
+            kind = "-".join((str(about["digest"])[:32], compute.device, compute.precision, compute.attention))
+            cache = Cache(self.task.cache, kind)
+        scorer = Scorer(
+            encoder, self.task.batch, self.team, partial(self._beat, f"evaluating {found.name}"), cache,
+            self.world.device, self.task.cost,
+        )  # fmt: skip
+        results = scorer.score(self._open(found))
+        for one in results:
+            if self.world.first:
+                keep_result(self.subject, one, about, self.job.name)
+                self._tell(found, one)
+        return [{**one, "commit": about, "stage": about["stage"], "samples": about["samples"]} for one in results]
+
+    def _done(self, found: Found, about: dict[str, Any]) -> list[dict[str, Any]]:
+        """What an earlier life of this job has found."""
+        folder, done = self.subject.eval / f"{about['stage']}-{about['samples']}", []
+        for path in sorted(folder.glob("*.json")):
+            one = read_json(path) or {}
+            if one.get("job") == self.job.name and one.get("set") == found.name:
+                done.append(one)
+        return done if len(done) == (2 if found.task == "retrieval" else 1) else []
+
+    def _tell(self, found: Found, result: dict[str, Any]) -> None:
+        known = registry.expected(found.name)
+        images = result.get("images", result["n"])
+        log.info("%s: top-1 %.2f %% of %d", result["name"], 100 * result["top1"], result["n"])
+        if known is not None and images != known:
+            log.warning("%s: %d images, where this data set has %d", found.name, images, known)

@@ -1,0 +1,146 @@
+"""Data sets by name (``datasets.yaml``) or by place: what a person types -> what is scored, or how to get it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flip.config.table import read_yaml
+from flip.data.retry import Patience
+from flip.data.storage import is_remote
+from flip.evaluate import forms, prompts
+from flip.evaluate.forms import Place
+from flip.evaluate.prompts import Prompts
+from flip.exitcodes import ConfigError
+
+log = logging.getLogger(__name__)
+
+HOST = "https://huggingface.co/datasets/clip-benchmark"
+TASKS = ("zeroshot", "retrieval", "probe")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One data set as it is asked for: plain values, kept in the job's file."""
+
+    name: str
+    task: str = ""
+    """Empty: as the registry says, else as its captions or labels say."""
+    path: str = ""
+    """Empty: below the data root, by its name."""
+    templates: str = ""
+    """A JSON file with names and templates, or 7 or 80 (ImageNet's); empty: what the data set brings."""
+
+    @classmethod
+    def parse(cls, text: str) -> Wanted:
+        """NAME, NAME=PATH, TASK:NAME or TASK:NAME=PATH."""
+        name, _, path = text.partition("=")
+        task, colon, rest = name.partition(":")
+        if colon and task not in TASKS:
+            raise ConfigError(f"a task is one of {', '.join(TASKS)}", "--sets", text)
+        name = rest if colon else name
+        if not name or not all(c.isalnum() or c in "_-." for c in name):
+            raise ConfigError("a data set is given as NAME, NAME=PATH or TASK:NAME=PATH", "--sets", text)
+        return cls(name, task if colon else "", path)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A data set that is there: plain data, the same for all ranks."""
+
+    name: str
+    task: str
+    place: Place
+    wording: Prompts | None = None
+    train: Place | None = None
+
+
+def entries() -> dict[str, Mapping[str, Any]]:
+    """Name -> what datasets.yaml says of it."""
+    return dict(read_yaml(Path(__file__).with_name("datasets.yaml")))
+
+
+def root(given: str = "") -> str:
+    """Where data sets lie: as given, else FLIP_DATA, else ./data."""
+    chosen = given or os.environ.get("FLIP_DATA") or "data"
+    return chosen if is_remote(chosen) else str(Path(chosen).expanduser().absolute())
+
+
+def find(wanted: Wanted, below: str, patience: Patience | None = None) -> Found:
+    """The data set, wherever it lies. Raises ConfigError that says how to get one that is missing, DataError."""
+    entry = entries().get(wanted.name, {})
+    path, place = _place(wanted, entry, below)
+    task = wanted.task or str(entry.get("task") or "") or _task(place, patience)
+    train = forms.required(forms.find(path, "train"), path, "train") if task == "probe" else None
+    wording = _wording(wanted, entry, path) if task == "zeroshot" else None
+    return Found(wanted.name, task, place, wording, train)
+
+
+def missing(wanted: Wanted, below: str) -> str:
+    """Why a data set cannot be there, empty where it may be: what can be said without reading it."""
+    try:
+        _names(wanted, entries().get(wanted.name, {}), below)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def source(entry: Mapping[str, Any]) -> str:
+    """Where a data set comes from, in words; empty where that is not known."""
+    return str(entry.get("get", "")).replace("HF/", f"{HOST}/")
+
+
+def expected(name: str) -> int | None:
+    """How many images the test split of a data set of this name has, where that is known."""
+    count = entries().get(name, {}).get("count")
+    return None if count is None else int(count)
+
+
+def _names(wanted: Wanted, entry: Mapping[str, Any], below: str) -> list[str]:
+    """Places where it may lie. Raises ConfigError where there is none that exists."""
+    if wanted.path:
+        places = [wanted.path]
+    else:
+        names = [wanted.name, f"wds_{wanted.name}", *entry.get("folders", ())]
+        places = [f"{below.rstrip('/')}/{name}" for name in names]
+    there = [place for place in places if is_remote(place) or Path(place).expanduser().exists()]
+    if not there:
+        known = "" if entry or wanted.path else f" Known names: {', '.join(entries())}; others need NAME=PATH."
+        get = source(entry)
+        remedy = (f"Get it from {get}. " if get else "") + "Put it there, or give NAME=PATH or --data." + known
+        raise ConfigError(f"the data set {wanted.name} is not here", ", ".join(places), remedy=remedy)
+    return there
+
+
+def _place(wanted: Wanted, entry: Mapping[str, Any], below: str) -> tuple[str, Place]:
+    tried = _names(wanted, entry, below)
+    for path in tried:
+        place = forms.find(path)
+        if place is not None:
+            return path, place
+    return tried[0], forms.required(None, ", ".join(tried), "test")
+
+
+def _task(place: Place, patience: Patience | None) -> str:
+    """As the first sample says."""
+    _, sample = next(iter(place.open(patience).samples(range(1))))
+    return "zeroshot" if "cls" in sample else "retrieval"
+
+
+def _wording(wanted: Wanted, entry: Mapping[str, Any], path: str) -> Prompts:
+    if wanted.templates in ("7", "80"):
+        return prompts.imagenet(int(wanted.templates))
+    if wanted.templates:
+        return prompts.read(wanted.templates)
+    folder = path if Path(path).is_dir() else os.path.dirname(path)
+    found = None if is_remote(path) else prompts.of_folder(folder)
+    if found is None and entry.get("words") == "imagenet":
+        found = prompts.imagenet(int(entry["templates"]))
+    if found is None:
+        remedy = "Put a classes.json there, or give one with --classes. " + prompts.FORM
+        raise ConfigError("the data set brings no names of its classes", path, remedy=remedy)
+    return found

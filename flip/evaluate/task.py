@@ -1,0 +1,79 @@
+"""What an evaluation is asked to do, as it stands in its job's ``task.json``, and where its results go. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flip.exitcodes import ConfigError
+from flip.rundir import RunDir, read_json, write_json
+
+FILE = "task.json"
+CONFIGURED = "run"
+"""In the place of a set's path: it is one of the run's own evaluate.sets."""
+
+
+@dataclass(frozen=True)
+class Task:
+    subject: str
+    """The run directory whose commits are scored and whose eval/ gets the results; for a foreign model, one made."""
+    model: str = ""
+    """``open_clip:FOLDER``; empty: the run's own commits."""
+    commits: tuple[str, ...] = ()
+    """STAGE/S-n each; empty: the newest when the job starts."""
+    sets: tuple[Mapping[str, str], ...] = ()
+    """``flip.evaluate.registry.Wanted`` as plain values."""
+    data: str = ""
+    """The data root."""
+    views: tuple[tuple[str, bool], ...] = (("0", False),)
+    """(mask, ensemble) each: ways to look at an image."""
+    batch: int = 256
+    cost: float = 0.0
+    """Of a probe; 0: chosen on held-out training images."""
+    cache: str = ""
+    """Folder of kept features; empty: none are kept."""
+
+    @classmethod
+    def read(cls, job: RunDir) -> Task:
+        found = read_json(job.path / FILE)
+        if found is None:
+            raise ConfigError("there is no evaluation here: task.json is missing", job.path)
+        lists = {"commits": tuple(found["commits"]), "sets": tuple(found["sets"])}
+        return cls(**{**found, **lists, "views": tuple((mask, bool(every)) for mask, every in found["views"])})
+
+    def write(self, job: RunDir) -> None:
+        write_json(job.path / FILE, dataclasses.asdict(self))
+
+
+def suffix(mask: str, ensemble: bool) -> str:
+    """What a view adds to a data set's name."""
+    return "" if float(mask) == 0 else f"-{'ensemble' if ensemble else 'mask'}{mask}"
+
+
+def keep_result(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, Any], job: str) -> Path:
+    """eval/<stage>-<S>/<name>.json: one result, in the place of an older one of its name."""
+    folder = subject.eval / f"{commit['stage']}-{commit['samples']}"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result['name']}.json"
+    about = {"stage": commit["stage"], "samples": commit["samples"], "commit": dict(commit)}
+    write_json(path, {**result, **about, "job": job, "time": time.time()})
+    return path
+
+
+def hold(subject: RunDir, job: RunDir, commits: tuple[str, ...]) -> None:
+    """See to it that retention leaves these commits alone until the job's result.json is there."""
+    folder = subject.eval / "holds"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.json"):
+        if not os.path.isdir((read_json(path) or {}).get("job", "")):
+            path.unlink(missing_ok=True)
+    write_json(folder / f"{job.name}.json", {"job": str(job.path), "commits": list(commits)})
+
+
+def release(subject: RunDir, job: RunDir) -> None:
+    (subject.eval / "holds" / f"{job.name}.json").unlink(missing_ok=True)

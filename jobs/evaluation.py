@@ -1,0 +1,239 @@
+"""What ``jobs/evaluate.py`` does: words -> a job of its own beside the run -> submitted -> waited for -> a table.
+
+The job is a run directory, RUNS_ROOT/<sweep>/.evaluate/<run>-<token>/, with attempts, causes and logs like any other,
+so that clusters, the policy and `status`, `logs`, `cancel` (given its path) know it. Its results go to the run's eval/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import secrets
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from flip import commit
+from flip.config import load
+from flip.config.identity import digest
+from flip.config.resolve import DataFacts, Host, cache_root, resolve
+from flip.config.schema import SCHEMA, Config, Stage
+from flip.config.table import dump_yaml
+from flip.evaluate import registry
+from flip.evaluate.registry import Wanted
+from flip.evaluate.task import CONFIGURED, Task, hold
+from flip.exitcodes import CAUSES, COMPLETE, CRASH, STOPPED, ConfigError
+from flip.rundir import RunDir, create_json, read_json, write_json, write_text
+from jobs import find, ledger, submission
+from jobs.cluster import Job, interval, open_cluster, states
+from jobs.plan import shape
+from jobs.profile import load_profile, runs_root
+from jobs.snapshot import take
+from jobs.table import duration, percent, table
+from jobs.watch import ENDED, INTERRUPTED
+
+OTHERS = "others"
+"""The sweep in which other people's models stand."""
+FOLDER = ".evaluate"
+KIND = "open_clip:"
+
+
+def listing(data: str, as_json: bool = False) -> str:
+    """The data sets that go by a name."""
+    root, rows = registry.root(data), []
+    for name, entry in registry.entries().items():
+        absent = registry.missing(Wanted(name), root)
+        get = str(entry.get("get", "")).replace("HF/", f"{registry.HOST}/")
+        images = entry.get("count", "-")
+        rows.append(
+            {"name": name, "task": entry["task"], "images": str(images), "here": "no" if absent else "yes", "get": get}
+        )
+    return json.dumps(rows, indent=1) if as_json else f"data root: {root}\n" + table(rows)
+
+
+class Order:
+    """One call of the command."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.profile = args, load_profile(args.cluster)
+        self.root = Path(args.root).absolute() if args.root else runs_root(self.profile)
+        self.data = registry.root(args.data)
+
+    def run(self) -> int:
+        """The exit code."""
+        subject = self._foreign() if self.args.model else find.one(self.args.run, self.root)
+        task = self._task(subject)
+        job = self._make(subject, task)
+        snapshot = take(submission.REPOSITORY, subject.path.parent / ".code")
+        if task.commits:
+            hold(subject, job, task.commits)
+        wanted, cache = shape(load.read(job.config)), {"FLIP_CACHE": str(cache_root())}
+        open_cluster(self.profile).submit([Job(job, snapshot.path, wanted, cache, "jobs.evaluator")])
+        if not self.args.json:
+            print(f"{subject.sweep}/{subject.name}: the job is {job.path}", flush=True)
+        if self.args.detach:
+            return COMPLETE
+        return self._wait(job)
+
+    # -- what is asked -----------------------------------------------------------------------------------------------
+
+    def _task(self, subject: RunDir) -> Task:
+        args = self.args
+        sets = [Wanted.parse(text) for text in args.sets] or self._own(subject)
+        words = args.classes and str(Path(args.classes).expanduser().absolute())
+        chosen = [self._located(one, words or args.templates) for one in sets]
+        names = [one.name for one in chosen]
+        if len({(one.name, one.task) for one in chosen}) < len(chosen):
+            raise ConfigError("a set is named twice", "--sets", " ".join(names), "Give one of them another NAME=PATH.")
+        if args.batch < 1 or args.cost < 0:
+            raise ConfigError("must be above 0", "--batch" if args.batch < 1 else "--cost", min(args.batch, args.cost))
+        return Task(
+            str(subject.path), self._model(), self._commits(subject), tuple(dataclasses.asdict(one) for one in chosen),
+            self.data, self._views(), args.batch, args.cost, "" if args.no_cache else str(cache_root() / "features"),
+        )  # fmt: skip
+
+    def _own(self, subject: RunDir) -> list[Wanted]:
+        if self.args.model:
+            raise ConfigError("a model brings no data sets of its own", "--sets", remedy="Name some: see --list.")
+        names = [item.name for item in load.read(subject.config).evaluate.sets]
+        if not names:
+            raise ConfigError("the run has no evaluation sets of its own", "--sets", remedy="Name some: see --list.")
+        return [Wanted(name, path=CONFIGURED) for name in names]
+
+    def _located(self, wanted: Wanted, templates: str) -> Wanted:
+        if wanted.path == CONFIGURED:
+            return wanted
+        if wanted.path and "://" not in wanted.path:
+            wanted = dataclasses.replace(wanted, path=str(Path(wanted.path).expanduser().absolute()))
+        absent = registry.missing(wanted, self.data) if self.profile.kind == "local" else ""
+        if absent:
+            raise ConfigError(absent)
+        return dataclasses.replace(wanted, templates=templates)
+
+    def _views(self) -> tuple[tuple[str, bool], ...]:
+        found = [("0", False)]
+        for text in self.args.mask:
+            try:
+                ratio = Fraction(text)
+            except (ValueError, ZeroDivisionError):
+                ratio = Fraction(-1)
+            if not 0 < ratio < 1:
+                raise ConfigError("a mask is a share of the patches above 0 and below 1", "--mask", text)
+            found += [(text, False), *([(text, True)] if self.args.ensemble else [])]
+        if self.args.ensemble and not self.args.mask:
+            raise ConfigError("an ensemble is of masks", "--ensemble", remedy="Add --mask RATIO.")
+        return tuple(dict.fromkeys(found))
+
+    def _commits(self, subject: RunDir) -> tuple[str, ...]:
+        wanted, found = self.args.commit, commit.commits(subject)
+        if not self.args.model and not found:
+            raise ConfigError(
+                "this run has no checkpoint yet", subject.checkpoints, remedy="Let it train to its first."
+            )
+        if self.args.model or wanted == "newest":
+            return ()
+        names = [f"{one.stage}/{one.path.name}" for one in found]
+        chosen = [name for name, one in zip(names, found, strict=True) if wanted in ("all", name, str(one.samples))]
+        if not chosen:
+            known = ", ".join(names) or "none"
+            raise ConfigError("there is no such commit", "--commit", wanted, f"There are: {known}.")
+        return tuple(chosen if wanted == "all" else chosen[-1:])
+
+    # -- somebody else's model ---------------------------------------------------------------------------------------
+
+    def _model(self) -> str:
+        if not self.args.model:
+            return ""
+        kind, _, folder = self.args.model.partition(":")
+        if kind + ":" != KIND or not folder:
+            raise ConfigError("a model is given as open_clip:FOLDER", "--model", self.args.model)
+        return KIND + str(Path(folder).expanduser().absolute())
+
+    def _foreign(self) -> RunDir:
+        """The run directory in which the model stands among runs: complete, with nothing but its scores."""
+        model = self._model()
+        folder = Path(model.partition(":")[2])
+        if not folder.is_dir():
+            raise ConfigError("there is no such folder", "--model", str(folder))
+        sweep, _, name = (self.args.into or f"{OTHERS}/{folder.name}").partition("/")
+        subject = RunDir(self.root / sweep / (name or folder.name))
+        settings = {"model": {"open_clip": str(folder)}}
+        if subject.config.exists():
+            if load.read_yaml(subject.config) != settings:
+                raise ConfigError("another run or model stands there", subject.path, remedy="Choose with --into.")
+            return subject
+        subject.path.mkdir(parents=True, exist_ok=True)
+        write_text(subject.config, dump_yaml(settings))
+        write_json(subject.identity, {"hash": digest(settings), "schema": SCHEMA, "code": "", "config": settings})
+        about = {"run": subject.name, "stage": "foreign", "samples": 0, "evaluations": [], "attempts": 0}
+        create_json(subject.result, about)
+        return subject
+
+    # -- the job -----------------------------------------------------------------------------------------------------
+
+    def _make(self, subject: RunDir, task: Task) -> RunDir:
+        """Its directory, complete before it is handed over."""
+        config = Config() if task.model else load.read(subject.config)
+        args, profile, node = self.args, self.profile, submission.node(self.profile)
+        gpus = profile.gpus_per_node if args.gpus < 0 else args.gpus
+        asked = config.resources
+        asked.nodes, asked.gpus, asked.hours = args.nodes, gpus, min(args.hours, profile.hours)
+        asked.processes = args.processes or gpus or 1
+        asked.cpus = max(1, node.cores // asked.processes) if profile.kind == "slurm" else 0
+        config.compute.device = "cuda" if gpus else "cpu"
+        config.compute.threads = 4 if gpus else max(1, node.cores // asked.processes)
+        config.data.workers = 0
+        if task.model:
+            config.compute.precision = "bf16" if gpus else "fp32"
+            config = _resolved(config, node)
+        job = RunDir(
+            subject.path.parent / FOLDER / f"{subject.name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        )
+        job.path.mkdir(parents=True)
+        write_text(job.config, load.dump(config))
+        task.write(job)
+        write_json(job.identity, {"hash": "", "schema": SCHEMA, "code": "", "config": {}})
+        return job
+
+    def _wait(self, job: RunDir) -> int:
+        try:
+            while True:
+                state = states([job])[job.path]
+                if state.state in ENDED:
+                    break
+                time.sleep(interval([job]))
+        except KeyboardInterrupt:
+            print(f"\nit goes on without you: python jobs/status.py {job.path}")
+            return INTERRUPTED
+        if state.state != "complete":
+            cause = (ledger.last(job) or {}).get("cause", "")
+            print(f"{state.state}: {state.detail} (python jobs/logs.py {job.path})")
+            return CAUSES.get(cause, CRASH) if state.state == "failed" else STOPPED
+        results = (read_json(job.result) or {})["evaluations"]
+        print(json.dumps(results, indent=1) if self.args.json else table([row(one) for one in results]))
+        return COMPLETE
+
+
+def _resolved(config: Config, node: Host) -> Config:
+    """Without ``auto``: of a job that trains nothing, so that no data are asked after."""
+    config.stages = [Stage(samples=1, batch=config.resources.nodes * config.resources.processes)]
+    config.data.lanes = config.data.samples = config.data.chunk = 1
+    return resolve(config, node, [DataFacts(1, 1, 1.0, "", True)])
+
+
+def row(result: dict[str, Any]) -> dict[str, str]:
+    """One result as cells of the table."""
+    low, high = result["interval"]
+    return {
+        "stage": str(result["stage"]),
+        "S": f"{result['samples']:,}",
+        "set": str(result["name"]),
+        "n": f"{result['n']:,}",
+        "top-1": f"{percent(result['top1'])} ({percent(low)}-{percent(high)})",
+        "top-5": percent(result["top5"]),
+        "top-10": percent(result["top10"]) if "top10" in result else "-",
+        "chance": percent(result["chance"]),
+        "time": duration(result["seconds"]),
+    }

@@ -1,0 +1,26 @@
+"""What runs inside an evaluation's job, once per rank; causes, exit codes and the rest as in ``jobs.worker``."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from flip import interrupt
+from flip.rundir import RunDir
+from jobs import worker
+
+
+def evaluate(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, str]:
+    from flip.evaluate import job
+
+    try:
+        job.evaluate(run, flag, partial(worker.note_hang, run, attempt))
+    except job.Stopped as stopped:
+        return "stopped", str(stopped)
+    return "complete", ""
+
+
+if __name__ == "__main__":
+    from jobs import evaluator
+
+    worker.leave(worker.main(sys.argv[1], evaluator.evaluate))

@@ -1,0 +1,57 @@
+"""Masked inference and the ensemble of complementary masks (paper, Table 1d)."""
+
+import numpy as np
+import pytest
+import torch
+
+from flip.data import masking
+from flip.evaluate.encoder import masks
+from flip.exitcodes import ConfigError
+from tests.flip.evaluate.conftest import encoder_of
+from tests.synthetic import picture
+
+IDS = np.array([3, 0, 41])
+
+
+@pytest.mark.parametrize("count, kept", [(64, 32), (64, 16), (64, 25), (9, 4), (10, 1)])
+def test_an_ensemble_shows_every_patch(count, kept):
+    views = masks(IDS, count, kept, every=True)
+    assert len(views) == -(-count // kept) and all(view.shape == (3, kept) for view in views)
+    for row in range(3):
+        seen = np.concatenate([view[row] for view in views])
+        assert set(seen.tolist()) == set(range(count))
+        assert len(seen) - count < kept  # and twice only what the last one lacks
+        assert all((np.diff(view[row]) > 0).all() for view in views)
+    assert np.array_equal(views[0], masking.keep(0, 0, IDS, count, kept))
+    assert np.array_equal(views[0], masks(IDS, count, kept, every=False)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask", ["0.5", "0.75"])
+def test_features_of_masked_images(pair, data, mask):
+    ids = torch.from_numpy(IDS)
+    whole = encoder_of(pair, data)
+    views = torch.from_numpy(np.stack([whole.view(picture(i)) for i in range(3)]))
+    kept = {"0.5": 32, "0.75": 16}[mask]
+    rows = []
+    for keep in masks(IDS, 64, kept, every=True):
+        chosen = torch.stack([views[i, keep[i].astype(np.int64)] for i in range(3)])
+        rows.append(pair.encode_image(chosen, torch.from_numpy(keep)))
+    masked, ensemble = (encoder_of(pair, data, mask=mask, ensemble=every).image(views, ids) for every in (False, True))
+    assert torch.allclose(masked, rows[0], atol=1e-6)
+    assert torch.allclose(ensemble, torch.nn.functional.normalize(sum(rows), dim=1), atol=1e-6)
+    assert not torch.allclose(masked, whole.image(views, ids), atol=1e-3)
+    names = {
+        one.looks
+        for one in (whole, encoder_of(pair, data, mask=mask), encoder_of(pair, data, mask=mask, ensemble=True))
+    }
+    assert len(names) == 3  # cached features of one are not those of another
+
+
+@torch.no_grad()
+def test_no_mask_is_the_whole_image(pair, data):
+    whole, none = encoder_of(pair, data), encoder_of(pair, data, mask="0", ensemble=True)
+    views = torch.from_numpy(whole.view(picture(0))[None])
+    assert torch.equal(whole.image(views, torch.tensor([0])), none.image(views, torch.tensor([0])))
+    with pytest.raises(ConfigError, match="leaves no patch"):
+        encoder_of(pair, data, mask="0.99")

@@ -1,0 +1,78 @@
+"""The linear probe against scikit-learn's, on the same features."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.nn.functional import normalize
+
+from flip.config.schema import EvaluationSet
+from flip.evaluate import probe as probing
+from flip.evaluate.cache import Cache
+from flip.evaluate.probe import choose, fit, probe
+from flip.evaluate.score import DataSet, Scorer
+from flip.exitcodes import DataError
+from tests.synthetic import make_dataset
+
+
+def clouds(count, classes=6, width=16, seed=0, noise=0.5):
+    """Features of norm 1 around a centre per class, which overlap; and their classes."""
+    centres = normalize(torch.randn(classes, width, generator=torch.Generator().manual_seed(99)), dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=generator)
+    drawn = centres[labels] + noise * torch.randn(count, width, generator=generator)
+    return normalize(drawn, dim=1), labels
+
+
+@pytest.mark.parametrize("cost", [0.1, 3.0, 300.0])
+def test_scikit_learn_finds_the_same(cost, monkeypatch):
+    monkeypatch.setattr(probing, "TILE", 150)  # a fit is over several tiles
+    train, test = clouds(400), clouds(500, seed=1)
+    theirs = LogisticRegression(C=cost, solver="lbfgs", tol=1e-9, max_iter=5000)
+    theirs.fit(train[0].double().numpy(), train[1].numpy())
+    ours = fit(*train, 6, cost)
+    shift = theirs.intercept_.mean()  # the softmax does not see what all classes share
+    assert np.allclose(ours.weight.numpy(), theirs.coef_, atol=2e-4 * np.abs(theirs.coef_).max())
+    assert np.allclose(ours.bias.numpy() - ours.bias.numpy().mean(), theirs.intercept_ - shift, atol=2e-3)
+    predicted = ours.scores(test[0]).argmax(dim=1).numpy()
+    assert np.array_equal(predicted, theirs.predict(test[0].double().numpy()))
+    found = probe(train, test, "synthetic", cost=cost)
+    assert found["correct1"] == int((predicted == test[1].numpy()).sum())
+    assert found["top1"] == pytest.approx(theirs.score(test[0].double().numpy(), test[1].numpy()))
+    assert (found["n"], found["classes"], found["cost"]) == (500, 6, cost) and 0.5 < found["top1"] < 1
+
+
+def test_the_cost_is_chosen_on_what_is_held_out():
+    features, labels = clouds(600, noise=1.5)
+    chosen = choose(features, labels, 6)
+    assert chosen < max(probing.COSTS)  # such noise is not to be learnt by heart
+    assert probe((features, labels), clouds(300, seed=1, noise=1.5), "x")["cost"] == chosen
+    assert choose(features[:2], labels[:2], 6) == probing.COSTS[-2]
+
+
+def test_what_cannot_be_fitted():
+    train, (features, labels) = clouds(50, classes=3), clouds(50)
+    with pytest.raises(DataError, match=r"no training image.*\[3, 4, 5\]"):
+        probe(train, (features, labels), "x")
+    with pytest.raises(DataError, match="labels from 0 on"):
+        probe((features, labels - 1), (features, labels), "x")
+
+
+def test_of_shards_with_kept_features(encoder, data, tmp_path, monkeypatch):
+    other = make_dataset(tmp_path / "train", samples=80, shards=2, classes=7, seed=5)
+    item = DataSet.of(EvaluationSet("squares", str(data), task="probe", train=str(other)))
+    cache = Cache(tmp_path / "cache", "model")
+    (first,) = Scorer(encoder, 16, cache=cache, cost=1.0).score(item)
+    assert (first["name"], first["n"], first["train"]["n"]) == ("squares-probe", 50, 80)
+    assert first["train"]["data"] != first["data"]
+    assert len(list(cache.folder.iterdir())) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "image", None)  # not called any more
+        (again,) = Scorer(encoder, 16, cache=cache, cost=1.0).score(item)
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+    for path in cache.folder.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    (mended,) = Scorer(encoder, 16, cache=cache, cost=1.0).score(item)
+    assert {**mended, "seconds": 0} == {**first, "seconds": 0}
+    Scorer(encoder, 16, cache=Cache(tmp_path / "cache", "another"), cost=1.0).score(item)
+    assert len(list((tmp_path / "cache" / "another").iterdir())) == 2

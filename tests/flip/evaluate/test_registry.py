@@ -1,0 +1,193 @@
+"""Data sets as people have them on disk: what is found, in which order, and what is said of one that is missing."""
+
+import io
+import json
+
+import pytest
+import webdataset
+from open_clip import zero_shot_metadata
+
+from flip.data.stream import captions_of, label_of
+from flip.evaluate import forms, prompts, registry
+from flip.evaluate.registry import Wanted
+from flip.exitcodes import ConfigError, DataError
+from tests.synthetic import encode, picture
+from tools import prompts as prompts_command
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def images(folder, names):
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encode(picture(i, 16)))
+
+
+def wds(folder, split="test", count=10, shards=2, captions=False, image="jpg"):
+    """The layout of CLIP_benchmark's wds_* sets, as its own builder writes it."""
+    (folder / split).mkdir(parents=True)
+    (folder / split / "nshards.txt").write_text(f"{shards}\n")
+    for shard in range(shards):
+        with webdataset.TarWriter(str(folder / split / f"{shard}.tar")) as writer:
+            for i in range(shard * count // shards, (shard + 1) * count // shards):
+                more = {"txt": f"one {i}\ntwo {i}\n"} if captions else {"cls": i % 3}
+                writer.write({"__key__": f"s{i:07d}", image: encode(picture(i, 16)), **more})
+    if not captions:
+        (folder / "classnames.txt").write_text("tench\ngreat white shark\ncock")
+        (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\nart of the {c}.")
+    return folder
+
+
+def samples(place):
+    opened = place.open()
+    return [sample for _, sample in opened.samples(range(opened.count))]
+
+
+def test_the_layout_of_clip_benchmark(tmp_path, cache):
+    wds(tmp_path / "wds_fgvc_aircraft")
+    found = registry.find(Wanted("fgvc_aircraft"), str(tmp_path))
+    assert (found.task, [label_of(one) for one in samples(found.place)]) == ("zeroshot", [i % 3 for i in range(10)])
+    assert found.wording == prompts.Prompts(
+        ["tench", "great white shark", "cock"], ["a photo of a {}.", "art of the {}."]
+    )
+    (made,) = (cache / "manifests").iterdir()
+    before = made.stat().st_mtime_ns
+    assert registry.find(Wanted("fgvc_aircraft"), str(tmp_path)).place == found.place
+    assert made.stat().st_mtime_ns == before  # indexed once
+    wds(tmp_path / "wds_fgvc_aircraft", "train", 6)
+    probe = registry.find(Wanted("fgvc_aircraft", "probe"), str(tmp_path))
+    assert (probe.place, probe.train.open().count, probe.wording) == (found.place, 6, None)
+    assert probe.train.open().digest != probe.place.open().digest
+    wds(tmp_path / "wds_flickr30k", captions=True, image="png")
+    pairs = registry.find(Wanted("flickr30k"), str(tmp_path))
+    assert pairs.task == "retrieval" and captions_of(samples(pairs.place)[3], ["txt"]) == ["one 3", "two 3"]
+    assert registry.find(Wanted("mine", path=str(tmp_path / "wds_flickr30k")), "").task == "retrieval"
+
+
+def test_folders_of_images(tmp_path):
+    images(tmp_path / "imagenet1k" / "val", ["n02/b.JPEG", "n02/a.png", "n01/c.jpg", "n10/d.webp", "n01/notes.txt"])
+    found = registry.find(Wanted("imagenet1k", templates="80"), str(tmp_path))
+    kept = [(file.key.split("val/")[1], file.label) for file in found.place.files]
+    assert kept == [("n01/c.jpg", 0), ("n02/a.png", 1), ("n02/b.JPEG", 1), ("n10/d.webp", 2)]
+    assert (len(found.wording.names), len(found.wording.templates)) == (1000, 80)
+    images(tmp_path / "v2", [f"{c}/x.png" for c in range(12)])
+    numbered = registry.find(Wanted("imagenetv2", path=str(tmp_path / "v2")), "")
+    assert [file.key.split("/")[-2] for file in numbered.place.files] == [str(c) for c in range(12)]
+    with pytest.raises(ConfigError, match="brings no names of its classes"):
+        registry.find(Wanted("mine", path=str(tmp_path / "v2")), "")
+    (tmp_path / "v2" / "classes.json").write_text('{"names": ["a", "b"], "templates": ["{}"]}')
+    assert registry.find(Wanted("mine", path=str(tmp_path / "v2")), "").wording.names == ["a", "b"]
+
+
+def test_captions_as_karpathy_coco_and_tables_have_them(tmp_path):
+    told = [(f"{i}.jpg", [f"first of {i}", f"second of {i}, with a comma"]) for i in range(4)]
+    flickr, coco, kaggle = tmp_path / "flickr30k", tmp_path / "coco", tmp_path / "kaggle"
+    images(flickr / "flickr30k-images", [name for name, _ in told])
+    entries = [
+        {"filename": name, "split": "train" if name == "0.jpg" else "test", "sentences": [{"raw": t} for t in texts]}
+        for name, texts in told
+    ]
+    (flickr / "dataset_flickr30k.json").write_text(json.dumps({"images": entries, "dataset": "flickr30k"}))
+    images(coco / "val2014", [name for name, _ in told])
+    (coco / "dataset_coco.json").write_text(json.dumps({"images": [{**one, "filepath": "val2014"} for one in entries]}))
+    images(kaggle / "Images", [name for name, _ in told])
+    rows = "".join(f'{name},"{text}"\n' for name, texts in told[1:] for text in texts)
+    (kaggle / "flickr8k_test_karpathy.txt").write_text("image,caption\n" + rows)
+    (kaggle / "flickr8k_train_karpathy.txt").write_text("image,caption\n0.jpg,wrong split\n")
+    official = tmp_path / "captions_val2014.json"
+    official.write_text(json.dumps({
+        "images": [{"id": 7 * i, "file_name": name} for i, (name, _) in enumerate(told)],
+        "annotations": [
+            {"image_id": 7 * i, "caption": text} for i, (_, texts) in enumerate(told) if i for text in texts
+        ],
+    }))  # fmt: skip
+    images(tmp_path / "val2014", [name for name, _ in told])
+    where = {
+        flickr: Wanted("flickr30k"), coco: Wanted("mscoco_captions"), kaggle: Wanted("mine", path=str(kaggle)),
+        tmp_path: Wanted("official", path=str(official)),
+    }  # fmt: skip
+    for folder, wanted in where.items():
+        found = registry.find(wanted, str(tmp_path))
+        assert found.task == "retrieval" and [file.key.split("/")[-1] for file in found.place.files] == [
+            name for name, _ in told[1:]
+        ], folder
+        assert [captions_of(one, ["txt"]) for one in samples(found.place)] == [texts for _, texts in told[1:]]
+
+
+def test_lists(tmp_path):
+    images(tmp_path / "there", ["a.png", "b.png"])
+    lines = [{"image": "there/b.png", "label": 1}, {"image": str(tmp_path / "there" / "a.png"), "label": 0}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = tmp_path / "words.json"
+    words.write_text('{"names": ["a", "b"], "templates": ["{}"]}')
+    found = registry.find(Wanted("mine", path=str(tmp_path / "mine.jsonl"), templates=str(words)), "")
+    assert (found.task, [label_of(one) for one in samples(found.place)]) == ("zeroshot", [1, 0])
+    first = (opened := found.place.open()).digest, opened.stamp
+    (tmp_path / "there" / "a.png").write_bytes(encode(picture(1, 20)))
+    second = forms.find(str(tmp_path / "mine.jsonl")).open()
+    assert first[0] != second.digest and first[1] != second.stamp
+    (tmp_path / "mine.jsonl").write_text("no json\n")
+    with pytest.raises(DataError, match="is no list of images"):
+        forms.find(str(tmp_path / "mine.jsonl"))
+    (tmp_path / "mine.jsonl").write_text("")
+    with pytest.raises(DataError, match="names no image"):
+        forms.find(str(tmp_path / "mine.jsonl"))
+
+
+def test_what_is_missing_is_named_with_how_to_get_it(tmp_path):
+    with pytest.raises(ConfigError, match="imagenet1k is not here.*clip-benchmark/wds_imagenet1k.*NAME=PATH"):
+        registry.find(Wanted("imagenet1k"), str(tmp_path))
+    with pytest.raises(ConfigError, match="Known names: imagenet1k, "):
+        registry.find(Wanted("nothing"), str(tmp_path))
+    (tmp_path / "cars").mkdir()
+    with pytest.raises(ConfigError, match="no data set with a split test"):
+        registry.find(Wanted("cars"), str(tmp_path))
+    wds(tmp_path / "wds_pets")
+    with pytest.raises(ConfigError, match="split train"):
+        registry.find(Wanted("pets", "probe"), str(tmp_path))
+
+
+def test_words_of_a_set():
+    assert Wanted.parse("imagenet1k") == Wanted("imagenet1k")
+    assert Wanted.parse("probe:x=/a=b:c") == Wanted("x", "probe", "/a=b:c")
+    for text in ("", "=/x", "nothing:x", "a b", "../x"):
+        with pytest.raises(ConfigError, match="--sets"):
+            Wanted.parse(text)
+
+
+def test_every_entry_can_be_understood():
+    for name, entry in registry.entries().items():
+        assert entry["task"] in registry.TASKS and entry["get"], name
+        assert set(entry) <= {"task", "count", "folders", "words", "templates", "get"}, name
+        assert Wanted.parse(name).name == name
+
+
+@pytest.mark.parametrize("templates", [7, 80])
+def test_names_and_templates_of_imagenet(templates):
+    found = prompts.imagenet(templates)
+    assert (len(found.names), len(set(found.names)), len(found.templates)) == (1000, 998, templates)
+    source = {7: zero_shot_metadata.SIMPLE_IMAGENET_TEMPLATES, 80: zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES}
+    assert prompts.fill("{odd}", found.templates) == [template("{odd}") for template in source[templates]]
+    with pytest.raises(ConfigError, match="7 or 80"):
+        prompts.imagenet(81)
+
+
+def test_an_image_is_not_read_before_it_is_needed(tmp_path):
+    buffer = io.BytesIO(b"no image")
+    images(tmp_path / "set", ["0/a.png"])
+    (tmp_path / "set" / "0" / "b.png").write_bytes(buffer.getvalue())
+    assert len(forms.find(str(tmp_path / "set")).files) == 2
+
+
+def test_names_and_templates_as_a_file_for_training(tmp_path, capsys):
+    folder = wds(tmp_path / "wds_pets")
+    assert prompts_command.main([str(folder), "--out", str(tmp_path / "pets.json")]) == 0
+    assert prompts.read(str(tmp_path / "pets.json")) == prompts.of_folder(folder)
+    assert prompts_command.main(["imagenet", "--out", str(tmp_path / "imagenet.json")]) == 0
+    assert "1000 names, 7 templates" in capsys.readouterr().out
+    assert prompts.read(str(tmp_path / "imagenet.json")) == prompts.imagenet(7)
+    assert prompts_command.main([str(tmp_path), "--out", str(tmp_path / "none.json")]) == 78

@@ -1,0 +1,92 @@
+"""Recall against clip_benchmark's own functions, on the same features."""
+
+import pytest
+import torch
+from clip_benchmark.metrics import zeroshot_retrieval
+from torch.nn.functional import normalize
+
+from flip.config.schema import EvaluationSet
+from flip.evaluate.retrieval import TILE, retrieve
+from flip.evaluate.score import DataSet, Scorer
+from flip.exitcodes import DataError, Diverged
+
+
+def drawn(images, captions, seed=0, noise=0.6):
+    """Features of images and of ``captions[i]`` texts of each, near to it; the texts in mixed order."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.tensor(captions)
+    owners = torch.arange(images).repeat_interleave(counts)
+    owners = owners[torch.randperm(len(owners), generator=generator)]
+    found = normalize(torch.randn(images, 24, generator=generator), dim=1)
+    texts = normalize(found[owners] + noise * torch.randn(len(owners), 24, generator=generator), dim=1)
+    return found, texts, owners
+
+
+class Table:
+    """What clip_benchmark calls a model: features by number."""
+
+    def __init__(self, images, texts):
+        self.images, self.texts = images, texts
+
+    def encode_image(self, at):
+        return self.images[at]
+
+    def encode_text(self, at):
+        return self.texts[at]
+
+
+def theirs(images, texts, owners, among=(1, 5, 10)):
+    captions = [(owners == i).nonzero()[:, 0].tolist() for i in range(len(images))]
+    batches = [
+        (torch.arange(start, min(start + 16, len(images))), captions[start : start + 16])
+        for start in range(0, len(images), 16)
+    ]
+    return zeroshot_retrieval.evaluate(
+        Table(images, texts), batches, torch.tensor, "cpu", amp=False, recall_k_list=list(among)
+    )
+
+
+@pytest.mark.parametrize(
+    "images, captions", [(60, [5] * 60), (50, [1] * 50), (33, [1 + i % 7 for i in range(33)])], ids=["5", "1", "mixed"]
+)
+def test_the_numbers_of_clip_benchmark(images, captions):
+    features = drawn(images, captions)
+    ours, reference = retrieve(*features, "synthetic"), theirs(*features)
+    for direction in ("image", "text"):
+        for k in (1, 5, 10):
+            expected = reference[f"{direction}_retrieval_recall@{k}"]
+            assert ours[direction][f"top{k}"] == pytest.approx(expected, abs=1e-6), (direction, k)
+    assert (ours["image"]["n"], ours["text"]["n"]) == (sum(captions), images)
+    assert 0 < ours["text"]["correct1"] < ours["text"]["correct10"] and 0.1 < ours["image"]["top1"] < 0.95
+
+
+def test_more_than_a_tile():
+    features = drawn(TILE + 10, [2] * (TILE + 10), seed=3, noise=0.3)
+    ours, reference = retrieve(*features, "synthetic"), theirs(*features, among=(1, 5))
+    assert ours["image"]["top5"] == pytest.approx(reference["image_retrieval_recall@5"], abs=1e-6)
+    assert ours["text"]["top1"] == pytest.approx(reference["text_retrieval_recall@1"], abs=1e-6)
+
+
+def test_chance_and_equal_scores():
+    same = torch.ones(4, 2)
+    found = retrieve(same, torch.ones(12, 2), torch.arange(4).repeat(3), "synthetic")
+    assert (found["image"]["correct1"], found["text"]["correct1"]) == (3, 1)  # those of the first image and caption
+    assert (found["image"]["chance"], found["text"]["chance"]) == (0.25, 0.25)
+
+
+def test_what_cannot_be_scored():
+    images, texts, owners = drawn(5, [2] * 5)
+    with pytest.raises(DataError, match="no caption.*found: 3"):
+        retrieve(images, texts[owners != 3], owners[owners != 3], "synthetic")
+    with pytest.raises(Diverged, match="1 of 10 captions"):
+        retrieve(images, texts.index_fill(0, torch.tensor([2]), torch.nan), owners, "synthetic")
+
+
+def test_of_shards(pair, encoder, data):
+    """Every line of a caption file is a caption (two each), as retrieval sets have them."""
+    found = Scorer(encoder, 8).score(DataSet.of(EvaluationSet("pairs", str(data), task="retrieval")))
+    assert [one["name"] for one in found] == ["pairs-text", "pairs-image"]
+    assert [(one["n"], one["images"], one["captions"]) for one in found] == [(50, 50, 100), (100, 50, 100)]
+    assert {one["task"] for one in found} == {"retrieval"} and found[0]["data"] == DataSet.of(
+        EvaluationSet("pairs", str(data), task="retrieval")
+    ).images.digest

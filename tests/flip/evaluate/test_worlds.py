@@ -1,0 +1,107 @@
+"""Real ranks under sharding: worlds of 1, 2 and 4 find the same, image by image, in every task and every view."""
+
+import multiprocessing
+import os
+import socket
+
+import pytest
+import torch
+
+from flip import parallel
+from flip.config import schema
+from flip.config.schema import EvaluationSet
+from flip.data.images import File, Files
+from flip.evaluate.score import DataSet, Scorer
+from flip.evaluate.team import Team
+from flip.exitcodes import DataError, Diverged
+from tests.flip.evaluate.conftest import built, encoder_of
+from tests.synthetic import encode, make_dataset, make_tokenizer, picture
+
+
+def rank_main(rank, world, port, folder, results):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    here = parallel.start(schema.Compute(device="cpu", precision="fp32", attention="sdpa", threads=1))
+    pair = parallel.place(built(), here)
+    team = Team(here.rank, here.size, here.control)
+    found = []
+    data, classes = str(folder), str(folder / "classes.json")
+    sets = [
+        EvaluationSet("zero", data, classes),
+        EvaluationSet("pairs", data, task="retrieval"),
+        EvaluationSet("probe", data, task="probe", train=str(folder / "train")),
+    ]
+    for looks in ({}, {"mask": "0.5"}, {"mask": "0.75", "ensemble": True}):
+        scorer = Scorer(encoder_of(pair, folder, **looks), 4, team, cost=1.0)
+        for item in sets if not looks else sets[:1]:
+            found += scorer.score(DataSet.of(item))
+            parallel.reshard(pair)
+    errors = []
+    (folder / "few.json").write_text('{"names": ["a", "b"], "templates": ["{}"]}')
+    for wrong, expected in ((EvaluationSet("few", data, str(folder / "few.json")), DataError),):
+        try:
+            scorer.score(DataSet.of(wrong))
+        except expected as error:
+            errors.append(str(error))
+    parallel.reshard(pair)
+    with torch.no_grad():
+        pair.logit_scale.fill_(0.0)
+        next(p for p in pair.image.parameters() if p.ndim == 2).fill_(float("nan"))
+    try:
+        scorer.score(DataSet.of(sets[0]))
+    except Diverged as error:
+        errors.append(str(error))
+    results.put((rank, found, errors))
+    parallel.stop()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=45, shards=3, classes=7, chunk=6)
+    make_dataset(folder / "train", samples=60, shards=2, classes=7, seed=3)
+    make_tokenizer(folder / "tokenizer.json")
+    return folder
+
+
+def run(world, folder):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [context.Process(target=rank_main, args=(r, world, port, folder, results)) for r in range(world)]
+    for process in ranks:
+        process.start()
+    found = sorted(results.get(timeout=500) for _ in ranks)
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0] * world
+    return found
+
+
+def test_worlds_find_the_same(folder):
+    reports = [report for world in (1, 2, 4) for report in run(world, folder)]
+    _, expected, errors = reports[0]
+    for one in expected:
+        assert one["seconds"] > 0
+    assert [one["name"] for one in expected] == ["zero", "pairs-text", "pairs-image", "probe-probe", "zero", "zero"]
+    assert [one["n"] for one in expected] == [45, 45, 90, 45, 45, 45]
+    assert len({one["view"] for one in expected}) == 3 and len({one["predictions"] for one in expected}) == 6
+    assert len(errors) == 2 and "no class name" in errors[0] and "not finite" in errors[1]
+    for rank, found, told in reports[1:]:
+        assert [{**one, "seconds": 0} for one in found] == [{**one, "seconds": 0} for one in expected], rank
+        assert told == errors
+
+
+def test_single_files_are_as_good_as_shards(pair, encoder, data, tmp_path):
+    """The same pictures in files: the same predictions."""
+    names = []
+    for i in range(50):
+        (tmp_path / f"{i:03}.png").write_bytes(encode(picture(i)))
+        names.append(File(str(tmp_path / f"{i:03}.png"), i % 7))
+    of_shards = DataSet.of(EvaluationSet("x", str(data), str(data / "classes.json")))
+    of_files = DataSet("x", "zeroshot", Files(names, str(tmp_path)), of_shards.wording)
+    (one,), (other,) = (Scorer(encoder, 8).score(each) for each in (of_shards, of_files))
+    assert one["predictions"] == other["predictions"] and one["data"] != other["data"]
+    (tmp_path / "007.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"007\.png.*Mend the file"):
+        Scorer(encoder, 8).score(of_files)

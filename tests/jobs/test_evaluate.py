@@ -1,0 +1,182 @@
+"""jobs/evaluate.py to the end: real ranks under a real supervisor, on a committed checkpoint and on a foreign model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.distributed import checkpoint as dcp
+
+import flip
+from flip import checkpoint, commit, model
+from flip.config import load
+from flip.results import read_run
+from flip.rundir import RunDir, create_json, read_json, write_json, write_text
+from jobs import evaluate, report
+from tests.flip.evaluate.test_foreign import make_folder
+from tests.flip.evaluate.test_registry import images, wds
+from tests.synthetic import make_dataset, make_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def committed(run, config, samples, attempt):
+    """A checkpoint with random weights of its own."""
+    pair = model.build(config.model, config.augment, "sdpa")
+    model.initialise(pair, samples)
+    path = commit.folder(run, "pretrain", samples, attempt)
+    path.mkdir(parents=True)
+    writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
+    dcp.save(checkpoint.model_state(pair), storage_writer=writer, no_dist=True)
+    commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": attempt})
+
+
+def make_place(root):
+    """A run of two commits and data sets, under one folder."""
+    data = make_dataset(root / "data" / "own", samples=30, shards=2, classes=5)
+    make_tokenizer(root / "tokenizer.json")
+    wds(root / "data" / "wds_flickr30k", captions=True)
+    wds(root / "data" / "wds_mnist")
+    wds(root / "data" / "wds_mnist", "train", 12)
+    images(root / "data" / "faces" / "test", [f"{c}/{i}.png" for c in range(3) for i in range(3)])
+    write_text(root / "data" / "faces" / "classes.json", '{"names": ["a", "b", "c"], "templates": ["{}"]}')
+    settings = [
+        "model.size=tiny", "stages=[{name: pretrain, samples: 64, batch: 8}]", f"data.manifest={data}",
+        f"data.tokenizer={root}/tokenizer.json", "compute.threads=1", "compute.device=cpu", "compute.precision=fp32",
+        "compute.attention=sdpa", "compute.deterministic=yes",
+        f"evaluate.sets=[{{name: own, manifest: {data}, classes: {data}/classes.json}}]",
+    ]  # fmt: skip
+    run, config = RunDir(root / "runs" / "sweep" / "run"), load.merge([], settings)
+    run.path.mkdir(parents=True)
+    write_text(run.config, load.dump(config))
+    write_json(run.identity, {"hash": "", "schema": 1, "config": {}})
+    committed(run, config, 32, 1)
+    committed(run, config, 64, 1)
+    create_json(run.result, {
+        "run": "run", "stage": "pretrain", "samples": 64, "seconds": 1.0, "samples_per_second": 64.0, "evaluations": [],
+    })  # fmt: skip
+    return root
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture(autouse=True)
+def environment(place, monkeypatch):
+    monkeypatch.setenv("FLIP_RUNS", str(place / "runs"))
+    monkeypatch.setenv("FLIP_CACHE", str(place / "cache"))
+    monkeypatch.setenv("FLIP_DATA", str(place / "data"))
+
+
+def called(capsys, *words):
+    code = evaluate.main([*words, "--json"])
+    told = capsys.readouterr()
+    assert code == 0, told
+    return json.loads(told.out)
+
+
+@pytest.mark.timeout(600)
+def test_sets_of_all_forms_with_two_ranks(place, capsys):
+    run = RunDir(place / "runs" / "sweep" / "run")
+    words = ["sweep/run", "--sets", "flickr30k", "faces=" + str(place / "data" / "faces"), "mnist", "probe:mnist"]
+    found = called(capsys, *words, "--processes", "2", "--batch", "4", "--mask", "0.5", "--ensemble", "--cost", "1")
+    names = [
+        name + view for name in ("flickr30k", "faces", "mnist", "mnist") for view in ("", "-mask0.5", "-ensemble0.5")
+    ]
+    expected = []
+    for i, name in enumerate(names):
+        expected += [f"{name}-text", f"{name}-image"] if i < 3 else [f"{name}-probe" if i > 8 else name]
+    assert [one["name"] for one in found] == expected
+    assert {one["n"] for one in found} == {10, 20, 9} and {one["samples"] for one in found} == {64}
+    last = commit.commits(run)[-1]
+    for one in found:
+        assert one["commit"]["digest"] == commit.sha256(last.path / "commit.json")
+        assert len(one["data"]) == 64 and one["seconds"] > 0
+        assert read_json(run.eval / "pretrain-64" / f"{one['name']}.json")["predictions"] == one["predictions"]
+    assert list((place / "cache" / "features").rglob("texts-*")) and list(
+        (place / "cache" / "features").rglob("images-*")
+    )
+    (row,) = flip.read_runs(run.path)
+    assert row["test.flickr30k-text.top1"] == found[0]["top1"] and row["test.mnist-probe.n"] == 10
+    assert report.main([str(run.path)]) == 0
+    assert "mnist-probe" in capsys.readouterr().out
+    one = called(capsys, *words[:2], "mnist", "--batch", "4")  # by one rank, of cached features
+    (same,) = [other for other in found if other["name"] == "mnist"]
+    assert one[0]["predictions"] == same["predictions"] and one[0]["correct5"] == same["correct5"]
+
+
+@pytest.mark.timeout(600)
+def test_all_commits_on_the_sets_of_the_run(place, capsys):
+    run = RunDir(place / "runs" / "sweep" / "run")
+    found = called(capsys, "sweep/run", "--commit", "all")
+    assert [(one["name"], one["n"], one["samples"]) for one in found] == [("own", 30, 32), ("own", 30, 64)]
+    assert found[0]["predictions"] != found[1]["predictions"]
+    points = {point["samples"]: [one["name"] for one in point["evaluations"]] for point in read_run(run.path).curve()}
+    assert points[32] == ["own"] and "own" in points[64]
+    assert not list((run.eval / "holds").glob("*.json"))  # let go
+
+
+@pytest.mark.timeout(600)
+def test_a_foreign_model_stands_in_our_tables(place, capsys):
+    theirs = make_folder(place / "models" / "theirs")
+    found = called(capsys, "--model", f"open_clip:{theirs}", "--sets", "mnist", "--into", "sweep/theirs")
+    assert [(one["name"], one["n"], one["stage"]) for one in found] == [("mnist", 10, "foreign")]
+    rows = {row["run"]: row for row in flip.read_runs(place / "runs" / "sweep")}
+    assert rows["theirs"]["test.mnist.top1"] == found[0]["top1"] and rows["theirs"]["state"] == "complete"
+    assert report.main(["sweep"]) == 0
+    assert "theirs" in capsys.readouterr().out
+    assert evaluate.main(["--model", f"open_clip:{theirs}", "--sets", "mnist", "--into", "sweep/run"]) == 78
+    assert "another run or model stands there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["sweep/none"], "There are: sweep/run"),
+        (["sweep/run", "--sets", "imagenet1k"], "clip-benchmark/wds_imagenet1k"),
+        (["sweep/run", "--commit", "7"], "There are: pretrain/32-1, pretrain/64-1"),
+        (["sweep/run", "--mask", "1.5"], "a share of the patches"),
+        (["sweep/run", "--ensemble"], "Add --mask"),
+        (["sweep/run", "--sets", "mnist", "mnist"], "named twice"),
+        (["--model", "x:y", "--sets", "mnist"], "open_clip:FOLDER"),
+        (["--model", "open_clip:/nowhere", "--sets", "mnist"], "no such folder"),
+    ],
+)
+def test_mistakes_start_nothing(place, words, told, capsys):
+    before = sorted((place / "runs").rglob("job.json"))
+    assert evaluate.main(words) == 78
+    assert told in capsys.readouterr().err
+    assert sorted((place / "runs").rglob("job.json")) == before
+
+
+def test_the_list_of_names(place, capsys):
+    assert evaluate.main(["--list", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["mnist"]["here"], rows["imagenet1k"]["here"]) == ("yes", "no")
+    assert rows["imagenet1k"]["images"] == "50000"
+
+
+def test_a_commit_that_is_evaluated_is_kept(place, tmp_path):
+    from flip.evaluate.task import hold, release
+
+    run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
+    job.path.mkdir()
+    run.path.mkdir()
+    config = load.read(place / "runs" / "sweep" / "run" / "config.yaml")
+    n = run.begin_attempt({})
+    for samples in (8, 16, 24, 32):
+        committed(run, config, samples, n)
+    hold(run, job, ("pretrain/8-1",))
+    commit.retain(run, n, 1)
+    assert [one.samples for one in commit.commits(run)] == [8, 32]
+    release(run, job)
+    commit.retain(run, n, 1)
+    assert [one.samples for one in commit.commits(run)] == [32]
+
+
+def test_help_is_quick_and_without_torch():
+    script = "import sys; from jobs import evaluate, evaluation; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0

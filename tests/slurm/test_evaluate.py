@@ -1,0 +1,38 @@
+"""An evaluation as a Slurm job: two ranks by srun, preempted once, the numbers of this machine alone."""
+
+import json
+import time
+
+import pytest
+
+from flip.rundir import RunDir
+from jobs import evaluate, scheduler
+from tests.jobs.test_evaluate import make_place
+
+pytestmark = [pytest.mark.slurm]
+
+
+@pytest.mark.timeout(900)
+def test_as_a_job(start_slurm, tmp_path, monkeypatch, capsys):
+    here = start_slurm()
+    place = make_place(tmp_path / "place")
+    for name, folder in (("RUNS", "runs"), ("CACHE", "cache"), ("DATA", "data")):
+        monkeypatch.setenv(f"FLIP_{name}", str(place / folder))
+    words = ["sweep/run", "--sets", "flickr30k", "mnist", "--batch", "4", "--json"]
+    cluster = ["--cluster", str(here.profile), "--root", str(place / "runs"), "--processes", "2", "--hours", "0.2"]
+    assert evaluate.main([*words, *cluster, "--gpus", "0", "--detach"]) == 0
+    (job,) = (RunDir(path.parent) for path in (place / "runs" / "sweep" / ".evaluate").glob("*/job.json"))
+    deadline, told = time.monotonic() + 400, False
+    while not job.result.exists() and time.monotonic() < deadline:
+        if not told and (job.attempt(1) / "start.json").exists():
+            record = json.loads((job.path / "job.json").read_text())
+            rows = scheduler.queue([record["name"]])
+            scheduler.call("scontrol", "requeue", rows[record["name"], record["index"]].id)
+            told = True
+        time.sleep(0.5)
+    assert told and job.newest_attempt() > 1
+    found = json.loads(job.result.read_text())["evaluations"]
+    assert evaluate.main([*words, "--processes", "2"]) == 0
+    here_alone = json.loads(capsys.readouterr().out)
+    for one, other in zip(found, here_alone, strict=True):
+        assert {**one, "seconds": 0, "job": 0, "time": 0} == {**other, "seconds": 0, "job": 0, "time": 0}

@@ -1,0 +1,48 @@
+"""Write the names and templates of a zero-shot set as the JSON file that ``evaluate.sets`` takes."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import dataclasses
+
+EXAMPLES = """examples:
+  python tools/prompts.py imagenet --out imagenet7.json                 OpenAI's names, the paper's 7 templates
+  python tools/prompts.py imagenet --templates 80 --out imagenet80.json
+  python tools/prompts.py /data/wds_pets --out pets.json                what a wds_* set brings
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("of", help="imagenet, or the folder of a wds_* set")
+    parser.add_argument("--templates", type=int, default=7, help="of imagenet: 7 (default) or 80")
+    parser.add_argument("--out", required=True, metavar="FILE")
+    options = parser.parse_args(arguments)
+    from flip.evaluate import prompts
+    from flip.exitcodes import ConfigError, FlipError
+    from flip.rundir import write_json
+
+    try:
+        found = prompts.imagenet(options.templates) if options.of == "imagenet" else prompts.of_folder(options.of)
+        if found is None:
+            raise ConfigError("brings no names and templates", options.of, remedy=f"Files: {', '.join(prompts.WDS)}.")
+        write_json(Path(options.out), dataclasses.asdict(found))
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    except OSError as error:
+        print(f"{options.out}: cannot be written: {error.strerror}", file=sys.stderr)
+        return 77 if isinstance(error, PermissionError) else 69
+    print(f"{options.out}: {len(found.names)} names, {len(found.templates)} templates")
+    return 0
+
+
+if __name__ == "__main__":
+    from jobs.pipe import quietly
+
+    sys.exit(quietly(main))
