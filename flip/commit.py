@@ -11,7 +11,7 @@ from flip.rundir import read_json, sync_folder, write_json
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from pathlib import Path  # noqa: F401
-    from typing import Any, Callable, Dict, Iterable, List  # noqa: F401
+    from typing import Any, Callable, Dict, Iterable, List, Set  # noqa: F401
 
     from flip.rundir import RunDir  # noqa: F401
 
@@ -143,9 +143,23 @@ def traces(run):
     return any(any(run.checkpoints.glob("*/*/" + name)) for name in (MARK, "damaged.json"))
 
 
+def _pinned(run):
+    # type: (RunDir) -> Set[tuple]
+    """(stage, S) of the commits that other runs begin from. A pin that cannot be read raises OSError: nothing goes."""
+    found = set()
+    for path in run.pins.glob("*.json"):
+        try:
+            record = read_json(path) or {}
+            found.add((record["stage"], record["samples"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise OSError("%s: %s" % (path, error))
+    return found
+
+
 def retain(run, attempt, keep, named=()):
     # type: (RunDir, int, int, Iterable[Path]) -> List[Path]
-    """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, and the ``named``.
+    """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, the ``named``, and
+    those that another run's ``init`` has pinned.
 
     Does nothing unless ``attempt`` holds the run. Uncommitted folders of this and older attempts go as well.
     """
@@ -153,6 +167,8 @@ def retain(run, attempt, keep, named=()):
         return []
     present = commits(run)
     kept = {c.path for c in present[-keep:]} | {c.path for c in {c.stage: c for c in present}.values()} | set(named)
+    pinned = _pinned(run)
+    kept |= {c.path for c in present if (c.stage, c.samples) in pinned}
     gone = []
     for path in sorted(run.checkpoints.glob("*/*-*")):
         n = path.name.rpartition("-")[2]
