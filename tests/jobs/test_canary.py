@@ -24,6 +24,11 @@ def log(run, n, *steps):
 ONE = Shape()
 
 
+def act(words):
+    """As ``requeue.main``, which would make this process deaf to TERM, and all that it starts."""
+    return requeue.act(requeue.parser().parse_args(words))
+
+
 def job(tmp_path, name, shape=ONE, code="code", **fields):
     run = RunDir(tmp_path / "demo" / name)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -168,7 +173,7 @@ def test_they_are_let_go_once_when_it_has_passed(submitted, monkeypatch):
         log(a, 1, *([1] if len(looks) == 1 else [51]))
 
     monkeypatch.setattr(requeue, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
-    assert requeue.main(["release", str(a.path)]) == 0
+    assert act(["release", str(a.path)]) == 0
     assert len(looks) == 2 and asked(submitted, "scontrol release") == ["scontrol release 52"]
     assert canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
     submitted.queue(others="PENDING|JobHeldAdmin")
@@ -194,7 +199,7 @@ def test_its_end_is_told_to_the_others(submitted, cause, code, called, monkeypat
     if cause == "complete":
         write_json(a.result, {})
     monkeypatch.setenv("SLURM_JOB_ID", "57")
-    assert requeue.main(["end", str(a.path), "--code", str(code), "--state", "RUNNING"]) == 0
+    assert act(["end", str(a.path), "--code", str(code), "--state", "RUNNING"]) == 0
     assert asked(submitted, "scancel") == ([called] if called else [])
     assert asked(submitted, "scontrol release") == (["scontrol release 52"] if cause == "complete" else [])
 
