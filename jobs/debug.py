@@ -75,18 +75,19 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     nodes, processes = (len(tasks), tasks[0]) if allocated else (1, 1)
     mild = ["monitor.hang_minutes=0", "monitor.log_every=1", "data.workers=0"]
     mild += [] if allocated else ["resources.gpus=0"]
-    wanted, real = resolve(
-        args, mild, ["resources.cluster=''", f"resources.nodes={nodes}", f"resources.processes={processes}"]
-    )
+    fixed = ["resources.cluster=''", f"resources.nodes={nodes}", f"resources.processes={processes}"]
+    wanted, real = resolve(args, not allocated, mild, fixed)
     run = scratch(wanted, real, args)
     print(f"a scratch copy: {run.path}", flush=True)
     n = run.begin_attempt({"host": os.uname().nodename, "first_commit": False})
     return in_allocation(run, n) if allocated else in_process(run, n, args.no_pdb)
 
 
-def resolve(args: argparse.Namespace, below: list[str], above: list[str]) -> tuple[Wanted, RunDir]:
+def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list[str]) -> tuple[Wanted, RunDir]:
     """The run as a submission would have it, and where the real one is or would be; settings below and above those
     that were typed."""
+    from dataclasses import replace
+
     from flip.config.load import read
     from flip.rundir import RunDir
     from jobs import submit
@@ -101,8 +102,8 @@ def resolve(args: argparse.Namespace, below: list[str], above: list[str]) -> tup
     real = RunDir(made.folder / made.sweep.runs[0].name)
     if real.config.exists() and not read(real.config).data.sets:  # a commit's S is one of its lanes
         made = submission(f"data.lanes={read(real.config).data.lanes}")
-    if "resources.nodes=1" in above:
-        made.profile = load_profile("local")
+    here = load_profile("local")  # of the sweep's own cluster only the folder of its runs is of interest
+    made.profile = replace(here, kind=here.kind if alone else "slurm", runs_root=made.profile.runs_root)
     return made.wanted()[0], real
 
 
