@@ -17,7 +17,9 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from flip import commit
+from flip.config.schema import Init
 from flip.exitcodes import DataError, Diverged, StorageError, Superseded
+from flip.origin import open_commit
 from flip.parallel import World
 from flip.rundir import RunDir
 
@@ -146,6 +148,20 @@ class Checkpointer:
                 remedy="Restore one from a copy, or move the folder `checkpoints` away to begin again from zero.",
             )
         return None
+
+    def origin(self, init: Init) -> commit.Commit:
+        """The commit of another run that ``init`` names, verified. DataError where it is not what was submitted."""
+        problem = ""
+        try:
+            found = open_commit(init)
+            commit.verify(found, part=self._world.rank, parts=self._world.size)
+        except (commit.Damaged, DataError) as error:
+            problem = str(error)
+        told = [p for p in self._gather(problem) if p]
+        if told:
+            raise DataError("the commit that the run begins from cannot be used", init.run, remedy=told[0])
+        self.parent = str(found.path)
+        return found
 
     def load(self, source: commit.Commit, state: dict[str, torch.Tensor]) -> None:
         """Fill the tensors of ``state`` in place; each must be in the checkpoint."""

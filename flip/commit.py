@@ -152,10 +152,23 @@ def held(run):
     return found
 
 
+def _pinned(run):
+    # type: (RunDir) -> Set[tuple]
+    """(stage, S) of the commits that other runs begin from. A pin that cannot be read raises OSError: nothing goes."""
+    found = set()
+    for path in run.pins.glob("*.json"):
+        try:
+            record = read_json(path) or {}
+            found.add((record["stage"], record["samples"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise OSError("%s: %s" % (path, error))
+    return found
+
+
 def retain(run, attempt, keep, named=()):
     # type: (RunDir, int, int, Iterable[Path]) -> List[Path]
-    """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, the ``named``, and
-    what is ``held``.
+    """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, the ``named``,
+    what is ``held``, and what another run's ``init`` has pinned.
 
     Does nothing unless ``attempt`` holds the run. Uncommitted folders of this and older attempts go as well.
     """
@@ -164,6 +177,8 @@ def retain(run, attempt, keep, named=()):
     present = commits(run)
     kept = {c.path for c in present[-keep:]} | {c.path for c in {c.stage: c for c in present}.values()} | set(named)
     kept |= held(run)
+    pinned = _pinned(run)
+    kept |= {c.path for c in present if (c.stage, c.samples) in pinned}
     gone = []
     for path in sorted(run.checkpoints.glob("*/*-*")):
         n = path.name.rpartition("-")[2]

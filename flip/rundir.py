@@ -90,6 +90,7 @@ class RunDir:
         self.metrics = self.path / "metrics"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
+        self.pins = self.path / "pins"
         self.eval = self.path / "eval"
         self.export = self.path / "export"
         self.logs = self.path / "logs"

@@ -105,7 +105,13 @@ class Trainer:
         parallel.place(self.pair, self.world, compute.compile == "yes")
         dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
         self.peak = monitor.measure_peak(self.world.device, dtype)
-        self.source = self.checkpointer.newest()
+        self.source, init = self.checkpointer.newest(), self.config.init
+        if self.source is None and init.run:
+            origin = self.checkpointer.origin(init)
+            if init.extend:
+                self.source = origin
+            else:
+                self.checkpointer.load(origin, checkpoint.model_state(self.pair))
         if self.source is not None:
             if self.source.record["order"] != order.VERSION:
                 remedy = "Finish the run with the code that it was begun with."

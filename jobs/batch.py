@@ -44,6 +44,7 @@ def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str,
             # what every node has: one that lacks the shared folders must get as far as to say so
             **dict.fromkeys(("output", "error"), "/dev/null"),
             "chdir": "/",
+            **({"hold": True} if job.waits_for else {}),
         },
     }
     if shape.gpus and not {"gres", "gpus", "gpus-per-node"} & profile.options.keys():
@@ -57,6 +58,15 @@ def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str,
 
 
 ELSEWHERE = [
+    "again() {  # for half a day while Slurm is silent, as when this node is cut off; ten minutes where it refuses",
+    "  for _ in {1..1440}; do no=${no:-0}",
+    '    scontrol requeue "$id" && return; sleep 30',
+    '    now=$(scontrol show job "$id") || continue',
+    r"""    now=$(sed -En 's/.*Restarts=([0-9]+).*/\1/p' <<< "$now")""",
+    '    [ "${now:-$life}" = "$life" ] || exit "$code"  # Slurm has started it again',
+    '    no=$((no + 1)); [ "$no" -lt 20 ] || return',
+    "  done",
+    "}",
     'ask() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }',
     "elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array",
     "  code=$?",
@@ -67,7 +77,7 @@ ELSEWHERE = [
     '  [ "${last:-x}" != $((life - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended',
     f'  [ "$starts" -lt {STARTS} ] || exit "$code"',
     '  ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"',
-    '  ask requeue "$id"',
+    "  again",
     '  scontrol update JobId="$id" ExcNodeList="$SLURMD_NODENAME" StartTime="now+$((60 * starts))"; exit "$code"',
     "}",
 ]
@@ -86,6 +96,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     }
     if profile.master_addr:
         exported["MASTER_ADDR"] = profile.master_addr
+    beside = [f'{decide} release "$FLIP_RUN" & releaser=$!; disown  # those that wait for this canary']
     return [
         "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
         "trap '' TERM  # what is begun here is finished",
@@ -101,11 +112,13 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         "  code=$?; trap '' TERM; trap - EXIT",
         f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code"',
         '  [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit',
+        *(['  [ -z "$releaser" ] || kill -9 "$releaser"'] if job.canary else []),
         '  exit "$code"',
         "}",
         "trap finish EXIT",
         'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
         f'{decide} watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown',
+        *(beside if job.canary else []),
         "trap : TERM  # the shell outlives it; a handler, since srun would inherit deafness",
         *_modules(profile.modules),
         *profile.setup,

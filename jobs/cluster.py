@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from flip.exitcodes import FlipError
 from flip.rundir import RunDir, create_json, read_json
 from jobs.profile import Profile
 
@@ -49,6 +50,12 @@ class Job:
     """Added to the environment of ranks; stands in files, so never a secret."""
     module: str = "jobs.worker"
     """Run by every rank as ``python -m MODULE RUN_DIR``."""
+    canary: int = 0
+    """Steps that it must pass before those start that wait for it (``jobs.canary``); 0: none waits for it."""
+    cluster: str = ""
+    """Name of the profile that it goes to; empty where there is one alone."""
+    waits_for: str = ""
+    """Name of the run, of the same call, that must pass before this one starts."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,14 @@ def kind_of(run: RunDir) -> str:
         return "local"
 
 
+def cluster_of(run: RunDir) -> str | None:
+    """Name of the profile that the run was submitted with last; None where it never was, or nobody can read it."""
+    try:
+        return (read_json(run.path / "job.json") or {}).get("cluster")
+    except ValueError:
+        return None
+
+
 def states(runs: Iterable[RunDir]) -> dict[Path, JobState]:
     """Path of a run -> its state, as the cluster says that it is on; one call of squeue for all on Slurm."""
     found: dict[Path, JobState] = {}
@@ -108,9 +123,26 @@ def states(runs: Iterable[RunDir]) -> dict[Path, JobState]:
 
 
 def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
-    """``Cluster.cancel`` of the clusters that look after the runs."""
+    """``Cluster.cancel`` of the clusters that look after the runs. All are told before a trouble is raised."""
+    troubles = []
     for kind, group in _by_kind(runs).items():
-        open_cluster(Profile(kind=kind)).cancel(group, again)
+        try:
+            open_cluster(Profile(kind=kind)).cancel(group, again)
+        except FlipError as error:
+            troubles.append(error)
+    if troubles:
+        raise troubles[0]
+
+
+class Several:
+    """Clusters by the names of their profiles: each job goes to its own. Only ``submit`` needs to know."""
+
+    def __init__(self, profiles: Iterable[Profile]) -> None:
+        self.profiles = {profile.name: profile for profile in profiles}
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        for name, profile in self.profiles.items():
+            open_cluster(profile).submit([job for job in jobs if job.cluster == name])
 
 
 def call_off(runs: Iterable[RunDir], why: str) -> None:

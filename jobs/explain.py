@@ -56,6 +56,7 @@ def page(facts: Mapping[str, Any]) -> str:
     heads = [
         ("run", f"{facts['sweep']}/{facts['run']}, in {facts['folder']}"),
         ("what", f"{about['size'] or '?'}, {_count(about['samples'])} samples ({stages or 'no stages could be read'})"),
+        *_origin(about["init"]),
         ("differs", f"{differs} (from the other runs of its sweep)"),
         ("code", f"{code['digest'] or 'not known'}, {code['folder']}" + ("" if code["present"] else " (not there)")),
         ("state", _state(facts["state"])),
@@ -66,6 +67,13 @@ def page(facts: Mapping[str, Any]) -> str:
     lines += ["", "attempts", _history(facts["attempts"])] if facts["attempts"] else ["", "no attempt has begun"]
     lines += ["", "incidents", _counts(facts["incidents"])] if facts["incidents"] else []
     return "\n".join([*lines, "", *_spent(facts["goodput"])])
+
+
+def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if init is None:
+        return []
+    how = "extends it" if init["extend"] else "its weights alone"
+    return [("begins", f"with S = {_count(init['samples'])} of {init['run']}, stage {init['stage']}: {how}")]
 
 
 def _count(number: float | None) -> str:

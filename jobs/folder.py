@@ -11,18 +11,21 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from flip import origin
 from flip.commit import commits
 from flip.config.load import dump
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
+from jobs import canary
 from jobs import cluster as clusters
-from jobs.cluster import Cluster, Job
+from jobs.cluster import Cluster, Job, Several
 from jobs.disk import unwritable
 from jobs.plan import Action, Plan, shape
 from jobs.snapshot import Snapshot
@@ -50,8 +53,12 @@ def lock(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def apply(plan: Plan, snapshot: Snapshot, cluster: Cluster, about: Mapping[str, Any]) -> list[RunDir]:
+def apply(
+    plan: Plan, snapshot: Snapshot, cluster: Cluster | Several, about: Mapping[str, Any], steps: int = 0
+) -> list[Job]:
     """Make the run directories of what starts, then hand them to the cluster; call it under ``lock``.
+
+    ``steps``: those that a canary must pass before the others of its shape start; 0: all start at once.
 
     All directories are written under temporary names before the first is renamed, so that an error leaves none.
     ``about`` becomes sweep.json, what a report shows of the sweep: name, title, notes, order of runs, expected numbers.
@@ -77,9 +84,38 @@ def apply(plan: Plan, snapshot: Snapshot, cluster: Cluster, about: Mapping[str, 
                 if action.adopts:
                     _adopt(action, plan.folder)
                 write_text(plan.folder / action.name / "config.yaml", dump(action.wanted.config))
-        jobs = [_job(action, plan.folder, snapshot) for action in started]
+        for action in started:
+            if action.wanted.config.init.run:
+                origin.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
+        jobs = with_canaries([_job(action, plan.folder, snapshot) for action in started], plan.folder, steps)
         cluster.submit(jobs)
-    return [job.run for job in jobs]
+    return jobs
+
+
+def with_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
+    """The same jobs; where several have a shape and code that no run of the folder has passed ``steps`` with, the first
+    of them is made their canary."""
+    alike: dict[tuple[Any, ...], list[Job]] = {}
+    for job in jobs if steps else ():
+        key = (job.cluster, job.shape, job.snapshot, job.module, *sorted(job.env.items()))
+        alike.setdefault(key, []).append(job)
+    told: dict[Path, Job] = {}
+    for first, *others in alike.values():
+        if others and not any(_proves(RunDir(path.parent), first, steps) for path in folder.glob("[!.]*/job.json")):
+            told[first.run.path] = replace(first, canary=steps)
+            told |= {job.run.path: replace(job, waits_for=first.run.name) for job in others}
+    return [told.get(job.run.path, job) for job in jobs]
+
+
+def _proves(run: RunDir, like: Job, steps: int) -> bool:
+    """Whether a run of the same shape and code has passed the steps."""
+    try:
+        record = read_json(run.path / "job.json") or {}
+        same = record.get("shape") == asdict(like.shape) and record["snapshot"] == str(like.snapshot.absolute())
+        same = same and record["module"] == like.module and like.cluster in ("", record.get("cluster"))
+        return same and canary.passed(run, steps)
+    except (ValueError, KeyError):  # damaged: it proves nothing
+        return False
 
 
 def _adopt(action: Action, folder: Path) -> None:
@@ -108,7 +144,7 @@ def _job(action: Action, folder: Path, snapshot: Snapshot) -> Job:
     if code is None:
         code = snapshot.path
         write_json(run.identity, {**(read_json(run.identity) or {}), **_recorded(snapshot)})
-    return Job(run, code, shape(action.wanted.config))
+    return Job(run, code, shape(action.wanted.config), cluster=action.wanted.cluster)
 
 
 def _recorded(snapshot: Snapshot) -> dict[str, Any]:

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import RunDir, read_json, write_json
-from jobs import ledger, processes, supervisor
+from jobs import canary, ledger, processes, supervisor
 from jobs.cluster import Job, JobState
 from jobs.profile import Profile
 
@@ -53,7 +54,11 @@ class LocalCluster:
             "module": job.module,
             "snapshot": str(Path(job.snapshot).absolute()),
             "world": job.shape.world,
+            "shape": asdict(job.shape),
             "env": dict(job.env),
+            "canary": {"steps": job.canary} if job.canary else None,
+            "waits_for": job.waits_for,
+            "notify": self.profile.notify,
             "after": job.run.newest_attempt(),
             "time": time.time(),
         }
@@ -99,12 +104,19 @@ def _state(run: RunDir, served: bool) -> JobState:
         return JobState("complete", n)
     if cancelled:
         return JobState("cancelled", n, cancelled)
-    if read_json(run.path / "job.json") is None:
+    job = read_json(run.path / "job.json")
+    if job is None:
         return JobState("stopped", n, "never submitted")
     verdict = ledger.standing(run)
     if verdict is not None and verdict["action"] == "stop":
         return JobState("failed" if verdict["cause"] != "cancelled" else "cancelled", n, verdict["reason"])
     reason = verdict["reason"] if verdict else ""
+    ahead = canary.awaited(run, job)
+    if n <= ledger.after(run) and ahead is not None and not canary.passed(ahead, canary.of(ahead).get("steps", 0)):
+        standing = _state(ahead, served)
+        if served and standing.state in ("queued", "running", "waiting"):
+            return JobState("queued", n, f"waits for its canary {ahead.name}")
+        return JobState("stopped", n, canary.stuck(ahead, standing.state, standing.detail))
     if not served:
         return JobState("stopped", n, "; ".join(filter(None, [reason, "no supervisor is running: submit again"])))
     if verdict is not None and verdict["delay"] > 0:

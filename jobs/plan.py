@@ -44,6 +44,8 @@ class Wanted:
     given: frozenset[str] = frozenset()
     """Keys that the sweep sets."""
     notes: Sequence[str] = ()
+    cluster: str = ""
+    """Name of the profile of the cluster that it starts on."""
     kept: Sequence[Change] = ()
     """What the sweep file asks for in vain: ``config`` is that of the directory."""
 

@@ -65,7 +65,6 @@ def check(
     _libraries(config, profile)
     nominal = any(one.nominal for one in data)
     return [
-        *_scheduler(profile, dry),
         *_data(config, data),
         _tokenizer(config, nominal),
         *_evaluations(config, nominal),
@@ -76,8 +75,10 @@ def check(
     ]
 
 
-def _scheduler(profile: Profile, dry: bool) -> list[Check]:
-    """ConfigError where nothing can be submitted from here; a dry run, which may be made anywhere, only says so."""
+def scheduler(profile: Profile, dry: bool) -> list[Check]:
+    """Whether Slurm can be submitted to, asked once per submission, as that takes a while where it is away.
+
+    ConfigError where nothing can be submitted from here; a dry run, which may be made anywhere, only says so."""
     if profile.kind != "slurm":
         return []
     try:

@@ -55,6 +55,8 @@ class Profile:
     """Longest wall time of one attempt."""
     signal_seconds: int = 90
     """How long before the wall limit the warning signal comes; locally the grace after a cancel."""
+    canary: int = 50
+    """Steps that the first run of a new shape of resources must pass before the others start; 0: all start at once."""
     peer_seconds: int = 120
     """Slurm: what ranks get to end by themselves once the first of them has ended (``srun --wait``)."""
     array_size: int = 1000
@@ -66,6 +68,9 @@ class Profile:
 
     env: list[str] = field(default_factory=list)
     """Names of environment variables that jobs need; their values stay out of files."""
+    notify: list[str] = field(default_factory=list)
+    """A command and its arguments that gets an event as JSON on standard input when a run stops for good and when a
+    sweep has ended (jobs/notify.py). It stands in files: a secret belongs to a file that the command reads."""
     modules: list[str] = field(default_factory=list)
     """Slurm: environment modules that are loaded before the ranks start."""
     setup: list[str] = field(default_factory=list)

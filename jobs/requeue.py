@@ -4,6 +4,8 @@
     python3 jobs/requeue.py end RUN_DIR --code C     decides, records, requeues; prints the decision as one line of JSON
     python3 jobs/requeue.py watch RUN_DIR            stays beside the ranks: Slurm kills a job that outlives its wall
                                                      limit together with its exit trap, so that this requeues it before
+    python3 jobs/requeue.py release RUN_DIR          stays beside the ranks of a canary until it has passed, and lets
+                                                     go those that wait for it
 
 Standard library, Python >= 3.6: whatever Python the host has. The order in ``end`` matters: after a requeue the batch
 shell may be killed at once, so the end is written and synced before it; and what is printed goes to the file system
@@ -32,6 +34,8 @@ EXAMPLES = """examples:
 
 #: Seconds for which a file system that is away is waited for on the node, and then off it, before the next try.
 PATIENCE, LATER = 600.0, 1800.0
+#: Seconds between two looks at a canary.
+LOOK = 10.0
 
 
 def main(arguments=None):
@@ -48,7 +52,7 @@ def parser():
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("what", choices=["begin", "end", "watch"])
+    made.add_argument("what", choices=["begin", "end", "watch", "release"])
     made.add_argument("run", metavar="RUN_DIR")
     made.add_argument(
         "--token", help="the submission that the job belongs to (begin); a job of another one does nothing"
@@ -69,6 +73,8 @@ def act(args):
             return patiently(lambda: begin(args.run, args.token))
         if args.what == "watch":
             return watch(args.run, args.attempt)
+        if args.what == "release":
+            return release(args.run)
         return patiently(lambda: end(args.run, args.attempt, args.code, args.state), args.attempt)
     except FlipError as error:
         say(error)
@@ -137,12 +143,17 @@ def begin(path, token):
         idle = ledger.cancelled_by(run)
     if idle:
         say("%s: not started: %s" % (run.path, idle))
+        if run.result.exists():
+            others(run, "done")
         return 0
-    if ledger.unended(run):
+    unseen = ledger.unended(run)
+    if unseen:
         ledger.settle(run, scheduler.mark_of(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)).attempt)
     verdict = ledger.standing(run)
     if verdict is not None and verdict["action"] == "stop":
         say("%s: not started: %s" % (run.path, verdict["reason"]))
+        if unseen:
+            tell(run, "stop")
         return CAUSES.get(verdict["cause"], CAUSES["crash"])
     n = ledger.begin(run, facts())
     run.open_logs(n)
@@ -176,7 +187,58 @@ def end(path, n, code, state):
     say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
         requeue_job(decision)
+    else:
+        others(run, decision.action)
+        tell(run, decision.action)
     return 0
+
+
+def tell(run, action):
+    # type: (Any, str) -> None
+    """Those who want to know; the last thing that is done."""
+    from jobs import notify
+
+    for trouble in notify.ended(run, action):
+        say(trouble)
+
+
+def others(run, action):
+    # type: (Any, str) -> None
+    """What the end of a canary means for those that wait for it. Slurm is waited for as with a requeue."""
+    from jobs import canary, scheduler
+
+    record, begin, wait = canary.of(run), time.time(), 1.0
+    while record.get("releases"):
+        try:
+            if action == "stop" and not canary.passed(run, record["steps"]):
+                return canary.call_off(record["releases"])
+            if action == "nothing" or canary.release(run):
+                return None
+            trouble = "some of those that wait are not to be seen"  # type: object
+        except scheduler.Unanswered as error:
+            trouble = error
+        if time.time() + wait > begin + (scheduler.AWAY if action == "done" else PATIENCE):
+            say("%s: those that wait for it were not told: %s; submit again" % (run.path, trouble))
+            return None
+        time.sleep(wait)
+        wait = min(60.0, 2 * wait)
+    return None
+
+
+def release(path):
+    # type: (str) -> int
+    from flip.rundir import RunDir
+    from jobs import canary, scheduler
+
+    run = RunDir(path)
+    while True:
+        try:
+            record = canary.of(run)
+            if not record.get("releases") or (canary.passed(run, record["steps"]) and canary.release(run)):
+                return 0
+        except (OSError, ValueError, scheduler.Unanswered) as error:
+            say(error)
+        time.sleep(LOOK)
 
 
 def watch(path, n):

@@ -12,6 +12,7 @@ from typing import Any
 
 from flip.config.identity import Change, flatten
 from flip.config.sizes import SIZES
+from jobs.cluster import Job
 from jobs.cost import Cost, assumption
 from jobs.forecast import Batch
 from jobs.plan import Action, Plan, Wanted
@@ -70,16 +71,23 @@ def _batches(batches: Sequence[Batch], script: bool) -> list[str]:
 def _head(plan: Plan, sweep: Sweep, profile: Profile) -> str:
     title = f": {sweep.title}" if sweep.title else ""
     runs = "1 run" if len(plan.actions) == 1 else f"{len(plan.actions)} runs"
-    return f"{sweep.name}{title}\n{runs} on {profile.name} ({profile.kind}), below {plan.folder}"
+    where = ", ".join(clusters(plan)) or profile.name
+    kind = f" ({profile.kind})" if where == profile.name else ""
+    return f"{sweep.name}{title}\n{runs} on {where}{kind}, below {plan.folder}"
+
+
+def clusters(plan: Plan) -> list[str]:
+    """Names of the profiles that the runs go to."""
+    return list(dict.fromkeys(action.wanted.cluster for action in plan.actions if action.wanted.cluster))
 
 
 def _overview(plan: Plan) -> str:
     rows = [_row(action) for action in plan.actions]
     if len(plan.starting) > 1:
         rows.append({**dict.fromkeys(rows[0]), "run": "sum of what starts", **_costs(plan.cost), "": ""})
-    if all(row["GPU-hours"] is None for row in rows):
-        rows = [{key: value for key, value in row.items() if key != "GPU-hours"} for row in rows]
-    return table(rows, indent="  ")
+    hidden = {"GPU-hours"} if all(row["GPU-hours"] is None for row in rows) else set()
+    hidden |= {"cluster"} if len(clusters(plan)) < 2 else set()
+    return table([{key: value for key, value in row.items() if key not in hidden} for row in rows], indent="  ")
 
 
 def _row(action: Action) -> dict[str, Any]:
@@ -88,6 +96,7 @@ def _row(action: Action) -> dict[str, Any]:
     said = f"{action.kind}, {what}" if what else action.kind
     return {
         "run": action.name,
+        "cluster": action.wanted.cluster,
         "state": said,
         "parameters": count(estimate.parameters["total"]),
         **_costs(estimate.cost),
@@ -209,6 +218,7 @@ def as_dict(
             "action": action.kind,
             "reason": action.reason,
             "starts": action.starts,
+            "cluster": action.wanted.cluster,
             "differs": action.wanted.differs,
             "base": [change._asdict() for change in action.wanted.against_base],
             "changes": [change._asdict() for change in action.changes],
@@ -234,6 +244,16 @@ def as_dict(
         "assumption": assumption(profile),
         "checks": [asdict(check) for check in checks],
     }
+
+
+def canaries(jobs: Sequence[Job]) -> str:
+    """Who goes ahead of whom, a line each; empty: nobody."""
+    lines = []
+    for first in jobs:
+        behind = [job.run.name for job in jobs if job.waits_for == first.run.name]
+        names = ", ".join(behind) if len(behind) <= 5 else f"{len(behind)} runs"
+        lines += [f"canary: {first.run.name} goes ahead; after {first.canary} steps: {names}"] if behind else []
+    return "\n".join(lines)
 
 
 def after(plan: Plan) -> str:

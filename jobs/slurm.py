@@ -12,28 +12,18 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import RunDir, read_json, write_json, write_text
-from jobs import batch, ledger, scheduler
+from jobs import batch, canary, scheduler, slurm_state
 from jobs.cluster import Job, JobState
 from jobs.profile import Profile
-from jobs.scheduler import Row, Unanswered
-
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
-BETWEEN = ("COMPLETING", "CONFIGURING")
-"""A signal is refused then, or waited with."""
-ENDED = (
-    "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
-    "REVOKED", "LAUNCH_FAILED",
-)  # fmt: skip
-"""Slurm's words for a job that is over; any that is in neither list occupies nodes."""
-
-
-LIMIT = "its wall limit came before it had saved"
+from jobs.scheduler import Unanswered
+from jobs.slurm_state import BETWEEN, ENDED, WAITING, ahead_of, elsewhere, rows_of
 
 
 class SlurmCluster:
@@ -50,10 +40,20 @@ class SlurmCluster:
             return
         with _answered():
             site = scheduler.cluster_name()
-        for group in arrays(jobs, self.profile.array_size):
-            self._submit_array(group, site)
+        _retire([job.run for job in jobs])
+        held: dict[str, list[str]] = {}  # before their canaries: these must find them
+        try:
+            for group in arrays((job for job in jobs if job.waits_for), self.profile.array_size):
+                held.setdefault(group[0].waits_for, []).append(self._submit_array(group, site))
+            for group in arrays((job for job in jobs if not job.waits_for), self.profile.array_size):
+                self._submit_array(group, site, held)
+        except FlipError:
+            with contextlib.suppress(Unanswered):
+                canary.call_off([name for names in held.values() for name in names])
+            raise
 
-    def _submit_array(self, jobs: Sequence[Job], site: str) -> None:
+    def _submit_array(self, jobs: Sequence[Job], site: str, held: Mapping[str, Sequence[str]] | None = None) -> str:
+        """The name of the jobs. ``held``: canary -> names of the jobs that wait for it."""
         sweep = jobs[0].run.path.parent
         folder = sweep / ".slurm" / secrets.token_hex(4)
         folder.mkdir(parents=True, mode=0o700)
@@ -61,9 +61,13 @@ class SlurmCluster:
         write_text(folder / "runs", "".join(f"{job.run.path}\n" for job in jobs))
         for index, job in enumerate(jobs):
             job.run.cancel.unlink(missing_ok=True)  # why it was cancelled stays in the attempt's end
-            write_json(job.run.path / "job.json", self._record(job, name, index, site))
+            record = self._record(job, name, index, site)
+            if job.canary:
+                record["canary"] = {"steps": job.canary, "releases": (held or {}).get(job.run.name, [])}
+            write_json(job.run.path / "job.json", record)
         id_ = self._sbatch(jobs, folder, name)
         write_json(folder / "submitted.json", {"job": id_, "name": name, "runs": len(jobs)})
+        return name
 
     def _record(self, job: Job, name: str, index: int, site: str) -> dict[str, Any]:
         return {
@@ -77,7 +81,10 @@ class SlurmCluster:
             "module": job.module,
             "snapshot": str(Path(job.snapshot).absolute()),
             "world": job.shape.world,
+            "shape": asdict(job.shape),
             "env": dict(job.env),
+            "waits_for": job.waits_for,
+            "notify": self.profile.notify,
             "after": job.run.newest_attempt(),
             "time": time.time(),
         }
@@ -99,7 +106,7 @@ class SlurmCluster:
     # -- states ------------------------------------------------------------------------------------------------------
 
     def states(self, runs: Sequence[RunDir]) -> dict[Path, JobState]:
-        return states(runs)
+        return slurm_state.states(runs)
 
     # -- hands -------------------------------------------------------------------------------------------------------
 
@@ -107,8 +114,8 @@ class SlurmCluster:
         """Running ones save and stop, and their trap sees cancel.json; the others, and those of ``again``, are ended by
         a plain scancel. All are told before the first trouble is raised."""
         with _answered():
-            rows = _rows(runs)
-            far = _elsewhere([run for run in runs if run.path not in rows])
+            rows = rows_of(runs)
+            far = elsewhere([run for run in runs if run.path not in rows])
         troubles = [f"{path.name}: {why}" for path, why in far.items()]
         for run in runs:
             row = rows.get(run.path)
@@ -127,7 +134,7 @@ class SlurmCluster:
 
     def requeue(self, run: RunDir) -> None:
         with _answered():
-            row = _rows([run]).get(run.path)
+            row = rows_of([run]).get(run.path)
             if row is not None and row.state == "RUNNING":
                 scheduler.call("scancel", "--signal=USR2", row.id)
 
@@ -136,7 +143,7 @@ def arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
     """Jobs of one shape, code and environment, in their order, at most ``size`` together."""
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
-        key = (job.shape, str(job.snapshot), job.module, *sorted(job.env.items()))
+        key = (job.shape, str(job.snapshot), job.module, job.canary, job.waits_for, *sorted(job.env.items()))
         groups.setdefault(key, []).append(job)
     for members in groups.values():
         yield from (members[i : i + size] for i in range(0, len(members), size))
@@ -192,91 +199,8 @@ def _last_words(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-# -- where runs stand --------------------------------------------------------------------------------------------------
-
-
-def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
-    """Path of a run -> state, by its files and one call of squeue. What Slurm does not say is ``unknown``."""
-    rows: dict[Path, Row] = {}
-    silence: dict[Path, str] = {}
-    try:
-        rows = _rows(runs)
-        silence = _elsewhere([run for run in runs if run.path not in rows])
-    except Unanswered as error:
-        silence = {run.path: f"Slurm does not answer: {error}" for run in runs}
-    found = {}
-    for run in runs:
-        try:
-            found[run.path] = _state(run, rows.get(run.path), silence.get(run.path, ""))
-        except (ValueError, KeyError) as error:
-            found[run.path] = JobState("unknown", run.newest_attempt(), f"a file of it is damaged: {error}")
-    return found
-
-
-def _rows(runs: Iterable[RunDir]) -> dict[Path, Row]:
-    """Path of a run -> its row in the queue, where there is one. Raises Unanswered."""
-    places = {}
-    for run in runs:
-        try:
-            job = read_json(run.path / "job.json") or {}
-        except ValueError:
-            continue
-        if "name" in job:
-            places[run.path] = (job["name"], job["index"])
-    rows = scheduler.queue(name for name, _ in places.values())
-    return {path: rows[place] for path, place in places.items() if place in rows}
-
-
-def _elsewhere(absent: Sequence[RunDir]) -> dict[Path, str]:
-    """Why the Slurm that answers here cannot speak for a run: it was submitted to another. Raises Unanswered."""
-    found: dict[Path, str] = {}
-    site = scheduler.cluster_name() if absent else ""
-    for run in absent:
-        with contextlib.suppress(ValueError):
-            theirs = (read_json(run.path / "job.json") or {}).get("site", site)
-            if theirs != site:
-                found[run.path] = f"it was submitted to the Slurm cluster {theirs}; this is {site}"
-    return found
-
-
-def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
-    n, after, verdict = run.newest_attempt(), ledger.after(run), ledger.standing(run)
-    reason = verdict["reason"] if verdict else ""
-    if run.result.exists():
-        return JobState("complete", n)
-    if row is not None and row.state not in (*WAITING, *ENDED):
-        return _occupying(run, row, n, n > after)
-    stopped = verdict is not None and verdict["action"] == "stop"
-    if row is None and silence and not stopped:
-        return JobState("unknown", n, silence)
-    if run.cancel.exists():
-        return JobState("cancelled", n, ledger.cancelled_by(run))
-    if row is not None and row.state in WAITING:
-        return _waiting(run, row, n, reason, n > after)
-    if verdict is not None and stopped:
-        return JobState("cancelled" if verdict["cause"] == "cancelled" else "failed", n, reason)
-    if row is not None and row.state == "CANCELLED":
-        return JobState("cancelled", n, "cancelled in Slurm")
-    gone = f"its job ended ({row.state})" if row else "its job is not in Slurm's queue any more"
-    return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: submit again"])))
-
-
-def _occupying(run: RunDir, row: Row, n: int, begun: bool) -> JobState:
-    """On nodes: starting, running, or ending. ``begun``: attempt n belongs to the job in the queue."""
-    begun = begun and not (run.attempt(n) / "end.json").exists()
-    if run.cancel.exists():
-        return JobState("running", n, f"{ledger.cancelled_by(run)}: it saves and stops")
-    if row.state == "COMPLETING" or (begun and run.was_told(n)):
-        return JobState("running", n, "told to stop" if begun else "ending")
-    if row.state == "RUNNING":
-        return JobState("running", n, "" if begun else "starting")
-    return JobState("running", n, f"in Slurm: {row.state}")
-
-
-def _waiting(run: RunDir, row: Row, n: int, reason: str, begun: bool) -> JobState:
-    why = f"in Slurm: {row.reason}" if row.reason and row.reason != "None" else ""
-    if "held" in row.reason.lower():
-        why += f" (release it with `scontrol release {row.id}`)"
-    if begun and not reason and not (run.attempt(n) / "end.json").exists():
-        reason = LIMIT if run.met_limit(n) else "ended unseen: preempted, or its node failed"
-    return JobState("waiting" if begun else "queued", n, "; ".join(filter(None, [reason, why])), row.start)
+def _retire(runs: Sequence[RunDir]) -> None:
+    """Take what is held for a canary of an earlier submission from the queue. Let go later, it would do nothing."""
+    with contextlib.suppress(Unanswered):
+        records = [read_json(path / "job.json") or {} for path in ahead_of(runs)]
+        canary.call_off([record["name"] for record in records if "name" in record])

@@ -63,9 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def table(runs: list[RunDir]) -> list[dict[str, Any]]:
-    """One row per run: sweep, run, state, stage, samples, total, step, steps, loss, phase, samples_per_second,
-    eta_seconds, attempts, restarts, progress_time (Unix time of the last progress that was written), reason. Numbers
-    are null where the run has written none yet.
+    """One row per run: sweep, run, cluster (the profile that it was submitted with), state, stage, samples, total,
+    step, steps, loss, phase, samples_per_second, eta_seconds, attempts, restarts, progress_time (Unix time of the last
+    progress that was written), reason. Null is what the run has not written yet.
     """
     from jobs.cluster import states
 
@@ -77,11 +77,13 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     """One run's row. Speed and ETA are those of a running attempt only."""
     from flip.rundir import read_json
     from jobs import ledger
+    from jobs.cluster import cluster_of
 
     live = read_json(run.status) or {}
     last = ledger.last(run) or {}
     keys = ["stage", "samples", "total", "step", "steps", "loss", "phase"]
     found = {"sweep": run.sweep, "run": run.name, "state": state.state, **{key: live.get(key) for key in keys}}
+    found["cluster"] = cluster_of(run)
     moving = state.state == "running" and live.get("attempt") == state.attempt
     for key in ("samples_per_second", "eta_seconds"):
         found[key] = live.get(key) if moving else None
@@ -101,7 +103,10 @@ def render(rows: list[dict[str, Any]]) -> str:
 
     blocks = []
     for sweep, group in groupby(rows, key=lambda r: r["sweep"]):
-        blocks.append(f"{plain(sweep)}\n{aligned([_shown(r) for r in group], indent='  ')}")
+        several = len({r.get("cluster") for r in rows if r["sweep"] == sweep} - {None}) > 1
+        shown = [{**({"cluster": r["cluster"]} if several else {}), **_shown(r)} for r in group]
+        order = ["run", *(key for key in shown[0] if key != "run")]
+        blocks.append(f"{plain(sweep)}\n{aligned([{key: s[key] for key in order} for s in shown], indent='  ')}")
     return "\n\n".join(blocks)
 
 

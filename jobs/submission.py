@@ -8,9 +8,11 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flip import origin
 from flip.config.identity import Change, explain, flatten, identity
 from flip.config.load import read, to_dict
 from flip.config.resolve import DataFacts, Host, facts, host
@@ -20,7 +22,7 @@ from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import read_json
 from jobs import plan as planning
 from jobs import preflight, show
-from jobs.cluster import open_cluster
+from jobs.cluster import Several
 from jobs.cost import estimate
 from jobs.folder import apply, lock, prune
 from jobs.forecast import Batch, batches
@@ -43,7 +45,8 @@ class Submission:
         self.sweep: Sweep = load(sweep_file(args.sweep), args.overrides, args.only, args.seeds)
         self.profile = load_profile(args.cluster or self.sweep.cluster)
         self.folder = runs_root(self.profile) / self.sweep.name
-        self.node = node(self.profile)
+        self.places: dict[str, tuple[Profile, Host]] = {}
+        """Name of a profile, as the sweep says it -> the profile, and a node of it."""
         self.checks: dict[preflight.Check, None] = {}
         """What was looked at, over all runs, each once and in order."""
         self.batches: Sequence[Batch] = ()
@@ -53,8 +56,7 @@ class Submission:
 
     def run(self) -> int:
         """The exit code."""
-        wanted = [self._want(run) for run in self.sweep.runs]
-        dry = self.args.dry_run
+        dry, wanted = self.args.dry_run, self.wanted()
         with nullcontext() if dry else lock(self.folder):
             plan = self._plan(wanted)
             question = self._question(plan)
@@ -74,14 +76,41 @@ class Submission:
             print(show.after(plan))
         return 0
 
+    def wanted(self) -> list[Wanted]:
+        """The runs, resolved and checked."""
+        for run in self.sweep.runs:
+            self._place(run)
+        for profile in self._profiles():
+            self.checks |= dict.fromkeys(preflight.scheduler(profile, self.args.dry_run))
+        return [self._want(run) for run in self.sweep.runs]
+
+    def _place(self, run: Run) -> tuple[Profile, Host]:
+        """The profile of the cluster that a run goes to, and a node there."""
+        asked = "" if self.args.cluster else run.config.resources.cluster
+        if asked not in self.places:
+            profile = load_profile(asked) if asked else self.profile
+            if runs_root(profile) != runs_root(self.profile):
+                what = f"resources.cluster: the runs root of {asked} is another one than that of {self.profile.name}"
+                remedy = "Runs of a sweep share a folder: give the profiles one runs_root, or make it two sweeps."
+                raise ConfigError(what, f"run {run.name}", str(runs_root(profile)), remedy)
+            self.places[asked] = profile, node(profile)
+        return self.places[asked]
+
+    def _profiles(self) -> list[Profile]:
+        """Each once, in the order of the runs."""
+        return list({profile.name: profile for profile, _ in self.places.values()}.values())
+
     def _want(self, run: Run) -> Wanted:
         """Resolve, validate and check one run; its errors name it."""
         try:
             dry = self.args.dry_run
+            if run.config.init.run:
+                run.config.init = origin.find(run.config, [self.folder, self.folder.parent])
             data = facts(run.config, nominal=dry)  # what a configuration claims of its data is good for a plan alone
-            config, kept = self._settled(run, data)
+            profile, on = self._place(run)
+            config, kept = self._settled(run, data, on)
             notes = validate(config)
-            self.checks |= dict.fromkeys(preflight.check(config, data, self.profile, self.node, self.folder, dry))
+            self.checks |= dict.fromkeys(preflight.check(config, data, profile, on, self.folder, dry))
         except FlipError as error:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
             raise type(error)(error.what, where, error.value, error.remedy) from error
@@ -90,20 +119,21 @@ class Submission:
             run.name,
             config,
             identity(config, ""),
-            estimate(config, self.profile),
+            estimate(config, profile),
             differs=run.differs,
             against_base=[change._replace(now=resolved.get(change.key, change.now)) for change in run.against_base],
             given=run.given,
             notes=notes,
+            cluster=profile.name,
             kept=kept,
         )
 
-    def _settled(self, run: Run, data: Sequence[DataFacts]) -> tuple[Config, Sequence[Change]]:
+    def _settled(self, run: Run, data: Sequence[DataFacts], on: Host) -> tuple[Config, Sequence[Change]]:
         """The resolved configuration (the directory's where that is to be kept), and what the file says else."""
         path, there = self.folder / run.name, [other.name for other in self.folder.glob(f"{run.name}-v*")]
         beside = planning.forks(run.name, there, self.sweep.names)
         places = [path, *(self.folder / fork for fork in beside)]
-        config = planning.settle(run.config, self.node, data, places)
+        config = planning.settle(run.config, on, data, places)
         if self.args.changed != "keep" or not (path / "identity.json").exists():
             return config, ()
         try:
@@ -116,7 +146,8 @@ class Submission:
 
     def _asking(self) -> bool:
         """A plan for a Slurm that is not here is made from the files alone."""
-        return not (self.args.dry_run and self.profile.kind == "slurm" and shutil.which("squeue") is None)
+        slurm = any(profile.kind == "slurm" for profile in self._profiles())
+        return not (self.args.dry_run and slurm and shutil.which("squeue") is None)
 
     def _plan(self, wanted: Sequence[Wanted]) -> Plan:
         args = self.args
@@ -126,9 +157,11 @@ class Submission:
 
     def _show(self, plan: Plan, question: str) -> None:
         checks = list(self.checks)
-        if self.args.dry_run and self.profile.kind == "slurm":
-            answers = any(check.name == "Slurm" and not check.skipped for check in checks)
-            self.batches = batches(plan, self.profile, answers)
+        answers = any(check.name == "Slurm" and not check.skipped for check in checks)
+        for profile in self._profiles():
+            if self.args.dry_run and profile.kind == "slurm":
+                part = [action for action in plan.actions if action.wanted.cluster == profile.name]
+                self.batches = [*self.batches, *batches(replace(plan, actions=part), profile, answers)]
         if self.args.json:
             shown = show.as_dict(plan, self.sweep, self.profile, checks, question, self.batches)
             print(json.dumps(shown, indent=1))
@@ -173,7 +206,9 @@ class Submission:
             snapshot = take(REPOSITORY, self.folder / ".code")
             hidden = ", ".join(snapshot.left_out)
             self._say(f"left out of the copied code, as they look like secrets: {hidden}" if hidden else "")
-            apply(plan, snapshot, open_cluster(self.profile), self._about(plan))
+            steps = 0 if self.args.no_canary else self.profile.canary
+            cluster = Several(self._profiles())
+            self._say(show.canaries(apply(plan, snapshot, cluster, self._about(plan), steps)))
 
     def _say(self, words: str) -> None:
         if words and not self.args.json:

@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--prune", action="store_true", help="cancel runs that the sweep no longer has, to the trash")
     made.add_argument("--prune-most", action="store_true", help="even where they are more than half of all")
+    made.add_argument("--no-canary", action="store_true", help="start all at once: no first run of a shape goes ahead")
     made.add_argument("--watch", action="store_true", help="stay and show progress; Ctrl-C leaves the runs going")
     made.add_argument("--yes", action="store_true", help="do not ask, whatever it costs")
     made.add_argument("--script", action="store_true", help="with --dry-run: the batch scripts too, one per shape")

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 from flip.exitcodes import CAUSES
 from flip.interrupt import GRACE
 from flip.rundir import RunDir, read_json, write_json
-from jobs import ledger, processes, ranks
+from jobs import canary, ledger, notify, processes, ranks
 from jobs.policy import LEAVING, TOLD
 
 POLL = 0.2
@@ -124,11 +125,19 @@ class Supervisor:
                 continue
             with self.apart(path):
                 run, job = RunDir(path), read_json(path / "job.json")
+                if job is not None and job.get("kind", "local") != "local":
+                    continue  # another cluster looks after it
                 verdict = ledger.standing(run)
                 over = run.result.exists() or (verdict is not None and verdict["action"] in ("stop", "done"))
-                if job is not None and (self.unended(run) or not (over or run.cancel.exists())):
+                waits = not over and job is not None and self.waits(run, job)
+                if job is not None and (self.unended(run) or not (over or waits or run.cancel.exists())):
                     found.append((job["order"], run.name, run, job))
         return [(run, job) for _, _, run, job in sorted(found, key=lambda row: row[:2])]
+
+    def waits(self, run: RunDir, job: dict[str, Any]) -> bool:
+        """Whether its canary has not passed. One that stopped for good never will: then nobody waits for anything."""
+        ahead = canary.awaited(run, job)
+        return ahead is not None and not canary.passed(ahead, canary.of(ahead).get("steps", 0))
 
     @contextlib.contextmanager
     def apart(self, path: Path) -> Iterator[None]:
@@ -210,6 +219,12 @@ class Supervisor:
         decision = ledger.end(run, n, attempt.code, f"{state},{TOLD}" if attempt.told else state)
         self.not_before[run.path, n] = time.monotonic() + decision.delay
         log.info("%s: attempt %d: %s: %s: %s", run.name, n, decision.action, decision.cause, decision.reason)
+        threading.Thread(target=self.tell, args=(run, decision.action)).start()  # it may take a while
+
+    @staticmethod
+    def tell(run: RunDir, action: str) -> None:
+        for trouble in notify.ended(run, action):
+            log.error("%s: %s", run.name, trouble)
 
 
 def main(folder: str) -> int:

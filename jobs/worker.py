@@ -108,6 +108,24 @@ def _judged(work: Work, run: RunDir, attempt: int, flag: interrupt.StopFlag) -> 
         return "peer_lost" if _is_echo(text) else "crash", text, traceback.format_exc()
 
 
+def in_process(run: RunDir, attempt: int) -> None:
+    """Train as the only rank, in the calling process; what goes wrong comes out as it is (jobs/debug.py)."""
+    from flip.train import Stopped, train
+
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stdout)
+    _check_identity(run)
+    try:
+        train(run, attempt, interrupt.install(), lambda what: None)
+    except Stopped as stopped:
+        logging.info("%s", stopped)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def _is_echo(text: str) -> bool:
     """Whether an error only says that another rank has gone (gloo's and NCCL's words)."""
     return any(sign in text for sign in ECHOES)

@@ -80,7 +80,7 @@ def _manifest(path: str) -> str:
     return f"digest:{record['digest']}" if record else path
 
 
-def _file(path: str) -> str:
+def file_digest(path: str) -> str:
     """The checksum of a file's content, or its path while it is not there."""
     try:
         return f"sha256:{hashlib.sha256(Path(locate(path)).read_bytes()).hexdigest()}" if path else path
@@ -101,14 +101,17 @@ def _canonical(config: Config) -> dict[str, Any]:
         if key in _EXCLUDED or owner[last] == _ADDED[key]:
             del owner[last]
     data = values["data"]
-    data["manifest"], data["tokenizer"] = _manifest(data["manifest"]), _file(data["tokenizer"])
+    data["manifest"], data["tokenizer"] = _manifest(data["manifest"]), file_digest(data["tokenizer"])
     for dataset in values["evaluate"]["sets"]:
-        dataset["manifest"], dataset["classes"] = _manifest(dataset["manifest"]), _file(dataset["classes"])
+        dataset["manifest"], dataset["classes"] = _manifest(dataset["manifest"]), file_digest(dataset["classes"])
         dataset["train"] = _manifest(dataset["train"])
         for key, before in _ADDED_TO_SETS.items():
             if dataset[key] == before:
                 del dataset[key]
     values["evaluate"]["sets"].sort(key=lambda dataset: dataset["name"])  # their order moves no score
+    source = values.pop("init")
+    if source["run"]:
+        values["init"] = {key: source[key] for key in ("commit", "extend")}
     values["world"] = world(config)
     return values
 

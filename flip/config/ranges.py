@@ -66,6 +66,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "augment.saturation": (0, 1, True),
     "augment.grey": (0, 1, True),
     "augment.std.*": (0, math.inf, False),
+    "init.samples": (0, math.inf, True),
     "stages.*.samples": (1, math.inf, True),
     "stages.*.batch": (1, 2**31 - 1, True),
     "stages.*.base_lr": (0, math.inf, True),

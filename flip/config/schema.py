@@ -123,6 +123,22 @@ class Data:
 
 
 @dataclass
+class Init:
+    """Where the first weights come from: a commit of another run (flip/origin.py). Nothing named: from the seed."""
+
+    run: str = ""
+    """SWEEP/RUN, RUN of the same sweep, or the path of a run directory."""
+    stage: str = ""
+    """The stage of the commit; empty: any with ``samples``, or the last."""
+    samples: int = 0
+    """S of the commit; 0: the end of the stage."""
+    extend: bool = False
+    """False: a branch, the weights alone, from S = 0. True: on from S, with the moments where the stage goes on."""
+    commit: str = ""
+    """Digest of the commit, found at submission. It is what the identity holds of ``init``, with ``extend``."""
+
+
+@dataclass
 class Augment:
     """Drawn per sample by the counter hash: purposes crop 1, flip 2, augment 6 (docs/contracts.md, Randomness)."""
 
@@ -254,6 +270,8 @@ class Resources:
     """CPU cores per process; 0: as the cluster profile says."""
     hours: float = 24.0
     """Wall limit of one attempt."""
+    cluster: str = ""
+    """Profile of the cluster that this run goes to; empty: the sweep's. ``--cluster`` stands above it."""
 
 
 @dataclass
@@ -264,6 +282,7 @@ class Config:
     recipe: str = "portable"
     """Name of the file in sweeps/recipes that this configuration began from; a label only, its values are fields."""
     model: Model = field(default_factory=Model)
+    init: Init = field(default_factory=Init)
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     stages: list[Stage] = field(default_factory=list)

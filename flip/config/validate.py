@@ -146,6 +146,27 @@ def _sets(config: Config) -> None:
         raise ConfigError(what, value=weights, remedy=remedy)
 
 
+def _init(config: Config) -> None:
+    """Where a run extends another, that one's S is between two steps of it."""
+    init, key = config.init, f"init.samples: {config.init.samples}"
+    if init.run and not init.commit:
+        raise ConfigError("init.commit: is not resolved", value=init.run)
+    if not init.extend:
+        return
+    if not init.run:
+        raise ConfigError("init.extend: there is no init.run", remedy="Name the run that it extends.")
+    span = next((span for span in spans(config) if init.samples < span.end), None)
+    if span is None:
+        raise ConfigError(f"{key} is not before the end of the run", value=spans(config)[-1].end)
+    if (init.samples - span.start) % span.stage.batch or init.samples % config.data.lanes:
+        what = f"{key} is no step of stage {span.stage.name}, which begins at S = {span.start}"
+        remedy = "Let stages, batches and data.lanes be those of the other run as far as it came."
+        raise ConfigError(what, value=span.stage.batch, remedy=remedy)
+    if span.start < init.samples and span.stage.name != init.stage:
+        remedy = "Give the stages the same names, lengths and order as far as it came."
+        raise ConfigError(f"{key} lies in stage {span.stage.name}, there in {init.stage}", remedy=remedy)
+
+
 def _compute(config: Config) -> None:
     compute, resources = config.compute, config.resources
     fields = {**vars(compute), "decoder": config.data.decoder, "resize": config.data.resize}
@@ -193,6 +214,7 @@ def validate(config: Config) -> list[str]:
     _stages(config)
     _sets(config)
     _order(config)
+    _init(config)
     _compute(config)
     limit = 60 * config.monitor.hang_minutes
     if 0 < limit <= config.data.deadline:

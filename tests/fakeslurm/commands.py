@@ -77,6 +77,10 @@ class Commands:
         if words[0] == "requeue":
             self.controller.requeue(self.controller.find(words[1]))
             return ""
+        if words[0] == "release":
+            for job in [job for text in words[1].split(",") for job in self.controller.all_of(text)]:
+                self.controller.release(job)
+            return ""
         assert words[0] == "update", words
         return self._updated(dict(word.split("=", 1) for word in words[1:]))
 
@@ -119,15 +123,18 @@ class Commands:
         return "".join(lines)
 
     def _scancel(self, *words):
+        if not words[0].startswith("--"):
+            for job in [job for text in words for job in self.controller.all_of(text)]:
+                self.controller.cancel(job)
+            return ""
         job = self.controller.find(words[-1])
         if words[0] == "--signal=USR2":
             if job.state != "RUNNING" or job.completing:
                 raise Refused("Job/step already completing or completed")
             job.life.happened("warned")
             job.life.signal_steps("USR2")
-        else:
-            self.controller.cancel(job)
-        return ""
+            return ""
+        raise AssertionError(words)
 
 
 def _state(job):

@@ -73,6 +73,8 @@ class Job:
     start: float | None = None
     end: float | None = None
     preempt_time: float | None = None
+    held: bool = False
+    """As by ``sbatch --hold``."""
     in_grace: bool = False
     """Slurm's bit that is set with a grace, and looked at when the job completes, in whichever life."""
     excluded: str = ""
@@ -108,7 +110,8 @@ class Controller:
         for index in range(count):
             id_ = base if index == count - 1 else base + 1 + index
             place = {"array": base, "index": index} if elements else {}
-            self.jobs[id_] = Job(id=id_, eligible=self.clock.now + later, **place, **fields)
+            self.jobs[id_] = job = Job(id=id_, eligible=self.clock.now + later, **place, **fields)
+            job.reason = "JobHeldUser" if job.held else job.reason
         self.look()
         return base
 
@@ -121,6 +124,19 @@ class Controller:
                 return job
         raise Refused("Invalid job id specified")
 
+    def all_of(self, text):
+        """The jobs of ``57``: that one, or all of an array of this number. Raises Refused."""
+        array = [job for job in self.jobs.values() if job.array == int(text.partition("_")[0]) and "_" not in text]
+        return array or [self.find(text)]
+
+    def release(self, job):
+        """``scontrol release``."""
+        if job.state != "PENDING":
+            raise Refused("Job is no longer pending execution")
+        if job.held:
+            job.held, job.reason = False, "None"
+            self.look()
+
     def look(self, delay=LATENCY):
         """The scheduler looks soon."""
         if self._pass is None or self._pass[0] > self.clock.now + delay or self._pass[2] is None:
@@ -132,7 +148,7 @@ class Controller:
         if self.asleep():
             self.look(self.site.poll)
             return
-        waiting = [job for job in self.jobs.values() if job.state == "PENDING" and not job.completing]
+        waiting = [job for job in self.jobs.values() if job.state == "PENDING" and not (job.completing or job.held)]
         waiting.sort(key=lambda job: (job.script is not None, job.id))
         free = [node for node in self.nodes.values() if node.up and node.job is None]
         later = None

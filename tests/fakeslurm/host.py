@@ -25,6 +25,8 @@ class Script:
     """RUNS_ROOT/<sweep>/.slurm/<token>."""
     tasks: int
     peer_seconds: float
+    canary: bool = False
+    """Whether others are held until it has passed."""
 
     @classmethod
     def read(cls, text):
@@ -38,7 +40,8 @@ class Script:
             "nodes_wanted": nodes,
             "limit": 60.0 * int(options["time"]),
             "lead": float(options["signal"].partition("@")[2]),
-            "script": cls(Path(folder), tasks, float(re.search(r"--wait=(\d+)", text)[1])),
+            "script": cls(Path(folder), tasks, float(re.search(r"--wait=(\d+)", text)[1]), "releaser=$!" in text),
+            "held": "hold" in options,
             "elements": int(array[1]) + 1 if array else None,
             "later": float(options.get("begin", "now+0").partition("+")[2]),
             "gpus": int(options.get("gpus-per-node", 0)),
@@ -125,7 +128,9 @@ class Life:
             self._done(code)
         else:
             self.attempt, self.began = int(out), self.clock.now
-            self._watcher = self._python("watcher", lambda code, out: None, "watch")
+            self._beside = [self._python("watcher", lambda code, out: None, "watch")]
+            if self.script.canary:
+                self._beside.append(self._python("releaser", lambda code, out: None, "release"))
             self.body = self._make(self, RunDir(self.path), self.attempt, self._srun_ended)
 
     def _elsewhere(self, code):
@@ -133,10 +138,23 @@ class Life:
             mark = scheduler.mark_of(job, self.restarts)
             if mark.starts < scheduler.STARTS:
                 scheduler.leave_mark(job, self.restarts, mark._replace(starts=mark.starts + 1))
-                ask("requeue", job)
+                again()
                 with contextlib.suppress(scheduler.Unanswered):
                     wishes = f"ExcNodeList={self.host.name}", f"StartTime=now+{60 * mark.starts}"
                     scheduler.call("scontrol", "update", f"JobId={job}", *wishes)
+
+        def again():
+            refused = 0
+            for _ in range(1440):
+                with contextlib.suppress(scheduler.Unanswered):
+                    return scheduler.call("scontrol", "requeue", job)
+                self.clock.sleep(30.0)
+                with contextlib.suppress(scheduler.Unanswered):
+                    if f"Restarts={self.restarts} " not in scheduler.call("scontrol", "show", "job", job):
+                        raise SystemExit(code)
+                    refused += 1
+                if refused == 20:
+                    return
 
         def ask(*words):
             for _ in range(5):
@@ -152,7 +170,9 @@ class Life:
             self.unseen = False
             if said == STORAGE:  # the end itself could not be written
                 self.happened("storage")
-            self._watcher.kill()
+            for process in self._beside:
+                if process.alive:
+                    process.kill()
             self._done(code)
 
         if not self._over:

@@ -7,6 +7,7 @@ two looks of somebody are one: only the newest is written, when somebody looks.
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import dataclass
 
 from flip import commit
@@ -19,6 +20,8 @@ PORT = "failed to bind to [::]:29500 (errno: 98 - Address already in use)"
 PEERS = 30.0
 """Seconds until a rank notices that another is gone."""
 BATCH = 4096
+CANARY = 50
+"""Steps that the first run of a shape must pass."""
 
 
 @dataclass
@@ -73,8 +76,20 @@ class Trainer:
         if like.bug > self.first:
             wait, fate = min((wait, fate), (self._when(like.bug), "crash"))
         wait, fate = min((wait, fate), (self._when(like.total), "complete"))
+        if self.life.script.canary:
+            for steps in (1, CANARY + 1):
+                self.clock.at(steps * like.step, self._log, steps)
         self._timer = self.clock.at(wait, self._meet, fate)
         self.storage_changed()
+
+    def _log(self, steps):
+        """A metric line; these two are all that anybody here looks for."""
+        if not self.over:
+            with self.world.storage(self.life), contextlib.suppress(OSError):
+                self.run.metrics.mkdir(exist_ok=True)
+                step = self.first // BATCH + steps
+                with open(self.run.metrics / f"{self.n}.jsonl", "a") as lines:
+                    lines.write(json.dumps({"step": step, "loss": 5.0}) + "\n")
 
     def _when(self, samples):
         """Seconds from the start of training until S is there."""

@@ -138,6 +138,7 @@ def _writers(world, name, state, ones):
 def _left_to_people(world):
     """Nobody had to submit a run again, but where Slurm had lost it, never took it, or was away for too long.
 
+    Or where its canary stopped for good.
     Or where preemption cancels, and killed the batch script before its exit trap was through: known, and not mended.
     """
     taken, lives = set(), {name: [] for name in world.likes}
@@ -147,6 +148,10 @@ def _left_to_people(world):
         excused = any(begin <= at <= begin + EXCUSED for begin in world.excuses)
         for name in names if not excused else ():
             last = [life for life in lives[name] if life.born < at][-1:]
-            if name in taken and not (last and last[0].unseen and last[0].job.state == "PREEMPTED"):
+            if (
+                name in taken
+                and (at, name) not in world.behind
+                and not (last and last[0].unseen and last[0].job.state == "PREEMPTED")
+            ):
                 yield name, f"had to be submitted again at {at / DAY:.1f} d, after {last and last[0].events}"
         taken |= set(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass, field
 
 from flip.exitcodes import FlipError
@@ -20,13 +21,14 @@ from tests.fakeslurm.controller import Controller, Site
 from tests.fakeslurm.host import Life
 from tests.fakeslurm.seams import in_place
 from tests.fakeslurm.storage import trouble
-from tests.fakeslurm.trainer import BATCH, Run, Trainer
+from tests.fakeslurm.trainer import BATCH, CANARY, Run, Trainer
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 HOURS = 72.0
 """The wall limit."""
 EVENTS = ("preemption", "node_lost", "node_cut_off", "controller_away", "storage", "reset", "touched", "cancelled")
 OVER = ("complete", "failed", "cancelled")
+STUCK = re.compile(r"its canary (\w+) is ")
 
 
 @dataclass
@@ -76,6 +78,8 @@ class World:
         self.bodies, self.lives, self.commits = {}, [], {}
         self.away, self.storage_kind, self.over = "", "", False
         self.cancelled, self.said, self.orders, self.excuses = set(), [], [], []
+        self.behind = set()
+        """(time, run) of orders for runs whose canary had stopped: it takes a person to go on."""
         for name in self.likes:
             run = RunDir(folder / name)
             run.path.mkdir(parents=True)
@@ -251,7 +255,13 @@ class World:
             starting = planning.plan(wanted, found, self.folder).starting
             self.over = not starting and all(one.state in OVER for one in found.values())
             jobs = [Job(self.run(a.wanted.name), self.folder / ".code", self._shape(a.wanted.name)) for a in starting]
-            self.orders.append((self.clock.now, [job.run.name for job in jobs]))
+            jobs = folder.with_canaries(jobs, self.folder, CANARY)
+            names = [job.run.name for job in jobs]
+            self.orders.append((self.clock.now, names))
+            for name in names:
+                ahead = STUCK.match(found[name].detail)
+                if ahead and (ahead[1] in names or found[ahead[1]].state in ("failed", "cancelled")):
+                    self.behind.add((self.clock.now, name))
             try:
                 SlurmCluster(Profile(name="fake", kind="slurm", python="python3")).submit(jobs)
             except FlipError:

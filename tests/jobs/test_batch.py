@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", mo
 @pytest.mark.parametrize(
     "name, fields",
     [
+        ("canary", {"partition": "gpu"}),
         ("plain", {"partition": "gpu", "python": "/opt/py/bin/python"}),
         (
             "pyxis",
@@ -56,8 +58,9 @@ def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", mo
     ],
 )  # fmt: skip
 def test_the_script_is_the_golden_one(name, fields, monkeypatch):
+    job = replace(JOB, canary=50) if name == "canary" else JOB
     text = script(
-        Profile(name=name, kind="slurm", **{"python": "/opt/py/bin/python", **fields}), monkeypatch=monkeypatch
+        Profile(name=name, kind="slurm", **{"python": "/opt/py/bin/python", **fields}), job, monkeypatch=monkeypatch
     )
     path = GOLDEN / f"sbatch-{name}.sh"
     if os.environ.get("FLIP_GOLDEN") == "write":
@@ -163,6 +166,24 @@ def test_a_node_that_lacks_something_gives_the_job_back(stage, what):
         "scontrol update JobId=57_1 ExcNodeList=n7 StartTime=now+0",
     ]
     assert stage.run.newest_attempt() == 0
+
+
+@pytest.mark.parametrize(
+    "what, requeues",
+    [("silent", 9), ("started again", 1), ("refused", 20)],
+)
+def test_a_job_is_given_back_when_slurm_answers_again(stage, tmp_path, what, requeues):
+    """A node that is cut off sees neither files nor the controller, for as long as that takes."""
+    shutil.rmtree(stage.folder)
+    stage.commands("sleep", "")
+    tries = f"$(grep -c 'scontrol requeue' {tmp_path}/calls)"
+    shown = {"silent": "exit 1", "started again": "echo Restarts=1 Batch", "refused": "echo Restarts=0 Batch"}[what]
+    stage.commands("scontrol", f"case $1 in show) {shown};; requeue) [ {tries} -gt 8 ] && [ {what[0]} = s ];; esac")
+    assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
+    calls = stage.commands.calls()
+    assert sum(call == "scontrol requeue 57_1" for call in calls) == requeues
+    updated = "scontrol update JobId=57_1 ExcNodeList=n7 StartTime=now+0" in calls
+    assert updated == (what != "started again")
 
 
 @pytest.mark.parametrize("starts, before, again", [(7, 199, 8), (7, 150, 1), (100, 199, 0)])

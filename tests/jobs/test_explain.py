@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flip.rundir import RunDir, read_json, write_json
-from jobs import explain, facts, ledger, slurm
+from jobs import explain, facts, ledger, slurm_state
 from jobs.status import render, table
 from tests.jobs.outcomes import make
 
@@ -140,4 +140,4 @@ def test_the_command(place):
 def test_when_slurm_expects_to_start_it(place, commands):
     queue(commands, "PENDING||Priority|2026-11-25T14:00:00")
     run = RunDir(place / "demo" / "mask50")
-    assert slurm.states([run])[run.path].starts == "2026-11-25T14:00:00"
+    assert slurm_state.states([run])[run.path].starts == "2026-11-25T14:00:00"

@@ -177,7 +177,7 @@ def test_one_that_does_not_end_stays_where_it_is(tmp_path, monkeypatch):
 def test_apply_makes_whole_directories(tmp_path, snapshot, monkeypatch):
     cluster, folder = Fake(), tmp_path / "demo"
     plan = planning.plan([wanted("a"), wanted("b", mask="0")], {}, folder)
-    runs = folders.apply(plan, snapshot, cluster, {"name": "demo"})
+    runs = [job.run for job in folders.apply(plan, snapshot, cluster, {"name": "demo"})]
     assert [run.name for run in runs] == ["a", "b"] and [job.snapshot for job in cluster.jobs] == [snapshot.path] * 2
     assert read(runs[1].config) == config("0")
     stored = read_json(runs[0].identity)

@@ -118,11 +118,33 @@ TABLE = [
     ("third without a commit", dict(code=75, history=h("stopped", "stopped")), "requeue", "stopped", 60),
     ("fifth without a commit", dict(code=75, history=h(*["stopped"] * 4)), "requeue", "stopped", 240),
     ("twentieth without a commit", dict(code=75, history=h(*["stopped"] * 19)), "requeue", "stopped", 3600),
+    ("third, with a commit", dict(code=75, history=h("stopped", "stopped"), committed=True), "requeue", "stopped", 0),
     ("a commit ends the row", dict(code=75, history=h("stopped", "stopped+", "stopped")), "requeue", "stopped", 0),
     ("storage", dict(code=69), "requeue", "storage", 30),
     ("storage again", dict(code=69, history=h("storage", "stopped", "storage")), "requeue", "storage", 120),
     ("storage, long", dict(code=69, history=h(*["storage"] * 20)), "requeue", "storage", 1800),
     ("storage after a commit", dict(code=69, history=h("storage"), committed=True), "requeue", "storage", 30),
+    ("storage, the last try of a day", dict(code=69, history=h(*["storage"] * 52)), "requeue", "storage", 1800),
+    ("storage, a day is over", dict(code=69, history=h(*["storage"] * 53)), "stop", "storage", 0),
+    ("75 by code alone, no state", dict(code=75, state=None), "nothing", "stopped", 0),
+    (
+        "a clean stop beside a rank that was killed, no state",
+        dict(code=137, state=None, causes=[c("stopped")]),
+        "nothing",
+        "stopped",
+        0,
+    ),
+    ("a cause of no class beats the code", dict(code=75, causes=[c("gremlins")]), "requeue", "crash", 0),
+    ("the launcher leaves, no delay", dict(code=69, state=LEAVING), "nothing", "storage", 0),
+    ("the node did not boot", dict(code=1, state="BOOT_FAIL"), "requeue", "node", 0),
+    ("wall limit, the shell's own code", dict(code=143, state="TIMEOUT"), "requeue", "timeout", 0),
+    (
+        "port taken, as an echo has it",
+        dict(code=70, causes=[c("crash"), c("peer_lost", 1, reason="Address already in use")]),
+        "requeue",
+        "crash",
+        0,
+    ),
     ("storage for a day", dict(code=69, history=h(*["storage"] * 60)), "stop", "storage", 0),
 ]
 
@@ -138,6 +160,36 @@ def test_every_cause_has_a_row_and_every_stop_a_remedy():
         assert ask(causes=[c(cause)], code=code).action in ("requeue", "stop")
     assert "why crash" in ask(causes=[c("crash")], code=70).reason
     assert "--retry" in ask(code=70, history=h("crash", "crash")).reason
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(code=137, state="OUT_OF_MEMORY"), "out of memory (killed by the scheduler)"),
+        (dict(code=137), "killed by signal 9, as the kernel does when memory runs out"),
+        (dict(code=139), "killed by signal 11"),
+        (dict(code=255), "exit code 255, without a cause file"),
+        (dict(code=0), "ended with 0, but there is no result.json"),
+        (
+            dict(code=75, state="PENDING"),
+            "preempted, or its node failed, before a clean stop; the scheduler has requeued",
+        ),
+    ],
+)
+def test_the_reason_says_what_was_seen(arguments, words):
+    assert ask(**arguments).reason.startswith(words)
+
+
+def test_each_allowance_is_its_own():
+    for cause, code in (("port", 70), ("node", None)):
+        limits = Limits(failures=1, ports=2, nodes=3)
+        most = {"port": 2, "node": 3}[cause]
+        for before in range(1, 4):
+            causes = [PORT] if cause == "port" else []
+            made = decide(causes, code, "RUNNING", h(*[cause] * (before - 1)), limits, False, False, False)
+            assert (made.cause, made.action) == (cause, "stop" if before >= most else "requeue")
+    made = decide([], 70, "RUNNING", [], Limits(failures=1), False, False, True)
+    assert made.action == "requeue", "it made progress"
 
 
 def test_hosts_are_excluded_for_hardware_only():
@@ -164,6 +216,8 @@ def old_python() -> str:
         "jobs/requeue",
         "jobs/scheduler",
         "jobs/rank",
+        "jobs/canary",
+        "jobs/notify",
     ],
 )
 def test_the_hosts_files_are_python_3_6(name):

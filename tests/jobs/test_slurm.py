@@ -9,7 +9,7 @@ import pytest
 
 from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import RunDir, read_json, write_json
-from jobs import cluster, forecast, ledger, slurm
+from jobs import cluster, forecast, ledger, slurm, slurm_state
 from jobs import plan as planning
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
@@ -117,7 +117,7 @@ def test_another_clusters_runs_are_unknown_here(sweep):
 def test_damage_to_one_run_is_no_matter_of_the_others(sweep):
     bad, good = sweep("a", ("RUNNING", "None")), sweep("b", ("RUNNING", "None"))
     (bad.path / "job.json").write_text("{")
-    found = slurm.states([bad, good])
+    found = slurm_state.states([bad, good])
     assert (found[bad.path].state, found[good.path].state) == ("unknown", "running")
     assert "job.json" in found[bad.path].detail
 

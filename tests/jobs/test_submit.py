@@ -213,7 +213,7 @@ class Typed:
     def __init__(self, desk, capsys, monkeypatch):
         self.desk, self.capsys, self.started = desk, capsys, []
         monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
-        monkeypatch.setattr(submission, "open_cluster", lambda _: self)
+        monkeypatch.setattr(submission, "Several", lambda _: self)
         monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
 

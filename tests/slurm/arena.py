@@ -10,7 +10,8 @@ from flip.rundir import read_json
 from jobs import scheduler
 from jobs.cluster import Shape
 from jobs.profile import Profile
-from jobs.slurm import ENDED, SlurmCluster
+from jobs.slurm import SlurmCluster
+from jobs.slurm_state import ENDED
 from tests.arena import Arena
 
 NODES, PROCESSES = 2, 2

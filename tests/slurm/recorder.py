@@ -19,7 +19,8 @@ from pathlib import Path
 from flip.rundir import RunDir, create_json, read_json
 from jobs import cluster
 from jobs.cluster import Job, Shape
-from jobs.slurm import ENDED, SlurmCluster
+from jobs.slurm import SlurmCluster
+from jobs.slurm_state import ENDED
 from tests.slurm.arena import profile
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,6 +20,15 @@
 # setup
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 trap '' TERM  # what is begun here is finished
+again() {  # for half a day while Slurm is silent, as when this node is cut off; ten minutes where it refuses
+  for _ in {1..1440}; do no=${no:-0}
+    scontrol requeue "$id" && return; sleep 30
+    now=$(scontrol show job "$id") || continue
+    now=$(sed -En 's/.*Restarts=([0-9]+).*/\1/p' <<< "$now")
+    [ "${now:-$life}" = "$life" ] || exit "$code"  # Slurm has started it again
+    no=$((no + 1)); [ "$no" -lt 20 ] || return
+  done
+}
 ask() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }
 elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array
   code=$?
@@ -30,7 +39,7 @@ elsewhere() {  # a node that lacks what the others have, a mount or the interpre
   [ "${last:-x}" != $((life - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended
   [ "$starts" -lt 100 ] || exit "$code"
   ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"
-  ask requeue "$id"
+  again
   scontrol update JobId="$id" ExcNodeList="$SLURMD_NODENAME" StartTime="now+$((60 * starts))"; exit "$code"
 }
 said=/runs/demo/.slurm/0123abcd/$id

@@ -1,0 +1,120 @@
+"""Where a run's first weights come from, if not from its seed: a commit of another run (``init`` of the configuration).
+
+A branch takes the weights alone and begins at S = 0. One that extends goes on at the S of the commit, with all that it
+holds, as if the other run had been longer. No torch: submission finds the commit, the trainer opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from flip import commit
+from flip.config import load
+from flip.config.identity import file_digest, flatten
+from flip.config.schema import Config, Init
+from flip.config.stages import spans
+from flip.exitcodes import ConfigError, DataError, PermissionDenied
+from flip.rundir import RunDir, read_json, write_json
+
+FREE = ("size", "temperature", "max_logit_scale", "image.size", "image.pool", "text.repair", "text.prepend_cls")
+"""Fields of the model that move no weight's shape; positions in the image are computed."""
+
+
+def digest(found: commit.Commit) -> str:
+    """16 hex digits over a commit's stage, S and the checksums of its files: the same wherever it lies."""
+    facts = [found.stage, found.samples, sorted((n, f["sha256"]) for n, f in found.record["files"].items())]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def find(config: Config, folders: Sequence[Path]) -> Init:
+    """``config.init`` with the commit that it means made concrete: its run's path, stage, samples and digest.
+
+    ``folders``: where a name may be that is no path: the sweep's folder, RUNS_ROOT. Raises ConfigError where there is
+    no such commit (yet), and where its weights do not fit ``config``.
+    """
+    asked = config.init
+    run = _run(asked.run, folders)
+    try:
+        theirs = load.read(run.config)
+        stage, samples = _target(asked, theirs)
+    except (OSError, ValueError) as error:
+        raise ConfigError("init.run: its config.yaml cannot be read", str(run.path), str(error)) from error
+    fitting = [one for one in commit.commits(run) if one.samples == samples and one.stage == (stage or one.stage)]
+    if not fitting:
+        present = ", ".join(f"{one.stage} {one.samples}" for one in commit.commits(run)) or "none"
+        remedy = (
+            f"Commits there: {present}. One that is still to come can be named once it is there (--only, until then)."
+        )
+        raise ConfigError(
+            f"init: no commit at S = {samples}{f' of stage {stage}' * bool(stage)}", str(run.path), remedy=remedy
+        )
+    found = fitting[-1]
+    _fits(config, theirs, run)
+    if asked.commit not in ("", digest(found)):
+        raise ConfigError("init.commit: the commit there is another one", str(found.path), digest(found))
+    return replace(asked, run=str(run.path), stage=found.stage, samples=samples, commit=digest(found))
+
+
+def _run(name: str, folders: Sequence[Path]) -> RunDir:
+    places = [Path(name).expanduser(), *(folder / name for folder in folders)]
+    for place in places:
+        if place.is_absolute() and (place / "config.yaml").is_file():
+            return RunDir(place)
+    remedy = "Give SWEEP/RUN, RUN of the same sweep, or the full path of its directory."
+    raise ConfigError("init.run: there is no such run", ", ".join(map(str, folders)), name, remedy)
+
+
+def _target(asked: Init, theirs: Config) -> tuple[str, int]:
+    """(stage, S); without samples the end of the stage, without a stage the end of the run."""
+    ends = {span.stage.name: span.end for span in spans(theirs)}
+    if asked.stage and asked.stage not in ends:
+        raise ConfigError(
+            "init.stage: the run has no such stage", asked.run, asked.stage, f"Stages: {', '.join(ends)}."
+        )
+    stage = asked.stage or ("" if asked.samples else list(ends)[-1])
+    return stage, asked.samples or ends[stage]
+
+
+def _fits(config: Config, theirs: Config, run: RunDir) -> None:
+    """ConfigError where a weight would have another shape, or a token another meaning."""
+    ours, others = (flatten(load.to_dict(one)["model"]) for one in (config, theirs))
+    for key, value in ours.items():
+        if key not in FREE and others.get(key) != value:
+            what = f"model.{key}: {value!r}, and {others.get(key)!r} in the run that init names"
+            raise ConfigError(what, str(run.path), remedy="Weights keep their shapes: take the same model.")
+    stored = (read_json(run.identity) or {}).get("config", {}).get("data", {}).get("tokenizer", "")
+    if stored.startswith("sha256:") and file_digest(config.data.tokenizer) != stored:
+        raise ConfigError(
+            "data.tokenizer: not the one of the run that init names", str(run.path), config.data.tokenizer
+        )
+
+
+def pin(init: Init, by: RunDir) -> None:
+    """See to it that the commit stays: retention spares what is pinned. Raises DataError where it is gone already."""
+    run, place = RunDir(init.run), f"{init.stage}/"
+    name = hashlib.sha256(str(by.path).encode()).hexdigest()[:16]
+    record = {"by": str(by.path), "stage": init.stage, "samples": init.samples, "time": time.time()}
+    if not run.result.exists():  # else nobody deletes there any more, and it may be somebody else's
+        if not os.access(run.path, os.W_OK | os.X_OK):
+            remedy = "Wait until that run is complete, or ask its owner."
+            raise PermissionDenied("init: the commit cannot be kept from being deleted", str(run.path), place, remedy)
+        run.pins.mkdir(exist_ok=True)
+        write_json(run.pins / f"{name}.json", record)
+    open_commit(init)
+
+
+def open_commit(init: Init) -> commit.Commit:
+    """The commit that a resolved ``init`` names. Raises DataError where it is gone, or another one."""
+    run = RunDir(init.run)
+    for found in reversed(commit.commits(run)):
+        if (found.stage, found.samples) == (init.stage, init.samples) and digest(found) == init.commit:
+            return found
+    remedy = "Put it back, or name another one: that makes another run."
+    where = f"{run.path}, stage {init.stage}, S = {init.samples}"
+    raise DataError("the commit that init names is not there any more", where, init.commit, remedy)

@@ -1,0 +1,154 @@
+"""The commit of another run that a run begins from: found, fitting, pinned, opened."""
+
+from dataclasses import replace
+
+import pytest
+
+from flip import commit, origin
+from flip.config.identity import identity
+from flip.config.load import dump
+from flip.config.schema import Init
+from flip.config.validate import validate
+from flip.exitcodes import ConfigError, DataError, PermissionDenied
+from flip.rundir import RunDir, write_json
+from tests.jobs.outcomes import config
+
+
+def save(run, samples, stage="pretrain", n=1, content="weights"):
+    path = commit.folder(run, stage, samples, n)
+    path.mkdir(parents=True)
+    (path / "model.safetensors").write_text(f"{content} {samples}")
+    return commit.commit(path, {"stage": stage, "samples": samples, "attempt": n})
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A run of 12,800 samples with two commits and its end."""
+    run = RunDir(tmp_path / "runs" / "base" / "a")
+    run.path.mkdir(parents=True)
+    run.config.write_text(dump(config()))
+    run.begin_attempt({})
+    for samples in (1280, 6400, 12_800):
+        save(run, samples)
+    return run
+
+
+def find(source, **fields):
+    made = config(samples=25_600)
+    made.init = Init(run="base/a", **fields)
+    made.init = origin.find(made, [source.path.parent, source.path.parent.parent])
+    return made
+
+
+def test_by_samples_by_stage_and_by_its_end(source):
+    for fields, samples in (({"samples": 6400}, 6400), ({"stage": "pretrain"}, 12_800), ({}, 12_800)):
+        init = find(source, **fields).init
+        assert (init.run, init.stage, init.samples) == (str(source.path), "pretrain", samples)
+        assert origin.open_commit(init).samples == samples
+    assert origin.find(replace_init(run="a"), [source.path.parent]).samples == 12_800, "of the same sweep"
+    assert origin.find(replace_init(run=str(source.path)), []).samples == 12_800
+
+
+def replace_init(**fields):
+    made = config(samples=25_600)
+    made.init = Init(**fields)
+    return made
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"samples": 1000}, "no commit at S = 1000.*pretrain 1280, pretrain 6400, pretrain 12800"),
+        ({"stage": "unmasked"}, "no such stage.*Stages: pretrain"),
+        ({"samples": 6400, "commit": "0" * 16}, "another one"),
+    ],
+)
+def test_what_is_not_there_is_said(source, fields, words):
+    with pytest.raises(ConfigError, match=words):
+        find(source, **fields)
+    with pytest.raises(ConfigError, match="init.run: there is no such run"):
+        origin.find(replace_init(run="base/b"), [source.path.parent.parent])
+
+
+def test_one_that_is_still_to_come(source):
+    commit.remove(commit.folder(source, "pretrain", 12_800, 1))
+    with pytest.raises(ConfigError, match="no commit at S = 12800.*still to come"):
+        find(source)
+
+
+def test_weights_must_fit(source):
+    other = replace_init(run="base/a")
+    other.model.text.width *= 2
+    with pytest.raises(ConfigError, match="model.text.width: .* in the run that init names"):
+        origin.find(other, [source.path.parent.parent])
+    larger = replace_init(run="base/a")
+    larger.model.image.size *= 2
+    assert origin.find(larger, [source.path.parent.parent]).samples, "positions are computed"
+
+
+def test_it_is_part_of_what_a_run_is_wherever_it_lies(source, tmp_path):
+    plain = config(samples=25_600)
+    made = find(source, samples=6400)
+    hashes = [identity(one, "")["hash"] for one in (plain, made, find(source), find(source, samples=6400, extend=True))]
+    assert len(set(hashes)) == 4
+    assert "init" not in identity(plain, "")["config"], "runs of before keep theirs"
+    moved = replace(made.init, run="/elsewhere")
+    made.init = moved
+    assert identity(made, "")["hash"] == hashes[1]
+
+
+def test_extending_goes_on_between_two_steps_of_the_same_stage(source):
+    made = find(source, samples=6400, extend=True)
+    made.data.decoder = made.data.resize = "pillow"
+    validate(made)
+    for change, words in (
+        ({"batch": 192}, "is no step of stage pretrain"),
+        ({"name": "first"}, "lies in stage first, there in pretrain"),
+        ({"samples": 6400}, "not before the end"),
+    ):
+        made = find(source, samples=6400, extend=True)
+        for key, value in change.items():
+            setattr(made.stages[0], key, value)
+        with pytest.raises(ConfigError, match=words):
+            validate(made)
+    unresolved = replace_init(run="base/a")
+    with pytest.raises(ConfigError, match="init.commit: is not resolved"):
+        validate(unresolved)
+    nobody = replace_init(extend=True)
+    with pytest.raises(ConfigError, match="there is no init.run"):
+        validate(nobody)
+
+
+def test_a_pinned_commit_is_never_deleted(source, tmp_path):
+    made = find(source, samples=1280)
+    origin.pin(made.init, RunDir(tmp_path / "runs" / "more" / "b"))
+    save(source, 19_200)
+    save(source, 20_000)
+    commit.retain(source, 1, keep=1)
+    assert [one.samples for one in commit.commits(source)] == [1280, 20_000]
+    assert origin.open_commit(made.init).samples == 1280
+    (pin,) = source.pins.iterdir()
+    pin.write_text("{")
+    with pytest.raises(OSError, match="not JSON"):
+        commit.retain(source, 1, keep=1)
+    assert len(commit.commits(source)) == 2, "where a pin cannot be read nothing goes"
+
+
+def test_gone_or_another_one_is_an_error(source, tmp_path):
+    made = find(source, samples=6400)
+    commit.remove(commit.folder(source, "pretrain", 6400, 1))
+    with pytest.raises(DataError, match="not there any more"):
+        origin.pin(made.init, RunDir(tmp_path / "b"))
+    save(source, 6400, n=2, content="other")
+    with pytest.raises(DataError, match="not there any more"):
+        origin.open_commit(made.init)
+
+
+def test_somebody_elses_run_must_be_complete(source, tmp_path, monkeypatch):
+    init = find(source, samples=6400).init
+    monkeypatch.setattr(origin.os, "access", lambda *_: False)
+    with pytest.raises(PermissionDenied, match="cannot be kept"):
+        origin.pin(init, RunDir(tmp_path / "b"))
+    write_json(source.result, {})
+    origin.pin(init, RunDir(tmp_path / "b"))
+    assert not source.pins.exists()

@@ -1,0 +1,67 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-2%3
+#SBATCH --chdir=/
+#SBATCH --cpus-per-task=12
+#SBATCH --error=/dev/null
+#SBATCH --export=ALL
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=demo.0123abcd
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/dev/null
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=1434
+
+# setup
+id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+trap '' TERM  # what is begun here is finished
+again() {  # for half a day while Slurm is silent, as when this node is cut off; ten minutes where it refuses
+  for _ in {1..1440}; do no=${no:-0}
+    scontrol requeue "$id" && return; sleep 30
+    now=$(scontrol show job "$id") || continue
+    now=$(sed -En 's/.*Restarts=([0-9]+).*/\1/p' <<< "$now")
+    [ "${now:-$life}" = "$life" ] || exit "$code"  # Slurm has started it again
+    no=$((no + 1)); [ "$no" -lt 20 ] || return
+  done
+}
+ask() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }
+elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array
+  code=$?
+  case $code in 1|2|126|127) ;; *) exit "$code";; esac  # others are what `begin` means
+  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as scheduler.Mark: starts in a row that came to nothing
+  mark=$(ask show job "$id" | sed -En 's/^ *Comment=away:([0-9]+:[0-9]+:[0-9]+).*/\1/p')
+  IFS=: read -r past last ended <<< "$mark"
+  [ "${last:-x}" != $((life - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended
+  [ "$starts" -lt 100 ] || exit "$code"
+  ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"
+  again
+  scontrol update JobId="$id" ExcNodeList="$SLURMD_NODENAME" StartTime="now+$((60 * starts))"; exit "$code"
+}
+said=/runs/demo/.slurm/0123abcd/$id
+exec >>"$said.out" 2>>"$said.err" || elsewhere
+export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONUNBUFFERED=1 NCCL_DEBUG='WARN x'
+FLIP_RUN=$(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" /runs/demo/.slurm/0123abcd/runs) || elsewhere
+FLIP_ATTEMPT=$(/opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py begin "$FLIP_RUN" --token 0123abcd) || elsewhere
+[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again
+export FLIP_RUN FLIP_ATTEMPT
+finish() {
+  code=$?; trap '' TERM; trap - EXIT
+  /opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code"
+  [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit
+  [ -z "$releaser" ] || kill -9 "$releaser"
+  exit "$code"
+}
+trap finish EXIT
+exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"
+/opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown
+/opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py release "$FLIP_RUN" & releaser=$!; disown  # those that wait for this canary
+trap : TERM  # the shell outlives it; a handler, since srun would inherit deafness
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /runs/demo/.slurm/0123abcd/%A_%a_%t_log.out --error /runs/demo/.slurm/0123abcd/%A_%a_%t_log.err --output=all --error=all --kill-on-bad-exit=0 --wait=120 --export=ALL --cpus-per-task=12 /opt/py/bin/python /runs/demo/.code/c0de/jobs/rank.py jobs.worker

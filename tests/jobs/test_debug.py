@@ -1,0 +1,142 @@
+"""One run here and now, in a copy; and what a branch and an extended run make of another's commit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from flip import commit
+from flip.config.load import read
+from flip.rundir import RunDir, read_json
+from jobs import debug
+from tests.synthetic import make_dataset, make_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=128, shards=2, size=64)
+    make_tokenizer(folder / "tokenizer.json")
+    return folder
+
+
+class Desk:
+    def __init__(self, folder, data):
+        self.folder, self.runs = folder, folder / "runs"
+        self.head = f"""
+set:
+  model: {{size: tiny}}
+  data: {{manifest: {data}, tokenizer: {data}/tokenizer.json, workers: 0, block: 1, lanes: 8}}
+  stages: [{{name: pretrain, samples: 48, batch: 16, base_lr: 0.01}}]
+  checkpoint: {{samples: 16, keep: 9}}
+  compute: {{threads: 1}}
+"""
+
+    def type(self, command, *words, runs="runs:\n  base: {}\n", code=0):
+        (self.folder / "demo.yaml").write_text(self.head + runs)
+        line = [sys.executable, ROOT / "jobs" / f"{command}.py", "--sweep", self.folder / "demo.yaml", *words]
+        environment = {**os.environ, "FLIP_RUNS": str(self.runs), "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder)}
+        done = subprocess.run(
+            line, capture_output=True, text=True, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def run(self, name):
+        return RunDir(self.runs / "demo" / name)
+
+    def tree(self):
+        return {path: path.stat().st_mtime_ns for path in self.runs.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, data):
+    """With a run ``base`` that is complete."""
+    made = Desk(tmp_path_factory.mktemp("desk"), data)
+    made.type("submit", "--watch")
+    return made
+
+
+def weights(run, samples, kind="model."):
+    found = {}
+    (path,) = [one.path for one in commit.commits(run) if one.samples == samples]
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith(kind)}  # noqa: SIM118
+    return found
+
+
+def test_the_run_itself_is_not_touched_and_the_copy_goes_on_from_its_commit(desk):
+    before = desk.tree()
+    (desk.run("base").checkpoints / "pretrain" / "48-1").rename(desk.folder / "aside")
+    (desk.run("base").result).rename(desk.folder / "result")
+    try:
+        said = desk.type("debug", "--run", "base")
+    finally:
+        (desk.folder / "aside").rename(desk.run("base").checkpoints / "pretrain" / "48-1")
+        (desk.folder / "result").rename(desk.run("base").result)
+    after = desk.tree()
+    assert {path: after[path] for path in before if path.is_file()} == {p: t for p, t in before.items() if p.is_file()}
+    assert before.keys() == after.keys()
+    copy = RunDir(said.split("a scratch copy: ")[1].splitlines()[0])
+    assert "S = 32 of 48, 1 ranks" in said and read_json(copy.result)["samples"] == 48
+    assert not str(copy.path).startswith(str(desk.runs))
+
+
+def test_an_error_comes_out_as_it_is(desk):
+    said = desk.type("debug", "--run", "base", "--fresh", "stages.pretrain.base_lr=1e38", code=76)
+    assert "Traceback" in said and "Diverged" in said
+    assert "no run of the sweep matches" in desk.type("debug", "--run", "other", code=78)
+
+
+@pytest.mark.parametrize(
+    "words, tasks", [("2(x3),1", [2, 2, 2, 1]), ("8", [8]), ("1(x2)", [1, 1]), ("4,2(x2)", [4, 2, 2])]
+)
+def test_the_tasks_of_an_allocation(words, tasks):
+    assert debug.allocation({"SLURM_JOB_ID": "5", "SLURM_TASKS_PER_NODE": words}) == tasks
+    assert debug.allocation({"SLURM_TASKS_PER_NODE": words}) == []
+
+
+def test_a_branch_begins_with_the_weights_of_another_run(desk):
+    runs = """runs:
+  base: {}
+  branch: {init: {run: base, samples: 32}, stages.pretrain.base_lr: 0}
+"""
+    said = desk.type("submit", "--watch", runs=runs)
+    assert "branch: complete" in said
+    ours, theirs = weights(desk.run("branch"), 48), weights(desk.run("base"), 32)
+    assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
+    assert [one.samples for one in commit.commits(desk.run("branch"))] == [16, 32, 48], "from S = 0"
+    assert not desk.run("base").pins.exists(), "it is complete: nobody deletes there any more"
+    assert read(desk.run("branch").config).init.run == str(desk.run("base").path)
+    assert "nothing to start" in desk.type("submit", runs=runs), "it is the same run"
+
+
+def test_an_extended_run_is_as_if_it_had_been_longer(desk):
+    runs = """runs:
+  long: {stages: {unmasked: {samples: 32, batch: 16, mask: 0, base_lr: 0.01}}}
+  extended: {stages: {unmasked: {samples: 32, batch: 16, mask: 0, base_lr: 0.01}}, init: {run: base, extend: true}}
+"""
+    desk.type("submit", "--watch", runs=runs)
+    assert [one.samples for one in commit.commits(desk.run("extended"))] == [64, 80]
+    for kind in ("model.", "optim."):
+        whole, parts = (weights(desk.run(name), 80, kind) for name in ("long", "extended"))
+        assert whole and all((whole[name] == parts[name]).all() for name in whole)
+    assert read_json(desk.run("extended").result)["steps"] == 5
+
+
+def test_a_commit_that_is_gone_when_the_run_starts_is_the_end_of_it(desk):
+    runs = "runs:\n  lost: {init: {run: base, samples: 16}}\n"
+    plan = json.loads(desk.type("submit", "--dry-run", "--json", runs=runs))
+    assert plan["runs"][0]["action"] == "new"
+    path = desk.run("base").checkpoints / "pretrain" / "16-1"
+    path.rename(desk.folder / "gone")
+    try:
+        assert "no commit at S = 16" in desk.type("submit", runs=runs, code=78)
+    finally:
+        (desk.folder / "gone").rename(path)

@@ -1,0 +1,72 @@
+"""The first run of a shape goes ahead on a real Slurm; and a run tried in an allocation that is there already."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flip.rundir import RunDir, read_json
+from tests.slurm.desk import ROOT, STEPS, Desk
+
+pytestmark = [pytest.mark.slurm, pytest.mark.kill]
+CANARY = 20
+
+
+@pytest.fixture
+def desk(start_slurm, tmp_path, emoji):
+    made = Desk(start_slurm(nodes=4, gpus=0, cpus=2), tmp_path, emoji, canary=CANARY)
+    made.text = made.text.partition("runs:")[0] + "runs: {ahead: {}, second: {}, other: {}}\n"
+    return made
+
+
+def reasons(desk):
+    return {name: (row["state"], row["reason"]) for name, row in desk.status().items()}
+
+
+def test_the_others_are_held_until_the_first_has_passed(desk):
+    desk.text = desk.text.replace(f"samples: {STEPS * 16}", "samples: 160000")
+    assert f"canary: ahead goes ahead; after {CANARY} steps: second, other" in desk.submit()
+    desk.until_step("ahead", 1)
+    assert desk.job("other").state == "PENDING" and desk.job("other").reason == "JobHeldUser"
+    assert reasons(desk)["other"] == ("queued", "waits for its canary ahead")
+    desk.until_step("other", 1)
+    first = desk.run("ahead").attempt_lines(1)
+    began = read_json(desk.run("other").attempt(1) / "start.json")["time"]
+    assert [line["step"] for line in first if line["time"] < began][-1] > CANARY
+    assert desk.status()["ahead"]["state"] == "running", "it goes on itself"
+    assert len(list((desk.runs / "demo" / ".slurm").glob("*/released.json"))) == 1
+    assert "running" in desk.submit(), "nothing is submitted twice"
+    assert len(list((desk.runs / "demo" / ".slurm").iterdir())) == 2
+    desk.type("cancel", "demo", "--yes")
+    desk.until_idle()
+    assert desk.processes() == []
+
+
+def test_where_it_stops_for_good_nothing_else_starts_and_the_next_submission_goes_on(desk):
+    desk.text = desk.text.replace("ahead", "crashing")
+    desk.submit()
+    desk.until(lambda: desk.status()["crashing"]["state"] == "failed", "the canary's end")
+    desk.until_idle()
+    rows = reasons(desk)
+    for name in ("second", "other"):
+        assert rows[name][0] == "stopped" and rows[name][1].startswith("its canary crashing is failed (exit code")
+        assert "3 failed attempts" in rows[name][1]
+        assert desk.run(name).newest_attempt() == 0
+    assert "submit again" in desk.type("explain", "demo/other")
+    assert "canary: second goes ahead" in desk.submit()
+    desk.until(lambda: all(desk.status()[name]["state"] == "complete" for name in ("second", "other")), "the others")
+    desk.until_idle()
+    assert desk.processes() == []
+
+
+def test_a_run_is_tried_in_an_allocation_with_all_its_tasks(desk):
+    desk.sweep.write_text(desk.text)
+    own = [sys.executable, ROOT / "jobs" / "debug.py", "--sweep", desk.sweep, "--run", "ahead", "--out", desk.folder]
+    line = ["salloc", "-p", "low", "-N", "2", "--ntasks-per-node=1", *own, "stages.pretrain.samples=160"]
+    environment = {**os.environ, "FLIP_RUNS": str(desk.runs), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=desk.folder, env=environment, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    copy = RunDir(done.stdout.split("a scratch copy: ")[1].splitlines()[0])
+    assert read_json(copy.result)["world"] == 2 and not desk.runs.exists()
+    desk.until_idle()
