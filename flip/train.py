@@ -27,6 +27,7 @@ from flip.data.retry import Patience
 from flip.evaluate.zeroshot import zeroshot
 from flip.exitcodes import DataError, Diverged
 from flip.interrupt import Agreement, StopFlag
+from flip.interval import Interval
 from flip.rundir import RunDir, create_json, read_json
 from flip.tally import Tally
 from flip.tokenizer import Tokenizer
@@ -60,6 +61,9 @@ def train(run: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]
                 trainer.validate(span)
         trainer.finish()
         phase = "complete"
+    except Stopped:
+        trainer.settle()
+        raise
     finally:
         trainer.close(phase)
 
@@ -77,11 +81,16 @@ class Trainer:
         self.samples, self.step, self.seconds = 0, 0, 0.0
         self.source: commit.Commit | None = None
         self.saved = -1
-        """S of the newest commit."""
+        """S of the newest save."""
         start = read_json(run.attempt(attempt) / "start.json") or {}
         self.commit_soon = bool(start.get("first_commit"))
         self.agreement = Agreement(world.control, world.size)
-        self.checkpointer = checkpoint.Checkpointer(run, attempt, world, config.checkpoint.keep)
+        patience = Patience(deadline=config.data.deadline, timeout=config.data.timeout)
+        keep, background = config.checkpoint.keep, config.checkpoint.background == "yes"
+        self.checkpointer = checkpoint.Checkpointer(
+            run, attempt, world, keep, background, config.checkpoint.url, patience
+        )
+        self.interval = Interval(config.checkpoint.minutes, run, attempt)
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.monitor: monitor.Monitor = monitor.Silent()
         if world.first:
@@ -120,7 +129,7 @@ class Trainer:
         self.monitor.begin(self.samples)
 
     def save(self, span: Span, optimizer: torch.optim.Optimizer) -> None:
-        """Commit the present position unless it is committed."""
+        """Commit the present position unless it is committed or about to be; ``settle`` waits for it."""
         if self.saved == self.samples or self.samples == 0:
             return
         self.watchdog.beat(f"committing S = {self.samples}", times=LONG)
@@ -133,7 +142,11 @@ class Trainer:
         )  # fmt: skip
         self.saved, self.saved_at, self.commit_soon = self.samples, time.monotonic(), False
         self.tally.saves, self.tally.saving = self.tally.saves + 1, self.tally.saving + time.perf_counter() - begin
-        self.say("committed S = %d in stage %s", self.samples, span.stage.name)
+
+    def settle(self) -> None:
+        """Wait for the commit that is under way. Raises what became of it, on all ranks alike."""
+        self.watchdog.beat("waiting for a commit", times=LONG)
+        self.checkpointer.wait()
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -194,13 +207,18 @@ class Trainer:
         return loss, accuracy, norm
 
     def wishes(self) -> tuple[bool, bool]:
-        """What this rank wants at this step: (stop, save). The interval in minutes is kept by rank 0's clock alone."""
+        """What this rank wants at this step: (stop, save). The interval in minutes is kept by rank 0's clock alone.
+
+        A save that failed in the background is a stop, so that all ranks raise it at the same step.
+        """
         if self.world.first and not self.run.holds(self.attempt):
             self.flag.set("superseded by a newer attempt")
         if self.world.first and self.run.cancel.exists():  # the signal may have come before anybody listened
             self.flag.set("cancelled")
-        due = time.monotonic() - self.saved_at > self.config.checkpoint.minutes * 60
-        return bool(self.flag), self.world.first and due and not self.config.checkpoint.samples
+        every = self.interval.seconds(self.tally.saves, self.tally.saving, self.checkpointer.took)
+        due = time.monotonic() - self.saved_at > every
+        stop = bool(self.flag) or self.checkpointer.failed
+        return stop, self.world.first and due and not self.config.checkpoint.samples
 
     def told(self) -> str:
         return self.flag.reason or "another rank was told to stop"
@@ -229,7 +247,7 @@ class Trainer:
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.tally.replaced_everywhere(),
             "seconds": self.seconds, "time": time.time(), "storage": self.tally.storage_everywhere(),
-            "saves": self.tally.saves, "saving": self.tally.saving,
+            "saves": self.tally.saves, "saving": self.tally.saving, "save_wait": self.checkpointer.waited,
         }  # fmt: skip
         self.monitor.step(record)
         self.say("step %d of %d, loss %.3f, %.0f samples/s", self.step, self.steps, value, speed)
@@ -249,7 +267,7 @@ class Trainer:
     def validate(self, span: Span) -> None:
         """Score the committed position on the validation sets, unless an attempt before has done it."""
         there = [(self.run.eval / f"{span.stage.name}-{self.samples}.json").exists()]
-        torch.distributed.broadcast_object_list(there, src=0, group=self.world.storage)
+        torch.distributed.broadcast_object_list(there, src=0, group=self.world.control)
         if not there[0]:
             self.evaluate(span, "validation")
 
@@ -280,6 +298,7 @@ class Trainer:
             results.append(result | {"stage": span.stage.name, "samples": self.samples})
             self.say("%s: top-1 %.2f %% of %d", item.name, 100 * result["top1"], result["n"])
         if items:
+            self.settle()  # a score of weights that nobody has any more would be kept
             self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
             self.monitor.status(phase="training")
         return results
@@ -287,6 +306,7 @@ class Trainer:
     def finish(self) -> None:
         """Everything is trained: score all sets once, write result.json, which makes the run complete."""
         evaluations = self.evaluate(self.spans[-1], "")
+        self.settle()
         replaced = self.tally.replaced_everywhere()
         if not self.world.first or not self.run.holds(self.attempt):
             return
@@ -307,5 +327,6 @@ class Trainer:
     def close(self, phase: str) -> None:
         self.watchdog.close()
         self.loader.close()
+        self.checkpointer.close()
         with contextlib.suppress(OSError):  # the end's own cause must not be lost for a status line
             self.monitor.close(phase)
