@@ -19,8 +19,6 @@ class Tally:
         self._record = source.record if source else {"replaced": 0, "peak_memory": 0}
         self.replaced = 0
         """Samples of this rank that others stood in for."""
-        self.saves, self.saving = 0, 0.0
-        """Commits of this attempt, and the seconds that steps waited for them."""
 
     def replaced_everywhere(self) -> int:
         """Collective."""
