@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,13 @@ from flip.data.retry import Patience
 from flip.exitcodes import DataError, Diverged, FlipError, Superseded
 from flip.parallel import World
 from flip.remote import Remote, base, marked, verify
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir
 from flip.writer import DAMAGED, Problem, Writer, raised
 
 log = logging.getLogger(__name__)
+
+BRIEF = 30.0
+"""Seconds of outage that a deletion rides out: what is left over goes with the next."""
 
 
 def model_state(pair: nn.Module) -> dict[str, torch.Tensor]:
@@ -130,7 +134,7 @@ class Checkpointer:
         self._refuse(state, samples)
         record = dict(record, stage=stage, samples=samples, attempt=self._attempt, parent=self.parent)
         problem = self._try(path, state, record, begin)
-        if problem is not None and problem.passes:
+        if problem is not None and problem.passes and not self._url:  # at a URL each request was repeated
             if self._world.first:
                 log.warning("the checkpoint could not be written, once more: %s", problem.text)
             problem = self._try(path, state, record, begin)
@@ -203,10 +207,14 @@ class Checkpointer:
 
     def _delete(self, path: Path) -> None:
         """Whatever is there of a commit, its mark in the run directory first."""
-        record = read_json(path / commit.MARK) or {} if self._url else {}
+        try:
+            url = commit.read(path).record.get("url", "")
+        except commit.Damaged:  # or only begun
+            url = ""
         commit.withdraw(path)
-        if self._url:
-            Remote(record.get("url") or self._place(path), self._patience).remove()
+        if url or self._url:
+            brief = replace(self._patience, deadline=min(self._patience.deadline, BRIEF))
+            Remote(url or self._place(path), brief).remove()
         commit.remove(path)
 
     def _refuse(self, state: dict[str, torch.Tensor], samples: int) -> None:
@@ -223,13 +231,13 @@ class Checkpointer:
             raise Diverged(f"weights have diverged: {told[0]}", f"S = {samples}", remedy=remedy)
 
     def _told(self, problem: Problem, path: Path, state: dict[str, torch.Tensor]) -> FlipError:
-        """The error of two tries in vain, with the numbers; of one, where a second cannot help. Collective."""
+        """The error of tries in vain, with the numbers where waiting may help. Collective."""
         what, remedy = f"the checkpoint could not be written: {problem.text}", ""
         if problem.passes:
             needed = sum(self._gather(sum(local(tensor).nbytes for tensor in state.values())))
-            what = f"the checkpoint could not be written, twice: {problem.text}; it takes {needed:,} bytes"
+            what += f"; it takes {needed:,} bytes"
             if not self._url:
-                what += f", {shutil.disk_usage(self._run.path).free:,} are free"
+                what += f", {shutil.disk_usage(self._run.path).free:,} are free, and a second try failed as well"
             remedy = "Free space or mend the storage; the run goes on from the commit before."
         return raised(problem)(what, path, remedy=remedy)
 

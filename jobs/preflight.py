@@ -235,10 +235,12 @@ def _memory(config: Config, profile: Profile, on: Host) -> Check:
         how = compute.precision, ranks, compute.attention, compute.accumulate, compute.recompute == "block"
         return flops.memory(config.model, local, stage.mask, *how)["total"]
 
-    needed = max(map(rank, config.stages)) * config.resources.processes
+    saved = (2 if config.checkpoint.background == "yes" else 1) * STATE_BYTES * flops.parameters(config.model)["total"]
+    needed = (max(map(rank, config.stages)) + saved // ranks) * config.resources.processes  # the copy, and its file
     if needed > on.memory:
         what = f"about {size(needed)} of memory are needed on a node that has {size(on.memory)}"
-        remedy = "Set compute.recompute to block, raise compute.accumulate, lower the batch, or take more nodes."
+        remedy = "Set compute.recompute to block, raise compute.accumulate, lower the batch, take more nodes, or set "
+        remedy += "checkpoint.background to no."
         raise ConfigError(what, remedy=remedy)
     return Check("memory", f"about {size(needed)} of {size(on.memory)} a node")
 

@@ -13,8 +13,7 @@ from flip.rundir import RunDir
 
 @lru_cache(maxsize=16)
 def written(url: str, deadline: float = 10.0) -> str:
-    """Write an object where checkpoints will lie, and delete it. Raises the FlipError that a save would, after ``deadline``
-    seconds."""
+    """Write an object where checkpoints will lie, and delete it. Raises what a save would, after the deadline."""
     place = url if "://" in url else f"file://{url}"
     probe = Remote(f"{place.rstrip('/')}/.probe-{os.getpid()}", Patience(deadline=deadline))
     probe.put("probe", b"probe")

@@ -110,7 +110,7 @@ def test_an_outage_is_ridden_out_or_told(own, world, run, monkeypatch):
     back.join()
     assert [c.samples for c in commit.commits(run)] == [32]
     own.kill()
-    with pytest.raises(StorageError, match=r"twice: .*writing failed for 1 s.*; it takes [\d,]+ bytes") as error:
+    with pytest.raises(StorageError, match=r"writing failed for 1 s.*; it takes [\d,]+ bytes\.") as error:
         saver_of(run, world, deadline=1.0).save(state_of(*trained()), "pretrain", 48)
     assert error.value.code == 69 and [c.samples for c in commit.commits(run)] == [32]
     own.start()
@@ -124,7 +124,7 @@ def test_what_cannot_pass_is_told_at_once(server, world, run, monkeypatch):
     lead_to(monkeypatch, server.address)
     with pytest.raises(DataError, match="the place of the checkpoint is missing") as error:
         saver_of(run, world, "s3://nowhere/x").save(state_of(*trained()), "pretrain", 16)
-    assert error.value.code == 65 and "twice" not in str(error.value)
+    assert error.value.code == 65
     lead_to(monkeypatch, server.address, secret="wrong")
     with pytest.raises(PermissionDenied, match="does not let us write"):
         saver_of(run, world, "s3://nowhere/x").save(state_of(*trained()), "pretrain", 16)
