@@ -11,7 +11,7 @@ from flip.rundir import read_json, sync_folder, write_json
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from pathlib import Path  # noqa: F401
-    from typing import Any, Callable, Dict, Iterable, List, Set  # noqa: F401
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Set  # noqa: F401
 
     from flip.rundir import RunDir  # noqa: F401
 
@@ -57,20 +57,22 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def commit(path, record):
-    # type: (Path, Dict[str, Any]) -> Commit
+def commit(path, record, known=None):
+    # type: (Path, Dict[str, Any], Optional[Dict[str, Any]]) -> Commit
     """Make ``path`` a checkpoint: sync its files, list them with sizes and checksums, write commit.json last.
 
-    ``record`` holds stage, samples, attempt and whatever the trainer needs beside tensors.
+    ``record`` holds stage, samples, attempt and whatever the trainer needs beside tensors. ``known``: file -> bytes and
+    sha256 as its writer knows them; such a file is not read here, and may lie elsewhere (``url`` of the record).
     """
-    files = {}
+    files = dict(known or {})
     for file in sorted(p for p in path.iterdir() if p.is_file() and p.name != MARK):
         handle = os.open(str(file), os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        if file.name not in files:
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
     for above in (path, path.parent, path.parent.parent):  # the folders' own entries are new as well
         sync_folder(above)
     record = dict(record, files=files)
@@ -126,12 +128,18 @@ def set_aside(path):
     sync_folder(path)
 
 
-def remove(path):
+def withdraw(path):
     # type: (Path) -> None
-    """Delete a checkpoint or what is left of one: commit.json first, so that it never exists in part."""
+    """Delete the mark alone: what is left is to be deleted by ``remove``."""
     if (path / MARK).exists():
         (path / MARK).unlink()
         sync_folder(path)
+
+
+def remove(path):
+    # type: (Path) -> None
+    """Delete a checkpoint or what is left of one: commit.json first, so that it never exists in part."""
+    withdraw(path)
     for file in list(path.iterdir()):
         file.unlink()
     path.rmdir()
@@ -165,12 +173,13 @@ def _pinned(run):
     return found
 
 
-def retain(run, attempt, keep, named=()):
-    # type: (RunDir, int, int, Iterable[Path]) -> List[Path]
+def retain(run, attempt, keep, named=(), delete=remove):
+    # type: (RunDir, int, int, Iterable[Path], Callable[[Path], None]) -> List[Path]
     """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, the ``named``,
     what is ``held``, and what another run's ``init`` has pinned.
 
-    Does nothing unless ``attempt`` holds the run. Uncommitted folders of this and older attempts go as well.
+    ``delete``: deletes one, mark first. Does nothing unless ``attempt`` holds the run. Uncommitted folders of this and
+    older attempts go as well.
     """
     if not run.holds(attempt):
         return []
@@ -184,7 +193,7 @@ def retain(run, attempt, keep, named=()):
         n = path.name.rpartition("-")[2]
         if path in kept or not path.is_dir() or not n.isdigit() or int(n) > attempt:
             continue
-        remove(path)
+        delete(path)
         gone.append(path)
     return gone
 

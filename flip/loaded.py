@@ -22,6 +22,7 @@ from flip.evaluate import prompts
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.zeroshot import class_embeddings
 from flip.exitcodes import ConfigError, DataError
+from flip.remote import at_hand
 from flip.rundir import RunDir
 from flip.tokenizer import Tokenizer
 
@@ -97,13 +98,12 @@ def load(run: str | os.PathLike[str], device: str = "cpu") -> Loaded:
     if not found:
         raise ConfigError("this run has no checkpoint yet", str(where.checkpoints), remedy="Let it train to its first.")
     source = found[-1]
+    pair = model.build(config.model, config.augment, "sdpa")
     try:
-        commit.verify(source)
+        with at_hand(source) as folder, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(model_state(pair), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
     except commit.Damaged as error:
         remedy = "Move that folder away to use the commit before it."
         raise DataError(f"the newest checkpoint is damaged: {error}", str(source.path), remedy=remedy) from error
-    pair = model.build(config.model, config.augment, "sdpa")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(model_state(pair), storage_reader=dcp.HuggingFaceStorageReader(str(source.path)), no_dist=True)
     return Loaded(pair, config, source, device)

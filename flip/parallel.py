@@ -27,7 +27,11 @@ class World:
     control: Any
     """A gloo group of all ranks for flags and counts: never busy with tensors of the model."""
     storage: Any
-    """Another one for checkpoints: sharing a group with training aborts the process (measured)."""
+    """Another one for checkpoints, whose thread uses it at any time: sharing a group with training aborts the process
+    (measured)."""
+
+    local_rank: int = 0
+    """Among the ranks of a node, whose ranks are neighbours."""
 
     @property
     def first(self) -> bool:
@@ -57,7 +61,7 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0) -> World:
     storage = distributed.new_group(backend="gloo", timeout=6 * patience)  # rank 0 hashes whole checkpoints alone
     torch.manual_seed(0)  # nothing draws from it: weights and data have their own generators
     random.seed(0)
-    return World(rank, size, device, control, storage)
+    return World(rank, size, device, control, storage, int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def place(pair: nn.Module, world: World, compile: bool = False) -> nn.Module:

@@ -19,20 +19,18 @@ class Tally:
         self._record = source.record if source else {"replaced": 0, "peak_memory": 0}
         self.replaced = 0
         """Samples of this rank that others stood in for."""
-        self.saves, self.saving = 0, 0.0
-        """Commits of this attempt, and the seconds that steps waited for them."""
 
     def replaced_everywhere(self) -> int:
         """Collective."""
         count = torch.tensor([self.replaced])
-        torch.distributed.all_reduce(count, group=self._world.storage)
+        torch.distributed.all_reduce(count, group=self._world.control)
         return int(self._record["replaced"]) + int(count)
 
     def storage_everywhere(self) -> dict[str, float]:
         """What the readers of all ranks did in this attempt. Collective."""
         counts = self._loader.counters().flat()
         sums = torch.tensor(list(counts.values()), dtype=torch.float64)
-        torch.distributed.all_reduce(sums, group=self._world.storage)
+        torch.distributed.all_reduce(sums, group=self._world.control)
         return dict(zip(counts, sums.tolist(), strict=True))
 
     def peak_memory(self) -> int:

@@ -27,9 +27,10 @@ from flip.data.retry import Patience
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
-from flip.exitcodes import DataError, Diverged
+from flip.exitcodes import Diverged
 from flip.interrupt import Agreement, StopFlag
-from flip.rundir import RunDir, create_json, read_json
+from flip.rundir import RunDir, create_json
+from flip.saving import Saving
 from flip.tally import Tally
 from flip.tokenizer import Tokenizer
 from flip.watchdog import LONG, Watchdog
@@ -62,6 +63,9 @@ def train(run: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]
                 trainer.validate(span)
         trainer.finish()
         phase = "complete"
+    except Stopped:
+        trainer.saving.settle()
+        raise
     finally:
         trainer.close(phase)
 
@@ -77,13 +81,8 @@ class Trainer:
         self.spans = spans(config)
         self.total, self.steps = self.spans[-1].end, sum(span.steps for span in self.spans)
         self.samples, self.step, self.seconds = 0, 0, 0.0
-        self.source: commit.Commit | None = None
-        self.saved = -1
-        """S of the newest commit."""
-        start = read_json(run.attempt(attempt) / "start.json") or {}
-        self.commit_soon = bool(start.get("first_commit"))
         self.agreement = Agreement(world.control, world.size)
-        self.checkpointer = checkpoint.Checkpointer(run, attempt, world, config.checkpoint.keep)
+        self.saving = Saving(run, attempt, world, config, watchdog)
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.monitor: monitor.Monitor = monitor.Silent()
         if world.first:
@@ -105,51 +104,33 @@ class Trainer:
         parallel.place(self.pair, self.world, compute.compile == "yes")
         dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
         self.peak = monitor.measure_peak(self.world.device, dtype)
-        self.source, init = self.checkpointer.newest(), self.config.init
-        if self.source is None and init.run:
-            origin = self.checkpointer.origin(init)
-            if init.extend:
-                self.source = origin
-            else:
-                self.checkpointer.load(origin, checkpoint.model_state(self.pair))
-        if self.source is not None:
-            if self.source.record["order"] != order.VERSION:
-                remedy = "Finish the run with the code that it was begun with."
-                found = self.source.record["order"]
-                raise DataError(
-                    f"this code has version {order.VERSION} of the order of samples", self.run.path, found, remedy
-                )
-            self.samples = self.saved = self.source.samples
-            self.step, self.seconds = self.source.record["step"], self.source.record["seconds"]
-            self.checkpointer.load(self.source, checkpoint.model_state(self.pair))
-        self.tally = Tally(self.world, self.loader, self.source)
+        source = self.saving.restore(checkpoint.model_state(self.pair), self.config.init)
+        if source is not None:
+            self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
+        self.tally = Tally(self.world, self.loader, source)
         self.say("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
-        self.saved_at = time.monotonic()
         self.monitor.begin(self.samples)
 
     def save(self, span: Span, optimizer: torch.optim.Optimizer) -> None:
-        """Commit the present position unless it is committed."""
-        if self.saved == self.samples or self.samples == 0:
+        """Commit the present position unless it is committed or about to be."""
+        if not self.saving.needed(self.samples):
             return
         self.watchdog.beat(f"committing S = {self.samples}", times=LONG)
-        begin = time.perf_counter()
         state = checkpoint.model_state(self.pair) | checkpoint.optimizer_state(self.pair, optimizer)
-        self.checkpointer.save(
+        self.saving.save(
             state, span.stage.name, self.samples,
             step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=order.VERSION,
             replaced=self.tally.replaced_everywhere(), peak_memory=self.tally.peak_memory(),
         )  # fmt: skip
-        self.saved, self.saved_at, self.commit_soon = self.samples, time.monotonic(), False
-        self.tally.saves, self.tally.saving = self.tally.saves + 1, self.tally.saving + time.perf_counter() - begin
-        self.say("committed S = %d in stage %s", self.samples, span.stage.name)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def run_stage(self, span: Span) -> None:
         """Steps of one stage from the present position to its end, with a commit at the end."""
         optimizer = optim.build(self.pair.named_parameters(), self.config.optim)
-        if self.source is not None and span.start < self.samples and self.source.stage == span.stage.name:
-            self.checkpointer.load(self.source, checkpoint.optimizer_state(self.pair, optimizer))
+        source = self.saving.source
+        if source is not None and span.start < self.samples and source.stage == span.stage.name:
+            self.saving.checkpointer.load(source, checkpoint.optimizer_state(self.pair, optimizer))
         if span.start < self.samples and self.crossed(self.config.evaluate.every, span):
             self.validate(span)  # a kill between a commit and its score
         batches = self.loader.batches(self.samples, span.stage.batch, span.stage.mask)
@@ -177,7 +158,7 @@ class Trainer:
                     self.report(span, optimizer, loss, accuracy, norm, window)
                     window = monitor.Window()
                 scored = self.crossed(self.config.evaluate.every, span) and self.samples < span.end
-                if self.commit_soon or scored or self.crossed(self.config.checkpoint.samples, span):
+                if self.saving.soon or scored or self.crossed(self.config.checkpoint.samples, span):
                     self.agreement.settle()
                     self.save(span, optimizer)
                 if scored:
@@ -202,13 +183,15 @@ class Trainer:
         return loss, accuracy, norm
 
     def wishes(self) -> tuple[bool, bool]:
-        """What this rank wants at this step: (stop, save). The interval in minutes is kept by rank 0's clock alone."""
+        """What this rank wants at this step: (stop, save). The interval in minutes is kept by rank 0's clock alone.
+
+        A save that failed in the background is a stop, so that all ranks raise it at the same step.
+        """
         if self.world.first and not self.run.holds(self.attempt):
             self.flag.set("superseded by a newer attempt")
         if self.world.first and self.run.cancel.exists():  # the signal may have come before anybody listened
             self.flag.set("cancelled")
-        due = time.monotonic() - self.saved_at > self.config.checkpoint.minutes * 60
-        return bool(self.flag), self.world.first and due and not self.config.checkpoint.samples
+        return bool(self.flag) or self.saving.checkpointer.failed, self.world.first and self.saving.due()
 
     def told(self) -> str:
         return self.flag.reason or "another rank was told to stop"
@@ -237,7 +220,7 @@ class Trainer:
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.tally.replaced_everywhere(),
             "seconds": self.seconds, "time": time.time(), "storage": self.tally.storage_everywhere(),
-            "saves": self.tally.saves, "saving": self.tally.saving,
+            "saves": self.saving.saves, "saving": self.saving.seconds, "save_wait": self.saving.checkpointer.waited,
         }  # fmt: skip
         self.monitor.step(record)
         self.say("step %d of %d, loss %.3f, %.0f samples/s", self.step, self.steps, value, speed)
@@ -257,7 +240,7 @@ class Trainer:
     def validate(self, span: Span) -> None:
         """Score the committed position on the validation sets, unless an attempt before has done it."""
         there = [(self.run.eval / f"{span.stage.name}-{self.samples}.json").exists()]
-        torch.distributed.broadcast_object_list(there, src=0, group=self.world.storage)
+        torch.distributed.broadcast_object_list(there, src=0, group=self.world.control)
         if not there[0]:
             self.evaluate(span, "validation")
 
@@ -289,6 +272,7 @@ class Trainer:
                 results.append(result | {"stage": span.stage.name, "samples": self.samples, "commit": record})
                 self.say("%s: top-1 %.2f %% of %d", result["name"], 100 * result["top1"], result["n"])
         if items:
+            self.saving.settle()  # a score of weights that nobody has any more would be kept
             self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
             self.monitor.status(phase="training")
         return results
@@ -296,6 +280,7 @@ class Trainer:
     def finish(self) -> None:
         """Everything is trained: score all sets once, write result.json, which makes the run complete."""
         evaluations = self.evaluate(self.spans[-1], "")
+        self.saving.settle()
         replaced = self.tally.replaced_everywhere()
         if not self.world.first or not self.run.holds(self.attempt):
             return
@@ -316,5 +301,6 @@ class Trainer:
     def close(self, phase: str) -> None:
         self.watchdog.close()
         self.loader.close()
+        self.saving.checkpointer.close()
         with contextlib.suppress(OSError):  # the end's own cause must not be lost for a status line
             self.monitor.close(phase)

@@ -113,16 +113,21 @@ def scratch(wanted: Wanted, real: RunDir, args: argparse.Namespace) -> RunDir:
 
     from flip import commit
     from flip.config.load import dump
+    from flip.remote import at_hand
     from flip.rundir import RunDir, write_json, write_text
 
     folder = Path(tempfile.mkdtemp(prefix=f"flip-{wanted.name}-", dir=args.out)) / real.sweep
     run = RunDir(folder / wanted.name)
     run.path.mkdir(parents=True)
+    wanted.config.checkpoint.url = ""  # what lies there belongs to the real run
     write_text(run.config, dump(wanted.config))
     write_json(run.identity, dict(wanted.identity))
     done = [] if args.fresh else commit.commits(real)
     if done:
-        shutil.copytree(done[-1].path, run.checkpoints / done[-1].stage / done[-1].path.name)
+        copy = run.checkpoints / done[-1].stage / done[-1].path.name
+        with at_hand(done[-1]) as here:
+            shutil.copytree(here, copy)
+        write_json(copy / commit.MARK, {key: value for key, value in done[-1].record.items() if key != "url"})
     return run
 
 

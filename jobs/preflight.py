@@ -30,7 +30,8 @@ from flip.data.storage import is_remote
 from flip.data.stream import captions_of, image_of, label_of
 from flip.evaluate import prompts
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
-from jobs import site
+from flip.rundir import RunDir
+from jobs import saves, site
 from jobs.disk import ELSEWHERE, unwritable
 from jobs.profile import Profile
 from jobs.table import count, size
@@ -72,6 +73,7 @@ def check(
         _memory(config, profile, on),
         _writable(profile, folder, dry),
         _space(config, profile, folder),
+        *_bucket(config, dry),
     ]
 
 
@@ -241,10 +243,12 @@ def _memory(config: Config, profile: Profile, on: Host) -> Check:
         how = compute.precision, ranks, compute.attention, compute.accumulate, compute.recompute == "block"
         return flops.memory(config.model, local, stage.mask, *how)["total"]
 
-    needed = max(map(rank, config.stages)) * config.resources.processes
+    saved = (2 if config.checkpoint.background == "yes" else 1) * STATE_BYTES * flops.parameters(config.model)["total"]
+    needed = (max(map(rank, config.stages)) + saved // ranks) * config.resources.processes  # the copy, and its file
     if needed > on.memory:
         what = f"about {size(needed)} of memory are needed on a node that has {size(on.memory)}"
-        remedy = "Set compute.recompute to block, raise compute.accumulate, lower the batch, or take more nodes."
+        remedy = "Set compute.recompute to block, raise compute.accumulate, lower the batch, take more nodes, or set "
+        remedy += "checkpoint.background to no."
         raise ConfigError(what, remedy=remedy)
     return Check("memory", f"about {size(needed)} of {size(on.memory)} a node")
 
@@ -282,6 +286,8 @@ def _writable(profile: Profile, folder: Path, dry: bool) -> Check:
 
 def _space(config: Config, profile: Profile, folder: Path) -> Check:
     """Room for the checkpoints of one run: those kept, the last of every stage, and the one being written."""
+    if config.checkpoint.url:
+        return Check("free space", f"checkpoints go to {config.checkpoint.url}", True)
     place = _here(profile, folder)
     if place is None:
         return Check("free space", f"{folder.parent}: not on this machine", True)
@@ -292,3 +298,16 @@ def _space(config: Config, profile: Profile, folder: Path) -> Check:
         what = f"{size(free)} are free, up to {held} checkpoints of one run need {size(needed)}"
         raise StorageError(what, str(place), remedy=f"Free space there. {ELSEWHERE}")
     return Check("free space", f"{size(needed)} for checkpoints of {size(free)} free")
+
+
+def _bucket(config: Config, dry: bool) -> list[Check]:
+    url = config.checkpoint.url
+    if url and dry:
+        return [Check("checkpoint.url", f"{url}: not written to in a dry run", True)]
+    return [Check("checkpoint.url", saves.written(url))] if url else []
+
+
+def saving(profile: Profile, run: RunDir) -> list[Check]:
+    """What the saves of a run that goes on took, against the time that a stop leaves."""
+    seen = saves.time_to_save(run, profile.signal_seconds)
+    return [Check("time to save", seen)] if seen else []

@@ -19,7 +19,7 @@ from flip.config.resolve import DataFacts, Host, facts, host
 from flip.config.schema import Config
 from flip.config.validate import validate
 from flip.exitcodes import ConfigError, FlipError
-from flip.rundir import read_json
+from flip.rundir import RunDir, read_json
 from jobs import plan as planning
 from jobs import preflight, show
 from jobs.cluster import Several
@@ -111,6 +111,7 @@ class Submission:
             config, kept = self._settled(run, data, on)
             notes = validate(config)
             self.checks |= dict.fromkeys(preflight.check(config, data, profile, on, self.folder, dry))
+            self.checks |= dict.fromkeys(preflight.saving(profile, RunDir(self.folder / run.name)))
         except FlipError as error:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
             raise type(error)(error.what, where, error.value, error.remedy) from error

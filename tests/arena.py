@@ -17,6 +17,7 @@ from flip import commit
 from flip.config import load
 from flip.config.stages import world
 from flip.data.order import Order
+from flip.remote import at_hand
 from flip.rundir import RunDir, read_json
 from jobs import processes
 from jobs.cluster import Job, Shape
@@ -61,8 +62,8 @@ class Arena:
     def __init__(self, folder, name, config, pause=0.05):
         self.run = RunDir(folder / "sweep" / name)
         self.run.path.mkdir(parents=True)
-        self.run.config.write_text(load.dump(config), encoding="utf-8")
         self.config, self.world = config, world(config)
+        self.save_config()
         self.trap = folder / f"{name}.trap"
         self.env = {
             "FLIP_WITNESS": "1", "KILL_STEP_SECONDS": str(pause), "KILL_BEFORE_COMMIT": str(self.trap),
@@ -78,6 +79,9 @@ class Arena:
 
     def submit(self):
         self.cluster.submit([Job(self.run, ROOT, self.shape(), self.env, module="tests.kill_worker")])
+
+    def save_config(self):
+        self.run.config.write_text(load.dump(self.config), encoding="utf-8")
 
     def shape(self):
         return Shape(processes=self.world)
@@ -152,19 +156,17 @@ class Arena:
 
     def witnessed(self):
         """attempt -> S -> (ids, hashes of decoded images) of the global batch, where all ranks finished the step."""
-        found = {}
-        for n in self.run.attempt_numbers():
-            parts = []
-            for rank in range(self.world):
-                path = self.run.path / "witness" / f"{n}.{rank}.jsonl"
-                rows = path.read_text().split("\n")[:-1] if path.exists() else []
-                parts.append({row["samples"]: row for row in map(json.loads, rows)})
-            shared = set.intersection(*(set(part) for part in parts))
-            found[n] = {
-                s: tuple(sum((part[s][field] for part in parts), []) for field in ("ids", "seen"))
-                for s in sorted(shared)
-            }
-        return found
+        return {n: self.witnessed_of(n) for n in self.run.attempt_numbers()}
+
+    def witnessed_of(self, n):
+        parts = []
+        for rank in range(self.world):
+            path = self.run.path / "witness" / f"{n}.{rank}.jsonl"
+            rows = path.read_text().split("\n")[:-1] if path.exists() else []
+            parts.append({row["samples"]: row for row in map(json.loads, rows)})
+        shared = set.intersection(*(set(part) for part in parts))
+        fields = ("ids", "seen")
+        return {s: tuple(sum((part[s][field] for part in parts), []) for field in fields) for s in sorted(shared)}
 
     def order(self):
         manifest = json.loads((Path(self.config.data.manifest) / "manifest.json").read_text())
@@ -175,10 +177,11 @@ class Arena:
         """All tensors of the last commit, model and optimiser, as bytes by name and place in the shards."""
         last = commit.commits(self.run)[-1]
         found = {}
-        for file in sorted(last.path.glob("*.safetensors")):
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
-                    found[file.name, name] = tensors.get_tensor(name)
+        with at_hand(last) as folder:
+            for file in sorted(folder.glob("*.safetensors")):
+                with safe_open(file, "pt") as tensors:
+                    for name in tensors.keys():  # noqa: SIM118
+                        found[file.name, name] = tensors.get_tensor(name)
         return last.samples, found
 
     def leftovers(self):

@@ -28,11 +28,11 @@ def arm() -> None:
         time.sleep(pause)
         return step(self, *rest)
 
-    def deadly_mark(path, record):
+    def deadly_mark(path, record, known):
         if trap.exists():
             trap.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
-        return mark(path, record)
+        return mark(path, record, known)
 
     def cramped_save(self, *rest, **record):
         limit = int(os.environ["KILL_FILE_BYTES"])

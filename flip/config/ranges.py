@@ -20,6 +20,7 @@ _CHOICES = {
     "compute.deterministic": ("auto", "yes", "no"),
     "compute.recompute": ("no", "block"),
     "compute.compile": ("yes", "no"),
+    "checkpoint.background": ("yes", "no"),
     "evaluate.sets.*.role": ("validation", "test"),
     "evaluate.sets.*.task": ("zeroshot", "retrieval", "probe"),
 }
@@ -78,7 +79,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "optim.clip": (0, math.inf, True),
     "compute.threads": (0, 4096, True),
     "compute.accumulate": (1, 2**20, True),
-    "checkpoint.minutes": (0, math.inf, False),
+    "checkpoint.minutes": (0, math.inf, True),
     "checkpoint.samples": (0, math.inf, True),
     "checkpoint.keep": (1, 1000, True),
     "evaluate.every": (0, math.inf, True),
@@ -135,5 +136,8 @@ def check_ranges(config: Config) -> None:
             raise ConfigError(f"augment.{key}: needs three numbers", value=list(getattr(config.augment, key)))
     if "://" in config.data.cache:
         raise ConfigError("data.cache: must be a folder on each node's own disk", value=config.data.cache)
+    url = config.checkpoint.url
+    if url and not url.startswith("/") and "://" not in url:
+        raise ConfigError("checkpoint.url: must be a URL or a folder's absolute path", value=url)
     if not config.data.captions:
         raise ConfigError("data.captions: names no member", remedy="Example: [txt]")

@@ -215,12 +215,19 @@ class Compute:
 
 @dataclass
 class Checkpoint:
-    minutes: float = 15.0
-    """Interval between commits, minutes of training; used where ``samples`` is 0."""
+    minutes: float = 0.0
+    """Interval between commits, minutes of training; used where ``samples`` is 0. 0: auto, from what saves cost and how
+    often the run was cut off (``flip.interval``)."""
     samples: int = 0
     """Interval between commits in samples; 0: by time."""
     keep: int = 2
     """Newest commits kept, beside the last of every stage."""
+    background: str = "yes"
+    """``yes``: training goes on while a copy of the state in the host's memory is written; at most one save is under
+    way. ``no``: it waits, and no memory is taken for the copy."""
+    url: str = ""
+    """Where checkpoints lie instead of the run directory, as ``s3://bucket/prefix`` or another protocol of fsspec:
+    below ``<sweep>/<run>-<token>/``. The run directory has their commit.json all the same. ``""``: nowhere else."""
 
 
 @dataclass

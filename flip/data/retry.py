@@ -12,9 +12,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from flip.data.storage import Fault
 from flip.exitcodes import DataError, FlipError, PermissionDenied, StorageError
+
+
+class Words(NamedTuple):
+    """How errors speak of what was tried."""
+
+    doing: str = "reading"
+    verb: str = "read"
+    thing: str = "the shard"
+    remedy: str = "Restore it, or index the others again."
 
 
 class Do(enum.Enum):
@@ -80,6 +90,7 @@ class Attempts:
     patience: Patience
     granted: Callable[[], bool]
     clock: Clock = field(default_factory=Clock)
+    words: Words = Words()
 
     def __post_init__(self) -> None:
         self._begin, self._wait = self.clock.now(), self.patience.first
@@ -89,40 +100,41 @@ class Attempts:
         """Sleep until the next attempt is due; returns what it needs. Raises FlipError where there is to be none."""
         do = TABLE[fault.kind]
         if do is Do.NEVER:
-            raise _never(key, fault) from fault
+            raise _never(key, fault, self.words) from fault
         denied = do is Do.DENIED and not self.granted()
         if do is Do.DENIED:
             self._denied += 1
             if self._denied > 1 and denied:
-                raise _denied(key, fault) from fault
+                raise _denied(key, fault, self.words) from fault
             do = Do.ANEW
         if do is Do.FEW:
             self._refused += 1
             if self._refused == _FEW:
-                raise (_never if self.granted() else _denied)(key, fault) from fault
+                raise (_never if self.granted() else _denied)(key, fault, self.words) from fault
         pause = self.clock.uniform(0, self._wait)
         if self.clock.now() + pause > self._begin + self.patience.deadline:
             if denied:  # waiting was no remedy, nor would it be later
-                raise _denied(key, fault) from fault
-            what = f"reading failed for {self.patience.deadline:g} s, at last with: {fault}"
+                raise _denied(key, fault, self.words) from fault
+            what = f"{self.words.doing} failed for {self.patience.deadline:g} s, at last with: {fault}"
             raise StorageError(what, key, remedy="The run may be started again later.") from fault
         self.clock.sleep(pause)
         self._wait = min(2 * self._wait, self.patience.longest)
         return do
 
 
-def _never(key: str, fault: Fault) -> FlipError:
+def _never(key: str, fault: Fault, words: Words) -> FlipError:
     if fault.kind == "missing":
-        remedy = "Restore it, or index the others again."
-        return DataError(f"the shard is missing ({fault})", key, remedy=remedy)
+        return DataError(f"{words.thing} is missing ({fault})", key, remedy=words.remedy)
+    if words.doing != "reading":
+        return DataError(f"{words.doing} {words.thing} was refused: {fault}", key, remedy=words.remedy)
     return DataError(
         f"the shard is not the one that was indexed: {fault}", key, remedy="Restore it, or index the shards again."
     )
 
 
-def _denied(key: str, fault: Fault) -> FlipError:
+def _denied(key: str, fault: Fault, words: Words) -> FlipError:
     return PermissionDenied(
-        f"the storage does not let us read: {fault}",
+        f"the storage does not let us {words.verb}: {fault}",
         key,
         remedy="Check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.aws), AWS_ENDPOINT_URL, and the bucket's "
         "policy. Storage answers the same for a key that is missing where listing is not allowed.",

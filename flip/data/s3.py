@@ -8,20 +8,25 @@ refreshed there. Retries of s3fs and botocore are off: ours know the deadline, t
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import hashlib
 import os
 import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from flip.data import s3_faults
-from flip.data.storage import Fault, Got, Stat, ends_early
+from flip.data.storage import Each, Fault, Got, Stat, at_once, ends_early
 from flip.exitcodes import ConfigError
 
 _PIECE = 1 << 20
 SLOWEST = 1 << 16
 """Bytes per second below which a body that trickles counts as stalled."""
+PART, PARTS_AT_ONCE = 1 << 26, 4
+"""Bytes of a part of an upload; S3 takes 10,000 of them."""
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -67,9 +72,58 @@ class S3:
             for entry in page.get("Contents", ()):
                 yield f"s3://{bucket}/{entry['Key']}", Stat(entry["Size"], _etag(entry))
 
+    def put(self, key: str, data: bytes | memoryview, each: Each = at_once) -> str:
+        """Make an object of these bytes and return its ETag. More than ``PART`` go in parts; none is seen before all.
+
+        ``each`` makes every single request, and may make it again.
+        """
+        view = memoryview(data).cast("B")
+        if len(view) <= PART:
+            return _etag(each(lambda: self._body(key, "put_object", view)))
+        upload = each(lambda: self._named(key, "create_multipart_upload"))["UploadId"]
+
+        def part(number: int) -> dict[str, Any]:
+            piece = view[(number - 1) * PART : number * PART]
+            reply = each(lambda: self._body(key, "upload_part", piece, UploadId=upload, PartNumber=number))
+            return {"ETag": reply["ETag"], "PartNumber": number}
+
+        try:
+            with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+                parts = list(pool.map(part, range(1, -(-len(view) // PART) + 1)))
+            whole = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
+            return _etag(each(lambda: self._named(key, "complete_multipart_upload", **whole)))
+        except BaseException:
+            with contextlib.suppress(Fault):  # what is left of it cannot be seen, but is paid for
+                self._named(key, "abort_multipart_upload", UploadId=upload)
+            raise
+
+    def delete(self, key: str) -> None:
+        """One request; an object that is not there is no fault."""
+        try:
+            self._named(key, "delete_object")
+        except Fault as fault:
+            if fault.kind != "missing":
+                raise
+
     def renew(self) -> None:
         with self._lock:
             self._files = None
+
+    def _named(self, key: str, method: str, **more: Any) -> Any:
+        bucket, path = split(key)
+        return self._run(key, lambda client: getattr(client, method)(Bucket=bucket, Key=path, **more))
+
+    def _body(self, key: str, method: str, view: memoryview, **more: Any) -> Any:
+        """Send bytes with their MD5: what the server took is what was sent, or it refuses."""
+        (bucket, path), body = split(key), bytes(view)
+        digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+
+        async def send(client: Any) -> Any:
+            async with asyncio.timeout(self.timeout + len(body) / SLOWEST):
+                send = getattr(client, method)
+                return await send(Bucket=bucket, Key=path, Body=body, ContentMD5=digest, **more)
+
+        return self._run(key, send)
 
     async def _get(self, client: Any, key: str, start: int, stop: int) -> Got:
         """Body and ETag are of one reply: two requests could see two objects."""
@@ -130,6 +184,7 @@ class S3:
                     "max_pool_connections": 64,
                     # Ranges have no checksum of their own, and not every server knows the header.
                     "response_checksum_validation": "when_required",
+                    "request_checksum_calculation": "when_required",
                 }
                 self._files = s3fs.S3FileSystem(skip_instance_cache=True, config_kwargs=settings)
                 self._owner = os.getpid()

@@ -9,11 +9,19 @@ import glob
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from flip.exitcodes import DataError, PermissionDenied
 
 _T = TypeVar("_T")
+
+Each = Callable[[Callable[[], Any]], Any]
+"""Makes one request of several, by itself or again and again."""
+
+
+def at_once(request: Callable[[], Any]) -> Any:
+    """Make it, once."""
+    return request()
 
 
 class Got(NamedTuple):

@@ -121,12 +121,10 @@ class Evaluation:
 
     def _commit(self, name: str) -> Commit:
         try:
-            found = commit.read(self.subject.checkpoints / name)
-            commit.verify(found, part=self.world.rank, parts=self.world.size)
+            return commit.read(self.subject.checkpoints / name)
         except commit.Damaged as error:
             remedy = "It was deleted since, or is damaged: name another one with --commit."
             raise DataError(f"this checkpoint cannot be read: {error}", name, remedy=remedy) from error
-        return found
 
     def _encoders(self, source: Commit | dict[str, Any]) -> dict[tuple[str, bool], Encoder]:
         """View -> the model that looks so."""
@@ -140,7 +138,9 @@ class Evaluation:
         theirs = load.read(self.subject.config)
         pair = model.build(theirs.model, theirs.augment, self.config.compute.attention)
         parallel.place(pair, self.world)
-        checkpoint.Checkpointer(self.subject, 0, self.world, 1).load(source, checkpoint.model_state(pair))
+        checkpoints = checkpoint.Checkpointer(self.subject, 0, self.world, 1, patience=self.patience)
+        checkpoints.load(checkpoints.open(source.path), checkpoint.model_state(pair))
+        checkpoints.close()
         pair.eval()
         tokenizer = Tokenizer.of(theirs.data.tokenizer, theirs.model.text)
         return {

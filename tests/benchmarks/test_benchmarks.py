@@ -66,6 +66,12 @@ def test_loss(tmp_path):
     assert all(row["milliseconds"] > 0 for row in found["cases"])
 
 
+def test_checkpoint(tmp_path):
+    found = report("checkpoint", "--quick", cwd=tmp_path)
+    assert [row["way"] for row in found["cases"]] == ["blocking", "background", "torch async_save"]
+    assert all(0 < row["stall_s"] <= row["written_s"] for row in found["cases"])
+
+
 @pytest.mark.s3
 def test_stream(tmp_path):
     found = report("stream", "--quick", cwd=tmp_path)

@@ -1,5 +1,9 @@
 """Checkpoints: exact round trips, what is never committed, and what is never deleted."""
 
+import resource
+import threading
+import time
+
 import pytest
 import torch
 
@@ -48,6 +52,49 @@ def test_what_is_loaded_is_what_was_saved(run, world):
     expected, got = state_of(pair, optimizer), state_of(other, fresh)
     assert expected.keys() == got.keys() and float(got["optim.step.0.weight"]) == 2
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_save_in_the_background_holds_the_state_of_its_begin(run, world, monkeypatch):
+    """Training goes on beside it, and the next save waits for it: one at a time."""
+    pair, optimizer = trained()
+    before = {name: tensor.clone() for name, tensor in state_of(pair, optimizer).items()}
+    saver, go, mark = checkpoint.Checkpointer(run, 1, world, keep=2, background=True), threading.Event(), commit.commit
+
+    def waits(path, record, known):
+        assert go.wait(60)
+        return mark(path, record, known)
+
+    monkeypatch.setattr(commit, "commit", waits)
+    saver.save(state_of(pair, optimizer), "pretrain", 16)
+    assert commit.commits(run) == [] and not saver.failed
+    with torch.no_grad():
+        for tensor in state_of(pair, optimizer).values():
+            tensor += 1
+    threading.Timer(0.5, go.set).start()
+    saver.save(state_of(pair, optimizer), "pretrain", 32)
+    assert saver.waited > 0.1 and [c.samples for c in commit.commits(run)][:1] == [16]
+    saver.wait()
+    saver.wait()
+    old, new = commit.commits(run)
+    assert (new.samples, new.record["parent"]) == (32, "pretrain/16-1") and 0 < old.record["saving"] < 60
+    for found, more in ((old, 0), (new, 1)):
+        state = state_of(*trained(steps=0))
+        saver.load(found, state)
+        assert all(torch.equal(before[name] + more, state[name]) for name in before)
+
+
+def test_trouble_in_the_background_is_told_once_where_it_is_waited_for(run, world):
+    saver = checkpoint.Checkpointer(run, 1, world, keep=2, background=True)
+    pair, optimizer = trained()
+    pair[0].weight.data[0, 0] = float("inf")
+    saver.save(state_of(pair, optimizer), "pretrain", 16)
+    end = time.monotonic() + 60
+    while not saver.failed and time.monotonic() < end:
+        time.sleep(0.01)
+    with pytest.raises(Diverged, match="0.weight"):
+        saver.save(state_of(pair, optimizer), "pretrain", 32)
+    saver.wait()
+    assert not saver.failed and commit.commits(run) == []
 
 
 def test_nothing_that_executes_is_written_or_read(run, world):
@@ -105,6 +152,43 @@ def test_trouble_with_storage_frees_what_was_begun(run, world):
     (run.checkpoints / "pretrain").write_text("a file is in the way")
     with pytest.raises(StorageError, match="could not be written"):
         checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond a hundred bytes until the call."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_keeps_the_old_and_is_told_with_numbers(run, world, request):
+    saver = checkpoint.Checkpointer(run, 1, world, keep=1)
+    saver.save(state_of(*trained()), "pretrain", 16)
+    request.getfixturevalue("full_disk")
+    with pytest.raises(StorageError, match=r"too large.*; it takes [\d,]+ bytes, [\d,]+ are free, and a second"):
+        saver.save(state_of(*trained()), "pretrain", 32)
+    assert [c.samples for c in commit.commits(run)] == [16] and len(list(run.checkpoints.glob("*/*"))) == 1
+    commit.verify(commit.commits(run)[0])
+
+
+def test_a_second_try_has_the_room_of_the_first_and_of_leftovers(run, world, full_disk, monkeypatch):
+    left = commit.folder(run, "pretrain", 8, 0)
+    left.mkdir(parents=True)
+    remove, freed = commit.remove, []
+
+    def makes_room(path):
+        remove(path)
+        freed.append(path)
+        if path == left:
+            full_disk()
+
+    monkeypatch.setattr(commit, "remove", makes_room)
+    checkpoint.Checkpointer(run, 1, world, keep=1).save(state_of(*trained()), "pretrain", 16)
+    (made,) = commit.commits(run)
+    commit.verify(made)
+    assert freed == [made.path, left]
 
 
 def test_moments_of_other_tensors_than_the_optimisers_are_refused():

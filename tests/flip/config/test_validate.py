@@ -68,7 +68,7 @@ def test_a_good_one_passes_and_has_notes():
         (["resources.gpus=2"], ["resources.processes", "2 GPUs"]),
         (["seed=-1"], ["seed", "at least 0"]),
         (["seed=18446744073709551616"], ["seed", "at most 18446744073709551615"]),
-        (["checkpoint.minutes=0"], ["checkpoint.minutes", "above 0"]),
+        (["checkpoint.minutes=-1"], ["checkpoint.minutes", "at least 0"]),
         (["checkpoint.keep=0"], ["checkpoint.keep", "at least 1"]),
         (["augment.crop_area=[0.9, 0.5]"], ["augment.crop_area", "smaller first"]),
         (["augment.std=[1, 1]"], ["augment.std", "three"]),

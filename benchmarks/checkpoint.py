@@ -1,0 +1,184 @@
+"""How long a save holds up training: written in the background, or waited for; and torch's own asynchronous save.
+
+Ranks on this machine hold a model's weights and both moments, sharded; each of them multiplies matrices meanwhile, as a
+stand-in for steps. In every round each way saves once, in an order that turns. Told are medians over rounds: ``stall``,
+seconds for which the call keeps the loop; ``written``, seconds until the checkpoint is committed; ``slowed``, the time
+of a product while it is written, that of one otherwise being 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import results
+from benchmarks.results import rounded
+
+WIDTH = 1024
+BLOCKING, BACKGROUND, TORCH = "blocking", "background", "torch async_save"
+WAYS = BLOCKING, BACKGROUND, TORCH
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bytes", type=int, default=500_000_000, help="of all ranks (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: the temporary folder)")
+    parser.add_argument("--threads", type=int, default=1, help="of a rank (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean nothing")
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
+    results.options(parser, "checkpoint")
+    chosen = parser.parse_args(arguments)
+    if chosen.rank:
+        return _rank(json.loads(chosen.rank))
+    if chosen.quick:
+        chosen.bytes, chosen.ranks, chosen.rounds = 40_000_000, [2], 1
+    rows = [row for size in chosen.ranks for row in _cases(size, chosen)]
+    facts = results.machine() | results.versions(["torch"])
+    results.publish({"benchmark": "checkpoint", "machine": facts, "threads": chosen.threads, "cases": rows}, chosen)
+    return 0
+
+
+def _cases(size: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per way, of so many ranks."""
+    folder = Path(tempfile.mkdtemp(dir=chosen.folder))
+    work = {"folder": str(folder), "bytes": chosen.bytes, "rounds": chosen.rounds, "threads": chosen.threads}
+    port = _port()
+    try:
+        ranks = []
+        for rank in range(size):
+            place = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, "--rank", json.dumps(work)],
+                    env=os.environ | {name: str(value) for name, value in place.items()},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        told = [rank.communicate()[0] for rank in ranks]
+    finally:
+        shutil.rmtree(folder)
+    if any(rank.returncode for rank in ranks):
+        raise RuntimeError("a rank failed; its words are above")
+    times = json.loads(told[0].strip().splitlines()[-1])
+    base = statistics.median(times[BLOCKING]["stall"])
+    rows = []
+    for way in WAYS:
+        stall, written, slowed = (statistics.median(times[way][key]) for key in ("stall", "written", "slowed"))
+        rows.append({
+            "ranks": size, "megabytes": round(times["bytes"] / 1e6), "way": way, "stall_s": rounded(stall),
+            "share_of_blocking": rounded(stall / base), "written_s": rounded(written), "slowed": rounded(slowed),
+        })  # fmt: skip
+    return rows
+
+
+def _port() -> int:
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _rank(work: dict[str, Any]) -> int:
+    import torch
+    from torch import distributed, nn
+    from torch.distributed.fsdp import fully_shard
+
+    from flip import checkpoint, optim, parallel
+    from flip.config import schema
+
+    world = parallel.start(schema.Compute(device="cpu", threads=work["threads"], deterministic="no"))
+    layers = max(1, work["bytes"] // (12 * WIDTH**2))
+    pair = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)))
+    if world.size > 1:
+        for layer in pair:
+            fully_shard(layer)
+        fully_shard(pair)
+    state = checkpoint.model_state(pair)
+    state |= checkpoint.optimizer_state(pair, optim.build(pair.named_parameters(), schema.Optim()))
+    left = torch.ones(256, 256)
+
+    def product() -> float:
+        begin = time.perf_counter()
+        left @ left @ left
+        return time.perf_counter() - begin
+
+    ways = {BLOCKING: _ours(work, world, False), BACKGROUND: _ours(work, world, True), TORCH: _torch(work, world)}
+    times: dict[str, Any] = {way: {"stall": [], "written": [], "slowed": []} for way in WAYS}
+    for way in WAYS:  # the first of each makes buffers
+        ways[way](state)()
+    usual = statistics.median(product() for _ in range(500))
+    for number in range(work["rounds"]):
+        for way in WAYS[number % 3 :] + WAYS[: number % 3]:
+            distributed.barrier()
+            begin = time.perf_counter()
+            settle = ways[way](state)
+            times[way]["stall"].append(time.perf_counter() - begin)
+            beside = [product() for _ in range(200)] if way != BLOCKING else [usual]
+            settle()
+            times[way]["written"].append(time.perf_counter() - begin)
+            times[way]["slowed"].append(statistics.median(beside) / usual)
+    times["bytes"] = sum(checkpoint.local(tensor).nbytes for tensor in state.values()) * world.size
+    if world.first:
+        print(json.dumps(times), flush=True)
+    parallel.stop()
+    return 0
+
+
+def _ours(work: dict[str, Any], world: Any, background: bool) -> Callable[[Any], Callable[[], None]]:
+    from flip.checkpoint import Checkpointer
+    from flip.rundir import RunDir
+
+    run = RunDir(Path(work["folder"]) / "sweep" / f"run{background}")
+    run.attempt(1).mkdir(parents=True, exist_ok=True)
+    saver, samples = Checkpointer(run, 1, world, keep=1, background=background), 0
+
+    def save(state: Any) -> Callable[[], None]:
+        nonlocal samples
+        samples += 1
+        saver.save(state, "pretrain", samples)
+        return saver.wait
+
+    return save
+
+
+def _torch(work: dict[str, Any], world: Any) -> Callable[[Any], Callable[[], None]]:
+    """As its documentation has it: a thread, and its own stager. Writes ``.distcp``, without checksums."""
+    from torch.distributed import checkpoint as dcp
+
+    count = 0
+
+    def save(state: Any) -> Callable[[], None]:
+        nonlocal count
+        count += 1
+        path = Path(work["folder"]) / f"torch{count}"
+        answer: Any = dcp.async_save(state, checkpoint_id=str(path), process_group=world.storage)
+
+        def settle() -> None:
+            answer.result()
+            if world.first:
+                shutil.rmtree(path)
+
+        return settle
+
+    return save
+
+
+if __name__ == "__main__":
+    sys.exit(main())

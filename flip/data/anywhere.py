@@ -1,0 +1,62 @@
+"""Storage that fsspec has a protocol for, other than S3: ``gs://``, ``abfs://``, ``file://``, ... One try per call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from flip.data.storage import Each, Fault, Got, Stat, answered, at_once
+from flip.exitcodes import ConfigError
+
+
+class Anywhere:
+    """Keys are URLs. Credentials come from where the protocol's own package looks for them."""
+
+    def get(self, key: str, start: int, stop: int) -> Future[Got]:
+        return answered(self._get, key, start, stop)
+
+    def _get(self, key: str, start: int, stop: int) -> Got:
+        data = self._call(key, lambda files, path: files.cat_file(path, start=start, end=stop))
+        if len(data) != stop - start:
+            raise Fault("short", f"{len(data)} bytes came of {stop - start}")
+        return Got(data, "")
+
+    def stat(self, key: str) -> Stat:
+        return Stat(int(self._call(key, lambda files, path: files.info(path)["size"])), "")
+
+    def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
+        """``prefix`` is a folder here."""
+        found = self._call(prefix, lambda files, path: files.find(path, detail=True) if files.exists(path) else {})
+        protocol = prefix.partition("://")[0]
+        yield from ((f"{protocol}://{path}", Stat(int(facts["size"]), "")) for path, facts in found.items())
+
+    def put(self, key: str, data: bytes | memoryview, each: Each = at_once) -> str:
+        def write(files: Any, path: str) -> None:
+            files.makedirs(files._parent(path), exist_ok=True)
+            files.pipe_file(path, bytes(data))
+
+        each(lambda: self._call(key, write))
+        return ""
+
+    def delete(self, key: str) -> None:
+        self._call(key, lambda files, path: files.rm_file(path) if files.exists(path) else None)
+
+    def renew(self) -> None:
+        pass
+
+    def _call(self, key: str, request: Any) -> Any:
+        import fsspec
+
+        try:
+            files, path = fsspec.core.url_to_fs(key)
+            files.invalidate_cache()
+            return request(files, path)
+        except FileNotFoundError as error:
+            raise Fault("missing", str(error)) from error
+        except PermissionError as error:
+            raise Fault("denied", str(error)) from error
+        except OSError as error:
+            raise Fault("io", str(error)) from error
+        except (ImportError, ValueError) as error:  # fsspec's words for a protocol that it has not
+            raise ConfigError(f"no storage has such an address: {error}", key) from error

@@ -1,0 +1,145 @@
+"""The files of a checkpoint at a URL: put there, looked at, fetched, deleted, with patience (``flip.data.retry``)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from flip import commit
+from flip.data.anywhere import Anywhere
+from flip.data.retry import Attempts, Do, Patience, Words
+from flip.data.s3 import S3
+from flip.data.storage import Fault, is_remote
+from flip.rundir import RunDir, create_json, read_json
+
+PIECE, AT_ONCE = 1 << 24, 4
+"""Bytes per request when fetching, and files that are fetched at once."""
+_REMEDY = "Look at the bucket and at checkpoint.url."
+WRITING = Words("writing", "write", "the place of the checkpoint", _REMEDY)
+READING = Words("reading", "read", "a file of the checkpoint", _REMEDY)
+_T = TypeVar("_T")
+
+
+class Remote:
+    """One checkpoint's folder. Raises StorageError after ``patience``, PermissionDenied, DataError, ConfigError."""
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        self.url, self._patience, self._granted = url.rstrip("/"), patience, False
+        self._storage: S3 | Anywhere = S3(patience.timeout) if is_remote(url) else Anywhere()
+
+    def put(self, name: str, data: bytes | memoryview) -> dict[str, Any]:
+        """Write a file and return what tells it: bytes, and the ETag where the storage has such a thing."""
+        key = f"{self.url}/{name}"
+        etag = self._storage.put(key, data, lambda request: self._persist(key, request, WRITING))
+        return {"bytes": memoryview(data).nbytes} | ({"etag": etag} if etag else {})
+
+    def check(self, name: str, expected: Mapping[str, Any]) -> None:
+        """Raise Damaged unless size and ETag are those that it was written with: its bytes are not read."""
+        found = self._present(name)
+        told = (found.size, found.etag) if expected.get("etag") else (found.size, "")
+        if told != (expected["bytes"], expected.get("etag", "")):
+            raise commit.Damaged(f"{self.url}/{name} is another object than was committed: {told}")
+
+    def fetch(self, files: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+        """Copy files into a folder of this machine. Raises Damaged where one is not what was committed."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda name: self._fetch(name, files[name], folder / name), files))
+
+    def remove(self) -> None:
+        """Delete whatever is there, commit.json first."""
+        keys = [key for key, _ in self._persist(self.url, lambda: list(self._storage.list(self.url + "/")), WRITING)]
+        for key in sorted(keys, key=lambda key: not key.endswith("/" + commit.MARK)):
+            self._persist(key, lambda key=key: self._storage.delete(key), WRITING)  # type: ignore[misc]
+
+    def _present(self, name: str) -> Any:
+        key = f"{self.url}/{name}"
+
+        def there() -> Any:
+            try:
+                return self._storage.stat(key)
+            except Fault as fault:
+                if fault.kind == "missing":
+                    raise commit.Damaged(f"{key} is missing") from fault
+                raise
+
+        return self._persist(key, there, READING)
+
+    def _fetch(self, name: str, expected: Mapping[str, Any], target: Path) -> None:
+        self.check(name, expected)
+        digest, size, key = hashlib.sha256(), expected["bytes"], f"{self.url}/{name}"
+        with open(target, "wb") as file:
+            for start in range(0, size, PIECE):
+                stop = min(start + PIECE, size)
+                got = self._persist(
+                    key,
+                    lambda start=start, stop=stop: self._storage.get(key, start, stop).result(),  # type: ignore[misc]
+                    READING,
+                )
+                digest.update(got.data)
+                file.write(got.data)
+        if digest.hexdigest() != expected["sha256"]:
+            raise commit.Damaged(f"{key} does not have the checksum that was committed")
+
+    def _persist(self, key: str, request: Callable[[], _T], words: Words) -> _T:
+        attempts = Attempts(self._patience, lambda: self._granted, words=words)
+        while True:
+            try:
+                answer = request()
+            except Fault as fault:
+                if attempts.failed(key, fault) is Do.ANEW:
+                    self._storage.renew()
+            else:
+                self._granted = True
+                return answer
+
+
+def base(run: RunDir, url: str) -> str:
+    """Where this run's checkpoints lie below ``url``, decided once: another run of the same name lies elsewhere.
+
+    Call it where the attempt holds the run. ``url`` may be a folder's absolute path.
+    """
+    known = read_json(run.checkpoints / "url.json")
+    if known is not None:
+        return str(known["url"])
+    prefix = url if "://" in url else f"file://{url}"
+    wanted = f"{prefix.rstrip('/')}/{run.sweep}/{run.name}-{os.urandom(4).hex()}"
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    create_json(run.checkpoints / "url.json", {"url": wanted})
+    return str((read_json(run.checkpoints / "url.json") or {})["url"])
+
+
+def marked(record: Mapping[str, Any]) -> bytes:
+    """commit.json as it lies at the URL; the run directory holds the same."""
+    return (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def verify(source: commit.Commit, patience: Patience, part: int = 0, parts: int = 1) -> None:
+    """As ``commit.verify``, and where the files are at a URL by their sizes and ETags."""
+    if "url" not in source.record:
+        commit.verify(source, part, parts)
+        return
+    there, files = Remote(source.record["url"], patience), source.record["files"]
+    for name in sorted(files)[part::parts]:
+        there.check(name, files[name])
+
+
+@contextmanager
+def at_hand(source: commit.Commit, patience: Patience | None = None) -> Iterator[Path]:
+    """The folder where a commit's files lie verified on this machine: its own, or a copy for as long as it is needed.
+
+    Raises Damaged, and what ``Remote`` raises.
+    """
+    if "url" not in source.record:
+        commit.verify(source)
+        yield source.path
+        return
+    with TemporaryDirectory(prefix="flip-") as folder:
+        Remote(source.record["url"], patience or Patience()).fetch(source.record["files"], Path(folder))
+        yield Path(folder)

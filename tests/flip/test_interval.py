@@ -1,0 +1,49 @@
+"""The interval between commits: Young's square root, between bounds, from what was seen."""
+
+import json
+import math
+
+import pytest
+
+from flip import interval
+from flip.interval import Interval
+from flip.rundir import RunDir, write_json
+
+
+def attempts(run, *lives):
+    """(seconds trained or None where it never could, exit code) of attempts before."""
+    for lived, code in lives:
+        n = run.begin_attempt({})
+        write_json(run.attempt(n) / "end.json", {"code": code})
+        if lived is None:
+            continue
+        write_json(run.attempt(n) / "ready.json", {"samples": 0, "time": 1000.0 * n})
+        run.metrics.mkdir(exist_ok=True)
+        lines = [json.dumps({"step": k, "time": 1000.0 * n + t}) for k, t in enumerate((1.0, lived))]
+        (run.metrics / f"{n}.jsonl").write_text("\n".join(lines) + '\n{"step": 3, "ti')
+
+
+def test_what_was_observed(tmp_path):
+    run = RunDir(tmp_path / "sweep" / "run")
+    attempts(run, (100.0, None), (None, 70), (50.0, 75), (30.0, 70))
+    n = run.begin_attempt({})
+    assert interval.observed(run, n) == (180.0, 2), "a clean stop loses nothing, and who never trained had nothing"
+
+
+def test_youngs_interval_within_its_bounds():
+    assert interval.best(10, 3600 * 8, 1) == pytest.approx(math.sqrt(2 * 10 * 3600 * 8))
+    assert interval.best(0.01, 3600, 1) == interval.LEAST
+    assert interval.best(0.01, 3600, 50) == 200, "four times its length"
+    assert interval.best(100, 1e7, 1) == interval.MOST
+    assert interval.best(100, 1e7, 3000) == 12_000
+
+
+def test_more_interruptions_make_it_shorter(tmp_path):
+    calm, stormy = RunDir(tmp_path / "sweep" / "calm"), RunDir(tmp_path / "sweep" / "stormy")
+    attempts(calm, (3600.0, 70))
+    attempts(stormy, *[(600.0, None)] * 100)
+    found = [Interval(0, run, run.begin_attempt({})).seconds(3, 30.0, 1.0) for run in (calm, stormy)]
+    expected = [math.sqrt(20 * (86_400 + lived) / (1 + cut)) for lived, cut in ((3600, 1), (60_000, 100))]
+    assert found == pytest.approx(expected, rel=1e-3) and found[1] < found[0]
+    assert Interval(0, calm, 2).seconds(0, 0, 0) == interval.FIRST
+    assert Interval(7, calm, 2).seconds(3, 30.0, 1.0) == 420

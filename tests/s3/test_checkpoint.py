@@ -1,0 +1,189 @@
+"""Checkpoints in a bucket, on real servers: what is there after kills and outages, and what is told."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from flip import checkpoint, commit, parallel, remote
+from flip.config import schema
+from flip.data import s3
+from flip.data.retry import Patience
+from flip.exitcodes import DataError, PermissionDenied, StorageError
+from flip.rundir import RunDir
+from tests.arena import Arena, configuration
+from tests.flip.test_checkpoint import state_of, trained
+from tests.s3.conftest import lead_to, on_nanio
+from tests.s3.servers import BUCKET, Nanio, environment, files
+from tests.synthetic import make_dataset, make_tokenizer
+from tests.verdicts import check_equal
+
+ROOT = Path(__file__).resolve().parents[2]
+URL = f"s3://{BUCKET}/checkpoints"
+
+pytestmark = pytest.mark.s3
+
+
+@pytest.fixture(scope="module")
+def world():
+    yield parallel.start(schema.Compute(device="cpu", threads=1, deterministic="no"))
+    parallel.stop()
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.begin_attempt({})
+    return run
+
+
+def saver_of(run, world, url=URL, deadline=30.0, **more):
+    return checkpoint.Checkpointer(run, 1, world, 1, url=url, patience=Patience(deadline=deadline, timeout=5), **more)
+
+
+def test_what_is_loaded_is_what_was_saved(server, world, run, monkeypatch):
+    lead_to(monkeypatch, server.address)
+    saver, expected = saver_of(run, world, background=True), state_of(*trained())
+    for samples in (16, 32):
+        saver.save(expected, "pretrain", samples)
+    saver.wait()
+    (made,) = commit.commits(run)
+    assert made.samples == 32 and os.listdir(made.path) == [commit.MARK]
+    there = dict(s3.S3().list(f"{URL}/sweep/"))
+    assert {Path(key).name for key in there} == {*made.record["files"], commit.MARK} and len(there) == 2
+    assert (made.path / commit.MARK).read_bytes() == s3.S3().get(f"{made.record['url']}/commit.json", 0, there[
+        f"{made.record['url']}/commit.json"].size).result().data  # fmt: skip
+    found = state_of(*trained(steps=0))
+    newest = saver.newest()
+    saver.load(newest, found)
+    assert newest.samples == 32 and all(torch.equal(expected[name], found[name]) for name in expected)
+    copy = checkpoint.scratch(run, 0)
+    assert copy.exists()
+    saver.close()
+    assert not copy.exists()
+
+
+def test_large_files_go_in_parts(server, monkeypatch, tmp_path):
+    lead_to(monkeypatch, server.address)
+    monkeypatch.setattr(s3, "PART", 5 << 20)
+    data = os.urandom((11 << 20) + 17)
+    there = remote.Remote(f"{URL}/{tmp_path.name}", Patience(deadline=20, timeout=5))
+    facts = there.put("large", data)
+    assert facts["bytes"] == len(data) and facts["etag"].endswith("-3")
+    facts["sha256"] = "0" * 64
+    with pytest.raises(commit.Damaged, match="checksum"):
+        there.fetch({"large": facts}, tmp_path)
+    assert (tmp_path / "large").read_bytes() == data
+    there.remove()
+    with pytest.raises(commit.Damaged, match="missing"):
+        there.check("large", facts)
+
+
+@on_nanio
+def test_one_that_is_damaged_falls_back(server, world, run, monkeypatch):
+    lead_to(monkeypatch, server.address)
+    saver = saver_of(run, world)
+    saver.save(state_of(*trained()), "first", 16)
+    saver.save(state_of(*trained()), "second", 32)
+    old, new = commit.commits(run)
+    (name,) = new.record["files"]
+    s3.S3().put(f"{new.record['url']}/{name}", b"rot")
+    assert saver.newest().samples == old.samples == 16
+    assert [c.samples for c in commit.commits(run)] == [16]
+
+
+def test_an_outage_is_ridden_out_or_told(own, world, run, monkeypatch):
+    lead_to(monkeypatch, own.address)
+    saver = saver_of(run, world, background=True)
+    saver.save(state_of(*trained()), "pretrain", 16)
+    saver.wait()
+    own.kill()
+    saver.save(state_of(*trained()), "pretrain", 32)
+    back = threading.Timer(2.0, own.start)
+    back.start()
+    saver.wait()
+    back.join()
+    assert [c.samples for c in commit.commits(run)] == [32]
+    own.kill()
+    with pytest.raises(StorageError, match=r"writing failed for 1 s.*; it takes [\d,]+ bytes\.") as error:
+        saver_of(run, world, deadline=1.0).save(state_of(*trained()), "pretrain", 48)
+    assert error.value.code == 69 and [c.samples for c in commit.commits(run)] == [32]
+    own.start()
+    saver.save(state_of(*trained()), "pretrain", 64)
+    saver.wait()
+    assert [p.name for p in run.checkpoints.glob("pretrain/*")] == ["64-1"], "and what was begun of 48 is gone"
+
+
+@on_nanio
+def test_what_cannot_pass_is_told_at_once(server, world, run, monkeypatch):
+    lead_to(monkeypatch, server.address)
+    with pytest.raises(DataError, match="the place of the checkpoint is missing") as error:
+        saver_of(run, world, "s3://nowhere/x").save(state_of(*trained()), "pretrain", 16)
+    assert error.value.code == 65
+    lead_to(monkeypatch, server.address, secret="wrong")
+    with pytest.raises(PermissionDenied, match="does not let us write"):
+        saver_of(run, world, "s3://nowhere/x").save(state_of(*trained()), "pretrain", 16)
+
+
+def test_another_protocol(world, run, tmp_path):
+    saver, expected = saver_of(run, world, str(tmp_path / "elsewhere")), state_of(*trained())
+    saver.save(expected, "pretrain", 16)
+    saver.save(expected, "pretrain", 32)
+    (made,) = commit.commits(run)
+    assert made.record["url"].startswith(f"file://{tmp_path}/elsewhere/sweep/run-")
+    found = state_of(*trained(steps=0))
+    saver.load(saver.newest(), found)
+    saver.close()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert len([p for p in (tmp_path / "elsewhere").rglob("*") if p.is_file()]) == 2
+
+
+@pytest.mark.kill
+@on_nanio
+@pytest.mark.parametrize("size, least", [(1, 16), (2, 22)])
+def test_a_kill_at_every_write_leaves_a_loadable_checkpoint(server, size, least, monkeypatch, tmp_path):
+    lead_to(monkeypatch, server.address)
+    url = f"{URL}/{tmp_path.name}"
+    command = [sys.executable, "-m", "tests.flip.save_worker", str(tmp_path / "sweep" / "run"), str(size), url]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) >= least, done.stdout
+
+
+@pytest.mark.kill
+def test_a_run_with_its_checkpoints_in_a_bucket(tmp_path, monkeypatch):
+    """Killed and stopped, it ends with the same bits as one with a disk, of two ranks on one node."""
+    data = make_dataset(tmp_path / "data", samples=200, shards=3, chunk=4, classes=8)
+    make_tokenizer(data / "tokenizer.json")
+    server = Nanio(tmp_path / "nanio").start()
+    try:
+        files(server.address).mkdir(BUCKET)
+        calm, storm = (Arena(tmp_path, name, configured(data)) for name in ("calm", "storm"))
+        calm.submit()
+        storm.env |= environment(server.address)
+        lead_to(monkeypatch, server.address)  # weights() reads from there as well
+        storm.config.checkpoint.url = URL
+        storm.save_config()
+        storm.submit()
+        storm.wait_step(7)
+        storm.kill(rank=1)
+        storm.wait_attempt(2)
+        storm.wait_step(12)
+        storm.kill(number=signal.SIGTERM)
+        storm.wait_over()
+        calm.wait_over()
+        check_equal(calm, storm, scores=3)
+        assert not list(storm.run.checkpoints.rglob("*.safetensors"))
+    finally:
+        server.kill()
+
+
+def configured(data):
+    config = configuration(data, world=2, samples=(16, 4))
+    config.evaluate.every = 0
+    return config

@@ -1,0 +1,89 @@
+"""Checkpoints and the number of ranks: bit for bit on as many, the same data and losses on others."""
+
+import signal
+
+import pytest
+
+from flip import commit
+from flip.config.stages import spans, world
+from tests.arena import BATCH, Arena, configuration, decoded_hashes
+from tests.synthetic import make_dataset, make_tokenizer
+from tests.verdicts import check_data, check_equal
+
+pytestmark = pytest.mark.kill
+
+LENGTHS = 24, 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=200, shards=3, chunk=4, classes=8)
+    make_tokenizer(folder / "tokenizer.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calm(data, tmp_path_factory):
+    """Four ranks, left alone."""
+    arena = Arena(tmp_path_factory.mktemp("calm"), "calm", configured(data), pause=0)
+    arena.submit()
+    arena.wait_over(240)
+    return arena
+
+
+def configured(data):
+    config = configuration(data, world=4, samples=LENGTHS)
+    config.evaluate.every = 0
+    return config
+
+
+def test_four_ranks_go_on_bit_for_bit(data, calm, tmp_path):
+    arena = Arena(tmp_path, "storm", configured(data))
+    arena.submit()
+    arena.wait_step(8)
+    arena.kill(rank=2)
+    arena.wait_attempt(2)
+    arena.wait_step(17)
+    arena.kill(rank=1, number=signal.SIGTERM)
+    arena.wait_over(240)
+    assert arena.run.newest_attempt() >= 3
+    check_equal(calm, arena, scores=3)
+    check_data(arena, decoded_hashes(data))
+
+
+def test_four_ranks_then_two_then_four(data, calm, tmp_path):
+    """The same global batches; losses as those of four ranks to 1e-5."""
+    arena = Arena(tmp_path, "moved", configured(data))
+    for size, step in ((4, 8), (2, 16), (4, None)):
+        arena.config.resources.processes = arena.world = size
+        arena.save_config()
+        assert world(arena.config) == size
+        arena.submit()
+        if step is not None:
+            arena.wait_step(step)
+            arena.kill_supervisor()
+    arena.wait_over(240)
+    assert arena.run.result.exists(), arena.story()
+    worlds = [newest.record["world"] for newest in commit.commits(arena.run)]
+    assert worlds[-1] == 4 and arena.run.newest_attempt() >= 3
+    check_ids(arena)
+    ours, theirs = ({line["step"]: line["loss"] for line in a.run.metric_lines()} for a in (arena, calm))
+    assert len(ours) == sum(span.steps for span in spans(arena.config))
+    assert ours == pytest.approx(theirs, rel=1e-5) and ours != theirs
+
+
+def check_ids(arena):
+    """As ``check_data``, by the parts that there are: attempts had different numbers of ranks."""
+    order, seen = arena.order(), set()
+    for n in arena.run.attempt_numbers():
+        rows = witness(arena, n)
+        for samples, ids in rows.items():
+            assert ids == order.batch(samples, BATCH)[0].tolist(), (n, samples)
+            seen.add(samples)
+    assert seen == set(range(0, spans(arena.config)[-1].end, BATCH))
+
+
+def witness(arena, n):
+    """S -> ids of the global batch in attempt n, where all its ranks finished the step."""
+    arena.world = len(list((arena.run.path / "witness").glob(f"{n}.*.jsonl")))
+    return {samples: ids for samples, (ids, _) in arena.witnessed_of(n).items()} if arena.world else {}
