@@ -187,7 +187,8 @@ class Submission:
         forked = {action.fork: self.sweep.paper.get(action.wanted.name) for action in plan.actions if action.fork}
         paper = self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}
         about = {key: getattr(self.sweep, key) for key in ("name", "title", "notes")}
-        return {**about, "cluster": self.profile.name, "runs": list(dict.fromkeys(order)), "paper": paper}
+        order = list(dict.fromkeys(order))
+        return {**about, "cluster": self.profile.name, "runs": order, "paper": paper, "rows": self.sweep.rows}
 
 
 def _runs(number: int) -> str:

@@ -9,7 +9,8 @@ set: {data: {manifest: ...}}    # fields of the configuration that all runs shar
 runs: {baseline: , model: {model.size: H/14}} # what varies: runs, list, zip, grid (jobs/axes.py)
 where: [model.size != H/14 or stages.pretrain.mask > 0]   # the runs that are meant (jobs/where.py)
 seeds: [0, 1, 2]                # each run once per seed: NAME (seed 0, the default), NAME-s1, NAME-s2
-paper: {baseline: {imagenet: 74.3}}           # published numbers, for reports
+paper: {baseline: "8, baseline"}              # published numbers, for reports: a row of paper.yaml, or {imagenet: 74.3}
+table: "8"                      # a table of paper.yaml; the report shows all of its rows
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import difflib
 import fnmatch
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from flip.config.schema import Config
 from flip.config.sizes import SIZES
 from flip.config.table import Place, Table, read_yaml
 from flip.exitcodes import ConfigError
-from jobs import axes
+from jobs import axes, paper
 from jobs.axes import NAME, NAME_RULE, Layer, Point
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
@@ -47,6 +48,7 @@ KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "where": ((str, list), "a line or a list of lines"),
     "seeds": ((list,), "a list"),
     "paper": ((dict,), "a mapping"),
+    "table": ((str,), "the name of a table, in quotes"),
 }
 
 
@@ -76,7 +78,9 @@ class Sweep:
     names: list[str] = field(default_factory=list)
     """Of all runs of the file, also those that were not asked for."""
     paper: dict[str, Any] = field(default_factory=dict)
-    """Arm -> published numbers."""
+    """Arm -> published numbers, with what they need (jobs/paper.py)."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """All rows of the ``table`` of the paper that the sweep stands beside."""
 
 
 @dataclass(frozen=True)
@@ -238,16 +242,31 @@ def _given(layers: Sequence[Layer], overrides: Sequence[str]) -> frozenset[str]:
     return frozenset(keys)
 
 
-def _check_paper(file: _File, arms: set[str]) -> None:
+def _paper(file: _File, arms: set[str]) -> dict[str, Any]:
+    """Published numbers by arm; a row that is named is written out."""
+    found = {}
     for arm, numbers in file.table.get("paper", {}).items():
         if arm not in arms:
             raise file.error(f"paper.{arm}", "no such run in this sweep", remedy=f"Runs: {', '.join(sorted(arms))}.")
+        if isinstance(numbers, str):
+            found[arm] = _row(file, f"paper.{arm}", lambda name=numbers: paper.row(name))
+            continue
         if not isinstance(numbers, Mapping):
-            remedy = f"For example {arm}: {{imagenet: 74.3}}"
+            remedy = f"For example {arm}: {{imagenet: 74.3}}, or a row of sweeps/paper.yaml: {arm}: 8, baseline"
             raise file.error(f"paper.{arm}", "needs a mapping of evaluation sets to per cent", numbers, remedy)
         for name, number in numbers.items():
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
                 raise file.error(f"paper.{arm}.{name}", "needs a number, in per cent", number)
+        found[arm] = dict(numbers)
+    return found
+
+
+def _row(file: _File, key: str, look: Callable[[], Any]) -> Any:
+    """What sweeps/paper.yaml has; its error names the sweep's line."""
+    try:
+        return look()
+    except ConfigError as error:
+        raise file.error(key, error.what, error.value, error.remedy) from error
 
 
 def load(
@@ -266,11 +285,12 @@ def load(
         raise file.error("name", "not a name for a sweep", name, NAME_RULE)
     runs = _expand(file, overrides, seeds)
     names = [run.name for run in runs]
-    _check_paper(file, {run.arm for run in runs})
+    published = _paper(file, {run.arm for run in runs})
+    rows = _row(file, "table", lambda: list(paper.rows(table["table"]).values())) if "table" in table else []
     if only is not None:
         kept = [run for run in runs if fnmatch.fnmatchcase(run.name, only)]
         if not kept:
             raise ConfigError("no run of the sweep matches", "--only", only, f"Runs: {', '.join(names)}.")
         runs = kept
     title, notes = table.get("title", ""), table.get("notes", "")
-    return Sweep(name, title, notes, table.get("cluster", "local"), runs, names, dict(table.get("paper", {})))
+    return Sweep(name, title, notes, table.get("cluster", "local"), runs, names, published, rows)

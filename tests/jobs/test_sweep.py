@@ -85,11 +85,55 @@ def test_the_quickstart_and_the_portable_recipe():
 
 #: What people have run directories of. A name that moves is a run that is trained twice; so is an identity.
 PINNED = {
+    "batch": {
+        "mask50-16k": "f65dd48363c6c8c1",
+        "mask50-64k": "99ef0c774051b1ad",
+        "mask75-16k": "864739d8f884ebf0",
+        "mask75-32k": "0bf44ed4b488b908",
+    },
+    "batch_small": {
+        "mask0.5-batch64": "1b6bbeb9cd9de122",
+        "mask0.5-batch128": "395b0dd92f11023f",
+        "mask0.5-batch256": "4b6878e69f04352b",
+        "mask0.75-batch64": "8f33864aa2b84bd4",
+        "mask0.75-batch128": "9443053e7041d568",
+        "mask0.75-batch256": "e9a61a434b67bdbd",
+    },
     "data_scaling": {"data": "b9987bc6b268ef16"},
+    "grid": {
+        "l16-laion400m-12.8b": "068fae29737a5b0b",
+        "l16-laion400m-25.6b": "6de56488a4fadd48",
+        "l16-laion2b-12.8b": "b9987bc6b268ef16",
+        "l16-laion2b-25.6b": "d87d827dcf911e0c",
+        "h14-laion400m-12.8b": "bc8ed517fe5b654f",
+        "h14-laion2b-12.8b": "10add03a098b307a",
+        "h14-laion2b-25.6b": "c1b5174c4eb81efe",
+    },
+    "grid_small": {
+        "s-half-113k": "d89d2c8183446834",
+        "s-half-225k": "66dd941293bb3c4e",
+        "s-all-113k": "d5d693ec49bc6203",
+        "s-all-225k": "395b0dd92f11023f",
+        "l-half-113k": "3f1da80d13e0efa7",
+        "l-half-225k": "561809bbcf6562ca",
+        "l-all-113k": "bb451b09306818f9",
+        "l-all-225k": "4385659b3cb2ed4e",
+    },
     "joint_scaling": {"model-data": "10add03a098b307a", "joint": "c1b5174c4eb81efe"},
+    "masking": {"mask0": "5269d9803f3918ef", "mask50": "fae74638742c29c6", "mask75": "7b5b0b9f7b04cdef"},
+    "masking_small": {"mask0": "44ab77eb3d98be0b", "mask50": "395b0dd92f11023f", "mask75": "e9a61a434b67bdbd"},
     "model_scaling": {"baseline": "068fae29737a5b0b", "model": "bc8ed517fe5b654f"},
     "quickstart": {"mask50": "c8fa0162132fb375", "mask75": "a30e3934d49cd143", "clip": "1a25b1e3bf9a3c40"},
     "schedule_scaling": {"schedule": "6de56488a4fadd48"},
+    "sizes": {"clip-b16": "cbcc38e7d777a035", "clip-l16": "f283df04ee168ce4", "flip-b16": "baa7234d0ef035bb"},
+    "text_masking": {"cut16": "7a7528b48b60cd0d"},
+    "tuning": {"mask50": "d4e228c60b492659", "mask75": "e99287cec4d01476"},
+    "tuning_small": {
+        "mask50": "395b0dd92f11023f",
+        "mask50-tuned": "33082c01101f8c22",
+        "mask75": "9443053e7041d568",
+        "mask75-tuned": "8a391a32f70dc395",
+    },
 }
 
 
