@@ -13,9 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flip import metrics
 from flip.config.identity import flatten
 from flip.config.table import read_yaml
 from flip.exitcodes import ConfigError, FlipError
+from flip.metrics import Metrics
 from flip.rundir import RunDir, read_json
 
 _ACTIONS = {"requeue": "waiting", "stop": "failed", "done": "failed", "nothing": "stopped"}
@@ -48,21 +50,23 @@ class Outcome:
     attempts: list[Attempt] = field(default_factory=list)
 
     @cached_property
-    def metrics(self) -> list[dict[str, Any]]:
-        """Logged steps in order, each once."""
-        try:
-            return list(self.run.metric_lines())
-        except (OSError, ValueError, KeyError):
-            return []
+    def metrics(self) -> Metrics:
+        """The logged steps, as columns."""
+        return metrics.read(self.run)
 
     @cached_property
     def progress(self) -> dict[str, Any]:
         """samples, steps, seconds and samples_per_second of useful training steps; None where unknown yet."""
-        last = self.metrics[-1] if self.metrics and not self.result else {}
-        seen = {key: self.result.get(key, last.get(key)) for key in ("samples", "seconds", "samples_per_second")}
-        if last.get("seconds"):
-            seen["samples_per_second"] = last["samples"] / last["seconds"]
-        return {**seen, "steps": self.result.get("steps", last.get("step"))}
+        if self.result:
+            return {key: self.result.get(key) for key in ("samples", "seconds", "samples_per_second", "steps")}
+        samples, step = (self.metrics.last(key) for key in ("samples", "step"))
+        seconds, speed = (self.metrics.last(key) for key in ("seconds", "samples_per_second"))
+        return {
+            "samples": None if samples is None else int(samples),
+            "seconds": seconds,
+            "samples_per_second": samples / seconds if samples is not None and seconds else speed,
+            "steps": None if step is None else int(step),
+        }
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -85,8 +89,7 @@ class Outcome:
         """Training seconds when S was ``samples``, from the nearest logged step at or before it."""
         if samples == self.result.get("samples"):
             return self.result.get("seconds")
-        before = [line.get("seconds") for line in self.metrics if line["samples"] <= samples]
-        return before[-1] if before else None
+        return self.metrics.seconds_at(samples)
 
 
 def find_runs(root: str | os.PathLike[str]) -> list[RunDir]:
@@ -134,12 +137,12 @@ def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
     """One flat row; ``settings`` are the configuration keys to show."""
-    last = outcome.metrics[-1] if outcome.metrics else {}
     found: dict[str, Any] = {
         "sweep": outcome.run.sweep, "run": outcome.run.name, "state": outcome.state, "reason": outcome.reason,
         "attempts": len(outcome.attempts), **outcome.progress,
         "world": outcome.result.get("world"), "parameters": (outcome.result.get("parameters") or {}).get("total"),
-        "flops": outcome.result.get("flops"), "loss": last.get("loss"), "accuracy": last.get("accuracy"),
+        "flops": outcome.result.get("flops"), "loss": outcome.metrics.last("loss"),
+        "accuracy": outcome.metrics.last("accuracy"),
     }  # fmt: skip
     for item in outcome.evaluations:
         low, high = item.get("interval") or (None, None)

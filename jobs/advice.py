@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from flip.results import Outcome
 from jobs.table import duration, percent
 
@@ -30,9 +32,8 @@ def advise(outcome: Outcome, times: Sequence[Times]) -> tuple[str, float]:
 
 def _interval(outcome: Outcome, times: Sequence[Times], total: float) -> tuple[str, float]:
     """checkpoint.minutes by Young: sqrt(2 * cost of a save * time between interruptions)."""
-    last = {line.get("attempt"): line for line in outcome.metrics}
-    lines = list(last.values())
-    saves, saving = (sum(line.get(key, 0) for line in lines) for key in ("saves", "saving"))
+    lines = outcome.metrics.ends()
+    saves, saving = (sum(line[key] for line in lines if line[key] == line[key]) for key in ("saves", "saving"))
     cut = sum(t.cut for t in times)
     minutes = outcome.settings.get("checkpoint.minutes")
     if not saves or not saving or cut < INTERRUPTIONS or not minutes or outcome.settings.get("checkpoint.samples"):
@@ -66,10 +67,11 @@ def _longer(outcome: Outcome, times: Sequence[Times], total: float) -> tuple[str
 
 def _workers(outcome: Outcome, times: Sequence[Times], total: float) -> tuple[str, float]:
     """data.workers where steps wait for data."""
-    waits = [line["data_wait"] for line in outcome.metrics if line.get("data_wait") is not None]
+    waits = outcome.metrics["data_wait"]
+    waits = waits[np.isfinite(waits)]
     if len(waits) < 5:
         return "", 0.0
-    share = sum(waits) / len(waits)
+    share = float(waits.mean())
     workers = int(outcome.settings.get("data.workers") or 0)
     gain = share * sum(t.parts["useful"] for t in times) / total / 2 if share > 0.1 else 0.0
     return f"data.workers={max(1, 2 * workers)} in place of {workers}: steps wait {percent(share)} % for data", gain

@@ -8,8 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from flip import flops as arithmetic
+from flip.config.schema import ImageTower, Model, TextTower
 from flip.results import Outcome
 from flip.rundir import read_json
+from jobs.paper import Published, published
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Arm:
 
     name: str
     outcomes: Sequence[Outcome]
-    paper: Mapping[str, float]
-    """Published top-1 in per cent, by evaluation set."""
+    published: Published | None = None
+    """The row of the paper that it stands for."""
 
     @property
     def complete(self) -> list[Outcome]:
@@ -67,6 +70,13 @@ class Arm:
         values = [found for outcome in self.complete or self.outcomes if (found := value(outcome)) is not None]
         return fmean(values) if values else None
 
+    @property
+    def done(self) -> float | None:
+        """Share of all its runs' samples that were seen; None where it is not known."""
+        seen = [outcome.progress["samples"] or 0 for outcome in self.outcomes]
+        total = sum(stage.get("samples", 0) for outcome in self.outcomes for stage in _stages(outcome.settings))
+        return min(1.0, sum(seen) / total) if total else None
+
     def progress(self, key: str) -> float | None:
         """Mean of samples, steps, seconds or samples_per_second, as ``mean``."""
         return self.mean(lambda outcome: outcome.progress[key])
@@ -76,14 +86,51 @@ COUNTED = "useful training steps; lost work, evaluation and start-up not counted
 """What training time, hours and samples per second are of."""
 
 
-def hours(outcome: Outcome) -> float | None:
-    """GPU-hours of useful training, on a CPU core-hours: threads and loader processes of all ranks."""
-    seconds, settings = outcome.progress["seconds"], outcome.settings
+def hours(outcome: Outcome, seconds: float | None = None) -> float | None:
+    """GPU-hours of useful training, until now or of ``seconds``; on a CPU core-hours: threads and loader processes."""
+    seconds, settings = outcome.progress["seconds"] if seconds is None else seconds, outcome.settings
     nodes, processes, gpus = (settings.get(f"resources.{key}") for key in ("nodes", "processes", "gpus"))
     threads = settings.get("compute.threads", 0) + settings.get("data.workers", 0)
     if seconds is None or nodes is None or processes is None:
         return None
     return seconds * nodes * (gpus or processes * threads) / 3600
+
+
+def flops(outcome: Outcome, samples: float | None = None) -> float | None:
+    """Training FLOPs until now or until S = ``samples``, by arithmetic from the configuration; None where it is not
+    known."""
+    at = outcome.progress["samples"] if samples is None else samples
+    stages = _stages(outcome.settings)
+    if at is None or not stages:
+        return None
+    try:
+        model = Model(
+            embed=outcome.settings["model.embed"],
+            image=ImageTower(**_fields(outcome.settings, "model.image.", ImageTower)),
+            text=TextTower(**_fields(outcome.settings, "model.text.", TextTower)),
+        )
+        total, left = 0.0, float(at)
+        for stage in stages:
+            mine = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
+            total += mine * arithmetic.training_flops(model, str(stage["mask"]))["total"]
+            left -= mine
+        return total
+    except (KeyError, TypeError, ValueError):  # a configuration that this version cannot read
+        return None
+
+
+def _stages(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages in order, field -> value."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        if key.startswith("stages."):
+            name, _, field = key.removeprefix("stages.").rpartition(".")
+            found.setdefault(name, {})[field] = value
+    return list(found.values())
+
+
+def _fields(settings: Mapping[str, Any], prefix: str, kind: Any) -> dict[str, Any]:
+    return {name: settings[prefix + name] for name in kind.__dataclass_fields__ if prefix + name in settings}
 
 
 def hours_unit(arms: Sequence[Arm]) -> str:
@@ -110,7 +157,8 @@ def group(outcomes: Sequence[Outcome]) -> list[Arm]:
         key = repr((outcome.run.path.parent, design)) if design else str(outcome.run.path)
         found.setdefault(key, []).append(outcome)
     names = {key: _name(members) for key, members in found.items()}
-    return [Arm(names[key], members, paper.get(names[key], {})) for key, members in found.items()]
+    rows = {name: published(entry) for name, entry in paper.items() if entry}
+    return [Arm(names[key], members, rows.get(names[key])) for key, members in found.items()]
 
 
 def _name(members: Sequence[Outcome]) -> str:

@@ -9,10 +9,14 @@ submission, or the end before, to the next begin; it compares clocks of two host
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from flip.metrics import Columns
 from flip.results import Attempt, Outcome, read_run
 from flip.rundir import RunDir, read_json
 from jobs.advice import advise
@@ -68,43 +72,50 @@ class Account:
 
 
 def attempt_times(
-    attempt: Attempt, lines: Sequence[Mapping[str, Any]], ready: Mapping[str, Any] | None, resumed: int | None,
-    status: Mapping[str, Any], now: float | None = None,
+    attempt: Attempt, lines: Columns, ready: Mapping[str, Any] | None, resumed: int | None, status: Mapping[str, Any],
+    now: float | None = None,
 ) -> Times:  # fmt: skip
     """Seconds of one attempt.
 
-    ``lines``: its metric lines. ``ready``: its ready.json. ``resumed``: S from which the next attempt went on, None
-    where there is none yet. ``now``: the time, for an attempt that still runs.
+    ``lines``: its metric lines, by field. ``ready``: its ready.json. ``resumed``: S from which the next attempt went
+    on, None where there is none yet. ``now``: the time, for an attempt that still runs.
     """
     times, begin = Times(), attempt.start.get("time")
     ended, seen = _end(attempt, lines, ready, status, now)
     if begin is None or ended is None or ended < begin:
         return times
     parts, from_ = times.parts, attempt.start.get("resumes_from", 0)
-    timed = [line for line in lines if line.get("time") is not None and line.get("samples_per_second")]
-    if not timed:
+    known = np.isfinite(lines["time"]) & (lines["samples_per_second"] > 0)
+    timed = {name: column[known] for name, column in lines.items()}
+    if not known.any():
         until = min(ready["time"], ended) if ready else begin
         parts["starting"] = max(0.0, until - begin)
         kept = attempt.end.get("committed") or not attempt.end
         parts["unknown" if kept else "lost"] += ended - begin - parts["starting"]
         return times
-    steps, before = 0.0, (ready or attempt.start).get("samples", from_)
-    for line in timed:
-        window = (line["samples"] - before) / line["samples_per_second"]
-        stands = line["samples"] if resumed is None else min(line["samples"], max(before, resumed))
-        share = (stands - before) / (line["samples"] - before) if line["samples"] > before else 1.0
-        parts["useful"] += window * share
-        parts["repeated"] += window * (1 - share)
-        steps, before = steps + window, line["samples"]
-    first, last = timed[0], timed[-1]
+    steps = _steps(parts, timed, (ready or attempt.start).get("samples", from_), resumed)
+    first, last = ({name: float(column[i]) for name, column in timed.items()} for i in (0, -1))
     # in older run directories the first line tells it: until its first step there was nothing but the start
     until = ready["time"] if ready else first["time"] - (first["samples"] - from_) / first["samples_per_second"]
     parts["starting"] = max(0.0, min(until, first["time"]) - begin)
     between = max(0.0, last["time"] - begin - parts["starting"] - steps)
-    parts["saving"] = min(between, last.get("saving", 0.0))
+    parts["saving"] = min(between, 0.0 if math.isnan(last["saving"]) else last["saving"])
     parts["other"] = between - parts["saving"]
     _tail(parts, attempt, ended - last["time"], last, resumed, seen)
     return times
+
+
+def _steps(parts: dict[str, float], timed: Columns, before: float, resumed: int | None) -> float:
+    """Seconds of all steps; those that stand are useful, those behind ``resumed`` are done again."""
+    samples = timed["samples"]
+    starts = np.concatenate([[before], samples[:-1]])
+    windows = (samples - starts) / timed["samples_per_second"]
+    stands = samples if resumed is None else np.minimum(samples, np.maximum(starts, resumed))
+    counts = samples > starts
+    shares = np.where(counts, (stands - starts) / np.where(counts, samples - starts, 1.0), 1.0)
+    parts["useful"] += float((windows * shares).sum())
+    parts["repeated"] += float((windows * (1 - shares)).sum())
+    return float(windows.sum())
 
 
 def _tail(
@@ -123,8 +134,7 @@ def _tail(
 
 
 def _end(
-    attempt: Attempt, lines: Sequence[Mapping[str, Any]], ready: Mapping[str, Any] | None, status: Mapping[str, Any],
-    now: float | None,
+    attempt: Attempt, lines: Columns, ready: Mapping[str, Any] | None, status: Mapping[str, Any], now: float | None,
 ) -> tuple[float | None, bool]:  # fmt: skip
     """(when it ended, whether somebody saw it): the end of one that nobody saw is its last sign of life."""
     if attempt.end and attempt.end.get("code") is not None:
@@ -132,9 +142,9 @@ def _end(
     if not attempt.end and now is not None:
         return now, True
     signs = [attempt.start.get("time"), *(cause.get("time") for cause in attempt.causes), (ready or {}).get("time")]
-    signs += [line.get("time") for line in lines[-1:]]
+    signs += lines["time"][-1:].tolist()
     signs += [status.get("time")] if status.get("attempt") == attempt.number else []
-    known = [sign for sign in signs if sign is not None]
+    known = [sign for sign in signs if sign is not None and not math.isnan(sign)]
     return (max(known) if known else None), False
 
 
@@ -177,7 +187,7 @@ def _attempts(outcome: Outcome, now: float | None) -> list[Times]:
         for after in following:  # a damaged commit makes it go on from an older one than its start.json says
             found_there = _json(run, f"attempts/{after.number}/ready.json")
             resumed = found_there.get("samples", after.start.get("resumes_from"))
-        lines = _logged(run, attempt.number)
+        lines = outcome.metrics.attempt(attempt.number)
         times = attempt_times(attempt, lines, ready, resumed, outcome.status, mine)
         times.waiting = _waited(outcome.attempts, i, job)
         found.append(times)
@@ -201,13 +211,6 @@ def _json(run: RunDir, name: str) -> dict[str, Any]:
         return read_json(run.path / name) or {}
     except (OSError, ValueError):  # damaged: its times are not known
         return {}
-
-
-def _logged(run: RunDir, n: int) -> list[dict[str, Any]]:
-    try:
-        return run.attempt_lines(n)
-    except (OSError, ValueError):  # as above
-        return []
 
 
 # -- several runs, and words -------------------------------------------------------------------------------------------

@@ -1,217 +1,96 @@
-"""The results of runs as one self-contained HTML page: no script, nothing fetched, fit for a phone and for paper."""
+"""A report as one self-contained HTML page: no script, nothing fetched, fit for a phone, for paper, for any eye."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
-from flip.results import Attempt, Outcome, differing
-from jobs import arms, goodput
-from jobs.arms import Arm
-from jobs.chart import Mark, Point, Series, chart, legend, thin
-from jobs.report import cells
-from jobs.table import count, duration, percent
+from flip.results import Outcome
+from jobs import chart
+from jobs.blocks import Block, Figure, Table, Text
+from jobs.chart import legend
+from jobs.findings import findings, title
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; padding: 1rem;
-  max-width: 62rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-.quiet, figcaption { color: #555; font-size: .9rem; }
-.wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th { border-bottom: 2px solid #888; } th:first-child, td:first-child, .text { text-align: left; }
-td.long { white-space: normal; min-width: 16rem; text-align: left; }
-tr.trouble td:first-child { border-left: 4px solid #d55e00; }
-figure { margin: 1rem 0; }
-figure svg { width: 100%; min-width: 30rem; max-width: 52rem; font: 13px system-ui, sans-serif; }
-svg text { fill: #333; } svg .line, svg .bar { fill: none; stroke-width: 2; } svg .line { opacity: .8; }
-svg .grid { stroke: #e4e4e4; } svg .axis { stroke: #444; fill: none; }
-svg .level { stroke: #777; stroke-dasharray: 3 4; }
-.legend { list-style: none; padding: 0; margin: .3rem 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
-.legend svg.key { width: 34px; height: 14px; min-width: 0; vertical-align: middle; stroke-width: 2; }
-.note { border-left: 4px solid #0072b2; padding: .2rem .8rem; background: #f3f7fa; }
-@media print { body { max-width: none; font-size: 10pt; } figure, table, tr { break-inside: avoid; }
-  .wide { overflow: visible; } figure svg { min-width: 0; max-width: 16cm; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; color: #1a1a1a; background: #fff;
+  margin: 0 auto; padding: 1rem clamp(1rem, 3vw, 2rem); max-width: 76rem; overflow-wrap: break-word; }
+h1 { font-size: 1.55rem; line-height: 1.25; margin: .5rem 0; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; padding-top: .7rem; border-top: 1px solid #e2e2e2; }
+p { max-width: 52rem; margin: .6rem 0; }
+.quiet, figcaption { color: #555; font-size: .88rem; }
+.wide { overflow-x: auto; -webkit-overflow-scrolling: touch; margin: .6rem 0; }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .32rem .7rem; border-bottom: 1px solid #e2e2e2; text-align: right; white-space: nowrap;
+  vertical-align: top; }
+th { border-bottom: 2px solid #888; font-weight: 600; vertical-align: bottom; }
+th.text, td.text, th:first-child, td:first-child, th.long { text-align: left; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
+td.long { white-space: normal; min-width: 18rem; max-width: 44rem; text-align: left; overflow-wrap: anywhere; }
+tr.trouble td:first-child { box-shadow: inset 4px 0 #d55e00; padding-left: .9rem; }
+figure { margin: .8rem 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: .6rem 1.2rem; }
+.charts > svg { width: 100%; max-width: 34rem; height: auto; }
+.legend { list-style: none; padding: 0; margin: .3rem 0; display: flex; flex-wrap: wrap; gap: .15rem 1.1rem;
+  font-size: .88rem; }
+.legend svg.key { width: 34px; height: 14px; vertical-align: middle; stroke-width: 2; }
+.note, .bad { border-left: 4px solid #0072b2; padding: .3rem .8rem; background: #f2f7fb; }
+.bad { border-color: #d55e00; background: #fdf4ee; }
+@media (max-width: 40rem) { body { padding: .6rem .8rem; } th, td { padding: .3rem .5rem; }
+  td.long { min-width: 14rem; } td:first-child { max-width: 9rem; white-space: normal; overflow-wrap: anywhere; } }
+@page { margin: 14mm; }
+@media print { body { max-width: none; font-size: 9.5pt; padding: 0; } .wide { overflow: visible; }
+  table { font-size: 7.5pt; } th, td { padding: .15rem .35rem; white-space: normal; }
+  td.long { min-width: 0; } th:first-child, td:first-child { position: static; }
+  .charts { grid-template-columns: repeat(3, 1fr); } .charts.two { grid-template-columns: repeat(2, 1fr); }
+  figure, tr { break-inside: avoid; } h2 { break-after: avoid; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
 
-def page(outcomes: Sequence[Outcome]) -> str:
+def page(outcomes: Sequence[Outcome], now: float | None = None) -> str:
     """HTML of the outcomes; every text in it that came from a file is escaped."""
-    about, grouped = arms.about(outcomes), arms.group(outcomes)
-    folders = list(dict.fromkeys(outcome.run.sweep for outcome in outcomes))
-    title = about.get("title") or about.get("name") or ", ".join(folders)
-    done = sum(outcome.state == "complete" for outcome in outcomes)
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="quiet">{escape(", ".join(folders))}: {done} of {len(outcomes)} runs complete</p>',
-        f"<p>{escape(about['notes'])}</p>" if about.get("notes") else "",
-        "<h2>Results</h2>",
-        _table(cells(grouped, outcomes), [arm.state not in ("complete", "running", "queued") for arm in grouped]),
-        '<p class="quiet">Accuracy is zero-shot top-1 in per cent; in brackets the 95 % interval of one run, or the'
-        " range of several seeds. "
-        f" Training time, hours and samples/s: {arms.COUNTED}.</p>",
-        _note(grouped),
-        *_accuracy(grouped, outcomes),
-        *_loss(grouped),
-        *_differences(outcomes),
-        *_attempts(outcomes),
-        *_goodput(outcomes),
-    ]
-    return _document(title, [part for part in parts if part])
+    return render(title(outcomes), findings(outcomes, now))
 
 
-def _document(title: str, parts: Sequence[str]) -> str:
+def render(name: str, blocks: Sequence[Block]) -> str:
+    """The page of the blocks."""
     head = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(name)}</title>\n<style>{STYLE}{chart.STYLE}</style>\n</head>\n<body>\n"
     )
-    return head + "\n".join(parts) + "\n</body>\n</html>\n"
+    return head + "\n".join(map(_block, blocks)) + "\n</body>\n</html>\n"
 
 
-def _note(grouped: Sequence[Arm]) -> str:
-    words = arms.verdict(grouped) if any(arm.complete for arm in grouped) else "No run is complete yet."
-    return f'<p class="note">{escape(words)}</p>' if words else ""
+def _block(block: Block) -> str:
+    if isinstance(block, Table):
+        return _table(block)
+    return _figure(block) if isinstance(block, Figure) else _text(block)
 
 
-def _table(rows: Sequence[Mapping[str, Any]], trouble: Sequence[bool] = (), long: Sequence[str] = ()) -> str:
-    """An HTML table; rows in ``trouble`` are marked, columns in ``long`` may wrap."""
-    heads = list(rows[0])
-    lines = ["<tr>" + "".join(f"<th{_kind(head, long)}>{escape(head)}</th>" for head in heads) + "</tr>"]
-    for i, row in enumerate(rows):
-        marked = ' class="trouble"' if i < len(trouble) and trouble[i] else ""
-        columns = "".join(f"<td{_kind(head, long)}>{escape(str(row[head]))}</td>" for head in heads)
+def _text(block: Text) -> str:
+    if block.level:
+        return f"<h{block.level}>{escape(block.words)}</h{block.level}>"
+    kind = {"": "", "quiet": ' class="quiet"', "note": ' class="note"', "trouble": ' class="bad"'}[block.tone]
+    return f"<p{kind}>{escape(block.words)}</p>"
+
+
+def _table(block: Table) -> str:
+    heads = list(block.rows[0])
+    kinds = {head: f' class="{kind}"' for kind in ("long", "text") for head in getattr(block, kind)}
+    lines = ["<tr>" + "".join(f"<th{kinds.get(head, '')}>{escape(head)}</th>" for head in heads) + "</tr>"]
+    for i, row in enumerate(block.rows):
+        marked = ' class="trouble"' if i < len(block.trouble) and block.trouble[i] else ""
+        columns = "".join(f"<td{kinds.get(head, '')}>{escape(str(row[head]))}</td>" for head in heads)
         lines.append(f"<tr{marked}>{columns}</tr>")
-    return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
+    # a region that scrolls can be reached by keyboard
+    return '<div class="wide" tabindex="0" role="region"><table>\n' + "\n".join(lines) + "\n</table></div>"
 
 
-def _kind(head: str, long: Sequence[str]) -> str:
-    return ' class="long"' if head in long else ""
-
-
-# -- figures -----------------------------------------------------------------------------------------------------------
-
-
-def _accuracy(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> list[str]:
-    """One figure per test set, with the validation curves in each; one of those alone where nothing is tested yet."""
-    roles = arms.sets(outcomes)
-    validation = next((name for name, role in roles.items() if role == "validation"), "")
-    tests = [name for name, role in roles.items() if role == "test" and any(arm.score(name) for arm in grouped)]
-    seconds = [s for outcome in outcomes if (s := outcome.progress["seconds"]) is not None]
-    scale, unit = _time(max(seconds, default=0.0))
-    parts = ["<h2>Accuracy against training time</h2>"] if roles else []
-    for test in tests or ([""] if validation else []):
-        series = [
-            Series(
-                arm.name,
-                [line for o in arm.outcomes if (line := _curve(o, validation, scale))],
-                [mark for o in arm.outcomes if (mark := _mark(o, test, scale, arm.name)) is not None],
-            )
-            for arm in grouped
-        ]
-        chance = next((100 * s.chance for arm in grouped if (s := arm.score(test)) and s.chance), None)
-        level = None if chance is None else (chance, f"chance, {chance:.2g} %")
-        drawn = chart(series, f"training time, {unit}", "zero-shot top-1, %", level=level)
-        said = f"Large markers: {test}, scored once at the end, with 95 % intervals." if test else ""
-        said += f" Lines: {validation}, during training." if validation else ""
-        parts.append(_figure(drawn, [arm.name for arm in grouped], said.strip()))
-    return parts
-
-
-def _figure(drawn: str, names: Sequence[str], caption: str) -> str:
-    return f'<figure><div class="wide">{drawn}</div>{legend(names)}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _time(longest: float) -> tuple[float, str]:
-    """(seconds of a unit, its name) that suits the longest run."""
-    if longest < 600:
-        return 1.0, "seconds"
-    return (60.0, "minutes") if longest < 3 * 3600 else (3600.0, "hours")
-
-
-def _curve(outcome: Outcome, name: str, scale: float) -> list[Point]:
-    """(time, per cent) of an evaluation set in training."""
-    return [
-        (point["seconds"] / scale, 100 * item["top1"])
-        for point in outcome.curve()
-        if point["seconds"] is not None
-        for item in point.get("evaluations", ())
-        if item["name"] == name
-    ]
-
-
-def _mark(outcome: Outcome, name: str, scale: float, arm: str) -> Mark | None:
-    item = next((item for item in outcome.evaluations if item["name"] == name), None)
-    seconds = outcome.progress["seconds"]
-    if item is None or seconds is None:
-        return None
-    low, high = item.get("interval") or (item["top1"], item["top1"])
-    label = f"{arm}: {percent(item['top1'])} % ({percent(low)} to {percent(high)}) after {duration(seconds)}"
-    return Mark(seconds / scale, 100 * item["top1"], 100 * low, 100 * high, label)
-
-
-def _thousands(most: float) -> tuple[float, str]:
-    for scale, unit in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
-        if most >= scale:
-            return scale, unit
-    return 1.0, ""
-
-
-def _loss(grouped: Sequence[Arm]) -> list[str]:
-    def line(outcome: Outcome) -> list[Point]:
-        return thin([(entry["samples"], entry["loss"]) for entry in outcome.metrics if entry.get("loss") is not None])
-
-    lines = [[points for outcome in arm.outcomes if (points := line(outcome))] for arm in grouped]
-    most = max((points[-1][0] for found in lines for points in found), default=0.0)
-    scale, unit = _thousands(most)
-    scaled = [
-        Series(arm.name, [[(x / scale, y) for x, y in points] for points in found])
-        for arm, found in zip(grouped, lines, strict=True)
-    ]
-    drawn = chart(scaled, "samples seen" + (f", {unit}" if unit else ""), "training loss", zero=False)
-    caption = "Means of neighbouring steps. The loss depends on the batch and the mask: compare arms by accuracy."
-    return ["<h2>Training loss</h2>", _figure(drawn, [arm.name for arm in grouped], caption)]
-
-
-# -- facts -------------------------------------------------------------------------------------------------------------
-
-
-def _differences(outcomes: Sequence[Outcome]) -> list[str]:
-    keys = differing(outcomes)
-    if not keys:
-        return []
-    rows = [{"setting": key, **{o.run.name: o.settings.get(key, "-") for o in outcomes}} for key in keys]
-    return ["<h2>What differs between the runs</h2>", _table(rows)]
-
-
-def _attempts(outcomes: Sequence[Outcome]) -> list[str]:
-    """Why every attempt ended, and where every run that is not complete stands."""
-    rows = []
-    for outcome in outcomes:
-        attempts: list[Attempt | None] = [*outcome.attempts] or [None]
-        for attempt in attempts:
-            end: Mapping[str, Any] = attempt.end if attempt else {}
-            running = outcome.state if attempt is attempts[-1] else "unknown"
-            rows.append(
-                {
-                    "run": outcome.run.name,
-                    "attempt": attempt.number if attempt else "-",
-                    "began at sample": count(attempt.start.get("resumes_from")) if attempt else "-",
-                    "ended": end.get("cause") or running,
-                    "then": end.get("action", "-"),
-                    "reason": end.get("reason") or (outcome.reason if not end else ""),
-                }
-            )
-    return ["<h2>Attempts</h2>", _table(rows, long=["reason"])]
-
-
-def _goodput(outcomes: Sequence[Outcome]) -> list[str]:
-    """What the runs' time went to; of those that run, until they last said something."""
-    accounts = goodput.with_sums([outcome for outcome in outcomes if outcome.attempts])
-    if not accounts:
-        return []
-    notes = [f'<p class="note">{escape(words)}</p>' for words in goodput.advice(accounts)]
-    return ["<h2>What the time went to</h2>", _table(goodput.cells(accounts)), *notes]
+def _figure(block: Figure) -> str:
+    two = " two" if len(block.plots) <= 2 else ""
+    drawn = "\n".join(plot.svg() for plot in block.plots)
+    caption = f"<figcaption>{escape(block.caption)}</figcaption>"
+    return f'<figure><div class="charts{two}">{drawn}</div>{legend(block.names)}{caption}</figure>'

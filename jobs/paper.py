@@ -1,4 +1,4 @@
-"""The paper's results beside ours: which row of which table a run stands for, the gap, and what makes them differ."""
+"""The paper's results: which row of which table a run stands for, and what makes the two differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flip.config.sizes import SIZES
 from flip.config.table import read_yaml
 from flip.exitcodes import ConfigError
 from flip.results import Outcome
-from jobs.table import count, percent
+from jobs.table import count
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
 RESULTS = SWEEPS / "paper.yaml"
@@ -147,52 +147,3 @@ def _word(value: Any) -> str:
     if value is None:
         return "absent"
     return count(value) if isinstance(value, (int, float)) and value >= 1000 else str(value)
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of the paper beside ours. ``ours``, ``low``, ``high``, ``gap``: per cent; None where there is none."""
-
-    row: Published
-    set: str
-    run: str
-    paper: float
-    ours: float | None
-    low: float | None
-    high: float | None
-    obstacles: list[str]
-
-    @property
-    def gap(self) -> float | None:
-        return None if self.ours is None else self.ours - self.paper
-
-    @property
-    def verdict(self) -> str:
-        """What the gap means, in words."""
-        if self.obstacles or self.gap is None:
-            return "not comparable yet" if self.gap is None else "not comparable"
-        if self.row.within is None:
-            return "no tolerance given"
-        if abs(self.gap) <= self.row.within + 1e-9:
-            return f"agrees within {self.row.within:g}"
-        return f"{'above' if self.gap > 0 else 'below'} by more than {self.row.within:g}"
-
-
-def cells(lines: Sequence[Line]) -> list[dict[str, str]]:
-    """The rows of the table of results against the paper, as text."""
-    made = []
-    for line in lines:
-        interval = "" if line.low is None else f" ({line.low:.1f}-{line.high:.1f})"
-        made.append(
-            {
-                "row of the paper": line.row.row or "-",
-                "run": line.run or "-",
-                "on": line.set,
-                "paper": f"{line.paper:.1f}",
-                "ours": "-" if line.ours is None else f"{percent(line.ours / 100)}{interval}",
-                "gap": "-" if line.gap is None else f"{line.gap:+.1f}",
-                "verdict": line.verdict,
-                "why not comparable": "; ".join(line.obstacles),
-            }
-        )
-    return made

@@ -1,4 +1,4 @@
-"""python jobs/report.py [SWEEP | DIR]: the results as a table, a page, CSV or JSON, also of runs that are not done."""
+"""python jobs/report.py [SWEEP | DIR]: results as table, page, Markdown, CSV, JSON, figures; also of unfinished runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if TYPE_CHECKING:
     from flip.results import Outcome
     from flip.rundir import RunDir
-    from jobs.arms import Arm
+    from jobs.blocks import Block
 
 EXAMPLES = """examples:
   python jobs/report.py quickstart                     table, and runs/quickstart/report.html
+  python jobs/report.py quickstart --folder results    the page, report.md, results.csv, figures as SVG and PNG
+  python jobs/report.py quickstart --markdown -        for an issue or a chat
   python jobs/report.py runs/quickstart --csv results.csv
   python jobs/report.py quickstart --out ~/page.html
   python jobs/report.py --json                         every run below RUNS_ROOT
@@ -31,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
     parser.add_argument("--csv", metavar="FILE", help="one line per run; - for standard output")
     parser.add_argument("--json", action="store_true", help="one JSON list, a mapping per run, on standard output")
+    parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown; - for standard output")
+    parser.add_argument("--folder", metavar="DIR", help="all of it: page, Markdown, CSV, figures; made where it is not")
     parser.add_argument("--out", metavar="FILE", help="the HTML page; default: report.html in the runs' folder")
     args = parser.parse_args(arguments)
     from flip.exitcodes import FlipError
@@ -44,31 +48,58 @@ def main(arguments: list[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> int:
     import json
+    import time
 
     from jobs import find
-    from jobs.page import page
+    from jobs.findings import findings, title
+    from jobs.markdown import markdown
+    from jobs.page import render
     from jobs.profile import runs_root
 
+    for name in (args.csv, args.out, args.markdown):
+        _check_folder(name)
     root = Path(args.root).absolute() if args.root else runs_root()
     found = outcomes(find.resolve(args.what, root))
-    folders = {outcome.run.path.parent for outcome in found}
-    target = args.out or (folders.pop() if len(folders) == 1 else root) / "report.html"
-    for name in (args.csv, args.out):
-        _check_folder(name)
     if args.json:
         print(json.dumps(rows(found), indent=1))
     if args.csv:
         _save(args.csv, csv_text(rows(found)))
     if args.json or args.csv == "-":
         return 0
+    blocks = findings(found, time.time())
+    if args.markdown:
+        _save(args.markdown, markdown(blocks))
+    if args.markdown == "-":
+        return 0
     print(text(found))
-    _save(str(target), page(found))
+    page = render(title(found), blocks)
+    if args.folder:
+        _everything(Path(args.folder).expanduser(), page, found, blocks)
+    folders = {outcome.run.path.parent for outcome in found}
+    target = args.out or (folders.pop() if len(folders) == 1 else root) / "report.html"
+    _save(str(target), page)
     print(f"\npage: {Path(target).expanduser()}")
     return 0
 
 
+def _everything(folder: Path, page: str, found: Sequence[Outcome], blocks: Sequence[Block]) -> None:
+    """report.html, report.md, results.csv and figures/ in the folder."""
+    from jobs.disk import unwritable
+    from jobs.figures import save
+    from jobs.markdown import markdown
+
+    try:
+        save(blocks, folder / "figures")
+    except OSError as error:
+        raise unwritable(error, folder, "Name another folder with --folder.") from error
+    _save(str(folder / "report.html"), page)
+    _save(str(folder / "report.md"), markdown(blocks, "figures"))
+    _save(str(folder / "results.csv"), csv_text(rows(found)))
+
+
 def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
     """What the runs came to, in the sweep's order; their states are the cluster's, which knows what still lives."""
+    from concurrent.futures import ThreadPoolExecutor
     from dataclasses import replace
 
     from flip.results import read_run
@@ -82,6 +113,8 @@ def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
             state = known[run.path]
             outcome = replace(outcome, state=state.state, reason=state.detail or outcome.reason)
         found.append(outcome)
+    with ThreadPoolExecutor(2) as pool:  # metric lines are read outside of the interpreter's lock
+        list(pool.map(lambda outcome: outcome.metrics, found))
     return by_sweep_order(found)
 
 
@@ -106,56 +139,24 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def text(found: Sequence[Outcome]) -> str:
-    """The table of arms, what it cannot say, and why runs are not complete."""
-    from jobs import arms
+    """The table of arms, the paper's numbers beside them, what that cannot say, and why runs are not complete."""
+    from jobs import against, arms
+    from jobs.findings import result_cells
     from jobs.table import plain, table
 
     grouped = arms.group(found)
-    lines = [table(cells(grouped, found))]
+    lines = [table(result_cells(grouped, found))]
     if any(arm.complete for arm in grouped):
         lines.append("accuracy: zero-shot top-1, per cent; in brackets the 95 % interval, of several seeds the range")
         lines.append(f"samples/s, training, {arms.hours_unit(grouped)}: {arms.COUNTED}")
         lines.append(plain(arms.verdict(grouped)))
+    if compared := against.compare(grouped, found):
+        lines += ["", table(against.cells(compared)), ""]
     for outcome in found:
         if outcome.state != "complete":
             why = f": {outcome.reason}" if outcome.reason else ""
             lines.append(plain(f"{outcome.run.name} is {outcome.state}{why}"))
-    return "\n".join(line for line in lines if line)
-
-
-def cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[str, str]]:
-    """The rows of the results table, as text."""
-    from jobs import arms
-    from jobs.table import count, duration, percent
-
-    unit, sets = arms.hours_unit(grouped), arms.sets(found)
-    made = []
-    for arm in grouped:
-        row = {"run": arm.name, "mask": arm.mask}
-        if any(len(other.outcomes) > 1 for other in grouped):
-            done, all_ = len(arm.complete), len(arm.outcomes)
-            row["seeds"] = str(all_) if done == all_ else f"{done} of {all_}"
-        for name, role in sets.items():
-            score = arm.score(name)
-            head = name if name == role or role == "test" else f"{name} ({role})"
-            row[head] = "-" if score is None else f"{percent(score.mean)} ({percent(score.low)}-{percent(score.high)})"
-            if any(name in other.paper for other in grouped):
-                published = arm.paper.get(name)
-                row[f"paper, {name}"] = "-" if published is None else f"{published:g}"
-                missing = score is None or published is None
-                row[f"gap, {name}"] = "-" if missing else f"{100 * score.mean - published:+.1f}"  # type: ignore[union-attr, operator]
-        speed, spent, work = arm.progress("samples_per_second"), arm.progress("seconds"), arm.mean(arms.hours)
-        row |= {
-            "samples/s": "-" if speed is None else f"{speed:,.0f}",
-            "training": duration(spent),
-            unit: "-" if work is None else f"{work:,.3g}" if work < 1000 else f"{work:,.0f}",
-            "samples": count(arm.progress("samples")),
-            "steps": count(arm.progress("steps")),
-            "attempts": "/".join(str(len(outcome.attempts)) for outcome in arm.outcomes),
-            "state": arm.state,
-        }
-        made.append(row)
-    return made
+    return "\n".join(line for line in lines if line or compared)
 
 
 def _check_folder(target: str | None) -> None:

@@ -13,7 +13,8 @@ from flip.config.validate import validate
 from flip.exitcodes import ConfigError
 from flip.results import read_run
 from jobs import paper
-from jobs.paper import Line, Published, differences, obstacles, published
+from jobs.against import Line
+from jobs.paper import Published, differences, obstacles, published
 from jobs.submit import main
 from jobs.sweep import SWEEPS, load
 from tests.jobs.outcomes import make

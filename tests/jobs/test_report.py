@@ -15,7 +15,8 @@ import pytest
 from flip.results import read_run
 from flip.rundir import write_json
 from jobs import arms, report
-from jobs.chart import Axis, Series, chart, look, thin
+from jobs.chart import Axis, Plot, Series, look, number, thin
+from jobs.findings import result_cells
 from jobs.page import page
 from tests.jobs.outcomes import make
 
@@ -54,7 +55,8 @@ def test_table(sweep):
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[1:5]] == ["mask50", "mask75", "clip", "mask90"], "in the sweep's order"
     assert "25.0 (22.5-27.5)" in lines[1] and "32 s" in lines[1]
-    assert lines[3].split()[2:6] == ["20.0", "(17.7-22.3)", "19.5", "+0.5"]
+    (against,) = [line for line in lines if "19.5" in line]
+    assert against.split()[:6] == ["-", "clip", "twemoji", "19.5", "20.0", "(17.7-22.3)"] and "+0.5" in against
     assert "failed" in lines[2] and "queued" in lines[4]
     assert "mask75 is failed: three crashes without a commit" in done.stdout
     assert "useful training steps; lost work, evaluation and start-up not counted" in done.stdout
@@ -81,7 +83,7 @@ def test_means_are_over_complete_seeds(tmp_path):
     (arm,) = arms.group(found)
     assert (arm.progress("samples"), arm.progress("seconds")) == (12_800, 32)
     assert arms.group(found[2:])[0].progress("samples") == 2560, "what there is, where none is complete"
-    assert report.cells([arm], found)[0]["seeds"] == "2 of 3"
+    assert result_cells([arm], found)[0]["seeds"] == "2 of 3"
 
 
 def test_a_file_that_cannot_be_is_named_before_anything_is_printed(sweep):
@@ -144,14 +146,14 @@ def test_page_shows_everything_and_fetches_nothing(sweep):
         "stages.pretrain.mask",
     ):
         assert words in found.text
-    assert sum(tag == "figure" for tag, _ in found.tags) == 3, "two test sets and the loss"
+    assert sum(tag == "figure" for tag, _ in found.tags) == 3, "two test sets and the training curves"
     for tag, attributes in found.tags:
         assert tag not in ("script", "link", "img", "iframe") and not {"src", "href"} & attributes.keys()
     lines = re.findall(r'<path d="M([^"]*)" class="line"', html)
     assert lines[0].count("L") == 3, "four scores on the validation set, and no other set's"
     assert "url(" not in html and "@import" not in html
-    assert "25.0 % (22.5 to 27.5) after 32 s" in found.text, "the mark of the final score"
-    assert "24.0 % (21.6 to 26.4) after 32 s" in found.text, "and that of the other set"
+    assert "mask50: 25.0 % (22.5 to 27.5)" in found.text, "the mark of the final score"
+    assert "mask50: 24.0 % (21.6 to 26.4)" in found.text, "and that of the other set"
 
 
 def test_page_of_a_hostile_run(tmp_path):
@@ -176,5 +178,11 @@ def test_axis_and_thinning():
     assert Axis(0, 10, 100, 0)(2.5) == 75
     assert thin([(x, 2 * x) for x in range(1000)], 10)[0] == (49.5, 99)
     assert len({look(i) for i in range(28)}) == 28
-    assert "Nothing to draw" in chart([Series("a")], "x", "y")
-    assert "<path" in chart([Series("a", [[(0.0, 0.0)]])], "x", "y"), "one point at the origin is no division by zero"
+    assert "Nothing to draw" in Plot("x", "y", [Series("a")]).svg()
+    assert "<path" in Plot("x", "y", [Series("a", [[(0.0, 0.0)]])]).svg(), "one point at the origin is no division by 0"
+    assert "<path" in Plot("x", "y", [Series("a", [[(3.0, 2.0)]])], log_x=True, log_y=True).svg()
+    assert Axis(1, 1000, 0, 300, log=True).ticks() == pytest.approx([1, 10, 100, 1000])
+    assert Axis(1, 1000, 0, 300, log=True)(10) == 100
+    assert [number(v) for v in (0, 0.25, 400, 12_800, 2.56e9, 5.1e20, 1e-5)] == [
+        "0", "0.25", "400", "12.8k", "2.56B", "5.1e20", "1e-5",
+    ]  # fmt: skip

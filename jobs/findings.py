@@ -1,0 +1,198 @@
+"""What a report says, as blocks (jobs/blocks.py): of finished, half-finished and failed sweeps alike."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from flip.results import Attempt, Outcome, differing
+from jobs import against, arms, goodput
+from jobs.arms import Arm
+from jobs.blocks import Block, Table, Text, heading
+from jobs.figures import accuracy, focus, legend_of, loss, scaling_figures
+from jobs.table import count, duration, percent
+
+ROWS_PER_RUN = 6
+"""Kinds of ends that a report shows of one run; jobs/explain.py shows all attempts."""
+
+ACCURACY = (
+    "Accuracy is top-1 in per cent; in brackets the 95 % interval of one run, or the range of several seeds."
+    f" Training time, hours and samples/s: {arms.COUNTED}."
+)
+
+
+def findings(outcomes: Sequence[Outcome], now: float | None = None) -> list[Block]:
+    """The report, from the top. ``now``: the time that it is of, seconds."""
+    about, grouped = arms.about(outcomes), arms.group(outcomes)
+    styles = focus(grouped, outcomes)
+    blocks: list[Block] = [Text(title(outcomes), 1), Text(_states(outcomes, now), tone="quiet")]
+    blocks += [Text(about["notes"])] if about.get("notes") else []
+    blocks += _trouble(outcomes)
+    blocks += [heading("Results"), _results(grouped, outcomes), Text(ACCURACY, tone="quiet")]
+    blocks += [Text(words, tone="note")] if (words := _note(grouped)) else []
+    blocks += _paper(grouped, outcomes)
+    blocks += accuracy(grouped, outcomes, styles)
+    blocks += scaling_figures(outcomes)
+    blocks += loss(grouped, legend_of(grouped, styles), styles)
+    blocks += _time(outcomes)
+    blocks += _differences(outcomes)
+    blocks += _attempts(outcomes)
+    return blocks
+
+
+def title(outcomes: Sequence[Outcome]) -> str:
+    about = arms.about(outcomes)
+    return about.get("title") or about.get("name") or ", ".join(_folders(outcomes))
+
+
+def _folders(outcomes: Sequence[Outcome]) -> list[str]:
+    return list(dict.fromkeys(outcome.run.sweep for outcome in outcomes))
+
+
+def _states(outcomes: Sequence[Outcome], now: float | None) -> str:
+    """How many runs stand where, and when that was."""
+    states = Counter(outcome.state for outcome in outcomes)
+    done = states.pop("complete", 0)
+    parts = [f"{done} of {len(outcomes)} runs complete", *(f"{n} {state}" for state, n in states.items())]
+    when = "" if now is None else time.strftime(" (%Y-%m-%d %H:%M)", time.localtime(now))
+    return f"{', '.join(_folders(outcomes))}: {', '.join(parts)}{when}"
+
+
+def _trouble(outcomes: Sequence[Outcome]) -> list[Block]:
+    """What stopped for good, and what to do about it."""
+    stopped = [outcome for outcome in outcomes if outcome.state in ("failed", "unknown", "stopped")]
+    if not stopped:
+        return []
+    first = stopped[0]
+    lines = [f"{o.run.name} is {o.state}: {o.reason or 'no reason was left'}" for o in stopped[:ROWS_PER_RUN]]
+    lines += [f"and {len(stopped) - ROWS_PER_RUN} more"] if len(stopped) > ROWS_PER_RUN else []
+    how = f"Evidence: python jobs/explain.py {first.run.sweep}/{first.run.name}. Failed runs start again by submit --retry."
+    return [Text(f"{'; '.join(lines)}. {how}", tone="trouble")]
+
+
+def _note(grouped: Sequence[Arm]) -> str:
+    return arms.verdict(grouped) if any(arm.complete for arm in grouped) else "No run is complete yet."
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def _results(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> Table:
+    fine = ("complete", "running", "queued", "waiting")
+    marked = [any(outcome.state not in fine for outcome in arm.outcomes) for arm in grouped]
+    return Table(result_cells(grouped, outcomes), marked, text=["mask", "state"])
+
+
+def result_cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[str, str]]:
+    """The rows of the results table, as text."""
+    unit, sets = arms.hours_unit(grouped), arms.sets(found)
+    unfinished = any(outcome.state != "complete" for outcome in found)
+    made = []
+    for arm in grouped:
+        row = {"run": arm.name, "mask": arm.mask}
+        if any(len(other.outcomes) > 1 for other in grouped):
+            done, all_ = len(arm.complete), len(arm.outcomes)
+            row["seeds"] = str(all_) if done == all_ else f"{done} of {all_}"
+        for name, role in sets.items():
+            score = arm.score(name)
+            head = name if name == role or role == "test" else f"{name} ({role})"
+            row[head] = "-" if score is None else f"{percent(score.mean)} ({percent(score.low)}-{percent(score.high)})"
+        speed, spent, work = arm.progress("samples_per_second"), arm.progress("seconds"), arm.mean(arms.hours)
+        row |= {
+            "samples/s": "-" if speed is None else f"{speed:,.0f}",
+            "training": duration(spent),
+            unit: "-" if work is None else f"{work:,.3g}" if work < 1000 else f"{work:,.0f}",
+            "FLOPs": "-" if (flops := arm.mean(arms.flops)) is None else f"{flops:.3g}".replace("e+", "e"),
+            "samples": count(arm.progress("samples")),
+            "steps": count(arm.progress("steps")),
+        }
+        if unfinished:
+            row["done"] = "-" if (share := arm.done) is None else f"{100 * share:.0f} %"
+        row |= {"attempts": "/".join(str(len(outcome.attempts)) for outcome in arm.outcomes), "state": arm.state}
+        made.append(row)
+    return made
+
+
+def _paper(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> list[Block]:
+    lines = against.compare(grouped, outcomes)
+    if not lines:
+        return []
+    rows = against.cells(lines)
+    if all(row["why"] == "" for row in rows):
+        rows = [{key: value for key, value in row.items() if key != "why"} for row in rows]
+    table = Table(rows, [bool(line.obstacles) for line in lines], ["why"], ["run", "test", "verdict"])
+    agree = sum(line.verdict.startswith("agrees") for line in lines)
+    comparable = sum(not line.obstacles for line in lines)
+    words = (
+        f"Of {len(lines)} published numbers {comparable} can be compared, {agree} of these agree. The gap is ours less"
+        " the paper's, in points. A row is comparable where data, recipe and test are what the paper's number is of."
+    )
+    return [heading("Against the paper"), table, Text(words, tone="quiet")]
+
+
+# -- facts -------------------------------------------------------------------------------------------------------------
+
+
+def _time(outcomes: Sequence[Outcome]) -> list[Block]:
+    """What the runs' time went to, and how often and why they began again."""
+    begun = [outcome for outcome in outcomes if outcome.attempts]
+    accounts = goodput.with_sums(begun)
+    if not accounts:
+        return []
+    rows = []
+    for i, (account, row) in enumerate(zip(accounts, goodput.cells(accounts), strict=True)):
+        members = [o for o in begun if account.name == f"all of {o.run.sweep}"] if account.runs > 1 else [begun[i]]
+        causes = Counter(attempt.end.get("cause", "complete") for o in members for attempt in o.attempts)
+        told = ", ".join(f"{cause} {n}" for cause, n in causes.most_common() if cause != "complete") or "-"
+        rows.append({**row, "restarts": str(sum(len(o.attempts) - 1 for o in members)), "incidents": told})
+    notes = [Text(words, tone="note") for words in goodput.advice(accounts)[:ROWS_PER_RUN]]
+    return [heading("What the time went to"), Table(rows, text=["incidents"]), *notes]
+
+
+def _differences(outcomes: Sequence[Outcome]) -> list[Block]:
+    """Of each run the value of every setting in which any two differ."""
+    keys = differing(outcomes)
+    if not keys:
+        return []
+    rows = [
+        {"run": o.run.name, "settings": ";  ".join(f"{key} = {o.settings[key]}" for key in keys if key in o.settings)}
+        for o in outcomes
+    ]
+    return [
+        heading("What differs between the runs"),
+        Table(rows, long=["settings"]),
+        Text("Every setting in which any two runs differ. A setting that a run lacks is not shown.", tone="quiet"),
+    ]
+
+
+def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:
+    """Why attempts ended, those alike in a row together, and where every run that is not complete stands."""
+    rows = []
+    for outcome in outcomes:
+        alike = groupby(_ends(outcome), key=lambda row: (row["ended"], row["then"], row["reason"]))
+        for same in [list(group) for _, group in alike][-ROWS_PER_RUN:]:
+            first, last = same[0]["attempt"], same[-1]["attempt"]
+            rows.append({**same[0], "attempt": first if first == last else f"{first} to {last}"})
+    return [heading("Attempts"), Table(rows, long=["reason"], text=["ended", "then"])] if rows else []
+
+
+def _ends(outcome: Outcome) -> list[dict[str, str]]:
+    attempts: list[Attempt | None] = [*outcome.attempts] or [None]
+    rows = []
+    for attempt in attempts:
+        end: Mapping[str, Any] = attempt.end if attempt else {}
+        running = outcome.state if attempt is attempts[-1] else "unknown"
+        rows.append(
+            {
+                "run": outcome.run.name,
+                "attempt": str(attempt.number) if attempt else "-",
+                "began at sample": count(attempt.start.get("resumes_from")) if attempt else "-",
+                "ended": end.get("cause") or running,
+                "then": end.get("action", "-"),
+                "reason": end.get("reason") or (outcome.reason if not end else ""),
+            }
+        )
+    return rows

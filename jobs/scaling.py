@@ -1,0 +1,164 @@
+"""Scaling curves: runs that differ along one axis alone, and power laws of their error, with bootstrap intervals.
+
+A law is error = a * x^-b, fitted by least squares in the logarithms of both. Its interval is that of the runs at hand:
+they are drawn again with replacement (seed 0, 2000 times) and fitted again; the middle 95 % are reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flip.results import Outcome
+
+DRAWS = 2000
+ENOUGH = 4
+"""Runs that a law is fitted to, at least, of at least three values of x."""
+
+IGNORED = re.compile(
+    r"seed|recipe|model\.size|schema|(resources|monitor|checkpoint|evaluate)\..*|compute\.(accumulate|recompute|threads)"
+    r"|data\.(lanes|buffer|chunk|block|workers|sample_bytes|client|cache.*|deadline|timeout|hedge)|stages\..*\.warmup"
+)
+"""Settings that follow from others, or move nothing that is compared here."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One way to scale: its name, the settings that move along it, and a run's place on it."""
+
+    name: str
+    moves: re.Pattern[str]
+    place: Callable[[Outcome], float | None]
+
+
+def _stage(key: str) -> Callable[[Outcome], float | None]:
+    """A setting of the first stage."""
+
+    def place(outcome: Outcome) -> float | None:
+        found = [v for k, v in outcome.settings.items() if k.startswith("stages.") and k.endswith(f".{key}")]
+        return float(found[0]) if found else None
+
+    return place
+
+
+AXES = (
+    Axis("training FLOPs", re.compile(r".*"), lambda o: o.result.get("flops")),
+    Axis("parameters", re.compile(r"model\..*"), lambda o: (o.result.get("parameters") or {}).get("total")),
+    Axis("samples in the data set", re.compile(r"data\..*"), lambda o: o.settings.get("data.samples")),
+    Axis("samples seen", re.compile(r"stages\..*\.samples"), lambda o: o.progress["samples"]),
+    Axis("batch", re.compile(r"stages\..*\.(batch|base_lr)"), _stage("batch")),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One complete run on an axis. ``error``, ``low``, ``high``: 0..1."""
+
+    name: str
+    x: float
+    error: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """error = scale * x^-exponent. ``low``, ``high``: 95 % of the exponents of the draws."""
+
+    scale: float
+    exponent: float
+    low: float
+    high: float
+    runs: int
+    draws: NDArray[np.float64]
+    """(draws, 2): logarithm of the scale, exponent."""
+
+    def line(self, start: float, stop: float, points: int = 24) -> list[tuple[float, float, float, float]]:
+        """(x, error, low, high) from ``start`` to ``stop``, evenly in the logarithm."""
+        xs = np.geomspace(start, stop, points)
+        drawn = np.exp(self.draws[:, :1] - self.draws[:, 1:] * np.log(xs)[None, :])
+        low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+        fitted = self.scale * xs**-self.exponent
+        return [tuple(map(float, point)) for point in zip(xs, fitted, low, high, strict=True)]  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Runs that are alike but for one axis. ``name``: the settings by which it differs from the axis' other curves."""
+
+    axis: str
+    name: str
+    trials: list[Trial]
+    law: Law | None
+
+
+def fit(xs: Sequence[float], errors: Sequence[float], draws: int = DRAWS, seed: int = 0) -> Law | None:
+    """The law of the points; None where they are too few, or an error is 0. ``xs`` are above 0."""
+    if len(xs) < ENOUGH or len(set(xs)) < 3 or min(errors) <= 0:
+        return None
+    x, y = np.log(np.asarray(xs, float)), np.log(np.asarray(errors, float))
+    chosen = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
+    fits = _least_squares(x[chosen], y[chosen])
+    fits = fits[np.isfinite(fits).all(axis=1)]  # a draw of one x alone has no slope
+    ((intercept, slope),) = _least_squares(x[None], y[None])
+    low, high = np.quantile(-fits[:, 1], (0.025, 0.975))
+    drawn = np.stack([fits[:, 0], -fits[:, 1]], axis=1)
+    return Law(float(np.exp(intercept)), float(-slope), float(low), float(high), len(x), drawn)
+
+
+def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of points (n, k) -> (n, 2): intercept and slope, NaN where all x are one."""
+    dx, dy = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+    spread = (dx * dx).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = np.where(spread > 1e-12, (dx * dy).sum(axis=1) / spread, np.nan)
+    return np.stack([y.mean(axis=1) - slope * x.mean(axis=1), slope], axis=1)
+
+
+def curves(outcomes: Sequence[Outcome], test: str) -> list[Curve]:
+    """Of every axis the curves with at least two places, of complete runs scored on ``test``."""
+    scored = [(outcome, item) for outcome in outcomes for item in outcome.evaluations if item["name"] == test]
+    found = []
+    for axis in AXES:
+        groups: dict[str, list[Trial]] = {}
+        settings: dict[str, Mapping[str, Any]] = {}
+        for outcome, item in scored:
+            if (x := axis.place(outcome)) is None or x <= 0:
+                continue
+            fixed = {
+                key: value
+                for key, value in outcome.settings.items()
+                if not axis.moves.fullmatch(key) and not IGNORED.fullmatch(key)
+            }
+            key = repr(sorted(fixed.items(), key=lambda pair: pair[0]))
+            settings[key] = fixed
+            groups.setdefault(key, []).append(_trial(outcome, item, float(x)))
+        kept = {key: trials for key, trials in groups.items() if len({trial.x for trial in trials}) > 1}
+        varied = _varied([settings[key] for key in kept])
+        for key, trials in kept.items():
+            name = ", ".join(f"{short(one)} {settings[key].get(one)}" for one in varied) or "all runs"
+            trials.sort(key=lambda trial: trial.x)
+            law = fit([trial.x for trial in trials], [trial.error for trial in trials])
+            found.append(Curve(axis.name, name, trials, law))
+    return found
+
+
+def _trial(outcome: Outcome, item: Mapping[str, Any], x: float) -> Trial:
+    low, high = item.get("interval") or (item["top1"], item["top1"])
+    return Trial(outcome.run.name, x, 1 - item["top1"], 1 - high, 1 - low)
+
+
+def _varied(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
+
+
+def short(key: str) -> str:
+    """The last words of a dotted key: mask, text.length."""
+    parts = key.split(".")
+    return parts[-1] if parts[0] in ("stages", "data", "optim") else ".".join(parts[1:]) or key
