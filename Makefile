@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 
 BIN := .venv/bin
 CHECKED := flip jobs tools tests benchmarks
 
-.PHONY: help install slurm test check lint types quickstart bench-install clean
+.PHONY: help install slurm browser test check lint types quickstart bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,11 +26,16 @@ slurm: install  ## Slurm's packages for the tests, where they may be installed (
 	@command -v shellcheck >/dev/null || FLIP_REQUIRE_SLURM= tests/slurm/install.sh shellcheck || \
 		echo "no shellcheck: the batch scripts are not looked at by it"
 
-test: lint types slurm  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (25 minutes on two cores)
+browser: install  ## a headless Chromium for the tests of pages, where it may be installed (root on Debian)
+	@command -v chromium-headless-shell chromium google-chrome >/dev/null || \
+		FLIP_REQUIRE_SLURM= tests/slurm/install.sh chromium-headless-shell || \
+		echo "no browser: the report's page is not looked at in one"
+
+test: lint types slurm browser  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (25 minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 check: lint types  ## the quick part, under five minutes: no Slurm, no S3 server
-	$(BIN)/python -m pytest -m "not slow and not gpu and not kill and not slurm and not s3"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not kill and not slurm and not s3 and not browser"
 
 lint: install  ## ruff: lint and format
 	$(BIN)/ruff check $(CHECKED)
@@ -45,7 +50,7 @@ quickstart: install  ## real data, three small runs, a table and a page (about 1
 	@echo "training: three runs, one after the other (about 12 minutes; Ctrl-C leaves them going)"
 	@$(BIN)/python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch $(if $(FULL),--seeds 0 1 2)
 	@$(BIN)/python jobs/report.py quickstart | tail -n 1
-	@echo "TensorBoard:  $(BIN)/tensorboard --logdir $${FLIP_RUNS:-runs}/quickstart"
+	@echo "TensorBoard:  $(BIN)/python jobs/tensorboard.py quickstart"
 
 bench-install:  ## .venv-bench: ours with the peers that benchmarks/ measures beside it
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }

@@ -14,7 +14,7 @@ from html import escape
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 420, 290
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 46
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 46
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#3a9bd0", "#000000")
 """Okabe and Ito's palette, its yellow tones darkened: told apart by colour-blind readers; shapes tell the same."""
@@ -86,18 +86,19 @@ class Axis:
     def _log_ticks(self, about: int) -> list[float]:
         decades = range(math.floor(math.log10(self.low)) - 1, math.ceil(math.log10(self.high)) + 1)
         found: list[float] = []
-        for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+        for factors in ((1,), (1, 3), (1, 2, 5)):
             values = [m * 10.0**decade for decade in decades for m in factors]
             found = [v for v in values if self.low * 0.999 <= v <= self.high * 1.001]
             if len(found) >= 3:
-                break
-        return found[:: max(1, math.ceil(len(found) / (about + 1)))]
+                return found[:: max(1, math.ceil(len(found) / (about + 1)))]
+        return Axis(self.low, self.high, self.start, self.stop).ticks(about)  # too narrow for powers
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One chart. ``x``, ``y``: labels of the axes. ``zero``: the vertical axis begins at 0. ``level``: a horizontal
-    line and its name. ``log_x``, ``log_y``: logarithmic axes, of values above 0."""
+    """One chart. ``x``, ``y``: labels of the axes. ``zero``: the vertical axis begins at 0, unless all values are in
+    the upper half. ``level``: a horizontal line and its name. ``log_x``, ``log_y``: logarithmic axes, of values above
+    0."""
 
     x: str
     y: str
@@ -138,7 +139,7 @@ class Plot:
         xs = [p[0] for p in points] + [m.x for m in marks]
         ys = [p[1] for p in points] + [v for m in marks for v in (m.low, m.high)]
         across = _axis(xs, LEFT, WIDTH - RIGHT, self.log_x, True, 0.04)
-        return across, _axis(ys, HEIGHT - BOTTOM, TOP, self.log_y, self.zero, 0.06)
+        return across, _axis(ys, HEIGHT - BOTTOM, TOP, self.log_y, self.zero and min(ys) < max(ys) / 2, 0.06)
 
 
 def _axis(values: Sequence[float], start: float, stop: float, log: bool, zero: bool, margin: float) -> Axis:
@@ -204,7 +205,7 @@ def _frame(across: Axis, up: Axis, x: str, y: str) -> list[str]:
     middle = (TOP + foot) / 2
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x)}</text>')
     parts.append(
-        f'<text x="13" y="{middle}" text-anchor="middle" transform="rotate(-90 13 {middle})">{escape(y)}</text>'
+        f'<text x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{escape(y)}</text>'
     )
     return parts
 

@@ -47,27 +47,28 @@ def legend_of(grouped: Sequence[Arm], styles: Styles) -> list[tuple[str, int | N
 
 
 def accuracy(grouped: Sequence[Arm], outcomes: Sequence[Outcome], styles: Styles) -> list[Block]:
-    """Per test set a figure of three charts, each with the validation curves; these alone where nothing is tested."""
-    roles = arms.sets(outcomes)
-    validation = next((name for name, role in roles.items() if role == "validation"), "")
-    tests = [name for name, role in roles.items() if role == "test" and any(arm.score(name) for arm in grouped)]
-    blocks: list[Block] = [heading("Accuracy against cost")] if roles else []
+    """A figure of three charts per set: of tests the final scores, of validation sets their course."""
     names = legend_of(grouped, styles)
-    for test in tests or ([""] if validation else []):
-        chance = next((100 * s.chance for arm in grouped if (s := arm.score(test)) and s.chance), None)
+    blocks: list[Block] = []
+    for name, role in arms.sets(outcomes).items():
+        scores = [score for arm in grouped if (score := arm.score(name)) is not None]
+        chance = next((100 * score.chance for score in scores if score.chance), None)
         level = None if chance is None else (chance, f"chance, {chance:.2g} %")
-        label = f"{test or validation}, top-1, %"
         plots = []
         for cost, unit in _costs(grouped):
             series = [
-                Series(arm.name, *_trained(arm, validation, test, cost, style is None), style)
+                Series(
+                    arm.name, _course(arm, name, cost) if role == "validation" else (), _marks(arm, name, cost), style
+                )
                 for arm, style in zip(grouped, styles, strict=True)
             ]
-            plots.append(Plot(unit, label, series, level=level))
-        said = f"Large markers: {test}, scored once at the end, with 95 % intervals." if test else ""
-        said += f" Lines: {validation}, during training." if validation else ""
-        blocks.append(Figure(f"accuracy-{test or validation}", plots, said.strip(), names))
-    return blocks
+            plots.append(Plot(unit, f"{name}, top-1, %", series, level=level))
+        if all(plot.empty for plot in plots):
+            continue
+        said = f"{name}: markers are final scores with 95 % intervals"
+        said += ", lines the course of training." if role == "validation" else "; it is scored once, at the end."
+        blocks.append(Figure(f"accuracy-{name}", plots, said, names))
+    return [heading("Accuracy against cost"), *blocks] if blocks else []
 
 
 Cost = Callable[[Outcome, float | None, float | None], float | None]
@@ -83,22 +84,27 @@ def _costs(grouped: Sequence[Arm]) -> list[tuple[Cost, str]]:
     ]
 
 
-def _trained(arm: Arm, validation: str, test: str, cost: Cost, few: bool) -> tuple[list[list[Point]], list[Mark]]:
-    """Lines of the validation set and marks of the test set."""
-    lines, marks = [], []
+def _course(arm: Arm, name: str, cost: Cost) -> list[list[Point]]:
+    """A line per run: what it scored on the set, and when."""
+    lines = []
     for outcome in arm.outcomes:
         line = [
             (x, 100 * item["top1"])
-            for point in ([] if few and test else outcome.curve())
+            for point in outcome.curve()
             for item in point.get("evaluations", ())
-            if item["name"] == validation and (x := cost(outcome, point["samples"], point["seconds"])) is not None
+            if item["name"] == name and (x := cost(outcome, point["samples"], point["seconds"])) is not None
         ]
         lines += [line] if line else []
-        item = next((item for item in outcome.evaluations if item["name"] == test), None)
+    return lines
+
+
+def _marks(arm: Arm, name: str, cost: Cost) -> list[Mark]:
+    """The final scores on the set."""
+    marks = []
+    for outcome in arm.outcomes:
         x = cost(outcome, outcome.progress["samples"], outcome.progress["seconds"])
-        if item is not None and x is not None:
-            marks.append(_mark(x, item, arm.name))
-    return lines, marks
+        marks += [_mark(x, item, arm.name) for item in outcome.evaluations if item["name"] == name and x is not None]
+    return marks
 
 
 def _mark(x: float, item: dict[str, Any], arm: str) -> Mark:

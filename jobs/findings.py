@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from flip.results import Attempt, Outcome, differing
+from flip.results import Outcome, differing
 from jobs import against, arms, goodput
 from jobs.arms import Arm
 from jobs.blocks import Block, Table, Text, heading
@@ -38,7 +38,7 @@ def findings(outcomes: Sequence[Outcome], now: float | None = None) -> list[Bloc
     blocks += scaling_figures(outcomes)
     blocks += loss(grouped, legend_of(grouped, styles), styles)
     blocks += _time(outcomes)
-    blocks += _differences(outcomes)
+    blocks += _differences(grouped, outcomes)
     blocks += _attempts(outcomes)
     return blocks
 
@@ -69,7 +69,7 @@ def _trouble(outcomes: Sequence[Outcome]) -> list[Block]:
     first = stopped[0]
     lines = [f"{o.run.name} is {o.state}: {o.reason or 'no reason was left'}" for o in stopped[:ROWS_PER_RUN]]
     lines += [f"and {len(stopped) - ROWS_PER_RUN} more"] if len(stopped) > ROWS_PER_RUN else []
-    how = f"Evidence: python jobs/explain.py {first.run.sweep}/{first.run.name}. Failed runs start again by submit --retry."
+    how = f"Why: python jobs/explain.py {first.run.sweep}/{first.run.name}. Failed runs start again by submit --retry."
     return [Text(f"{'; '.join(lines)}. {how}", tone="trouble")]
 
 
@@ -83,7 +83,7 @@ def _note(grouped: Sequence[Arm]) -> str:
 def _results(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> Table:
     fine = ("complete", "running", "queued", "waiting")
     marked = [any(outcome.state not in fine for outcome in arm.outcomes) for arm in grouped]
-    return Table(result_cells(grouped, outcomes), marked, text=["mask", "state"])
+    return Table(result_cells(grouped, outcomes), marked, text=["state", "mask"])
 
 
 def result_cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[str, str]]:
@@ -92,7 +92,10 @@ def result_cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[
     unfinished = any(outcome.state != "complete" for outcome in found)
     made = []
     for arm in grouped:
-        row = {"run": arm.name, "mask": arm.mask}
+        row = {"run": arm.name, "state": arm.state}
+        if unfinished:
+            row["done"] = "-" if (share := arm.done) is None else f"{100 * share:.0f} %"
+        row["mask"] = arm.mask
         if any(len(other.outcomes) > 1 for other in grouped):
             done, all_ = len(arm.complete), len(arm.outcomes)
             row["seeds"] = str(all_) if done == all_ else f"{done} of {all_}"
@@ -107,11 +110,8 @@ def result_cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[
             unit: "-" if work is None else f"{work:,.3g}" if work < 1000 else f"{work:,.0f}",
             "FLOPs": "-" if (flops := arm.mean(arms.flops)) is None else f"{flops:.3g}".replace("e+", "e"),
             "samples": count(arm.progress("samples")),
-            "steps": count(arm.progress("steps")),
+            "attempts": "/".join(str(len(outcome.attempts)) for outcome in arm.outcomes),
         }
-        if unfinished:
-            row["done"] = "-" if (share := arm.done) is None else f"{100 * share:.0f} %"
-        row |= {"attempts": "/".join(str(len(outcome.attempts)) for outcome in arm.outcomes), "state": arm.state}
         made.append(row)
     return made
 
@@ -147,31 +147,48 @@ def _time(outcomes: Sequence[Outcome]) -> list[Block]:
         members = [o for o in begun if account.name == f"all of {o.run.sweep}"] if account.runs > 1 else [begun[i]]
         causes = Counter(attempt.end.get("cause", "complete") for o in members for attempt in o.attempts)
         told = ", ".join(f"{cause} {n}" for cause, n in causes.most_common() if cause != "complete") or "-"
-        rows.append({**row, "restarts": str(sum(len(o.attempts) - 1 for o in members)), "incidents": told})
+        parts = {key.removesuffix(" %"): value for key, value in row.items()}
+        restarts = sum(len(outcome.attempts) - 1 for outcome in members)
+        rows.append({**parts, "restarts": str(restarts), "incidents": told})
     notes = [Text(words, tone="note") for words in goodput.advice(accounts)[:ROWS_PER_RUN]]
-    return [heading("What the time went to"), Table(rows, text=["incidents"]), *notes]
+    said = (
+        "Spent is what the run occupied; the columns after it are shares of that, in per cent. Useful: steps whose"
+        " result stands; repeated: steps done again after an interruption; lost: work of which nothing was kept."
+        " Waited: for a start, by the clock. Restarts are attempts after the first; incidents, why attempts ended."
+    )
+    return [heading("What the time went to"), Table(rows, text=["incidents"]), Text(said, tone="quiet"), *notes]
 
 
-def _differences(outcomes: Sequence[Outcome]) -> list[Block]:
-    """Of each run the value of every setting in which any two differ."""
+def _differences(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> list[Block]:
+    """The value of every setting in which any two runs differ, of each run, those of an arm together."""
     keys = differing(outcomes)
     if not keys:
         return []
-    rows = [
-        {"run": o.run.name, "settings": ";  ".join(f"{key} = {o.settings[key]}" for key in keys if key in o.settings)}
-        for o in outcomes
-    ]
-    return [
-        heading("What differs between the runs"),
-        Table(rows, long=["settings"]),
-        Text("Every setting in which any two runs differ. A setting that a run lacks is not shown.", tone="quiet"),
-    ]
+    rows = []
+    for arm in grouped:
+        settings = {key: arm.outcomes[0].settings[key] for key in keys if key in arm.outcomes[0].settings}
+        if "seed" in settings:
+            settings["seed"] = ", ".join(str(outcome.settings["seed"]) for outcome in arm.outcomes)
+        rows.append({"run": arm.name, "settings": _grouped(settings)})
+    said = "Every setting in which any two runs differ. One that is missing is a part that the run does not have."
+    return [heading("What differs between the runs"), Table(rows, long=["settings"]), Text(said, tone="quiet")]
+
+
+def _grouped(settings: Mapping[str, Any]) -> str:
+    """Settings by their section: model.image: width 128, layers 4; data: samples 5513."""
+    sections: dict[str, list[str]] = {}
+    for key, value in settings.items():
+        section, _, last = key.rpartition(".")
+        sections.setdefault(section, []).append(f"{last} {value}")
+    return "; ".join(f"{name}: {', '.join(words)}" if name else ", ".join(words) for name, words in sections.items())
 
 
 def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:
-    """Why attempts ended, those alike in a row together, and where every run that is not complete stands."""
+    """Why attempts ended, those alike in a row together, of runs that needed several or are not complete."""
     rows = []
     for outcome in outcomes:
+        if not outcome.attempts or (outcome.state == "complete" and len(outcome.attempts) == 1):
+            continue
         alike = groupby(_ends(outcome), key=lambda row: (row["ended"], row["then"], row["reason"]))
         for same in [list(group) for _, group in alike][-ROWS_PER_RUN:]:
             first, last = same[0]["attempt"], same[-1]["attempt"]
@@ -180,16 +197,15 @@ def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:
 
 
 def _ends(outcome: Outcome) -> list[dict[str, str]]:
-    attempts: list[Attempt | None] = [*outcome.attempts] or [None]
     rows = []
-    for attempt in attempts:
-        end: Mapping[str, Any] = attempt.end if attempt else {}
-        running = outcome.state if attempt is attempts[-1] else "unknown"
+    for attempt in outcome.attempts:
+        end = attempt.end
+        running = outcome.state if attempt is outcome.attempts[-1] else "unknown"
         rows.append(
             {
                 "run": outcome.run.name,
-                "attempt": str(attempt.number) if attempt else "-",
-                "began at sample": count(attempt.start.get("resumes_from")) if attempt else "-",
+                "attempt": str(attempt.number),
+                "began at sample": count(attempt.start.get("resumes_from")),
                 "ended": end.get("cause") or running,
                 "then": end.get("action", "-"),
                 "reason": end.get("reason") or (outcome.reason if not end else ""),

@@ -270,7 +270,8 @@ def cells(accounts: Sequence[Account]) -> list[dict[str, Any]]:
         shares = {part: percent(one.hours[part] / one.total if one.total else None) for part in PARTS}
         shares["not known"] = shares.pop("unknown")
         waited = "not known" if one.waiting_hours is None else duration(3600 * one.waiting_hours)
-        spent = f"{one.total:,.3g} {one.unit}-hours" if one.total else "-"
+        spent = f"{one.total:,.3g}" if one.total < 1000 else f"{one.total:,.0f}"
+        spent = f"{spent} {one.unit}-hours" if one.total else "-"
         rows.append({"run": one.name, "spent": spent, **{f"{p} %": v for p, v in shares.items()}, "waited": waited})
     return rows
 

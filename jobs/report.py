@@ -1,4 +1,4 @@
-"""python jobs/report.py [SWEEP | DIR]: results as table, page, Markdown, CSV, JSON, figures; also of unfinished runs."""
+"""python jobs/report.py [SWEEP | DIR]: results as table, page, Markdown, CSV, JSON, figures; also if unfinished."""
 
 from __future__ import annotations
 

@@ -138,7 +138,8 @@ def curves(outcomes: Sequence[Outcome], test: str) -> list[Curve]:
             key = repr(sorted(fixed.items(), key=lambda pair: pair[0]))
             settings[key] = fixed
             groups.setdefault(key, []).append(_trial(outcome, item, float(x)))
-        kept = {key: trials for key, trials in groups.items() if len({trial.x for trial in trials}) > 1}
+        least = 3 if axis is AXES[0] else 2  # two costs of different designs are no curve
+        kept = {key: trials for key, trials in groups.items() if len({trial.x for trial in trials}) >= least}
         varied = _varied([settings[key] for key in kept])
         for key, trials in kept.items():
             name = ", ".join(f"{short(one)} {settings[key].get(one)}" for one in varied) or "all runs"

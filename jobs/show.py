@@ -243,7 +243,7 @@ def after(plan: Plan) -> str:
         f"  {command('status.py')} {where}",
         f"  {command('logs.py')} {where}/{plan.actions[0].name} -f",
         f"  {command('report.py')} {where}",
-        f"  {shorter(Path(sys.executable).with_name('tensorboard'))} --logdir {where}",
+        f"  {command('tensorboard.py')} {where}",
     ]
     return "\n".join(["next:", *lines])
 

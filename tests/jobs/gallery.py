@@ -45,11 +45,12 @@ class Play:
         run.path.mkdir()
         run.config.write_text(dump(config), encoding="utf-8")
         write_json(run.identity, identity(config, "c0de"))
-        write_json(run.path / "job.json", {"after": 0, "time": BEGIN - 900})
 
     def act(self, share, state):
         if state == "queued":
             return
+        if state in ("complete", "preempted"):  # of others a scheduler would be asked
+            write_json(self.run.path / "job.json", {"after": 0, "time": BEGIN - 900})
         cuts = {"preempted": [0.21, 0.34, 0.34, 0.71], "failed": [share * 0.9, share * 0.9], "running": [share / 2]}
         edges = [0.0, *cuts.get(state, []), share]
         for first, last in zip(edges, edges[1:], strict=False):
@@ -96,7 +97,7 @@ class Play:
             flops, mask = self.cost / 1e13, float(self.config.stages[0].mask)
             best = 1 - 0.86 * flops**-0.085 * (1 - 0.06 * (mask == 0.5)) + self.chance.gauss(0, 0.008)
             best *= 0.15 if name == "openmoji" else 0.9 if name == "validation" else 1.0
-        return max(0.002, best * (1 - math.exp(-4 * share)))
+        return max(0.002, best * (1 - math.exp(-6 * share)))
 
     def scores(self, share, roles):
         counts = {"imagenet": 50_000}

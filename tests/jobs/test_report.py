@@ -143,10 +143,10 @@ def test_page_shows_everything_and_fetches_nothing(sweep):
         "lost work, evaluation and start-up not counted",
         "25.0 (22.5-27.5)",
         "three crashes",
-        "stages.pretrain.mask",
+        "stages.pretrain: mask 0.75",
     ):
         assert words in found.text
-    assert sum(tag == "figure" for tag, _ in found.tags) == 3, "two test sets and the training curves"
+    assert sum(tag == "figure" for tag, _ in found.tags) == 4, "two test sets, the validation set, training curves"
     for tag, attributes in found.tags:
         assert tag not in ("script", "link", "img", "iframe") and not {"src", "href"} & attributes.keys()
     lines = re.findall(r'<path d="M([^"]*)" class="line"', html)

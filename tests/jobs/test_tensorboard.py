@@ -1,0 +1,91 @@
+"""TensorBoard shows runs by their names, also those that begin later, and leaves nothing behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from flip.rundir import RunDir
+from jobs.tensorboard import add
+from tests.jobs.outcomes import make
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def events(run, value):
+    """What the trainer's writer leaves, without torch: a scalar in an event file."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(run.tensorboard))
+    for step in (1, 2, 3):
+        summary = Summary(value=[Summary.Value(tag="train/loss", simple_value=value / step)])
+        writer.add_event(Event(step=step, wall_time=time.time(), summary=summary))
+    writer.close()
+
+
+def test_runs_go_by_their_names(tmp_path):
+    runs = [make(tmp_path / "one", name) for name in ("a", "b")]
+    for run in runs[:1]:
+        run.tensorboard.mkdir()
+    folder = tmp_path / "links"
+    folder.mkdir()
+    assert add(runs, folder) == ["a"] and (folder / "a").resolve() == runs[0].tensorboard
+    runs[1].tensorboard.mkdir()
+    assert add(runs, folder) == ["b"], "what began since"
+    other = RunDir(tmp_path / "two" / "a")
+    other.tensorboard.mkdir(parents=True)
+    (tmp_path / "both").mkdir()
+    assert add([*runs, other], tmp_path / "both") == ["one/a", "one/b", "two/a"], "of several sweeps by both names"
+
+
+@pytest.mark.timeout(180)
+def test_the_command_serves_a_sweep_and_ends_clean(tmp_path):
+    for name, value in (("mask50", 3.0), ("clip", 4.0)):
+        events(make(tmp_path / "runs" / "demo", name), value)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    words = ["demo", "--root", str(tmp_path / "runs"), "--", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    command = [sys.executable, str(ROOT / "jobs" / "tensorboard.py"), *words]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        runs = _until(f"http://127.0.0.1:{port}/data/runs", lambda runs: len(runs) == 2)
+        assert sorted(runs) == ["clip", "mask50"]
+        url = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
+        assert "train/loss" in str(_until(url, lambda tags: "mask50" in tags))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    assert list(scratch.glob("flip-tensorboard-*")) == []
+
+
+def _until(url, condition):
+    limit = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                found = json.load(answer)
+            if condition(found):
+                return found
+        except (OSError, ValueError):
+            pass
+        assert time.monotonic() < limit, url
+        time.sleep(0.3)
+
+
+def test_a_sweep_that_is_not_there(tmp_path):
+    command = [sys.executable, str(ROOT / "jobs" / "tensorboard.py"), "absent", "--root", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 78 and "no such sweep" in done.stderr
