@@ -128,7 +128,9 @@ def scaling_figures(outcomes: Sequence[Outcome]) -> list[Block]:
             looks = [i if len(mine) <= MANY else None for i in range(len(mine))]
             plots.append(Plot(axis, f"{test}, error, %", [_law(c, i) for c, i in zip(mine, looks, strict=True)],
                               zero=False, log_x=True, log_y=True))  # fmt: skip
-            names += [(f"{axis}: {curve.name}", look) for curve, look in zip(mine, looks, strict=True)][:MANY]
+            few = len(mine) <= MANY
+            names += [(f"{axis}: {curve.name}", look) for curve, look in zip(mine, looks, strict=True)] if few else []
+            names += [] if few else [(f"{axis}: {len(mine)} curves", None)]
             rows += [_exponent(test, curve) for curve in mine if curve.law]
         if plots:
             said = f"Error on {test} of complete runs that are alike but for one axis, with 95 % intervals; both axes"

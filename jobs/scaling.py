@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.results import Outcome
+from jobs.table import count
 
 DRAWS = 2000
 ENOUGH = 4
@@ -136,13 +137,13 @@ def curves(outcomes: Sequence[Outcome], test: str) -> list[Curve]:
                 if not axis.moves.fullmatch(key) and not IGNORED.fullmatch(key)
             }
             key = repr(sorted(fixed.items(), key=lambda pair: pair[0]))
-            settings[key] = fixed
+            settings[key] = outcome.settings
             groups.setdefault(key, []).append(_trial(outcome, item, float(x)))
         least = 3 if axis is AXES[0] else 2  # two costs of different designs are no curve
         kept = {key: trials for key, trials in groups.items() if len({trial.x for trial in trials}) >= least}
         varied = _varied([settings[key] for key in kept])
         for key, trials in kept.items():
-            name = ", ".join(f"{short(one)} {settings[key].get(one)}" for one in varied) or "all runs"
+            name = _name(settings[key], varied) or "all runs"
             trials.sort(key=lambda trial: trial.x)
             law = fit([trial.x for trial in trials], [trial.error for trial in trials])
             found.append(Curve(axis.name, name, trials, law))
@@ -155,11 +156,27 @@ def _trial(outcome: Outcome, item: Mapping[str, Any], x: float) -> Trial:
 
 
 def _varied(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = dict.fromkeys(key for table in tables for key in table)
-    return [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
+    """Keys by which the tables differ; of what a named size or a data set brings along, its name or N alone."""
+    keys = dict.fromkeys(key for table in tables for key in table if not IGNORED.fullmatch(key))
+    varied = [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
+    shapes = {repr([table.get(key) for key in varied if key.startswith("model.")]) for table in tables}
+    sizes = {table.get("model.size") for table in tables}
+    if len(shapes) == len(sizes) > 1:
+        varied = ["model.size", *(key for key in varied if not key.startswith("model."))]
+    return [key for key in varied if key != "data.manifest" or "data.samples" not in varied]
 
 
-def short(key: str) -> str:
-    """The last words of a dotted key: mask, text.length."""
-    parts = key.split(".")
-    return parts[-1] if parts[0] in ("stages", "data", "optim") else ".".join(parts[1:]) or key
+def _name(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return ", ".join(f"{_short(key)} {_value(settings.get(key))}".strip() for key in keys)
+
+
+def _short(key: str) -> str:
+    """What a dotted key is called in a legend."""
+    called = {"model.size": "", "data.samples": "data", "data.manifest": "data"}
+    if key.startswith("stages."):
+        return "seen" if key.endswith(".samples") else key.rpartition(".")[2]
+    return called.get(key, key.removeprefix("model."))
+
+
+def _value(value: Any) -> str:
+    return count(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -9,15 +9,21 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from flip.results import read_run
 from flip.rundir import write_json
-from jobs import arms, report
+from jobs import against, arms, report
+from jobs.blocks import Table, Text
 from jobs.chart import Axis, Plot, Series, look, number, thin
+from jobs.figures import focus, legend_of
 from jobs.findings import result_cells
+from jobs.markdown import markdown
 from jobs.page import page
+from tests.jobs import gallery
 from tests.jobs.outcomes import make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,3 +192,76 @@ def test_axis_and_thinning():
     assert [number(v) for v in (0, 0.25, 400, 12_800, 2.56e9, 5.1e20, 1e-5)] == [
         "0", "0.25", "400", "12.8k", "2.56B", "5.1e20", "1e-5",
     ]  # fmt: skip
+
+
+def test_a_folder_holds_all_of_it(sweep, tmp_path):
+    out = tmp_path / "deep" / "results"
+    done = command("demo", "--folder", str(out), root=sweep.parent)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {"report.html", "report.md", "results.csv", "figures"}
+    assert (out / "report.html").read_text() == (sweep / "report.html").read_text()
+    text = (out / "report.md").read_text(encoding="utf-8")
+    named = re.findall(r"\]\((figures/[^)]+\.svg)\)", text)
+    figures = {path.name for path in (out / "figures").iterdir()}
+    assert (
+        len(named) == 3 * 3 + 2
+        and {Path(name).name for name in named} | {Path(name).with_suffix(".png").name for name in named} == figures
+    )
+    for name in figures:
+        content = (out / "figures" / name).read_bytes()
+        if name.endswith(".png"):
+            with Image.open(io.BytesIO(content)) as image:
+                assert image.size == (840, 580) and len(image.convert("RGB").getcolors(1 << 20)) > 10
+        else:
+            assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
+    assert [row["run"] for row in csv.DictReader(io.StringIO((out / "results.csv").read_text()))][0] == "mask50"
+
+
+def test_markdown(sweep):
+    done = command("demo", "--markdown", "-", root=sweep.parent)
+    assert done.returncode == 0 and done.stdout.startswith("# A demonstration\n\ndemo: 2 of 4 runs complete, 1 failed")
+    tables = re.findall(r"(?:^\|.*\|\n)+", done.stdout, re.MULTILINE)
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, "rows of one length"
+    assert "| mask75 | failed | 50 % |" in done.stdout and "figures/" not in done.stdout
+
+
+def test_markdown_of_hostile_texts():
+    harm = "a|b <script>x</script> [l](javascript:y) *b* `c` # ~ $z$\n\n# head"
+    made = markdown([Table([{"run": harm, "why": "x"}], long=["why"]), Text(harm)])
+    assert "<script" not in made and "\n# head" not in made and "](" not in made.replace("\\](", "")
+    (row,) = [line for line in made.splitlines() if "script" in line and line.startswith("|")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+def test_more_arms_than_eyes_can_tell_are_grey(tmp_path):
+    for i in range(20):
+        make(tmp_path / "demo", f"r{i:02}", f"0.{i + 10}", top1=0.1 + 0.01 * i)
+    found = outcomes(tmp_path / "demo")
+    styles = focus(arms.group(found), found)
+    assert [i for i, style in enumerate(styles) if style is not None] == list(range(13, 20)), "the best seven"
+    assert styles[19] == 0 and legend_of(arms.group(found), styles)[-1] == ("13 others", None)
+    assert "13 others" in parsed(page(found)).text
+
+
+def test_rows_of_other_sweeps_stand_beside(tmp_path, monkeypatch):
+    """Table 1b needs two runs of the sweep masking; one row is not complete, one run is another recipe."""
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    gallery.sweep(tmp_path, "masking")
+    more = ["stages.pretrain.warmup=25.6e6"]
+    folder = gallery.sweep(tmp_path, "batch", {"mask75-16k": (0.5, "running")}, more=more)
+    found = outcomes(folder)
+    lines = {line.row.row: line for line in against.compare(arms.group(found), found)}
+    assert list(lines) == [f"1b, {mask} %, {batch}k" for mask in (50, 75) for batch in (16, 32, 64)]
+    assert lines["1b, 50 %, 32k"].run == "masking/mask50" and lines["1b, 50 %, 32k"].obstacles == []
+    assert lines["1b, 50 %, 16k"].obstacles == ["stages.pretrain.warmup is 25.6 M, published 51.2 M"]
+    assert lines["1b, 75 %, 16k"].obstacles[0] == "mask75-16k is running" and lines["1b, 75 %, 16k"].gap is None
+    assert "not comparable yet" in report.text(found) and "agrees within 0.5" in report.text(found)
+
+
+def test_flops_of_a_run_are_those_that_the_trainer_adds_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    for name in ("tuning", "tuning_small"):
+        for outcome in outcomes(gallery.sweep(tmp_path, name)):
+            assert arms.flops(outcome) == pytest.approx(outcome.result["flops"], rel=1e-12)
+            assert arms.flops(outcome, 1000) < arms.flops(outcome, 2000)
