@@ -9,7 +9,7 @@ from pathlib import Path
 from flip.results import Outcome, read_run
 from jobs import arms
 from jobs.arms import Arm
-from jobs.paper import Published, obstacles, published
+from jobs.paper import Published, obstacles, published, rows
 
 SHOWN = 3
 """Reasons that a table spells out; the others are counted."""
@@ -44,23 +44,28 @@ class Line:
         return f"{'above' if self.gap > 0 else 'below'} by more than {self.row.within:g}"
 
 
-def compare(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> list[Line]:
-    """A line for every published number of an arm, then for the rows of the sweep's table that other sweeps have."""
-    found = [line for arm in grouped if arm.published for line in _lines(arm.published, arm.name, arm)]
-    named = {line.row.row for line in found}
-    for entry in arms.about(outcomes).get("rows", []):
-        row = published(entry)
-        if row.row not in named:
-            arm = _elsewhere(row, outcomes[0].run.path.parent.parent)
-            found += _lines(row, row.run, arm)
-    order = {entry["row"]: i for i, entry in enumerate(arms.about(outcomes).get("rows", []))}
+def compare(grouped: Sequence[Arm], outcomes: Sequence[Outcome], table: str = "") -> list[Line]:
+    """A line for every published number of an arm, and of the rows of the sweep's table that other sweeps have.
+
+    ``table``: the rows of that one in their place. Raises ConfigError where there is no such table.
+    """
+    entries = list(rows(table).values()) if table else arms.about(outcomes).get("rows", [])
+    order = {entry["row"]: i for i, entry in enumerate(entries)}
+    mine = {arm.published.row: arm for arm in grouped if arm.published}
+    found = []
+    for name, arm in mine.items():
+        if arm.published and (not table or name in order):
+            found += _lines(arm.published, arm.name, arm)
+    for row in map(published, entries):
+        if row.row not in mine:
+            found += _lines(row, row.run, _elsewhere(row, outcomes[0].run.path.parent.parent))
     return sorted(found, key=lambda line: order.get(line.row.row, len(order)))
 
 
 def _lines(row: Published, name: str, arm: Arm | None) -> list[Line]:
-    why = obstacles(row, arm.outcomes if arm else [])
     lines = []
     for which, number in row.top1.items():
+        why = obstacles(row, arm.outcomes if arm else [], which)
         score = arm.score(which) if arm else None
         ours = (None, None, None) if score is None else (100 * score.mean, 100 * score.low, 100 * score.high)
         lines.append(Line(row, which, name, number, *ours, why))

@@ -24,8 +24,8 @@ ACCURACY = (
 )
 
 
-def findings(outcomes: Sequence[Outcome], now: float | None = None) -> list[Block]:
-    """The report, from the top. ``now``: the time that it is of, seconds."""
+def findings(outcomes: Sequence[Outcome], now: float | None = None, table: str = "") -> list[Block]:
+    """The report, from the top. ``now``: the time that it is of, seconds. ``table``: of the paper, to stand beside."""
     about, grouped = arms.about(outcomes), arms.group(outcomes)
     styles = focus(grouped, outcomes)
     blocks: list[Block] = [Text(title(outcomes), 1), Text(_states(outcomes, now), tone="quiet")]
@@ -33,7 +33,7 @@ def findings(outcomes: Sequence[Outcome], now: float | None = None) -> list[Bloc
     blocks += _trouble(outcomes)
     blocks += [heading("Results"), _results(grouped, outcomes), Text(ACCURACY, tone="quiet")]
     blocks += [Text(words, tone="note")] if (words := _note(grouped)) else []
-    blocks += _paper(grouped, outcomes)
+    blocks += _paper(grouped, outcomes, table)
     blocks += accuracy(grouped, outcomes, styles)
     blocks += scaling_figures(outcomes)
     blocks += loss(grouped, legend_of(grouped, styles), styles)
@@ -116,21 +116,21 @@ def result_cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[
     return made
 
 
-def _paper(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> list[Block]:
-    lines = against.compare(grouped, outcomes)
+def _paper(grouped: Sequence[Arm], outcomes: Sequence[Outcome], table: str) -> list[Block]:
+    lines = against.compare(grouped, outcomes, table)
     if not lines:
         return []
     rows = against.cells(lines)
     if all(row["why"] == "" for row in rows):
         rows = [{key: value for key, value in row.items() if key != "why"} for row in rows]
-    table = Table(rows, [bool(line.obstacles) for line in lines], ["why"], ["run", "test", "verdict"])
+    beside = Table(rows, [bool(line.obstacles) for line in lines], ["why"], ["run", "test", "verdict"])
     agree = sum(line.verdict.startswith("agrees") for line in lines)
     comparable = sum(not line.obstacles for line in lines)
     words = (
         f"Of {len(lines)} published numbers {comparable} can be compared, {agree} of these agree. The gap is ours less"
         " the paper's, in points. A row is comparable where data, recipe and test are what the paper's number is of."
     )
-    return [heading("Against the paper"), table, Text(words, tone="quiet")]
+    return [heading("Against the paper"), beside, Text(words, tone="quiet")]
 
 
 # -- facts -------------------------------------------------------------------------------------------------------------

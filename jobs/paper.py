@@ -92,17 +92,17 @@ def published(entry: Mapping[str, Any]) -> Published:
 # -- a run against its row ---------------------------------------------------------------------------------------------
 
 
-def obstacles(row: Published, outcomes: Sequence[Outcome]) -> list[str]:
-    """Why the runs' number does not mean what the row's means; empty: they are comparable."""
+def obstacles(row: Published, outcomes: Sequence[Outcome], test: str) -> list[str]:
+    """Why the runs' number on a test set does not mean what the row's means; empty: they are comparable."""
     if row.not_yet:
         return [row.not_yet]
     if not outcomes:
         return ["no run yet"]
-    found = dict.fromkeys(reason for outcome in outcomes for reason in _obstacles(row, outcome))
+    found = dict.fromkeys(reason for outcome in outcomes for reason in _obstacles(row, outcome, test))
     return list(found)
 
 
-def _obstacles(row: Published, outcome: Outcome) -> Iterator[str]:
+def _obstacles(row: Published, outcome: Outcome, test: str) -> Iterator[str]:
     if outcome.state != "complete":
         yield f"{outcome.run.name} is {outcome.state}"
     if outcome.settings:
@@ -110,11 +110,11 @@ def _obstacles(row: Published, outcome: Outcome) -> Iterator[str]:
     if outcome.state != "complete":
         return
     scored = {item["name"]: item.get("n") for item in outcome.evaluations}
-    for name in row.top1:
-        if name not in scored:
-            yield f"not scored on {name}"
-        elif row.images.get(name, scored[name]) != scored[name]:
-            yield f"scored on {scored[name]:,} images of {name}, published on {row.images[name]:,}"
+    wanted = next((n for name, n in row.images.items() if test == name or test.startswith(f"{name}-")), None)
+    if test not in scored:
+        yield f"not scored on {test}"
+    elif wanted not in (None, scored[test]):
+        yield f"scored on {scored[test]:,} images of {test}, published on {wanted:,}"
 
 
 def differences(row: Published, settings: Mapping[str, Any]) -> Iterator[str]:

@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--csv", metavar="FILE", help="one line per run; - for standard output")
     parser.add_argument("--json", action="store_true", help="one JSON list, a mapping per run, on standard output")
     parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown; - for standard output")
+    parser.add_argument("--table", metavar="T", default="", help="of the paper (1a ... 8): its rows beside the results")
     parser.add_argument("--folder", metavar="DIR", help="all of it: page, Markdown, CSV, figures; made where it is not")
     parser.add_argument("--out", metavar="FILE", help="the HTML page; default: report.html in the runs' folder")
     args = parser.parse_args(arguments)
@@ -66,12 +67,12 @@ def report(args: argparse.Namespace) -> int:
         _save(args.csv, csv_text(rows(found)))
     if args.json or args.csv == "-":
         return 0
-    blocks = findings(found, time.time())
+    blocks = findings(found, time.time(), args.table)
     if args.markdown:
         _save(args.markdown, markdown(blocks))
     if args.markdown == "-":
         return 0
-    print(text(found))
+    print(text(found, args.table))
     page = render(title(found), blocks)
     if args.folder:
         _everything(Path(args.folder).expanduser(), page, found, blocks)
@@ -138,7 +139,7 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     return out.getvalue()
 
 
-def text(found: Sequence[Outcome]) -> str:
+def text(found: Sequence[Outcome], table_: str = "") -> str:
     """The table of arms, the paper's numbers beside them, what that cannot say, and why runs are not complete."""
     from jobs import against, arms
     from jobs.findings import result_cells
@@ -150,7 +151,7 @@ def text(found: Sequence[Outcome]) -> str:
         lines.append("accuracy: zero-shot top-1, per cent; in brackets the 95 % interval, of several seeds the range")
         lines.append(f"samples/s, training, {arms.hours_unit(grouped)}: {arms.COUNTED}")
         lines.append(plain(arms.verdict(grouped)))
-    if compared := against.compare(grouped, found):
+    if compared := against.compare(grouped, found, table_):
         lines += ["", table(against.cells(compared)), ""]
     for outcome in found:
         if outcome.state != "complete":

@@ -257,6 +257,12 @@ def test_rows_of_other_sweeps_stand_beside(tmp_path, monkeypatch):
     assert lines["1b, 50 %, 16k"].obstacles == ["stages.pretrain.warmup is 25.6 M, published 51.2 M"]
     assert lines["1b, 75 %, 16k"].obstacles[0] == "mask75-16k is running" and lines["1b, 75 %, 16k"].gap is None
     assert "not comparable yet" in report.text(found) and "agrees within 0.5" in report.text(found)
+    tuned = against.compare(arms.group(found), found, "1e")
+    assert [(line.run, line.verdict) for line in tuned if line.row.row.startswith("1e, 50")] == [
+        ("masking/mask50", "agrees within 0.5"),
+        ("tuning/mask50", "not comparable yet"),
+    ]
+    assert len({line.set for line in against.compare(arms.group(found), found, "1d")}) == 5, "whole and masked images"
 
 
 def test_flops_of_a_run_are_those_that_the_trainer_adds_up(tmp_path, monkeypatch):

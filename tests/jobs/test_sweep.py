@@ -119,6 +119,7 @@ PINNED = {
         "l-all-113k": "bb451b09306818f9",
         "l-all-225k": "4385659b3cb2ed4e",
     },
+    "inference": {"mask50": "fae74638742c29c6", "mask75": "7b5b0b9f7b04cdef"},
     "joint_scaling": {"model-data": "10add03a098b307a", "joint": "c1b5174c4eb81efe"},
     "masking": {"mask0": "5269d9803f3918ef", "mask50": "fae74638742c29c6", "mask75": "7b5b0b9f7b04cdef"},
     "masking_small": {"mask0": "a68d2ac6cea2bb81", "mask50": "395b0dd92f11023f", "mask75": "0dc912aba0477faa"},
