@@ -120,10 +120,23 @@ def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
 
 
 def rows(found: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """One flat mapping per run, as ``flip.results.read_runs`` makes them, all with the same keys."""
+    """One flat mapping per run, as ``flip.results.read_runs`` makes them, all with the same keys.
+
+    Of a run with published numbers also ``paper.row``, and for each test ``paper.SET.top1`` (0..1) and ``.comparable``:
+    yes, or why not.
+    """
     from flip.results import differing, row
+    from jobs import arms, paper
 
     made = [row(outcome, differing(found)) for outcome in found]
+    beside = {id(outcome): arm.published for arm in arms.group(found) for outcome in arm.outcomes if arm.published}
+    for outcome, each in zip(found, made, strict=True):
+        if (published := beside.get(id(outcome))) is None:
+            continue
+        each["paper.row"] = published.row
+        for name, number in published.top1.items():
+            why = "; ".join(paper.obstacles(published, [outcome], name))
+            each |= {f"paper.{name}.top1": number / 100, f"paper.{name}.comparable": why or "yes"}
     keys = dict.fromkeys(key for each in made for key in each)
     return [{key: each.get(key) for key in keys} for each in made]
 

@@ -48,6 +48,14 @@ def test_prefetch(tmp_path):
     assert calm and all(case["stalled_share"] == 0 for case in calm)
 
 
+def test_report(tmp_path):
+    found = report("report", "--runs", 7, "--lines", 60, "--repeats", 1, cwd=tmp_path)
+    assert found["data"]["runs"] == 7 and found["data"]["metrics_bytes"] > 7 * 60 * 400
+    for part in ("report", "plain_json"):
+        assert found[part]["seconds"] > 0 and found[part]["peak_bytes"] > 10_000_000
+    assert found["report"]["page_bytes"] > 10_000
+
+
 def test_loss(tmp_path):
     found = report("loss", "--local", 256, "--batch", 256, 512, "--repeats", 1, cwd=tmp_path)
     assert [(row["B"], row["form"]) for row in found["cases"] if row["form"] != "open_clip"] == [

@@ -104,6 +104,8 @@ def test_csv_and_json_have_a_row_per_run(sweep):
     assert [row["run"] for row in rows] == ["mask50", "mask75", "clip", "mask90"]
     assert rows[0]["test.twemoji.top1"] == 0.25 and rows[1]["test.twemoji.top1"] is None
     assert rows[0]["stages.pretrain.mask"] == "0.5" and rows[1]["samples"] == 50 * 128
+    assert (rows[2]["paper.twemoji.top1"], rows[2]["paper.twemoji.comparable"]) == (0.195, "yes")
+    assert rows[0]["paper.twemoji.top1"] is None
     done = command("demo", "--csv", "-", root=sweep.parent)
     table = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["state"] for row in table] == ["complete", "failed", "complete", "queued"]
