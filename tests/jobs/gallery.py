@@ -9,8 +9,10 @@ from flip.config.identity import identity
 from flip.config.load import dump
 from flip.config.resolve import Host, facts, resolve
 from flip.config.stages import spans
-from flip.flops import parameters, training_flops
+from flip.flops import parameters
 from flip.rundir import RunDir, write_json
+from jobs.cost import estimate
+from jobs.profile import Profile
 from jobs.sweep import SWEEPS, load
 from tests.jobs.outcomes import score
 
@@ -39,7 +41,7 @@ class Play:
         self.run, self.config, self.row, self.lines = run, config, row, lines
         self.chance = random.Random(f"{run.name} {config.seed}")
         self.total = spans(config)[-1].end
-        self.cost = sum((s.end - s.start) * training_flops(config.model, s.stage.mask)["total"] for s in spans(config))
+        self.cost = estimate(config, Profile()).cost.flops
         gpus = config.resources.nodes * config.resources.gpus
         self.seconds = self.cost / (gpus * 0.4 * 989e12 if gpus else 2.2e11)
         run.path.mkdir()

@@ -267,7 +267,7 @@ def test_rows_of_other_sweeps_stand_beside(tmp_path, monkeypatch):
     assert len({line.set for line in against.compare(arms.group(found), found, "1d")}) == 5, "whole and masked images"
 
 
-def test_flops_of_a_run_are_those_that_the_trainer_adds_up(tmp_path, monkeypatch):
+def test_flops_of_a_run_are_those_that_a_plan_adds_up(tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     for name in ("tuning", "tuning_small"):
         for outcome in outcomes(gallery.sweep(tmp_path, name)):
