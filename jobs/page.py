@@ -89,7 +89,11 @@ def _table(block: Table) -> str:
         columns = "".join(f"<td{kinds.get(head, '')}>{_cell(str(row[head]))}</td>" for head in heads)
         lines.append(f"<tr{marked}>{columns}</tr>")
     # a region that scrolls can be reached by keyboard
-    return '<div class="wide" tabindex="0" role="region"><table>\n' + "\n".join(lines) + "\n</table></div>"
+    return (
+        '<div class="wide" tabindex="0" role="region" aria-label="table"><table>\n'
+        + "\n".join(lines)
+        + "\n</table></div>"
+    )
 
 
 def _cell(text: str) -> str:

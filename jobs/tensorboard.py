@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,8 @@ def serve(what: Sequence[str], root: Path, own: Sequence[str]) -> int:
     import subprocess
     import tempfile
 
+    from flip.exitcodes import ConfigError
+
     with tempfile.TemporaryDirectory(prefix="flip-tensorboard-") as folder:
         add(_runs(what, root), Path(folder))
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", folder]
@@ -64,10 +67,13 @@ def serve(what: Sequence[str], root: Path, own: Sequence[str]) -> int:
                 try:
                     return child.wait(AGAIN)
                 except subprocess.TimeoutExpired:
-                    add(_runs(what, root), Path(folder))
+                    with contextlib.suppress(ConfigError):  # what was meant went to the trash meanwhile
+                        add(_runs(what, root), Path(folder))
         except KeyboardInterrupt:  # the terminal's signal went to both
-            child.wait()
             return 0
+        finally:
+            child.terminate()
+            child.wait()
 
 
 def _runs(what: Sequence[str], root: Path) -> list[RunDir]:
