@@ -46,7 +46,7 @@ figure { margin: .8rem 0; }
 @media print { body { max-width: none; font-size: 9.5pt; padding: 0; } .wide { overflow: visible; }
   table { font-size: 6.8pt; } th, td { padding: .12rem .25rem; white-space: normal; } .nb { white-space: nowrap; }
   td.long { min-width: 0; } th:first-child, td:first-child { position: static; }
-  .charts { grid-template-columns: repeat(3, 1fr); gap: .3rem .6rem; }
+  .charts { grid-template-columns: repeat(2, 1fr); gap: .3rem .9rem; } :root { font-size: 12px; }
   figure, tr { break-inside: avoid; } h2 { break-after: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
