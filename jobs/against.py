@@ -67,8 +67,8 @@ def _lines(row: Published, name: str, arm: Arm | None) -> list[Line]:
     for which, number in row.top1.items():
         why = obstacles(row, arm.outcomes if arm else [], which)
         score = arm.score(which) if arm else None
-        ours = (None, None, None) if score is None else (100 * score.mean, 100 * score.low, 100 * score.high)
-        lines.append(Line(row, which, name, number, *ours, why))
+        mean, low, high = (None if score is None else 100 * getattr(score, key) for key in ("mean", "low", "high"))
+        lines.append(Line(row, which, name, number, mean, low, high, why))
     return lines
 
 

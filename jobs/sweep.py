@@ -21,6 +21,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,7 @@ def _paper(file: _File, arms: set[str]) -> dict[str, Any]:
         if arm not in arms:
             raise file.error(f"paper.{arm}", "no such run in this sweep", remedy=f"Runs: {', '.join(sorted(arms))}.")
         if isinstance(numbers, str):
-            found[arm] = _row(file, f"paper.{arm}", lambda name=numbers: paper.row(name))
+            found[arm] = _row(file, f"paper.{arm}", partial(paper.row, numbers))
             continue
         if not isinstance(numbers, Mapping):
             remedy = f"For example {arm}: {{imagenet: 74.3}}, or a row of sweeps/paper.yaml: {arm}: 8, baseline"
