@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -40,6 +41,11 @@ def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2)
         left @ right
         count += 1
     return count * 2 * side**3 / (now - begin)
+
+
+def _finite(value: Any) -> float | None:
+    """None for weights that are not: the step after them, which is not taken, tells of it."""
+    return float(value) if math.isfinite(value) else None
 
 
 class Instruments:
@@ -87,8 +93,8 @@ class Instruments:
             log.info("%s", verdict)
         return {
             "loss": float(loss), "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
-            "logit_scale": self._logit_scale(), "grad_norm": float(norm), "param_norm": float(weights),
-            "update_norm": float(change), "samples_per_second": speed, "data_wait": window.waited / window.seconds,
+            "logit_scale": _finite(self._logit_scale()), "grad_norm": float(norm), "param_norm": _finite(weights),
+            "update_norm": _finite(change), "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             "mfu": cost * speed / (self._peak * self._world.size), "masking_speedup": whole / cost,
             "shares": shares, "bound": self._verdict.bound, "verdict": verdict,
             "replaced": self._tally.replaced_everywhere(), "storage": self._tally.storage_everywhere(),

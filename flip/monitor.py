@@ -60,7 +60,7 @@ class Monitor:
             str(self._run.tensorboard), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
         )
         for summary in hparams.start(config):
-            self._events.file_writer.add_summary(summary, samples)
+            self._events.file_writer.add_summary(summary, samples)  # type: ignore[attr-defined]
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=self._status["total"], initial=samples, unit="pair", unit_scale=True, desc=self._run.name
@@ -112,7 +112,7 @@ class Monitor:
         self._lines.close()
         if self._events is not None:
             if phase == "complete":
-                self._events.file_writer.add_summary(hparams.end(), self._status["samples"])
+                self._events.file_writer.add_summary(hparams.end(), self._status["samples"])  # type: ignore[attr-defined]
             self._events.close()
         if self._bar is not None:
             self._bar.close()

@@ -35,9 +35,10 @@ def of_weights(optimizer: torch.optim.AdamW, world: int) -> tuple[Tensor, Tensor
             change = (local(state["exp_avg"]) / (1 - beta1**step)).div_(root).mul_(rate)
             if decay:
                 change += decay * (after + change) / (1 - decay)
-            weights.append(torch.linalg.vector_norm(after))
-            changes.append(torch.linalg.vector_norm(change))
-    squares = torch.stack([torch.stack(weights), torch.stack(changes)]).double().square().sum(dim=1)
+            # in fp64: weights that run away are to be seen on their way, not as an overflow
+            weights.append(torch.linalg.vector_norm(after, dtype=torch.float64))
+            changes.append(torch.linalg.vector_norm(change, dtype=torch.float64))
+    squares = torch.stack([torch.stack(weights), torch.stack(changes)]).square().sum(dim=1)
     if world > 1:
         distributed.all_reduce(squares)
     weight, change = squares.sqrt().unbind()
