@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 FIRST = 2
-"""The step of a stage that is looked into first: the one before it pays for what is done once."""
+"""The step of an attempt that is looked into first: the one before it pays for what is done once."""
 
 Interval = tuple[float, float]
 
