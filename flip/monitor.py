@@ -8,10 +8,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from flip import hparams
+from flip.config.schema import Config
 from flip.rundir import RunDir, write_json
 
 TENSORBOARD = {
@@ -20,40 +21,17 @@ TENSORBOARD = {
     "lr": "train/learning_rate",
     "logit_scale": "train/logit_scale",
     "grad_norm": "train/grad_norm",
+    "param_norm": "train/param_norm",
+    "update_norm": "train/update_norm",
     "samples_per_second": "speed/samples_per_second",
     "data_wait": "speed/data_wait_share",
     "mfu": "speed/model_flops_utilisation",
+    "masking_speedup": "speed/masking_speedup",
+    "memory": "memory/host_peak_bytes",
+    "device_memory": "memory/device_peak_bytes",
     "replaced": "data/replaced_samples",
 }
 """Field of a metric line -> tag. The x axis is S, samples seen, so that batch sizes can be compared."""
-
-
-def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Floating-point operations per second of a large matrix product here and now: what MFU is measured against."""
-    side = 4096 if device.type == "cuda" else 1024
-    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
-
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    left @ right
-    begin, count = clock(), 0
-    while (now := clock()) - begin < seconds:
-        left @ right
-        count += 1
-    return count * 2 * side**3 / (now - begin)
-
-
-class Window:
-    """Sums over the steps since the last metric line: samples, seconds, and seconds of them spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.samples, self.waited, self.seconds = 0, 0.0, 1e-9
-
-    def add(self, samples: int, waited: float, seconds: float) -> None:
-        self.samples, self.waited, self.seconds = self.samples + samples, self.waited + waited, self.seconds + seconds
 
 
 class Monitor:
@@ -63,7 +41,7 @@ class Monitor:
         self._run, self._attempt, self._seconds = run, attempt, seconds
         self._status: dict[str, Any] = {
             "attempt": attempt, "total": total, "steps": steps, "samples": 0, "step": 0, "stage": "",
-            "phase": "starting", "loss": None, "samples_per_second": None, "eta_seconds": None,
+            "phase": "starting", "loss": None, "samples_per_second": None, "eta_seconds": None, "verdict": None,
         }  # fmt: skip
         self._written = 0.0
         run.metrics.mkdir(exist_ok=True)
@@ -72,12 +50,17 @@ class Monitor:
         self._bar: tqdm | None = None
         self.status()
 
-    def begin(self, samples: int) -> None:
-        """Training starts at S = ``samples``: what older attempts wrote beyond it vanishes from the curves."""
+    def begin(self, samples: int, config: Config) -> None:
+        """Training starts at S = ``samples``: what older attempts wrote beyond it vanishes from the curves.
+
+        The hyperparameters go into the same file: TensorBoard's table of runs has a row per run, and no run of its own.
+        """
         self._run.note_ready(self._attempt, samples)
         self._events = SummaryWriter(
             str(self._run.tensorboard), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
         )
+        for summary in hparams.start(config):
+            self._events.file_writer.add_summary(summary, samples)  # type: ignore[attr-defined]
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=self._status["total"], initial=samples, unit="pair", unit_scale=True, desc=self._run.name
@@ -92,15 +75,18 @@ class Monitor:
         for name, tag in TENSORBOARD.items():
             if record.get(name) is not None:
                 self._events.add_scalar(tag, record[name], record["samples"])
-        for name, count in record.get("storage", {}).items():
-            self._events.add_scalar(f"storage/{name}", count, record["samples"])
+        parts = {f"storage/{name}": count for name, count in record.get("storage", {}).items()}
+        parts |= {f"time/{part}_share": share for part, share in record.get("shares", {}).items()}
+        for tag, value in parts.items():
+            if value is not None:
+                self._events.add_scalar(tag, value, record["samples"])
         if self._bar is not None:
             self._bar.set_postfix(stage=record["stage"], loss=f"{record['loss']:.3f}", acc=f"{record['accuracy']:.2f}")
             self._bar.update(record["samples"] - self._bar.n)
         speed = record["samples_per_second"]
         left = (self._status["total"] - record["samples"]) / speed if speed else None
-        keys = ("stage", "step", "samples", "loss", "samples_per_second")
-        self.status(every=self._seconds, eta_seconds=left, **{key: record[key] for key in keys})
+        keys = ("stage", "step", "samples", "loss", "samples_per_second", "verdict")
+        self.status(every=self._seconds, eta_seconds=left, **{key: record.get(key) for key in keys})
 
     def evaluation(self, stage: str, samples: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
         """eval/<stage>-<S>.json and its points in TensorBoard. ``seconds``: of training up to S."""
@@ -125,6 +111,8 @@ class Monitor:
         self.status(phase=phase)
         self._lines.close()
         if self._events is not None:
+            if phase == "complete":
+                self._events.file_writer.add_summary(hparams.end(), self._status["samples"])  # type: ignore[attr-defined]
             self._events.close()
         if self._bar is not None:
             self._bar.close()
@@ -136,7 +124,7 @@ class Silent(Monitor):
     def __init__(self) -> None:
         pass
 
-    def begin(self, samples: int) -> None:
+    def begin(self, samples: int, config: Config) -> None:
         pass
 
     def step(self, record: Mapping[str, Any]) -> None:

@@ -92,6 +92,8 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.pins = self.path / "pins"
         self.eval = self.path / "eval"
+        self.anomalies = self.path / "anomalies"
+        self.traces = self.path / "traces"
         self.export = self.path / "export"
         self.logs = self.path / "logs"
 
@@ -148,7 +150,7 @@ class RunDir:
         Of attempts the newest are looked at: each start has done it for those before.
         """
         newest = [self.attempt(n) for n in self.attempt_numbers()[-4:]]
-        for folder in [self.path, self.eval] + newest:
+        for folder in [self.path, self.eval, self.anomalies] + newest:
             for name in os.listdir(str(folder)) if folder.is_dir() else []:
                 if (".tmp." in name or ".new." in name) and not name.startswith("start."):  # of one that begins now
                     try:

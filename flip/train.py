@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from flip import checkpoint, commit, flops, model, monitor, optim, parallel, step
+from flip import checkpoint, commit, flops, guard, model, monitor, norms, optim, parallel, step
 from flip.config import load
 from flip.config.schema import Config
 from flip.config.stages import Span, spans
@@ -27,7 +26,7 @@ from flip.data.retry import Patience
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
-from flip.exitcodes import Diverged
+from flip.instruments import Instruments
 from flip.interrupt import Agreement, StopFlag
 from flip.rundir import RunDir, create_json
 from flip.saving import Saving
@@ -83,10 +82,12 @@ class Trainer:
         self.samples, self.step, self.seconds = 0, 0, 0.0
         self.agreement = Agreement(world.control, world.size)
         self.saving = Saving(run, attempt, world, config, watchdog)
+        told = config.monitor
+        self.guard = guard.Guard(run, attempt, world.rank, told.spike, told.spike_window)
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.monitor: monitor.Monitor = monitor.Silent()
         if world.first:
-            self.monitor = monitor.Monitor(run, attempt, self.total, self.steps, config.monitor.status_seconds)
+            self.monitor = monitor.Monitor(run, attempt, self.total, self.steps, told.status_seconds)
         witness = os.environ.get("FLIP_WITNESS") == "1"
         self.loader = Loader(
             config.data, config.augment, config.model.image, config.model.text, config.seed,
@@ -102,19 +103,21 @@ class Trainer:
         self.pair = model.build(self.config.model, self.config.augment, compute.attention, compute.recompute == "block")
         model.initialise(self.pair, self.config.seed)
         parallel.place(self.pair, self.world, compute.compile == "yes")
-        dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-        self.peak = monitor.measure_peak(self.world.device, dtype)
         source = self.saving.restore(checkpoint.model_state(self.pair), self.config.init)
         if source is not None:
             self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
         self.tally = Tally(self.world, self.loader, source)
+        self.instruments = Instruments(
+            self.run, self.attempt, self.config, self.world, self.pair, self.tally, self.saving
+        )
         self.say("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
-        self.monitor.begin(self.samples)
+        self.monitor.begin(self.samples, self.config)
 
     def save(self, span: Span, optimizer: torch.optim.Optimizer) -> None:
         """Commit the present position unless it is committed or about to be."""
         if not self.saving.needed(self.samples):
             return
+        self.guard.settle()
         self.watchdog.beat(f"committing S = {self.samples}", times=LONG)
         state = checkpoint.model_state(self.pair) | checkpoint.optimizer_state(self.pair, optimizer)
         self.saving.save(
@@ -134,7 +137,7 @@ class Trainer:
         if span.start < self.samples and self.crossed(self.config.evaluate.every, span):
             self.validate(span)  # a kill between a commit and its score
         batches = self.loader.batches(self.samples, span.stage.batch, span.stage.mask)
-        window = monitor.Window()
+        self.instruments.begin()
         try:
             while self.samples < span.end:
                 self.watchdog.beat(f"a step from S = {self.samples}")
@@ -147,22 +150,23 @@ class Trainer:
                 begin = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - begin
-                loss, accuracy, norm = self.train_step(span, optimizer, batch)
-                window.add(span.stage.batch, waited, time.perf_counter() - begin)
+                with self.instruments.profiler.step(self.step + 1, self.samples, span.stage.batch):
+                    loss, accuracy, norm = self.train_step(span, optimizer, batch)
+                self.instruments.window.add(span.stage.batch, waited, time.perf_counter() - begin)
                 self.samples, self.step = self.samples + span.stage.batch, self.step + 1
                 self.seconds += time.perf_counter() - begin
                 self.tally.replaced += batch.replaced
                 if self.witness is not None:
                     self.witness.saw(self.samples - span.stage.batch, batch)
                 if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
-                    self.report(span, optimizer, loss, accuracy, norm, window)
-                    window = monitor.Window()
+                    self.report(span, optimizer, loss, accuracy, norm)
                 scored = self.crossed(self.config.evaluate.every, span) and self.samples < span.end
                 if self.saving.soon or scored or self.crossed(self.config.checkpoint.samples, span):
                     self.agreement.settle()
                     self.save(span, optimizer)
                 if scored:
-                    self.validate(span)
+                    with self.instruments.evaluating():
+                        self.validate(span)
             self.agreement.settle()
             self.save(span, optimizer)
         finally:
@@ -171,14 +175,15 @@ class Trainer:
     def train_step(self, span: Span, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
         """One optimiser step over the local batch (b, K, p*p*3); loss and accuracy are those of the global batch."""
         compute, inputs = self.config.compute, (batch.patches, batch.keep, batch.tokens)
-        optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
+        rate = optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
         loss, accuracy = step.gradients(self.pair, inputs, compute.accumulate, self.world.device, autocast)
-        norm = None
-        if self.config.optim.clip or (self.step + 1) % self.config.monitor.log_every == 0:
-            bound = self.config.optim.clip or math.inf
-            norm = parallel.whole(torch.nn.utils.clip_grad_norm_(self.pair.parameters(), bound))
+        norm = norms.of_gradients(self.pair)
+        after = self.samples + span.stage.batch
+        self.guard.watch(optimizer, guard.Step(self.step + 1, after, span.stage.name, rate, batch.ids), loss, norm)
+        if self.config.optim.clip:
+            torch.nn.utils.clip_grads_with_norm_(self.pair.parameters(), self.config.optim.clip, norm)
         optimizer.step()
         return loss, accuracy, norm
 
@@ -202,38 +207,20 @@ class Trainer:
 
     # -- what it tells -----------------------------------------------------------------------------------------------
 
-    def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, window: monitor.Window) -> None:
-        """One metric line. The only place of the loop that waits for the device."""
-        value, slope = float(loss), None if norm is None else float(norm)
-        if not math.isfinite(value) or not math.isfinite(slope or 0.0):
-            raise Diverged(
-                "the loss or its gradient is not finite", f"stage {span.stage.name}, S = {self.samples}",
-                f"loss {value}, gradient norm {slope}",
-                "Lower `base_lr` or lengthen `warmup`; the newest commit is from before.",
-            )  # fmt: skip
-        speed = window.samples / window.seconds
-        cost = flops.training_flops(self.config.model, span.stage.mask)["total"]
-        record = {
-            "step": self.step, "samples": self.samples, "stage": span.stage.name, "attempt": self.attempt,
-            "loss": value, "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
-            "logit_scale": float(self.pair_scale()), "grad_norm": slope,
-            "samples_per_second": speed, "data_wait": window.waited / window.seconds,
-            "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.tally.replaced_everywhere(),
-            "seconds": self.seconds, "time": time.time(), "storage": self.tally.storage_everywhere(),
-            "saves": self.saving.saves, "saving": self.saving.seconds, "save_wait": self.saving.checkpointer.waited,
-        }  # fmt: skip
+    def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any) -> None:
+        """One metric line, for which the device is waited for."""
+        self.guard.settle()
+        position = {"step": self.step, "samples": self.samples, "stage": span.stage.name, "attempt": self.attempt}
+        record = position | self.instruments.line(span, optimizer, loss, accuracy, norm) | {"seconds": self.seconds}
+        self.instruments.begin()
         self.monitor.step(record)
-        self.say("step %d of %d, loss %.3f, %.0f samples/s", self.step, self.steps, value, speed)
+        told = record["loss"], record["samples_per_second"]
+        self.say("step %d of %d, loss %.3f, %.0f samples/s", self.step, self.steps, *told)
 
     def say(self, text: str, *values: Any) -> None:
         """A line in the log, of the first rank."""
         if self.world.first:
             log.info(text, *values)
-
-    def pair_scale(self) -> torch.Tensor:
-        """exp(logit_scale), clamped as in the forward pass; a collective where the parameter is sharded."""
-        raw = parallel.whole(self.pair.logit_scale.detach())
-        return raw.exp().clamp(1.0, self.config.model.max_logit_scale)
 
     # -- evaluation and the end --------------------------------------------------------------------------------------
 

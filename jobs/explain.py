@@ -63,6 +63,8 @@ def page(facts: Mapping[str, Any]) -> str:
         *_decision(facts["evidence"]),
         ("next", _coming(next_)),
     ]
+    heads += [("speed", facts["verdict"])] if facts["verdict"] else []
+    heads += [("bad steps", f"{len(files)}, the last one: {files[-1]}")] if (files := facts["anomalies"]) else []
     lines = [f"{name:<10}{plain(text)}" for name, text in heads]
     lines += ["", "attempts", _history(facts["attempts"])] if facts["attempts"] else ["", "no attempt has begun"]
     lines += ["", "incidents", _counts(facts["incidents"])] if facts["incidents"] else []

@@ -23,7 +23,8 @@ TAIL = 1 << 16
 
 
 def explain(run: RunDir) -> dict[str, Any]:
-    """All that the page shows: sweep, run, folder, about, code, state, evidence, attempts, next, incidents, goodput.
+    """All that the page shows: sweep, run, folder, about, code, state, evidence, attempts, next, incidents, goodput,
+    verdict (of its newest metric line), anomalies (files, in the order of their steps).
 
     From the run's files and one look at its cluster, which on Slurm is one call of squeue.
     """
@@ -42,7 +43,19 @@ def explain(run: RunDir) -> dict[str, Any]:
         "next": _next(run, outcome, state, now),
         "incidents": _incidents(outcome),
         "goodput": goodput.as_dict([account])[0],
+        "verdict": outcome.metrics[-1].get("verdict") if outcome.metrics else None,
+        "anomalies": _anomalies(run),
     }
+
+
+def _anomalies(run: RunDir) -> list[str]:
+    """Of every step that was written down, the file of its first rank."""
+    found: dict[tuple[int, int], str] = {}
+    for path in sorted(run.anomalies.glob("*-*.json")):
+        n, _, step = path.name.split(".")[0].partition("-")
+        if n.isdigit() and step.isdigit():
+            found.setdefault((int(step), int(n)), f"{path.parent.name}/{path.name}")
+    return [found[at] for at in sorted(found)]
 
 
 def _readable(run: RunDir, state: JobState, row: Any) -> dict[str, Any]:

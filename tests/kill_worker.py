@@ -2,7 +2,8 @@
 
 KILL_STEP_SECONDS: a pause in every step, so that a fault can be aimed at one. KILL_BEFORE_COMMIT: path of a file; rank
 0 takes it away and dies by SIGKILL when all shards of a checkpoint are written and its commit.json is not.
-KILL_FILE_BYTES: no file may grow beyond it, as on a disk that fills.
+KILL_FILE_BYTES: no file may grow beyond it, as on a disk that fills. KILL_GRADIENT: RANK:STEP; that rank's gradient has
+a NaN in that step.
 FLIP_WITNESS (of the trainer itself): the ids and the hashes of the decoded images of every step.
 """
 
@@ -18,7 +19,7 @@ from jobs import worker
 
 def arm() -> None:
     """Put the hooks in. Imports the trainer only after the worker's signal handlers stand."""
-    from flip import commit, train
+    from flip import checkpoint, commit, train
 
     pause = float(os.environ.get("KILL_STEP_SECONDS", "0"))
     trap = Path(os.environ.get("KILL_BEFORE_COMMIT", "/nonexistent"))
@@ -27,6 +28,17 @@ def arm() -> None:
     def slow_step(self, *rest):
         time.sleep(pause)
         return step(self, *rest)
+
+    hurt, gradients = os.environ.get("KILL_GRADIENT", ""), train.step.gradients
+
+    def hurt_step(self, *rest):
+        train.step.gradients = hurt_gradients if hurt == f"{self.world.rank}:{self.step + 1}" else gradients
+        return slow_step(self, *rest)
+
+    def hurt_gradients(pair, *rest):
+        found = gradients(pair, *rest)
+        checkpoint.local(pair.text.blocks[0].mlp.fc1.weight.grad)[-1, -1] = float("nan")
+        return found
 
     def deadly_mark(path, record, known):
         if trap.exists():
@@ -41,7 +53,7 @@ def arm() -> None:
 
     if "KILL_FILE_BYTES" in os.environ:
         train.checkpoint.Checkpointer.save = cramped_save  # type: ignore[method-assign]
-    train.Trainer.train_step, commit.commit = slow_step, deadly_mark  # type: ignore[method-assign]
+    train.Trainer.train_step, commit.commit = hurt_step, deadly_mark  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

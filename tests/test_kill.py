@@ -7,6 +7,9 @@ import pytest
 
 from flip import commit
 from flip.config.stages import spans
+from flip.rundir import read_json
+from jobs.local import LocalCluster
+from jobs.profile import load_profile
 from tests.arena import BATCH, INTERVAL, Arena, configuration, decoded_hashes
 from tests.synthetic import make_dataset, make_tokenizer
 from tests.verdicts import check_data, check_equal, ends
@@ -122,6 +125,38 @@ def test_a_diverging_run_stops_for_good_and_commits_nothing_of_it(data, tmp_path
     (end,) = ends(arena, 1)
     assert (end["cause"], end["code"], end["action"]) == ("diverged", 76, "stop"), arena.story()
     assert commit.commits(arena.run) == []
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_not_taken(data, tmp_path):
+    """76 on all ranks, with the samples of each written down, and the commit before stays the newest."""
+    config = configuration(data, world=2, samples=(12, 4))
+    config.monitor.log_every = 100
+    arena = Arena(tmp_path, "nan", config, pause=0)
+    arena.env["KILL_GRADIENT"] = "1:10"  # a multiple of the interval: it would be committed next
+    arena.submit()
+    arena.wait(lambda: arena.run.newest_attempt() and ends(arena, 1)[0], "the end of the attempt")
+    (end,) = ends(arena, 1)
+    assert (end["cause"], end["code"], end["action"]) == ("diverged", 76, "stop"), arena.story()
+    assert "step 10, S = 160" in end["reason"] and "anomalies/1-10.0.json" in end["reason"]
+    assert [found.samples for found in commit.commits(arena.run)] == [5 * BATCH]
+    kept = [read_json(arena.run.anomalies / f"1-10.{rank}.json") for rank in range(2)]
+    assert kept[0]["ids"] + kept[1]["ids"] == arena.order().batch(9 * BATCH, BATCH)[0].tolist()
+    assert {one["grad_norm"] for one in kept} == {"nan"}
+    assert arena.leftovers() == ([], [])
+
+
+def test_who_lost_a_peer_ends_by_himself(data, tmp_path):
+    """Within a step, and not by the launcher's hand: a rank that is killed leaves no cause of its own."""
+    arena = Arena(tmp_path, "lost", configuration(data, world=2, samples=(12, 4)))
+    arena.cluster = LocalCluster(load_profile("local"), peer_grace=100)
+    arena.submit()
+    arena.wait_step(3)
+    arena.kill(rank=1)
+    arena.wait_attempt(2)
+    (end,) = ends(arena, 1)
+    assert [(one["rank"], one["cause"]) for one in arena.run.causes(1)] == [(0, "peer_lost")], arena.story()
+    assert end["action"] == "requeue", arena.story()
+    arena.wait_over()
 
 
 def check_story(arena, damaged):

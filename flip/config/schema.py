@@ -262,6 +262,17 @@ class Monitor:
     hang_minutes: float = 20.0
     """Minutes without a step after which a rank ends itself (71), to be started again; a commit may take six times as
     long. 0: never. More than ``data.deadline``, for which a read may wait."""
+    spike: float = 0.0
+    """A loss above median + this * sigma of the ``spike_window`` losses before it is told and its samples are written
+    down (``anomalies/``); 8 is a good begin. The run goes on. 0: never."""
+    spike_window: int = 100
+    """Steps; for as many at the begin of a stage or attempt nothing is a spike."""
+    profile_steps: int = 0
+    """Steps of rank 0 that PyTorch's profiler traces (``traces/``); 0: none."""
+    profile_from: int = 0
+    """S at which they begin; where an attempt begins later they are not traced."""
+    sample_minutes: float = 10.0
+    """Minutes between two steps of rank 0 that are profiled for what they wait for other ranks; 0: none is."""
 
 
 @dataclass

@@ -3,9 +3,14 @@
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
-from flip import monitor
+from flip import instruments, monitor
+from flip.config.schema import Config, Evaluate, Stage, ZeroShot
 from flip.rundir import RunDir, read_json
+from flip.shares import PARTS
+
+CONFIG = Config(stages=[Stage(samples=80, batch=8)], evaluate=Evaluate(sets=[ZeroShot(name="val")]))
 
 
 @pytest.fixture
@@ -16,14 +21,16 @@ def run(tmp_path):
 def record(step, loss):
     return {
         "step": step, "samples": step * 8, "stage": "pretrain", "loss": loss, "accuracy": 0.5, "lr": 0.1,
-        "logit_scale": 14.3, "grad_norm": None, "samples_per_second": 4.0, "data_wait": 0.1, "mfu": 0.2, "replaced": 0,
+        "logit_scale": 14.3, "grad_norm": 2.0, "samples_per_second": 4.0, "data_wait": 0.1, "mfu": 0.2, "replaced": 0,
+        "param_norm": 30.0, "update_norm": 0.1, "masking_speedup": 1.9, "memory": 1 << 30, "device_memory": None,
+        "shares": dict.fromkeys(PARTS, 1 / 6) | {"communication": None}, "verdict": "compute-bound",
     }  # fmt: skip
 
 
 def attempt(run, begin, steps, loss):
     n = run.begin_attempt({})
     told = monitor.Monitor(run, n, total=80, steps=10, seconds=0.0)
-    told.begin(begin)
+    told.begin(begin, CONFIG)
     for step in steps:
         told.step(record(step, loss))
     return told
@@ -38,6 +45,43 @@ def test_steps_done_again_stand_once_in_the_curve(run):
         (8, 1.0), (16, 1.0), (24, 2.0), (32, 2.0), (40, 2.0),
     ]  # fmt: skip
     assert [(line["step"], line["loss"]) for line in run.metric_lines()] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
+
+
+def read(run):
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    return events
+
+
+def test_what_a_line_tells_has_a_curve(run):
+    attempt(run, 0, (1, 2), loss=1.0).close("stopped")
+    curves = {tag: [e.value for e in read(run).Scalars(tag)] for tag in read(run).Tags()["scalars"]}
+    assert curves["train/grad_norm"] == [2, 2] and curves["train/update_norm"] == pytest.approx([0.1, 0.1])
+    assert curves["memory/host_peak_bytes"] == [1 << 30, 1 << 30] and "memory/device_peak_bytes" not in curves
+    shares = {tag for tag in curves if tag.startswith("time/")}
+    assert shares == {f"time/{part}_share" for part in PARTS} - {"time/communication_share"}
+    assert read_json(run.status)["verdict"] == "compute-bound"
+
+
+def test_a_run_is_one_row_of_the_table_of_hyperparameters(run):
+    """As TensorBoard's plugin reads it: values and metrics in the run's own folder, no run below it."""
+    attempt(run, 0, (1,), loss=1.0).close("stopped")
+    told = attempt(run, 8, (2,), loss=1.0)
+    told.evaluation("pretrain", 16, 12.5, [{"name": "val", "top1": 0.25}])
+    told.close("complete")
+    events = read(run)
+    tags = events.PluginTagToContent(metadata.PLUGIN_NAME)
+    experiment = metadata.parse_experiment_plugin_data(tags[metadata.EXPERIMENT_TAG])
+    session = metadata.parse_session_start_info_plugin_data(tags[metadata.SESSION_START_INFO_TAG])
+    ended = metadata.parse_session_end_info_plugin_data(tags[metadata.SESSION_END_INFO_TAG])
+    assert session.hparams["stages.pretrain.batch"].number_value == 8
+    assert session.hparams["stages.pretrain.mask"].string_value == "0.5"
+    assert {info.name for info in experiment.hparam_infos} == set(session.hparams)
+    assert not [name for name in session.hparams if name.startswith(("monitor", "checkpoint"))]
+    metrics = [info.name.tag for info in experiment.metric_infos]
+    assert "zeroshot/val_top1" in metrics and set(metrics) <= set(events.Tags()["scalars"])
+    assert ended.status == 1  # STATUS_SUCCESS
+    assert [path for path in run.tensorboard.iterdir() if path.is_dir()] == []
 
 
 def test_status_is_the_newest_attempts(run):
@@ -64,4 +108,4 @@ def test_an_evaluation_is_kept_with_its_place(run):
 
 
 def test_the_peak_is_a_rate():
-    assert 1e8 < monitor.measure_peak(torch.device("cpu"), torch.float32, seconds=0.05) < 1e15
+    assert 1e8 < instruments.measure_peak(torch.device("cpu"), torch.float32, seconds=0.05) < 1e15

@@ -65,6 +65,23 @@ def test_a_run_that_waits_in_slurm_for_its_third_attempt(place, commands):
     assert json.loads(json.dumps(found)) == found
 
 
+def test_what_holds_it_up_and_its_bad_steps(place, commands):
+    run = RunDir(place / "demo" / "mask50")
+    queue(commands, "RUNNING||None|N/A")
+    assert (facts.explain(run)["verdict"], facts.explain(run)["anomalies"]) == (None, [])
+    run.metrics.mkdir(exist_ok=True)
+    line = {"step": 1, "samples": 8, "loss": 1.0, "verdict": "input-bound: data-wait is 41 % of the time"}
+    (run.metrics / "1.jsonl").write_text(json.dumps(line) + "\n")
+    run.anomalies.mkdir()
+    for name in ("1-9.0", "1-9.1", "2-10.0", "2-10.1", "2-9.0", "notes"):
+        (run.anomalies / f"{name}.json").write_text("{}")
+    (run.anomalies / "2-11.0.json.tmp.7").write_text("{")
+    found = facts.explain(run)
+    assert found["anomalies"] == [f"anomalies/{name}.json" for name in ("1-9.0", "2-9.0", "2-10.0")]
+    shown = explain.page(found)
+    assert "input-bound: data-wait is 41 %" in shown and "3, the last one: anomalies/2-10.0.json" in shown
+
+
 def test_a_failed_run_names_the_command_and_a_complete_one_needs_none(place, commands):
     run = RunDir(place / "demo" / "mask50")
     attempt(run, "config", 78, lines=["wrong"])

@@ -1,0 +1,112 @@
+"""What the steps of an attempt are measured with, and the metric line that comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from flip import flops, norms, parallel
+from flip.config.schema import Config
+from flip.config.stages import Span
+from flip.parallel import World
+from flip.rundir import RunDir
+from flip.saving import Saving
+from flip.shares import Verdict, Window
+from flip.tally import Tally
+from flip.trace import Profiler
+
+log = logging.getLogger(__name__)
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """Floating-point operations per second of a large matrix product here and now: what MFU is measured against."""
+    side = 4096 if device.type == "cuda" else 1024
+    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    left @ right
+    begin, count = clock(), 0
+    while (now := clock()) - begin < seconds:
+        left @ right
+        count += 1
+    return count * 2 * side**3 / (now - begin)
+
+
+def _finite(value: Any) -> float | None:
+    """None for weights that are not: the step after them, which is not taken, tells of it."""
+    return float(value) if math.isfinite(value) else None
+
+
+class Instruments:
+    """One rank's. Making them is for when the model is there and nothing has been trained in this attempt."""
+
+    def __init__(
+        self, run: RunDir, attempt: int, config: Config, world: World, pair: nn.Module, tally: Tally, saving: Saving
+    ) -> None:
+        self._config, self._world, self._pair, self._tally, self._saving = config, world, pair, tally, saving
+        told = config.monitor
+        dtype = torch.bfloat16 if config.compute.precision == "bf16" else torch.float32
+        self._peak = measure_peak(world.device, dtype)
+        steps, minutes = (told.profile_steps, told.sample_minutes) if world.first else (0, 0.0)
+        self.profiler = Profiler(run.traces, attempt, world.size, world.device, told.profile_from, steps, minutes)
+        self._verdict = Verdict(config.data.workers)
+        # What has been imported and built lives to the end. Left to the collector, it is walked again and again, on
+        # every rank at another step, and all wait for the one that does.
+        gc.collect()
+        gc.freeze()
+        self.begin()
+
+    def begin(self) -> None:
+        """A stage, or the time after a metric line, begins."""
+        self.window = Window()
+        self._saved = self._saving.seconds
+        if self._world.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around scores between steps."""
+        begin = time.perf_counter()
+        yield
+        self.window.beside("evaluation", time.perf_counter() - begin)
+
+    def line(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any) -> dict[str, Any]:
+        """What a metric line says of the steps since the last one. Collective; it waits for the device."""
+        window, model, mask = self.window, self._config.model, span.stage.mask
+        weights, change = norms.of_weights(optimizer, self._world.size)
+        window.beside("checkpoint", self._saving.seconds - self._saved)
+        speed = window.samples / window.seconds
+        cost, whole = (flops.training_flops(model, ratio)["total"] for ratio in (mask, "0"))
+        shares = window.shares(self.profiler.communication)
+        verdict, changed = self._verdict.judge(shares)
+        if changed and self._world.first:
+            log.info("%s", verdict)
+        return {
+            "loss": float(loss), "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
+            "logit_scale": _finite(self._logit_scale()), "grad_norm": float(norm), "param_norm": _finite(weights),
+            "update_norm": _finite(change), "samples_per_second": speed, "data_wait": window.waited / window.seconds,
+            "mfu": cost * speed / (self._peak * self._world.size), "masking_speedup": whole / cost,
+            "shares": shares, "bound": self._verdict.bound, "verdict": verdict,
+            "replaced": self._tally.replaced_everywhere(), "storage": self._tally.storage_everywhere(),
+            "saves": self._saving.saves, "saving": self._saving.seconds, "memory": self._tally.peak_memory(),
+            "save_wait": self._saving.checkpointer.waited,
+            "device_memory": torch.cuda.max_memory_allocated() if self._world.device.type == "cuda" else None,
+            "time": time.time(),
+        }  # fmt: skip
+
+    def _logit_scale(self) -> float:
+        """The multiplier in use: the parameter's exponential, clamped. A collective where it is sharded."""
+        raw = parallel.whole(self._pair.logit_scale.detach())  # type: ignore[operator, union-attr, arg-type]
+        return float(raw.exp().clamp(1.0, self._config.model.max_logit_scale))

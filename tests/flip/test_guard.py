@@ -1,0 +1,203 @@
+"""A step that must not be taken changes no bit of weights and moments, on no rank; and a loss that jumps is told."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+
+import pytest
+import torch
+from torch import distributed
+
+from flip import checkpoint, norms, optim, parallel, step
+from flip.config import schema
+from flip.exitcodes import Diverged
+from flip.guard import MOST, Guard, Spikes, Step
+from flip.rundir import RunDir, read_json
+from tests.flip.test_contrastive import free_port  # noqa: F401
+from tests.flip.test_model import tiny
+from tests.flip.test_step import batch
+
+NAN, INF = float("nan"), float("inf")
+
+
+class Training:
+    """A pair under a guard; ``go`` is a step as the trainer takes it."""
+
+    def __init__(self, folder, pair=None, rank=0, fields=None, guarded=True, spike=0.0, window=3):
+        self.run, self.pair = RunDir(folder), tiny() if pair is None else pair
+        self.fields, self.rank, self.guarded = batch() if fields is None else fields, rank, guarded
+        self.optimizer = optim.build(self.pair.named_parameters(), schema.Optim())
+        optim.set_learning_rate(self.optimizer, schema.Stage(samples=256, batch=64, base_lr=0.01), 64)
+        self.guard, self.steps = Guard(self.run, 3, rank, spike, window), 0
+
+    def go(self, hurt=lambda pair, loss: loss, name="pretrain"):
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, _ = step.gradients(self.pair, self.fields, 1, torch.device("cpu"), contextlib.nullcontext())
+        loss = hurt(self.pair, loss)
+        self.steps += 1
+        if self.guarded:
+            ids = torch.arange(4) + 100 * self.rank
+            told = Step(self.steps, 12 * self.steps, name, self.optimizer.param_groups[0]["lr"], ids)
+            self.guard.watch(self.optimizer, told, loss, norms.of_gradients(self.pair))
+        self.optimizer.step()
+
+    def state(self):
+        found = checkpoint.model_state(self.pair) | checkpoint.optimizer_state(self.pair, self.optimizer)
+        return {name: checkpoint.local(tensor).clone() for name, tensor in found.items()}
+
+
+def changed(before, after):
+    return [name for name in before if not torch.equal(before[name], after[name])]
+
+
+def hurt_gradient(value):
+    def hurt(pair, loss):
+        local = checkpoint.local(pair.text.blocks[0].mlp.fc1.weight.grad)
+        local[-1, -1] = value
+        return loss
+
+    return hurt
+
+
+@pytest.mark.parametrize(
+    "hurt", [lambda _, loss: loss * NAN, lambda _, loss: loss + INF, hurt_gradient(NAN), hurt_gradient(-INF)]
+)
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path, hurt):
+    training = Training(tmp_path)
+    training.go()
+    training.go()
+    before = training.state()
+    training.go(hurt)  # nobody waits for what it was
+    assert changed(before, training.state()) == []
+    with pytest.raises(Diverged) as told:
+        training.go()
+    assert changed(before, training.state()) == []
+    assert "step 3, S = 36" in str(told.value) and "anomalies/3-3.0.json" in str(told.value)
+    record = read_json(tmp_path / "anomalies" / "3-3.0.json")
+    assert (record["kind"], record["step"], record["samples"], record["stage"]) == ("not_finite", 3, 36, "pretrain")
+    assert record["ids"] == [0, 1, 2, 3] and record["lr"] > 0 and record["bound"] is None
+    assert "nan" in (record["loss"], record["grad_norm"]) or "inf" in (record["loss"], record["grad_norm"])
+
+
+def test_what_is_committed_has_been_looked_at(tmp_path):
+    training = Training(tmp_path)
+    training.go(hurt_gradient(NAN))
+    with pytest.raises(Diverged):
+        training.guard.settle()
+    training.guard.settle()  # told once
+
+
+def test_healthy_steps_have_the_bits_of_unguarded_ones(tmp_path):
+    guarded, bare = Training(tmp_path), Training(tmp_path, guarded=False)
+    for _ in range(3):
+        guarded.go()
+        bare.go()
+    guarded.guard.settle()
+    assert changed(bare.state(), guarded.state()) == [] and not (tmp_path / "anomalies").exists()
+
+
+def test_a_full_disk_does_not_hide_what_happened(tmp_path):
+    (tmp_path / "anomalies").write_text("in the way")
+    training = Training(tmp_path)
+    training.go(hurt_gradient(NAN))
+    with pytest.raises(Diverged):
+        training.guard.settle()
+
+
+def rank_main(rank, world, port, folder, results):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    here = parallel.start(schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1))
+    pair, share = parallel.place(tiny(), here), len(batch()[0]) // world
+    fields = [field[rank * share : (rank + 1) * share] for field in batch()]
+    training, report = Training(folder, pair, rank, fields), {}
+    training.go()
+    before = training.state()
+    training.go(hurt_gradient(NAN) if rank == 1 else lambda _, loss: loss)
+    report["changed"] = changed(before, training.state())
+    try:
+        training.go()
+    except Diverged as error:
+        report["told"] = str(error)
+    report["after"] = changed(before, training.state())
+    results.put((rank, report))
+    distributed.barrier()
+    parallel.stop()
+
+
+def test_a_gradient_that_one_rank_has_stops_all(tmp_path, free_port):  # noqa: F811
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [context.Process(target=rank_main, args=(r, 2, free_port, tmp_path, results)) for r in range(2)]
+    for process in ranks:
+        process.start()
+    found = dict(results.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join(60)
+    for rank in range(2):
+        assert found[rank]["changed"] == found[rank]["after"] == []
+        assert "gradient norm nan" in found[rank]["told"]
+        assert read_json(tmp_path / "anomalies" / f"3-2.{rank}.json")["ids"][0] == 100 * rank
+
+
+# -- spikes ------------------------------------------------------------------------------------------------------------
+
+
+def told(losses, factor=6.0, window=20):
+    spikes = Spikes(factor, window)
+    return [i for i, loss in enumerate(losses) if spikes.judge(loss) is not None]
+
+
+def falling(n, noise=0.02):
+    generator = torch.Generator().manual_seed(0)
+    return [5 * 0.995**i + noise * float(torch.randn((), generator=generator)) for i in range(n)]
+
+
+def test_a_jump_is_told_once_and_a_healthy_curve_never():
+    losses = falling(200)
+    assert told(losses) == []
+    losses[120:125] = [9.0, 8.0, 7.0, 6.0, 6.0]
+    losses[160] = 4.0
+    assert told(losses) == [120, 160]
+    assert told(losses, factor=0.0) == []
+
+
+def test_the_first_losses_and_those_that_hardly_differ_are_no_spikes():
+    assert told([9.0, *falling(18)]) == []
+    assert told([2.0] * 30 + [2.005]) == [] and told([2.0] * 30 + [2.2]) == [30]
+
+
+def test_where_the_level_stays_up_it_is_the_new_level():
+    assert told([2.0] * 30 + [3.0] * 40 + [4.0]) == [30, 70]
+
+
+def test_a_spike_is_written_down_and_the_run_goes_on(tmp_path, caplog):
+    training = Training(tmp_path, spike=6.0)
+    for _ in range(4):
+        training.go()
+    with caplog.at_level(logging.WARNING):
+        training.go(lambda _, loss: loss + 100)
+        training.go()
+    record = read_json(tmp_path / "anomalies" / "3-5.0.json")
+    assert record["kind"] == "spike" and record["loss"] > 100 > record["bound"] and record["ids"] == [0, 1, 2, 3]
+    assert "3-5.0.json" in caplog.text and "a spike" in caplog.text
+
+
+def test_another_stage_has_other_losses(tmp_path):
+    training = Training(tmp_path, spike=6.0)
+    for _ in range(4):
+        training.go()
+    for _ in range(2):
+        training.go(lambda _, loss: loss + 100, name="unmasked")
+    training.guard.settle()
+    assert not (tmp_path / "anomalies").exists()
+
+
+def test_spikes_without_end_do_not_fill_the_disk(tmp_path):
+    training = Training(tmp_path, spike=6.0)
+    training.guard._told = MOST
+    for _ in range(4):
+        training.go()
+    training.go(lambda _, loss: loss + 100)
+    training.guard.settle()
+    assert not (tmp_path / "anomalies").exists()

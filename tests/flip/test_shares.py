@@ -1,0 +1,69 @@
+"""Where the seconds went, and the sentence that is made of it."""
+
+import pytest
+
+from flip import shares
+from flip.shares import LINES, PARTS, Verdict, Window
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 100.0
+
+        def perf_counter(self):
+            return self.now
+
+    made = Clock()
+    monkeypatch.setattr(shares, "time", made)
+    return made
+
+
+def test_every_second_is_counted_once(clock):
+    window = Window()
+    for _ in range(4):
+        window.add(samples=16, waited=0.5, seconds=2.0)
+    window.beside("checkpoint", 3.0)
+    window.beside("evaluation", 4.0)
+    clock.now += 20.0
+    found = window.shares(communication=0.25)
+    seconds = {part: 20 * share for part, share in found.items()}
+    assert list(found) == list(PARTS) and sum(found.values()) == pytest.approx(1)
+    assert seconds == pytest.approx({
+        "data_wait": 2.0, "compute": 4.5, "communication": 1.5, "checkpoint": 3.0, "evaluation": 4.0, "other": 5.0,
+    })  # fmt: skip
+
+
+def test_communication_that_nobody_looked_at_is_not_known(clock):
+    window = Window()
+    window.add(samples=16, waited=0.0, seconds=2.0)
+    clock.now += 2.0
+    found = window.shares(communication=None)
+    assert found["communication"] is None and found["compute"] == pytest.approx(1)
+    assert Verdict(1).judge(found)[0].startswith("compute-bound")
+
+
+def of(**given):
+    found = dict.fromkeys(PARTS, 0.0) | given
+    return found | {"compute": 1 - sum(given.values())}
+
+
+def test_the_verdict_names_the_largest_part_and_what_helps():
+    assert Verdict(2).judge(of(data_wait=0.41, checkpoint=0.2)) == (
+        "input-bound: data-wait is 41 % of the time; more data.workers (now 2), smaller stored images, or data.cache",
+        True,
+    )
+    assert Verdict(2).judge(of(communication=0.3))[0].startswith("communication-bound: communication is 30 % of the")
+    assert "checkpoint.minutes" in Verdict(2).judge(of(checkpoint=0.2, other=0.1))[0]
+    assert Verdict(2).judge(of(data_wait=0.09)) == ("compute-bound: 91 % of the time is arithmetic", True)
+    for part in PARTS[2:]:
+        assert Verdict(2).judge(of(**{part: 0.5}))[0].count(";") == 1
+
+
+def test_one_slow_line_is_no_verdict_and_a_lasting_one_is():
+    verdict = Verdict(2)
+    said = [verdict.judge(of(data_wait=0.02)) for _ in range(LINES)]
+    said += [verdict.judge(of(data_wait=0.8)), verdict.judge(of(data_wait=0.02))]
+    assert [changed for _, changed in said] == [True] + [False] * (LINES + 1) and verdict.bound == "compute"
+    changes = [verdict.judge(of(data_wait=0.8))[1] for _ in range(LINES)]
+    assert changes.count(True) == 1 and verdict.bound == "data_wait"

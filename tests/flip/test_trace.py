@@ -1,0 +1,76 @@
+"""What the profiler is used for: a trace that opens in a viewer, and what a step waits for other ranks."""
+
+import gzip
+import json
+import multiprocessing
+import os
+import time
+
+import pytest
+import torch
+from torch import distributed
+
+from flip import parallel
+from flip.config import schema
+from flip.trace import Profiler, exposed
+from tests.flip.test_contrastive import free_port  # noqa: F401
+
+CPU = torch.device("cpu")
+
+
+def test_exposed_is_what_lies_beside_arithmetic():
+    assert exposed([], [(0, 9)]) == 0 and exposed([(2, 5)], []) == 3
+    assert exposed([(0, 10), (5, 12)], [(3, 4), (3, 6), (11, 20)]) == 8
+    assert exposed([(0, 4), (4, 8)], [(0, 8)]) == 0
+    assert exposed([(1, 2), (4, 6)], [(2, 4), (5, 5)]) == 3
+
+
+def steps(profiler, count, start=0, batch=8):
+    for i in range(count):
+        with profiler.step(start // batch + i + 1, start + i * batch, batch):
+            torch.ones(64, 64) @ torch.ones(64, 64)
+
+
+def test_the_steps_that_were_asked_for_are_traced(tmp_path):
+    folder = tmp_path / "traces"
+    steps(Profiler(folder, 3, 1, CPU, first=20, steps=2, minutes=10), 8)
+    (path,) = folder.iterdir()
+    assert path.name == "3-3.json.gz"  # the step with samples 16 .. 23
+    with gzip.open(path) as file:
+        events = json.load(file)["traceEvents"]
+    assert sum(event.get("name") == "aten::mm" for event in events) == 2
+
+
+@pytest.mark.parametrize("first, count, start", [(20, 0, 0), (20, 2, 24)])
+def test_no_trace_where_none_is_wanted_or_its_place_is_passed(tmp_path, first, count, start):
+    profiler = Profiler(tmp_path / "traces", 3, 1, CPU, first=first, steps=count, minutes=10)
+    steps(profiler, 6, start)
+    assert not (tmp_path / "traces").exists() and profiler.communication == 0
+
+
+def rank_main(rank, port, folder, results):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    parallel.start(schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1))
+    profiler, found = Profiler(folder, 1, 2, CPU, 0, 0, minutes=10 if rank == 0 else 0), []
+    for i in range(3):
+        found.append(profiler.communication)
+        with profiler.step(i + 1, 8 * i, 8):
+            if rank == 1:
+                time.sleep(1.0)
+            distributed.all_reduce(torch.ones(1000))
+    results.put((rank, found))
+    distributed.barrier()
+    parallel.stop()
+
+
+def test_waiting_for_another_rank_is_communication(tmp_path, free_port):  # noqa: F811
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [context.Process(target=rank_main, args=(rank, free_port, tmp_path, results)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    found = dict(results.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join(60)
+    assert found[1] == [None, None, None] and found[0][:2] == [None, None]
+    assert 0.5 < found[0][2] <= 1
