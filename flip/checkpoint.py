@@ -155,7 +155,7 @@ class Checkpointer:
         def prepare() -> None:
             nonlocal remote
             if self._world.first:
-                path.mkdir(parents=True)
+                path.mkdir(parents=True, exist_ok=True)  # what a try before could not free is written over
             remote = Remote(self._place(path), self._patience) if self._url else None
 
         def write() -> None:
