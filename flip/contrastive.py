@@ -183,7 +183,7 @@ class _Lse:
 
 
 def contrastive_loss(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None, group: Any = None, tile: int = LOSS_TILE
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None, *, group: Any = None, tile: int = LOSS_TILE
 ) -> tuple[Tensor, Tensor]:
     """Loss and accuracy of the global batch, both () fp32 (fp64 where the features are) and equal on all ranks.
 

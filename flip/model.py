@@ -116,10 +116,11 @@ class TextEncoder(nn.Module):
         ``places``: (b, T) positions of a shortened caption's tokens, the first one 0; without, they are 0 .. T-1.
         ``rows``: those of ``self.rows(tokens)``, if they are known.
         """
-        if not self.packed:
-            x, layout = self.tokens(tokens) + self._positions(places), None
+        layout = None
+        rows = self.rows(tokens) if rows is None else rows
+        if rows is None:
+            x = self.tokens(tokens) + self._positions(places)
         else:
-            rows = self.rows(tokens) if rows is None else rows
             held = _held(tokens)
             at = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) if places is None else places
             chosen, at = (pick(field.reshape(-1, 1), rows).squeeze(1) for field in (tokens, at))
