@@ -82,21 +82,24 @@ class Instruments:
         yield
         self.window.beside("evaluation", time.perf_counter() - begin)
 
-    def line(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any) -> dict[str, Any]:
-        """What a metric line says of the steps since the last one. Collective; it waits for the device."""
+    def line(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, positions: float) -> dict[str, Any]:
+        """What a metric line says of the steps since the last one. Collective; it waits for the device.
+
+        ``positions``: of a caption of the newest batch, as in ``flops.forward_flops``.
+        """
         window, model, mask = self.window, self._config.model, span.stage.mask
         weights, change = norms.of_weights(optimizer, self._world.size)
         window.beside("checkpoint", self._saving.seconds - self._saved)
         speed = window.samples / window.seconds
-        cost, whole = (flops.training_flops(model, ratio)["total"] for ratio in (mask, "0"))
+        cost, whole = (flops.training_flops(model, ratio, positions)["total"] for ratio in (mask, "0"))
         shares = window.shares(self.profiler.communication)
         verdict, changed = self._verdict.judge(shares)
         if changed and self._world.first:
             log.info("%s", verdict)
         return {
             "loss": float(loss), "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
-            "logit_scale": _finite(self._logit_scale()), "grad_norm": float(norm), "param_norm": _finite(weights),
-            "update_norm": _finite(change), "samples_per_second": speed, "data_wait": window.waited / window.seconds,
+            "logit_scale": _finite(self._logit_scale()), **self._logit_bias(),
+            "grad_norm": float(norm), "param_norm": _finite(weights), "update_norm": _finite(change), "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             "mfu": cost * speed / (self._peak * self._world.size), "masking_speedup": whole / cost,
             "shares": shares, "bound": self._verdict.bound, "verdict": verdict,
             "replaced": self._tally.replaced_everywhere(), "storage": self._tally.storage_everywhere(),
@@ -105,6 +108,11 @@ class Instruments:
             "device_memory": torch.cuda.max_memory_allocated() if self._world.device.type == "cuda" else None,
             "time": time.time(),
         }  # fmt: skip
+
+    def _logit_bias(self) -> dict[str, float | None]:
+        """SigLIP's bias of the logits, where there is one. A collective where it is sharded."""
+        bias: Any = self._pair.logit_bias
+        return {} if bias is None else {"logit_bias": _finite(float(parallel.whole(bias.detach())))}
 
     def _logit_scale(self) -> float:
         """The multiplier in use: the parameter's exponential, clamped. A collective where it is sharded."""

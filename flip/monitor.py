@@ -20,6 +20,7 @@ TENSORBOARD = {
     "accuracy": "train/batch_accuracy",
     "lr": "train/learning_rate",
     "logit_scale": "train/logit_scale",
+    "logit_bias": "train/logit_bias",
     "grad_norm": "train/grad_norm",
     "param_norm": "train/param_norm",
     "update_norm": "train/update_norm",

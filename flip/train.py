@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from flip import checkpoint, commit, flops, guard, model, monitor, norms, optim, parallel, step
-from flip.config import load
+from flip.config import load, stages
 from flip.config.schema import Config
 from flip.config.stages import Span, spans
 from flip.data import order
@@ -136,7 +136,8 @@ class Trainer:
             self.saving.checkpointer.load(source, checkpoint.optimizer_state(self.pair, optimizer))
         if span.start < self.samples and self.crossed(self.config.evaluate.every, span):
             self.validate(span)  # a kill between a commit and its score
-        batches = self.loader.batches(self.samples, span.stage.batch, span.stage.mask)
+        stage = span.stage
+        batches = self.loader.batches(self.samples, stage.batch, stage.mask, stage.text_mask, stage.text_masking)
         self.instruments.begin()
         try:
             while self.samples < span.end:
@@ -159,7 +160,7 @@ class Trainer:
                 if self.witness is not None:
                     self.witness.saw(self.samples - span.stage.batch, batch)
                 if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
-                    self.report(span, optimizer, loss, accuracy, norm)
+                    self.report(span, optimizer, loss, accuracy, norm, step.positions(self.pair, batch.tokens))
                 scored = self.crossed(self.config.evaluate.every, span) and self.samples < span.end
                 if self.saving.soon or scored or self.crossed(self.config.checkpoint.samples, span):
                     self.agreement.settle()
@@ -174,7 +175,8 @@ class Trainer:
 
     def train_step(self, span: Span, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
         """One optimiser step over the local batch (b, K, p*p*3); loss and accuracy are those of the global batch."""
-        compute, inputs = self.config.compute, (batch.patches, batch.keep, batch.tokens)
+        compute = self.config.compute
+        inputs = batch.patches, batch.keep, batch.tokens, *([] if batch.places is None else [batch.places])
         rate = optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
@@ -207,11 +209,12 @@ class Trainer:
 
     # -- what it tells -----------------------------------------------------------------------------------------------
 
-    def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any) -> None:
-        """One metric line, for which the device is waited for."""
+    def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, positions: float) -> None:
+        """One metric line, for which the device is waited for. ``positions``: of a caption of the newest batch."""
         self.guard.settle()
         position = {"step": self.step, "samples": self.samples, "stage": span.stage.name, "attempt": self.attempt}
-        record = position | self.instruments.line(span, optimizer, loss, accuracy, norm) | {"seconds": self.seconds}
+        record = position | self.instruments.line(span, optimizer, loss, accuracy, norm, positions)
+        record["seconds"] = self.seconds
         self.instruments.begin()
         self.monitor.step(record)
         told = record["loss"], record["samples_per_second"]
@@ -273,8 +276,9 @@ class Trainer:
             return
         last = commit.commits(self.run)[-1]
         cost = sum(
-            (span.end - span.start) * flops.training_flops(self.config.model, span.stage.mask)["total"]
+            (span.end - span.start) * flops.training_flops(self.config.model, span.stage.mask, positions)["total"]
             for span in self.spans
+            for positions in [stages.positions(self.config.model.text, span.stage.text_mask)]
         )
         create_json(self.run.result, {
             "run": self.run.name, "stage": last.stage, "samples": self.samples, "steps": self.step,

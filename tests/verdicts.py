@@ -8,7 +8,8 @@ from tests.arena import BATCH, INTERVAL
 
 
 def check_equal(calm, storm, scores=6):
-    """Weights and moments bit for bit, losses, so many scores, and each step once in what readers see."""
+    """Weights and moments bit for bit, losses, each step once in what readers see, and so many scores: by default
+    three times validation, once more at the end, and the test set."""
     for arena in (calm, storm):
         assert arena.run.result.exists(), arena.story()
         assert arena.leftovers() == ([], [])
@@ -30,7 +31,6 @@ def check_equal(calm, storm, scores=6):
         }
         for arena in (calm, storm)
     ]
-    # six: three times validation, once more at the end, and the test set
     assert found[0] == found[1] and len(found[0]) == scores
 
 
