@@ -70,6 +70,7 @@ def place(pair: nn.Module, world: World, compile: bool = False) -> nn.Module:
     """
     pair.to(world.device)
     if compile:
+        pair.text.few_shapes = True  # type: ignore[union-attr]
         for block in (*pair.image.blocks, *pair.text.blocks):  # type: ignore[union-attr, misc]
             block.compile(dynamic=False)
     if world.size > 1:
