@@ -1,0 +1,45 @@
+"""A tower that sees no padding, and the wider one that sees all and gives the same numbers."""
+
+import pytest
+import torch
+
+from flip import model, padding
+from flip.config.schema import Augment
+from tests.flip.test_model import captions, sized, tiny
+
+
+def wider(pair, monkeypatch):
+    """The pair with its text tower as ``padding.attending`` makes it."""
+    config = sized("tiny", padding="mask")
+    state, config.text, shrink = padding.attending(pair.state_dict(), config.text)
+    monkeypatch.setattr(model, "EPS", model.EPS * shrink)
+    other = model.build(config, Augment(), "explicit")
+    other.load_state_dict(state)
+    assert not other.text.packed and config.text.width == 66
+    return other
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@torch.no_grad()
+def test_the_wider_tower_gives_the_same_numbers(noise, monkeypatch):
+    pair = tiny(padding="mask")
+    generator = torch.Generator().manual_seed(1)
+    for parameter in pair.text.parameters():
+        parameter += noise * torch.randn(parameter.shape, generator=generator)
+    other = wider(pair, monkeypatch)
+    tokens = captions()[1:]
+    found, wanted = other.encode_text(tokens), pair.encode_text(tokens)
+    assert torch.allclose(found, wanted, atol=3e-6)
+    attended = tiny(padding="attend")
+    attended.load_state_dict(pair.state_dict())
+    assert not torch.allclose(attended.encode_text(tokens), wanted, atol=1e-3)  # the mask is what makes them one
+
+
+@torch.no_grad()
+def test_in_bf16_it_errs_as_the_tower_itself_does(monkeypatch):
+    pair, tokens = tiny(padding="mask"), captions()[1:]
+    wanted = pair.encode_text(tokens)
+    other = wider(pair, monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        itself, found = pair.encode_text(tokens), other.encode_text(tokens)
+    assert (found - wanted).norm() < 2 * (itself - wanted).norm()
