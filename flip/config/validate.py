@@ -172,11 +172,6 @@ def _notes(config: Config) -> list[str]:
         notes.append(
             f"the shuffle buffer holds {held / 1e9:.1f} GB, data.buffer is {data.buffer / 1e9:.1f} GB: take fewer lanes"
         )
-    if config.model.text.padding == "mask":
-        notes.append(
-            "model.text.padding: mask has no place in an export: open_clip's text tower attends to padding, so give it "
-            "captions without (docs/recipe.md)"
-        )
     for span in spans(config):
         extra = span.end - span.start - span.stage.samples
         if extra:
