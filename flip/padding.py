@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from flip.config.schema import TextTower
@@ -33,20 +34,40 @@ def attending(state: State, tower: TextTower) -> tuple[dict[str, Tensor], TextTo
 
     Other parameters are passed on. fp64 inside; the result has the dtype of the state.
     """
-    wide, shrink = tower.width + tower.heads, tower.width / (tower.width + tower.heads)
+    wide = tower.width + tower.heads
+    found = _each(state, lambda kind, value: _WIDER[kind](value, tower, wide))
+    return found, dataclasses.replace(tower, width=wide, padding="attend"), tower.width / wide
+
+
+def without(state: State, tower: TextTower) -> dict[str, Tensor]:
+    """What ``attending`` made of ``tower`` back in the tower's own shapes: the same model, its stream now centred."""
+    return _each(state, lambda kind, value: _narrower(kind, value, tower))
+
+
+def _each(state: State, change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
     found = dict(state)
-    for name in state:
+    for name, value in state.items():
         if name.startswith("text."):
-            found[name] = _of(name)(state[name].double(), tower, wide).to(state[name].dtype).contiguous()
-    return found, dataclasses.replace(tower, width=wide, padding="attend"), shrink
+            (kind,) = (end for end in _WIDER if name.endswith(end))
+            found[name] = change(kind, value.double()).to(value.dtype).contiguous()
+    return found
 
 
-def _of(name: str) -> Callable[[Tensor, TextTower, int], Tensor]:
-    """What becomes of a parameter."""
-    for end, change in _CHANGES.items():
-        if name.endswith(end):
-            return change
-    raise KeyError(name)
+def _narrower(kind: str, value: Tensor, tower: TextTower) -> Tensor:
+    width, heads, d = tower.width, tower.heads, tower.width // tower.heads
+    if kind.startswith(".attn.qkv."):
+        whole = value.unflatten(0, (3, heads, d + 1))[:, :, :d]
+        whole = torch.cat([whole[:1] * (d / (d + 1)) ** 0.5, whole[1:]]).flatten(0, 2)
+        return whole if value.ndim == 1 else whole[:, :width]
+    if kind == ".attn.proj.weight":
+        return value[:width].unflatten(1, (heads, d + 1))[:, :, :d].flatten(1)
+    if kind.startswith(".norm") and kind.endswith(".weight"):
+        return value[:width] * ((width + heads) / width) ** 0.5
+    if kind.startswith(".mlp.fc1."):
+        return value[: 4 * width] if value.ndim == 1 else value[: 4 * width, :width]
+    if kind == ".mlp.fc2.weight":
+        return value[:width, : 4 * width]
+    return value[:width] if value.ndim == 1 else value[:, :width]
 
 
 def _pad(value: Tensor, *shape: int) -> Tensor:
@@ -115,7 +136,7 @@ def _projection(value: Tensor, tower: TextTower, wide: int) -> Tensor:
     return _pad(value, len(value), wide)
 
 
-_CHANGES: dict[str, Callable[[Tensor, TextTower, int], Tensor]] = {
+_WIDER: dict[str, Callable[[Tensor, TextTower, int], Tensor]] = {
     "text.tokens.weight": _tokens,
     "text.positions": _positions,
     "text.projection.weight": _projection,
@@ -127,10 +148,10 @@ _CHANGES: dict[str, Callable[[Tensor, TextTower, int], Tensor]] = {
     ".mlp.fc1.bias": _hidden,
     ".mlp.fc2.weight": _written,
     ".mlp.fc2.bias": _written,
-    "norm.weight": _gain,
-    "norm1.weight": _gain,
-    "norm2.weight": _gain,
-    "norm.bias": _vector,
-    "norm1.bias": _vector,
-    "norm2.bias": _vector,
+    ".norm.weight": _gain,
+    ".norm1.weight": _gain,
+    ".norm2.weight": _gain,
+    ".norm.bias": _vector,
+    ".norm1.bias": _vector,
+    ".norm2.bias": _vector,
 }

@@ -36,6 +36,18 @@ def test_the_wider_tower_gives_the_same_numbers(noise, monkeypatch):
 
 
 @torch.no_grad()
+def test_it_comes_back_as_the_same_model():
+    pair, again, tokens = tiny(padding="mask"), tiny(padding="mask"), captions()
+    text = sized("tiny", padding="mask").text
+    state, _, _ = padding.attending(pair.state_dict(), text)
+    back = padding.without(state, text)
+    again.load_state_dict(back)
+    assert torch.allclose(again.encode_text(tokens), pair.encode_text(tokens), atol=3e-6)
+    assert not torch.equal(back["text.tokens.weight"], pair.text.tokens.weight)
+    assert torch.equal(back["image.patch.weight"], pair.image.patch.weight)
+
+
+@torch.no_grad()
 def test_in_bf16_it_errs_as_the_tower_itself_does(monkeypatch):
     pair, tokens = tiny(padding="mask"), captions()[1:]
     wanted = pair.encode_text(tokens)
