@@ -187,6 +187,7 @@ def _ours(torch: Any, form: str, size: str, batch: int, mask: str, chosen: argpa
     _compute(config, Host(1, 0))
     if config.compute.deterministic == "yes":
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # as flip.parallel does
     image, device = config.model.image, torch.device(chosen.device)
     pair = towers.build(config.model, config.augment, config.compute.attention)
     towers.initialise(pair, chosen.seed)

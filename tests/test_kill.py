@@ -87,7 +87,7 @@ def test_siglip_on_masked_texts_without_padding_resumes_to_the_same_bits(data, t
     storm.kill(rank=1)
     for arena in (calm, storm):
         arena.wait_over()
-    check_equal(calm, storm)
+    check_equal(calm, storm, scores=3)
     assert storm.run.newest_attempt() == 2
     biases = [line["logit_bias"] for line in calm.lines(1)]
     assert len(set(biases)) == len(biases) == 16 and abs(biases[0] + 10) < 0.1
