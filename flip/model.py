@@ -3,29 +3,21 @@
 Letters: b images or captions, K visible patches of P, T tokens, D a tower's width, E the shared embedding. The blocks
 are timm's. Activations have autocast's dtype where autocast is on, the residual stream too; pooling, projection and
 normalisation are fp32 always: they cost nothing and decide the precision of the loss.
-
-Text whose padding is masked is packed: the N tokens of a batch that are no padding are the rows (N, D) of all layers,
-and only inside attention lie again in their captions, (b, T), where a mask keeps padding out of sight.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from functools import partial
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers.attention import Attention
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from flip.blocks import EPS, Layout, blocks, pick
 from flip.config import schema
 from flip.data.order import key
 
-EPS = 1e-6
 STD = 0.02
 
 
@@ -52,112 +44,6 @@ def sincos(grid: int, width: int) -> Tensor:
     return torch.cat([column, row], dim=1).float()
 
 
-class Layout(NamedTuple):
-    """Where the tokens of packed captions lie."""
-
-    rows: Tensor
-    """(N,) int64, ascending: places out of b * T that hold a token; b * T itself for rows that only fill up."""
-    first: Tensor
-    """(b,) int64: the row of each caption's position 0."""
-    bias: Tensor
-    """(b, 1, 1, T): 0 where a token lies, minus infinity on padding; in the dtype of activations."""
-
-
-class _Spread(torch.autograd.Function):
-    """(N, C) rows -> (``size``, C): each at its place, zeros elsewhere. Rows of place ``size`` vanish."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, size: int) -> Tensor:
-        ctx.save_for_backward(rows)
-        return _spread(x, rows, size)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _pick(gradients[0], ctx.saved_tensors[0]), None, None
-
-
-class _Pick(torch.autograd.Function):
-    """(``size``, C) -> (N, C): what ``_Spread`` undoes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
-        ctx.size = len(x)
-        ctx.save_for_backward(rows)
-        return _pick(x, rows)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _spread(gradients[0], ctx.saved_tensors[0], ctx.size), None
-
-
-def _spread(x: Tensor, rows: Tensor, size: int) -> Tensor:
-    return x.new_zeros(size + 1, x.shape[1]).index_copy_(0, rows, x)[:size]
-
-
-def _pick(x: Tensor, rows: Tensor) -> Tensor:
-    return F.pad(x, (0, 0, 0, 1)).index_select(0, rows)
-
-
-class _Attention(Attention):
-    """timm's, of packed rows too, and with ``first`` of each sequence's first token alone."""
-
-    def forward(self, x: Tensor, layout: Layout | None = None, first: bool = False) -> Tensor:  # type: ignore[override]
-        """(b, T, D) or, with a layout, (N, D) -> the same; with ``first`` (b, D)."""
-        qkv = self.qkv(x)
-        if layout is not None:
-            b, _, _, length = layout.bias.shape
-            qkv = _Spread.apply(qkv, layout.rows, b * length).view(b, length, -1)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        if first:
-            q = q[:, :, :1]
-        bias = None if layout is None else layout.bias
-        if self.fused_attn:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        else:
-            weights = (q * self.scale) @ k.mT
-            y = (weights if bias is None else weights + bias).softmax(dim=-1) @ v
-        y = y.transpose(1, 2).flatten(2)
-        if first:
-            y = y.squeeze(1)
-        elif layout is not None:
-            y = _Pick.apply(y.flatten(0, 1), layout.rows)
-        out: Tensor = self.proj(y)
-        return out
-
-
-class _Block(Block):
-    """timm's pre-norm block. ``first``: only what becomes of each sequence's first token, as no other one is read."""
-
-    recompute = False
-
-    def forward(self, x: Tensor, layout: Layout | None = None, first: bool = False) -> Tensor:  # type: ignore[override]
-        if self.recompute and torch.is_grad_enabled():
-            # Inside the module, so that sharding sees one forward pass and the names of parameters stay.
-            again: Tensor = checkpoint(self._run, x, layout, first, use_reentrant=False, preserve_rng_state=False)
-            return again
-        return self._run(x, layout, first)
-
-    def _run(self, x: Tensor, layout: Layout | None, first: bool) -> Tensor:
-        y = self.attn(self.norm1(x), layout, first)
-        if first:
-            x = x[:, 0] if layout is None else x.index_select(0, layout.first)
-        x = x + y
-        return x + self.mlp(self.norm2(x))
-
-
-def _blocks(tower: schema.ImageTower | schema.TextTower, attention: str) -> nn.ModuleList:
-    act: Any = partial(nn.GELU, approximate="tanh")
-    norm: Any = partial(nn.LayerNorm, eps=EPS)
-    blocks = nn.ModuleList()
-    for _ in range(tower.layers):
-        block: Any = _Block(
-            tower.width, tower.heads, qkv_bias=True, act_layer=act, norm_layer=norm, attn_layer=_Attention
-        )
-        block.attn.fused_attn = attention == "sdpa"
-        blocks.append(block)
-    return blocks
-
-
 def _project(pooled: Tensor, projection: nn.Linear) -> Tensor:
     """(b, D) -> (b, E), in fp32 whatever autocast says."""
     with torch.autocast(pooled.device.type, enabled=False):
@@ -176,7 +62,7 @@ class ImageEncoder(nn.Module):
         self.pool = tower.pool
         self.patch = nn.Linear(3 * tower.patch**2, tower.width)
         self.class_token = nn.Parameter(torch.zeros(tower.width))
-        self.blocks = _blocks(tower, attention)
+        self.blocks = blocks(tower, attention)
         self.norm = nn.LayerNorm(tower.width, eps=EPS)
         self.projection = nn.Linear(tower.width, embed, bias=False)
         self.register_buffer("positions", sincos(tower.size // tower.patch, tower.width), persistent=False)
@@ -207,7 +93,7 @@ class TextEncoder(nn.Module):
         """Fill packed rows up to one of 32 lengths: compiled blocks are compiled for each length anew."""
         self.tokens = nn.Embedding(tower.vocabulary, tower.width)
         self.positions = nn.Parameter(torch.zeros(tower.length, tower.width))
-        self.blocks = _blocks(tower, attention)
+        self.blocks = blocks(tower, attention)
         self.norm = nn.LayerNorm(tower.width, eps=EPS)
         self.projection = nn.Linear(tower.width, embed, bias=False)
 
@@ -236,7 +122,7 @@ class TextEncoder(nn.Module):
             rows = self.rows(tokens) if rows is None else rows
             held = _held(tokens)
             at = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) if places is None else places
-            chosen, at = (_pick(field.reshape(-1, 1), rows).squeeze(1) for field in (tokens, at))
+            chosen, at = (pick(field.reshape(-1, 1), rows).squeeze(1) for field in (tokens, at))
             x = self.tokens(chosen) + self._positions(at)
             lengths = held.sum(dim=1)
             bias = torch.zeros(held.shape, dtype=_dtype(x), device=x.device).masked_fill_(~held, -torch.inf)

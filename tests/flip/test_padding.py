@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flip import model, padding
+from flip import blocks, model, padding
 from flip.config.schema import Augment
 from tests.flip.test_model import captions, sized, tiny
 
@@ -12,7 +12,9 @@ def wider(pair, monkeypatch):
     """The pair with its text tower as ``padding.attending`` makes it."""
     config = sized("tiny", padding="mask")
     state, config.text, shrink = padding.attending(pair.state_dict(), config.text)
-    monkeypatch.setattr(model, "EPS", model.EPS * shrink)
+    eps = blocks.EPS * shrink
+    for module in (blocks, model):
+        monkeypatch.setattr(module, "EPS", eps)
     other = model.build(config, Augment(), "explicit")
     other.load_state_dict(state)
     assert not other.text.packed and config.text.width == 66
