@@ -218,6 +218,15 @@ def test_overrides_win_and_only_keeps(sweep):
     assert "a, b" in mistake(sweep, text, only="c*")
 
 
+def test_recipe_siglip_is_portable_with_another_objective(sweep):
+    config, other = (sweep(f"recipe: {name}\nruns: {{a: }}\n").runs[0].config for name in ("siglip", "portable"))
+    found = config.model
+    assert (found.objective, found.temperature, found.logit_bias) == ("siglip", 0.1, -10)
+    found.objective, found.temperature = other.model.objective, other.model.temperature
+    found.max_logit_scale, config.recipe = other.model.max_logit_scale, other.recipe
+    assert config == other
+
+
 def test_recipes_lie_under_the_set(sweep, tmp_path):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/mine.yaml").write_text("base: portable\noptim: {beta1: 0.8, beta2: 0.7}\n")
