@@ -15,19 +15,22 @@ SAVED, TEMPORARY = 17, 12
 """Values of the width per token: what a block saves for its backward pass (its two inputs, two norms, q, k, v, the
 heads' output, the hidden layer before and after its activation), and what the backward pass of one holds besides."""
 
+LAST = 5
+"""The same of the text tower's last block, whose first position alone goes on: its input, a norm, q, k and v."""
+
 LOSS_TILE = 1024
 """Columns of logits that the loss holds at once. On a CPU more are not faster (benchmarks/loss.py)."""
 
 
 def parameters(model: Model) -> dict[str, int]:
-    """Trainable parameters: ``image``, ``text`` and ``total``, which counts the logit scale too."""
+    """Trainable parameters: ``image``, ``text`` and ``total``, which counts the logit scale (and bias) too."""
     image, text = model.image, model.text
     pixels = 3 * image.patch**2
     counts = {
         "image": pixels * image.width + 2 * image.width + _blocks(image) + image.width * model.embed,
         "text": (text.vocabulary + text.length) * text.width + _blocks(text) + text.width * model.embed,
     }
-    return counts | {"total": sum(counts.values()) + 1}
+    return counts | {"total": sum(counts.values()) + 1 + (model.objective == "siglip")}
 
 
 def _blocks(tower: ImageTower | TextTower) -> int:
@@ -40,25 +43,28 @@ def tokens(image: ImageTower, mask: str) -> int:
     return kept(image, mask) + 1
 
 
-def forward_flops(model: Model, mask: str) -> dict[str, int]:
-    """Forward FLOPs of one pair at a mask ratio: ``image``, ``text``, ``total``. The loss is left out."""
+def forward_flops(model: Model, mask: str, positions: float | None = None) -> dict[str, int]:
+    """Forward FLOPs of one pair at a mask ratio: ``image``, ``text``, ``total``. The loss is left out.
+
+    ``positions``: of a caption that are computed, a mean, where text masking or masked padding leaves fewer than all.
+    """
     image, text = model.image, model.text
     visible = tokens(image, mask)
     embedding = 2 * (visible - 1) * 3 * image.patch**2 * image.width
     counts = {
         "image": embedding + _forward(image, visible) + 2 * image.width * model.embed,
-        "text": _forward(text, text.length) + 2 * text.width * model.embed,
+        "text": _forward(text, text.length if positions is None else positions) + 2 * text.width * model.embed,
     }
     return counts | {"total": sum(counts.values())}
 
 
-def _forward(tower: ImageTower | TextTower, length: int) -> int:
-    return tower.layers * (24 * length * tower.width**2 + 4 * length**2 * tower.width)
+def _forward(tower: ImageTower | TextTower, length: float) -> int:
+    return round(tower.layers * (24 * length * tower.width**2 + 4 * length**2 * tower.width))
 
 
-def training_flops(model: Model, mask: str) -> dict[str, int]:
+def training_flops(model: Model, mask: str, positions: float | None = None) -> dict[str, int]:
     """FLOPs of one pair in training: three forward passes, the backward one counting two. The basis of MFU."""
-    return {name: 3 * count for name, count in forward_flops(model, mask).items()}
+    return {name: 3 * count for name, count in forward_flops(model, mask, positions).items()}
 
 
 def loss_bytes(local: int, world: int, embed: int, tile: int = LOSS_TILE) -> int:
@@ -95,14 +101,21 @@ def memory(
         "gradients": 4 * count // world,
         "moments": 8 * count // world,
         "image_activations": micro * size * _saved(model.image, length, attention, recompute),
-        "text_activations": micro * size * _saved(model.text, model.text.length, attention, recompute),
+        "text_activations": micro * size * _saved(model.text, model.text.length, attention, recompute, True),
         "temporary": micro * size * TEMPORARY * max(length * model.image.width, model.text.length * model.text.width),
         "loss": loss_bytes(local, world, model.embed),
     }
     return parts | {"total": sum(parts.values())}
 
 
-def _saved(tower: ImageTower | TextTower, length: int, attention: str, recompute: bool) -> int:
-    """Values saved for the backward pass of one sequence; explicit attention saves one square matrix per head."""
+def _saved(
+    tower: ImageTower | TextTower, length: int, attention: str, recompute: bool, first: bool = False
+) -> int:  # fmt: skip
+    """Values saved for the backward pass of one sequence; explicit attention saves one square matrix per head.
+
+    ``first``: of the last block only the first position is computed.
+    """
     block = SAVED * length * tower.width + (tower.heads * length**2 if attention == "explicit" else 0)
-    return tower.layers * length * tower.width + block if recompute else tower.layers * block
+    if recompute:
+        return tower.layers * length * tower.width + block
+    return tower.layers * block - ((block - LAST * length * tower.width) if first else 0)

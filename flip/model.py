@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from functools import partial
-from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from flip.blocks import EPS, Layout, blocks, pick
 from flip.config import schema
 from flip.data.order import key
 
-EPS = 1e-6
 STD = 0.02
 
 
@@ -47,28 +44,6 @@ def sincos(grid: int, width: int) -> Tensor:
     return torch.cat([column, row], dim=1).float()
 
 
-class _Block(Block):
-    recompute = False
-
-    def forward(self, x: Tensor, *rest: Any, **more: Any) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
-            # Inside the module, so that sharding sees one forward pass and the names of parameters stay.
-            again: Tensor = checkpoint(super().forward, x, *rest, use_reentrant=False, preserve_rng_state=False, **more)
-            return again
-        return super().forward(x, *rest, **more)
-
-
-def _blocks(tower: schema.ImageTower | schema.TextTower, attention: str) -> nn.ModuleList:
-    act: Any = partial(nn.GELU, approximate="tanh")
-    norm: Any = partial(nn.LayerNorm, eps=EPS)
-    blocks = nn.ModuleList()
-    for _ in range(tower.layers):
-        block: Any = _Block(tower.width, tower.heads, qkv_bias=True, act_layer=act, norm_layer=norm)
-        block.attn.fused_attn = attention == "sdpa"
-        blocks.append(block)
-    return blocks
-
-
 def _project(pooled: Tensor, projection: nn.Linear) -> Tensor:
     """(b, D) -> (b, E), in fp32 whatever autocast says."""
     with torch.autocast(pooled.device.type, enabled=False):
@@ -87,7 +62,7 @@ class ImageEncoder(nn.Module):
         self.pool = tower.pool
         self.patch = nn.Linear(3 * tower.patch**2, tower.width)
         self.class_token = nn.Parameter(torch.zeros(tower.width))
-        self.blocks = _blocks(tower, attention)
+        self.blocks = blocks(tower, attention)
         self.norm = nn.LayerNorm(tower.width, eps=EPS)
         self.projection = nn.Linear(tower.width, embed, bias=False)
         self.register_buffer("positions", sincos(tower.size // tower.patch, tower.width), persistent=False)
@@ -109,47 +84,99 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Not causal, no padding mask; the output at position 0 is pooled."""
+    """Not causal; the output at position 0, which is never padding, is pooled. Attention runs over padding or not."""
 
     def __init__(self, tower: schema.TextTower, embed: int, attention: str) -> None:
         super().__init__()
+        self.packed = tower.padding == "mask"
+        self.few_shapes = False
+        """Fill packed rows up to one of 32 lengths: compiled blocks are compiled for each length anew."""
         self.tokens = nn.Embedding(tower.vocabulary, tower.width)
         self.positions = nn.Parameter(torch.zeros(tower.length, tower.width))
-        self.blocks = _blocks(tower, attention)
+        self.blocks = blocks(tower, attention)
         self.norm = nn.LayerNorm(tower.width, eps=EPS)
         self.projection = nn.Linear(tower.width, embed, bias=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(b, T) integers -> (b, E) fp32, not normalised."""
-        x = self.tokens(tokens) + self.positions
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        for block in self.blocks:
-            x = block(x)
-        return _project(self.norm(x[:, 0]), self.projection)
+    def rows(self, tokens: Tensor) -> Tensor | None:
+        """``Layout.rows`` of a batch (b, T), None where padding is attended to.
+
+        ``forward`` finds them by itself, but on a GPU it then waits for the device: better find them on the host.
+        """
+        if not self.packed:
+            return None
+        rows = _held(tokens).flatten().nonzero().squeeze(1)
+        if self.few_shapes:
+            step = max(1, tokens.numel() // 32)
+            rows = F.pad(rows, (0, -len(rows) % step), value=tokens.numel())
+        return rows
+
+    def forward(self, tokens: Tensor, places: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """(b, T) token ids -> (b, E) fp32, not normalised.
+
+        ``places``: (b, T) positions of a shortened caption's tokens, the first one 0; without, they are 0 .. T-1.
+        ``rows``: those of ``self.rows(tokens)``, if they are known.
+        """
+        if not self.packed:
+            x, layout = self.tokens(tokens) + self._positions(places), None
+        else:
+            rows = self.rows(tokens) if rows is None else rows
+            held = _held(tokens)
+            at = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) if places is None else places
+            chosen, at = (pick(field.reshape(-1, 1), rows).squeeze(1) for field in (tokens, at))
+            x = self.tokens(chosen) + self._positions(at)
+            lengths = held.sum(dim=1)
+            bias = torch.zeros(held.shape, dtype=_dtype(x), device=x.device).masked_fill_(~held, -torch.inf)
+            layout = Layout(rows, lengths.cumsum(0) - lengths, bias[:, None, None])
+        x = x.to(_dtype(x))
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, layout, first=number == len(self.blocks))
+        return _project(self.norm(x), self.projection)
+
+    def _positions(self, places: Tensor | None) -> Tensor:
+        return self.positions if places is None else F.embedding(places.long(), self.positions)
+
+
+def _held(tokens: Tensor) -> Tensor:
+    """(b, T) bool: no padding, or the position that is pooled (an empty caption has no other)."""
+    held = tokens != 0
+    held[:, 0] = True
+    return held
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """That of activations."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class Pair(nn.Module):
-    """Both encoders and the temperature: the whole of what is trained."""
+    """Both encoders, the temperature, and SigLIP's bias: the whole of what is trained."""
 
     def __init__(self, model: schema.Model, augment: schema.Augment, attention: str) -> None:
         super().__init__()
         self.image = ImageEncoder(model.image, model.embed, augment, attention)
         self.text = TextEncoder(model.text, model.embed, attention)
-        self.first_logit_scale = math.log(1 / model.temperature)
+        self.first_logit_scale, self.first_logit_bias = math.log(1 / model.temperature), model.logit_bias
         self.max_logit_scale = math.log(model.max_logit_scale)
         # Shape (1,): fully_shard refuses scalars.
         self.logit_scale = nn.Parameter(torch.full((1,), self.first_logit_scale))
+        self.logit_bias = nn.Parameter(torch.full((1,), model.logit_bias)) if model.objective == "siglip" else None
 
-    def forward(self, patches: Tensor, keep: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One training pass -> image (b, E), text (b, E), both fp32 of norm 1, and the scale of the logits (1,).
+    def forward(
+        self, patches: Tensor, keep: Tensor | None, tokens: Tensor, places: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """One training pass -> what ``contrastive_loss`` takes: image (b, E), text (b, E), both fp32 of norm 1, the
+        scale of the logits (1,), and with objective siglip their bias (1,).
 
         The scale is exp of the parameter clamped to [0, ln max]: outside, its gradient is zero. The towers
         are called directly: encode_image and encode_text are entry points of their own under sharding.
         """
-        image, text = self.image(patches, keep), self.text(tokens)
+        image, text = self.image(patches, keep), self.text(tokens, places, rows)
         scale = self.logit_scale.float().clamp(0.0, self.max_logit_scale).exp()
-        return _normalise(image), _normalise(text), scale
+        found = _normalise(image), _normalise(text), scale
+        # A result of forward: a parameter itself is not gathered by whoever holds it outside, where it is sharded.
+        return found if self.logit_bias is None else (*found, self.logit_bias.float() + 0.0)
 
     def encode_image(self, patches: Tensor, keep: Tensor | None = None) -> Tensor:
         """(b, K, p*p*3) uint8 -> (b, E) fp32 of norm 1; without ``keep`` all P patches in order."""
@@ -177,6 +204,8 @@ def initialise(pair: Pair, seed: int) -> None:
         value = torch.empty(parameter.shape)
         if name == "logit_scale":
             value.fill_(pair.first_logit_scale)
+        elif name == "logit_bias":
+            value.fill_(pair.first_logit_bias)
         elif name.endswith(".bias"):
             value.zero_()
         elif name.endswith((".class_token", ".positions", ".tokens.weight")):

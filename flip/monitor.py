@@ -19,6 +19,7 @@ TENSORBOARD = {
     "accuracy": "train/batch_accuracy",
     "lr": "train/learning_rate",
     "logit_scale": "train/logit_scale",
+    "logit_bias": "train/logit_bias",
     "grad_norm": "train/grad_norm",
     "samples_per_second": "speed/samples_per_second",
     "data_wait": "speed/data_wait_share",

@@ -12,11 +12,11 @@ from flip.config import schema
 
 
 def decays(name: str, decay_logit_scale: bool) -> bool:
-    """Whether weight decay applies: all but biases, LayerNorm gains and positions; class token and embedding too."""
+    """Whether weight decay applies: all but biases (logit_bias is one), gains of LayerNorm, positions."""
     if name == "logit_scale":
         return decay_logit_scale
     owner, _, leaf = name.rpartition(".")
-    return leaf not in ("bias", "positions") and not owner.rpartition(".")[2].startswith("norm")
+    return leaf not in ("bias", "positions", "logit_bias") and not owner.rpartition(".")[2].startswith("norm")
 
 
 def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Optim) -> torch.optim.AdamW:

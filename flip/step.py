@@ -17,8 +17,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from flip.contrastive import contrastive_loss
 
-Inputs = tuple[Tensor, Tensor, Tensor]
-"""patches (b, K, p*p*3), keep (b, K), tokens (b, T), on the host or the device."""
+Inputs = tuple[Tensor, ...]
+"""patches (b, K, p*p*3), keep (b, K), tokens (b, T), of shortened captions places (b, T); on the host or the device."""
 
 
 def gradients(
@@ -31,30 +31,36 @@ def gradients(
     """
     parts = [tuple(part) for part in zip(*(field.chunk(micro) for field in inputs), strict=True)]
     if micro == 1:
-        image, text, scale = _encode(pair, parts[0], device, autocast)
-        loss, accuracy = contrastive_loss(image, text, scale)
+        loss, accuracy = contrastive_loss(*_encode(pair, parts[0], device, autocast))
         loss.backward()
         return loss.detach(), accuracy
     with torch.no_grad():
-        images, texts, scales = zip(*(_encode(pair, part, device, autocast) for part in parts), strict=True)
-    leaves = [torch.cat(images), torch.cat(texts), scales[0]]
+        images, texts, *shared = zip(*(_encode(pair, part, device, autocast) for part in parts), strict=True)
+    leaves = [torch.cat(images), torch.cat(texts), *(value[0] for value in shared)]
     for leaf in leaves:
         leaf.requires_grad_()
     loss, accuracy = contrastive_loss(*leaves)
-    of_image, of_text, of_scale = torch.autograd.grad(loss, leaves)
+    of_image, of_text, *of_shared = torch.autograd.grad(loss, leaves)
     wanted = zip(of_image.chunk(micro), of_text.chunk(micro), strict=True)
     for number, (part, of_features) in enumerate(zip(parts, wanted, strict=True)):
         _last(pair, number == micro - 1)
-        # The scale's gradient is that of the whole loss: it is fed in once.
-        features = _encode(pair, part, device, autocast)
-        torch.autograd.backward(features, [*of_features, of_scale if number == 0 else torch.zeros_like(of_scale)])
+        # The gradient of scale and bias is that of the whole loss: it is fed in once.
+        once = [of if number == 0 else torch.zeros_like(of) for of in of_shared]
+        torch.autograd.backward(_encode(pair, part, device, autocast), [*of_features, *once])
     return loss.detach(), accuracy
 
 
+def positions(pair: nn.Module, tokens: Tensor) -> float:
+    """Positions of a caption that the text tower computes, the mean of a batch (b, T)."""
+    rows = pair.text.rows(tokens)  # type: ignore[operator, union-attr]
+    return tokens.shape[1] if rows is None else len(rows) / len(tokens)
+
+
 def _encode(pair: nn.Module, part: Any, device: torch.device, autocast: AbstractContextManager[Any]) -> list[Tensor]:
-    fields = (field.to(device, non_blocking=True) for field in part)
+    rows = pair.text.rows(part[2])  # type: ignore[operator, union-attr]
+    fields = [field.to(device, non_blocking=True) for field in part]
     with autocast:
-        return list(pair(*fields))
+        return list(pair(*fields, rows=None if rows is None else rows.to(device, non_blocking=True)))
 
 
 def _last(pair: nn.Module, last: bool) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from flip import checkpoint, commit, flops, model, monitor, optim, parallel, step
-from flip.config import load
+from flip.config import load, stages
 from flip.config.schema import Config
 from flip.config.stages import Span, spans
 from flip.data import order
@@ -144,7 +144,8 @@ class Trainer:
             self.checkpointer.load(self.source, checkpoint.optimizer_state(self.pair, optimizer))
         if span.start < self.samples and self.crossed(self.config.evaluate.every, span):
             self.validate(span)  # a kill between a commit and its score
-        batches = self.loader.batches(self.samples, span.stage.batch, span.stage.mask)
+        stage = span.stage
+        batches = self.loader.batches(self.samples, stage.batch, stage.mask, stage.text_mask, stage.text_masking)
         window = monitor.Window()
         try:
             while self.samples < span.end:
@@ -166,7 +167,8 @@ class Trainer:
                 if self.witness is not None:
                     self.witness.saw(self.samples - span.stage.batch, batch)
                 if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
-                    self.report(span, optimizer, loss, accuracy, norm, window)
+                    positions = step.positions(self.pair, batch.tokens)
+                    self.report(span, optimizer, loss, accuracy, norm, window, positions)
                     window = monitor.Window()
                 scored = self.crossed(self.config.evaluate.every, span) and self.samples < span.end
                 if self.commit_soon or scored or self.crossed(self.config.checkpoint.samples, span):
@@ -181,7 +183,8 @@ class Trainer:
 
     def train_step(self, span: Span, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
         """One optimiser step over the local batch (b, K, p*p*3); loss and accuracy are those of the global batch."""
-        compute, inputs = self.config.compute, (batch.patches, batch.keep, batch.tokens)
+        compute = self.config.compute
+        inputs = batch.patches, batch.keep, batch.tokens, *([] if batch.places is None else [batch.places])
         optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
@@ -211,8 +214,11 @@ class Trainer:
 
     # -- what it tells -----------------------------------------------------------------------------------------------
 
-    def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, window: monitor.Window) -> None:
-        """One metric line. The only place of the loop that waits for the device."""
+    def report(
+        self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, window: monitor.Window, positions: float
+    ) -> None:
+        """One metric line. The only place of the loop that waits for the device. ``positions``: of a caption, as in
+        ``flops.forward_flops``, of the newest batch."""
         value, slope = float(loss), None if norm is None else float(norm)
         if not math.isfinite(value) or not math.isfinite(slope or 0.0):
             raise Diverged(
@@ -221,11 +227,11 @@ class Trainer:
                 "Lower `base_lr` or lengthen `warmup`; the newest commit is from before.",
             )  # fmt: skip
         speed = window.samples / window.seconds
-        cost = flops.training_flops(self.config.model, span.stage.mask)["total"]
+        cost = flops.training_flops(self.config.model, span.stage.mask, positions)["total"]
         record = {
             "step": self.step, "samples": self.samples, "stage": span.stage.name, "attempt": self.attempt,
             "loss": value, "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
-            "logit_scale": float(self.pair_scale()), "grad_norm": slope,
+            "logit_scale": float(self.pair_scale()), **self.pair_bias(), "grad_norm": slope,
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             "mfu": cost * speed / (self.peak * self.world.size), "replaced": self.tally.replaced_everywhere(),
             "seconds": self.seconds, "time": time.time(), "storage": self.tally.storage_everywhere(),
@@ -243,6 +249,11 @@ class Trainer:
         """exp(logit_scale), clamped as in the forward pass; a collective where the parameter is sharded."""
         raw = parallel.whole(self.pair.logit_scale.detach())
         return raw.exp().clamp(1.0, self.config.model.max_logit_scale)
+
+    def pair_bias(self) -> dict[str, float]:
+        """SigLIP's bias of the logits, where there is one; a collective where the parameter is sharded."""
+        bias = self.pair.logit_bias
+        return {} if bias is None else {"logit_bias": float(parallel.whole(bias.detach()))}
 
     # -- evaluation and the end --------------------------------------------------------------------------------------
 
@@ -292,8 +303,9 @@ class Trainer:
             return
         last = commit.commits(self.run)[-1]
         cost = sum(
-            (span.end - span.start) * flops.training_flops(self.config.model, span.stage.mask)["total"]
+            (span.end - span.start) * flops.training_flops(self.config.model, span.stage.mask, positions)["total"]
             for span in self.spans
+            for positions in [stages.positions(self.config.model.text, span.stage.text_mask)]
         )
         create_json(self.run.result, {
             "run": self.run.name, "stage": last.stage, "samples": self.samples, "steps": self.step,

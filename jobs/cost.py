@@ -47,7 +47,7 @@ def estimate(config: Config, profile: Profile) -> Estimate:
     stages = []
     for stage in numbers["stages"]:
         samples = stage["end"] - stage["start"]
-        work = float(samples * flops.training_flops(config.model, stage["mask"])["total"])
+        work = float(samples * flops.training_flops(config.model, stage["mask"], stage["positions"])["total"])
         stages.append(_cost(samples, stage["steps"], work, profile if config.resources.gpus else None))
     return Estimate(flops.parameters(config.model), numbers, stages, total(stages))
 

@@ -75,6 +75,24 @@ def test_a_run_killed_many_times_ends_with_the_same_bits(world, data, tmp_path):
     check_data(storm, decoded_hashes(data))
 
 
+def test_siglip_on_masked_texts_without_padding_resumes_to_the_same_bits(data, tmp_path):
+    config = configuration(data, world=2, samples=(12, 4))
+    config.model.objective, config.model.temperature, config.model.max_logit_scale = "siglip", 0.1, 10_000.0
+    config.model.text.padding = "mask"
+    config.stages[0].text_mask, config.stages[0].text_masking = "0.5", "prioritised"
+    calm, storm = Arena(tmp_path, "calm", config, pause=0), Arena(tmp_path, "storm", config)
+    for arena in (calm, storm):
+        arena.submit()
+    storm.wait_step(7)
+    storm.kill(rank=1)
+    for arena in (calm, storm):
+        arena.wait_over()
+    check_equal(calm, storm, scores=3)
+    assert storm.run.newest_attempt() == 2
+    biases = [line["logit_bias"] for line in calm.lines(1)]
+    assert len(set(biases)) == len(biases) == 16 and abs(biases[0] + 10) < 0.1
+
+
 def test_a_rank_that_hangs_is_ended_and_the_run_goes_on(data, tmp_path):
     """The peers of a stopped process see no error: they wait. The same bits at the end."""
     config = configuration(data, world=2)

@@ -7,8 +7,9 @@ from flip.rundir import read_json
 from tests.arena import BATCH, INTERVAL
 
 
-def check_equal(calm, storm):
-    """Weights and moments bit for bit, losses, and each step once in what readers see."""
+def check_equal(calm, storm, scores=6):
+    """Weights and moments bit for bit, losses, each step once in what readers see, and so many scores: by default
+    three times validation, once more at the end, and the test set."""
     for arena in (calm, storm):
         assert arena.run.result.exists(), arena.story()
         assert arena.leftovers() == ([], [])
@@ -22,7 +23,7 @@ def check_equal(calm, storm):
     ]
     assert told[0] == told[1]
     assert [step for step, _, _ in told[0]] == list(range(1, len(told[0]) + 1))
-    scores = [
+    found = [
         {
             (e["stage"], e["samples"], e["name"]): e["correct5"]
             for p in arena.run.eval.glob("*.json")
@@ -30,9 +31,7 @@ def check_equal(calm, storm):
         }
         for arena in (calm, storm)
     ]
-    assert (
-        scores[0] == scores[1] and len(scores[0]) == 6
-    )  # three times validation, once more at the end, and the test set
+    assert found[0] == found[1] and len(found[0]) == scores
 
 
 def told_by(path):

@@ -6,12 +6,10 @@ that changes later cannot make two runs look alike, and the full text beside the
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +43,17 @@ _EXCLUDED = (
 
 #: Fields that came after the first configurations of this schema: key -> the value that means what was done before.
 #: With that value they are not part of the text, so that a run of then keeps its identity. Never the present default.
+#: ``*`` is every member of a list.
 _ADDED: dict[str, Any] = {
     "data.sets": [],
     "model.text.repair": False,
+    "model.text.padding": "attend",
+    "model.objective": "clip",
+    "model.logit_bias": -10.0,
     "compute.accumulate": 1,
     "compute.compile": "no",
+    "stages.*.text_mask": "0",
+    "stages.*.text_masking": "random",
 }
 
 
@@ -95,9 +99,9 @@ def _canonical(config: Config) -> dict[str, Any]:
         del one["weight"], one["sample_bytes"]  # a wish; what came of it are the lanes
     for key in (*_EXCLUDED, *_ADDED):
         *sections, last = key.split(".")
-        owner = functools.reduce(operator.getitem, sections, values)
-        if key in _EXCLUDED or owner[last] == _ADDED[key]:
-            del owner[last]
+        for owner in _owners(values, sections):
+            if key in _EXCLUDED or owner[last] == _ADDED[key]:
+                del owner[last]
     data = values["data"]
     data["manifest"], data["tokenizer"] = _manifest(data["manifest"]), _file(data["tokenizer"])
     for dataset in values["evaluate"]["sets"]:
@@ -105,6 +109,15 @@ def _canonical(config: Config) -> dict[str, Any]:
     values["evaluate"]["sets"].sort(key=lambda dataset: dataset["name"])  # their order moves no score
     values["world"] = world(config)
     return values
+
+
+def _owners(values: Any, sections: Sequence[str]) -> Iterator[Any]:
+    if not sections:
+        yield values
+        return
+    head, *rest = sections
+    for inner in values if head == "*" else [values[head]]:
+        yield from _owners(inner, rest)
 
 
 def digest(canonical: Mapping[str, Any]) -> str:

@@ -129,7 +129,7 @@ def _fit(kind: Any, value: Any, old: Any, place: Place) -> Any:
             if name not in fields_of(kind):
                 raise _unknown(kind, name, here)
             fitted[name] = _fit(fields_of(kind)[name], item, (old or {}).get(name), here)
-            if kind is Stage and name == "mask":
+            if kind is Stage and name in ("mask", "text_mask"):
                 fitted[name] = _decimal(fitted[name], here)
         return fitted
     if typing.get_origin(kind) is list:

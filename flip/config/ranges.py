@@ -10,7 +10,9 @@ from flip.config.schema import Config
 from flip.exitcodes import ConfigError
 
 _CHOICES = {
+    "model.objective": ("clip", "siglip"),
     "model.image.pool": ("all", "patches"),
+    "model.text.padding": ("attend", "mask"),
     "data.decoder": ("auto", "pillow", "simplejpeg"),
     "data.client": ("s3fs", "obstore"),
     "data.resize": ("auto", "pillow", "torchvision"),
@@ -20,6 +22,7 @@ _CHOICES = {
     "compute.deterministic": ("auto", "yes", "no"),
     "compute.recompute": ("no", "block"),
     "compute.compile": ("yes", "no"),
+    "stages.*.text_masking": ("random", "prioritised"),
     "evaluate.sets.*.role": ("validation", "test"),
 }
 
@@ -39,6 +42,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "model.text.heads": (1, 2**12, True),
     "model.temperature": (0, math.inf, False),
     "model.max_logit_scale": (1, math.inf, True),
+    "model.logit_bias": (-1e6, 1e6, True),
     "data.samples": (0, 2**48 - 1, True),
     "data.sample_bytes": (1, 2**40, True),
     "data.workers": (-1, 1024, True),

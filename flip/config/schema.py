@@ -29,7 +29,7 @@ class ImageTower:
 
 @dataclass
 class TextTower:
-    """The text encoder: the same blocks, not causal, attention over padding too (docs/recipe.md, Text encoder)."""
+    """The text encoder: the same blocks, not causal (docs/recipe.md, Text encoder)."""
 
     length: int = 32
     """Tokens per caption, cut or padded with id 0."""
@@ -43,6 +43,9 @@ class TextTower:
     repair: bool = False
     """Repair broken encodings in texts (UTF-8 that was read as something else, by ftfy), as open_clip does it to every
     text (recipe: portable). False: texts are taken as they are (recipe: paper)."""
+    padding: str = "attend"
+    """``attend``: attention runs over padding too (both recipes). ``mask``: it sees none, which is another model and
+    the faster one, as padding is then not computed at all (docs/recipe.md, Text without padding)."""
 
 
 @dataclass
@@ -57,6 +60,11 @@ class Model:
     """Initial temperature; logit_scale starts at ln(1 / temperature)."""
     max_logit_scale: float = 100.0
     """The scale is clamped to [1, this] inside the forward pass (docs/recipe.md, Objective)."""
+    objective: str = "clip"
+    """``clip``: symmetric InfoNCE. ``siglip``: the sigmoid loss of every pair by itself; its values of temperature,
+    bias and clamp are in recipe siglip."""
+    logit_bias: float = -10.0
+    """Initial bias of the logits, learned; of objective siglip alone."""
 
 
 @dataclass
@@ -155,6 +163,10 @@ class Stage:
     """B, the global batch of contrasted pairs."""
     mask: str = "0.5"
     """Share of patches dropped, a decimal number; kept are floor(P * (1 - mask)) in exact arithmetic."""
+    text_mask: str = "0"
+    """The same of a caption's positions, padding included; the first, which is pooled, always stays."""
+    text_masking: str = "random"
+    """Which are dropped. ``random``: any. ``prioritised``: padding before tokens (docs/recipe.md, Masking of text)."""
     base_lr: float = 4e-6
     """Peak learning rate per 256 samples of batch: lr = base_lr * batch / 256."""
     warmup: int = 0

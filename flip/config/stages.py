@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from flip.config.schema import Config, ImageTower, Stage
+from flip.config.schema import Config, ImageTower, Stage, TextTower
 
 
 @dataclass(frozen=True)
@@ -42,3 +42,8 @@ def patches(image: ImageTower) -> int:
 def kept(image: ImageTower, mask: str) -> int:
     """K = floor(P * (1 - mask)), in exact arithmetic."""
     return int(patches(image) * (1 - Fraction(mask)))
+
+
+def positions(text: TextTower, mask: str) -> int:
+    """Positions of a caption that a text mask leaves, likewise."""
+    return int(text.length * (1 - Fraction(mask)))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from flip.config.ranges import check_ranges
 from flip.config.resolve import buffer_bytes
-from flip.config.schema import Config, Data, ImageTower
+from flip.config.schema import Config, Data
 from flip.config.sets import TOLERANCE, Share, miss, shares
-from flip.config.stages import kept, patches, spans, world
+from flip.config.stages import kept, patches, positions, spans, world
 from flip.exitcodes import ConfigError
 
 MAX_PATCHES = 2**15 - 1
@@ -58,11 +59,11 @@ def _towers(config: Config) -> None:
         raise ConfigError("model.image.width: sin-cos positions need a multiple of 4", value=image.width, remedy=remedy)
 
 
-def _mask(key: str, image: ImageTower, mask: str) -> None:
+def _mask(key: str, mask: str, kept: Callable[[str], int], whole: str) -> None:
     if not 0 <= Fraction(mask) < 1:
         raise ConfigError(f"{key}: must be at least 0 and below 1", value=mask)
-    if kept(image, mask) < 1:
-        raise ConfigError(f"{key}: keeps none of {patches(image)} patches", value=mask, remedy="Mask less.")
+    if kept(mask) < 1:
+        raise ConfigError(f"{key}: keeps none of {whole}", value=mask, remedy="Mask less.")
 
 
 def _stages(config: Config) -> None:
@@ -72,7 +73,9 @@ def _stages(config: Config) -> None:
     ranks = world(config)
     for stage in config.stages:
         key = f"stages.{stage.name}"
-        _mask(f"{key}.mask", config.model.image, stage.mask)
+        image, text = config.model.image, config.model.text
+        _mask(f"{key}.mask", stage.mask, partial(kept, image), f"{patches(image)} patches")
+        _mask(f"{key}.text_mask", stage.text_mask, partial(positions, text), f"{text.length} positions")
         if stage.batch % ranks:
             remedy = f"Set it to {_near(stage.batch, ranks)}, or change resources.nodes or resources.processes."
             what = f"{key}.batch: {stage.batch} does not divide by {ranks} ranks"
@@ -209,8 +212,9 @@ def plan_numbers(config: Config) -> dict[str, Any]:
 
     world; data: samples, block, lanes, workers, buffer and buffer_per_rank (bytes), passes (S / N at the end), and
     sets: name (empty: the only one), samples, chunk, lanes, passes;
-    worlds: the world sizes that keep this order; stages: name, samples, batch, local_batch, mask, patches, kept, steps,
-    start, end, passes, warmup, lr (peak, base_lr * batch / 256).
+    worlds: the world sizes that keep this order; stages: name, samples, batch, local_batch, mask, patches, kept,
+    positions (of a caption, that a text mask leaves), steps, start, end, passes, warmup,
+    lr (peak, base_lr * batch / 256).
     """
     data, ranks = config.data, world(config)
     held = _buffer(data)
@@ -223,6 +227,7 @@ def plan_numbers(config: Config) -> dict[str, Any]:
             "mask": span.stage.mask,
             "patches": patches(config.model.image),
             "kept": kept(config.model.image, span.stage.mask),
+            "positions": positions(config.model.text, span.stage.text_mask),
             "steps": span.steps,
             "start": span.start,
             "end": span.end,

@@ -18,6 +18,7 @@ from flip.data import decode, masking, mixture
 from flip.data.counters import Counters
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
+from flip.data.masking import Kept
 from flip.data.memory import Memory, memory, part_bytes
 from flip.data.mixture import Source
 from flip.data.pool import SLOTS, Pool, prepare_forkserver
@@ -42,13 +43,15 @@ class Batch(NamedTuple):
     keep: torch.Tensor
     """(b, K) int16: their positions."""
     tokens: torch.Tensor
-    """(b, T) int32."""
+    """(b, T) int32, T of a stage with a text mask smaller than the length of captions."""
     ids: torch.Tensor
     """(b,) int64: sample ids; of a replaced sample the id that stands in for it."""
     replaced: int
     """Bad samples found while reading; those that the manifest excepts are replaced too, but not counted."""
     witness: torch.Tensor | None
     """(b,) int64, for tests: the first 8 bytes of the SHA-256 of the decoded pixels before the crop."""
+    places: torch.Tensor | None = None
+    """(b, T) int16: positions of the tokens; None: all of a caption, 0 .. T-1."""
 
 
 class Loader:
@@ -80,7 +83,9 @@ class Loader:
         self._source: Pool | Streams | None = None
         self._counted = Counters()
 
-    def batches(self, start: int, batch: int, mask: str) -> Iterator[Batch]:
+    def batches(
+        self, start: int, batch: int, mask: str, text_mask: str = "0", text_masking: str = "random"
+    ) -> Iterator[Batch]:
         """Local batches without end: those of the global batches of size B = ``batch`` from S = ``start`` on.
 
         Workers start at once, before the first batch is asked for, and end with the iterator, the next call, or
@@ -91,7 +96,8 @@ class Loader:
         if start % lanes or batch % lanes:
             what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
             raise ConfigError(what, "data.lanes", lanes)
-        kept = masking.kept(self.spec.patches, mask)
+        tokens = masking.kept(self.spec.text.length, text_mask)
+        kept = Kept(masking.kept(self.spec.patches, mask), tokens, text_masking == "prioritised")
         self._counted, self._source = self.counters(), None
         if self.spec.data.workers:
             self._pool = Pool(self.spec, self.lanes, start, batch, kept, self.spec.data.workers)
@@ -106,7 +112,7 @@ class Loader:
             return self._counted
         return dataclasses.replace(self._counted, cap=0, held=0) + self._source.counters
 
-    def _memory(self, batch: int, kept: int) -> Memory:
+    def _memory(self, batch: int, kept: Kept) -> Memory:
         data = self.spec.data
         shapes = Part.shapes(self.spec, len(self.lanes) * (batch // data.lanes), kept)
         parts = SLOTS * part_bytes(shapes) if data.workers else 0
@@ -118,7 +124,7 @@ class Loader:
             self._pool.close()
             self._pool = None
 
-    def _iterate(self, source: Pool | Streams, samples: int, kept: int) -> Iterator[Batch]:
+    def _iterate(self, source: Pool | Streams, samples: int, kept: Kept) -> Iterator[Batch]:
         seen = replaced = 0
         try:
             while True:
@@ -131,8 +137,9 @@ class Loader:
                 for note in notes:
                     log.warning("%s, sample %d replaced: %s", note.shard, note.ordinal, note.reason)
                 self._judge(seen, replaced, notes)
-                patches, keep, tokens, ids, witness = fields
-                yield Batch(patches, keep, tokens, ids, more, witness if self.spec.witness else None)
+                patches, keep, tokens, places, ids, witness = fields
+                shortened = places if kept.tokens < self.spec.text.length else None
+                yield Batch(patches, keep, tokens, ids, more, witness if self.spec.witness else None, shortened)
         finally:
             source.close()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,33 @@ def keep(seed: int, visits: Any, ids: Any, patches: int, kept: int) -> NDArray[n
     if kept == patches:
         return np.tile(np.arange(patches, dtype=np.int16), (len(ids), 1))
     return smallest(key(seed, np.asarray(visits).reshape(-1, 1), ids, MASK, np.arange(patches)), kept)
+
+
+class Kept(NamedTuple):
+    """What masks leave of a sample in one stage."""
+
+    patches: int
+    """K."""
+    tokens: int
+    """Positions of a caption."""
+    prioritised: bool = False
+    """Whether padding is dropped before tokens."""
+
+
+def places(seed: int, visits: Any, ids: Any, tokens: NDArray[np.int32], kept: Kept) -> NDArray[np.int16]:
+    """Positions of captions (n, T) that a text mask leaves, ascending, (n, kept.tokens) int16.
+
+    The first one, which is pooled, stays; of the others those with the smallest keys, ties by position, where
+    ``prioritised`` all tokens before padding (id 0).
+    """
+    length = tokens.shape[1]
+    if kept.tokens == length:
+        return np.tile(np.arange(length, dtype=np.int16), (len(tokens), 1))
+    keys = key(seed, np.asarray(visits).reshape(-1, 1), np.asarray(ids).reshape(-1, 1), TEXT, np.arange(length))
+    later = (tokens == 0) & kept.prioritised
+    keys[:, 0], later[:, 0] = 0, False
+    order = np.lexsort((keys, later), axis=-1)[:, : kept.tokens]
+    return np.sort(order, axis=1).astype(np.int16)
 
 
 def smallest(keys: Keys, count: int) -> NDArray[np.int16]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from flip.data.counters import Counters
+from flip.data.masking import Kept
 from flip.data.mixture import sources
 from flip.data.stream import Part, Replaced, Spec, Streams
 from flip.exitcodes import FlipError
@@ -64,7 +65,7 @@ def prepare_forkserver(torch: bool = False) -> None:
 class Pool:
     """``workers`` processes that share ``lanes``; the same parts as one ``Streams`` over all of them."""
 
-    def __init__(self, spec: Spec, lanes: range, start: int, batch: int, kept: int, workers: int) -> None:
+    def __init__(self, spec: Spec, lanes: range, start: int, batch: int, kept: Kept, workers: int) -> None:
         context = multiprocessing.get_context("forkserver")
         each = batch // spec.data.lanes
         self._slot = 0
@@ -130,7 +131,7 @@ def _end(processes: list[ForkServerProcess], pipes: list[connection.Connection])
 
 
 def _work(
-    spec: Spec, lanes: range, start: int, batch: int, kept: int, buffer: Any, pipe: connection.Connection
+    spec: Spec, lanes: range, start: int, batch: int, kept: Kept, buffer: Any, pipe: connection.Connection
 ) -> None:
     for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)

@@ -22,6 +22,7 @@ from flip.data.cache import Cache
 from flip.data.chunk import Sample
 from flip.data.counters import Counters
 from flip.data.decode import Pixels, Undecodable
+from flip.data.masking import Kept
 from flip.data.mixture import Source
 from flip.data.prefetch import Prefetch
 from flip.data.reader import Reader
@@ -59,6 +60,7 @@ class Part(NamedTuple):
     patches: NDArray[np.uint8]
     keep: NDArray[np.int16]
     tokens: NDArray[np.int32]
+    places: NDArray[np.int16]
     ids: NDArray[np.int64]
     witness: NDArray[np.int64]
 
@@ -68,13 +70,14 @@ class Part(NamedTuple):
         return Part(*fields)
 
     @staticmethod
-    def shapes(spec: Spec, samples: int, kept: int) -> list[tuple[tuple[int, ...], str]]:
+    def shapes(spec: Spec, samples: int, kept: Kept) -> list[tuple[tuple[int, ...], str]]:
         """Shape and type of each field."""
         row = spec.image.patch**2 * 3
         return [
-            ((samples, kept, row), "u1"),
-            ((samples, kept), "i2"),
-            ((samples, spec.text.length), "i4"),
+            ((samples, kept.patches, row), "u1"),
+            ((samples, kept.patches), "i2"),
+            ((samples, kept.tokens), "i4"),
+            ((samples, kept.tokens), "i2"),
             ((samples,), "i8"),
             ((samples,), "i8"),
         ]
@@ -95,7 +98,7 @@ class Streams:
     The lanes may lie in several data sets: there is a stream for each, and one reader for all.
     """
 
-    def __init__(self, spec: Spec, sources: Sequence[Source], lanes: range, start: int, batch: int, kept: int) -> None:
+    def __init__(self, spec: Spec, sources: Sequence[Source], lanes: range, start: int, batch: int, kept: Kept) -> None:
         data = spec.data
         patience = Patience(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge)
         cache = Cache(data.cache, data.cache_bytes) if data.cache else None
@@ -141,7 +144,7 @@ class Stream:
     """
 
     def __init__(
-        self, spec: Spec, source: Source, lanes: range, position: int, count: int, kept: int, reader: Reader
+        self, spec: Spec, source: Source, lanes: range, position: int, count: int, kept: Kept, reader: Reader
     ) -> None:
         self.spec, self.manifest, self.lanes, self.kept = spec, source.manifest, lanes, kept
         self.first_id, self.order = source.first_id, source.order(spec.seed, spec.data.block)
@@ -157,6 +160,7 @@ class Stream:
         ahead = self._ahead = self._ahead or self._prefetch()
         draws = _Draws(self, visits, ids)
         captions, replaced, notes = [], 0, list[Replaced]()
+        seen = np.empty_like(visits)
         for i in range(len(ids)):
             a, (k, n) = i // self.count, divmod(self.position + i % self.count, self.order.span)
             m, image, lines = self._good(ahead, a, k, n, notes)
@@ -165,7 +169,7 @@ class Stream:
                 replaced += int(ids[i]) not in self.manifest.exceptions
                 block_ids, block_visits = self.order.held(self.lanes, k)
                 row, drawn = 0, _Draws(self, block_visits[a, m : m + 1], block_ids[a, m : m + 1])
-            out.ids[i], out.keep[i] = drawn.ids[row], drawn.keep[row]
+            out.ids[i], out.keep[i], seen[i] = drawn.ids[row], drawn.keep[row], drawn.visits[row]
             if self.spec.witness:
                 out.witness[i] = np.frombuffer(hashlib.sha256(image.tobytes()).digest()[:8], "<i8")[0]
             size, patch, resize = self.spec.image.size, self.spec.image.patch, self.spec.data.resize
@@ -173,7 +177,9 @@ class Stream:
             out.patches[i] = decode.patches(cut, patch, drawn.keep[row])
             captions.append(lines[int(drawn.caption[row] * len(lines))])
             ahead.passed(a, k, n)
-        out.tokens[:] = self.tokenizer(captions)
+        tokens = self.tokenizer(captions)
+        out.places[:] = masking.places(self.spec.seed, seen, out.ids, tokens, self.kept)
+        out.tokens[:] = np.take_along_axis(tokens, out.places.astype(np.int64), axis=1)
         self.position += self.count
         ahead.paced(self.count)
         return replaced, notes
@@ -227,9 +233,10 @@ class _Draws:
 
     def __init__(self, stream: Stream, visits: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
         seed = stream.spec.seed
-        self.ids = ids = ids + stream.first_id
+        self.visits, self.ids = visits, ids + stream.first_id
+        ids = self.ids
         self.view = augmenting.Draws.of(seed, visits, ids)
-        self.keep = masking.keep(seed, visits, ids, stream.spec.patches, stream.kept)
+        self.keep = masking.keep(seed, visits, ids, stream.spec.patches, stream.kept.patches)
         self.caption = masking.draw(seed, visits, ids, masking.CAPTION, 0)
 
 

@@ -56,6 +56,18 @@ def test_report(tmp_path):
     assert found["report"]["page_bytes"] > 10_000
 
 
+def test_step(tmp_path):
+    sizes = ["--size", "tiny", "--large", "tiny", "--batch", 4, "--masks", 0, 0.75, "--repeats", 1, "--threads", 1]
+    found = report("step", *sizes, cwd=tmp_path)
+    ours = [row for row in found["beside_the_peer"] if row["form"] != "open_clip"]
+    names = ("ours", "ours, padding left out")
+    assert [(row["mask"], row["form"]) for row in ours] == [(mask, name) for mask in ("0", "0.75") for name in names]
+    assert all(row["milliseconds"] > 0 and row["peak_MB"] > 50 for row in ours)
+    first, second = found["masked"]["cases"]
+    assert first["time_ratio"] == first["FLOPs_ratio"] == 1 and second["FLOPs_ratio"] < 0.6 and first["b"] == 2
+    assert "not measured" in found["gpu"]
+
+
 def test_loss(tmp_path):
     found = report("loss", "--local", 256, "--batch", 256, 512, "--repeats", 1, cwd=tmp_path)
     assert [(row["B"], row["form"]) for row in found["cases"] if row["form"] != "open_clip"] == [

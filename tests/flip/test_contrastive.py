@@ -1,5 +1,6 @@
 """The loss against a dense float64 one, in one process and over two."""
 
+import itertools
 import multiprocessing
 import os
 
@@ -27,33 +28,57 @@ def dense(image, text, scale):
     return total / len(image)
 
 
+def dense_sigmoid(image, text, scale, bias):
+    """SigLIP's definition (Zhai et al. 2023, equation 1), with loops."""
+    logits = scale * image.double() @ text.double().T + bias
+    total = 0.0
+    for i in range(len(image)):
+        for j in range(len(image)):
+            total = total + torch.log1p(torch.exp(-logits[i, j] if i == j else logits[i, j]))
+    return total / len(image)
+
+
+#: objective -> the definition, and scale (and bias) with which to compare
+OBJECTIVES = {
+    "clip": (dense, (14.3,)),
+    "clip at the clamp": (dense, (100.0,)),
+    "siglip": (dense_sigmoid, (10.0, -10.0)),
+    "siglip trained": (dense_sigmoid, (117.0, -13.0)),
+}
+
+
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-@pytest.mark.parametrize("scale", [14.3, 100.0])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("tile", [1, 7, 8, 1024])
-def test_equals_the_definition(dtype, tolerance, scale, tile):
-    leaves = [x.requires_grad_() for x in (*features(24, dtype=dtype), torch.tensor([scale], dtype=dtype))]
-    expected = dense(*leaves)
+def test_equals_the_definition(dtype, tolerance, objective, tile):
+    definition, shared = OBJECTIVES[objective]
+    values = *features(24, dtype=dtype), *(torch.tensor([value], dtype=dtype) for value in shared)
+    leaves = [x.requires_grad_() for x in values]
+    expected = definition(*leaves)
     wanted = torch.autograd.grad(expected.sum(), leaves)
     loss, accuracy = contrastive_loss(*leaves, tile=tile)
     assert (loss.shape, accuracy.shape) == ((), ())
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
     for found, want in zip(torch.autograd.grad(loss, leaves), wanted, strict=True):
-        assert torch.allclose(found.double(), want.double(), atol=tolerance * 10)
+        assert found.shape == want.shape and torch.allclose(found.double(), want.double(), atol=tolerance * 10)
 
 
 def test_accuracy_counts_nearest_texts():
     image = torch.eye(4)
     text = image[[0, 1, 3, 2]]
-    for tile in (1, 3, 4):
-        assert contrastive_loss(image, text, torch.tensor([10.0]), tile=tile)[1].item() == 0.5
+    for tile, shared in itertools.product((1, 3, 4), ([10.0], [10.0, -10.0])):
+        assert contrastive_loss(image, text, *torch.tensor(shared)[:, None], tile=tile)[1].item() == 0.5
 
 
-def test_gradients_by_finite_differences():
-    leaves = [x.requires_grad_() for x in (*features(6), torch.tensor(3.0, dtype=torch.float64))]
+@pytest.mark.parametrize("shared", [(3.0,), (3.0, -2.0)])
+def test_gradients_by_finite_differences(shared):
+    values = *features(6), *(torch.tensor(value, dtype=torch.float64) for value in shared)
+    leaves = [x.requires_grad_() for x in values]
     assert torch.autograd.gradcheck(lambda *x: contrastive_loss(*x, tile=4)[0], leaves)
 
 
-def test_no_tensor_is_larger_than_a_tile():
+@pytest.mark.parametrize("shared", [[10.0], [10.0, -10.0]])
+def test_no_tensor_is_larger_than_a_tile(shared):
     """Nothing of b * B numbers is ever made, forward or backward."""
     b, tile = 512, 32
     largest = 0
@@ -65,7 +90,7 @@ def test_no_tensor_is_larger_than_a_tile():
             largest = max([largest, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
             return out
 
-    leaves = [x.requires_grad_() for x in (*features(b, dtype=torch.float32), torch.tensor([10.0]))]
+    leaves = [x.requires_grad_() for x in (*features(b, dtype=torch.float32), *torch.tensor(shared)[:, None])]
     with Watch():
         contrastive_loss(*leaves, tile=tile)[0].backward()
     assert largest == b * tile
@@ -79,26 +104,29 @@ def test_bf16_features_make_an_fp32_loss():
     assert loss.item() == pytest.approx(dense(image, text, 100.0).item(), rel=1e-5)
 
 
-def step(image, text):
+def step(image, text, sigmoid=False):
     """Loss and gradients of a small model over some pairs, and its accuracy."""
     weight = torch.eye(16, dtype=torch.float64).add(0.1).requires_grad_()
-    scale = torch.full((1,), 2.0, dtype=torch.float64, requires_grad=True)
+    scale, bias = (torch.full((1,), value, dtype=torch.float64, requires_grad=True) for value in (2.0, -3.0))
     embed = [torch.nn.functional.normalize(x @ weight, dim=-1) for x in (image, text)]
-    loss, accuracy = contrastive_loss(*embed, scale.exp(), tile=5)
+    loss, accuracy = contrastive_loss(*embed, scale.exp(), bias if sigmoid else None, tile=5)
     loss.backward()
-    return {"loss": loss.detach(), "accuracy": accuracy, "weight": weight.grad, "scale": scale.grad}
+    found = {"loss": loss.detach(), "accuracy": accuracy, "weight": weight.grad, "scale": scale.grad}
+    return found | ({"bias": bias.grad} if sigmoid else {})
 
 
-def rank_main(rank, world, port, results):
+def rank_main(rank, world, port, sigmoid, results):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     store = distributed.TCPStore("127.0.0.1", port, world, is_master=rank == 0)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
     image, text = features(24, seed=7)
     b = len(image) // world
-    found = step(image[rank * b : (rank + 1) * b], text[rank * b : (rank + 1) * b])
+    found = step(image[rank * b : (rank + 1) * b], text[rank * b : (rank + 1) * b], sigmoid)
     whole = {name: found[name].item() for name in ("loss", "accuracy")}
-    for name in ("weight", "scale"):  # what the trainer's sharding does: gradients are averaged over ranks
+    for name in sorted(
+        found.keys() - whole.keys()
+    ):  # what the trainer's sharding does: gradients are averaged over ranks
         distributed.all_reduce(found[name])
         whole[name] = (found[name] / world).tolist()
     results.put((rank, whole))
@@ -106,16 +134,17 @@ def rank_main(rank, world, port, results):
     distributed.destroy_process_group()
 
 
-def test_two_ranks_equal_one(free_port):
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_two_ranks_equal_one(sigmoid, free_port):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(rank, 2, free_port, results)) for rank in range(2)]
+    ranks = [context.Process(target=rank_main, args=(rank, 2, free_port, sigmoid, results)) for rank in range(2)]
     for process in ranks:
         process.start()
     found = dict(results.get(timeout=120) for _ in ranks)
     for process in ranks:
         process.join(60)
-    one = step(*features(24, seed=7))
+    one = step(*features(24, seed=7), sigmoid)
     for rank in range(2):
         for name, value in one.items():
             assert torch.allclose(torch.tensor(found[rank][name], dtype=torch.float64), value, atol=1e-12), (rank, name)

@@ -14,22 +14,21 @@ from flip.contrastive import contrastive_loss
 from flip.data.masking import keep as draw_keep
 
 
-def sized(name, pool="patches"):
+def sized(name, pool="patches", padding="attend", **fields):
     row = SIZES[name]
-    return Model(
-        size=name, embed=row["embed"], image=ImageTower(**row["image"], pool=pool), text=TextTower(**row["text"])
-    )
+    image, text = ImageTower(**row["image"], pool=pool), TextTower(**row["text"], padding=padding)
+    return Model(size=name, embed=row["embed"], image=image, text=text, **fields)
 
 
-def tiny(pool="patches", attention="explicit", trained=True):
+def tiny(pool="patches", attention="explicit", trained=True, padding="attend", **fields):
     """A tiny pair; ``trained``: no bias is 0 and no gain 1, so that a forgotten one shows."""
-    pair = model.build(sized("tiny", pool), Augment(), attention)
+    pair = model.build(sized("tiny", pool, padding, **fields), Augment(), attention)
     model.initialise(pair, 3)
     if trained:
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for name, parameter in pair.named_parameters():
-                if name != "logit_scale":
+                if name not in ("logit_scale", "logit_bias"):
                     parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     return pair
 
@@ -51,11 +50,23 @@ def layer_norm(x, w, name):
     return (x - mean) / (var + 1e-6).sqrt() * w[name + ".weight"] + w[name + ".bias"]
 
 
-def reference_block(x, w, name, heads):
+def captions(b=8):
+    """Token ids of captions of 0, 1, ... tokens, then of all 32: (b, 32)."""
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(1, 1000, (b, 32), dtype=np.int32))
+    for i, row in enumerate(tokens[:-1]):
+        row[i * i :] = 0
+    return tokens
+
+
+def reference_block(x, w, name, heads, held=None):
+    """``held``: (b, T), what attention may look at."""
     y = layer_norm(x, w, name + ".norm1")
     rows = F.linear(y, w[name + ".attn.qkv.weight"], w[name + ".attn.qkv.bias"])
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in rows.chunk(3, dim=-1))
-    weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+    logits = q @ k.mT / math.sqrt(q.shape[-1])
+    if held is not None:
+        logits = logits.masked_fill(~held[:, None, None], -math.inf)
+    weights = logits.softmax(-1)
     x = x + F.linear(
         (weights @ v).transpose(1, 2).flatten(2), w[name + ".attn.proj.weight"], w[name + ".attn.proj.bias"]
     )
@@ -95,11 +106,13 @@ def reference_image(pair, tower, patches, keep):
     return x / x.norm(dim=-1, keepdim=True)
 
 
-def reference_text(pair, tower, tokens):
+def reference_text(pair, tower, tokens, places=None):
+    """All positions are computed; where padding is masked, a mask keeps it out of sight."""
     w = {name: p.double() for name, p in pair.text.named_parameters()}
-    x = w["tokens.weight"][tokens.long()] + w["positions"]
+    x = w["tokens.weight"][tokens.long()] + (w["positions"] if places is None else w["positions"][places.long()])
+    held = (tokens != 0) | (torch.arange(tokens.shape[1]) == 0) if tower.padding == "mask" else None
     for i in range(tower.layers):
-        x = reference_block(x, w, f"blocks.{i}", tower.heads)
+        x = reference_block(x, w, f"blocks.{i}", tower.heads, held)
     x = layer_norm(x, w, "norm")[:, 0] @ w["projection.weight"].T
     return x / x.norm(dim=-1, keepdim=True)
 
@@ -119,6 +132,54 @@ def test_forward_is_the_recipe(pool, attention):
         pair.encode_image(patches).double(), reference_image(pair, config.image, patches, None), atol=2e-6
     )
     assert torch.equal(text, pair.encode_text(tokens))
+
+
+SHORTENED = torch.tensor([[0, 3, 4, 9, 20, 31], [0, 1, 2, 3, 4, 5]], dtype=torch.int16).repeat(4, 1)
+
+
+@pytest.mark.parametrize("places", [None, SHORTENED], ids=["whole", "shortened"])
+@pytest.mark.parametrize("attention", ["explicit", "sdpa"])
+@pytest.mark.parametrize("padding", ["attend", "mask"])
+def test_packed_text_is_padded_text_under_a_mask(padding, attention, places):
+    """Values, and the gradients of all parameters."""
+    pair, tower = tiny(attention=attention, padding=padding), sized("tiny", padding=padding).text
+    tokens = captions() if places is None else captions().gather(1, places.long())
+    towards = torch.randn(8, 48, generator=torch.Generator().manual_seed(2))
+    parameters = dict(pair.text.named_parameters())
+    found = F.normalize(pair.text(tokens, places), dim=-1)
+    gradients = torch.autograd.grad((found * towards).sum(), list(parameters.values()))
+    wanted = reference_text(pair, tower, tokens, places)
+    expected = torch.autograd.grad((wanted * towards).sum(), list(parameters.values()))
+    assert torch.allclose(found.double(), wanted, atol=2e-6)
+    for name, one, other in zip(parameters, gradients, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5 * float(other.abs().max()) + 1e-7), name
+    rows = pair.text.rows(tokens)
+    if padding == "mask":
+        assert len(rows) == (tokens != 0).sum() + (tokens[:, 0] == 0).sum()
+    else:
+        assert rows is None
+
+
+@torch.no_grad()
+def test_padding_moves_nothing_where_it_is_masked():
+    """A caption's features depend neither on how far it is padded nor on its neighbours."""
+    short, whole = captions()[2:3, :4], captions()
+    for padding, same in (("mask", True), ("attend", False)):
+        text = tiny(padding=padding).text
+        places = torch.arange(4)[None]
+        assert torch.allclose(text(short, places), text(whole)[2:3], atol=2e-6) == same
+
+
+def test_few_shapes_fill_up_with_rows_that_count_nothing():
+    pair, again = tiny(padding="mask"), tiny(padding="mask")
+    again.text.few_shapes = True
+    tokens = captions(11)
+    assert len(again.text.rows(tokens)) % 11 == 0 and len(again.text.rows(tokens)) > len(pair.text.rows(tokens))
+    for one in (pair, again):
+        one.text(tokens).square().sum().backward()
+    assert torch.allclose(pair.text(tokens), again.text(tokens), atol=2e-6)
+    for (name, p), q in zip(pair.text.named_parameters(), again.text.parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad, atol=1e-5 * float(p.grad.abs().max())), name
 
 
 @torch.no_grad()
@@ -156,6 +217,16 @@ def test_scale_is_clamped_in_the_forward_pass():
         assert (scale.item(), pair.logit_scale.grad.item()) == pytest.approx((expected, gradient))
 
 
+def test_siglip_begins_as_in_its_paper():
+    pair = tiny(objective="siglip", temperature=0.1, max_logit_scale=10_000)
+    patches, keep, tokens = inputs()
+    *_, scale, bias = pair(visible(patches, keep), keep, tokens)
+    assert (scale.item(), bias.item()) == pytest.approx((10, -10))
+    bias.sum().backward()
+    assert pair.logit_bias.grad.item() == 1 and tiny().logit_bias is None
+    assert set(dict(pair.named_parameters())) - set(dict(tiny().named_parameters())) == {"logit_bias"}
+
+
 def test_first_weights():
     pair = tiny(trained=False)
     for name, p in pair.named_parameters():
@@ -189,12 +260,13 @@ def test_first_weights_depend_on_seed_and_name_alone():
     assert pair.image.patch.weight.flatten()[:2].tolist() == pytest.approx(pinned, abs=1e-8)
 
 
-@pytest.mark.parametrize("name", ["tiny", "B/16"])
-def test_arithmetic_counts_the_built_model(name):
+@pytest.mark.parametrize("name, objective", [("tiny", "clip"), ("tiny", "siglip"), ("B/16", "clip")])
+def test_arithmetic_counts_the_built_model(name, objective):
+    config = sized(name, objective=objective)
     with torch.device("meta"):
-        pair = model.build(sized(name), Augment(), "sdpa")
+        pair = model.build(config, Augment(), "sdpa")
     counted = {tower: sum(p.numel() for p in getattr(pair, tower).parameters()) for tower in ("image", "text")}
-    assert flops.parameters(sized(name)) == counted | {"total": sum(p.numel() for p in pair.parameters())}
+    assert flops.parameters(config) == counted | {"total": sum(p.numel() for p in pair.parameters())}
 
 
 @pytest.mark.parametrize("mask, kept", [("0", 64), ("0.75", 16)])
@@ -220,8 +292,9 @@ def test_arithmetic_foretells_what_autograd_saves(mask, kept, attention, precisi
     assert foretold == pytest.approx(sum(sizes.values()), rel=0.1)
 
 
-def _gradients(recompute, precision="fp32", compiled=False):
-    pair, (patches, keep, tokens) = tiny(), inputs(8)
+def _gradients(recompute, precision="fp32", compiled=False, padding="attend"):
+    pair, (patches, keep, _), tokens = tiny(padding=padding), inputs(8), captions()
+    pair.text.few_shapes = compiled
     for block in (*pair.image.blocks, *pair.text.blocks):
         block.recompute = recompute
         if compiled:
@@ -236,9 +309,10 @@ def _gradients(recompute, precision="fp32", compiled=False):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_recomputed_blocks_give_the_same_bits_and_keep_little(precision):
-    loss, plain, much = _gradients(False, precision)
-    again, recomputed, little = _gradients(True, precision)
+@pytest.mark.parametrize("padding", ["attend", "mask"])
+def test_recomputed_blocks_give_the_same_bits_and_keep_little(precision, padding):
+    loss, plain, much = _gradients(False, precision, padding=padding)
+    again, recomputed, little = _gradients(True, precision, padding=padding)
     assert torch.equal(loss, again) and plain.keys() == recomputed.keys()
     assert all(torch.equal(recomputed[name], gradient) for name, gradient in plain.items())
     assert little < much / 3
@@ -252,10 +326,11 @@ def test_recomputation_in_arithmetic():
 
 
 @pytest.mark.slow
-def test_compiled_blocks_agree_with_eager_ones():
-    loss, eager, _ = _gradients(False)
+@pytest.mark.parametrize("padding", ["attend", "mask"])
+def test_compiled_blocks_agree_with_eager_ones(padding):
+    loss, eager, _ = _gradients(False, padding=padding)
     for recompute in (False, True):
-        compiled, gradients, _ = _gradients(recompute, compiled=True)
+        compiled, gradients, _ = _gradients(recompute, compiled=True, padding=padding)
         assert torch.allclose(compiled, loss, rtol=1e-5) and gradients.keys() == eager.keys()
         for name, gradient in eager.items():
             assert torch.allclose(gradients[name], gradient, atol=1e-5 * float(gradient.abs().max()) + 1e-9), name

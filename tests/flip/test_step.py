@@ -12,14 +12,19 @@ from flip import parallel, step
 from flip.config import schema
 from flip.contrastive import contrastive_loss
 from tests.flip.test_contrastive import free_port  # noqa: F401
-from tests.flip.test_model import inputs, tiny
+from tests.flip.test_model import captions, inputs, tiny
 
 B = 12
+KINDS = {
+    "clip": {},
+    "siglip, padding masked": {"objective": "siglip", "padding": "mask", "temperature": 0.1, "max_logit_scale": 1e4},
+}
+"""Fields of the model."""
 
 
 def batch():
-    patches, keep, tokens = inputs(B)
-    return torch.stack([one[at.long()] for one, at in zip(patches, keep, strict=True)]), keep, tokens
+    patches, keep, _ = inputs(B)
+    return torch.stack([one[at.long()] for one, at in zip(patches, keep, strict=True)]), keep, captions(B)
 
 
 def found(pair, fields, micro):
@@ -29,9 +34,14 @@ def found(pair, fields, micro):
     return {"loss": loss, "accuracy": accuracy} | whole
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
 @pytest.fixture(scope="module")
-def whole():
-    return found(tiny(), batch(), 1)
+def whole(kind):
+    return found(tiny(**kind), batch(), 1)
 
 
 def farthest(one, other):
@@ -41,8 +51,8 @@ def farthest(one, other):
     )
 
 
-def test_at_once(whole):
-    pair = tiny()
+def test_at_once(whole, kind):
+    pair = tiny(**kind)
     loss, accuracy = contrastive_loss(*pair(*batch()))
     loss.backward()
     assert torch.equal(loss, whole["loss"]) and torch.equal(accuracy, whole["accuracy"])
@@ -50,24 +60,24 @@ def test_at_once(whole):
 
 
 @pytest.mark.parametrize("micro", [2, 3, 12])
-def test_micro_batches_give_the_gradient_of_the_whole(whole, micro):
-    parts = found(tiny(), batch(), micro)
+def test_micro_batches_give_the_gradient_of_the_whole(whole, kind, micro):
+    parts = found(tiny(**kind), batch(), micro)
     assert parts.keys() == whole.keys()
     assert farthest(parts, whole) < 2e-5
 
 
-def test_the_mean_of_the_losses_of_micro_batches_is_something_else(whole):
-    pair = tiny()
+def test_the_mean_of_the_losses_of_micro_batches_is_something_else(whole, kind):
+    pair = tiny(**kind)
     for part in zip(*(field.chunk(3) for field in batch()), strict=True):
         (contrastive_loss(*pair(*part))[0] / 3).backward()
     naive = {name: p.grad for name, p in pair.named_parameters()}
     assert farthest(naive, {name: whole[name] for name in naive}) > 0.1
 
 
-def rank_main(rank, world, port, micro, results):
+def rank_main(rank, world, port, kind, micro, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     here = parallel.start(schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1))
-    pair = tiny()
+    pair = tiny(**kind)
     for block in (*pair.image.blocks, *pair.text.blocks):
         block.recompute = micro > 1
     parallel.place(pair, here)
@@ -80,10 +90,10 @@ def rank_main(rank, world, port, micro, results):
 
 
 @pytest.mark.parametrize("micro", [1, 3])
-def test_sharded_over_two_ranks(whole, micro, free_port):  # noqa: F811
+def test_sharded_over_two_ranks(whole, kind, micro, free_port):  # noqa: F811
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(rank, 2, free_port, micro, results)) for rank in range(2)]
+    ranks = [context.Process(target=rank_main, args=(rank, 2, free_port, kind, micro, results)) for rank in range(2)]
     for process in ranks:
         process.start()
     reports = dict(results.get(timeout=120) for _ in ranks)

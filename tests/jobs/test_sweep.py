@@ -127,7 +127,7 @@ PINNED = {
     "quickstart": {"mask50": "c8fa0162132fb375", "mask75": "a30e3934d49cd143", "clip": "1a25b1e3bf9a3c40"},
     "schedule_scaling": {"schedule": "6de56488a4fadd48"},
     "sizes": {"clip-b16": "cbcc38e7d777a035", "clip-l16": "f283df04ee168ce4", "flip-b16": "baa7234d0ef035bb"},
-    "text_masking": {"cut16": "7a7528b48b60cd0d"},
+    "text_masking": {"random50": "2cc1fcd99c122b13", "prioritised50": "15cf2f9ad66a756b"},
     "tuning": {"mask50": "d4e228c60b492659", "mask75": "e99287cec4d01476"},
     "tuning_small": {
         "mask50": "395b0dd92f11023f",
@@ -261,6 +261,15 @@ def test_overrides_win_and_only_keeps(sweep):
     assert [(r.name, r.config.seed) for r in loaded.runs] == [("b", 9)]
     assert loaded.runs[0].differs == {}
     assert "a, b" in mistake(sweep, text, only="c*")
+
+
+def test_recipe_siglip_is_portable_with_another_objective(sweep):
+    config, other = (sweep(f"recipe: {name}\nruns: {{a: }}\n").runs[0].config for name in ("siglip", "portable"))
+    found = config.model
+    assert (found.objective, found.temperature, found.logit_bias) == ("siglip", 0.1, -10)
+    found.objective, found.temperature = other.model.objective, other.model.temperature
+    found.max_logit_scale, config.recipe = other.model.max_logit_scale, other.recipe
+    assert config == other
 
 
 def test_recipes_lie_under_the_set(sweep, tmp_path):

@@ -70,6 +70,10 @@ def test_a_field_that_came_later_counts_where_it_is_not_as_before(data, monkeypa
         ("resources.processes=2", "world"),
         ("evaluate.sets.val.role=validation", "evaluate.sets.val.role"),
         ("augment.flip=0", "augment.flip"),
+        ("stages.pretrain.text_mask=0.50", "stages.pretrain.text_mask"),
+        ("stages.pretrain.text_masking=prioritised", "stages.pretrain.text_masking"),
+        ("model.text.padding=mask", "model.text.padding"),
+        ("model.objective=siglip", "model.objective"),
     ],
 )
 def test_what_matters_to_science_changes_it_and_is_named(data, override, key):

@@ -51,6 +51,7 @@ def test_a_mask_has_one_form(written):
     assert merge([BASE], [f"stages.pretrain.mask={written}"]).stages[0].mask == "0.5"
     assert merge([("x", {"stages": [{"mask": float(written)}]})]).stages[0].mask == "0.5"
     assert merge([BASE], ["stages.pretrain.mask=0.0"]).stages[0].mask == "0"
+    assert merge([BASE], [f"stages.pretrain.text_mask={written}"]).stages[0].text_mask == "0.5"
 
 
 def test_members_of_named_lists_change_by_name_or_position():

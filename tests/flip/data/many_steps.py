@@ -12,9 +12,11 @@ import psutil
 
 from flip.config import schema
 from flip.data import mixture
+from flip.data.masking import Kept
 from flip.data.stream import Part, Spec, Streams
 
 CHUNK, BLOCK, LANES = 2, 3, 12
+KEPT = Kept(4, 8)
 
 
 def streams(folder, lanes):
@@ -25,8 +27,8 @@ def streams(folder, lanes):
     )  # fmt: skip
     image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
     spec = Spec(data, schema.Augment(), image, text, seed=11)
-    out = Part(*(np.empty(shape, kind) for shape, kind in Part.shapes(spec, len(lanes), 4)))
-    return Streams(spec, mixture.sources(data), lanes, 0, LANES, 4), out
+    out = Part(*(np.empty(shape, kind) for shape, kind in Part.shapes(spec, len(lanes), KEPT)))
+    return Streams(spec, mixture.sources(data), lanes, 0, LANES, KEPT), out
 
 
 def main(folder):

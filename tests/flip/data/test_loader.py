@@ -84,6 +84,32 @@ def test_captions_are_drawn(original):
     assert 0.35 < np.mean(picked) < 0.65
 
 
+@pytest.mark.parametrize("kind", ["random", "prioritised"])
+def test_text_is_masked_in_the_worker(original, kind):
+    """Alike whatever the ranks and workers: of the whole caption the positions that the hash leaves."""
+    whole = take(loader(original), 0, 2)
+    short = [_shortened(original, kind, workers=workers) for workers in (0, 3)]
+    halves = [_shortened(original, kind, rank=rank, world=2, workers=1) for rank in range(2)]
+    for t, batch in enumerate(whole):
+        (one, other), parts = (s[t] for s in short), [half[t] for half in halves]
+        assert batch.places is None and (one.tokens.shape, one.tokens.dtype) == ((BATCH, 4), torch.int32)
+        assert torch.equal(one.tokens, batch.tokens.gather(1, one.places.long()))
+        for name in ("places", "tokens", "ids", "keep"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+            assert torch.equal(getattr(one, name), torch.cat([getattr(part, name) for part in parts]))
+        ids, visits = Order(11, SAMPLES, CHUNK, BLOCK, LANES).batch(t * BATCH, BATCH)
+        kept = masking.Kept(4, 4, kind == "prioritised")
+        assert one.places.tolist() == masking.places(11, visits, ids, batch.tokens.numpy(), kept).tolist()
+
+
+def _shortened(original, kind, **fields):
+    batches = loader(original, **fields).batches(0, BATCH, "0.5", "0.5", kind)
+    try:
+        return [next(batches) for _ in range(2)]
+    finally:
+        batches.close()
+
+
 # -- bad data ---------------------------------------------------------------------------------------------------------
 
 

@@ -28,3 +28,74 @@ def test_equal_keys_go_by_position():
 def test_draws_are_uniform():
     values = masking.draw(2**64 - 1, 0, np.arange(20000), masking.CROP, 0)
     assert abs(values.mean() - 0.5) < 0.01 and values.min() >= 0 and values.max() < 1
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+LENGTHS = [0, 1, 3, 8, 16]
+"""Of captions of at most 16 tokens."""
+IDS = [0, 1, 2**48 + 5, 41, 10**9]
+RANDOM = [[0, 3, 9, 11, 12, 13], [0, 1, 2, 3, 6, 9], [0, 3, 4, 5, 13, 14], [0, 4, 6, 7, 9, 13], [0, 2, 6, 8, 10, 15]]
+PRIORITISED = [
+    [0, 3, 9, 11, 12, 13],
+    [0, 1, 2, 3, 6, 9],
+    [0, 1, 2, 3, 13, 14],
+    [0, 1, 3, 4, 6, 7],
+    [0, 2, 6, 8, 10, 15],
+]
+
+
+def tokens():
+    return np.array([[7] * n + [0] * (16 - n) for n in LENGTHS], dtype=np.int32)
+
+
+@pytest.mark.parametrize("prioritised", [False, True])
+def test_the_first_position_of_a_caption_stays_and_the_rest_belongs_to_the_sample(prioritised):
+    ids, visits, kept = np.arange(400), np.arange(400) % 3, masking.Kept(1, 6, prioritised)
+    many = np.tile(tokens(), (80, 1))
+    places = masking.places(9, visits, ids, many, kept)
+    assert places.shape == (400, 6) and places.dtype == np.int16
+    assert (places[:, 0] == 0).all() and (np.diff(places, axis=1) > 0).all()
+    alone = masking.places(9, visits[77:78], ids[77:78], many[77:78], kept)
+    assert (alone == places[77]).all()
+    assert (masking.places(9, visits, ids, many, masking.Kept(1, 16, prioritised)) == np.arange(16)).all()
+    whole = places[4::5]  # captions without padding: both ways are one
+    assert (whole == masking.places(9, visits, ids, many, masking.Kept(1, 6))[4::5]).all()
+    assert np.bincount(whole.ravel(), minlength=16)[1:].min() > 10
+
+
+def test_padding_goes_first_where_tokens_are_prioritised():
+    places = masking.places(9, 0, np.arange(5), tokens(), masking.Kept(1, 6, prioritised=True))
+    held = [(row < max(n, 1)).sum() for row, n in zip(places, LENGTHS, strict=True)]
+    assert held == [1, 1, 3, 6, 6]
+    ids, three = np.arange(1000), np.tile(tokens()[2], (1000, 1))
+    random = masking.places(9, 0, ids, three, masking.Kept(1, 6))
+    assert (random < 3).sum() / 1000 == pytest.approx(1 + 2 * 5 / 15, abs=0.1)
+
+
+def test_places_are_pinned():
+    """Other places are another run."""
+    for prioritised, golden in ((False, RANDOM), (True, PRIORITISED)):
+        found = masking.places(2**64 - 1, 3, np.array(IDS), tokens(), masking.Kept(1, 6, prioritised))
+        assert found.tolist() == golden
+
+
+@pytest.mark.parametrize("prioritised", [False, True])
+def test_places_are_those_of_the_contract(prioritised):
+    """docs/contracts.md, Randomness, with Python's integers alone."""
+
+    def mix(z):
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    def key(*values):
+        h = 0
+        for value in values:
+            h = mix((h + 0x9E3779B97F4A7C15 + value) % 2**64)
+        return h
+
+    for id, row in zip(IDS, tokens(), strict=True):
+        order = sorted(range(1, 16), key=lambda t: (prioritised and row[t] == 0, key(5, 3, id, 4, t)))
+        found = masking.places(5, 3, [id], row[None], masking.Kept(1, 6, prioritised))
+        assert found.tolist() == [sorted([0, *order[:5]])]

@@ -1,0 +1,254 @@
+"""A training step of ours beside one of open_clip with patch dropout, and masked steps beside unmasked ones.
+
+The same model in both (open_clip's towers in the form that our exports have), the same batch, precision and threads;
+forward, backward and optimiser on a batch that is in memory as either's loader delivers it: uint8 patches here, float
+images there. open_clip's loop is that of its trainer: its CLIP and ClipLoss, torch's AdamW as it asks for it, autocast.
+Each form of a step has a process of its own, so that its peak of memory is its own, interpreter and libraries included;
+all do a step in turn, so that what else the machine does meets all alike.
+
+Examples:
+  python benchmarks/step.py --out benchmarks/results/step.json
+  python benchmarks/step.py --device cuda --batch 1024 --compile --out benchmarks/results/step_gpu.json
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import importlib.util
+import multiprocessing
+import re
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from benchmarks import results
+from benchmarks.results import rounded
+from flip import flops
+from flip.config import schema
+from flip.config.sizes import SIZES
+from flip.config.stages import kept, patches
+
+OURS, LEFT_OUT, PEER = "ours", "ours, padding left out", "open_clip"
+WARM = 2
+"""Steps before the first that counts: optimiser states, caches, compilation."""
+GPU = "not measured; python benchmarks/step.py --device cuda --batch 1024 --compile"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="B/16", help="beside the peer (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="pairs of a step (default: %(default)s)")
+    parser.add_argument("--large", choices=SIZES, default="L/16", help="masked beside unmasked (default: %(default)s)")
+    parser.add_argument("--large-batch", type=int, default=0, help="pairs of its step (default: half of --batch)")
+    parser.add_argument("--masks", nargs="+", default=["0", "0.5", "0.75"], help="(default: %(default)s)")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="of each (default: all cores)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compile", action="store_true", help="both by torch.compile")
+    parser.add_argument("--repeats", type=int, default=7, help="medians are over these steps (default: %(default)s)")
+    results.options(parser, "step")
+    chosen = parser.parse_args(arguments)
+    machine = results.machine() | results.versions(["torch", "timm", "open_clip_torch"])
+    chosen.threads = chosen.threads or machine["cores"]
+    rows = [row for mask in chosen.masks for row in _beside(mask, chosen)]
+    masked = _masked(chosen)
+    report: dict[str, Any] = {"benchmark": "step", "machine": machine, "device": chosen.device}
+    report |= {"precision": chosen.precision, "threads": chosen.threads, "compiled": chosen.compile}
+    report |= {"size": chosen.size, "b": chosen.batch, "tokens_of_a_caption": rounded(_lengths(chosen.batch, 0).mean())}
+    report |= {"beside_the_peer": rows, "masked": {"size": chosen.large, "cases": masked}}
+    results.publish(report | ({"gpu": GPU} if chosen.device == "cpu" else {}), chosen)
+    return 0
+
+
+def model(size: str, padding: str = "attend") -> schema.Model:
+    """A named size in recipe portable's form."""
+    row = SIZES[size]
+    image, text = schema.ImageTower(**row["image"]), schema.TextTower(**row["text"], padding=padding)
+    return schema.Model(size, row["embed"], image, text)
+
+
+def _beside(mask: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """All forms at one mask ratio: milliseconds of a step, pairs per second and peak memory, and both to the peer's."""
+    forms = [OURS, LEFT_OUT, *([PEER] if importlib.util.find_spec("open_clip") else [])]
+    found = _in_turn([(form, chosen.size, chosen.batch, mask) for form in forms], chosen)
+    peer = dict(zip(forms, found, strict=True)).get(PEER)
+    rows = []
+    for form, (seconds, peak) in zip(forms, found, strict=True):
+        row = {"mask": mask, "form": form, "milliseconds": rounded(1000 * seconds), "pairs_per_second": 0.0}
+        row |= {"peak_MB": round(peak / 1e6), "speed_to_open_clip": "", "memory_to_open_clip": ""}
+        row["pairs_per_second"] = rounded(chosen.batch / seconds)
+        if peer and form != PEER:
+            row |= {"speed_to_open_clip": rounded(peer[0] / seconds), "memory_to_open_clip": rounded(peak / peer[1])}
+        rows.append(row)
+    return rows
+
+
+def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """Our steps at all mask ratios, in turn: to the one with the smallest mask, beside what FLOPs foretell."""
+    batch = chosen.large_batch or max(1, chosen.batch // 2)
+    found = _in_turn([(OURS, chosen.large, batch, mask) for mask in chosen.masks], chosen)
+    work = [flops.training_flops(model(chosen.large), mask)["total"] for mask in chosen.masks]
+    rows = []
+    for mask, (seconds, peak), count in zip(chosen.masks, found, work, strict=True):
+        time_ratio, work_ratio = seconds / found[0][0], count / work[0]
+        row = {"b": batch, "mask": mask, "milliseconds": rounded(1000 * seconds), "peak_MB": round(peak / 1e6)}
+        row |= {"GFLOPS": rounded(count * batch / seconds / 1e9), "time_ratio": rounded(time_ratio)}
+        rows.append(row | {"FLOPs_ratio": rounded(work_ratio), "time_to_FLOPs": rounded(time_ratio / work_ratio)})
+    return rows
+
+
+def _in_turn(cases: list[tuple[str, str, int, str]], chosen: argparse.Namespace) -> list[tuple[float, int]]:
+    """Median seconds and peak bytes of each (form, size, batch, mask); every one has a process, all step in turn."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    try:
+        for case in cases:
+            ours, theirs = context.Pipe()
+            processes.append(context.Process(target=_work, args=(theirs, *case, chosen), daemon=True))
+            processes[-1].start()
+            theirs.close()
+            pipes.append(ours)
+            ours.recv()  # built and warm, one after the other
+        seconds: list[list[float]] = [[] for _ in cases]
+        for _ in range(chosen.repeats):
+            for pipe, times in zip(pipes, seconds, strict=True):
+                pipe.send(True)
+                times.append(pipe.recv())
+        for pipe in pipes:
+            pipe.send(False)
+        return [(statistics.median(times), pipe.recv()) for times, pipe in zip(seconds, pipes, strict=True)]
+    finally:
+        for process in processes:
+            process.join(60)
+            process.kill()
+
+
+def _work(pipe: Connection, form: str, size: str, batch: int, mask: str, chosen: argparse.Namespace) -> None:
+    import torch
+
+    torch.set_num_threads(chosen.threads)
+    torch.manual_seed(chosen.seed)
+    step = (_peer if form == PEER else _ours)(torch, form, size, batch, mask, chosen)
+
+    def timed() -> float:
+        begin = time.perf_counter()
+        step()
+        if chosen.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    for _ in range(WARM):
+        timed()
+    pipe.send("ready")
+    while pipe.recv():
+        pipe.send(timed())
+    cuda = chosen.device == "cuda"
+    pipe.send(torch.cuda.max_memory_allocated() if cuda else _peak())
+
+
+def _peak() -> int:
+    """Most bytes that this process's memory was; ru_maxrss would count the parent's at its start."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return 1024 * int(found[1])
+
+
+def _lengths(batch: int, seed: int) -> Any:
+    """Tokens of captions, [CLS] included: log-normal about ten words, as of alternative texts on the web."""
+    drawn = np.random.default_rng(seed).lognormal(np.log(10), 0.55, batch)
+    return 1 + drawn.round().clip(1, 31).astype(np.int64)
+
+
+def _tokens(batch: int, text: schema.TextTower, seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, text.vocabulary, (batch, text.length), dtype=np.int32)
+    tokens[np.arange(text.length) >= _lengths(batch, seed)[:, None]] = 0
+    return tokens
+
+
+def _ours(torch: Any, form: str, size: str, batch: int, mask: str, chosen: argparse.Namespace) -> Callable[[], Any]:
+    from flip import model as towers
+    from flip import optim, parallel, step
+    from flip.config.resolve import Host, _compute
+    from flip.data.masking import keep
+
+    config = schema.Config(model=model(size, "mask" if form == LEFT_OUT else "attend"))
+    config.compute = schema.Compute(chosen.device, chosen.precision, threads=chosen.threads)
+    config.resources.gpus = int(chosen.device == "cuda")
+    _compute(config, Host(1, 0))
+    if config.compute.deterministic == "yes":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # as flip.parallel does
+    image, device = config.model.image, torch.device(chosen.device)
+    pair = towers.build(config.model, config.augment, config.compute.attention)
+    towers.initialise(pair, chosen.seed)
+    here = parallel.World(0, 1, device, None, None)
+    parallel.place(pair, here, chosen.compile)
+    optimizer = optim.build(pair.named_parameters(), config.optim)
+    visible = kept(image, mask)
+    rng = np.random.default_rng(chosen.seed)
+    inputs = (
+        torch.from_numpy(rng.integers(0, 256, (batch, visible, 3 * image.patch**2), dtype=np.uint8)),
+        torch.from_numpy(keep(chosen.seed, np.zeros(batch, np.int64), np.arange(batch), patches(image), visible)),
+        torch.from_numpy(_tokens(batch, config.model.text, chosen.seed)),
+    )
+    if chosen.device == "cuda":
+        inputs = tuple(field.pin_memory() for field in inputs)
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        step.gradients(pair, inputs, 1, device, parallel.autocast(config.compute, here))
+        optimizer.step()
+
+    return run
+
+
+def _peer(torch: Any, form: str, size: str, batch: int, mask: str, chosen: argparse.Namespace) -> Callable[[], Any]:
+    """open_clip's own modules, put together as its trainer does."""
+    from open_clip import CLIP, ClipLoss
+
+    config, device = model(size), torch.device(chosen.device)
+    image, text = config.image, config.text
+    more = {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
+    vision = {"image_size": image.size, "patch_size": image.patch, "width": image.width, "layers": image.layers}
+    vision |= {"head_width": image.width // image.heads, "no_ln_pre": True, "pool_type": "avg"}
+    vision |= {"pos_embed_type": "sin_cos_2d", "patch_dropout": float(mask)}
+    words = {"context_length": text.length, "vocab_size": text.vocabulary, "width": text.width, "heads": text.heads}
+    words |= {"layers": text.layers, "no_causal_mask": True, "pool_type": "first"}
+    pair = CLIP(config.embed, vision | more, words | more, output_dict=True).to(device).train()
+    spared, decayed = [], []
+    for name, p in pair.named_parameters():
+        if p.requires_grad:
+            (spared if p.ndim < 2 or "ln" in name or "logit_scale" in name else decayed).append(p)
+    groups = [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-5, betas=(0.9, 0.95), eps=1e-8)
+    encode = torch.compile(pair) if chosen.compile else pair
+    loss, bf16 = ClipLoss(), chosen.precision == "bf16"
+    pixels = torch.randn(batch, 3, image.size, image.size)
+    tokens = torch.from_numpy(_tokens(batch, text, chosen.seed)).long()
+    if chosen.device == "cuda":
+        pixels, tokens = pixels.pin_memory(), tokens.pin_memory()
+
+    def run() -> None:
+        optimizer.zero_grad()
+        images, texts = pixels.to(device, non_blocking=True), tokens.to(device, non_blocking=True)
+        with torch.autocast(chosen.device, torch.bfloat16, enabled=bf16):
+            loss(**encode(images, texts)).backward()
+        optimizer.step()
+        with torch.no_grad():
+            pair.logit_scale.clamp_(0, float(np.log(100)))
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""A tower that sees no padding, and the wider one that sees all and gives the same numbers."""
+
+import pytest
+import torch
+
+from flip import blocks, model, padding
+from flip.config.schema import Augment
+from tests.flip.test_model import captions, sized, tiny
+
+
+def wider(pair, monkeypatch):
+    """The pair with its text tower as ``padding.attending`` makes it."""
+    config = sized("tiny", padding="mask")
+    state, config.text, shrink = padding.attending(pair.state_dict(), config.text)
+    eps = blocks.EPS * shrink
+    for module in (blocks, model):
+        monkeypatch.setattr(module, "EPS", eps)
+    other = model.build(config, Augment(), "explicit")
+    other.load_state_dict(state)
+    assert not other.text.packed and config.text.width == 66
+    return other
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@torch.no_grad()
+def test_the_wider_tower_gives_the_same_numbers(noise, monkeypatch):
+    pair = tiny(padding="mask")
+    generator = torch.Generator().manual_seed(1)
+    for parameter in pair.text.parameters():
+        parameter += noise * torch.randn(parameter.shape, generator=generator)
+    other = wider(pair, monkeypatch)
+    tokens = captions()[1:]
+    found, wanted = other.encode_text(tokens), pair.encode_text(tokens)
+    assert torch.allclose(found, wanted, atol=3e-6)
+    attended = tiny(padding="attend")
+    attended.load_state_dict(pair.state_dict())
+    assert not torch.allclose(attended.encode_text(tokens), wanted, atol=1e-3)  # the mask is what makes them one
+
+
+@torch.no_grad()
+def test_it_comes_back_as_the_same_model():
+    pair, again, tokens = tiny(padding="mask"), tiny(padding="mask"), captions()
+    text = sized("tiny", padding="mask").text
+    state, _, _ = padding.attending(pair.state_dict(), text)
+    back = padding.without(state, text)
+    again.load_state_dict(back)
+    assert torch.allclose(again.encode_text(tokens), pair.encode_text(tokens), atol=3e-6)
+    assert not torch.equal(back["text.tokens.weight"], pair.text.tokens.weight)
+    assert torch.equal(back["image.patch.weight"], pair.image.patch.weight)
+
+
+@torch.no_grad()
+def test_in_bf16_it_errs_as_the_tower_itself_does(monkeypatch):
+    pair, tokens = tiny(padding="mask"), captions()[1:]
+    wanted = pair.encode_text(tokens)
+    other = wider(pair, monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        itself, found = pair.encode_text(tokens), other.encode_text(tokens)
+    assert (found - wanted).norm() < 2 * (itself - wanted).norm()
