@@ -99,7 +99,8 @@ class Instruments:
         return {
             "loss": float(loss), "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
             "logit_scale": _finite(self._logit_scale()), **self._logit_bias(),
-            "grad_norm": float(norm), "param_norm": _finite(weights), "update_norm": _finite(change), "samples_per_second": speed, "data_wait": window.waited / window.seconds,
+            "grad_norm": float(norm), "param_norm": _finite(weights), "update_norm": _finite(change),
+            "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             "mfu": cost * speed / (self._peak * self._world.size), "masking_speedup": whole / cost,
             "shares": shares, "bound": self._verdict.bound, "verdict": verdict,
             "replaced": self._tally.replaced_everywhere(), "storage": self._tally.storage_everywhere(),

@@ -10,6 +10,7 @@ from typing import Any
 
 from flip import flops as arithmetic
 from flip.config.schema import ImageTower, Model, TextTower
+from flip.config.stages import positions
 from flip.results import Outcome
 from flip.rundir import read_json
 from jobs.paper import Published, published
@@ -112,7 +113,8 @@ def flops(outcome: Outcome, samples: float | None = None) -> float | None:
         total, left = 0.0, float(at)
         for stage in stages:
             mine = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
-            total += mine * arithmetic.training_flops(model, str(stage["mask"]))["total"]
+            seen = positions(model.text, str(stage.get("text_mask", "0")))
+            total += mine * arithmetic.training_flops(model, str(stage["mask"]), seen)["total"]
             left -= mine
         return total
     except (KeyError, TypeError, ValueError):  # a configuration that this version cannot read

@@ -269,7 +269,7 @@ def test_rows_of_other_sweeps_stand_beside(tmp_path, monkeypatch):
 
 def test_flops_of_a_run_are_those_that_a_plan_adds_up(tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
-    for name in ("tuning", "tuning_small"):
+    for name in ("tuning", "tuning_small", "text_masking"):
         for outcome in outcomes(gallery.sweep(tmp_path, name)):
             assert arms.flops(outcome) == pytest.approx(outcome.result["flops"], rel=1e-12)
             assert arms.flops(outcome, 1000) < arms.flops(outcome, 2000)

@@ -127,7 +127,7 @@ PINNED = {
     "quickstart": {"mask50": "c8fa0162132fb375", "mask75": "a30e3934d49cd143", "clip": "1a25b1e3bf9a3c40"},
     "schedule_scaling": {"schedule": "6de56488a4fadd48"},
     "sizes": {"clip-b16": "cbcc38e7d777a035", "clip-l16": "f283df04ee168ce4", "flip-b16": "baa7234d0ef035bb"},
-    "text_masking": {"cut16": "7a7528b48b60cd0d"},
+    "text_masking": {"random50": "2cc1fcd99c122b13", "prioritised50": "15cf2f9ad66a756b"},
     "tuning": {"mask50": "d4e228c60b492659", "mask75": "e99287cec4d01476"},
     "tuning_small": {
         "mask50": "395b0dd92f11023f",
