@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ FIELDS = (
     "step", "samples", "seconds", "time", "samples_per_second", "loss", "accuracy", "data_wait", "saves", "saving",
 )  # fmt: skip
 """What is read of a line; where a line lacks it, NaN."""
+_LINE = 1 << 16
+"""Bytes that no line reaches."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def nothing() -> Metrics:
 def read(run: RunDir) -> Metrics:
     """Of every attempt of the run; a file that is not what it should be says nothing."""
     tables = []
-    for n in sorted(int(path.stem) for path in run.metrics.glob("*.jsonl") if path.stem.isdigit()):
+    for n in sorted(int(path.stem) for path in _numbered(run)):
         try:
             tables.append((n, _lines(run.metrics / f"{n}.jsonl")))
         except (OSError, ValueError):
@@ -94,20 +98,37 @@ def read(run: RunDir) -> Metrics:
     return Metrics(columns, bounds)
 
 
+def _numbered(run: RunDir) -> list[Path]:
+    return [path for path in run.metrics.glob("*.jsonl") if path.stem.isdigit()]
+
+
+def newest(run: RunDir) -> dict[str, Any]:
+    """The newest metric line with every field; empty where there is none yet."""
+    for path in sorted(_numbered(run), key=lambda path: int(path.stem), reverse=True):
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - _LINE))
+            lines = file.read().split(b"\n")
+        try:
+            return dict(json.loads(lines[-2]))
+        except (ValueError, IndexError):  # nothing yet, or not by us
+            continue
+    return {}
+
+
 def _lines(path: Path) -> dict[str, Column]:
     """The columns of one file. A line that was cut off by a kill is not a line."""
     import pyarrow
-    from pyarrow import json
+    from pyarrow.json import ParseOptions, ReadOptions, read_json
 
     text = path.read_bytes()
     text = text[: text.rfind(b"\n") + 1]
     if not text.strip():
         return {name: np.empty(0) for name in FIELDS}
     schema = pyarrow.schema([(name, pyarrow.float64()) for name in FIELDS])
-    table = json.read_json(
+    table = read_json(
         pyarrow.BufferReader(text),
-        read_options=json.ReadOptions(use_threads=False, block_size=max(1 << 20, len(text))),
-        parse_options=json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        read_options=ReadOptions(use_threads=False, block_size=max(1 << 20, len(text))),
+        parse_options=ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
     )
     columns = {name: table[name].to_numpy() for name in FIELDS}
     if np.isnan(columns["step"]).any() or np.isnan(columns["samples"]).any():

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flip import metrics
 from flip.results import Outcome, differing, read_run
 from flip.rundir import RunDir, read_json
 from jobs import find, goodput
@@ -43,7 +44,7 @@ def explain(run: RunDir) -> dict[str, Any]:
         "next": _next(run, outcome, state, now),
         "incidents": _incidents(outcome),
         "goodput": goodput.as_dict([account])[0],
-        "verdict": outcome.metrics[-1].get("verdict") if outcome.metrics else None,
+        "verdict": metrics.newest(run).get("verdict"),
         "anomalies": _anomalies(run),
     }
 

@@ -6,11 +6,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 from flip import instruments, monitor
-from flip.config.schema import Config, Evaluate, Stage, ZeroShot
+from flip.config.schema import Config, Evaluate, EvaluationSet, Stage
 from flip.rundir import RunDir, read_json
 from flip.shares import PARTS
 
-CONFIG = Config(stages=[Stage(samples=80, batch=8)], evaluate=Evaluate(sets=[ZeroShot(name="val")]))
+CONFIG = Config(stages=[Stage(samples=80, batch=8)], evaluate=Evaluate(sets=[EvaluationSet(name="val")]))
 
 
 @pytest.fixture
