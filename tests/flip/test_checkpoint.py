@@ -3,6 +3,7 @@
 import resource
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -154,38 +155,40 @@ def test_trouble_with_storage_frees_what_was_begun(run, world):
         checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file may grow beyond a hundred bytes until the call."""
+    """No file may grow beyond a hundred bytes, until the call or the end: what pytest itself writes may be a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_keeps_the_old_and_is_told_with_numbers(run, world, request):
-    saver = checkpoint.Checkpointer(run, 1, world, keep=1)
+def test_a_full_disk_keeps_the_old_and_is_told_with_numbers(run, world):
+    saver, told = checkpoint.Checkpointer(run, 1, world, keep=1), r"too large.*; it takes [\d,]+ bytes, [\d,]+ are free"
     saver.save(state_of(*trained()), "pretrain", 16)
-    request.getfixturevalue("full_disk")
-    with pytest.raises(StorageError, match=r"too large.*; it takes [\d,]+ bytes, [\d,]+ are free, and a second"):
+    with pytest.raises(StorageError, match=f"{told}, and a second"), full_disk():
         saver.save(state_of(*trained()), "pretrain", 32)
     assert [c.samples for c in commit.commits(run)] == [16] and len(list(run.checkpoints.glob("*/*"))) == 1
     commit.verify(commit.commits(run)[0])
 
 
-def test_a_second_try_has_the_room_of_the_first_and_of_leftovers(run, world, full_disk, monkeypatch):
+def test_a_second_try_has_the_room_of_the_first_and_of_leftovers(run, world, monkeypatch):
     left = commit.folder(run, "pretrain", 8, 0)
     left.mkdir(parents=True)
     remove, freed = commit.remove, []
+    with full_disk() as make_room:
 
-    def makes_room(path):
-        remove(path)
-        freed.append(path)
-        if path == left:
-            full_disk()
+        def makes_room(path):
+            remove(path)
+            freed.append(path)
+            if path == left:
+                make_room()
 
-    monkeypatch.setattr(commit, "remove", makes_room)
-    checkpoint.Checkpointer(run, 1, world, keep=1).save(state_of(*trained()), "pretrain", 16)
+        monkeypatch.setattr(commit, "remove", makes_room)
+        checkpoint.Checkpointer(run, 1, world, keep=1).save(state_of(*trained()), "pretrain", 16)
     (made,) = commit.commits(run)
     commit.verify(made)
     assert freed == [made.path, left]
