@@ -68,6 +68,7 @@ def test_a_run_killed_many_times_ends_with_the_same_bits(world, data, tmp_path):
     calm, storm = Arena(tmp_path, "calm", config, pause=0), Arena(tmp_path, "storm", config)
     (tmp_path / "tmp").mkdir()
     calm.env["TMPDIR"] = str(tmp_path / "tmp")
+    calm.env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "compiled")  # torch makes a folder for it when it is imported
     calm.submit()
     calm.wait_over()
     assert list((tmp_path / "tmp").iterdir()) == []
