@@ -112,7 +112,8 @@ def patiently(do, attempt=None):
     from jobs import scheduler
 
     job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
-    before = scheduler.mark_of(job, restarts) if job else scheduler.Mark(scheduler.STARTS)
+    # a requeue waits for Slurm as long: what is to be left with it must not be lost before
+    before = scheduler.mark_of(job, restarts, scheduler.AWAY) if job else scheduler.Mark(scheduler.STARTS)
     if before.starts < scheduler.STARTS:
         scheduler.leave_mark(job, restarts, scheduler.Mark(before.starts + 1, attempt or before.attempt))
         start_again(LATER, ())

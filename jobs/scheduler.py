@@ -205,11 +205,11 @@ class Mark(NamedTuple):
     """The one whose end could not be written; 0: none."""
 
 
-def mark_of(job, restarts):
-    # type: (str, int) -> Mark
-    """What earlier lives of the job left, if they left something."""
+def mark_of(job, restarts, patience=0.0):
+    # type: (str, int, float) -> Mark
+    """What earlier lives of the job left, if they left something. Silence is waited for so many seconds, and more."""
     try:
-        comment = _fields(_insist("scontrol", "show", "job", job)).get("Comment", "")
+        comment = _fields(_insist("scontrol", "show", "job", job, patience=patience)).get("Comment", "")
     except Unanswered:
         return Mark()
     found = re.match(r"away:(\d+):(\d+):(\d+)$", comment)
@@ -222,21 +222,25 @@ def mark_of(job, restarts):
 def leave_mark(job, restarts, mark):
     # type: (str, int, Mark) -> None
     """For the next life of the job; before its requeue, after which this one may be killed at once."""
+    words = "JobId=" + job, "Comment=away:%d:%d:%d" % (mark.starts, restarts, mark.attempt)
     try:
-        _insist("scontrol", "update", "JobId=" + job, "Comment=away:%d:%d:%d" % (mark.starts, restarts, mark.attempt))
+        _insist("scontrol", "update", *words)
     except Unanswered:  # a start more than there might be
         pass
 
 
-def _insist(*words):
-    # type: (*str) -> str
-    """``call``, and once more after 1, 5 and 25 seconds."""
-    for wait in (1.0, 5.0, 25.0):
+def _insist(*words, **options):
+    # type: (*str, **float) -> str
+    """``call``, and once more after 1, 5 and 25 seconds; from then on every minute, for ``patience`` seconds."""
+    end, wait = time.time() + options.get("patience", 0.0), 1.0
+    while True:
         try:
             return call(*words)
         except Unanswered:
-            time.sleep(wait)
-    return call(*words)
+            if wait > 25.0 and time.time() > end:
+                raise
+        time.sleep(wait)
+        wait = min(60.0, 5 * wait)
 
 
 def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE):

@@ -135,7 +135,7 @@ class Life:
 
     def _elsewhere(self, code):
         def give_back():
-            mark = scheduler.mark_of(job, self.restarts)
+            mark = scheduler.mark_of(job, self.restarts, scheduler.AWAY)
             if mark.starts < scheduler.STARTS:
                 scheduler.leave_mark(job, self.restarts, mark._replace(starts=mark.starts + 1))
                 again()

@@ -22,6 +22,7 @@ from tests.fakeslurm.host import Life
 from tests.fakeslurm.seams import in_place
 from tests.fakeslurm.storage import trouble
 from tests.fakeslurm.trainer import BATCH, CANARY, Run, Trainer
+from tests.fakeslurm.verdicts import EXCUSED
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 HOURS = 72.0
@@ -238,7 +239,16 @@ class World:
                 self.said.append((self.clock.now, str(error)))
             return 0
 
-        Process(self.clock, carefully, {"PATH": "/bin"}, lambda code, out: None, lambda: self.storage(None))
+        def over(code, out):
+            if code:
+                self._blind()
+
+        Process(self.clock, carefully, {"PATH": "/bin"}, over, lambda: self.storage(None))
+
+    def _blind(self):
+        """A look that saw nothing: what a person was to mend until now waits for the next one."""
+        if any(begin <= self.clock.now <= begin + EXCUSED for begin in self.excuses):
+            self.excuses.append(self.clock.now)
 
     def _look_in(self):
         """Often on the first day, then now and then while something is not over."""
@@ -257,6 +267,8 @@ class World:
             jobs = [Job(self.run(a.wanted.name), self.folder / ".code", self._shape(a.wanted.name)) for a in starting]
             jobs = folder.with_canaries(jobs, self.folder, CANARY)
             names = [job.run.name for job in jobs]
+            if any(one.state == "unknown" for one in found.values()):
+                self._blind()
             self.orders.append((self.clock.now, names))
             for name in names:
                 ahead = STUCK.match(found[name].detail)

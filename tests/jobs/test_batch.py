@@ -177,7 +177,12 @@ def test_a_job_is_given_back_when_slurm_answers_again(stage, tmp_path, what, req
     shutil.rmtree(stage.folder)
     stage.commands("sleep", "")
     tries = f"$(grep -c 'scontrol requeue' {tmp_path}/calls)"
-    shown = {"silent": "exit 1", "started again": "echo Restarts=1 Batch", "refused": "echo Restarts=0 Batch"}[what]
+    shown = {
+        "silent": f"[ {tries} -eq 0 ]",
+        "started again": "echo Restarts=1 Batch",
+        "refused": "echo Restarts=0 Batch",
+    }[what]
+    shown = f"[ $(grep -c 'scontrol show' {tmp_path}/calls) -gt 1 ] || exit 1; {shown}"
     stage.commands("scontrol", f"case $1 in show) {shown};; requeue) [ {tries} -gt 8 ] && [ {what[0]} = s ];; esac")
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
     calls = stage.commands.calls()

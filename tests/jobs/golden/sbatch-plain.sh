@@ -34,7 +34,8 @@ elsewhere() {  # a node that lacks what the others have, a mount or the interpre
   code=$?
   case $code in 1|2|126|127) ;; *) exit "$code";; esac  # others are what `begin` means
   life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as scheduler.Mark: starts in a row that came to nothing
-  mark=$(ask show job "$id" | sed -En 's/^ *Comment=away:([0-9]+:[0-9]+:[0-9]+).*/\1/p')
+  until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the trap does
+  mark=$(sed -En 's/^ *Comment=away:([0-9]+:[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
   IFS=: read -r past last ended <<< "$mark"
   [ "${last:-x}" != $((life - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended
   [ "$starts" -lt 100 ] || exit "$code"
