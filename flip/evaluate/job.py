@@ -176,7 +176,7 @@ class Evaluation:
         folder, done = self.subject.eval / f"{about['stage']}-{about['samples']}", []
         for path in sorted(folder.glob("*.json")):
             one = read_json(path) or {}
-            if one.get("job") == self.job.name and one.get("set") == found.name:
+            if [one.get(key) for key in ("job", "set", "task")] == [self.job.name, found.name, found.task]:
                 done.append(one)
         return done if len(done) == (2 if found.task == "retrieval" else 1) else []
 

@@ -70,12 +70,11 @@ def test_another_data_set_at_the_same_path_is_refused(run, tmp_path):
     [(OSError(28, "No space left on device"), "storage"), (OSError(2, "No such file"), "crash"), (KeyError(3), "crash"),
      (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4"), "peer_lost")],
 )  # fmt: skip
-def test_errors_are_classed(run, monkeypatch, error, cause):
+def test_errors_are_classed(run, error, cause):
     from flip import interrupt
 
-    def fail():
+    def fail(*_):
         raise error
 
-    monkeypatch.setattr(worker, "_check_snapshot", fail)
-    got, reason, trace = worker._train(run, 1, interrupt.StopFlag())
+    got, reason, trace = worker._judged(fail, run, 1, interrupt.StopFlag())
     assert got == cause and str(error.args[-1]) in reason and "Traceback" in trace
