@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from flip import card, exported, translation
 from flip.commit import sha256
 from flip.config import load as configuration
 from flip.config.schema import Augment, Config, Model
-from flip.exitcodes import ConfigError
+from flip.exitcodes import ConfigError, StorageError
 from flip.loaded import Loaded
 from flip.model import EPS
 from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
@@ -45,13 +46,15 @@ def export(loaded: Loaded, out: str | os.PathLike[str], variant: str = "", repla
     """Write ``loaded`` to the folder ``out``, whole or not at all, and return its export.json.
 
     ``variant``: one of VARIANTS; empty: native, or extra-block where the class token is in the mean. ``replace``: an
-    export that is there gives way. Raises ConfigError where ``out`` exists or the variant cannot hold the model.
+    export that is there gives way. Raises ConfigError where ``out`` exists or the variant cannot hold the model,
+    StorageError or OSError where it cannot be written.
     """
-    place = Path(out).absolute()
+    place = Path(out).resolve()
     variant = variant_of(loaded.config.model, variant)
     _refuse(place, replace)
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f"{place.name}.tmp.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of one that was killed
     temporary.mkdir()
     try:
         record = _fill(temporary, place, loaded, variant)
@@ -192,7 +195,12 @@ def _json(path: Path, value: Any) -> None:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # what it makes of any trouble with the disk
+        raise StorageError(
+            f"cannot be written: {error}", path, remedy="Free space, or choose another place."
+        ) from error
 
 
 def _seal(folder: Path) -> dict[str, dict[str, Any]]:
