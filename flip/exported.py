@@ -6,6 +6,7 @@ Only the logit scale may differ: an export holds the clamped one.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
@@ -35,7 +36,7 @@ def mark(folder: Path) -> Commit:
     Raises DataError where it cannot be understood, ConfigError where a later version of the toolkit wrote it.
     """
     try:
-        record = read_json(folder / MARK)
+        record: Any = read_json(folder / MARK)
         if record["form"] != FORM:
             remedy = f"This version reads form {FORM}; use the version of the toolkit that wrote it."
             raise ConfigError("form: not a version that can be read here", folder / MARK, record["form"], remedy)

@@ -127,15 +127,17 @@ def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
 
 
+#: A model of 400 million weights and more is written, read and run twice.
+SLOW = [pytest.mark.slow, pytest.mark.timeout(3000)]
 CASES = [
     pytest.param("portable", "tiny", "native", id="tiny-portable"),
     pytest.param("paper", "tiny", "extra-block", id="tiny-paper"),
     pytest.param("paper", "tiny", "timm-tower", id="tiny-paper-timm"),
     pytest.param("portable", "B/16", "native", id="B16-portable"),
-    pytest.param("paper", "B/16", "extra-block", id="B16-paper", marks=pytest.mark.slow),
-    pytest.param("portable", "L/16", "native", id="L16-portable", marks=pytest.mark.slow),
-    pytest.param("paper", "L/16", "extra-block", id="L16-paper", marks=pytest.mark.slow),
-    pytest.param("portable", "H/14", "native", id="H14-portable", marks=pytest.mark.slow),
+    pytest.param("paper", "B/16", "extra-block", id="B16-paper", marks=SLOW),
+    pytest.param("portable", "L/16", "native", id="L16-portable", marks=SLOW),
+    pytest.param("paper", "L/16", "extra-block", id="L16-paper", marks=SLOW),
+    pytest.param("portable", "H/14", "native", id="H14-portable", marks=SLOW),
 ]
 
 
@@ -279,8 +281,8 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(run, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_paper_where_it_does_not_fit_beside_its_sum():
-    config = configured("paper", "", "emoji")
+def test_a_variant_that_cannot_hold_the_model_is_refused():
+    config = configured("paper", "none.json", "emoji")
     with pytest.raises(ConfigError, match="Use the variant timm-tower"):
         export.variant_of(config.model)
     assert export.variant_of(config.model, "timm-tower") == "timm-tower"
