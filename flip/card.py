@@ -66,8 +66,9 @@ model = flip.load(folder)
 
 ## What to know
 
-- An image is its central square over the whole short side, bicubic to {size} x {size}, mean {mean}, deviation {std}.
-  open_clip cuts after resizing and takes the alpha channel away; in training transparent pictures lay on white.
+- An image is its central square over the whole short side, bicubic to {size} x {size}, mean
+  {mean}, deviation {std}. open_clip cuts after resizing
+  and takes the alpha channel away; in training transparent pictures lay on white.
 - A text is cut or padded with id 0 to {length} tokens, padding is attended to{special}.{cleaning}
 - `logit_scale` is the logarithm of the scale, clamped as in training; open_clip does not clamp it.
 - Another image size (`force_image_size`) makes open_clip interpolate the table of positions. The toolkit computes it
@@ -82,8 +83,8 @@ def text(record: dict[str, Any], config: Config) -> str:
     model, augment = config.model, config.augment
     special = ", [CLS] stands first" if model.text.prepend_cls else ", nothing is put before or behind"
     cleaning = "" if model.text.repair else (
-        " open_clip mends broken encodings and odd\n  quotes in every text, which was not done in training: such texts "
-        "get other tokens."
+        "\n  open_clip mends broken encodings and odd quotes in every text, which was not done in training: such texts get "
+        "other\n  tokens."
     )  # fmt: skip
     return _TEXT.format(
         run=record["run"], stage=record["stage"], samples=record["samples"], facts="".join(_facts(record, model)),

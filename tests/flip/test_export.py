@@ -27,10 +27,7 @@ from tools import export as command
 
 STOCK = Path(__file__).with_name("stock.py")
 RECIPES = Path(__file__).resolve().parents[2] / "sweeps" / "recipes"
-WORDS = {
-    "names": [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES],
-    "templates": ["{}", "a picture of {}", "a {} number 3"],
-}
+TEMPLATES = ["{}", "a picture of {}", "a {} number 3"]
 TEXTS = [
     "", "a red square", " A  RED\tSquare\n number 4 ", "AT&amp;amp;T &lt;b&gt;", "[PAD] [CLS] [SEP] [UNK] ##s",
     "x" * 150, " ".join(f"a blue frame {i}" for i in range(40)), "caf\u00e9 nai\u0308ve", "\u732b\u304c\u597d\u304d",
@@ -65,10 +62,11 @@ def loaded_of(config, folder, seed=1):
 
 
 class Given:
-    """What both sides compute with: pictures, twice as large as the model's, and texts."""
+    """What both sides compute with: n pictures, twice as large as the model's, texts, names of up to n * n classes."""
 
     def __init__(self, config, texts, n):
         tower = config.model.image
+        self.names = [f"{colour} {shape}" for colour in COLOURS[:n] for shape in SHAPES[:n]]
         self.texts, self.pictures = texts, np.stack([picture(i, 2 * tower.size) for i in range(n)])
         views = [decode.evaluation_view(one, tower.size) for one in self.pictures]
         mean, std = np.float32(config.augment.mean), np.float32(config.augment.std)
@@ -78,7 +76,7 @@ class Given:
 
 def stock(folder, given, scratch):
     """What stock.py finds: in a process and a working directory of its own, without hub and network."""
-    words = json.dumps(WORDS | {"texts": given.texts})
+    words = json.dumps({"texts": given.texts, "names": given.names, "templates": TEMPLATES})
     np.savez(scratch / "given.npz", pixels=given.pixels, pictures=given.pictures, words=words)
     elsewhere = scratch / "elsewhere"
     elsewhere.mkdir()
@@ -113,8 +111,8 @@ def same(loaded, given, found, raw=True):
     assert float(found["scale"]) == pytest.approx(loaded.config.model.max_logit_scale)
     pixels = torch.from_numpy(given.pixels)
     assert near(found["views"], pixels) and near(found["timm_views"], pixels)
-    assert near(found["classes"], class_embeddings(pair, loaded.tokenizer, WORDS["names"], WORDS["templates"]))
-    ours = loaded.classify([Image.fromarray(one) for one in given.pictures], WORDS["names"], WORDS["templates"])
+    assert near(found["classes"], class_embeddings(pair, loaded.tokenizer, given.names, TEMPLATES))
+    ours = loaded.classify([Image.fromarray(one) for one in given.pictures], given.names, TEMPLATES)
     assert near(found["scores"].softmax(-1), ours) and torch.equal(found["scores"].argmax(-1), ours.argmax(-1))
     pair.image.projection = torch.nn.Identity()
     pooled = pair.image(given.patches)
