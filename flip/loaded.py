@@ -1,4 +1,4 @@
-"""A trained model, ready for use: ``flip.load(run)``."""
+"""A trained model, ready for use: ``flip.load(run)``, or an exported one: ``flip.load(folder)``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
-from flip import commit, model
+from flip import commit, exported, model
 from flip.checkpoint import model_state
 from flip.config import load as configuration
 from flip.config.schema import Config
@@ -81,29 +81,49 @@ class Loaded:
         return decode.patches(decode.evaluation_view(pixels, tower.size), tower.patch)
 
 
-def load(run: str | os.PathLike[str], device: str = "cpu") -> Loaded:
-    """The newest commit of a run directory (its weights alone), verified before it is read.
+def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "") -> Loaded:
+    """A commit of a run directory (its weights alone), or an exported folder, verified before it is read.
 
-    Raises ConfigError where there is no run, no commit or no such device, DataError where the commit is damaged.
+    ``at``: the commit, as ``pretrain/64`` (stage and samples seen; with ``-n`` behind, that of attempt n); empty: the
+    newest. Raises ConfigError where there is no run, no such commit or device, DataError where the commit is damaged.
     """
-    where = RunDir(run)
+    where = RunDir(source)
+    exists(device)
+    if exported.is_export(where.path):
+        if at:
+            raise ConfigError("an export holds one commit, none can be chosen", str(where.path), at)
+        return Loaded(*exported.read(where.path), device)
     if not where.config.is_file():
-        remedy = "Give the folder of a run, such as runs/quickstart/mask50."
+        remedy = "Give the folder of a run, such as runs/quickstart/mask50, or an exported one."
         raise ConfigError("no run here: config.yaml is missing", str(where.path), remedy=remedy)
-    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if str(device) not in ("cpu", *cards, *(["cuda"] if cards else [])):
-        remedy = f"There are: {', '.join(['cpu', *cards])}."
-        raise ConfigError("this machine has no such device", "device", device, remedy)
-    config, found = configuration.read(where.config), commit.commits(where)
-    if not found:
-        raise ConfigError("this run has no checkpoint yet", str(where.checkpoints), remedy="Let it train to its first.")
-    source = found[-1]
+    config, found = configuration.read(where.config), chosen(where, at)
     pair = model.build(config.model, config.augment, "sdpa")
     try:
-        with at_hand(source) as folder, warnings.catch_warnings():
+        with at_hand(found) as folder, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(model_state(pair), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
     except commit.Damaged as error:
         remedy = "Move that folder away to use the commit before it."
-        raise DataError(f"the newest checkpoint is damaged: {error}", str(source.path), remedy=remedy) from error
-    return Loaded(pair, config, source, device)
+        raise DataError(f"the checkpoint is damaged: {error}", str(found.path), remedy=remedy) from error
+    return Loaded(pair, config, found, device)
+
+
+def exists(device: str) -> None:
+    """Raises ConfigError where this machine has no such device."""
+    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if str(device) not in ("cpu", *cards, *(["cuda"] if cards else [])):
+        remedy = f"There are: {', '.join(['cpu', *cards])}."
+        raise ConfigError("this machine has no such device", "device", device, remedy)
+
+
+def chosen(run: RunDir, at: str = "") -> commit.Commit:
+    """The commit of a run that ``at`` means (as in ``load``). Raises ConfigError that names those there are."""
+    found = commit.commits(run)
+    if not found:
+        raise ConfigError("this run has no checkpoint yet", str(run.checkpoints), remedy="Let it train to its first.")
+    names = [f"{one.stage}/{one.samples}" for one in found]
+    meant = [one for one, name in zip(found, names, strict=True) if at in ("", name, f"{name}-{one.attempt}")]
+    if not meant:
+        remedy = f"There are: {', '.join(dict.fromkeys(names))}."
+        raise ConfigError("this run has no such checkpoint", str(run.checkpoints), at, remedy)
+    return meant[-1]

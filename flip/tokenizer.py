@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import ftfy  # noqa: E402
 import tokenizers  # noqa: E402
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
 from flip.config.schema import TextTower  # noqa: E402
 from flip.exitcodes import ConfigError  # noqa: E402
@@ -95,6 +95,17 @@ class Tokenizer:
     def piece(self, id: int) -> str:
         """The entry of an id."""
         return str(self._inner.id_to_token(id))
+
+    def to_json(self) -> str:
+        """A tokenizer.json that gives others the same ids: what counts of ours, and [CLS] first as a template.
+
+        Cutting and filling to the length, and cleaning, are the reader's.
+        """
+        whole: Any = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        if self._first:
+            special = [("[CLS]", self._first[0])]
+            whole.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=special)
+        return json.dumps(json.loads(whole.to_str()), ensure_ascii=False, indent=1) + "\n"
 
     def _id(self, token: str) -> int:
         found = self._inner.token_to_id(token)

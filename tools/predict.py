@@ -19,7 +19,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS")
+    parser.add_argument(
+        "run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS; or an exported folder"
+    )
     parser.add_argument("images", nargs="+", metavar="image", help="image files")
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--labels", help="labels with commas between them")

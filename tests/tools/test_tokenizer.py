@@ -43,7 +43,7 @@ def test_missing_captions_are_a_sentence(tmp_path, capsys):
     assert "/nonexistent" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("tool", ["tokenizer", "predict"])
+@pytest.mark.parametrize("tool", ["tokenizer", "predict", "export"])
 def test_help_imports_nothing_heavy(tool, tmp_path):
     script = (
         "import runpy, sys\n"

@@ -1,0 +1,49 @@
+"""A model that begins with the weights of another: a run's commit or an export, of another image or patch size too."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from timm.layers.patch_embed import resample_patch_embed
+from torch import Tensor
+
+from flip import model, translation
+from flip.config.begin import agree
+from flip.config.schema import Config
+from flip.exitcodes import ConfigError
+from flip.loaded import load
+from flip.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def begin_from(pair: model.Pair, config: Config, source: str | os.PathLike[str], at: str = "") -> dict[str, Any]:
+    """Fill ``pair``, built for ``config`` and not yet sharded, with the weights of a run or an export, verified.
+
+    ``source``, ``at``: as ``flip.load`` takes them. Positions are computed from ``config``, so another image size or
+    patch needs nothing there; patch weights of another side are resampled. Returns a record of it: source, run, stage,
+    samples, manifest, and ``differs``: key -> [there, here] of what is another function of the same weights.
+    Raises ConfigError where model or tokenizer do not fit, DataError where the source is damaged.
+    """
+    other = load(source, at=at)
+    differs = agree(config, other.config, str(source))
+    own = Tokenizer.of(config.data.tokenizer, config.model.text)
+    if own.to_json() != Tokenizer.of(other.tokenizer.path, config.model.text).to_json():
+        remedy = f"Use that model's own, {other.tokenizer.path}: its embedding knows no other ids."
+        raise ConfigError(f"is not the tokenizer of {source}", "data.tokenizer", config.data.tokenizer, remedy)
+    state = other.pair.state_dict()
+    state["image.patch.weight"] = resampled(state["image.patch.weight"], config.model.image.patch)
+    pair.load_state_dict(state)
+    found = other.source.record
+    return {"source": str(source), "differs": differs} | {
+        name: found.get(name) for name in ("run", "stage", "samples", "attempt", "manifest")
+    }
+
+
+def resampled(weight: Tensor, patch: int) -> Tensor:
+    """Patch weights (D, q*q*3) -> (D, p*p*3), p = ``patch``: what they make of a patch that is resized from q to p.
+
+    That is the pseudo-inverse of the resize (FlexiViT, arXiv 2212.08013, section 3.4), exact where p > q.
+    """
+    return translation.as_matrix(resample_patch_embed(translation.as_convolution(weight), [patch, patch]))

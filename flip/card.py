@@ -1,0 +1,116 @@
+"""README.md of an exported folder: what it is, how it is loaded, what it cannot do (a model card)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from flip.config.schema import Config, Model
+
+_VARIANTS = {
+    "native": "`native`: open_clip's own image encoder holds these weights as they are.",
+    "extra-block": """\
+`extra-block`: open_clip's own image encoder with one computed block more than was trained, because open_clip has no
+key for a mean over class token and patches. Normalised features and logits are those of the trained model. **Not for
+fine-tuning in open_clip, and not in float16** (its numbers overflow; bfloat16 is fine). The norm of features that are
+not normalised means nothing. For fine-tuning take `timm/`.""",
+    "timm-tower": """\
+`timm-tower`: open_clip builds the image encoder by timm from `timm/`, which open_clip_config.json names by its
+**absolute path** (`vision_cfg.timm_model_name`): where the folder moves, edit it.""",
+}
+
+_TEXT = """\
+---
+library_name: open_clip
+pipeline_tag: zero-shot-image-classification
+---
+# {run}, {stage} at {samples:,} samples
+
+An image encoder and a text encoder, trained together by masked CLIP pre-training (FLIP, arXiv 2212.00794).
+
+| | |
+|---|---|
+{facts}
+{variant}
+{scores}
+## Loading
+
+By open_clip (tested with 3.3.0), without a network. The tokenizer needs `transformers` as well.
+
+```python
+import open_clip
+
+folder = "..."  # this folder
+model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{{folder}}")
+tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}")
+```
+
+By timm (tested with 1.0.31), the image encoder without the projection, for fine-tuning. The positions are a fixed
+table, which timm would train: freeze `pos_embed` to keep it.
+
+```python
+import timm
+
+encoder = timm.create_model(f"local-dir:{{folder}}/timm", pretrained=True, num_classes=10)  # 0: features, width {width}
+encoder.pos_embed.requires_grad_(False)
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(encoder))
+```
+
+By the toolkit itself, all files together:
+
+```python
+import flip
+
+model = flip.load(folder)
+```
+
+## What to know
+
+- An image is its central square over the whole short side, bicubic to {size} x {size}, mean
+  {mean}, deviation {std}. open_clip cuts after resizing
+  and takes the alpha channel away; in training transparent pictures lay on white.
+- A text is cut or padded with id 0 to {length} tokens, padding is attended to{special}.{cleaning}
+- `logit_scale` is the logarithm of the scale, clamped as in training; open_clip does not clamp it.
+- Another image size (`force_image_size`) makes open_clip interpolate the table of positions. The toolkit computes it
+  anew for the new grid, which is another model.
+- Masking is for training alone: everything here sees all patches.
+- To publish it on a hub, `hf_tokenizer_name` in open_clip_config.json must become the repository's name there.
+"""
+
+
+def text(record: dict[str, Any], config: Config) -> str:
+    """``record``: export.json without its files."""
+    model, augment = config.model, config.augment
+    special = ", [CLS] stands first" if model.text.prepend_cls else ", nothing is put before or behind"
+    cleaning = "" if model.text.repair else (
+        "\n  open_clip mends broken encodings and odd quotes in every text, which was not done in training: such texts get "
+        "other\n  tokens."
+    )  # fmt: skip
+    return _TEXT.format(
+        run=record["run"], stage=record["stage"], samples=record["samples"], facts="".join(_facts(record, model)),
+        variant=_VARIANTS[record["variant"]], scores="".join(_scores(record["evaluations"])), width=model.image.width,
+        size=model.image.size, mean=augment.mean, std=augment.std, length=model.text.length, special=special,
+        cleaning=cleaning,
+    )  # fmt: skip
+
+
+def _facts(record: dict[str, Any], model: Model) -> Iterator[str]:
+    image, words = model.image, model.text
+    rows = {
+        "run": record["run"],
+        "commit": f"`{record['stage']}/{record['samples']}-{record['attempt']}`",
+        "data set": f"`{record['manifest']}`" if record.get("manifest") else None,
+        "identity of the run": f"`{record['identity']}`" if record["identity"] else None,
+        "code": f"`{record['code']}`" if record["code"] else None,
+        "image encoder": f"{image.layers} x {image.width}, {image.heads} heads, patch {image.patch} at {image.size} px",
+        "text encoder": f"{words.layers} x {words.width}, {words.heads} heads, {words.vocabulary} token ids",
+        "embedding": model.embed,
+    }
+    yield from (f"| {name} | {value} |\n" for name, value in rows.items() if value is not None)
+
+
+def _scores(evaluations: list[dict[str, Any]]) -> Iterator[str]:
+    scored = [one for one in evaluations if "top1" in one]
+    if scored:
+        yield "\n## Zero-shot accuracy, by the toolkit\n\n| data set | role | images | top-1 |\n|---|---|---|---|\n"
+    yield from (f"| {one['name']} | {one['role']} | {one['n']:,} | {one['top1']:.2%} |\n" for one in scored)

@@ -1,0 +1,31 @@
+"""What must agree between a configuration and the one whose weights it begins with. No torch, no weights."""
+
+from __future__ import annotations
+
+from flip.config.load import get
+from flip.config.schema import Config
+from flip.exitcodes import ConfigError
+
+#: Where these differ, the weights do not fit, or fit and mean something else.
+_EQUAL = (
+    "model.embed", "model.image.width", "model.image.layers", "model.image.heads", "model.text.width",
+    "model.text.layers", "model.text.heads", "model.text.length", "model.text.vocabulary",
+)  # fmt: skip
+#: Where these differ, the weights fit, and what they compute is another function: training has to make up for it.
+_TOLD = (
+    "model.image.size", "model.image.patch", "model.image.pool", "model.text.prepend_cls", "model.text.repair",
+    "model.max_logit_scale", "augment.mean", "augment.std",
+)  # fmt: skip
+
+
+def agree(config: Config, source: Config, where: str) -> dict[str, list[object]]:
+    """Key -> [there, here] of what differs and may. Raises ConfigError where ``config`` cannot begin from ``source``.
+
+    Size and patch of the image may differ: positions are computed for the new grid, the patch weights resampled.
+    ``where``: what the source is called in errors.
+    """
+    for key in _EQUAL:
+        if get(config, key) != get(source, key):
+            remedy = f"It must be {get(source, key)!r}, as there; only image size and patch may differ."
+            raise ConfigError(f"cannot begin from {where}", key, get(config, key), remedy)
+    return {key: [get(source, key), get(config, key)] for key in _TOLD if get(config, key) != get(source, key)}

@@ -1,0 +1,54 @@
+"""open_clip and timm as they are: what they compute with an exported folder. A script that knows nothing of ours.
+
+    python stock.py FOLDER GIVEN.npz FOUND.npz
+
+GIVEN: pixels (n, 3, H, W) normalised, pictures (n, h, w, 3) uint8, and JSON texts: texts, names, templates.
+"""
+
+import socket
+import sys
+
+
+def refuse(*_):
+    raise AssertionError("something wants the network")
+
+
+socket.socket.connect = socket.getaddrinfo = refuse
+
+import json  # noqa: E402
+
+import numpy as np  # noqa: E402
+import open_clip  # noqa: E402
+import timm  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+
+@torch.no_grad()
+def main(folder, given, found):
+    given = np.load(given)
+    pixels = torch.from_numpy(given["pixels"])
+    words = json.loads(str(given["words"]))
+    out = {}
+    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    out["tokens"] = tokens = tokenizer(words["texts"])
+    out["image"], out["text"] = model.encode_image(pixels), model.encode_text(tokens)
+    out["views"] = torch.stack([preprocess(Image.fromarray(one)) for one in given["pictures"]])
+    out["scale"] = model.logit_scale.exp()
+    classes = open_clip.build_zero_shot_classifier(model, tokenizer, words["names"], words["templates"])
+    out["classes"] = classes.T
+    features = model.encode_image(out["views"], normalize=True)
+    out["scores"] = model.logit_scale.exp() * features @ classes
+    del model
+    for classes in (0, 10):
+        tower = timm.create_model(f"local-dir:{folder}/timm", pretrained=True, num_classes=classes).eval()
+        out[f"timm{classes}"] = tower.forward_head(tower.forward_features(pixels), pre_logits=True)
+        out[f"head{classes}"] = tower(pixels)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(tower))
+    out["timm_views"] = torch.stack([transform(Image.fromarray(one)) for one in given["pictures"]])
+    assert not any(name.split(".")[0] == "flip" for name in sys.modules)
+    np.savez(found, **{name: value.numpy() for name, value in out.items()})
+
+
+main(*sys.argv[1:])

@@ -1,0 +1,313 @@
+"""Exported folders: stock open_clip and timm compute what we compute, and flip.load gives our weights back."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.distributed import checkpoint as dcp
+
+import flip
+from flip import commit, export, model
+from flip.checkpoint import model_state
+from flip.config import load as configuration
+from flip.data import decode
+from flip.evaluate.zeroshot import class_embeddings
+from flip.exitcodes import ConfigError, DataError
+from flip.loaded import Loaded
+from flip.rundir import RunDir, write_json, write_text
+from tests.synthetic import COLOURS, SHAPES, make_tokenizer, picture
+from tools import export as command
+
+STOCK = Path(__file__).with_name("stock.py")
+RECIPES = Path(__file__).resolve().parents[2] / "sweeps" / "recipes"
+TEMPLATES = ["{}", "a picture of {}", "a {} number 3"]
+TEXTS = [
+    "", "a red square", " A  RED\tSquare\n number 4 ", "AT&amp;amp;T &lt;b&gt;", "[PAD] [CLS] [SEP] [UNK] ##s",
+    "x" * 150, " ".join(f"a blue frame {i}" for i in range(40)), "caf\u00e9 nai\u0308ve", "\u732b\u304c\u597d\u304d",
+    "don't 3.5-inch", "\U0001f600 \u200b zero", "\u0130stanbul STRASSE", "nul \x00 bell \x07",
+]  # fmt: skip
+BROKEN = ["caf\u00c3\u00a9", "\u201cquoted\u201d it\u2019s", "\uff21\uff22"]
+
+
+def configured(recipe, tokenizer, size="tiny", *settings):
+    layers = [("recipe", configuration.read_yaml(RECIPES / f"{name}.yaml")) for name in ("paper", recipe)]
+    layers[-1][1].pop("base", None)
+    return configuration.merge(layers, [f"model.size={size}", f"data.tokenizer={tokenizer}", *settings])
+
+
+@torch.no_grad()
+def randomised(config, seed=1):
+    """No bias is 0, no gain is 1, and the logit scale is above its limit: a wrong fold or a forgotten one shows."""
+    pair = model.build(config.model, config.augment, "sdpa")
+    model.initialise(pair, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in pair.named_parameters():
+        if parameter.ndim == 1 and name != "logit_scale":
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    pair.logit_scale.fill_(5.0)
+    return pair
+
+
+def loaded_of(config, folder, seed=1):
+    record = {"stage": "pretrain", "samples": 640, "attempt": 2, "manifest": "d1ge57"}
+    path = Path(folder) / "sweep" / "run" / "checkpoints" / "pretrain" / "640-2"
+    return Loaded(randomised(config, seed), config, commit.Commit(path, record), "cpu")
+
+
+class Given:
+    """What both sides compute with: n pictures, twice as large as the model's, texts, names of up to n * n classes."""
+
+    def __init__(self, config, texts, n):
+        tower = config.model.image
+        self.names = [f"{colour} {shape}" for colour in COLOURS[:n] for shape in SHAPES[:n]]
+        self.texts, self.pictures = texts, np.stack([picture(i, 2 * tower.size) for i in range(n)])
+        views = [decode.evaluation_view(one, tower.size) for one in self.pictures]
+        mean, std = np.float32(config.augment.mean), np.float32(config.augment.std)
+        self.pixels = ((np.stack(views) / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
+        self.patches = torch.from_numpy(np.stack([decode.patches(view, tower.patch) for view in views]))
+
+
+def stock(folder, given, scratch):
+    """What stock.py finds: in a process and a working directory of its own, without hub and network."""
+    words = json.dumps({"texts": given.texts, "names": given.names, "templates": TEMPLATES})
+    np.savez(scratch / "given.npz", pixels=given.pixels, pictures=given.pictures, words=words)
+    elsewhere = scratch / "elsewhere"
+    elsewhere.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(elsewhere), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    arguments = [sys.executable, str(STOCK), str(folder), str(scratch / "given.npz"), str(scratch / "found.npz")]
+    done = subprocess.run(arguments, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {name: torch.from_numpy(value) for name, value in np.load(scratch / "found.npz").items()}
+
+
+def near(found, expected):
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max()) < 1e-5
+
+
+def unit(features):
+    return torch.nn.functional.normalize(features, dim=-1)
+
+
+@torch.no_grad()
+def same(loaded, given, found, raw=True):
+    """All that the script found is what our own model says. ``raw``: features before they are normalised as well."""
+    pair = loaded.pair
+    tokens = torch.from_numpy(loaded.tokenizer(given.texts))
+    alike = (found["tokens"] == tokens).all(dim=1)
+    mended = given.texts if loaded.config.model.text.repair else TEXTS
+    assert alike.tolist() == [text in mended for text in given.texts]
+    image, text = pair.image(given.patches), pair.text(tokens)
+    assert near(found["text"][alike], text[alike]) and near(unit(found["image"]), unit(image))
+    assert near(found["image"], image) == raw
+    assert float(found["scale"]) == pytest.approx(loaded.config.model.max_logit_scale)
+    pixels = torch.from_numpy(given.pixels)
+    assert near(found["views"], pixels) and near(found["timm_views"], pixels)
+    assert near(found["classes"], class_embeddings(pair, loaded.tokenizer, given.names, TEMPLATES))
+    ours = loaded.classify([Image.fromarray(one) for one in given.pictures], given.names, TEMPLATES)
+    assert near(found["scores"].softmax(-1), ours) and torch.equal(found["scores"].argmax(-1), ours.argmax(-1))
+    pair.image.projection = torch.nn.Identity()
+    pooled = pair.image(given.patches)
+    assert near(found["timm0"], pooled) and near(found["head0"], pooled) and near(found["timm10"], pooled)
+    assert found["head10"].shape == (len(pooled), 10)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
+
+
+#: A model of 400 million weights and more is written, read and run twice.
+SLOW = [pytest.mark.slow, pytest.mark.timeout(3000)]
+CASES = [
+    pytest.param("portable", "tiny", "native", id="tiny-portable"),
+    pytest.param("paper", "tiny", "extra-block", id="tiny-paper"),
+    pytest.param("paper", "tiny", "timm-tower", id="tiny-paper-timm"),
+    pytest.param("portable", "B/16", "native", id="B16-portable"),
+    pytest.param("paper", "B/16", "extra-block", id="B16-paper", marks=SLOW),
+    pytest.param("portable", "L/16", "native", id="L16-portable", marks=SLOW),
+    pytest.param("paper", "L/16", "extra-block", id="L16-paper", marks=SLOW),
+    pytest.param("portable", "H/14", "native", id="H14-portable", marks=SLOW),
+]
+
+
+@pytest.mark.parametrize("recipe, size, variant", CASES)
+def test_open_clip_and_timm_compute_what_we_compute(recipe, size, variant, tokenizer, tmp_path):
+    loaded = loaded_of(configured(recipe, tokenizer, size), tmp_path)
+    record = export.export(loaded, tmp_path / "made", variant)
+    assert record["variant"] == variant
+    folder = tmp_path / "made"
+    if variant != "timm-tower":  # which is bound to its place
+        folder = tmp_path / "else" / "where"
+        folder.parent.mkdir()
+        (tmp_path / "made").rename(folder)
+    given = Given(
+        loaded.config, TEXTS + (BROKEN if loaded.config.model.text.repair else []), 4 if size == "tiny" else 2
+    )
+    again = flip.load(folder)
+    theirs, ours = again.pair.state_dict(), loaded.pair.state_dict()
+    assert float(theirs.pop("logit_scale")) == np.float32(loaded.pair.max_logit_scale) and ours.pop("logit_scale")
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
+    del again, theirs, ours
+    same(loaded, given, stock(folder, given, tmp_path), raw=variant != "extra-block")
+
+
+def test_every_key_whose_default_is_another_model_is_written(tokenizer, tmp_path):
+    config = configured("portable", tokenizer, "H/14")
+    vision, text = (
+        export.open_clip_config(config.model, config.augment, "native", tmp_path)["model_cfg"][key]
+        for key in ("vision_cfg", "text_cfg")
+    )
+    both = {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
+    assert vision.items() >= ({"no_ln_pre": True, "pool_type": "avg", "head_width": 80, "layers": 32} | both).items()
+    assert (
+        text.items()
+        >= ({"no_causal_mask": True, "pool_type": "first", "heads": 16, "hf_tokenizer_name": "local"} | both).items()
+    )
+    extra = export.open_clip_config(config.model, config.augment, "extra-block", tmp_path)["model_cfg"]["vision_cfg"]
+    assert (extra["pool_type"], extra["layers"]) == ("tok", 33)
+
+
+@pytest.fixture
+def run(tokenizer, tmp_path):
+    """A run of recipe portable with commits pretrain/64-1, pretrain/64-2 and unmasked/96-2, each of other weights."""
+    run = RunDir(tmp_path / "runs" / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    stages = "stages=[{name: pretrain, samples: 64, batch: 8}, {name: unmasked, samples: 32, batch: 8}]"
+    private = ["data.manifest=/private/shards", "evaluate.sets=[{name: a, manifest: /private/a, classes: /private/c}]"]
+    config = configured("portable", tokenizer, "tiny", stages, *private)
+    write_text(run.config, configuration.dump(config))
+    write_json(run.identity, {"hash": "1den71ty", "code": "c0de"})
+    for seed, (stage, samples, attempt) in enumerate([("pretrain", 64, 1), ("pretrain", 64, 2), ("unmasked", 96, 2)]):
+        path = commit.folder(run, stage, samples, attempt)
+        path.mkdir(parents=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
+            dcp.save(model_state(randomised(config, seed)), storage_writer=writer, no_dist=True)
+        record = {"stage": stage, "samples": samples, "attempt": attempt, "manifest": "d1ge57", "step": samples // 8}
+        commit.commit(path, record)
+    run.eval.mkdir()
+    score = {"name": "a", "role": "test", "n": 2000, "top1": 0.12345, "seconds": 3.0, "manifest": "/private/a"}
+    write_json(run.eval / "unmasked-96.json", {"stage": "unmasked", "evaluations": [score]})
+    return run
+
+
+def weights(source, **choice):
+    return flip.load(source, **choice).pair.image.patch.bias
+
+
+def test_the_command_exports_the_commit_that_is_named(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    assert command.main(["sweep/run", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    folder = run.export / "unmasked-96"
+    assert made["folder"] == str(folder) and (made["variant"], made["run"]) == ("native", "sweep/run")
+    assert (made["identity"], made["code"], made["manifest"], made["step"]) == ("1den71ty", "c0de", "d1ge57", 12)
+    assert torch.equal(weights(folder), weights(run.path)) and set(os.listdir(run.export)) == {"unmasked-96"}
+    text = (folder / "README.md").read_text()
+    for fact in (
+        "sweep/run",
+        "unmasked/96-2",
+        "d1ge57",
+        "1den71ty",
+        "| a | test | 2,000 | 12.35% |",
+        "create_model_from_pretrained",
+    ):
+        assert fact in text
+    assert not any(b"/private" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    for typed, attempt in (("pretrain/64", 2), ("pretrain/64-1", 1)):
+        out = tmp_path / "out" / str(attempt)
+        assert command.main([str(run.path), "--commit", typed, "--out", str(out)]) == 0
+        assert f"{out}" in capsys.readouterr().out
+        assert torch.equal(weights(out), weights(run.path, at=f"pretrain/64-{attempt}"))
+    assert not torch.equal(weights(tmp_path / "out" / "1"), weights(tmp_path / "out" / "2"))
+    assert command.main([str(folder)]) == 78  # an export of an export
+    assert command.main([str(folder), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "README.md").read_text() == text
+    assert torch.equal(weights(tmp_path / "again"), weights(folder))
+
+
+def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monkeypatch):
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    assert command.main([str(run.path), "--commit", "pretrain/64", "--out", str(out)]) == 0
+    before = (out / "export.json").read_bytes()
+    capsys.readouterr()
+    for words, code, message in (
+        (["--out", str(out)], 78, "there is an export already. Replace it (--replace)"),
+        (["--out", str(mine), "--replace"], 78, "is no export"),
+        (["--out", str(mine / "thesis.txt" / "x")], 78, "a file is where a folder must be"),
+        (["--commit", "pretrain/65"], 78, "There are: pretrain/64, unmasked/96."),
+        (["--variant", "extra-block"], 78, "cannot hold the mean over patches"),
+    ):
+        assert command.main([str(run.path), *words]) == code
+        told = capsys.readouterr().err
+        assert message in told and told.count("\n") == 1
+    monkeypatch.setattr(export.card, "text", lambda *_: 1 / 0)  # in the midst of it
+    with pytest.raises(ZeroDivisionError):
+        export.export(flip.load(run.path), out, replace=True)
+    monkeypatch.undo()
+    assert (out / "export.json").read_bytes() == before and (mine / "thesis.txt").read_text() == "mine"
+    assert not run.export.exists() and {"out", "mine"} >= set(os.listdir(tmp_path)) - {"runs"}
+    assert command.main([str(run.path), "--out", str(out), "--replace"]) == 0
+    assert json.loads((out / "export.json").read_text())["stage"] == "unmasked"
+    assert {"out", "mine"} >= set(os.listdir(tmp_path)) - {"runs"}
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(run, tmp_path):
+    script = (
+        "import resource, sys\n"
+        "from tools import export\n"
+        "import flip.export\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "sys.exit(export.main(sys.argv[1:]))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    arguments = [sys.executable, "-c", script, str(run.path), "--out", str(tmp_path / "out" / "x")]
+    done = subprocess.run(arguments, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 69 and "File too large" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_variant_that_cannot_hold_the_model_is_refused():
+    config = configured("paper", "none.json", "emoji")
+    with pytest.raises(ConfigError, match="Use the variant timm-tower"):
+        export.variant_of(config.model)
+    assert export.variant_of(config.model, "timm-tower") == "timm-tower"
+    with pytest.raises(ConfigError, match="Use extra-block, timm-tower"):
+        export.variant_of(config.model, "native")
+
+
+def test_a_damaged_export_is_refused(run, tmp_path):
+    made = export.export(flip.load(run.path), tmp_path / "out")
+    assert set(made["files"]) | {"export.json"} == {
+        str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
+    }
+    with pytest.raises(ConfigError, match="none can be chosen"):
+        flip.load(tmp_path / "out", at="pretrain/64")
+    shard = tmp_path / "out" / "timm" / "model.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match="checksum"):
+        flip.load(tmp_path / "out")
+    shard.unlink()
+    with pytest.raises(DataError, match="is missing"):
+        flip.load(tmp_path / "out")
+    write_json(tmp_path / "out" / "export.json", {"form": 2})
+    with pytest.raises(ConfigError, match="reads form 1"):
+        flip.load(tmp_path / "out")
+    for nonsense in ("{", "[]", "null", '{"form": 1, "files": []}'):
+        write_text(tmp_path / "out" / "export.json", nonsense)
+        with pytest.raises(DataError, match="cannot be understood"):
+            flip.load(tmp_path / "out")

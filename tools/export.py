@@ -1,0 +1,89 @@
+"""Export a trained model: a folder that open_clip, timm and flip.load read, without a network and from anywhere."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import json
+from typing import Any
+
+EXAMPLES = """examples:
+  python tools/export.py runs/quickstart/mask50                 the newest checkpoint -> its folder export/<stage>-<S>
+  python tools/export.py my/run --commit pretrain/12800000000   another checkpoint
+  python tools/export.py my/run --out ~/models/mine --replace
+  python tools/export.py my/run --variant native                refuse unless open_clip's own encoder holds it exactly
+
+variants (default: native or extra-block, as the model needs; docs/export.md):
+  native        open_clip's own image encoder; models pooled over patches (recipe portable)
+  extra-block   the same with one computed block; models pooled over all tokens (recipe paper). Not for fine-tuning in
+                open_clip, nor float16
+  timm-tower    open_clip builds the encoder by timm; any model, but the folder may not be moved
+"""
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS")
+    parser.add_argument("--commit", default="", metavar="STAGE/S", help="which checkpoint (default: the newest)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the new folder (default RUN/export/<stage>-<S>)")
+    parser.add_argument("--variant", choices=("native", "extra-block", "timm-tower"), default="", help="see below")
+    parser.add_argument("--replace", action="store_true", help="an export that is there gives way")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """{"folder", and what its export.json says: variant, run, stage, samples, files, ...}."""
+    from flip.exitcodes import ConfigError
+    from flip.export import export
+    from flip.exported import is_export
+    from flip.loaded import load
+    from flip.rundir import RunDir
+    from jobs import find
+    from jobs.profile import runs_root
+    from tools.shards_cli.common import writing
+
+    source = options.run if Path(options.run).is_dir() else find.one(options.run, runs_root()).path
+    if is_export(Path(source)) and not options.out:
+        raise ConfigError("an export is exported again only to a folder that is named", "--out")
+    loaded = load(source, at=options.commit)
+    name = f"{loaded.source.stage}-{loaded.source.samples}"
+    out = options.out.expanduser() if options.out else RunDir(source).export / name
+    with writing(out):
+        record = export(loaded, out, options.variant, options.replace)
+    return {"folder": str(out.absolute()), **record}
+
+
+def told(report: dict[str, Any]) -> str:
+    size = sum(file["bytes"] for file in report["files"].values()) / 1e6
+    what = f"{report['run']} at {report['stage']}/{report['samples']}, variant {report['variant']}, {size:,.0f} MB"
+    return "\n".join((
+        f"{report['folder']}",
+        f"  {what}",
+        f"  open_clip.create_model_from_pretrained('local-dir:{report['folder']}')",
+        f"  timm.create_model('local-dir:{report['folder']}/timm', pretrained=True)",
+        "  README.md there says what it is and what it cannot do",
+    ))  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    from flip.exitcodes import FlipError
+
+    try:
+        report = run(options)
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    print(json.dumps(report, indent=1) if options.json else told(report))
+    return 0
+
+
+if __name__ == "__main__":
+    from jobs.pipe import quietly
+
+    sys.exit(quietly(main))
