@@ -32,7 +32,8 @@ def begin_from(pair: model.Pair, config: Config, source: str | os.PathLike[str],
     if own.to_json() != Tokenizer.of(other.tokenizer.path, config.model.text).to_json():
         remedy = f"Use that model's own, {other.tokenizer.path}: its embedding knows no other ids."
         raise ConfigError(f"is not the tokenizer of {source}", "data.tokenizer", config.data.tokenizer, remedy)
-    state = other.pair.state_dict()
+    mine, state = pair.state_dict(), other.pair.state_dict()
+    state = {name: state.get(name, value) for name, value in mine.items()}  # one that lacks it leaves us our logit_bias
     state["image.patch.weight"] = resampled(state["image.patch.weight"], config.model.image.patch)
     pair.load_state_dict(state)
     found = other.source.record

@@ -83,8 +83,8 @@ def text(record: dict[str, Any], config: Config) -> str:
     model, augment = config.model, config.augment
     special = ", [CLS] stands first" if model.text.prepend_cls else ", nothing is put before or behind"
     cleaning = "" if model.text.repair else (
-        "\n  open_clip mends broken encodings and odd quotes in every text, which was not done in training: such texts get "
-        "other\n  tokens."
+        "\n  open_clip mends broken encodings and odd quotes in every text, which was not done in training: such texts"
+        " get other\n  tokens."
     )  # fmt: skip
     return _TEXT.format(
         run=record["run"], stage=record["stage"], samples=record["samples"], facts="".join(_facts(record, model)),

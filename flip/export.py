@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flip import card, exported, translation
+from flip import card, exported, padding, translation
 from flip.commit import sha256
 from flip.config import load as configuration
 from flip.config.schema import Augment, Config, Model
@@ -36,6 +36,9 @@ def variant_of(model: Model, wished: str = "") -> str:
     if variant not in (natural, "timm-tower"):
         pooled = {"patches": "the mean over patches", "all": "the mean over class token and patches"}[model.image.pool]
         raise ConfigError(f"cannot hold {pooled} (model.image.pool)", "variant", variant, f"Use {natural}, timm-tower.")
+    if model.text.padding == "mask" and not model.text.prepend_cls:
+        what = "without [CLS] an empty caption is nothing but padding, which open_clip cannot leave out"
+        raise ConfigError(what, "model.text.padding", model.text.padding)
     if variant == "extra-block" and model.embed >= model.image.width:
         remedy = "Use the variant timm-tower."
         raise ConfigError("extra-block needs model.embed < model.image.width", "variant", model.embed, remedy)
@@ -90,10 +93,14 @@ def _fill(folder: Path, place: Path, loaded: Loaded, variant: str) -> dict[str, 
         image = translation.image_to_extra(state, positions, config.model.image.layers)
     else:
         image = translation.image_to_timm_tower(state, positions)
+    shape, eps = config.model, EPS
+    if shape.text.padding == "mask":
+        state, text, factor = padding.attending(state, shape.text)
+        shape, eps = dataclasses.replace(shape, text=text), EPS * factor
     (folder / "timm").mkdir()
     _save(image | translation.text_to_open_clip(state, pair.max_logit_scale), folder / exported.OPEN_CLIP)
     _save(translation.to_timm(state, positions), folder / exported.TIMM)
-    _json(folder / "open_clip_config.json", open_clip_config(config.model, config.augment, variant, place / "timm"))
+    _json(folder / "open_clip_config.json", open_clip_config(shape, config.augment, variant, place / "timm", eps))
     _json(folder / "timm" / "config.json", timm_config(config.model, config.augment))
     write_text(folder / exported.TOKENIZER, loaded.tokenizer.to_json())
     _json(folder / "tokenizer_config.json", tokenizer_config(config.model))
@@ -121,9 +128,13 @@ def facts(loaded: Loaded) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path) -> dict[str, Any]:
-    """open_clip_config.json. Every key that it names is one whose default is another model (docs/export.md)."""
+def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, text_eps: float = EPS) -> dict[str, Any]:
+    """open_clip_config.json. Every key that it names is one whose default is another model (docs/export.md).
+
+    ``text_eps``: of the text encoder's norms, where that is the wider one without a mask (``flip.padding``).
+    """
     both = {"norm_kwargs": {"eps": EPS}, "act_kwargs": {"approximate": "tanh"}}
+    bias = {"init_logit_bias": model.logit_bias} if model.objective == "siglip" else {}
     image, text = model.image, model.text
     extra = variant == "extra-block"
     vision: dict[str, Any] = {
@@ -136,12 +147,12 @@ def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path) -
         vision = {"image_size": image.size, **place}
     return {
         "model_cfg": {
-            "embed_dim": model.embed,
+            "embed_dim": model.embed, **bias,
             "vision_cfg": vision,
             "text_cfg": {
                 "context_length": text.length, "vocab_size": text.vocabulary, "hf_tokenizer_name": "local",
                 "width": text.width, "heads": text.heads, "layers": text.layers, "no_causal_mask": True,
-                "pool_type": "first", **both,
+                "pool_type": "first", **both, "norm_kwargs": {"eps": text_eps},
             },
         },
         "preprocess_cfg": {

@@ -1,6 +1,7 @@
 """Reading an exported folder back (docs/export.md): what was written there is our own model again, bit for bit.
 
-Only the logit scale may differ: an export holds the clamped one.
+Only the logit scale may differ: an export holds the clamped one. A text encoder that sees no padding is the same
+function, if not the same bits (``flip.padding``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from flip import model, translation
+from flip import model, padding, translation
 from flip.commit import Commit, Damaged, verify
 from flip.config import load as configuration
 from flip.config.schema import Config
@@ -67,5 +68,7 @@ def read(folder: Path) -> tuple[model.Pair, Config, Commit]:
     tensors, tower = load_file(folder / OPEN_CLIP), load_file(folder / TIMM)
     state = translation.from_timm(tower) | translation.text_from_open_clip(tensors)
     state |= translation.projection_from_open_clip(tensors, found.model.image.layers, found.model.embed)
+    if found.model.text.padding == "mask":
+        state = padding.without(state, found.model.text)
     pair.load_state_dict(state)
     return pair, found, source

@@ -53,7 +53,10 @@ def from_timm(tower: State) -> dict[str, Tensor]:
 
 
 def text_to_open_clip(state: State, max_logit_scale: float) -> dict[str, Tensor]:
-    """The text encoder, and the logarithm of the logits' scale as our forward pass clamps it: open_clip never does."""
+    """The text encoder, and the logarithm of the logits' scale as our forward pass clamps it: open_clip never does.
+
+    Where there is a bias of the logits, that as well. open_clip has no mask of padding: ``flip.padding`` comes first.
+    """
     text = {
         "token_embedding.weight": state["text.tokens.weight"],
         "positional_embedding": state["text.positions"],
@@ -62,11 +65,13 @@ def text_to_open_clip(state: State, max_logit_scale: float) -> dict[str, Tensor]
         "text_projection": state["text.projection.weight"].T,
         "logit_scale": state["logit_scale"].reshape(()).clamp(0.0, max_logit_scale),
     }
+    if "logit_bias" in state:
+        text["logit_bias"] = state["logit_bias"].reshape(())
     return text | _blocks_to_open_clip("text.", "", state)
 
 
 def text_from_open_clip(tensors: State) -> dict[str, Tensor]:
-    """The text encoder and ``logit_scale``, as ``text_to_open_clip`` gave them."""
+    """The text encoder, ``logit_scale`` and ``logit_bias``, as ``text_to_open_clip`` gave them."""
     state = {
         "text.tokens.weight": tensors["token_embedding.weight"],
         "text.positions": tensors["positional_embedding"],
@@ -75,6 +80,8 @@ def text_from_open_clip(tensors: State) -> dict[str, Tensor]:
         "text.projection.weight": tensors["text_projection"].T,
         "logit_scale": tensors["logit_scale"].reshape(1),
     }
+    if "logit_bias" in tensors:
+        state["logit_bias"] = tensors["logit_bias"].reshape(1)
     stem = "transformer.resblocks."
     for name in (name for name in tensors if name.startswith(stem)):
         number, _, part = name.removeprefix(stem).partition(".")

@@ -14,7 +14,7 @@ _EQUAL = (
 #: Where these differ, the weights fit, and what they compute is another function: training has to make up for it.
 _TOLD = (
     "model.image.size", "model.image.patch", "model.image.pool", "model.text.prepend_cls", "model.text.repair",
-    "model.max_logit_scale", "augment.mean", "augment.std",
+    "model.text.padding", "model.objective", "model.max_logit_scale", "augment.mean", "augment.std",
 )  # fmt: skip
 
 

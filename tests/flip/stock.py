@@ -36,6 +36,8 @@ def main(folder, given, found):
     out["image"], out["text"] = model.encode_image(pixels), model.encode_text(tokens)
     out["views"] = torch.stack([preprocess(Image.fromarray(one)) for one in given["pictures"]])
     out["scale"] = model.logit_scale.exp()
+    if model.logit_bias is not None:
+        out["bias"] = model.logit_bias
     classes = open_clip.build_zero_shot_classifier(model, tokenizer, words["names"], words["templates"])
     out["classes"] = classes.T
     features = model.encode_image(out["views"], normalize=True)

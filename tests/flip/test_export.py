@@ -18,6 +18,7 @@ from flip import commit, export, model
 from flip.checkpoint import model_state
 from flip.config import load as configuration
 from flip.data import decode
+from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.zeroshot import class_embeddings
 from flip.exitcodes import ConfigError, DataError
 from flip.loaded import Loaded
@@ -37,8 +38,10 @@ BROKEN = ["caf\u00c3\u00a9", "\u201cquoted\u201d it\u2019s", "\uff21\uff22"]
 
 
 def configured(recipe, tokenizer, size="tiny", *settings):
-    layers = [("recipe", configuration.read_yaml(RECIPES / f"{name}.yaml")) for name in ("paper", recipe)]
-    layers[-1][1].pop("base", None)
+    names = ["paper", "portable", recipe] if recipe == "siglip" else ["paper", recipe]
+    layers = [("recipe", configuration.read_yaml(RECIPES / f"{name}.yaml")) for name in names]
+    for _, values in layers:
+        values.pop("base", None)
     return configuration.merge(layers, [f"model.size={size}", f"data.tokenizer={tokenizer}", *settings])
 
 
@@ -111,7 +114,8 @@ def same(loaded, given, found, raw=True):
     assert float(found["scale"]) == pytest.approx(loaded.config.model.max_logit_scale)
     pixels = torch.from_numpy(given.pixels)
     assert near(found["views"], pixels) and near(found["timm_views"], pixels)
-    assert near(found["classes"], class_embeddings(pair, loaded.tokenizer, given.names, TEMPLATES))
+    encoder = PairEncoder(pair, loaded.tokenizer, loaded.config.model.image)
+    assert near(found["classes"], class_embeddings(encoder, given.names, TEMPLATES))
     ours = loaded.classify([Image.fromarray(one) for one in given.pictures], given.names, TEMPLATES)
     assert near(found["scores"].softmax(-1), ours) and torch.equal(found["scores"].argmax(-1), ours.argmax(-1))
     pair.image.projection = torch.nn.Identity()
@@ -158,6 +162,27 @@ def test_open_clip_and_timm_compute_what_we_compute(recipe, size, variant, token
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
     del again, theirs, ours
     same(loaded, given, stock(folder, given, tmp_path), raw=variant != "extra-block")
+
+
+def test_siglip_that_sees_no_padding_is_exported_as_the_same_function(tokenizer, tmp_path):
+    loaded = loaded_of(configured("siglip", tokenizer, "tiny", "model.text.padding=mask"), tmp_path)
+    loaded.pair.max_logit_scale = loaded.config.model.max_logit_scale = 3.0  # the scale of logits is 5 here
+    export.export(loaded, tmp_path / "made")
+    given = Given(loaded.config, TEXTS + BROKEN, 4)
+    found, tokens = stock(tmp_path / "made", given, tmp_path), torch.from_numpy(loaded.tokenizer(given.texts))
+    assert torch.equal(found["tokens"], tokens)
+    assert near(found["text"], loaded.pair.text(tokens).detach())
+    assert float(found["bias"]) == float(loaded.pair.logit_bias.detach())
+    again = flip.load(tmp_path / "made")
+    assert near(again.encode_text(given.texts), loaded.encode_text(given.texts))
+    assert torch.equal(again.pair.logit_bias, loaded.pair.logit_bias)
+
+
+def test_without_a_first_token_padding_cannot_be_left_out(tokenizer, tmp_path):
+    config = configured("paper", tokenizer, "tiny", "model.text.padding=mask")
+    with pytest.raises(ConfigError, match="empty caption"):
+        export.export(loaded_of(config, tmp_path), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 def test_every_key_whose_default_is_another_model_is_written(tokenizer, tmp_path):
