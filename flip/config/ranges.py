@@ -20,7 +20,7 @@ _CHOICES = {
     "compute.precision": ("auto", "fp32", "bf16"),
     "compute.attention": ("auto", "explicit", "sdpa"),
     "compute.deterministic": ("auto", "yes", "no"),
-    "compute.recompute": ("no", "block"),
+    "compute.recompute": ("no", "selective", "block"),
     "compute.compile": ("yes", "no"),
     "checkpoint.background": ("yes", "no"),
     "stages.*.text_masking": ("random", "prioritised"),
