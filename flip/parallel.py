@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from flip.config import schema
@@ -78,7 +79,7 @@ def place(pair: nn.Module, world: World, compute: schema.Compute) -> nn.Module:
         for block in _blocks(pair):
             block.compile(dynamic=False)
     if world.size > 1:
-        _shard(pair, compute.precision)
+        _shard(pair, world, compute)
     tables = dict(pair.named_buffers())
     if any(parameter.is_meta for parameter in pair.parameters()):
         pair.to_empty(device=world.device)
@@ -94,22 +95,25 @@ def _blocks(pair: nn.Module) -> list[nn.Module]:
     return [*pair.image.blocks, *pair.text.blocks]  # type: ignore[union-attr, list-item, misc]
 
 
-def _shard(pair: nn.Module, precision: str) -> None:
+def _shard(pair: nn.Module, world: World, compute: schema.Compute) -> None:
     """The units that are gathered, used and given back together: every block, each tower's rest, each projection.
 
     A block is a unit so that only one block's full weights are held at a time. With bf16 the weights of blocks and
     towers are gathered and multiplied in bf16; shards, their gradients' sums over ranks and the optimiser stay fp32.
     Projections and the logit scale, which is left to the root, decide the precision of the loss: fp32 always.
+    Several copies: neighbouring ranks hold one, so that gathering stays among them.
     """
-    policy = MixedPrecisionPolicy()
-    if precision == "bf16":
+    policy, copies = MixedPrecisionPolicy(), compute.replicate
+    if compute.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    grid = (copies, world.size // copies) if copies > 1 else (world.size,)
+    mesh = init_device_mesh(world.device.type, grid, mesh_dim_names=("copy", "shard")[-len(grid) :])
     for tower in (pair.image, pair.text):
         for block in tower.blocks:  # type: ignore[union-attr]
-            fully_shard(block, mp_policy=policy)
-        fully_shard(tower.projection)  # type: ignore[union-attr, arg-type]
-        fully_shard(tower, mp_policy=policy)  # type: ignore[arg-type]
-    fully_shard(pair)
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(tower.projection, mesh=mesh)  # type: ignore[union-attr, arg-type]
+        fully_shard(tower, mesh=mesh, mp_policy=policy)  # type: ignore[arg-type]
+    fully_shard(pair, mesh=mesh)
     for method in ("encode_image", "encode_text"):
         torch.distributed.fsdp.register_fsdp_forward_method(pair, method)
 

@@ -83,6 +83,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "optim.clip": (0, math.inf, True),
     "compute.threads": (0, 4096, True),
     "compute.accumulate": (1, 2**20, True),
+    "compute.replicate": (1, 2**20, True),
     "checkpoint.minutes": (0, math.inf, True),
     "checkpoint.samples": (0, math.inf, True),
     "checkpoint.keep": (1, 1000, True),

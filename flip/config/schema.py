@@ -221,6 +221,9 @@ class Compute:
     a forward pass more, much less memory."""
     compile: str = "no"
     """``yes``: the blocks are compiled (torch.compile), minutes at the start of every stage. Moves the last bits."""
+    replicate: int = 1
+    """Copies of the sharded weights (hybrid sharding): each lies on W / this neighbouring ranks, as those of a node,
+    and what crosses copies are the gradients alone. 1: one over all ranks. Moves the last bits."""
     accumulate: int = 1
     """Micro-batches in which a rank goes through its share of a batch: less memory for activations, a forward pass
     more, the same gradient (pairs are still contrasted with the whole batch). Moves the last bits."""

@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from flip import checkpoint, commit, model, parallel
 from flip.commit import Commit
 from flip.config import load, schema

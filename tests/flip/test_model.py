@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flip import flops, model
-from flip.config.schema import Augment, ImageTower, Model, TextTower
+from flip import flops, memory, model
+from flip.config.schema import Augment, Compute, ImageTower, Model, TextTower
 from flip.config.sizes import SIZES
 from flip.contrastive import contrastive_loss
 from flip.data.masking import keep as draw_keep
@@ -287,8 +287,8 @@ def test_arithmetic_foretells_what_autograd_saves(mask, kept, attention, precisi
     bf16 = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), bf16:
         image, text, _ = pair(visible(patches, keep), keep, tokens)
-    parts = flops.memory(sized("tiny"), 32, mask, precision, 1, attention)
-    foretold = parts["image_activations"] + parts["text_activations"] + parts["bf16_weights"]
+    how = Compute(precision=precision, attention=attention)
+    foretold = memory.saved(sized("tiny"), how, 32, mask)
     assert foretold == pytest.approx(sum(sizes.values()), rel=0.1)
 
 
@@ -317,13 +317,6 @@ def test_recomputed_blocks_give_the_same_bits_and_keep_little(recompute, precisi
     assert torch.equal(loss, again) and plain.keys() == recomputed.keys()
     assert all(torch.equal(recomputed[name], gradient) for name, gradient in plain.items())
     assert little < much * {"selective": 0.65, "block": 1 / 3}[recompute]
-
-
-def test_recomputation_in_arithmetic():
-    whole, little = (flops.memory(sized("L/16"), 64, "0.5", "bf16", 1, recompute=again) for again in (False, True))
-    assert little["image_activations"] == pytest.approx(
-        whole["image_activations"] * (24 + flops.SAVED) / (24 * flops.SAVED)
-    )
 
 
 @pytest.mark.slow

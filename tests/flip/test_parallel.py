@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from flip import model, optim, parallel, step
+from flip import checkpoint, model, optim, parallel, step
 from flip.config import schema
+from flip.rundir import RunDir
 from tests.flip.test_model import inputs, sized, visible
 
 B, STEPS, SEED, RATE = 12, 3, 3, 1e-3
@@ -33,7 +34,7 @@ def built(how, world, meta=True):
     return pair
 
 
-def trained(how, world):
+def trained(how, world, folder=None):
     """First weights and tables, gradients of the first global batch, losses and weights of some steps."""
     pair = built(how, world)
     found = {f"first.{name}": parallel.whole(p).detach().clone() for name, p in pair.named_parameters()}
@@ -59,6 +60,9 @@ def trained(how, world):
         found["encoded"] = pair.encode_image(inputs(B)[0])
     parallel.reshard(pair)
     found |= {f"weight.{name}": parallel.whole(p).detach().clone() for name, p in pair.named_parameters()}
+    if folder:
+        saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
+        saver.save(checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer), "pretrain", STEPS * B)
     found["dtypes"] = torch.tensor([p.dtype == torch.float32 for p in pair.parameters()])
     return found
 
@@ -67,11 +71,11 @@ def bytes_of(parameter):
     return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).nbytes
 
 
-def rank_main(rank, world, port, cases, results):
+def rank_main(rank, world, port, cases, folder, results):
     try:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         here = parallel.start(cases[0])
-        found = [trained(how, here) for how in cases]
+        found = [trained(how, here, folder) for how in cases]
         if rank == 0:
             results.put([{name: value.numpy() for name, value in one.items()} for one in found])
         distributed.barrier()
@@ -81,7 +85,7 @@ def rank_main(rank, world, port, cases, results):
         raise
 
 
-def launch(world, cases):
+def launch(world, cases, folder=None):
     """What rank 0 of so many real processes (this one, where it is one) finds, case by case."""
     if world == 1:
         here = parallel.start(cases[0])
@@ -91,9 +95,13 @@ def launch(world, cases):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    if folder:
+        RunDir(folder).begin_attempt({})
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(rank, world, port, cases, results)) for rank in range(world)]
+    ranks = [
+        context.Process(target=rank_main, args=(rank, world, port, cases, folder, results)) for rank in range(world)
+    ]
     for process in ranks:
         process.start()
     try:
@@ -170,6 +178,21 @@ def test_bf16_weights_are_bf16_arithmetic_over_fp32_weights(at):
         for name in ("gradient.logit_scale", "gradient.image.projection.weight", "gradient.text.projection.weight"):
             assert farthest(found, exact, name)[0] < max(2 * farthest(alone, exact, name)[0], 0.02), name
     assert farthest(at[2]["bf16"], at[3]["bf16"], "gradient")[0] < rounding
+
+
+def test_copies_of_the_weights_train_alike_and_are_saved_once(at, tmp_path):
+    """Two copies over two ranks each; saved by four ranks, loaded by this one."""
+    (found,) = launch(4, [compute(replicate=2)], tmp_path)
+    alone = at[1]["fp32"]
+    assert int(alone["held"]) / 2 <= int(found["held"]) < 1.02 * int(alone["held"]) / 2
+    assert farthest(found, alone, "gradient") < (2e-5, "")
+    assert farthest(found, alone, "weight") < (1e-3, "")
+    here = parallel.start(compute())
+    pair = built(compute(), here)
+    saver = checkpoint.Checkpointer(RunDir(tmp_path), 1, here, keep=2)
+    saver.load(saver.newest(), checkpoint.model_state(pair))
+    parallel.stop()
+    assert all(torch.equal(found[f"weight.{name}"], p.detach()) for name, p in pair.named_parameters())
 
 
 @pytest.mark.slow
