@@ -30,9 +30,10 @@ READY = 3
 def device(model: Model, compute: Compute, local: int, mask: str, ranks: int = 1, left: int = 0) -> dict[str, int]:
     """Bytes that one rank holds at the peak of a step of ``local`` pairs: each part and their ``total``.
 
-    ``left``: positions of a caption, where a text mask leaves fewer than all. Weights, gradients and both moments are fp32 and shared over the ``ranks`` of a copy. Activations are freed while
-    gradients come: the peak is at the end of the forward pass, when the text tower's are gone, or at the step of the
-    optimiser, whichever is most. Interpreter, libraries and (on CUDA) context and kernels come on top.
+    ``left``: positions of a caption, where a text mask leaves fewer than all. Weights, gradients and both moments are
+    fp32 and shared over the ranks of a copy. Activations are freed while gradients come: the peak is at the end of the
+    forward pass, when the text tower's are gone, or at the step of the optimiser, whichever is most. Interpreter,
+    libraries and (on CUDA) context and kernels come on top.
     """
     count, shard = parameters(model), max(1, ranks // compute.replicate)
     length, micro = tokens(model.image, mask), -(-local // compute.accumulate)
@@ -57,12 +58,12 @@ def device(model: Model, compute: Compute, local: int, mask: str, ranks: int = 1
         "text": micro * size * TEMPORARY * captions * model.text.width,
     }
     # Earlier micro-batches have left the gradient of everything.
-    left = sum(gradients.values()) if compute.accumulate > 1 else 0
+    earlier = sum(gradients.values()) if compute.accumulate > 1 else 0
     loss = loss_bytes(local, ranks, model.embed)
     both = {"image_activations": images, "text_activations": texts}
     moments = [
-        {"gradients": left, **both, "temporary": work["text"], "loss": loss},
-        {"gradients": max(left, gradients["text"]), "image_activations": images, "temporary": work["image"]},
+        {"gradients": earlier, **both, "temporary": work["text"], "loss": loss},
+        {"gradients": max(earlier, gradients["text"]), "image_activations": images, "temporary": work["image"]},
         {"gradients": sum(gradients.values())},
     ]  # fmt: skip
     parts = always | max(moments, key=lambda parts: sum(parts.values()))

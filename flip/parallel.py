@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from flip.config import schema
@@ -33,6 +33,8 @@ class World:
 
     local_rank: int = 0
     """Among the ranks of a node, whose ranks are neighbours."""
+    patience: datetime.timedelta = datetime.timedelta(minutes=20 + PATIENCE)
+    """How long a collective of training waits."""
 
     @property
     def first(self) -> bool:
@@ -64,7 +66,7 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0) -> World:
     storage = distributed.new_group(backend="gloo", timeout=6 * patience)  # rank 0 hashes whole checkpoints alone
     torch.manual_seed(0)  # nothing draws from it: weights and data have their own generators
     random.seed(0)
-    return World(rank, size, device, control, storage, int(os.environ.get("LOCAL_RANK", 0)))
+    return World(rank, size, device, control, storage, int(os.environ.get("LOCAL_RANK", 0)), patience)
 
 
 def place(pair: nn.Module, world: World, compute: schema.Compute) -> nn.Module:
@@ -103,11 +105,9 @@ def _shard(pair: nn.Module, world: World, compute: schema.Compute) -> None:
     Projections and the logit scale, which is left to the root, decide the precision of the loss: fp32 always.
     Several copies: neighbouring ranks hold one, so that gathering stays among them.
     """
-    policy, copies = MixedPrecisionPolicy(), compute.replicate
+    policy, mesh = MixedPrecisionPolicy(), _mesh(world, compute.replicate)
     if compute.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    grid = (copies, world.size // copies) if copies > 1 else (world.size,)
-    mesh = init_device_mesh(world.device.type, grid, mesh_dim_names=("copy", "shard")[-len(grid) :])
     for tower in (pair.image, pair.text):
         for block in tower.blocks:  # type: ignore[union-attr]
             fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -116,6 +116,18 @@ def _shard(pair: nn.Module, world: World, compute: schema.Compute) -> None:
     fully_shard(pair, mesh=mesh)
     for method in ("encode_image", "encode_text"):
         torch.distributed.fsdp.register_fsdp_forward_method(pair, method)
+
+
+def _mesh(world: World, copies: int) -> DeviceMesh:
+    """All ranks in a row, or a row for each copy of the weights."""
+    if copies == 1:
+        return init_device_mesh(world.device.type, (world.size,))
+    rows = torch.arange(world.size).view(copies, -1)
+    # Groups of our own: those that a mesh makes have torch's patience, which may end before a slow read does.
+    ours = [
+        distributed.new_subgroups_by_enumeration(lines.tolist(), timeout=world.patience)[0] for lines in (rows.T, rows)
+    ]
+    return DeviceMesh.from_group(ours, world.device.type, rows, mesh_dim_names=("copy", "shard"))
 
 
 def check(pair: nn.Module) -> None:
