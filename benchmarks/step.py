@@ -192,7 +192,8 @@ def _ours(torch: Any, form: str, size: str, batch: int, mask: str, chosen: argpa
     pair = towers.build(config.model, config.augment, config.compute.attention)
     towers.initialise(pair, chosen.seed)
     here = parallel.World(0, 1, device, None, None)
-    parallel.place(pair, here, chosen.compile)
+    config.compute.compile = "yes" if chosen.compile else "no"
+    parallel.place(pair, here, config.compute)
     optimizer = optim.build(pair.named_parameters(), config.optim)
     visible = kept(image, mask)
     rng = np.random.default_rng(chosen.seed)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from flip.config import schema
 
@@ -96,17 +96,34 @@ class _Attention(Attention):
         return out
 
 
+def _dear(context: Any, op: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
+    """Keep the products of matrices and SDPA's output; norms, activation and explicit attention are computed again.
+
+    The product that ends a block narrows its input, and nothing in the backward pass asks for its output.
+    """
+    product = op in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
+    keep = inputs[-1].shape[0] <= inputs[-1].shape[1] if product else "scaled_dot_product" in op.name()
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "block": {},
+    "selective": {"context_fn": partial(create_selective_checkpoint_contexts, _dear)},
+}
+
+
 class _Block(Block):
     """timm's pre-norm block. ``first``: only what becomes of each sequence's first token, as no other one is read."""
 
-    recompute = False
+    recompute = "no"
 
     def forward(self, x: Tensor, layout: Layout | None = None, first: bool = False) -> Tensor:  # type: ignore[override]
-        if self.recompute and torch.is_grad_enabled():
-            # Inside the module, so that sharding sees one forward pass and the names of parameters stay.
-            again: Tensor = checkpoint(self._run, x, layout, first, use_reentrant=False, preserve_rng_state=False)
-            return again
-        return self._run(x, layout, first)
+        if self.recompute == "no" or not torch.is_grad_enabled():
+            return self._run(x, layout, first)
+        # Inside the module, so that sharding sees one forward pass and the names of parameters stay.
+        how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False, **_RECOMPUTE[self.recompute]}
+        again: Tensor = checkpoint(self._run, x, layout, first, **how)
+        return again
 
     def _run(self, x: Tensor, layout: Layout | None, first: bool) -> Tensor:
         y = self.attn(self.norm1(x), layout, first)

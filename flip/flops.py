@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and memory of a configuration, by arithmetic: no torch, so that planning is instant.
+"""Parameters and FLOPs of a configuration, by arithmetic: no torch, so that planning is instant.
 
 Per block of width D with fused q, k, v and an MLP of 4 D (all with biases): 12 D^2 + 13 D parameters (two LayerNorms
 included), and for n tokens 24 n D^2 + 4 n^2 D forward FLOPs. A multiply-add counts as two; norms, activations and the
@@ -10,13 +10,6 @@ from __future__ import annotations
 
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.config.stages import kept
-
-SAVED, TEMPORARY = 17, 12
-"""Values of the width per token: what a block saves for its backward pass (its two inputs, two norms, q, k, v, the
-heads' output, the hidden layer before and after its activation), and what the backward pass of one holds besides."""
-
-LAST = 5
-"""The same of the text tower's last block, whose first position alone goes on: its input, a norm, q, k and v."""
 
 LOSS_TILE = 1024
 """Columns of logits that the loss holds at once. On a CPU more are not faster (benchmarks/loss.py)."""
@@ -75,47 +68,3 @@ def loss_bytes(local: int, world: int, embed: int, tile: int = LOSS_TILE) -> int
     """
     whole = local * world
     return 4 * (3 * local * min(tile, whole) + 2 * whole * embed + 2 * 2 * local * embed + 4 * (local + whole))
-
-
-def memory(
-    model: Model, local: int, mask: str, precision: str, world: int, attention: str = "sdpa", accumulate: int = 1,
-    recompute: bool = False,
-) -> dict[str, int]:  # fmt: skip
-    """Bytes of one rank, an estimate for planning: each part and their ``total``.
-
-    Arguments: local batch b, mask ratio, ``fp32`` or ``bf16``, world size W, ``explicit`` or ``sdpa``, micro-batches.
-    Weights, gradients and both moments are fp32 and shared over the ranks. Activations are what autograd saves on a CPU
-    for one micro-batch (within 10 %, see the test), with ``recompute`` the inputs of all blocks and one block whole;
-    autocast on CUDA keeps norms in fp32, which is more and was not measured. The loss goes over its logits in tiles.
-    Interpreter and libraries come on top.
-    """
-    size = 2 if precision == "bf16" else 4
-    count, length = parameters(model)["total"], tokens(model.image, mask)
-    widest = max(model.image.width, model.text.width)
-    # Held whole by each rank where W > 1: the block at work and the next one, the embedding, and their gradients.
-    gathered = 4 * 2 * (2 * 12 * widest**2 + model.text.vocabulary * model.text.width) if world > 1 else 0
-    micro = -(-local // accumulate)
-    parts = {
-        "weights": 4 * count // world + gathered,
-        "bf16_weights": 2 * (count - model.text.vocabulary * model.text.width) if precision == "bf16" else 0,
-        "gradients": 4 * count // world,
-        "moments": 8 * count // world,
-        "image_activations": micro * size * _saved(model.image, length, attention, recompute),
-        "text_activations": micro * size * _saved(model.text, model.text.length, attention, recompute, True),
-        "temporary": micro * size * TEMPORARY * max(length * model.image.width, model.text.length * model.text.width),
-        "loss": loss_bytes(local, world, model.embed),
-    }
-    return parts | {"total": sum(parts.values())}
-
-
-def _saved(
-    tower: ImageTower | TextTower, length: int, attention: str, recompute: bool, first: bool = False
-) -> int:  # fmt: skip
-    """Values saved for the backward pass of one sequence; explicit attention saves one square matrix per head.
-
-    ``first``: of the last block only the first position is computed.
-    """
-    block = SAVED * length * tower.width + (tower.heads * length**2 if attention == "explicit" else 0)
-    if recompute:
-        return tower.layers * length * tower.width + block
-    return tower.layers * block - ((block - LAST * length * tower.width) if first else 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,13 @@ from flip.data.order import key
 STD = 0.02
 
 
-def build(model: schema.Model, augment: schema.Augment, attention: str, recompute: bool = False) -> Pair:
-    """The pair on the CPU with weights yet to be drawn by ``initialise``. ``attention``: ``explicit`` or ``sdpa``.
+def build(model: schema.Model, augment: schema.Augment, attention: str, recompute: str = "no") -> Pair:
+    """The pair with weights yet to be drawn by ``initialise``. ``attention``: ``explicit`` or ``sdpa``.
 
-    ``recompute``: a block keeps its input alone for the backward pass, which computes the rest again, to the same bits.
+    Under ``torch.device("meta")`` the weights have no memory yet, and only the fixed tables (buffers) are there.
+
+    ``recompute``: what a block computes again in the backward pass, to the same bits: nothing (``no``), all but its
+    matrix products and attention (``selective``), or everything from its input on (``block``).
     """
     pair = Pair(model, augment, attention)
     for block in (*pair.image.blocks, *pair.text.blocks):
@@ -65,14 +69,15 @@ class ImageEncoder(nn.Module):
         self.blocks = blocks(tower, attention)
         self.norm = nn.LayerNorm(tower.width, eps=EPS)
         self.projection = nn.Linear(tower.width, embed, bias=False)
-        self.register_buffer("positions", sincos(tower.size // tower.patch, tower.width), persistent=False)
-        mean, std = (torch.tensor(v).repeat(tower.patch**2) for v in (augment.mean, augment.std))
-        self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("pixel_offset", -mean / std, persistent=False)
+        with torch.device("cpu"):  # known numbers, in a model without memory too
+            self.register_buffer("positions", sincos(tower.size // tower.patch, tower.width), persistent=False)
+            mean, std = (torch.tensor(v).repeat(tower.patch**2) for v in (augment.mean, augment.std))
+            self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
+            self.register_buffer("pixel_offset", -mean / std, persistent=False)
 
     def forward(self, patches: Tensor, keep: Tensor | None = None) -> Tensor:
         """(b, K, p*p*3) uint8 and positions (b, K), or all P patches in order -> (b, E) fp32, not normalised."""
-        x = self.patch((patches * self.pixel_scale).add_(self.pixel_offset))
+        x = self.patch((patches * self.pixel_scale).add_(self.pixel_offset).to(self.patch.weight.dtype))
         positions = self.positions.to(x.dtype)
         x = x + (positions if keep is None else positions[keep.long()])
         x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
@@ -196,13 +201,14 @@ def _normalise(features: Tensor) -> Tensor:
 def initialise(pair: Pair, seed: int) -> None:
     """Draw all weights, each parameter from a generator of its own: key(seed, hash of its name).
 
-    So they depend on neither the order of construction, nor the device, nor what else draws; call it before sharding.
+    So they depend on neither the order of construction, nor the device, nor the world size, nor what else draws. Of a
+    sharded pair each rank draws one whole parameter after the other and keeps its part of it.
     docs/contracts.md, Randomness, gives the formula.
     """
     for name, parameter in pair.named_parameters():
         digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         generator = torch.Generator().manual_seed(int(key(seed, digest)))
-        value = torch.empty(parameter.shape)
+        value = torch.full(parameter.shape, math.nan)
         if name == "logit_scale":
             value.fill_(pair.first_logit_scale)
         elif name == "logit_bias":
@@ -215,4 +221,13 @@ def initialise(pair: Pair, seed: int) -> None:
             value.fill_(1.0)
         else:
             nn.init.xavier_uniform_(value, generator=generator)
-        parameter.copy_(value)
+        parameter.copy_(_part(value, parameter))
+
+
+def _part(whole: Tensor, of: Any) -> Tensor:
+    """``whole`` laid out as the parameter is. Every rank has drawn all of it, so nothing is sent."""
+    if not hasattr(of, "placements"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor  # a second that unsharded models need not pay
+
+    return distribute_tensor(whole, of.device_mesh, of.placements, src_data_rank=None)

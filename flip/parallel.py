@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from flip.config import schema
 
@@ -32,6 +33,8 @@ class World:
 
     local_rank: int = 0
     """Among the ranks of a node, whose ranks are neighbours."""
+    patience: datetime.timedelta = datetime.timedelta(minutes=20 + PATIENCE)
+    """How long a collective of training waits."""
 
     @property
     def first(self) -> bool:
@@ -63,30 +66,76 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0) -> World:
     storage = distributed.new_group(backend="gloo", timeout=6 * patience)  # rank 0 hashes whole checkpoints alone
     torch.manual_seed(0)  # nothing draws from it: weights and data have their own generators
     random.seed(0)
-    return World(rank, size, device, control, storage, int(os.environ.get("LOCAL_RANK", 0)))
+    return World(rank, size, device, control, storage, int(os.environ.get("LOCAL_RANK", 0)), patience)
 
 
-def place(pair: nn.Module, world: World, compile: bool = False) -> nn.Module:
-    """Move the pair to its device and, with several ranks, shard it: every block of both towers, then the rest.
+def place(pair: nn.Module, world: World, compute: schema.Compute) -> nn.Module:
+    """Compile, with several ranks shard, and give memory to the pair, in this order (docs/scale.md says why).
 
-    Blocks are units so that only one block's full weights are held at a time; the root holds embeddings, norms,
-    projections and the logit scale. Weights are initialised in full before, so they do not depend on the world size.
-    ``compile``: every block by torch.compile, in place and before it is sharded, which keeps the names of parameters;
-    what a block recomputes in its backward pass is inside it, and compiled with it.
+    A pair that was built on meta gets memory for this rank's shards alone, full of NaN: ``check`` then finds whatever
+    nobody drew. One that has its weights keeps them. Every block is compiled in place and before it is sharded: names
+    of parameters stay, and what a block computes again in its backward pass is inside it and compiled with it.
     """
-    pair.to(world.device)
-    if compile:
+    if compute.compile == "yes":
         pair.text.few_shapes = True  # type: ignore[union-attr]
-        for block in (*pair.image.blocks, *pair.text.blocks):  # type: ignore[union-attr, misc]
+        for block in _blocks(pair):
             block.compile(dynamic=False)
     if world.size > 1:
-        for tower in (pair.image, pair.text):
-            for block in tower.blocks:  # type: ignore[union-attr]
-                fully_shard(block)
-        fully_shard(pair)
-        for method in ("encode_image", "encode_text"):
-            torch.distributed.fsdp.register_fsdp_forward_method(pair, method)
-    return pair
+        _shard(pair, world, compute)
+    tables = dict(pair.named_buffers())
+    if any(parameter.is_meta for parameter in pair.parameters()):
+        pair.to_empty(device=world.device)
+        with torch.no_grad():
+            for parameter in pair.parameters():
+                parameter.fill_(torch.nan)
+            for name, buffer in pair.named_buffers():
+                buffer.copy_(tables[name])
+    return pair.to(world.device)
+
+
+def _blocks(pair: nn.Module) -> list[nn.Module]:
+    return [*pair.image.blocks, *pair.text.blocks]  # type: ignore[union-attr, list-item, misc]
+
+
+def _shard(pair: nn.Module, world: World, compute: schema.Compute) -> None:
+    """The units that are gathered, used and given back together: every block, each tower's rest, each projection.
+
+    A block is a unit so that only one block's full weights are held at a time. With bf16 the weights of blocks and
+    towers are gathered and multiplied in bf16; shards, their gradients' sums over ranks and the optimiser stay fp32.
+    Projections and the logit scale, which is left to the root, decide the precision of the loss: fp32 always.
+    Several copies: neighbouring ranks hold one, so that gathering stays among them.
+    """
+    policy, mesh = MixedPrecisionPolicy(), _mesh(world, compute.replicate)
+    if compute.precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for tower in (pair.image, pair.text):
+        for block in tower.blocks:  # type: ignore[union-attr]
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(tower.projection, mesh=mesh)  # type: ignore[union-attr, arg-type]
+        fully_shard(tower, mesh=mesh, mp_policy=policy)  # type: ignore[arg-type]
+    fully_shard(pair, mesh=mesh)
+    for method in ("encode_image", "encode_text"):
+        torch.distributed.fsdp.register_fsdp_forward_method(pair, method)
+
+
+def _mesh(world: World, copies: int) -> DeviceMesh:
+    """All ranks in a row, or a row for each copy of the weights."""
+    if copies == 1:
+        return init_device_mesh(world.device.type, (world.size,))
+    rows = torch.arange(world.size).view(copies, -1)
+    # Groups of our own: those that a mesh makes have torch's patience, which may end before a slow read does.
+    ours = [
+        distributed.new_subgroups_by_enumeration(lines.tolist(), timeout=world.patience)[0] for lines in (rows.T, rows)
+    ]
+    return DeviceMesh.from_group(ours, world.device.type, rows, mesh_dim_names=("copy", "shard"))
+
+
+def check(pair: nn.Module) -> None:
+    """RuntimeError unless every weight and table has a value that somebody gave it."""
+    for name, tensor in (*pair.named_parameters(), *pair.named_buffers()):
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+        if local.is_meta or not bool(local.isfinite().all()):
+            raise RuntimeError(f"{name} was never given a value, or holds one that is not finite")
 
 
 def reshard(pair: nn.Module) -> None:
@@ -99,8 +148,12 @@ def reshard(pair: nn.Module) -> None:
 
 
 def autocast(compute: schema.Compute, world: World) -> contextlib.AbstractContextManager[Any]:
-    """bf16 arithmetic over fp32 weights where the configuration says bf16."""
-    if compute.precision == "bf16":
+    """bf16 arithmetic over fp32 weights where the configuration says bf16, for a pair that is not sharded.
+
+    A sharded one has bf16 weights while it computes (``place``), which is the same but for the rounding of gains,
+    positions and embeddings. A single process is spared the copies of all weights that sharding makes in every step.
+    """
+    if compute.precision == "bf16" and world.size == 1:
         return torch.autocast(world.device.type, torch.bfloat16)
     return contextlib.nullcontext()
 

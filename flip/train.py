@@ -100,9 +100,11 @@ class Trainer:
     def restore(self) -> None:
         """Build the model with its first weights, then go on from the newest commit where there is one."""
         compute = self.config.compute
-        self.pair = model.build(self.config.model, self.config.augment, compute.attention, compute.recompute == "block")
+        with torch.device("meta"):
+            self.pair = model.build(self.config.model, self.config.augment, compute.attention, compute.recompute)
+        parallel.place(self.pair, self.world, compute)
         model.initialise(self.pair, self.config.seed)
-        parallel.place(self.pair, self.world, compute.compile == "yes")
+        parallel.check(self.pair)
         source = self.saving.restore(checkpoint.model_state(self.pair), self.config.init)
         if source is not None:
             self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flip import flops
-from flip.config.schema import Config
+from flip import flops, memory
+from flip.config.schema import Compute, Config
 from flip.config.validate import plan_numbers
 from jobs.profile import Profile
 
@@ -24,16 +24,29 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Device:
+    """One rank in one stage: bytes at the peak of a step (``flip.memory.device``), and seconds of a step.
+
+    The seconds are those of arithmetic at the assumed utilisation, None where the profile cannot tell.
+    """
+
+    memory: dict[str, int]
+    step_seconds: float | None
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """The numbers of one run: those of ``plan_numbers``, parameters, and per stage FLOPs and GPU-hours."""
+    """The numbers of one run: those of ``plan_numbers``, parameters, and per stage FLOPs, GPU-hours and its device."""
 
     parameters: dict[str, int]
     numbers: dict[str, Any]
     stages: list[Cost]
+    devices: list[Device]
     cost: Cost
 
     def as_dict(self) -> dict[str, Any]:
-        stages = [row | asdict(cost) for row, cost in zip(self.numbers["stages"], self.stages, strict=True)]
+        rows = zip(self.numbers["stages"], self.stages, self.devices, strict=True)
+        stages = [row | asdict(cost) | asdict(device) for row, cost, device in rows]
         return {**self.numbers, "parameters": self.parameters, "stages": stages, "cost": asdict(self.cost)}
 
 
@@ -41,21 +54,31 @@ def estimate(config: Config, profile: Profile) -> Estimate:
     """The cost of a resolved, valid configuration on a cluster.
 
     GPU-hours = samples * training FLOPs per pair / (peak * utilisation), training being 3 times the forward pass
-    (the assumption of all our plans). Samples are those really drawn: whole batches.
+    (the assumption of all our plans), and 4 times where micro-batches or recomputed blocks do it once more. Samples are
+    those really drawn: whole batches. The FLOPs of the plan are those of the model, without what is done again.
     """
     numbers = plan_numbers(config)
-    stages = []
-    for stage in numbers["stages"]:
-        samples = stage["end"] - stage["start"]
-        work = float(samples * flops.training_flops(config.model, stage["mask"], stage["positions"])["total"])
-        stages.append(_cost(samples, stage["steps"], work, profile if config.resources.gpus else None))
-    return Estimate(flops.parameters(config.model), numbers, stages, total(stages))
+    stages, devices = [], []
+    again = passes(config.compute) / 3
+    for stage, row in zip(config.stages, numbers["stages"], strict=True):
+        samples = row["end"] - row["start"]
+        work = float(samples * flops.training_flops(config.model, stage.mask, row["positions"])["total"])
+        cost = _cost(samples, row["steps"], work, again, profile if config.resources.gpus else None)
+        seconds = None if cost.gpu_hours is None else cost.gpu_hours * 3600 / numbers["world"] / row["steps"]
+        stages.append(cost)
+        devices.append(Device(memory.rank(config, stage), seconds))
+    return Estimate(flops.parameters(config.model), numbers, stages, devices, total(stages))
 
 
-def _cost(samples: int, steps: int, work: float, profile: Profile | None) -> Cost:
-    if profile is None or not profile.peak_tflops:
+def passes(compute: Compute) -> int:
+    """Forward passes that a step costs: 3 (the backward one counts two), and each that is done again."""
+    return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
+
+
+def _cost(samples: int, steps: int, work: float, again: float, profile: Profile | None) -> Cost:
+    if profile is None or not profile.tflops:
         return Cost(samples, steps, work, None, None)
-    hours = work / (profile.peak_tflops * 1e12 * profile.utilisation) / 3600
+    hours = again * work / (profile.tflops * 1e12 * profile.utilisation) / 3600
     price = hours * profile.price_per_gpu_hour if profile.price_per_gpu_hour else None
     return Cost(samples, steps, work, hours, price)
 
@@ -78,9 +101,9 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 def assumption(profile: Profile) -> str:
     """The words that go with every number of GPU-hours."""
-    if not profile.peak_tflops:
-        return f"no GPU-hours: the profile {profile.name} names no peak_tflops"
+    if not profile.tflops:
+        return f"no GPU-hours: the profile {profile.name} names neither a known gpu nor peak_tflops"
     return (
-        f"GPU-hours at an assumed {100 * profile.utilisation:g} % of {profile.peak_tflops:g} TFLOP/s"
+        f"GPU-hours at an assumed {100 * profile.utilisation:g} % of {profile.tflops:g} TFLOP/s"
         f" ({profile.gpu or 'a card'}; the assumption of all our plans)"
     )

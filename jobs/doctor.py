@@ -177,7 +177,7 @@ def text(profile: Profile, site: Site) -> str:
         if value not in ("", {}, []):
             row = f"{key}: {yaml.safe_dump(value, default_flow_style=True, width=1000).splitlines()[0]}"
             done.append(f"{row:24}  # {source}" if source else row)
-    if profile.gpus_per_node and not profile.peak_tflops:
+    if profile.gpus_per_node and not profile.tflops:
         done.append("# peak_tflops: 989.0     # dense bf16 peak of one card (of an H100 SXM); for GPU-hours in plans")
     return "\n".join([*done, ""])
 

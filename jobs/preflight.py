@@ -17,11 +17,10 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-from flip import flops
+from flip import flops, memory
 from flip.config.resolve import DataFacts, Host
-from flip.config.schema import Config, Stage
+from flip.config.schema import Config
 from flip.config.sets import Share, shares
-from flip.config.stages import world
 from flip.data.chunk import Sample
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
@@ -31,13 +30,10 @@ from flip.data.stream import captions_of, image_of, label_of
 from flip.evaluate import prompts
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.rundir import RunDir
-from jobs import saves, site
+from jobs import fit, saves, site
 from jobs.disk import ELSEWHERE, unwritable
 from jobs.profile import Profile
 from jobs.table import count, size
-
-STATE_BYTES = 12
-"""Of a checkpoint per parameter: the weight and two moments, fp32."""
 
 SHARDS_LOOKED_AT = 2000
 OBJECTS_LOOKED_AT = 64
@@ -70,7 +66,7 @@ def check(
         _tokenizer(config, nominal),
         *_evaluations(config, nominal),
         _machine(config, profile, on),
-        _memory(config, profile, on),
+        *(Check(*seen) for seen in fit.check(config, profile, on)),
         _writable(profile, folder, dry),
         _space(config, profile, folder),
         *_bucket(config, dry),
@@ -232,27 +228,6 @@ def _machine(config: Config, profile: Profile, on: Host) -> Check:
     return Check("cores", f"{wanted} threads and loader processes on {on.cores} cores a node{verdict}")
 
 
-def _memory(config: Config, profile: Profile, on: Host) -> Check:
-    """The largest stage's estimate against the host's memory; a card's memory is in no profile."""
-    if config.resources.gpus:
-        return Check("GPU memory", "the profile does not say what a card has", True)
-    ranks, compute = world(config), config.compute
-
-    def rank(stage: Stage) -> int:
-        local = stage.batch // ranks
-        how = compute.precision, ranks, compute.attention, compute.accumulate, compute.recompute == "block"
-        return flops.memory(config.model, local, stage.mask, *how)["total"]
-
-    saved = (2 if config.checkpoint.background == "yes" else 1) * STATE_BYTES * flops.parameters(config.model)["total"]
-    needed = (max(map(rank, config.stages)) + saved // ranks) * config.resources.processes  # the copy, and its file
-    if needed > on.memory:
-        what = f"about {size(needed)} of memory are needed on a node that has {size(on.memory)}"
-        remedy = "Set compute.recompute to block, raise compute.accumulate, lower the batch, take more nodes, or set "
-        remedy += "checkpoint.background to no."
-        raise ConfigError(what, remedy=remedy)
-    return Check("memory", f"about {size(needed)} of {size(on.memory)} a node")
-
-
 def _here(profile: Profile, folder: Path) -> Path | None:
     """The nearest folder that exists; None where a cluster's file system is not on this machine."""
     above = [path for path in (folder, *folder.parents) if path.is_dir()]
@@ -292,7 +267,7 @@ def _space(config: Config, profile: Profile, folder: Path) -> Check:
     if place is None:
         return Check("free space", f"{folder.parent}: not on this machine", True)
     held = config.checkpoint.keep + len(config.stages) + 1
-    needed = STATE_BYTES * flops.parameters(config.model)["total"] * held
+    needed = memory.STATE_BYTES * flops.parameters(config.model)["total"] * held
     free = shutil.disk_usage(place).free
     if needed > free:
         what = f"{size(free)} are free, up to {held} checkpoints of one run need {size(needed)}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from flip.accelerators import find
 from flip.exitcodes import ConfigError
 
 KINDS = ("local", "slurm")
@@ -40,9 +41,11 @@ class Profile:
     """Memory of a node, GB; 0: as this machine says."""
     gpus_per_node: int = 0
     gpu: str = ""
-    """Name of the card, as shown in plans."""
+    """Name of the card, as shown in plans and looked up in ``flip/accelerators.py``."""
+    gpu_memory_gb: float = 0.0
+    """Memory of a card, GB; 0: as the table says of ``gpu``, else unknown: whether a run fits is not checked then."""
     peak_tflops: float = 0.0
-    """Dense bf16 peak of one card, TFLOP/s; 0: unknown, plans then show no GPU-hours."""
+    """Dense bf16 peak of a card, TFLOP/s; 0: as the table says, else unknown: plans then show no GPU-hours."""
     utilisation: float = 0.4
     """Share of the peak that plans assume (of the FLOPs in docs/recipe.md)."""
     price_per_gpu_hour: float = 0.0
@@ -81,6 +84,18 @@ class Profile:
     """``pyxis`` (srun --container-image) or ``apptainer``."""
     container_mounts: list[str] = field(default_factory=list)
     """Folders seen in the container, as PATH or PATH:PLACE, besides the runs root (which holds the code as well)."""
+
+    @property
+    def tflops(self) -> float:
+        """Dense bf16 peak of a card, TFLOP/s; 0: unknown."""
+        card = find(self.gpu)
+        return self.peak_tflops or (card.tflops if card else 0.0)
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Memory of a card; 0: unknown."""
+        card = find(self.gpu)
+        return int(1e9 * (self.gpu_memory_gb or (card.memory_gb if card else 0)))
 
     @property
     def jobs_python(self) -> str:

@@ -133,11 +133,13 @@ def _run(action: Action) -> list[str]:
             "kept": f"{stage['kept']} of {stage['patches']}",
             "passes": f"{stage['passes']:.3g}",
             "peak lr": f"{stage['lr']:.3g}",
+            "a rank": size(device.memory["total"]),
+            "s a step": None if device.step_seconds is None else f"{device.step_seconds:.3g}",
         }
-        for stage, cost in zip(numbers["stages"], wanted.estimate.stages, strict=True)
+        for stage, cost, device in zip(numbers["stages"], wanted.estimate.stages, wanted.estimate.devices, strict=True)
     ]
     if wanted.estimate.cost.gpu_hours is None:
-        rows = [{key: value for key, value in row.items() if key != "GPU-hours"} for row in rows]
+        rows = [{key: value for key, value in row.items() if key not in ("GPU-hours", "s a step")} for row in rows]
     return [*lines, table(rows, indent="  "), *(f"  note: {note}" for note in wanted.notes)]
 
 

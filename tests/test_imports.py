@@ -12,7 +12,7 @@ ROOMS = ("flip", "jobs", "tools")
 HEAVY = ("torch", "torchvision", "timm")
 #: What host and launcher share: no torch.
 LIGHT = ("flip.config", "flip.flops", "flip.rundir", "flip.commit", "flip.exitcodes", "flip.results", "flip.interrupt")
-LIGHT += ("flip.evaluate.registry", "flip.evaluate.forms", "flip.evaluate.prompts", "flip.evaluate.task")
+LIGHT += ("flip.memory", "flip.accelerators")
 LIGHT += ("flip.evaluate.registry", "flip.evaluate.forms", "flip.evaluate.prompts", "flip.evaluate.task")
 #: What loader processes and the tools for shards load.
 LIGHT += tuple(

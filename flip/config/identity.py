@@ -51,6 +51,7 @@ _ADDED: dict[str, Any] = {
     "model.objective": "clip",
     "model.logit_bias": -10.0,
     "compute.accumulate": 1,
+    "compute.replicate": 1,
     "compute.compile": "no",
     "stages.*.text_mask": "0",
     "stages.*.text_masking": "random",

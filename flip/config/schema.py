@@ -216,10 +216,14 @@ class Compute:
     deterministic: str = "auto"
     """``yes`` or ``no``; auto: yes on a CPU."""
     recompute: str = "no"
-    """``block``: of a block only its input is kept for the backward pass, which computes the rest again (activation
-    checkpointing). Much less memory, a forward pass more, the same bits."""
+    """What blocks compute again in the backward pass (activation checkpointing), to the same bits. ``selective``: all
+    but matrix products and SDPA, which costs little and saves two fifths of the memory or more. ``block``: everything,
+    a forward pass more, much less memory."""
     compile: str = "no"
     """``yes``: the blocks are compiled (torch.compile), minutes at the start of every stage. Moves the last bits."""
+    replicate: int = 1
+    """Copies of the sharded weights (hybrid sharding): each lies on W / this neighbouring ranks, as those of a node,
+    and what crosses copies are the gradients alone. 1: one over all ranks. Moves the last bits."""
     accumulate: int = 1
     """Micro-batches in which a rank goes through its share of a batch: less memory for activations, a forward pass
     more, the same gradient (pairs are still contrasted with the whole batch). Moves the last bits."""

@@ -171,7 +171,11 @@ def _init(config: Config) -> None:
 
 
 def _compute(config: Config) -> None:
-    compute, resources = config.compute, config.resources
+    compute, resources, ranks = config.compute, config.resources, world(config)
+    if ranks % compute.replicate:
+        remedy = f"Set it to one out of {_divisors(ranks)}; resources.nodes makes each copy that of one node."
+        what = f"compute.replicate: {compute.replicate} copies of the weights do not divide {ranks} ranks"
+        raise ConfigError(what, remedy=remedy)
     fields = {**vars(compute), "decoder": config.data.decoder, "resize": config.data.resize}
     for key, value in fields.items():
         if value in ("auto", 0):

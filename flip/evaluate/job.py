@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from flip import checkpoint, commit, model, parallel
 from flip.commit import Commit
 from flip.config import load, schema
@@ -136,11 +138,13 @@ class Evaluation:
             encoder = foreign.OpenClipEncoder(str(source["path"]), self.world.device, self.autocast)
             return {("0", False): encoder}
         theirs = load.read(self.subject.config)
-        pair = model.build(theirs.model, theirs.augment, self.config.compute.attention)
-        parallel.place(pair, self.world)
+        with torch.device("meta"):
+            pair = model.build(theirs.model, theirs.augment, self.config.compute.attention)
+        parallel.place(pair, self.world, self.config.compute)
         checkpoints = checkpoint.Checkpointer(self.subject, 0, self.world, 1, patience=self.patience)
         checkpoints.load(checkpoints.open(source.path), checkpoint.model_state(pair))
         checkpoints.close()
+        parallel.check(pair)
         pair.eval()
         tokenizer = Tokenizer.of(theirs.data.tokenizer, theirs.model.text)
         return {

@@ -84,6 +84,14 @@ def test_checkpoint(tmp_path):
     assert all(0 < row["stall_s"] <= row["written_s"] for row in found["cases"])
 
 
+def test_memory(tmp_path):
+    size = ["--size", "tiny", "--batch", 4, "--mask", "0.5", "--recompute", "no", "selective"]
+    found = report("memory", *size, cwd=tmp_path)
+    assert [row["recompute"] for row in found["cases"]] == ["no", "selective"]
+    assert all(row["measured_MB"] >= 0 < row["predicted_MB"] for row in found["cases"])
+    assert {row["measured_MB"] for row in found["on_cuda"]["cases"]} == {"not measured"}
+
+
 @pytest.mark.s3
 def test_stream(tmp_path):
     found = report("stream", "--quick", cwd=tmp_path)

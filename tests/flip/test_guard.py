@@ -107,8 +107,9 @@ def test_a_full_disk_does_not_hide_what_happened(tmp_path):
 
 def rank_main(rank, world, port, folder, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    here = parallel.start(schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1))
-    pair, share = parallel.place(tiny(), here), len(batch()[0]) // world
+    compute = schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1)
+    here = parallel.start(compute)
+    pair, share = parallel.place(tiny(), here, compute), len(batch()[0]) // world
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
     training, report = Training(folder, pair, rank, fields), {}
     training.go()

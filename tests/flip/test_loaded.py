@@ -47,7 +47,7 @@ def rank_main(rank, port, path, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     run, config = RunDir(path), configuration.read(RunDir(path).config)
     world = parallel.start(config.compute)
-    pair = parallel.place(built(config), world)
+    pair = parallel.place(built(config), world, config.compute)
     results.put((rank, score(pair, config, world)))
     saver = checkpoint.Checkpointer(run, 1, world, keep=2)
     saver.save(checkpoint.model_state(pair), "pretrain", 64, step=1)

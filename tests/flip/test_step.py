@@ -76,11 +76,12 @@ def test_the_mean_of_the_losses_of_micro_batches_is_something_else(whole, kind):
 
 def rank_main(rank, world, port, kind, micro, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    here = parallel.start(schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1))
+    compute = schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1)
+    here = parallel.start(compute)
     pair = tiny(**kind)
     for block in (*pair.image.blocks, *pair.text.blocks):
-        block.recompute = micro > 1
-    parallel.place(pair, here)
+        block.recompute = "block" if micro > 1 else "no"
+    parallel.place(pair, here, compute)
     share = B // world
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
     twice = [found(pair, fields, micro) for _ in range(2)]  # the second one after the first has left its state

@@ -22,8 +22,9 @@ from tests.synthetic import encode, make_dataset, make_tokenizer, picture
 
 def rank_main(rank, world, port, folder, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    here = parallel.start(schema.Compute(device="cpu", precision="fp32", attention="sdpa", threads=1))
-    pair = parallel.place(built(), here)
+    compute = schema.Compute(device="cpu", precision="fp32", attention="sdpa", threads=1)
+    here = parallel.start(compute)
+    pair = parallel.place(built(), here, compute)
     team = Team(here.rank, here.size, here.control)
     found = []
     data, classes = str(folder), str(folder / "classes.json")

@@ -1,0 +1,141 @@
+"""The memory of a training step as ``flip.memory`` foretells it, beside what the step really takes.
+
+One step of one process: B/16 at three batches and three mask ratios, after a small step that makes the optimiser's
+state. On a CPU the measure is the peak of a process of its own above what it had when its libraries were loaded, on
+CUDA the peak of what the allocator gave out.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import itertools
+import resource
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+from benchmarks import results
+from benchmarks.loss import device
+from benchmarks.results import rounded
+from flip import memory
+from flip.config.schema import Augment, Compute, ImageTower, Model, Optim, TextTower
+from flip.config.sizes import SIZES
+from flip.config.stages import kept
+
+LARGER = 256, 512, 1024
+"""b on a card."""
+COMMAND = f"python benchmarks/memory.py --device cuda --batch {' '.join(map(str, LARGER))} --out memory-cuda.json"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), default="B/16")
+    parser.add_argument("--batch", type=int, nargs="+", default=[8, 16, 32], help="b (default: %(default)s)")
+    parser.add_argument("--mask", nargs="+", default=["0", "0.5", "0.75"], help="(default: %(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    ways = "no", "selective", "block"
+    parser.add_argument("--recompute", nargs="+", choices=ways, default=ways, help="(default: all)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="on a CPU (default: %(default)s)")
+    results.options(parser, "memory")
+    chosen = parser.parse_args(arguments)
+    rows = [row for recompute in chosen.recompute for row in cases(chosen, chosen.device, chosen.batch, recompute)]
+    report: dict[str, Any] = {
+        "benchmark": "memory", "machine": results.machine() | device(chosen.device), "size": chosen.size,
+        "precision": chosen.precision, "attention": attention(chosen.device, chosen.precision),
+        "device": chosen.device, "cases": rows,
+        "farthest": rounded(max(abs(row["measured_to_predicted"] - 1) for row in rows)),
+    }  # fmt: skip
+    if chosen.device == "cpu":
+        report["on_cuda"] = {"command": COMMAND, "cases": cases(chosen, "cuda", LARGER, "no", measure=False)}
+    results.publish(report, chosen)
+    return 0
+
+
+def attention(device: str, precision: str) -> str:
+    return "explicit" if (device, precision) == ("cpu", "bf16") else "sdpa"
+
+
+def cases(
+    chosen: argparse.Namespace, device: str, batches: Sequence[int], recompute: str, measure: bool = True
+) -> list[dict[str, Any]]:
+    """A row for each batch and mask ratio. Without ``measure``, what is foretold alone."""
+    sized = SIZES[chosen.size]
+    towers = {"image": ImageTower(**sized["image"]), "text": TextTower(**sized["text"])}
+    model = Model(size=chosen.size, embed=sized["embed"], **towers)
+    compute = Compute(
+        device=device, precision=chosen.precision, attention=attention(device, chosen.precision),
+        threads=chosen.threads, deterministic="no", recompute=recompute,
+    )  # fmt: skip
+    rows = []
+    for b, mask in itertools.product(batches, chosen.mask):
+        predicted = memory.device(model, compute, b, mask)["total"]
+        row = {"b": b, "mask": mask, "recompute": recompute, "predicted_MB": round(predicted / 1e6)}
+        if measure:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                measured = pool.submit(_case, model, compute, b, mask, chosen.seed).result()
+            row |= {"measured_MB": round(measured / 1e6), "measured_to_predicted": rounded(measured / predicted)}
+            print(row, file=sys.stderr, flush=True)
+        else:
+            row |= {"measured_MB": "not measured"}
+        rows.append(row)
+    return rows
+
+
+def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
+    """Bytes at the peak of a step above those at rest, in this process."""
+    import torch
+
+    from flip import model as towers
+    from flip import optim, parallel, step
+
+    world = parallel.start(compute)
+    generator = torch.Generator().manual_seed(seed)
+
+    def once(pair: Any, of: Model, b: int, mask: str) -> None:
+        optimizer = pair.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        count, patches = kept(of.image, mask), (of.image.size // of.image.patch) ** 2
+        pixels = torch.randint(0, 256, (b, count, 3 * of.image.patch**2), dtype=torch.uint8, generator=generator)
+        keep = torch.rand(b, patches, generator=generator).argsort(dim=1)[:, :count].sort(dim=1).values.to(torch.int16)
+        tokens = torch.randint(0, of.text.vocabulary, (b, of.text.length), dtype=torch.int32, generator=generator)
+        step.gradients(pair, (pixels, keep, tokens), 1, world.device, parallel.autocast(compute, world))
+        optimizer.step()
+
+    def built(of: Model) -> Any:
+        with torch.device("meta"):
+            pair = towers.build(of, Augment(), compute.attention, compute.recompute)
+        parallel.place(pair, world, compute)
+        towers.initialise(pair, seed)
+        pair.optimizer = optim.build(pair.named_parameters(), Optim())  # type: ignore[assignment]
+        return pair
+
+    row = SIZES["tiny"]
+    small = Model(embed=row["embed"], image=ImageTower(**row["image"]), text=TextTower(**row["text"]))
+    once(built(small), small, 4, "0.5")  # what libraries load at their first use
+    before = _peak(torch, compute.device, reset=True)
+    pair = built(model)
+    once(pair, model, 2, mask)
+    once(pair, model, b, mask)
+    return _peak(torch, compute.device) - before
+
+
+def _peak(torch: Any, device: str, reset: bool = False) -> int:
+    """Most bytes so far; with ``reset`` those of now, from which the peak is counted."""
+    if device == "cuda":
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return int(torch.cuda.memory_allocated() if reset else torch.cuda.max_memory_allocated())
+    if reset:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())

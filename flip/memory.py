@@ -1,0 +1,119 @@
+"""The memory of a run by arithmetic, before it has any: of a device in training, and of a host's loaders.
+
+No torch, so that planning is instant. Held against real steps by benchmarks/memory.py, on CPUs; on CUDA nothing was
+measured yet.
+"""
+
+from __future__ import annotations
+
+from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
+from flip.config.sets import shares
+from flip.config.stages import kept, positions, world
+from flip.flops import loss_bytes, parameters, tokens
+
+SAVED, SELECTED, TEMPORARY = 17, 9, 12
+"""Values of the width per token. Saved by a block for its backward pass: its two inputs, two norms, q, k, v, the heads'
+output, the hidden layer before and after its activation, and what attention copies. Of these ``recompute: selective``
+keeps: input, q, k, v, the heads' projection, the hidden layer (SDPA's output besides). Temporary: what the backward
+pass of a block holds beyond."""
+
+LAST, LAST_SELECTED = 5, 4
+"""The same two of the text tower's last block, of which the first position alone goes on: input, norm, q, k and v."""
+
+STATE_BYTES = 12
+"""Of a checkpoint per parameter: the weight and two moments, fp32."""
+
+READY = 3
+"""Batches that a rank's loader has ready or at work, at most."""
+
+
+def device(model: Model, compute: Compute, local: int, mask: str, ranks: int = 1, left: int = 0) -> dict[str, int]:
+    """Bytes that one rank holds at the peak of a step of ``local`` pairs: each part and their ``total``.
+
+    ``left``: positions of a caption, where a text mask leaves fewer than all. Weights, gradients and both moments are
+    fp32 and shared over the ranks of a copy. Activations are freed while gradients come: the peak is at the end of the
+    forward pass, when the text tower's are gone, or at the step of the optimiser, whichever is most. Interpreter,
+    libraries and (on CUDA) context and kernels come on top.
+    """
+    count, shard = parameters(model), max(1, ranks // compute.replicate)
+    length, micro = tokens(model.image, mask), -(-local // compute.accumulate)
+    size, captions = 2 if compute.precision == "bf16" else 4, left or model.text.length
+    always = {
+        "weights": 4 * count["total"] // shard,
+        "moments": 8 * count["total"] // shard,
+        "batch": local * (kept(model.image, mask) * (3 * model.image.patch**2 + 2) + 4 * model.text.length),
+    }
+    vocabulary = model.text.vocabulary * model.text.width
+    if ranks > 1:
+        # Two blocks, at work and on their way, or a tower's rest, with the gradients of one.
+        widest = max(model.image.width, model.text.width)
+        always["gathered"] = (2 * size + 4) * max(12 * widest**2, vocabulary)
+    elif compute.precision == "bf16":
+        always["bf16_weights"] = 2 * (count["total"] - vocabulary)  # autocast's copies
+    gradients = {name: 4 * count[name] // shard for name in ("image", "text")}
+    images = micro * size * _saved(model.image, length, compute) + _edge(model.image, mask, micro, size)
+    texts = micro * size * _saved(model.text, captions, compute, first=True)
+    work = {
+        "image": micro * size * TEMPORARY * length * model.image.width,
+        "text": micro * size * TEMPORARY * captions * model.text.width,
+    }
+    # Earlier micro-batches have left the gradient of everything.
+    earlier = sum(gradients.values()) if compute.accumulate > 1 else 0
+    loss = loss_bytes(local, ranks, model.embed)
+    both = {"image_activations": images, "text_activations": texts}
+    moments = [
+        {"gradients": earlier, **both, "temporary": work["text"], "loss": loss},
+        {"gradients": max(earlier, gradients["text"]), "image_activations": images, "temporary": work["image"]},
+        {"gradients": sum(gradients.values())},
+    ]  # fmt: skip
+    parts = always | max(moments, key=lambda parts: sum(parts.values()))
+    return parts | {"total": sum(parts.values())}
+
+
+def saved(model: Model, compute: Compute, micro: int, mask: str) -> int:
+    """Bytes that autograd keeps of a micro-batch's forward pass, autocast's copies of the weights included."""
+    size = 2 if compute.precision == "bf16" else 4
+    image = _saved(model.image, tokens(model.image, mask), compute)
+    text = _saved(model.text, model.text.length, compute, first=True)
+    copies = 2 * (parameters(model)["total"] - model.text.vocabulary * model.text.width) if size == 2 else 0
+    return micro * size * (image + text) + _edge(model.image, mask, micro, size) + copies
+
+
+def _saved(tower: ImageTower | TextTower, length: int, compute: Compute, first: bool = False) -> int:
+    """Values that the blocks save for the backward pass of one sequence, and one block at work, where it is rebuilt.
+
+    ``first``: of the last block only the first position is computed.
+    """
+    one = length * tower.width
+    whole = SAVED * one + (tower.heads * length**2 if compute.attention == "explicit" else 0)
+    if compute.recompute == "no":
+        return tower.layers * whole - ((whole - LAST * one) if first else 0)
+    if compute.recompute == "block":
+        return tower.layers * one + whole
+    selected = SELECTED + (compute.attention == "sdpa")
+    return tower.layers * selected * one - ((selected - LAST_SELECTED) * one if first else 0) + whole
+
+
+def _edge(image: ImageTower, mask: str, micro: int, size: int) -> int:
+    """Bytes of the normalised pixels of a micro-batch, which the embedding's gradient needs."""
+    return micro * size * kept(image, mask) * 3 * image.patch**2
+
+
+def loader(config: Config, stage: Stage) -> int:
+    """Bytes that the loader of one rank holds at most on the host: two blocks of every lane, and the ready batches."""
+    ranks, data = world(config), config.data
+    raw = sum(len(one.lanes) * data.block * one.chunk * one.sample_bytes for one in shares(data)) / ranks
+    pixels = kept(config.model.image, stage.mask) * 3 * config.model.image.patch**2
+    return int(2 * raw + READY * stage.batch // ranks * (pixels + 4 * config.model.text.length))
+
+
+def saving(config: Config) -> int:
+    """Bytes that a rank's host holds of a checkpoint on its way: its file, and in the background a copy before."""
+    copies = 2 if config.checkpoint.background == "yes" else 1
+    return copies * STATE_BYTES * parameters(config.model)["total"] // world(config)
+
+
+def rank(config: Config, stage: Stage) -> dict[str, int]:
+    """``device`` of a resolved configuration's stage."""
+    ranks, left = world(config), positions(config.model.text, stage.text_mask)
+    return device(config.model, config.compute, stage.batch // ranks, stage.mask, ranks, left)

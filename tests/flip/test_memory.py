@@ -1,0 +1,48 @@
+"""The arithmetic of memory; benchmarks/memory.py holds it against real steps, test_model.py against autograd."""
+
+import pytest
+
+from flip import memory
+from flip.config.schema import Compute
+from tests.flip.test_flops import sized
+
+
+def bytes(name="L/16", local=256, mask="0.5", ranks=1, precision="bf16", attention="sdpa", **compute):
+    return memory.device(sized(name), Compute(precision=precision, attention=attention, **compute), local, mask, ranks)
+
+
+def test_parts_add_up():
+    for ranks in (1, 8):
+        for local in (1, 256):
+            parts = bytes(local=local, ranks=ranks)
+            assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
+
+
+def test_it_follows_mask_and_world():
+    whole, half = (bytes(mask=mask) for mask in ("0", "0.5"))
+    assert whole["image_activations"] == pytest.approx(half["image_activations"] * 197 / 99, rel=0.01)
+    spread = bytes(ranks=8)
+    assert spread["moments"] * 8 == pytest.approx(half["moments"], abs=8)
+    assert spread["gathered"] > 0 and "bf16_weights" not in spread and "gathered" not in half
+
+
+def test_small_steps_end_with_all_gradients_and_large_ones_begin_with_all_activations():
+    small, large = bytes(local=1), bytes(local=512)
+    assert small["gradients"] == pytest.approx(small["weights"], rel=1e-6) and "image_activations" not in small
+    assert large["gradients"] < small["gradients"] and large["image_activations"] > large["weights"]
+
+
+def test_what_saves_activations():
+    plain = bytes()["total"]
+    selective, block, parts = (
+        bytes(**how)["total"] for how in ({"recompute": "selective"}, {"recompute": "block"}, {"accumulate": 8})
+    )
+    assert plain > selective > block and plain > parts
+    once = bytes(accumulate=2, recompute="block")
+    assert once["gradients"] == pytest.approx(once["weights"], rel=1e-6)  # of the micro-batch before
+
+
+def test_explicit_attention_keeps_its_squares_unless_they_are_computed_again():
+    assert bytes(attention="explicit")["total"] > bytes()["total"]
+    again = [bytes(attention=attention, recompute="selective")["total"] for attention in ("explicit", "sdpa")]
+    assert again[0] < again[1] * 1.05
