@@ -69,8 +69,8 @@ model = flip.load(folder)
 - An image is its central square over the whole short side, bicubic to {size} x {size}, mean
   {mean}, deviation {std}. open_clip cuts after resizing
   and takes the alpha channel away; in training transparent pictures lay on white.
-- A text is cut or padded with id 0 to {length} tokens, padding is attended to{special}.{cleaning}
-- `logit_scale` is the logarithm of the scale, clamped as in training; open_clip does not clamp it.
+- A text is cut or padded with id 0 to {length} tokens, padding is {padding}{special}.{cleaning}
+- `logit_scale` is the logarithm of the scale, clamped as in training; open_clip does not clamp it.{bias}
 - Another image size (`force_image_size`) makes open_clip interpolate the table of positions. The toolkit computes it
   anew for the new grid, which is another model.
 - Masking is for training alone: everything here sees all patches.
@@ -86,11 +86,15 @@ def text(record: dict[str, Any], config: Config) -> str:
         "\n  open_clip mends broken encodings and odd quotes in every text, which was not done in training: such texts"
         " get other\n  tokens."
     )  # fmt: skip
+    padding = "attended to"
+    if model.text.padding == "mask":
+        padding = "not seen (open_clip's encoder is\n  wider by a channel per head, which sees to that)"
+    bias = " `logit_bias` is SigLIP's." if model.objective == "siglip" else ""
     return _TEXT.format(
         run=record["run"], stage=record["stage"], samples=record["samples"], facts="".join(_facts(record, model)),
         variant=_VARIANTS[record["variant"]], scores="".join(_scores(record["evaluations"])), width=model.image.width,
         size=model.image.size, mean=augment.mean, std=augment.std, length=model.text.length, special=special,
-        cleaning=cleaning,
+        cleaning=cleaning, padding=padding, bias=bias,
     )  # fmt: skip
 
 

@@ -196,8 +196,12 @@ def _public(config: Config) -> Config:
         config.data, manifest="", tokenizer=exported.TOKENIZER, cache="",
         sets=[dataclasses.replace(one, manifest="") for one in config.data.sets],
     )  # fmt: skip
-    sets = [dataclasses.replace(one, manifest="", classes="") for one in config.evaluate.sets]
-    return dataclasses.replace(config, data=data, evaluate=dataclasses.replace(config.evaluate, sets=sets))
+    sets = [dataclasses.replace(one, manifest="", classes="", train="") for one in config.evaluate.sets]
+    return dataclasses.replace(
+        config, data=data, evaluate=dataclasses.replace(config.evaluate, sets=sets),
+        init=dataclasses.replace(config.init, run=""), checkpoint=dataclasses.replace(config.checkpoint, url=""),
+        resources=dataclasses.replace(config.resources, cluster=""),
+    )  # fmt: skip
 
 
 def _json(path: Path, value: Any) -> None:

@@ -35,7 +35,7 @@ def main(folder, given, found):
     out["tokens"] = tokens = tokenizer(words["texts"])
     out["image"], out["text"] = model.encode_image(pixels), model.encode_text(tokens)
     out["views"] = torch.stack([preprocess(Image.fromarray(one)) for one in given["pictures"]])
-    out["scale"] = model.logit_scale.exp()
+    out["scale"], out["logits"] = model.logit_scale.exp(), model.get_logits(pixels, tokens)[0]
     if model.logit_bias is not None:
         out["bias"] = model.logit_bias
     classes = open_clip.build_zero_shot_classifier(model, tokenizer, words["names"], words["templates"])

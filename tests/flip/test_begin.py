@@ -93,3 +93,15 @@ def test_what_does_not_fit_is_refused(source, tmp_path):
     with pytest.raises((ConfigError, DataError)):
         begin_from(pair, config, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in pair.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_bias_that_only_one_of_them_has_is_its_own(source, tmp_path):
+    folder, tokenizer, loaded = source
+    pair, config = fresh(tokenizer, recipe="siglip")
+    assert begin_from(pair, config, folder)["differs"].keys() == {"model.objective", "model.max_logit_scale"}
+    assert float(pair.logit_bias) == -10.0 and torch.equal(pair.text.positions, loaded.pair.text.positions)
+    export.export(loaded_of(configured("siglip", tokenizer), tmp_path), tmp_path / "made")
+    other, config = fresh(tokenizer)
+    begin_from(other, config, tmp_path / "made")
+    assert other.logit_bias is None

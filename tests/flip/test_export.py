@@ -100,6 +100,10 @@ def unit(features):
     return torch.nn.functional.normalize(features, dim=-1)
 
 
+def scale_of(pair):
+    return float(pair.logit_scale.detach().clamp(max=pair.max_logit_scale).exp())
+
+
 @torch.no_grad()
 def same(loaded, given, found, raw=True):
     """All that the script found is what our own model says. ``raw``: features before they are normalised as well."""
@@ -111,6 +115,7 @@ def same(loaded, given, found, raw=True):
     image, text = pair.image(given.patches), pair.text(tokens)
     assert near(found["text"][alike], text[alike]) and near(unit(found["image"]), unit(image))
     assert near(found["image"], image) == raw
+    assert near(found["logits"][:, alike] / scale_of(pair), (unit(image) @ unit(text).T)[:, alike])
     assert float(found["scale"]) == pytest.approx(loaded.config.model.max_logit_scale)
     pixels = torch.from_numpy(given.pixels)
     assert near(found["views"], pixels) and near(found["timm_views"], pixels)
@@ -164,6 +169,7 @@ def test_open_clip_and_timm_compute_what_we_compute(recipe, size, variant, token
     same(loaded, given, stock(folder, given, tmp_path), raw=variant != "extra-block")
 
 
+@torch.no_grad()
 def test_siglip_that_sees_no_padding_is_exported_as_the_same_function(tokenizer, tmp_path):
     loaded = loaded_of(configured("siglip", tokenizer, "tiny", "model.text.padding=mask"), tmp_path)
     loaded.pair.max_logit_scale = loaded.config.model.max_logit_scale = 3.0  # the scale of logits is 5 here
@@ -171,8 +177,13 @@ def test_siglip_that_sees_no_padding_is_exported_as_the_same_function(tokenizer,
     given = Given(loaded.config, TEXTS + BROKEN, 4)
     found, tokens = stock(tmp_path / "made", given, tmp_path), torch.from_numpy(loaded.tokenizer(given.texts))
     assert torch.equal(found["tokens"], tokens)
-    assert near(found["text"], loaded.pair.text(tokens).detach())
-    assert float(found["bias"]) == float(loaded.pair.logit_bias.detach())
+    pair = loaded.pair
+    image, text = pair.image(given.patches), pair.text(tokens)
+    assert near(found["text"], text) and float(found["bias"]) == float(pair.logit_bias)
+    expected = scale_of(pair) * unit(image) @ unit(text).T + pair.logit_bias
+    assert near(found["logits"] / scale_of(pair), expected / scale_of(pair))
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "padding is not seen" in card and "`logit_bias`" in card
     again = flip.load(tmp_path / "made")
     assert near(again.encode_text(given.texts), loaded.encode_text(given.texts))
     assert torch.equal(again.pair.logit_bias, loaded.pair.logit_bias)
@@ -208,6 +219,7 @@ def run(tokenizer, tmp_path):
     run.path.mkdir(parents=True)
     stages = "stages=[{name: pretrain, samples: 64, batch: 8}, {name: unmasked, samples: 32, batch: 8}]"
     private = ["data.manifest=/private/shards", "evaluate.sets=[{name: a, manifest: /private/a, classes: /private/c}]"]
+    private += ["evaluate.sets.a.train=/private/t", "init.run=/private/run", "checkpoint.url=/private/url"]
     config = configured("portable", tokenizer, "tiny", stages, *private)
     write_text(run.config, configuration.dump(config))
     write_json(run.identity, {"hash": "1den71ty", "code": "c0de"})
