@@ -36,8 +36,9 @@ def of_weights(optimizer: torch.optim.AdamW, world: int) -> tuple[Tensor, Tensor
             if decay:
                 change += decay * (after + change) / (1 - decay)
             # in fp64: weights that run away are to be seen on their way, not as an overflow
-            weights.append(torch.linalg.vector_norm(after, dtype=torch.float64))
-            changes.append(torch.linalg.vector_norm(change, dtype=torch.float64))
+            held = parallel.copies(parameter) ** -0.5
+            weights.append(held * torch.linalg.vector_norm(after, dtype=torch.float64))
+            changes.append(held * torch.linalg.vector_norm(change, dtype=torch.float64))
     squares = torch.stack([torch.stack(weights), torch.stack(changes)]).square().sum(dim=1)
     if world > 1:
         distributed.all_reduce(squares)

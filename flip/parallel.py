@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
 import random
 from dataclasses import dataclass
@@ -156,6 +157,12 @@ def autocast(compute: schema.Compute, world: World) -> contextlib.AbstractContex
     if compute.precision == "bf16" and world.size == 1:
         return torch.autocast(world.device.type, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def copies(tensor: torch.Tensor) -> int:
+    """Ranks that hold the same part of a tensor that may be sharded."""
+    places = enumerate(getattr(tensor, "placements", ()))
+    return math.prod(tensor.device_mesh.size(i) for i, place in places if place.is_replicate())  # type: ignore
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from flip import checkpoint, model, optim, parallel, step
+from flip import checkpoint, model, norms, optim, parallel, step
 from flip.config import schema
 from flip.rundir import RunDir
 from tests.flip.test_model import inputs, sized, visible
@@ -52,9 +52,11 @@ def trained(how, world, folder=None):
         loss, _ = step.gradients(pair, mine, how.accumulate, world.device, parallel.autocast(how, world))
         if t == 0:
             found |= {f"gradient.{name}": parallel.whole(p.grad).clone() for name, p in pair.named_parameters()}
+        norm = norms.of_gradients(pair)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
+    found["norms"] = torch.stack([norm, *norms.of_weights(optimizer, world.size)]).float()
     found["losses"] = torch.stack(losses)
     with torch.no_grad(), parallel.autocast(how, world):  # an entry point of its own
         found["encoded"] = pair.encode_image(inputs(B)[0])
@@ -63,6 +65,7 @@ def trained(how, world, folder=None):
     if folder:
         saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
         saver.save(checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer), "pretrain", STEPS * B)
+        saver.close()
     found["dtypes"] = torch.tensor([p.dtype == torch.float32 for p in pair.parameters()])
     return found
 
@@ -167,6 +170,7 @@ def test_a_rank_holds_its_part_alone(at):
 def test_sharded_training_is_that_of_one_process(at, world, case):
     """The same global batches. fp32 sums in another order: 2e-5 of a gradient, 1e-3 of a weight after three steps."""
     alone, found = at[1]["fp32"], at[world][case]
+    assert torch.allclose(found["norms"], alone["norms"], rtol=1e-3)
     assert farthest(found, alone, "gradient") < (2e-5, "")
     assert torch.allclose(found["losses"], alone["losses"], rtol=1e-5)
     assert farthest(found, alone, "weight") < (1e-3, "")
@@ -193,12 +197,14 @@ def test_copies_of_the_weights_train_alike_and_are_saved_once(at, tmp_path):
     (found,) = launch(4, [compute(replicate=2)], tmp_path)
     alone = at[1]["fp32"]
     assert int(alone["held"]) / 2 <= int(found["held"]) < 1.02 * int(alone["held"]) / 2
+    assert torch.allclose(found["norms"], alone["norms"], rtol=1e-3)
     assert farthest(found, alone, "gradient") < (2e-5, "")
     assert farthest(found, alone, "weight") < (1e-3, "")
     here = parallel.start(compute())
     pair = built(compute(), here)
     saver = checkpoint.Checkpointer(RunDir(tmp_path), 1, here, keep=2)
     saver.load(saver.newest(), checkpoint.model_state(pair))
+    saver.close()
     parallel.stop()
     assert all(torch.equal(found[f"weight.{name}"], p.detach()) for name, p in pair.named_parameters())
 
@@ -208,6 +214,7 @@ def test_copies_of_the_weights_train_alike_and_are_saved_once(at, tmp_path):
 def test_compiled_blocks_of_two_ranks_train_as_eager_ones_of_one(at, how):
     (found,) = launch(2, [how])
     alone = at[1]["fp32"]
+    assert torch.allclose(found["norms"], alone["norms"], rtol=1e-3)
     assert farthest(found, alone, "gradient") < (2e-5, "")
     assert farthest(found, alone, "weight") < (1e-3, "")
     assert {name for name in found if "orig_mod" in name} == set()
