@@ -84,7 +84,7 @@ def test_a_card_that_nobody_knows_is_not_checked():
 def test_a_host_too_small_for_a_cpu_run_is_told_the_same_way():
     batches = [f"stages.{name}.batch=1024" for name in ("pretrain", "unmasked")]
     config = planned("resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8", *batches)
-    small = Host(cores=8, memory=40 * 10**9)
+    small = Host(cores=8, memory=60 * 10**9)
     error = refused(config, Profile(), small)
     assert "a node that has" in error.what and "resources.nodes" not in error.remedy
     assert [way[0] for way in proposals(error)][:2] == ["compute.recompute=block", "compute.accumulate=4"]
