@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"plan": 2.0, "status": 1.0, "help": 0.3}
 """Seconds."""
 SHAPES = (Shape(1, 8, 8, 12, 24.0), Shape(4, 8, 8, 12, 24.0))
-NO_COMMANDS = ("supervisor", "worker", "rank")
+NO_COMMANDS = ("supervisor", "worker", "evaluator", "rank")
 """Files that can be run, but that nobody types."""
 PEERS = ("submitit", "hydra-core", "hydra-submitit-launcher")
 

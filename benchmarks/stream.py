@@ -39,7 +39,7 @@ GOALS = {
     "webdataset + s3fs whole, torchvision's crop": 1.3,
 }
 """How many times as fast ours is to be."""
-NEEDS = {"open_clip": "open_clip_train", "mosaicml-streaming": "streaming"}
+NEEDS = {"open_clip": ("open_clip_train", "pandas"), "mosaicml-streaming": ("streaming",)}
 """Peers that may not be installed, and what they import."""
 PACKAGES = (
     "torch", "torchvision", "simplejpeg", "pillow", "s3fs", "aiobotocore", "tokenizers", "webdataset",
@@ -84,7 +84,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flip-stream-")))
         address = stack.enter_context(served.serving(chosen.server, folder))
-        here = [name for name in PIPELINES if name not in NEEDS or find_spec(NEEDS[name])]
+        here = [name for name in PIPELINES if all(map(find_spec, NEEDS.get(name, ())))]
         processes = {name: stack.enter_context(served.alone()) for name in here}
         for kind in pictures.KINDS[: 1 if chosen.quick else None]:
             samples = chosen.samples * pictures.KINDS[0].side // kind.side // 64 * 64
