@@ -31,7 +31,7 @@ browser: install  ## a headless Chromium for the tests of pages, where it may be
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh chromium-headless-shell || \
 		echo "no browser: the report's page is not looked at in one"
 
-test: lint types slurm browser  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (25 minutes on two cores)
+test: lint types slurm browser  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (about 40 minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 check: lint types  ## the quick part, under five minutes: no Slurm, no S3 server
