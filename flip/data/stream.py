@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,9 @@ from flip.data.retry import Patience
 from flip.data.s3_obstore import Obstore
 from flip.exitcodes import DataError
 from flip.tokenizer import Tokenizer
+
+_OFTEN = 16
+"""Samples of a lane after which its reads ahead are looked at."""
 
 
 @dataclass(frozen=True)
@@ -159,24 +163,25 @@ class Stream:
         ids, visits = (field.ravel() for field in self.order.part(self.lanes, self.position, self.count))
         ahead = self._ahead = self._ahead or self._prefetch()
         draws = _Draws(self, visits, ids)
-        captions, replaced, notes = [], 0, list[Replaced]()
-        seen = np.empty_like(visits)
-        for i in range(len(ids)):
-            a, (k, n) = i // self.count, divmod(self.position + i % self.count, self.order.span)
-            m, image, lines = self._good(ahead, a, k, n, notes)
-            row, drawn = i, draws
-            if m != n:
-                replaced += int(ids[i]) not in self.manifest.exceptions
-                block_ids, block_visits = self.order.held(self.lanes, k)
-                row, drawn = 0, _Draws(self, block_visits[a, m : m + 1], block_ids[a, m : m + 1])
-            out.ids[i], out.keep[i], seen[i] = drawn.ids[row], drawn.keep[row], drawn.visits[row]
-            if self.spec.witness:
-                out.witness[i] = np.frombuffer(hashlib.sha256(image.tobytes()).digest()[:8], "<i8")[0]
-            size, patch, resize = self.spec.image.size, self.spec.image.patch, self.spec.data.resize
-            cut = augmenting.view(image, size, self.spec.augment, drawn.view, row, resize)
-            out.patches[i] = decode.patches(cut, patch, drawn.keep[row])
-            captions.append(lines[int(drawn.caption[row] * len(lines))])
-            ahead.passed(a, k, n)
+        out.ids[:], out.keep[:], seen = draws.ids, draws.keep, visits.copy()
+        captions, replaced, notes = list[str](), 0, list[Replaced]()
+        for a in range(len(self.lanes)):
+            for k, places in _blocks(self.position, self.count, self.order.span):
+                block = _Block(self, ahead, a, k)
+                for n in places:
+                    i = row = len(captions)
+                    m, image, lines = self._good(block, n, notes)
+                    drawn = draws
+                    if m != n:
+                        replaced += int(ids[i]) not in self.manifest.exceptions
+                        row, drawn = 0, _Draws(self, block.visits[m : m + 1], block.ids[m : m + 1])
+                        out.ids[i], out.keep[i], seen[i] = drawn.ids[0], drawn.keep[0], drawn.visits[0]
+                    out.patches[i] = self._cut(image, drawn, row)
+                    captions.append(lines[int(drawn.caption[row] * len(lines))])
+                    if self.spec.witness:
+                        out.witness[i] = np.frombuffer(hashlib.sha256(image.tobytes()).digest()[:8], "<i8")[0]
+                    if n % _OFTEN == 0 or n == places[-1]:
+                        ahead.passed(a, k, n)
         tokens = self.tokenizer(captions)
         out.places[:] = masking.places(self.spec.seed, seen, out.ids, tokens, self.kept)
         out.tokens[:] = np.take_along_axis(tokens, out.places.astype(np.int64), axis=1)
@@ -184,18 +189,24 @@ class Stream:
         ahead.paced(self.count)
         return replaced, notes
 
+    def _cut(self, image: Pixels, drawn: _Draws, row: int) -> Pixels:
+        """The kept patches of a view."""
+        spec = self.spec
+        view = augmenting.view(image, spec.image.size, spec.augment, drawn.view, row, spec.data.resize)
+        return decode.patches(view, spec.image.patch, drawn.keep[row])
+
     def _prefetch(self) -> Prefetch:
         """Begun with the first part, so that what is not used reads nothing."""
         read = partial(self.reader.fetch, self.manifest)
         return Prefetch(self.order, self.lanes, self.position, read, self._useless, self._bytes)
 
-    def _good(self, ahead: Prefetch, a: int, k: int, n: int, notes: list[Replaced]) -> tuple[int, Pixels, list[str]]:
-        """Place n of lane a's block k, or the next place (cyclic) that can be decoded: (place, pixels, captions)."""
-        ids = self.order.held(self.lanes, k)[0][a]
-        for m in ((n + step) % len(ids) for step in range(len(ids))):
+    def _good(self, block: _Block, n: int, notes: list[Replaced]) -> tuple[int, Pixels, list[str]]:
+        """Place n of a block, or the next place (cyclic) that can be decoded: (place, pixels, captions)."""
+        ids = block.ids
+        for m in chain(range(n, len(ids)), range(n)):
             id = int(ids[m])
             if id not in self.bad:
-                sample = ahead.chunk(a, k, id // self.manifest.chunk).samples[id % self.manifest.chunk]
+                sample = block.sample(id)
                 try:
                     return m, image_of(sample, self.spec.data.decoder), captions_of(sample, self.spec.data.captions)
                 except Undecodable as error:
@@ -205,7 +216,7 @@ class Stream:
                 notes.append(Replaced(id, *self.manifest.locate(id), self.bad[id]))
         shard, ordinal = self.manifest.locate(int(ids[n]))
         raise DataError(
-            f"none of the {len(ids)} samples of block {k} of lane {self.lanes[a]} can be decoded",
+            f"none of the {len(ids)} samples of block {block.k} of lane {self.lanes[block.a]} can be decoded",
             f"{shard}, sample {ordinal}",
             self.bad[int(ids[n])],
             f"Look for what is bad: python tools/shards.py verify {self.manifest.folder}",
@@ -226,6 +237,29 @@ class Stream:
 
     def _useless(self, j: int) -> bool:
         return all(id in self.bad for id in self.manifest.chunk_ids(j))
+
+
+class _Block:
+    """Block k of lane number a: the ids and visits of its places, (Q*R,) each, and their samples."""
+
+    def __init__(self, stream: Stream, ahead: Prefetch, a: int, k: int) -> None:
+        self.a, self.k, self._ahead, self._chunk = a, k, ahead, stream.manifest.chunk
+        self.ids, self.visits = (field[a] for field in stream.order.held(stream.lanes, k))
+        self._chunks: dict[int, list[Sample]] = {}
+
+    def sample(self, id: int) -> Sample:
+        """Waits for its chunk."""
+        j, place = divmod(id, self._chunk)
+        if j not in self._chunks:
+            self._chunks[j] = self._ahead.chunk(self.a, self.k, j).samples
+        return self._chunks[j][place]
+
+
+def _blocks(position: int, count: int, span: int) -> Iterator[tuple[int, range]]:
+    """The blocks that positions ``position`` .. + ``count`` - 1 of a lane lie in, and the places there."""
+    stop = position + count
+    for k in range(position // span, -(-stop // span)):
+        yield k, range(max(position - k * span, 0), min(stop - k * span, span))
 
 
 class _Draws:

@@ -7,6 +7,7 @@ word; here everything that is not an archive to its last byte is ``Broken``.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,6 +15,11 @@ BLOCK = 512
 _ZERO = bytes(BLOCK)
 _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
+_ODD = re.compile(r"/|__|\n")
+"""What is in no extension, or must be looked at more closely."""
+_HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x").unpack_from
+"""Name, size, type, magic, prefix."""
+_EXTENSIONS = frozenset((b"x", b"g", b"L", b"K"))
 _DATA_TYPES = b"0\x007"
 _BARE_TYPES = b"123456"
 
@@ -56,40 +62,42 @@ class Sample(NamedTuple):
 def members(buffer: memoryview, whole: bool = False) -> Iterator[Member]:
     """Regular files of a tar, or of a part of one that begins and ends between members.
 
-    ``whole``: header checksums are checked and the zero block at the end is demanded; without it the bytes are known by
-    their CRC. Raises Broken, and Cut where the buffer ends inside a member or, ``whole``, without that block.
+    ``whole``: header checksums and extensions are checked and the zero block at the end is demanded; without it the
+    bytes are known by their CRC. Raises Broken, and Cut where the buffer ends inside a member or, ``whole``, without
+    that block.
     """
-    offset, start, name, size = 0, -1, None, None
-    while offset < len(buffer):
-        header = bytes(buffer[offset : offset + BLOCK])
-        if header == _ZERO:
+    offset, end, start, name, size = 0, len(buffer), -1, None, None
+    while offset < end:
+        if end - offset < BLOCK:
+            raise Cut(offset, "header cut off")
+        path_field, size_field, kind, magic, prefix = _HEADER(buffer, offset)
+        if not path_field[0] and buffer[offset : offset + BLOCK] == _ZERO:
             if start >= 0:
                 raise Broken(offset, "an extension header without its member")
             return check_rest(buffer, offset)
-        if len(header) < BLOCK:
-            raise Cut(offset, "header cut off")
-        if whole and not _checksum_holds(header):
+        if whole and not _checksum_holds(bytes(buffer[offset : offset + BLOCK])):
             raise Broken(offset, "not a tar header")
-        kind, length = header[156:157], _number(header[124:136], offset)
-        if kind in (b"x", b"g", b"L", b"K"):
-            if start < 0:
-                start = offset
-            data, offset = _extension(buffer, offset, length)
-            if kind == b"x":
-                found = _pax(data, offset)
-                name, size = found.get("path", name), int(found["size"]) if "size" in found else size
-            elif kind == b"L":
-                name = _text(data)
-            continue
+        length, at = _number(size_field, offset), offset
         if start < 0:
             start = offset
-        path = _name(header) if name is None else name
-        length = 0 if kind in _BARE_TYPES else length if size is None else size
-        if kind not in _DATA_TYPES and kind not in _BARE_TYPES:
-            raise Broken(offset, f"member {path} of type {kind!r}, which shards do not hold")
-        first, offset = offset + BLOCK, _after(buffer, offset, length)
+        if kind in _EXTENSIONS:
+            offset = _after(buffer, at, length)
+            data = bytes(buffer[at + BLOCK : at + BLOCK + length])
+            if kind == b"L":
+                name = _text(data)
+            elif kind == b"x" and (whole or b"path=" in data or b"size=" in data):
+                name, size = _pax(data, offset, name, size)
+            continue
+        path = _name(path_field, magic, prefix) if name is None else name
+        if kind in _DATA_TYPES:
+            length = length if size is None else size
+        elif kind in _BARE_TYPES:
+            length = 0
+        else:
+            raise Broken(at, f"member {path} of type {kind!r}, which shards do not hold")
+        offset = _after(buffer, at, length)
         if kind in _DATA_TYPES and not path.endswith("/"):
-            yield Member(path, start, first, length)
+            yield Member(path, start, at + BLOCK, length)
         start, name, size = -1, None, None
     if start >= 0:
         raise Cut(offset, "an extension header without its member")
@@ -103,17 +111,22 @@ def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
     Raises Broken, also where a sample holds one extension twice.
     """
     sample: Sample | None = None
+    stem = "/."  # that of no key
     for member in members(buffer, whole):
-        match = _KEY.match(member.name)
-        if match is None or _META.search(member.name):
-            continue
-        key, extension = match[1], match[2].lower()
-        if sample is None or sample.key != key:
-            if sample is not None:
-                yield sample
-            sample = Sample(key, member.start, {})
-        elif extension in sample.members:
-            raise Broken(member.start, f"sample {key} holds two members {extension}")
+        extension = member.name[len(stem) :]
+        if not member.name.startswith(stem) or _ODD.search(extension):  # else it is one more of the present sample
+            match = _KEY.match(member.name)
+            if match is None or _META.search(member.name):
+                continue
+            if sample is None or sample.key != match[1]:
+                if sample is not None:
+                    yield sample
+                sample, stem = Sample(match[1], member.start, {}), match[1] + "."
+            extension = match[2]
+        assert sample is not None
+        extension = extension.lower()
+        if extension in sample.members:
+            raise Broken(member.start, f"sample {sample.key} holds two members {extension}")
         sample.members[extension] = (member.data, member.size)
     if sample is not None:
         yield sample
@@ -138,8 +151,11 @@ def _checksum_holds(header: bytes) -> bool:
 def _number(field: bytes, offset: int) -> int:
     if field[0] & 0x80:  # GNU base-256: sizes that eleven octal digits do not hold
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
+    digits = field.strip(b" \0")
+    if digits and not digits.isdigit():  # int() would take a sign as well
+        raise Broken(offset, "a size that is not a number")
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        return int(digits or b"0", 8)
     except ValueError:
         raise Broken(offset, "a size that is not a number") from None
 
@@ -155,28 +171,27 @@ def _after(buffer: memoryview, offset: int, size: int) -> int:
     return stop
 
 
-def _extension(buffer: memoryview, offset: int, length: int) -> tuple[bytes, int]:
-    stop = _after(buffer, offset, length)
-    return bytes(buffer[offset + BLOCK : offset + BLOCK + length]), stop
-
-
-def _pax(data: bytes, offset: int) -> dict[str, str]:
-    found = {}
+def _pax(data: bytes, offset: int, name: str | None, size: int | None) -> tuple[str | None, int | None]:
+    """Name and size of the next member, where an extended header gives them, else those that were."""
     while data.strip(b"\0"):
         digits = data.partition(b" ")[0]
         if not digits.isdigit() or not len(digits) < int(digits) <= len(data):
             raise Broken(offset, "a damaged pax header")
         field, _, value = data[len(digits) + 1 : int(digits) - 1].partition(b"=")
-        found[field.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        if field == b"path":
+            name = value.decode("utf-8", "surrogateescape")
+        elif field == b"size":
+            if not value.isdigit():
+                raise Broken(offset, "a size that is not a number")
+            size = int(value)
         data = data[int(digits) :]
-    return found
+    return name, size
 
 
 def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
-def _name(header: bytes) -> str:
-    name = _text(header[:100])
-    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
-    return f"{prefix}/{name}" if prefix else name
+def _name(field: bytes, magic: bytes, prefix: bytes) -> str:
+    name = _text(field)
+    return f"{_text(prefix)}/{name}" if prefix[0] and magic == b"ustar\0" else name

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import tarfile
-import time
 
 import numpy as np
 import pytest
@@ -224,10 +223,10 @@ def test_missing_and_shortened_shards(folder):
 
 
 def test_other_trouble_is_retried_until_the_deadline(tmp_path):
-    begin = time.monotonic()
+    reader = Reader(deadline=0.3)
     with pytest.raises(StorageError, match="Is a directory"):
-        Reader(deadline=0.3).read(str(tmp_path), 0, 10)
-    assert time.monotonic() - begin > 0.05
+        reader.read(str(tmp_path), 0, 10)
+    assert reader.counters.retries["io"] > 1
 
 
 def test_crc_is_of_what_is_read(folder):

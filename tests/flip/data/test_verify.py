@@ -142,7 +142,7 @@ def test_kinds_and_sums():
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path):
-    make_dataset(tmp_path / "data", samples=600, shards=2, size=256, chunk=2)
+    make_dataset(tmp_path / "data", samples=1200, shards=2, size=256, chunk=2)
     child = subprocess.Popen(
         [sys.executable, ROOT / "tools" / "shards.py", "verify", tmp_path / "data", "--workers", "2"],
         stdout=subprocess.PIPE,
