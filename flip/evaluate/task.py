@@ -17,6 +17,14 @@ FILE = "task.json"
 CONFIGURED = "run"
 """In the place of a set's path: it is one of the run's own evaluate.sets."""
 
+COLUMNS = {"zeroshot": ("",), "retrieval": ("-text", "-image"), "probe": ("-probe",)}
+"""Kind of task -> what its results are called after the data set, one result per column of a table."""
+
+
+def curve(name: str, task: str) -> str:
+    """The tag in TensorBoard of the result called ``name``."""
+    return f"{task}/{name}_top1"
+
 
 @dataclass(frozen=True)
 class Task:
