@@ -24,7 +24,7 @@ from flip.evaluate.encoder import Encoder, PairEncoder
 from flip.evaluate.forms import Place
 from flip.evaluate.registry import Found, Wanted
 from flip.evaluate.score import DataSet, Scorer
-from flip.evaluate.task import COLUMNS, CONFIGURED, Task, keep_result, release, suffix
+from flip.evaluate.task import COLUMNS, CONFIGURED, Task, keep_result, suffix
 from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
 from flip.exitcodes import ConfigError, DataError
@@ -51,7 +51,6 @@ def evaluate(job: RunDir, flag: StopFlag, hung: Callable[[str], None]) -> None:
     try:
         results = Evaluation(job, task, config, world, watchdog, flag).run()
         if world.first:
-            release(RunDir(task.subject), job)
             create_json(job.result, {"evaluations": results, "subject": task.subject, "time": time.time()})
     finally:
         watchdog.close()
