@@ -116,5 +116,7 @@ def _facts(record: dict[str, Any], model: Model) -> Iterator[str]:
 def _scores(evaluations: list[dict[str, Any]]) -> Iterator[str]:
     scored = [one for one in evaluations if "top1" in one]
     if scored:
-        yield "\n## Zero-shot accuracy, by the toolkit\n\n| data set | role | images | top-1 |\n|---|---|---|---|\n"
-    yield from (f"| {one['name']} | {one['role']} | {one['n']:,} | {one['top1']:.2%} |\n" for one in scored)
+        yield "\n## Accuracy, by the toolkit\n\n| data set | task | role | n | top-1 or R@1 |\n|---|---|---|---|---|\n"
+    for one in scored:
+        task = one.get("task", "zeroshot")  # an export of before lacks it
+        yield f"| {one['name']} | {task} | {one['role']} | {one['n']:,} | {one['top1']:.2%} |\n"

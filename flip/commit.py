@@ -7,11 +7,12 @@ into a newer one's folder: ``checkpoints/<stage>/<S>-<n>/``.
 import hashlib
 import os
 
+from flip.pins import pinned
 from flip.rundir import read_json, sync_folder, write_json
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from pathlib import Path  # noqa: F401
-    from typing import Any, Callable, Dict, Iterable, List, Optional, Set  # noqa: F401
+    from typing import Any, Callable, Dict, Iterable, List, Optional  # noqa: F401
 
     from flip.rundir import RunDir  # noqa: F401
 
@@ -151,32 +152,10 @@ def traces(run):
     return any(any(run.checkpoints.glob("*/*/" + name)) for name in (MARK, "damaged.json"))
 
 
-def held(run):
-    # type: (RunDir) -> Set[Path]
-    """Checkpoints that evaluations under way name (``eval/holds``)."""
-    found = set()  # type: Set[Path]
-    for path in (run.eval / "holds").glob("*.json"):
-        found |= {run.checkpoints / name for name in (read_json(path) or {}).get("commits", ())}
-    return found
-
-
-def _pinned(run):
-    # type: (RunDir) -> Set[tuple]
-    """(stage, S) of the commits that other runs begin from. A pin that cannot be read raises OSError: nothing goes."""
-    found = set()
-    for path in run.pins.glob("*.json"):
-        try:
-            record = read_json(path) or {}
-            found.add((record["stage"], record["samples"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise OSError("%s: %s" % (path, error))
-    return found
-
-
 def retain(run, attempt, keep, named=(), delete=remove):
     # type: (RunDir, int, int, Iterable[Path], Callable[[Path], None]) -> List[Path]
     """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, the ``named``,
-    what is ``held``, and what another run's ``init`` has pinned.
+    and what is pinned (``flip.pins``).
 
     ``delete``: deletes one, mark first. Does nothing unless ``attempt`` holds the run. Uncommitted folders of this and
     older attempts go as well.
@@ -185,9 +164,8 @@ def retain(run, attempt, keep, named=(), delete=remove):
         return []
     present = commits(run)
     kept = {c.path for c in present[-keep:]} | {c.path for c in {c.stage: c for c in present}.values()} | set(named)
-    kept |= held(run)
-    pinned = _pinned(run)
-    kept |= {c.path for c in present if (c.stage, c.samples) in pinned}
+    needed = pinned(run)
+    kept |= {c.path for c in present if (c.stage, c.samples) in needed}
     gone = []
     for path in sorted(run.checkpoints.glob("*/*-*")):
         n = path.name.rpartition("-")[2]

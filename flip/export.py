@@ -121,7 +121,7 @@ def facts(loaded: Loaded) -> dict[str, Any]:
     run = RunDir(source.path.parents[2])
     identity = read_json(run.identity) or {}
     scores = (read_json(run.eval / f"{source.stage}-{source.samples}.json") or {}).get("evaluations", [])
-    kept = ("name", "role", "n", "top1", "top5", "interval", "classes")
+    kept = ("name", "task", "role", "n", "top1", "top5", "interval", "classes")
     return found | {
         "run": f"{run.sweep}/{run.name}", "identity": identity.get("hash"), "code": identity.get("code"),
         "evaluations": [{key: score[key] for key in kept if key in score} for score in scores],

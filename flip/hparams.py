@@ -13,6 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 from flip.config.identity import flatten
 from flip.config.load import to_dict
 from flip.config.schema import Config
+from flip.evaluate.task import COLUMNS, curve
 
 _LEFT_OUT = ("schema", "checkpoint", "evaluate", "monitor")
 """Sections that say nothing of the model or its speed."""
@@ -20,7 +21,7 @@ _LEFT_OUT = ("schema", "checkpoint", "evaluate", "monitor")
 
 def start(config: Config) -> list[Any]:
     """The summaries at a run's begin: which hyperparameters and metrics there are, and the run's values."""
-    names = [f"zeroshot/{item.name}_top1" for item in config.evaluate.sets]
+    names = [curve(item.name + end, item.task) for item in config.evaluate.sets for end in COLUMNS[item.task]]
     experiment, session, _ = hparams(values(config), dict.fromkeys([*names, "train/loss", "speed/samples_per_second"]))
     return [experiment, session]
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from flip import hparams
 from flip.config.schema import Config
+from flip.evaluate.task import curve
 from flip.rundir import RunDir, write_json
 
 TENSORBOARD = {
@@ -96,7 +97,7 @@ class Monitor:
         write_json(self._run.eval / f"{stage}-{samples}.json", record | {"evaluations": evaluations})
         assert self._events is not None
         for item in evaluations:
-            self._events.add_scalar(f"zeroshot/{item['name']}_top1", item["top1"], samples)
+            self._events.add_scalar(curve(item["name"], item["task"]), item["top1"], samples)
         self._events.flush()
 
     def status(self, every: float = 0.0, **fields: Any) -> None:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flip import commit
+from flip import commit, pins
 from flip.config import load
 from flip.config.identity import file_digest, flatten
 from flip.config.schema import Config, Init
 from flip.config.stages import spans
 from flip.exitcodes import ConfigError, DataError, PermissionDenied
-from flip.rundir import RunDir, read_json, write_json
+from flip.rundir import RunDir, read_json
 
 FREE = ("size", "temperature", "max_logit_scale", "image.size", "image.pool", "text.repair", "text.prepend_cls")
 """Fields of the model that move no weight's shape; positions in the image are computed."""
@@ -96,16 +95,17 @@ def _fits(config: Config, theirs: Config, run: RunDir) -> None:
 
 
 def pin(init: Init, by: RunDir) -> None:
-    """See to it that the commit stays: retention spares what is pinned. Raises DataError where it is gone already."""
-    run, place = RunDir(init.run), f"{init.stage}/"
-    name = hashlib.sha256(str(by.path).encode()).hexdigest()[:16]
-    record = {"by": str(by.path), "stage": init.stage, "samples": init.samples, "time": time.time()}
-    if not run.result.exists():  # else nobody deletes there any more, and it may be somebody else's
-        if not os.access(run.path, os.W_OK | os.X_OK):
-            remedy = "Wait until that run is complete, or ask its owner."
-            raise PermissionDenied("init: the commit cannot be kept from being deleted", str(run.path), place, remedy)
-        run.pins.mkdir(exist_ok=True)
-        write_json(run.pins / f"{name}.json", record)
+    """See to it that the commit stays. Raises DataError where it is gone already, PermissionDenied where it may go.
+
+    A run that is complete may be somebody else's: nobody deletes there any more.
+    """
+    run = RunDir(init.run)
+    if os.access(run.path, os.W_OK | os.X_OK):
+        pins.pin(run, by, init.stage, init.samples)
+    elif not run.result.exists():
+        remedy = "Wait until that run is complete, or ask its owner."
+        what = "init: the commit cannot be kept from being deleted"
+        raise PermissionDenied(what, str(run.path), f"{init.stage}/", remedy)
     open_commit(init)
 
 

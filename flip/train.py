@@ -26,6 +26,7 @@ from flip.data.retry import Patience
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
+from flip.evaluate.verdict import told
 from flip.instruments import Instruments
 from flip.interrupt import Agreement, StopFlag
 from flip.rundir import RunDir, create_json
@@ -262,7 +263,7 @@ class Trainer:
             parallel.reshard(self.pair)
             for result in scored:
                 results.append(result | {"stage": span.stage.name, "samples": self.samples, "commit": record})
-                self.say("%s: top-1 %.2f %% of %d", result["name"], 100 * result["top1"], result["n"])
+                self.say("%s", told(result))
         if items:
             self.saving.settle()  # a score of weights that nobody has any more would be kept
             self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)

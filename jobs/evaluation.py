@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from flip import commit
+from flip import commit, pins
 from flip.config import load
 from flip.config.identity import digest
 from flip.config.resolve import DataFacts, Host, cache_root, resolve
@@ -23,12 +23,12 @@ from flip.config.schema import SCHEMA, Config, Stage
 from flip.config.table import dump_yaml
 from flip.evaluate import registry
 from flip.evaluate.registry import Wanted
-from flip.evaluate.task import CONFIGURED, Task, hold
+from flip.evaluate.task import CONFIGURED, Task
 from flip.exitcodes import CAUSES, COMPLETE, CRASH, STOPPED, ConfigError
 from flip.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import find, ledger, submission
 from jobs.cluster import Job, interval, open_cluster, states
-from jobs.plan import shape
+from jobs.plan import EVALUATIONS, shape
 from jobs.profile import load_profile, runs_root
 from jobs.snapshot import take
 from jobs.table import duration, percent, table
@@ -36,7 +36,6 @@ from jobs.watch import ENDED, INTERRUPTED
 
 OTHERS = "others"
 """The sweep in which other people's models stand."""
-FOLDER = ".evaluate"
 KIND = "open_clip:"
 
 
@@ -67,8 +66,9 @@ class Order:
         task = self._task(subject)
         job = self._make(subject, task)
         snapshot = take(submission.REPOSITORY, subject.path.parent / ".code")
-        if task.commits:
-            hold(subject, job, task.commits)
+        for name in task.commits:
+            found = commit.read(subject.checkpoints / name)
+            pins.pin(subject, job, found.stage, found.samples)
         wanted, cache = shape(load.read(job.config)), {"FLIP_CACHE": str(cache_root())}
         open_cluster(self.profile).submit([Job(job, snapshot.path, wanted, cache, "jobs.evaluator")])
         if not self.args.json:
@@ -189,7 +189,7 @@ class Order:
             config.compute.precision = "bf16" if gpus else "fp32"
             config = _resolved(config, node)
         job = RunDir(
-            subject.path.parent / FOLDER / f"{subject.name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+            subject.path.parent / EVALUATIONS / f"{subject.name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         )
         job.path.mkdir(parents=True)
         write_text(job.config, load.dump(config))

@@ -19,8 +19,8 @@ ROWS_PER_RUN = 6
 """Kinds of ends that a report shows of one run; jobs/explain.py shows all attempts."""
 
 ACCURACY = (
-    "Accuracy is top-1 in per cent; in brackets the 95 % interval of one run, or the range of several seeds."
-    f" Training time, hours and samples/s: {arms.COUNTED}."
+    "Accuracy is top-1 (of retrieval R@1) in per cent; in brackets the 95 % interval of one run, or the range of"
+    f" several seeds. Training time, hours and samples/s: {arms.COUNTED}."
 )
 
 

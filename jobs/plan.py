@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flip import pins
 from flip.config.identity import Change, digest, explain, identity
 from flip.config.load import read
 from flip.config.resolve import DataFacts, Host, adopt, resolve
@@ -26,6 +27,9 @@ from jobs.cost import Cost, Estimate, total
 
 KINDS = ("new", "stopped", "running", "waiting", "complete", "failed", "cancelled", "unknown", "changed")
 """What a run is to the plan. ``stopped``: nobody looks after it any more; it goes on from its newest commit."""
+
+EVALUATIONS = ".evaluate"
+"""Folder of a sweep with the run directories of its evaluations."""
 
 _OF_STATE = {"queued": "running"}
 """State of a cluster -> kind, where they differ in name."""
@@ -138,6 +142,29 @@ class Plan:
             what = f"--prune would move {gone} of {gone + self.left} runs to the trash, more than half"
             remedy = "Is it the right sweep file, with its seeds? If so, say --prune-most."
             raise ConfigError(what, str(self.folder), ", ".join(self.pruned), remedy)
+
+    def refuse_pinned(self) -> None:
+        """ConfigError where a run would go to the trash that has a commit which another one needs."""
+        moved = {action.name for action in self.actions if action.starts and action.moves}
+        for name in [*self.pruned, *moved]:
+            run = RunDir(self.folder / name)
+            try:
+                needing = {by for by in pins.holders(run) if not _is_over(by)}
+            except OSError as error:
+                remedy = "Delete that file, if nothing begins from the run any more."
+                raise ConfigError(
+                    f"who needs its commits cannot be read: {error}", str(run.path), remedy=remedy
+                ) from error
+            needing -= {self.folder / other for other in self.pruned}
+            if needing:
+                what = f"may not go to the trash: a commit of it is needed by {', '.join(sorted(map(str, needing)))}"
+                remedy = "Wait until that is complete, or prune it too."
+                raise ConfigError(what, str(run.path), remedy=remedy)
+
+
+def _is_over(by: Path) -> bool:
+    """Whether nothing goes on any more with an evaluation; a run that failed may be started again."""
+    return by.parent.name == EVALUATIONS and read_run(by).state in ("failed", "cancelled")
 
 
 def forks(name: str, existing: Collection[str], others: Collection[str]) -> list[str]:

@@ -161,7 +161,9 @@ def text(found: Sequence[Outcome], table_: str = "") -> str:
     grouped = arms.group(found)
     lines = [table(result_cells(grouped, found))]
     if any(arm.complete for arm in grouped):
-        lines.append("accuracy: zero-shot top-1, per cent; in brackets the 95 % interval, of several seeds the range")
+        lines.append(
+            "accuracy: top-1 (of retrieval R@1), per cent; in brackets the 95 % interval, of several seeds the range"
+        )
         lines.append(f"samples/s, training, {arms.hours_unit(grouped)}: {arms.COUNTED}")
         lines.append(plain(arms.verdict(grouped)))
     if compared := against.compare(grouped, found, table_):

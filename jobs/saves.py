@@ -22,9 +22,17 @@ def written(url: str, deadline: float = 10.0) -> str:
 
 
 def time_to_save(run: RunDir, seconds: float) -> str:
-    """What the commits of a run took, beside the ``seconds`` that a stop leaves for one under way and one more."""
-    took = max((float(one.record.get("saving", 0.0)) for one in commits(run)), default=0.0)
+    """What the commits of a run took, beside the ``seconds`` before its end at which it is told to stop.
+
+    A stop waits for the save under way, trains to the end of two steps (ranks agree a step late), and saves once more;
+    no second time where S is the one that is being saved.
+    """
+    known = [one.record for one in commits(run)]
+    took = max((float(one.get("saving", 0.0)) for one in known), default=0.0)
+    step = max((one["seconds"] / one["step"] for one in known if one.get("step")), default=0.0)
     if not took:
         return ""
-    verdict = "" if 2 * took <= seconds else ": too late for a save under way and one more; raise signal_seconds"
-    return f"{took:.1f} s at most until now, the warning comes {seconds:g} s before the end{verdict}"
+    enough = 2 * took + 2 * step <= seconds
+    verdict = "" if enough else ": too late for a save under way, two steps and one more save; raise signal_seconds"
+    steps = f", a step {step:.1f} s" if step else ""
+    return f"{took:.1f} s at most until now{steps}, the warning comes {seconds:g} s before the end{verdict}"

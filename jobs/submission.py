@@ -64,6 +64,7 @@ class Submission:
             if not dry:
                 plan.refuse_changed()
                 plan.refuse_prune(self.args.prune_most)
+                plan.refuse_pinned()
                 self._confirm(question)
                 self._commit(plan)
         if dry:

@@ -1,6 +1,8 @@
 """What tests with a real Slurm share."""
 
 import os
+import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -13,6 +15,15 @@ def require(accounting: bool = False) -> None:
     try:
         daemons.missing(accounting)
     except ConfigError as error:
-        if os.environ.get("FLIP_REQUIRE_SLURM") == "1":
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+        _lacking(str(error))
+
+
+def require_shellcheck() -> str:
+    """Its path; where there is none, as ``require``."""
+    return shutil.which("shellcheck") or _lacking("shellcheck is missing: apt-get install shellcheck")
+
+
+def _lacking(what: str) -> NoReturn:
+    if os.environ.get("FLIP_REQUIRE_SLURM") == "1":
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what)

@@ -11,7 +11,16 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("flip", "jobs", "tools")
 HEAVY = ("torch", "torchvision", "timm")
 #: What host and launcher share: no torch.
-LIGHT = ("flip.config", "flip.flops", "flip.rundir", "flip.commit", "flip.exitcodes", "flip.results", "flip.interrupt")
+LIGHT = (
+    "flip.config",
+    "flip.flops",
+    "flip.rundir",
+    "flip.commit",
+    "flip.pins",
+    "flip.exitcodes",
+    "flip.results",
+    "flip.interrupt",
+)
 LIGHT += ("flip.memory", "flip.accelerators")
 LIGHT += ("flip.evaluate.registry", "flip.evaluate.forms", "flip.evaluate.prompts", "flip.evaluate.task")
 #: What loader processes and the tools for shards load.

@@ -1,6 +1,7 @@
 """Checkpoints and the number of ranks: bit for bit on as many, the same data and losses on others."""
 
 import signal
+from copy import deepcopy
 
 import pytest
 
@@ -8,7 +9,7 @@ from flip import commit
 from flip.config.stages import spans, world
 from tests.arena import BATCH, Arena, configuration, decoded_hashes
 from tests.synthetic import make_dataset, make_tokenizer
-from tests.verdicts import check_data, check_equal
+from tests.verdicts import check_attempts, check_data, check_equal
 
 pytestmark = pytest.mark.kill
 
@@ -31,8 +32,8 @@ def calm(data, tmp_path_factory):
     return arena
 
 
-def configured(data):
-    config = configuration(data, world=4, samples=LENGTHS)
+def configured(data, samples=LENGTHS):
+    config = configuration(data, world=4, samples=samples)
     config.evaluate.every = 0
     return config
 
@@ -70,6 +71,24 @@ def test_four_ranks_then_two_then_four(data, calm, tmp_path):
     ours, theirs = ({line["step"]: line["loss"] for line in a.run.metric_lines()} for a in (arena, calm))
     assert len(ours) == sum(span.steps for span in spans(arena.config))
     assert ours == pytest.approx(theirs, rel=1e-5) and ours != theirs
+
+
+def test_copies_of_the_weights_go_on_bit_for_bit_from_a_url(data, tmp_path):
+    """Two copies over two ranks each: what a killed run wrote beside its steps holds all moments, on a disk or not."""
+    config = configured(data, (8, 3))
+    config.compute.replicate = 2
+    calm, storm = (Arena(tmp_path, name, deepcopy(config), pause) for name, pause in (("calm", 0), ("storm", 0.05)))
+    calm.submit()
+    calm.wait_over(240)
+    storm.config.checkpoint.url = str(tmp_path / "bucket")
+    storm.save_config()
+    storm.submit()
+    storm.wait_step(7)
+    storm.kill(rank=3)  # of the second copy, which writes nothing
+    storm.wait_over(240)
+    check_equal(calm, storm, scores=3)
+    check_attempts(storm)
+    assert storm.run.newest_attempt() == 2 and not list(storm.run.checkpoints.rglob("*.safetensors"))
 
 
 def check_ids(arena):

@@ -24,8 +24,9 @@ from flip.evaluate.encoder import Encoder, PairEncoder
 from flip.evaluate.forms import Place
 from flip.evaluate.registry import Found, Wanted
 from flip.evaluate.score import DataSet, Scorer
-from flip.evaluate.task import CONFIGURED, Task, keep_result, release, suffix
+from flip.evaluate.task import COLUMNS, CONFIGURED, Task, keep_result, suffix
 from flip.evaluate.team import Team
+from flip.evaluate.verdict import told
 from flip.exitcodes import ConfigError, DataError
 from flip.interrupt import StopFlag
 from flip.rundir import RunDir, create_json, read_json
@@ -50,7 +51,6 @@ def evaluate(job: RunDir, flag: StopFlag, hung: Callable[[str], None]) -> None:
     try:
         results = Evaluation(job, task, config, world, watchdog, flag).run()
         if world.first:
-            release(RunDir(task.subject), job)
             create_json(job.result, {"evaluations": results, "subject": task.subject, "time": time.time()})
     finally:
         watchdog.close()
@@ -182,11 +182,11 @@ class Evaluation:
             one = read_json(path) or {}
             if [one.get(key) for key in ("job", "set", "task")] == [self.job.name, found.name, found.task]:
                 done.append(one)
-        return done if len(done) == (2 if found.task == "retrieval" else 1) else []
+        return done if len(done) == len(COLUMNS[found.task]) else []
 
     def _tell(self, found: Found, result: dict[str, Any]) -> None:
         known = registry.expected(found.name)
         images = result.get("images", result["n"])
-        log.info("%s: top-1 %.2f %% of %d", result["name"], 100 * result["top1"], result["n"])
+        log.info("%s", told(result))
         if known is not None and images != known:
             log.warning("%s: %d images, where this data set has %d", found.name, images, known)

@@ -15,12 +15,12 @@ from flip.data.storage import is_remote
 from flip.evaluate import forms, prompts
 from flip.evaluate.forms import Place
 from flip.evaluate.prompts import Prompts
+from flip.evaluate.task import COLUMNS
 from flip.exitcodes import ConfigError
 
 log = logging.getLogger(__name__)
 
 HOST = "https://huggingface.co/datasets/clip-benchmark"
-TASKS = ("zeroshot", "retrieval", "probe")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Wanted:
         """NAME, NAME=PATH, TASK:NAME or TASK:NAME=PATH."""
         name, _, path = text.partition("=")
         task, colon, rest = name.partition(":")
-        if colon and task not in TASKS:
-            raise ConfigError(f"a task is one of {', '.join(TASKS)}", "--sets", text)
+        if colon and task not in COLUMNS:
+            raise ConfigError(f"a task is one of {', '.join(COLUMNS)}", "--sets", text)
         name = rest if colon else name
         if not name or not all(c.isalnum() or c in "_-." for c in name):
             raise ConfigError("a data set is given as NAME, NAME=PATH or TASK:NAME=PATH", "--sets", text)

@@ -25,8 +25,6 @@ from flip.evaluate.retrieval import retrieve
 from flip.evaluate.team import ALONE, Team
 from flip.evaluate.zeroshot import class_embeddings, classify
 
-TASKS = ("zeroshot", "retrieval", "probe")
-
 
 @dataclass(frozen=True)
 class DataSet:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,14 @@ from flip.rundir import RunDir, read_json, write_json
 FILE = "task.json"
 CONFIGURED = "run"
 """In the place of a set's path: it is one of the run's own evaluate.sets."""
+
+COLUMNS = {"zeroshot": ("",), "retrieval": ("-text", "-image"), "probe": ("-probe",)}
+"""Kind of task -> what its results are called after the data set, one result per column of a table."""
+
+
+def curve(name: str, task: str) -> str:
+    """The tag in TensorBoard of the result called ``name``."""
+    return f"{task}/{name}_top1"
 
 
 @dataclass(frozen=True)
@@ -63,17 +70,3 @@ def keep_result(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str,
     about = {"stage": commit["stage"], "samples": commit["samples"], "commit": dict(commit)}
     write_json(path, {**result, **about, "job": job, "time": time.time()})
     return path
-
-
-def hold(subject: RunDir, job: RunDir, commits: tuple[str, ...]) -> None:
-    """See to it that retention leaves these commits alone until the job's result.json is there."""
-    folder = subject.eval / "holds"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.json"):
-        if not os.path.isdir((read_json(path) or {}).get("job", "")):
-            path.unlink(missing_ok=True)
-    write_json(folder / f"{job.name}.json", {"job": str(job.path), "commits": list(commits)})
-
-
-def release(subject: RunDir, job: RunDir) -> None:
-    (subject.eval / "holds" / f"{job.name}.json").unlink(missing_ok=True)

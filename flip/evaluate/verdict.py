@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,14 @@ def verdict(places: Tensor, among: Sequence[int], chance: float) -> dict[str, An
     shares = {f"top{k}": count / max(n, 1) for k, count in correct.items()}
     counts = {f"correct{k}": count for k, count in correct.items()}
     return {"n": n, **counts, **shares, "chance": chance, "interval": wilson(correct[1], n)}
+
+
+def told(result: Mapping[str, Any]) -> str:
+    """A result as a line of a log. Of captions that look for their image, the number is that of captions."""
+    retrieval = result["task"] == "retrieval"
+    of = "captions" if retrieval and result["name"].endswith("-image") else "images"
+    share = f"{'R@1' if retrieval else 'top-1'} {result['top1']:.2%}"
+    return f"{result['name']}: {share} of {result['n']:,} {of}"
 
 
 def places(scores: Tensor, own: Tensor) -> Tensor:

@@ -233,7 +233,15 @@ def run(tokenizer, tmp_path):
         record = {"stage": stage, "samples": samples, "attempt": attempt, "manifest": "d1ge57", "step": samples // 8}
         commit.commit(path, record)
     run.eval.mkdir()
-    score = {"name": "a", "role": "test", "n": 2000, "top1": 0.12345, "seconds": 3.0, "manifest": "/private/a"}
+    score = {
+        "name": "a-text",
+        "task": "retrieval",
+        "role": "test",
+        "n": 2000,
+        "top1": 0.12345,
+        "seconds": 3.0,
+        "manifest": "/private/a",
+    }
     write_json(run.eval / "unmasked-96.json", {"stage": "unmasked", "evaluations": [score]})
     return run
 
@@ -256,7 +264,7 @@ def test_the_command_exports_the_commit_that_is_named(run, tmp_path, capsys, mon
         "unmasked/96-2",
         "d1ge57",
         "1den71ty",
-        "| a | test | 2,000 | 12.35% |",
+        "| a-text | retrieval | test | 2,000 | 12.35% |",
         "create_model_from_pretrained",
     ):
         assert fact in text

@@ -67,7 +67,7 @@ def test_a_run_is_one_row_of_the_table_of_hyperparameters(run):
     """As TensorBoard's plugin reads it: values and metrics in the run's own folder, no run below it."""
     attempt(run, 0, (1,), loss=1.0).close("stopped")
     told = attempt(run, 8, (2,), loss=1.0)
-    told.evaluation("pretrain", 16, 12.5, [{"name": "val", "top1": 0.25}])
+    told.evaluation("pretrain", 16, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
     told.close("complete")
     events = read(run)
     tags = events.PluginTagToContent(metadata.PLUGIN_NAME)
@@ -97,7 +97,7 @@ def test_status_is_the_newest_attempts(run):
 
 def test_an_evaluation_is_kept_with_its_place(run):
     told = attempt(run, 0, (1,), loss=1.0)
-    told.evaluation("pretrain", 8, 12.5, [{"name": "val", "top1": 0.25}])
+    told.evaluation("pretrain", 8, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
     kept = read_json(run.eval / "pretrain-8.json")
     assert (kept["stage"], kept["samples"], kept["seconds"], kept["evaluations"][0]["top1"]) == (
         "pretrain",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from flip import commit, origin
+from flip import commit, origin, pins
 from flip.config.identity import identity
 from flip.config.load import dump
 from flip.config.schema import Init
@@ -121,7 +121,9 @@ def test_extending_goes_on_between_two_steps_of_the_same_stage(source):
 
 def test_a_pinned_commit_is_never_deleted(source, tmp_path):
     made = find(source, samples=1280)
-    origin.pin(made.init, RunDir(tmp_path / "runs" / "more" / "b"))
+    by = RunDir(tmp_path / "runs" / "more" / "b")
+    by.path.mkdir(parents=True)
+    origin.pin(made.init, by)
     save(source, 19_200)
     save(source, 20_000)
     commit.retain(source, 1, keep=1)
@@ -132,6 +134,24 @@ def test_a_pinned_commit_is_never_deleted(source, tmp_path):
     with pytest.raises(OSError, match="not JSON"):
         commit.retain(source, 1, keep=1)
     assert len(commit.commits(source)) == 2, "where a pin cannot be read nothing goes"
+    pin.unlink()
+    origin.pin(made.init, by)
+    write_json(by.result, {})
+    commit.retain(source, 1, keep=1)
+    assert [one.samples for one in commit.commits(source)] == [20_000], "who needed it is complete"
+
+
+def test_pins_of_runs_that_are_gone_are_cleared_away(source, tmp_path):
+    made, gone, there = find(source, samples=1280), RunDir(tmp_path / "gone"), RunDir(tmp_path / "there")
+    for by in (gone, there):
+        by.path.mkdir()
+        origin.pin(made.init, by)
+    assert pins.holders(source) == {gone.path, there.path}
+    gone.path.rmdir()
+    assert pins.holders(source) == {there.path} and len(list(source.pins.iterdir())) == 2
+    assert pins.pinned(source) == {("pretrain", 1280)}
+    origin.pin(made.init, there)
+    assert len(list(source.pins.iterdir())) == 1
 
 
 def test_gone_or_another_one_is_an_error(source, tmp_path):

@@ -61,7 +61,16 @@ def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, compl
 def score(name, role, top1, n=1172):
     half = 1.96 * math.sqrt(top1 * (1 - top1) / n)
     interval = [top1 - half, top1 + half]
-    return {"name": name, "role": role, "top1": top1, "top5": top1, "n": n, "interval": interval, "chance": 1 / n}
+    return {
+        "name": name,
+        "task": "zeroshot",
+        "role": role,
+        "top1": top1,
+        "top5": top1,
+        "n": n,
+        "interval": interval,
+        "chance": 1 / n,
+    }
 
 
 def _line(step, speed):

@@ -18,6 +18,7 @@ from jobs import batch, ledger
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile, load_profile
 from jobs.slurm import executor_of
+from tests.slurm_site import require_shellcheck
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden")
@@ -261,11 +262,10 @@ sys.exit(requeue.main([sys.argv[2], sys.argv[1], *sys.argv[3:]]))
 """
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is missing: apt-get install shellcheck")
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)
 def test_shellcheck_finds_nothing_in_the_script(path):
     # SC1091: /etc/profile is the node's, and not ours to look at
-    done = subprocess.run(["shellcheck", "--exclude=SC1091", str(path)], capture_output=True, text=True)
+    done = subprocess.run([require_shellcheck(), "--exclude=SC1091", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from flip import commit
+from flip import commit, pins
 from flip.config.load import read
+from flip.remote import at_hand
 from flip.rundir import RunDir, read_json
 from jobs import debug
 from tests.synthetic import make_dataset, make_tokenizer
@@ -39,7 +40,10 @@ set:
 
     def type(self, command, *words, runs="runs:\n  base: {}\n", code=0):
         (self.folder / "demo.yaml").write_text(self.head + runs)
-        line = [sys.executable, ROOT / "jobs" / f"{command}.py", "--sweep", self.folder / "demo.yaml", *words]
+        return self.call(command, "--sweep", self.folder / "demo.yaml", *words, code=code)
+
+    def call(self, command, *words, code=0):
+        line = [sys.executable, ROOT / "jobs" / f"{command}.py", *words]
         environment = {**os.environ, "FLIP_RUNS": str(self.runs), "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder)}
         done = subprocess.run(
             line, capture_output=True, text=True, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL
@@ -64,10 +68,12 @@ def desk(tmp_path_factory, data):
 
 def weights(run, samples, kind="model."):
     found = {}
-    (path,) = [one.path for one in commit.commits(run) if one.samples == samples]
-    for file in path.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith(kind)}  # noqa: SIM118
+    (made,) = [one for one in commit.commits(run) if one.samples == samples]
+    with at_hand(made) as folder:
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                names = [name for name in tensors.keys() if name.startswith(kind)]  # noqa: SIM118
+                found |= {name: tensors.get_tensor(name) for name in names}
     return found
 
 
@@ -112,7 +118,7 @@ def test_a_branch_begins_with_the_weights_of_another_run(desk):
     ours, theirs = weights(desk.run("branch"), 48), weights(desk.run("base"), 32)
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
     assert [one.samples for one in commit.commits(desk.run("branch"))] == [16, 32, 48], "from S = 0"
-    assert not desk.run("base").pins.exists(), "it is complete: nobody deletes there any more"
+    assert list(desk.run("base").pins.iterdir()) and not pins.pinned(desk.run("base")), "the branch is complete"
     assert read(desk.run("branch").config).init.run == str(desk.run("base").path)
     assert "nothing to start" in desk.type("submit", runs=runs), "it is the same run"
 

@@ -9,7 +9,7 @@ import pytest
 from torch.distributed import checkpoint as dcp
 
 import flip
-from flip import checkpoint, commit, model
+from flip import checkpoint, commit, model, pins
 from flip.config import load
 from flip.results import read_run
 from flip.rundir import RunDir, create_json, read_json, write_json, write_text
@@ -116,7 +116,7 @@ def test_all_commits_on_the_sets_of_the_run(place, capsys):
     assert found[0]["predictions"] != found[1]["predictions"]
     points = {point["samples"]: [one["name"] for one in point["evaluations"]] for point in read_run(run.path).curve()}
     assert points[32] == ["own"] and "own" in points[64]
-    assert not list((run.eval / "holds").glob("*.json"))  # let go
+    assert list(run.pins.iterdir()) and not pins.pinned(run), "for as long as it was not complete"
 
 
 @pytest.mark.timeout(600)
@@ -160,8 +160,6 @@ def test_the_list_of_names(place, capsys):
 
 
 def test_a_commit_that_is_evaluated_is_kept(place, tmp_path):
-    from flip.evaluate.task import hold, release
-
     run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
@@ -169,10 +167,10 @@ def test_a_commit_that_is_evaluated_is_kept(place, tmp_path):
     n = run.begin_attempt({})
     for samples in (8, 16, 24, 32):
         committed(run, config, samples, n)
-    hold(run, job, ("pretrain/8-1",))
+    pins.pin(run, job, "pretrain", 8)
     commit.retain(run, n, 1)
     assert [one.samples for one in commit.commits(run)] == [8, 32]
-    release(run, job)
+    create_json(job.result, {})
     commit.retain(run, n, 1)
     assert [one.samples for one in commit.commits(run)] == [32]
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from flip import pins
 from flip.config.identity import identity
-from flip.config.load import read
+from flip.config.load import dump, read
 from flip.config.resolve import Host, facts, resolve
 from flip.exitcodes import ConfigError, StorageError
-from flip.rundir import read_json, write_json
+from flip.rundir import RunDir, read_json, write_json
 from jobs import cluster
 from jobs import folder as folders
 from jobs import plan as planning
@@ -126,6 +127,33 @@ def test_dropped_runs_are_pruned_only_when_asked_and_not_the_most(tmp_path):
     lost = planning.plan([wanted("a")], {**seen, "b": found("unknown")}, tmp_path, prunes=True)
     with pytest.raises(ConfigError, match="nobody knows whether it runs: why"):
         lost.refuse_prune(most=True)
+
+
+def test_a_run_whose_commit_another_one_needs_does_not_go_to_the_trash(tmp_path):
+    seen = {name: found("stopped") for name in "abcd"}
+    base, child, score = (RunDir(tmp_path / name) for name in ("c", "d", ".evaluate/c-1"))
+    for run in (base, child, score):
+        run.path.mkdir(parents=True)
+    both = planning.plan([wanted("a")], seen, tmp_path, ["a", "b"], prunes=True)
+    alone = planning.plan([wanted("a")], seen, tmp_path, ["a", "b", "d"], prunes=True)
+    pins.pin(base, child, "pretrain", 64)
+    both.refuse_pinned()
+    with pytest.raises(ConfigError, match=f"a commit of it is needed by {child.path}.*Wait until"):
+        alone.refuse_pinned()
+    again = planning.plan([wanted("c", mask="0.75")], seen, tmp_path, list("abcd"), changed="restart")
+    with pytest.raises(ConfigError, match=f"needed by {child.path}"):
+        again.refuse_pinned()
+    write_json(child.result, {})
+    alone.refuse_pinned()
+    pins.pin(base, score, "pretrain", 64)
+    with pytest.raises(ConfigError, match="needed by .*evaluate/c-1"):
+        both.refuse_pinned()
+    score.config.write_text(dump(config()))
+    score.attempt(score.begin_attempt({})).joinpath("end.json").write_text('{"action": "stop", "reason": "data"}')
+    both.refuse_pinned()
+    next(base.pins.iterdir()).write_text("{")
+    with pytest.raises(ConfigError, match="not JSON.*Delete that file"):
+        both.refuse_pinned()
 
 
 def test_what_moved_is_named_and_whether_the_sweep_moved_it():

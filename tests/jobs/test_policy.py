@@ -210,6 +210,7 @@ def old_python() -> str:
     [
         "flip/rundir",
         "flip/commit",
+        "flip/pins",
         "flip/exitcodes",
         "jobs/policy",
         "jobs/ledger",

@@ -26,3 +26,13 @@ def test_the_time_that_a_save_takes(tmp_path):
         commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": 1, "saving": took})
     assert saves.time_to_save(run, 120) == "50.0 s at most until now, the warning comes 120 s before the end"
     assert "raise signal_seconds" in saves.time_to_save(run, 90)
+
+
+def test_two_slow_steps_are_counted_in(tmp_path):
+    run = RunDir(tmp_path / "sweep" / "run")
+    path = commit.folder(run, "pretrain", 8, 1)
+    path.mkdir(parents=True)
+    record = {"stage": "pretrain", "samples": 8, "attempt": 1, "saving": 50.0, "step": 4, "seconds": 100.0}
+    commit.commit(path, record)
+    assert saves.time_to_save(run, 150).startswith("50.0 s at most until now, a step 25.0 s, the warning")
+    assert "raise" not in saves.time_to_save(run, 150) and "raise signal_seconds" in saves.time_to_save(run, 149)

@@ -16,7 +16,7 @@ import pytest
 
 from flip.exitcodes import ConfigError, FlipError
 from jobs.profile import load_profile
-from tests.slurm_site import require
+from tests.slurm_site import require, require_shellcheck
 from tools.onebox import daemons, processes
 from tools.slurm_here import Here, main
 
@@ -303,8 +303,11 @@ def test_missing_packages_are_named(monkeypatch, capsys, tmp_path):
     assert main(["start", "--accounting", "--folder", str(tmp_path)]) == 78
     assert "mariadb-server munge slurm-client slurmctld slurmd slurmdbd" in capsys.readouterr().err
     monkeypatch.setenv("FLIP_REQUIRE_SLURM", "1")
-    with pytest.raises(pytest.fail.Exception, match="apt-get install"):
-        require()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for asks in (require, require_shellcheck):
+        with pytest.raises(pytest.fail.Exception, match="apt-get install"):
+            asks()
     monkeypatch.delenv("FLIP_REQUIRE_SLURM")
-    with pytest.raises(pytest.skip.Exception, match="apt-get install"):
-        require()
+    for asks in (require, require_shellcheck):
+        with pytest.raises(pytest.skip.Exception, match="apt-get install"):
+            asks()

@@ -161,7 +161,7 @@ def test_words_of_a_set():
 
 def test_every_entry_can_be_understood():
     for name, entry in registry.entries().items():
-        assert entry["task"] in registry.TASKS and entry["get"], name
+        assert entry["task"] in registry.COLUMNS and entry["get"], name
         assert set(entry) <= {"task", "count", "folders", "words", "templates", "get"}, name
         assert Wanted.parse(name).name == name
 

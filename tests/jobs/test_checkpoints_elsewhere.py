@@ -1,0 +1,96 @@
+"""Runs whose checkpoints lie at a URL: what begins from them, tries them and scores them finds them there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flip import commit
+from flip.config.load import read
+from flip.rundir import RunDir, read_json
+from tests.jobs.test_debug import Desk, weights
+from tests.synthetic import make_dataset, make_tokenizer
+
+
+class Away(Desk):
+    """Checkpoints go to a folder that stands for a bucket, and are scored on the data that they are trained on."""
+
+    def __init__(self, folder, data):
+        super().__init__(folder, data)
+        self.bucket = folder / "bucket"
+        self.head = self.head.replace("keep: 9", f"keep: 9, url: {self.bucket}")
+        self.head += f"  evaluate: {{sets: [{{name: own, manifest: {data}, classes: {data}/classes.json}}]}}\n"
+
+    def files(self):
+        """What lies in the bucket, and since when."""
+        return {path: path.stat().st_mtime_ns for path in self.bucket.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def away(tmp_path_factory):
+    """With a run ``base`` that is complete."""
+    data = make_dataset(tmp_path_factory.mktemp("data"), samples=128, shards=2, size=64, classes=4)
+    make_tokenizer(data / "tokenizer.json")
+    made = Away(tmp_path_factory.mktemp("desk"), data)
+    made.type("submit", "--watch")
+    return made
+
+
+def test_the_run_directory_has_the_marks_alone(away):
+    run = away.run("base")
+    made = commit.commits(run)
+    assert [one.samples for one in made] == [16, 32, 48]
+    for one in made:
+        assert [path.name for path in one.path.iterdir()] == [commit.MARK]
+        there = Path(one.record["url"].removeprefix("file://"))
+        assert there.is_relative_to(away.bucket)
+        assert {path.name for path in there.iterdir()} == {*one.record["files"], commit.MARK}
+        assert (there / commit.MARK).read_bytes() == (one.path / commit.MARK).read_bytes()
+    assert [one["name"] for one in read_json(run.result)["evaluations"]] == ["own"]
+
+
+def test_a_branch_and_an_extended_run_begin_there(away):
+    before = away.files()
+    runs = """runs:
+  base: {}
+  branch: {init: {run: base, samples: 32}, stages.pretrain.base_lr: 0}
+  extended: {init: {run: base, extend: true}, stages.pretrain.samples: 64}
+"""
+    said = away.type("submit", "--watch", runs=runs)
+    assert "branch: complete" in said and "extended: complete" in said
+    ours, theirs = weights(away.run("branch"), 48), weights(away.run("base"), 32)
+    assert theirs and ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
+    assert [one.samples for one in commit.commits(away.run("extended"))] == [64]
+    (made,) = commit.commits(away.run("extended"))
+    assert made.record["parent"] == str(commit.commits(away.run("base"))[-1].path) and made.record["step"] == 4
+    assert before.items() <= away.files().items(), "what lies there of the other run is as it was"
+
+
+def test_a_try_leaves_what_lies_there_alone(away):
+    run, before = away.run("base"), away.files()
+    newest = commit.commits(run)[-1].path
+    newest.rename(away.folder / "aside")
+    run.result.rename(away.folder / "result")
+    try:
+        said = away.type("debug", "--run", "base")
+    finally:
+        (away.folder / "aside").rename(newest)
+        (away.folder / "result").rename(run.result)
+    assert away.files() == before
+    copy = RunDir(said.split("a scratch copy: ")[1].splitlines()[0])
+    assert "S = 32 of 48, 1 ranks" in said and read_json(copy.result)["samples"] == 48
+    assert read(copy.config).checkpoint.url == ""
+    for one in commit.commits(copy):  # the one that was copied, and the one that it made
+        assert "url" not in one.record and {path.name for path in one.path.iterdir()} > {commit.MARK}
+
+
+def test_an_evaluation_reads_it_there(away):
+    run = away.run("base")
+    (told,) = read_json(run.result)["evaluations"]
+    for path in run.eval.rglob("*"):  # else it would have nothing to do
+        if path.is_file():
+            path.unlink()
+    words = ["--commit", "48", "--no-cache", "--json"]
+    (found,) = json.loads(away.call("evaluate", "demo/base", *words))
+    assert (found["samples"], found["predictions"]) == (48, told["predictions"])
+    assert found["commit"] == commit.brief(commit.commits(run)[-1])
