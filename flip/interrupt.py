@@ -29,14 +29,22 @@ class StopFlag:
         self.reason = ""
         self.signal = ""
         """Name of the signal that came first, where one came."""
-        self.heard: Callable[[], None] | None = None
-        """Called once, when it is set: a process that is killed before it can say why has then said so."""
+        self._heard: Callable[[], None] | None = None
+
+    def tell(self, heard: Callable[[], None]) -> None:
+        """``heard`` is called once it is set, or now: a process that is killed before it can say why has then said so.
+
+        It may be called twice, by a signal between two lines of this.
+        """
+        self._heard = heard
+        if self.reason:  # by a signal that waited for ``install``
+            heard()
 
     def set(self, reason: str, signal_name: str = "") -> None:
         if not self.reason:
             self.reason, self.signal = reason, signal_name
-            if self.heard is not None:
-                self.heard()
+            if self._heard is not None:
+                self._heard()
 
     def __bool__(self) -> bool:
         return bool(self.reason)

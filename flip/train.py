@@ -247,7 +247,7 @@ class Trainer:
             self.monitor.status(phase="evaluating")
         results, data = [], self.config.data
         patience = Patience(deadline=data.deadline, timeout=data.timeout)
-        team, record = Team(self.world.rank, self.world.size, self.world.control), commit.at(self.run, self.samples)
+        team = Team(self.world.rank, self.world.size, self.world.control)
         autocast = parallel.autocast(self.config.compute, self.world)
         encoder = PairEncoder(self.pair, self.tokenizer, self.config.model.image, self.world.device, autocast)
         for item in items:
@@ -262,10 +262,12 @@ class Trainer:
             ).score(DataSet.of(item, patience))  # fmt: skip
             parallel.reshard(self.pair)
             for result in scored:
-                results.append(result | {"stage": span.stage.name, "samples": self.samples, "commit": record})
+                results.append(result | {"stage": span.stage.name, "samples": self.samples})
                 self.say("%s", told(result))
         if items:
             self.saving.settle()  # a score of weights that nobody has any more would be kept
+            record = commit.at(self.run, self.samples)  # only now is it there for sure
+            results = [result | {"commit": record} for result in results]
             self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
             self.monitor.status(phase="training")
         return results

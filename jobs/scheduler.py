@@ -251,15 +251,18 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE):
     A refusal is tried again for ``patience`` seconds, silence for AWAY, then Unanswered is raised. The caller may be
     killed as soon as the requeue is through, so delay and nodes come after it: before it they are refused anyway.
     """
-    begin, wait = time.time(), 1.0
+    begin, wait, tried = time.time(), 1.0, False
     while True:
         words = state_words(job, restarts)
+        if tried and words == "PENDING":
+            break  # our own try was carried out, and its answer lost: delay and nodes are still to be told
         if words in ("PENDING", "CANCELLED"):
             return "left alone: it is %s" % words
         try:
             call("scontrol", "requeue", job)
             break
         except Unanswered as error:
+            tried = True
             if time.time() + wait > begin + (AWAY if words is None else patience):
                 raise error
         time.sleep(wait)

@@ -50,7 +50,7 @@ def main(path: str, work: Work | None = None) -> int:
         return 0
     attempt = int(os.environ["FLIP_ATTEMPT"])
     if rank == 0:
-        flag.heard = lambda: _note_told(run, attempt, flag)
+        flag.tell(lambda: _note_told(run, attempt, flag))
     cause, reason, trace = _judged(work or _train, run, attempt, flag)
     if trace:
         print(trace, file=sys.stderr, flush=True)

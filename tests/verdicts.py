@@ -32,6 +32,8 @@ def check_equal(calm, storm, scores=6):
         for arena in (calm, storm)
     ]
     assert found[0] == found[1] and len(found[0]) == scores
+    for score in [e for arena in (calm, storm) for p in arena.run.eval.glob("*.json") for e in told_by(p)]:
+        assert score["commit"]["samples"] == score["samples"] and len(score["commit"]["digest"]) == 64
 
 
 def told_by(path):

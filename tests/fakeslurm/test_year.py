@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakeslurm import verdicts
+from tests.fakeslurm.trainer import BATCH, Run
 from tests.fakeslurm.year import HOUR, MINUTE, Weather, World
 
 MEMORY = Path("/dev/shm")
@@ -45,6 +46,17 @@ def test_two_hundred_runs(folder):
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_by_chance(seed, folder):
     live(folder, seed, runs=30, nodes=8)
+
+
+def test_a_straggler_that_was_still_starting_leaves_with_its_first_step(folder):
+    """Its node is cut off before it trains; when it does, the next attempt has begun. Nobody kills it for hours."""
+    world = World(folder, 0, runs=1, nodes=2, calm=0.0)
+    world.likes["run000"] = Run(total=1000 * BATCH, startup=500.0)
+    world.clock.at(MINUTE, lambda: world.controller.cut_off(world.lives[0].host.name))
+    states = world.pass_year()
+    older, newer = world.lives
+    assert newer.began < older.ended and older.events[0][1] == "node"
+    assert verdicts.violations(world, states) == []
 
 
 @pytest.mark.slow

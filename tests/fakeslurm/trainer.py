@@ -81,6 +81,7 @@ class Trainer:
                 self.clock.at(steps * like.step, self._log, steps)
         self._timer = self.clock.at(wait, self._meet, fate)
         self.storage_changed()
+        self.clock.at(like.step, self.look)  # what changed while it started
 
     def _log(self, steps):
         """A metric line; these two are all that anybody here looks for."""

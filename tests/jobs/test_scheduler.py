@@ -119,6 +119,17 @@ def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_deci
         assert [call.split()[1] for call in commands.calls()[before:]] == ["show"], "it was not tried"
 
 
+def test_a_requeue_whose_answer_was_lost_keeps_its_delay_and_nodes(commands, naps, tmp_path):
+    """Else storage that is away would be tried again at once, on the node that is broken."""
+    done = tmp_path / "done"
+    commands("scontrol", f"[ $1 = requeue ] && {{ touch {done}; exit 1; }}\n"
+             f"[ $1 = show ] && {{ [ -e {done} ] && {{ {show(state='PENDING', restarts=1)}\n}} || {{ {show()}\n}}; }}\n"
+             "exit 0")  # fmt: skip
+    assert scheduler.requeue("57", 0, delay=1800, exclude=("n4",)) == "requeued StartTime=now+1800 ExcNodeList=n4"
+    assert [call.split()[1] for call in commands.calls()].count("requeue") == 1
+    assert "scontrol update JobId=57 StartTime=now+1800 ExcNodeList=n4" in commands.calls()
+
+
 @pytest.mark.parametrize(
     "comment, mark", [("away:3:6:12", (3, 12)), ("away:3:5:12", (0, 12)), ("mine", (0, 0)), ("(null)", (0, 0))]
 )

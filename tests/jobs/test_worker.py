@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,10 +27,13 @@ def run(tmp_path):
     return run
 
 
-def work(run, **env):
+def work(run, before=None, **env):
+    """``before``: called in the new process, before it becomes a worker."""
     command = [sys.executable, "-m", "jobs.worker", str(run.path)]
     named = {"FLIP_ATTEMPT": "1", "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **named}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **named}, capture_output=True, text=True, timeout=120, preexec_fn=before
+    )
 
 
 def test_a_complete_run_started_once_more_ends_at_once(run):
@@ -63,6 +67,18 @@ def test_another_data_set_at_the_same_path_is_refused(run, tmp_path):
     done = work(run)
     (cause,) = run.causes(1)
     assert done.returncode == DATA and cause["cause"] == "data" and "data.manifest" in cause["reason"]
+
+
+def test_a_signal_that_came_before_anybody_listened_is_told_as_well(run):
+    """jobs/rank.py holds it back. An attempt that is killed then was preempted; untold, it would count as a lost node."""
+
+    def hurt():
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run.config.write_text("schema: 99\n")
+    assert work(run, hurt).returncode == CONFIG
+    assert run.was_told(1) and run.causes(1)[0]["signal"] == "SIGTERM"
 
 
 @pytest.mark.parametrize(
