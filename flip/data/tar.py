@@ -6,14 +6,11 @@ word; here everything that is not an archive to its last byte is ``Broken``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 BLOCK = 512
 _ZERO = bytes(BLOCK)
-_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-_META = re.compile(r"__[^/]*__($|/)")
 _DATA_TYPES = b"0\x007"
 _BARE_TYPES = b"123456"
 
@@ -77,7 +74,7 @@ def members(buffer: memoryview, whole: bool = False) -> Iterator[Member]:
             data, offset = _extension(buffer, offset, length)
             if kind == b"x":
                 found = _pax(data, offset)
-                name, size = found.get("path", name), int(found["size"]) if "size" in found else size
+                name, size = found.get("path", name), _length(found["size"], offset) if "size" in found else size
             elif kind == b"L":
                 name = _text(data)
             continue
@@ -104,10 +101,10 @@ def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
     """
     sample: Sample | None = None
     for member in members(buffer, whole):
-        match = _KEY.match(member.name)
-        if match is None or _META.search(member.name):
+        parts = split(member.name)
+        if parts is None:
             continue
-        key, extension = match[1], match[2].lower()
+        key, extension = parts[0], parts[1].lower()
         if sample is None or sample.key != key:
             if sample is not None:
                 yield sample
@@ -117,6 +114,21 @@ def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
         sample.members[extension] = (member.data, member.size)
     if sample is not None:
         yield sample
+
+
+def split(name: str) -> tuple[str, str] | None:
+    """Key and extension of a name, as webdataset divides them; None where it has none, or a folder of it or its last
+    part is ``__meta__``.
+
+    Its expressions take the square of a name's length, which a pax header does not limit.
+    """
+    if "__" in name and any(part.endswith("__") and "__" in part[:-2] for part in name.split("/")):
+        return None
+    last = name.rfind("/") + 1
+    dot = name.find(".", last)
+    if dot < 1 or (dot == last and "." in name[name.rfind("/", 0, last - 1) + 1 : last]):
+        return None
+    return name[:dot], name[dot + 1 :]
 
 
 def check_rest(buffer: memoryview, offset: int = 0) -> None:
@@ -138,10 +150,20 @@ def _checksum_holds(header: bytes) -> bool:
 def _number(field: bytes, offset: int) -> int:
     if field[0] & 0x80:  # GNU base-256: sizes that eleven octal digits do not hold
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
+    digits = field.strip(b" \0") or b"0"
     try:
-        return int(field.strip(b" \0") or b"0", 8)
+        if digits.isdigit():  # int() takes signs as well: with a negative size the walk would not get on
+            return int(digits, 8)
     except ValueError:
-        raise Broken(offset, "a size that is not a number") from None
+        pass
+    raise Broken(offset, "a size that is not a number")
+
+
+def _length(text: str, offset: int) -> int:
+    """A number of a pax header. None has more digits than 2^64."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        raise Broken(offset, "a size that is not a number")
+    return int(text)
 
 
 def _padded(size: int) -> int:
@@ -161,14 +183,16 @@ def _extension(buffer: memoryview, offset: int, length: int) -> tuple[bytes, int
 
 
 def _pax(data: bytes, offset: int) -> dict[str, str]:
-    found = {}
-    while data.strip(b"\0"):
-        digits = data.partition(b" ")[0]
-        if not digits.isdigit() or not len(digits) < int(digits) <= len(data):
+    found, at, stop = {}, 0, len(data.rstrip(b"\0"))
+    while at < stop:
+        first = data.find(b" ", at, at + 21) + 1
+        digits = data[at : first - 1] if first else b""
+        length = int(digits) if digits.isdigit() else 0
+        if not first - at < length <= len(data) - at:
             raise Broken(offset, "a damaged pax header")
-        field, _, value = data[len(digits) + 1 : int(digits) - 1].partition(b"=")
+        field, _, value = data[first : at + length - 1].partition(b"=")
         found[field.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        data = data[int(digits) :]
+        at += length
     return found
 
 
