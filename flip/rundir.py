@@ -56,12 +56,12 @@ def read_json(path):
     # type: (os.PathLike | str) -> Optional[Any]
     """The value, or None where there is no such file. A file that is not JSON raises ValueError with its path."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         return None
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError("%s: not JSON: %s" % (path, error)) from error
 
 
