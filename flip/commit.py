@@ -8,7 +8,7 @@ import hashlib
 import os
 
 from flip.pins import pinned
-from flip.rundir import read_json, sync_folder, write_json
+from flip.rundir import number, read_json, sync_folder, write_json
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from pathlib import Path  # noqa: F401
@@ -88,11 +88,32 @@ def read(path):
         record = read_json(path / MARK)
         if record is None:
             raise Damaged("%s has no %s" % (path, MARK))
-        if not isinstance(record["files"], dict):
-            raise Damaged("%s: `files` is not a mapping" % (path / MARK))
+        check(record)
         return Commit(path, record)
     except (ValueError, KeyError, TypeError) as error:
         raise Damaged("%s: %s" % (path / MARK, error))
+
+
+def check(record):
+    # type: (Any) -> None
+    """Raise ValueError, KeyError or TypeError unless this can be a commit's record.
+
+    Files lie in its folder: where a record names others, a copy of a checkpoint would write there.
+    """
+    if not isinstance(record["stage"], str):
+        raise ValueError("`stage` is no name")
+    for key in ("samples", "attempt"):
+        if type(record[key]) is not int or record[key] < 0:
+            raise ValueError("`%s` is no whole number" % key)
+    if not isinstance(record.get("url", ""), str):
+        raise ValueError("`url` is no address")
+    if not isinstance(record["files"], dict):
+        raise ValueError("`files` is not a mapping")
+    for name, facts in record["files"].items():
+        if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise ValueError("`files` names %r, which is no file of this folder" % name)
+        if type(facts["bytes"]) is not int or not isinstance(facts["sha256"], str):
+            raise ValueError("`files` does not say what %r is" % name)
 
 
 def commits(run):
@@ -168,8 +189,8 @@ def retain(run, attempt, keep, named=(), delete=remove):
     kept |= {c.path for c in present if (c.stage, c.samples) in needed}
     gone = []
     for path in sorted(run.checkpoints.glob("*/*-*")):
-        n = path.name.rpartition("-")[2]
-        if path in kept or not path.is_dir() or not n.isdigit() or int(n) > attempt:
+        n = number(path.name.rpartition("-")[2])
+        if path in kept or not path.is_dir() or n is None or n > attempt:
             continue
         delete(path)
         gone.append(path)

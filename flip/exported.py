@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from flip import model, padding, translation
-from flip.commit import Commit, Damaged, verify
+from flip.commit import Commit, Damaged, check, verify
 from flip.config import load as configuration
 from flip.config.schema import Config
 from flip.exitcodes import ConfigError, DataError
@@ -41,8 +41,7 @@ def mark(folder: Path) -> Commit:
         if record["form"] != FORM:
             remedy = f"This version reads form {FORM}; use the version of the toolkit that wrote it."
             raise ConfigError("form: not a version that can be read here", folder / MARK, record["form"], remedy)
-        if not isinstance(record["files"], dict):
-            raise TypeError("`files` is not a mapping")
+        check(record)
         return Commit(folder, record)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"cannot be understood: {type(error).__name__} {error}", folder / MARK) from error

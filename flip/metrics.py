@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.rundir import RunDir
+from flip.rundir import RunDir, number
 
 Column = NDArray[np.float64]
 Columns = Mapping[str, Column]
@@ -83,9 +83,9 @@ def nothing() -> Metrics:
 def read(run: RunDir) -> Metrics:
     """Of every attempt of the run; a file that is not what it should be says nothing."""
     tables = []
-    for n in sorted(int(path.stem) for path in _numbered(run)):
+    for n, path in sorted(_numbered(run).items()):
         try:
-            tables.append((n, _lines(run.metrics / f"{n}.jsonl")))
+            tables.append((n, _lines(path)))
         except (OSError, ValueError):
             continue
     tables = [(n, table) for n, table in tables if len(table["step"])]
@@ -98,19 +98,21 @@ def read(run: RunDir) -> Metrics:
     return Metrics(columns, bounds)
 
 
-def _numbered(run: RunDir) -> list[Path]:
-    return [path for path in run.metrics.glob("*.jsonl") if path.stem.isdigit()]
+def _numbered(run: RunDir) -> dict[int, Path]:
+    """Attempt -> its file."""
+    found = {number(path.stem): path for path in run.metrics.glob("*.jsonl")}
+    return {n: path for n, path in found.items() if n is not None}
 
 
 def newest(run: RunDir) -> dict[str, Any]:
     """The newest metric line with every field; empty where there is none yet."""
-    for path in sorted(_numbered(run), key=lambda path: int(path.stem), reverse=True):
+    for _, path in sorted(_numbered(run).items(), reverse=True):
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - _LINE))
             lines = file.read().split(b"\n")
         try:
             return dict(json.loads(lines[-2]))
-        except (ValueError, IndexError):  # nothing yet, or not by us
+        except (ValueError, IndexError, TypeError, RecursionError):  # nothing yet, or not by us
             continue
     return {}
 

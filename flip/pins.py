@@ -53,5 +53,5 @@ def _pins(run):
         try:
             record = read_json(path) or {}
             yield path, {"by": record["by"], "stage": record["stage"], "samples": record["samples"]}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OSError("%s: %s" % (path, error))

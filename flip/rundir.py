@@ -6,6 +6,7 @@ never compared: order comes from the attempt's number n, which is won by an excl
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -56,13 +57,19 @@ def read_json(path):
     # type: (os.PathLike | str) -> Optional[Any]
     """The value, or None where there is no such file. A file that is not JSON raises ValueError with its path."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         return None
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError("%s: not JSON: %s" % (path, error)) from error
+
+
+def number(name):
+    # type: (str) -> Optional[int]
+    """The number that a file's name is, None where it is none: other digits than 0 .. 9 are digits to int() and not."""
+    return int(name) if re.match(r"[0-9]+\Z", name) else None
 
 
 def sync_folder(path):
@@ -120,7 +127,7 @@ class RunDir:
             names = os.listdir(str(self.attempts))
         except FileNotFoundError:
             return []
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(n for n in map(number, names) if n is not None)
 
     def newest_attempt(self):
         # type: () -> int
@@ -212,20 +219,22 @@ class RunDir:
         # type: (int) -> List[Dict[str, Any]]
         """The causes that the processes of attempt n left, by rank."""
         found = []
-        for path in sorted(self.attempt(n).glob("cause.*.json")):
-            if path.name.count(".") == 2:
-                found.append(self._cause(path))
+        for path in self.attempt(n).glob("cause.*.json"):
+            rank = number(path.name[len("cause.") : -len(".json")])
+            if rank is not None:
+                found.append(self._cause(path, rank))
         return sorted(found, key=lambda record: record["rank"])
 
     @staticmethod
-    def _cause(path):
-        # type: (Path) -> Dict[str, Any]
+    def _cause(path, rank):
+        # type: (Path, int) -> Dict[str, Any]
         try:
-            record = read_json(path) or {}
-            return dict(record, rank=record["rank"], cause=record["cause"])
+            record = read_json(path)
+            if isinstance(record["cause"], str):
+                return dict(record, rank=rank)
         except (ValueError, KeyError, TypeError):  # cut off by a crash of its host: somebody did end badly
-            rank = int(path.name.split(".")[1])
-            return {"rank": rank, "cause": "crash", "code": 70, "reason": "%s cannot be read" % path.name}
+            pass
+        return {"rank": rank, "cause": "crash", "code": 70, "reason": "%s cannot be read" % path.name}
 
     # -- metrics ----------------------------------------------------------------------------------------------------
 
@@ -236,7 +245,7 @@ class RunDir:
         A line cut off by a kill is not a line.
         """
         best = {}  # type: Dict[int, Dict[str, Any]]
-        for n in sorted(int(path.stem) for path in self.metrics.glob("*.jsonl") if path.stem.isdigit()):
+        for n in sorted(n for n in (number(path.stem) for path in self.metrics.glob("*.jsonl")) if n is not None):
             for record in self.attempt_lines(n):
                 best[record["step"]] = record
         for step in sorted(best):

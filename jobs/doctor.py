@@ -117,7 +117,8 @@ def write(target: Path, content: str) -> None:
 
 def draft(profile: Profile, site: Site) -> Profile:
     """The profile with what was read of the site."""
-    from jobs.site import Node, number
+    from jobs.scheduler import number
+    from jobs.site import Node
 
     node = site.shape or Node(0, 0, 0, "")
     most = number(site.config.get("MaxArraySize", ""))

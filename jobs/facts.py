@@ -10,7 +10,7 @@ from typing import Any
 
 from flip import metrics
 from flip.results import Outcome, differing, read_run
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, number, read_json
 from jobs import find, goodput
 from jobs.cluster import JobState, states
 from jobs.policy import APART, FAILURES, FINAL, Limits
@@ -53,9 +53,9 @@ def _anomalies(run: RunDir) -> list[str]:
     """Of every step that was written down, the file of its first rank."""
     found: dict[tuple[int, int], str] = {}
     for path in sorted(run.anomalies.glob("*-*.json")):
-        n, _, step = path.name.split(".")[0].partition("-")
-        if n.isdigit() and step.isdigit():
-            found.setdefault((int(step), int(n)), f"{path.parent.name}/{path.name}")
+        n, _, step = map(number, path.name.split(".")[0].partition("-"))
+        if n is not None and step is not None:
+            found.setdefault((step, n), f"{path.parent.name}/{path.name}")
     return [found[at] for at in sorted(found)]
 
 

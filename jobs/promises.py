@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from flip.exitcodes import CAUSES
 from jobs.profile import Profile
-from jobs.site import SHARED, Site, number
+from jobs.scheduler import number
+from jobs.site import SHARED, Site
 
 HOLDS, LESS, NOT, UNKNOWN = "holds", "with less", "does not hold", "not known"
 OLDEST, FIXED = (20, 11), (26, 5)
@@ -193,7 +194,7 @@ def _python(site: Site, profile: Profile) -> Verdict:
     name = profile.hosts_python
     if site.said.get("python"):
         return NOT, site.said["python"], "Name a Python >= 3.6 that the nodes' hosts have: host_python in the profile."
-    if tuple(int(part) for part in site.python.split(".")[:2] if part.isdigit()) < (3, 6):
+    if tuple(number(part) or 0 for part in site.python.split(".")[:2]) < (3, 6):
         return NOT, f"{name} is Python {site.python}", "The exit trap needs 3.6: name another in host_python."
     read, kind = f"{name} is Python {site.python} on this machine", site.places.get("python", "")
     if kind.startswith(SHARED):
@@ -229,12 +230,13 @@ def _submitit(site: Site, profile: Profile) -> Verdict:
 
 
 def _codes(text: str) -> set[int]:
-    """``1,10-12`` as a set."""
+    """``1,10-12`` as a set; a process ends with 0 to 255."""
     found: set[int] = set()
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
-        if first.isdigit():
-            found |= set(range(int(first), int(last if last.isdigit() else first) + 1))
+        least, most = number(first), number(last)
+        if least is not None:
+            found |= {code for code in range(256) if least <= code <= (least if most is None else most)}
     return found
 
 

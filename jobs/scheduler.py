@@ -93,7 +93,7 @@ def state_words(job, restarts):
     except Unanswered:
         return None
     state = fields.get("JobState", "")
-    if int(fields.get("Restarts") or 0) > restarts:
+    if (number(fields.get("Restarts", "")) or 0) > restarts:
         return "PENDING"
     if state != "COMPLETING":
         return state or None
@@ -133,7 +133,7 @@ def outlived(job, restarts):
             time.sleep(pause)
             continue
         ran, limit = seconds(fields.get("RunTime", "")), seconds(fields.get("TimeLimit", ""))
-        if ran is None or limit is None or int(fields.get("Restarts") or 0) > restarts:
+        if ran is None or limit is None or (number(fields.get("Restarts", "")) or 0) > restarts:
             return False
         if fields.get("JobState") == "RUNNING":
             time.sleep(max(1.0, limit - ran))
@@ -144,19 +144,26 @@ def outlived(job, restarts):
             return fields.get("JobState") == "TIMEOUT"
 
 
+def number(text):
+    # type: (str) -> Optional[int]
+    """The number that a value begins with: ``30 sec`` -> 30; None for UNLIMITED, NONE, (null) and the like."""
+    found = re.match("[0-9]{1,18}(?![0-9])", text)
+    return int(found.group(0)) if found else None
+
+
 def moment(text):
     # type: (str) -> Optional[float]
     """Seconds of a time as Slurm prints it; None for None, Unknown and the like. Only for differences."""
     try:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):  # the second one: a year that this machine's clock does not have
         return None
 
 
 def seconds(text):
     # type: (str) -> Optional[int]
     """[days-]hours:minutes:seconds; None for UNLIMITED and the like."""
-    found = re.match(r"(?:(\d+)-)?(\d+):(\d+):(\d+)$", text)
+    found = re.match(r"(?:([0-9]{1,9})-)?([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})$", text)
     if not found:
         return None
     days, hours, minutes, rest = (int(part or 0) for part in found.groups())
@@ -179,7 +186,7 @@ def queue(names):
         if len(cells) == 6:
             name, index, id_, state, nodes, rest = cells
             reason, start = START.findall(rest)[0]
-            found[name, int(index) if index.isdigit() else 0] = Row(id_, state, reason, nodes, start)
+            found[name, number(index) or 0] = Row(id_, state, reason, nodes, start)
     return found
 
 
@@ -212,7 +219,7 @@ def mark_of(job, restarts, patience=0.0):
         comment = _fields(_insist("scontrol", "show", "job", job, patience=patience)).get("Comment", "")
     except Unanswered:
         return Mark()
-    found = re.match(r"away:(\d+):(\d+):(\d+)$", comment)
+    found = re.match(r"away:([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})$", comment)
     if not found:
         return Mark()
     starts, life, attempt = (int(part) for part in found.groups())
@@ -291,7 +298,7 @@ def _fields(text):
     # type: (str) -> Dict[str, str]
     """Key=value pairs of ``scontrol show job``; of a key that stands twice the first."""
     found = {}  # type: Dict[str, str]
-    for key, value in re.findall(r"(\w+)=(\S*)", text):
+    for key, value in re.findall(r"\b(\w+)=(\S*)", text):
         found.setdefault(key, value)
     return found
 

@@ -20,9 +20,10 @@ from flip.exitcodes import ConfigError
 from jobs import scheduler
 from jobs.batch import PASSED
 from jobs.profile import Profile, runs_root
+from jobs.scheduler import number
 from jobs.slurm import only
 
-GPUS = re.compile(r"\bgpu:(?:([^:,()]+):)?(\d+)(?=[,(\s]|$)")
+GPUS = re.compile(r"\bgpu:(?:([^:,()]+):)?([0-9]{1,9})(?=[,(\s]|$)")
 """In a node's gres: ``gpu:8``, ``gpu:h100:8(S:0-1)``, ``gpu:4090:4,gpu:a40:2``."""
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 DEADLINE = 15.0
@@ -110,7 +111,7 @@ class Site:
 
     @property
     def version(self) -> tuple[int, ...]:
-        return tuple(int(part) for part in re.findall(r"\d+", self.config.get("SLURM_VERSION", ""))[:2])
+        return tuple(int(part) for part in re.findall(r"[0-9]{1,9}", self.config.get("SLURM_VERSION", ""))[:2])
 
     @property
     def preemption(self) -> tuple[str, int]:
@@ -155,12 +156,6 @@ class Site:
                 if number(source.get(key, "")):
                     return f"{key}={source[key]}"
         return ""
-
-
-def number(text: str) -> int | None:
-    """The number that a value begins with: ``30 sec`` -> 30; None for UNLIMITED, NONE, (null)."""
-    found = re.match(r"\d+", text)
-    return int(found.group(0)) if found else None
 
 
 # -- asking ------------------------------------------------------------------------------------------------------------
@@ -251,7 +246,7 @@ def accepts(profile: Profile) -> str:
 def filesystem(path: Path) -> str:
     """The type of the file system that holds a path, "" where nobody says."""
     try:
-        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        mounts = [line.split()[1:3] for line in os.fsdecode(Path("/proc/self/mounts").read_bytes()).splitlines()]
     except OSError:
         return ""
     above = {str(folder) for folder in (path.resolve(), *path.resolve().parents)}

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from flip.data.tar import BLOCK
 
+_ONES = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
+
 
 class Kept:
     """``tars``: per shard (samples in the tar, block of 512 bytes at which the first kept one starts), as uint32.
@@ -25,6 +27,16 @@ class Kept:
     def seen(self) -> int:
         """Samples in the tars."""
         return int(self.tars[:, 0].sum(dtype=np.int64))
+
+    def fits(self, samples: NDArray[np.int64]) -> bool:
+        """Whether this is of shards of so many kept samples: that many bits are set in each."""
+        if len(self.tars) != len(samples) or len(self.bits) != self._first[-1]:
+            return False
+        some = np.flatnonzero(self.tars[:, 0])  # of the others there is no byte
+        found = np.zeros(len(samples), dtype=np.int64)
+        if len(some):
+            found[some] = np.add.reduceat(_ONES[self.bits], self._first[some], dtype=np.int64)
+        return bool((found == samples).all())
 
     def start(self, shard: int) -> int:
         """The byte at which a shard's first kept sample starts: nothing before it is read."""

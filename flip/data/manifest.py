@@ -147,6 +147,28 @@ class Manifest(Table):
         records = map(json.loads, _read(folder / "exceptions.jsonl").decode("utf-8").splitlines())
         self.exceptions: dict[int, str] = {record["id"]: record["reason"] for record in records}
         """Sample id -> why it is known to be bad."""
+        self._fit_each_other(facts, check)
+
+    def _fit_each_other(self, facts: Mapping[str, Any], check: bool) -> None:
+        """Checksums tell that files are as they were written, this that they describe a data set. Raises ValueError."""
+        shards, kept = self.shards, self.kept
+        wrong = {
+            "chunk": type(self.chunk) is not int or not 0 < self.chunk <= self.samples,
+            "samples": self.samples != facts["samples"] or (shards < 0).any() or (shards[:, 2] > shards[:, 1]).any(),
+            "mean_bytes": type(self.mean_bytes) not in (int, float) or not 0 <= self.mean_bytes < float("inf"),
+            "settings": not isinstance(self.settings, dict),
+            "keys.txt": len(self.keys) != len(shards) or len(self.etags) != len(shards),
+            "exceptions.jsonl": not all(
+                type(id) is int and 0 <= id < self.samples and isinstance(why, str)
+                for id, why in self.exceptions.items()
+            ),
+        }
+        wrong["chunks"] = not any(wrong.values()) and not (
+            len(self.offsets) == len(self.checksums) == -(-self.samples // self.chunk)
+        )
+        wrong["kept.bits"] = check and kept is not None and not kept.fits(shards[:, 0])
+        if any(wrong.values()):
+            raise ValueError(f"its parts do not fit each other: {', '.join(name for name in wrong if wrong[name])}")
 
     @classmethod
     def load(cls, folder: os.PathLike[str] | str, check: bool = True) -> Manifest:
@@ -160,7 +182,7 @@ class Manifest(Table):
             if facts["version"] not in (1, VERSION, FILTERED):
                 raise DataError("a manifest of another version", str(folder / MARK), facts["version"], _REMEDY)
             return cls(folder, facts, check)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"the manifest is damaged: {error!r}", str(folder / MARK), remedy=_REMEDY) from error
 
 
@@ -252,7 +274,7 @@ def _read(path: Path) -> bytes:
 def _open(path: Path) -> BufferedReader:
     try:
         return open(path, "rb")
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DataError("there is no manifest here, or not all of it", str(path), remedy=_REMEDY) from None
     except PermissionError:
         raise PermissionDenied("the manifest may not be read", str(path), remedy="Grant read access to it.") from None

@@ -6,17 +6,12 @@ word; here everything that is not an archive to its last byte is ``Broken``.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
 BLOCK = 512
 _ZERO = bytes(BLOCK)
-_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-_META = re.compile(r"__[^/]*__($|/)")
-_ODD = re.compile(r"/|__|\n")
-"""What is in no extension, or must be looked at more closely."""
 _HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x").unpack_from
 """Name, size, type, magic, prefix."""
 _EXTENSIONS = frozenset((b"x", b"g", b"L", b"K"))
@@ -114,15 +109,15 @@ def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
     stem = "/."  # that of no key
     for member in members(buffer, whole):
         extension = member.name[len(stem) :]
-        if not member.name.startswith(stem) or _ODD.search(extension):  # else it is one more of the present sample
-            match = _KEY.match(member.name)
-            if match is None or _META.search(member.name):
+        if not member.name.startswith(stem) or "/" in extension or "__" in extension:  # else: of the present sample
+            parts = split(member.name)
+            if parts is None:
                 continue
-            if sample is None or sample.key != match[1]:
+            key, extension = parts
+            if sample is None or sample.key != key:
                 if sample is not None:
                     yield sample
-                sample, stem = Sample(match[1], member.start, {}), match[1] + "."
-            extension = match[2]
+                sample, stem = Sample(key, member.start, {}), key + "."
         assert sample is not None
         extension = extension.lower()
         if extension in sample.members:
@@ -130,6 +125,21 @@ def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
         sample.members[extension] = (member.data, member.size)
     if sample is not None:
         yield sample
+
+
+def split(name: str) -> tuple[str, str] | None:
+    """Key and extension of a name, as webdataset divides them; None where it has none, or a folder of it or its last
+    part is ``__meta__``.
+
+    Its expressions take the square of a name's length, which a pax header does not limit.
+    """
+    if "__" in name and any(part.endswith("__") and "__" in part[:-2] for part in name.split("/")):
+        return None
+    last = name.rfind("/") + 1
+    dot = name.find(".", last)
+    if dot < 1 or (dot == last and "." in name[name.rfind("/", 0, last - 1) + 1 : last]):
+        return None
+    return name[:dot], name[dot + 1 :]
 
 
 def check_rest(buffer: memoryview, offset: int = 0) -> None:
@@ -151,13 +161,20 @@ def _checksum_holds(header: bytes) -> bool:
 def _number(field: bytes, offset: int) -> int:
     if field[0] & 0x80:  # GNU base-256: sizes that eleven octal digits do not hold
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
-    digits = field.strip(b" \0")
-    if digits and not digits.isdigit():  # int() would take a sign as well
-        raise Broken(offset, "a size that is not a number")
+    digits = field.strip(b" \0") or b"0"
     try:
-        return int(digits or b"0", 8)
+        if digits.isdigit():  # int() takes signs as well: with a negative size the walk would not get on
+            return int(digits, 8)
     except ValueError:
-        raise Broken(offset, "a size that is not a number") from None
+        pass
+    raise Broken(offset, "a size that is not a number")
+
+
+def _length(text: bytes, offset: int) -> int:
+    """A number of a pax header. None has more digits than 2^64."""
+    if not (text.isdigit() and len(text) <= 20):
+        raise Broken(offset, "a size that is not a number")
+    return int(text)
 
 
 def _padded(size: int) -> int:
@@ -173,18 +190,19 @@ def _after(buffer: memoryview, offset: int, size: int) -> int:
 
 def _pax(data: bytes, offset: int, name: str | None, size: int | None) -> tuple[str | None, int | None]:
     """Name and size of the next member, where an extended header gives them, else those that were."""
-    while data.strip(b"\0"):
-        digits = data.partition(b" ")[0]
-        if not digits.isdigit() or not len(digits) < int(digits) <= len(data):
+    at, stop = 0, len(data.rstrip(b"\0"))
+    while at < stop:
+        first = data.find(b" ", at, at + 21) + 1
+        digits = data[at : first - 1] if first else b""
+        length = int(digits) if digits.isdigit() else 0
+        if not first - at < length <= len(data) - at:
             raise Broken(offset, "a damaged pax header")
-        field, _, value = data[len(digits) + 1 : int(digits) - 1].partition(b"=")
+        field, _, value = data[first : at + length - 1].partition(b"=")
         if field == b"path":
             name = value.decode("utf-8", "surrogateescape")
         elif field == b"size":
-            if not value.isdigit():
-                raise Broken(offset, "a size that is not a number")
-            size = int(value)
-        data = data[int(digits) :]
+            size = _length(value, offset)
+        at += length
     return name, size
 
 

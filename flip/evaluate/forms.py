@@ -101,7 +101,7 @@ def _classes(folder: Path) -> Place | None:
         return None
     files: list[File] = []
     folders = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
-    if folders and all(one.name.isdigit() for one in folders):
+    if folders and all(one.name.isascii() and one.name.isdigit() for one in folders):
         folders.sort(key=lambda one: int(one.name))  # 0, 1, ..., 10: they are numbers of classes
     for label, one in enumerate(folders):
         images = sorted(path for path in one.rglob("*") if path.suffix[1:].lower() in EXTENSIONS and path.is_file())

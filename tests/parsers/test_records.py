@@ -1,0 +1,146 @@
+"""JSON that runs leave: commits, causes, metric lines, exports. Damage is one documented error, or as if not there."""
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from flip import commit, exported, metrics
+from flip.exitcodes import CAUSES, ConfigError, DataError
+from flip.rundir import RunDir, read_json, write_json
+from tests.parsers.spoil import DEEP, VALUES, spoiled, texts
+
+pytestmark = pytest.mark.timeout(60)
+
+COMMIT = {
+    "attempt": 1,
+    "files": {
+        "a.safetensors": {"bytes": 3, "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+    },
+    "samples": 64,
+    "stage": "pretrain",
+}
+LINE = {"step": 3, "samples": 192, "loss": 2.5, "seconds": 1.25, "time": 1700000000.0, "samples_per_second": 100.0}
+CAUSE = {"cause": "data", "code": 65, "rank": 0, "reason": "no", "time": 1.0}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = RunDir(tmp_path_factory.mktemp("records") / "sweep" / "run")
+    run.begin_attempt({})
+    run.metrics.mkdir()
+    return run
+
+
+@pytest.fixture(scope="module")
+def mark(run):
+    """Of one checkpoint; there is another one, which is good."""
+    for samples in (64, 32):
+        folder = commit.folder(run, "pretrain", samples, 1)
+        folder.mkdir(parents=True)
+        (folder / "a.safetensors").write_bytes(b"abc")
+        write_json(folder / commit.MARK, dict(COMMIT, samples=samples))
+    return commit.folder(run, "pretrain", 64, 1) / commit.MARK
+
+
+@given(texts(COMMIT))
+@example(DEEP)
+@example(json.dumps(dict(COMMIT, files={"../../../escaped": COMMIT["files"]["a.safetensors"]})).encode())
+@example(json.dumps(dict(COMMIT, files={"/etc/passwd": COMMIT["files"]["a.safetensors"]})).encode())
+def test_any_commit(run, mark, text):
+    mark.write_bytes(text)
+    try:
+        found = commit.read(mark.parent)
+        assert all((found.path / name).resolve().parent == found.path for name in found.record["files"])
+        commit.verify(found)
+        commit.brief(found)
+    except commit.Damaged:
+        pass
+    assert 32 in [one.samples for one in commit.commits(run)]
+
+
+@given(texts({"stage": "pretrain", "samples": 64, "by": "x"}))
+@example(b"[1]")
+def test_what_names_commits_to_be_kept_is_understood_or_nothing_goes(run, mark, pin):
+    write_json(mark, COMMIT)
+    run.pins.mkdir(parents=True, exist_ok=True)
+    (run.pins / "one.json").write_bytes(pin)
+    with contextlib.suppress(OSError):
+        assert commit.retain(run, 1, keep=9) == []
+    assert len(commit.commits(run)) == 2
+
+
+@given(texts(CAUSE))
+@example(DEEP)
+def test_any_cause(run, text):
+    (run.attempt(1) / "cause.0.json").write_bytes(text)
+    (cause,) = run.causes(1)
+    assert isinstance(cause["cause"], str) and isinstance(cause["rank"], int)
+
+
+@given(st.lists(texts(LINE) | st.just(json.dumps(LINE).encode()), max_size=4), st.sampled_from([b"", b"\n"]))
+@example([DEEP], b"\n")
+def test_any_metric_lines(run, lines, end):
+    (run.metrics / "1.jsonl").write_bytes(b"\n".join(lines) + end)
+    found = metrics.read(run)
+    assert all(isinstance(step, float) for step in found["step"].tolist())
+    found.last("loss"), found.seconds_at(100), found.ends()
+    assert isinstance(metrics.newest(run), dict)
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=1, max_size=5))
+def test_metric_lines_come_back(run, losses):
+    lines = [dict(LINE, step=step, loss=loss) for step, loss in enumerate(losses)]
+    (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert metrics.read(run)["loss"].tolist() == losses and metrics.newest(run) == lines[-1]
+
+
+@pytest.mark.parametrize("name", ["²", "x", "1.tmp.7"])
+def test_what_is_no_number_is_no_attempt(tmp_path, name):
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.begin_attempt({})
+    (run.attempts / name).mkdir()
+    run.metrics.mkdir()
+    (run.metrics / f"{name}.jsonl").write_text("{}\n")
+    assert run.attempt_numbers() == [1] and len(metrics.read(run)) == 0 and metrics.newest(run) == {}
+
+
+@given(texts({"form": 1, "files": COMMIT["files"], "stage": "pretrain", "samples": 64, "attempt": 1}))
+@example(DEEP)
+@example(json.dumps(dict(COMMIT, form=1, files={"../escaped": {}})).encode())
+def test_any_mark_of_an_export(tmp_path, text):
+    (tmp_path / exported.MARK).write_bytes(text)
+    try:
+        found = exported.mark(tmp_path)
+        commit.verify(found)
+        assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in found.record["files"])
+    except (DataError, ConfigError, commit.Damaged):
+        pass
+
+
+@given(spoiled(b'{"a": [1, 2.5, null, "b"]}') | st.binary(max_size=20))
+@example(DEEP)
+@example(b"1" * 5000)
+def test_any_file_is_json_or_said_not_to_be(tmp_path, data):
+    path = tmp_path / "some.json"
+    path.write_bytes(data)
+    try:
+        read_json(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+
+
+@given(VALUES)
+def test_json_comes_back_or_is_refused_before_it_is_written(tmp_path, value):
+    path = tmp_path / "some.json"
+    try:
+        write_json(path, value)
+    except ValueError:  # not finite, or no text that UTF-8 has
+        return
+    assert read_json(path) == value
+
+
+def test_every_cause_has_a_code():
+    assert set(CAUSES.values()) <= set(range(128))

@@ -1,0 +1,127 @@
+"""What Slurm's commands print, cut off, mixed up, or of another release: rows and words, or Unanswered."""
+
+import subprocess
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from flip.exitcodes import ConfigError
+from flip.rundir import RunDir, write_json
+from jobs import promises, scheduler, site, slurm_state
+from jobs.cluster import JobState
+from jobs.profile import Profile
+from tests.parsers.spoil import spoiled
+
+pytestmark = pytest.mark.timeout(60)
+
+QUEUE = (
+    "s.1f|0|50_0|RUNNING|n[1-2]|None|N/A\ns.1f|1|50_1|PENDING||(held|by admin)|2026-11-25T14:00:00\n"
+    "s.1f|N/A|9|COMPLETED|n1|None\n"
+)
+JOB = (
+    "JobId=57 ArrayJobId=50 ArrayTaskId=3 JobName=a.b\n   JobState=COMPLETING Reason=None\n   Requeue=1 Restarts=2\n"
+    "   RunTime=1-00:00:00 TimeLimit=2-00:00:00 TimeMin=N/A\n   ExcNodeList=(null) Comment=away:3:1:2\n"
+    "   EndTime=2026-11-25T09:24:14 PreemptTime=2026-11-25T09:24:13\n"
+)
+CONFIG = (
+    "Configuration data as of 2026-11-25T09:24:14\nClusterName            = here\nKillWait = 30 sec\n"
+    "AuthInfo = cred_expire=120\nMaxArraySize = 1001\nSLURM_VERSION = 24.11.5\nPreemptType = preempt/partition_prio\n"
+    "RequeueExit = 1,10-12\nSlurmdTimeout = 300 sec\n"
+)
+PARTITION = "PartitionName=p Default=YES GraceTime=60 MaxTime=1-00:00:00 PreemptMode=REQUEUE DefMemPerCPU=100\n"
+NODES = "n1|8|64000|gpu:h100:8(S:0-1)|idle\nn2|8|64000|(null)|drained*\n"
+#: Words that int() takes for no number, or for one too many.
+ODD = ("²", "٣", "9" * 5000, "-1", "99999999999999999999", "0001-01-01T00:00:00", "4294967294-4294967295")
+
+
+@st.composite
+def printed(draw, good):
+    """Bytes on standard output: with other numbers in it, and spoiled."""
+    words = good.split()
+    for _ in range(draw(st.integers(0, 2))):
+        old = draw(st.sampled_from(["0", "1", "2", "3", "30", "120", "2026-11-25T09:24:14", "1-00:00:00", *words]))
+        good = good.replace(old, draw(st.sampled_from(ODD)))
+    plain = good.encode()
+    return draw(st.just(plain) | spoiled(plain))
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Slurm's command -> what it prints."""
+    found = {}
+
+    def run(words, **_):
+        return subprocess.CompletedProcess(words, 0, found.get(words[0], b""), b"")
+
+    monkeypatch.setattr(scheduler.subprocess, "run", run)
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = RunDir(tmp_path_factory.mktemp("slurm") / "s" / "run")
+    run.begin_attempt({})
+    write_json(run.path / "job.json", {"kind": "slurm", "name": "s.1f", "index": 1, "after": 0, "site": "here"})
+    return run
+
+
+@given(printed(QUEUE))
+@example("s.1f|²|50_0|RUNNING|n|None|N/A\n".encode())
+def test_any_queue(answers, run, text):
+    answers |= {"squeue": text, "scontrol": CONFIG.encode()}
+    rows = scheduler.queue(["s.1f"])
+    assert all(isinstance(name, str) and index >= 0 for name, index in rows)
+    assert isinstance(slurm_state.states([run])[run.path], JobState)
+
+
+WORD = st.text(st.sampled_from("abcdefgh[]-,.0123 ()"), max_size=8)
+
+
+@given(st.dictionaries(st.integers(0, 999), st.tuples(WORD, WORD, st.text("ab| (),:", max_size=9)), max_size=4))
+def test_a_queue_comes_back(answers, jobs):
+    answers["squeue"] = "".join(f"s.1f|{i}|7_{i}|{a}|{b}|{why}|N/A\n" for i, (a, b, why) in jobs.items()).encode()
+    expected = {("s.1f", i): scheduler.Row(f"7_{i}", a, why, b) for i, (a, b, why) in jobs.items()}
+    assert scheduler.queue(["s.1f"]) == expected
+
+
+@given(printed(JOB))
+def test_any_job(answers, text):
+    answers["scontrol"] = text
+    assert scheduler.state_words("50_3", 2) is None or scheduler.state_words("50_3", 2).strip()
+    mark = scheduler.mark_of("50_3", 2)
+    assert mark.starts >= 0 and mark.attempt >= 0
+    assert all(isinstance(nodes, str) for nodes in scheduler._excluded("50_3"))
+
+
+@given(st.text(max_size=12) | st.sampled_from(ODD))
+@example("1-" + "9" * 5000 + ":00:00")
+@example("0001-01-01T00:00:00")
+@example("9999-12-31T23:59:59")
+def test_any_time(text):
+    assert scheduler.seconds(text) is None or scheduler.seconds(text) >= 0
+    assert scheduler.moment(text) is None or isinstance(scheduler.moment(text), float)
+    assert scheduler.number(text) is None or scheduler.number(text) >= 0
+
+
+@given(st.integers(0, 400), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
+def test_a_time_comes_back(days, hours, minutes, rest):
+    text = (f"{days}-" if days else "") + f"{hours:02d}:{minutes:02d}:{rest:02d}"
+    assert scheduler.seconds(text) == ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+@given(printed(CONFIG), printed(PARTITION), printed(NODES), st.text("REQU,|0123:-", max_size=20))
+@example(b"RequeueExit = 0-99999999999\nMaxArraySize = " + b"9" * 5000, PARTITION.encode(), NODES.encode(), "")
+def test_any_site(answers, config, partition, nodes, qos):
+    answers |= {"scontrol": config}
+    read = scheduler.config()
+    answers |= {"scontrol": partition}
+    profile = Profile(name="x", kind="slurm", gpus_per_node=8, partition="p")
+    try:
+        fields = site._partition(profile)
+    except ConfigError:
+        fields = {}
+    shown = dict(zip(("preempt", "grace", "wall", "submit"), qos.split("|"), strict=False))
+    found = site.Site(read, fields, shown, site.nodes_of(nodes.decode("utf-8", "replace")), {}, "3.11.7")
+    told = promises.findings(found, profile)
+    assert len(told) == len(promises.PROMISES) and all(one.verdict and one.read for one in told)

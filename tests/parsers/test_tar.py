@@ -1,0 +1,135 @@
+"""Tar headers: what is no archive to its last byte is Broken at a byte of it. Nothing else is raised, nothing hangs."""
+
+import io
+import re
+import tarfile
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from flip.data import tar
+from tests.parsers.spoil import spoiled
+
+pytestmark = pytest.mark.timeout(20)
+
+#: webdataset's own rule for keys and extensions, and for files that describe a shard.
+KEY, META = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$"), re.compile(r"__[^/]*__($|/)")
+NAMES = st.text(st.sampled_from("ab./_"), min_size=1, max_size=14)
+#: Fields of a size: octal as it should be, and what stands there otherwise.
+SIZES = st.one_of(
+    st.integers(0, 1200).map(lambda n: b"%011o\0" % n),
+    st.sampled_from(
+        [b"-0000001000\0", b"-1\0", b"+7\0", b"0_1\0", b"\xff" * 12, b"\x80" + b"\0" * 10 + b"\x07", b" " * 12]
+    ),
+    st.binary(max_size=12),
+)
+#: Records of a pax header: length, field, value, as they should be or not.
+RECORDS = st.one_of(
+    st.sampled_from(
+        [
+            b"16 size=1000000\n",
+            b"13 size=-512\n",
+            b"9 size=a\n",
+            b"13 size=1_0_0",
+            b"11 path=a/b\n",
+            b"6 =\n",
+            b"-5 a=b\n",
+        ]
+    ),
+    st.just(b"1" * 5000 + b" a=b\n"),
+    st.just(b"5017 size=" + b"9" * 5006 + b"\n"),
+    st.binary(max_size=30),
+)
+TYPES = st.sampled_from([b"0", b"\0", b"7", b"5", b"1", b"x", b"x", b"g", b"L", b"K", b"S", b"V", b"\xff"])
+
+
+def header(name, size, kind, magic=b"ustar\x0000", prefix=b""):
+    block = name[:100].ljust(100, b"\0") + b"0000644\0" * 3 + size[:12].ljust(12, b"\0") + b"0" * 12 + b" " * 8 + kind
+    block = (block + b"\0" * 100 + magic).ljust(345, b"\0") + prefix[:155].ljust(155, b"\0")
+    block = block.ljust(512, b"\0")
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+@st.composite
+def archives(draw):
+    blocks = b""
+    for _ in range(draw(st.integers(0, 5))):
+        data = draw(st.lists(RECORDS, max_size=2).map(b"".join) | st.binary(max_size=20))
+        size = draw(st.just(b"%011o\0" % len(data)) | SIZES)
+        name = draw(NAMES.map(str.encode) | st.binary(max_size=12))
+        blocks += header(name, size, draw(TYPES)) + data.ljust(-len(data) % 512 + len(data), b"\0")
+    return blocks + b"\0" * draw(st.sampled_from([0, 512, 1024, 1025]))
+
+
+def walked(data, whole):
+    """Members and samples of bytes, or the place where they are broken. They lie in the bytes, in their order."""
+    try:
+        found = list(tar.members(memoryview(data), whole))
+        samples = list(tar.samples(memoryview(data), whole))
+    except tar.Broken as error:
+        assert 0 <= error.offset <= len(data)
+        return None
+    at = 0
+    for member in found:
+        assert at <= member.start < member.data <= member.data + member.size <= len(data)
+        at = member.data + member.size
+    assert all(sample.start < sample.end <= len(data) for sample in samples)
+    return found
+
+
+@given(archives(), st.booleans())
+@example(header(b"a.jpg", b"-0000001000", b"0"), False)
+@example(header(b"a.jpg", b"00000000014", b"x") + b"12 size=-512".ljust(512, b"\0"), True)
+def test_any_headers(data, whole):
+    walked(data, whole)
+
+
+@given(st.data(), st.booleans())
+def test_any_bytes(data, whole):
+    good = header(b"a.jpg", b"%011o\0" % 3, b"0") + b"abc".ljust(512, b"\0") + b"\0" * 1024
+    walked(data.draw(spoiled(good) | st.binary(max_size=600)), whole)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1, max_size=90).filter(
+            lambda name: name not in (".", "..")
+        ),
+        st.binary(max_size=700),
+        max_size=4,
+    ),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+)
+def test_what_was_written_comes_back(files, form):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    data = out.getvalue()
+    for whole in (False, True):
+        found = {one.name: data[one.data : one.data + one.size] for one in tar.members(memoryview(data), whole)}
+        assert found == files
+
+
+@given(NAMES)
+def test_keys_are_webdatasets(name):
+    match = KEY.match(name)
+    expected = None if match is None or META.search(name) else (match[1], match[2])
+    assert tar.split(name) == expected
+
+
+@pytest.mark.parametrize("name", ["a/" * 500_000, "_" * 1_000_000 + "x", "/." * 500_000])
+def test_a_name_of_a_megabyte_takes_its_length_and_not_the_square_of_it(name):
+    data = header(b"", b"%011o\0" % len(name), b"L") + name.encode().ljust(-len(name) % 512 + len(name), b"\0")
+    data += header(b"", b"%011o\0" % 0, b"0") + b"\0" * 1024
+    assert list(tar.samples(memoryview(data), whole=True)) == []
+
+
+def test_a_pax_header_of_a_million_records():
+    records = b"5 =a\n" * 1_000_000
+    data = header(b"", b"%011o\0" % len(records), b"x") + records.ljust(-len(records) % 512 + len(records), b"\0")
+    data += header(b"a.jpg", b"%011o\0" % 0, b"0") + b"\0" * 1024
+    assert [sample.key for sample in tar.samples(memoryview(data), whole=True)] == ["a"]
