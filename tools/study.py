@@ -47,15 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(options: argparse.Namespace, docs: Path) -> int:
     from flip.rundir import write_json
-    from tools.paired import calibration, design, page, rounds
+    from tools.paired import calibration, page, rounds
 
     kept = docs / "study" / "calibration.json"
     if options.calibrate:
         before = calibration.machine()
-        sweep = design.calibration()
-        rounds.submit(sweep, options.cluster)
+        timed = rounds.calibrate(options.cluster)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, calibration.record(list(rounds.outcomes(sweep["name"]).values()), before))
+        write_json(kept, calibration.record(timed, before))
     found = calibration.read(kept)
     times = calibration.times(found)
     if options.calibrate or options.plan:

@@ -101,19 +101,24 @@ def test_the_sweeps_are_ordinary_ones(tmp_path: Path, monkeypatch: pytest.Monkey
 # -- the calibration ---------------------------------------------------------------------------------------------------
 
 
+def timed(folder: Path, name: str, each: list[float]) -> Outcome:
+    """A calibration run whose metric lines are 128 samples apart, at ``each`` seconds per sample."""
+    run, seconds, lines = RunDir(folder / name), 9.0, []
+    for i, value in enumerate([0.0, *each], 1):
+        seconds += 128 * value
+        lines.append({"step": i, "samples": 128 * i, "seconds": seconds})
+    run.metrics.mkdir(parents=True)
+    (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return Outcome(run, "complete")
+
+
 def test_a_calibration_is_the_median_of_intervals_behind_the_first(tmp_path: Path) -> None:
-    runs = []
-    for name, each in (("clip", 0.002), ("clip-s1", 0.004)):
-        run = RunDir(tmp_path / name)
-        run.metrics.mkdir(parents=True)
-        seconds = [9.0]  # the first steps are slow
-        for i in range(7):
-            seconds.append(seconds[-1] + (5.0 if i < 2 else 128 * each))
-        lines = [{"step": i, "samples": 128 * i, "seconds": s} for i, s in enumerate(seconds, 1)]
-        (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        runs.append(Outcome(run, "complete"))
-    made = calibration.measured(runs)["mask 0, batch 128"]
-    assert made == {"seconds": 0.003, "quartiles": [0.002, 0.004], "intervals": 10}
+    """The first steps are slow; work of uneven times is told, with both of its runs."""
+    runs = [timed(tmp_path, "clip", [0.9, 0.9] + 5 * [0.002]), timed(tmp_path, "clip-s1", [0.9, 0.9] + 5 * [0.004])]
+    runs += [timed(tmp_path, name, [0.9, 0.9] + 5 * [0.001]) for name in ("mask50", "mask50-s1")]
+    made = calibration.measured(runs)
+    assert made["mask 0, batch 128"] == {"seconds": 0.003, "quartiles": [0.002, 0.004], "intervals": 10}
+    assert [one.run.name for one in calibration.noisy(runs)] == ["clip", "clip-s1"]
 
 
 def test_a_calibration_that_lacks_a_kind_of_work_is_none(tmp_path: Path) -> None:
@@ -166,7 +171,7 @@ def test_the_page_says_what_came_out_also_against_the_claim(tmp_path: Path) -> N
     assert "mask50 is more accurate than clip: +5.0 (+5.0 to +5.0) points" in text
     assert "mask75 is less accurate than clip: -5.0" in text
     assert "mask50-unmasked is not told apart from mask50-masked: +0.0" in text
-    assert "26.5 (25.0, 26.0, 27.0, 28.0)" in text, "the mean of an arm and each seed"
+    assert "26.0 (25.0, 26.0, 27.0)" in text, "the mean of an arm and each seed"
     assert "Abacus" in text and "edge of the tried" not in text
     drawn = [path for path in written if path.suffix == ".svg"]
     assert len(drawn) == 2 and all(f"](study/{path.name})" in text for path in drawn)

@@ -15,6 +15,8 @@ from tools.paired import design
 
 SKIPPED = 2
 """Logged intervals at the start of a run that are not timed: caches and threads are cold."""
+QUIET = 0.08
+"""The quartiles of a kind of work lie no farther apart than this share of the median; else the machine was not idle."""
 
 
 def machine() -> dict[str, Any]:
@@ -50,6 +52,17 @@ def _spread(work: str, values: Sequence[float]) -> dict[str, Any]:
     low, _, high = quantiles(values, n=4)
     rounded = [float(f"{value:.4g}") for value in (median(values), low, high)]
     return {"seconds": rounded[0], "quartiles": rounded[1:], "intervals": len(values)}
+
+
+def noisy(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The runs of those kinds of work whose intervals are too uneven to go by."""
+    found = measured(outcomes)
+    uneven = {
+        work
+        for work, facts in found.items()
+        if facts["quartiles"][1] - facts["quartiles"][0] > QUIET * facts["seconds"]
+    }
+    return [o for o in outcomes if design.arm(o.run.name.removesuffix("-s1")).work in uneven]
 
 
 def record(outcomes: Sequence[Outcome], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.table import dump_yaml
+from flip.exitcodes import STOPPED
 from flip.results import Outcome, read_outcomes
 from flip.rundir import write_text
+from jobs.folder import trash
 from jobs.profile import runs_root
-from tools.paired import design, pairs
+from tools.paired import calibration, design, pairs
 from tools.paired.design import ROUNDS, Round, Times
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +48,24 @@ def study(times: Times, profile: str) -> None:
         found.trials |= outcomes(each.trials)
         found.choose(each)
         submit(design.runs(each, times, found.chosen), profile)
+
+
+def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
+    """The runs that are timed; those of uneven times go to the trash and are done again, ``tries`` times in all.
+
+    Raises Unfinished, also where the machine does not get quiet.
+    """
+    sweep = design.calibration()
+    for _ in range(tries):
+        submit(sweep, profile)
+        timed = list(outcomes(sweep["name"]).values())
+        uneven = calibration.noisy(timed)
+        if not uneven:
+            return timed
+        print(f"uneven step times, let nothing else run: {', '.join(one.run.name for one in uneven)}", flush=True)
+        for one in uneven:
+            trash(one.run.path)
+    raise Unfinished(STOPPED)
 
 
 def collect() -> Found:
