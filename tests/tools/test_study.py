@@ -187,9 +187,9 @@ def test_a_study_that_is_not_done_says_what_is_missing(tmp_path: Path) -> None:
     del study.runs[ROUNDS[1].arms[0].run(0)]
     page.write(tmp_path, KEPT, study)
     text = (tmp_path / "study.md").read_text(encoding="utf-8")
-    assert text.count("not run, for want of time") == 2 and "mask75-b64 against mask75: not run" in text
+    assert text.count("no answer, fewer than 3 pairs") == 4 and "mask75-b64 against mask75: no answer" in text
     page.write(tmp_path, KEPT, Found())
-    assert "mask50 against clip: not run" in (tmp_path / "study.md").read_text(encoding="utf-8")
+    assert "mask50 against clip: no answer" in (tmp_path / "study.md").read_text(encoding="utf-8")
 
 
 def test_the_command(tmp_path: Path) -> None:

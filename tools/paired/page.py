@@ -88,7 +88,7 @@ def answers(found: Found) -> list[Block]:
         main = first[ours, theirs]
         row = {"no.": str(number), "question": question, "arm": ours, "less": theirs}
         row |= {name: _interval(column[ours, theirs]) for name, column in columns.items()}
-        row |= {"by seed, twemoji": _by_seed(main), "verdict": "not run" if main is None else main.verdict}
+        row |= {"by seed, twemoji": _by_seed(main), "verdict": "-" if main is None else main.verdict}
         cells.append(row)
         said.append(_sentence(ours, theirs, main))
     words = (
@@ -109,7 +109,7 @@ def answers(found: Found) -> list[Block]:
 
 def _sentence(ours: str, theirs: str, found: Difference | None) -> str:
     if found is None:
-        return f"{ours} against {theirs}: not run, for want of time."
+        return f"{ours} against {theirs}: no answer, fewer than {pairs.LEAST} pairs are complete."
     told = {"more": "is more accurate than", "less": "is less accurate than", "undecided": "is not told apart from"}
     return f"{ours} {told[found.verdict]} {theirs}: {_interval(found)} points on {TESTS[0]}."
 
