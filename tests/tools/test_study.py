@@ -1,0 +1,206 @@
+"""The study: equal cost by arithmetic, fair trials, pairs and their intervals, the page of made-up results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from flip.config.table import dump_yaml
+from flip.exitcodes import ConfigError
+from flip.results import Outcome
+from flip.rundir import RunDir, write_json
+from jobs.sweep import load
+from tools.paired import calibration, design, page, pairs
+from tools.paired.design import ROUNDS, SEEDS
+from tools.paired.rounds import Found
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = {
+    "mask 0, batch 128": 1.5e-3,
+    "mask 0.5, batch 128": 1e-3,
+    "mask 0.75, batch 128": 0.7e-3,
+    "mask 0.75, batch 64": 0.8e-3,
+    "mask 0.75, batch 256": 0.65e-3,
+}
+ARMS = [one for each in ROUNDS for one in each.arms]
+KEPT = {
+    "machine": {"processor": "Abacus", "cores": 2, "load": 0.1},
+    "time": "2026-01-01 00:00",
+    "work": {work: {"seconds": seconds} for work, seconds in TIMES.items()},
+}
+
+
+def outcome(folder: Path, name: str, samples: int = 1280, **top1: float) -> Outcome:
+    """A complete run."""
+    evaluations = [{"name": key, "top1": value, "role": "test"} for key, value in top1.items()]
+    result = {"samples": samples, "seconds": 3.0, "steps": 10, "evaluations": evaluations}
+    return Outcome(RunDir(folder / name), "complete", result=result)
+
+
+def found(folder: Path, rounds: int = 3, gains: dict[str, float] | None = None) -> Found:
+    """A study of so many rounds: twemoji is 0.2 + the arm's gain + 0.01 per seed; the middle trial is the best."""
+    made = Found()
+    for each in ROUNDS[:rounds]:
+        for one in each.arms:
+            for i, peak in enumerate(one.peaks):
+                made.trials[one.trial(peak)] = outcome(folder, one.trial(peak), validation=0.1 + 0.1 * (i == 1))
+        made.choose(each)
+        for one in each.arms:
+            for seed in SEEDS:
+                top1 = 0.2 + (gains or {}).get(one.name, 0.0) + 0.01 * seed
+                scores = {"validation": top1, "twemoji": top1, "openmoji": 0.02}
+                made.runs[one.run(seed)] = outcome(folder, one.run(seed), **scores)
+    return made
+
+
+# -- the design --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", ARMS, ids=lambda one: one.name)
+def test_arms_cost_the_same_but_for_a_part_of_a_batch(one: design.Arm) -> None:
+    part = design.stage(one, one.peaks[0], TIMES)
+    assert part["samples"] % one.batch == 0
+    assert abs(part["samples"] * TIMES[one.work] - one.seconds) <= one.batch * TIMES[one.work] / 2
+    assert part["base_lr"] * one.batch / 256 == pytest.approx(one.peaks[0])
+    assert 0 < part["warmup"] < part["samples"] / 10
+
+
+def test_the_design_is_fair() -> None:
+    assert len(SEEDS) >= 3 and design.TRIAL_SEED not in SEEDS
+    for each in ROUNDS:
+        assert len({one.peaks for one in each.arms}) == 1, "equally many trials, of the same learning rates"
+    names = {one.name for one in ARMS}
+    assert {name for _, *both in design.COMPARED for name in both} <= names
+    assert design.core_seconds() / 120 < 90, "minutes on two cores; start-up and evaluation come on top"
+
+
+def test_the_sweeps_are_ordinary_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials see the validation vendor alone; runs of one seed differ in what their arm is about."""
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    chosen = {one.name: one.peaks[1] for one in ARMS}
+    for each in ROUNDS:
+        for sweep, seeds in ((design.trials(each, TIMES, chosen), {9}), (design.runs(each, TIMES, chosen), set(SEEDS))):
+            path = tmp_path / f"{sweep['name']}.yaml"
+            path.write_text(dump_yaml(sweep), encoding="utf-8")
+            runs = load(path, [], None, None).runs
+            assert {run.config.seed for run in runs} == seeds
+            roles = {item.role for run in runs for item in run.config.evaluate.sets}
+            assert roles == ({"validation"} if seeds == {9} else {"validation", "test"})
+            assert len(runs) == len(each.arms) * (3 if seeds == {9} else len(SEEDS))
+            assert all(bool(run.config.init.run) == (each.name == "tuning") for run in runs)
+    branch = design.runs(ROUNDS[1], TIMES, chosen)["runs"]["mask75-masked-s2"]
+    assert branch["init"] == {"run": "study_arms/mask75-s2", "stage": "pretrain"} and branch["seed"] == 2
+
+
+# -- the calibration ---------------------------------------------------------------------------------------------------
+
+
+def timed(folder: Path, name: str, each: list[float]) -> Outcome:
+    """A calibration run whose metric lines are 128 samples apart, at ``each`` seconds per sample."""
+    run, seconds, lines = RunDir(folder / name), 9.0, []
+    for i, value in enumerate([0.0, *each], 1):
+        seconds += 128 * value
+        lines.append({"step": i, "samples": 128 * i, "seconds": seconds})
+    run.metrics.mkdir(parents=True)
+    (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return Outcome(run, "complete")
+
+
+def test_a_calibration_is_the_median_of_intervals_behind_the_first(tmp_path: Path) -> None:
+    """The first steps are slow; work of uneven times is told, with both of its runs."""
+    runs = [timed(tmp_path, "clip", [0.9, 0.9] + 5 * [0.002]), timed(tmp_path, "clip-s1", [0.9, 0.9] + 5 * [0.004])]
+    runs += [timed(tmp_path, name, [0.9, 0.9] + 5 * [0.001]) for name in ("mask50", "mask50-s1")]
+    made = calibration.measured(runs)
+    assert made["mask 0, batch 128"] == {"seconds": 0.003, "quartiles": [0.002, 0.004], "intervals": 10}
+    assert [one.run.name for one in calibration.noisy(runs)] == ["clip", "clip-s1"]
+
+
+def test_a_calibration_that_lacks_a_kind_of_work_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    with pytest.raises(ConfigError, match="there is no calibration"):
+        calibration.read(path)
+    write_json(path, KEPT | {"work": {}})
+    with pytest.raises(ConfigError, match="lacks a kind of work"):
+        calibration.read(path)
+    write_json(path, KEPT)
+    assert calibration.times(calibration.read(path)) == TIMES
+
+
+# -- choice and pairs --------------------------------------------------------------------------------------------------
+
+
+def test_the_best_on_the_validation_vendor_is_chosen_and_of_equals_the_smallest(tmp_path: Path) -> None:
+    one = ROUNDS[0].arms[0]
+    trials = {
+        one.trial(peak): outcome(tmp_path, one.trial(peak), validation=v, twemoji=t)
+        for peak, v, t in zip(one.peaks, (0.2, 0.3, 0.3), (0.9, 0.1, 0.2), strict=True)
+    }
+    assert pairs.choose(one, trials) == (one.peaks[1], dict(zip(one.peaks, (0.2, 0.3, 0.3), strict=True)))
+    del trials[one.trial(one.peaks[0])]
+    with pytest.raises(ConfigError, match="no score yet"):
+        pairs.choose(one, trials)
+
+
+def test_differences_are_of_pairs() -> None:
+    """1, 2, 3 points: mean 2, s = 1, t(2) = 4.303: half-width 4.303 / sqrt(3) = 2.484."""
+    made = pairs.difference({0: 0.11, 1: 0.22, 2: 0.33, 7: 0.9}, {2: 0.30, 0: 0.10, 1: 0.20})
+    assert made is not None and list(made.each) == [0, 1, 2]
+    assert (made.mean, made.low, made.high) == pytest.approx((2.0, 2 - 2.4843, 2 + 2.4843), abs=1e-3)
+    assert made.verdict == "undecided"
+    assert pairs.difference({0: 0.1, 1: 0.2}, {0: 0.1, 1: 0.2}) is None
+    apart = {seed: 0.2 + 0.001 * seed for seed in range(3)}
+    less, none = pairs.difference(dict.fromkeys(range(3), 0.1), apart), pairs.difference(apart, apart)
+    assert less is not None and less.verdict == "less"
+    assert none is not None and none.verdict == "undecided"
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_came_out_also_against_the_claim(tmp_path: Path) -> None:
+    gains = {"mask50": 0.05, "mask75": -0.05, "mask50-unmasked": 0.05, "mask50-masked": 0.05}
+    study = found(tmp_path, 3, gains)
+    written = page.write(tmp_path / "docs", KEPT, study)
+    text = (tmp_path / "docs" / "study.md").read_text(encoding="utf-8")
+    assert "mask50 is more accurate than clip: +5.0 (+5.0 to +5.0) points" in text
+    assert "mask75 is less accurate than clip: -5.0" in text
+    assert "mask50-unmasked is not told apart from mask50-masked: +0.0" in text
+    assert "26.0 (25.0, 26.0, 27.0)" in text, "the mean of an arm and each seed"
+    assert "Abacus" in text and "edge of the tried" not in text
+    drawn = [path for path in written if path.suffix == ".svg"]
+    assert len(drawn) == 2 and all(f"](study/{path.name})" in text for path in drawn)
+    for path in drawn:
+        ElementTree.parse(path)
+    rows = list(csv.DictReader((tmp_path / "docs" / "study" / "results.csv").open(encoding="utf-8")))
+    assert len(rows) == len(study.runs) + len(study.trials)
+    assert {row["twemoji"] for row in rows if row["kind"] == "trial"} == {""}
+
+
+def test_a_study_that_is_not_done_says_what_is_missing(tmp_path: Path) -> None:
+    study = found(tmp_path, 2)
+    del study.runs[ROUNDS[1].arms[0].run(0)]
+    page.write(tmp_path, KEPT, study)
+    text = (tmp_path / "study.md").read_text(encoding="utf-8")
+    assert text.count("no answer, fewer than 3 pairs") == 4 and "mask75-b64 against mask75: no answer" in text
+    page.write(tmp_path, KEPT, Found())
+    assert "mask50 against clip: no answer" in (tmp_path / "study.md").read_text(encoding="utf-8")
+
+
+def test_the_command(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "tools" / "study.py"), "--docs", str(tmp_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+
+    without = run("--plan")
+    assert without.returncode == 78 and "--calibrate" in without.stderr
+    (tmp_path / "study").mkdir()
+    write_json(tmp_path / "study" / "calibration.json", KEPT)
+    planned = run("--plan")
+    assert planned.returncode == 0 and "mask75-b256" in planned.stdout
+    assert run("--page").stdout == f"{tmp_path / 'study.md'}\n"

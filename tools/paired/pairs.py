@@ -1,0 +1,76 @@
+"""What the runs say: the learning rates that trials choose, and paired differences between arms with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, stdev
+
+from flip.exitcodes import ConfigError
+from flip.results import Outcome
+from tools.paired.design import Arm
+
+T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Pairs -> the 97.5 % point of Student's t with one degree of freedom less (any table of it)."""
+
+LEAST = 3
+"""Pairs that an interval is given of, at least."""
+
+
+def score(outcome: Outcome, name: str) -> float | None:
+    """Final top-1 on a set, 0..1."""
+    return next((float(item["top1"]) for item in outcome.evaluations if item["name"] == name), None)
+
+
+def choose(one: Arm, trials: Mapping[str, Outcome]) -> tuple[float, dict[float, float]]:
+    """The peak of the best trial on the validation vendor, of equals the smallest, and the score of each.
+
+    Raises ConfigError where a trial has no score: arms are compared only after equally many trials.
+    """
+    scores: dict[float, float] = {}
+    for peak in one.peaks:
+        outcome = trials.get(one.trial(peak))
+        found = None if outcome is None else score(outcome, "validation")
+        if found is None:
+            raise ConfigError("a trial has no score yet", one.trial(peak), remedy="Run the study again: it goes on.")
+        scores[peak] = found
+    return max(scores, key=lambda peak: (scores[peak], -peak)), scores
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences, their 95 % interval, each one by seed; points (100 * share)."""
+
+    mean: float
+    low: float
+    high: float
+    each: Mapping[int, float]
+
+    @property
+    def verdict(self) -> str:
+        return "more" if self.low > 0 else "less" if self.high < 0 else "undecided"
+
+
+def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """Of the seeds that both have; None where these are fewer than LEAST. Scores are shares, 0..1.
+
+    The interval is Student's t over the pairs' differences: mean +- t * s / sqrt(n).
+    """
+    each = {seed: 100 * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())}
+    if len(each) < LEAST:
+        return None
+    values = list(each.values())
+    mean, half = fmean(values), T[len(values)] * stdev(values) / sqrt(len(values))
+    return Difference(mean, mean - half, mean + half, each)
+
+
+def scores(one: Arm, seeds: Sequence[int], found: Mapping[str, Outcome], name: str) -> dict[int, float]:
+    """Seed -> final score on the set, of the arm's complete runs."""
+    made = {}
+    for seed in seeds:
+        outcome = found.get(one.run(seed))
+        value = score(outcome, name) if outcome is not None and outcome.result else None
+        if value is not None:
+            made[seed] = value
+    return made

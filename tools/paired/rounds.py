@@ -1,0 +1,99 @@
+"""The study's runs: each round's sweeps are written, submitted as anybody would, and read when they are complete."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flip.config.table import dump_yaml
+from flip.exitcodes import STOPPED
+from flip.results import Outcome, read_outcomes
+from flip.rundir import write_text
+from jobs.folder import trash
+from jobs.profile import runs_root
+from tools.paired import calibration, design, pairs
+from tools.paired.design import ROUNDS, Round, Times
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Unfinished(Exception):
+    """A sweep did not complete; the argument is the exit code of its submission, which has said why."""
+
+
+@dataclass
+class Found:
+    """What there is of the study. ``chosen``: arm -> peak; ``scores``: arm -> peak -> validation score of its trial."""
+
+    runs: dict[str, Outcome] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, dict[float, float]] = field(default_factory=dict)
+    trials: dict[str, Outcome] = field(default_factory=dict)
+
+    def choose(self, each: Round) -> None:
+        for one in each.arms:
+            self.chosen[one.name], self.scores[one.name] = pairs.choose(one, self.trials)
+
+
+def study(times: Times, profile: str) -> None:
+    """All rounds; what is complete is left alone. Raises Unfinished."""
+    found = Found()
+    for each in ROUNDS:
+        submit(design.trials(each, times, found.chosen), profile)
+        found.trials |= outcomes(each.trials)
+        found.choose(each)
+        submit(design.runs(each, times, found.chosen), profile)
+
+
+def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
+    """The runs that are timed; those of uneven times go to the trash and are done again, ``tries`` times in all.
+
+    Raises Unfinished, also where the machine does not get quiet.
+    """
+    sweep = design.calibration()
+    for _ in range(tries):
+        submit(sweep, profile)
+        timed = list(outcomes(sweep["name"]).values())
+        uneven = calibration.noisy(timed)
+        if not uneven:
+            return timed
+        print(f"uneven step times, let nothing else run: {', '.join(one.run.name for one in uneven)}", flush=True)
+        for one in uneven:
+            trash(one.run.path)
+    raise Unfinished(STOPPED)
+
+
+def collect() -> Found:
+    """What is there: rounds whose trials are complete, with the runs of theirs that are."""
+    found = Found()
+    for each in ROUNDS:
+        trials = outcomes(each.trials)
+        if any(one.trial(peak) not in trials for one in each.arms for peak in one.peaks):
+            break
+        found.trials |= trials
+        found.choose(each)
+        found.runs |= outcomes(each.sweep)
+    return found
+
+
+def submit(sweep: Mapping[str, Any], profile: str) -> None:
+    """Write the sweep file below RUNS_ROOT/study and submit it, watching. Raises Unfinished, OSError."""
+    path = runs_root() / "study" / f"{sweep['name']}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, dump_yaml(dict(sweep)))
+    print(f"\n{sweep['title']}: {path}", flush=True)
+    command = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--sweep", str(path), "--cluster", profile]
+    done = subprocess.run([*command, "--watch", "--no-canary"], env=os.environ | {"FLIP_RUNS": str(runs_root())})
+    if done.returncode:
+        raise Unfinished(done.returncode)
+
+
+def outcomes(sweep: str) -> dict[str, Outcome]:
+    """Run -> outcome, of the complete runs of a sweep."""
+    found = read_outcomes(runs_root() / sweep)
+    return {outcome.run.name: outcome for outcome in found if outcome.result}

@@ -1,0 +1,73 @@
+"""A small study on real data: masked against unmasked training at equal measured cost, with paired seeds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+EXAMPLES = """examples:
+  python tools/study.py                 train what is missing, then write docs/study.md; the same command goes on
+  python tools/study.py --page          write the page of what is there
+  python tools/study.py --calibrate     measure step times anew (minutes, on a quiet machine): another study
+  python tools/study.py --plan          the arms, their lengths and cost
+The data: python tools/demo_data.py
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--calibrate", action="store_true", help="measure step times, write them to the calibration file")
+    one.add_argument("--page", action="store_true", help="write the page of the runs that are complete")
+    one.add_argument("--plan", action="store_true", help="show the arms and what they cost, start nothing")
+    parser.add_argument("--cluster", default="pair", metavar="NAME", help="profile (default: pair, two runs at a time)")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="where study.md and study/ are (default: docs)")
+    options = parser.parse_args(arguments)
+    from flip.exitcodes import FlipError
+    from tools.paired.rounds import ROOT, Unfinished
+
+    docs = options.docs or ROOT / "docs"
+    try:
+        return _do(options, docs)
+    except Unfinished as error:
+        print("the study is not done; the same command goes on", file=sys.stderr)
+        return int(error.args[0])
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    except OSError as error:
+        print(f"{error.filename or docs}: {error.strerror}", file=sys.stderr)
+        return 77 if isinstance(error, PermissionError) else 69
+
+
+def _do(options: argparse.Namespace, docs: Path) -> int:
+    from flip.rundir import write_json
+    from tools.paired import calibration, page, rounds
+
+    kept = docs / "study" / "calibration.json"
+    if options.calibrate:
+        before = calibration.machine()
+        timed = rounds.calibrate(options.cluster)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, calibration.record(timed, before))
+    found = calibration.read(kept)
+    times = calibration.times(found)
+    if options.calibrate or options.plan:
+        print(page.plan(times))
+        return 0
+    if not options.page:
+        rounds.study(times, options.cluster)
+    for path in page.write(docs, found, rounds.collect()):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    from jobs.pipe import quietly
+
+    sys.exit(quietly(main))
