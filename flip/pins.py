@@ -51,7 +51,10 @@ def _pins(run):
     # type: (RunDir) -> Iterator[Tuple[Path, Dict[str, Any]]]
     for path in sorted(run.pins.glob("*.json")):
         try:
-            record = read_json(path) or {}
-            yield path, {"by": record["by"], "stage": record["stage"], "samples": record["samples"]}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            record = read_json(path)
+        except ValueError as error:
             raise OSError("%s: %s" % (path, error))
+        kinds = {"by": str, "stage": str, "samples": int}
+        if not isinstance(record, dict) or any(not isinstance(record.get(name), kind) for name, kind in kinds.items()):
+            raise OSError("%s: this is no pin" % path)
+        yield path, {name: record[name] for name in kinds}

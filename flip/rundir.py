@@ -229,7 +229,7 @@ class RunDir:
     def _cause(path, rank):
         # type: (Path, int) -> Dict[str, Any]
         try:
-            record = read_json(path)
+            record = read_json(path) or {}
             if isinstance(record["cause"], str):
                 return dict(record, rank=rank)
         except (ValueError, KeyError, TypeError):  # cut off by a crash of its host: somebody did end badly
