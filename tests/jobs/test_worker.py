@@ -70,7 +70,7 @@ def test_another_data_set_at_the_same_path_is_refused(run, tmp_path):
 
 
 def test_a_signal_that_came_before_anybody_listened_is_told_as_well(run):
-    """jobs/rank.py holds it back. An attempt that is killed then was preempted; untold, it would count as a lost node."""
+    """jobs/rank.py holds it back. An attempt that is killed then was preempted; untold, it counts as a lost node."""
 
     def hurt():
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
