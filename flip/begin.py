@@ -19,7 +19,7 @@ from flip.tokenizer import Tokenizer
 
 @torch.no_grad()
 def begin_from(pair: model.Pair, config: Config, source: str | os.PathLike[str], at: str = "") -> dict[str, Any]:
-    """Fill ``pair``, built for ``config`` and not yet sharded, with the weights of a run or an export, verified.
+    """Fill ``pair``, built for ``config``, with the weights of a run or an export, verified. Each rank reads it.
 
     ``source``, ``at``: as ``flip.load`` takes them. Positions are computed from ``config``, so another image size or
     patch needs nothing there; patch weights of another side are resampled. Returns a record of it: source, run, stage,
@@ -32,10 +32,13 @@ def begin_from(pair: model.Pair, config: Config, source: str | os.PathLike[str],
     if own.to_json() != Tokenizer.of(other.tokenizer.path, config.model.text).to_json():
         remedy = f"Use that model's own, {other.tokenizer.path}: its embedding knows no other ids."
         raise ConfigError(f"is not the tokenizer of {source}", "data.tokenizer", config.data.tokenizer, remedy)
-    mine, state = pair.state_dict(), other.pair.state_dict()
-    state = {name: state.get(name, value) for name, value in mine.items()}  # one that lacks it leaves us our logit_bias
-    state["image.patch.weight"] = resampled(state["image.patch.weight"], config.model.image.patch)
-    pair.load_state_dict(state)
+    theirs = dict(other.pair.named_parameters())
+    for name, parameter in pair.named_parameters():
+        if name in theirs:  # one that lacks it leaves us our logit_bias
+            value = theirs[name].detach()
+            if name == "image.patch.weight":
+                value = resampled(value, config.model.image.patch)
+            parameter.copy_(model.part(value, parameter))
     found = other.source.record
     return {"source": str(source), "differs": differs} | {
         name: found.get(name) for name in ("run", "stage", "samples", "attempt", "manifest")

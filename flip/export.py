@@ -199,7 +199,8 @@ def _public(config: Config) -> Config:
     sets = [dataclasses.replace(one, manifest="", classes="", train="") for one in config.evaluate.sets]
     return dataclasses.replace(
         config, data=data, evaluate=dataclasses.replace(config.evaluate, sets=sets),
-        init=dataclasses.replace(config.init, run=""), checkpoint=dataclasses.replace(config.checkpoint, url=""),
+        init=dataclasses.replace(config.init, run="", export=""),
+        checkpoint=dataclasses.replace(config.checkpoint, url=""),
         resources=dataclasses.replace(config.resources, cluster=""),
     )  # fmt: skip
 

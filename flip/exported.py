@@ -1,18 +1,13 @@
-"""Reading an exported folder back (docs/export.md): what was written there is our own model again, bit for bit.
-
-Only the logit scale may differ: an export holds the clamped one. A text encoder that sees no padding is the same
-function, if not the same bits (``flip.padding``).
-"""
+"""What an exported folder says of itself (docs/export.md); ``flip.loaded`` reads its weights. No torch."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
-from flip import model, padding, translation
-from flip.commit import Commit, Damaged, check, verify
+from flip.commit import Commit, check
 from flip.config import load as configuration
 from flip.config.schema import Config
 from flip.exitcodes import ConfigError, DataError
@@ -47,27 +42,15 @@ def mark(folder: Path) -> Commit:
         raise DataError(f"cannot be understood: {type(error).__name__} {error}", folder / MARK) from error
 
 
+def digest(found: Commit) -> str:
+    """16 hex digits over the checksums of its weights: the same wherever it lies and whatever else is told in it."""
+    files = found.record["files"]
+    facts = [(name, files.get(name, {}).get("sha256")) for name in (OPEN_CLIP, TIMM)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
 def config(folder: Path) -> Config:
     """The run's configuration as the export keeps it, with the folder's own tokenizer; no torch, no weights."""
     found = configuration.read(folder / CONFIG)
     found.data.tokenizer = str(folder / TOKENIZER)
     return found
-
-
-def read(folder: Path) -> tuple[model.Pair, Config, Commit]:
-    """The model of an exported folder, verified before it is read. Raises DataError, ConfigError."""
-    source = mark(folder)
-    try:
-        verify(source)
-    except Damaged as error:
-        remedy = "Copy the folder again, all files of it, or export again."
-        raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
-    found = config(folder)
-    pair = model.build(found.model, found.augment, "sdpa")
-    tensors, tower = load_file(folder / OPEN_CLIP), load_file(folder / TIMM)
-    state = translation.from_timm(tower) | translation.text_from_open_clip(tensors)
-    state |= translation.projection_from_open_clip(tensors, found.model.image.layers, found.model.embed)
-    if found.model.text.padding == "mask":
-        state = padding.without(state, found.model.text)
-    pair.load_state_dict(state)
-    return pair, found, source

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
-from flip import commit, exported, model
+from flip import commit, exported, model, padding, translation
 from flip.checkpoint import model_state
 from flip.config import load as configuration
 from flip.config.schema import Config
@@ -92,7 +93,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "") -> L
     if exported.is_export(where.path):
         if at:
             raise ConfigError("an export holds one commit, none can be chosen", str(where.path), at)
-        return Loaded(*exported.read(where.path), device)
+        return Loaded(*_exported(where.path), device)
     if not where.config.is_file():
         remedy = "Give the folder of a run, such as runs/quickstart/mask50, or an exported one."
         raise ConfigError("no run here: config.yaml is missing", str(where.path), remedy=remedy)
@@ -106,6 +107,29 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "") -> L
         remedy = "Move that folder away to use the commit before it."
         raise DataError(f"the checkpoint is damaged: {error}", str(found.path), remedy=remedy) from error
     return Loaded(pair, config, found, device)
+
+
+def _exported(folder: Path) -> tuple[model.Pair, Config, commit.Commit]:
+    """The model of an exported folder, verified before it is read. Raises DataError, ConfigError.
+
+    It is the one that was written, bit for bit, but for the logit scale, which is clamped there. A text encoder that
+    sees no padding is the same function, if not the same bits (``flip.padding``).
+    """
+    source = exported.mark(folder)
+    try:
+        commit.verify(source)
+    except commit.Damaged as error:
+        remedy = "Copy the folder again, all files of it, or export again."
+        raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
+    found = exported.config(folder)
+    pair = model.build(found.model, found.augment, "sdpa")
+    tensors, tower = load_file(folder / exported.OPEN_CLIP), load_file(folder / exported.TIMM)
+    state = translation.from_timm(tower) | translation.text_from_open_clip(tensors)
+    state |= translation.projection_from_open_clip(tensors, found.model.image.layers, found.model.embed)
+    if found.model.text.padding == "mask":
+        state = padding.without(state, found.model.text)
+    pair.load_state_dict(state)
+    return pair, found, source
 
 
 def exists(device: str) -> None:

@@ -221,11 +221,11 @@ def initialise(pair: Pair, seed: int) -> None:
             value.fill_(1.0)
         else:
             nn.init.xavier_uniform_(value, generator=generator)
-        parameter.copy_(_part(value, parameter))
+        parameter.copy_(part(value, parameter))
 
 
-def _part(whole: Tensor, of: Any) -> Tensor:
-    """``whole`` laid out as the parameter is. Every rank has drawn all of it, so nothing is sent."""
+def part(whole: Tensor, of: Any) -> Tensor:
+    """``whole`` laid out as the parameter ``of`` is. Every rank has all of it, so nothing is sent."""
     if not hasattr(of, "placements"):
         return whole
     from torch.distributed.tensor import distribute_tensor  # a second that unsharded models need not pay

@@ -1,4 +1,4 @@
-"""Where a run's first weights come from, if not from its seed: a commit of another run (``init`` of the configuration).
+"""Where a run's first weights come from, if not from its seed: a commit of another run or an export (``init``).
 
 A branch takes the weights alone and begins at S = 0. One that extends goes on at the S of the commit, with all that it
 holds, as if the other run had been longer. No torch: submission finds the commit, the trainer opens it.
@@ -13,16 +13,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flip import commit, pins
+from flip import commit, exported, pins
 from flip.config import load
-from flip.config.identity import file_digest, flatten
+from flip.config.begin import agree
+from flip.config.identity import file_digest
 from flip.config.schema import Config, Init
 from flip.config.stages import spans
 from flip.exitcodes import ConfigError, DataError, PermissionDenied
 from flip.rundir import RunDir, read_json
-
-FREE = ("size", "temperature", "max_logit_scale", "image.size", "image.pool", "text.repair", "text.prepend_cls")
-"""Fields of the model that move no weight's shape; positions in the image are computed."""
 
 
 def digest(found: commit.Commit) -> str:
@@ -32,12 +30,15 @@ def digest(found: commit.Commit) -> str:
 
 
 def find(config: Config, folders: Sequence[Path]) -> Init:
-    """``config.init`` with the commit that it means made concrete: its run's path, stage, samples and digest.
+    """``config.init`` with what it means made concrete: its run's path, stage, samples and digest; path and digest of
+    an export.
 
     ``folders``: where a name may be that is no path: the sweep's folder, RUNS_ROOT. Raises ConfigError where there is
-    no such commit (yet), and where its weights do not fit ``config``.
+    no such commit (yet) or export, and where its weights do not fit ``config``.
     """
     asked = config.init
+    if asked.export:
+        return _export(config, folders)
     run = _run(asked.run, folders)
     try:
         theirs = load.read(run.config)
@@ -81,17 +82,40 @@ def _target(asked: Init, theirs: Config) -> tuple[str, int]:
 
 
 def _fits(config: Config, theirs: Config, run: RunDir) -> None:
-    """ConfigError where a weight would have another shape, or a token another meaning."""
-    ours, others = (flatten(load.to_dict(one)["model"]) for one in (config, theirs))
-    for key, value in ours.items():
-        if key not in FREE and others.get(key) != value:
-            what = f"model.{key}: {value!r}, and {others.get(key)!r} in the run that init names"
-            raise ConfigError(what, str(run.path), remedy="Weights keep their shapes: take the same model.")
+    """ConfigError where weights do not fit, or a token has another meaning."""
+    agree(config, theirs, str(run.path), config.init.extend)
     stored = (read_json(run.identity) or {}).get("config", {}).get("data", {}).get("tokenizer", "")
     if stored.startswith("sha256:") and file_digest(config.data.tokenizer) != stored:
         raise ConfigError(
             "data.tokenizer: not the one of the run that init names", str(run.path), config.data.tokenizer
         )
+
+
+def _export(config: Config, folders: Sequence[Path]) -> Init:
+    """The same of an export. What it holds is verified when it is read."""
+    asked = config.init
+    places = [Path(asked.export).expanduser().absolute(), *(folder / asked.export for folder in folders)]
+    folder = next((place for place in places if exported.is_export(place)), None)
+    if folder is None:
+        remedy = "Give the folder that tools/export.py wrote; export.json lies in it."
+        raise ConfigError("init.export: there is no export", ", ".join(map(str, places)), asked.export, remedy)
+    agree(config, exported.config(folder), str(folder))
+    found = exported.digest(exported.mark(folder))
+    if asked.commit not in ("", found):
+        raise ConfigError("init.commit: the export there is another one", str(folder), found)
+    return replace(asked, export=str(folder), commit=found)
+
+
+def kept(asked: Init, run: RunDir) -> Init | None:
+    """The ``init`` of a run that was submitted as ``asked`` and has commits: it needs its source no more. Else None."""
+    if not (run.config.is_file() and (commit.traces(run) or run.result.exists())):
+        return None
+    stored = load.read(run.config).init
+    names = [(Path(one.run).parts, Path(one.export).parts) for one in (stored, asked)]
+    same = all(there[len(there) - len(here) :] == here for there, here in zip(*names, strict=True))
+    same = same and bool(stored.run) == bool(asked.run) and bool(stored.export) == bool(asked.export)
+    same = same and stored.extend == asked.extend and asked.stage in ("", stored.stage)
+    return stored if same and asked.samples in (0, stored.samples) else None
 
 
 def pin(init: Init, by: RunDir) -> None:
@@ -118,3 +142,12 @@ def open_commit(init: Init) -> commit.Commit:
     remedy = "Put it back, or name another one: that makes another run."
     where = f"{run.path}, stage {init.stage}, S = {init.samples}"
     raise DataError("the commit that init names is not there any more", where, init.commit, remedy)
+
+
+def open_export(init: Init) -> Path:
+    """The folder of the export that a resolved ``init`` names. Raises DataError where it is gone, or another one."""
+    folder = Path(init.export)
+    if not exported.is_export(folder) or exported.digest(exported.mark(folder)) != init.commit:
+        remedy = "Put it back, or name another one: that makes another run."
+        raise DataError("the export that init names is not there any more", str(folder), init.commit, remedy)
+    return folder

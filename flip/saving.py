@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from flip.checkpoint import Checkpointer
+from flip.checkpoint import Checkpointer, model_state
 from flip.commit import Commit
-from flip.config.schema import Config, Init
+from flip.config import load
+from flip.config.begin import as_they_are
+from flip.config.schema import Config
 from flip.data import order
 from flip.data.retry import Patience
 from flip.exitcodes import DataError
 from flip.interval import Interval
+from flip.model import Pair
+from flip.origin import open_export
 from flip.parallel import World
 from flip.rundir import RunDir, read_json
 from flip.watchdog import LONG, Watchdog
+
+log = logging.getLogger(__name__)
 
 
 class Saving:
     """One attempt's checkpoints. Methods are collective but for ``due`` and ``failed``."""
 
     def __init__(self, run: RunDir, attempt: int, world: World, config: Config, watchdog: Watchdog) -> None:
-        self._run, self._watchdog, section = run, watchdog, config.checkpoint
+        self._run, self._world, self._watchdog, section = run, world, watchdog, config.checkpoint
         patience = Patience(deadline=config.data.deadline, timeout=config.data.timeout)
         self.checkpointer = Checkpointer(
             run, attempt, world, section.keep, section.background == "yes", section.url, patience
@@ -38,18 +46,22 @@ class Saving:
         self.saves, self.seconds = 0, 0.0
         """Saves of this attempt, and the seconds that steps waited for them."""
 
-    def restore(self, model: dict[str, torch.Tensor], init: Init) -> Commit | None:
+    def restore(self, pair: Pair, config: Config) -> Commit | None:
         """Fill the weights from the newest commit and return it, None where there is none.
 
         The first attempt of a run with ``init`` goes on from that commit instead, or takes its weights alone.
         """
-        self.source = self.checkpointer.newest()
-        if self.source is None and init.run:
+        self.source, init = self.checkpointer.newest(), config.init
+        if self.source is None and init.export:
+            self._begin(pair, config, open_export(init))
+        elif self.source is None and init.run:
             origin = self.checkpointer.origin(init)
             if init.extend:
                 self.source = origin
+            elif as_they_are(config, load.read(RunDir(init.run).config)):
+                self.checkpointer.load(origin, model_state(pair))
             else:
-                self.checkpointer.load(origin, model)
+                self._begin(pair, config, Path(init.run), f"{origin.stage}/{origin.path.name}")
         if self.source is not None:
             found = self.source.record["order"]
             if found != order.VERSION:
@@ -58,9 +70,20 @@ class Saving:
                     f"this code has version {order.VERSION} of the order of samples", self._run.path, found, remedy
                 )
             self._samples = self.source.samples
-            self.checkpointer.load(self.source, model)
+            self.checkpointer.load(self.source, model_state(pair))
         self._at = time.monotonic()
         return self.source
+
+    def _begin(self, pair: Pair, config: Config, source: Path, at: str = "") -> None:
+        """With weights that are made of another model's, by each rank for itself."""
+        from flip.begin import begin_from  # timm, a second that other runs need not pay
+
+        self._watchdog.beat(f"beginning from {source}", times=LONG)
+        made = begin_from(pair, config, source, at)
+        self.checkpointer.parent = f"{source}/checkpoints/{at}" if at else str(source)
+        if self._world.first:
+            differs = "; ".join(f"{key}: {there} there, {here} here" for key, (there, here) in made["differs"].items())
+            log.info("begins with the weights of %s; %s", source, differs or "it is the same model")
 
     def due(self) -> bool:
         """Whether a save is due by the clock."""

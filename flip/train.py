@@ -106,7 +106,7 @@ class Trainer:
         parallel.place(self.pair, self.world, compute)
         model.initialise(self.pair, self.config.seed)
         parallel.check(self.pair)
-        source = self.saving.restore(checkpoint.model_state(self.pair), self.config.init)
+        source = self.saving.restore(self.pair, self.config)
         if source is not None:
             self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
         self.tally = Tally(self.world, self.loader, source)

@@ -74,6 +74,8 @@ def page(facts: Mapping[str, Any]) -> str:
 def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if init is None:
         return []
+    if init["export"]:
+        return [("begins", f"with the weights of the export {init['export']}")]
     how = "extends it" if init["extend"] else "its weights alone"
     return [("begins", f"with S = {_count(init['samples'])} of {init['run']}, stage {init['stage']}: {how}")]
 

@@ -84,8 +84,8 @@ def _about(outcome: Outcome) -> dict[str, Any]:
         "samples": sum(int(stage.get("samples") or 0) for stage in stages.values()) or None,
         "stages": [{"name": name} | {k: stage.get(k) for k in STAGE} for name, stage in stages.items()],
         "differs": chosen,
-        "init": {key: settings.get(f"init.{key}") for key in ("run", "stage", "samples", "extend")}
-        if settings.get("init.run")
+        "init": {key: settings.get(f"init.{key}") for key in ("run", "stage", "samples", "extend", "export")}
+        if settings.get("init.run") or settings.get("init.export")
         else None,
     }  # fmt: skip
 

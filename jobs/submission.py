@@ -16,7 +16,7 @@ from flip import origin
 from flip.config.identity import Change, explain, flatten, identity
 from flip.config.load import read, to_dict
 from flip.config.resolve import DataFacts, Host, facts, host
-from flip.config.schema import Config
+from flip.config.schema import Config, Init
 from flip.config.validate import validate
 from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import RunDir, read_json
@@ -105,8 +105,8 @@ class Submission:
         """Resolve, validate and check one run; its errors name it."""
         try:
             dry = self.args.dry_run
-            if run.config.init.run:
-                run.config.init = origin.find(run.config, [self.folder, self.folder.parent])
+            if run.config.init.run or run.config.init.export:
+                run.config.init = self._origin(run)
             data = facts(run.config, nominal=dry)  # what a configuration claims of its data is good for a plan alone
             profile, on = self._place(run)
             config, kept = self._settled(run, data, on)
@@ -129,6 +129,16 @@ class Submission:
             cluster=profile.name,
             kept=kept,
         )
+
+    def _origin(self, run: Run) -> Init:
+        """``init`` with what it means; where that is gone, a run that has begun goes on without it."""
+        try:
+            return origin.find(run.config, [self.folder, self.folder.parent])
+        except ConfigError:
+            known = origin.kept(run.config.init, RunDir(self.folder / run.name))
+            if known is None:
+                raise
+            return known
 
     def _settled(self, run: Run, data: Sequence[DataFacts], on: Host) -> tuple[Config, Sequence[Change]]:
         """The resolved configuration (the directory's where that is to be kept), and what the file says else."""

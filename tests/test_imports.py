@@ -16,12 +16,11 @@ LIGHT = (
     "flip.flops",
     "flip.rundir",
     "flip.commit",
-    "flip.pins",
     "flip.exitcodes",
     "flip.results",
     "flip.interrupt",
 )
-LIGHT += ("flip.memory", "flip.accelerators")
+LIGHT += ("flip.memory", "flip.accelerators", "flip.pins", "flip.origin", "flip.exported")
 LIGHT += ("flip.evaluate.registry", "flip.evaluate.forms", "flip.evaluate.prompts", "flip.evaluate.task")
 #: What loader processes and the tools for shards load.
 LIGHT += tuple(

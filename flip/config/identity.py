@@ -115,7 +115,7 @@ def _canonical(config: Config) -> dict[str, Any]:
                 del dataset[key]
     values["evaluate"]["sets"].sort(key=lambda dataset: dataset["name"])  # their order moves no score
     source = values.pop("init")
-    if source["run"]:
+    if source["run"] or source["export"]:
         values["init"] = {key: source[key] for key in ("commit", "extend")}
     values["world"] = world(config)
     return values

@@ -132,7 +132,7 @@ class Data:
 
 @dataclass
 class Init:
-    """Where the first weights come from: a commit of another run (flip/origin.py). Nothing named: from the seed."""
+    """Where the first weights come from: a commit of another run, or an export. Nothing named: from the seed."""
 
     run: str = ""
     """SWEEP/RUN, RUN of the same sweep, or the path of a run directory."""
@@ -142,8 +142,10 @@ class Init:
     """S of the commit; 0: the end of the stage."""
     extend: bool = False
     """False: a branch, the weights alone, from S = 0. True: on from S, with the moments where the stage goes on."""
+    export: str = ""
+    """Instead of a run: the folder of an export (docs/export.md), of which a branch takes the weights."""
     commit: str = ""
-    """Digest of the commit, found at submission. It is what the identity holds of ``init``, with ``extend``."""
+    """Digest of the commit or export, found at submission: what the identity holds of ``init``, with ``extend``."""
 
 
 @dataclass

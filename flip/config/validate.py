@@ -150,10 +150,13 @@ def _sets(config: Config) -> None:
 
 
 def _init(config: Config) -> None:
-    """Where a run extends another, that one's S is between two steps of it."""
+    """An export is named alone. Where a run extends another, that one's S is between two steps of it."""
     init, key = config.init, f"init.samples: {config.init.samples}"
-    if init.run and not init.commit:
-        raise ConfigError("init.commit: is not resolved", value=init.run)
+    if init.export and (init.run or init.stage or init.samples or init.extend):
+        remedy = "It holds the weights of one commit and no moments; name a run to choose, or to extend."
+        raise ConfigError("init.export: stands alone", value=init.export, remedy=remedy)
+    if (init.run or init.export) and not init.commit:
+        raise ConfigError("init.commit: is not resolved", value=init.run or init.export)
     if not init.extend:
         return
     if not init.run:

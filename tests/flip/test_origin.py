@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from flip import commit, origin, pins
+from flip import commit, exported, origin, pins
 from flip.config.identity import identity
 from flip.config.load import dump
 from flip.config.schema import Init
@@ -79,11 +79,87 @@ def test_one_that_is_still_to_come(source):
 def test_weights_must_fit(source):
     other = replace_init(run="base/a")
     other.model.text.width *= 2
-    with pytest.raises(ConfigError, match="model.text.width: .* in the run that init names"):
+    with pytest.raises(ConfigError, match="model.text.width: cannot begin from .*base/a"):
         origin.find(other, [source.path.parent.parent])
     larger = replace_init(run="base/a")
     larger.model.image.size *= 2
     assert origin.find(larger, [source.path.parent.parent]).samples, "positions are computed"
+    larger.model.image.patch *= 2
+    assert origin.find(larger, [source.path.parent.parent]).samples, "and patch weights resampled"
+    larger.init.extend = True
+    with pytest.raises(ConfigError, match="model.image.patch: cannot begin from"):
+        origin.find(larger, [source.path.parent.parent])
+
+
+@pytest.fixture
+def export(tmp_path):
+    """What submission sees of one; its weights are a line each."""
+    folder = tmp_path / "made"
+    (folder / "timm").mkdir(parents=True)
+    (folder / exported.CONFIG).write_text(dump(config()))
+    for name in (exported.OPEN_CLIP, exported.TIMM):
+        (folder / name).write_text(f"weights of {name}")
+    seal(folder)
+    return folder
+
+
+def seal(folder):
+    paths = {name: folder / name for name in (exported.OPEN_CLIP, exported.TIMM)}
+    files = {name: {"bytes": path.stat().st_size, "sha256": commit.sha256(path)} for name, path in paths.items()}
+    record = {"form": exported.FORM, "stage": "pretrain", "samples": 64, "attempt": 1, "files": files}
+    write_json(folder / exported.MARK, record)
+
+
+def test_an_export_is_known_by_its_weights(export, tmp_path):
+    made = replace_init(export=str(export))
+    made.model.image.size *= 2
+    made.init = origin.find(made, [])
+    assert made.init.export == str(export) and origin.open_export(made.init) == export
+    assert origin.find(replace_init(export="made"), [tmp_path]) == made.init, "below the sweep or the runs root"
+    made.data.decoder = made.data.resize = "pillow"
+    validate(made)
+    hashes = {identity(one, "")["hash"] for one in (made, replace_init())}
+    moved = tmp_path / "moved"
+    export.rename(moved)
+    with pytest.raises(DataError, match="not there any more"):
+        origin.open_export(made.init)
+    with pytest.raises(ConfigError, match="init.export: there is no export"):
+        origin.find(replace_init(export=str(export)), [])
+    made.init = origin.find(replace_init(export=str(moved)), [])
+    (moved / exported.TIMM).write_text("others")
+    seal(moved)
+    with pytest.raises(DataError, match="not there any more"):
+        origin.open_export(made.init)
+    with pytest.raises(ConfigError, match="the export there is another one"):
+        origin.find(replace_init(**vars(made.init)), [])
+    plain = replace_init(export=str(moved))
+    plain.model.image.size *= 2
+    plain.init = origin.find(plain, [])
+    assert len(hashes | {identity(plain, "")["hash"]}) == 3
+
+
+def test_an_export_stands_alone_and_must_fit(export):
+    other = replace_init(export=str(export))
+    other.model.embed *= 2
+    with pytest.raises(ConfigError, match="model.embed: cannot begin from"):
+        origin.find(other, [])
+    with pytest.raises(ConfigError, match="init.export: stands alone"):
+        validate(replace_init(export=str(export), extend=True))
+    with pytest.raises(ConfigError, match="init.commit: is not resolved"):
+        validate(replace_init(export=str(export)))
+
+
+def test_a_run_that_has_begun_needs_its_source_no_more(source, tmp_path):
+    run = RunDir(tmp_path / "runs" / "more" / "b")
+    run.path.mkdir(parents=True)
+    made = find(source, samples=6400)
+    run.config.write_text(dump(made))
+    asked = Init(run="base/a", samples=6400)
+    assert origin.kept(asked, run) is None, "nothing is committed"
+    save(run, 128)
+    assert origin.kept(asked, run) == made.init == origin.kept(replace(asked, samples=0), run)
+    for other in ({"samples": 1280}, {"extend": True}, {"run": "base/b"}, {"run": "", "export": "x"}, {"stage": "x"}):
+        assert origin.kept(replace(asked, **other), run) is None
 
 
 def test_it_is_part_of_what_a_run_is_wherever_it_lies(source, tmp_path):

@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 
+import flip
 from flip import commit, pins
+from flip.begin import resampled
 from flip.config.load import read
 from flip.remote import at_hand
 from flip.rundir import RunDir, read_json
@@ -42,8 +46,8 @@ set:
         (self.folder / "demo.yaml").write_text(self.head + runs)
         return self.call(command, "--sweep", self.folder / "demo.yaml", *words, code=code)
 
-    def call(self, command, *words, code=0):
-        line = [sys.executable, ROOT / "jobs" / f"{command}.py", *words]
+    def call(self, command, *words, code=0, room="jobs"):
+        line = [sys.executable, ROOT / room / f"{command}.py", *words]
         environment = {**os.environ, "FLIP_RUNS": str(self.runs), "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder)}
         done = subprocess.run(
             line, capture_output=True, text=True, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL
@@ -134,6 +138,33 @@ def test_an_extended_run_is_as_if_it_had_been_longer(desk):
         whole, parts = (weights(desk.run(name), 80, kind) for name in ("long", "extended"))
         assert whole and all((whole[name] == parts[name]).all() for name in whole)
     assert read_json(desk.run("extended").result)["steps"] == 5
+
+
+def test_a_branch_of_an_export_with_other_patches_needs_it_until_its_first_commit(desk):
+    """Two ranks, each of which fills its part; then a stop before the end, and no export any more."""
+    made = desk.folder / "made"
+    desk.call("export", "demo/base", "--out", made, room="tools")
+    runs = f"""runs:
+  base: {{}}
+  coarse: {{init: {{export: {made}}}, model.image.patch: 16, stages.pretrain.base_lr: 0, resources.processes: 2}}
+"""
+    assert "coarse: complete" in desk.type("submit", "--watch", runs=runs)
+    run, theirs = desk.run("coarse"), dict(flip.load(desk.run("base").path).pair.named_parameters())
+    for name, ours in flip.load(run.path).pair.named_parameters():
+        if name == "image.patch.weight":  # by the threads of this process
+            assert torch.allclose(ours, resampled(theirs[name].detach(), 16), atol=1e-6)
+        else:
+            assert torch.equal(ours, theirs[name]), name
+    first, *_, last = commit.commits(run)
+    assert first.record["parent"] == str(made)
+    assert f"export {made}" in desk.call("explain", "demo/coarse")
+    run.result.unlink()
+    commit.remove(last.path)
+    made.rename(desk.folder / "moved")
+    assert "coarse: complete" in desk.type("submit", "--watch", runs=runs)
+    assert [one.samples for one in commit.commits(run)] == [16, 32, 48] and run.newest_attempt() == 2
+    shutil.rmtree(run.path)
+    assert "init.export: there is no export" in desk.type("submit", runs=runs, code=78)
 
 
 def test_a_commit_that_is_gone_when_the_run_starts_is_the_end_of_it(desk):
