@@ -1,4 +1,4 @@
-"""Saving and loading a trainer's state: sharded safetensors under the commit protocol of ``flip.commit``.
+"""Saving a trainer's state: sharded safetensors under the commit protocol of ``flip.commit``.
 
 The state is a flat dict of tensors, ``model.<name>`` and ``optim.<moment>.<name>``; everything else stands in
 ``commit.json``. Nothing that is loaded can execute: DCP's own ``.metadata`` is a pickle and is not used.
@@ -6,34 +6,28 @@ The state is a flat dict of tensors, ``model.<name>`` and ``optim.<moment>.<name
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from flip import commit
 from flip.background import Background
-from flip.config.schema import Init
 from flip.data.retry import Patience
-from flip.exitcodes import DataError, Diverged, FlipError, Superseded
-from flip.origin import open_commit
+from flip.exitcodes import Diverged, FlipError, Superseded
 from flip.parallel import World
 from flip.remote import Remote, base, marked, verify
+from flip.restore import Restorer
 from flip.rundir import RunDir
-from flip.writer import DAMAGED, Problem, Writer, raised
+from flip.writer import Problem, Writer, raised
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +58,8 @@ def optimizer_state(pair: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     return state
 
 
-class Checkpointer:
-    """Writes and picks the checkpoints of one attempt. All methods are collective: call them on all ranks.
+class Checkpointer(Restorer):
+    """Writes the checkpoints of one attempt, and reads what is there. All methods are collective.
 
     ``background``: a save returns when the state has been copied in the host's memory; a thread writes and commits it.
     That thread alone uses the group ``world.storage`` then.
@@ -78,11 +72,8 @@ class Checkpointer:
         self, run: RunDir, attempt: int, world: World, keep: int, background: bool = False,
         url: str = "", patience: Patience | None = None,
     ) -> None:  # fmt: skip
-        self._run, self._attempt, self._world, self._keep = run, attempt, world, keep
-        self._url, self._patience = url, patience or Patience()
-        self._copy: Path | None = None
-        self.parent = ""
-        """Folder name of the commit that this attempt went on from."""
+        super().__init__(run, attempt, world, patience)
+        self._keep, self._url = keep, url
         self.waited = 0.0
         """Seconds that saves waited for the one before them."""
         self.took = 0.0
@@ -188,15 +179,6 @@ class Checkpointer:
             self._retain([])  # what older attempts began as well
         return problem
 
-    def _together(self, work: Callable[[], object]) -> Problem | None:
-        """Do it on all ranks; of their problems the first rank's that has one. Collective."""
-        problem = None
-        try:
-            work()
-        except (OSError, CheckpointException, FlipError, commit.Damaged) as error:
-            problem = Problem.of(error)
-        return next((p for p in self._gather(problem) if p is not None), None)
-
     def _place(self, path: Path) -> str:
         """The URL of a commit's folder."""
         return f"{base(self._run, self._url)}/{path.parent.name}/{path.name}"
@@ -242,100 +224,6 @@ class Checkpointer:
                 what += f", {shutil.disk_usage(self._run.path).free:,} are free, and a second try failed as well"
             remedy = "Free space or mend the storage; the run goes on from the commit before."
         return raised(problem)(what, path, remedy=remedy)
-
-    def newest(self) -> commit.Commit | None:
-        """The newest commit whose files are what it says, agreed by all ranks; None where the run has none yet.
-
-        A damaged one is set aside with a warning, and the one before is taken. Raises DataError where all are damaged:
-        a run never starts from zero by itself.
-        """
-        choices: list[Any] = [None, None]
-        if self._world.first:
-            choices = [[str(c.path) for c in reversed(commit.commits(self._run))], commit.traces(self._run)]
-        distributed.broadcast_object_list(choices, src=0, group=self._world.storage)
-        copy = self._scratch()
-        for path in map(Path, choices[0]):
-            damaged = self._together(lambda path=path: self._fetch(path, copy))  # type: ignore[misc]
-            if damaged is None:
-                self.parent = f"{path.parent.name}/{path.name}"
-                return commit.read(path)
-            self._release()
-            if damaged.cause != DAMAGED:
-                raise raised(damaged)(damaged.text)
-            log.warning(
-                "checkpoint %s is damaged (%s); taking the one before", f"{path.parent.name}/{path.name}", damaged.text
-            )
-            if self._world.first and self._run.holds(self._attempt):
-                commit.set_aside(path)
-        if choices[1]:
-            raise DataError(
-                "all checkpoints are damaged",
-                self._run.checkpoints,
-                remedy="Restore one from a copy, or move the folder `checkpoints` away to begin again from zero.",
-            )
-        return None
-
-    def origin(self, init: Init) -> commit.Commit:
-        """The commit of another run that ``init`` names, verified. DataError where it is not what was submitted."""
-        problem = self._together(lambda: open_commit(init))
-        if problem is not None:
-            raise DataError(f"the run cannot begin: {problem.text}", init.run)
-        self.parent = str(open_commit(init).path)
-        return self.open(Path(self.parent))
-
-    def open(self, path: Path) -> commit.Commit:
-        """The commit in a folder, verified and at hand for ``load``. Raises DataError where it is damaged."""
-        copy = self._scratch()
-        problem = self._together(lambda: self._fetch(path, copy))
-        if problem is not None:
-            self._release()
-            kind = DataError if problem.cause == DAMAGED else raised(problem)
-            remedy = "It was deleted since, or is damaged: name another one."
-            raise kind(f"this checkpoint cannot be read: {problem.text}", path, remedy=remedy)
-        return commit.read(path)
-
-    def load(self, source: commit.Commit, state: dict[str, torch.Tensor]) -> None:
-        """Fill the tensors of ``state`` in place; each must be in the checkpoint, which ``newest`` or
-        ``open`` has given."""
-        reader = dcp.HuggingFaceStorageReader(str(self._copy or source.path))
-        dcp.load(state, storage_reader=reader, process_group=self._world.storage)
-
-    def _scratch(self) -> Path:
-        """Where this node's ranks share a copy of a checkpoint."""
-        copies = self._gather(str(scratch(self._run, self._world.rank)))
-        return Path(copies[self._world.rank - self._world.local_rank])
-
-    def _fetch(self, path: Path, copy: Path) -> None:
-        """Verify this rank's part of a commit; of one at a URL, copy all of it to this node, once for its ranks."""
-        found = commit.read(path)
-        if "url" not in found.record:
-            commit.verify(found, part=self._world.rank, parts=self._world.size)
-            return
-        self._copy = copy
-        if self._world.local_rank == 0:
-            shutil.rmtree(copy, ignore_errors=True)  # of an attempt that was killed
-            copy.mkdir(mode=0o700)
-            Remote(found.record["url"], self._patience).fetch(found.record["files"], copy)
-
-    def _release(self) -> None:
-        """Delete the copy of a checkpoint from a URL. All ranks must be through with it."""
-        if self._copy is not None and self._world.local_rank == 0:
-            shutil.rmtree(self._copy, ignore_errors=True)
-        self._copy = None
-
-    def close(self) -> None:
-        self._release()
-
-    def _gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self._world.size
-        distributed.all_gather_object(values, value, group=self._world.storage)
-        return values
-
-
-def scratch(run: RunDir, rank: int) -> Path:
-    """Where a node's first rank copies a checkpoint to, in the temporary folder."""
-    token = hashlib.sha256(str(run.path).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"flip-{os.getuid()}-{token}-{rank}"
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

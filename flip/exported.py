@@ -44,7 +44,8 @@ def mark(folder: Path) -> Commit:
 
 def digest(found: Commit) -> str:
     """16 hex digits over the checksums of its weights: the same wherever it lies and whatever else is told in it."""
-    facts = [(name, found.record["files"][name]["sha256"]) for name in (OPEN_CLIP, TIMM)]
+    files = found.record["files"]
+    facts = [(name, files.get(name, {}).get("sha256")) for name in (OPEN_CLIP, TIMM)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

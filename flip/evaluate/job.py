@@ -29,6 +29,7 @@ from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
 from flip.exitcodes import ConfigError, DataError
 from flip.interrupt import StopFlag
+from flip.restore import Restorer
 from flip.rundir import RunDir, create_json, read_json
 from flip.tokenizer import Tokenizer
 from flip.watchdog import LONG, Watchdog
@@ -141,7 +142,7 @@ class Evaluation:
         with torch.device("meta"):
             pair = model.build(theirs.model, theirs.augment, self.config.compute.attention)
         parallel.place(pair, self.world, self.config.compute)
-        checkpoints = checkpoint.Checkpointer(self.subject, 0, self.world, 1, patience=self.patience)
+        checkpoints = Restorer(self.subject, 0, self.world, self.patience)
         checkpoints.load(checkpoints.open(source.path), checkpoint.model_state(pair))
         checkpoints.close()
         parallel.check(pair)

@@ -8,10 +8,11 @@ from unittest import mock
 from flip.rundir import read_json
 from tests.fakeslurm.clock import Clock
 from tests.fakeslurm.commands import Commands
-from tests.fakeslurm.controller import Controller, Site
+from tests.fakeslurm.controller import Controller
 from tests.fakeslurm.host import Life
 from tests.fakeslurm.scripted import Scripted
 from tests.fakeslurm.seams import in_place
+from tests.fakeslurm.site import Site
 from tests.slurm import recorder
 from tests.slurm.recorder import READ, Scene, fields_of, masked
 from tests.slurm.scenarios import SCENARIOS

@@ -17,9 +17,10 @@ from jobs.scheduler import AWAY
 from jobs.slurm import SlurmCluster
 from tests.fakeslurm.clock import Clock, Process
 from tests.fakeslurm.commands import Commands
-from tests.fakeslurm.controller import Controller, Site
+from tests.fakeslurm.controller import Controller
 from tests.fakeslurm.host import Life
 from tests.fakeslurm.seams import in_place
+from tests.fakeslurm.site import Site
 from tests.fakeslurm.storage import trouble
 from tests.fakeslurm.trainer import BATCH, CANARY, Run, Trainer
 from tests.fakeslurm.verdicts import EXCUSED

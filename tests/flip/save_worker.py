@@ -12,6 +12,7 @@ import sys
 import time
 
 import torch
+import torch._dynamo  # the first optimiser asks for it: seconds, once instead of in every process that is forked
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 

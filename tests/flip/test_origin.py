@@ -104,7 +104,8 @@ def export(tmp_path):
 
 
 def seal(folder):
-    files = {name: {"sha256": commit.sha256(folder / name)} for name in (exported.OPEN_CLIP, exported.TIMM)}
+    paths = {name: folder / name for name in (exported.OPEN_CLIP, exported.TIMM)}
+    files = {name: {"bytes": path.stat().st_size, "sha256": commit.sha256(path)} for name, path in paths.items()}
     record = {"form": exported.FORM, "stage": "pretrain", "samples": 64, "attempt": 1, "files": files}
     write_json(folder / exported.MARK, record)
 

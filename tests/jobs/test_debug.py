@@ -151,8 +151,10 @@ def test_a_branch_of_an_export_with_other_patches_needs_it_until_its_first_commi
     assert "coarse: complete" in desk.type("submit", "--watch", runs=runs)
     run, theirs = desk.run("coarse"), dict(flip.load(desk.run("base").path).pair.named_parameters())
     for name, ours in flip.load(run.path).pair.named_parameters():
-        expected = resampled(theirs[name].detach(), 16) if name == "image.patch.weight" else theirs[name]
-        assert torch.equal(ours, expected), name
+        if name == "image.patch.weight":  # by the threads of this process
+            assert torch.allclose(ours, resampled(theirs[name].detach(), 16), atol=1e-6)
+        else:
+            assert torch.equal(ours, theirs[name]), name
     first, *_, last = commit.commits(run)
     assert first.record["parent"] == str(made)
     assert f"export {made}" in desk.call("explain", "demo/coarse")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flip import checkpoint, commit, parallel, remote
+from flip import checkpoint, commit, parallel, remote, restore
 from flip.config import schema
 from flip.data import s3
 from flip.data.retry import Patience
@@ -62,7 +62,7 @@ def test_what_is_loaded_is_what_was_saved(server, world, run, monkeypatch):
     newest = saver.newest()
     saver.load(newest, found)
     assert newest.samples == 32 and all(torch.equal(expected[name], found[name]) for name in expected)
-    copy = checkpoint.scratch(run, 0)
+    copy = restore.scratch(run, 0)
     assert copy.exists()
     saver.close()
     assert not copy.exists()
