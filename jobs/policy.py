@@ -7,6 +7,7 @@ import re
 from typing import NamedTuple
 
 from flip.exitcodes import CAUSES, PRECEDENCE
+from jobs.symptoms import HARDWARE, PORT_TAKEN
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Any, Dict, List, Optional, Set, Tuple  # noqa: F401
@@ -22,8 +23,6 @@ APART = {"port": "ports", "node": "nodes"}
 LEAVING = "LEAVING"
 #: State given by a launcher that had told the ranks to save and stop before they ended.
 TOLD = "TOLD"
-#: Words for a port that was free when the launcher looked, and taken when rank 0 wanted it.
-PORT_TAKEN = re.compile("EADDRINUSE|address already in use", re.IGNORECASE)
 
 DAY = 24 * 3600
 
@@ -81,7 +80,8 @@ def decide(causes, code, state, history, limits, complete, cancelled, committed)
     if not words and _told_to_end(causes, code):
         # scancel and preemption both send TERM: a requeue could raise a cancelled job from the dead
         return decision._replace(action="nothing", reason=reason + "; the job's state could not be read")
-    hosts = {str(c["host"]) for c in causes if c.get("hardware") and c.get("host")}
+    crashes = [c for c in causes if c["cause"] == "crash" and c.get("host")]
+    hosts = {str(c["host"]) for c in crashes if HARDWARE.search(str(c.get("reason", "")))}
     return decision._replace(exclude=tuple(sorted(hosts)))
 
 

@@ -23,12 +23,10 @@ from typing import NoReturn
 from flip import interrupt
 from flip.exitcodes import CAUSES, ConfigError, DataError, FlipError
 from flip.rundir import RunDir, read_json
+from jobs.symptoms import PEER_GONE
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG)
 """Errors of files that pass by themselves or by somebody's hand, and say nothing against the run."""
-
-ECHOES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-"""gloo's and NCCL's words for a peer that is gone."""
 
 
 Work = Callable[[RunDir, int, interrupt.StopFlag], tuple[str, str]]
@@ -105,7 +103,7 @@ def _judged(work: Work, run: RunDir, attempt: int, flag: interrupt.StopFlag) -> 
         return cause, f"{type(error).__name__}: {error}", traceback.format_exc()
     except Exception as error:  # the outermost frame of a process: whatever it is, the ledger must know it
         text = f"{type(error).__name__}: {error}"
-        return "peer_lost" if _is_echo(text) else "crash", text, traceback.format_exc()
+        return "peer_lost" if PEER_GONE.search(text) else "crash", text, traceback.format_exc()
 
 
 def in_process(run: RunDir, attempt: int) -> None:
@@ -124,11 +122,6 @@ def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
-
-
-def _is_echo(text: str) -> bool:
-    """Whether an error only says that another rank has gone (gloo's and NCCL's words)."""
-    return any(sign in text for sign in ECHOES)
 
 
 def _check_snapshot() -> None:

@@ -193,7 +193,8 @@ def test_each_allowance_is_its_own():
 
 
 def test_hosts_are_excluded_for_hardware_only():
-    causes = [c("crash", host="n1", hardware=True), c("crash", 1, host="n2")]
+    broken = "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
+    causes = [c("crash", host="n1", reason=broken), c("crash", 1, host="n2"), c("peer_lost", 2, host="n3")]
     assert ask(causes=causes, code=70).exclude == ("n1",)
 
 
@@ -213,6 +214,7 @@ def old_python() -> str:
         "flip/pins",
         "flip/exitcodes",
         "jobs/policy",
+        "jobs/symptoms",
         "jobs/ledger",
         "jobs/requeue",
         "jobs/scheduler",
