@@ -204,6 +204,18 @@ def test_its_end_is_told_to_the_others(submitted, cause, code, called, monkeypat
     assert asked(submitted, "scontrol release") == (["scontrol release 52"] if cause == "complete" else [])
 
 
+@pytest.mark.parametrize("last, done", [(51, "scontrol release 52"), (2, "scancel 52")])
+def test_an_end_that_nobody_saw_is_told_to_the_others_too(submitted, last, done, monkeypatch):
+    """Its node died; the next start finds that it has stopped for good."""
+    a, b, _ = submitted.runs
+    n = ledger.begin(a, {})
+    log(a, n, 1, last)
+    a.write_cause(n, 0, "data", 65, "a shard is damaged")
+    monkeypatch.setenv("SLURM_JOB_ID", "57")
+    assert act(["begin", str(a.path)]) == 65
+    assert asked(submitted, "scontrol release", "scancel") == [done]
+
+
 @pytest.mark.parametrize("row", ["PENDING|JobHeldUser", "CANCELLED|None", ""])
 def test_where_it_stopped_for_good_the_others_say_so_and_are_submitted_again(submitted, row):
     a, b, c = submitted.runs
