@@ -23,7 +23,7 @@ class Saving:
     """One attempt's checkpoints. Methods are collective but for ``due`` and ``failed``."""
 
     def __init__(self, run: RunDir, attempt: int, world: World, config: Config, watchdog: Watchdog) -> None:
-        self._run, self._watchdog, section = run, watchdog, config.checkpoint
+        self._run, self._world, self._watchdog, section = run, world, watchdog, config.checkpoint
         patience = Patience(deadline=config.data.deadline, timeout=config.data.timeout)
         self.checkpointer = Checkpointer(
             run, attempt, world, section.keep, section.background == "yes", section.url, patience
@@ -32,9 +32,9 @@ class Saving:
         self._at, self._samples = time.monotonic(), 0
         self.source: Commit | None = None
         """The commit that the attempt went on from."""
-        start = read_json(run.attempt(attempt) / "start.json") or {}
-        self.soon = bool(start.get("first_commit"))
-        """Whether the first step is to be saved."""
+        self._start = run.attempt(attempt) / "start.json"
+        self.soon = False
+        """Whether the first step is to be saved, as ``restore`` has found it; the same on all ranks."""
         self.saves, self.seconds = 0, 0.0
         """Saves of this attempt, and the seconds that steps waited for them."""
 
@@ -43,6 +43,10 @@ class Saving:
 
         The first attempt of a run with ``init`` goes on from that commit instead, or takes its weights alone.
         """
+        soon = [self._world.first and bool((read_json(self._start) or {}).get("first_commit"))]
+        # What ranks read by themselves may differ, as where one does not see the file yet: they would never meet again.
+        torch.distributed.broadcast_object_list(soon, src=0, group=self._world.control)
+        self.soon = soon[0]
         self.source = self.checkpointer.newest()
         if self.source is None and init.run:
             origin = self.checkpointer.origin(init)
