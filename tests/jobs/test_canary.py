@@ -257,3 +257,14 @@ def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
     with pytest.raises(ConfigError, match="too many"):
         slurm.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
     assert asked(submitted, "scancel") == ["scancel 60"]
+
+
+def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, submitted):
+    """They wait for a canary that runs; called off, they would stand there as cancelled."""
+    jobs = [*[job(tmp_path, name, Shape(3)) for name in "xy"], job(tmp_path, "z", Shape(4))]
+    submitted("sbatch", "grep -q -- --nodes=4 $1 && { echo 'error: too many' >&2; exit 1; }\n" + SBATCH)
+    listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
+    submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
+    with pytest.raises(ConfigError, match="too many"):
+        slurm.SlurmCluster(Profile(name="far", kind="slurm")).submit(folder.with_canaries(jobs, tmp_path / "demo", 50))
+    assert read_json(tmp_path / "demo" / "x" / "job.json")["canary"]["releases"] and not asked(submitted, "scancel")
