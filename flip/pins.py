@@ -24,7 +24,10 @@ def pin(run, by, stage, samples):
     run.pins.mkdir(exist_ok=True)
     for path, record in _pins(run):
         if not os.path.isdir(record["by"]):  # told here, where runs are submitted: a node might not see that folder
-            path.unlink()
+            try:
+                path.unlink()
+            except FileNotFoundError:  # somebody else clears away too
+                continue
     name = hashlib.sha256(("%s %s %d" % (by.path, stage, samples)).encode()).hexdigest()[:16]
     record = {"by": str(by.path), "stage": stage, "samples": samples, "time": time.time()}
     write_json(run.pins / ("%s.json" % name), record)

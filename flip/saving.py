@@ -40,9 +40,9 @@ class Saving:
         self._at, self._samples = time.monotonic(), 0
         self.source: Commit | None = None
         """The commit that the attempt went on from."""
-        start = read_json(run.attempt(attempt) / "start.json") or {}
-        self.soon = bool(start.get("first_commit"))
-        """Whether the first step is to be saved."""
+        self._start = run.attempt(attempt) / "start.json"
+        self.soon = False
+        """Whether the first step is to be saved, as ``restore`` has found it; the same on all ranks."""
         self.saves, self.seconds = 0, 0.0
         """Saves of this attempt, and the seconds that steps waited for them."""
 
@@ -51,6 +51,10 @@ class Saving:
 
         The first attempt of a run with ``init`` goes on from that commit instead, or takes its weights alone.
         """
+        soon = [self._world.first and bool((read_json(self._start) or {}).get("first_commit"))]
+        # What ranks read by themselves may differ, as where one does not see the file yet: they would never meet again.
+        torch.distributed.broadcast_object_list(soon, src=0, group=self._world.control)
+        self.soon = soon[0]
         self.source, init = self.checkpointer.newest(), config.init
         if self.source is None and init.export:
             self._begin(pair, config, open_export(init))

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import secrets
+import shutil
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -65,10 +66,9 @@ class Order:
         subject = self._foreign() if self.args.model else find.one(self.args.run, self.root)
         task = self._task(subject)
         job = self._make(subject, task)
-        snapshot = take(submission.REPOSITORY, subject.path.parent / ".code")
         for name in task.commits:
-            found = commit.read(subject.checkpoints / name)
-            pins.pin(subject, job, found.stage, found.samples)
+            self._pin(subject, job, name)
+        snapshot = take(submission.REPOSITORY, subject.path.parent / ".code")
         wanted, cache = shape(load.read(job.config)), {"FLIP_CACHE": str(cache_root())}
         open_cluster(self.profile).submit([Job(job, snapshot.path, wanted, cache, "jobs.evaluator")])
         if not self.args.json:
@@ -196,6 +196,15 @@ class Order:
         task.write(job)
         write_json(job.identity, {"hash": "", "schema": SCHEMA, "code": "", "config": {}})
         return job
+
+    @staticmethod
+    def _pin(subject: RunDir, job: RunDir, name: str) -> None:
+        """Keep a commit for the job. ConfigError where the run, which may train, has deleted it since it was found."""
+        stage, _, place = name.partition("/")
+        pins.pin(subject, job, stage, int(place.partition("-")[0]))
+        if not (subject.checkpoints / name / commit.MARK).exists():
+            shutil.rmtree(job.path)  # nobody has seen it; the next pin clears away those of jobs that are gone
+            raise ConfigError("this checkpoint has been deleted meanwhile", name, remedy="Name a newer one.")
 
     def _wait(self, job: RunDir) -> int:
         try:

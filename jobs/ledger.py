@@ -59,6 +59,7 @@ def end(run, n, code, state, limits=None):
         complete=run.result.exists(),
         cancelled=run.cancel.exists(),
         committed=committed,
+        told=run.was_told(n),
     )
     if decision.cause == "cancelled":
         decision = decision._replace(reason=cancelled_by(run))

@@ -48,7 +48,10 @@ def ended(run, action):
 
 def _whole(run):
     # type: (RunDir) -> Optional[Dict[str, Any]]
-    """The event of the sweep's end; None where a run of it may go on, and for all but the first who sees this end."""
+    """The event of the sweep's end; None where a run of it may go on, and for all but the first who sees this end.
+
+    Jobs of evaluations, whose folder is no sweep, have none.
+    """
     sweep = run.path.parent
     found = {"complete": [], "failed": [], "cancelled": []}  # type: Dict[str, List[str]]
     names = (read_json(sweep / "sweep.json") or {}).get("runs", [])
@@ -65,6 +68,8 @@ def _whole(run):
             return None
         found[how].append(other.name)
         ends.append([other.name, how, ledger.after(other)])
+    if not ends:
+        return None
     name = hashlib.sha256(json.dumps(ends).encode()).hexdigest()[:16]
     (sweep / ".notified").mkdir(exist_ok=True)
     if not create_json(sweep / ".notified" / (name + ".json"), found):

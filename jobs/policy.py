@@ -55,21 +55,31 @@ class Decision(NamedTuple):
     exclude: tuple = ()
 
 
-def decide(causes, code, state, history, limits, complete, cancelled, committed):
-    # type: (List[Dict[str, Any]], Optional[int], Optional[str], List[Dict[str, Any]], Limits, bool, bool, bool) -> Decision
+def decide(
+    causes,  # type: List[Dict[str, Any]]
+    code,  # type: Optional[int]
+    state,  # type: Optional[str]
+    history,  # type: List[Dict[str, Any]]
+    limits,  # type: Limits
+    complete,  # type: bool
+    cancelled,  # type: bool
+    committed,  # type: bool
+    told=False,  # type: bool
+):
+    # type: (...) -> Decision
     """What to do after an attempt.
 
     ``causes``: what its processes left (rundir.causes). ``code``: its exit code, None where nobody saw it end.
     ``state``: the scheduler's words for the job, None where they could not be read. ``history``: ends of the earlier
     attempts that count, oldest first: rows with ``cause`` and ``committed``. ``complete``: result.json exists.
-    ``cancelled``: cancel.json exists. ``committed``: this attempt made a new commit.
+    ``cancelled``: cancel.json exists. ``committed``: this attempt made a new commit. ``told``: told.json exists.
     """
     words = set(re.findall("[A-Z_]+", (state or "").upper()))
     if complete:
         return Decision("done", "complete", "complete")
     if cancelled or "CANCELLED" in words:
         return Decision("stop", "cancelled", "cancelled")
-    cause, reason = root_cause(causes, code, words)
+    cause, reason = root_cause(causes, code, words, told)
     decision = _by_cause(cause, reason, history, limits, committed)
     if decision.action != "requeue":
         return decision
@@ -85,8 +95,8 @@ def decide(causes, code, state, history, limits, complete, cancelled, committed)
     return decision._replace(exclude=tuple(sorted(hosts)))
 
 
-def root_cause(causes, code, words):
-    # type: (List[Dict[str, Any]], Optional[int], Set[str]) -> Tuple[str, str]
+def root_cause(causes, code, words, told=False):
+    # type: (List[Dict[str, Any]], Optional[int], Set[str], bool) -> Tuple[str, str]
     """(cause, reason): a root cause beats its echoes by class, never by clock; codes and states are hints."""
     root = _first_by_class(causes)
     if root and root["cause"] != "crash":
@@ -109,6 +119,8 @@ def root_cause(causes, code, words):
     if code is None:
         return "node", "ended unseen: its host or its launcher went away"
     if not words and any(c["cause"] == "peer_lost" for c in causes):
+        if told:
+            return "stopped", "told to save and stop, but a rank went away before it had"
         return "node", "a rank went away unseen, and nobody says what became of the job: a network, or a node"
     if code == 0:
         return "crash", "ended with 0, but there is no result.json"

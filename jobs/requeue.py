@@ -153,7 +153,8 @@ def begin(path, token):
     verdict = ledger.standing(run)
     if verdict is not None and verdict["action"] == "stop":
         say("%s: not started: %s" % (run.path, verdict["reason"]))
-        if unseen:
+        if unseen:  # else its exit trap has done this
+            others(run, "stop")
             tell(run, "stop")
         return CAUSES.get(verdict["cause"], CAUSES["crash"])
     n = ledger.begin(run, facts())

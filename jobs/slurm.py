@@ -47,6 +47,8 @@ class SlurmCluster:
                 held.setdefault(group[0].waits_for, []).append(self._submit_array(group, site))
             for group in arrays((job for job in jobs if not job.waits_for), self.profile.array_size):
                 self._submit_array(group, site, held)
+                for job in group:
+                    held.pop(job.run.name, None)  # theirs is there
         except FlipError:
             with contextlib.suppress(Unanswered):
                 canary.call_off([name for names in held.values() for name in names])

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from flip import checkpoint, commit, model, parallel
+from flip import checkpoint, commit, model, parallel, pins
 from flip.commit import Commit
 from flip.config import load, schema
 from flip.data.retry import Patience
@@ -116,11 +116,13 @@ class Evaluation:
         return [self._commit(name) for name in names]
 
     def _newest(self) -> list[str]:
-        found = commit.commits(self.subject)
-        if not found:
-            remedy = "Let it train to its first."
-            raise ConfigError("this run has no checkpoint yet", self.subject.checkpoints, remedy=remedy)
-        return [f"{found[-1].stage}/{found[-1].path.name}"]
+        """Pinned first: a run that trains may make newer ones, and delete it, before it is read."""
+        while found := commit.commits(self.subject):
+            pins.pin(self.subject, self.job, found[-1].stage, found[-1].samples)
+            if (found[-1].path / commit.MARK).exists():
+                return [f"{found[-1].stage}/{found[-1].path.name}"]
+        remedy = "Let it train to its first."
+        raise ConfigError("this run has no checkpoint yet", self.subject.checkpoints, remedy=remedy)
 
     def _commit(self, name: str) -> Commit:
         try:

@@ -238,6 +238,7 @@ class World:
                 do()
             except FlipError as error:
                 self.said.append((self.clock.now, str(error)))
+                return 1
             return 0
 
         def over(code, out):

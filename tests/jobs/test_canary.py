@@ -204,6 +204,18 @@ def test_its_end_is_told_to_the_others(submitted, cause, code, called, monkeypat
     assert asked(submitted, "scontrol release") == (["scontrol release 52"] if cause == "complete" else [])
 
 
+@pytest.mark.parametrize("last, done", [(51, "scontrol release 52"), (2, "scancel 52")])
+def test_an_end_that_nobody_saw_is_told_to_the_others_too(submitted, last, done, monkeypatch):
+    """Its node died; the next start finds that it has stopped for good."""
+    a, b, _ = submitted.runs
+    n = ledger.begin(a, {})
+    log(a, n, 1, last)
+    a.write_cause(n, 0, "data", 65, "a shard is damaged")
+    monkeypatch.setenv("SLURM_JOB_ID", "57")
+    assert act(["begin", str(a.path)]) == 65
+    assert asked(submitted, "scontrol release", "scancel") == [done]
+
+
 @pytest.mark.parametrize("row", ["PENDING|JobHeldUser", "CANCELLED|None", ""])
 def test_where_it_stopped_for_good_the_others_say_so_and_are_submitted_again(submitted, row):
     a, b, c = submitted.runs
@@ -245,3 +257,14 @@ def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
     with pytest.raises(ConfigError, match="too many"):
         slurm.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
     assert asked(submitted, "scancel") == ["scancel 60"]
+
+
+def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, submitted):
+    """They wait for a canary that runs; called off, they would stand there as cancelled."""
+    jobs = [*[job(tmp_path, name, Shape(3)) for name in "xy"], job(tmp_path, "z", Shape(4))]
+    submitted("sbatch", "grep -q -- --nodes=4 $1 && { echo 'error: too many' >&2; exit 1; }\n" + SBATCH)
+    listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
+    submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
+    with pytest.raises(ConfigError, match="too many"):
+        slurm.SlurmCluster(Profile(name="far", kind="slurm")).submit(folder.with_canaries(jobs, tmp_path / "demo", 50))
+    assert read_json(tmp_path / "demo" / "x" / "job.json")["canary"]["releases"] and not asked(submitted, "scancel")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import checkpoint as dcp
@@ -11,6 +12,7 @@ from torch.distributed import checkpoint as dcp
 import flip
 from flip import checkpoint, commit, model, pins
 from flip.config import load
+from flip.evaluate import job as evaluation_job
 from flip.results import read_run
 from flip.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import evaluate, report
@@ -173,6 +175,48 @@ def test_a_commit_that_is_evaluated_is_kept(place, tmp_path):
     create_json(job.result, {})
     commit.retain(run, n, 1)
     assert [one.samples for one in commit.commits(run)] == [32]
+
+
+def test_the_newest_commit_of_a_run_that_trains_is_kept_from_the_moment_it_is_chosen(place, tmp_path, monkeypatch):
+    """The run makes newer ones, and clears away, before the pin is there and after."""
+    run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
+    job.path.mkdir()
+    run.path.mkdir()
+    config = load.read(place / "runs" / "sweep" / "run" / "config.yaml")
+    n, pin = run.begin_attempt({}), pins.pin
+    committed(run, config, 8, n)
+
+    def trains(*given):
+        if not run.pins.exists():
+            committed(run, config, 16, n)
+            commit.retain(run, n, 1)
+        pin(*given)
+        committed(run, config, commit.commits(run)[-1].samples + 8, n)
+        commit.retain(run, n, 1)
+
+    monkeypatch.setattr(pins, "pin", trains)
+    (name,) = evaluation_job.Evaluation._newest(SimpleNamespace(subject=run, job=job))
+    assert commit.read(run.checkpoints / name).samples == 24
+    assert [one.samples for one in commit.commits(run)] == [24, 32]
+
+
+def test_a_commit_that_is_deleted_before_its_pin_is_there_is_a_paragraph(place, capsys, monkeypatch):
+    run = RunDir(place / "runs" / "sweep" / "run")
+    before, pin = sorted((place / "runs").rglob("job.json")), pins.pin
+    gone = commit.commits(run)[0].path
+
+    def late(*given):
+        (gone / commit.MARK).rename(gone / "kept")
+        pin(*given)
+
+    monkeypatch.setattr(pins, "pin", late)
+    try:
+        assert evaluate.main(["sweep/run", "--commit", "32"]) == 78
+    finally:
+        (gone / "kept").rename(gone / commit.MARK)
+    told = capsys.readouterr().err
+    assert "has been deleted meanwhile" in told and "Traceback" not in told
+    assert sorted((place / "runs").rglob("job.json")) == before
 
 
 def test_help_is_quick_and_without_torch():

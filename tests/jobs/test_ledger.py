@@ -51,6 +51,15 @@ def test_an_attempt_cut_off_before_its_first_file_made_no_commit(tmp_path):
     ]
 
 
+def test_an_echo_of_a_preemption_is_no_lost_node(tmp_path):
+    """Rank 0 was told to stop; then its node was cut off, from its peer and from the scheduler."""
+    run = make(tmp_path)
+    n = ledger.begin(run, {})
+    run.note_told(n, "SIGTERM")
+    run.write_cause(n, 0, "peer_lost", CAUSES["peer_lost"], "Connection closed by peer")
+    assert ledger.end(run, n, 70, None).cause == "stopped"
+
+
 def test_attempts_that_nobody_saw_end_are_settled_before_the_next(tmp_path):
     run = make(tmp_path)
     ledger.begin(run, {})

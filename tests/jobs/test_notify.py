@@ -81,6 +81,16 @@ def test_what_goes_on_or_was_cancelled_by_a_person_is_no_news(sweep):
     assert sweep.heard() == []
 
 
+def test_the_end_of_an_evaluation_is_not_that_of_a_sweep(sweep):
+    job = RunDir(sweep.folder / ".evaluate" / "a-1125")
+    job.path.mkdir(parents=True)
+    write_json(job.path / "job.json", {"after": 0, "notify": sweep.words})
+    ledger.begin(job, {})
+    create_json(job.result, {})
+    act(["end", str(job.path), "--code", "0", "--state", "RUNNING"])
+    assert sweep.heard() == [] and not (job.path.parent / ".notified").exists()
+
+
 @pytest.mark.parametrize(
     "words, said",
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flip.exitcodes import CAUSES
-from jobs.policy import LEAVING, TOLD, Decision, Limits, decide
+from jobs.policy import LEAVING, TOLD, Limits, decide
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,8 +23,8 @@ def h(*causes):
     return [{"cause": cause.rstrip("+"), "committed": cause.endswith("+")} for cause in causes]
 
 
-def ask(causes=(), code=0, state="RUNNING", history=(), complete=False, cancelled=False, committed=False) -> Decision:
-    return decide(list(causes), code, state, list(history), Limits(), complete, cancelled, committed)
+def ask(causes=(), code=0, state="RUNNING", history=(), complete=False, cancelled=False, committed=False, told=False):
+    return decide(list(causes), code, state, list(history), Limits(), complete, cancelled, committed, told)
 
 
 PORT = c("crash", reason="DistNetworkError: failed to bind to [::]:29500 (errno: 98 - Address already in use).")
@@ -60,6 +60,13 @@ TABLE = [
     ("stop, the rest was killed", dict(code=137, causes=[c("stopped"), c("peer_lost", 1)]), "requeue", "stopped", 0),
     ("only echoes", dict(code=137, causes=[c("peer_lost", 1)]), "requeue", "crash", 0),
     ("only echoes, no state", dict(code=70, state=None, causes=[c("peer_lost")]), "requeue", "node", 0),
+    (
+        "only echoes, no state, told to stop",
+        dict(code=70, state=None, causes=[c("peer_lost")], told=True),
+        "requeue",
+        "stopped",
+        0,
+    ),
     (
         "a crash and its echo, no state",
         dict(code=70, state=None, causes=[c("peer_lost"), c("crash", 1)]),

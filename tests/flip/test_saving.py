@@ -1,0 +1,39 @@
+"""What all ranks of an attempt must agree on before they save."""
+
+from dataclasses import replace
+
+import pytest
+from torch import distributed
+
+from flip import parallel
+from flip.config import schema
+from flip.rundir import RunDir
+from flip.saving import Saving
+from flip.watchdog import Watchdog
+
+
+@pytest.fixture(scope="module")
+def world():
+    yield parallel.start(schema.Compute(device="cpu", threads=1, deterministic="no"))
+    parallel.stop()
+
+
+@pytest.mark.parametrize("here, there", [(True, False), (False, True)])
+def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path, world, monkeypatch, here, there):
+    """The other rank's file says something else, or is not there yet: a save is collective."""
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.begin_attempt({"first_commit": here})
+    saving = Saving(run, 1, world, schema.Config(), Watchdog(0, print))
+    saving.restore({}, schema.Init())
+    assert saving.soon == here
+    broadcast = distributed.broadcast_object_list
+
+    def hears(values, **how):
+        broadcast(values, **how)
+        values[0] = there
+
+    monkeypatch.setattr(distributed, "broadcast_object_list", lambda values, **how: hears(values, **how))
+    second = Saving(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
+    monkeypatch.setattr(second.checkpointer, "newest", lambda: None)
+    second.restore({}, schema.Init())
+    assert second.soon == there
