@@ -20,6 +20,8 @@ from flip.exitcodes import ConfigError, PermissionDenied
 _LoaderBase: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DumperBase: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
+MOST = 100_000
+"""Values of a file."""
 _SCALARS = (
     ("merge", r"<<", "<"),
     ("null", r"~|null|", "~n\0"),
@@ -89,13 +91,43 @@ def _mapping(loader: Any, node: yaml.MappingNode) -> Table:
     return table
 
 
+def _bool(loader: Any, node: yaml.ScalarNode) -> bool:
+    if str(node.value).lower() not in ("true", "false"):
+        raise yaml.constructor.ConstructorError(None, None, "true or false is needed", node.start_mark)
+    return str(node.value).lower() == "true"
+
+
+# Of tags those of YAML's core schema: the others make dates, bytes and sets, which no file of ours holds.
+_Loader.yaml_constructors = {
+    tag: _LoaderBase.yaml_constructors[tag]
+    for tag in (None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "int", "float", "str", "seq")))
+}
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:bool", _bool)
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values below a node, those behind an alias each time that it stands there: a page of aliases can mean more of
+    them than memory holds, or itself."""
+    if id(node) not in known:
+        known[id(node)] = MOST + 1  # until it is counted: what holds itself has no end
+        below = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_count(one, known) for one in below)
+    if known[id(node)] > MOST:
+        problem = f"its aliases stand for more than {MOST:,} values"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return known[id(node)]
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text. Raises ConfigError with line and column where it is not YAML, or a key stands twice."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            return None if node is None or not _count(node, {}) else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
