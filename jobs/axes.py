@@ -195,7 +195,7 @@ def slug(key: str, value: Any) -> str:
 def _short(number: int | float) -> str:
     """12.8b for 12.8e9, where two decimals are enough; else the number as it is."""
     for unit, size in _UNITS:
-        if number >= size and number * 100 % size == 0:
+        if size <= number < 10**300 and number * 100 % size == 0:
             return f"{number / size:g}{unit}"
     text = f"{number:g}" if isinstance(number, float) else str(number)
     return text if "+" not in text else str(int(number)) if number % 1 == 0 else repr(number)

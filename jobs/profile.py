@@ -131,7 +131,7 @@ def load_profile(name: str) -> Profile:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300:
         return float(value)
     if hint == list[str]:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -171,8 +171,8 @@ def _check(profile: Profile, path: Path) -> None:
         raise ConfigError("must be above 0 and at most 1", f"{path}, utilisation", profile.utilisation)
     for item in fields(profile):
         value = getattr(profile, item.name)
-        if isinstance(value, int | float) and value < 0:
-            raise ConfigError("must not be negative", f"{path}, {item.name}", value)
+        if isinstance(value, int | float) and not 0 <= value < 1e15:
+            raise ConfigError("must lie in 0 .. 1e15", f"{path}, {item.name}", value)
         texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
         if item.name != "setup" and any(isinstance(text, str) and not text.isprintable() for text in texts):
             raise ConfigError(

@@ -18,7 +18,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import partial
@@ -256,7 +255,7 @@ def _paper(file: _File, arms: set[str]) -> dict[str, Any]:
             remedy = f"For example {arm}: {{imagenet: 74.3}}, or a row of sweeps/paper.yaml: {arm}: 8, baseline"
             raise file.error(f"paper.{arm}", "needs a mapping of evaluation sets to per cent", numbers, remedy)
         for name, number in numbers.items():
-            if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not -1e6 < number < 1e6:
                 raise file.error(f"paper.{arm}.{name}", "needs a number, in per cent", number)
         found[arm] = dict(numbers)
     return found

@@ -50,14 +50,14 @@ def _unknown(kind: type, name: str, place: Place) -> ConfigError:
 
 
 def _number(value: Any) -> Decimal | None:
-    """The finite number that a value is or spells, else None."""
+    """The finite number that a value is or spells, else None; none is written out that a float cannot hold."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         number = Decimal(str(value).strip())
     except InvalidOperation:
         return None
-    return number if number.is_finite() else None
+    return number if number.is_finite() and abs(number.adjusted()) < 308 else None
 
 
 def _scalar(kind: type, value: Any, place: Place) -> Any:
@@ -91,10 +91,10 @@ def _members(kind: type, value: Mapping[str, Any], old: list[dict[str, Any]], pl
         here = place.child(name, getattr(value, "lines", {}).get(name, 0))
         at = next((i for i, member in enumerate(new) if member["name"] == name), None)
         if at is None and name.isdigit():
-            if int(name) >= len(new):
+            at = next((i for i in range(len(new)) if name == str(i)), None)
+            if at is None:
                 known = ", ".join(member["name"] for member in new) or "none"
                 raise here.error("no such member", remedy=f"There are {len(new)}: {known}.")
-            at = int(name)
         if change is None:
             if at is None:
                 raise here.error("cannot be removed: there is none of this name")
@@ -217,8 +217,8 @@ def get(config: Any, key: str) -> Any:
     for part in key.split("."):
         if isinstance(config, list):
             named = [member for member in config if getattr(member, "name", None) == part]
-            position = config[int(part) :] if part.isdigit() else []
-            config = next(iter(named + position), None)
+            at_position = [member for i, member in enumerate(config) if part == str(i)]
+            config = next(iter(named + at_position), None)
         else:
             config = getattr(config, part, None)
     return config
