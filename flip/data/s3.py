@@ -27,7 +27,7 @@ SLOWEST = 1 << 16
 """Bytes per second below which a body that trickles counts as stalled."""
 PART, PARTS_AT_ONCE = 1 << 26, 4
 """Bytes of a part of an upload; S3 takes 10,000 of them."""
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
 class S3:
@@ -209,9 +209,10 @@ async def _page(client: Any, bucket: str, prefix: str, before: dict[str, Any]) -
 
 def _check(key: str, reply: dict[str, Any], start: int, stop: int) -> None:
     """Whether the reply's head promises what was asked for. Raises DataError where the object ends before."""
-    found = _RANGE.match(reply.get("ContentRange") or f"bytes 0-{reply['ContentLength'] - 1}/{reply['ContentLength']}")
+    length = reply.get("ContentLength", 0)  # none is told of a body in chunks
+    found = _RANGE.match(reply.get("ContentRange") or f"bytes 0-{length - 1}/{length}")
     first, last, size = map(int, found.groups()) if found else (-1, -1, stop)
     if size < stop:
         raise ends_early(key, size, stop)
-    if (first, last) != (start, stop - 1) or reply["ContentLength"] > stop - start:
+    if (first, last) != (start, stop - 1) or length > stop - start:
         raise Fault("short", f"bytes {first}-{last} came for {start}-{stop - 1}")

@@ -296,8 +296,11 @@ def captions_of(sample: Sample, members: list[str]) -> list[str]:
 def label_of(sample: Sample, member: str = "cls") -> int:
     """The number of a sample's class. Raises Undecodable."""
     try:
-        return int(bytes(sample[member]))
+        label = int(bytes(sample[member]))
+        if 0 <= label < 1 << 31:
+            return label
     except KeyError:
         raise Undecodable(f"no label {member!r} among its members {sorted(sample)}") from None
     except ValueError:
-        raise Undecodable(f"the label {bytes(sample[member])[:40]!r} is not a whole number") from None
+        pass
+    raise Undecodable(f"the label {bytes(sample[member])[:40]!r} is not a whole number from 0 on")
