@@ -89,6 +89,7 @@ class Tokenizer:
         return found
 
     def _encode(self, text: str) -> list[int]:
+        text = text.encode("utf-8", "replace").decode()  # half of a pair: JSON and command lines may hold it, UTF-8 not
         ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -128,7 +129,7 @@ def _read(path: Path) -> tokenizers.Tokenizer:
         raise ConfigError("no such tokenizer", str(path), remedy=REMEDY) from error
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", str(path)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
         raise ConfigError(f"is no tokenizer.json that can be used: {problem}", str(path), remedy=REMEDY) from error
 

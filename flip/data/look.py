@@ -92,7 +92,7 @@ def _json(members: Sample) -> Any:
     text = bytes(members["json"]).decode("utf-8", "replace")
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -114,7 +114,10 @@ def _annotated(file: Path, split: str) -> Place:
     readers: Mapping[str, Callable[[Path, str], Iterator[File]]] = {".jsonl": _lines, ".json": _json}
     try:
         files = tuple(readers.get(file.suffix, _table)(file, split))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        for caption in (caption for one in files for caption in one.captions):
+            if not isinstance(caption, str):
+                raise TypeError(f"a caption is no text: {caption!r}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, csv.Error) as error:
         remedy = "docs/evaluation.md says which forms are read."
         raise DataError(f"is no list of images: {type(error).__name__} {error}", str(file), remedy=remedy) from error
     if not files:
@@ -126,8 +129,10 @@ def _lines(file: Path, split: str) -> Iterator[File]:
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.strip():
             one = json.loads(line)
-            label = one.get("label")
-            yield File(_path(file, one["image"]), None if label is None else int(label), tuple(one.get("captions", ())))
+            label, captions = one.get("label"), one.get("captions", [])
+            if not isinstance(captions, list):
+                raise TypeError(f"captions are no list: {captions!r}")
+            yield File(_path(file, one["image"]), None if label is None else int(label), tuple(captions))
 
 
 def _json(file: Path, split: str) -> Iterator[File]:

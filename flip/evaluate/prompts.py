@@ -31,7 +31,7 @@ def read(path: str) -> Prompts:
         prompts = Prompts(list(content["names"]), list(content["templates"]))
     except OSError as error:
         raise ConfigError(f"class names cannot be read: {error.strerror}", path, remedy=FORM) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"no class names and templates: {type(error).__name__} {error}", path, remedy=FORM) from error
     check(prompts, path, FORM)
     return prompts

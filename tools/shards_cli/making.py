@@ -79,5 +79,5 @@ def table(path: str, *columns: str) -> Iterator[Mapping[str, Any]]:
                 yield row
     except OSError as error:
         raise ConfigError(f"the table cannot be read: {error.strerror}", path) from error
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise ConfigError(f"the table cannot be read: {error}", path) from error
