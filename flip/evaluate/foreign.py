@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from flip.evaluate.encoder import PLAIN
 from flip.exitcodes import ConfigError
 
 FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+WISHES = ("clean", "language", "strip_sep_token")
+"""Keywords of a tokenizer that a folder may choose."""
 
 
 class OpenClipEncoder:
     """The model of an open_clip folder with its own preprocessing and tokenizer, whole on every rank.
 
-    Weights are read as safetensors alone. Raises ConfigError where open_clip is not installed, where the folder is
-    none of its, or where its tokenizer needs transformers.
+    Weights are read as safetensors alone, and no code that a folder or a hub brings is run. Raises ConfigError where
+    open_clip is not installed, where the folder is none of its or wants more than files of its own, or where its
+    tokenizer needs transformers.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class OpenClipEncoder:
         autocast: contextlib.AbstractContextManager[Any] = PLAIN,
     ) -> None:  # fmt: skip
         _check(folder)
+        foreign = _wants(folder)
         try:
             import open_clip
         except ImportError as error:
@@ -41,7 +46,7 @@ class OpenClipEncoder:
         name = f"local-dir:{Path(folder).absolute()}"
         try:
             self.model, _, self._preprocess = open_clip.create_model_and_transforms(name, precision="fp32")
-            self._tokenizer = open_clip.get_tokenizer(name)
+            self._tokenizer = open_clip.get_tokenizer(name, **({"trust_remote_code": False} if foreign else {}))
         except ImportError as error:
             remedy = "pip install transformers"
             raise ConfigError(f"its tokenizer needs a package: {error}", folder, remedy=remedy) from error
@@ -84,6 +89,29 @@ def _check(folder: str) -> None:
     if lacking:
         remedy = "Weights are read as safetensors alone, as open_clip.push_to_hf_hub and our export write them."
         raise ConfigError(f"is no folder of open_clip: {lacking[0]} is missing", folder, remedy=remedy)
+
+
+def _wants(folder: str) -> bool:
+    """Whether the folder's tokenizer is one of transformers.
+
+    What open_clip_config.json names goes to transformers and timm as it is: a tokenizer may bring code and say that it
+    is to be trusted, encoders may be asked for by their names on a hub. Raises ConfigError for such wishes.
+    """
+    where = str(Path(folder) / FILES[0])
+    try:
+        model = json.loads(Path(where).read_text(encoding="utf-8"))["model_cfg"]
+        image, text = dict(model["vision_cfg"]), dict(model["text_cfg"])
+        wishes = sorted(set(text.get("tokenizer_kwargs") or {}) - set(WISHES))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"is no configuration of open_clip: {type(error).__name__} {error}", where) from error
+    remedy = "Only files of the folder are read, and no code of it is run."
+    if wishes:
+        raise ConfigError("text_cfg.tokenizer_kwargs: a wish that is not granted", where, ", ".join(wishes), remedy)
+    named = str(image.get("timm_model_name") or "")
+    if text.get("hf_model_name") or (":" in named and not named.startswith("local-dir:")):
+        found = text.get("hf_model_name") or named
+        raise ConfigError("the model names an encoder of a hub", where, found, remedy)
+    return bool(text.get("hf_tokenizer_name"))
 
 
 def _grey() -> Pixels:

@@ -1,10 +1,13 @@
 """A folder as open_clip writes it, through our reader: open_clip's own features and clip_benchmark's numbers."""
 
+import contextlib
 import json
+import sys
 
 import numpy as np
 import open_clip
 import pytest
+import tokenizers
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -64,8 +67,56 @@ def test_on_a_data_set(folder, data):
 def test_what_is_no_folder_of_open_clip(folder, tmp_path):
     with pytest.raises(ConfigError, match="open_clip_config.json is missing"):
         foreign.OpenClipEncoder(str(tmp_path))
-    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 3, "nonsense": 1}}')
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}, "nonsense": 1}}')
     (tmp_path / "open_clip_model.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes())
     with pytest.raises(ConfigError, match="open_clip cannot make this model"):
         foreign.OpenClipEncoder(str(tmp_path))
     assert foreign.digest(str(folder)) != foreign.digest(str(tmp_path))
+
+
+EVIL = """
+from transformers import PreTrainedTokenizerFast
+open({place!r}, "w").close()
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.fixture
+def evil(folder, tmp_path, monkeypatch):
+    """A folder whose tokenizer brings a class of its own, and the file that exists where it was run."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    theirs, place = tmp_path / "evil", tmp_path / "was-run"
+    theirs.mkdir()
+    (theirs / "open_clip_model.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes())
+    (theirs / "theirs.py").write_text(EVIL.format(place=str(place)))
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "cat": 4}
+    tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token="[UNK]")).save(str(theirs / "tokenizer.json"))
+    settings = {"tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": [None, "theirs.Tokenizer"]}}
+    (theirs / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    def make(**text):
+        config = {**MODEL, "text_cfg": {**MODEL["text_cfg"], "hf_tokenizer_name": "local", **text}}
+        (theirs / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+        return str(theirs)
+
+    return make, place
+
+
+def test_no_code_of_a_folder_is_run(evil):
+    make, place = evil
+    with pytest.raises(ConfigError, match="tokenizer_kwargs: a wish that is not granted"):
+        foreign.OpenClipEncoder(make(tokenizer_kwargs={"trust_remote_code": True}))
+    with contextlib.suppress(ConfigError):  # or a plain tokenizer is made of the file
+        foreign.OpenClipEncoder(make())
+    assert not place.exists()
+    with contextlib.suppress(Exception):  # what open_clip alone would do with the first one
+        open_clip.get_tokenizer(f"local-dir:{make(tokenizer_kwargs={'trust_remote_code': True})}")
+    assert place.exists(), "the folder is not what this test believes"
+
+
+def test_no_encoder_is_fetched_by_its_name(evil):
+    make, _ = evil
+    with pytest.raises(ConfigError, match="names an encoder of a hub"):
+        foreign.OpenClipEncoder(make(hf_model_name="somebody/model"))
