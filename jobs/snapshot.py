@@ -24,7 +24,7 @@ TAKEN = ("flip", "jobs", "tools", "sweeps", "pyproject.toml", "requirements*.txt
 SECRETS = (
     ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
     "*credentials*", ".netrc", ".npmrc", ".pypirc", ".git-credentials", "*secret*.json", "*secret*.yaml",
-    "*secret*.yml", "*.kdbx", "*token*.txt",
+    "*secret*.yml", "*.kdbx", "*token*.txt", ".ssh", ".aws", ".gnupg", ".kube",
 )  # fmt: skip
 """Names that are left out, and said to be."""
 
@@ -80,8 +80,12 @@ def files(repository: Path) -> Iterator[PurePosixPath]:
             yield path
 
 
-def is_secret(path: PurePosixPath) -> bool:
-    return any(fnmatch(part.lower(), pattern) for part in path.parts for pattern in SECRETS)
+def is_secret(path: PurePosixPath, repository: Path | None = None) -> bool:
+    """By its name or, of a link in ``repository``, by that of what it leads to."""
+    parts = path.parts
+    if repository is not None and not (real := (repository / path).resolve()).is_relative_to(repository.resolve()):
+        parts += real.parts
+    return any(fnmatch(part.lower(), pattern) for part in parts for pattern in SECRETS)
 
 
 def _git(repository: Path) -> list[PurePosixPath] | None:
@@ -108,7 +112,7 @@ def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], 
     contents: dict[str, tuple[bytes, bool]] = {}
     left_out, total = [], 0
     for path in files(repository):
-        if is_secret(path):
+        if is_secret(path, repository):
             left_out.append(str(path))
             continue
         file = repository / path
