@@ -4,6 +4,8 @@ Standard library, Python >= 3.6: the exit trap on the host reads this file with 
 The code of a process is only a hint; the cause it leaves in ``attempts/<n>/cause.<rank>.json`` is the fact.
 """
 
+import re
+
 COMPLETE = 0
 DATA = 65
 STORAGE = 69
@@ -43,10 +45,15 @@ PRECEDENCE = (
 )
 
 
+#: Name and password in an address.
+USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+
+
 class FlipError(Exception):
     """A mistake or a misfortune that we can name. Shown to users as one paragraph, never as a traceback.
 
-    ``what`` went wrong, ``where`` (file, key), the offending ``value``, and the ``remedy``.
+    ``what`` went wrong, ``where`` (file, key), the offending ``value``, and the ``remedy``. Names and passwords in
+    addresses are not shown.
     """
 
     cause = "crash"
@@ -68,6 +75,7 @@ class FlipError(Exception):
             text += " (found: %r)" % (self.value,)
         text = text.rstrip(".") + "."
         text = text + " " + self.remedy if self.remedy else text
+        text = USERINFO.sub("...@", text)
         # a key or a path may hold anything; a line break or an escape sequence of a terminal shows as what it is
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

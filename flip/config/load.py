@@ -20,9 +20,12 @@ from omegaconf import OmegaConf
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.config.sizes import SIZES
 from flip.config.table import Place, Table, dump_yaml, parse_yaml, read_yaml
-from flip.exitcodes import ConfigError
+from flip.exitcodes import USERINFO, ConfigError
 
 __all__ = ["Table", "assignment", "dump", "get", "merge", "parse_yaml", "read", "read_yaml", "to_dict"]
+
+
+_ELSEWHERE = "Configurations stand in files that many read: leave it to the environment or to ~/.aws and the like."
 
 
 @functools.cache
@@ -62,8 +65,10 @@ def _number(value: Any) -> Decimal | None:
 
 def _scalar(kind: type, value: Any, place: Place) -> Any:
     number = _number(value)
-    if isinstance(value, str) and "${" in value:
+    if isinstance(value, str) and ("${" in value or value == "???"):  # both mean something to OmegaConf
         raise place.error("interpolation is off", value, "Write the value itself.")
+    if isinstance(value, str) and USERINFO.search(value):
+        raise place.error("an address with a name or a password in it", value, _ELSEWHERE)
     if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return value if isinstance(value, str) else str(value)
     if kind is int and number is not None and number == number.to_integral_value():

@@ -43,7 +43,7 @@ class Emoji:
     @property
     def unseen(self) -> bool:
         """Whether training never sees this class: one in eight, by the hash of the slug."""
-        return int(hashlib.sha1(self.slug.encode()).hexdigest(), 16) % 8 == 0
+        return int(hashlib.sha1(self.slug.encode(), usedforsecurity=False).hexdigest(), 16) % 8 == 0
 
 
 def named(characters: Mapping[str, str], annotations: Mapping[str, Any]) -> list[tuple[str, str, tuple[str, ...]]]:

@@ -86,6 +86,7 @@ def test_members_of_named_lists_change_by_name_or_position():
         ("optim.decay_logit_scale=3", ["true or false", "3"]),
         ("recipe=[a]", ["recipe", "text"]),
         ("recipe=${oc.env:HOME}", ["interpolation is off", "${oc.env:HOME}"]),
+        ("data.manifest=???", ["interpolation is off", "???"]),
         ("model.size=XXL", ["model.size", "'XXL'", "B/16"]),
         ("augment.mean=[a]", ["augment.mean.0", "'a'"]),
         ("nonsense", ["KEY=VALUE", "'nonsense'"]),
