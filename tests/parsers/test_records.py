@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flip import commit, exported, metrics
-from flip.exitcodes import CAUSES, ConfigError, DataError
+from flip import commit, metrics
+from flip.exitcodes import CAUSES
 from flip.rundir import RunDir, read_json, write_json
 from tests.parsers.spoil import DEEP, VALUES, spoiled, texts
 
@@ -105,19 +105,6 @@ def test_what_is_no_number_is_no_attempt(tmp_path, name):
     run.metrics.mkdir()
     (run.metrics / f"{name}.jsonl").write_text("{}\n")
     assert run.attempt_numbers() == [1] and len(metrics.read(run)) == 0 and metrics.newest(run) == {}
-
-
-@given(texts({"form": 1, "files": COMMIT["files"], "stage": "pretrain", "samples": 64, "attempt": 1}))
-@example(DEEP)
-@example(json.dumps(dict(COMMIT, form=1, files={"../escaped": {}})).encode())
-def test_any_mark_of_an_export(tmp_path, text):
-    (tmp_path / exported.MARK).write_bytes(text)
-    try:
-        found = exported.mark(tmp_path)
-        commit.verify(found)
-        assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in found.record["files"])
-    except (DataError, ConfigError, commit.Damaged):
-        pass
 
 
 @given(spoiled(b'{"a": [1, 2.5, null, "b"]}') | st.binary(max_size=20))

@@ -1,0 +1,164 @@
+"""python tests/mutants.py [FILE ...]: how many small mistakes in a file its tests would see (docs/contracts.md, Tests).
+
+Each mutant is the file with one change: an operator, a comparison or a constant is another, a condition is turned
+round, a statement is missing, two arguments are swapped. It is tested in a copy of the tree; one that the tests pass
+has survived and is printed. The exit code is 1 where fewer than nine in ten are killed. Not part of make test.
+"""
+
+import argparse
+import ast
+import copy
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = {
+    "flip/data/order.py": ["tests/flip/data/test_order.py", "tests/flip/data/test_order_reference.py"],
+    "flip/commit.py": ["tests/flip/test_commit.py", "tests/parsers/test_records.py"],
+    "jobs/policy.py": ["tests/jobs/test_policy.py"],
+}
+#: Seconds that the tests get: a mutant that never ends is killed.
+DEADLINE = 120.0
+
+OTHER = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult, ast.LShift: ast.RShift, ast.RShift: ast.LShift, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr,
+    ast.BitXor: ast.BitOr,
+}  # fmt: skip
+
+
+def changes(node):
+    """What a node may become instead, as (what changed, node)."""
+    if isinstance(node, ast.Compare | ast.BinOp | ast.BoolOp):
+        ops = node.ops if isinstance(node, ast.Compare) else [node.op]
+        text = isinstance(node, ast.BinOp) and isinstance(node.left, ast.Constant) and isinstance(node.left.value, str)
+        for i, op in enumerate(ops):
+            if type(op) in OTHER and not text:  # % of a text only words a message
+                other = copy.deepcopy(node)
+                if isinstance(node, ast.Compare):
+                    other.ops[i] = OTHER[type(op)]()
+                else:
+                    other.op = OTHER[type(op)]()
+                yield "operator", other
+    elif isinstance(node, ast.Constant):
+        if isinstance(node.value, bool):
+            yield "constant", ast.Constant(not node.value)
+        elif isinstance(node.value, int | float):
+            yield "constant", ast.Constant(node.value + 1)
+        elif isinstance(node.value, str) and node.value.isidentifier():  # a key or a word that somebody compares
+            yield "constant", ast.Constant(node.value + "x")
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        yield "operator", node.operand
+    elif isinstance(node, ast.If | ast.While | ast.IfExp):
+        other = copy.deepcopy(node)
+        other.test = ast.UnaryOp(ast.Not(), other.test)
+        yield "condition", other
+    elif isinstance(node, ast.Call):
+        if len(node.args) > 1 and not any(isinstance(one, ast.Starred) for one in node.args[:2]):
+            other = copy.deepcopy(node)
+            other.args[:2] = other.args[1::-1]
+            yield "arguments", other
+    elif isinstance(node, ast.AugAssign | ast.Raise | ast.Continue | ast.Break) or (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ):
+        yield "no statement", ast.Pass()
+    elif isinstance(node, ast.Return) and node.value is not None and not isinstance(node.value, ast.Constant):
+        yield "no value", ast.Return(None)
+
+
+def places(node):
+    """(owner, field, index or None, part) of what may change: no annotation, doc string, ``__repr__``, ``if False``."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list"):
+            continue
+        for i, one in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            hidden = (
+                not isinstance(one, ast.AST)
+                or (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
+                or (isinstance(one, ast.FunctionDef) and one.name == "__repr__")
+                or (isinstance(one, ast.If) and isinstance(one.test, ast.Constant))
+                or isinstance(one, ast.JoinedStr)
+            )
+            if not hidden:
+                yield node, field, i, one
+                yield from places(one)
+
+
+def mutants(source):
+    """(line, kind, before, after, text of the whole file) of every mutant, in the order of the file."""
+    tree = ast.parse(source)
+    for owner, field, i, one in list(places(tree)):
+        for kind, other in changes(one):
+            _put(owner, field, i, ast.copy_location(other, one))
+            text = ast.unparse(ast.fix_missing_locations(tree))
+            yield getattr(one, "lineno", 0), kind, _short(one), _short(other), text
+            _put(owner, field, i, one)
+
+
+def _put(owner, field, i, value):
+    if i is None:
+        setattr(owner, field, value)
+    else:
+        getattr(owner, field)[i] = value
+
+
+def _short(node):
+    return ast.unparse(node).partition("\n")[0][:70]
+
+
+def survives(copied, tests):
+    """Whether the tests pass in the copy of the tree."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(command, cwd=copied, env=environment, capture_output=True, timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def judge(name, copied, most, seed):
+    """Test the mutants of a file, ``most`` of them at most, and print those that survive. (killed, tested)."""
+    source = (ROOT / name).read_text(encoding="utf-8")
+    found = list(mutants(source))
+    chosen = sorted(random.Random(seed).sample(range(len(found)), min(most, len(found))))
+    if not survives(copied, TESTS[name]):
+        raise SystemExit(f"{name}: its tests do not pass as it is")
+    killed = 0
+    for number in chosen:
+        line, kind, before, after, text = found[number]
+        (copied / name).write_text(text, encoding="utf-8")
+        if survives(copied, TESTS[name]):
+            print(f"{name}:{line}: survived: {kind}: {before}  ->  {after}", flush=True)
+        else:
+            killed += 1
+    (copied / name).write_text(source, encoding="utf-8")
+    print(f"{name}: {killed} of {len(chosen)} mutants killed, of {len(found)} that there are", flush=True)
+    return killed, len(chosen)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="*", metavar="FILE", help=f"of {', '.join(TESTS)}; default: all")
+    parser.add_argument("--most", type=int, default=10_000, help="mutants of a file that are tested; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="which, where not all are")
+    args = parser.parse_args()
+    unknown = [name for name in args.files if name not in TESTS]
+    if unknown:
+        parser.error(f"no tests are known for {', '.join(unknown)}")
+    with tempfile.TemporaryDirectory(prefix="flip-mutants-") as folder:
+        for room in ("flip", "jobs", "tests", "tools", "sweeps", "pyproject.toml"):
+            (shutil.copytree if (ROOT / room).is_dir() else shutil.copy)(ROOT / room, Path(folder) / room)
+        shares = [judge(name, Path(folder), args.most, args.seed) for name in args.files or TESTS]
+    return int(any(10 * killed < 9 * tested for killed, tested in shares))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

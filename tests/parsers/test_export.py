@@ -1,0 +1,23 @@
+"""export.json of a folder that somebody sent: a commit of that folder, or an error that says why not."""
+
+import json
+from contextlib import suppress
+
+from hypothesis import example, given
+
+from flip import commit, exported
+from flip.exitcodes import ConfigError, DataError
+from tests.parsers.spoil import DEEP, texts
+
+FILES = {"a.safetensors": {"bytes": 3, "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}}
+
+
+@given(texts({"form": 1, "files": FILES, "stage": "pretrain", "samples": 64, "attempt": 1}))
+@example(DEEP)
+@example(json.dumps({"form": 1, "files": {"../escaped": FILES["a.safetensors"]}, "stage": "a"}).encode())
+def test_any_mark_of_an_export(tmp_path, text):
+    (tmp_path / exported.MARK).write_bytes(text)
+    with suppress(DataError, ConfigError, commit.Damaged):
+        found = exported.mark(tmp_path)
+        assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in found.record["files"])
+        commit.verify(found)
