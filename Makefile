@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 
 BIN := .venv/bin
 CHECKED := flip jobs tools tests benchmarks
 
-.PHONY: help install slurm browser test check lint types quickstart study bench-install clean
+.PHONY: help install slurm browser test check lint types quickstart study audit bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -55,6 +55,10 @@ quickstart: install  ## real data, three small runs, a table and a page (about 1
 study: install  ## masked against unmasked at equal cost, seeds in pairs: trains what is missing, writes docs/study.md (an hour)
 	@$(BIN)/python tools/demo_data.py
 	@$(BIN)/python tools/study.py
+
+audit: install  ## known vulnerabilities of what is installed, by pip-audit (error 69: nobody could be asked)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.7,<3'
+	@$(BIN)/python tools/audit.py
 
 bench-install:  ## .venv-bench: ours with the peers that benchmarks/ measures beside it
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }

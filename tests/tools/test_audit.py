@@ -1,0 +1,48 @@
+"""make audit: what pip-audit reports, and that silence is not taken for safety."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.exitcodes import StorageError
+from tools.audit import judged
+
+AUDIT = Path(__file__).resolve().parents[2] / "tools" / "audit.py"
+GOOD = {"name": "numpy", "version": "2.0", "vulns": []}
+BAD = {"name": "jinja2", "version": "2.10", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2.10.1"]}, {"id": "CVE-2"}]}
+UNKNOWN = {"name": "torch", "skip_reason": "not found"}
+
+
+def test_what_is_known():
+    assert judged({"dependencies": [GOOD]}) == (["1 of 1 packages looked up: no known vulnerabilities"], 0)
+    lines, found = judged({"dependencies": [GOOD, BAD, UNKNOWN]})
+    assert found == 2 and lines == [
+        "jinja2 2.10: PYSEC-1, mended in 2.10.1",
+        "jinja2 2.10: CVE-2, mended in no release yet",
+        "not looked up, the index does not have these releases: torch",
+        "2 of 3 packages looked up: 2 known vulnerabilities",
+    ]
+
+
+@pytest.mark.parametrize("packages", [[UNKNOWN], []])
+def test_nobody_who_could_be_asked_is_not_all_well(packages):
+    with pytest.raises(StorageError, match="could be looked up"):
+        judged({"dependencies": packages})
+
+
+@pytest.mark.parametrize(
+    "packages, code, words",
+    [(None, 69, "no route to host"), ([UNKNOWN], 69, "none of 1"), ([BAD], 1, "PYSEC-1"), ([GOOD], 0, "1 of 1")],
+)
+def test_the_command(tmp_path, packages, code, words):
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"dependencies": packages}))
+    copied = f"import shutil, sys; shutil.copy({str(report)!r}, sys.argv[sys.argv.index('--output') + 1])"
+    (tmp_path / "pip_audit.py").write_text(copied if packages else "import sys; sys.exit('no route to host')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, AUDIT], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code and words in done.stdout + done.stderr
