@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 
 BIN := .venv/bin
 CHECKED := flip jobs tools tests benchmarks
 
-.PHONY: help install slurm browser test check lint types quickstart bench-install clean
+.PHONY: help install slurm browser test check lint types quickstart storm bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -51,6 +51,9 @@ quickstart: install  ## real data, three small runs, a table and a page (about 1
 	@$(BIN)/python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch $(if $(FULL),--seeds 0 1 2)
 	@$(BIN)/python jobs/report.py quickstart | tail -n 1
 	@echo "TensorBoard:  $(BIN)/python jobs/tensorboard.py quickstart"
+
+storm: slurm  ## faults over a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 OUT=page.md; about three minutes)
+	@$(BIN)/python -m tests.storm $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(OUT),--out $(OUT))
 
 bench-install:  ## .venv-bench: ours with the peers that benchmarks/ measures beside it
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }
