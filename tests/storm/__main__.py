@@ -65,7 +65,8 @@ class Storm:
                 found.append((proof.__doc__, True, proof(self)))
             except Exception as error:  # one that cannot be shown does not hold
                 found.append((proof.__doc__, False, f"{error}\n{traceback.format_exc()}"))
-            self.scene.say(f"{'yes' if found[-1][1] else 'NO'}  {" ".join(found[-1][0].split())}")
+            text = " ".join(str(proof.__doc__).split())
+            self.scene.say(f"{'yes' if found[-1][1] else 'NO'}  {text}")
         return found
 
 
@@ -74,6 +75,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=int(time.time()), help="default: from the clock, printed")
     parser.add_argument("--faults", type=int, default=12, help="how many (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="file for the page of results (default: it is printed)")
+    parser.add_argument("--folder", type=Path, help="a new folder for all of it (default: a temporary one)")
     args = parser.parse_args(arguments)
     if args.faults < 1:
         parser.error("--faults: at least 1")
@@ -94,7 +96,8 @@ def storm(args):
     from tests.storm.scene import Scene
 
     print(f"seed {args.seed}, {args.faults} faults", flush=True)
-    folder = Path(tempfile.mkdtemp(prefix="storm-"))
+    folder = args.folder.absolute() if args.folder else Path(tempfile.mkdtemp(prefix="storm-"))
+    folder.mkdir(exist_ok=not args.folder)
     scene = Scene(folder, deal(args.seed, args.faults), lambda text: print(text, flush=True))
     held = False
     try:
