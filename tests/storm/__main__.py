@@ -37,8 +37,12 @@ class Storm:
             thread.join()
 
     def _bear(self, run):
+        from tests.storm.run import GivenUp
+
         try:
             run.bear(self.scene.dealt.strikes[run.run.name])
+        except GivenUp as error:
+            run.trouble = str(error)
         except Exception:
             run.trouble = traceback.format_exc()
             self.scene.failed = True
@@ -64,7 +68,8 @@ class Storm:
             try:
                 found.append((proof.__doc__, True, proof(self)))
             except Exception as error:  # one that cannot be shown does not hold
-                found.append((proof.__doc__, False, f"{error}\n{traceback.format_exc()}"))
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                found.append((proof.__doc__, False, f"{where.line}\n{type(error).__name__}: {error}"[:4000]))
             text = " ".join(str(proof.__doc__).split())
             self.scene.say(f"{'yes' if found[-1][1] else 'NO'}  {text}")
         return found

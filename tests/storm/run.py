@@ -19,6 +19,10 @@ LOOK, LONG = 0.1, 240
 """Seconds between two looks at a run, and for which anything is waited for."""
 
 
+class GivenUp(Exception):
+    """The storm is over before its time."""
+
+
 @dataclass
 class Done:
     """A strike as it happened."""
@@ -102,7 +106,9 @@ class StormRun(Calm):
     def wait(self, condition, what, seconds=LONG, strict=True):
         end = time.monotonic() + seconds
         while not condition():
-            if self.scene.failed or time.monotonic() > end:
+            if self.scene.failed:
+                raise GivenUp("another run had failed")
+            if time.monotonic() > end:
                 assert not strict, f"waited in vain for {what}\n{self.story()}"
                 return
             failed = any((read_json(p) or {}).get("action") == "stop" for p in self.ends())

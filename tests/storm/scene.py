@@ -220,6 +220,7 @@ class Scene:
         family = {pid}
         while more := {p.pid for p in tasks if p.parent in family} - family:
             family |= more
-        processes.kill([p for p in there if p.name == "slurmd"] + steps)
-        processes.kill([p for p in tasks if p.pid not in family])
+        gone = [p for p in there if p.name == "slurmd"] + steps + [p for p in tasks if p.pid not in family]
+        processes.kill(gone)
+        assert processes.gone(gone, 10)  # a rank that is stopped while its parent goes gets SIGHUP from the kernel
         return family
