@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 
 BIN := .venv/bin
 CHECKED := flip jobs tools tests benchmarks
 
-.PHONY: help install slurm browser test check lint types quickstart study audit bench-install clean
+.PHONY: help install slurm browser test check lint types quickstart study audit bench-install clean storm
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -59,6 +59,9 @@ study: install  ## masked against unmasked at equal cost, seeds in pairs: trains
 audit: install  ## known vulnerabilities of what is installed, by pip-audit (error 69: nobody could be asked)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.7,<3'
 	@$(BIN)/python tools/audit.py
+
+storm: slurm  ## faults over a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 OUT=page.md; about three minutes)
+	@$(BIN)/python -m tests.storm $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(OUT),--out $(OUT))
 
 bench-install:  ## .venv-bench: ours with the peers that benchmarks/ measures beside it
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }

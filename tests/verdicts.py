@@ -4,7 +4,7 @@ import torch
 
 from flip.config.stages import spans
 from flip.rundir import read_json
-from tests.arena import BATCH, INTERVAL
+from tests.arena import BATCH
 
 
 def check_equal(calm, storm, scores=6):
@@ -54,34 +54,3 @@ def check_data(arena, hashes):
 
 def ends(arena, upto):
     return [read_json(arena.run.attempt(n) / "end.json") for n in range(1, upto + 1)]
-
-
-def check_attempts(arena):
-    """Every attempt went on from the newest commit. A clean stop cost nothing, no fault more than the interval."""
-    trained, done = arena.witnessed(), 0
-    for n in arena.run.attempt_numbers():
-        begun = min(trained.get(n, ()), default=None)
-        if begun is None:
-            continue
-        if n > 1:
-            before = ends(arena, n - 1)[-1]
-            assert begun == before["commits"], (n, arena.story())
-            bound = 0 if before["code"] == 75 else INTERVAL * BATCH
-            assert done - begun <= bound, (n, done, begun, arena.story())
-        done = max(trained[n]) + BATCH
-    steps = sum(span.steps for span in spans(arena.config))
-    assert sum(len(batches) for batches in trained.values()) <= steps + arena.faults * INTERVAL
-    assert ends(arena, arena.run.newest_attempt())[-1]["action"] == "done"
-
-
-def check_status(run):
-    """``status`` told every attempt as running and, but for the last, as waiting for the next, in this order."""
-    *told, last = [state for state in run.seen if state != ("queued", 0)]
-    newest = run.run.newest_attempt()
-    assert last == ("complete", newest), run.seen
-    assert {state for state, _ in told} == {"running", "waiting"}, run.seen
-    assert [n for _, n in told] == sorted(n for _, n in told), run.seen
-    wanted = [("running", n) for n in range(1, newest + 1)] + [("waiting", n) for n in range(1, newest)]
-    assert set(wanted) <= set(told), run.seen
-    for n in range(1, newest):
-        assert told.index(("running", n)) < told.index(("waiting", n)), run.seen

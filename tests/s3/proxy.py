@@ -1,6 +1,6 @@
 """A proxy that misbehaves on purpose, between a client and an S3 server: by a seeded plan, and counting what it did.
 
-HTTP/1.1 as S3 clients speak it: requests without a body (GET, HEAD) are disturbed, others are passed on.
+HTTP/1.1 as S3 clients speak it: ranged GETs are disturbed, and where it is asked for writes; others are passed on.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _ERRORS = {
 
 class Proxy:
     """``faults``: names that each GET of an object may suffer, with probability ``share``, but for the first ``after``;
-    at most ``limit`` in all.
+    at most ``limit`` in all. ``writes``: PUT and POST may suffer them too; for them are the faults that are answers.
 
     They are dealt in rounds that hold each of them once, so that a multiple of their number brings all alike. Counted
     are besides them ``gets`` and ``heads``; ``away``, requests while the server was; ``rot``, replies with a bad byte.
@@ -35,10 +35,14 @@ class Proxy:
         self.target, self.port, self.counts = port, 0, collections.Counter()
         self.rotten = b"", 0
         """The path of an object, and the byte of it that is wrong in every reply, as if it lay there so."""
+        self.away = False
+        """Whether every request finds its connection closed, as if the server were gone."""
+        self.pace, self._turn = 0.0, 0.0
+        """Seconds from one GET of a shard to the next: the storage is as slow as that."""
         self.plan((), 0)
 
-    def plan(self, faults, share, seed=0, limit=10**9, after=0):
-        self.faults, self.share, self.limit, self.after = tuple(faults), share, limit, after
+    def plan(self, faults, share, seed=0, limit=10**9, after=0, writes=False):
+        self.faults, self.share, self.limit, self.after, self.writes = tuple(faults), share, limit, after, writes
         self.random, self.round, self.counts = random.Random(seed), [], collections.Counter()
 
     @property
@@ -74,13 +78,14 @@ class Proxy:
 
     def _draw(self, head):
         self.counts["heads"] += head.startswith(b"HEAD /")
-        if not head.startswith(b"GET /") or b"\r\nrange:" not in head.lower():
+        if head.startswith(b"GET /") and b"\r\nrange:" in head.lower():
+            self.counts["gets"] += 1
+        elif not (self.writes and head.startswith((b"PUT /", b"POST /"))):
             return ""
-        self.counts["gets"] += 1
         done = sum(self.counts[name] for name in self.faults)
         if (
             not self.faults
-            or self.counts["gets"] <= self.after
+            or (self.after and self.counts["gets"] <= self.after)
             or done >= self.limit
             or self.random.random() >= self.share
         ):
@@ -95,10 +100,16 @@ class Proxy:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
+                if self.away:
+                    self.counts["away"] += 1
+                    break
+                await self._wait(head)
+                head = _unasked(head, writer)
                 fault = self._draw(head)
                 if fault == "refuse":
                     break
                 if fault in _ERRORS:
+                    await reader.readexactly(_length(head))
                     status, code = _ERRORS[fault]
                     body = f"<Error><Code>{code}</Code><Message>by the plan</Message></Error>".encode()
                     writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
@@ -108,6 +119,13 @@ class Proxy:
                     break
                 await writer.drain()
         writer.close()
+
+    async def _wait(self, head):
+        """Until it is this request's turn."""
+        if self.pace and head.startswith(b"GET /") and head.split(b" ")[1].partition(b"?")[0].endswith(b".tar"):
+            now = asyncio.get_running_loop().time()
+            self._turn = max(now, self._turn + self.pace)
+            await asyncio.sleep(self._turn - now)
 
     async def _pass_on(self, head, reader, writer, fault):
         """One exchange with the server; returns whether the client's connection lives on."""
@@ -142,6 +160,15 @@ class Proxy:
             await asyncio.sleep(0.05)  # else the half that was sent is lost with the connection
             writer.transport.abort()
         return fault != "reset"
+
+
+def _unasked(head, writer):
+    """A client that asks whether it may send its body is told yes, and the server is not asked."""
+    lines = head.split(b"\r\n")
+    kept = [line for line in lines if not line.lower().startswith(b"expect:")]
+    if kept != lines:
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return b"\r\n".join(kept)
 
 
 def _flip(body, at, bit):

@@ -19,15 +19,22 @@ from pathlib import Path
 from flip.rundir import RunDir, create_json, read_json
 from jobs import cluster
 from jobs.cluster import Job, Shape
+from jobs.profile import Profile
 from jobs.slurm import SlurmCluster
 from jobs.slurm_state import ENDED
-from tests.slurm.arena import profile
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = ("scontrol", "squeue")
 READ = ("JobState", "Reason", "Restarts", "RunTime", "TimeLimit", "EndTime", "PreemptTime")
 SETTLED = 2.0
 """Seconds for which a job must stay at its end: one that Slurm starts once more is PENDING by then."""
+
+
+def profile(**fields):
+    """A profile for ``tools/slurm_here.py``."""
+    base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5}
+    return Profile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
+
 
 SHIM = """#!{python} -SE
 # Notes what the exit trap or the watcher calls, and what squeue --json says at that moment.

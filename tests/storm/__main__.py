@@ -1,0 +1,137 @@
+"""A storm over a sweep of real runs on a real Slurm and a real S3 server: `make storm SEED=3 FAULTS=12 OUT=page.md`."""
+
+import argparse
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+
+
+class Storm:
+    """What proofs and page look at."""
+
+    def __init__(self, scene, seed, count):
+        from tests.storm.run import StormRun
+
+        self.scene, self.seed, self.count = scene, seed, count
+        self.runs = [StormRun(scene, name, random.Random(f"{seed} {name}")) for name in scene.lines]
+        self.submissions = len(list((scene.runs / "storm" / ".slurm").iterdir()))
+
+    def calm(self, run):
+        from tests.storm.run import Calm
+
+        return Calm(self.scene.calm, run.run.name)
+
+    def rage(self):
+        """Every run bears its strikes; returns when all are complete, or one has shown that it never will be."""
+        threads = [threading.Thread(target=self._bear, args=[run]) for run in self.runs]
+        watchers = [threading.Thread(target=run.watch, daemon=True) for run in self.runs]
+        for thread in watchers + threads:
+            thread.start()
+        for thread in threads + watchers:
+            thread.join()
+
+    def _bear(self, run):
+        from tests.storm.run import GivenUp
+
+        try:
+            run.bear(self.scene.dealt.strikes[run.run.name])
+        except GivenUp as error:
+            run.trouble = str(error)
+        except Exception:
+            run.trouble = traceback.format_exc()
+            self.scene.failed = True
+            self.scene.say(f"{run.run.name}: {run.trouble}")
+        finally:
+            run.quiet.set()
+
+    def settle(self, seconds=120):
+        """Until Slurm has nothing of it any more, and the undisturbed runs are complete."""
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit and not self.scene.failed:
+            calm = all(self.calm(run).run.result.exists() for run in self.runs)
+            if calm and not self.scene.here.call("squeue", "-h", "-o", "%i").strip():
+                return
+            time.sleep(0.5)
+
+    def prove(self):
+        """(text, whether it holds, what was found) of every proof."""
+        from tests.storm.proofs import PROOFS
+
+        found = []
+        for proof in PROOFS:
+            try:
+                found.append((proof.__doc__, True, proof(self)))
+            except Exception as error:  # one that cannot be shown does not hold
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                found.append((proof.__doc__, False, f"{where.line}\n{type(error).__name__}: {error}"[:4000]))
+            text = " ".join(str(proof.__doc__).split())
+            self.scene.say(f"{'yes' if found[-1][1] else 'NO'}  {text}")
+        return found
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__)
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="default: from the clock, printed")
+    parser.add_argument("--faults", type=int, default=12, help="how many (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="file for the page of results (default: it is printed)")
+    parser.add_argument("--folder", type=Path, help="a new folder for all of it (default: a temporary one)")
+    args = parser.parse_args(arguments)
+    if args.faults < 1:
+        parser.error("--faults: at least 1")
+    from flip.exitcodes import FlipError
+    from tools.onebox import daemons
+
+    try:
+        daemons.missing(accounting=False)
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    return storm(args)
+
+
+def storm(args):
+    from tests.storm.deal import deal
+    from tests.storm.scene import Scene
+
+    print(f"seed {args.seed}, {args.faults} faults", flush=True)
+    folder = args.folder.absolute() if args.folder else Path(tempfile.mkdtemp(prefix="storm-"))
+    folder.mkdir(exist_ok=not args.folder)
+    scene = Scene(folder, deal(args.seed, args.faults), lambda text: print(text, flush=True))
+    held = False
+    try:
+        scene.start()
+        one = Storm(scene, args.seed, args.faults)
+        one.rage()
+        one.settle()
+        held = report(one, args.out)
+    finally:
+        scene.failed = True
+        scene.stop()
+        if held:
+            shutil.rmtree(folder)
+        else:
+            print(f"all of it is kept in {folder}")
+    return 0 if held else 1
+
+
+def report(storm, out):
+    """Prove, write the page; whether all holds."""
+    from tests.storm.page import page
+
+    proved = storm.prove()
+    text = page(storm, proved)
+    if out:
+        out.write_text(text, encoding="utf-8")
+    print(text)
+    return all(ok for _, ok, _ in proved)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Who is hit by what, and at which step: a pure function of the seed and the number of faults."""
+
+import random
+from dataclasses import dataclass
+
+from tests.storm.faults import COMMON, EVERY
+
+FIRST, GAP, TAIL = 2, 12, 10
+"""Steps: before the first strike at the earliest, per strike of a run, and after the last."""
+MASKED = 0.7
+"""Share of a run's steps in its masked stage."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What tells the runs of the storm's sweep apart."""
+
+    nodes: int
+    processes: int
+    """Ranks per node."""
+    bucket: bool
+    """Whether checkpoints are on S3."""
+    background: bool
+
+    @property
+    def world(self):
+        return self.nodes * self.processes
+
+
+RUNS = {
+    "alone-disk": Layout(1, 1, bucket=False, background=False),
+    "alone-bucket": Layout(1, 1, bucket=True, background=True),
+    "pair-disk": Layout(1, 2, bucket=False, background=True),
+    "pair-bucket": Layout(2, 1, bucket=True, background=True),
+}
+"""Those of two ranks are sharded (FSDP)."""
+
+
+@dataclass(frozen=True)
+class Strike:
+    """One fault: when the newest attempt of ``run`` has logged ``step``."""
+
+    kind: str
+    run: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Deal:
+    strikes: dict
+    """Run -> its strikes in order."""
+    steps: dict
+    """Run -> (masked steps, unmasked steps)."""
+    warned: bool
+    """Whether this cluster's preemption sends the warning signal; else TERM."""
+
+
+def deal(seed, count):
+    """``count`` strikes of as many kinds as there are: the usual ones first, then rounds of all, each kind once a
+    round; long ones are shared out so that no run has much more to bear than the others."""
+    rng = random.Random(seed)
+    kinds = rng.sample(COMMON, min(count, len(COMMON)))
+    while len(kinds) < count:
+        kinds += rng.sample(list(EVERY.values()), min(count - len(kinds), len(EVERY)))
+    load, given = dict.fromkeys(RUNS, 0.0), {run: [] for run in RUNS}
+    for kind in sorted(kinds, key=lambda kind: -kind.seconds):
+        able = [run for run, layout in RUNS.items() if kind.fits(layout)]
+        run = min(rng.sample(able, len(able)), key=load.get)
+        load[run] += kind.seconds
+        given[run].append(kind.name)
+    strikes, steps = {}, {}
+    for run, names in given.items():
+        rng.shuffle(names)
+        strikes[run] = [Strike(name, run, FIRST + GAP * i + rng.randrange(GAP)) for i, name in enumerate(names)]
+        total = FIRST + GAP * len(names) + TAIL
+        steps[run] = (round(MASKED * total), total - round(MASKED * total))
+    return Deal(strikes, steps, warned=rng.random() < 0.5)

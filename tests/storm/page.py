@@ -1,0 +1,82 @@
+"""The page of results of a storm, in Markdown."""
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.storm.proofs import losses
+
+PACKAGES = ("torch", "numpy", "s3fs", "nanio")
+
+
+def page(storm, proved):
+    """``proved``: (text, whether it holds, what was found or what is wrong) of every proof."""
+    scene, held = storm.scene, all(ok for _, ok, _ in proved)
+    strikes = sorted((done for run in storm.runs for done in run.done), key=lambda done: done.seconds)
+    lines = [
+        f"# A storm: seed {storm.seed}, {len(strikes)} faults of {len({d.strike.kind for d in strikes})} kinds",
+        "",
+        f"{'All properties hold.' if held else 'NOT all properties hold.'} `make storm SEED={storm.seed}"
+        f" FAULTS={storm.count}`, {scene.seconds:.0f} s.",
+        "",
+        f"- Machine: {machine()}.",
+        f"- Versions: {versions(scene)}.",
+        f"- Slurm: {len(scene.here.site.names)} nodes, preemption sends {scene.preemption}; shards on an S3 server "
+        "(nanio) behind a proxy per run; commits every 5 steps.",
+        "",
+        "| run | ranks | checkpoints | saves | steps | attempts | strikes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in storm.runs:
+        resources, section = run.config.resources, run.config.checkpoint
+        ranks = f"{resources.nodes} x {resources.processes}" + (", FSDP" if run.world > 1 else "")
+        saves = "in the background" if section.background == "yes" else "at once"
+        where = "S3" if section.url else "disk"
+        row = (run.run.name, ranks, where, saves, sum(storm.scene.dealt.steps[run.run.name]))
+        lines.append(_row(*row, run.run.newest_attempt(), len(run.done)))
+    lines += ["", "## What must hold", "", "| property | holds | found |", "|---|---|---|"]
+    lines += [
+        _row(text, "yes" if ok else "**no**", found.splitlines()[0] if found else "") for text, ok, found in proved
+    ]
+    lines += ["", "## Faults", "", _row("at", "run", "step", "fault", "what happened", "steps lost", "trained again"),
+              "|---|---|---|---|---|---|---|"]  # fmt: skip
+    names, lost = {id(done): run for run in storm.runs for done in run.done}, {}
+    for run in storm.runs:
+        lost |= {(run.run.name, loss.attempt): loss for loss in losses(run)}
+    owned = set()
+    for done in strikes:
+        key = names[id(done)].run.name, done.attempt
+        loss = lost.get(key)
+        owned.add(key)
+        ended = f"; attempt {done.attempt} ended of `{loss.cause}`" if loss else ""
+        again = f"{done.trained:.0f} s" if done.trained is not None else "never"
+        lines.append(
+            _row(f"{done.seconds:.0f} s", key[0], done.step, done.strike.kind.replace("_", " "), f"{done.what}{ended}",
+                 loss.steps if loss else 0, again)
+        )  # fmt: skip
+    others = [(name, loss) for (name, _), loss in lost.items() if (name, loss.attempt) not in owned]
+    lines += ["", "`steps lost`: of the attempt that was hit. `trained again`: from the strike to the next logged step "
+              "of the next attempt, or of the same where it lived on.", ""]  # fmt: skip
+    if others:
+        lines += ["Ends that no fault of their run's own explains:", ""]
+        lines += [f"- {name}, attempt {loss.attempt}: `{loss.cause}`, {loss.steps} steps lost" for name, loss in others]
+        lines.append("")
+    wrong = [f"## No: {text}\n\n```\n{found}\n```\n" for text, ok, found in proved if not ok]
+    return "\n".join([*lines, *wrong])
+
+
+def _row(*cells):
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def machine():
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, Linux {platform.release()}"
+
+
+def versions(scene):
+    found = [f"Python {sys.version.split()[0]}", scene.here.call("sinfo", "--version").strip()]
+    return ", ".join(found + [f"{name} {version(name)}" for name in PACKAGES])

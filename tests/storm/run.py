@@ -1,0 +1,212 @@
+"""One run of the storm's sweep: what faults ask of it and do to it, and what became of each."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flip import commit
+from flip.config import load
+from flip.config.stages import world
+from flip.rundir import RunDir, read_json
+from jobs import scheduler
+from jobs.slurm import SlurmCluster
+from tests.arena import Arena
+from tests.s3.servers import BUCKET
+from tests.storm.faults import EVERY
+
+LOOK, LONG = 0.1, 240
+"""Seconds between two looks at a run, and for which anything is waited for."""
+
+
+class GivenUp(Exception):
+    """The storm is over before its time."""
+
+
+@dataclass
+class Done:
+    """A strike as it happened."""
+
+    strike: object
+    seconds: float
+    """Since the storm began."""
+    step: int
+    attempt: int
+    what: str = ""
+    trained: float | None = None
+    """Seconds until the run trained again, or went on training."""
+    trouble: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+
+class Calm(Arena):
+    """The same run left alone, on this machine without Slurm, its data in files."""
+
+    def __init__(self, runs, name):
+        self.run = RunDir(runs / "storm" / name)
+        self.config = load.read(self.run.config)
+        self.world = world(self.config)
+
+
+class StormRun(Calm):
+    module = "jobs.worker"
+
+    def __init__(self, scene, name, rng):
+        super().__init__(scene.runs, name)
+        self.scene, self.here, self.profile, self.rng = scene, scene.here, scene.profile, rng
+        self.line = scene.lines[name]
+        self.cluster = SlurmCluster(self.profile)
+        self.done, self.seen = [], []
+        """Strikes; (state, attempt) as ``status`` told them, one after the other, without repetitions."""
+        self.quiet = threading.Event()
+        self.trouble, self.attempt = "", 0
+
+    # -- the storm ---------------------------------------------------------------------------------------------------
+
+    def bear(self, strikes):
+        """All strikes in their order, each at its step; then the end of the run."""
+        for strike in strikes:
+            self._strike(strike)
+        self.wait_over(LONG)
+
+    def _strike(self, strike):
+        self.wait_step(strike.step)
+        self.attempt = self.run.newest_attempt()
+        done = Done(strike, self.scene.seconds, self.last_step(), self.attempt)
+        self.done.append(done)
+        self.scene.say(f"{self.run.name} at step {done.step}: {strike.kind}")
+        if self.over():
+            raise AssertionError(f"{self.run.name} was over before {strike.kind} at step {strike.step}")
+        done.what = EVERY[strike.kind].act(self)
+        self.wait(lambda: self.trained_since(done), f"training after {strike.kind}")
+        done.trained = time.monotonic() - done.began
+        lasted = f"{self.run.name}: {strike.kind} is over after {done.trained:.0f} s"
+        self.scene.say(f"{lasted}, attempt {self.run.newest_attempt()}")
+
+    def trained_since(self, done):
+        """Whether it has logged a step since: of a later attempt where that one has ended or its end is certain."""
+        if self.over():
+            return True
+        n = self.run.newest_attempt()
+        if done.strike.kind in LIVELY and n == done.attempt:
+            return self.last_step() > done.step
+        return n > done.attempt and bool(self.lines(n))
+
+    def watch(self):
+        """From now on ``status`` is asked all the time."""
+        quiet = False
+        while not quiet:
+            quiet = self.quiet.wait(0.5)
+            state = self.state()
+            if state.state != "unknown" and (not self.seen or self.seen[-1] != (state.state, state.attempt)):
+                self.seen.append((state.state, state.attempt))
+
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    def wait(self, condition, what, seconds=LONG, strict=True):
+        end = time.monotonic() + seconds
+        while not condition():
+            if self.scene.failed:
+                raise GivenUp("another run had failed")
+            if time.monotonic() > end:
+                assert not strict, f"waited in vain for {what}\n{self.story()}"
+                return
+            failed = any((read_json(p) or {}).get("action") == "stop" for p in self.ends())
+            assert not failed, f"stopped while {what} was waited for\n{self.story()}"
+            time.sleep(LOOK)
+
+    def wait_end(self):
+        """Until the attempt that was hit has ended."""
+        self.wait(self.ended, f"the end of attempt {self.attempt}")
+
+    def ended(self):
+        return (self.run.attempt(self.attempt) / "end.json").exists() or self.run.newest_attempt() > self.attempt
+
+    def wait_steps_of(self, n, count):
+        self.wait(lambda: len(self.lines(n)) >= count, f"{count} steps of attempt {n}")
+
+    def over(self):
+        return self.run.result.exists()
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def commits(self):
+        return commit.commits(self.run)
+
+    def last_step(self):
+        """Of all that were logged."""
+        return max((line["step"] for n in self.run.attempt_numbers() for line in self.lines(n)), default=0)
+
+    def ranks(self):
+        """Rows {rank, pid, node} of the living processes of this run's newest attempt, from /proc; all are awaited."""
+        self.wait(lambda: len(self._ranks()) == self.world, "all ranks")
+        return self._ranks()
+
+    def _ranks(self):
+        found, n = [], str(self.run.newest_attempt())
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if self.module not in words or str(self.run.path) not in words:
+                    continue
+                pairs = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            environ = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+            if environ.get("FLIP_ATTEMPT") == n and "RANK" in environ:
+                found.append({"rank": int(environ["RANK"]), "pid": int(entry.name), "node": environ["SLURMD_NODENAME"]})
+        return sorted(found, key=lambda row: row["rank"])
+
+    @staticmethod
+    def alive(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        except OSError:
+            return False
+
+    @staticmethod
+    def pending(pid, number):
+        """Whether a signal waits for a process, or for one of its threads."""
+        try:
+            rows = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        except OSError:
+            return False
+        return any(int(rows[key], 16) >> (number - 1) & 1 for key in ("SigPnd", "ShdPnd"))
+
+    def job(self):
+        """The run's row in squeue, None where it is not listed."""
+        record = read_json(self.run.path / "job.json")
+        with self.scene.hands:
+            return scheduler.queue([record["name"]]).get((record["name"], record["index"]))
+
+    def slurm(self, *words):
+        with self.scene.hands:
+            return self.here.call(*words)
+
+    # -- hands -------------------------------------------------------------------------------------------------------
+
+    def disturb(self, faults, share, limit, **more):
+        """So many faults of the storage; over when they are done, or the run is."""
+        self.line.plan(faults, share, seed=self.rng.randrange(1 << 30), limit=limit, **more)
+        self.wait(
+            lambda: sum(self.line.counts[name] for name in faults) >= limit or self.over(), f"{limit} of {faults}"
+        )
+        told = ", ".join(f"{self.line.counts[name]} {name}" for name in faults)
+        self.line.plan((), 0)
+        return f"requests met {told}"
+
+    def damage(self, newest):
+        """Flip one byte in the middle of the largest file of a commit, wherever it lies."""
+        files = newest.record["files"]
+        name = max(files, key=lambda name: files[name]["bytes"])
+        folder = newest.path
+        if "url" in newest.record:
+            folder = self.scene.server.folder / BUCKET / newest.record["url"].removeprefix(f"s3://{BUCKET}/")
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+
+
+LIVELY = ("submitted_twice", "storage_restarts", "storage_throttles", "storage_flips", "storage_breaks_off",
+          "storage_stalls")  # fmt: skip
+"""Kinds that end no attempt of themselves."""

@@ -1,0 +1,226 @@
+"""Where a storm takes place: a Slurm, an S3 server and a proxy before it for each run, data, a working tree, the sweep.
+
+Everything is below one folder. The storm is a process of its own: its environment is the one that submits.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from flip.data.index import index
+from jobs import snapshot
+from jobs.profile import load_profile
+from tests.arena import BATCH, INTERVAL
+from tests.s3.proxy import Proxy
+from tests.s3.servers import BUCKET, Nanio, environment, upload
+from tests.storm.deal import RUNS
+from tests.storm.faults import DEADLINE
+from tests.synthetic import make_dataset, make_tokenizer
+from tools.onebox import daemons, processes
+from tools.onebox.here import Here
+
+ROOT = Path(__file__).resolve().parents[2]
+PACE = 0.06
+"""Seconds between two reads of the data, four to a step: a fault that aims at a step shall find it there."""
+NODES = 6
+EDITED = ("flip/train.py", "flip/step.py", "jobs/worker.py", "jobs/rank.py", "jobs/requeue.py")
+PASSED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_EC2_METADATA_DISABLED", "FLIP_WITNESS",
+          "OMP_NUM_THREADS", "TMPDIR")  # fmt: skip
+
+
+class Scene:
+    def __init__(self, folder, dealt, say):
+        self.folder, self.dealt, self._say = folder, dealt, say
+        self.runs, self.calm, self.tree = folder / "runs", folder / "calm", folder / "tree"
+        self.server = Nanio(folder / "nanio")
+        self.here = Here(
+            folder / "slurm", nodes=NODES, gpus=0, cpus=2, user_signal=dealt.warned, node_timeout=10,
+            settings=["SlurmctldTimeout=30"],
+        )  # fmt: skip
+        self.lines, self.hands = {}, threading.RLock()
+        """Run -> its way to storage; who has ``hands`` may count on Slurm to answer."""
+        self.failed, self._again, self._begin = False, [], time.monotonic()
+
+    def say(self, text):
+        self._say(f"{self.seconds:5.0f} s  {text}")
+
+    @property
+    def seconds(self):
+        return time.monotonic() - self._begin
+
+    # -- up and down -------------------------------------------------------------------------------------------------
+
+    def start(self):
+        """Everything, until the sweep is submitted."""
+        (self.folder / "tmp").mkdir()
+        data = make_dataset(self.folder / "data", samples=200, shards=3, chunk=4, classes=8)
+        make_tokenizer(data / "tokenizer.json")
+        make_dataset(self.folder / "scored", samples=32, shards=1, chunk=4, classes=8, seed=1)
+        self.server.start()
+        upload(self.server, data)
+        settings = environment(self.server.address)
+        os.environ.update(settings | {"FLIP_WITNESS": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder / "tmp")})
+        keys = [f"s3://{BUCKET}/set/{path.name}" for path in sorted(data.glob("*.tar"))]
+        index(keys, self.folder / "manifest", chunk=4)
+        for name in RUNS:
+            self.lines[name] = Proxy(self.server.port).start()
+            self.lines[name].pace = PACE
+        self.here.start()
+        os.environ.update(self.here.env())
+        self._copy_tree()
+        self._write_files()
+        self.profile = load_profile(str(self.folder / "here.yaml"))
+        self.say(f"Slurm of {NODES} nodes and S3 server are up; preemption sends {self.preemption}")
+        self._submit(self.tree, "storm.yaml", "here.yaml", self.runs)
+        self._submit(ROOT, "calm/storm.yaml", "local.yaml", self.calm)
+
+    def stop(self):
+        with contextlib.suppress(Exception):
+            self.here.stop()
+        for run in self.calm.glob("storm/.supervisor/pid.json"):
+            with contextlib.suppress(ProcessLookupError, KeyError):
+                os.kill(json.loads(run.read_text())["pid"], signal.SIGTERM)
+        for line in self.lines.values():
+            line.stop()
+        self.server.kill()
+
+    @property
+    def preemption(self):
+        return "USR2" if self.dealt.warned else "TERM"
+
+    def _copy_tree(self):
+        for path in snapshot.files(ROOT):
+            target = self.tree / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / path).read_bytes())
+
+    def _write_files(self):
+        ways = [f"*/{name}) export AWS_ENDPOINT_URL={line.address};;" for name, line in self.lines.items()]
+        setup = json.dumps([f"case $FLIP_RUN in {' '.join(ways)} esac"])
+        (self.folder / "here.yaml").write_text(
+            f"kind: slurm\npartition: low\ncpus_per_node: 2\nmemory_gb: 60\nhours: 0.5\nsignal_seconds: 60\n"
+            f"peer_seconds: 20\ncanary: 0\noptions: {{exclusive: ''}}\nenv: [SLURM_CONF, {', '.join(PASSED)}]\n"
+            f"setup: {setup}\n"
+        )
+        (self.folder / "local.yaml").write_text("kind: local\nparallel: 1\n")
+        (self.folder / "calm").mkdir()
+        (self.folder / "storm.yaml").write_text(json.dumps(self._sweep(self.folder / "manifest", self._placed)))
+        calm = self._sweep(self.folder / "data", lambda layout: {"resources": {"processes": layout.world}})
+        (self.folder / "calm" / "storm.yaml").write_text(json.dumps(calm))
+
+    @staticmethod
+    def _placed(layout):
+        url = f"s3://{BUCKET}/checkpoints" if layout.bucket else ""
+        hang = 0.4 if layout.world > 1 else 10.0  # the one that is frozen may not mind
+        return {
+            "checkpoint": {"url": url, "background": "yes" if layout.background else "no"},
+            "monitor": {"hang_minutes": hang},
+            "resources": {"nodes": layout.nodes, "processes": layout.processes},
+        }
+
+    def _sweep(self, manifest, placed):
+        """JSON, which is YAML."""
+        data, scored = self.folder / "data", self.folder / "scored"
+        words = len(json.loads((data / "tokenizer.json").read_text())["model"]["vocab"])
+        common = {
+            "model": {"size": "tiny", "text": {"vocabulary": words}},
+            "data": {
+                "manifest": str(manifest), "tokenizer": str(data / "tokenizer.json"), "workers": 1, "chunk": 4,
+                "block": 2, "lanes": 8, "buffer": 1 << 28, "decoder": "pillow", "resize": "pillow",
+                "deadline": DEADLINE, "timeout": 4, "hedge": 2,
+            },
+            "compute": {
+                "device": "cpu", "precision": "fp32", "attention": "explicit", "threads": 1, "deterministic": "yes",
+            },
+            "checkpoint": {"samples": INTERVAL * BATCH},
+            "evaluate": {"every": 18 * BATCH, "batch": 16, "sets": [
+                {"name": role, "manifest": str(scored), "classes": str(scored / "classes.json"), "role": role}
+                for role in ("validation", "test")
+            ]},
+            "monitor": {"log_every": 1, "status_seconds": 0.2, "hang_minutes": 10.0},
+            "resources": {"cpus": 1, "hours": 0.5},
+        }  # fmt: skip
+        runs = {}
+        for seed, (name, layout) in enumerate(RUNS.items()):
+            masked, unmasked = self.dealt.steps[name]
+            stages = [
+                {"name": "pretrain", "samples": masked * BATCH, "batch": BATCH, "mask": "0.5", "base_lr": 0.01},
+                {"name": "unmasked", "samples": unmasked * BATCH, "batch": BATCH, "mask": "0", "base_lr": 0.002},
+            ]
+            runs[name] = {"seed": seed, "stages": stages, **placed(layout)}
+        return {"title": "A storm", "set": common, "runs": runs}
+
+    # -- people ------------------------------------------------------------------------------------------------------
+
+    def _command(self, tree, sweep, cluster, runs):
+        line = [sys.executable, tree / "jobs" / "submit.py", "--sweep", self.folder / sweep]
+        line += ["--cluster", self.folder / cluster]
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        return subprocess.Popen(
+            list(map(str, line)), cwd=self.folder, env={**environment, "FLIP_RUNS": str(runs)}, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def _submit(self, *words):
+        process = self._command(*words)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+
+    def submit_again(self):
+        self._again.append(self._command(self.tree, "storm.yaml", "here.yaml", self.runs))
+
+    def submissions(self):
+        """(commands that were typed once more, what those said that failed, all submissions that Slurm has got)"""
+        said = [(process, process.communicate(timeout=120)[0]) for process in self._again]
+        failed = [text for process, text in said if process.returncode]
+        return len(said), failed, len(list((self.runs / "storm" / ".slurm").iterdir()))
+
+    def edit_tree(self):
+        for name in EDITED:
+            file = self.tree / name
+            if "edited" not in (text := file.read_text()):
+                file.write_text(text + "\nraise RuntimeError('the working tree was edited')\n")
+
+    # -- the machine room --------------------------------------------------------------------------------------------
+
+    def _controller(self):
+        return [p for p in processes.table().values() if p.pid == daemons.pids(self.here.site)["slurmctld"]]
+
+    def stop_controller(self, number):
+        there = self._controller()
+        processes.kill(there, number)
+        assert processes.gone(there, 20), "slurmctld does not end"
+
+    def start_controller(self):
+        for left in [p for there in processes.daemons(self.here.folder).values() for p in there]:
+            if left.name == "slurmscriptd":  # of one that was killed
+                processes.end([left], 5)
+        daemon = daemons.slurmctld(self.here.site)
+        daemons.one(self.here.site, daemon, lambda: "UP" in self._ping())
+
+    def _ping(self):
+        try:
+            return self.here.call("scontrol", "ping", timeout=5)
+        except Exception:  # it is on its way
+            return ""
+
+    def cut_off(self, node, pid):
+        """As if the network of a node were gone: Slurm's daemons there end, and with them the batch script, which could
+        tell nobody. The rank ``pid`` lives on with its workers; returned are their pids."""
+        site = self.here.site
+        there = processes.daemons(site.folder).get(site.spool(node), [])
+        steps = [p for p in there if p.name == "slurmstepd"]
+        tasks = processes.tasks(steps, [(f"SLURM_CONF={site.conf}", f"SLURMD_NODENAME={node}")])
+        family = {pid}
+        while more := {p.pid for p in tasks if p.parent in family} - family:
+            family |= more
+        gone = [p for p in there if p.name == "slurmd"] + steps + [p for p in tasks if p.pid not in family]
+        processes.kill(gone)
+        assert processes.gone(gone, 10)  # a rank that is stopped while its parent goes gets SIGHUP from the kernel
+        return family
