@@ -1,0 +1,211 @@
+"""What README, docs/ and --help tell a person to type can be typed; what they point to is there."""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from flip.config.load import _paths, merge, read_yaml
+from flip.config.schema import Config
+from flip.data.index import index
+from flip.data.manifest import Manifest
+from flip.data.reader import Reader
+from jobs import axes, sweep
+from jobs.profile import load_profile
+from tests.synthetic import make_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+SPEAKING = [*PAGES, *sorted((ROOT / "sweeps").rglob("*.yaml")), ROOT / "Makefile"]
+SPEAKING += [path for room in ("jobs", "tools", "benchmarks") for path in sorted((ROOT / room).glob("*.py"))]
+LINE = re.compile(r"^(?:[#\s]|sbatch .*)*(python3? (?:jobs|tools|benchmarks)/\w+\.py .*)$")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+NAMED = re.compile(r"`((?:flip|jobs|tools|tests|sweeps|benchmarks|docs)/[\w/]+\.(?:py|yaml|md|json|sh))\b")
+SETTING = re.compile(
+    r"`((?:model|data|augment|stages|optim|compute|checkpoint|evaluate|monitor|resources|init)\.[\w.]+)"
+)
+
+THEIRS = ("sweeps/clusters/mine.yaml", "sweeps/recipes/NAME.yaml")
+"""Files that a user makes."""
+
+
+class Parsed(Exception):
+    """The arguments were understood."""
+
+
+@cache
+def commands() -> dict[str, str]:
+    """A command as somebody may type it -> where it stands. Explanations stand three spaces behind, or after a #."""
+    found = {}
+    for path in SPEAKING:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for number, line in enumerate(text.splitlines(), 1):
+            if match := LINE.match(line):
+                said = match[1].removesuffix('"') if match[1].count('"') % 2 else match[1]  # of sbatch --wrap
+                for part in re.split(r"\s{3,}|\s+#\s", said):
+                    if part.startswith("python"):
+                        found.setdefault(part.strip(), f"{path.relative_to(ROOT)}:{number}")
+    return found
+
+
+def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Nothing, or what the command's own parser says of the arguments."""
+    _, script, *words = shlex.split(command)
+    real = argparse.ArgumentParser.parse_args
+
+    def parse(self, arguments=None, namespace=None):
+        real(self, arguments, namespace)
+        raise Parsed
+
+    said = io.StringIO()
+    with monkeypatch.context() as patched, contextlib.redirect_stderr(said):
+        patched.setattr(argparse.ArgumentParser, "parse_args", parse)
+        try:
+            importlib.import_module(script.removesuffix(".py").replace("/", ".")).main(words)
+        except Parsed:
+            return ""
+        except SystemExit:
+            return said.getvalue().strip().splitlines()[-1]
+    return "it parsed nothing"
+
+
+def test_commands_can_be_typed(monkeypatch):
+    assert len(commands()) > 120
+    wrong = {where: f"{line}: {said}" for line, where in commands().items() if (said := understood(line, monkeypatch))}
+    assert not wrong
+
+
+def anchors(path: Path) -> set[str]:
+    """Of the headings, as they are made on the sites that show such pages."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    dead = []
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            file, _, anchor = link.partition("#")
+            target = (page.parent / file) if file else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                dead.append(link)
+    assert not dead
+
+
+def test_every_page_is_in_the_index():
+    listed = LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(path.name for path in PAGES if path.parent.name == "docs" and path.stem != "index")
+
+
+def test_files_and_settings_that_are_named_exist():
+    keys = {re.sub(r"\.NAME\b", "", key) for key in _paths()}
+    kept = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    gone = []
+    for page in PAGES:
+        text = (
+            re.sub(r"^\| `.*", "", page.read_text(encoding="utf-8"), flags=re.M)
+            if page.stem == "scale"
+            else page.read_text(encoding="utf-8")
+        )
+        gone += [f"{page.name}: {name}" for name in NAMED.findall(text) if name not in kept and name not in THEIRS]
+        for key in SETTING.findall(text):
+            plain = re.sub(r"^(stages|evaluate\.sets|data\.sets)\.(NAME|\w+)(?=\.)", r"\1", key.rstrip("."))
+            gone += [f"{page.name}: {key}"] if not {key, plain} & keys else []
+    assert not gone
+
+
+def test_examples_of_help_are_examples():
+    """A command that a person types has some."""
+    for path in [*(ROOT / "jobs").glob("*.py"), *(ROOT / "tools").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        if "add_argument" in text and "__main__" in text:
+            assert re.search(rf"examples:\n +python3? {path.parent.name}/{path.name} ", text), path
+            assert ast.get_docstring(ast.parse(text)), path
+
+
+def block(page: str, first: str) -> str:
+    """The indented lines of a page from one that says ``first`` on."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    lines = text[text.index(f"    {first}") :].splitlines()
+    end = next(i for i, line in enumerate(lines) if line and not line.startswith("    "))
+    return "\n".join(line[4:] for line in lines[:end])
+
+
+def test_scripts_for_laion_run(tmp_path):
+    """What docs/laion.md tells to write into a file: the filter of metadata, and the count of what came."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in ("filter.py", "stats.py"):
+        (tmp_path / name).write_text(block("laion.md", f"# {name}"), encoding="utf-8")
+    rows = {"url": ["a", "b", "c", "d"], "caption": ["one", "", "three", "four"], "similarity": [0.3] * 4}
+    rows |= {"punsafe": [0.1, 0.1, 0.9, None], "pwatermark": [0.2] * 4}
+    (tmp_path / "metadata").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "metadata" / "part-00000-x.parquet")
+    (tmp_path / "part-00000").mkdir()
+    for shard, (asked, had) in enumerate([(10_000, 7000), (10_000, 8000)]):
+        file = tmp_path / "part-00000" / f"{shard:05d}_stats.json"
+        file.write_text(json.dumps({"count": asked, "successes": had}), encoding="utf-8")
+
+    def said(*words: str) -> str:
+        return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+
+    assert said("filter.py", "metadata/part-00000-x.parquet") == "part-00000-x.parquet 4 1\n"
+    assert pq.read_table(tmp_path / "filtered" / "part-00000-x.parquet")["url"].to_pylist() == ["a"]
+    assert said("stats.py", str(tmp_path)) == "2 shards, 15000 samples of 20000 links, 75.0 %\n"
+
+
+def settings() -> list[tuple[str, str]]:
+    """Blocks of YAML on pages but sweeps.md, whose own test plans its examples: (page, text)."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        blocks += [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)]
+        blocks = [block for block in blocks if re.match(r"(?:[a-z_]+\.)*[a-z_]+:(?: |\n)", block)]
+        found += [(page.name, block) for block in blocks if page.stem != "sweeps"]
+    return found
+
+
+@pytest.mark.parametrize("page, text", settings(), ids=[page for page, _ in settings()])
+def test_yaml_on_pages_is_understood(page, text, tmp_path):
+    """Fields of a run, parts of a sweep, or a cluster's profile."""
+    path = tmp_path / "block.yaml"
+    path.write_text(text, encoding="utf-8")
+    keys = {key.split(".")[0] for key in read_yaml(path)}
+    if keys <= Config.__dataclass_fields__.keys():
+        merge([(page, read_yaml(path))])
+    elif keys <= sweep.KEYS.keys():
+        path.write_text(text if keys & set(axes.KEYS) - {"set"} else f"{text}\nruns: {{a: }}\n", encoding="utf-8")
+        sweep.load(path)
+    else:
+        path.write_text(text if "kind" in keys else f"kind: slurm\n{text}", encoding="utf-8")
+        load_profile(str(path))
+
+
+def test_filtered_shards_are_written_again(tmp_path):
+    """What docs/shards.md tells to write into a file."""
+    data = make_dataset(tmp_path / "data", samples=12, shards=2, size=16)
+    (tmp_path / "rewrite.py").write_text(block("shards.md", "# rewrite.py"), encoding="utf-8")
+    line = [sys.executable, "rewrite.py", str(data), str(tmp_path / "small")]
+    subprocess.run(line, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=True)
+    again = Manifest.load(index([str(tmp_path / "small-00000.tar")], tmp_path / "again", workers=1).folder)
+    before, after = ({id: bytes(s["txt"]) for id, s in texts(one)} for one in (Manifest.load(data), again))
+    assert len(before) == 12 and before == after
+
+
+def texts(manifest: Manifest):
+    for j in range(manifest.chunks):
+        yield from zip(manifest.chunk_ids(j), Reader().read_chunk(manifest, j), strict=True)
