@@ -30,7 +30,7 @@ from jobs.disk import unwritable
 from jobs.plan import Action, Plan, shape
 from jobs.snapshot import Snapshot
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "pillow", "simplejpeg", "safetensors")
 
 PATIENCE = 600.0
 """Seconds that pruned runs get to save and end; one that needs longer is moved by the next ``--prune``."""

@@ -110,7 +110,7 @@ class Profile:
 
 def load_profile(name: str) -> Profile:
     """The profile called ``name`` in sweeps/clusters, or in the YAML file at that path. Mistakes raise ConfigError."""
-    from flip.config.load import read_yaml  # brings OmegaConf, which the commands that read no profile do not pay for
+    from flip.config.load import read_yaml  # brings YAML, which the commands that read no profile do not pay for
 
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.exists():

@@ -1,7 +1,7 @@
 """Layers of YAML and a command-line dot list -> one typed ``Config``; and the way back to text (docs/contracts.md).
 
-A layer is checked against the schema before OmegaConf merges it, so that an error names the layer's file, line and
-key. Resolvers are off: a value with ``${`` is refused.
+A layer is made to fit the schema before it is laid over those below, so that an error names the layer's file, line and
+key. There are no resolvers: a value with ``${`` is refused.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.config.sizes import SIZES
@@ -193,9 +191,17 @@ def _preset(layers: Sequence[tuple[str, Table]]) -> dict[str, Any]:
     return SIZES[size]
 
 
-@functools.cache
-def _schema() -> Any:
-    return OmegaConf.structured(Config)
+def _filled(section: Any, values: Mapping[str, Any]) -> Any:
+    """The section of the schema with these fields set, as ``_fit`` has made them; the others stay as they are."""
+    for name, value in values.items():
+        here, (member, *_) = getattr(section, name), typing.get_args(fields_of(type(section))[name]) or (None,)
+        if dataclasses.is_dataclass(here):
+            _filled(here, value)
+        elif dataclasses.is_dataclass(member):
+            setattr(section, name, [_filled(typing.cast(type, member)(), item) for item in value])
+        else:
+            setattr(section, name, list(value) if isinstance(value, list) else value)
+    return section
 
 
 def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str] = ()) -> Config:
@@ -209,7 +215,7 @@ def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str
     named: dict[str, Any] = {"model": _preset(nested)}
     for where, layer in nested:
         named = _overlay(named, _fit(Config, layer, named, Place(where)))
-    return typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(_schema(), named)))
+    return typing.cast(Config, _filled(Config(), named))
 
 
 def get(config: Any, key: str) -> Any:

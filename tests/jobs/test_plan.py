@@ -210,7 +210,7 @@ def test_apply_makes_whole_directories(tmp_path, snapshot, monkeypatch):
     assert read(runs[1].config) == config("0")
     stored = read_json(runs[0].identity)
     assert stored["hash"] == plan.actions[0].wanted.identity["hash"] and stored["code"] == "new"
-    assert "omegaconf" in stored["environment"]["packages"]
+    assert "safetensors" in stored["environment"]["packages"]
     monkeypatch.setattr(planning, "states", Fake({"a": JobState("running", 1)}).states)
     again = planning.observe(folder, ["a"])
     assert again["a"].state == "running" and again["a"].identity == stored and list(again) == ["a", "b"]
