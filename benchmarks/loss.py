@@ -140,8 +140,8 @@ def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
     cross_entropy = torch.nn.functional.cross_entropy
     plain = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
     tiled, _ = contrastive_loss(image, text, scale, tile=tile)
-    pairs = zip([tiled, *torch.autograd.grad(tiled, leaves)], [plain, *torch.autograd.grad(plain, leaves)], strict=True)
-    return max(float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in pairs)
+    ours, theirs = ([value.detach(), *torch.autograd.grad(value, leaves)] for value in (tiled, plain))
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
 def _peak(torch: Any, device: str, reset: bool = False) -> int:

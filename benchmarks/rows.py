@@ -111,13 +111,15 @@ def resume(found: Found) -> list[Row]:
     )]  # fmt: skip
     theirs = found["webdataset"][-1]["computed_seconds"]
     what, last = f"first batch after a resume at {where[-1]} % of {found['data']['N']:.3g} samples", ours[-1]
-    peer = f"webdataset reads up to there: {number(theirs)} s (computed)"
-    rows.append(Row(what, f"{number(last)} s", peer, last / theirs))
+    rows.append(Row(
+        f"{what}, beside webdataset reading up to there", f"{number(last)} s", f"{number(theirs)} s (computed)",
+        last / theirs,
+    ))  # fmt: skip
     peer_row = found["mosaicml_streaming"][-1]
     if "first_sample_seconds" in peer_row:
         theirs = peer_row["first_sample_seconds"]
-        peer = f"mosaicml-streaming, of {peer_row['N']:.3g} samples: {number(theirs)} s"
-        rows.append(Row(what, f"{number(last)} s", peer, last / theirs))
+        peer = f"mosaicml-streaming of {peer_row['N']:.3g} samples"
+        rows.append(Row(f"{what}, beside {peer}", f"{number(last)} s", f"{number(theirs)} s", last / theirs))
     return rows
 
 
@@ -165,8 +167,8 @@ def launcher(found: Found) -> list[Row]:
         limited(f"--help, the slowest of {len(found['help'])} ({slowest['command']})", slowest),
     ]
     for row in others:
-        times = f"{number(ours['seconds'])} s", f"{row['way']} {number(row['seconds'])} s"
-        rows.append(Row(f"submitting {runs} runs", *times, row["ours_to_it"], spread(row)))
+        times = f"{number(ours['seconds'])} s", f"{number(row['seconds'])} s"
+        rows.append(Row(f"submitting {runs} runs, beside {row['way']}", *times, row["ours_to_it"], spread(row)))
     calls = "; ".join(f"{row['way']} {row['sbatch_calls']}" for row in others)
     what = f"submitting {runs} runs of {shapes} shapes: calls of sbatch"
     return [*rows, Row(what, str(sbatch), calls, **goal(sbatch, "=", shapes))]
