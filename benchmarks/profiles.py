@@ -7,6 +7,9 @@ from typing import Any
 
 from benchmarks.row import number
 
+REST = "all else"
+"""What a profile does not name."""
+
 
 def profiles(found: Mapping[str, Any]) -> Iterator[str]:
     """Parts of the page, in Markdown."""
@@ -45,6 +48,7 @@ def _step(found: Mapping[str, Any], name: str) -> Iterator[str]:
     yield f"{name}: share of a step that torch's operations take by themselves, the longest ones.\n"
     lines = [["step", "ms", "operations"], ["---"] * 3]
     for what, row in told:
-        shares = ", ".join(f"{op} {100 * share:.0f} %" for op, share in row["profile"].items())
+        ordered = sorted(row["profile"].items(), key=lambda one: (one[0] == REST, -one[1]))
+        shares = ", ".join(f"{op.split(': ')[-1]} {100 * share:.0f} %" for op, share in ordered)
         lines.append([what, number(row["milliseconds"]), shares])
     yield "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import results
+from benchmarks.profiles import REST
 from benchmarks.results import rounded
 from flip import flops
 from flip.config import schema
@@ -188,7 +189,7 @@ def _profile(torch: Any, timed: Callable[[], float], cuda: bool) -> dict[str, fl
     whole = sum(spent.values()) or 1.0
     first = sorted(spent, key=lambda name: -spent[name])[:LONGEST]
     shares = {name.removeprefix("aten::"): rounded(spent[name] / whole) for name in first}
-    return shares | {"all else": rounded(max(0.0, 1 - sum(shares.values())))}
+    return shares | {REST: rounded(max(0.0, 1 - sum(shares.values())))}
 
 
 def _peak() -> int:
