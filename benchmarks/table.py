@@ -119,7 +119,8 @@ def machines(found: Mapping[str, Any]) -> list[list[str]]:
         took = one.get("took")
         spent = [f"{number(took['seconds'])} s", f"{took['cores_of_others']:.2f}"] if took else ["", "not noted"]
         cells.append([f"{name}.json", on, ", ".join(f"{key} {value}" for key, value in facts.items()), *spent])
-    return cells
+    whole = sum(one["took"]["seconds"] for one in found.values() if "took" in one)
+    return [*cells, ["all that noted it", "", "", f"{whole / 60:.0f} minutes", ""]] if whole else cells
 
 
 def table(head: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
