@@ -5,7 +5,11 @@ PYTHON ?= $(shell for p in $$(which -a python3 python3.14 python3.13 python3.12 
 BIN := .venv/bin
 CHECKED := flip jobs tools tests benchmarks
 
-.PHONY: help install slurm browser test check lint types quickstart study audit bench-install clean storm
+# The quick and the steady ones first; each says in the end what it took.
+BENCHMARKS := order prefetch memory launcher report evaluation checkpoint loss resume stream step
+PEERS := .venv-bench/bin
+
+.PHONY: help install slurm browser test check lint types quickstart study audit storm bench bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -63,10 +67,20 @@ audit: install  ## known vulnerabilities of what is installed, by pip-audit (err
 storm: slurm  ## faults over a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 OUT=page.md; about three minutes)
 	@$(BIN)/python -m tests.storm $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(OUT),--out $(OUT))
 
-bench-install:  ## .venv-bench: ours with the peers that benchmarks/ measures beside it
+$(PEERS)/.ready: requirements.txt requirements-dev.txt requirements-bench.txt
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }
-	"$(PYTHON)" -m venv .venv-bench && .venv-bench/bin/python -m pip install -q --disable-pip-version-check \
-		-r requirements.txt -r requirements-dev.txt -r requirements-bench.txt
+	"$(PYTHON)" -m venv .venv-bench && $(PEERS)/python -m pip install -q --disable-pip-version-check \
+		-r requirements.txt -r requirements-dev.txt -r requirements-bench.txt && touch $@
+
+bench-install: $(PEERS)/.ready  ## .venv-bench: ours with the peers that benchmarks/ measures beside it
+
+bench: $(PEERS)/.ready  ## ours beside the peers, into benchmarks/RESULTS.md (45 minutes on two quiet cores; ONLY="stream loss", QUICK=1)
+	@folder=$(if $(QUICK),$$(mktemp -d),benchmarks/results); failed=; \
+	for name in $(or $(ONLY),$(BENCHMARKS)); do echo "== $$name"; \
+		$(PEERS)/python benchmarks/$$name.py $(if $(QUICK),--quick) --out $$folder/$$name.json || failed="$$failed $$name"; \
+	done; \
+	$(PEERS)/python benchmarks/table.py $(if $(QUICK),--results $$folder) || failed="$$failed table"; \
+	$(if $(QUICK),rm -r $$folder;) test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean:  ## remove .venv and caches (never runs/)
 	rm -rf .venv .venv-bench .pytest_cache .mypy_cache .ruff_cache

@@ -39,7 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: the temporary folder)")
     parser.add_argument("--threads", type=int, default=1, help="of a rank (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean nothing")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     results.options(parser, "checkpoint")
     chosen = parser.parse_args(arguments)
@@ -76,13 +75,14 @@ def _cases(size: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     if any(rank.returncode for rank in ranks):
         raise RuntimeError("a rank failed; its words are above")
     times = json.loads(told[0].strip().splitlines()[-1])
-    base = statistics.median(times[BLOCKING]["stall"])
     rows = []
     for way in WAYS:
         stall, written, slowed = (statistics.median(times[way][key]) for key in ("stall", "written", "slowed"))
         rows.append({
             "ranks": size, "megabytes": round(times["bytes"] / 1e6), "way": way, "stall_s": rounded(stall),
-            "share_of_blocking": rounded(stall / base), "written_s": rounded(written), "slowed": rounded(slowed),
+            **results.ratio(times[way]["stall"], times[BLOCKING]["stall"], "share_of_blocking"),
+            "stall_to_torch": results.ratio(times[way]["stall"], times[TORCH]["stall"]),
+            "written_s": rounded(written), "slowed": rounded(slowed),
         })  # fmt: skip
     return rows
 

@@ -15,14 +15,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import tempfile
 import time
-from importlib import metadata
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks import results
-from benchmarks.results import median, rounded
+from benchmarks.results import ABSENT, rounded
 from flip.rundir import RunDir, write_json
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
@@ -34,6 +35,7 @@ LIMITS = {"plan": 2.0, "status": 1.0, "help": 0.3}
 SHAPES = (Shape(1, 8, 8, 12, 24.0), Shape(4, 8, 8, 12, 24.0))
 NO_COMMANDS = ("supervisor", "worker", "evaluator", "rank")
 """Files that can be run, but that nobody types."""
+OURS, LOOP, HYDRA_RUN = "ours", "a loop of submitit.submit", "a Hydra multirun"
 PEERS = ("submitit", "hydra-core", "hydra-submitit-launcher")
 
 HYDRA = """
@@ -53,8 +55,7 @@ main()
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few runs, once: to see that it works")
-    parser.add_argument("--repeats", type=int, default=5, help="medians are over these (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="medians are over these (default: %(default)s)")
     results.options(parser, "launcher")
     chosen = parser.parse_args(arguments)
     runs, many, repeats = (4, 6, 1) if chosen.quick else (50, 200, chosen.repeats)
@@ -66,32 +67,42 @@ def measure(runs: int, many: int, repeats: int) -> dict[str, Any]:
     """All figures. ``runs`` are planned and submitted, ``many`` are looked at."""
     facts = results.machine()
     with tempfile.TemporaryDirectory(prefix="flip-launcher-") as name:
-        site = Site(Path(name))
+        site, versions = Site(Path(name)), results.versions(PEERS)
         return {
             "benchmark": "launcher",
             "machine": facts,
-            "plan": {"runs": runs} | judged("plan", median(lambda: site.plan(runs), repeats)),
-            "submit": {"runs": runs, "shapes": len(SHAPES)} | site.counted(lambda: site.submit(runs), repeats),
+            "plan": {"runs": runs} | judged("plan", lambda: site.plan(runs), repeats),
             "status": {"runs": many} | status(site, many, repeats),
             "help": help_(site, repeats),
-            "peers": {
-                "versions": {name: version(name) for name in PEERS},
-                "submitit_loop": site.counted(lambda: site.submitit(runs), repeats),
-                "hydra_multirun": site.hydra(runs, repeats),
-            },
+            "versions": versions,
+            "submit": submit(site, runs, repeats, versions["hydra-submitit-launcher"] != ABSENT),
         }
 
 
-def judged(limit: str, seconds: float) -> dict[str, Any]:
+def judged(limit: str, run: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    """Seconds of a call, median, least and most, beside what it may take."""
+    found = results.spread([results.seconds(run) for _ in range(repeats)], "seconds")
     reach = LIMITS[limit]
-    return {"seconds": rounded(seconds), "limit": reach, "verdict": "ok" if seconds < reach else "missed"}
+    return found | {"limit": reach, "verdict": "ok" if found["seconds"] < reach else "missed"}
 
 
-def version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+def submit(site: Site, runs: int, rounds: int, hydra: bool) -> dict[str, Any]:
+    """Seconds until all runs are with Slurm, ours and the peers' in turn, and how often each called sbatch."""
+    ways: dict[str, Callable[[], Any]] = {OURS: lambda: site.submit(runs), LOOP: lambda: site.submitit(runs)}
+    if hydra:
+        ways[HYDRA_RUN] = lambda: site.hydra(runs)
+    calls = {}
+    for name, way in ways.items():  # the first of each imports
+        before = site.called("sbatch")
+        way()
+        calls[name] = site.called("sbatch") - before
+    times = results.in_turn(ways, rounds)
+    rows = [
+        {"way": name, "seconds": rounded(statistics.median(times[name])), "sbatch_calls": calls[name]}
+        | results.ratio(times[OURS], times[name], "ours_to_it")
+        for name in ways
+    ]
+    return {"runs": runs, "shapes": len(SHAPES), "ways": rows}
 
 
 class Site:
@@ -124,12 +135,6 @@ class Site:
 
     def called(self, name: str) -> int:
         return self.calls.read_text().split().count(name) if self.calls.exists() else 0
-
-    def counted(self, do: Any, repeats: int) -> dict[str, Any]:
-        """Median seconds, and how often one repetition called sbatch."""
-        before = self.called("sbatch")
-        seconds = median(do, repeats)
-        return {"seconds": rounded(seconds), "sbatch_calls": (self.called("sbatch") - before) // repeats}
 
     def command(self, *words: object, cwd: Path | None = None) -> str:
         line = [sys.executable, *map(str, words)]
@@ -171,18 +176,12 @@ class Site:
         for i in range(runs):
             executor.submit(time.sleep, i)
 
-    def hydra(self, runs: int, repeats: int) -> dict[str, Any]:
-        if version("hydra-submitit-launcher") == "not installed":
-            return {"verdict": "not installed: pip install -r requirements-bench.txt"}
-        script = self.folder / "app.py"
+    def hydra(self, runs: int) -> None:
+        """A multirun over a range, as its launcher's documentation has it; interpreter and imports included."""
+        script, folder = self.folder / "app.py", self.fresh()
         script.write_text(HYDRA, encoding="utf-8")
         axis = f"+run=range(0,{runs})"
-
-        def once() -> None:
-            folder = self.fresh()
-            self.command(script, "-m", "hydra/launcher=submitit_slurm", axis, f"hydra.sweep.dir={folder}", cwd=folder)
-
-        return self.counted(once, repeats)
+        self.command(script, "-m", "hydra/launcher=submitit_slurm", axis, f"hydra.sweep.dir={folder}", cwd=folder)
 
 
 # -- status and help ---------------------------------------------------------------------------------------------------
@@ -208,11 +207,11 @@ def status(site: Site, many: int, repeats: int) -> dict[str, Any]:
     site.rows.write_text("".join(rows))
     before = site.called("squeue")
     words = (ROOT / "jobs" / "status.py", "many", "--json")
-    seconds = median(lambda: site.command(*words), repeats)
+    judgement = judged("status", lambda: site.command(*words), repeats)
     found = {row["state"] for row in json.loads(site.command(*words))}
     if found != {"running"}:
         raise SystemExit(f"the runs are taken as {found}")
-    return judged("status", seconds) | {"squeue_calls": (site.called("squeue") - before) // (repeats + 1)}
+    return judgement | {"squeue_calls": (site.called("squeue") - before) // (repeats + 1)}
 
 
 def help_(site: Site, repeats: int) -> list[dict[str, Any]]:
@@ -221,7 +220,7 @@ def help_(site: Site, repeats: int) -> list[dict[str, Any]]:
     typed = [path for path in files if "__main__" in path.read_text(encoding="utf-8") and path.stem not in NO_COMMANDS]
     return [
         {"command": str(path.relative_to(ROOT))}
-        | judged("help", median(lambda path=path: site.command(path, "--help"), repeats))
+        | judged("help", lambda path=path: site.command(path, "--help"), repeats)
         for path in typed
     ]
 

@@ -14,8 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import importlib.util
 import resource
+import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import get_context
 from typing import Any
 
@@ -32,15 +34,19 @@ DENSE_MATRICES = 6
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--local", type=int, nargs="+", default=[4096, 8192], help="b (default: %(default)s)")
-    whole = [8192, 16_384, 32_768, 65_536]
+    parser.add_argument("--local", type=int, nargs="+", default=[4096], help="b (default: %(default)s)")
+    whole = [4096, 16_384, 65_536]
     parser.add_argument("--batch", type=int, nargs="+", default=whole, help="B (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="medians are over these (default: %(default)s)")
     results.options(parser, "loss")
     chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.local, chosen.batch, chosen.repeats = [256], [256, 512], 1
     rows = [row for b in chosen.local for batch in chosen.batch if b <= batch for row in at(b, batch, chosen)]
-    report = {"benchmark": "loss", "machine": results.machine() | device(chosen.device), "E": WIDTH, "cases": rows}
+    facts = results.machine() | device(chosen.device) | results.versions(["open_clip_torch"])
+    report = {"benchmark": "loss", "machine": facts, "device": chosen.device, "E": WIDTH, "cases": rows}
+    report |= {"farthest_from_float64": rounded(farthest(chosen.seed))}
     results.publish(report, chosen)
     return 0
 
@@ -53,27 +59,38 @@ def device(name: str) -> dict[str, str]:
 
 def at(b: int, batch: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """All forms at one size: milliseconds, their ratio to the whole form's, and memory beside the features."""
-    forms = [("whole", 0), *((f"tiles of {tile}", tile) for tile in TILES if tile < batch)]
+    forms = {"whole": 0} | {f"tiles of {tile}": tile for tile in TILES if tile < batch}
     if b == batch and importlib.util.find_spec("open_clip"):
-        forms.append(("open_clip", 0))
+        forms["open_clip"] = 0
+    fits = DENSE_MATRICES * 4 * b * batch <= 0.6 * memory(chosen.device)
+    times, extra = measured({name: tile for name, tile in forms.items() if tile or fits}, b, batch, chosen)
     rows = []
-    for name, tile in forms:
-        row = {"b": b, "B": batch, "form": name, "milliseconds": "", "to_whole": "", "extra_MB": "", "predicted_MB": ""}
+    for name, tile in forms.items():
+        row = {"b": b, "B": batch, "form": name, "milliseconds": "does not fit"}
+        row |= dict.fromkeys(["to_whole", "least", "most", "extra_MB", "predicted_MB"], "")
         if tile:
             row["predicted_MB"] = round(loss_bytes(b, batch // b, WIDTH, tile) / 1e6)
-        if not tile and DENSE_MATRICES * 4 * b * batch > 0.8 * memory(chosen.device):
-            row["milliseconds"] = "does not fit"
-        else:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                work = pool.submit(_case, name, tile, b, batch, chosen.device, chosen.repeats, chosen.seed)
-                seconds, extra = work.result()
-            row |= {"milliseconds": rounded(1000 * seconds), "extra_MB": round(extra / 1e6)}
+        if name in times:
+            row |= {"milliseconds": rounded(1000 * statistics.median(times[name])), "extra_MB": extra[name]}
+        if "whole" in times and name in times:
+            row |= results.ratio(times[name], times["whole"], "to_whole")
         rows.append(row)
-    base = rows[0]["milliseconds"]
-    for row in rows:
-        if isinstance(base, float) and isinstance(row["milliseconds"], float):
-            row["to_whole"] = rounded(row["milliseconds"] / base)
     return rows
+
+
+def measured(forms: dict[str, int], b: int, batch: int, chosen: argparse.Namespace) -> Any:
+    """Seconds of each form in each round, in turn, and the MB that it took. Each has a process of its own."""
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    extra: dict[str, int] = {}
+    with ExitStack() as stack:
+        context = get_context("spawn")
+        pools = {name: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for name in forms}
+        for _ in range(chosen.repeats):
+            for name, pool in pools.items():
+                seconds, more = pool.submit(_case, name, forms[name], b, batch, chosen.device, chosen.seed).result()
+                times[name].append(seconds)
+                extra.setdefault(name, round(more / 1e6))  # later rounds find the process at its peak
+    return times, extra
 
 
 def memory(device: str) -> int:
@@ -87,7 +104,8 @@ def memory(device: str) -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def _case(name: str, tile: int, b: int, batch: int, device: str, repeats: int, seed: int) -> tuple[float, int]:
+def _case(name: str, tile: int, b: int, batch: int, device: str, seed: int) -> tuple[float, int]:
+    """Seconds of one pass forward and backward, and bytes at its peak beside its features."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -98,16 +116,32 @@ def _case(name: str, tile: int, b: int, batch: int, device: str, repeats: int, s
     images[:b] = image
     leaves = [x.requires_grad_() for x in (image, texts, images, torch.tensor(14.3, device=device))]
     step = {"whole": _whole, "open_clip": _open_clip}.get(name, _tiles)
-    times = []
     step(torch, *(x[:64].detach().requires_grad_() if x.dim() else x for x in leaves), tile or 1)  # what starts once
     before = _peak(torch, device, reset=True)
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        step(torch, *leaves, tile)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return sorted(times)[len(times) // 2], _peak(torch, device) - before
+    begin = time.perf_counter()
+    step(torch, *leaves, tile)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin, _peak(torch, device) - before
+
+
+def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
+    """How far the loss in tiles and its gradients are from the plain formula, both in float64, relative to its size."""
+    import torch
+
+    from flip.contrastive import contrastive_loss
+
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(b, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2)]
+    leaves = [torch.nn.functional.normalize(each, dim=1).requires_grad_() for each in drawn]
+    leaves.append(torch.tensor(14.3, dtype=torch.float64, requires_grad=True))
+    image, text, scale = leaves
+    logits, own = scale * image @ text.T, torch.arange(b)
+    cross_entropy = torch.nn.functional.cross_entropy
+    plain = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+    tiled, _ = contrastive_loss(image, text, scale, tile=tile)
+    ours, theirs = ([value.detach(), *torch.autograd.grad(value, leaves)] for value in (tiled, plain))
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
 def _peak(torch: Any, device: str, reset: bool = False) -> int:

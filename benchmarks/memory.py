@@ -30,13 +30,14 @@ from flip.config.stages import kept
 
 LARGER = 256, 512, 1024
 """b on a card."""
-COMMAND = f"python benchmarks/memory.py --device cuda --batch {' '.join(map(str, LARGER))} --out memory-cuda.json"
+OUT = "benchmarks/results/memory_gpu.json"
+COMMAND = f"python benchmarks/memory.py --device cuda --batch {' '.join(map(str, LARGER))} --out {OUT}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SIZES), default="B/16")
-    parser.add_argument("--batch", type=int, nargs="+", default=[8, 16, 32], help="b (default: %(default)s)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[8, 32], help="b (default: %(default)s)")
     parser.add_argument("--mask", nargs="+", default=["0", "0.5", "0.75"], help="(default: %(default)s)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     ways = "no", "selective", "block"
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="on a CPU (default: %(default)s)")
     results.options(parser, "memory")
     chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.size, chosen.batch, chosen.mask, chosen.recompute = "tiny", [4], ["0.5"], ["no", "selective"]
     rows = [row for recompute in chosen.recompute for row in cases(chosen, chosen.device, chosen.batch, recompute)]
     report: dict[str, Any] = {
         "benchmark": "memory", "machine": results.machine() | device(chosen.device), "size": chosen.size,

@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="medians are over these (default: %(default)s)")
     results.options(parser, "order")
     chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.shards, chosen.peer, chosen.repeats = 600, 1000, 1
     results.publish(measure(chosen.shards, chosen.peer, chosen.repeats, chosen.seed), chosen)
     return 0
 
@@ -113,7 +115,8 @@ def first(order: Order, batch: int, share: float, world: int, repeats: int) -> d
         fresh = Order(order.seed, order.samples, order.chunk, order.block, order.lanes)
         fresh.batch(start, batch, range(order.lanes // world))
 
-    return {"passes": share, "S": start, "W": world, "milliseconds": rounded(1000 * median(run, repeats))}
+    times = [1000 * results.seconds(run) for _ in range(repeats)]
+    return {"passes": share, "S": start, "W": world} | results.spread(times, "milliseconds")
 
 
 def after(order: Order, batch: int, world: int, repeats: int) -> dict[str, Any]:
@@ -129,8 +132,10 @@ def after(order: Order, batch: int, world: int, repeats: int) -> dict[str, Any]:
                 masking.keep(order.seed, visits.ravel(), ids.ravel(), PATCHES, kept)
 
     samples = steps * count * len(lanes)
-    alone, masked = median(lambda: run(False), repeats), median(lambda: run(True), repeats)
-    figures = {"order_us": rounded(1e6 * alone / samples), "with_mask_us": rounded(1e6 * masked / samples)}
+    alone = median(lambda: run(False), repeats)
+    masked = [results.seconds(lambda: run(True)) for _ in range(repeats)]
+    figures = {"order_us": rounded(1e6 * alone / samples)}
+    figures |= results.spread([1e6 * time / samples for time in masked], "with_mask_us")
     return {"W": world, "b": count * len(lanes), "steps": steps} | figures
 
 

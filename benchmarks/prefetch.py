@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shards", type=int, default=synthetic.SHARDS, help="default: %(default)s")
     results.options(parser, "prefetch")
     chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.ranks, chosen.lanes, chosen.batch, chosen.steps, chosen.shards = 4, 16, 512, 80, 300
     if chosen.lanes % chosen.ranks or chosen.batch % chosen.lanes:
         parser.error("W must divide L, and L must divide B")
     fleet = Fleet(chosen.ranks, chosen.steps, chosen.batch // chosen.lanes)

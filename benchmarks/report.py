@@ -18,7 +18,7 @@ import os
 import subprocess
 import tempfile
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="medians are over these (default: %(default)s)")
     results.options(parser, "report")
     chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.runs, chosen.lines, chosen.repeats = 7, 60, 1
     results.publish(measure(chosen.runs, chosen.lines, chosen.repeats, chosen.seed), chosen)
     return 0
 
@@ -58,30 +60,45 @@ def measure(runs: int, lines: int, repeats: int, seed: int) -> dict[str, Any]:
         folder = Path(root) / "many"
         written = write(folder, runs, lines, seed)
         command = [sys.executable, str(ROOT / "jobs" / "report.py"), "many", "--root", root]
-        report = timed(command, repeats)
-        page = folder / "report.html"
+        commands = {"report": command, "plain_json": [sys.executable, "-c", PLAIN, str(folder)]}
+        ended = {name: [] for name in commands}
+        for _ in range(repeats):
+            for name, words in commands.items():
+                ended[name].append(once(words))
+        rows = {name: told(each) for name, each in ended.items()}
+        rows["report"] |= {"page_bytes": (folder / "report.html").stat().st_size}
+        times = {name: [one.seconds for one in each] for name, each in ended.items()}
         return {
             "benchmark": "report",
             "machine": facts,
             "data": {"runs": runs, "lines_per_run": lines, "metrics_bytes": written},
-            "report": report | {"page_bytes": page.stat().st_size},
-            "plain_json": timed([sys.executable, "-c", PLAIN, str(folder)], repeats),
-        }
+            "beside": results.ratio(times["plain_json"], times["report"], "plain_json_to_report"),
+        } | rows
 
 
-def timed(command: list[str], repeats: int) -> dict[str, Any]:
-    """Median seconds of the command, the slowest, and the most memory of one of its processes."""
-    seconds, peaks = [], []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds.append(time.perf_counter() - begin)
-        process.returncode = status
-        if status:
-            raise SystemExit(f"{command[1]} ended with {status}")
-        peaks.append(usage.ru_maxrss * 1024)
-    return {"seconds": rounded(float(np.median(seconds))), "slowest": rounded(max(seconds)), "peak_bytes": max(peaks)}
+class Ended(NamedTuple):
+    """A process that has: seconds by the clock and of computing, bytes at its peak."""
+
+    seconds: float
+    cpu: float
+    peak: int
+
+
+def once(command: list[str]) -> Ended:
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - begin
+    process.returncode = status
+    if status:
+        raise SystemExit(f"{command[1]} ended with {status}")
+    return Ended(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def told(ended: list[Ended]) -> dict[str, Any]:
+    cpu = float(np.median([one.cpu for one in ended]))
+    times = results.spread([one.seconds for one in ended], "seconds")
+    return times | {"cpu_seconds": rounded(cpu), "peak_bytes": max(one.peak for one in ended)}
 
 
 def write(folder: Path, runs: int, lines: int, seed: int) -> int:

@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,38 @@ import numpy as np
 
 from flip.rundir import write_json
 
+ABSENT = "not installed"
+
 
 def median(run: Callable[[], Any], repeats: int) -> float:
     """Median seconds of a call."""
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    return statistics.median(seconds(run) for _ in range(repeats))
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Of one call."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call in each round: one after the other, so that what else the machine does meets all alike."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    return times
+
+
+def spread(values: Sequence[float], name: str = "median") -> dict[str, float]:
+    """The median by its name, least and most."""
+    return {name: rounded(statistics.median(values)), "least": rounded(min(values)), "most": rounded(max(values))}
+
+
+def ratio(over: Sequence[float], under: Sequence[float], name: str = "ratio") -> dict[str, float]:
+    """The ratios of the two in the same round: median, least and most."""
+    return spread([a / b for a, b in zip(over, under, strict=True)], name)
 
 
 def machine() -> dict[str, Any]:
@@ -44,13 +67,13 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Package -> its version here, "not installed" where it is not."""
+    """Package -> its version here, ABSENT where it is not installed."""
     found = {}
     for name in packages:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            found[name] = ABSENT
     return found
 
 
@@ -61,10 +84,13 @@ def options(parser: argparse.ArgumentParser, name: str) -> None:
         "--out", type=Path, help=f"write the results there as JSON (ours: benchmarks/results/{name}.json)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean nothing")
+    parser.set_defaults(began=(time.perf_counter(), _used()))
 
 
 def publish(report: dict[str, Any], chosen: argparse.Namespace) -> None:
-    """Print the report, and write it where ``--out`` says."""
+    """Print the report with what it took, and write it where ``--out`` says."""
+    report = report | {"took": _took(*chosen.began), "quick": chosen.quick}
     if chosen.out:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(chosen.out, report)
@@ -72,6 +98,23 @@ def publish(report: dict[str, Any], chosen: argparse.Namespace) -> None:
         print(json.dumps(report, indent=1))
     else:
         print("\n".join(_lines(report)))
+
+
+def _used() -> tuple[float, float]:
+    """Core seconds used so far by the whole machine, and by this process and its children that have ended."""
+    times = os.times()
+    busy = 0.0
+    if Path("/proc/stat").exists():
+        fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+        busy = (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
+    return busy, sum(times[:4])
+
+
+def _took(begin: float, before: tuple[float, float]) -> dict[str, float]:
+    """Seconds, and how many cores others used meanwhile: many more than a tenth, and the machine was not quiet."""
+    took, (busy, own) = time.perf_counter() - begin, _used()
+    others = (busy - before[0] - (own - before[1])) / took
+    return {"seconds": rounded(took), "cores_of_others": rounded(max(0.0, others))}
 
 
 def rounded(value: float) -> float:
@@ -94,7 +137,7 @@ def _lines(value: dict[str, Any], indent: str = "") -> list[str]:
 
 
 def _table(rows: list[dict[str, Any]], indent: str) -> list[str]:
-    names = list(rows[0])
+    names = [name for name, value in rows[0].items() if not isinstance(value, dict)]
     cells = [[name.replace("_", " ") for name in names], *([str(row[name]) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [indent + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in cells]

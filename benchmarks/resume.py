@@ -52,7 +52,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--chunk", type=int, default=256, help="R (default: %(default)s)")
     parser.add_argument("--peer", type=int, default=20_000_000, help="of mosaicml-streaming (default: %(default)s)")
     parser.add_argument("--server", choices=served.SERVERS, default="weed", help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean nothing")
     results.options(parser, "resume")
     chosen = parser.parse_args(arguments)
     if chosen.quick:

@@ -26,11 +26,12 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import results
+from benchmarks.profiles import REST
 from benchmarks.results import rounded
 from flip import flops
 from flip.config import schema
@@ -38,9 +39,23 @@ from flip.config.sizes import SIZES
 from flip.config.stages import kept, patches
 
 OURS, LEFT_OUT, PEER = "ours", "ours, padding left out", "open_clip"
-WARM = 2
+WARM = {"cpu": 1, "cuda": 4}
 """Steps before the first that counts: optimiser states, caches, compilation."""
+LONGEST = 8
+"""Operations that a profile names."""
 GPU = "not measured; python benchmarks/step.py --device cuda --batch 1024 --compile"
+
+
+class Steps(NamedTuple):
+    """What a process did: seconds of each step, bytes at its peak, the share of a step that each operation takes."""
+
+    times: list[float]
+    peak: int
+    profile: dict[str, float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,17 +64,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=32, help="pairs of a step (default: %(default)s)")
     parser.add_argument("--large", choices=SIZES, default="L/16", help="masked beside unmasked (default: %(default)s)")
     parser.add_argument("--large-batch", type=int, default=0, help="pairs of its step (default: half of --batch)")
-    parser.add_argument("--masks", nargs="+", default=["0", "0.5", "0.75"], help="(default: %(default)s)")
+    parser.add_argument("--beside", nargs="*", default=["0.5", "0.75"], help="masks beside the peer (%(default)s)")
+    parser.add_argument("--masks", nargs="+", default=["0", "0.5", "0.75"], help="of the large one (%(default)s)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of each (default: all cores)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="both by torch.compile")
-    parser.add_argument("--repeats", type=int, default=7, help="medians are over these steps (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="medians are over these steps (default: %(default)s)")
     results.options(parser, "step")
     chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.size = chosen.large = "tiny"
+        chosen.batch, chosen.repeats, chosen.threads = 4, 2, 1
     machine = results.machine() | results.versions(["torch", "timm", "open_clip_torch"])
     chosen.threads = chosen.threads or machine["cores"]
-    rows = [row for mask in chosen.masks for row in _beside(mask, chosen)]
+    rows = [row for mask in chosen.beside for row in _beside(mask, chosen)]
     masked = _masked(chosen)
     report: dict[str, Any] = {"benchmark": "step", "machine": machine, "device": chosen.device}
     report |= {"precision": chosen.precision, "threads": chosen.threads, "compiled": chosen.compile}
@@ -82,13 +101,14 @@ def _beside(mask: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     found = _in_turn([(form, chosen.size, chosen.batch, mask) for form in forms], chosen)
     peer = dict(zip(forms, found, strict=True)).get(PEER)
     rows = []
-    for form, (seconds, peak) in zip(forms, found, strict=True):
-        row = {"mask": mask, "form": form, "milliseconds": rounded(1000 * seconds), "pairs_per_second": 0.0}
-        row |= {"peak_MB": round(peak / 1e6), "speed_to_open_clip": "", "memory_to_open_clip": ""}
-        row["pairs_per_second"] = rounded(chosen.batch / seconds)
+    for form, one in zip(forms, found, strict=True):
+        row = {"mask": mask, "form": form, "milliseconds": rounded(1000 * one.median)}
+        row |= {"pairs_per_second": rounded(chosen.batch / one.median), "peak_MB": round(one.peak / 1e6)}
+        row |= {"speed_to_open_clip": "", "least": "", "most": "", "memory_to_open_clip": ""}
         if peer and form != PEER:
-            row |= {"speed_to_open_clip": rounded(peer[0] / seconds), "memory_to_open_clip": rounded(peak / peer[1])}
-        rows.append(row)
+            row |= results.ratio(peer.times, one.times, "speed_to_open_clip")
+            row |= {"memory_to_open_clip": rounded(one.peak / peer.peak)}
+        rows.append(row | {"profile": one.profile})
     return rows
 
 
@@ -98,16 +118,17 @@ def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     found = _in_turn([(OURS, chosen.large, batch, mask) for mask in chosen.masks], chosen)
     work = [flops.training_flops(model(chosen.large), mask)["total"] for mask in chosen.masks]
     rows = []
-    for mask, (seconds, peak), count in zip(chosen.masks, found, work, strict=True):
-        time_ratio, work_ratio = seconds / found[0][0], count / work[0]
-        row = {"b": batch, "mask": mask, "milliseconds": rounded(1000 * seconds), "peak_MB": round(peak / 1e6)}
-        row |= {"GFLOPS": rounded(count * batch / seconds / 1e9), "time_ratio": rounded(time_ratio)}
-        rows.append(row | {"FLOPs_ratio": rounded(work_ratio), "time_to_FLOPs": rounded(time_ratio / work_ratio)})
+    for mask, one, count in zip(chosen.masks, found, work, strict=True):
+        row = {"b": batch, "mask": mask, "milliseconds": rounded(1000 * one.median), "peak_MB": round(one.peak / 1e6)}
+        row |= {"GFLOPS": rounded(count * batch / one.median / 1e9)}
+        row |= results.ratio(one.times, found[0].times, "time_ratio") | {"FLOPs_ratio": rounded(count / work[0])}
+        row["time_to_FLOPs"] = rounded(row["time_ratio"] / row["FLOPs_ratio"])
+        rows.append(row | {"profile": one.profile})
     return rows
 
 
-def _in_turn(cases: list[tuple[str, str, int, str]], chosen: argparse.Namespace) -> list[tuple[float, int]]:
-    """Median seconds and peak bytes of each (form, size, batch, mask); every one has a process, all step in turn."""
+def _in_turn(cases: list[tuple[str, str, int, str]], chosen: argparse.Namespace) -> list[Steps]:
+    """The steps of each (form, size, batch, mask); every one has a process, all step in turn."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     try:
@@ -123,9 +144,11 @@ def _in_turn(cases: list[tuple[str, str, int, str]], chosen: argparse.Namespace)
             for pipe, times in zip(pipes, seconds, strict=True):
                 pipe.send(True)
                 times.append(pipe.recv())
-        for pipe in pipes:
+        found = []
+        for times, pipe in zip(seconds, pipes, strict=True):
             pipe.send(False)
-        return [(statistics.median(times), pipe.recv()) for times, pipe in zip(seconds, pipes, strict=True)]
+            found.append(Steps(times, *pipe.recv()))
+        return found
     finally:
         for process in processes:
             process.join(60)
@@ -146,13 +169,27 @@ def _work(pipe: Connection, form: str, size: str, batch: int, mask: str, chosen:
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    for _ in range(WARM):
+    for _ in range(WARM[chosen.device]):
         timed()
     pipe.send("ready")
     while pipe.recv():
         pipe.send(timed())
     cuda = chosen.device == "cuda"
-    pipe.send(torch.cuda.max_memory_allocated() if cuda else _peak())
+    peak = torch.cuda.max_memory_allocated() if cuda else _peak()
+    pipe.send((peak, _profile(torch, timed, cuda)))
+
+
+def _profile(torch: Any, timed: Callable[[], float], cuda: bool) -> dict[str, float]:
+    """Share of one more step that each of torch's operations takes by itself: the longest ones, and all others."""
+    kind = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kind.CPU, kind.CUDA] if cuda else [kind.CPU]) as profile:
+        timed()
+    field = "self_device_time_total" if cuda else "self_cpu_time_total"
+    spent = {row.key: getattr(row, field) for row in profile.key_averages()}
+    whole = sum(spent.values()) or 1.0
+    first = sorted(spent, key=lambda name: -spent[name])[:LONGEST]
+    shares = {name.removeprefix("aten::"): rounded(spent[name] / whole) for name in first}
+    return shares | {REST: rounded(max(0.0, 1 - sum(shares.values())))}
 
 
 def _peak() -> int:

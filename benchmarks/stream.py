@@ -68,7 +68,6 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--batch", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--server", choices=served.SERVERS, default="weed", help="default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean nothing")
     results.options(parser, "stream")
     chosen = parser.parse_args(arguments)
     if chosen.quick:

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
+from numpy.typing import NDArray
+
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 420, 290
@@ -173,11 +176,14 @@ def legend(names: Sequence[tuple[str, int | None]]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def thin(points: Sequence[Point], most: int = 300) -> list[Point]:
+def thin(xs: NDArray[np.float64], ys: NDArray[np.float64], most: int = 300) -> list[Point]:
     """At most ``most`` points: means of equal groups of neighbours."""
-    size = -(-len(points) // most) if points else 1
-    groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(p[0] for p in g) / len(g), sum(p[1] for p in g) / len(g)) for g in groups]
+    starts = np.arange(0, len(xs), max(1, -(-len(xs) // most)))
+    if not len(starts):
+        return []
+    sizes = np.diff(starts, append=len(xs))
+    across, up = (np.add.reduceat(values, starts) / sizes for values in (xs, ys))
+    return list(zip(across.tolist(), up.tolist(), strict=True))
 
 
 def number(value: float) -> str:

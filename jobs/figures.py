@@ -199,8 +199,7 @@ def _line(outcome: Outcome, field: str, most: int) -> list[Point]:
     values = outcome.metrics[field]
     known = values == values
     scale = 100.0 if field == "accuracy" else 1.0
-    xs, ys = outcome.metrics["samples"][known], scale * values[known]
-    return thin(list(zip(xs.tolist(), ys.tolist(), strict=True)), most)
+    return thin(outcome.metrics["samples"][known], scale * values[known], most)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

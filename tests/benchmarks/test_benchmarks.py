@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import order, pictures, pipelines, prefetch, stream, synthetic
+from benchmarks import order, pictures, pipelines, prefetch, rows, stream, synthetic, table
 from flip.data import decode
 from flip.data.order import Order
 from flip.data.prefetch import due, phase
@@ -22,17 +22,21 @@ def run(name, *arguments, cwd):
 
 
 def report(name, *arguments, cwd):
-    """What a script prints as JSON, which is what it writes."""
+    """What a script prints as JSON, which is what it writes, and of which the table can be made."""
     result = run(name, *arguments, "--json", "--out", cwd / "results" / f"{name}.json", cwd=cwd)
     assert result.returncode == 0, result.stderr
     written = json.loads((cwd / "results" / f"{name}.json").read_text(encoding="utf-8"))
     assert written == json.loads(result.stdout) and written["benchmark"] == name
     assert set(written["machine"]) >= {"processor", "cores", "load_before", "python", "numpy"}
+    assert written["took"]["seconds"] > 0 <= written["took"]["cores_of_others"]
+    made = rows.ROWS[name](written)
+    assert all(row.what and row.ours for row in made) and len({row.what for row in made}) == len(made)
+    assert f"| {name}.json |" in table.page({name: written})
     return written
 
 
 def test_order(tmp_path):
-    found = report("order", "--shards", 600, "--peer", 1000, "--repeats", 1, cwd=tmp_path)
+    found = report("order", "--quick", cwd=tmp_path)
     assert found["data"]["shards"] == 600 and found["data"]["L"] % 512 == 0
     assert found["disk"]["bytes"] == sum(size for name, size in found["disk"].items() if "." in name)
     assert [(row["passes"], row["W"]) for row in found["first_batch"][:4]] == [(0, 1), (0, 8), (0, 512), (0.01, 1)]
@@ -41,15 +45,15 @@ def test_order(tmp_path):
 
 
 def test_prefetch(tmp_path):
-    size = ["--ranks", 4, "--lanes", 16, "--batch", 512, "--steps", 80, "--shards", 300]
-    found = report("prefetch", *size, cwd=tmp_path)
-    assert found == report("prefetch", *size, cwd=tmp_path) | {"machine": found["machine"]}
+    found = report("prefetch", "--quick", cwd=tmp_path)
+    again = report("prefetch", "--quick", cwd=tmp_path)
+    assert found == again | {"machine": found["machine"], "took": found["took"]}
     calm = [case for case in found["cases"] if case["latency"] == "constant" and case["step"] == 0.5]
     assert calm and all(case["stalled_share"] == 0 for case in calm)
 
 
 def test_report(tmp_path):
-    found = report("report", "--runs", 7, "--lines", 60, "--repeats", 1, cwd=tmp_path)
+    found = report("report", "--quick", cwd=tmp_path)
     assert found["data"]["runs"] == 7 and found["data"]["metrics_bytes"] > 7 * 60 * 400
     for part in ("report", "plain_json"):
         assert found[part]["seconds"] > 0 and found[part]["peak_bytes"] > 10_000_000
@@ -57,19 +61,19 @@ def test_report(tmp_path):
 
 
 def test_step(tmp_path):
-    sizes = ["--size", "tiny", "--large", "tiny", "--batch", 4, "--masks", 0, 0.75, "--repeats", 1, "--threads", 1]
-    found = report("step", *sizes, cwd=tmp_path)
+    found = report("step", "--quick", "--beside", 0.75, "--masks", 0, 0.75, cwd=tmp_path)
     ours = [row for row in found["beside_the_peer"] if row["form"] != "open_clip"]
-    names = ("ours", "ours, padding left out")
-    assert [(row["mask"], row["form"]) for row in ours] == [(mask, name) for mask in ("0", "0.75") for name in names]
+    assert [(row["mask"], row["form"]) for row in ours] == [("0.75", "ours"), ("0.75", "ours, padding left out")]
     assert all(row["milliseconds"] > 0 and row["peak_MB"] > 50 for row in ours)
+    assert all(sum(row["profile"].values()) == pytest.approx(1, abs=0.01) for row in ours)
     first, second = found["masked"]["cases"]
     assert first["time_ratio"] == first["FLOPs_ratio"] == 1 and second["FLOPs_ratio"] < 0.6 and first["b"] == 2
     assert "not measured" in found["gpu"]
 
 
 def test_loss(tmp_path):
-    found = report("loss", "--local", 256, "--batch", 256, 512, "--repeats", 1, cwd=tmp_path)
+    found = report("loss", "--quick", cwd=tmp_path)
+    assert found["farthest_from_float64"] <= rows.EXACT
     assert [(row["B"], row["form"]) for row in found["cases"] if row["form"] != "open_clip"] == [
         (256, "whole"),
         (512, "whole"),
@@ -85,8 +89,7 @@ def test_checkpoint(tmp_path):
 
 
 def test_memory(tmp_path):
-    size = ["--size", "tiny", "--batch", 4, "--mask", "0.5", "--recompute", "no", "selective"]
-    found = report("memory", *size, cwd=tmp_path)
+    found = report("memory", "--quick", cwd=tmp_path)
     assert [row["recompute"] for row in found["cases"]] == ["no", "selective"]
     assert all(row["measured_MB"] >= 0 < row["predicted_MB"] for row in found["cases"])
     assert {row["measured_MB"] for row in found["on_cuda"]["cases"]} == {"not measured"}
@@ -130,10 +133,19 @@ def test_pictures_cost_what_photographs_do():
 def test_launcher(tmp_path):
     found = report("launcher", "--quick", cwd=tmp_path)
     assert found["plan"]["runs"] == found["submit"]["runs"] == 4 and found["status"]["runs"] == 6
-    assert found["submit"]["sbatch_calls"] == found["submit"]["shapes"] == 2 and found["status"]["squeue_calls"] == 1
+    ours, loop, *_ = found["submit"]["ways"]
+    assert ours["sbatch_calls"] == found["submit"]["shapes"] == 2 and found["status"]["squeue_calls"] == 1
     assert {row["verdict"] for row in (found["plan"], found["status"], *found["help"])} <= {"ok", "missed"}
     assert "jobs/explain.py" in [row["command"] for row in found["help"]]
-    assert found["peers"]["submitit_loop"]["sbatch_calls"] == 4
+    assert loop["sbatch_calls"] == 4
+
+
+def test_evaluation(tmp_path):
+    found = report("evaluation", "--quick", cwd=tmp_path)
+    assert list(found["tasks"]) == ["zero-shot", "retrieval"]
+    for task in found["tasks"].values():
+        assert task["farthest"] <= 1e-6 and 0 < min(task["shares"].values()) < 1
+        assert all(row["milliseconds"] > 0 for row in task["forms"])
 
 
 def test_text_and_mistakes(tmp_path):

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -184,7 +185,7 @@ def test_axis_and_thinning():
     assert Axis(0, 23, 0, 100).ticks() == [0, 5, 10, 15, 20]
     assert Axis(0.0, 0.1, 0, 1).ticks(5) == pytest.approx([0, 0.02, 0.04, 0.06, 0.08, 0.1])
     assert Axis(0, 10, 100, 0)(2.5) == 75
-    assert thin([(x, 2 * x) for x in range(1000)], 10)[0] == (49.5, 99)
+    assert thin(np.arange(1000), 2 * np.arange(1000), 10)[0] == (49.5, 99) and thin(np.empty(0), np.empty(0)) == []
     assert len({look(i) for i in range(28)}) == 28
     assert "Nothing to draw" in Plot("x", "y", [Series("a")]).svg()
     assert "<path" in Plot("x", "y", [Series("a", [[(0.0, 0.0)]])]).svg(), "one point at the origin is no division by 0"

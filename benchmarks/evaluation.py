@@ -1,0 +1,202 @@
+"""Scores of an evaluation beside CLIP_benchmark's own functions, on the same features: the same numbers, and how fast.
+
+Zero-shot classification as on ImageNet (50,000 images, 1000 classes), retrieval as on COCO (5,000 images with five
+captions each). Features are drawn: each near to its class, or to its image, and normalised; encoding them costs both
+the same and is left out. Each form has a process of its own, so that its peak of memory is its own; all score in turn.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache
+from multiprocessing import get_context
+from typing import Any, NamedTuple
+
+from benchmarks import results
+from benchmarks.results import rounded
+
+OURS, PEER = "ours", "clip_benchmark"
+WIDTH, CAPTIONS, BATCH = 512, 5, 256
+"""E; captions of an image; images of a batch of theirs."""
+NEAR, CAPTION_NEAR = 0.25, 0.22
+"""Noise of a feature in each dimension, beside length 1 of what it is near to: some are taken for another then."""
+AMONG = 1, 5, 10
+
+
+class Task(NamedTuple):
+    """``second``: classes, or captions of all images."""
+
+    name: str
+    images: int
+    second: int
+    seed: int
+    threads: int
+
+
+class Scored(NamedTuple):
+    seconds: float
+    extra: int
+    """Bytes at the peak beside the features."""
+    shares: dict[str, float]
+    """What was scored -> how much of it was right, 0 to 1."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=50_000, help="of zero-shot (default: %(default)s)")
+    parser.add_argument("--classes", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument("--retrieved", type=int, default=5000, help="images of retrieval (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="medians are over these (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="of each (default: all cores)")
+    results.options(parser, "evaluation")
+    chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.images, chosen.classes, chosen.retrieved, chosen.repeats = 300, 20, 60, 1
+    facts = results.machine()
+    more = chosen.seed, chosen.threads or facts["cores"]
+    tasks = [
+        Task("zero-shot", chosen.images, chosen.classes, *more),
+        Task("retrieval", chosen.retrieved, CAPTIONS * chosen.retrieved, *more),
+    ]
+    report = {
+        "benchmark": "evaluation", "machine": facts, "E": WIDTH, "threads": more[1],
+        "versions": results.versions(["torch", "clip_benchmark"]),
+        "tasks": {task.name: compare(task, chosen.repeats) for task in tasks},
+    }  # fmt: skip
+    results.publish(report, chosen)
+    return 0
+
+
+def compare(task: Task, rounds: int) -> dict[str, Any]:
+    """Both forms at one task: milliseconds, samples per second, memory, and how far their numbers are apart."""
+    found: dict[str, list[Scored]] = {OURS: [], PEER: []}
+    with ExitStack() as stack:
+        context = get_context("spawn")
+        pools = {form: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for form in found}
+        for _ in range(rounds):
+            for form, pool in pools.items():
+                found[form].append(pool.submit(scored, form, task).result())
+    ours, theirs = (found[form][0].shares for form in (OURS, PEER))
+    times = {form: [one.seconds for one in each] for form, each in found.items()}
+    rows = []
+    for form, each in found.items():
+        seconds = statistics.median(times[form])
+        row = {"form": form, "milliseconds": rounded(1000 * seconds), "samples_per_s": rounded(task.images / seconds)}
+        row |= {"extra_MB": round(each[0].extra / 1e6)}  # later rounds find the process at its peak
+        rows.append(row | results.ratio(times[PEER], times[form], "times_as_fast"))
+    return {
+        "images": task.images, "classes" if task.name == "zero-shot" else "captions": task.second,
+        "forms": rows, "shares": ours,
+        "farthest": max(abs(ours[name] - theirs[name]) for name in ours | theirs),
+    }  # fmt: skip
+
+
+def scored(form: str, task: Task) -> Scored:
+    """The task once, in this process."""
+    score = _ready(form, task)
+    before = _peak()
+    begin = time.perf_counter()
+    shares = score()
+    return Scored(time.perf_counter() - begin, _peak() - before, shares)
+
+
+@cache
+def _ready(form: str, task: Task) -> Callable[[], dict[str, float]]:
+    """What scores; features are drawn and libraries loaded by then."""
+    import torch
+
+    torch.set_num_threads(task.threads)
+    made = {"zero-shot": zero_shot, "retrieval": retrieval}[task.name](task)
+    small = Task(task.name, 40, 200 if task.name == "retrieval" else 20, task.seed, task.threads)
+    {"zero-shot": zero_shot, "retrieval": retrieval}[task.name](small)[form]()
+    return made[form]
+
+
+def zero_shot(task: Task) -> dict[str, Callable[[], dict[str, float]]]:
+    import torch
+    from clip_benchmark.metrics import zeroshot_classification as theirs
+
+    from flip.evaluate.zeroshot import classify
+
+    # NumPy 2.4 does not take an array of one element for a number any more, which theirs relies on
+    theirs.float = lambda array: array.item()
+    generator = torch.Generator().manual_seed(task.seed)
+    classes = torch.nn.functional.normalize(torch.randn(task.second, WIDTH, generator=generator), dim=1)
+    labels = torch.randint(task.second, (task.images,), generator=generator)
+    features = _near(classes[labels], NEAR, generator)
+
+    def ours() -> dict[str, float]:
+        found = classify(features, labels, classes, "drawn")
+        return {name: found[name] for name in ("top1", "top5")}
+
+    def peer() -> dict[str, float]:
+        batches = list(zip(features.split(BATCH), labels.split(BATCH), strict=True))
+        logits, target = theirs.run_classification(_Table(features), classes.T, batches, "cpu", amp=False)
+        return dict(zip(("top1", "top5"), theirs.accuracy(logits, target, topk=(1, 5)), strict=True))
+
+    return {OURS: ours, PEER: peer}
+
+
+def retrieval(task: Task) -> dict[str, Callable[[], dict[str, float]]]:
+    import torch
+    from clip_benchmark.metrics import zeroshot_retrieval as theirs
+
+    from flip.evaluate.retrieval import retrieve
+
+    generator = torch.Generator().manual_seed(task.seed)
+    images = torch.nn.functional.normalize(torch.randn(task.images, WIDTH, generator=generator), dim=1)
+    owners = torch.arange(task.images).repeat_interleave(CAPTIONS)
+    captions = _near(images[owners], CAPTION_NEAR, generator)
+    order = torch.arange(len(captions)).reshape(task.images, CAPTIONS)
+
+    def ours() -> dict[str, float]:
+        found = retrieve(images, captions, owners, "drawn")
+        return {f"{side} @{k}": found[side][f"top{k}"] for side in ("text", "image") for k in AMONG}
+
+    def peer() -> dict[str, float]:
+        batches = [(images[rows], order[rows].tolist()) for rows in torch.arange(task.images).split(BATCH)]
+        found = theirs.evaluate(_Table(captions), batches, torch.tensor, "cpu", amp=False, recall_k_list=list(AMONG))
+        return {f"{side} @{k}": found[f"{side}_retrieval_recall@{k}"] for side in ("text", "image") for k in AMONG}
+
+    return {OURS: ours, PEER: peer}
+
+
+class _Table:
+    """What clip_benchmark calls a model: an image is its features, a text is the number of its features."""
+
+    def __init__(self, texts: Any) -> None:
+        self.texts = texts
+
+    def encode_image(self, features: Any) -> Any:
+        return features
+
+    def encode_text(self, at: Any) -> Any:
+        return self.texts[at]
+
+
+def _near(what: Any, noise: float, generator: Any) -> Any:
+    import torch
+
+    drawn = torch.randn(what.shape, generator=generator)
+    return torch.nn.functional.normalize(what + noise * drawn, dim=1)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    os.environ["TQDM_DISABLE"] = "1"
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""RESULTS.md of what the benchmarks wrote, and the figures that the README and docs/ quote from it.
+
+A figure is quoted between two comments, the first of which names the benchmark and the row:
+
+    <!-- figure NAME: WHAT -->...<!-- end -->
+
+and is filled in by this command. `make bench` calls it at its end.
+
+Examples:
+  python benchmarks/table.py                     # RESULTS.md, README.md and docs/*.md are brought up to date
+  python benchmarks/table.py --results FOLDER    # the table of other results is printed, nothing is written
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from benchmarks.profiles import profiles
+from benchmarks.row import NOT_MEASURED, Row, number
+from benchmarks.rows import ROWS
+from flip.rundir import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "RESULTS.md"
+QUOTED = re.compile(r"(<!-- figure (\w+): (.+?) -->)(.*?)(<!-- end -->)")
+ON_A_GPU = {
+    "step_gpu": ("step of B/16 on a GPU, both compiled", "--device cuda --batch 1024 --compile", ">= 1.5"),
+    "step_gpu_h14": (
+        "step of H/14, mask 0.5 on a GPU: model FLOPs of the card's peak",
+        "--device cuda --beside --large H/14 --large-batch 256 --masks 0.5 --compile", ">= 0.5",
+    ),
+    "memory_gpu": (
+        "memory of a step on a GPU: the most above what is foretold", "--device cuda --batch 256 512 1024", "<= 1.1",
+    ),
+}  # fmt: skip
+"""What needs a GPU: what, options of the script, what is to be reached."""
+HEAD = """# Results of the benchmarks
+
+`make bench` writes this page from `benchmarks/results/*.json`; `make bench ONLY="stream loss"` measures some of it
+anew. Ours and the peer take turns on the same machine; a ratio is that of ours to the peer's, the median over rounds,
+with the least and the most in brackets. A goal that is not reached stands as it is; [where the time
+goes](#where-the-time-goes) tells the rest.
+"""
+COLUMNS = ("benchmark", "what", "ours", "peer", "ratio", "goal", "reached")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, help="a folder of other results: print their table, write nothing")
+    chosen = parser.parse_args(arguments)
+    found = read(chosen.results or RESULTS)
+    if chosen.results:
+        print(page(found), end="")
+        return 0
+    quick = [name for name, one in found.items() if one.get("quick")]
+    if quick:
+        print(
+            f"{', '.join(quick)}: made with --quick, whose figures mean nothing; nothing was written", file=sys.stderr
+        )
+        return 1
+    write_text(PAGE, page(found))
+    for path in quoting():
+        write_text(path, filled(path.read_text(encoding="utf-8"), found, path))
+    return 0
+
+
+def read(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name of a file -> what is in it. Files of no benchmark are left out."""
+    return {
+        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ROWS
+        if (folder / f"{name}.json").exists()
+    }
+
+
+def rows(found: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """Of every benchmark, also of those that were not measured."""
+    return {name: of(found[name]) if name in found else [missing(name)] for name, of in ROWS.items()}
+
+
+def missing(name: str) -> Row:
+    """What says how to measure it."""
+    if name in ON_A_GPU:
+        what, options, goal = ON_A_GPU[name]
+        script = name.split("_")[0]
+        command = f"python benchmarks/{script}.py {options} --out benchmarks/results/{name}.json"
+        return Row(what, NOT_MEASURED, f"`{command}`", goal=goal)
+    return Row(f"all of benchmarks/{name}.py", NOT_MEASURED, f"`make bench ONLY={name}`")
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """RESULTS.md, whole."""
+    cells = []
+    for name, some in rows(found).items():
+        for row in some:
+            reached = {True: "yes", False: "**no**", None: NOT_MEASURED if row.goal else ""}[row.reached]
+            figure = row.figure if row.ratio is not None else ""
+            cells.append([name.split("_")[0], row.what, row.ours, row.peer, figure, row.goal, reached])
+    parts = [HEAD, table(COLUMNS, cells), "## Where the time goes\n", *profiles(found), "## Measured on\n"]
+    return "\n".join([*parts, table(("results", "on", "versions", "took", "cores that others used"), machines(found))])
+
+
+def machines(found: Mapping[str, Any]) -> list[list[str]]:
+    """What each was measured on."""
+    cells = []
+    for name, one in found.items():
+        facts = dict(one["machine"]) | one.get("versions", {})
+        on = f"{facts.pop('card', '')} {facts.pop('processor')}, {facts.pop('cores')} cores".strip()
+        facts.pop("load_before")
+        took = one.get("took")
+        spent = [f"{number(took['seconds'])} s", f"{took['cores_of_others']:.2f}"] if took else ["", "not noted"]
+        cells.append([f"{name}.json", on, ", ".join(f"{key} {value}" for key, value in facts.items()), *spent])
+    whole = sum(one["took"]["seconds"] for one in found.values() if "took" in one)
+    return [*cells, ["all that noted it", "", "", f"{whole / 60:.0f} minutes", ""]] if whole else cells
+
+
+def table(head: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
+    """In Markdown."""
+    lines = [list(head)]
+    lines += [["---"] * len(lines[0]), *([cell.replace("|", "\\|") for cell in line] for line in cells)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def quoting() -> list[Path]:
+    """Files that may quote figures."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def filled(text: str, found: Mapping[str, Any], path: Path) -> str:
+    """The text with every quoted figure as it is in the table. Raises SystemExit where there is no such row."""
+    known = {(name, row.what): row.figure for name, some in rows(found).items() for row in some}
+
+    def figure(match: re.Match[str]) -> str:
+        begin, name, what, _, end = match.groups()
+        if name in ROWS and name not in found:
+            return f"{begin}{NOT_MEASURED}{end}"
+        if (name, what) not in known:
+            raise SystemExit(
+                f"{path}: no row of the table is {name}: {what}. Rows: python benchmarks/table.py --results"
+            )
+        return f"{begin}{known[name, what]}{end}"
+
+    return QUOTED.sub(figure, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

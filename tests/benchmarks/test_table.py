@@ -1,0 +1,53 @@
+"""RESULTS.md and what is quoted from it are what the generator makes of the files in benchmarks/results/."""
+
+import pytest
+
+from benchmarks import table
+from benchmarks.row import NOT_MEASURED, Row, goal, limited
+
+FOUND = table.read(table.RESULTS)
+
+
+def test_the_page_is_that_of_the_results():
+    assert table.PAGE.read_text(encoding="utf-8") == table.page(FOUND), "python benchmarks/table.py"
+
+
+@pytest.mark.parametrize("path", table.quoting(), ids=lambda path: path.name)
+def test_quoted_figures_are_those_of_the_table(path):
+    text = path.read_text(encoding="utf-8")
+    assert text == table.filled(text, FOUND, path), "python benchmarks/table.py"
+    assert text.count("<!-- figure") == len(table.QUOTED.findall(text))
+
+
+def test_the_readme_quotes_and_a_wrong_figure_is_seen():
+    text = table.quoting()[0].read_text(encoding="utf-8")
+    name, what, value = table.QUOTED.search(text).group(2, 3, 4)
+    assert any(row.what == what for row in table.rows(FOUND)[name]) or value == NOT_MEASURED
+    wrong = table.QUOTED.sub(r"\g<1>9.99\5", text)
+    assert wrong != text and table.filled(wrong, FOUND, "README.md") == text
+    with pytest.raises(SystemExit, match="no row of the table is order: nothing"):
+        table.filled("<!-- figure order: nothing -->1<!-- end -->", FOUND, "README.md")
+
+
+def test_every_benchmark_has_its_place():
+    scripts = {p.stem for p in (table.ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text("utf-8")}
+    assert set(table.ROWS) - set(table.ON_A_GPU) == scripts - {"table"}
+    assert {path.stem for path in table.RESULTS.glob("*.json")} <= set(table.ROWS)
+    assert not [name for name, one in FOUND.items() if one.get("quick")]
+    listed = next(line for line in (table.ROOT / "Makefile").read_text().splitlines() if line.startswith("BENCHMARKS"))
+    assert set(listed.split(":=")[1].split()) == set(table.ROWS) - set(table.ON_A_GPU)
+
+
+def test_what_was_not_measured_says_how():
+    page = table.page({})
+    assert "`make bench ONLY=stream`" in page and "--device cuda" in page
+    assert page.count("| not measured | `") == len(table.ROWS)
+
+
+def test_goals():
+    assert goal(0.9, ">=", 0.85) == {"goal": ">= 0.85", "reached": True}
+    assert goal(0.8, ">=", 0.85)["reached"] is goal(1.1, "<", 1.0)["reached"] is False
+    row = Row("what", "3 s", "4 s", 0.75, (0.7, 1234.4))
+    assert row.figure == "0.75 (0.7 to 1,234)" and Row("what", "3 s").figure == "3 s"
+    slow = limited("what", {"seconds": 2.5, "least": 2.0, "most": 3.0, "limit": 2})
+    assert (slow.figure, slow.goal, slow.reached) == ("2.5 s (2 to 3)", "< 2 s", False)
