@@ -132,7 +132,8 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         line = text.split("\n")[mark.line : mark.line + 1] if mark else []
-        remedy = "It is a tab: indent with spaces." if line and line[0][mark.column : mark.column + 1] == "\t" else ""
+        tab = mark and line and line[0][mark.column : mark.column + 1] == "\t"
+        remedy = "It is a tab: indent with spaces." if tab else ""
         raise ConfigError(f"not valid YAML: {error.problem or error.context}", place, remedy=remedy) from error
     except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())
