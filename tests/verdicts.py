@@ -4,7 +4,7 @@ import torch
 
 from flip.config.stages import spans
 from flip.rundir import read_json
-from tests.arena import BATCH
+from tests.arena import BATCH, INTERVAL
 
 
 def check_equal(calm, storm, scores=6):
@@ -54,3 +54,21 @@ def check_data(arena, hashes):
 
 def ends(arena, upto):
     return [read_json(arena.run.attempt(n) / "end.json") for n in range(1, upto + 1)]
+
+
+def check_attempts(arena):
+    """Every attempt went on from the newest commit. A clean stop cost nothing, no fault more than the interval."""
+    trained, done = arena.witnessed(), 0
+    for n in arena.run.attempt_numbers():
+        begun = min(trained.get(n, ()), default=None)
+        if begun is None:
+            continue
+        if n > 1:
+            before = ends(arena, n - 1)[-1]
+            assert begun == before["commits"], (n, arena.story())
+            bound = 0 if before["code"] == 75 else INTERVAL * BATCH
+            assert done - begun <= bound, (n, done, begun, arena.story())
+        done = max(trained[n]) + BATCH
+    steps = sum(span.steps for span in spans(arena.config))
+    assert sum(len(batches) for batches in trained.values()) <= steps + arena.faults * INTERVAL
+    assert ends(arena, arena.run.newest_attempt())[-1]["action"] == "done"

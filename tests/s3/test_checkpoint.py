@@ -1,5 +1,6 @@
 """Checkpoints in a bucket, on real servers: what is there after kills and outages, and what is told."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -117,6 +118,18 @@ def test_an_outage_is_ridden_out_or_told(own, world, run, monkeypatch):
     saver.save(state_of(*trained()), "pretrain", 64)
     saver.wait()
     assert [p.name for p in run.checkpoints.glob("pretrain/*")] == ["64-1"], "and what was begun of 48 is gone"
+
+
+@on_nanio
+def test_writes_that_meet_a_storm_of_answers_are_sent_again(server, proxied, tmp_path):
+    proxy, data = proxied(server), os.urandom(1 << 20)
+    proxy.plan(("slowdown", "server", "throttle"), 1, limit=3, writes=True)
+    there = remote.Remote(f"{URL}/{tmp_path.name}", Patience(deadline=20, timeout=5))
+    facts = there.put("one", data)
+    assert proxy.counts["slowdown"] == proxy.counts["server"] == proxy.counts["throttle"] == 1
+    there.fetch({"one": facts | {"sha256": hashlib.sha256(data).hexdigest()}}, tmp_path)
+    assert (tmp_path / "one").read_bytes() == data
+    there.remove()
 
 
 @on_nanio

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tests.storm.proofs import losses
+from tests.storm.run import LIVELY
 
 PACKAGES = ("torch", "numpy", "s3fs", "nanio")
 
@@ -36,6 +37,7 @@ def page(storm, proved):
         where = "S3" if section.url else "disk"
         row = (run.run.name, ranks, where, saves, sum(storm.scene.dealt.steps[run.run.name]))
         lines.append(_row(*row, run.run.newest_attempt(), len(run.done)))
+    proved = [(" ".join(text.split()), ok, found) for text, ok, found in proved]
     lines += ["", "## What must hold", "", "| property | holds | found |", "|---|---|---|"]
     lines += [
         _row(text, "yes" if ok else "**no**", found.splitlines()[0] if found else "") for text, ok, found in proved
@@ -48,8 +50,8 @@ def page(storm, proved):
     owned = set()
     for done in strikes:
         key = names[id(done)].run.name, done.attempt
-        loss = lost.get(key)
-        owned.add(key)
+        loss = None if done.strike.kind in LIVELY else lost.get(key)
+        owned |= {key} if loss else set()
         ended = f"; attempt {done.attempt} ended of `{loss.cause}`" if loss else ""
         again = f"{done.trained:.0f} s" if done.trained is not None else "never"
         lines.append(

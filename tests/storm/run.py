@@ -8,6 +8,7 @@ from pathlib import Path
 from flip import commit
 from flip.config import load
 from flip.config.stages import world
+from flip.exitcodes import FlipError
 from flip.rundir import RunDir, read_json
 from jobs import scheduler
 from jobs.slurm import SlurmCluster
@@ -178,6 +179,15 @@ class StormRun(Calm):
         record = read_json(self.run.path / "job.json")
         with self.scene.hands:
             return scheduler.queue([record["name"]]).get((record["name"], record["index"]))
+
+    def story(self):
+        parts = [super().story(), str(self.seen)]
+        for words in (("scontrol", "show", "job"), ("sinfo", "-N", "-h", "-p", "low", "-o", "%N %T %E")):
+            try:
+                parts.append(self.here.call(*words))
+            except FlipError as error:
+                parts.append(str(error))
+        return "\n".join(parts)
 
     def slurm(self, *words):
         with self.scene.hands:

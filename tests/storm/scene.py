@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACE = 0.06
 """Seconds between two reads of the data, four to a step: a fault that aims at a step shall find it there."""
 NODES = 6
+SILENT = 20
+"""Seconds after which a node is down. On an overloaded machine 10 were too few: Slurm took living nodes for lost."""
 EDITED = ("flip/train.py", "flip/step.py", "jobs/worker.py", "jobs/rank.py", "jobs/requeue.py")
 PASSED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_EC2_METADATA_DISABLED", "FLIP_WITNESS",
           "OMP_NUM_THREADS", "TMPDIR")  # fmt: skip
@@ -40,7 +42,7 @@ class Scene:
         self.runs, self.calm, self.tree = folder / "runs", folder / "calm", folder / "tree"
         self.server = Nanio(folder / "nanio")
         self.here = Here(
-            folder / "slurm", nodes=NODES, gpus=0, cpus=2, user_signal=dealt.warned, node_timeout=10,
+            folder / "slurm", nodes=NODES, gpus=0, cpus=2, user_signal=dealt.warned, node_timeout=SILENT,
             settings=["SlurmctldTimeout=30"],
         )  # fmt: skip
         self.lines, self.hands = {}, threading.RLock()
