@@ -193,8 +193,9 @@ def _preset(layers: Sequence[tuple[str, Table]]) -> dict[str, Any]:
 
 def _filled(section: Any, values: Mapping[str, Any]) -> Any:
     """The section of the schema with these fields set, as ``_fit`` has made them; the others stay as they are."""
+    kinds = fields_of(typing.cast(Any, type(section)))
     for name, value in values.items():
-        here, (member, *_) = getattr(section, name), typing.get_args(fields_of(type(section))[name]) or (None,)
+        here, (member, *_) = getattr(section, name), typing.get_args(kinds[name]) or (None,)
         if dataclasses.is_dataclass(here):
             _filled(here, value)
         elif dataclasses.is_dataclass(member):
