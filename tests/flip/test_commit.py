@@ -1,6 +1,9 @@
 """The commit protocol: a folder without commit.json does not exist, and what is kept."""
 
+import hashlib
 import json
+import os
+import re
 
 import pytest
 
@@ -109,3 +112,113 @@ def test_the_record_lists_every_file(run):
         "shard-1.safetensors": 6,
         "shard-2.safetensors": 6,
     }
+
+
+def test_what_is_committed_is_on_the_disk_before_its_mark(run, monkeypatch):
+    """A power cut leaves a whole checkpoint or none: every file, and every folder that is new, is synced first."""
+    synced, fsync = [], os.fsync
+
+    def noted(handle):
+        synced.append((os.readlink(f"/proc/self/fd/{handle}"), mark.exists()))
+        fsync(handle)
+
+    mark = commit.folder(run, "pretrain", 8, 1) / commit.MARK
+    monkeypatch.setattr("os.fsync", noted)
+    path = write(run, "pretrain", 8)
+    before = {name for name, marked in synced if not marked}
+    assert before >= {str(path / "shard-1.safetensors"), str(path / "shard-2.safetensors")}
+    assert before >= {str(path), str(path.parent), str(run.checkpoints)}
+    assert (str(path), True) in synced, "the mark's own entry"
+    synced.clear()
+    commit.set_aside(path)
+    assert [name for name, _ in synced] == [str(path)]
+    mark.write_text("{}")
+    synced.clear()
+    commit.withdraw(path)
+    assert [name for name, _ in synced] == [str(path)] and not mark.exists()
+    commit.withdraw(path)
+
+
+def test_files_that_are_known_are_not_read_and_may_lie_elsewhere(run):
+    path = write(run, "pretrain", 8, mark=False)
+    known = {"shard-1.safetensors": {"bytes": 1, "sha256": "x"}, "far": {"bytes": 2, "sha256": "y"}}
+    record = {"stage": "pretrain", "samples": 8, "attempt": 1, "url": "s3://b/c"}
+    made = commit.commit(path, record, known)
+    assert made.record["files"]["shard-1.safetensors"] == known["shard-1.safetensors"]
+    assert sorted(made.record["files"]) == ["far", "shard-1.safetensors", "shard-2.safetensors"]
+    assert "files" not in record and len(known) == 2 and commit.read(path).record == made.record
+    again = commit.commit(path, record)
+    assert commit.MARK not in again.record["files"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(stage=3), dict(samples=-1), dict(samples="8"), dict(samples=True), dict(attempt=-1), dict(attempt=1.0),
+        dict(url=3), dict(files=[]), dict(files={"../x": None}), dict(files={"a/../x": None}), dict(files={"/x": None}),
+        dict(files={"./x": None}), dict(files={"": None}), dict(files={"a\0": None}), dict(files={"a": {"bytes": 1}}),
+        dict(files={"a": {"bytes": True, "sha256": ""}}), dict(files={"a": {"bytes": 1, "sha256": 3}}),
+        dict(files={"a": {"sha256": ""}}), dict(files={"a": 3}),
+    ],
+)  # fmt: skip
+def test_a_record_of_another_shape_is_no_commit(run, change):
+    path = write(run, "pretrain", 8)
+    good = json.loads((path / commit.MARK).read_text())
+    for name in change.get("files", {}):
+        change["files"][name] = change["files"][name] or {"bytes": 1, "sha256": ""}
+    (path / commit.MARK).write_text(json.dumps({**good, **change}))
+    with pytest.raises(commit.Damaged, match=re.escape(str(path / commit.MARK))):
+        commit.read(path)
+    (path / commit.MARK).write_text(json.dumps({**good, "samples": 0, "attempt": 0, "url": "s3://b"}))
+    assert commit.read(path).order == (0, 0)
+    (path / commit.MARK).unlink()
+    with pytest.raises(commit.Damaged, match="has no commit.json"):
+        commit.read(path)
+
+
+def test_what_a_result_says_of_its_checkpoint(run):
+    write(run, "pretrain", 8)
+    write(run, "pretrain", 8, attempt=2)
+    path = write(run, "pretrain", 16)
+    digest = hashlib.sha256((path / commit.MARK).read_bytes()).hexdigest()
+    expected = {"path": "pretrain/16-1", "stage": "pretrain", "samples": 16, "digest": digest}
+    assert commit.brief(commit.commits(run)[-1]) == commit.at(run, 16) == expected
+    assert commit.at(run, 8)["path"] == "pretrain/8-2" and commit.at(run, 9) is None
+
+
+def test_traces_of_commits_good_or_damaged(run):
+    write(run, "pretrain", 8, mark=False)
+    assert not commit.traces(run)
+    path = write(run, "pretrain", 16)
+    assert commit.traces(run)
+    commit.set_aside(path)
+    assert commit.traces(run) and commit.commits(run) == []
+    commit.remove(path)
+    assert not commit.traces(run) and not path.exists()
+
+
+def test_what_is_no_checkpoint_of_ours_is_left_alone(run):
+    path = write(run, "pretrain", 8)
+    (path.parent / "notes-1").write_text("a file")
+    (path.parent / "copy-of").mkdir()
+    newer = write(run, "pretrain", 4, attempt=2, mark=False)
+    older = write(run, "pretrain", 4, attempt=0, mark=False)
+    own = write(run, "pretrain", 2, attempt=1, mark=False)
+    assert commit.retain(run, 1, keep=1) == sorted([own, older])
+    assert (path.parent / "notes-1").exists() and (path.parent / "copy-of").exists() and newer.exists()
+
+
+def test_the_digest_is_that_of_the_whole_file(tmp_path):
+    data = b"0123456789abcdef" * (1 << 17)
+    (tmp_path / "big").write_bytes(data)
+    assert commit.sha256(tmp_path / "big") == hashlib.sha256(data).hexdigest()
+
+
+def test_readers_share_the_files(run):
+    path = write(run, "pretrain", 8)
+    (checkpoint,) = commit.commits(run)
+    (path / "shard-1.safetensors").write_bytes(b"")
+    commit.verify(checkpoint, part=1, parts=2)
+    for part, parts in ((0, 2), (0, 1)):
+        with pytest.raises(commit.Damaged, match="shard-1.safetensors has 0 bytes, committed were 24"):
+            commit.verify(checkpoint, part, parts)

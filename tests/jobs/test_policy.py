@@ -152,6 +152,7 @@ TABLE = [
         "crash",
         0,
     ),
+    ("hangs count with crashes", dict(code=70, history=h("hang", "hang")), "stop", "crash", 0),
     ("storage for a day", dict(code=69, history=h(*["storage"] * 60)), "stop", "storage", 0),
 ]
 
@@ -185,6 +186,36 @@ def test_every_cause_has_a_row_and_every_stop_a_remedy():
 )
 def test_the_reason_says_what_was_seen(arguments, words):
     assert ask(**arguments).reason.startswith(words)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(complete=True), "complete"),
+        (dict(cancelled=True), "cancelled"),
+        (dict(state="CANCELLED"), "cancelled"),
+        (dict(code=1, state="NODE_FAIL"), "the node failed"),
+        (dict(code=137, state=f"RUNNING,{TOLD}"), "killed: told to save and stop, it did not do so in time"),
+        (dict(code=137, state="TIMEOUT"), "the wall limit came before a clean stop"),
+        (dict(code=143, state="PREEMPTED"), "preempted before a clean stop"),
+        (dict(code=None), "ended unseen: its host or its launcher went away"),
+        (dict(code=127), "exit code 127, without a cause file"),
+        (dict(code=129), "killed by signal 1"),
+        (dict(code=159), "killed by signal 31"),
+        (dict(code=160), "exit code 160, without a cause file"),
+        (dict(code=65), "exit code 65, without a cause file"),
+        (dict(code=70, causes=[c("crash", 3)]), "rank 3: why crash"),
+        (dict(code=70, causes=[{"cause": "crash"}]), "rank ?: crash"),
+        (dict(code=75, state=LEAVING), "exit code 75, without a cause file; the launcher was told to end"),
+        (dict(code=143, state=None), "killed by signal 15; the job's state could not be read"),
+    ],
+)
+def test_the_reason_to_the_letter(arguments, words):
+    assert ask(**arguments).reason == words
+
+
+def test_the_limits_are_those_of_the_contracts():
+    assert Limits() == (3, 10, 10, 3, 60.0, 3600.0, 30.0, 1800.0, 86400)
 
 
 def test_each_allowance_is_its_own():

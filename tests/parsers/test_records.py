@@ -61,12 +61,12 @@ def test_any_commit(run, mark, text):
     assert 32 in [one.samples for one in commit.commits(run)]
 
 
-@given(texts({"stage": "pretrain", "samples": 64, "by": "x"}))
-@example(b"[1]")
-def test_what_names_commits_to_be_kept_is_understood_or_nothing_goes(run, mark, pin):
+@given(texts({"by": "/x", "stage": "pretrain", "samples": 64, "time": 1.0}))
+@example(DEEP)
+def test_a_pin_is_understood_or_nothing_goes(run, mark, text):
     write_json(mark, COMMIT)
-    run.pins.mkdir(parents=True, exist_ok=True)
-    (run.pins / "one.json").write_bytes(pin)
+    run.pins.mkdir(exist_ok=True)
+    (run.pins / "one.json").write_bytes(text)
     with contextlib.suppress(OSError):
         assert commit.retain(run, 1, keep=9) == []
     assert len(commit.commits(run)) == 2
