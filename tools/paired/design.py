@@ -8,7 +8,7 @@ from typing import Any
 
 SECONDS = 360.0
 """Core-seconds of training of a run, by the calibration: the size of the whole study (``core_seconds``). Much less says
-nothing: the first 15,000 samples leave the loss at that of chance, which a trial of 60 core-seconds does not get out of."""
+nothing: in the first 15,000 samples clip stays at the loss of chance, where trials of 60 core-seconds ended."""
 TRIAL = 0.5
 """A trial of a learning rate lasts this share of its arm's runs."""
 TUNING = 0.15
