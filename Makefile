@@ -56,7 +56,7 @@ quickstart: install  ## real data, three small runs, a table and a page (about 1
 	@$(BIN)/python jobs/report.py quickstart | tail -n 1
 	@echo "TensorBoard:  $(BIN)/python jobs/tensorboard.py quickstart"
 
-study: install  ## masked against unmasked at equal cost, seeds in pairs: trains what is missing, writes docs/study.md (an hour)
+study: install  ## masked against unmasked at equal cost, seeds in pairs: trains what is missing, writes docs/study.md (80 to 100 minutes)
 	@$(BIN)/python tools/demo_data.py
 	@$(BIN)/python tools/study.py
 

@@ -107,7 +107,7 @@ class Instruments:
             "saves": self._saving.saves, "saving": self._saving.seconds, "memory": self._tally.peak_memory(),
             "save_wait": self._saving.checkpointer.waited,
             "device_memory": torch.cuda.max_memory_allocated() if self._world.device.type == "cuda" else None,
-            "time": time.time(),
+            "cpu_seconds": time.process_time(), "time": time.time(),
         }  # fmt: skip
 
     def _logit_bias(self) -> dict[str, float | None]:

@@ -19,6 +19,7 @@ Columns = Mapping[str, Column]
 
 FIELDS = (
     "step", "samples", "seconds", "time", "samples_per_second", "loss", "accuracy", "data_wait", "saves", "saving",
+    "cpu_seconds",
 )  # fmt: skip
 """What is read of a line; where a line lacks it, NaN."""
 _LINE = 1 << 16

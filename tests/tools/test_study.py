@@ -106,7 +106,7 @@ def timed(folder: Path, name: str, each: list[float]) -> Outcome:
     run, seconds, lines = RunDir(folder / name), 9.0, []
     for i, value in enumerate([0.0, *each], 1):
         seconds += 128 * value
-        lines.append({"step": i, "samples": 128 * i, "seconds": seconds})
+        lines.append({"step": i, "samples": 128 * i, "cpu_seconds": seconds})
     run.metrics.mkdir(parents=True)
     (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return Outcome(run, "complete")

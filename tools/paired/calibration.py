@@ -1,4 +1,7 @@
-"""Seconds per sample of each kind of work, measured once; from then on step counts follow from them alone."""
+"""Processor seconds per sample of each kind of work, measured once; step counts follow from them alone.
+
+Not by the clock on the wall: what else runs on the machine would count as well.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from tools.paired import design
 
 SKIPPED = 2
 """Logged intervals at the start of a run that are not timed: caches and threads are cold."""
-QUIET = 0.08
-"""The quartiles of a kind of work lie no farther apart than this share of the median; else the machine was not idle."""
+UNEVEN = 0.2
+"""The quartiles of a kind of work lie no farther apart than this share of the median; else too much else ran."""
 
 
 def machine() -> dict[str, Any]:
@@ -38,7 +41,7 @@ def measured(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     found: dict[str, list[float]] = {}
     for outcome in outcomes:
         one = design.arm(outcome.run.name.removesuffix("-s1"))
-        seconds, samples = outcome.metrics["seconds"][SKIPPED:], outcome.metrics["samples"][SKIPPED:]
+        seconds, samples = outcome.metrics["cpu_seconds"][SKIPPED:], outcome.metrics["samples"][SKIPPED:]
         pairs = zip(seconds[1:] - seconds[:-1], samples[1:] - samples[:-1], strict=True)
         found.setdefault(one.work, []).extend(float(s / n) for s, n in pairs)
     return {work: _spread(work, values) for work, values in found.items()}
@@ -60,7 +63,7 @@ def noisy(outcomes: Sequence[Outcome]) -> list[Outcome]:
     uneven = {
         work
         for work, facts in found.items()
-        if facts["quartiles"][1] - facts["quartiles"][0] > QUIET * facts["seconds"]
+        if facts["quartiles"][1] - facts["quartiles"][0] > UNEVEN * facts["seconds"]
     }
     return [o for o in outcomes if design.arm(o.run.name.removesuffix("-s1")).work in uneven]
 
@@ -68,8 +71,8 @@ def noisy(outcomes: Sequence[Outcome]) -> list[Outcome]:
 def record(outcomes: Sequence[Outcome], before: Mapping[str, Any]) -> dict[str, Any]:
     """What the study keeps. ``before``: the machine as it was when the measurement began."""
     return {
-        "what": "core-seconds of training per sample: reading, decoding, cropping, forward, backward, optimiser; two"
-        " runs of one core side by side; median over intervals between metric lines, and quartiles",
+        "what": "processor seconds per sample of the one process that a run is: reading, decoding, cropping, forward,"
+        " backward, optimiser; two runs side by side; median over intervals between metric lines, and quartiles",
         "machine": dict(before),
         "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         "work": measured(outcomes),

@@ -212,12 +212,13 @@ def method(calibration: Mapping[str, Any], found: Found) -> list[Block]:
     spent = sum(outcome.result["seconds"] for outcome in [*found.runs.values(), *found.trials.values()])
     count = len(found.runs) + len(found.trials)
     rules = [
-        "Cost. One process of one core is the whole run (data.workers 0), so its training seconds are core-seconds,"
-        " reading, decoding and cropping included. Seconds per sample were measured once, before any run, two runs side"
-        f" by side, on {machine['cores']} cores of {machine['processor']} (load {machine['load']} before it,"
-        f" {calibration['time']} UTC; study/calibration.json). Every arm gets {design.SECONDS:g} core-seconds, a tuning"
-        f" {100 * design.TUNING:g} % more; step counts follow from that by arithmetic and were fixed before training."
-        " From then on time decides nothing: runs may share the machine.",
+        "Cost. One process of one core is the whole run (data.workers 0), so its processor time, which other load does"
+        " not move much, is all that it costs: reading, decoding and cropping included. Seconds per sample were"
+        f" measured once, before any run, two runs side by side, on {machine['cores']} cores of"
+        f" {machine['processor']} (load"
+        f" {machine['load']} before it, {calibration['time']} UTC; study/calibration.json). Every arm gets"
+        f" {design.SECONDS:g} core-seconds, a tuning {100 * design.TUNING:g} % more; step counts follow from that by"
+        " arithmetic and were fixed before training. From then on time decides nothing: runs may share the machine.",
         f"Learning rates. {len(design.PEAKS)} per arm, the same ones, one trial each of seed {design.TRIAL_SEED}, which"
         f" no compared run has, {design.TRIAL:g} of the length for arms from scratch, the full length for tunings."
         " The best on the validation vendor (noto-v1) is taken. Nothing else was tuned, for no arm.",
