@@ -13,10 +13,10 @@ SAMPLE_BLOCKS = 94
 """Blocks of 512 bytes of a sample inside its shard: 48 kB, headers included."""
 
 
-def table(shards: int = SHARDS, seed: int = 0) -> Table:
-    """Shards of 8,333 +- 534 samples by a seeded draw, all samples of one length; R is 256, less for few shards."""
+def table(shards: int = SHARDS, seed: int = 0, mean: float = MEAN) -> Table:
+    """Shards of ``mean`` +- 534 samples by a seeded draw, all samples of one length; R is 256, less for few shards."""
     rng = np.random.default_rng(seed)
-    counts = np.maximum(1, np.rint(rng.normal(MEAN, SIGMA, shards))).astype(np.int64)
+    counts = np.maximum(1, np.rint(rng.normal(mean, SIGMA, shards))).astype(np.int64)
     first = np.concatenate([[0], np.cumsum(counts)])
     chunk = CHUNK
     while chunk > 1 and first[-1] < 4096 * chunk:

@@ -71,7 +71,7 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0) -> World:
 
 
 def place(pair: nn.Module, world: World, compute: schema.Compute) -> nn.Module:
-    """Compile, with several ranks shard, and give memory to the pair, in this order (docs/scale.md says why).
+    """Compile, with several ranks shard, and give memory to the pair, in this order (docs/parallel.md says why).
 
     A pair that was built on meta gets memory for this rank's shards alone, full of NaN: ``check`` then finds whatever
     nobody drew. One that has its weights keeps them. Every block is compiled in place and before it is sharded: names

@@ -1,0 +1,112 @@
+"""What Slurm's controller is asked by a sweep, counted at our own commands; and what its limit on requests makes of it.
+
+Commands of Slurm are stand-ins that note every call (``benchmarks.launcher.Site``); each is one request to the
+controller, or a few. The limit is Slurm's own (slurm.conf, ``rl_enable``, off by default): a bucket of tokens per user,
+filled at a steady rate; who finds it empty is told to sleep for a second, and asks again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.launcher import ROOT, Site, status
+from flip.rundir import RunDir, write_json
+from jobs.cluster import Job, Shape
+from jobs.profile import Profile
+from jobs.scheduler import DEADLINE
+from jobs.slurm import SlurmCluster
+
+MAX_ARRAY, MAX_JOBS = 1001, 10_000
+"""Defaults of MaxArraySize and MaxJobCount (slurm.conf)."""
+BUCKET, REFILL = 30, 2.0
+"""Defaults of rl_bucket_size, and of rl_refill_rate per rl_refill_period of a second (slurm.conf)."""
+KILL_WAIT = 30
+"""Default of KillWait (slurm.conf), seconds: what a job's exit trap gets that is preempted without grace."""
+
+PREEMPTED = """
+case "$*" in
+*config*) echo "ClusterName = bench" ;;
+*show*) echo "JobId=57 JobState=COMPLETING Restarts=0 RunTime=01:00:00 TimeLimit=1-00:00:00"
+  echo "PreemptTime=2030-01-01T00:00:00 EndTime=2030-01-01T00:00:00" ;;
+esac
+"""
+
+
+@dataclass
+class Calls:
+    """Counts calls of Slurm's commands while something is done."""
+
+    site: Site
+
+    def during(self, do: Any) -> dict[str, int]:
+        before = self._all()
+        do()
+        return dict(self._all() - before)
+
+    def _all(self) -> Counter[str]:
+        return Counter(self.site.calls.read_text().split() if self.site.calls.exists() else [])
+
+
+def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
+    """Calls by what is done: a sweep of ``runs`` runs of one shape is submitted and looked at; one of its jobs begins,
+    and ends preempted."""
+    path = os.environ["PATH"]
+    try:
+        site = Site(folder)
+        script = folder / "bin" / "scontrol"
+        script.write_text(f"#!/bin/sh\necho scontrol >>{site.calls}\n{PREEMPTED}")
+        calls, sweep = Calls(site), folder / "runs" / "sweep"
+        jobs = []
+        for i in range(runs):
+            run = RunDir(sweep / f"run{i}")
+            run.path.mkdir(parents=True)
+            run.config.write_text("schema: 1\n", encoding="utf-8")
+            jobs.append(Job(run, ROOT, Shape(1, 8, 8, 12, 24.0)))
+        found = {
+            "submit": calls.during(
+                lambda: SlurmCluster(Profile(name="bench", kind="slurm", python=sys.executable)).submit(jobs)
+            )
+        }
+        found["status"] = _one(calls.during(lambda: status(site, runs, 1)), 2)
+        site.environment |= {"SLURM_JOB_ID": "57", "SLURM_RESTART_COUNT": "0"}
+        run, script = jobs[0].run, ROOT / "jobs" / "requeue.py"
+        found["begin"] = calls.during(lambda: site.command(script, "begin", run.path))
+        run.attempt(1).mkdir(exist_ok=True, parents=True)
+        write_json(run.attempt(1) / "cause.0.json", {"cause": "stopped", "code": 75, "reason": "told to stop"})
+        found["end"] = calls.during(lambda: site.command(script, "end", run.path, "--code", 75))
+        return found
+    finally:
+        os.environ["PATH"] = path
+
+
+def _one(calls: dict[str, int], times: int) -> dict[str, int]:
+    return {name: count // times for name, count in calls.items()}
+
+
+def storm(jobs: int, calls: int, seed: int, bucket: int = BUCKET, refill: float = REFILL) -> dict[str, Any]:
+    """All jobs end at once, each with so many calls one after the other, under the limit: second by second.
+
+    A command that has waited for DEADLINE is taken as unanswered, and asked again.
+    """
+    rng, left, since = np.random.default_rng(seed), np.full(jobs, calls), np.zeros(jobs)
+    tokens, second, unanswered, requests, soon = float(bucket), 0, 0, 0, 0
+    while left.any():
+        waiting = rng.permutation(np.flatnonzero(left))
+        requests += len(waiting)
+        through = waiting[: int(tokens)]
+        tokens = min(float(bucket), tokens - len(through) + refill)
+        left[through] -= 1
+        late = (second - since >= DEADLINE) & (left > 0)
+        late[through] = False
+        unanswered += int(late.sum())
+        since[through], since[late] = second, second
+        second += 1
+        soon = soon if second > KILL_WAIT else int((left == 0).sum())
+    return {"requests": requests, "seconds": second, "unanswered": unanswered, "jobs_done_within_kill_wait": soon}

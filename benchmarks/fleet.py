@@ -1,0 +1,212 @@
+"""The paper's largest run on 512 GPUs, by arithmetic alone: the same numbers on every machine.
+
+The arithmetic is that of the plan (``jobs.cost``, ``flip.memory``, ``flip.interval``); docs/scale.md has the sources.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from benchmarks import interruptions, order, synthetic
+from benchmarks.interruptions import Life
+from benchmarks.results import rounded
+from flip import memory
+from flip.config.resolve import Host, buffer_bytes, facts, resolve
+from flip.config.schema import Config, Stage
+from flip.config.stages import world
+from flip.config.validate import validate
+from flip.data.hedge import SHARE
+from flip.data.manifest import BLOCK
+from flip.data.order import Order
+from flip.data.prefetch import MOST, THREADS
+from flip.interval import LEAST
+from jobs import fit, sweep
+from jobs.cost import estimate
+from jobs.profile import Profile, load_profile
+
+SWEEP = sweep.SWEEPS / "joint_scaling.yaml"
+SETTINGS = ("resources.nodes=64", "data.samples=2e9", f"data.sample_bytes={synthetic.SAMPLE_BLOCKS * BLOCK}")
+GETS, PUTS = 5500, 3500
+"""Requests a second that S3 gives at least for each prefix it has partitioned (docs/scale.md, source 1)."""
+USD_PER_GET = 0.0004 / 1000
+"""S3's list price (docs/laion.md, source 10)."""
+PACE = 85.0
+"""MB/s of one connection to S3: its guide counts on 85 to 90 (source 2)."""
+LLAMA = {"interruptions": 419, "days": 54, "gpus": 16_384}
+"""Unexpected ones of the pre-training of Llama 3 405B (source 3)."""
+START, WRITTEN = 300.0, 10.0
+"""Assumed: seconds from the begin of an attempt to its first step, and from a save's stall to its commit."""
+COSTS = {"background": 1.0, "blocking": 10.0}
+"""Assumed: seconds for which steps wait for a save."""
+FIXED = {"1_min": 60.0, "5_min": 300.0, "15_min": 900.0, "60_min": 3600.0}
+
+
+def planned() -> tuple[Config, Profile]:
+    """The run ``joint`` of the sweep on 64 nodes of the profile h100, with 2e9 samples, resolved and valid."""
+    profile = load_profile("h100")
+    (run,) = sweep.load(SWEEP, SETTINGS, only="joint").runs
+    node = Host(profile.cpus_per_node, int(1e9 * profile.memory_gb), bf16=True, cuda=True)
+    config = resolve(run.config, node, facts(run.config))
+    validate(config)
+    return config, profile
+
+
+def arithmetic(config: Config, profile: Profile) -> dict[str, Any]:
+    run = the_run(config, profile)
+    found = {
+        "run": run,
+        "storage": storage(config, run),
+        "host": host(config),
+        "device": {"card_gb": profile.gpu_bytes / 1e9} | {stage.name: device(config, stage) for stage in config.stages},
+        "checkpoint": checkpoint(config),
+        "goodput": {name: goodput(life) for name, life in cases(config).items()},
+    }
+    return shorter(found)
+
+
+def the_run(config: Config, profile: Profile) -> dict[str, Any]:
+    plan = estimate(config, profile)
+    step = plan.devices[0].step_seconds or 0.0
+    return {
+        "parameters": plan.parameters["total"],
+        "gpus": plan.numbers["world"],
+        "batch": config.stages[0].batch,
+        "samples": config.data.samples,
+        "shards": synthetic.SHARDS,
+        "steps": plan.cost.steps,
+        "step_s": step,
+        "samples_per_s": config.stages[0].batch / step,
+        "passes": plan.cost.samples / config.data.samples,
+        "gpu_hours": plan.cost.gpu_hours,
+        "hours": (plan.cost.gpu_hours or 0.0) / plan.numbers["world"],
+    }
+
+
+def storage(config: Config, run: dict[str, Any]) -> dict[str, Any]:
+    """What training asks of a bucket, on average."""
+    data = config.data
+
+    def gets(chunk: int) -> float:
+        """A chunk is one read, and one more where a shard ends in it (with R = 1 none does)."""
+        return run["samples_per_s"] * (1 / chunk + (run["shards"] / data.samples if chunk > 1 else 0))
+
+    bytes_per_s = run["samples_per_s"] * data.sample_bytes
+    rows = _results("stream")["sets"]["384 px"]["pipelines"]
+    core = next(row["samples_per_s"] for row in rows if row["pipeline"] == "ours, mask 0.5")
+    return {
+        "read_mb": data.chunk * data.sample_bytes / 1e6,
+        "gets_per_s": gets(data.chunk),
+        "of_one_prefix": gets(data.chunk) / GETS,
+        "with_second_requests": gets(data.chunk) * (1 + SHARE),
+        "gets_per_s_at_64": gets(64),
+        "gets_per_s_one_by_one": gets(1),
+        "prefixes_one_by_one": math.ceil(gets(1) / GETS),
+        "gb_per_s": bytes_per_s / 1e9,
+        "gbit_per_s_a_node": 8 * bytes_per_s / 1e9 / config.resources.nodes,
+        "connections_needed": math.ceil(bytes_per_s / 1e6 / PACE),
+        "threads": run["gpus"] * data.workers * THREADS,
+        "cores_a_node": run["samples_per_s"] / config.resources.nodes / core,
+        "gets": gets(data.chunk) * run["hours"] * 3600,
+        "gets_usd": gets(data.chunk) * run["hours"] * 3600 * USD_PER_GET,
+        "terabytes": run["passes"] * data.samples * data.sample_bytes / 1e12,
+    }
+
+
+def host(config: Config) -> dict[str, Any]:
+    """Lanes, and what a node's memory holds."""
+    data, ranks = config.data, world(config)
+    stream = Order(config.seed, data.samples, data.chunk, data.block, data.lanes)
+    loader = max(memory.loader(config, stage) for stage in config.stages)
+    usual = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes) * (1.5 + MOST / 2) / 1.5
+    return {
+        "lanes": data.lanes,
+        "lanes_a_rank": data.lanes // ranks,
+        "workers": data.workers,
+        "lane_block_mb": stream.span * data.sample_bytes / 1e6,
+        "buffer_gb": usual / 1e9,
+        "loader_gb_a_rank": loader / 1e9,
+        "order_mb_a_rank": order.held(stream, ranks) / 1e6,
+        "saving_mb_a_rank": memory.saving(config) / 1e6,
+        "node_gb": fit.on_host(config) / 1e9,
+        "worlds": sum(1 for ranks in range(1, data.lanes + 1) if data.lanes % ranks == 0),
+        "most_ranks": data.lanes,
+    }
+
+
+def device(config: Config, stage: Stage) -> dict[str, float]:
+    """Gigabytes of a rank's card: the parts, and what it were without ``compute.recompute``."""
+    parts = memory.rank(config, stage)
+    kept = copy.deepcopy(config)
+    kept.compute.recompute = "no"
+    activations = sum(parts.get(part, 0) for part in ("image_activations", "text_activations", "temporary"))
+    state = parts["weights"] + parts["moments"] + parts.get("gradients", 0) + parts.get("gathered", 0)
+    return {
+        "total_gb": parts["total"] / 1e9,
+        "state_gb": state / 1e9,
+        "activations_gb": activations / 1e9,
+        "loss_gb": parts.get("loss", 0) / 1e9,
+        "all_kept_gb": memory.rank(kept, stage)["total"] / 1e9,
+    }
+
+
+def checkpoint(config: Config) -> dict[str, Any]:
+    """Size by arithmetic; how fast a rank copies and writes is what benchmarks/checkpoint.py measured on two cores."""
+    ranks = world(config)
+    rank = memory.saving(config) / (2 if config.checkpoint.background == "yes" else 1)
+    ways = {row["way"]: row for row in _results("checkpoint")["cases"] if row["ranks"] == 2}
+    copied = ways["background"]["megabytes"] / 2 / ways["background"]["stall_s"]
+    written = ways["blocking"]["megabytes"] / 2 / ways["blocking"]["written_s"]
+    return {
+        "gigabytes": rank * ranks / 1e9,
+        "megabytes_a_rank": rank / 1e6,
+        "files": ranks + 1,
+        "puts_s_at_limit": (ranks + 1) / PUTS,
+        "copied_mb_per_s": copied,
+        "stall_s": rank / 1e6 / copied,
+        "written_mb_per_s": written,
+        "written_s": rank / 1e6 / written,
+        "least_interval_s": LEAST,
+        "kept": config.checkpoint.keep + len(config.stages),
+    }
+
+
+def cases(config: Config) -> dict[str, Life]:
+    """Name -> a kind of life: how often it is interrupted, what a save costs."""
+    gpus = world(config)
+    failing = LLAMA["days"] * 86_400 * LLAMA["gpus"] / LLAMA["interruptions"] / gpus
+    between = {"2_h": 7200.0, "8_h": 28_800.0, "24_h": 86_400.0, "failures": failing}
+    return {
+        f"{name}_{how}": Life(seconds, START, cost, WRITTEN)
+        for name, seconds in between.items()
+        for how, cost in COSTS.items()
+    }
+
+
+def goodput(life: Life) -> dict[str, float]:
+    """In per cent: with our interval, with fixed ones, at best; and what no interval can help."""
+    ours, best = interruptions.known(life), interruptions.optimum(life)
+    return {
+        "between_h": life.between / 3600,
+        "ours_s": ours,
+        "ours": 100 * interruptions.goodput(life, ours),
+        "best_s": best,
+        "best": 100 * interruptions.goodput(life, best),
+        **{name: 100 * interruptions.goodput(life, every) for name, every in FIXED.items()},
+        "told_before": 100 * math.exp(-life.start / life.between),
+    }
+
+
+def _results(name: str) -> Any:
+    """What another benchmark measured."""
+    return json.loads((Path(__file__).parent / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def shorter(value: Any) -> Any:
+    """Every number in it with four significant digits."""
+    if isinstance(value, dict):
+        return {name: shorter(inner) for name, inner in value.items()}
+    return rounded(value) if isinstance(value, float) else value

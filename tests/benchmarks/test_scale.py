@@ -1,0 +1,99 @@
+"""docs/scale.md: its numbers are those of the file, the file's arithmetic is today's, and the simulations are right."""
+
+import json
+import math
+import re
+from itertools import pairwise
+
+import pytest
+
+from benchmarks import burst, controller, fleet, interruptions, marked
+from benchmarks.burst import Burst
+from benchmarks.interruptions import History, Life
+from flip import interval
+from flip.config.load import to_dict
+from flip.rundir import RunDir
+from tests.benchmarks.test_benchmarks import FOLDER, report, run
+
+PAGE = (FOLDER.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+FOUND = json.loads((FOLDER / "results" / "scale.json").read_text(encoding="utf-8"))
+LIVES = [Life(3600.0, 120.0, 4.0, 0.0), Life(7200.0, 300.0, 1.0, 60.0), Life(400.0, 100.0, 20.0, 30.0)]
+
+
+def test_the_page_has_the_numbers_of_the_file():
+    assert marked.fill(PAGE, FOUND) == PAGE
+    rows = re.findall(r"^\| `([\w.]+)` \|", PAGE, re.MULTILINE)
+    assert len(rows) == len(set(rows)) > 60
+    assert marked.fill(PAGE.replace("| 0.1793 |", "| 0.1794 |"), FOUND) == PAGE
+
+
+def test_the_arithmetic_of_the_file_is_that_of_the_code():
+    config, profile = fleet.planned()
+    assert {name: FOUND[name] for name in fleet.arithmetic(config, profile)} == fleet.arithmetic(config, profile)
+    assert FOUND["run"]["gpus"] == 512 and to_dict(config)["model"]["size"] == "H/14"
+
+
+def test_events_of_the_file_agree_with_the_formula():
+    for row in FOUND["simulated"].values():
+        assert abs(row["errors_apart"]) < 4 and abs(row["learning"] - row["formula"]) < max(0.1, 4 * row["error"])
+
+
+def test_the_script(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("| | |\n| `run.gpus` | 3 | of them |\n\nat 1.5 (`run.step_s`) seconds\n\n| | `events` |\n"
+                    "| `simulated.8_h_blocking` | 0 |\n", encoding="utf-8")  # fmt: skip
+    found = report("scale", "--quick", "--page", page, cwd=tmp_path)
+    events = marked.shown(found["simulated"]["8_h_blocking"]["events"])
+    assert page.read_text(encoding="utf-8") == (
+        "| | |\n| `run.gpus` | 512 | of them |\n\nat 0.1793 (`run.step_s`) seconds\n\n| | `events` |\n"
+        f"| `simulated.8_h_blocking` | {events} |\n"
+    )
+    assert found["slurm"]["calls"] == FOUND["slurm"]["calls"] and found["reads"].keys() == FOUND["reads"].keys()
+    page.write_text("| `run.gpu` | 3 |\n", encoding="utf-8")
+    assert "no number is called run.gpu" in run("scale", "--quick", "--page", page, cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_events_agree_with_the_formula(life):
+    for every in (60.0, 600.0):
+        share, error = interruptions.simulate(life, lambda history, every=every: every, 20_000, 1)
+        assert abs(share - interruptions.goodput(life, every)) < 4 * error and error < 0.01
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_the_formula_is_dalys_and_its_first_order_youngs(life):
+    """Daly's expected time of T seconds of work: m exp(R / m) (exp((t + c) / m) - 1) T / t."""
+    every, m = 300.0, life.between
+    start = life.start + life.written
+    whole = m * math.exp(start / m) * (math.exp((every + life.cost) / m) - 1) / every
+    assert interruptions.goodput(life, every) == pytest.approx(1 / whole, rel=1e-12)
+    calm = Life(1e8, life.start, life.cost, life.written)
+    assert interruptions.optimum(calm) == pytest.approx(interruptions.young(calm), rel=1e-3)
+    around = [interruptions.goodput(life, interruptions.optimum(life) * share) for share in (0.5, 0.9, 1, 1.1, 2)]
+    assert max(around) == around[2] and all(a < b for a, b in pairwise(around[:3]))
+
+
+def test_a_simulated_run_asks_for_the_interval_as_a_real_one(tmp_path, monkeypatch):
+    life, now = Life(7200.0, 300.0, 10.0, 20.0), 1000.0
+    monkeypatch.setattr(interval.time, "monotonic", lambda: now)
+    real, rule = interval.Interval(0.0, RunDir(tmp_path), 1), interruptions.learning(life)
+    now += 50_000.0
+    for saves in (0, 1, 7):
+        history = History(trained=50_000.0, cut=0, saves=saves)
+        assert rule(history) == real.seconds(saves, saves * life.cost, life.cost + life.written)
+
+
+@pytest.mark.parametrize("limit", [10_000.0, 300.0, 100.0])
+def test_a_burst_is_answered_as_fast_as_it_may_be(limit):
+    found = burst.simulate(Burst(readers=250, each=4, limit=limit, megabytes=1.0), seed=3)
+    assert found["given_up"] == 0 and (found["refused"] == 0) == (limit == 10_000.0)
+    assert found["seconds"] > found["requests"] / limit - 1 and found["longest_pause_s"] <= 30
+    assert found["seconds"] < 30 * found["requests"] / limit + 5
+
+
+def test_a_storm_takes_what_the_bucket_gives():
+    found = controller.storm(50, 3, seed=0, bucket=30, refill=2.0)
+    assert found["seconds"] == 1 + (50 * 3 - 30) / 2 and found["requests"] > 150
+    assert controller.storm(50, 3, seed=0, bucket=150) == {
+        "requests": 150, "seconds": 3, "unanswered": 0, "jobs_done_within_kill_wait": 50,
+    }  # fmt: skip
