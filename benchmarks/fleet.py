@@ -55,14 +55,15 @@ def planned() -> tuple[Config, Profile]:
     return config, profile
 
 
-def arithmetic(config: Config, profile: Profile) -> dict[str, Any]:
+def arithmetic(config: Config, profile: Profile, speeds: dict[str, float]) -> dict[str, Any]:
+    """All of it. ``speeds``: those of ``measured``."""
     run = the_run(config, profile)
     found = {
         "run": run,
-        "storage": storage(config, run),
+        "storage": storage(config, run, speeds),
         "host": host(config),
         "device": {"card_gb": profile.gpu_bytes / 1e9} | {stage.name: device(config, stage) for stage in config.stages},
-        "checkpoint": checkpoint(config),
+        "checkpoint": checkpoint(config, speeds),
         "goodput": {name: goodput(life) for name, life in cases(config).items()},
     }
     return shorter(found)
@@ -86,7 +87,7 @@ def the_run(config: Config, profile: Profile) -> dict[str, Any]:
     }
 
 
-def storage(config: Config, run: dict[str, Any]) -> dict[str, Any]:
+def storage(config: Config, run: dict[str, Any], speeds: dict[str, float]) -> dict[str, Any]:
     """What training asks of a bucket, on average."""
     data = config.data
 
@@ -95,8 +96,6 @@ def storage(config: Config, run: dict[str, Any]) -> dict[str, Any]:
         return run["samples_per_s"] * (1 / chunk + (run["shards"] / data.samples if chunk > 1 else 0))
 
     bytes_per_s = run["samples_per_s"] * data.sample_bytes
-    rows = _results("stream")["sets"]["384 px"]["pipelines"]
-    core = next(row["samples_per_s"] for row in rows if row["pipeline"] == "ours, mask 0.5")
     return {
         "read_mb": data.chunk * data.sample_bytes / 1e6,
         "gets_per_s": gets(data.chunk),
@@ -109,7 +108,7 @@ def storage(config: Config, run: dict[str, Any]) -> dict[str, Any]:
         "gbit_per_s_a_node": 8 * bytes_per_s / 1e9 / config.resources.nodes,
         "connections_needed": math.ceil(bytes_per_s / 1e6 / PACE),
         "threads": run["gpus"] * data.workers * THREADS,
-        "cores_a_node": run["samples_per_s"] / config.resources.nodes / core,
+        "cores_a_node": run["samples_per_s"] / config.resources.nodes / speeds["samples_per_s_a_core"],
         "gets": gets(data.chunk) * run["hours"] * 3600,
         "gets_usd": gets(data.chunk) * run["hours"] * 3600 * USD_PER_GET,
         "terabytes": run["passes"] * data.samples * data.sample_bytes / 1e12,
@@ -153,22 +152,17 @@ def device(config: Config, stage: Stage) -> dict[str, float]:
     }
 
 
-def checkpoint(config: Config) -> dict[str, Any]:
-    """Size by arithmetic; how fast a rank copies and writes is what benchmarks/checkpoint.py measured on two cores."""
+def checkpoint(config: Config, speeds: dict[str, float]) -> dict[str, Any]:
+    """Its size, and how long a rank copies and writes its part."""
     ranks = world(config)
     rank = memory.saving(config) / (2 if config.checkpoint.background == "yes" else 1)
-    ways = {row["way"]: row for row in _results("checkpoint")["cases"] if row["ranks"] == 2}
-    copied = ways["background"]["megabytes"] / 2 / ways["background"]["stall_s"]
-    written = ways["blocking"]["megabytes"] / 2 / ways["blocking"]["written_s"]
     return {
         "gigabytes": rank * ranks / 1e9,
         "megabytes_a_rank": rank / 1e6,
         "files": ranks + 1,
         "puts_s_at_limit": (ranks + 1) / PUTS,
-        "copied_mb_per_s": copied,
-        "stall_s": rank / 1e6 / copied,
-        "written_mb_per_s": written,
-        "written_s": rank / 1e6 / written,
+        "stall_s": rank / 1e6 / speeds["copied_mb_per_s"],
+        "written_s": rank / 1e6 / speeds["written_mb_per_s"],
         "least_interval_s": LEAST,
         "kept": config.checkpoint.keep + len(config.stages),
     }
@@ -200,9 +194,20 @@ def goodput(life: Life) -> dict[str, float]:
     }
 
 
-def _results(name: str) -> Any:
-    """What another benchmark measured."""
-    return json.loads((Path(__file__).parent / "results" / f"{name}.json").read_text(encoding="utf-8"))
+def measured() -> dict[str, float]:
+    """What other benchmarks found on their machine: samples that a core decodes and crops, MB that a rank copies and
+    writes in a second (two ranks on two cores)."""
+
+    def read(name: str) -> Any:
+        return json.loads((Path(__file__).parent / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+    pipelines = {row["pipeline"]: row for row in read("stream")["sets"]["384 px"]["pipelines"]}
+    ways = {row["way"]: row for row in read("checkpoint")["cases"] if row["ranks"] == 2}
+    return {
+        "samples_per_s_a_core": pipelines["ours, mask 0.5"]["samples_per_s"],
+        "copied_mb_per_s": rounded(ways["background"]["megabytes"] / 2 / ways["background"]["stall_s"]),
+        "written_mb_per_s": rounded(ways["blocking"]["megabytes"] / 2 / ways["blocking"]["written_s"]),
+    }
 
 
 def shorter(value: Any) -> Any:

@@ -29,7 +29,9 @@ def test_the_page_has_the_numbers_of_the_file():
 
 def test_the_arithmetic_of_the_file_is_that_of_the_code():
     config, profile = fleet.planned()
-    assert {name: FOUND[name] for name in fleet.arithmetic(config, profile)} == fleet.arithmetic(config, profile)
+    computed = fleet.arithmetic(config, profile, FOUND["measured"])  # what others measured since may differ
+    assert {name: FOUND[name] for name in computed} == computed
+    assert fleet.measured().keys() == FOUND["measured"].keys()
     assert FOUND["run"]["gpus"] == 512 and to_dict(config)["model"]["size"] == "H/14"
 
 
