@@ -175,7 +175,7 @@ def _differences(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> list[Bl
 
 
 def _grouped(settings: Mapping[str, Any]) -> str:
-    """Settings by their section: model.image: width 128, layers 4; data: samples 5513."""
+    """Settings by their section: model.image: width 128, layers 4; data: samples 5507."""
     sections: dict[str, list[str]] = {}
     for key, value in settings.items():
         section, _, last = key.rpartition(".")

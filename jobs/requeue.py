@@ -1,7 +1,7 @@
 """What a batch script calls on the host, outside the trainer: before the ranks start, and from its exit trap.
 
     python3 jobs/requeue.py begin RUN_DIR            prints the attempt's number n; nothing where there is nothing to do
-    python3 jobs/requeue.py end RUN_DIR --code C     decides, records, requeues; prints the decision as one line of JSON
+    python3 jobs/requeue.py end RUN_DIR --code 75    decides, records, requeues; prints the decision as one line of JSON
     python3 jobs/requeue.py watch RUN_DIR            stays beside the ranks: Slurm kills a job that outlives its wall
                                                      limit together with its exit trap, so that this requeues it before
     python3 jobs/requeue.py release RUN_DIR          stays beside the ranks of a canary until it has passed, and lets

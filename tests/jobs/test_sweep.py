@@ -71,7 +71,7 @@ def test_the_papers_sweeps_expand_and_validate(name, runs):
 
 
 def test_the_quickstart_and_the_portable_recipe():
-    loaded = load(SWEEPS / "quickstart.yaml", ["data.samples=5513"])
+    loaded = load(SWEEPS / "quickstart.yaml", ["data.samples=5507"])
     assert [run.name for run in loaded.runs] == ["mask50", "mask75", "clip"]
     for run in loaded.runs:
         config = resolve(run.config, Host(cores=2, memory=8 * 10**9), facts(run.config))
