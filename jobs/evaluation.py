@@ -156,7 +156,9 @@ class Order:
         model = self._model()
         folder = Path(model.partition(":")[2])
         if not folder.is_dir():
-            raise ConfigError("there is no such folder", "--model", str(folder))
+            raise ConfigError(
+                "there is no such folder", "--model", str(folder), "It holds open_clip_config.json and weights."
+            )
         sweep, _, name = (self.args.into or f"{OTHERS}/{folder.name}").partition("/")
         subject = RunDir(self.root / sweep / (name or folder.name))
         settings = {"model": {"open_clip": str(folder)}}

@@ -92,4 +92,8 @@ def _what_exists(typed: str | None, root: Path) -> str:
     sweep = root / typed.split("/")[0] if typed else root
     names = [f"{run.sweep}/{run.name}" for run in runs_below(sweep)] or [path.name for path in sweeps(root)]
     names = [plain(name) for name in names]
-    return f"There are: {', '.join(names)}." if names else "Nothing was submitted there; --root or FLIP_RUNS names it."
+    return (
+        f"There are: {', '.join(names)}."
+        if names
+        else "Nothing was submitted there. Runs elsewhere: FLIP_RUNS=FOLDER, or --root."
+    )

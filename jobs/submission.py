@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import shutil
 import sys
@@ -233,9 +234,15 @@ def _runs(number: int) -> str:
 
 
 def sweep_file(typed: str) -> Path:
-    """The sweep file meant: a path from here, a path from the repository, or a name in sweeps/."""
+    """The sweep file meant: a path from here, one from the repository, or a name in sweeps/. Raises ConfigError."""
     places = [Path(typed).expanduser(), REPOSITORY / typed, SWEEPS / f"{typed}.yaml"]
-    return next((place for place in places if place.exists()), places[0])
+    for place in places:
+        if place.exists():
+            return place
+    names = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+    near = difflib.get_close_matches(Path(typed).stem, names)
+    remedy = f"Did you mean {' or '.join(near)}?" if near else f"In sweeps/ there are: {', '.join(names)}."
+    raise ConfigError("no such sweep file", str(places[0].absolute()), remedy=remedy)
 
 
 def node(profile: Profile) -> Host:

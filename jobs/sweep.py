@@ -291,7 +291,7 @@ def load(
     if only is not None:
         kept = [run for run in runs if fnmatch.fnmatchcase(run.name, only)]
         if not kept:
-            raise ConfigError("no run of the sweep matches", "--only", only, f"Runs: {', '.join(names)}.")
+            raise ConfigError("no run of the sweep matches", str(path), only, f"Runs: {', '.join(names)}.")
         runs = kept
     title, notes = table.get("title", ""), table.get("notes", "")
     return Sweep(name, title, notes, table.get("cluster", "local"), runs, names, published, rows)

@@ -39,15 +39,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """{"folder", and what its export.json says: variant, run, stage, samples, files, ...}."""
     from flip.exitcodes import ConfigError
-    from flip.export import export
-    from flip.exported import is_export
-    from flip.loaded import load
     from flip.rundir import RunDir
     from jobs import find
     from jobs.profile import runs_root
     from tools.shards_cli.common import writing
 
     source = options.run if Path(options.run).is_dir() else find.one(options.run, runs_root()).path
+    from flip.export import export  # torch: a wrong name was said by now
+    from flip.exported import is_export
+    from flip.loaded import load
+
     if is_export(Path(source)) and not options.out:
         raise ConfigError("an export is exported again only to a folder that is named", "--out")
     loaded = load(source, at=options.commit)

@@ -39,7 +39,6 @@ def predict(options: argparse.Namespace) -> list[dict[str, object]]:
     """Per image the labels from the likeliest on: [{"image", "labels": [{"label", "probability"}, ...]}]."""
     from flip.evaluate import prompts
     from flip.exitcodes import ConfigError
-    from flip.loaded import load
     from jobs import find
     from jobs.profile import runs_root
 
@@ -50,6 +49,8 @@ def predict(options: argparse.Namespace) -> list[dict[str, object]]:
         names, templates = (wording := prompts.read(options.classes)).names, wording.templates
     else:
         names, templates = [label.strip() for label in options.labels.split(",") if label.strip()], ["{}"]
+    from flip.loaded import load  # torch: what can be wrong without it was said by now
+
     probabilities = load(run, options.device).classify(options.images, names, options.templates or templates)
     best = probabilities.topk(min(options.top, len(names)))
     return [

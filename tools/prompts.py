@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         found = prompts.imagenet(options.templates) if options.of == "imagenet" else prompts.of_folder(options.of)
+        if found is None and not Path(options.of).is_dir():
+            remedy = "Give the folder of a wds_* set, or the word imagenet."
+            raise ConfigError("there is no such folder", options.of, remedy=remedy)
         if found is None:
             raise ConfigError("brings no names and templates", options.of, remedy=f"Files: {', '.join(prompts.WDS)}.")
         write_json(Path(options.out), dataclasses.asdict(found))

@@ -44,7 +44,7 @@ def _unknown(kind: type, name: str, place: Place) -> ConfigError:
     here = place.key.rpartition(".")[0]
     near = [f"{here}.{n}" if here else n for n in difflib.get_close_matches(name, fields_of(kind))]
     last = name.rpartition(".")[2]
-    near += [p for p in _paths() if p.rpartition(".")[2] == last and p not in near]
+    near += [p for p in _paths() if f"_{p.rpartition('.')[2]}".endswith(f"_{last}") and p not in near]
     remedy = f"Did you mean {' or '.join(near)}?" if near else f"Keys here: {', '.join(fields_of(kind))}."
     return place.error("unknown key", remedy=remedy)
 

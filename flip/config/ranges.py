@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -124,6 +125,14 @@ def _span(config: Config, key: str, low: float, high: float) -> None:
         raise ConfigError(f"{key}: needs two numbers above {low:g}{most}, the smaller first", value=list(pair))
 
 
+def _meant(config: Config, key: str) -> str:
+    """A remedy where the field is of a stage that has nearly the name of another: the typing error made a stage."""
+    section, _, name = key.rpartition(".")[0].partition(".")
+    others = [stage.name for stage in config.stages if section == "stages" and stage.name != name]
+    near = difflib.get_close_matches(name, others, n=1)
+    return f"Did you mean stages.{near[0]}? A name that is not there makes a new stage." if near else ""
+
+
 def check_ranges(config: Config) -> None:
     """Raise ConfigError for the first field that cannot be right whatever the others are. ``auto`` may still stand."""
     for pattern, names in _CHOICES.items():
@@ -133,7 +142,8 @@ def check_ranges(config: Config) -> None:
     for pattern, (least, most, closed) in _BOUNDS.items():
         for key, value in _values(config, pattern.split(".")):
             if not (least <= value if closed else least < value):
-                raise ConfigError(f"{key}: must be {'at least' if closed else 'above'} {least:g}", value=value)
+                what = f"{key}: must be {'at least' if closed else 'above'} {least:g}"
+                raise ConfigError(what, value=value, remedy=_meant(config, key))
             if value > most or value == math.inf:
                 raise ConfigError(f"{key}: must be {f'at most {most}' if most < math.inf else 'finite'}", value=value)
     for key in ("beta1", "beta2"):

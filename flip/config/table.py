@@ -99,7 +99,9 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        raise ConfigError(f"not valid YAML: {error.problem or error.context}", place) from error
+        line = text.split("\n")[mark.line : mark.line + 1] if mark else []
+        remedy = "It is a tab: indent with spaces." if line and line[0][mark.column : mark.column + 1] == "\t" else ""
+        raise ConfigError(f"not valid YAML: {error.problem or error.context}", place, remedy=remedy) from error
     except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())
         raise ConfigError(f"not valid YAML: {problem}", where) from error

@@ -79,7 +79,8 @@ def _stages(config: Config) -> None:
         _mask(f"{key}.mask", stage.mask, partial(kept, image), f"{patches(image)} patches")
         _mask(f"{key}.text_mask", stage.text_mask, partial(positions, text), f"{text.length} positions")
         if stage.batch % ranks:
-            remedy = f"Set it to {_near(stage.batch, ranks)}, or change resources.nodes or resources.processes."
+            unit = config.data.lanes if config.data.lanes % ranks == 0 else ranks  # else the next check refuses it
+            remedy = f"Set it to {_near(stage.batch, unit)}, or change resources.nodes or resources.processes."
             what = f"{key}.batch: {stage.batch} does not divide by {ranks} ranks"
             raise ConfigError(what, remedy=remedy)
         if stage.batch // ranks % config.compute.accumulate:

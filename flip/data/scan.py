@@ -156,7 +156,7 @@ def file_stat(key: str) -> Stat:
             found = os.fstat(file.fileno())
             return Stat(found.st_size, "", found.st_mtime_ns)
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError("the shard is missing", key, remedy="Check the path and the braces.") from None
+        raise DataError("the shard is missing", key, remedy="Check the path, its pattern or its braces.") from None
     except IsADirectoryError:
         raise DataError("a folder is no shard", key, remedy=f"Name its files: '{key}/*.tar'") from None
     except PermissionError:

@@ -1,0 +1,123 @@
+"""The mistakes that people make most: one paragraph with what, where, the value, the remedy; the right exit code."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.rundir import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+EMOJI = "recipe: emoji\ncluster: local\n"
+DRY = ["--dry-run"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with runs of one sweep, in which nothing else is; no Slurm, no credentials, no data."""
+    for name in ("mask50", "mask75"):
+        (tmp_path / "runs" / "emoji" / name).mkdir(parents=True)
+        (tmp_path / "runs" / "emoji" / name / "config.yaml").write_text("schema: 1\n", encoding="utf-8")
+        write_json(tmp_path / "runs" / "emoji" / name / "job.json", {"kind": "local", "after": 0})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("PATH", "/nowhere")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def said(capsys, script, words):
+    """(exit code, the one line on standard error)."""
+    code = importlib.import_module(script.replace("/", ".")).main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and len(err) < 800, out + err
+    return code, err
+
+
+SWEEPS = [
+    # the file's text, the command line, the code, what is said
+    ("sett: {seed: 3}\nruns: {a: }", [], 78, ["my.yaml:3", "sett: unknown key", "Did you mean set?"]),
+    ("set: {data.worker: 2}\nruns: {a: }", [], 78, ["my.yaml:3", "data.worker", "Did you mean data.workers?"]),
+    ("set: {optim.lr: 1e-3}\nruns: {a: }", [], 78, ["optim.lr", "Did you mean stages.NAME.base_lr?"]),
+    ("runs: {a: }", ["epochs=3"], 78, ["command line", "epochs: unknown key", "Keys here", "stages"]),
+    ("runs: {a: }", ["stages.pretain.batch=64"], 78, ["pretain", "Did you mean stages.pretrain?", "a new stage"]),
+    ("runs: {a: }", ["stages.pretrain.batch"], 78, ["KEY=VALUE", "'stages.pretrain.batch'", "Example"]),
+    ("runs: {a: }", ["stages.pretrain.batch=big"], 78, ["stages.pretrain.batch", "a whole number", "'big'"]),
+    ("runs: {a: {stages.pretrain.batch: 100}}", [], 78, ["run a", "64 lanes", "batch 100", "64 or 128"]),
+    ("runs: {a: }", ["resources.processes=4", "stages.pretrain.batch=130"], 78, ["4 ranks", "130", "128 or 192"]),
+    ("runs: {a: }", ["resources.processes=3"], 78, ["128 does not divide by 3 ranks", "126 or 129"]),
+    ("runs: {a: {stages.pretrain.mask: 1.5}}", [], 78, ["stages.pretrain.mask", "below 1", "'1.5'"]),
+    ("runs: {a: {stages.pretrain.mask: half}}", [], 78, ["my.yaml:3", "a decimal number", "'half'", "Example: 0.5"]),
+    ("runs: {a: {stages.pretrain.warmup: 1e9}}", [], 78, ["warmup", "225280", "1000000000", "within its stage"]),
+    ("runs: {a: {model.size: B/17}}", [], 78, ["model.size", "'B/17'", "B/16, L/16"]),
+    ("runs: {a: {compute.precision: fp16}}", [], 78, ["compute.precision", "'fp16'", "fp32, bf16"]),
+    ("runs:\n\ta: ", [], 78, ["my.yaml:4:1", "not valid YAML", "indent with spaces"]),
+    ("recipe: paper\nruns: {a: }", [], 78, ["my.yaml:3:1", "'recipe' stands twice", "line 1"]),
+    ("runs: {'a b': }", [], 78, ["my.yaml:3", "'a b'", "A name is made of a-z"]),
+    ("grid: {seed: [1, 1]}", [], 78, ["my.yaml:3", "two runs have the same name", "Take the repeated value out"]),
+    ("runs: {a: }", ["--only", "b*"], 78, ["my.yaml", "no run of the sweep matches", "'b*'", "Runs: a."]),
+    ("runs: {a: }", ["--cluster", "h1000"], 78, ["no such cluster profile", "'h1000'", "There are: h100, local"]),
+    ("runs: {a: }", ["--cluster", "bad.yaml"], 78, ["bad.yaml", "'hourss'", "Nearest: hours"]),
+    ("runs: {a: }", ["data.manifest=/nowhere", "data.samples=0"], 65, ["/nowhere", "no manifest", "shards.py index"]),
+    ("runs: {a: }", ["data.samples=0"], 65, ["cache/emoji/train", "no manifest", "python tools/demo_data.py"]),
+    ("runs: {a: {init.run: other/run}}", [], 78, ["init.run", "no such run", "'other/run'", "SWEEP/RUN"]),
+    ("runs: {a: }", ["resources.nodes=2"], 78, ["resources.nodes", "one node", "2", "Set it to 1"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, words, code, parts", SWEEPS, ids=[parts[-2] for *_, parts in SWEEPS])
+def test_sweeps(here, capsys, text, words, code, parts):
+    Path("my.yaml").write_text(EMOJI + text, encoding="utf-8")
+    Path("bad.yaml").write_text("kind: local\nhourss: 3\n", encoding="utf-8")
+    found, line = said(capsys, "jobs/submit", ["--sweep", "my.yaml", *DRY, *words])
+    assert found == code and not [part for part in parts if part not in line], line
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["emoji"], "nothing was written"
+
+
+COMMANDS = [
+    ("jobs/submit", ["--sweep", "quickstat", *DRY], 78, ["quickstat", "no such sweep file", "mean quickstart?"]),
+    ("jobs/submit", ["--sweep", "zzz.yaml", *DRY], 78, ["zzz.yaml", "In sweeps/ there are:", "masking"]),
+    ("jobs/debug", ["--sweep", "quickstart", "--run", "mask5"], 78, ["quickstart.yaml", "'mask5'", "Runs: mask50"]),
+    ("jobs/status", ["emoji/mask5"], 78, ["runs", "'emoji/mask5'", "There are: emoji/mask50, emoji/mask75"]),
+    ("jobs/status", ["--root", "/nowhere"], 78, ["/nowhere", "Nothing was submitted there", "FLIP_RUNS=FOLDER"]),
+    ("jobs/logs", ["emoji"], 78, ["several runs", "Name one: emoji/mask50, emoji/mask75"]),
+    ("jobs/logs", ["emoji/mask50", "--attempt", 3], 78, ["no logs of that attempt", "3", "Attempts begun: none"]),
+    ("jobs/cancel", ["emoji"], 78, ["nobody to ask", "mask50, mask75", "--yes"]),
+    ("jobs/report", ["emoji", "--csv", "/nowhere/x.csv"], 78, ["/nowhere/x.csv", "mkdir -p /nowhere"]),
+    ("jobs/explain", ["emojis/mask50"], 78, ["no such sweep or run", "'emojis/mask50'", "There are: emoji"]),
+    ("jobs/tensorboard", ["emojis"], 78, ["no such sweep or run", "'emojis'", "There are: emoji"]),
+    ("jobs/evaluate", ["emoji/mask50", "--sets", "imagenet"], 78, ["imagenet", "imagenet1k", "NAME=PATH"]),
+    ("jobs/evaluate", ["--model", "open_clip:/nowhere", "--sets", "dtd"], 78, ["/nowhere", "open_clip_config.json"]),
+    ("jobs/doctor", [], 78, ["scontrol", "Slurm"]),
+    ("tools/shards", ["info", "nowhere"], 65, ["nowhere/manifest.json", "no manifest", "shards.py index"]),
+    ("tools/shards", ["index", "data/*.tar", "--out", "m"], 65, ["data/*.tar", "missing", "its pattern"]),
+    ("tools/shards", ["index", "bad.yaml", "--out", "m"], 65, ["bad.yaml", "not a whole tar", "--skip-damaged"]),
+    ("tools/tokenizer", ["show", "no.json", "a"], 78, ["no.json", "no such tokenizer", "tokenizer.py train"]),
+    ("tools/prompts", ["imagnet", "--out", "x.json"], 78, ["imagnet", "no such folder", "the word imagenet"]),
+    ("tools/predict", ["other/run", "x.png", "--labels", "a"], 78, ["'other/run'", "There are: emoji"]),
+    ("tools/export", ["other/run"], 78, ["'other/run'", "There are: emoji"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "script, words, code, parts", COMMANDS, ids=[" ".join(map(str, [s, *w])) for s, w, *_ in COMMANDS]
+)
+def test_commands(here, capsys, script, words, code, parts):
+    Path("bad.yaml").write_text("not a tar", encoding="utf-8")
+    found, line = said(capsys, script, words)
+    assert found == code and not [part for part in parts if part not in line], line
+
+
+def test_wrong_names_are_said_before_torch_is_loaded(here):
+    """It takes seconds, which a person who mistyped does not wait."""
+    for script, words in (("predict", ["x.png", "--labels", "a"]), ("export", [])):
+        text = f"import sys; from tools.{script} import main; code = main(sys.argv[1:]); print('torch' in sys.modules)"
+        line = [sys.executable, "-c", text, "other/run", *words]
+        done = subprocess.run(line, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "/nowhere"})
+        assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
