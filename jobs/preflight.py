@@ -68,7 +68,7 @@ def check(
         _machine(config, profile, on),
         *(Check(*seen) for seen in fit.check(config, profile, on)),
         _writable(profile, folder, dry),
-        _space(config, profile, folder),
+        _space(config, profile, folder, plan=dry and nominal),
         *_bucket(config, dry),
     ]
 
@@ -259,8 +259,11 @@ def _writable(profile: Profile, folder: Path, dry: bool) -> Check:
     return Check("runs root", f"{folder.parent}: files can be created, renamed and deleted")
 
 
-def _space(config: Config, profile: Profile, folder: Path) -> Check:
-    """Room for the checkpoints of one run: those kept, the last of every stage, and the one being written."""
+def _space(config: Config, profile: Profile, folder: Path, plan: bool) -> Check:
+    """Room for the checkpoints of one run: those kept, the last of every stage, and the one being written.
+
+    ``plan``: a dry run without data, made wherever a person sits: too little room there refuses nothing.
+    """
     if config.checkpoint.url:
         return Check("free space", f"checkpoints go to {config.checkpoint.url}", True)
     place = _here(profile, folder)
@@ -271,6 +274,8 @@ def _space(config: Config, profile: Profile, folder: Path) -> Check:
     free = shutil.disk_usage(place).free
     if needed > free:
         what = f"{size(free)} are free, up to {held} checkpoints of one run need {size(needed)}"
+        if plan:
+            return Check("free space", f"{place}: only {what}", True)
         raise StorageError(what, str(place), remedy=f"Free space there. {ELSEWHERE}")
     return Check("free space", f"{size(needed)} for checkpoints of {size(free)} free")
 

@@ -339,6 +339,16 @@ def test_what_costs_much_is_asked_for(desk, typed, monkeypatch):
     assert typed("--yes")[0] == 0 and typed.started == ["half", "whole"]
 
 
+def test_too_little_space_refuses_what_starts_and_not_a_plan_without_data(desk, typed):
+    much = ["model.size=B/16", "checkpoint.keep=1000", "data.lanes=0"]
+    for words in ([], ["--dry-run"]):
+        code, _, err = typed("--only", "half", *much, *words)
+        assert code == 69 and "are free, up to 1002 checkpoints of one run need 1." in err and "FLIP_RUNS=" in err
+    code, out, err = typed("--dry-run", "--only", "half", *much, "data.manifest=/nowhere", "data.samples=1000000")
+    assert code == 0 and ": only " in out.split("not checked here")[1], err
+    assert not desk.runs.exists()
+
+
 def test_batch_scripts_on_request(desk):
     shown = desk.submit("--dry-run", "--script", sweep="model_scaling").stdout
     assert "16 nodes, 8 ranks a node, 8 GPUs a node, 24 h: baseline\n" in shown, "no Slurm answers here"
