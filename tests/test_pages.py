@@ -10,12 +10,20 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from flip.config.load import _paths
+from flip.config.load import _paths, merge, read_yaml
+from flip.config.schema import Config
+from flip.data.index import index
+from flip.data.manifest import Manifest
+from flip.data.reader import Reader
+from jobs import axes, sweep
+from jobs.profile import load_profile
+from tests.synthetic import make_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -157,3 +165,47 @@ def test_scripts_for_laion_run(tmp_path):
     assert said("filter.py", "metadata/part-00000-x.parquet") == "part-00000-x.parquet 4 1\n"
     assert pq.read_table(tmp_path / "filtered" / "part-00000-x.parquet")["url"].to_pylist() == ["a"]
     assert said("stats.py", str(tmp_path)) == "2 shards, 15000 samples of 20000 links, 75.0 %\n"
+
+
+def settings() -> list[tuple[str, str]]:
+    """Blocks of YAML on pages but sweeps.md, whose own test plans its examples: (page, text)."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        blocks += [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)]
+        blocks = [block for block in blocks if re.match(r"(?:[a-z_]+\.)*[a-z_]+:(?: |\n)", block)]
+        found += [(page.name, block) for block in blocks if page.stem != "sweeps"]
+    return found
+
+
+@pytest.mark.parametrize("page, text", settings(), ids=[page for page, _ in settings()])
+def test_yaml_on_pages_is_understood(page, text, tmp_path):
+    """Fields of a run, parts of a sweep, or a cluster's profile."""
+    path = tmp_path / "block.yaml"
+    path.write_text(text, encoding="utf-8")
+    keys = {key.split(".")[0] for key in read_yaml(path)}
+    if keys <= Config.__dataclass_fields__.keys():
+        merge([(page, read_yaml(path))])
+    elif keys <= sweep.KEYS.keys():
+        path.write_text(text if keys & set(axes.KEYS) - {"set"} else f"{text}\nruns: {{a: }}\n", encoding="utf-8")
+        sweep.load(path)
+    else:
+        path.write_text(text if "kind" in keys else f"kind: slurm\n{text}", encoding="utf-8")
+        load_profile(str(path))
+
+
+def test_filtered_shards_are_written_again(tmp_path):
+    """What docs/shards.md tells to write into a file."""
+    data = make_dataset(tmp_path / "data", samples=12, shards=2, size=16)
+    (tmp_path / "rewrite.py").write_text(block("shards.md", "# rewrite.py"), encoding="utf-8")
+    line = [sys.executable, "rewrite.py", str(data), str(tmp_path / "small")]
+    subprocess.run(line, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=True)
+    again = Manifest.load(index([str(tmp_path / "small-00000.tar")], tmp_path / "again", workers=1).folder)
+    before, after = ({id: bytes(s["txt"]) for id, s in texts(one)} for one in (Manifest.load(data), again))
+    assert len(before) == 12 and before == after
+
+
+def texts(manifest: Manifest):
+    for j in range(manifest.chunks):
+        yield from zip(manifest.chunk_ids(j), Reader().read_chunk(manifest, j), strict=True)
