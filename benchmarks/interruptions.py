@@ -7,7 +7,7 @@ stands if it lasts longer than R + w + n (t + c), so that
 
     goodput = t / m * exp(-(R + w) / m) / (exp((t + c) / m) - 1)
 
-which with w = 0 is the complete model of Daly (2006, Future Generation Computer Systems 22, equation 20) turned over.
+which with w = 0 is the complete model of Daly (2006, Future Generation Computer Systems 22) turned over.
 Its first order, m large: 1 - c / t - t / (2 m) - (R + w) / m; least lost at t = sqrt(2 c m), Young (1974).
 """
 

@@ -101,7 +101,9 @@ class SlurmCluster:
             with only([*batch.PASSED, *self.profile.env]):
                 submitted = executor.map_array(_named, [str(job.run.path) for job in jobs])
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            remedy = "Compare the profile with `python jobs/doctor.py`, and submit again."
+            remedy = (
+                "Correct partition, account, qos or options of the profile (`python jobs/doctor.py`), submit again."
+            )
             raise ConfigError("sbatch refused the job", self.profile.name, _last_words(error), remedy) from error
         return str(submitted[0].job_id).partition("_")[0]
 
@@ -197,7 +199,7 @@ def only(names: Sequence[str]) -> Iterator[None]:
 
 
 def _last_words(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Try ")]
     return lines[-1].strip() if lines else type(error).__name__
 
 

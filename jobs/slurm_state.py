@@ -114,7 +114,15 @@ def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
     if row is not None and row.state == "CANCELLED":
         return JobState("cancelled", n, "cancelled in Slurm")
     gone = f"its job ended ({row.state})" if row else "its job is not in Slurm's queue any more"
+    if row is None and n <= after and not _taken(run):
+        gone = "Slurm did not say that it took its job"
     return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: submit again"])))
+
+
+def _taken(run: RunDir) -> bool:
+    """Whether sbatch answered the newest submission with the number of a job."""
+    token = (read_json(run.path / "job.json") or {}).get("token", "")
+    return (run.path.parent / ".slurm" / token / "submitted.json").exists()
 
 
 def _occupying(run: RunDir, row: Row, n: int, begun: bool) -> JobState:

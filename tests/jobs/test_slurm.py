@@ -2,8 +2,10 @@
 
 import os
 import re
+import shlex
 import stat
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from jobs.cluster import Job, Shape
 from jobs.profile import Profile
 from tests.jobs.outcomes import wanted
 
+ROOT = Path(__file__).resolve().parents[2]
 PROFILE = Profile(name="far", kind="slurm", partition="gpu")
 CONFIG = "echo 'ClusterName = far'"
 SBATCH = 'cp "$1" "$0.$$"; env | sort > "$0.env"; echo "Submitted batch job 57"'
@@ -93,6 +96,21 @@ def test_ends(sweep):
     ended(gone)
     assert told(gone) == ("stopped", 1, "rank 0: why stopped; its job is not in Slurm's queue any more: submit again")
     assert told(sweep("f", ("FAILED", "NonZeroExitCode")))[0] == "stopped"
+
+
+def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands):
+    """As Slurm 24.11 says it; the second puts what is wrong before a hint."""
+    words = {
+        "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified": "",
+        "sbatch: unrecognized option '--nonsense=3'": 'Try "sbatch --help" for more information',
+    }
+    for i, (wrong, more) in enumerate(words.items()):
+        run = sweep(f"a{i}")
+        commands("sbatch", f"printf '%s\\n' {shlex.quote(wrong)} {shlex.quote(more)} >&2; exit 1")
+        with pytest.raises(ConfigError, match=re.escape(wrong)) as caught:
+            slurm.SlurmCluster(PROFILE).submit([Job(run, ROOT, Shape(1, 1, 0, 1, 1.0))])
+        assert "partition, account, qos or options of the profile" in str(caught.value)
+        assert told(run) == ("stopped", 0, "Slurm did not say that it took its job: submit again")
 
 
 def test_what_slurm_does_not_say_is_unknown_and_what_the_files_say_is_not(sweep, commands):
