@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     results.options(parser, "evaluation")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
-        chosen.images, chosen.classes, chosen.retrieved, chosen.repeats = 300, 20, 60, 1
+        chosen.images, chosen.classes, chosen.retrieved, chosen.repeats, chosen.threads = 300, 20, 60, 1, 1
     facts = results.machine()
     more = chosen.seed, chosen.threads or facts["cores"]
     tasks = [
