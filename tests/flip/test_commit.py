@@ -124,7 +124,9 @@ def test_what_is_committed_is_on_the_disk_before_its_mark(run, monkeypatch):
 
     mark = commit.folder(run, "pretrain", 8, 1) / commit.MARK
     monkeypatch.setattr("os.fsync", noted)
+    handles = os.listdir("/proc/self/fd")
     path = write(run, "pretrain", 8)
+    assert os.listdir("/proc/self/fd") == handles
     before = {name for name, marked in synced if not marked}
     assert before >= {str(path / "shard-1.safetensors"), str(path / "shard-2.safetensors")}
     assert before >= {str(path), str(path.parent), str(run.checkpoints)}
