@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import re
+from pathlib import Path
 
 import pytest
 
 from flip import commit
+from flip.pins import pin
 from flip.rundir import RunDir
 
 
@@ -124,7 +126,9 @@ def test_what_is_committed_is_on_the_disk_before_its_mark(run, monkeypatch):
 
     mark = commit.folder(run, "pretrain", 8, 1) / commit.MARK
     monkeypatch.setattr("os.fsync", noted)
+    handles = os.listdir("/proc/self/fd")
     path = write(run, "pretrain", 8)
+    assert os.listdir("/proc/self/fd") == handles
     before = {name for name, marked in synced if not marked}
     assert before >= {str(path / "shard-1.safetensors"), str(path / "shard-2.safetensors")}
     assert before >= {str(path), str(path.parent), str(run.checkpoints)}
@@ -222,3 +226,20 @@ def test_readers_share_the_files(run):
     for part, parts in ((0, 2), (0, 1)):
         with pytest.raises(commit.Damaged, match="shard-1.safetensors has 0 bytes, committed were 24"):
             commit.verify(checkpoint, part, parts)
+
+
+def test_the_mark_is_the_first_file_to_go(run, monkeypatch):
+    path, gone, unlink = write(run, "pretrain", 8), [], Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda self, *more: (gone.append(self.name), unlink(self, *more)))
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(map(self.joinpath, os.listdir(self)), reverse=True)))
+    commit.remove(path)
+    assert gone[0] == commit.MARK and len(gone) == 3
+
+
+def test_what_is_pinned_stays(run):
+    for samples in (8, 16, 24):
+        write(run, "pretrain", samples)
+    other = RunDir(run.path.parent / "other")
+    other.path.mkdir()
+    pin(run, other, "pretrain", 8)
+    assert commit.retain(run, 1, keep=1) == [commit.folder(run, "pretrain", 16, 1)]

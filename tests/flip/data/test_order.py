@@ -46,11 +46,21 @@ def test_vectors():
         assert masking.keep(seed, [visit], [id], patches, kept).tolist() == [expected]
 
 
+def test_the_version_is_that_of_these_digests():
+    """It stands in checkpoints: whoever changes it makes runs that are under way begin anew."""
+    assert order.VERSION == 1
+
+
 @pytest.mark.parametrize("n, r, q, lanes, start, count, golden", GOLDEN)
 def test_golden(n, r, q, lanes, start, count, golden):
     ids, visits = Order(2**64 - 3, n, r, q, lanes).batch(start, count)
     digest = hashlib.sha256(ids.astype("<i8").tobytes() + visits.astype("<i8").tobytes()).hexdigest()
     assert digest == golden
+
+
+def test_uniform_numbers_are_the_upper_bits():
+    keys = np.array([0, 2**11 - 1, 2**11, 2**63, 2**64 - 1], dtype=np.uint64)
+    assert order.uniform(keys).tolist() == [0.0, 0.0, 2.0**-53, 0.5, 1 - 2.0**-53]
 
 
 @settings(max_examples=40, deadline=None)
