@@ -12,8 +12,8 @@ import pytest
 from flip.rundir import RunDir, read_json, write_json
 from jobs import scheduler
 from jobs.cluster import Job, Several, Shape, states
-from tests.slurm.arena import profile
 from tests.slurm.desk import ROOT
+from tests.slurm.recorder import profile
 from tests.slurm.scenarios import AGAIN, HERE, LONG, SHORT
 
 pytestmark = [pytest.mark.slurm]
