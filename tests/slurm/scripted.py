@@ -1,8 +1,9 @@
 """A worker that trains nothing: it notes every signal it gets, and leaves as it is told to.
 
-What it does stands in RUN_DIR/play.json: ``steps`` of 0.05 s until it is complete; ``save``, seconds between the signal
-to stop and the end; ``ignore``, names of signals that it notes but does not obey; ``exit``, a code with which it ends
-at the start, without a cause. Under ``attempts``, by number, what is different in one attempt.
+What it does stands in RUN_DIR/play.json: ``steps`` of 0.05 s until it is complete; ``save``, seconds between the
+signal to stop and the end; ``ignore``, names of signals that it notes but does not obey; ``exit``, a code with which it
+ends at the start, without a cause; ``crash``, the words of one with a cause. Under ``attempts``, by number, what is
+different in one attempt.
 """
 
 import json
@@ -55,6 +56,10 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
     play |= play.get("attempts", {}).get(str(attempt), {})
     if "exit" in play:
         return play["exit"]
+    if "crash" in play:
+        host = os.environ["SLURMD_NODENAME"]
+        run.write_cause(attempt, rank, "crash", CAUSES["crash"], play["crash"], host=host)
+        return CAUSES["crash"]
     told = ""
     end = time.monotonic() + play["steps"] * STEP
     while time.monotonic() < end:

@@ -1,0 +1,111 @@
+"""What a person types, and what a launcher does beside the runs' own story, on one real Slurm with ranks that train
+nothing: a delay, a node left out, news of ends, two profiles at once, patterns, and a log that is followed.
+"""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flip.rundir import RunDir, read_json, write_json
+from jobs import scheduler
+from jobs.cluster import Job, Several, Shape, states
+from tests.slurm.desk import ROOT
+from tests.slurm.recorder import profile
+from tests.slurm.scenarios import AGAIN, HERE, LONG, SHORT
+
+pytestmark = [pytest.mark.slurm]
+BROKEN = "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
+PLAYS = {
+    "done": {"steps": SHORT},
+    "broken": {"steps": SHORT, "attempts": {"1": {"crash": BROKEN}}},
+    "away": {"steps": SHORT, "attempts": {"1": {"exit": 69}}},
+    "wrong": {"exit": 78},
+    "gone1": AGAIN,
+    "gone2": AGAIN,
+    "stays": {"steps": LONG},
+}
+NOTES = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
+
+
+@pytest.fixture
+def sweep(start_slurm, tmp_path):
+    here, heard = start_slurm(**HERE, nodes=4, gpus=0, cpus=4), tmp_path / "heard"
+    jobs = []
+    for name, play in PLAYS.items():
+        run = RunDir(tmp_path / "runs" / "demo" / name)
+        run.path.mkdir(parents=True)
+        write_json(run.path / "play.json", play)
+        write_json(run.identity, {"hash": name})
+        run.config.write_text("schema: 1\n")  # commands find runs by it
+        cluster = "second" if name == "done" else "first"
+        jobs.append(Job(run, ROOT, Shape(cpus=1, hours=0.5), module="tests.slurm.scripted", cluster=cluster))
+    write_json(tmp_path / "runs" / "demo" / "sweep.json", {"runs": list(PLAYS)})
+    told = {"notify": [sys.executable, "-c", NOTES, str(heard)]}
+    Several([profile(name="first", **told), profile(name="second", partition="high", **told)]).submit(jobs)
+    return here, {job.run.name: job.run for job in jobs}, heard
+
+
+def waited(condition, what, seconds=90):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.2)
+    return found
+
+
+def test_verbs(sweep, tmp_path):
+    here, runs, heard = sweep
+
+    def typed(command, *words):
+        line = [sys.executable, ROOT / "jobs" / f"{command}.py", *words, "--root", tmp_path / "runs"]
+        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def said(command, *words):
+        process = typed(command, *words)
+        text, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, text
+        return text
+
+    def state(name):
+        return states([runs[name]])[runs[name].path]
+
+    def fields(name):
+        record = read_json(runs[name].path / "job.json")
+        row = scheduler.queue([record["name"]])[record["name"], record["index"]]
+        text = here.call("scontrol", "show", "job", row.id)
+        return row.id, dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+    # two profiles, each with its partition
+    assert fields("done")[1]["Partition"] == "high" and fields("stays")[1]["Partition"] == "low"
+    # a log that is followed goes on to the run's end
+    waited(lambda: state("stays").attempt == 1, "its start")
+    follower = typed("logs", "demo/stays", "--follow")
+    # storage that is away is waited for, by Slurm
+    waited(lambda: state("away").state == "waiting", "an attempt without storage")
+    assert read_json(runs["away"].attempt(1) / "end.json")["delay"] == 30
+    waited(lambda: fields("away")[1]["JobState"] == "PENDING", "its requeue")
+    job, shown = fields("away")
+    ahead = scheduler.moment(shown["StartTime"]) - read_json(runs["away"].attempt(1) / "end.json")["time"]
+    assert 25 < ahead < 60 and state("away").starts == shown["StartTime"]
+    here.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    # a node whose card is broken is left out
+    waited(lambda: state("broken").state == "complete", "another node")
+    first, second = (read_json(runs["broken"].attempt(n) / "start.json")["nodes"] for n in (1, 2))
+    assert first != second and fields("broken")[1]["ExcNodeList"] == first
+    # cancel by patterns: those after a ! are left alone
+    for name in ("gone1", "gone2"):
+        waited(lambda name=name: (runs[name].path / "signals" / "1.0.jsonl").exists(), "its ranks")
+    assert json.loads(said("cancel", "demo/[gs]*", "!demo/stays", "--yes", "--json")) == ["gone1", "gone2"]
+    waited(lambda: state("gone1").state == state("gone2").state == "cancelled", "both ends")
+    assert state("stays").state == "running" and follower.poll() is None
+    said("cancel", "demo/stays", "--yes")
+    assert "==> logs/1/job.out <==" in follower.communicate(timeout=60)[0] and follower.returncode == 0
+    # who wants to know is told: of the run that stopped for good, and once of the end of all
+    waited(lambda: state("away").state == "complete", "the run that waited")
+    waited(lambda: heard.exists() and "sweep_ended" in heard.read_text(), "the end of the sweep")
+    events = [json.loads(line) for line in heard.read_text().splitlines()]
+    assert [(event["event"], event.get("run")) for event in events] == [("run_stopped", "wrong"), ("sweep_ended", None)]
+    assert events[1]["failed"] == ["wrong"] and sorted(events[1]["cancelled"]) == ["gone1", "gone2", "stays"]
