@@ -5,11 +5,14 @@ none, when it is over.
 """
 
 import os
+import re
 import resource
 import signal
 import time
 from dataclasses import dataclass
 from typing import Any
+
+from jobs import scheduler
 
 GRACE = 20
 """Seconds: more than a step, a save and the way out of two ranks on two busy cores."""
@@ -88,12 +91,14 @@ def warned(run):
 
 @kind(50, fits=alone)
 def time_limit(run):
-    """Its limit is lowered to the minute. Slurm looks at limits every half minute; the rank is frozen until then, as a
-    machine can be, or it would be done before."""
+    """Its limit is lowered, so that the warning comes next. Slurm looks at limits every half minute; the rank is frozen
+    until then, as a machine can be, or it would be done before."""
     (row,) = run.ranks()
     job = run.job()
+    ran = scheduler.seconds(re.search(r"RunTime=(\S+)", run.slurm("scontrol", "show", "job", job.id))[1])
+    minutes = 1 if ran < 25 else ran // 60 + 2
     os.kill(row["pid"], signal.SIGSTOP)
-    run.slurm("scontrol", "update", f"JobId={job.id}", "TimeLimit=1")
+    run.slurm("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes}")
     run.wait(lambda: run.pending(row["pid"], signal.SIGUSR2) or run.ended(), "the limit's warning")
     if run.alive(row["pid"]):
         os.kill(row["pid"], signal.SIGCONT)
