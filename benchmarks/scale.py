@@ -30,7 +30,6 @@ RUNS = 200
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few events: to see that it works")
     parser.add_argument("--page", type=Path, help="write the numbers into this page too (ours: docs/scale.md)")
     results.options(parser, "scale")
     chosen = parser.parse_args(arguments)

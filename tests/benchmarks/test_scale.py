@@ -13,7 +13,7 @@ from benchmarks.interruptions import History, Life
 from flip import interval
 from flip.config.load import to_dict
 from flip.rundir import RunDir
-from tests.benchmarks.test_benchmarks import FOLDER, report, run
+from tests.benchmarks.test_benchmarks import FOLDER, run
 
 PAGE = (FOLDER.parent / "docs" / "scale.md").read_text(encoding="utf-8")
 FOUND = json.loads((FOLDER / "results" / "scale.json").read_text(encoding="utf-8"))
@@ -44,7 +44,9 @@ def test_the_script(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("| | |\n| `run.gpus` | 3 | of them |\n\nat 1.5 (`run.step_s`) seconds\n\n| | `events` |\n"
                     "| `simulated.8_h_blocking` | 0 |\n", encoding="utf-8")  # fmt: skip
-    found = report("scale", "--quick", "--page", page, cwd=tmp_path)
+    done = run("scale", "--quick", "--json", "--out", tmp_path / "scale.json", "--page", page, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))
     events = marked.shown(found["simulated"]["8_h_blocking"]["events"])
     assert page.read_text(encoding="utf-8") == (
         "| | |\n| `run.gpus` | 512 | of them |\n\nat 0.1793 (`run.step_s`) seconds\n\n| | `events` |\n"
