@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from torch import distributed
+from torch import distributed, nn
 
 from flip import parallel
 from flip.config import schema
@@ -24,7 +24,7 @@ def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path,
     run = RunDir(tmp_path / "sweep" / "run")
     run.begin_attempt({"first_commit": here})
     saving = Saving(run, 1, world, schema.Config(), Watchdog(0, print))
-    saving.restore({}, schema.Init())
+    saving.restore(nn.Identity(), schema.Config())
     assert saving.soon == here
     broadcast = distributed.broadcast_object_list
 
@@ -35,5 +35,5 @@ def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path,
     monkeypatch.setattr(distributed, "broadcast_object_list", lambda values, **how: hears(values, **how))
     second = Saving(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
     monkeypatch.setattr(second.checkpointer, "newest", lambda: None)
-    second.restore({}, schema.Init())
+    second.restore(nn.Identity(), schema.Config())
     assert second.soon == there
