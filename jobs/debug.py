@@ -173,5 +173,6 @@ def in_allocation(run: RunDir, n: int) -> int:
 
 if __name__ == "__main__":
     from jobs.pipe import quietly
+    from jobs.worker import leave
 
-    sys.exit(quietly(main))
+    leave(quietly(main))  # threads of torch that still run would let the interpreter's end abort
