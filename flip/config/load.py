@@ -6,9 +6,11 @@ key. Resolvers are off: a value with ``${`` is refused.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
+import json
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -198,9 +200,19 @@ def _preset(layers: Sequence[tuple[str, Table]]) -> dict[str, Any]:
     return SIZES[size]
 
 
-@functools.cache
-def _schema() -> Any:
-    return OmegaConf.structured(Config)
+def _made(kind: Any, values: Any) -> Any:
+    """A section of the schema with these values, or a list of such."""
+    if typing.get_origin(kind) is list and dataclasses.is_dataclass(typing.get_args(kind)[0]):
+        return [_made(typing.get_args(kind)[0], one) for one in values]
+    if dataclasses.is_dataclass(kind):
+        return copy.deepcopy(_section(typing.cast(Any, kind), json.dumps(values)))
+    return values
+
+
+@functools.lru_cache(1024)
+def _section(kind: Any, values: str) -> Any:
+    """OmegaConf takes hundredths of a second for a configuration; runs of a sweep have most sections in common."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), json.loads(values)))
 
 
 def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str] = ()) -> Config:
@@ -214,7 +226,8 @@ def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str
     named: dict[str, Any] = {"model": _preset(nested)}
     for where, layer in nested:
         named = _overlay(named, _fit(Config, layer, named, Place(where)))
-    return typing.cast(Config, OmegaConf.to_object(OmegaConf.merge(_schema(), named)))
+    kinds = fields_of(Config)
+    return Config(**{name: _made(kinds[name], values) for name, values in named.items()})
 
 
 def get(config: Any, key: str) -> Any:

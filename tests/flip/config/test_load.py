@@ -33,6 +33,14 @@ def test_later_layers_win_and_the_size_lies_under_what_is_named():
     assert merge([("empty", {})]) == dataclasses.replace(Config(), stages=[])
 
 
+def test_configurations_share_nothing():
+    layer = ("layer", {"augment.mean": [0.5, 0.5, 0.5], "stages": [{"name": "pretrain", "samples": 10, "batch": 2}]})
+    one, other = merge([layer]), merge([layer])
+    assert one == other and one.augment.std == Config().augment.std
+    one.augment.mean[0], one.augment.std[0], one.stages[0].batch, one.model.image.width = 0.1, 0.1, 4, 8
+    assert other == merge([layer]) and other.model.image.width == Config().model.image.width
+
+
 def test_numbers_as_people_write_them(tmp_path):
     path = tmp_path / "numbers.yaml"
     path.write_text(
