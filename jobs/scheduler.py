@@ -16,6 +16,8 @@ if False:  # names for annotations only: Python 3.6 runs this file too
 
 #: Seconds that one command gets. A controller that is away makes clients wait.
 DEADLINE = 30.0
+#: Seconds after which a job's wall limit is asked for again: administrators change limits of running jobs.
+SELDOM = 900.0
 #: Seconds for which a requeue is tried again that Slurm refuses, and for which a silent one is asked for a state.
 PATIENCE = 600.0
 #: Seconds for which a requeue is tried again while Slurm does not answer at all, as while it is being upgraded.
@@ -122,8 +124,8 @@ def outlived(job, restarts):
     # type: (str, int) -> bool
     """Wait beside a job until Slurm ends it for its wall limit: True. False where it has no limit, or ends otherwise.
 
-    Asks once at the beginning and, from the limit on, every second: between TERM and KILL there is KillWait, which is
-    too short for an answer that is waited for as long as others.
+    Asks seldom, as limits are seldom changed, and from the limit on every second: between TERM and KILL there is
+    KillWait, which is too short for an answer that is waited for as long as others.
     """
     pause, deadline = 60.0, DEADLINE
     while True:
@@ -136,8 +138,9 @@ def outlived(job, restarts):
         if ran is None or limit is None or (number(fields.get("Restarts", "")) or 0) > restarts:
             return False
         if fields.get("JobState") == "RUNNING":
-            time.sleep(max(1.0, limit - ran))
-            pause, deadline = 1.0, 5.0
+            time.sleep(min(max(1.0, limit - ran), SELDOM))
+            if limit - ran <= SELDOM:
+                pause, deadline = 1.0, 5.0
         elif fields.get("JobState") == "COMPLETING":
             return fields.get("Reason") == "TimeLimit" or ran >= limit
         else:

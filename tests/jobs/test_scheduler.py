@@ -155,8 +155,9 @@ def test_a_state_is_asked_for_until_somebody_says(commands, naps, tmp_path):
     assert scheduler.patient_words("57", 0, patience=0.5) is None
 
 
-def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(commands, naps, tmp_path):
-    def lives(*answers):
+@pytest.fixture
+def lives(commands, naps, tmp_path):
+    def outlived(*answers):
         """What scontrol says, one after the other."""
         for i, fields in enumerate(answers):
             (tmp_path / f"answer{i}").write_text("exit 1" if fields.get("gone") else show(**fields))
@@ -166,6 +167,18 @@ def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(commands, naps, 
         naps.clear()
         return scheduler.outlived("57", 0), list(naps)
 
+    return outlived
+
+
+def test_a_watcher_notices_a_limit_that_is_lowered(lives):
+    half = {"limit": "00:26:00", "ran": "00:25:10"}
+    ending = {"limit": "00:26:00", "ran": "00:26:00", "state": "COMPLETING", "reason": "TimeLimit"}
+    assert lives({"limit": "01:00:00"}, half, ending) == (True, [900.0, 50.0])
+    assert lives({"limit": "01:00:00"}, {"gone": True}, half, ending) == (True, [900.0, 60.0, 50.0])
+
+
+def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(lives, monkeypatch):
+    monkeypatch.setattr(scheduler, "SELDOM", 3600.0)
     hour, over = {"limit": "01:00:00"}, {"limit": "01:00:00", "ran": "01:00:20"}
     ending = {**over, "state": "COMPLETING", "reason": "TimeLimit"}
     assert lives(hour, over, ending) == (True, [3000.0, 1.0])
