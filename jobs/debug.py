@@ -80,12 +80,7 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     run = scratch(wanted, real, args)
     print(f"a scratch copy: {run.path}", flush=True)
     n = run.begin_attempt({"host": os.uname().nodename, "first_commit": False})
-    if allocated:
-        return in_allocation(run, n)
-    from jobs import worker
-
-    # As any rank does: an interpreter that takes itself apart while a thread of gloo's lives aborts now and then.
-    worker.leave(in_process(run, n, args.no_pdb))
+    return in_allocation(run, n) if allocated else in_process(run, n, args.no_pdb)
 
 
 def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list[str]) -> tuple[Wanted, RunDir]:
