@@ -150,7 +150,7 @@ def test_profiles(tmp_path, monkeypatch):
         ("container_runtime: docker\n", "pyxis, apptainer"),
         ("utilisation: 40\n", "at most 1"),
         ("kind: pbs\n", "local, slurm"),
-        ("hours: -1\n", "negative"),
+        ("hours: -1\n", "must lie in 0"),
         ("env: WANDB\n", "list of texts"),
     ],
 )
