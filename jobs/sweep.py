@@ -120,6 +120,8 @@ def _recipes(file: _File) -> list[Layer]:
     names = [names] if isinstance(names, str) else names
     layers: list[Layer] = []
     for name in names:
+        if not (name and isinstance(name, str)):
+            raise file.error("recipe", "a recipe's name is missing", name, "Give a name, or a list of names.")
         chain: list[Layer] = []
         while name:
             table, path = _recipe(file, name)

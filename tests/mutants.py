@@ -66,7 +66,8 @@ def changes(node):
         other.test = ast.UnaryOp(ast.Not(), other.test)
         yield "condition", other
     elif isinstance(node, ast.Call):
-        if len(node.args) > 1 and not any(isinstance(one, ast.Starred) for one in node.args[:2]):
+        commutes = isinstance(node.func, ast.Name) and node.func.id in ("min", "max")
+        if len(node.args) > 1 and not commutes and not any(isinstance(one, ast.Starred) for one in node.args[:2]):
             other = copy.deepcopy(node)
             other.args[:2] = other.args[1::-1]
             yield "arguments", other
