@@ -38,8 +38,8 @@ browser: install  ## a headless Chromium for the tests of pages, where it may be
 test: lint types slurm browser  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (about 40 minutes on two cores)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-check: lint types  ## the quick part, under five minutes: no Slurm, no S3 server
-	$(BIN)/python -m pytest -m "not slow and not gpu and not kill and not slurm and not s3 and not browser"
+check: lint types  ## the quick part, under five minutes: no Slurm, no S3 server, no long training
+	$(BIN)/python -m pytest -m "not slow and not gpu and not kill and not slurm and not s3 and not browser and not long"
 
 lint: install  ## ruff: lint and format
 	$(BIN)/ruff check $(CHECKED)

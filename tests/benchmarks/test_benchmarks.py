@@ -13,6 +13,8 @@ from flip.data import decode
 from flip.data.order import Order
 from flip.data.prefetch import due, phase
 
+pytestmark = pytest.mark.long
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 

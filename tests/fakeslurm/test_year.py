@@ -10,6 +10,8 @@ from tests.fakeslurm import verdicts
 from tests.fakeslurm.trainer import BATCH, Run
 from tests.fakeslurm.year import HOUR, MINUTE, Weather, World
 
+pytestmark = pytest.mark.long
+
 MEMORY = Path("/dev/shm")
 
 

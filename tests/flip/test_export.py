@@ -26,6 +26,8 @@ from flip.rundir import RunDir, write_json, write_text
 from tests.synthetic import COLOURS, SHAPES, make_tokenizer, picture
 from tools import export as command
 
+pytestmark = pytest.mark.long
+
 STOCK = Path(__file__).with_name("stock.py")
 RECIPES = Path(__file__).resolve().parents[2] / "sweeps" / "recipes"
 TEMPLATES = ["{}", "a picture of {}", "a {} number 3"]

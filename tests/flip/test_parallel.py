@@ -15,6 +15,8 @@ from flip.config import schema
 from flip.rundir import RunDir
 from tests.flip.test_model import inputs, sized, visible
 
+pytestmark = pytest.mark.long
+
 B, STEPS, SEED, RATE = 12, 3, 3, 1e-3
 
 

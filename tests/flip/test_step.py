@@ -90,6 +90,7 @@ def rank_main(rank, world, port, kind, micro, results):
     parallel.stop()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("micro", [1, 3])
 def test_sharded_over_two_ranks(whole, kind, micro, free_port):  # noqa: F811
     context = multiprocessing.get_context("spawn")

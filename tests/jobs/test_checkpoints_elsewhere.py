@@ -11,6 +11,8 @@ from flip.rundir import RunDir, read_json
 from tests.jobs.test_debug import Desk, weights
 from tests.synthetic import make_dataset, make_tokenizer
 
+pytestmark = pytest.mark.long
+
 
 class Away(Desk):
     """Checkpoints go to a folder that stands for a bucket, and are scored on the data that they are trained on."""

@@ -20,6 +20,8 @@ from flip.rundir import RunDir, read_json
 from jobs import debug
 from tests.synthetic import make_dataset, make_tokenizer
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

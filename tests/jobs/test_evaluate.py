@@ -20,6 +20,8 @@ from tests.flip.evaluate.test_foreign import make_folder
 from tests.flip.evaluate.test_registry import images, wds
 from tests.synthetic import make_dataset, make_tokenizer
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

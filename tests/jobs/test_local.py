@@ -13,6 +13,8 @@ from flip.rundir import read_json, write_json
 from jobs import ledger, ranks, supervisor
 from jobs.cluster import Job
 
+pytestmark = pytest.mark.long
+
 
 def ends(run):
     return [(row["action"], row["cause"]) for row in reversed(list(ledger.ends(run)))]

@@ -122,6 +122,7 @@ def test_a_machine_without_slurm_says_so(desk, tmp_path):
     assert not desk.runs.exists()
 
 
+@pytest.mark.long
 def test_mistakes_are_one_paragraph_and_leave_nothing(desk, data, tmp_path):
     desk.refuses(78, "stages.pretrain.batch", "stages.pretrain.batch=15", "resources.processes=2")
     desk.refuses(78, "no run of the sweep matches", "--only", "nothing*")
@@ -186,6 +187,7 @@ def test_a_file_in_the_way_of_the_runs(desk):
     assert done.returncode == 78 and "a file is where a folder must be" in done.stderr
 
 
+@pytest.mark.long
 def test_from_submission_to_report_and_nothing_twice(desk):
     done = desk.submit("--watch")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -304,12 +306,12 @@ def test_a_default_that_moved_is_named(desk, typed, monkeypatch):
     monkeypatch.setattr(schema.Optim.__init__, "__defaults__", tuple(
         0.3 if value == 0.2 else value for value in schema.Optim.__init__.__defaults__
     ))  # fmt: skip
-    load_module._schema.cache_clear()
+    load_module._section.cache_clear()
     try:
         code, _, err = typed()
         kept = typed("--changed", "keep")
     finally:
-        load_module._schema.cache_clear()
+        load_module._section.cache_clear()
     assert code == 78 and "optim.weight_decay: 0.2 -> 0.3, which the sweep does not set: a default moved" in err
     assert kept[0] == 0 and typed.started == ["half", "whole"]
 

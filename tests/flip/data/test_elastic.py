@@ -13,6 +13,8 @@ from flip.data.loader import Loader
 from tests.flip.data.loading import PLAIN
 from tests.synthetic import make_dataset
 
+pytestmark = pytest.mark.long
+
 LAYOUTS = [(1, 0), (1, 1), (2, 1), (2, 3), (4, 2), (8, 1)]
 """Ranks, workers of each."""
 STEPS, BATCH, LANES = 50, 48, 24

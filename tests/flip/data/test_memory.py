@@ -43,6 +43,7 @@ def test_what_is_held_is_counted_and_bounded(original, monkeypatch, lead):
     assert max(held) > 0.9 * said.most and sum(held) / len(held) > 0.75 * said.mean, "it is no idle bound"
 
 
+@pytest.mark.long
 def test_ten_thousand_steps_hold_no_more_than_a_thousand(original):
     command = [sys.executable, "-m", "tests.flip.data.many_steps", str(original)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

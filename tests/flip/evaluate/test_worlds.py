@@ -19,6 +19,8 @@ from flip.exitcodes import DataError, Diverged
 from tests.flip.evaluate.conftest import built, encoder_of
 from tests.synthetic import encode, make_dataset, make_tokenizer, picture
 
+pytestmark = pytest.mark.long
+
 
 def rank_main(rank, world, port, folder, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
