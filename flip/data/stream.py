@@ -33,7 +33,7 @@ from flip.exitcodes import DataError
 from flip.tokenizer import Tokenizer
 
 _OFTEN = 16
-"""Samples of a lane after which its reads ahead are looked at."""
+"""Samples of a lane after which its reads ahead are looked at: after each one it would cost more than the order."""
 
 
 @dataclass(frozen=True)

@@ -105,12 +105,12 @@ def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
 
     Raises Broken, also where a sample holds one extension twice.
     """
-    sample: Sample | None = None
-    stem = "/."  # that of no key
+    sample, stem = None, ""
     for member in members(buffer, whole):
-        extension = member.name[len(stem) :]
-        if not member.name.startswith(stem) or "/" in extension or "__" in extension:  # else: of the present sample
-            parts = split(member.name)
+        name, extension = member.name, member.name[len(stem) :]
+        # Most members are one more of the present sample, which is seen sooner than a name is split.
+        if sample is None or not name.startswith(stem) or "/" in extension or "__" in extension:
+            parts = split(name)
             if parts is None:
                 continue
             key, extension = parts
@@ -118,7 +118,6 @@ def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
                 if sample is not None:
                     yield sample
                 sample, stem = Sample(key, member.start, {}), key + "."
-        assert sample is not None
         extension = extension.lower()
         if extension in sample.members:
             raise Broken(member.start, f"sample {sample.key} holds two members {extension}")

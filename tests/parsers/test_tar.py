@@ -121,6 +121,34 @@ def test_keys_are_webdatasets(name):
     assert tar.split(name) == expected
 
 
+def grouped(names):
+    """Keys and extensions of neighbours by webdataset's rule; None where a sample holds one extension twice."""
+    found = []
+    for name in names:
+        match = KEY.match(name)
+        if match is None or META.search(name) or name.endswith("/"):
+            continue
+        if not found or found[-1][0] != match[1]:
+            found.append((match[1], []))
+        if match[2].lower() in found[-1][1]:
+            return None
+        found[-1][1].append(match[2].lower())
+    return found
+
+
+@given(st.lists(NAMES | st.sampled_from(["a.b", "a.b.a", "a.", "/.b", "a._a_"]), max_size=6))
+@example(["/.b"])
+@example(["a.b", "a.__b__", "a.b/a.b", "a.a"])
+def test_neighbours_of_one_key_are_one_sample(names):
+    data = b"".join(header(name.encode(), b"%011o\0" % 0, b"0") for name in names)
+    try:
+        found = [(sample.key, list(sample.members)) for sample in tar.samples(memoryview(data))]
+    except tar.Broken as error:
+        assert "holds two members" in error.reason
+        found = None
+    assert found == grouped(names)
+
+
 @pytest.mark.parametrize("name", ["a/" * 500_000, "_" * 1_000_000 + "x", "/." * 500_000])
 def test_a_name_of_a_megabyte_takes_its_length_and_not_the_square_of_it(name):
     data = header(b"", b"%011o\0" % len(name), b"L") + name.encode().ljust(-len(name) % 512 + len(name), b"\0")
