@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,25 @@ class Burst:
     """Seconds until a 503."""
 
 
+class _Storage:
+    """Answers ``limit`` requests in any second of the clock."""
+
+    def __init__(self, case: Burst, rng: np.random.Generator) -> None:
+        self._case, self._rng, self.refused = case, rng, 0
+        self._second, self._given = 0, 0
+
+    def answer(self, now: float) -> tuple[float, str]:
+        """Seconds until its answer to a request of this moment, and the fault that it is, "" where it is none."""
+        if int(now) > self._second:
+            self._second, self._given = int(now), 0
+        self._given += 1
+        if self._given > self._case.limit:
+            self.refused += 1
+            return self._case.refusal, "slowdown"
+        first = self._case.median * np.exp(self._case.sigma * self._rng.standard_normal())
+        return float(first + self._case.megabytes / self._case.pace), ""
+
+
 class _Reader:
     """One worker's: what it still has to ask, and how far it may go."""
 
@@ -45,76 +65,93 @@ class _Reader:
         self.gate, self.waiting = Gate(patience.requests), deque(range(requests))
         self.asking, self.busy = 0, 0
         """Threads that are at a request, be it asleep after a refusal; requests that storage has."""
+        self.woken = deque[int]()
+        """Requests that are to be sent again, while the gate is shut."""
+        self.attempts: dict[int, Attempts] = {}
+
+    def next(self, begin: Callable[[], Attempts]) -> int | None:
+        """The request that may be sent now."""
+        if self.busy >= self.gate.cap:
+            return None
+        if self.woken:
+            return self.woken.popleft()
+        if not self.waiting or self.asking >= THREADS:
+            return None
+        self.asking += 1
+        request = self.waiting.popleft()
+        self.attempts[request] = begin()
+        return request
+
+
+class _Fleet:
+    """Readers and storage on one clock. An event: (when, its number, reader, request, the gate's ticket, what)."""
+
+    def __init__(self, case: Burst, seed: int) -> None:
+        self._case, self._rng, self._patience = case, np.random.default_rng(seed), Patience()
+        self._storage = _Storage(case, self._rng)
+        self._readers = [_Reader(case.each, self._patience) for _ in range(case.readers)]
+        self._events: list[tuple[float, int, int, int, int | None, str]] = []
+        self._now, self._count, self._answered_at, self._lost = 0.0, 0, 0.0, 0
+        self._pauses: list[float] = []
+        self._clock = Clock(
+            now=lambda: self._now,
+            sleep=self._pauses.append,
+            uniform=lambda low, high: float(self._rng.uniform(low, high)),
+        )
+
+    def run(self) -> None:
+        """Until nothing is left to happen."""
+        for r in self._rng.permutation(self._case.readers).tolist():
+            self._later(float(self._rng.uniform(0, 1)), r, 0, None, "begin")  # ranks are not ready in one instant
+        while self._events:
+            self._now, _, r, request, ticket, what = heapq.heappop(self._events)
+            self._happened(self._readers[r], r, request, ticket, what)
+            self._send(self._readers[r], r)
+
+    def told(self) -> dict[str, Any]:
+        """How it went."""
+        requests = self._case.readers * self._case.each
+        return {
+            "requests": requests,
+            "refused": self._storage.refused,
+            "refused_per_request": self._storage.refused / requests,
+            "given_up": self._lost,
+            "seconds": self._answered_at,
+            "longest_pause_s": max(self._pauses, default=0.0),
+            "deadline_s": self._patience.deadline,
+        }
+
+    def _later(self, seconds: float, r: int, request: int, ticket: int | None, what: str) -> None:
+        heapq.heappush(self._events, (self._now + seconds, self._count, r, request, ticket, what))
+        self._count += 1
+
+    def _happened(self, reader: _Reader, r: int, request: int, ticket: int | None, what: str) -> None:
+        if ticket is not None:
+            reader.gate.leave(ticket, what)
+            reader.busy -= 1
+        if what == "wake":
+            reader.woken.append(request)
+        elif what == "slowdown":
+            try:
+                reader.attempts[request].failed("", Fault("slowdown", "503"))
+                self._later(self._pauses[-1], r, request, None, "wake")
+            except StorageError:
+                self._lost += 1
+                reader.asking -= 1
+        elif what == "":
+            reader.asking, self._answered_at = reader.asking - 1, self._now
+
+    def _send(self, reader: _Reader, r: int) -> None:
+        """Whatever a reader may send now."""
+        while (request := reader.next(lambda: Attempts(self._patience, lambda: True, self._clock))) is not None:
+            reader.busy += 1
+            ticket = reader.gate.enter()
+            seconds, what = self._storage.answer(self._now)
+            self._later(seconds, r, request, ticket, what)
 
 
 def simulate(case: Burst, seed: int) -> dict[str, Any]:
     """How it goes: seconds until all have been answered, requests that were refused, the longest pause."""
-    rng, patience, now = np.random.default_rng(seed), Patience(), 0.0
-    pauses: list[float] = []
-    clock = Clock(now=lambda: now, sleep=pauses.append, uniform=lambda low, high: float(rng.uniform(low, high)))
-    fleet = [_Reader(case.each, patience) for _ in range(case.readers)]
-    attempts: dict[tuple[int, int], Attempts] = {}
-    asleep: list[deque[int]] = [deque() for _ in fleet]  # woken, but the gate is shut
-    events: list[tuple[float, int, int, int, int | None, str]] = []
-    count = refused = lost = 0
-    answered_at, second, given = 0.0, 0, 0.0
-
-    def push(when: float, reader: int, request: int, ticket: int | None, what: str) -> None:
-        nonlocal count
-        heapq.heappush(events, (when, count, reader, request, ticket, what))
-        count += 1
-
-    def send(r: int) -> None:
-        """Whatever reader r may send now."""
-        nonlocal second, given, refused
-        reader = fleet[r]
-        while reader.busy < reader.gate.cap:
-            if asleep[r]:
-                request = asleep[r].popleft()
-            elif reader.waiting and reader.asking < THREADS:
-                request = reader.waiting.popleft()
-                reader.asking += 1
-                attempts[r, request] = Attempts(patience, lambda: True, clock)
-            else:
-                return
-            reader.busy += 1
-            ticket = reader.gate.enter()
-            if int(now) > second:
-                second, given = int(now), 0.0
-            given += 1
-            if given > case.limit:
-                refused += 1
-                push(now + case.refusal, r, request, ticket, "slowdown")
-            else:
-                takes = case.median * np.exp(case.sigma * rng.standard_normal()) + case.megabytes / case.pace
-                push(now + float(takes), r, request, ticket, "")
-
-    for r in rng.permutation(case.readers).tolist():
-        push(float(rng.uniform(0, 1)), r, 0, None, "begin")  # ranks are not ready in one instant
-    while events:
-        now, _, r, request, ticket, what = heapq.heappop(events)
-        if ticket is not None:
-            fleet[r].gate.leave(ticket, what)
-            fleet[r].busy -= 1
-        if what == "wake":
-            asleep[r].append(request)
-        elif what == "slowdown":
-            try:
-                attempts[r, request].failed("", Fault("slowdown", "503"))
-                push(now + pauses[-1], r, request, None, "wake")
-            except StorageError:
-                lost += 1
-                fleet[r].asking -= 1
-        elif what == "":
-            fleet[r].asking, answered_at = fleet[r].asking - 1, now
-        send(r)
-    requests = case.readers * case.each
-    return {
-        "requests": requests,
-        "refused": refused,
-        "refused_per_request": refused / requests,
-        "given_up": lost,
-        "seconds": answered_at,
-        "longest_pause_s": max(pauses, default=0.0),
-        "deadline_s": patience.deadline,
-    }
+    fleet = _Fleet(case, seed)
+    fleet.run()
+    return fleet.told()
