@@ -18,6 +18,8 @@ if False:  # names for annotations only: Python 3.6 runs this file too
 DEADLINE = 30.0
 #: Seconds after which a job's wall limit is asked for again: administrators change limits of running jobs.
 SELDOM = 900.0
+#: Seconds until it is asked for once more where nobody answers.
+PAUSE = 60.0
 #: Seconds for which a requeue is tried again that Slurm refuses, and for which a silent one is asked for a state.
 PATIENCE = 600.0
 #: Seconds for which a requeue is tried again while Slurm does not answer at all, as while it is being upgraded.
@@ -124,23 +126,27 @@ def outlived(job, restarts):
     # type: (str, int) -> bool
     """Wait beside a job until Slurm ends it for its wall limit: True. False where it has no limit, or ends otherwise.
 
-    Asks seldom, as limits are seldom changed, and from the limit on every second: between TERM and KILL there is
-    KillWait, which is too short for an answer that is waited for as long as others.
+    Asks seldom, as limits are seldom changed, and about the limit every second, with little patience: between TERM and
+    KILL there is KillWait, which is too short for an answer that is waited for as long as others.
     """
-    pause, deadline = 60.0, DEADLINE
+    left = None  # seconds until the limit, or fewer, as far as anybody said
     while True:
+        near = left is not None and left <= DEADLINE + PAUSE
         try:
-            fields = _fields(call("scontrol", "show", "job", job, deadline=deadline))
+            fields = _fields(call("scontrol", "show", "job", job, deadline=5.0 if near else DEADLINE))
         except Unanswered:
-            time.sleep(pause)
+            time.sleep(1.0 if near else PAUSE)
+            if left is not None:
+                left -= DEADLINE + PAUSE
             continue
         ran, limit = seconds(fields.get("RunTime", "")), seconds(fields.get("TimeLimit", ""))
         if ran is None or limit is None or (number(fields.get("Restarts", "")) or 0) > restarts:
             return False
         if fields.get("JobState") == "RUNNING":
-            time.sleep(min(max(1.0, limit - ran), SELDOM))
-            if limit - ran <= SELDOM:
-                pause, deadline = 1.0, 5.0
+            left = max(1.0, limit - ran)
+            nap = min(left, SELDOM)
+            time.sleep(nap)
+            left -= nap
         elif fields.get("JobState") == "COMPLETING":
             return fields.get("Reason") == "TimeLimit" or ran >= limit
         else:

@@ -175,6 +175,9 @@ def test_a_watcher_notices_a_limit_that_is_lowered(lives):
     ending = {"limit": "00:26:00", "ran": "00:26:00", "state": "COMPLETING", "reason": "TimeLimit"}
     assert lives({"limit": "01:00:00"}, half, ending) == (True, [900.0, 50.0])
     assert lives({"limit": "01:00:00"}, {"gone": True}, half, ending) == (True, [900.0, 60.0, 50.0])
+    silence = [{"gone": True}] * 3
+    lowered = {"limit": "00:27:00"}
+    assert lives(lowered, *silence, ending) == (True, [900.0, 60.0, 1.0, 1.0]), "the limit comes meanwhile"
 
 
 def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(lives, monkeypatch):
