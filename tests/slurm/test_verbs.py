@@ -90,7 +90,8 @@ def test_verbs(sweep, tmp_path):
     job, shown = fields("away")
     ahead = scheduler.moment(shown["StartTime"]) - read_json(runs["away"].attempt(1) / "end.json")["time"]
     assert 25 < ahead < 60 and state("away").starts == shown["StartTime"]
-    here.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    # sooner, but not within the second of the requeue: the node would still hold the job's old credential for revoked
+    here.call("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     # a node whose card is broken is left out
     waited(lambda: state("broken").state == "complete", "another node")
     first, second = (read_json(runs["broken"].attempt(n) / "start.json")["nodes"] for n in (1, 2))
