@@ -26,11 +26,11 @@ def begin(run, facts):
     """Win the next attempt and return its n. Its start.json: ``facts`` and host, resumes_from, first_commit, after.
 
     ``resumes_from``: newest committed S (0: none). ``first_commit``: this attempt must commit after its first step,
-    because the one before was cut off without a commit. Attempts whose end nobody recorded are settled first.
+    because the one before was cut off without a commit. Attempts before it should have been settled.
     """
-    settle(run)
     previous = last(run)
     cut_off = previous is not None and not previous["committed"] and previous["cause"] in SHORT_LIVED
+    cut_off = cut_off or bool(unended(run))
     start = {
         "host": socket.gethostname(),
         "resumes_from": committed_samples(run),
@@ -47,7 +47,8 @@ def end(run, n, code, state, limits=None):
     ``code``: exit code of the attempt, None where nobody saw it. ``state``: the scheduler's words, None if unreadable.
     """
     start = read_json(run.attempt(n) / "start.json") or {}
-    commits = committed_samples(run)
+    following = read_json(run.attempt(n + 1) / "start.json") or {}  # of an end that is written late
+    commits = following.get("resumes_from", committed_samples(run))
     committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
     first = start["after"] if "after" in start else after(run)
     decision = decide(
@@ -72,7 +73,7 @@ def end(run, n, code, state, limits=None):
 
 def unended(run):
     # type: (RunDir) -> List[int]
-    """The newest attempts, back to one that has an end: each start settles those before it."""
+    """The newest attempts, back to one that has an end."""
     found = []
     for n in reversed(run.attempt_numbers()):
         if (run.attempt(n) / "end.json").exists():
@@ -81,13 +82,16 @@ def unended(run):
     return found[::-1]
 
 
-def settle(run, unwritten=0):
-    # type: (RunDir, int) -> None
+def settle(run, unwritten=0, before=None):
+    # type: (RunDir, int, Optional[int]) -> None
     """Give attempts that ended unseen (their host died) an end. Only for a launcher that knows that none still runs.
 
-    ``unwritten``: an attempt whose end was seen, and could not be written: it is put down to storage.
+    ``unwritten``: an attempt whose end was seen, and could not be written: it is put down to storage. ``before``: only
+    those with a smaller number.
     """
     for n in unended(run):
+        if before is not None and n >= before:
+            break
         if n == unwritten:
             end(run, n, STORAGE, None)
             continue

@@ -114,6 +114,7 @@ def patiently(do, attempt=None):
     job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
     # a requeue waits for Slurm as long: what is to be left with it must not be lost before
     before = scheduler.mark_of(job, restarts, scheduler.AWAY) if job else scheduler.Mark(scheduler.STARTS)
+    before = before or scheduler.Mark()
     if before.starts < scheduler.STARTS:
         scheduler.leave_mark(job, restarts, scheduler.Mark(before.starts + 1, attempt or before.attempt))
         start_again(LATER, ())
@@ -127,7 +128,7 @@ def begin(path, token):
     """
     from flip.exitcodes import CAUSES, ConfigError
     from flip.rundir import RunDir, read_json
-    from jobs import ledger, scheduler
+    from jobs import ledger
 
     run = RunDir(path)
     if not run.path.exists():
@@ -147,9 +148,7 @@ def begin(path, token):
         if run.result.exists():
             others(run, "done")
         return 0
-    unseen = ledger.unended(run)
-    if unseen:
-        ledger.settle(run, scheduler.mark_of(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)).attempt)
+    unseen = settled(run)
     verdict = ledger.standing(run)
     if verdict is not None and verdict["action"] == "stop":
         say("%s: not started: %s" % (run.path, verdict["reason"]))
@@ -161,6 +160,27 @@ def begin(path, token):
     run.open_logs(n)
     print(n)
     return 0
+
+
+def settled(run, before=None):
+    # type: (Any, Optional[int]) -> bool
+    """Give attempts that nobody saw end an end, those before one; whether there were some.
+
+    Of one whose end could not be written the scheduler knows. While that is silent they are left open: the end of this
+    attempt, or the next begin, asks again, and no end is put down to what it was not.
+    """
+    from jobs import ledger, scheduler
+
+    if not [n for n in ledger.unended(run) if before is None or n < before]:
+        return False
+    job, mark = scheduler.own_job(os.environ), scheduler.Mark()  # type: Any, Any
+    if job:
+        mark = scheduler.mark_of(job, scheduler.restarts_of(os.environ))
+    if mark is None:
+        say("%s: nobody says how its last attempt ended; that is asked again" % run.path)
+        return False
+    ledger.settle(run, mark.attempt, before)
+    return True
 
 
 def facts():
@@ -185,6 +205,8 @@ def end(path, n, code, state):
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/requeue.py begin`.")
     if state is None and scheduler.own_job(os.environ):
         state = scheduler.patient_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
+    if state is not None:
+        settled(run, n)
     decision = ledger.end(run, n, code, state)
     say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":

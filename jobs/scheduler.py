@@ -222,12 +222,12 @@ class Mark(NamedTuple):
 
 
 def mark_of(job, restarts, patience=0.0):
-    # type: (str, int, float) -> Mark
-    """What earlier lives of the job left, if they left something. Silence is waited for so many seconds, and more."""
+    # type: (str, int, float) -> Optional[Mark]
+    """What earlier lives of the job left, if they left something; None: nobody says, for so many seconds and more."""
     try:
         comment = _fields(_insist("scontrol", "show", "job", job, patience=patience)).get("Comment", "")
     except Unanswered:
-        return Mark()
+        return None
     found = re.match(r"away:([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})$", comment)
     if not found:
         return Mark()

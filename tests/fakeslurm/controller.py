@@ -158,6 +158,7 @@ class Controller:
             return
         if job.state == "RUNNING" and job.restarts == restarts:
             job.life.happened("limit")
+            job.life.alone = not (job.life.host.alive and job.life.host.reachable)
             self._finish(job, "TIMEOUT", "TimeLimit")
 
     def requeue(self, job):

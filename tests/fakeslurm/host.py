@@ -77,6 +77,8 @@ class Life:
         """When its attempt began, and when the last of its ranks ended."""
         self.unseen = True
         """Whether it has ended, or will, without an end of its exit trap."""
+        self.alone = False
+        """Whether its wall limit came while Slurm had not yet found that its node is away."""
         self._storage = storage or (lambda life: contextlib.nullcontext())
         self.clock.at(0.2, self._begin)
 
@@ -135,7 +137,7 @@ class Life:
 
     def _elsewhere(self, code):
         def give_back():
-            mark = scheduler.mark_of(job, self.restarts, scheduler.AWAY)
+            mark = scheduler.mark_of(job, self.restarts, scheduler.AWAY) or scheduler.Mark()
             if mark.starts < scheduler.STARTS:
                 scheduler.leave_mark(job, self.restarts, mark._replace(starts=mark.starts + 1))
                 again()

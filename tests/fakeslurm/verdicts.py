@@ -139,7 +139,8 @@ def _left_to_people(world):
     """Nobody had to submit a run again, but where Slurm had lost it, never took it, or was away for too long.
 
     Or where its canary stopped for good.
-    Or where preemption cancels, and killed the batch script before its exit trap was through: known, and not mended.
+    Or where preemption cancels, and killed the batch script before its exit trap was through; or the wall limit came
+    to a node that was away, which Slurm had not yet noticed: known, and not mended, as nothing of ours runs then.
     """
     taken, lives = set(), {name: [] for name in world.likes}
     for life in world.lives:
@@ -151,7 +152,7 @@ def _left_to_people(world):
             if (
                 name in taken
                 and (at, name) not in world.behind
-                and not (last and last[0].unseen and last[0].job.state == "PREEMPTED")
+                and not (last and last[0].unseen and (last[0].alone or last[0].job.state == "PREEMPTED"))
             ):
                 yield name, f"had to be submitted again at {at / DAY:.1f} d, after {last and last[0].events}"
         taken |= set(names)

@@ -63,6 +63,7 @@ def test_an_echo_of_a_preemption_is_no_lost_node(tmp_path):
 def test_attempts_that_nobody_saw_end_are_settled_before_the_next(tmp_path):
     run = make(tmp_path)
     ledger.begin(run, {})
+    ledger.settle(run)
     assert ledger.begin(run, {}) == 2
     assert [(row["attempt"], row["cause"]) for row in list(ledger.ends(run))[::-1]] == [(1, "node")]
     assert read_json(run.attempt(2) / "start.json")["first_commit"]
@@ -74,6 +75,22 @@ def test_an_end_that_could_not_be_written_is_put_down_to_storage(tmp_path):
     ledger.settle(run, unwritten=1)
     assert [(row["cause"], row["action"], row["code"]) for row in list(ledger.ends(run))[::-1]] == [
         ("storage", "requeue", 69)
+    ]
+
+
+def test_an_end_that_is_written_late_has_no_part_in_later_commits(tmp_path):
+    run = make(tmp_path)
+    ledger.begin(run, {})
+    assert ledger.begin(run, {}) == 2, "nobody said how attempt 1 ended"
+    assert read_json(run.attempt(2) / "start.json")["first_commit"], "it may have been cut off"
+    save(run, 100, 2)
+    ledger.settle(run, unwritten=1, before=2)
+    assert ledger.unended(run) == [2]
+    ledger.end(run, 2, 70, "RUNNING")
+    rows = list(ledger.ends(run))[::-1]
+    assert [(row["cause"], row["committed"], row["commits"]) for row in rows] == [
+        ("storage", False, 0),
+        ("crash", True, 100),
     ]
 
 

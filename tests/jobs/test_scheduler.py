@@ -137,7 +137,7 @@ def test_a_life_leaves_word_for_the_next(commands, naps, comment, mark):
     commands("scontrol", show() + f"\necho '   AdminComment=x Comment={comment} '")
     assert scheduler.mark_of("57_3", 7) == mark
     commands("scontrol", "exit 1")
-    assert scheduler.mark_of("57_3", 7) == scheduler.Mark(0, 0) and naps == [1.0, 5.0, 25.0]
+    assert scheduler.mark_of("57_3", 7) is None and naps == [1.0, 5.0, 25.0]
     scheduler.leave_mark("57_3", 7, scheduler.Mark(4, 12))
     assert commands.calls()[-1] == "scontrol update JobId=57_3 Comment=away:4:7:12"
 

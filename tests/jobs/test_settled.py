@@ -1,0 +1,57 @@
+"""How an attempt ended is asked until somebody says so: no end is put down to what it was not."""
+
+import pytest
+
+from flip.rundir import RunDir, read_json, write_json
+from jobs import requeue, scheduler
+
+SILENT = "exit 1"
+NONE = "[ $1 = show ] && echo 'JobState=RUNNING Restarts=1'; exit 0"
+AWAY = "[ $1 = show ] && printf 'JobState=RUNNING Restarts=1\\n Comment=away:1:0:1 \\n'; exit 0"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Of a job that was started again; its first attempt has no end."""
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    write_json(run.path / "job.json", {"token": "t", "after": 0})
+    run.begin_attempt({"resumes_from": 0, "after": 0})
+    for name, value in {"SLURM_JOB_ID": "57", "SLURM_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: None)
+    return run
+
+
+def typed(*words):
+    """As ``requeue.main``, which would make this process deaf to TERM, and all that it starts."""
+    return requeue.act(requeue.parser().parse_args(list(words)))
+
+
+def causes(run):
+    return [(read_json(run.attempt(n) / "end.json") or {}).get("cause") for n in run.attempt_numbers()]
+
+
+def test_a_begin_that_hears_nothing_leaves_it_to_the_end_of_its_attempt(run, commands, capsys):
+    """A node that is cut off from Slurm, after an attempt whose end the storage did not take."""
+    commands("scontrol", SILENT)
+    assert typed("begin", str(run.path), "--token", "t") == 0
+    assert causes(run) == [None, None] and "nobody says how its last attempt ended" in capsys.readouterr().err
+    commands("scontrol", AWAY)
+    assert typed("end", str(run.path), "--attempt", "2", "--code", "70") == 0
+    assert causes(run) == ["storage", "crash"]
+
+
+def test_or_to_the_next_begin(run, commands):
+    commands("scontrol", SILENT)
+    typed("begin", str(run.path))
+    commands("scontrol", AWAY)
+    typed("begin", str(run.path))
+    assert causes(run) == ["storage", "node", None]
+
+
+@pytest.mark.parametrize("said, cause", [(NONE, "node"), (AWAY, "storage")])
+def test_one_that_hears_settles_it(run, commands, said, cause):
+    commands("scontrol", said)
+    typed("begin", str(run.path))
+    assert causes(run) == [cause, None]
