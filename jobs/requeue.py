@@ -109,14 +109,14 @@ def patiently(do, attempt=None):
                 break
         time.sleep(wait)
         wait = min(60.0, 2 * wait)
-    from jobs import scheduler
+    from jobs import marks, scheduler
 
     job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
     # a requeue waits for Slurm as long: what is to be left with it must not be lost before
-    before = scheduler.mark_of(job, restarts, scheduler.AWAY) if job else scheduler.Mark(scheduler.STARTS)
-    before = before or scheduler.Mark()
-    if before.starts < scheduler.STARTS:
-        scheduler.leave_mark(job, restarts, scheduler.Mark(before.starts + 1, attempt or before.attempt))
+    before = marks.read(job, restarts, scheduler.AWAY) if job else marks.Mark(marks.STARTS)
+    before = before or marks.Mark()
+    if before.starts < marks.STARTS:
+        marks.leave(job, restarts, marks.Mark(before.starts + 1, attempt or before.attempt))
         start_again(LATER, ())
     return STORAGE
 
@@ -169,13 +169,13 @@ def settled(run, before=None):
     Of one whose end could not be written the scheduler knows. While that is silent they are left open: the end of this
     attempt, or the next begin, asks again, and no end is put down to what it was not.
     """
-    from jobs import ledger, scheduler
+    from jobs import ledger, marks, scheduler
 
     if not [n for n in ledger.unended(run) if before is None or n < before]:
         return False
-    job, mark = scheduler.own_job(os.environ), scheduler.Mark()  # type: Any, Any
+    job, mark = scheduler.own_job(os.environ), marks.Mark()  # type: Any, Any
     if job:
-        mark = scheduler.mark_of(job, scheduler.restarts_of(os.environ))
+        mark = marks.read(job, scheduler.restarts_of(os.environ))
     if mark is None:
         say("%s: nobody says how its last attempt ended; that is asked again" % run.path)
         return False

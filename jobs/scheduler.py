@@ -26,8 +26,6 @@ PATIENCE = 600.0
 AWAY = 12 * 3600.0
 #: Seconds between Slurm's two notes of one event.
 SAME = 3.0
-#: Starts of a job in a row at most that come to nothing, for want of the run's files: two days of them.
-STARTS = 100
 #: What users set for their own eyes: filters, questions, another cluster, another form of times.
 THEIRS = re.compile("(SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT|SBATCH)_|SLURM_(CLUSTERS|TIME_FORMAT|BITSTR_LEN)$")
 
@@ -93,7 +91,7 @@ def state_words(job, restarts):
     still runs was cancelled (each seen on Slurm 24.11; tests/slurm/scenarios.json).
     """
     try:
-        fields = _fields(call("scontrol", "show", "job", job))
+        fields = fields_of(call("scontrol", "show", "job", job))
     except Unanswered:
         return None
     state = fields.get("JobState", "")
@@ -133,7 +131,7 @@ def outlived(job, restarts):
     while True:
         near = left is not None and left <= DEADLINE + PAUSE
         try:
-            fields = _fields(call("scontrol", "show", "job", job, deadline=5.0 if near else DEADLINE))
+            fields = fields_of(call("scontrol", "show", "job", job, deadline=5.0 if near else DEADLINE))
         except Unanswered:
             time.sleep(1.0 if near else PAUSE)
             if left is not None:
@@ -212,40 +210,7 @@ def config():
     return {key.strip(): value.strip() for key, mark, value in lines if mark}
 
 
-class Mark(NamedTuple):
-    """What starts of a job that could not write to its run leave with the scheduler: ``Comment=away:1:17:5``."""
-
-    starts: int = 0
-    """In a row, all of which came to nothing; a preemption or a start that went well ends the row."""
-    attempt: int = 0
-    """The one whose end could not be written; 0: none."""
-
-
-def mark_of(job, restarts, patience=0.0):
-    # type: (str, int, float) -> Optional[Mark]
-    """What earlier lives of the job left, if they left something; None: nobody says, for so many seconds and more."""
-    try:
-        comment = _fields(_insist("scontrol", "show", "job", job, patience=patience)).get("Comment", "")
-    except Unanswered:
-        return None
-    found = re.match(r"away:([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})$", comment)
-    if not found:
-        return Mark()
-    starts, life, attempt = (int(part) for part in found.groups())
-    return Mark(starts if life == restarts - 1 else 0, attempt)
-
-
-def leave_mark(job, restarts, mark):
-    # type: (str, int, Mark) -> None
-    """For the next life of the job; before its requeue, after which this one may be killed at once."""
-    words = "JobId=" + job, "Comment=away:%d:%d:%d" % (mark.starts, restarts, mark.attempt)
-    try:
-        _insist("scontrol", "update", *words)
-    except Unanswered:  # a start more than there might be
-        pass
-
-
-def _insist(*words, **options):
+def insist(*words, **options):
     # type: (*str, **float) -> str
     """``call``, and once more after 1, 5 and 25 seconds; from then on every minute, for ``patience`` seconds."""
     end, wait = time.time() + options.get("patience", 0.0), 1.0
@@ -297,13 +262,13 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE):
 def _excluded(job):
     # type: (str) -> List[str]
     try:
-        present = _fields(call("scontrol", "show", "job", job)).get("ExcNodeList", "")
+        present = fields_of(call("scontrol", "show", "job", job)).get("ExcNodeList", "")
     except Unanswered:
         return []
     return [present] if present and present != "(null)" else []
 
 
-def _fields(text):
+def fields_of(text):
     # type: (str) -> Dict[str, str]
     """Key=value pairs of ``scontrol show job``; of a key that stands twice the first."""
     found = {}  # type: Dict[str, str]

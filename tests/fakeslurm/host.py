@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flip.exitcodes import STORAGE
 from flip.rundir import RunDir
-from jobs import requeue, scheduler
+from jobs import marks, requeue, scheduler
 from tests.fakeslurm.clock import Process
 
 
@@ -137,9 +137,9 @@ class Life:
 
     def _elsewhere(self, code):
         def give_back():
-            mark = scheduler.mark_of(job, self.restarts, scheduler.AWAY) or scheduler.Mark()
-            if mark.starts < scheduler.STARTS:
-                scheduler.leave_mark(job, self.restarts, mark._replace(starts=mark.starts + 1))
+            mark = marks.read(job, self.restarts, scheduler.AWAY) or marks.Mark()
+            if mark.starts < marks.STARTS:
+                marks.leave(job, self.restarts, mark._replace(starts=mark.starts + 1))
                 again()
                 with contextlib.suppress(scheduler.Unanswered):
                     wishes = f"ExcNodeList={self.host.name}", f"StartTime=now+{60 * mark.starts}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs import scheduler
+from jobs import marks, scheduler
 
 JOB = (
     "JobId=57 ArrayJobId=50 ArrayTaskId=3 JobName=a.b\n   Priority=1\n   JobState={state} Reason={reason}\n"
@@ -135,10 +135,10 @@ def test_a_requeue_whose_answer_was_lost_keeps_its_delay_and_nodes(commands, nap
 )
 def test_a_life_leaves_word_for_the_next(commands, naps, comment, mark):
     commands("scontrol", show() + f"\necho '   AdminComment=x Comment={comment} '")
-    assert scheduler.mark_of("57_3", 7) == mark
+    assert marks.read("57_3", 7) == mark
     commands("scontrol", "exit 1")
-    assert scheduler.mark_of("57_3", 7) is None and naps == [1.0, 5.0, 25.0]
-    scheduler.leave_mark("57_3", 7, scheduler.Mark(4, 12))
+    assert marks.read("57_3", 7) is None and naps == [1.0, 5.0, 25.0]
+    marks.leave("57_3", 7, marks.Mark(4, 12))
     assert commands.calls()[-1] == "scontrol update JobId=57_3 Comment=away:4:7:12"
 
 

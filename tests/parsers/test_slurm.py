@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, write_json
-from jobs import promises, scheduler, site, slurm_state
+from jobs import marks, promises, scheduler, site, slurm_state
 from jobs.cluster import JobState
 from jobs.profile import Profile
 from tests.parsers.spoil import spoiled
@@ -89,7 +89,7 @@ def test_a_queue_comes_back(answers, jobs):
 def test_any_job(answers, text):
     answers["scontrol"] = text
     assert scheduler.state_words("50_3", 2) is None or scheduler.state_words("50_3", 2).strip()
-    mark = scheduler.mark_of("50_3", 2)
+    mark = marks.read("50_3", 2)
     assert mark.starts >= 0 and mark.attempt >= 0
     assert all(isinstance(nodes, str) for nodes in scheduler._excluded("50_3"))
 
