@@ -256,6 +256,7 @@ def old_python() -> str:
         "jobs/ledger",
         "jobs/requeue",
         "jobs/scheduler",
+        "jobs/marks",
         "jobs/rank",
         "jobs/canary",
         "jobs/notify",
