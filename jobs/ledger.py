@@ -11,9 +11,10 @@ from flip import commit
 from flip.exitcodes import STORAGE
 from flip.rundir import create_json, read_json
 from jobs.policy import TOLD, Decision, Limits, decide
+from jobs.suspects import BLAMED
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, Iterator, List, Optional  # noqa: F401
+    from typing import Any, Dict, Iterator, List, Optional, Tuple  # noqa: F401
 
     from flip.rundir import RunDir  # noqa: F401
 
@@ -40,11 +41,12 @@ def begin(run, facts):
     return run.begin_attempt(dict(start, **facts))
 
 
-def end(run, n, code, state, limits=None):
-    # type: (RunDir, int, Optional[int], Optional[str], Optional[Limits]) -> Decision
+def end(run, n, code, state, limits=None, suspect=("", "")):
+    # type: (RunDir, int, Optional[int], Optional[str], Optional[Limits], Tuple[str, str]) -> Decision
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
     ``code``: exit code of the attempt, None where nobody saw it. ``state``: the scheduler's words, None if unreadable.
+    ``suspect``: a node to be left out where the attempt failed, and the run that failed there too (jobs/suspects.py).
     """
     start = read_json(run.attempt(n) / "start.json") or {}
     following = read_json(run.attempt(n + 1) / "start.json") or {}  # of an end that is written late
@@ -64,6 +66,10 @@ def end(run, n, code, state, limits=None):
     )
     if decision.cause == "cancelled":
         decision = decision._replace(reason=cancelled_by(run))
+    node, other = suspect
+    if node and decision.action == "requeue" and decision.cause in BLAMED and node not in decision.exclude:
+        reason = "%s; without %s from now on, where %s failed as well" % (decision.reason, node, other)
+        decision = decision._replace(reason=reason, exclude=decision.exclude + (node,))
     record = dict(decision._asdict(), attempt=n, code=code, state=state, commits=commits, committed=committed)
     record["exclude"] = list(decision.exclude)
     record["time"] = time.time()

@@ -197,7 +197,7 @@ def end(path, n, code, state):
     # type: (str, Optional[int], Optional[int], Optional[str]) -> int
     from flip.exitcodes import ConfigError
     from flip.rundir import RunDir
-    from jobs import ledger, scheduler
+    from jobs import ledger, scheduler, suspects
 
     run = RunDir(path)
     n = run.newest_attempt() if n is None else n
@@ -207,7 +207,7 @@ def end(path, n, code, state):
         state = scheduler.patient_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
     if state is not None:
         settled(run, n)
-    decision = ledger.end(run, n, code, state)
+    decision = ledger.end(run, n, code, state, suspect=suspects.suspect(run, n, time.time()))
     say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
         requeue_job(decision)

@@ -257,6 +257,7 @@ def old_python() -> str:
         "jobs/requeue",
         "jobs/scheduler",
         "jobs/marks",
+        "jobs/suspects",
         "jobs/rank",
         "jobs/canary",
         "jobs/notify",
