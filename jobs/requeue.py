@@ -278,7 +278,7 @@ def watch(path, n):
             run.note_limit(n)
         except OSError as error:
             say(error)
-        start_again(0.0, ())
+        start_again(0.0, (), ending=True)
     return 0
 
 
@@ -298,13 +298,13 @@ def requeue_job(decision):
     start_again(decision.delay, decision.exclude)
 
 
-def start_again(delay, exclude):
-    # type: (float, tuple) -> None
+def start_again(delay, exclude, ending=False):
+    # type: (float, tuple, bool) -> None
     from jobs import scheduler
 
     job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
     try:
-        say("%s: %s" % (job, scheduler.requeue(job, restarts, delay, exclude)), sys.stdout)
+        say("%s: %s" % (job, scheduler.requeue(job, restarts, delay, exclude, ending=ending)), sys.stdout)
     except scheduler.Unanswered as error:
         say("%s was not requeued: %s; submit again" % (job, error))
 

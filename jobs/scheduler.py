@@ -16,6 +16,8 @@ if False:  # names for annotations only: Python 3.6 runs this file too
 
 #: Seconds that one command gets. A controller that is away makes clients wait.
 DEADLINE = 30.0
+#: The same where the job is about to be killed: KillWait is 30 seconds by default.
+BRIEF = 5.0
 #: Seconds after which a job's wall limit is asked for again: administrators change limits of running jobs.
 SELDOM = 900.0
 #: Seconds until it is asked for once more where nobody answers.
@@ -81,8 +83,8 @@ def own_job(environ):
     return environ.get("SLURM_JOB_ID", "")
 
 
-def state_words(job, restarts):
-    # type: (str, int) -> Optional[str]
+def state_words(job, restarts, deadline=DEADLINE):
+    # type: (str, int, float) -> Optional[str]
     """What becomes of a job whose script is at its end, in the words that ``jobs.policy`` reads; None: nobody says.
 
     ``restarts``: SLURM_RESTART_COUNT of this life. While a job ends, all that Slurm prints is COMPLETING: one that it
@@ -91,7 +93,7 @@ def state_words(job, restarts):
     still runs was cancelled (each seen on Slurm 24.11; tests/slurm/scenarios.json).
     """
     try:
-        fields = fields_of(call("scontrol", "show", "job", job))
+        fields = fields_of(call("scontrol", "show", "job", job, deadline=deadline))
     except Unanswered:
         return None
     state = fields.get("JobState", "")
@@ -131,7 +133,7 @@ def outlived(job, restarts):
     while True:
         near = left is not None and left <= DEADLINE + PAUSE
         try:
-            fields = fields_of(call("scontrol", "show", "job", job, deadline=5.0 if near else DEADLINE))
+            fields = fields_of(call("scontrol", "show", "job", job, deadline=BRIEF if near else DEADLINE))
         except Unanswered:
             time.sleep(1.0 if near else PAUSE)
             if left is not None:
@@ -224,30 +226,35 @@ def insist(*words, **options):
         wait = min(60.0, 5 * wait)
 
 
-def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE):
-    # type: (str, int, float, Iterable[str], float) -> str
+def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=False):
+    # type: (str, int, float, Iterable[str], float, bool) -> str
     """Start a job again, after ``delay`` seconds and without nodes ``exclude``; what happened, in words.
 
     Before each try the job's state is looked at: one that Slurm has started again, or somebody cancelled, is left so.
     A refusal is tried again for ``patience`` seconds, silence for AWAY, then Unanswered is raised. The caller may be
     killed as soon as the requeue is through, so delay and nodes come after it: before it they are refused anyway.
+    ``ending``: Slurm ends the job for its limit at this moment, so that no time is lost with questions and waits.
     """
-    begin, wait, tried = time.time(), 1.0, False
+    deadline, wait, tried = BRIEF if ending else DEADLINE, 1.0, False
+    words = "TIMEOUT" if ending else state_words(job, restarts)  # type: Optional[str]
+    silent_until, refused_until = time.time() + AWAY, None  # type: float, Optional[float]
     while True:
-        words = state_words(job, restarts)
         if tried and words == "PENDING":
             break  # our own try was carried out, and its answer lost: delay and nodes are still to be told
         if words in ("PENDING", "CANCELLED"):
             return "left alone: it is %s" % words
         try:
-            call("scontrol", "requeue", job)
+            call("scontrol", "requeue", job, deadline=deadline)
             break
         except Unanswered as error:
-            tried = True
-            if time.time() + wait > begin + (AWAY if words is None else patience):
+            tried, now = True, time.time()
+            # after hours of silence the first refusal is not the last word
+            refused_until = None if words is None else refused_until or now + patience
+            if now + wait > (refused_until or silent_until):
                 raise error
         time.sleep(wait)
-        wait = min(60.0, 2 * wait)
+        wait = wait if ending else min(60.0, 2 * wait)
+        words = state_words(job, restarts, deadline)
     wishes = ["StartTime=now+%d" % round(delay)] if delay >= 1 else []
     if exclude:
         wishes.append("ExcNodeList=" + ",".join(_excluded(job) + sorted(exclude)))

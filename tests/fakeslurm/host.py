@@ -208,6 +208,8 @@ class Life:
         self._done(137, killed=True)
 
     def lose(self, node):
+        if self.controller.jobs.get(self.job.id) is not self.job:
+            self.happened("node")  # else the controller notes it when it finds out
         if self.body is not None:
             self.body.lose(node.name)
         if node is self.host:

@@ -119,6 +119,34 @@ def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_deci
         assert [call.split()[1] for call in commands.calls()[before:]] == ["show"], "it was not tried"
 
 
+def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands, tmp_path, monkeypatch):
+    """A controller that comes back answers one call, and not yet the next."""
+    slept, tries = [0.0], f"$(grep -c requeue {tmp_path}/calls)"
+    monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: slept.append(slept[-1] + seconds))
+    monkeypatch.setattr(scheduler.time, "time", lambda: slept[-1])
+    commands("scontrol", f"[ $1 = requeue ] && exit $(({tries} < 42))\n[ {tries} -lt 40 ] && exit 1\n{show()}")
+    assert scheduler.requeue("57", 0) == "requeued" and slept[-1] > 2 * scheduler.PATIENCE
+    refuses = f"[ $1 = requeue ] && exit 1\n[ {tries} -lt 80 ] && exit 1\n{show()}"
+    commands("scontrol", refuses)
+    begin = slept[-1]
+    with pytest.raises(scheduler.Unanswered):
+        scheduler.requeue("57", 0)
+    assert scheduler.PATIENCE < slept[-1] - begin < scheduler.AWAY, "nor is it tried for half a day"
+
+
+def test_a_job_that_is_being_killed_loses_no_time(commands, naps, tmp_path, monkeypatch):
+    """Between TERM and KILL there are 30 seconds: no question before, and none that takes them all."""
+    asked, real = [], scheduler.call
+    monkeypatch.setattr(
+        scheduler, "call", lambda *words, **options: asked.append((words[1], options)) or real(*words, **options)
+    )
+    tries = f"$(grep -c requeue {tmp_path}/calls)"
+    commands("scontrol", f"[ $1 = requeue ] && exit $(({tries} < 4))\n{show(state='TIMEOUT')}")
+    assert scheduler.requeue("57", 0, ending=True) == "requeued"
+    assert [what for what, _ in asked] == ["requeue", "show"] * 3 + ["requeue"] and naps == [1.0] * 3
+    assert all(options["deadline"] == scheduler.BRIEF for _, options in asked)
+
+
 def test_a_requeue_whose_answer_was_lost_keeps_its_delay_and_nodes(commands, naps, tmp_path):
     """Else storage that is away would be tried again at once, on the node that is broken."""
     done = tmp_path / "done"
