@@ -39,11 +39,13 @@ def read(job, restarts, patience=0.0):
     return Mark(starts if life == restarts - 1 else 0, attempt)
 
 
-def leave(job, restarts, mark):
-    # type: (str, int, Mark) -> None
-    """For the next life of the job; before its requeue, after which this one may be killed at once."""
+def leave(job, restarts, mark, patience=0.0):
+    # type: (str, int, Mark, float) -> None
+    """For the next life of the job; before its requeue, after which this one may be killed at once. Silence is waited
+    for as with ``read``.
+    """
     words = "JobId=" + job, "Comment=away:%d:%d:%d" % (mark.starts, restarts, mark.attempt)
     try:
-        scheduler.insist("scontrol", "update", *words)
+        scheduler.insist("scontrol", "update", *words, patience=patience)
     except scheduler.Unanswered:  # a start more than there might be
         pass

@@ -113,10 +113,11 @@ def patiently(do, attempt=None):
 
     job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
     # a requeue waits for Slurm as long: what is to be left with it must not be lost before
-    before = marks.read(job, restarts, scheduler.AWAY) if job else marks.Mark(marks.STARTS)
-    before = before or marks.Mark()
+    heard = marks.read(job, restarts, scheduler.AWAY) if job else marks.Mark(marks.STARTS)
+    before = heard or marks.Mark()
     if before.starts < marks.STARTS:
-        marks.leave(job, restarts, marks.Mark(before.starts + 1, attempt or before.attempt))
+        mark = marks.Mark(before.starts + 1, attempt or before.attempt)
+        marks.leave(job, restarts, mark, patience=0.0 if heard else scheduler.AWAY)
         start_again(LATER, ())
     return STORAGE
 

@@ -88,7 +88,7 @@ def _put_down_rightly(world, name, state, ones):
         if "storage" in one.happened and following is not None and following.life.job is not one.life.job:
             allowed |= {"node"}  # what a job's comment said is gone with the job
         if any(other.begin < one.life.ended for other in ones if other.n > one.n):
-            allowed |= {"stopped"}
+            allowed |= {"stopped", "node"}  # the later one may have found it without an end
         if one.cause is not None and one.cause not in allowed:
             yield f"{one}, not one of {sorted(allowed)}"
 

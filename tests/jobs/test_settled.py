@@ -55,3 +55,26 @@ def test_one_that_hears_settles_it(run, commands, said, cause):
     commands("scontrol", said)
     typed("begin", str(run.path))
     assert causes(run) == [cause, None]
+
+
+def test_the_word_for_the_next_start_waits_for_a_controller_that_is_away(run, commands, tmp_path, monkeypatch):
+    """For longer than anybody asks what earlier starts left: it goes before the requeue, whenever that is."""
+    monkeypatch.setattr(requeue, "PATIENCE", 0.0)
+    monkeypatch.setattr(scheduler, "AWAY", 100.0)
+    slept = [0.0]
+    monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: slept.append(slept[-1] + seconds))
+    monkeypatch.setattr(scheduler.time, "time", lambda: slept[-1])
+    asked = f"$(wc -l < {tmp_path}/calls)"
+    commands("scontrol", f"[ {asked} -lt 11 ] && exit 1; [ $1 = show ] && echo 'JobState=RUNNING Restarts=1'; exit 0")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(requeue, "end", full)
+    assert typed("end", str(run.path), "--attempt", "1", "--code", "75") == 69
+    told = [call for call in commands.calls() if "show" not in call]
+    assert told[-3:] == [
+        "scontrol update JobId=57 Comment=away:1:1:1",
+        "scontrol requeue 57",
+        "scontrol update JobId=57 StartTime=now+1800",
+    ]
