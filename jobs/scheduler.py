@@ -39,6 +39,10 @@ class Unanswered(Exception):
     """Slurm did not answer, or said no. The text is its own."""
 
 
+class Gone(Unanswered):
+    """Slurm answered that it knows no such job: no more is to be waited for."""
+
+
 class Row(NamedTuple):
     """One job or array element as squeue lists it."""
 
@@ -67,8 +71,15 @@ def call(*words, **options):
         raise Unanswered("%s: %s" % (words[0], error.strerror or error)) from error
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip() or "exit code %d" % done.returncode
-        raise Unanswered("%s: %s" % (words[0], said.splitlines()[-1]))
+        raise unanswered(words[0], said.splitlines()[-1])
     return done.stdout.decode("utf-8", "replace")
+
+
+def unanswered(command, said):
+    # type: (str, str) -> Unanswered
+    """What a command that failed said."""
+    kind = Gone if "Invalid job id" in said else Unanswered
+    return kind("%s: %s" % (command, said))
 
 
 def own_job(environ):
@@ -214,13 +225,13 @@ def config():
 
 def insist(*words, **options):
     # type: (*str, **float) -> str
-    """``call``, and once more after 1, 5 and 25 seconds; from then on every minute, for ``patience`` seconds."""
+    """``call``, again after 1, 5 and 25 seconds, then every minute for ``patience`` seconds, if the job is known."""
     end, wait = time.time() + options.get("patience", 0.0), 1.0
     while True:
         try:
             return call(*words)
-        except Unanswered:
-            if wait > 25.0 and time.time() > end:
+        except Unanswered as error:
+            if wait > 25.0 and (time.time() > end or isinstance(error, Gone)):
                 raise
         time.sleep(wait)
         wait = min(60.0, 5 * wait)
@@ -249,7 +260,8 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
         except Unanswered as error:
             tried, now = True, time.time()
             # after hours of silence the first refusal is not the last word
-            refused_until = None if words is None else refused_until or now + patience
+            silent = words is None and not isinstance(error, Gone)
+            refused_until = None if silent else refused_until or now + patience
             if now + wait > (refused_until or silent_until):
                 raise error
         time.sleep(wait)

@@ -9,7 +9,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.scheduler import DEADLINE, Unanswered
+from jobs.scheduler import DEADLINE, Unanswered, unanswered
 from tests.fakeslurm.clock import EPOCH
 from tests.fakeslurm.controller import Refused
 from tests.fakeslurm.host import Script
@@ -56,7 +56,7 @@ class Commands:
     @staticmethod
     def _unanswered(record, said):
         record["code"], record["said"] = 1, said
-        return Unanswered(f"{record['words'][0]}: {said}")
+        return unanswered(record["words"][0], said)
 
     def _do(self, name, *words):
         return getattr(self, f"_{name}")(*words)

@@ -75,12 +75,17 @@ class Life:
         """(time, what) that happened to it, as nobody but the world knows."""
         self.born, self.began, self.ended = self.clock.now, None, float("inf")
         """When its attempt began, and when the last of its ranks ended."""
-        self.unseen = True
-        """Whether it has ended, or will, without an end of its exit trap."""
+        self.through = float("inf")
+        """When its exit trap was through."""
         self.alone = False
         """Whether its wall limit came while Slurm had not yet found that its node is away."""
         self._storage = storage or (lambda life: contextlib.nullcontext())
         self.clock.at(0.2, self._begin)
+
+    @property
+    def unseen(self):
+        """Whether it has ended, or will, without an end of its exit trap."""
+        return self.through == float("inf")
 
     def happened(self, what):
         self.events.append((self.clock.now, what))
@@ -169,7 +174,7 @@ class Life:
 
     def _srun_ended(self, code):
         def seen(said, _):
-            self.unseen = False
+            self.through = self.clock.now
             if said == STORAGE:  # the end itself could not be written
                 self.happened("storage")
             for process in self._beside:

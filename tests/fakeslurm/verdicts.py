@@ -152,7 +152,7 @@ def _left_to_people(world):
             if (
                 name in taken
                 and (at, name) not in world.behind
-                and not (last and last[0].unseen and (last[0].alone or last[0].job.state == "PREEMPTED"))
+                and not (last and last[0].through > at and (last[0].alone or last[0].job.state == "PREEMPTED"))
             ):
                 yield name, f"had to be submitted again at {at / DAY:.1f} d, after {last and last[0].events}"
         taken |= set(names)

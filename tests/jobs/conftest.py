@@ -95,6 +95,17 @@ def field(tmp_path):
 
 
 @pytest.fixture
+def slept(monkeypatch):
+    """Time by naps alone, which take none: the last one's end. Short ones are those of who waits for a process."""
+    ends, really = [0.0], time.sleep
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: ends.append(ends[-1] + seconds) if seconds >= 1 else really(seconds)
+    )
+    monkeypatch.setattr(time, "time", lambda: ends[-1])
+    return ends
+
+
+@pytest.fixture
 def commands(tmp_path, monkeypatch):
     """``commands(name, script)`` puts a shell script of this name in front; all calls are noted in .calls."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")

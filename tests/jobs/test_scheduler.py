@@ -119,11 +119,9 @@ def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_deci
         assert [call.split()[1] for call in commands.calls()[before:]] == ["show"], "it was not tried"
 
 
-def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands, tmp_path, monkeypatch):
+def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands, slept, tmp_path):
     """A controller that comes back answers one call, and not yet the next."""
-    slept, tries = [0.0], f"$(grep -c requeue {tmp_path}/calls)"
-    monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: slept.append(slept[-1] + seconds))
-    monkeypatch.setattr(scheduler.time, "time", lambda: slept[-1])
+    tries = f"$(grep -c requeue {tmp_path}/calls)"
     commands("scontrol", f"[ $1 = requeue ] && exit $(({tries} < 42))\n[ {tries} -lt 40 ] && exit 1\n{show()}")
     assert scheduler.requeue("57", 0) == "requeued" and slept[-1] > 2 * scheduler.PATIENCE
     refuses = f"[ $1 = requeue ] && exit 1\n[ {tries} -lt 80 ] && exit 1\n{show()}"
@@ -132,6 +130,15 @@ def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands,
     with pytest.raises(scheduler.Unanswered):
         scheduler.requeue("57", 0)
     assert scheduler.PATIENCE < slept[-1] - begin < scheduler.AWAY, "nor is it tried for half a day"
+
+
+def test_a_job_that_slurm_knows_no_more_is_not_waited_for_half_a_day(commands, slept):
+    """As on a node that was cut off while its job was preempted, or after the controller lost its state."""
+    commands("scontrol", "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
+    assert marks.read("57", 0, patience=scheduler.AWAY) is None and slept[-1] == 31.0
+    with pytest.raises(scheduler.Gone):
+        scheduler.requeue("57", 0)
+    assert slept[-1] < 31.0 + 2 * scheduler.PATIENCE
 
 
 def test_a_job_that_is_being_killed_loses_no_time(commands, naps, tmp_path, monkeypatch):

@@ -57,13 +57,10 @@ def test_one_that_hears_settles_it(run, commands, said, cause):
     assert causes(run) == [cause, None]
 
 
-def test_the_word_for_the_next_start_waits_for_a_controller_that_is_away(run, commands, tmp_path, monkeypatch):
+def test_the_word_for_the_next_start_waits_for_a_controller_that_is_away(run, commands, slept, tmp_path, monkeypatch):
     """For longer than anybody asks what earlier starts left: it goes before the requeue, whenever that is."""
     monkeypatch.setattr(requeue, "PATIENCE", 0.0)
     monkeypatch.setattr(scheduler, "AWAY", 100.0)
-    slept = [0.0]
-    monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: slept.append(slept[-1] + seconds))
-    monkeypatch.setattr(scheduler.time, "time", lambda: slept[-1])
     asked = f"$(wc -l < {tmp_path}/calls)"
     commands("scontrol", f"[ {asked} -lt 11 ] && exit 1; [ $1 = show ] && echo 'JobState=RUNNING Restarts=1'; exit 0")
 
