@@ -202,7 +202,8 @@ def scancelled(scene, play=AGAIN):
 scenario("scancel while it runs", ends=(1, "cancelled"))(scancelled)
 
 
-@scenario("scancel while it runs; the ranks obey nothing and are killed", ends=(1, "cancelled"))
+# torn: ranks and script are killed in one moment, and a busy machine may give the script the time for its trap
+@scenario("scancel while it runs; the ranks obey nothing and are killed", ends=(1, "cancelled"), torn=True)
 def scancelled_deaf(scene):
     scancelled(scene, DEAF)
 

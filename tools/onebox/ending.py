@@ -22,7 +22,8 @@ def kill_node(site: Site, node: str) -> None:
 def kill_steps(site: Site, nodes: Sequence[str]) -> None:
     """SIGKILL the slurmstepds of nodes, then their tasks: the other way round the tasks' ends would be reported.
 
-    More than once: a step may be starting.
+    With no wait in between, and sruns first: one that sees its step die kills its tasks on other nodes. (Stopping them
+    before does not help: the kernel wakes what is orphaned.) More than once: a step may be starting.
     """
     marks = {node: (f"SLURM_CONF={site.conf}", f"SLURMD_NODENAME={node}") for node in nodes}
     for _ in range(50):
@@ -31,8 +32,7 @@ def kill_steps(site: Site, nodes: Sequence[str]) -> None:
         tasks = processes.tasks(steps, list(marks.values()))
         if not steps and not tasks:
             return
-        _kill(site, steps)
-        _kill(site, tasks)
+        _kill(site, steps + sorted(tasks, key=lambda task: task.name != "srun"))
 
 
 def end_all(site: Site) -> None:
