@@ -86,7 +86,8 @@ def preempted_grace_late(scene):
     preempted(scene, {**AGAIN, "ignore": ["USR2"]})
 
 
-@scenario("a job of higher priority; no grace; the ranks obey nothing and are killed")
+# torn: ranks and script are killed in one moment, and a busy machine may give the script the time for its trap
+@scenario("a job of higher priority; no grace; the ranks obey nothing and are killed", torn=True)
 def preempted_deaf(scene):
     preempted(scene, DEAF)
 
@@ -202,7 +203,6 @@ def scancelled(scene, play=AGAIN):
 scenario("scancel while it runs", ends=(1, "cancelled"))(scancelled)
 
 
-# torn: ranks and script are killed in one moment, and a busy machine may give the script the time for its trap
 @scenario("scancel while it runs; the ranks obey nothing and are killed", ends=(1, "cancelled"), torn=True)
 def scancelled_deaf(scene):
     scancelled(scene, DEAF)
