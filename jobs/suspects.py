@@ -11,7 +11,7 @@ from flip.rundir import RunDir, read_json
 from jobs.policy import DAY
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Iterator, Optional, Tuple  # noqa: F401
+    from typing import Iterator, Optional, Set, Tuple  # noqa: F401
 
 #: Ends that a node may be to blame for.
 BLAMED = ("crash", "hang")
@@ -26,14 +26,10 @@ def suspect(run, n, now):
     ``now``: seconds, as in end.json. Raises OSError where the sweep's folder cannot be read.
     """
     node = failed_on(run, n)
-    if not node or any(other != node for other in _failures(run, now)):
-        return "", ""
-    for other in _neighbours(run):
-        try:
-            if set(_failures(other, now)) == {node}:
+    if node and failures(run, now) <= {node}:
+        for other in _neighbours(run):
+            if failures(other, now) == {node}:
                 return node, other.name
-        except (OSError, ValueError, KeyError, TypeError):  # moved away just now, or damaged: it says nothing
-            continue
     return "", ""
 
 
@@ -44,17 +40,20 @@ def failed_on(run, n):
     return named.pop() if len(named) == 1 else None
 
 
-def _failures(run, now):
-    # type: (RunDir, float) -> Iterator[Optional[str]]
-    """Where the run's attempts of the last day failed, newest first."""
-    for n in reversed(run.attempt_numbers()):
-        end = read_json(run.attempt(n) / "end.json")
-        if end is None:
-            continue
-        if now - end["time"] > RECENT:
-            return
-        if end["cause"] in BLAMED:
-            yield failed_on(run, n)
+def failures(run, now):
+    # type: (RunDir, float) -> Set[Optional[str]]
+    """The nodes on which the run's attempts of the last day failed; None among them: it cannot be told which."""
+    found = set()  # type: Set[Optional[str]]
+    try:
+        for n in reversed(run.attempt_numbers()):
+            end = read_json(run.attempt(n) / "end.json")
+            if end is not None and now - end["time"] > RECENT:
+                break
+            if end is not None and end["cause"] in BLAMED:
+                found.add(failed_on(run, n))
+    except (OSError, ValueError, KeyError, TypeError):  # moved away just now, or damaged: it accuses nobody
+        found.add(None)
+    return found
 
 
 def _neighbours(run):

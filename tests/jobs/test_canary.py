@@ -11,6 +11,7 @@ from flip.rundir import RunDir, read_json, write_json
 from jobs import canary, cluster, folder, ledger, requeue, slurm
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
+from tests.jobs.act import act
 
 SBATCH = 'cp "$1" "$0.$$"; echo "Submitted batch job 5$(ls $0.* | wc -l)"'
 
@@ -22,11 +23,6 @@ def log(run, n, *steps):
 
 
 ONE = Shape()
-
-
-def act(words):
-    """As ``requeue.main``, which would make this process deaf to TERM, and all that it starts."""
-    return requeue.act(requeue.parser().parse_args(words))
 
 
 def job(tmp_path, name, shape=ONE, code="code", **fields):
@@ -173,7 +169,7 @@ def test_they_are_let_go_once_when_it_has_passed(submitted, monkeypatch):
         log(a, 1, *([1] if len(looks) == 1 else [51]))
 
     monkeypatch.setattr(requeue, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
-    assert act(["release", str(a.path)]) == 0
+    assert act("release", a.path) == 0
     assert len(looks) == 2 and asked(submitted, "scontrol release") == ["scontrol release 52"]
     assert canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
     submitted.queue(others="PENDING|JobHeldAdmin")
@@ -199,7 +195,7 @@ def test_its_end_is_told_to_the_others(submitted, cause, code, called, monkeypat
     if cause == "complete":
         write_json(a.result, {})
     monkeypatch.setenv("SLURM_JOB_ID", "57")
-    assert act(["end", str(a.path), "--code", str(code), "--state", "RUNNING"]) == 0
+    assert act("end", a.path, "--code", code, "--state", "RUNNING") == 0
     assert asked(submitted, "scancel") == ([called] if called else [])
     assert asked(submitted, "scontrol release") == (["scontrol release 52"] if cause == "complete" else [])
 
@@ -212,7 +208,7 @@ def test_an_end_that_nobody_saw_is_told_to_the_others_too(submitted, last, done,
     log(a, n, 1, last)
     a.write_cause(n, 0, "data", 65, "a shard is damaged")
     monkeypatch.setenv("SLURM_JOB_ID", "57")
-    assert act(["begin", str(a.path)]) == 65
+    assert act("begin", a.path) == 65
     assert asked(submitted, "scontrol release", "scancel") == [done]
 
 

@@ -7,14 +7,10 @@ import time
 import pytest
 
 from flip.rundir import RunDir, create_json, write_json
-from jobs import ledger, notify, requeue
+from jobs import ledger, notify
+from tests.jobs.act import act
 
 TAKES = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
-
-
-def act(words):
-    """As ``requeue.main``, which would make this process deaf to TERM, and all that it starts."""
-    return requeue.act(requeue.parser().parse_args(words))
 
 
 @pytest.fixture
@@ -44,7 +40,7 @@ def sweep(tmp_path):
 def stops(run, cause="data", code=65):
     n = ledger.begin(run, {})
     run.write_cause(n, 0, cause, code, f"why {cause}")
-    return act(["end", str(run.path), "--code", str(code), "--state", "RUNNING"])
+    return act("end", run.path, "--code", code, "--state", "RUNNING")
 
 
 def test_a_run_that_stops_for_good_and_the_end_of_the_sweep(sweep):
@@ -57,7 +53,7 @@ def test_a_run_that_stops_for_good_and_the_end_of_the_sweep(sweep):
     }  # fmt: skip
     ledger.begin(sweep.b, {})
     create_json(sweep.b.result, {})
-    act(["end", str(sweep.b.path), "--code", "0", "--state", "RUNNING"])
+    act("end", sweep.b.path, "--code", "0", "--state", "RUNNING")
     ended = sweep.heard()[1]
     assert ended["event"] == "sweep_ended"
     assert (ended["complete"], ended["failed"], ended["cancelled"]) == (["b"], ["a"], [])
@@ -87,7 +83,7 @@ def test_the_end_of_an_evaluation_is_not_that_of_a_sweep(sweep):
     write_json(job.path / "job.json", {"after": 0, "notify": sweep.words})
     ledger.begin(job, {})
     create_json(job.result, {})
-    act(["end", str(job.path), "--code", "0", "--state", "RUNNING"])
+    act("end", job.path, "--code", "0", "--state", "RUNNING")
     assert sweep.heard() == [] and not (job.path.parent / ".notified").exists()
 
 
@@ -111,9 +107,9 @@ def test_an_end_that_nobody_saw_is_told_when_it_is_settled(sweep, commands):
     commands("scontrol", "")
     n = ledger.begin(sweep.a, {})
     sweep.a.write_cause(n, 0, "config", 78, "a key is unknown")
-    assert act(["begin", str(sweep.a.path)]) == 78
+    assert act("begin", sweep.a.path) == 78
     assert [(e["event"], e["cause"]) for e in sweep.heard()] == [("run_stopped", "config")]
-    assert act(["begin", str(sweep.a.path)]) == 78 and len(sweep.heard()) == 1
+    assert act("begin", sweep.a.path) == 78 and len(sweep.heard()) == 1
 
 
 def test_the_supervisor_tells_too(field, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 
 from flip.rundir import RunDir, read_json, write_json
 from jobs import requeue, scheduler
+from tests.jobs.act import act
 
 SILENT = "exit 1"
 NONE = "[ $1 = show ] && echo 'JobState=RUNNING Restarts=1'; exit 0"
@@ -23,11 +24,6 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def typed(*words):
-    """As ``requeue.main``, which would make this process deaf to TERM, and all that it starts."""
-    return requeue.act(requeue.parser().parse_args(list(words)))
-
-
 def causes(run):
     return [(read_json(run.attempt(n) / "end.json") or {}).get("cause") for n in run.attempt_numbers()]
 
@@ -35,25 +31,25 @@ def causes(run):
 def test_a_begin_that_hears_nothing_leaves_it_to_the_end_of_its_attempt(run, commands, capsys):
     """A node that is cut off from Slurm, after an attempt whose end the storage did not take."""
     commands("scontrol", SILENT)
-    assert typed("begin", str(run.path), "--token", "t") == 0
+    assert act("begin", run.path, "--token", "t") == 0
     assert causes(run) == [None, None] and "nobody says how its last attempt ended" in capsys.readouterr().err
     commands("scontrol", AWAY)
-    assert typed("end", str(run.path), "--attempt", "2", "--code", "70") == 0
+    assert act("end", run.path, "--attempt", "2", "--code", "70") == 0
     assert causes(run) == ["storage", "crash"]
 
 
 def test_or_to_the_next_begin(run, commands):
     commands("scontrol", SILENT)
-    typed("begin", str(run.path))
+    act("begin", run.path)
     commands("scontrol", AWAY)
-    typed("begin", str(run.path))
+    act("begin", run.path)
     assert causes(run) == ["storage", "node", None]
 
 
 @pytest.mark.parametrize("said, cause", [(NONE, "node"), (AWAY, "storage")])
 def test_one_that_hears_settles_it(run, commands, said, cause):
     commands("scontrol", said)
-    typed("begin", str(run.path))
+    act("begin", run.path)
     assert causes(run) == [cause, None]
 
 
@@ -68,7 +64,7 @@ def test_the_word_for_the_next_start_waits_for_a_controller_that_is_away(run, co
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(requeue, "end", full)
-    assert typed("end", str(run.path), "--attempt", "1", "--code", "75") == 69
+    assert act("end", run.path, "--attempt", "1", "--code", "75") == 69
     told = [call for call in commands.calls() if "show" not in call]
     assert told[-3:] == [
         "scontrol update JobId=57 Comment=away:1:1:1",

@@ -4,7 +4,8 @@ import pytest
 
 from flip.exitcodes import CAUSES
 from flip.rundir import RunDir, read_json, write_json
-from jobs import ledger, requeue, scheduler, suspects
+from jobs import ledger, scheduler, suspects
+from tests.jobs.act import act
 
 NOW = 1_000_000.0
 
@@ -71,6 +72,13 @@ def test_a_damaged_neighbour_says_nothing(sweep):
     assert found(*mine) == ("n1", "other")
 
 
+def test_damage_to_its_own_records_accuses_nobody_and_ends_nothing(sweep):
+    run, n = sweep("mine", "n2")
+    (run.attempt(n) / "end.json").write_text("{")
+    sweep("other", "n1")
+    assert found(*sweep("mine", "n1", ended=False)) == ("", "")
+
+
 def test_its_job_starts_again_without_the_node_and_says_why(sweep, commands, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "57")
     monkeypatch.setattr(suspects, "RECENT", float("inf"))
@@ -78,7 +86,7 @@ def test_its_job_starts_again_without_the_node_and_says_why(sweep, commands, mon
     commands("scontrol", "[ $1 = show ] && echo 'JobState=RUNNING Restarts=0 ExcNodeList=(null)'; exit 0")
     sweep("other", "n1")
     run, n = sweep("mine", "n1", ended=False)
-    assert requeue.act(requeue.parser().parse_args(["end", str(run.path), "--code", "70"])) == 0
+    assert act("end", run.path, "--code", "70") == 0
     assert "scontrol update JobId=57 ExcNodeList=n1" in commands.calls()
     end = read_json(run.attempt(n) / "end.json")
     assert end["exclude"] == ["n1"] and end["reason"].endswith("without n1 from now on, where other failed as well")
