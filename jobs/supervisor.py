@@ -180,7 +180,6 @@ class Supervisor:
             return
         job = {key: job[key] for key in ranks.JOB}  # a damaged one is found before an attempt begins
         facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": ""}
-        ledger.settle(run)
         n = ledger.begin(run, facts)
         try:
             attempt = ranks.start(run, n, job, self.settings.peer_grace)

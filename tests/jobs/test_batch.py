@@ -213,6 +213,8 @@ def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tm
         assert bash.poll() is None
     os.killpg(bash.pid, signal.SIGKILL)
     bash.wait(60)
+    calls = [call for call in stage.commands.calls() if call.startswith("scontrol")]
+    assert [call.split()[1] for call in calls] == ["show", "requeue"], "it asks no more before it is killed"
     assert stage.run.met_limit(1) and stage.end() is None
     ledger.settle(stage.run)
     assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")

@@ -92,7 +92,20 @@ def test_its_job_starts_again_without_the_node_and_says_why(sweep, commands, mon
     assert end["exclude"] == ["n1"] and end["reason"].endswith("without n1 from now on, where other failed as well")
 
 
-def test_a_run_that_stops_for_good_leaves_out_nothing(sweep):
-    run, n = sweep("mine", "n1", ended=False)
-    run.write_cause(n, 7, "config", CAUSES["config"], "a typo", host="n1")
-    assert ledger.end(run, n, 78, "RUNNING", suspect=("n1", "other")).exclude == ()
+@pytest.mark.parametrize(
+    "reason, before, cause, action",
+    [
+        ("Address already in use", 0, "port", "requeue"),
+        ("it broke", 2, "crash", "stop"),
+        ("it broke", 1, "crash", "requeue"),
+    ],
+)
+def test_only_a_failure_that_is_tried_again_leaves_it_out(sweep, reason, before, cause, action):
+    for _ in range(before):
+        ledger.end(*sweep("mine", "n1", ended=False), 70, "RUNNING")
+    run, n = sweep("mine", ended=False)
+    run.write_cause(n, 0, "crash", CAUSES["crash"], reason, host="n1")
+    decision = ledger.end(run, n, 70, "RUNNING", suspect=("n1", "other"))
+    assert (decision.cause, decision.action) == (cause, action)
+    left_out = cause == "crash" and action == "requeue"
+    assert decision.exclude == (("n1",) if left_out else ()) and ("without n1" in decision.reason) == left_out
