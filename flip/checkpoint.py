@@ -172,7 +172,8 @@ class Checkpointer(Restorer):
             problem = self._together(mark) or self._together(read_back)  # before anything older goes
         if problem is not None and self._world.first:
             try:
-                if path.is_dir():
+                # a newer attempt may have taken a straggler's folder away before the last of its files had come
+                if path.is_dir() or remote is not None:
                     self._delete(path)
             except (OSError, FlipError) as error:
                 log.warning("what was begun of a checkpoint could not be freed: %s", error)

@@ -162,9 +162,10 @@ def remove(path):
     # type: (Path) -> None
     """Delete a checkpoint or what is left of one: commit.json first, so that it never exists in part."""
     withdraw(path)
-    for file in list(path.iterdir()):
-        file.unlink()
-    path.rmdir()
+    if path.is_dir():
+        for file in list(path.iterdir()):
+            file.unlink()
+        path.rmdir()
 
 
 def traces(run):

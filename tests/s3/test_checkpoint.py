@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,22 @@ def test_another_protocol(world, run, tmp_path):
     saver.close()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert len([p for p in (tmp_path / "elsewhere").rglob("*") if p.is_file()]) == 2
+
+
+def test_a_straggler_whose_folder_was_taken_leaves_nothing_at_the_url(world, run, tmp_path, monkeypatch):
+    """A newer attempt deletes what it began while its last file is on its way: nobody would look there any more."""
+    real = commit.commit
+
+    def taken(path, *rest):
+        shutil.rmtree(path)
+        return real(path, *rest)
+
+    monkeypatch.setattr(commit, "commit", taken)
+    saver = saver_of(run, world, str(tmp_path / "elsewhere"))
+    with pytest.raises(StorageError, match="No such file"):
+        saver.save(state_of(*trained()), "pretrain", 16)
+    saver.close()
+    assert not [path for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()]
 
 
 @pytest.mark.kill
