@@ -4,7 +4,8 @@ The same model in both (open_clip's towers in the form that our exports have), t
 forward, backward and optimiser on a batch that is in memory as either's loader delivers it: uint8 patches here, float
 images there. open_clip's loop is that of its trainer: its CLIP and ClipLoss, torch's AdamW as it asks for it, autocast.
 Each form of a step has a process of its own, so that its peak of memory is its own, interpreter and libraries included;
-all do a step in turn, so that what else the machine does meets all alike.
+all do a step in turn, so that what else the machine does meets all alike. The large model is there once for all its
+masks: three of L/16 with optimiser states, 21 GB, are more than many a machine has.
 
 Examples:
   python benchmarks/step.py --out benchmarks/results/step.json
@@ -39,15 +40,24 @@ from flip.config.sizes import SIZES
 from flip.config.stages import kept, patches
 
 OURS, LEFT_OUT, PEER = "ours", "ours, padding left out", "open_clip"
-WARM = {"cpu": 1, "cuda": 4}
+WARM = {"cpu": 2, "cuda": 4}
 """Steps before the first that counts: optimiser states, caches, compilation."""
 LONGEST = 8
 """Operations that a profile names."""
 GPU = "not measured; python benchmarks/step.py --device cuda --batch 1024 --compile"
 
 
+class Case(NamedTuple):
+    """A process's work: a form of a step of one model, at one mask ratio or at several."""
+
+    form: str
+    size: str
+    batch: int
+    masks: tuple[str, ...]
+
+
 class Steps(NamedTuple):
-    """What a process did: seconds of each step, bytes at its peak, the share of a step that each operation takes."""
+    """Of one mask ratio: seconds of each step, bytes at the peak, share of a step that each operation takes."""
 
     times: list[float]
     peak: int
@@ -98,7 +108,7 @@ def model(size: str, padding: str = "attend") -> schema.Model:
 def _beside(mask: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """All forms at one mask ratio: milliseconds of a step, pairs per second and peak memory, and both to the peer's."""
     forms = [OURS, LEFT_OUT, *([PEER] if importlib.util.find_spec("open_clip") else [])]
-    found = _in_turn([(form, chosen.size, chosen.batch, mask) for form in forms], chosen)
+    found = _in_turn([Case(form, chosen.size, chosen.batch, (mask,)) for form in forms], chosen)
     peer = dict(zip(forms, found, strict=True)).get(PEER)
     rows = []
     for form, one in zip(forms, found, strict=True):
@@ -115,7 +125,7 @@ def _beside(mask: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
 def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Our steps at all mask ratios, in turn: to the one with the smallest mask, beside what FLOPs foretell."""
     batch = chosen.large_batch or max(1, chosen.batch // 2)
-    found = _in_turn([(OURS, chosen.large, batch, mask) for mask in chosen.masks], chosen)
+    found = _in_turn([Case(OURS, chosen.large, batch, tuple(chosen.masks))], chosen)
     work = [flops.training_flops(model(chosen.large), mask)["total"] for mask in chosen.masks]
     rows = []
     for mask, one, count in zip(chosen.masks, found, work, strict=True):
@@ -127,56 +137,62 @@ def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _in_turn(cases: list[tuple[str, str, int, str]], chosen: argparse.Namespace) -> list[Steps]:
-    """The steps of each (form, size, batch, mask); every one has a process, all step in turn."""
+def _in_turn(cases: list[Case], chosen: argparse.Namespace) -> list[Steps]:
+    """The steps of each case at each of its masks, in that order; every case has a process, all step in turn."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     try:
         for case in cases:
             ours, theirs = context.Pipe()
-            processes.append(context.Process(target=_work, args=(theirs, *case, chosen), daemon=True))
+            processes.append(context.Process(target=_work, args=(theirs, case, chosen), daemon=True))
             processes[-1].start()
             theirs.close()
             pipes.append(ours)
             ours.recv()  # built and warm, one after the other
-        seconds: list[list[float]] = [[] for _ in cases]
+        turns = [(pipe, i) for case, pipe in zip(cases, pipes, strict=True) for i in range(len(case.masks))]
+        seconds: list[list[float]] = [[] for _ in turns]
         for _ in range(chosen.repeats):
-            for pipe, times in zip(pipes, seconds, strict=True):
-                pipe.send(True)
+            for (pipe, i), times in zip(turns, seconds, strict=True):
+                pipe.send(i)
                 times.append(pipe.recv())
         found = []
-        for times, pipe in zip(seconds, pipes, strict=True):
-            pipe.send(False)
-            found.append(Steps(times, *pipe.recv()))
-        return found
+        for pipe in pipes:
+            pipe.send(None)
+            found += pipe.recv()
+        return [Steps(times, *rest) for times, rest in zip(seconds, found, strict=True)]
+    except (EOFError, BrokenPipeError, ConnectionResetError) as e:
+        codes = {case: process.exitcode for case, process in zip(cases, processes, strict=False)}
+        raise SystemExit(f"a process that steps has ended (exit codes {codes}; -9: out of memory?)") from e
     finally:
         for process in processes:
             process.join(60)
             process.kill()
 
 
-def _work(pipe: Connection, form: str, size: str, batch: int, mask: str, chosen: argparse.Namespace) -> None:
+def _work(pipe: Connection, case: Case, chosen: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(chosen.seed)
-    step = (_peer if form == PEER else _ours)(torch, form, size, batch, mask, chosen)
+    cuda = chosen.device == "cuda"
+    steps = (_peer if case.form == PEER else _ours)(torch, case, chosen)
 
-    def timed() -> float:
+    def timed(i: int) -> float:
         begin = time.perf_counter()
-        step()
-        if chosen.device == "cuda":
+        steps[i]()
+        if cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    for _ in range(WARM[chosen.device]):
-        timed()
+    peaks = {}
+    for i in sorted(range(len(steps)), key=lambda i: -float(case.masks[i])):  # from the smallest, as peaks only rise
+        for _ in range(WARM[chosen.device]):
+            timed(i)
+        peaks[i] = torch.cuda.max_memory_allocated() if cuda else _peak()
     pipe.send("ready")
-    while pipe.recv():
-        pipe.send(timed())
-    cuda = chosen.device == "cuda"
-    peak = torch.cuda.max_memory_allocated() if cuda else _peak()
-    pipe.send((peak, _profile(torch, timed, cuda)))
+    while (i := pipe.recv()) is not None:
+        pipe.send(timed(i))
+    pipe.send([(peaks[i], _profile(torch, lambda i=i: timed(i), cuda)) for i in range(len(steps))])
 
 
 def _profile(torch: Any, timed: Callable[[], float], cuda: bool) -> dict[str, float]:
@@ -212,13 +228,12 @@ def _tokens(batch: int, text: schema.TextTower, seed: int) -> Any:
     return tokens
 
 
-def _ours(torch: Any, form: str, size: str, batch: int, mask: str, chosen: argparse.Namespace) -> Callable[[], Any]:
+def _ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
     from flip import model as towers
     from flip import optim, parallel, step
     from flip.config.resolve import Host, _compute
-    from flip.data.masking import keep
 
-    config = schema.Config(model=model(size, "mask" if form == LEFT_OUT else "attend"))
+    config = schema.Config(model=model(case.size, "mask" if case.form == LEFT_OUT else "attend"))
     config.compute = schema.Compute(chosen.device, chosen.precision, threads=chosen.threads)
     config.resources.gpus = int(chosen.device == "cuda")
     _compute(config, Host(1, 0))
@@ -232,34 +247,44 @@ def _ours(torch: Any, form: str, size: str, batch: int, mask: str, chosen: argpa
     config.compute.compile = "yes" if chosen.compile else "no"
     parallel.place(pair, here, config.compute)
     optimizer = optim.build(pair.named_parameters(), config.optim)
-    visible = kept(image, mask)
+
+    def at(mask: str) -> Callable[[], None]:
+        inputs = _inputs(torch, config, case.batch, kept(image, mask), chosen)
+
+        def run() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            step.gradients(pair, inputs, 1, device, parallel.autocast(config.compute, here))
+            optimizer.step()
+
+        return run
+
+    return [at(mask) for mask in case.masks]
+
+
+def _inputs(torch: Any, config: schema.Config, batch: int, visible: int, chosen: argparse.Namespace) -> tuple[Any, ...]:
+    """As our loader gives them: pixels [b, visible, 3 p p] uint8, kept patches [b, visible], tokens [b, length]."""
+    from flip.data.masking import keep
+
+    image = config.model.image
     rng = np.random.default_rng(chosen.seed)
-    inputs = (
+    fields = (
         torch.from_numpy(rng.integers(0, 256, (batch, visible, 3 * image.patch**2), dtype=np.uint8)),
         torch.from_numpy(keep(chosen.seed, np.zeros(batch, np.int64), np.arange(batch), patches(image), visible)),
         torch.from_numpy(_tokens(batch, config.model.text, chosen.seed)),
     )
-    if chosen.device == "cuda":
-        inputs = tuple(field.pin_memory() for field in inputs)
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        step.gradients(pair, inputs, 1, device, parallel.autocast(config.compute, here))
-        optimizer.step()
-
-    return run
+    return tuple(field.pin_memory() for field in fields) if chosen.device == "cuda" else fields
 
 
-def _peer(torch: Any, form: str, size: str, batch: int, mask: str, chosen: argparse.Namespace) -> Callable[[], Any]:
-    """open_clip's own modules, put together as its trainer does."""
+def _peer(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
+    """open_clip's own modules, put together as its trainer does; one mask ratio, as it is part of its model."""
     from open_clip import CLIP, ClipLoss
 
-    config, device = model(size), torch.device(chosen.device)
+    config, device = model(case.size), torch.device(chosen.device)
     image, text = config.image, config.text
     more = {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
     vision = {"image_size": image.size, "patch_size": image.patch, "width": image.width, "layers": image.layers}
     vision |= {"head_width": image.width // image.heads, "no_ln_pre": True, "pool_type": "avg"}
-    vision |= {"pos_embed_type": "sin_cos_2d", "patch_dropout": float(mask)}
+    vision |= {"pos_embed_type": "sin_cos_2d", "patch_dropout": float(case.masks[0])}
     words = {"context_length": text.length, "vocab_size": text.vocabulary, "width": text.width, "heads": text.heads}
     words |= {"layers": text.layers, "no_causal_mask": True, "pool_type": "first"}
     pair = CLIP(config.embed, vision | more, words | more, output_dict=True).to(device).train()
@@ -271,8 +296,8 @@ def _peer(torch: Any, form: str, size: str, batch: int, mask: str, chosen: argpa
     optimizer = torch.optim.AdamW(groups, lr=1e-5, betas=(0.9, 0.95), eps=1e-8)
     encode = torch.compile(pair) if chosen.compile else pair
     loss, bf16 = ClipLoss(), chosen.precision == "bf16"
-    pixels = torch.randn(batch, 3, image.size, image.size)
-    tokens = torch.from_numpy(_tokens(batch, text, chosen.seed)).long()
+    pixels = torch.randn(case.batch, 3, image.size, image.size)
+    tokens = torch.from_numpy(_tokens(case.batch, text, chosen.seed)).long()
     if chosen.device == "cuda":
         pixels, tokens = pixels.pin_memory(), tokens.pin_memory()
 
@@ -285,7 +310,7 @@ def _peer(torch: Any, form: str, size: str, batch: int, mask: str, chosen: argpa
         with torch.no_grad():
             pair.logit_scale.clamp_(0, float(np.log(100)))
 
-    return run
+    return [run]
 
 
 if __name__ == "__main__":
