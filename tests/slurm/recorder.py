@@ -25,6 +25,7 @@ from jobs.slurm_state import ENDED
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = ("scontrol", "squeue")
+SHOW_JOB = ["show", "job"]
 READ = ("JobState", "Reason", "Restarts", "RunTime", "TimeLimit", "EndTime", "PreemptTime")
 SETTLED = 2.0
 """Seconds for which a job must stay at its end: one that Slurm starts once more is PENDING by then."""
@@ -213,7 +214,7 @@ class Scene:
             "words": end.get("state"),
             "decision": {key: end.get(key) for key in ("action", "cause", "reason", "delay")} if end else None,
             "calls": [_told(call) for call in calls],
-            "watcher": [_told(call) for call in self._calls(run, n, "watcher") if "read" not in call],
+            "watcher": [_told(call) for call in self._calls(run, n, "watcher") if call["words"][1:3] != SHOW_JOB],
         }
 
     @staticmethod
@@ -225,7 +226,7 @@ class Scene:
                 found.append({"words": masked(line["words"]), "code": None, "said": "", "asked": line})
                 continue
             found[-1] |= {"code": line["code"], "said": line["err"].strip()}
-            if found[-1]["words"][1:3] == ["show", "job"]:
+            if found[-1]["words"][1:3] == SHOW_JOB:
                 fields, asked = fields_of(line["out"]), found[-1]["asked"]
                 read = {key: fields.get(key) for key in READ}
                 found[-1]["read"] = {**read, "SLURM_RESTART_COUNT": asked["restarts"], "json": asked["json"]}
