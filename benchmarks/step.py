@@ -29,31 +29,18 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from benchmarks import results
+from benchmarks import forms, results
+from benchmarks.forms import LEFT_OUT, OURS, PEER, Case
 from benchmarks.profiles import REST
 from benchmarks.results import rounded
 from flip import flops
-from flip.config import schema
 from flip.config.sizes import SIZES
-from flip.config.stages import kept, patches
 
-OURS, LEFT_OUT, PEER = "ours", "ours, padding left out", "open_clip"
 WARM = {"cpu": 2, "cuda": 4}
 """Steps before the first that counts: optimiser states, caches, compilation."""
 LONGEST = 8
 """Operations that a profile names."""
 GPU = "not measured; python benchmarks/step.py --device cuda --batch 1024 --compile"
-
-
-class Case(NamedTuple):
-    """A process's work: a form of a step of one model, at one mask ratio or at several."""
-
-    form: str
-    size: str
-    batch: int
-    masks: tuple[str, ...]
 
 
 class Steps(NamedTuple):
@@ -92,26 +79,23 @@ def main(arguments: list[str] | None = None) -> int:
     masked = _masked(chosen)
     report: dict[str, Any] = {"benchmark": "step", "machine": machine, "device": chosen.device}
     report |= {"precision": chosen.precision, "threads": chosen.threads, "compiled": chosen.compile}
-    report |= {"size": chosen.size, "b": chosen.batch, "tokens_of_a_caption": rounded(_lengths(chosen.batch, 0).mean())}
+    report |= {
+        "size": chosen.size,
+        "b": chosen.batch,
+        "tokens_of_a_caption": rounded(forms.lengths(chosen.batch, 0).mean()),
+    }
     report |= {"beside_the_peer": rows, "masked": {"size": chosen.large, "cases": masked}}
     results.publish(report | ({"gpu": GPU} if chosen.device == "cpu" else {}), chosen)
     return 0
 
 
-def model(size: str, padding: str = "attend") -> schema.Model:
-    """A named size in recipe portable's form."""
-    row = SIZES[size]
-    image, text = schema.ImageTower(**row["image"]), schema.TextTower(**row["text"], padding=padding)
-    return schema.Model(size, row["embed"], image, text)
-
-
 def _beside(mask: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """All forms at one mask ratio: milliseconds of a step, pairs per second and peak memory, and both to the peer's."""
-    forms = [OURS, LEFT_OUT, *([PEER] if importlib.util.find_spec("open_clip") else [])]
-    found = _in_turn([Case(form, chosen.size, chosen.batch, (mask,)) for form in forms], chosen)
-    peer = dict(zip(forms, found, strict=True)).get(PEER)
+    names = [OURS, LEFT_OUT, *([PEER] if importlib.util.find_spec("open_clip") else [])]
+    found = _in_turn([Case(form, chosen.size, chosen.batch, (mask,)) for form in names], chosen)
+    peer = dict(zip(names, found, strict=True)).get(PEER)
     rows = []
-    for form, one in zip(forms, found, strict=True):
+    for form, one in zip(names, found, strict=True):
         row = {"mask": mask, "form": form, "milliseconds": rounded(1000 * one.median)}
         row |= {"pairs_per_second": rounded(chosen.batch / one.median), "peak_MB": round(one.peak / 1e6)}
         row |= {"speed_to_open_clip": "", "least": "", "most": "", "memory_to_open_clip": ""}
@@ -126,7 +110,7 @@ def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Our steps at all mask ratios, in turn: to the one with the smallest mask, beside what FLOPs foretell."""
     batch = chosen.large_batch or max(1, chosen.batch // 2)
     found = _in_turn([Case(OURS, chosen.large, batch, tuple(chosen.masks))], chosen)
-    work = [flops.training_flops(model(chosen.large), mask)["total"] for mask in chosen.masks]
+    work = [flops.training_flops(forms.model(chosen.large), mask)["total"] for mask in chosen.masks]
     rows = []
     for mask, one, count in zip(chosen.masks, found, work, strict=True):
         row = {"b": batch, "mask": mask, "milliseconds": rounded(1000 * one.median), "peak_MB": round(one.peak / 1e6)}
@@ -175,7 +159,7 @@ def _work(pipe: Connection, case: Case, chosen: argparse.Namespace) -> None:
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(chosen.seed)
     cuda = chosen.device == "cuda"
-    steps = (_peer if case.form == PEER else _ours)(torch, case, chosen)
+    steps = (forms.peer if case.form == PEER else forms.ours)(torch, case, chosen)
 
     def timed(i: int) -> float:
         begin = time.perf_counter()
@@ -213,104 +197,6 @@ def _peak() -> int:
     found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return 1024 * int(found[1])
-
-
-def _lengths(batch: int, seed: int) -> Any:
-    """Tokens of captions, [CLS] included: log-normal about ten words, as of alternative texts on the web."""
-    drawn = np.random.default_rng(seed).lognormal(np.log(10), 0.55, batch)
-    return 1 + drawn.round().clip(1, 31).astype(np.int64)
-
-
-def _tokens(batch: int, text: schema.TextTower, seed: int) -> Any:
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(1, text.vocabulary, (batch, text.length), dtype=np.int32)
-    tokens[np.arange(text.length) >= _lengths(batch, seed)[:, None]] = 0
-    return tokens
-
-
-def _ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
-    from flip import model as towers
-    from flip import optim, parallel, step
-    from flip.config.resolve import Host, _compute
-
-    config = schema.Config(model=model(case.size, "mask" if case.form == LEFT_OUT else "attend"))
-    config.compute = schema.Compute(chosen.device, chosen.precision, threads=chosen.threads)
-    config.resources.gpus = int(chosen.device == "cuda")
-    _compute(config, Host(1, 0))
-    if config.compute.deterministic == "yes":
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # as flip.parallel does
-    image, device = config.model.image, torch.device(chosen.device)
-    pair = towers.build(config.model, config.augment, config.compute.attention)
-    towers.initialise(pair, chosen.seed)
-    here = parallel.World(0, 1, device, None, None)
-    config.compute.compile = "yes" if chosen.compile else "no"
-    parallel.place(pair, here, config.compute)
-    optimizer = optim.build(pair.named_parameters(), config.optim)
-
-    def at(mask: str) -> Callable[[], None]:
-        inputs = _inputs(torch, config, case.batch, kept(image, mask), chosen)
-
-        def run() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            step.gradients(pair, inputs, 1, device, parallel.autocast(config.compute, here))
-            optimizer.step()
-
-        return run
-
-    return [at(mask) for mask in case.masks]
-
-
-def _inputs(torch: Any, config: schema.Config, batch: int, visible: int, chosen: argparse.Namespace) -> tuple[Any, ...]:
-    """As our loader gives them: pixels [b, visible, 3 p p] uint8, kept patches [b, visible], tokens [b, length]."""
-    from flip.data.masking import keep
-
-    image = config.model.image
-    rng = np.random.default_rng(chosen.seed)
-    fields = (
-        torch.from_numpy(rng.integers(0, 256, (batch, visible, 3 * image.patch**2), dtype=np.uint8)),
-        torch.from_numpy(keep(chosen.seed, np.zeros(batch, np.int64), np.arange(batch), patches(image), visible)),
-        torch.from_numpy(_tokens(batch, config.model.text, chosen.seed)),
-    )
-    return tuple(field.pin_memory() for field in fields) if chosen.device == "cuda" else fields
-
-
-def _peer(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
-    """open_clip's own modules, put together as its trainer does; one mask ratio, as it is part of its model."""
-    from open_clip import CLIP, ClipLoss
-
-    config, device = model(case.size), torch.device(chosen.device)
-    image, text = config.image, config.text
-    more = {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
-    vision = {"image_size": image.size, "patch_size": image.patch, "width": image.width, "layers": image.layers}
-    vision |= {"head_width": image.width // image.heads, "no_ln_pre": True, "pool_type": "avg"}
-    vision |= {"pos_embed_type": "sin_cos_2d", "patch_dropout": float(case.masks[0])}
-    words = {"context_length": text.length, "vocab_size": text.vocabulary, "width": text.width, "heads": text.heads}
-    words |= {"layers": text.layers, "no_causal_mask": True, "pool_type": "first"}
-    pair = CLIP(config.embed, vision | more, words | more, output_dict=True).to(device).train()
-    spared, decayed = [], []
-    for name, p in pair.named_parameters():
-        if p.requires_grad:
-            (spared if p.ndim < 2 or "ln" in name or "logit_scale" in name else decayed).append(p)
-    groups = [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-5, betas=(0.9, 0.95), eps=1e-8)
-    encode = torch.compile(pair) if chosen.compile else pair
-    loss, bf16 = ClipLoss(), chosen.precision == "bf16"
-    pixels = torch.randn(case.batch, 3, image.size, image.size)
-    tokens = torch.from_numpy(_tokens(case.batch, text, chosen.seed)).long()
-    if chosen.device == "cuda":
-        pixels, tokens = pixels.pin_memory(), tokens.pin_memory()
-
-    def run() -> None:
-        optimizer.zero_grad()
-        images, texts = pixels.to(device, non_blocking=True), tokens.to(device, non_blocking=True)
-        with torch.autocast(chosen.device, torch.bfloat16, enabled=bf16):
-            loss(**encode(images, texts)).backward()
-        optimizer.step()
-        with torch.no_grad():
-            pair.logit_scale.clamp_(0, float(np.log(100)))
-
-    return [run]
 
 
 if __name__ == "__main__":
