@@ -20,10 +20,11 @@ def kill_node(site: Site, node: str) -> None:
 
 
 def kill_steps(site: Site, nodes: Sequence[str]) -> None:
-    """SIGKILL the slurmstepds of nodes, then their tasks: the other way round the tasks' ends would be reported.
+    """SIGKILL the slurmstepds of nodes and their tasks, none of which sees another one's end and tells of it.
 
-    With no wait in between, and sruns first: one that sees its step die kills its tasks on other nodes. (Stopping them
-    before does not help: the kernel wakes what is orphaned.) More than once: a step may be starting.
+    A slurmstepd would report its tasks; srun, or the process that looks after it, would end the step on other nodes. So
+    all stand still before the first dies, and children die first: the kernel wakes what loses its parent. More than
+    once: a step may be starting.
     """
     marks = {node: (f"SLURM_CONF={site.conf}", f"SLURMD_NODENAME={node}") for node in nodes}
     for _ in range(50):
@@ -32,7 +33,8 @@ def kill_steps(site: Site, nodes: Sequence[str]) -> None:
         tasks = processes.tasks(steps, list(marks.values()))
         if not steps and not tasks:
             return
-        _kill(site, steps + sorted(tasks, key=lambda task: task.name != "srun"))
+        processes.freeze(steps + tasks)
+        _kill(site, processes.children_first(steps + tasks))
 
 
 def end_all(site: Site) -> None:

@@ -75,12 +75,35 @@ def alive(process: Process) -> bool:
     return now is not None and now.start == process.start
 
 
+def state(pid: int) -> str:
+    """Its letter in /proc, X where it is gone."""
+    return _stat(pid)[1][0]
+
+
 def kill(processes: Iterable[Process], number: int = signal.SIGKILL) -> None:
     """Send a signal to those that are still there."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             if alive(process):
                 os.kill(process.pid, number)
+
+
+def freeze(processes: Collection[Process], seconds: float = 2.0) -> None:
+    """SIGSTOP; returns when all stand still or are gone, after ``seconds`` at the latest."""
+    kill(processes, signal.SIGSTOP)
+    limit = time.monotonic() + seconds
+    while any(state(process.pid) not in "TZX" for process in processes) and time.monotonic() < limit:
+        time.sleep(0.005)
+
+
+def children_first(processes: Collection[Process]) -> list[Process]:
+    """The same, each after all of them that it started."""
+    parents = {process.pid: process.parent for process in processes}
+
+    def depth(pid: int) -> int:
+        return 1 + depth(parents[pid]) if pid in parents else 0
+
+    return sorted(processes, key=lambda process: -depth(process.pid))
 
 
 def gone(processes: Iterable[Process], seconds: float) -> bool:
@@ -102,13 +125,18 @@ def end(processes: Collection[Process], seconds: float) -> None:
 
 
 def _read(pid: int) -> Process | None:
+    name, fields = _stat(pid)
+    return None if fields[0] in "ZX" else Process(pid, int(fields[1]), name, fields[19])
+
+
+def _stat(pid: int) -> tuple[str, list[str]]:
+    """Name, and what /proc says from the state on."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:  # gone, or gone while we read
-        return None
+        return "", ["X"]
     head, _, tail = text.rpartition(")")
-    fields = tail.split()
-    return None if fields[0] in "ZX" else Process(pid, int(fields[1]), head.partition("(")[2], fields[19])
+    return head.partition("(")[2], tail.split()
 
 
 def _place(pid: int) -> Path | None:
