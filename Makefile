@@ -74,7 +74,7 @@ $(PEERS)/.ready: requirements.txt requirements-dev.txt requirements-bench.txt
 
 bench-install: $(PEERS)/.ready  ## .venv-bench: ours with the peers that benchmarks/ measures beside it
 
-bench: $(PEERS)/.ready  ## ours beside the peers, into benchmarks/RESULTS.md (45 minutes on two quiet cores; ONLY="stream loss", QUICK=1)
+bench: $(PEERS)/.ready  ## ours beside the peers, into benchmarks/RESULTS.md (50 minutes on two quiet cores; ONLY="stream loss", QUICK=1)
 	@folder=$(if $(QUICK),$$(mktemp -d),benchmarks/results); failed=; \
 	for name in $(or $(ONLY),$(BENCHMARKS)); do echo "== $$name"; \
 		$(PEERS)/python benchmarks/$$name.py $(if $(QUICK),--quick) --out $$folder/$$name.json || failed="$$failed $$name"; \

@@ -34,8 +34,8 @@ DENSE_MATRICES = 6
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--local", type=int, nargs="+", default=[4096], help="b (default: %(default)s)")
-    whole = [4096, 16_384, 65_536]
+    parser.add_argument("--local", type=int, nargs="+", default=[4096, 8192], help="b (default: %(default)s)")
+    whole = [8192, 16_384, 65_536]
     parser.add_argument("--batch", type=int, nargs="+", default=whole, help="B (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="medians are over these (default: %(default)s)")
