@@ -233,6 +233,7 @@ def test_each_allowance_is_its_own():
 def test_hosts_are_excluded_for_hardware_only():
     broken = "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
     causes = [c("crash", host="n1", reason=broken), c("crash", 1, host="n2"), c("peer_lost", 2, host="n3")]
+    causes.append(c("peer_lost", 3, host="n4", reason=broken))  # tells of another's card
     assert ask(causes=causes, code=70).exclude == ("n1",)
 
 
