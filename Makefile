@@ -48,15 +48,15 @@ lint: install  ## ruff: lint and format
 types: install  ## mypy on flip/ and jobs/
 	$(BIN)/mypy
 
-quickstart: install  ## real data, three small runs, a table and a page (about 15 minutes; FULL=1: three seeds)
+quickstart: install  ## real data, three small runs, a table and a page (15 minutes or more; FULL=1: three seeds)
 	@echo "data: ten packages are fetched and 10,200 pictures rendered, once (under a minute)"
 	@$(BIN)/python tools/demo_data.py
-	@echo "training: three runs, one after the other (about 12 minutes; Ctrl-C leaves them going)"
+	@echo "training: three runs, one after the other (12 minutes or more; Ctrl-C leaves them going)"
 	@$(BIN)/python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch $(if $(FULL),--seeds 0 1 2)
 	@$(BIN)/python jobs/report.py quickstart | tail -n 1
 	@echo "TensorBoard:  $(BIN)/python jobs/tensorboard.py quickstart"
 
-study: install  ## masked against unmasked at equal cost, seeds in pairs: trains what is missing, writes docs/study.md (80 to 100 minutes)
+study: install  ## masked against unmasked at equal cost, seeds in pairs: trains what is missing, writes docs/study.md (80 minutes or more)
 	@$(BIN)/python tools/demo_data.py
 	@$(BIN)/python tools/study.py
 

@@ -145,7 +145,11 @@ def _in_turn(cases: list[Case], chosen: argparse.Namespace) -> list[Steps]:
             found += pipe.recv()
         return [Steps(times, *rest) for times, rest in zip(seconds, found, strict=True)]
     except (EOFError, BrokenPipeError, ConnectionResetError) as e:
-        codes = {case: process.exitcode for case, process in zip(cases, processes, strict=False)}
+        for process in processes:
+            process.join(1)  # one that died has its exit code then; the others wait for orders that do not come
+        codes = {case.form: process.exitcode for case, process in zip(cases, processes, strict=False)}
+        for process in processes:
+            process.kill()
         raise SystemExit(f"a process that steps has ended (exit codes {codes}; -9: out of memory?)") from e
     finally:
         for process in processes:
