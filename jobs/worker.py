@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flip import interrupt
-from flip.exitcodes import CAUSES, ConfigError, DataError, FlipError
+from flip.exitcodes import CAUSES, ConfigError, DataError, FlipError, StorageError
 from flip.rundir import RunDir, read_json
 from jobs.symptoms import PEER_GONE
 
@@ -136,13 +136,21 @@ def _check_snapshot() -> None:
 
 
 def _check_identity(run: RunDir) -> None:
-    """Configuration, data sets, tokenizer and class names must be those that were submitted."""
+    """Configuration, data sets, tokenizer and class names must be those that were submitted.
+
+    Raises DataError where one is another, StorageError where one is not there: a node may lack the file system.
+    """
     from flip.config import load
     from flip.config.identity import explain, identity
 
     stored, config = read_json(run.identity), load.read(run.config)
     if stored is not None and identity(config, "")["hash"] != stored["hash"]:
-        changed = "; ".join(map(str, explain(stored, config)[:3]))
+        changes = explain(stored, config)
+        if absent := [change for change in changes if change.of_absence]:  # another node may see it, or this one later
+            missing = "; ".join(f"{change.key}: {change.now}" for change in absent)
+            remedy = "It was there when the run was submitted: mount it on this node, or put it back."
+            raise StorageError(f"what the run reads is not there: {missing}", host(), remedy=remedy)
+        changed = "; ".join(map(str, changes[:3]))
         remedy = "Put back what was there, or submit the sweep again: it says what to do about a run that changed."
         raise DataError(f"the run is not what was submitted any more: {changed}", run.path, remedy=remedy)
 

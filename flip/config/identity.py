@@ -75,8 +75,17 @@ class Change(NamedTuple):
         """Whether it says that a data set is another one, read in the same way."""
         return bool(_DATA.fullmatch(self.key))
 
+    @property
+    def of_absence(self) -> bool:
+        """Whether it only says that what was read then is not there now."""
+        return _is_content(self.was) and isinstance(self.now, str) and not _is_content(self.now)
+
     def __str__(self) -> str:
         return f"{self.key}: {self.was!r} -> {self.now!r}"
+
+
+def _is_content(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("digest:", "sha256:"))
 
 
 def _manifest(path: str) -> str:

@@ -25,9 +25,13 @@ class Anywhere:
     def stat(self, key: str) -> Stat:
         return Stat(int(self._call(key, lambda files, path: files.info(path)["size"])), "")
 
-    def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
+    def list(self, prefix: str, each: Each = at_once) -> Iterator[tuple[str, Stat]]:
         """``prefix`` is a folder here."""
-        found = self._call(prefix, lambda files, path: files.find(path, detail=True) if files.exists(path) else {})
+
+        def find(files: Any, path: str) -> Any:
+            return files.find(path, detail=True) if files.exists(path) else {}
+
+        found = each(lambda: self._call(prefix, find))
         protocol = prefix.partition("://")[0]
         yield from ((f"{protocol}://{path}", Stat(int(facts["size"]), "")) for path, facts in found.items())
 
@@ -50,6 +54,9 @@ class Anywhere:
 
         try:
             files, path = fsspec.core.url_to_fs(key)
+        except (ImportError, ValueError) as error:  # fsspec's words for a protocol that it has not
+            raise ConfigError(f"no storage has such an address: {error}", key) from error
+        try:
             files.invalidate_cache()
             return request(files, path)
         except FileNotFoundError as error:
@@ -58,5 +65,5 @@ class Anywhere:
             raise Fault("denied", str(error)) from error
         except OSError as error:
             raise Fault("io", str(error)) from error
-        except (ImportError, ValueError) as error:  # fsspec's words for a protocol that it has not
-            raise ConfigError(f"no storage has such an address: {error}", key) from error
+        except Exception as error:  # each protocol's package has errors of its own, of no class that they share
+            raise Fault("connection", f"{type(error).__name__}: {error}") from error

@@ -41,6 +41,12 @@ def index(
     return merge(gather(keys, out, progress, workers, filters=filters), out, chunk, filters=filters)
 
 
+def refuse_filters(old: Manifest | None, filters: Filters | None) -> None:
+    """Raise ConfigError where a manifest is to be added to, and there or here samples are filtered."""
+    if old and (filters or old.kept):
+        raise ConfigError("filters do not go with --add", remedy="Index all shards anew, with the filters.")
+
+
 def merge(
     found: Gathered, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None,
     filters: Filters | None = None,
@@ -51,8 +57,7 @@ def merge(
     ``progress``: here in shards.
     """
     samples = sum(map(found.scans.samples, found.shards))
-    if old and (filters or old.kept):
-        raise ConfigError("filters do not go with --add", remedy="Index all shards again: scans are quick to repeat.")
+    refuse_filters(old, filters)
     if not samples and filters:
         raise ConfigError("no sample passes the filters", "--filter", ", ".join(filters.names), "Choose others.")
     if not samples:

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from flip.data.cache import Cache
 from flip.data.chunk import Chunk, Sample, rot
@@ -91,8 +91,14 @@ class Reader:
         return self._persist(key, lambda storage: answered(storage.parts, key, stat))
 
     def list(self, prefix: str) -> dict[str, Stat]:
-        """Keys that begin with ``prefix``, sorted, with size and ETag. Raises as ``read`` does."""
-        return self._persist(prefix, lambda storage: answered(lambda: dict(sorted(storage.list(prefix)))))
+        """Keys that begin with ``prefix``, sorted, with size and ETag. Raises as ``read`` does; a bucket has hundreds
+        of pages, and the deadline is that of each.
+        """
+
+        def each(request: Callable[[], Any]) -> Any:
+            return self._persist(prefix, lambda _: answered(request))
+
+        return dict(sorted(self._storage(prefix).list(prefix, each)))
 
     def _cached(self, manifest: Manifest, j: int, reads: Reads) -> Sequence[bytes | memoryview]:
         """The bytes of a chunk, with the right CRC, a piece for each read."""

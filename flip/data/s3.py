@@ -14,8 +14,9 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from flip.data import s3_faults
@@ -64,11 +65,12 @@ class S3:
             if len(sizes) >= reply["PartsCount"]:
                 return sizes if sum(sizes) == stat.size else []
 
-    def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
+    def list(self, prefix: str, each: Each = at_once) -> Iterator[tuple[str, Stat]]:
         bucket, path = split(prefix)
         page: dict[str, Any] = {}
         while not page or page.get("NextContinuationToken"):
-            page = self._run(prefix, lambda client, after=page: _page(client, bucket, path, after))  # type: ignore[misc]
+            ask = partial(_page, bucket=bucket, prefix=path, before=page)
+            page = each(lambda: self._run(prefix, ask))  # noqa: B023
             for entry in page.get("Contents", ()):
                 yield f"s3://{bucket}/{entry['Key']}", Stat(entry["Size"], _etag(entry))
 
@@ -90,12 +92,33 @@ class S3:
         try:
             with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
                 parts = list(pool.map(part, range(1, -(-len(view) // PART) + 1)))
-            whole = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
-            return _etag(each(lambda: self._named(key, "complete_multipart_upload", **whole)))
+            return self._complete(key, upload, parts, len(view), each)
         except BaseException:
             with contextlib.suppress(Fault):  # what is left of it cannot be seen, but is paid for
                 self._named(key, "abort_multipart_upload", UploadId=upload)
             raise
+
+    def _complete(self, key: str, upload: str, parts: Sequence[dict[str, Any]], size: int, each: Each) -> str:
+        """Put the parts together, once: after a reply that was lost, an upload that is gone may be an object that is
+        there. Returns its ETag.
+        """
+        asked = 0
+
+        def complete() -> str:
+            nonlocal asked
+            asked += 1
+            try:
+                whole = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
+                return _etag(self._named(key, "complete_multipart_upload", **whole))
+            except Fault as fault:
+                if fault.kind != "missing" or asked == 1:
+                    raise
+                found = self.stat(key)
+                if found.size != size or found.etag != _etag_of(parts):
+                    raise
+                return found.etag
+
+        return each(complete)  # type: ignore[no-any-return]
 
     def delete(self, key: str) -> None:
         """One request; an object that is not there is no fault."""
@@ -199,6 +222,12 @@ def split(key: str) -> tuple[str, str]:
 
 def _etag(reply: dict[str, Any]) -> str:
     return reply.get("ETag", "").strip('"')
+
+
+def _etag_of(parts: Sequence[dict[str, Any]]) -> str:
+    """Of an object that was put together of parts: the MD5 of their MD5s, as all S3 servers have it."""
+    sums = b"".join(bytes.fromhex(_etag(part)) for part in parts)
+    return f"{hashlib.md5(sums, usedforsecurity=False).hexdigest()}-{len(parts)}"
 
 
 async def _page(client: Any, bucket: str, prefix: str, before: dict[str, Any]) -> Any:

@@ -64,8 +64,10 @@ class Storage(Protocol):
     def parts(self, key: str, stat: Stat) -> list[int]:
         """Sizes of the parts that an object was uploaded in; none where that is not told. A request per part."""
 
-    def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
-        """Keys that begin with ``prefix`` and what ``stat`` would tell, in no given order. A request per page."""
+    def list(self, prefix: str, each: Each = at_once) -> Iterator[tuple[str, Stat]]:
+        """Keys that begin with ``prefix`` and what ``stat`` would tell, in no given order. ``each`` makes the request
+        for a page, and may make it again.
+        """
 
     def renew(self) -> None:
         """Start over with fresh connections and credentials."""
@@ -120,7 +122,7 @@ class Local:
     def parts(self, key: str, stat: Stat) -> list[int]:
         return []
 
-    def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
+    def list(self, prefix: str, each: Each = at_once) -> Iterator[tuple[str, Stat]]:
         yield from ((path, self.stat(path)) for path in glob.iglob(glob.escape(prefix) + "*"))
 
     def renew(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from flip.config import load
 from flip.config.identity import identity
-from flip.exitcodes import CONFIG, DATA
+from flip.exitcodes import CONFIG, DATA, STORAGE
 from flip.rundir import RunDir, write_json
 from jobs import worker
 from tests.arena import configuration
@@ -61,11 +61,16 @@ def test_another_data_set_at_the_same_path_is_refused(run, tmp_path):
     config = configuration(data, world=1)
     run.config.write_text(load.dump(config))
     write_json(run.identity, identity(config, "code"))
-    shutil.rmtree(data)
-    make_dataset(data, samples=40, shards=1, chunk=1, seed=5)
-    make_tokenizer(data / "tokenizer.json")
+    data.rename(tmp_path / "kept")
     done = work(run)
     (cause,) = run.causes(1)
+    assert done.returncode == STORAGE and cause["cause"] == "storage", "a node without the file system is no verdict"
+    assert "data.manifest: " in cause["reason"] and "data.tokenizer: " in cause["reason"]
+    shutil.rmtree(tmp_path / "kept")
+    make_dataset(data, samples=40, shards=1, chunk=1, seed=5)
+    make_tokenizer(data / "tokenizer.json")
+    done = work(run, FLIP_ATTEMPT=str(run.begin_attempt({})))
+    (cause,) = run.causes(2)
     assert done.returncode == DATA and cause["cause"] == "data" and "data.manifest" in cause["reason"]
 
 

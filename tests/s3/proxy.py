@@ -35,6 +35,8 @@ class Proxy:
         self.target, self.port, self.counts = port, 0, collections.Counter()
         self.rotten = b"", 0
         """The path of an object, and the byte of it that is wrong in every reply, as if it lay there so."""
+        self.lost = b""
+        """Head of a request, as an expression: the server's answer to one that it fits is lost, once."""
         self.away = False
         """Whether every request finds its connection closed, as if the server were gone."""
         self.pace, self._turn = 0.0, 0.0
@@ -140,6 +142,10 @@ class Proxy:
             body = b"" if head.startswith(b"HEAD") else await upstream.readexactly(_length(reply))
         finally:
             down.close()
+        if self.lost and re.match(self.lost, head):
+            self.lost = b""
+            writer.transport.abort()
+            return False
         half = len(body) // 2
         if fault == "short":
             body = body[:half]

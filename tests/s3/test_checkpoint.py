@@ -1,9 +1,11 @@
 """Checkpoints in a bucket, on real servers: what is there after kills and outages, and what is told."""
 
+import contextlib
 import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +17,10 @@ import torch
 from flip import checkpoint, commit, parallel, remote, restore
 from flip.config import schema
 from flip.data import s3
+from flip.data.anywhere import Anywhere
 from flip.data.retry import Patience
-from flip.exitcodes import DataError, PermissionDenied, StorageError
+from flip.data.storage import Fault
+from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.rundir import RunDir
 from tests.arena import Arena, configuration
 from tests.flip.test_checkpoint import state_of, trained
@@ -217,3 +221,58 @@ def configured(data):
     config = configuration(data, world=2, samples=(16, 4))
     config.evaluate.every = 0
     return config
+
+
+def test_the_last_answer_of_an_upload_in_parts_is_lost(server, proxied, monkeypatch, tmp_path):
+    """The server has made the object then, and knows of no upload any more."""
+    proxy = proxied(server)
+    monkeypatch.setattr(s3, "PART", 5 << 20)
+    data, url = os.urandom((5 << 20) + 17), f"{URL}/{tmp_path.name}"
+    there = remote.Remote(url, Patience(deadline=20, timeout=5))
+    expected = there.put("large", data)
+    proxy.lost = rb"POST .*[?&]uploadId="
+    assert there.put("again", data) == expected and not proxy.lost
+    there.check("again", expected)
+    with pytest.raises(Fault) as error:
+        s3.S3()._complete(f"{url}/again", "never-begun", [], len(data), twice)
+    assert error.value.kind == "missing", "what lies there is of another upload"
+    there.remove()
+
+
+def twice(request):
+    with contextlib.suppress(Fault):
+        request()
+    return request()
+
+
+@on_nanio
+def test_a_byte_that_the_network_spoils_costs_no_checkpoint(server, proxied, tmp_path):
+    proxy, data = proxied(server), os.urandom(1 << 20)
+    there = remote.Remote(f"{URL}/{tmp_path.name}", Patience(deadline=20, timeout=5))
+    files = {"one": there.put("one", data) | {"sha256": hashlib.sha256(data).hexdigest()}}
+    proxy.plan(["flip"], 1, limit=1)
+    there.fetch(files, tmp_path)
+    assert (tmp_path / "one").read_bytes() == data and proxy.counts["flip"] == 1
+    proxy.plan(["flip"], 1)
+    with pytest.raises(commit.Damaged, match="fetched twice"):
+        there.fetch(files, tmp_path)
+    there.remove()
+
+
+def test_errors_of_other_protocols_are_faults_too():
+    """Those of their packages are of no class that they share: here aiohttp's, for a server that hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=hang_up, args=(server,), daemon=True).start()
+        with pytest.raises(Fault, match="ServerDisconnectedError") as error:
+            Anywhere().get(f"http://127.0.0.1:{server.getsockname()[1]}/x", 0, 4).result()
+        assert error.value.kind == "connection"
+    with pytest.raises(ConfigError, match="no storage has such an address"):
+        Anywhere().stat("nosuch://bucket/x")
+
+
+def hang_up(server):
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = server.accept()
+            client.recv(1 << 16)
+            client.close()

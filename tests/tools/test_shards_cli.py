@@ -74,6 +74,8 @@ def test_what_was_found_before_the_storage_went_is_told(data, capsys, monkeypatc
     code, text = call(capsys, "verify", data, "--out", data.parent / "new")
     assert code == 69 and text.startswith("until then: 12 samples in 3 of 30 chunks") and "1 x ugly" in text
     assert text.endswith("there: away.\n") and not (data.parent / "new").exists()
+    code, text = call(capsys, "verify", data, "--chunks", 6)
+    assert code == 69 and "until then: 12 samples in 3 of 30" in text and "%" not in text, "the first three are no draw"
 
 
 def test_verify_a_part(data, capsys):

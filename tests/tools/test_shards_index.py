@@ -142,9 +142,13 @@ def test_add(data, tmp_path, capsys):
     assert code == 78 and f"{data}/00003.tar" in text and "in the old manifest already" in text
     with pytest.raises(SystemExit):
         call(capsys, *command, "--chunk", 4)
+    code, text = call(capsys, *command[:-2], tmp_path / "y", "--caption-length", "1:")
+    assert code == 78 and "filters do not go with --add" in text and not part_folder(tmp_path / "y").exists()
 
 
 def test_mistakes(data, tmp_path):
+    result = run("index", data / "{0..3.tar", "--out", tmp_path / "m")
+    assert result.returncode == 78 and "a brace has no other" in result.stderr and result.stderr.count("\n") == 1
     for arguments, words in (
         (("--workers", "-1"), "--workers"),
         (("--part", "9"), "--part"),

@@ -88,7 +88,7 @@ def _facts(
         "samples_per_second": round(report.samples / seconds, 1),
         "seconds": round(seconds, 1),
     }
-    if planned < manifest.chunks and report.chunks:
+    if report.chunks == planned < manifest.chunks:  # they are read in order: of the first ones nothing follows for all
         bound = checks.upper_bound(report.bad_chunks, report.chunks)
         found |= {"seed": options.seed, "confidence": checks.CONFIDENCE, "bad_share_at_most": bound}
     return found
@@ -110,10 +110,12 @@ def _text(found: dict[str, Any], manifest: Manifest, options: argparse.Namespace
         ]
     lines += [f"  a shard of another length: {one}" for one in found["resized_shards"]]
     if "bad_share_at_most" in found:
+        undecoded = "" if found["decoded"] else " (images and captions were not decoded)"
         lines.append(
             f"{found['bad_chunks']:,} of {found['chunks_checked']:,} chunks drawn (seed {found['seed']}) hold a bad "
-            f"sample: at {found['confidence']:.0%} confidence at most {number(100 * found['bad_share_at_most'])} % of "
-            "all chunks do (one-sided Clopper-Pearson), and so at most that share of samples is bad"
+            f"sample{undecoded}: at {found['confidence']:.0%} confidence at most "
+            f"{number(100 * found['bad_share_at_most'])} % of all chunks do (one-sided "
+            "Clopper-Pearson), and so at most that share of samples is bad"
         )
     if found.get("written"):
         lines.append(f"{found['written']}: a manifest that excepts them, digest {found['digest']}")

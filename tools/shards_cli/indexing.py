@@ -18,7 +18,7 @@ import braceexpand
 from flip.data import filters
 from flip.data.crew import cores
 from flip.data.gather import Damaged, Gathered, gather, listed, part_folder, sorted_keys
-from flip.data.index import merge
+from flip.data.index import merge, refuse_filters
 from flip.data.manifest import Manifest, refuse_existing
 from flip.data.reader import Reader
 from flip.data.storage import Stat, is_remote
@@ -33,9 +33,10 @@ def index(options: argparse.Namespace) -> Outcome:
         raise ConfigError("must not be negative", "--workers", options.workers)
     part, parts = share(options.part, os.environ) if options.part else (1, 1)
     chosen, out = filters.parse(options.filter, options.caption_length), Path(options.out).absolute()
+    old = Manifest.load(options.add) if options.add else None
+    refuse_filters(old, chosen)  # now, not after hours of reading
     (refuse_existing if options.part else claim)(out)  # tasks of an array would be in each other's way
     named, known = expand(options.shards)
-    old = Manifest.load(options.add) if options.add else None
     keys = sorted_keys(named, old.keys if old else ())
     keys = keys[(part - 1) * len(keys) // parts : part * len(keys) // parts]
     begin = time.monotonic()
@@ -86,10 +87,14 @@ def share(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
 
 def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, Stat]]:
     """Shards of patterns with braces ({00000..00041}, {a,b}) and wildcards; one without a match stands for itself.
-    Second: all objects that a listing showed on the way."""
+    Second: all objects that a listing showed on the way. Raises ConfigError where a brace has no other."""
     keys, known = list[str](), dict[str, Stat]()
     for pattern in patterns:
-        for one in braceexpand.braceexpand(pattern):
+        try:
+            expanded = list(braceexpand.braceexpand(pattern))
+        except braceexpand.UnbalancedBracesError as error:
+            raise ConfigError("a brace has no other", value=pattern, remedy="Write {00000..00041} or {a,b}.") from error
+        for one in expanded:
             if is_remote(one):
                 listed = objects(one)
                 known |= listed

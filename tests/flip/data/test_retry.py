@@ -4,7 +4,7 @@ import pytest
 
 from flip.data.reader import Reader
 from flip.data.retry import TABLE, Attempts, Clock, Do, Gate, Patience
-from flip.data.storage import Fault, Got, Stat, answered
+from flip.data.storage import Fault, Got, Stat, answered, at_once
 from flip.exitcodes import DataError, PermissionDenied, StorageError
 
 
@@ -120,8 +120,9 @@ class Script:
     def stat(self, key):
         return Stat(1, "")
 
-    def list(self, prefix):
-        yield prefix
+    def list(self, prefix, each=at_once):
+        while self.answers:
+            yield each(self.answer)
 
     def renew(self):
         self.renewed += 1
@@ -162,3 +163,19 @@ def test_another_etag_than_indexed_is_another_shard(answer):
 def test_expired_credentials_need_a_new_client():
     script = Script(Fault("expired", ""), Got(b"0123456789", ""))
     assert read(script)[0] == b"0123456789" and script.renewed == 1
+
+
+def test_each_page_of_a_listing_has_its_own_deadline():
+    """A bucket of a hundred thousand objects takes minutes to list, and may meet a fault on any page."""
+    time, patience = Time(), Patience(deadline=60.0)
+    pages = [(f"s3://b/{number}", Stat(1, "")) for number in range(300)]
+
+    class Slow(Script):
+        def answer(self):
+            time.t += 0.5
+            return super().answer()
+
+    faults = {page: [Fault("slowdown", "503")] for page in pages[99::100]}
+    script = Slow(*(answer for page in pages for answer in [*faults.get(page, []), page]))
+    assert Reader(remote=script, clock=time.clock, patience=patience).list("s3://b/") == dict(sorted(pages))
+    assert not script.answers and len(time.pauses) == 3
