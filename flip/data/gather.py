@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from flip.data.reader import Reader
 from flip.data.scan import REMEDY, Scan, file_stat, scan
 from flip.data.scans import Scans, Shard
 from flip.data.storage import Stat, is_remote
+from flip.data.threads import Threads
 from flip.exitcodes import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def gather(
 
 
 def _asked(keys: Sequence[str], known: Mapping[str, Stat]) -> tuple[list[Shard], dict[str, DataError]]:
-    reader, pool = Reader(), ThreadPoolExecutor(_THREADS)
+    reader = Reader()
 
     def ask(key: str) -> Stat | DataError:
         try:
@@ -132,11 +132,12 @@ def _asked(keys: Sequence[str], known: Mapping[str, Stat]) -> tuple[list[Shard],
         except DataError as error:
             return error
 
+    threads = Threads(ask, min(_THREADS, len(keys)))
     try:
-        answers = list(pool.map(ask, keys))
+        answers = [threads.submit(key) for key in keys]
+        found = [(key, answer.result()) for key, answer in zip(keys, answers, strict=True)]
     finally:
-        pool.shutdown(cancel_futures=True)
-    found = list(zip(keys, answers, strict=True))
+        threads.close()
     return (
         [Shard(key, stat) for key, stat in found if isinstance(stat, Stat)],
         {key: error for key, error in found if isinstance(error, DataError)},

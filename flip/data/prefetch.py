@@ -9,16 +9,15 @@ this (benchmarks/prefetch.py shows what it is good for).
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
 
 import numpy as np
 
 from flip.data.chunk import Chunk
 from flip.data.order import Order
+from flip.data.threads import Threads
 
 THREADS = 8
 """Reads at once of one worker."""
@@ -51,7 +50,7 @@ class Prefetch:
         """Per lane: block number -> number of a chunk -> the chunk."""
         self._asked: list[dict[int, int]] = [{} for _ in lanes]
         """Per lane: block number -> how many of its chunks were asked for."""
-        self._pool = _Threads(read)
+        self._pool = Threads(read, THREADS)
         self._pace, self._at, self._asking = 0.0, time.monotonic(), order.span
         self._phases = [phase(lane) for lane in lanes]
         self._begin(*divmod(start, order.span))
@@ -107,37 +106,6 @@ class Prefetch:
             chunks[j] = self._pool.submit(j)
             self.bytes += self._size(j)
         return chunks[j]
-
-
-class _Threads:
-    """``read`` in THREADS threads, first come, first served.
-
-    Not concurrent.futures' own: those are waited for when the interpreter ends, however long storage is away.
-    """
-
-    def __init__(self, read: Callable[[int], Chunk]) -> None:
-        self._read, self._open = read, True
-        self._asked: SimpleQueue[tuple[Future[Chunk], int] | None] = SimpleQueue()
-        for number in range(THREADS):
-            threading.Thread(target=self._work, name=f"read-{number}", daemon=True).start()
-
-    def submit(self, j: int) -> Future[Chunk]:
-        future: Future[Chunk] = Future()
-        self._asked.put((future, j))
-        return future
-
-    def close(self) -> None:
-        self._open = False
-        for _ in range(THREADS):
-            self._asked.put(None)
-
-    def _work(self) -> None:
-        while (asked := self._asked.get()) is not None and self._open:
-            future, j = asked
-            try:
-                future.set_result(self._read(j))
-            except BaseException as error:  # whatever it is, it belongs to whoever asks for the chunk
-                future.set_exception(error)
 
 
 def phase(lane: int) -> float:
