@@ -7,6 +7,7 @@ into a newer one's folder: ``checkpoints/<stage>/<S>-<n>/``.
 import hashlib
 import os
 
+from flip.exitcodes import FlipError
 from flip.pins import pinned
 from flip.rundir import number, read_json, sync_folder, write_json
 
@@ -180,7 +181,7 @@ def retain(run, attempt, keep, named=(), delete=remove):
     and what is pinned (``flip.pins``).
 
     ``delete``: deletes one, mark first. Does nothing unless ``attempt`` holds the run. Uncommitted folders of this and
-    older attempts go as well.
+    older attempts go as well. Raises OSError or what ``delete`` does, when all else is deleted.
     """
     if not run.holds(attempt):
         return []
@@ -189,12 +190,18 @@ def retain(run, attempt, keep, named=(), delete=remove):
     needed = pinned(run)
     kept |= {c.path for c in present if (c.stage, c.samples) in needed}
     gone = []
+    failed = None  # type: Optional[Exception]
     for path in sorted(run.checkpoints.glob("*/*-*")):
         n = number(path.name.rpartition("-")[2])
         if path in kept or not path.is_dir() or n is None or n > attempt:
             continue
-        delete(path)
-        gone.append(path)
+        try:
+            delete(path)
+            gone.append(path)
+        except (OSError, FlipError) as error:  # of one alone: no other stays for it
+            failed = failed or error
+    if failed:
+        raise failed
     return gone
 
 

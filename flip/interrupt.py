@@ -95,6 +95,11 @@ class Agreement:
         self._pending = (work, wish)
         return agreed
 
+    def now(self, stop: bool) -> bool:
+        """Whether a rank wants to stop, answered by this very call: all wait for the slowest. A collective."""
+        before, _ = self.poll(stop, False)
+        return self.settle()[0] or before
+
     def settle(self) -> tuple[bool, bool]:
         """Wait for the call in flight, so that the group is free for other use."""
         if self._pending is None:

@@ -19,6 +19,8 @@ from flip.config import schema
 
 PATIENCE = 5.0
 """Minutes that a collective waits for its slowest rank beyond the limit of the watchdog, which ends it better."""
+SHAPES = 64
+"""For which a block may be compiled: stages times towers times parts of a batch, and lengths of packed texts."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,9 @@ def place(pair: nn.Module, world: World, compute: schema.Compute) -> nn.Module:
     """
     if compute.compile == "yes":
         pair.text.few_shapes = True  # type: ignore[union-attr]
+        # All blocks share one code, compiled anew for every shape. At torch's own limit of 8 the next shapes would run
+        # eagerly for good: that of the last stage, say, and in a process that was started in it, not.
+        torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
         for block in _blocks(pair):
             block.compile(dynamic=False)
     if world.size > 1:

@@ -251,15 +251,15 @@ class Trainer:
         autocast = parallel.autocast(self.config.compute, self.world)
         encoder = PairEncoder(self.pair, self.tokenizer, self.config.model.image, self.world.device, autocast)
         for item in items:
-            stop, _ = self.agreement.poll(bool(self.flag), False)
-            self.agreement.settle()
-            if stop:
+            if self.agreement.now(bool(self.flag)):
                 raise Stopped(self.told())
             self.watchdog.beat(f"evaluating {item.name}")
-            scored = Scorer(
+            scorer = Scorer(
                 encoder, self.config.evaluate.batch, team, partial(self.watchdog.beat, f"evaluating {item.name}"),
                 device=self.world.device,
-            ).score(DataSet.of(item, patience))  # fmt: skip
+            )  # fmt: skip
+            with torch.compiler.set_stance("force_eager"):  # as jobs/evaluate.py does, and each shape comes seldom
+                scored = scorer.score(DataSet.of(item, patience))
             parallel.reshard(self.pair)
             for result in scored:
                 results.append(result | {"stage": span.stage.name, "samples": self.samples})

@@ -186,6 +186,7 @@ class Order:
         asked.cpus = max(1, node.cores // asked.processes) if profile.kind == "slurm" else 0
         config.compute.device = "cuda" if gpus else "cpu"
         config.compute.threads = 4 if gpus else max(1, node.cores // asked.processes)
+        config.compute.replicate, config.compute.compile = 1, "no"  # for the steps of its training, on other ranks
         config.data.workers = 0
         if task.model:
             config.compute.precision = "bf16" if gpus else "fp32"

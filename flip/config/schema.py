@@ -216,7 +216,7 @@ class EvaluationSet:
 @dataclass
 class Evaluate:
     every: int = 0
-    """Samples between evaluations in training (sets of role ``validation``); 0: only at the end of the run."""
+    """Samples between evaluations in training (sets of role ``validation``); 0: after each stage and at the end."""
     batch: int = 256
     sets: list[EvaluationSet] = field(default_factory=list)
 

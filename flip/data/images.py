@@ -138,7 +138,8 @@ class Files:
             if file.label is not None:
                 members["cls"] = str(file.label).encode()
             if file.captions:
-                members["txt"] = "\n".join(file.captions).encode()
+                # one line each, as the tokenizer would make of it: a line is a caption
+                members["txt"] = "\n".join(" ".join(text.split()) for text in file.captions).encode()
             yield id, {name: memoryview(data) for name, data in members.items()}
 
     def locate(self, id: int) -> str:

@@ -1,5 +1,7 @@
 """Images and texts -> features on rank 0, each image once, to the same bits whatever the number of ranks.
 
+In bf16 that holds for all numbers above one: a single rank rounds otherwise (``parallel.autocast``).
+
 A batch is the positions k * b .. (k + 1) * b - 1 of the data set, never a rank's own: who computes it moves nothing.
 """
 

@@ -165,7 +165,8 @@ class Evaluation:
         compute = self.config.compute
         cache = None
         if self.task.cache:
-            kind = "-".join((str(about["digest"])[:32], compute.device, compute.precision, compute.attention))
+            whole = ("sharded",) if self.world.size > 1 else ()  # which bf16 rounds otherwise
+            kind = "-".join((str(about["digest"])[:32], compute.device, compute.precision, compute.attention, *whole))
             cache = Cache(self.task.cache, kind)
         scorer = Scorer(
             encoder, self.task.batch, self.team, partial(self._beat, f"evaluating {found.name}"), cache,

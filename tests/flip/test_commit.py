@@ -243,3 +243,14 @@ def test_what_is_pinned_stays(run):
     other.path.mkdir()
     pin(run, other, "pretrain", 8)
     assert commit.retain(run, 1, keep=1) == [commit.folder(run, "pretrain", 16, 1)]
+
+
+def test_one_that_cannot_be_deleted_keeps_no_other(run):
+    for samples in (8, 16, 24, 32):
+        write(run, "pretrain", samples)
+    foreign = commit.folder(run, "pretrain", 16, 1) / ".ipynb_checkpoints"
+    foreign.mkdir()
+    with pytest.raises(OSError):
+        commit.retain(run, 1, keep=1)
+    assert [c.samples for c in commit.commits(run)] == [32] and foreign.exists()
+    assert not commit.folder(run, "pretrain", 8, 1).exists() and not commit.folder(run, "pretrain", 24, 1).exists()

@@ -66,3 +66,26 @@ def test_the_end_of_the_supervisor_is_a_stop():
     os.close(writer)
     assert child.communicate(timeout=30)[0].strip() == "the supervisor is gone"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+AGREED = """
+import sys
+from torch import distributed
+from flip.interrupt import Agreement
+rank = int(sys.argv[2])
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
+agreement = Agreement(distributed.group.WORLD, 2)
+print([agreement.now(False), agreement.now(rank == 1), *agreement.poll(rank == 0, False), agreement.now(False)])
+"""
+
+
+@pytest.mark.long
+def test_all_ranks_know_at_once_or_at_the_next_call(tmp_path):
+    """``now``: a stop between two sets of an evaluation must not wait for the set after."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", AGREED, tmp_path / "store", str(rank)], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    assert [rank.communicate(timeout=100)[0].strip() for rank in ranks] == ["[False, True, False, False, True]"] * 2

@@ -222,6 +222,24 @@ def test_compiled_blocks_of_two_ranks_train_as_eager_ones_of_one(at, how):
     assert {name for name in found if "orig_mod" in name} == set()
 
 
+@pytest.mark.slow
+def test_every_shape_is_compiled():
+    """By itself torch compiles eight, the others run eagerly: a process started later would compute other bits."""
+    world = parallel.World(0, 1, torch.device("cpu"), None, None)
+    with torch.device("meta"):
+        pair = model.build(sized("tiny"), schema.Augment(), "explicit")
+    parallel.place(pair, world, compute(compile="yes"))
+    model.initialise(pair, SEED)
+    block, width = pair.image.blocks[0], pair.image.blocks[0].norm1.weight.shape[0]
+    with torch.no_grad(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for length in range(3, 12):
+            block(torch.zeros(2, length, width))
+        compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        with torch.compiler.set_stance("force_eager"):
+            block(torch.zeros(2, 20, width))
+    assert compiled >= 9 and torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
 def test_what_nobody_gives_a_value_is_found():
     world = parallel.World(0, 1, torch.device("cpu"), None, None)
     with torch.device("meta"):

@@ -48,7 +48,7 @@ def make_place(root):
     settings = [
         "model.size=tiny", "stages=[{name: pretrain, samples: 64, batch: 8}]", f"data.manifest={data}",
         f"data.tokenizer={root}/tokenizer.json", "compute.threads=1", "compute.device=cpu", "compute.precision=fp32",
-        "compute.attention=sdpa", "compute.deterministic=yes",
+        "compute.attention=sdpa", "compute.deterministic=yes", "compute.replicate=3",
         f"evaluate.sets=[{{name: own, manifest: {data}, classes: {data}/classes.json}}]",
     ]  # fmt: skip
     run, config = RunDir(root / "runs" / "sweep" / "run"), load.merge([], settings)

@@ -6,9 +6,12 @@ from clip_benchmark.metrics import zeroshot_retrieval
 from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
+from flip.data.images import File, Files
+from flip.data.stream import captions_of
 from flip.evaluate.retrieval import TILE, retrieve
 from flip.evaluate.score import DataSet, Scorer
 from flip.exitcodes import DataError, Diverged
+from tests.synthetic import encode, picture
 
 
 def drawn(images, captions, seed=0, noise=0.6):
@@ -90,3 +93,10 @@ def test_of_shards(pair, encoder, data):
     assert {one["task"] for one in found} == {"retrieval"} and found[0]["data"] == DataSet.of(
         EvaluationSet("pairs", str(data), task="retrieval")
     ).images.digest
+
+
+def test_a_line_break_in_a_caption_of_a_file_makes_no_second_one(tmp_path):
+    (tmp_path / "0.png").write_bytes(encode(picture(0)))
+    files = Files([File(str(tmp_path / "0.png"), captions=("a dog\nruns", " a  cat"))], str(tmp_path))
+    ((_, sample),) = files.samples(range(1))
+    assert captions_of(sample, ["txt"]) == ["a dog runs", "a cat"]
