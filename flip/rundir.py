@@ -209,6 +209,15 @@ class RunDir:
         # type: (int) -> bool
         return (self.attempt(n) / "limit.json").exists()
 
+    def note_progress(self, n):
+        # type: (int) -> None
+        """Leave that attempt n kept something that the next one need not do again, where that is no commit."""
+        create_json(self.attempt(n) / "progress.json", {"time": time.time()})
+
+    def got_on(self, n):
+        # type: (int) -> bool
+        return (self.attempt(n) / "progress.json").exists()
+
     def write_cause(self, n, rank, cause, code, reason, **facts):
         # type: (int, int, str, int, str, **Any) -> bool
         """Leave why this process ends; a rank's first cause stays. Shape: {cause, code, reason, rank, ...facts}."""

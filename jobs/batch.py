@@ -32,7 +32,7 @@ def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str,
         "nodes": shape.nodes,
         "ntasks_per_node": shape.processes,
         "cpus_per_task": shape.cpus,
-        "time": math.ceil(shape.hours * 60),
+        "time": _minutes(job),
         "signal_delay_s": profile.signal_seconds,
         "wckey": None,  # a site that checks them knows none called submitit
         "setup": lines(profile, job, folder),
@@ -70,7 +70,7 @@ ELSEWHERE = [
     'ask() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }',
     "elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array",
     "  code=$?",
-    '  case $code in 1|2|126|127) ;; *) exit "$code";; esac  # others are what `begin` means',
+    '  case $code in 1|2|4|126|127|13[0-9]) ;; *) exit "$code";; esac  # others are what `begin` means',
     "  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as marks.Mark: starts in a row that came to nothing",
     '  until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the trap does',
     r"""  mark=$(sed -En 's/^ *Comment=away:([0-9]+:[0-9]+:[0-9]+).*/\1/p' <<< "$shown")""",
@@ -79,7 +79,8 @@ ELSEWHERE = [
     f'  [ "$starts" -lt {STARTS} ] || exit "$code"',
     '  ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"',
     "  again",
-    '  scontrol update JobId="$id" ExcNodeList="$SLURMD_NODENAME" StartTime="now+$((60 * starts))"; exit "$code"',
+    '  scontrol update JobId="$id" ExcNodeList="$without$SLURMD_NODENAME" StartTime="now+$((60 * starts))"',
+    '  exit "$code"',
     "}",
 ]
 
@@ -101,6 +102,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     return [
         "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
         "trap '' TERM  # what is begun here is finished",
+        _without(profile),
         *ELSEWHERE,
         f"said={shlex.quote(str(folder))}/$id",
         'exec >>"$said.out" 2>>"$said.err" || elsewhere',
@@ -111,7 +113,8 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         "export FLIP_RUN FLIP_ATTEMPT",
         "finish() {",
         "  code=$?; trap '' TERM; trap - EXIT",
-        f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code"',
+        *_late(profile, job),
+        f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${{late:+--late}}',
         '  [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit',
         *(['  [ -z "$releaser" ] || kill -9 "$releaser"'] if job.canary else []),
         '  exit "$code"',
@@ -124,6 +127,26 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         *_modules(profile.modules),
         *profile.setup,
     ]
+
+
+def _without(profile: Profile) -> str:
+    """The nodes that the profile leaves out, which stay so. Those that starts before found lacking do not: when they
+    share what they lack, and it comes back, some node must be left.
+    """
+    excluded = profile.options.get("exclude")
+    return f"without={shlex.quote(f'{excluded},' if excluded else '')}"
+
+
+def _late(profile: Profile, job: Job) -> list[str]:
+    """Whether the attempt had its whole wall limit: its warning comes up to a minute early. Of very short ones, which
+    are that all the time, it is not asked.
+    """
+    limit, before = 60 * _minutes(job), profile.signal_seconds + 75
+    return [f'  [ "$SECONDS" -lt {limit - before} ] || late=1'] if limit > 2 * before else []
+
+
+def _minutes(job: Job) -> int:
+    return math.ceil(round(job.shape.hours * 60, 6))  # 8.3 hours are 498 minutes, not a hair more
 
 
 def _modules(names: Sequence[str]) -> list[str]:

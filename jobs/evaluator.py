@@ -14,7 +14,7 @@ def evaluate(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, 
     from flip.evaluate import job
 
     try:
-        job.evaluate(run, flag, partial(worker.note_hang, run, attempt))
+        job.evaluate(run, attempt, flag, partial(worker.note_hang, run, attempt))
     except job.Stopped as stopped:
         return "stopped", str(stopped)
     return "complete", ""

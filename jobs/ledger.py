@@ -14,7 +14,7 @@ from jobs.policy import TOLD, Decision, Limits, decide
 from jobs.suspects import BLAMED
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, Iterator, List, Optional, Tuple  # noqa: F401
+    from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple  # noqa: F401
 
     from flip.rundir import RunDir  # noqa: F401
 
@@ -41,17 +41,28 @@ def begin(run, facts):
     return run.begin_attempt(dict(start, **facts))
 
 
-def end(run, n, code, state, limits=None, suspect=("", "")):
-    # type: (RunDir, int, Optional[int], Optional[str], Optional[Limits], Tuple[str, str]) -> Decision
+def end(
+    run,  # type: RunDir
+    n,  # type: int
+    code,  # type: Optional[int]
+    state,  # type: Optional[str]
+    limits=None,  # type: Optional[Limits]
+    suspect=("", ""),  # type: Tuple[str, str]
+    late=False,  # type: bool
+    unstarted=(),  # type: Sequence[str]
+):
+    # type: (...) -> Decision
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
     ``code``: exit code of the attempt, None where nobody saw it. ``state``: the scheduler's words, None if unreadable.
     ``suspect``: a node to be left out where the attempt failed, and the run that failed there too (jobs/suspects.py).
+    ``late``, ``unstarted``: as ``policy.decide`` has them.
     """
     start = read_json(run.attempt(n) / "start.json") or {}
     following = read_json(run.attempt(n + 1) / "start.json") or {}  # of an end that is written late
     commits = following.get("resumes_from", committed_samples(run))
     committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
+    committed = committed or run.got_on(n)
     first = start["after"] if "after" in start else after(run)
     decision = decide(
         run.causes(n),
@@ -63,6 +74,8 @@ def end(run, n, code, state, limits=None, suspect=("", "")):
         cancelled=run.cancel.exists(),
         committed=committed,
         told=run.was_told(n),
+        late=late,
+        unstarted=unstarted,
     )
     if decision.cause == "cancelled":
         decision = decision._replace(reason=cancelled_by(run))

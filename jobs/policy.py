@@ -10,7 +10,7 @@ from flip.exitcodes import CAUSES, PRECEDENCE
 from jobs.symptoms import HARDWARE, PORT_TAKEN
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, List, Optional, Set, Tuple  # noqa: F401
+    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple  # noqa: F401
 
 #: Causes that only a person can mend.
 FINAL = ("config", "permission", "data", "diverged")
@@ -65,6 +65,8 @@ def decide(
     cancelled,  # type: bool
     committed,  # type: bool
     told=False,  # type: bool
+    late=False,  # type: bool
+    unstarted=(),  # type: Sequence[str]
 ):
     # type: (...) -> Decision
     """What to do after an attempt.
@@ -73,13 +75,20 @@ def decide(
     ``state``: the scheduler's words for the job, None where they could not be read. ``history``: ends of the earlier
     attempts that count, oldest first: rows with ``cause`` and ``committed``. ``complete``: result.json exists.
     ``cancelled``: cancel.json exists. ``committed``: this attempt made a new commit. ``told``: told.json exists.
+    ``late``: it had its whole wall limit, but for the time to save. ``unstarted``: nodes that could start no
+    rank of it.
     """
     words = set(re.findall("[A-Z_]+", (state or "").upper()))
     if complete:
         return Decision("done", "complete", "complete")
     if cancelled or "CANCELLED" in words:
         return Decision("stop", "cancelled", "cancelled")
-    cause, reason = root_cause(causes, code, words, told)
+    cause, reason = root_cause(causes, code, words, told, unstarted)
+    if cause == "stopped" and late and not committed:  # a preemption is waited out, this would be so each time
+        cause, reason = (
+            "timeout",
+            reason + "; it had its whole wall limit, and nothing new was kept: give it more hours",
+        )
     decision = _by_cause(cause, reason, history, limits, committed)
     if decision.action != "requeue":
         return decision
@@ -91,12 +100,12 @@ def decide(
         # scancel and preemption both send TERM: a requeue could raise a cancelled job from the dead
         return decision._replace(action="nothing", reason=reason + "; the job's state could not be read")
     crashes = [c for c in causes if c["cause"] == "crash" and c.get("host")]
-    hosts = {str(c["host"]) for c in crashes if HARDWARE.search(str(c.get("reason", "")))}
+    hosts = set(unstarted) | {str(c["host"]) for c in crashes if HARDWARE.search(str(c.get("reason", "")))}
     return decision._replace(exclude=tuple(sorted(hosts)))
 
 
-def root_cause(causes, code, words, told=False):
-    # type: (List[Dict[str, Any]], Optional[int], Set[str], bool) -> Tuple[str, str]
+def root_cause(causes, code, words, told=False, unstarted=()):
+    # type: (List[Dict[str, Any]], Optional[int], Set[str], bool, Sequence[str]) -> Tuple[str, str]
     """(cause, reason): a root cause beats its echoes by class, never by clock; codes and states are hints."""
     root = _first_by_class(causes)
     if root and root["cause"] != "crash":
@@ -105,6 +114,8 @@ def root_cause(causes, code, words, told=False):
         return "node", "the node failed"
     if "PENDING" in words:  # what looks like a crash then is a rank that was cut off, or the peer of one
         return "stopped", "preempted, or its node failed, before a clean stop"
+    if unstarted:  # a crash is then that of the ranks that waited for theirs
+        return "node", "no rank could be started on %s: the mount or the interpreter is missing" % ", ".join(unstarted)
     if root:
         taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)
         return "port" if taken else "crash", _told_by(root)

@@ -59,6 +59,7 @@ def parser():
     )
     made.add_argument("--attempt", type=int, help="the number that begin printed (end, watch; default: the newest)")
     made.add_argument("--code", type=int, help="exit code of the attempt (end)")
+    made.add_argument("--late", action="store_true", help="it had its whole wall limit, but for the time to save (end)")
     made.add_argument("--state", help="the scheduler's words for the job; default: it is asked (end)")
     return made
 
@@ -75,7 +76,7 @@ def act(args):
             return watch(args.run, args.attempt)
         if args.what == "release":
             return release(args.run)
-        return patiently(lambda: end(args.run, args.attempt, args.code, args.state), args.attempt)
+        return patiently(lambda: end(args.run, args.attempt, args.code, args.state, args.late), args.attempt)
     except FlipError as error:
         say(error)
         return error.code
@@ -194,11 +195,11 @@ def facts():
     return dict(found, **{key: os.environ[name] for key, name in named.items() if name in os.environ})
 
 
-def end(path, n, code, state):
-    # type: (str, Optional[int], Optional[int], Optional[str]) -> int
+def end(path, n, code, state, late=False):
+    # type: (str, Optional[int], Optional[int], Optional[str], bool) -> int
     from flip.exitcodes import ConfigError
     from flip.rundir import RunDir
-    from jobs import ledger, scheduler, suspects
+    from jobs import ledger, scheduler, suspects, unstarted
 
     run = RunDir(path)
     n = run.newest_attempt() if n is None else n
@@ -208,7 +209,10 @@ def end(path, n, code, state):
         state = scheduler.patient_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
     if state is not None:
         settled(run, n)
-    decision = ledger.end(run, n, code, state, suspect=suspects.suspect(run, n, time.time()))
+    suspect = suspects.suspect(run, n, time.time())
+    among = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
+    lost = unstarted.nodes(str(run.logs / str(n) / "job.err"), among)
+    decision = ledger.end(run, n, code, state, suspect=suspect, late=late, unstarted=lost)
     say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
         requeue_job(decision)

@@ -41,7 +41,7 @@ class Stopped(Exception):
     """This rank was told to stop; there is nothing to save."""
 
 
-def evaluate(job: RunDir, flag: StopFlag, hung: Callable[[str], None]) -> None:
+def evaluate(job: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]) -> None:
     """Do what the job's task.json says; results go to the subject's eval/, result.json makes the job complete.
 
     Raises Stopped, or FlipError for what can be named.
@@ -50,7 +50,7 @@ def evaluate(job: RunDir, flag: StopFlag, hung: Callable[[str], None]) -> None:
     watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
     try:
-        results = Evaluation(job, task, config, world, watchdog, flag).run()
+        results = Evaluation(job, attempt, task, config, world, watchdog, flag).run()
         if world.first:
             create_json(job.result, {"evaluations": results, "subject": task.subject, "time": time.time()})
     finally:
@@ -61,9 +61,10 @@ class Evaluation:
     """One life of the job on one rank."""
 
     def __init__(
-        self, job: RunDir, task: Task, config: schema.Config, world: parallel.World, watchdog: Watchdog, flag: StopFlag
-    ) -> None:
-        self.job, self.task, self.config, self.world = job, task, config, world
+        self, job: RunDir, attempt: int, task: Task, config: schema.Config, world: parallel.World,
+        watchdog: Watchdog, flag: StopFlag,
+    ) -> None:  # fmt: skip
+        self.job, self.attempt, self.task, self.config, self.world = job, attempt, task, config, world
         self.watchdog, self.flag = watchdog, flag
         self.subject = RunDir(task.subject)
         # rank 0 may index shards or fit a probe meanwhile: the group that waits longest
@@ -176,6 +177,7 @@ class Evaluation:
         for one in results:
             if self.world.first:
                 keep_result(self.subject, one, about, self.job.name)
+                self.job.note_progress(self.attempt)
                 self._tell(found, one)
         return [{**one, "commit": about, "stage": about["stage"], "samples": about["samples"]} for one in results]
 

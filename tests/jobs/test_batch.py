@@ -152,6 +152,42 @@ def test_a_module_that_is_not_there_is_tried_on_other_nodes(stage, monkeypatch):
     assert (stage.end()["cause"], stage.end()["action"]) == ("crash", "requeue")
 
 
+def test_a_node_that_starts_no_rank_is_left_out(stage):
+    """It is not the first of the job's: the ranks that wait for it are killed, and their codes tell nothing."""
+    stage.commands("srun", "echo 'srun: error: n2: tasks 4-7: Exited with exit code 127' >&2; exit 137")
+    assert stage.start(SLURM_JOB_NUM_NODES="4").wait(60) == 137
+    assert (stage.end()["cause"], stage.end()["action"], stage.end()["exclude"]) == ("node", "requeue", ["n2"])
+    assert "scontrol update JobId=57_1 ExcNodeList=n2" in stage.commands.calls()
+
+
+@pytest.mark.parametrize("hours, late", [(1.0, True), (0.05, False)])
+def test_three_whole_wall_limits_for_nothing_are_the_end(stage, monkeypatch, hours, late):
+    stage.commands("srun", "exit 75")
+    job = Job(stage.run, ROOT, Shape(hours=hours), {}, "jobs.worker")
+    text = script(Profile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch)
+    stage.script.write_text(text.replace("trap finish EXIT\n", "trap finish EXIT\nSECONDS=3440\n"))
+    for n in (1, 2, 3):
+        assert stage.start(SLURM_RESTART_COUNT=str(n - 1)).wait(60) == 75
+        assert stage.end(n)["cause"] == ("timeout" if late else "stopped")
+    assert stage.end(3)["action"] == ("stop" if late else "requeue")
+
+
+def test_the_profiles_own_exclusions_stay(stage, monkeypatch):
+    job = Job(stage.run, ROOT, Shape(), {}, "jobs.worker")
+    profile = Profile(name="x", kind="slurm", options={"exclude": "node[07-08]"})
+    stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
+    shutil.rmtree(stage.folder)
+    assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
+    assert "scontrol update JobId=57_1 ExcNodeList=node[07-08],n7 StartTime=now+0" in stage.commands.calls()
+
+
+def test_minutes_are_those_that_were_asked_for():
+    hours = {8.3: 498, 0.1: 6, 1.0: 60, 1.001: 61, 23.9: 1434}
+    for given, minutes in hours.items():
+        job = replace(JOB, shape=Shape(hours=given))
+        assert batch.parameters(Profile(name="x", kind="slurm"), job, Path("/f"), "n")["time"] == minutes
+
+
 @pytest.mark.parametrize("what", ["folder", "interpreter"])
 def test_a_node_that_lacks_something_gives_the_job_back(stage, what):
     """It would be idle again at once, and the next element would come to it."""

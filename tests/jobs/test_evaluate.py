@@ -121,6 +121,8 @@ def test_all_commits_on_the_sets_of_the_run(place, capsys):
     points = {point["samples"]: [one["name"] for one in point["evaluations"]] for point in read_run(run.path).curve()}
     assert points[32] == ["own"] and "own" in points[64]
     assert list(run.pins.iterdir()) and not pins.pinned(run), "for as long as it was not complete"
+    newest = max((place / "runs" / "sweep" / ".evaluate").iterdir(), key=lambda folder: folder.stat().st_mtime)
+    assert RunDir(newest).got_on(1), "each score is a step forward, as a commit is"
 
 
 @pytest.mark.timeout(600)

@@ -100,3 +100,13 @@ def test_a_new_submission_forgets_verdicts_but_not_history(tmp_path):
     assert ledger.standing(run)["action"] == "stop"
     write_json(run.path / "job.json", {"after": 1})
     assert ledger.standing(run) is None and ledger.last(run)["action"] == "stop"
+
+
+def test_a_score_that_is_kept_is_progress(tmp_path):
+    run = make(tmp_path)
+    for _ in range(5):
+        n = ledger.begin(run, {})
+        run.note_progress(n)
+        assert ledger.end(run, n, 75, "RUNNING", late=True).cause == "stopped"
+    causes = [ledger.end(run, ledger.begin(run, {}), 75, "RUNNING", late=True) for _ in range(3)]
+    assert [(one.cause, one.action) for one in causes] == [("timeout", "requeue")] * 2 + [("timeout", "stop")]

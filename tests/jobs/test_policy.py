@@ -23,8 +23,8 @@ def h(*causes):
     return [{"cause": cause.rstrip("+"), "committed": cause.endswith("+")} for cause in causes]
 
 
-def ask(causes=(), code=0, state="RUNNING", history=(), complete=False, cancelled=False, committed=False, told=False):
-    return decide(list(causes), code, state, list(history), Limits(), complete, cancelled, committed, told)
+def ask(causes=(), code=0, state="RUNNING", history=(), complete=False, cancelled=False, committed=False, **facts):
+    return decide(list(causes), code, state, list(history), Limits(), complete, cancelled, committed, **facts)
 
 
 PORT = c("crash", reason="DistNetworkError: failed to bind to [::]:29500 (errno: 98 - Address already in use).")
@@ -152,6 +152,23 @@ TABLE = [
         "crash",
         0,
     ),
+    # a whole wall limit
+    ("told at the limit, nothing kept", dict(code=75, late=True), "requeue", "timeout", 0),
+    ("the third time", dict(code=75, late=True, history=h("timeout", "timeout")), "stop", "timeout", 0),
+    ("told at the limit, saved", dict(code=75, late=True, committed=True), "requeue", "stopped", 0),
+    ("told at the limit, and cancelled", dict(code=75, late=True, cancelled=True), "stop", "cancelled", 0),
+    ("told at the limit, requeued already", dict(code=75, late=True, state="PENDING"), "nothing", "timeout", 0),
+    ("a crash at the limit", dict(code=70, late=True, committed=True), "requeue", "crash", 0),
+    # nodes that start no rank
+    ("a node that starts no rank", dict(code=137, unstarted=["n2"]), "requeue", "node", 0),
+    (
+        "beside a crash of those that waited",
+        dict(code=137, causes=[c("crash")], unstarted=["n2"]),
+        "requeue",
+        "node",
+        0,
+    ),
+    ("beside a mistake", dict(code=137, causes=[c("config")], unstarted=["n2"]), "stop", "config", 0),
     ("hangs count with crashes", dict(code=70, history=h("hang", "hang")), "stop", "crash", 0),
     ("storage for a day", dict(code=69, history=h(*["storage"] * 60)), "stop", "storage", 0),
 ]
@@ -235,6 +252,8 @@ def test_hosts_are_excluded_for_hardware_only():
     causes = [c("crash", host="n1", reason=broken), c("crash", 1, host="n2"), c("peer_lost", 2, host="n3")]
     causes.append(c("peer_lost", 3, host="n4", reason=broken))  # tells of another's card
     assert ask(causes=causes, code=70).exclude == ("n1",)
+    started = ask(code=137, unstarted=["n7"])
+    assert started.exclude == ("n7",) and started.reason.startswith("no rank could be started on n7: the mount")
 
 
 def old_python() -> str:
@@ -259,6 +278,7 @@ def old_python() -> str:
         "jobs/scheduler",
         "jobs/marks",
         "jobs/suspects",
+        "jobs/unstarted",
         "jobs/rank",
         "jobs/canary",
         "jobs/notify",

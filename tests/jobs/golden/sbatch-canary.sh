@@ -20,6 +20,7 @@
 # setup
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 trap '' TERM  # what is begun here is finished
+without=''
 again() {  # for half a day while Slurm is silent, as when this node is cut off; ten minutes where it refuses
   for _ in {1..1440}; do no=${no:-0}
     scontrol requeue "$id" && return; sleep 30
@@ -32,7 +33,7 @@ again() {  # for half a day while Slurm is silent, as when this node is cut off;
 ask() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }
 elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array
   code=$?
-  case $code in 1|2|126|127) ;; *) exit "$code";; esac  # others are what `begin` means
+  case $code in 1|2|4|126|127|13[0-9]) ;; *) exit "$code";; esac  # others are what `begin` means
   life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as marks.Mark: starts in a row that came to nothing
   until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the trap does
   mark=$(sed -En 's/^ *Comment=away:([0-9]+:[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
@@ -41,7 +42,8 @@ elsewhere() {  # a node that lacks what the others have, a mount or the interpre
   [ "$starts" -lt 100 ] || exit "$code"
   ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"
   again
-  scontrol update JobId="$id" ExcNodeList="$SLURMD_NODENAME" StartTime="now+$((60 * starts))"; exit "$code"
+  scontrol update JobId="$id" ExcNodeList="$without$SLURMD_NODENAME" StartTime="now+$((60 * starts))"
+  exit "$code"
 }
 said=/runs/demo/.slurm/0123abcd/$id
 exec >>"$said.out" 2>>"$said.err" || elsewhere
@@ -52,7 +54,8 @@ FLIP_ATTEMPT=$(/opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py begin
 export FLIP_RUN FLIP_ATTEMPT
 finish() {
   code=$?; trap '' TERM; trap - EXIT
-  /opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code"
+  [ "$SECONDS" -lt 85875 ] || late=1
+  /opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${late:+--late}
   [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit
   [ -z "$releaser" ] || kill -9 "$releaser"
   exit "$code"
