@@ -37,6 +37,12 @@ KNOWN = 100_000
 _WORD = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
 """What BertPreTokenizer makes of printable lower-case ASCII: punctuation stands alone."""
 REMEDY = "Make one: python tools/tokenizer.py train"
+BERT = re.compile(r"(^|/)bert-([a-z]+-)?uncased/")
+"""The folder of a file that is published, as recipe paper names it."""
+PUBLISHED = (
+    "BERT's published one belongs there, and one that is trained here would make another model: docs/reproduce.md says"
+    " where it comes from."
+)
 
 
 def clean(text: str, repair: bool = False) -> str:
@@ -54,7 +60,7 @@ class Tokenizer:
         self._inner, self._known = _read(Path(path)), dict[str, list[int]]()
         self._first = [self._id("[CLS]")] if prepend_cls else []
         if self._id("[PAD]") != 0:
-            raise ConfigError("[PAD] is not id 0", self.path, self._id("[PAD]"), REMEDY)
+            raise ConfigError("[PAD] is not id 0", self.path, self._id("[PAD]"), _remedy(self.path))
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], tower: TextTower) -> Tokenizer:
@@ -111,7 +117,7 @@ class Tokenizer:
     def _id(self, token: str) -> int:
         found = self._inner.token_to_id(token)
         if found is None:
-            raise ConfigError(f"has no {token}", self.path, remedy=REMEDY)
+            raise ConfigError(f"has no {token}", self.path, remedy=_remedy(self.path))
         return found
 
 
@@ -120,18 +126,25 @@ def _read(path: Path) -> tokenizers.Tokenizer:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         model, normalizer = content["model"], dict(content["normalizer"])
-        if (model["type"], normalizer.pop("type")) != ("WordPiece", "BertNormalizer") or not normalizer["lowercase"]:
+        # files of 2020, and BERT's published one is of them, do not say their type; no other model has that field
+        kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "")
+        if (kind, normalizer.pop("type")) != ("WordPiece", "BertNormalizer") or not normalizer["lowercase"]:
             raise ValueError("not lower-case WordPiece")
         if sorted(model["vocab"].values()) != list(range(len(model["vocab"]))):
             raise ValueError("its ids are not 0, 1, 2, ...")
         return _wordpiece(model["vocab"], **normalizer)
     except FileNotFoundError as error:
-        raise ConfigError("no such tokenizer", str(path), remedy=REMEDY) from error
+        raise ConfigError("no such tokenizer", str(path), remedy=_remedy(path)) from error
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", str(path)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
-        raise ConfigError(f"is no tokenizer.json that can be used: {problem}", str(path), remedy=REMEDY) from error
+        what = f"is no tokenizer.json that can be used: {problem}"
+        raise ConfigError(what, str(path), remedy=_remedy(path)) from error
+
+
+def _remedy(path: str | os.PathLike[str]) -> str:
+    return PUBLISHED if BERT.search(os.fspath(path)) else REMEDY
 
 
 def _wordpiece(vocabulary: dict[str, int], **switches: Any) -> tokenizers.Tokenizer:

@@ -8,6 +8,7 @@ from pathlib import Path
 import ftfy
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,6 +115,38 @@ def test_a_foreign_file_adds_nothing(path, tmp_path):
     other.write_text(json.dumps(content))
     text = ["[PAD] a red cat on the mat"]
     assert np.array_equal(Tokenizer(other, 32, False)(text), Tokenizer(path, 32, False)(text))
+
+
+def test_a_file_that_does_not_say_its_type(path, tmp_path):
+    """BERT's published one is of 2020, when the package did not write it, and still reads such files."""
+    content = json.loads(path.read_text())
+    assert content["model"].pop("type") == "WordPiece"
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(content))
+    for text in CAPTIONS:
+        ids = Tokenizer(old, 32, False)([text])
+        assert np.array_equal(ids, Tokenizer(path, 32, False)([text]))
+        theirs = tokenizers.Tokenizer.from_file(str(old)).encode(clean(text), add_special_tokens=False).ids
+        assert ids[0, : len(theirs)].tolist() == theirs
+    del content["model"]["max_input_chars_per_word"]
+    old.write_text(json.dumps({**content, "model": {**content["model"], "merges": []}}))  # BPE, say
+    with pytest.raises(ConfigError, match="not lower-case WordPiece"):
+        Tokenizer(old, 32, False)
+
+
+@pytest.mark.parametrize("folder", ["bert-uncased", "google/bert-base-uncased"])
+def test_nobody_is_told_to_train_what_is_published(path, tmp_path, folder):
+    """Recipe paper names BERT's: another one would make another model."""
+    file = tmp_path / folder / "tokenizer.json"
+    file.parent.mkdir(parents=True)
+    for text in (None, "{}", path.read_text().replace("[PAD]", "[PAAD]")):
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            Tokenizer(file, 32, False)
+        assert "docs/reproduce.md" in caught.value.remedy and "tokenizer.py" not in caught.value.remedy
+    with pytest.raises(ConfigError, match=r"tools/tokenizer\.py train"):
+        Tokenizer(tmp_path / "bert-uncased.json", 32, False)
 
 
 def test_training_is_a_function_of_the_captions(tmp_path):
