@@ -24,6 +24,8 @@ MAX_LANES = 4096
 MAX_CHUNK, MIN_CHUNKS = 256, 4096
 OF_MACHINE = (("data", "lanes"), ("compute", "precision"), ("compute", "attention"), ("compute", "threads"))
 """Fields of the identity whose ``auto`` follows the machine, and not the rest of the configuration alone."""
+DEMONSTRATION = tuple(f"cache:emoji/{name}" for name in ("train", "noto-v1", "twemoji", "openmoji", "unseen"))
+"""The manifests that tools/demo_data.py makes."""
 OVERHEAD = 1.5
 """Bytes held per byte of raw sample in the shuffle buffer: the next block is fetched while one is read."""
 
@@ -145,10 +147,14 @@ def _facts(data: Data | DataSet, key: str, nominal: bool) -> DataFacts:
     if not data.manifest:
         remedy = f"Give the folder of a manifest (python tools/shards.py index), or {key}.samples to plan without data."
         raise ConfigError(f"{key}.manifest: no data set is named", remedy=remedy)
-    if data.manifest.startswith("cache:"):
+    plan = "--dry-run plans without them." if data.samples else f"To plan without them, set {key}.samples."
+    if os.path.normpath(data.manifest) in DEMONSTRATION:
         remedy = "Fetch the demonstration data: python tools/demo_data.py"
+    elif data.manifest.startswith("cache:"):
+        remedy = "Index the shards, with this folder as --out: python tools/shards.py index. Which shards: the sweep's"
+        remedy += f" head or docs/reproduce.md says it. {plan}"
     else:
-        remedy = f"Index the shards first: python tools/shards.py index. To plan without them, set {key}.samples."
+        remedy = f"Index the shards first: python tools/shards.py index. {plan}"
     raise DataError("there is no manifest here", locate(data.manifest), remedy=remedy)
 
 

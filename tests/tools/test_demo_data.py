@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flip.config.resolve import DEMONSTRATION
 from flip.data.manifest import Manifest
 from tools.demo import build, packages, render, split
 
@@ -228,6 +229,7 @@ def test_build_whole_same_bytes_and_only_once(tiny: Path) -> None:
         "unseen": 18,
     }
     classes = json.loads((folder / "classes.json").read_text())
+    assert {f"cache:emoji/{name}" for name in facts["sets"]} == set(DEMONSTRATION), "what is said where one is missing"
     for vendor in ("noto-v1", "twemoji", "openmoji"):
         for sample in samples(folder / vendor).values():
             assert sample["txt"].decode() == classes["names"][int(sample["cls"])]

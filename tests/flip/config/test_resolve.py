@@ -122,12 +122,29 @@ def test_no_manifest(tmp_path):
     with pytest.raises(DataError, match=r"none: .*tools/shards\.py index") as caught:
         facts(config({"data.manifest": missing}))
     assert caught.value.code == 65
-    with pytest.raises(DataError, match=r"tools/demo_data\.py"):
-        facts(config({"data.manifest": "cache:no/such"}))
     claimed = config({"data.manifest": missing, "data.samples": 10**6})
     assert [one.nominal for one in facts(claimed)] == [True]
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="--dry-run"):
         facts(claimed, nominal=False)
+
+
+@pytest.mark.parametrize(
+    "manifest, made_by",
+    [
+        ("cache:emoji/train", "python tools/demo_data.py"),
+        ("cache:emoji/train/", "python tools/demo_data.py"),
+        ("cache:emoji/half", "python tools/shards.py index"),  # of sweeps/grid_small.yaml
+        ("cache:laion400m", "python tools/shards.py index"),
+        ("cache:imagenet/validation", "python tools/shards.py index"),
+    ],
+)
+def test_what_makes_a_manifest_that_is_not_in_the_cache(manifest, made_by, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path))
+    with pytest.raises(DataError) as caught:
+        facts(config({"data.manifest": manifest}))
+    said = caught.value.remedy
+    assert made_by in said and ("demo_data" in said) == ("demo_data" in made_by)
+    assert ("docs/reproduce.md" in said) == ("index" in made_by)
 
 
 def test_a_damaged_or_forbidden_manifest(tmp_path):
