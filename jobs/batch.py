@@ -167,7 +167,7 @@ def step(profile: Profile, job: Job) -> list[str]:
     words = ["--output=all", "--error=all", "--kill-on-bad-exit=0", f"--wait={profile.peer_seconds}", "--export=ALL"]
     words.append(f"--cpus-per-task={job.shape.cpus}")  # Slurm 22.05 to 23.02 gives a step one core without it
     if profile.container and profile.container_runtime == "pyxis":
-        words += [f"--container-image={profile.container}", f"--container-mounts={','.join(mounts(profile, job))}"]
+        words += [f"--container-image={profile.container}", f"--container-mounts={_mounts(profile, job)}"]
     return words
 
 
@@ -177,13 +177,17 @@ def command(profile: Profile, job: Job) -> str:
     words = [profile.jobs_python, str(rank), job.module]
     if profile.container and profile.container_runtime == "apptainer":
         cards = ["--nv"] if job.shape.gpus else []
-        words = ["apptainer", "exec", *cards, "--bind", ",".join(mounts(profile, job)), profile.container, *words]
+        words = ["apptainer", "exec", *cards, "--bind", _mounts(profile, job), profile.container, *words]
     return shlex.join(words)
 
 
-def mounts(profile: Profile, job: Job) -> list[str]:
+def mounts(profile: Profile, sweep: Path) -> list[str]:
     """PATH:PLACE of what the container sees: the sweep's folder (runs, code, submissions) at its own path, and more."""
-    sweep = job.run.path.parent
-    sweep = sweep.parent if sweep.name.startswith(".") else sweep  # an evaluation's job lies in a folder of the sweep's
     folders = [str(sweep), *profile.container_mounts]
     return [folder if ":" in folder else f"{folder}:{folder}" for folder in folders]
+
+
+def _mounts(profile: Profile, job: Job) -> str:
+    sweep = job.run.path.parent
+    sweep = sweep.parent if sweep.name.startswith(".") else sweep  # an evaluation's job lies in a folder of the sweep's
+    return ",".join(mounts(profile, sweep))

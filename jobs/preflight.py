@@ -30,7 +30,7 @@ from flip.data.stream import captions_of, image_of, label_of
 from flip.evaluate import prompts
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.rundir import RunDir
-from jobs import fit, saves, site
+from jobs import container, fit, saves, site
 from jobs.disk import ELSEWHERE, unwritable
 from jobs.profile import Profile
 from jobs.table import count, size
@@ -65,6 +65,7 @@ def check(
         *_data(config, data),
         _tokenizer(config, nominal),
         *_evaluations(config, nominal),
+        *(Check(*seen) for seen in container.check(config, profile, folder, plan=dry and nominal)),
         _machine(config, profile, on),
         *(Check(*seen) for seen in fit.check(config, profile, on)),
         _writable(profile, folder, dry),

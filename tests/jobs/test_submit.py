@@ -138,6 +138,18 @@ def test_mistakes_are_one_paragraph_and_leave_nothing(desk, data, tmp_path):
     desk.refuses(78, "a template needs one {}", f"evaluate.sets.small.classes={few}")
 
 
+def test_what_a_container_does_not_see_refuses_what_starts_and_not_a_plan_without_data(desk, data, tmp_path):
+    profile, sees = tmp_path / "boxed.yaml", f"container_mounts: [{data}]"
+    profile.write_text("kind: slurm\ncontainer: /images/x.sqsh\ncpus_per_node: 8\nmemory_gb: 64\n")
+    words = ("--cluster", str(profile), "--dry-run")
+    desk.refuses(78, f"Add to its container_mounts, at the same path: {data}", *words)
+    nominal = desk.submit(*words, "data.manifest=/not/here", "data.samples=1e5")
+    assert nominal.returncode == 0 and "at the same path: /not/here" in nominal.stdout, nominal.stderr
+    profile.write_text(profile.read_text() + sees + "\n")
+    done = desk.submit(*words)
+    assert done.returncode == 0 and "sees all that is read" in done.stdout, done.stderr
+
+
 def test_the_first_sample_of_an_evaluation_set_is_looked_at(desk, data, tmp_path):
     plain = make_dataset(tmp_path / "plain", samples=8, shards=1)
     desk.refuses(65, "no label 'cls'", f"evaluate.sets.small.manifest={plain}")
