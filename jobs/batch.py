@@ -32,7 +32,7 @@ def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str,
         "nodes": shape.nodes,
         "ntasks_per_node": shape.processes,
         "cpus_per_task": shape.cpus,
-        "time": _minutes(job),
+        "time": minutes(shape.hours),
         "signal_delay_s": profile.signal_seconds,
         "wckey": None,  # a site that checks them knows none called submitit
         "setup": lines(profile, job, folder),
@@ -55,6 +55,11 @@ def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str,
     wanted["array_parallelism"] = profile.parallel or profile.array_size
     wanted["additional_parameters"] |= {key: value or True for key, value in profile.options.items()}
     return wanted
+
+
+def minutes(hours: float) -> int:
+    """A wall limit as Slurm takes it: whole minutes, rounded up. 8.3 * 60 is a little above 498 and means that."""
+    return max(1, math.ceil(round(hours * 60, 6)))  # Slurm takes 0 as no limit
 
 
 ELSEWHERE = [
@@ -141,12 +146,8 @@ def _late(profile: Profile, job: Job) -> list[str]:
     """Whether the attempt had its whole wall limit: its warning comes up to a minute early. Of very short ones, which
     are that all the time, it is not asked.
     """
-    limit, before = 60 * _minutes(job), profile.signal_seconds + 75
+    limit, before = 60 * minutes(job.shape.hours), profile.signal_seconds + 75
     return [f'  [ "$SECONDS" -lt {limit - before} ] || late=1'] if limit > 2 * before else []
-
-
-def _minutes(job: Job) -> int:
-    return math.ceil(round(job.shape.hours * 60, 6))  # 8.3 hours are 498 minutes, not a hair more
 
 
 def _modules(names: Sequence[str]) -> list[str]:

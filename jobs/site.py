@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 from flip.exitcodes import ConfigError
 from jobs import scheduler
-from jobs.batch import PASSED
+from jobs.batch import PASSED, minutes
 from jobs.profile import Profile, runs_root
 from jobs.scheduler import number
 from jobs.slurm import only
@@ -232,7 +231,7 @@ def nodes_of(text: str) -> Counter[Node]:
 def accepts(profile: Profile) -> str:
     """What sbatch says against a job of one node with the profile's options; "" where it would take it."""
     options: dict[str, str] = {key: getattr(profile, key) for key in ("partition", "account", "qos")}
-    options |= {"nodes": "1", "ntasks": "1", "time": str(math.ceil(profile.hours * 60)), "requeue": ""}
+    options |= {"nodes": "1", "ntasks": "1", "time": str(minutes(profile.hours)), "requeue": ""}
     if profile.gpus_per_node and not {"gres", "gpus", "gpus-per-node"} & profile.options.keys():
         options["gpus-per-node"] = str(profile.gpus_per_node)
     given = {key: value for key, value in options.items() if value or key == "requeue"} | profile.options

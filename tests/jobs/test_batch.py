@@ -17,6 +17,7 @@ from flip.rundir import RunDir, read_json, write_json
 from jobs import batch, ledger
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile, load_profile
+from jobs.site import accepts
 from jobs.slurm import executor_of
 from tests.slurm_site import require_shellcheck
 
@@ -68,6 +69,18 @@ def test_the_script_is_the_golden_one(name, fields, monkeypatch):
         path.write_text(text)
     assert text == path.read_text(), "FLIP_GOLDEN=write writes what is new; read the difference"
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "hours, minutes", [(8.3, 498), (16.6, 996), (23.9, 1434), (1 / 3, 20), (0.501, 31), (24.0, 1440), (1e-9, 1)]
+)
+def test_a_limit_is_not_rounded_up_for_the_noise_of_a_product(hours, minutes, commands, tmp_path):
+    """8.3 * 60 is 498.00000000000006; a limit that is a site's own to the minute would be refused."""
+    wanted = batch.parameters(Profile(kind="slurm"), replace(JOB, shape=Shape(hours=hours)), tmp_path, "demo.0123abcd")
+    assert wanted["time"] == minutes
+    commands("sbatch", "")
+    accepts(Profile(kind="slurm", hours=hours))
+    assert f"--time={minutes} " in commands.calls()[-1], "what doctor asks is what is submitted"
 
 
 class Stage:
@@ -179,13 +192,6 @@ def test_the_profiles_own_exclusions_stay(stage, monkeypatch):
     shutil.rmtree(stage.folder)
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
     assert "scontrol update JobId=57_1 ExcNodeList=node[07-08],n7 StartTime=now+0" in stage.commands.calls()
-
-
-def test_minutes_are_those_that_were_asked_for():
-    hours = {8.3: 498, 0.1: 6, 1.0: 60, 1.001: 61, 23.9: 1434}
-    for given, minutes in hours.items():
-        job = replace(JOB, shape=Shape(hours=given))
-        assert batch.parameters(Profile(name="x", kind="slurm"), job, Path("/f"), "n")["time"] == minutes
 
 
 @pytest.mark.parametrize("what", ["folder", "interpreter"])
