@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.rundir import RunDir, number
+from flip.rundir import RunDir, matching, number
 
 Column = NDArray[np.float64]
 Columns = Mapping[str, Column]
@@ -101,7 +101,7 @@ def read(run: RunDir) -> Metrics:
 
 def _numbered(run: RunDir) -> dict[int, Path]:
     """Attempt -> its file."""
-    found = {number(path.stem): path for path in run.metrics.glob("*.jsonl")}
+    found = {number(path.stem): path for path in matching(run.metrics, "*.jsonl")}
     return {n: path for n, path in found.items() if n is not None}
 
 

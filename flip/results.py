@@ -18,7 +18,7 @@ from flip.config.identity import flatten
 from flip.config.table import read_yaml
 from flip.exitcodes import ConfigError, FlipError
 from flip.metrics import Metrics
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, matching, read_json, read_record
 
 _ACTIONS = {"requeue": "waiting", "stop": "failed", "done": "failed", "nothing": "stopped"}
 """What was decided at the end of the newest attempt -> state of a run that is neither complete nor cancelled."""
@@ -84,7 +84,7 @@ class Outcome:
     def later(self) -> dict[tuple[Any, Any], list[dict[str, Any]]]:
         """(stage, S) -> results of evaluations that were jobs of their own, by name."""
         found: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
-        for path in sorted(self.run.eval.glob("*-*/*.json")):
+        for path in matching(self.run.eval, "*-*/*.json"):
             try:
                 one = dict(read_json(path) or {})
                 one["name"], one["top1"]  # noqa: B018 - a file that lacks them is none
@@ -97,7 +97,7 @@ class Outcome:
         """Evaluations in training and of its commits, by S: {stage, samples, seconds until then, evaluations}."""
         points: list[dict[str, Any]] = []
         later = dict(self.later)
-        for path in self.run.eval.glob("*.json"):
+        for path in matching(self.run.eval, "*.json"):
             try:
                 point = dict(read_json(path) or {})
                 seconds = point.get("seconds")
@@ -132,7 +132,7 @@ def read_run(path: str | os.PathLike[str]) -> Outcome:
     run = RunDir(path)
     try:
         settings = flatten(read_yaml(run.config))
-        result, status = (read_json(file) or {} for file in (run.result, run.status))
+        result, status = (read_record(file) or {} for file in (run.result, run.status))
         attempts = [_attempt(run, n) for n in run.attempt_numbers()]
         state, reason = _state(run, attempts, bool(result))
     except (FlipError, OSError, ValueError, KeyError) as error:
@@ -195,7 +195,7 @@ def _varied(outcomes: list[Outcome]) -> list[str]:
 
 
 def _attempt(run: RunDir, n: int) -> Attempt:
-    start, end = (read_json(run.attempt(n) / name) or {} for name in ("start.json", "end.json"))
+    start, end = (read_record(run.attempt(n) / name) or {} for name in ("start.json", "end.json"))
     return Attempt(n, start, end, run.causes(n))
 
 
@@ -205,8 +205,8 @@ def _state(run: RunDir, attempts: list[Attempt], complete: bool) -> tuple[str, s
     reason = str(last.get("reason") or "")
     if complete:
         return "complete", ""
-    if (cancel := read_json(run.cancel)) is not None:
+    if (cancel := read_record(run.cancel)) is not None:
         return "cancelled", str(cancel.get("why") or cancel.get("reason") or reason)
-    if not attempts or attempts[-1].number <= (read_json(run.path / "job.json") or {}).get("after", 0):
+    if not attempts or attempts[-1].number <= (read_record(run.path / "job.json") or {}).get("after", 0):
         return "queued", ""
     return (_ACTIONS.get(last["action"], "unknown"), reason) if last else ("running", "")

@@ -66,6 +66,24 @@ def read_json(path):
         raise ValueError("%s: not JSON: %s" % (path, error)) from error
 
 
+def read_record(path):
+    # type: (os.PathLike | str) -> Optional[Dict[str, Any]]
+    """Like read_json, of a file that holds a mapping: any other value raises ValueError with its path, too."""
+    record = read_json(path)
+    if record is not None and not isinstance(record, dict):
+        raise ValueError("%s: holds no mapping" % (path,))
+    return record
+
+
+def matching(folder, pattern):
+    # type: (Path, str) -> List[Path]
+    """Paths below a folder by a pattern, in order; none where it is not there, or not ours to look into."""
+    try:
+        return sorted(folder.glob(pattern))
+    except PermissionError:
+        return []
+
+
 def number(name):
     # type: (str) -> Optional[int]
     """The number that a file's name is, None where it is none: other digits than 0 .. 9 are digits to int() and not."""

@@ -7,10 +7,10 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from flip.exitcodes import FlipError
-from flip.rundir import RunDir, create_json, read_json
+from flip.rundir import RunDir, create_json, read_record
 from jobs.profile import Profile
 
 STATES = ("queued", "running", "waiting", "complete", "failed", "cancelled", "stopped", "unknown")
@@ -69,6 +69,21 @@ class JobState:
     """When the scheduler expects to start it, in its own words; empty where it does not say."""
 
 
+UNREADABLE = (OSError, ValueError, KeyError)
+"""What a run's files raise that may not be read, are no JSON, or lack something: no matter of other runs."""
+
+
+def unread(run: RunDir, error: Exception, damaged: str = "unknown") -> JobState:
+    """The state of a run whose files raised one of UNREADABLE. ``damaged``: where it is what they hold."""
+    try:
+        n = run.newest_attempt()
+    except OSError:
+        n = 0
+    if isinstance(error, OSError):
+        return JobState("unknown", n, f"it cannot be read: {error.filename or run.path}: {error.strerror or error}")
+    return JobState(damaged, n, f"a file of it is damaged: {error}")
+
+
 class Cluster(Protocol):
     """The hands. Jobs given to one call of ``submit`` belong to one sweep folder."""
 
@@ -100,18 +115,20 @@ def open_cluster(profile: Profile) -> Cluster:
 
 def kind_of(run: RunDir) -> str:
     """The kind of the cluster that the run was submitted to last; ``local`` where it never was."""
-    try:
-        return (read_json(run.path / "job.json") or {}).get("kind", "local")
-    except ValueError:  # damaged; what reads more of it says so
-        return "local"
+    return _job(run).get("kind", "local")
 
 
 def cluster_of(run: RunDir) -> str | None:
     """Name of the profile that the run was submitted with last; None where it never was, or nobody can read it."""
+    return _job(run).get("cluster")
+
+
+def _job(run: RunDir) -> dict[str, Any]:
+    """job.json; empty where nobody can read it: what reads more of it says so."""
     try:
-        return (read_json(run.path / "job.json") or {}).get("cluster")
-    except ValueError:
-        return None
+        return read_record(run.path / "job.json") or {}
+    except UNREADABLE:
+        return {}
 
 
 def states(runs: Iterable[RunDir]) -> dict[Path, JobState]:

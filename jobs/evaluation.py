@@ -25,15 +25,15 @@ from flip.config.table import dump_yaml
 from flip.evaluate import registry
 from flip.evaluate.registry import Wanted
 from flip.evaluate.task import CONFIGURED, Task
-from flip.exitcodes import CAUSES, COMPLETE, CRASH, STOPPED, ConfigError
+from flip.exitcodes import COMPLETE, STOPPED, ConfigError
 from flip.rundir import RunDir, create_json, read_json, write_json, write_text
-from jobs import find, ledger, submission
+from jobs import find, submission
 from jobs.cluster import Job, interval, open_cluster, states
 from jobs.plan import EVALUATIONS, shape
 from jobs.profile import load_profile, runs_root
 from jobs.snapshot import take
 from jobs.table import duration, percent, table
-from jobs.watch import ENDED, INTERRUPTED
+from jobs.watch import ENDED, INTERRUPTED, code_of
 
 OTHERS = "others"
 """The sweep in which other people's models stand."""
@@ -220,9 +220,8 @@ class Order:
             print(f"\nit goes on without you: python jobs/status.py {job.path}")
             return INTERRUPTED
         if state.state != "complete":
-            cause = (ledger.last(job) or {}).get("cause", "")
             print(f"{state.state}: {state.detail} (python jobs/logs.py {job.path})")
-            return CAUSES.get(cause, CRASH) if state.state == "failed" else STOPPED
+            return code_of(job) if state.state == "failed" else STOPPED
         results = (read_json(job.result) or {})["evaluations"]
         print(json.dumps(results, indent=1) if self.args.json else table([row(one) for one in results]))
         return COMPLETE

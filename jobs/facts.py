@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Mapping
@@ -10,9 +11,9 @@ from typing import Any
 
 from flip import metrics
 from flip.results import Outcome, differing, read_run
-from flip.rundir import RunDir, number, read_json
+from flip.rundir import RunDir, matching, number, read_record
 from jobs import find, goodput
-from jobs.cluster import JobState, states
+from jobs.cluster import UNREADABLE, JobState, states
 from jobs.policy import APART, FAILURES, FINAL, Limits
 from jobs.status import row
 
@@ -38,7 +39,7 @@ def explain(run: RunDir) -> dict[str, Any]:
         "folder": str(run.path),
         "about": _about(outcome),
         "code": _code(run),
-        "state": _readable(run, state, row),
+        "state": row(run, state),
         "evidence": _evidence(outcome),
         "attempts": [_attempt(outcome, i) for i in range(len(outcome.attempts))],
         "next": _next(run, outcome, state, now),
@@ -52,19 +53,11 @@ def explain(run: RunDir) -> dict[str, Any]:
 def _anomalies(run: RunDir) -> list[str]:
     """Of every step that was written down, the file of its first rank."""
     found: dict[tuple[int, int], str] = {}
-    for path in sorted(run.anomalies.glob("*-*.json")):
+    for path in matching(run.anomalies, "*-*.json"):
         n, _, step = map(number, path.name.split(".")[0].partition("-"))
         if n is not None and step is not None:
             found.setdefault((step, n), f"{path.parent.name}/{path.name}")
     return [found[at] for at in sorted(found)]
-
-
-def _readable(run: RunDir, state: JobState, row: Any) -> dict[str, Any]:
-    """The row of ``status``; of a run with a damaged file what is known without."""
-    try:
-        return dict(row(run, state))
-    except (ValueError, KeyError) as error:
-        return {"state": state.state, "reason": f"{state.detail or 'a file of it is damaged'}: {error}"}
 
 
 def _about(outcome: Outcome) -> dict[str, Any]:
@@ -91,14 +84,17 @@ def _about(outcome: Outcome) -> dict[str, Any]:
 
 
 def _code(run: RunDir) -> dict[str, Any]:
-
-    try:
-        digest = (read_json(run.identity) or {}).get("code")
-        job = read_json(run.path / "job.json") or {}
-    except ValueError:
-        digest, job = None, {}
+    digest, job = _file(run.identity).get("code"), _file(run.path / "job.json")
     folder = Path(job.get("snapshot") or run.path.parent / ".code" / str(digest))
-    return {"digest": digest, "folder": str(folder), "present": folder.is_dir(), "cluster": job.get("cluster")}
+    return {"digest": digest, "folder": str(folder), "present": os.path.isdir(folder), "cluster": job.get("cluster")}
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """What a file of the run holds; empty where it cannot be read, which the state tells."""
+    try:
+        return read_record(path) or {}
+    except UNREADABLE:
+        return {}
 
 
 def _evidence(outcome: Outcome) -> dict[str, Any] | None:
@@ -151,10 +147,7 @@ def _attempt(outcome: Outcome, i: int) -> dict[str, Any]:
 def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[str, Any]:
     """What happens by itself and when, or the command that a person types."""
 
-    try:
-        job = read_json(run.path / "job.json") or {}
-    except ValueError:
-        job = {}
+    job = _file(run.path / "job.json")
     cluster = f" --cluster {job['cluster']}" if job.get("cluster") else ""
     submit = f"python jobs/submit.py --sweep {shlex.quote(run.sweep)}{cluster} --only {shlex.quote(run.name)}"
     end: Mapping[str, Any] = outcome.attempts[-1].end if outcome.attempts else {}
@@ -181,11 +174,7 @@ def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[st
 
 def _incidents(outcome: Outcome) -> list[dict[str, Any]]:
     """Ends by their cause: in all, since the newest commit or submission, and how many of these stop the run."""
-
-    try:
-        after = (read_json(outcome.run.path / "job.json") or {}).get("after", 0)
-    except ValueError:
-        after = 0
+    after = _file(outcome.run.path / "job.json").get("after", 0)
     ends = [attempt.end for attempt in outcome.attempts if attempt.end and attempt.end.get("cause") != "complete"]
     since: list[Mapping[str, Any]] = []
     for end in ends:

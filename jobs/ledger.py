@@ -9,7 +9,7 @@ import time
 
 from flip import commit
 from flip.exitcodes import STORAGE
-from flip.rundir import create_json, read_json
+from flip.rundir import create_json, read_json, read_record
 from jobs.policy import TOLD, Decision, Limits, decide
 from jobs.suspects import BLAMED
 
@@ -122,7 +122,7 @@ def ends(run):
     # type: (RunDir) -> Iterator[Dict[str, Any]]
     """The recorded ends, newest first."""
     for n in reversed(run.attempt_numbers()):
-        row = read_json(run.attempt(n) / "end.json")
+        row = read_record(run.attempt(n) / "end.json")
         if row is not None:
             yield row
 
@@ -155,7 +155,7 @@ def standing(run):
 def after(run):
     # type: (RunDir) -> int
     """The newest attempt at the time of the last submission."""
-    return (read_json(run.path / "job.json") or {}).get("after", 0)
+    return (read_record(run.path / "job.json") or {}).get("after", 0)
 
 
 def committed_samples(run):

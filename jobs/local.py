@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from flip.exitcodes import ConfigError, FlipError
-from flip.rundir import RunDir, read_json, write_json
+from flip.rundir import RunDir, read_json, read_record, write_json
 from jobs import canary, ledger, processes, supervisor
-from jobs.cluster import Job, JobState
+from jobs.cluster import UNREADABLE, Job, JobState, unread
 from jobs.profile import Profile
 
 
@@ -84,12 +84,12 @@ def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
     found = {}
     for run in runs:
         sweep = run.path.parent
-        if sweep not in served:
-            served[sweep] = supervisor.is_served(sweep)
         try:
+            if sweep not in served:
+                served[sweep] = supervisor.is_served(sweep)
             found[run.path] = _state(run, served[sweep])
-        except (ValueError, KeyError) as error:
-            found[run.path] = JobState("failed", run.newest_attempt(), f"a file of it is damaged: {error}")
+        except UNREADABLE as error:
+            found[run.path] = unread(run, error, damaged="failed")
     return found
 
 
@@ -104,7 +104,7 @@ def _state(run: RunDir, served: bool) -> JobState:
         return JobState("complete", n)
     if cancelled:
         return JobState("cancelled", n, cancelled)
-    job = read_json(run.path / "job.json")
+    job = read_record(run.path / "job.json")
     if job is None:
         return JobState("stopped", n, "never submitted")
     verdict = ledger.standing(run)

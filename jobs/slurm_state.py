@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, read_record
 from jobs import canary, ledger, scheduler
-from jobs.cluster import JobState
+from jobs.cluster import UNREADABLE, JobState, unread
 from jobs.scheduler import Row, Unanswered
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
@@ -41,8 +41,8 @@ def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
             found[path] = _state(run, rows.get(path), silence.get(path, ""))
             if path in ahead and found[path].state in ("queued", "stopped", "cancelled") and not run.cancel.exists():
                 found[path] = _behind(run, ahead[path], rows.get(path), found[path], found[ahead[path].path])
-        except (ValueError, KeyError) as error:
-            found[path] = JobState("unknown", run.newest_attempt(), f"a file of it is damaged: {error}")
+        except UNREADABLE as error:
+            found[path] = unread(run, error)
     return {run.path: found[run.path] for run in runs}
 
 
@@ -50,8 +50,8 @@ def ahead_of(runs: Iterable[RunDir]) -> dict[Path, RunDir]:
     """Path of a run -> the canary for which it waits."""
     found = {}
     for run in runs:
-        with contextlib.suppress(ValueError, KeyError):
-            job = read_json(run.path / "job.json") or {}
+        with contextlib.suppress(*UNREADABLE):  # its state says so
+            job = read_record(run.path / "job.json") or {}
             ahead = canary.awaited(run, job) if run.newest_attempt() <= job.get("after", 0) else None
             if ahead is not None:
                 found[run.path] = ahead
@@ -62,7 +62,7 @@ def _behind(run: RunDir, ahead: RunDir, row: Row | None, alone: JobState, canary
     """Where a run stands whose job is held for a canary; ``alone``: what is to be said without."""
     if row is not None and row.state in WAITING and not canary.lets_go(row):
         return alone  # somebody let it go
-    job = read_json(run.path / "job.json") or {}
+    job = read_record(run.path / "job.json") or {}
     if canarys.state in ("queued", "running", "waiting", "unknown") and canary.holds(ahead, job):
         held = row is not None and row.state in WAITING
         return JobState("queued", alone.attempt, f"waits for its canary {ahead.name}") if held else alone
@@ -73,12 +73,10 @@ def rows_of(runs: Iterable[RunDir]) -> dict[Path, Row]:
     """Path of a run -> its row in the queue, where there is one. Raises Unanswered."""
     places = {}
     for run in runs:
-        try:
-            job = read_json(run.path / "job.json") or {}
-        except ValueError:
-            continue
-        if "name" in job:
-            places[run.path] = (job["name"], job["index"])
+        with contextlib.suppress(*UNREADABLE):
+            job = read_record(run.path / "job.json") or {}
+            if "name" in job:
+                places[run.path] = (job["name"], job["index"])
     rows = scheduler.queue(name for name, _ in places.values())
     return {path: rows[place] for path, place in places.items() if place in rows}
 
@@ -88,8 +86,8 @@ def elsewhere(absent: Sequence[RunDir]) -> dict[Path, str]:
     found: dict[Path, str] = {}
     site = scheduler.cluster_name() if absent else ""
     for run in absent:
-        with contextlib.suppress(ValueError):
-            theirs = (read_json(run.path / "job.json") or {}).get("site", site)
+        with contextlib.suppress(*UNREADABLE):
+            theirs = (read_record(run.path / "job.json") or {}).get("site", site)
             if theirs != site:
                 found[run.path] = f"it was submitted to the Slurm cluster {theirs}; this is {site}"
     return found
@@ -121,7 +119,7 @@ def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
 
 def _taken(run: RunDir) -> bool:
     """Whether sbatch answered the newest submission with the number of a job."""
-    token = (read_json(run.path / "job.json") or {}).get("token", "")
+    token = (read_record(run.path / "job.json") or {}).get("token", "")
     return (run.path.parent / ".slurm" / token / "submitted.json").exists()
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flip.rundir import RunDir
     from jobs.cluster import JobState
 
@@ -73,14 +75,19 @@ def table(runs: list[RunDir]) -> list[dict[str, Any]]:
     return [row(run, known[run.path]) for run in runs]
 
 
+NUMBERS = ("samples", "total", "step", "steps", "loss", "samples_per_second", "eta_seconds", "time")
+
+
 def row(run: RunDir, state: JobState) -> dict[str, Any]:
-    """One run's row. Speed and ETA are those of a running attempt only."""
-    from flip.rundir import read_json
+    """One run's row. Speed and ETA are those of a running attempt only. What a damaged file would say is None; the
+    reason names it."""
+    from flip.rundir import read_record
     from jobs import ledger
     from jobs.cluster import cluster_of
 
-    live = read_json(run.status) or {}
-    last = ledger.last(run) or {}
+    live, damage = _said(lambda: read_record(run.status))
+    last, more = _said(lambda: ledger.last(run))
+    live |= {key: None for key in NUMBERS if not _number(live.get(key))}
     keys = ["stage", "samples", "total", "step", "steps", "loss", "phase"]
     found = {"sweep": run.sweep, "run": run.name, "state": state.state, **{key: live.get(key) for key in keys}}
     found["cluster"] = cluster_of(run)
@@ -89,9 +96,26 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
         found[key] = live.get(key) if moving else None
     found["attempts"] = state.attempt
     found["restarts"] = max(0, state.attempt - 1)
-    found["progress_time"] = live.get("time")
-    found["reason"] = state.detail or (last.get("reason", "") if state.state != "complete" else "")
+    found["progress_time"] = live["time"]
+    reason = state.detail or (str(last.get("reason", "")) if state.state != "complete" else "")
+    troubles = [words for words in (damage, more) if words and words not in reason]
+    found["reason"] = "; ".join(filter(None, [reason, *troubles]))
     return found
+
+
+def _said(read: Callable[[], dict[str, Any] | None]) -> tuple[dict[str, Any], str]:
+    """(what a file of a run says, ""), of one that cannot be read ({}, why): it must not hide the other runs."""
+    from jobs.cluster import UNREADABLE
+
+    try:
+        return dict(read() or {}), ""
+    except UNREADABLE as error:
+        return {}, f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
+def _number(value: Any) -> bool:
+    """Whether it can be shown as one: not NaN, and of a size that things have."""
+    return isinstance(value, int | float) and -1e18 < value < 1e18
 
 
 def render(rows: list[dict[str, Any]]) -> str:

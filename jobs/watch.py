@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from flip.exitcodes import CAUSES, COMPLETE, CRASH, STOPPED
 from flip.rundir import RunDir
 from jobs import ledger
-from jobs.cluster import interval
+from jobs.cluster import UNREADABLE, interval
 from jobs.status import table as read_table
 from jobs.table import count, duration, plain, table
 
@@ -62,10 +62,18 @@ def _code(runs: Sequence[RunDir], rows: Sequence[dict[str, Any]]) -> int:
     codes = []
     for run, row in zip(runs, rows, strict=True):
         if row["state"] == "failed":
-            codes.append(CAUSES.get((ledger.last(run) or {}).get("cause", ""), CRASH))
+            codes.append(code_of(run))
         elif row["state"] != "complete":
             codes.append(STOPPED)
     return max(codes, key=lambda code: (code != STOPPED, code), default=COMPLETE)
+
+
+def code_of(run: RunDir) -> int:
+    """The exit code of a run that has failed: of its cause, or that of a crash where nobody can read one."""
+    try:
+        return CAUSES.get((ledger.last(run) or {}).get("cause", ""), CRASH)
+    except UNREADABLE:  # its row says so
+        return CRASH
 
 
 def bar(share: float, width: int = 20) -> str:

@@ -1,5 +1,6 @@
 """What a person types: found or refused in one paragraph, and quick to answer --help."""
 
+import io
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, write_json
-from jobs import find
+from jobs import explain, facts, find, status, watch
 from jobs.profile import load_profile, runs_root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +70,48 @@ def test_status_shows_what_the_directories_say(root, tmp_path):
     wrong = call("status", "--root", str(root), "three")
     assert wrong.returncode == 78 and wrong.stdout == "" and "There are: one, two." in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def whole(row, numbers):
+    """A row of ``status``: every key is there."""
+    return len(row) == 17 and (row["samples"], row["loss"]) == numbers
+
+
+@pytest.mark.parametrize("name, numbers", [("status.json", (None, None)), ("attempts/1/end.json", (51200, 2.5))])
+@pytest.mark.parametrize("text, words", [("{", "not JSON"), ("5", "holds no mapping"), ("{}", "")])
+@pytest.mark.parametrize("kind", ["local", "slurm"])
+def test_a_damaged_file_of_one_run_takes_no_other_from_the_table(
+    root, commands, capsys, monkeypatch, name, numbers, text, words, kind
+):
+    """Nor from the page about it, nor from who watches."""
+    bad, record = RunDir(root / "one" / "b"), {"kind": kind, "name": "one.77aa", "token": "77aa", "index": 0}
+    write_json(bad.path / "job.json", {**record, "after": 0, "order": 0})
+    (bad.path / name).write_text(text)
+    commands("squeue", "")
+    commands("scontrol", "")
+    assert status.main(["one", "--json", "--root", str(root)]) == 0
+    good, row = json.loads(capsys.readouterr().out)
+    assert (good["run"], good["state"], row["run"]) == ("a", "complete", "b")
+    assert whole(good, (None, None)) and whole(row, numbers)
+    assert not words or row["reason"].count(f"{name}: {words}") == 1
+    for more in ([], ["--goodput"]):
+        assert status.main(["one", *more, "--root", str(root)]) == 0
+    assert "b" in explain.page(facts.explain(bad))
+    if row["state"] == "unknown":
+        return  # who watches waits until somebody has mended it
+    monkeypatch.setattr(watch, "interval", lambda _: 0.0)
+    lines = io.StringIO()
+    assert watch.watch([bad.path, root / "one" / "a"], lines, poll=0.01) in (70, 75)
+    assert "a: complete" in lines.getvalue()
+
+
+@pytest.mark.parametrize(
+    "text", ['{"loss": "high", "eta_seconds": [1]}', '{"samples": NaN, "total": 1e999, "time": {}}']
+)
+def test_what_is_no_number_is_not_shown_as_one(root, capsys, text):
+    (root / "one" / "b" / "status.json").write_text(text)
+    assert status.main(["one", "--root", str(root)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:5] == ["b", "stopped", "-", "-", "-"]
 
 
 def test_logs(root):
