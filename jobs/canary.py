@@ -8,17 +8,20 @@ In job.json stands of a canary ``canary``: steps, and on Slurm ``releases``, the
 run that waits for one ``waits_for``, its name. Standard library, Python >= 3.6.
 """
 
-from flip.rundir import RunDir, create_json, read_json
+import os
+
+from flip.rundir import RunDir, create_json, read_record
 from jobs import ledger, scheduler
 
 if False:  # names for annotations only: Python 3.6 runs this file too
+    from pathlib import Path  # noqa: F401
     from typing import Any, Dict, List, Optional  # noqa: F401
 
 
 def of(run):
     # type: (RunDir) -> Dict[str, Any]
     """What job.json says of a canary; empty for any other run."""
-    return (read_json(run.path / "job.json") or {}).get("canary") or {}
+    return (read_record(run.path / "job.json") or {}).get("canary") or {}
 
 
 def passed(run, steps):
@@ -33,11 +36,30 @@ def passed(run, steps):
 
 def awaited(run, job):
     # type: (RunDir, Dict[str, Any]) -> Optional[RunDir]
-    """The canary for which a run waits; None where there is none, or its job on Slurm was let go."""
+    """The canary for which a run waits; None where there is none, or its job on Slurm was let go.
+
+    Where nobody but the submitter can tell, it may be waited for: see ``let_go``.
+    """
     name = job.get("waits_for")
-    if not name or ("token" in job and _mark(run, job["name"]).exists()):
+    return RunDir(run.path.parent / name) if name and not let_go(run, job) else None
+
+
+def let_go(run, job):
+    # type: (RunDir, Dict[str, Any]) -> Optional[bool]
+    """Whether a job that waits on Slurm was let go; None where its submission is somebody else's to read."""
+    return there(_mark(run, job["name"])) if "token" in job else False
+
+
+def there(mark):
+    # type: (Path) -> Optional[bool]
+    """Whether a file of a submission exists; None: not known, as its folder (0700) belongs to another user."""
+    try:
+        os.stat(str(mark))
+    except PermissionError:
         return None
-    return RunDir(run.path.parent / name)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def holds(ahead, job):
@@ -85,6 +107,6 @@ def call_off(names):
 
 
 def _mark(run, name):
-    # type: (RunDir, str) -> Any
+    # type: (RunDir, str) -> Path
     """Exists when the jobs of that name were let go. They are told by their token, the end of the name."""
     return run.path.parent / ".slurm" / name.rpartition(".")[2] / "released.json"

@@ -12,14 +12,18 @@ from jobs.table import plain
 
 
 def is_run(path: Path) -> bool:
-    return not path.name.startswith(".") and (path / "config.yaml").is_file()
+    """A folder that belongs to somebody else alone is taken for one: its state is then that it cannot be read."""
+    try:
+        return not path.name.startswith(".") and (path / "config.yaml").is_file()
+    except PermissionError:
+        return True
 
 
 def runs_below(folder: Path) -> list[RunDir]:
-    """The runs in a sweep's folder, by name."""
+    """The runs in a sweep's folder, by name; none where it is not ours to read."""
     try:
         return [RunDir(path) for path in sorted(folder.iterdir()) if is_run(path)]
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,7 +108,10 @@ def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
     from jobs.arms import by_sweep_order
     from jobs.cluster import states
 
-    found, known = [], states(run for run in runs if (run.path / "job.json").exists())
+    submitted = [
+        run for run in runs if os.path.exists(run.path / "job.json")
+    ]  # Path.exists raises where it may not look
+    found, known = [], states(submitted)
     for run in runs:
         outcome = read_run(run.path)
         if outcome.state != "unknown" and run.path in known:

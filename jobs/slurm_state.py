@@ -63,6 +63,8 @@ def _behind(run: RunDir, ahead: RunDir, row: Row | None, alone: JobState, canary
     if row is not None and row.state in WAITING and not canary.lets_go(row):
         return alone  # somebody let it go
     job = read_record(run.path / "job.json") or {}
+    if canary.let_go(run, job) is None and (row is None or row.state in ENDED or canarys.state == "complete"):
+        return alone  # to anybody but its submitter it waits as long as Slurm says that it is held
     if canarys.state in ("queued", "running", "waiting", "unknown") and canary.holds(ahead, job):
         held = row is not None and row.state in WAITING
         return JobState("queued", alone.attempt, f"waits for its canary {ahead.name}") if held else alone
@@ -118,9 +120,9 @@ def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
 
 
 def _taken(run: RunDir) -> bool:
-    """Whether sbatch answered the newest submission with the number of a job."""
+    """Whether sbatch answered the newest submission with the number of a job; so, too, where nobody can tell."""
     token = (read_record(run.path / "job.json") or {}).get("token", "")
-    return (run.path.parent / ".slurm" / token / "submitted.json").exists()
+    return canary.there(run.path.parent / ".slurm" / token / "submitted.json") is not False
 
 
 def _occupying(run: RunDir, row: Row, n: int, begun: bool) -> JobState:
