@@ -177,7 +177,8 @@ class RunDir:
         newest = [self.attempt(n) for n in self.attempt_numbers()[-4:]]
         for folder in [self.path, self.eval, self.anomalies] + newest:
             for name in os.listdir(str(folder)) if folder.is_dir() else []:
-                if (".tmp." in name or ".new." in name) and not name.startswith("start."):  # of one that begins now
+                # but those of an attempt that begins now, and of a command that cancels the run this very moment
+                if (".tmp." in name or ".new." in name) and not name.startswith(("start.", "cancel.")):
                     try:
                         (folder / name).unlink()
                     except FileNotFoundError:  # its writer lives and has renamed it

@@ -58,7 +58,11 @@ def cancel(args: argparse.Namespace) -> int:
             raise ConfigError(
                 "cancelling asks first, and there is nobody to ask", remedy=f"To cancel {asked} add --yes."
             )
-        if input(f"Cancel {asked}? [y/N] ").strip().lower() not in ("y", "yes"):
+        try:
+            answer = input(f"Cancel {asked}? [y/N] ")
+        except EOFError:
+            answer = ""
+        if answer.strip().lower() not in ("y", "yes"):
             return 0
     cluster.call_off(chosen, args.why)
     names = [run.name for run in chosen]

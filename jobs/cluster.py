@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from flip.exitcodes import FlipError
 from flip.rundir import RunDir, create_json, read_record
+from jobs.disk import unwritable
 from jobs.profile import Profile
 
 STATES = ("queued", "running", "waiting", "complete", "failed", "cancelled", "stopped", "unknown")
@@ -163,10 +164,37 @@ class Several:
 
 
 def call_off(runs: Iterable[RunDir], why: str) -> None:
-    """Write the runs' cancel.json and have them ended; those that were told before are not waited for."""
-    runs = list(runs)
+    """Write the runs' cancel.json and have them ended; those that were told before are not waited for.
+
+    Each by itself: what could not be done for some is raised, as a FlipError, when all the others have been told.
+    """
+    runs, before = list(runs), []
+    unwritten: dict[Path, OSError] = {}
     record = {"who": getpass.getuser(), "why": why, "time": time.time()}
-    cancel(runs, [run.path for run in runs if not create_json(run.cancel, record)])
+    for run in runs:
+        try:
+            if not create_json(run.cancel, record):
+                before.append(run.path)
+        except OSError as error:
+            unwritten[run.path] = error
+    untold = ""
+    try:
+        cancel(runs, [*before, *unwritten])  # without the file, one that saves and leaves would start again
+    except FlipError as error:
+        if not unwritten:
+            raise
+        untold = str(error)
+    if unwritten:
+        raise _uncancelled(unwritten, untold)
+
+
+def _uncancelled(unwritten: Mapping[Path, OSError], untold: str) -> FlipError:
+    """``untold``: what the clusters say besides."""
+    first = next(iter(unwritten.values()))
+    value = "; ".join(f"{path.name}: {error.strerror or error}" for path, error in unwritten.items())
+    remedy = "The others are cancelled. Of these, jobs on Slurm were told to end at once, and those here go on: "
+    remedy += f"mend it, and cancel again.{f' Besides: {untold}' if untold else ''}"
+    return type(unwritable(first, ""))("cancel.json could not be written", value=value, remedy=remedy)
 
 
 def interval(runs: Iterable[RunDir]) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flip.exitcodes import FlipError, PermissionDenied, StorageError
 
@@ -17,4 +19,13 @@ def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = ELSE
         return PermissionDenied("may not be written", place, remedy=remedy)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = f"Free space there. {remedy}"
-    return StorageError(f"cannot be written: {error.strerror}", place, remedy=remedy)
+    return StorageError(f"cannot be written: {error.strerror or error}", place, remedy=remedy)
+
+
+@contextmanager
+def writing(where: str | os.PathLike[str]) -> Iterator[None]:
+    """Within, what the file system refuses is an error of ours, with its name."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(error, where) from error

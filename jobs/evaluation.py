@@ -25,10 +25,11 @@ from flip.config.table import dump_yaml
 from flip.evaluate import registry
 from flip.evaluate.registry import Wanted
 from flip.evaluate.task import CONFIGURED, Task
-from flip.exitcodes import COMPLETE, STOPPED, ConfigError
+from flip.exitcodes import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import find, submission
 from jobs.cluster import Job, interval, open_cluster, states
+from jobs.disk import writing
 from jobs.plan import EVALUATIONS, shape
 from jobs.profile import load_profile, runs_root
 from jobs.snapshot import take
@@ -65,12 +66,12 @@ class Order:
         """The exit code."""
         subject = self._foreign() if self.args.model else find.one(self.args.run, self.root)
         task = self._task(subject)
-        job = self._make(subject, task)
-        for name in task.commits:
-            self._pin(subject, job, name)
+        config = self._config(subject, task)
+        job = self._make(subject, task, config)
         snapshot = take(submission.REPOSITORY, subject.path.parent / ".code")
-        wanted, cache = shape(load.read(job.config)), {"FLIP_CACHE": str(cache_root())}
-        open_cluster(self.profile).submit([Job(job, snapshot.path, wanted, cache, "jobs.evaluator")])
+        cache = {"FLIP_CACHE": str(cache_root())}
+        with writing(job.path):
+            open_cluster(self.profile).submit([Job(job, snapshot.path, shape(config), cache, "jobs.evaluator")])
         if not self.args.json:
             print(f"{subject.sweep}/{subject.name}: the job is {job.path}", flush=True)
         if self.args.detach:
@@ -166,17 +167,18 @@ class Order:
             if load.read_yaml(subject.config) != settings:
                 raise ConfigError("another run or model stands there", subject.path, remedy="Choose with --into.")
             return subject
-        subject.path.mkdir(parents=True, exist_ok=True)
-        write_text(subject.config, dump_yaml(settings))
-        write_json(subject.identity, {"hash": digest(settings), "schema": SCHEMA, "code": "", "config": settings})
         about = {"run": subject.name, "stage": "foreign", "samples": 0, "evaluations": [], "attempts": 0}
-        create_json(subject.result, about)
+        with writing(subject.path):
+            subject.path.mkdir(parents=True, exist_ok=True)
+            write_text(subject.config, dump_yaml(settings))
+            write_json(subject.identity, {"hash": digest(settings), "schema": SCHEMA, "code": "", "config": settings})
+            create_json(subject.result, about)
         return subject
 
     # -- the job -----------------------------------------------------------------------------------------------------
 
-    def _make(self, subject: RunDir, task: Task) -> RunDir:
-        """Its directory, complete before it is handed over."""
+    def _config(self, subject: RunDir, task: Task) -> Config:
+        """The run's, as the evaluation computes it."""
         config = Config() if task.model else load.read(subject.config)
         args, profile, node = self.args, self.profile, submission.node(self.profile)
         gpus = profile.gpus_per_node if args.gpus < 0 else args.gpus
@@ -191,13 +193,23 @@ class Order:
         if task.model:
             config.compute.precision = "bf16" if gpus else "fp32"
             config = _resolved(config, node)
-        job = RunDir(
-            subject.path.parent / EVALUATIONS / f"{subject.name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        )
-        job.path.mkdir(parents=True)
-        write_text(job.config, load.dump(config))
-        task.write(job)
-        write_json(job.identity, {"hash": "", "schema": SCHEMA, "code": "", "config": {}})
+        return config
+
+    def _make(self, subject: RunDir, task: Task, config: Config) -> RunDir:
+        """Its directory, complete, with pins on its commits, before it is handed over; or nothing of it."""
+        name = f"{subject.name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        job = RunDir(subject.path.parent / EVALUATIONS / name)
+        try:
+            with writing(job.path):
+                job.path.mkdir(parents=True)
+                write_text(job.config, load.dump(config))
+                task.write(job)
+                write_json(job.identity, {"hash": "", "schema": SCHEMA, "code": "", "config": {}})
+                for commit_name in task.commits:
+                    self._pin(subject, job, commit_name)
+        except FlipError:
+            shutil.rmtree(job.path, ignore_errors=True)  # nobody has seen it; the next pin clears away its own
+            raise
         return job
 
     @staticmethod
@@ -206,7 +218,6 @@ class Order:
         stage, _, place = name.partition("/")
         pins.pin(subject, job, stage, int(place.partition("-")[0]))
         if not (subject.checkpoints / name / commit.MARK).exists():
-            shutil.rmtree(job.path)  # nobody has seen it; the next pin clears away those of jobs that are gone
             raise ConfigError("this checkpoint has been deleted meanwhile", name, remedy="Name a newer one.")
 
     def _wait(self, job: RunDir) -> int:

@@ -26,7 +26,7 @@ from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
 from jobs import canary
 from jobs import cluster as clusters
 from jobs.cluster import Cluster, Job, Several
-from jobs.disk import unwritable
+from jobs.disk import writing
 from jobs.plan import Action, Plan, shape
 from jobs.snapshot import Snapshot
 
@@ -200,9 +200,8 @@ def trash(path: Path) -> Path:
 def _named_errors(folder: Path, made: Mapping[str, Path] | None = None) -> Iterator[None]:
     """Errors of the file system by their names; directories in ``made``, not yet renamed, vanish."""
     try:
-        yield
-    except OSError as error:
-        raise unwritable(error, folder) from error
+        with writing(folder):
+            yield
     finally:
         for path in (made or {}).values():
             shutil.rmtree(path, ignore_errors=True)

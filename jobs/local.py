@@ -67,10 +67,18 @@ class LocalCluster:
         return states(runs)
 
     def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
-        """A supervisor sees cancel.json by itself; where there is none, ranks on their way out get the signal again."""
+        """A supervisor sees cancel.json by itself; where there is none, ranks on their way out get the signal again.
+        All are told before the first trouble is raised."""
+        troubles = []
         for run in runs:
-            if not supervisor.is_served(run.path.parent):
-                self.requeue(run)
+            try:
+                if not supervisor.is_served(run.path.parent):
+                    self.requeue(run)
+            except UNREADABLE as error:  # OSError, too, where the processes are another user's
+                troubles.append(f"{run.name}: {error}")
+        if troubles:
+            remedy = "What of these still runs saves and ends by itself, or by the hand of who submitted it."
+            raise FlipError("not told to stop", value="; ".join(troubles), remedy=remedy)
 
     def requeue(self, run: RunDir) -> None:
         for row in live_ranks(run):

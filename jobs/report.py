@@ -108,10 +108,8 @@ def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
     from jobs.arms import by_sweep_order
     from jobs.cluster import states
 
-    submitted = [
-        run for run in runs if os.path.exists(run.path / "job.json")
-    ]  # Path.exists raises where it may not look
-    found, known = [], states(submitted)
+    # Path.exists raises where it may not look
+    found, known = [], states(run for run in runs if os.path.exists(run.path / "job.json"))
     for run in runs:
         outcome = read_run(run.path)
         if outcome.state != "unknown" and run.path in known:

@@ -133,7 +133,7 @@ class SlurmCluster:
             except Unanswered as error:
                 troubles.append(f"{run.name}: {error}")
         if troubles:
-            remedy = "cancel.json is written and keeps it from starting again; cancel again where Slurm can be asked."
+            remedy = "Where cancel.json is written nothing starts again; cancel again where Slurm can be asked."
             raise FlipError("not told to stop", value="; ".join(troubles), remedy=remedy)
 
     def requeue(self, run: RunDir) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 
 import pytest
 
@@ -75,3 +76,16 @@ def test_a_new_attempt_clears_what_killed_writers_left(run):
     rundir.write_json(run.status, {"step": 1})
     run.begin_attempt({})
     assert not any(path.exists() for path in left) and rundir.read_json(run.status) == {"step": 1}
+
+
+def test_a_new_attempt_does_not_take_away_what_a_cancel_is_writing(run, monkeypatch):
+    link = os.link
+
+    def begins(*paths):
+        run.begin_attempt({})
+        link(*paths)
+
+    run.path.mkdir(parents=True)
+    monkeypatch.setattr(os, "link", begins)
+    assert rundir.create_json(run.cancel, {"who": "ann"}) and rundir.read_json(run.cancel) == {"who": "ann"}
+    assert not list(run.path.glob("*.new.*"))

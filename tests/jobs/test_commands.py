@@ -2,15 +2,18 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, write_json
-from jobs import explain, facts, find, status, watch
+from jobs import cancel, explain, facts, find, processes, status, watch
 from jobs.profile import load_profile, runs_root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,6 +164,21 @@ def test_cancel_asks_first(root):
     assert refused.returncode == 78 and "--yes" in refused.stderr and not (root / "two" / "a" / "cancel.json").exists()
     assert call("cancel", "--root", str(root), "two", "--yes").stdout == "cancelled: a\n"
     assert call("cancel", "--root", str(root), "two", "--yes").stdout.startswith("nothing to cancel")
+
+
+def test_processes_of_another_user_keep_no_other_run_from_being_cancelled(root, monkeypatch, capsys):
+    bad, me = RunDir(root / "one" / "b"), os.getpid()
+    write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": me, "start": processes.start_time(me)}])
+    monkeypatch.setattr(os, "kill", Mock(side_effect=PermissionError(1, "Operation not permitted")))
+    assert cancel.main(["one/b", "two/a", "--yes", "--root", str(root)]) == 70
+    assert "not told to stop (found: 'b: [Errno 1] Operation not permitted')" in capsys.readouterr().err
+    assert bad.cancel.exists() and (root / "two" / "a" / "cancel.json").exists()
+
+
+def test_the_end_of_input_cancels_nothing(root, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", Mock(side_effect=EOFError))
+    assert cancel.main(["one", "--root", str(root)]) == 0 and not list(root.glob("*/*/cancel.json"))
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "cancel", "requeue", "explain"])

@@ -15,7 +15,7 @@ from flip.config import load
 from flip.evaluate import job as evaluation_job
 from flip.results import read_run
 from flip.rundir import RunDir, create_json, read_json, write_json, write_text
-from jobs import evaluate, report
+from jobs import evaluate, evaluation, report
 from tests.flip.evaluate.test_foreign import make_folder
 from tests.flip.evaluate.test_registry import images, wds
 from tests.synthetic import make_dataset, make_tokenizer
@@ -221,6 +221,19 @@ def test_a_commit_that_is_deleted_before_its_pin_is_there_is_a_paragraph(place, 
     told = capsys.readouterr().err
     assert "has been deleted meanwhile" in told and "Traceback" not in told
     assert sorted((place / "runs").rglob("job.json")) == before
+
+
+@pytest.mark.parametrize("fails", [(evaluation.Task, "write"), (pins, "pin")])
+def test_a_full_disk_is_a_sentence_and_leaves_no_half_of_a_job(place, capsys, monkeypatch, fails):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    before = sorted((place / "runs" / "sweep").glob(".evaluate/*"))
+    monkeypatch.setattr(*fails, full)
+    assert evaluate.main(["sweep/run", "--commit", "32"]) == 69
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "No space left on device" in told
+    assert sorted((place / "runs" / "sweep").glob(".evaluate/*")) == before
 
 
 def test_help_is_quick_and_without_torch():

@@ -6,12 +6,13 @@ import shlex
 import stat
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from flip.exitcodes import ConfigError, FlipError
+from flip.exitcodes import ConfigError, FlipError, PermissionDenied
 from flip.rundir import RunDir, read_json, write_json
-from jobs import cluster, forecast, ledger, slurm, slurm_state
+from jobs import cancel, cluster, forecast, ledger, slurm, slurm_state
 from jobs import plan as planning
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
@@ -255,6 +256,33 @@ def test_calling_off_twice_does_not_wait_for_a_save(sweep, commands):
         cluster.call_off([run], "no longer wanted")
         assert commands.calls()[-1] == call
     assert read_json(run.cancel)["why"] == "no longer wanted"
+
+
+def test_a_cancel_that_cannot_be_written_keeps_no_other_from_being_cancelled(sweep, commands, capsys, monkeypatch):
+    """Its job is ended at once: without cancel.json one that saves and leaves would start again."""
+    runs = [sweep(name, ("RUNNING", "None")) for name in "abc"]
+    for run in runs:
+        run.config.write_text("schema: 1\n")
+    commands("scancel", "")
+    create = cluster.create_json
+
+    def full(path, value):
+        if path.parent.name == "b":
+            raise OSError(28, "No space left on device", str(path))
+        return create(path, value)
+
+    monkeypatch.setattr(cluster, "create_json", full)
+    root = str(runs[0].path.parents[1])
+    assert cancel.main(["demo", "--yes", "--root", root]) == 69
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "b: No space left on device" in said and "The others are cancelled." in said
+    ends = [call for call in commands.calls() if "scancel" in call]
+    assert ends == ["scancel --signal=USR2 57_0", "scancel 57_1", "scancel --signal=USR2 57_2"]
+    assert [run.cancel.exists() for run in runs] == [True, False, True]
+    commands("scancel", "echo 'Access denied' >&2; exit 1")
+    monkeypatch.setattr(cluster, "create_json", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionDenied, match="a: Permission denied; .*Besides: not told to stop .*Access denied"):
+        cluster.call_off(runs, "")
 
 
 def test_one_that_cannot_be_told_to_stop_does_not_keep_the_others_from_it(sweep, commands):
