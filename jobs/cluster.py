@@ -55,6 +55,8 @@ class Job:
     """Steps that it must pass before those start that wait for it (``jobs.canary``); 0: none waits for it."""
     cluster: str = ""
     """Name of the profile that it goes to; empty where there is one alone."""
+    uncancels: bool = False
+    """Whether its cancel.json goes: whoever submits knew of it. One that was written since is a cancel of this."""
     waits_for: str = ""
     """Name of the run, of the same call, that must pass before this one starts."""
 

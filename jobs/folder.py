@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -56,14 +56,16 @@ def lock(folder: Path) -> Iterator[None]:
 def apply(
     plan: Plan, snapshot: Snapshot, cluster: Cluster | Several, about: Mapping[str, Any], steps: int = 0
 ) -> list[Job]:
-    """Make the run directories of what starts, then hand them to the cluster; call it under ``lock``.
+    """Make the run directories of what starts, then hand them to the cluster; call it under ``lock``. What somebody has
+    cancelled since it was planned is left alone.
 
     ``steps``: those that a canary must pass before the others of its shape start; 0: all start at once.
 
     All directories are written under temporary names before the first is renamed, so that an error leaves none.
     ``about`` becomes sweep.json, what a report shows of the sweep: name, title, notes, order of runs, expected numbers.
     """
-    started = plan.starting
+    late = called_off(plan, plan.cancelled)
+    started = [action for action in plan.starting if action.name not in late]
     fresh = [action for action in started if action.kind == "new" or action.moves]
     made: dict[str, Path] = {}
     with _named_errors(plan.folder, made):
@@ -87,9 +89,16 @@ def apply(
         for action in started:
             if action.wanted.config.init.run:
                 origin.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
-        jobs = with_canaries([_job(action, plan.folder, snapshot) for action in started], plan.folder, steps)
+        jobs = [_job(action, plan, snapshot) for action in started]
+        jobs = with_canaries(jobs, plan.folder, steps)
         cluster.submit(jobs)
     return jobs
+
+
+def called_off(plan: Plan, known: Collection[str] = ()) -> list[str]:
+    """Names of runs that were to start and are cancelled, but those ``known``; after ``apply``, what came since."""
+    names = [action.name for action in plan.starting if action.name not in known]
+    return [name for name in names if RunDir(plan.folder / name).cancel.exists()]
 
 
 def with_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
@@ -139,12 +148,13 @@ def code_of(action: Action, folder: Path) -> Path | None:
     return code if "code" in stored and code.is_dir() else None
 
 
-def _job(action: Action, folder: Path, snapshot: Snapshot) -> Job:
-    run, code = RunDir(folder / action.name), code_of(action, folder)
+def _job(action: Action, plan: Plan, snapshot: Snapshot) -> Job:
+    run, code = RunDir(plan.folder / action.name), code_of(action, plan.folder)
     if code is None:
         code = snapshot.path
         write_json(run.identity, {**(read_json(run.identity) or {}), **_recorded(snapshot)})
-    return Job(run, code, shape(action.wanted.config), cluster=action.wanted.cluster)
+    known = action.name in plan.cancelled and not action.moves
+    return Job(run, code, shape(action.wanted.config), cluster=action.wanted.cluster, uncancels=known)
 
 
 def _recorded(snapshot: Snapshot) -> dict[str, Any]:

@@ -41,8 +41,9 @@ class LocalCluster:
         for order, job in enumerate(jobs):
             if job.run.path.parent != sweep:
                 raise ConfigError("one submission holds the runs of one sweep", str(sweep), str(job.run.path))
-            job.run.cancel.unlink(missing_ok=True)  # why it was cancelled stays in the attempt's end
             write_json(job.run.path / "job.json", self._record(job, order))
+            if job.uncancels:  # why it was cancelled stays in the attempt's end
+                job.run.cancel.unlink(missing_ok=True)  # last: a supervisor would start what the old job.json says
         start_supervisor(sweep, jobs[0].snapshot)
 
     def _record(self, job: Job, order: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ nothing but its data is another, it may also go on with that.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ class Found:
     state: str
     detail: str = ""
     identity: Mapping[str, Any] | None = None
+    cancel: bool = False
+    """Whether its cancel.json was there."""
 
     @property
     def kind(self) -> str:
@@ -106,6 +109,8 @@ class Plan:
     """Whether they go to the trash; else they are left alone."""
     left: int = 0
     """Number of runs there that the sweep file has."""
+    cancelled: Collection[str] = ()
+    """Names of those that were cancelled before this was planned: whose cancel.json came later is not to start."""
 
     @property
     def starting(self) -> list[Action]:
@@ -200,18 +205,20 @@ def observe(folder: Path, names: Collection[str], asking: bool = True) -> dict[s
     """
     there = [path.parent.name for path in sorted(folder.glob("[!.]*/identity.json"))]
     here = [RunDir(folder / name) for name in dict.fromkeys([*names, *there]) if (folder / name).exists()]
+    cancelled = {run.name for run in here if os.path.exists(run.cancel)}  # before states: what comes later is news
     known = states(here) if asking else {}
     found = {}
     for run in here:
         try:
             stored = read_json(run.identity)
-        except ValueError:
+        except (OSError, ValueError):
             stored = None
         if run.path in known:
-            found[run.name] = Found(known[run.path].state, known[run.path].detail, stored)
+            state, detail = known[run.path].state, known[run.path].detail
         else:
             outcome = read_run(run.path)
-            found[run.name] = Found(outcome.state, outcome.reason, stored)
+            state, detail = outcome.state, outcome.reason
+        found[run.name] = Found(state, detail, stored, run.name in cancelled)
     return found
 
 
@@ -233,7 +240,8 @@ def plan(
     actions = [_action(run, found, names, retry, changed) for run in wanted]
     ours = names.union(*(forks(name, found, names) for name in names))
     dropped = {name: run for name, run in found.items() if name not in ours}
-    return Plan(folder, actions, dropped, prunes, len(found) - len(dropped))
+    cancelled = {name for name, run in found.items() if run.cancel or run.kind == "cancelled"}
+    return Plan(folder, actions, dropped, prunes, len(found) - len(dropped), cancelled)
 
 
 def _action(
@@ -264,15 +272,8 @@ def _changed(wanted: Wanted, found: Found, forked: Sequence[str], names: Collect
     if changed == "fork":
         newest = int(forked[-1].rpartition("-v")[2]) if forked else 1
         free = next(name for n in itertools.count(newest + 1) if (name := f"{wanted.name}-v{n}") not in names)
-        return Action(
-            wanted,
-            "new",
-            f"beside {wanted.name}, which holds another configuration ({why})",
-            True,
-            False,
-            changes,
-            free,
-        )
+        beside = f"beside {wanted.name}, which holds another configuration ({why})"
+        return Action(wanted, "new", beside, True, False, changes, free)
     starts = changed == "restart"
     return Action(wanted, "changed", reason, starts, starts, changes)
 

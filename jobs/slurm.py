@@ -62,11 +62,12 @@ class SlurmCluster:
         name = f"{sweep.name.lstrip('.')}.{folder.name}"
         write_text(folder / "runs", "".join(f"{job.run.path}\n" for job in jobs))
         for index, job in enumerate(jobs):
-            job.run.cancel.unlink(missing_ok=True)  # why it was cancelled stays in the attempt's end
             record = self._record(job, name, index, site)
             if job.canary:
                 record["canary"] = {"steps": job.canary, "releases": (held or {}).get(job.run.name, [])}
             write_json(job.run.path / "job.json", record)
+            if job.uncancels:
+                job.run.cancel.unlink(missing_ok=True)  # why it was cancelled stays in the attempt's end
         id_ = self._sbatch(jobs, folder, name)
         write_json(folder / "submitted.json", {"job": id_, "name": name, "runs": len(jobs)})
         return name

@@ -25,7 +25,7 @@ from jobs import plan as planning
 from jobs import preflight, show
 from jobs.cluster import Several
 from jobs.cost import estimate
-from jobs.folder import apply, lock, prune
+from jobs.folder import apply, called_off, lock, prune
 from jobs.forecast import Batch, batches
 from jobs.plan import Plan, Wanted
 from jobs.profile import Profile, load_profile, runs_root
@@ -222,6 +222,8 @@ class Submission:
             steps = 0 if self.args.no_canary else self.profile.canary
             cluster = Several(self._profiles())
             self._say(show.canaries(apply(plan, snapshot, cluster, self._about(plan), steps)))
+            late = ", ".join(called_off(plan))
+            self._say(f"cancelled meanwhile, and so not started: {late}" if late else "")
 
     def _say(self, words: str) -> None:
         if words and not self.args.json:

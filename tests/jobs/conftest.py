@@ -39,10 +39,11 @@ class Field:
         self.worlds[name] = world
         return run
 
-    def submit(self, *runs: RunDir, parallel=1) -> None:
+    def submit(self, *runs: RunDir, parallel=1, **fields) -> None:
         self.cluster.profile.parallel = parallel
+        shapes = [Shape(processes=self.worlds[r.name]) for r in runs]
         self.cluster.submit(
-            [Job(r, self.snapshot, Shape(processes=self.worlds[r.name]), module="fake_worker") for r in runs]
+            [Job(r, self.snapshot, s, module="fake_worker", **fields) for r, s in zip(runs, shapes, strict=True)]
         )
 
     def state(self, run: RunDir) -> str:

@@ -174,7 +174,7 @@ def test_cancel_saves_and_stays_ended_until_submitted_again(field):
     assert ends(run) == [("stop", "cancelled")] and "a test" in ledger.last(run)["reason"]
     assert [field.state(r) for r in (run, queued)] == ["cancelled", "cancelled"]
     assert commit.commits(run)
-    field.submit(queued)
+    field.submit(queued, uncancels=True)
     field.until_state(queued, "complete")
     assert field.state(run) == "cancelled"
 

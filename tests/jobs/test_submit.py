@@ -19,7 +19,7 @@ from flip.config.schema import Config
 from flip.data.index import index
 from flip.exitcodes import ConfigError, PermissionDenied
 from flip.results import read_run
-from flip.rundir import read_json
+from flip.rundir import create_json, read_json
 from jobs import folder as folders
 from jobs import preflight, submission
 from jobs.goodput import of_run
@@ -309,6 +309,15 @@ def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
         typed.trashed() == ["half", "whole"]
         and read(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.75"
     )
+
+
+def test_who_is_cancelled_while_they_are_submitted_is_said(typed, monkeypatch):
+    def cancelled(jobs):
+        create_json(jobs[0].run.cancel, {"who": "ann"})
+
+    monkeypatch.setattr(typed, "submit", cancelled)
+    code, out, _ = typed()
+    assert code == 0 and "cancelled meanwhile, and so not started: half\n" in out
 
 
 def test_a_default_that_moved_is_named(desk, typed, monkeypatch):
