@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flip.exitcodes import FlipError, PermissionDenied, StorageError
+from flip.exitcodes import ConfigError, FlipError, PermissionDenied, StorageError
 
 ELSEWHERE = "Choose another place: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What flock says where there are none: Lustre without -o flock, some NFS."""
+
+
+def locked(handle: int, how: int, where: str | os.PathLike[str]) -> bool:
+    """Take flock's lock on an open file, or not, without waiting. ConfigError where the file system has no locks."""
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        remedy = "Mount it with -o flock, or choose another runs root with FLIP_RUNS."
+        raise ConfigError("this file system has no locks", where, error.strerror, remedy) from error
+    return True
 
 
 def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = ELSEWHERE) -> FlipError:

@@ -26,7 +26,7 @@ from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
 from jobs import canary
 from jobs import cluster as clusters
 from jobs.cluster import Cluster, Job, Several
-from jobs.disk import writing
+from jobs.disk import locked, writing
 from jobs.plan import Action, Plan, shape
 from jobs.snapshot import Snapshot
 
@@ -43,11 +43,11 @@ def lock(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        with _named_errors(folder):
+            alone = locked(handle, fcntl.LOCK_EX, folder)
+        if not alone:
             remedy = "Wait for it, or end it."
-            raise ConfigError("another submit is at work on this sweep", str(folder), remedy=remedy) from None
+            raise ConfigError("another submit is at work on this sweep", str(folder), remedy=remedy)
         yield
     finally:
         os.close(handle)

@@ -153,4 +153,5 @@ def start_supervisor(sweep: Path, snapshot: Path) -> None:
             check=False,
         )
     if done.returncode != 0:
-        raise FlipError("the supervisor did not start", str(sweep), done.returncode, f"Its words are in {journal}.")
+        said = journal.read_text(encoding="utf-8", errors="replace").split("\n")[-2:-1] or [str(done.returncode)]
+        raise FlipError("the supervisor did not start", str(sweep), said[0], f"All its words are in {journal}.")

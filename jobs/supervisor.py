@@ -22,10 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flip.exitcodes import CAUSES
+from flip.exitcodes import CAUSES, ConfigError
 from flip.interrupt import GRACE
 from flip.rundir import RunDir, read_json, write_json
 from jobs import canary, ledger, notify, processes, ranks
+from jobs.disk import locked
 from jobs.policy import LEAVING, TOLD
 
 POLL = 0.2
@@ -264,15 +265,14 @@ def main(folder: str) -> int:
 
 
 def take_lock(sweep: Path) -> int | None:
-    """A handle that holds the sweep's lock, None where another process keeps it. ``status`` holds it for an instant."""
+    """A handle that holds the sweep's lock, None where another process keeps it. ``status`` holds it for an instant.
+    ConfigError where there are no locks."""
     (sweep / ".supervisor").mkdir(exist_ok=True)
     handle = os.open(sweep / ".supervisor" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     for _ in range(10):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if locked(handle, fcntl.LOCK_EX, sweep):
             return handle
-        except BlockingIOError:
-            time.sleep(0.05)
+        time.sleep(0.05)
     os.close(handle)
     return None
 
@@ -284,13 +284,15 @@ def is_served(sweep: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not locked(handle, fcntl.LOCK_SH, sweep)
+    except ConfigError:  # without locks there has never been one
+        return False
     finally:
         os.close(handle)
-    return False
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    try:
+        sys.exit(main(sys.argv[1]))
+    except ConfigError as error:
+        sys.exit(str(error))

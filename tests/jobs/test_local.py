@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from flip import commit
+from flip.exitcodes import FlipError
 from flip.rundir import read_json, write_json
 from jobs import ledger, ranks, supervisor
 from jobs.cluster import Job
@@ -189,6 +190,12 @@ def test_a_supervisor_told_to_end_lets_runs_save_and_a_submission_goes_on(field)
     field.submit(run)
     field.until_state(run, "complete")
     assert read_json(run.attempt(2) / "start.json")["resumes_from"] >= 2
+
+
+def test_why_a_supervisor_does_not_start_is_said(field):
+    (field.sweep / ".supervisor" / "lock").mkdir(parents=True)
+    with pytest.raises(FlipError, match="the supervisor did not start .*Is a directory"):
+        field.submit(field.run())
 
 
 def test_only_one_supervisor(field):

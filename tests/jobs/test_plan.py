@@ -1,8 +1,12 @@
 """What is wanted against what exists; and the one commit that leaves everything or nothing."""
 
+import errno
+import fcntl
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,7 +16,7 @@ from flip.config.load import dump, read
 from flip.config.resolve import Host, facts, resolve
 from flip.exitcodes import ConfigError, StorageError
 from flip.rundir import RunDir, read_json, write_json
-from jobs import cluster
+from jobs import cluster, supervisor
 from jobs import folder as folders
 from jobs import plan as planning
 from jobs.cluster import JobState
@@ -329,6 +333,20 @@ def test_another_machine_makes_no_other_run(tmp_path, snapshot):
     assert planning.settle(asked, small, data, [folder / "a"]) == resolve(asked, small, data), "another run: all is new"
     (folder / "a" / "config.yaml").write_text("{")
     assert planning.settle(asked, small, data, [folder / "a"]) == resolve(asked, small, data)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_a_sentence(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
+    told = "demo: this file system has no locks .*-o flock, or choose another runs root with FLIP_RUNS"
+    with pytest.raises(ConfigError, match=told), folders.lock(tmp_path / "demo"):
+        pass
+    with pytest.raises(ConfigError, match=told):
+        supervisor.take_lock(tmp_path / "demo")
+    assert not supervisor.is_served(tmp_path / "demo")
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(StorageError, match="Input/output error"), folders.lock(tmp_path / "demo"):
+        pass
 
 
 def test_one_submit_at_a_time(tmp_path):
