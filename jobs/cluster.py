@@ -57,6 +57,8 @@ class Job:
     """Name of the profile that it goes to; empty where there is one alone."""
     uncancels: bool = False
     """Whether its cancel.json goes: whoever submits knew of it. One that was written since is a cancel of this."""
+    command: Sequence[str] = ()
+    """What submits it again: a command of ours, from the repository, and its words."""
     waits_for: str = ""
     """Name of the run, of the same call, that must pass before this one starts."""
 
@@ -118,16 +120,16 @@ def open_cluster(profile: Profile) -> Cluster:
 
 def kind_of(run: RunDir) -> str:
     """The kind of the cluster that the run was submitted to last; ``local`` where it never was."""
-    return _job(run).get("kind", "local")
+    return record_of(run).get("kind", "local")
 
 
 def cluster_of(run: RunDir) -> str | None:
     """Name of the profile that the run was submitted with last; None where it never was, or nobody can read it."""
-    return _job(run).get("cluster")
+    return record_of(run).get("cluster")
 
 
-def _job(run: RunDir) -> dict[str, Any]:
-    """job.json; empty where nobody can read it: what reads more of it says so."""
+def record_of(run: RunDir) -> dict[str, Any]:
+    """job.json; empty where it was never submitted, or nobody can read it: what reads more of it says so."""
     try:
         return read_record(run.path / "job.json") or {}
     except UNREADABLE:

@@ -12,7 +12,7 @@ from typing import Any
 from flip import metrics
 from flip.results import Outcome, differing, read_run
 from flip.rundir import RunDir, matching, number, read_record
-from jobs import find, goodput
+from jobs import find, goodput, resubmit
 from jobs.cluster import UNREADABLE, JobState, states
 from jobs.policy import APART, FAILURES, FINAL, Limits
 from jobs.status import row
@@ -146,23 +146,23 @@ def _attempt(outcome: Outcome, i: int) -> dict[str, Any]:
 
 def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[str, Any]:
     """What happens by itself and when, or the command that a person types."""
-
-    job = _file(run.path / "job.json")
-    cluster = f" --cluster {job['cluster']}" if job.get("cluster") else ""
-    submit = f"python jobs/submit.py --sweep {shlex.quote(run.sweep)}{cluster} --only {shlex.quote(run.name)}"
     end: Mapping[str, Any] = outcome.attempts[-1].end if outcome.attempts else {}
     until = end["time"] + end["delay"] if state.state == "waiting" and end.get("delay") else None
+    sweep = run.path.parent.parent if resubmit.is_evaluation(run) else run.path.parent
     said: dict[str, tuple[str, str | None]] = {
-        "complete": ("nothing: it has finished", f"python jobs/report.py {shlex.quote(run.sweep)}"),
+        "complete": ("nothing: it has finished", f"python jobs/report.py {shlex.quote(sweep.name)}"),
         "running": ("it goes on by itself", None),
         "queued": ("it starts by itself when there is room", None),
         "waiting": ("it starts again by itself", None),
-        "failed": ("nothing by itself: mend the cause, then", f"{submit} --retry"),
-        "cancelled": ("nothing by itself; to go on from its newest commit", f"{submit} --retry"),
-        "stopped": ("nothing by itself: nobody looks after it; to go on from its newest commit", submit),
+        "failed": ("nothing by itself: mend the cause", None),
+        "cancelled": ("nothing by itself", None),
+        "stopped": ("nothing by itself: nobody looks after it", None),
         "unknown": ("not known: ask again when its cluster answers", None),
     }
     words, command = said[state.state]
+    if state.state in ("failed", "cancelled", "stopped"):
+        more, command = resubmit.command(run, retry=state.state != "stopped")
+        words += f"; {more}"
     estimate = state.starts or None
     return {
         "what": words,

@@ -54,7 +54,12 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def apply(
-    plan: Plan, snapshot: Snapshot, cluster: Cluster | Several, about: Mapping[str, Any], steps: int = 0
+    plan: Plan,
+    snapshot: Snapshot,
+    cluster: Cluster | Several,
+    about: Mapping[str, Any],
+    steps: int = 0,
+    typed: Sequence[str] = (),
 ) -> list[Job]:
     """Make the run directories of what starts, then hand them to the cluster; call it under ``lock``. What somebody has
     cancelled since it was planned is left alone.
@@ -63,6 +68,7 @@ def apply(
 
     All directories are written under temporary names before the first is renamed, so that an error leaves none.
     ``about`` becomes sweep.json, what a report shows of the sweep: name, title, notes, order of runs, expected numbers.
+    ``typed``: what submits the sweep again (``jobs.resubmit``); with the run's name it stands in job.json.
     """
     late = called_off(plan, plan.cancelled)
     started = [action for action in plan.starting if action.name not in late]
@@ -89,7 +95,7 @@ def apply(
         for action in started:
             if action.wanted.config.init.run:
                 origin.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
-        jobs = [_job(action, plan, snapshot) for action in started]
+        jobs = [_job(action, plan, snapshot, typed) for action in started]
         jobs = with_canaries(jobs, plan.folder, steps)
         cluster.submit(jobs)
     return jobs
@@ -148,13 +154,16 @@ def code_of(action: Action, folder: Path) -> Path | None:
     return code if "code" in stored and code.is_dir() else None
 
 
-def _job(action: Action, plan: Plan, snapshot: Snapshot) -> Job:
+def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -> Job:
     run, code = RunDir(plan.folder / action.name), code_of(action, plan.folder)
     if code is None:
         code = snapshot.path
         write_json(run.identity, {**(read_json(run.identity) or {}), **_recorded(snapshot)})
     known = action.name in plan.cancelled and not action.moves
-    return Job(run, code, shape(action.wanted.config), cluster=action.wanted.cluster, uncancels=known)
+    again = [*typed, "--only", action.wanted.name] if typed else []
+    again += ["--changed", "keep"] if typed and action.wanted.kept else []
+    asked = shape(action.wanted.config)
+    return Job(run, code, asked, cluster=action.wanted.cluster, uncancels=known, command=again)
 
 
 def _recorded(snapshot: Snapshot) -> dict[str, Any]:

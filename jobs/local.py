@@ -60,6 +60,7 @@ class LocalCluster:
             "canary": {"steps": job.canary} if job.canary else None,
             "waits_for": job.waits_for,
             "notify": self.profile.notify,
+            "command": list(job.command),
             "after": job.run.newest_attempt(),
             "time": time.time(),
         }

@@ -88,6 +88,7 @@ class SlurmCluster:
             "env": dict(job.env),
             "waits_for": job.waits_for,
             "notify": self.profile.notify,
+            "command": list(job.command),
             "after": job.run.newest_attempt(),
             "time": time.time(),
         }

@@ -22,7 +22,7 @@ from flip.config.validate import validate
 from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import RunDir, read_json
 from jobs import plan as planning
-from jobs import preflight, show
+from jobs import preflight, resubmit, show
 from jobs.cluster import Several
 from jobs.cost import estimate
 from jobs.folder import apply, called_off, lock, prune
@@ -43,7 +43,8 @@ class Submission:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.sweep: Sweep = load(sweep_file(args.sweep), args.overrides, args.only, args.seeds)
+        self.file = sweep_file(args.sweep)
+        self.sweep: Sweep = load(self.file, args.overrides, args.only, args.seeds)
         self.profile = load_profile(args.cluster or self.sweep.cluster)
         self.folder = runs_root(self.profile) / self.sweep.name
         self.places: dict[str, tuple[Profile, Host]] = {}
@@ -221,7 +222,8 @@ class Submission:
             self._say(f"left out of the copied code, as they look like secrets: {hidden}" if hidden else "")
             steps = 0 if self.args.no_canary else self.profile.canary
             cluster = Several(self._profiles())
-            self._say(show.canaries(apply(plan, snapshot, cluster, self._about(plan), steps)))
+            again = resubmit.typed(self.args, self.file)
+            self._say(show.canaries(apply(plan, snapshot, cluster, self._about(plan), steps, again)))
             late = ", ".join(called_off(plan))
             self._say(f"cancelled meanwhile, and so not started: {late}" if late else "")
 

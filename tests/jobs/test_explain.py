@@ -25,6 +25,7 @@ def place(tmp_path):
         record = {"kind": "slurm", "cluster": "far", "site": "far", "name": "demo.77aa", "token": "77aa", "index": 0}
         (tmp_path / "demo" / ".code" / "c0de").mkdir(parents=True, exist_ok=True)
         snapshot = str(tmp_path / "demo" / ".code" / "c0de")
+        record["command"] = ["jobs/submit.py", "--sweep", "/a b/demo.yaml", "--only", name]
         write_json(run.path / "job.json", {**record, "after": 0, "snapshot": snapshot, "time": 0.0})
     return tmp_path
 
@@ -88,7 +89,7 @@ def test_a_failed_run_names_the_command_and_a_complete_one_needs_none(place, com
     queue(commands)
     found = facts.explain(run)
     assert found["state"]["state"] == "failed"
-    assert found["next"]["command"] == "python jobs/submit.py --sweep demo --cluster far --only mask50 --retry"
+    assert found["next"]["command"] == "python jobs/submit.py --sweep '/a b/demo.yaml' --only mask50 --retry"
     assert found["incidents"] == [{"cause": "config", "total": 1, "without_commit": 1, "limit": 1}]
     write_json(run.result, {"run": "mask50", "samples": 12_800, "seconds": 1.0})
     assert facts.explain(run)["next"]["what"] == "nothing: it has finished"
