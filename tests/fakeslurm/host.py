@@ -27,6 +27,8 @@ class Script:
     peer_seconds: float
     canary: bool = False
     """Whether others are held until it has passed."""
+    late: float = float("inf")
+    """Seconds after which its end is one that had the whole wall limit."""
 
     @classmethod
     def read(cls, text):
@@ -35,12 +37,14 @@ class Script:
         folder = re.search(r"^said=(\S+)/\$id$", text, re.MULTILINE)[1].strip("'")
         nodes, array = int(options["nodes"]), re.match(r"0-(\d+)", options.get("array", ""))
         tasks = nodes * int(options["ntasks-per-node"])
+        late = re.search(r'"\$SECONDS" -lt (\d+)', text)
+        peers, canary = float(re.search(r"--wait=(\d+)", text)[1]), "releaser=$!" in text
         return {
             "name": options["job-name"],
             "nodes_wanted": nodes,
             "limit": 60.0 * int(options["time"]),
             "lead": float(options["signal"].partition("@")[2]),
-            "script": cls(Path(folder), tasks, float(re.search(r"--wait=(\d+)", text)[1]), "releaser=$!" in text),
+            "script": cls(Path(folder), tasks, peers, canary, float(late[1]) if late else float("inf")),
             "held": "hold" in options,
             "elements": int(array[1]) + 1 if array else None,
             "later": float(options.get("begin", "now+0").partition("+")[2]),
@@ -109,7 +113,7 @@ class Life:
 
     def _python(self, by, over, what, **given):
         """``python jobs/requeue.py WHAT RUN ...``"""
-        words = {"token": None, "attempt": self.attempt, "code": None, "state": None, **given}
+        words = {"token": None, "attempt": self.attempt, "code": None, "state": None, "late": False, **given}
         args = argparse.Namespace(what=what, run=str(self.path), **words)
         return self._process(by, lambda: requeue.act(args), over)
 
@@ -129,7 +133,7 @@ class Life:
             self._python("begin", self._begun, "begin", token=self.script.folder.name)
 
     def _begun(self, code, out):
-        if code in (1, 2, 126, 127):
+        if code in (1, 2, 4, 126, 127, *range(130, 140)):
             self._elsewhere(code)
         elif code or not out.strip():
             self._done(code)
@@ -183,7 +187,7 @@ class Life:
             self._done(code)
 
         if not self._over:
-            self._python("trap", seen, "end", code=code)
+            self._python("trap", seen, "end", code=code, late=self.clock.now - self.born >= self.script.late)
 
     def _done(self, code, killed=False):
         if not self._over:
