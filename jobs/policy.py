@@ -108,13 +108,15 @@ def root_cause(causes, code, words, told=False, unstarted=()):
     # type: (List[Dict[str, Any]], Optional[int], Set[str], bool, Sequence[str]) -> Tuple[str, str]
     """(cause, reason): a root cause beats its echoes by class, never by clock; codes and states are hints."""
     root = _first_by_class(causes)
-    if root and root["cause"] != "crash":
+    # how ranks end that waited for those of a node that started none is no cause
+    echoes = ("crash", "hang", "stopped") if unstarted else ("crash",)
+    if root and root["cause"] not in echoes:
         return root["cause"], _told_by(root)
     if words & {"NODE_FAIL", "BOOT_FAIL"}:
         return "node", "the node failed"
     if "PENDING" in words:  # what looks like a crash then is a rank that was cut off, or the peer of one
         return "stopped", "preempted, or its node failed, before a clean stop"
-    if unstarted:  # a crash is then that of the ranks that waited for theirs
+    if unstarted:
         return "node", "no rank could be started on %s: the mount or the interpreter is missing" % ", ".join(unstarted)
     if root:
         taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)

@@ -161,13 +161,18 @@ TABLE = [
     ("a crash at the limit", dict(code=70, late=True, committed=True), "requeue", "crash", 0),
     # nodes that start no rank
     ("a node that starts no rank", dict(code=137, unstarted=["n2"]), "requeue", "node", 0),
-    (
-        "beside a crash of those that waited",
-        dict(code=137, causes=[c("crash")], unstarted=["n2"]),
-        "requeue",
-        "node",
-        0,
+    *(
+        (
+            f"beside a {cause} of those that waited",
+            dict(code=137, causes=[c(cause)], unstarted=["n2"]),
+            "requeue",
+            "node",
+            0,
+        )
+        for cause in ("crash", "hang", "stopped")
     ),
+    ("and the node failed", dict(code=137, state="NODE_FAIL", unstarted=["n2"]), "requeue", "node", 0),
+    ("and requeued already", dict(code=137, state="PENDING", unstarted=["n2"]), "nothing", "stopped", 0),
     ("beside a mistake", dict(code=137, causes=[c("config")], unstarted=["n2"]), "stop", "config", 0),
     ("hangs count with crashes", dict(code=70, history=h("hang", "hang")), "stop", "crash", 0),
     ("storage for a day", dict(code=69, history=h(*["storage"] * 60)), "stop", "storage", 0),

@@ -26,7 +26,13 @@ PLAYS = {
     "gone1": AGAIN,
     "gone2": AGAIN,
     "stays": {"steps": LONG},
+    "lacking": {"steps": SHORT, "attempts": {"1": {"steps": LONG}}},
 }
+LACKS = """#!/bin/sh
+# The interpreter, which the job's second node does not have the first time.
+[ "$SLURM_NODEID.$FLIP_ATTEMPT" != 1.1 ] || exit 127
+exec {python} "$@"
+"""
 NOTES = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
 
 
@@ -40,11 +46,16 @@ def sweep(start_slurm, tmp_path):
         write_json(run.path / "play.json", play)
         write_json(run.identity, {"hash": name})
         run.config.write_text("schema: 1\n")  # commands find runs by it
-        cluster = "second" if name == "done" else "first"
-        jobs.append(Job(run, ROOT, Shape(cpus=1, hours=0.5), module="tests.slurm.scripted", cluster=cluster))
+        cluster = {"done": "second", "lacking": "third"}.get(name, "first")
+        shape = Shape(nodes=2 if name == "lacking" else 1, cpus=1, hours=0.5)
+        jobs.append(Job(run, ROOT, shape, module="tests.slurm.scripted", cluster=cluster))
+    (tmp_path / "python").write_text(LACKS.format(python=sys.executable))
+    (tmp_path / "python").chmod(0o755)
     write_json(tmp_path / "runs" / "demo" / "sweep.json", {"runs": list(PLAYS)})
     told = {"notify": [sys.executable, "-c", NOTES, str(heard)]}
-    Several([profile(name="first", **told), profile(name="second", partition="high", **told)]).submit(jobs)
+    third = {"name": "third", "python": str(tmp_path / "python"), "host_python": sys.executable, "peer_seconds": 5}
+    others = profile(name="second", partition="high", **told), profile(**third, **told)
+    Several([profile(name="first", **told), *others]).submit(jobs)
     return here, {job.run.name: job.run for job in jobs}, heard
 
 
@@ -96,6 +107,11 @@ def test_verbs(sweep, tmp_path):
     waited(lambda: state("broken").state == "complete", "another node")
     first, second = (read_json(runs["broken"].attempt(n) / "start.json")["nodes"] for n in (1, 2))
     assert first != second and fields("broken")[1]["ExcNodeList"] == first
+    # so is one that can start no rank, though the job's first node, where the batch script runs, can
+    waited(lambda: state("lacking").state == "complete", "two other nodes")
+    end = read_json(runs["lacking"].attempt(1) / "end.json")
+    nodes = here.call("scontrol", "show", "hostnames", read_json(runs["lacking"].attempt(1) / "start.json")["nodes"])
+    assert (end["cause"], end["exclude"]) == ("node", nodes.split()[1:]) and len(end["exclude"]) == 1
     # cancel by patterns: those after a ! are left alone
     for name in ("gone1", "gone2"):
         waited(lambda name=name: (runs[name].path / "signals" / "1.0.jsonl").exists(), "its ranks")
