@@ -32,9 +32,10 @@ model, data and lengths are smaller by factors of a hundred to a hundred thousan
     python tools/demo_data.py
     make study                          # ordinary runs, resumable: the same command goes on
 
-Another machine trains the same step counts, and its table should lie within the intervals below; on the same kind of
-processor with the same packages runs end with the same bits. `python tools/study.py --calibrate` measures step times
-anew, which makes it another study."""
+Another machine trains the same step counts. Where its trials choose the same learning rates, its table should lie within
+the intervals below; where two trials are as good as equal it may choose the other one, and that arm is then another one
+(so did mask75-b64 on an AMD EPYC). On the same kind of processor with the same packages runs end with the same bits.
+`python tools/study.py --calibrate` measures step times anew, which makes it another study."""
 
 
 def plan(times: Times) -> str:
