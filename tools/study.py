@@ -47,22 +47,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(options: argparse.Namespace, docs: Path) -> int:
     from flip.rundir import write_json
-    from tools.paired import calibration, page, rounds
+    from tools.paired import calibration, page, pairs, rounds
+    from tools.paired.design import ROUNDS
 
-    kept = docs / "study" / "calibration.json"
+    kept, choices = docs / "study" / "calibration.json", docs / "study" / "choices.json"
     if options.calibrate:
         before = calibration.machine()
         timed = rounds.calibrate(options.cluster)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, calibration.record(timed, before))
+        choices.unlink(missing_ok=True)
     found = calibration.read(kept)
     times = calibration.times(found)
     if options.calibrate or options.plan:
         print(page.plan(times))
         return 0
+    recorded = pairs.recorded(choices)
     if not options.page:
-        rounds.study(times, options.cluster)
-    for path in page.write(docs, found, rounds.collect()):
+        rounds.study(times, options.cluster, recorded)
+    there = rounds.collect(recorded)
+    if not recorded and all(one.name in there.chosen for each in ROUNDS for one in each.arms):
+        write_json(choices, there.chosen)
+    for path in page.write(docs, found, there):
         print(path)
     return 0
 

@@ -15,6 +15,7 @@ from flip.config.table import dump_yaml
 from flip.exitcodes import ConfigError
 from flip.results import Outcome
 from flip.rundir import RunDir, write_json
+from jobs.blocks import Table
 from jobs.sweep import load
 from tools.paired import calibration, design, page, pairs
 from tools.paired.design import ROUNDS, SEEDS
@@ -145,6 +146,28 @@ def test_the_best_on_the_validation_vendor_is_chosen_and_of_equals_the_smallest(
     del trials[one.trial(one.peaks[0])]
     with pytest.raises(ConfigError, match="no score yet"):
         pairs.choose(one, trials)
+
+
+def test_what_was_chosen_once_is_trained_everywhere(tmp_path: Path) -> None:
+    """Where two trials are as good as equal, another processor would choose the other one."""
+    made = {one.name: one.peaks[0] for one in ARMS}
+    path = tmp_path / "choices.json"
+    assert pairs.recorded(path) == {}
+    write_json(path, made)
+    there = Found(pairs.recorded(path))
+    trials = found(tmp_path).trials
+    there.trials |= trials
+    for each in ROUNDS:
+        there.choose(each)
+    assert there.chosen == made
+    (table,) = (block for block in page._trials(there) if isinstance(block, Table))
+    assert all(f"(these trials: {one.peaks[1]:g})" in str(table.rows[i]["chosen"]) for i, one in enumerate(ARMS))
+    for wrong in ({"clip": 0.1}, made | {"clip": 0.1}, [1]):
+        write_json(path, wrong)
+        with pytest.raises(ConfigError, match="the chosen learning rates cannot be read"):
+            pairs.recorded(path)
+    kept = pairs.recorded(Path(__file__).resolve().parents[2] / "docs" / "study" / "choices.json")
+    assert kept.keys() == made.keys()
 
 
 def test_differences_are_of_pairs() -> None:

@@ -32,10 +32,9 @@ model, data and lengths are smaller by factors of a hundred to a hundred thousan
     python tools/demo_data.py
     make study                          # ordinary runs, resumable: the same command goes on
 
-Another machine trains the same step counts. Where its trials choose the same learning rates, its table should lie within
-the intervals below; where two trials are as good as equal it may choose the other one, and that arm is then another one
-(so did mask75-b64 on an AMD EPYC). On the same kind of processor with the same packages runs end with the same bits.
-`python tools/study.py --calibrate` measures step times anew, which makes it another study."""
+Another machine trains the same step counts at the same learning rates (study/choices.json, whatever its own trials say),
+and its table should lie within the intervals below; on the same kind of processor with the same packages runs end with
+the same bits. `python tools/study.py --calibrate` measures step times anew, which makes it another study."""
 
 
 def plan(times: Times) -> str:
@@ -222,7 +221,8 @@ def method(calibration: Mapping[str, Any], found: Found) -> list[Block]:
         " arithmetic and were fixed before training. From then on time decides nothing: runs may share the machine.",
         f"Learning rates. {len(design.PEAKS)} per arm, the same ones, one trial each of seed {design.TRIAL_SEED}, which"
         f" no compared run has, {design.TRIAL:g} of the length for arms from scratch, the full length for tunings."
-        " The best on the validation vendor (noto-v1) is taken. Nothing else was tuned, for no arm.",
+        " The best on the validation vendor (noto-v1) is taken. Nothing else was tuned, for no arm. What was chosen"
+        " stays in study/choices.json: another machine trains the same arms.",
         f"Runs. Seeds {', '.join(map(str, SEEDS))} in every arm. A tuning begins with the last weights of the run of"
         " the same seed, with fresh moments. Beside it the run goes on for as long with its mask, at a learning rate"
         " chosen alike, as more training alone may help.",
@@ -247,7 +247,9 @@ def _trials(found: Found) -> list[Block]:
         told = ", ".join(f"{peak:g}: {percent(value)}" for peak, value in found.scores[one.name].items())
         chosen = found.chosen[one.name]
         edge = " (edge of the tried)" if chosen in (one.peaks[0], one.peaks[-1]) else ""
-        cells.append({"arm": one.name, column: told, "chosen": f"{chosen:g}{edge}"})
+        best, _ = pairs.choose(one, found.trials)
+        other = f" (these trials: {best:g})" if best != chosen else ""
+        cells.append({"arm": one.name, column: told, "chosen": f"{chosen:g}{edge}{other}"})
     return [heading("Trials"), Table(cells, text=[column, "chosen"])] if cells else []
 
 

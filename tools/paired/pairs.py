@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 from statistics import fmean, stdev
 
 from flip.exitcodes import ConfigError
 from flip.results import Outcome
-from tools.paired.design import Arm
+from flip.rundir import read_json
+from tools.paired.design import ROUNDS, Arm
 
 T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Pairs -> the 97.5 % point of Student's t with one degree of freedom less (any table of it)."""
@@ -36,6 +38,21 @@ def choose(one: Arm, trials: Mapping[str, Outcome]) -> tuple[float, dict[float, 
             raise ConfigError("a trial has no score yet", one.trial(peak), remedy="Run the study again: it goes on.")
         scores[peak] = found
     return max(scores, key=lambda peak: (scores[peak], -peak)), scores
+
+
+def recorded(path: Path) -> dict[str, float]:
+    """Arm -> peak of all arms, as they were chosen when the study was made; empty where there is no such file.
+
+    Raises ConfigError where it is damaged, or of other arms.
+    """
+    try:
+        found = read_json(path) or {}
+        if found and not all(found[one.name] in one.peaks for each in ROUNDS for one in each.arms):
+            raise ValueError("a learning rate that is none of the trials'")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = "Restore it; without it the trials choose anew."
+        raise ConfigError("the chosen learning rates cannot be read", str(path), str(error), remedy) from error
+    return dict(found)
 
 
 @dataclass(frozen=True)

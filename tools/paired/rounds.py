@@ -28,8 +28,13 @@ class Unfinished(Exception):
 
 @dataclass
 class Found:
-    """What there is of the study. ``chosen``: arm -> peak; ``scores``: arm -> peak -> validation score of its trial."""
+    """What there is of the study. ``chosen``: arm -> peak; ``scores``: arm -> peak -> validation score of its trial.
 
+    ``recorded``: arm -> peak, as it was chosen when the study was made. It counts: where two trials are as good as
+    equal another machine would choose the other, and train another arm. Without it the trials choose.
+    """
+
+    recorded: Mapping[str, float] = field(default_factory=dict)
     runs: dict[str, Outcome] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[float, float]] = field(default_factory=dict)
@@ -37,12 +42,13 @@ class Found:
 
     def choose(self, each: Round) -> None:
         for one in each.arms:
-            self.chosen[one.name], self.scores[one.name] = pairs.choose(one, self.trials)
+            best, self.scores[one.name] = pairs.choose(one, self.trials)
+            self.chosen[one.name] = self.recorded.get(one.name, best)
 
 
-def study(times: Times, profile: str) -> None:
+def study(times: Times, profile: str, recorded: Mapping[str, float]) -> None:
     """All rounds; what is complete is left alone. Raises Unfinished."""
-    found = Found()
+    found = Found(recorded)
     for each in ROUNDS:
         submit(design.trials(each, times, found.chosen), profile)
         found.trials |= outcomes(each.trials)
@@ -68,9 +74,9 @@ def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
     raise Unfinished(STOPPED)
 
 
-def collect() -> Found:
+def collect(recorded: Mapping[str, float]) -> Found:
     """What is there: rounds whose trials are complete, with the runs of theirs that are."""
-    found = Found()
+    found = Found(recorded)
     for each in ROUNDS:
         trials = outcomes(each.trials)
         if any(one.trial(peak) not in trials for one in each.arms for peak in one.peaks):
