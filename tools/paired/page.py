@@ -32,7 +32,7 @@ model, data and lengths are smaller by factors of a hundred to a hundred thousan
     python tools/demo_data.py
     make study                          # ordinary runs, resumable: the same command goes on
 
-Another machine trains the same step counts at the same learning rates (study/choices.json, whatever its own trials say),
+Another machine trains the same step counts at the same learning rates (study/choices.json, whatever its trials say),
 and its table should lie within the intervals below; on the same kind of processor with the same packages runs end with
 the same bits. `python tools/study.py --calibrate` measures step times anew, which makes it another study."""
 
