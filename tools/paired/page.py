@@ -34,7 +34,8 @@ model, data and lengths are smaller by factors of a hundred to a hundred thousan
 
 Another machine trains the same step counts at the same learning rates (study/choices.json, whatever its trials say),
 and its means should lie within the intervals below, made wider by the square root of two: they are another draw of as
-many seeds. On the same kind of processor with the same packages runs end with the same bits. `python tools/study.py --calibrate` measures step times anew, which makes it another study."""
+many seeds. On the same kind of processor with the same packages runs end with the same bits. `python tools/study.py
+--calibrate` measures step times anew, which makes it another study."""
 
 
 def plan(times: Times) -> str:
