@@ -100,7 +100,9 @@ def decide(
         # scancel and preemption both send TERM: a requeue could raise a cancelled job from the dead
         return decision._replace(action="nothing", reason=reason + "; the job's state could not be read")
     crashes = [c for c in causes if c["cause"] == "crash" and c.get("host")]
-    hosts = set(unstarted) | {str(c["host"]) for c in crashes if HARDWARE.search(str(c.get("reason", "")))}
+    hosts = {str(c["host"]) for c in crashes if HARDWARE.search(str(c.get("reason", "")))}
+    if cause == "node":  # a rank that had begun, and says why it ends with such a code, says nothing of its node
+        hosts.update(unstarted)
     return decision._replace(exclude=tuple(sorted(hosts)))
 
 

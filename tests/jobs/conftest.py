@@ -13,8 +13,17 @@ from flip.rundir import RunDir, read_json
 from jobs import local, processes
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
+from tests.synthetic import make_dataset, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """128 labelled pictures in two shards, with their tokenizer, for sweeps that are submitted; no test changes it."""
+    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=128, shards=2, size=64, classes=4)
+    make_tokenizer(folder / "tokenizer.json")
+    return folder
 
 
 class Field:

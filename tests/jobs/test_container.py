@@ -117,6 +117,13 @@ def test_shards_elsewhere_and_links_that_lead_out(there):
     assert refused(there, *seen, str(there / "data"), overrides=other).where == str(there / "t.json")
 
 
+def test_a_link_that_is_not_seen_leads_nowhere(there):
+    """Wherever it leads: inside there is no such path."""
+    (there / "link").symlink_to(there / "data")
+    seen, other = [str(there / "home"), str(there / "data")], [f"data.manifest={there}/link", "evaluate.sets=[]"]
+    assert refused(there, *seen, overrides=other).where == str(there / "link")
+
+
 def test_many_folders_are_one(there):
     assert container._folders([f"/big/part-{i}" for i in range(9)]) == "/big"
     assert container._folders(["/a/x", "/b/y"]) == "/a/x, /b/y"

@@ -259,6 +259,8 @@ def test_hosts_are_excluded_for_hardware_only():
     assert ask(causes=causes, code=70).exclude == ("n1",)
     started = ask(code=137, unstarted=["n7"])
     assert started.exclude == ("n7",) and started.reason.startswith("no rank could be started on n7: the mount")
+    full = ask(causes=[c("storage")], code=137, unstarted=["n7"])  # srun tells of its rank's 69 in the same words
+    assert (full.cause, full.exclude) == ("storage", ())
 
 
 def old_python() -> str:

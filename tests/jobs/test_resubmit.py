@@ -10,7 +10,6 @@ from jobs import submit as command
 from jobs.cluster import Several
 from jobs.snapshot import Snapshot
 from tests.jobs.outcomes import make
-from tests.synthetic import make_dataset, make_tokenizer
 
 SWEEP = """
 name: other
@@ -21,13 +20,6 @@ set:
   compute: {{threads: 1}}
 runs: {{half: }}
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=128, shards=2, size=64, classes=4)
-    make_tokenizer(folder / "tokenizer.json")
-    return folder
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from jobs.profile import Profile
 from jobs.snapshot import Snapshot
 from jobs.submission import Submission
 from jobs.submit import main as submit_main
-from tests.synthetic import encode, make_dataset, make_tokenizer, picture
+from tests.synthetic import encode, make_dataset, picture
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALING = ("model_scaling", "data_scaling", "schedule_scaling", "joint_scaling")
@@ -63,13 +63,6 @@ runs:
         assert (done.returncode, done.stdout) == (code, ""), done.stderr
         assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
         assert not list(self.runs.glob("*/[!.]*"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=128, shards=2, size=64, classes=4)
-    make_tokenizer(folder / "tokenizer.json")
-    return folder
 
 
 @pytest.fixture
