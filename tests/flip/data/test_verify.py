@@ -149,6 +149,8 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # as from a terminal: tests that run in the background inherit SIGINT ignored, and so would the command
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     family, end = [], time.monotonic() + 60
     while len(family) < 4 and time.monotonic() < end:
