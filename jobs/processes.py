@@ -20,8 +20,7 @@ def start_time(pid: int) -> str:
 
 def alive(pid: int, start: str) -> bool:
     """Whether that very process still runs (a zombie does not)."""
-    fields = _stat(pid)
-    return bool(start) and start_time(pid) == start and not (fields and fields[0] in "ZX")
+    return bool(start) and start_time(pid) == start and not _over(_stat(pid))
 
 
 def session(leader: int) -> list[int]:
@@ -29,7 +28,7 @@ def session(leader: int) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         fields = _stat(int(entry.name))
-        if fields and fields[0] not in "ZX" and fields[3] == str(leader):
+        if fields and not _over(fields) and fields[3] == str(leader):
             found.append(int(entry.name))
     return found
 
@@ -46,6 +45,12 @@ def kill_session(leader: int, start: str) -> None:
     for pid in session(leader):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def _over(fields: list[str]) -> bool:
+    """Whether nothing of a process can run any more. Its first thread may be a zombie while others still end: 17 is the
+    number of threads."""
+    return bool(fields) and fields[0] in "ZX" and int(fields[17]) < 2
 
 
 def _stat(pid: int) -> list[str]:

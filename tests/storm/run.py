@@ -10,7 +10,7 @@ from flip.config import load
 from flip.config.stages import world
 from flip.exitcodes import FlipError
 from flip.rundir import RunDir, read_json
-from jobs import scheduler
+from jobs import processes, scheduler
 from jobs.slurm import SlurmCluster
 from tests.arena import Arena
 from tests.s3.servers import BUCKET
@@ -160,10 +160,7 @@ class StormRun(Calm):
 
     @staticmethod
     def alive(pid):
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-        except OSError:
-            return False
+        return processes.alive(pid, processes.start_time(pid))
 
     @staticmethod
     def pending(pid, number):

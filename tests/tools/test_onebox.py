@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tests.threads import only_first_thread_ended
 from tools.onebox import processes
 
 TELLS = 'echo began > "$1/began"; sleep 60; echo "its child has died" > "$1/told"'
@@ -37,6 +38,16 @@ def test_nobody_sees_another_ones_end(family, tmp_path):
         time.sleep(0.2)
     assert processes.gone(family, 10)
     assert [path.name for path in tmp_path.iterdir()] == ["began"]
+
+
+def test_a_process_is_there_until_its_last_thread_ends():
+    """Till then its children keep their parent, and one that is stopped would get SIGHUP when they lose it."""
+    with only_first_thread_ended() as pid:
+        assert processes.state(pid) == "Z"
+        process = own(pid)
+        assert processes.alive(process) and not processes.gone([process], 0)
+        processes.kill([process])
+        assert processes.gone([process], 10)
 
 
 def test_children_come_first(family):

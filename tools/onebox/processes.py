@@ -126,7 +126,9 @@ def end(processes: Collection[Process], seconds: float) -> None:
 
 def _read(pid: int) -> Process | None:
     name, fields = _stat(pid)
-    return None if fields[0] in "ZX" else Process(pid, int(fields[1]), name, fields[19])
+    if fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) < 2):  # the first thread may end before the others
+        return None
+    return Process(pid, int(fields[1]), name, fields[19])
 
 
 def _stat(pid: int) -> tuple[str, list[str]]:
