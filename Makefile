@@ -9,9 +9,10 @@ CHECKED := flip jobs tools tests benchmarks
 BENCHMARKS := order prefetch memory launcher report evaluation checkpoint loss resume stream step
 PEERS := .venv-bench/bin
 
-# What takes minutes, starts servers or counts on its own pace runs alone; the rest on all cores, four at most.
-LONG := kill or slurm or s3 or browser or long
-QUICK := not slow and not gpu and not ($(LONG))
+# What counts on its own pace runs alone; the rest on all cores, four at most. What takes minutes or starts servers is no
+# part of the quick check.
+ALONE := kill or slurm
+LONG := $(ALONE) or s3 or browser or long
 TOGETHER := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: help install slurm browser test check lint types quickstart study audit storm bench bench-install clean
@@ -41,11 +42,11 @@ browser: install  ## a headless Chromium for the tests of pages, where it may be
 		echo "no browser: the report's page is not looked at in one"
 
 test: lint types slurm browser  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (about 40 minutes on two cores)
-	$(TOGETHER) -m "$(QUICK)"
-	$(BIN)/python -m pytest -m "not slow and not gpu and ($(LONG))"
+	$(TOGETHER) -m "not slow and not gpu and not ($(ALONE))"
+	$(BIN)/python -m pytest -m "not slow and not gpu and ($(ALONE))"
 
 check: lint types  ## the quick part, under five minutes: no Slurm, no S3 server, no long training
-	$(TOGETHER) -m "$(QUICK)"
+	$(TOGETHER) -m "not slow and not gpu and not ($(LONG))"
 
 lint: install  ## ruff: lint and format
 	$(BIN)/ruff check $(CHECKED)

@@ -14,6 +14,7 @@ import math
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from multiprocessing import connection, forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerProcess
@@ -32,6 +33,8 @@ SLOTS = 4
 """Parts that a worker may be ahead."""
 
 _ALIGN = 64
+_ADDRESS = 107 - len("/pymp-abcdefgh/listener-abcdefgh")
+"""Bytes of the folder below which multiprocessing's sockets lie: a Unix socket's path has no more than 107."""
 
 
 def prepare_forkserver(torch: bool = False) -> None:
@@ -51,6 +54,7 @@ def prepare_forkserver(torch: bool = False) -> None:
         multiprocessing.get_context("forkserver").set_forkserver_preload(
             ["flip.data.pool", *(["torch.nn.functional"] if torch else [])]
         )
+        _leave_long_folder()
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, names)  # the line above unblocks some of them
         forkserver.ensure_running()
@@ -60,6 +64,17 @@ def prepare_forkserver(torch: bool = False) -> None:
         else:
             os.environ["PYTHONPATH"] = path
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_long_folder() -> None:
+    """A job may have a TMPDIR of its own whose path is too long for a socket's: /tmp then, for sockets alone."""
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) > _ADDRESS:
+        tempfile.tempdir = "/tmp"
+        try:
+            util.get_temp_dir()  # it is made once, and kept for this process and its children
+        finally:
+            tempfile.tempdir = usual
 
 
 class Pool:

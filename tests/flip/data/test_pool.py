@@ -44,11 +44,12 @@ if __name__ == "__main__":
 
 
 @contextlib.contextmanager
-def running(data, script, take=2):
+def running(data, script, take=2, **environment):
     script.write_text(SCRIPT.format(root=str(ROOT), data=str(data), take=take), encoding="utf-8")
     child = subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | environment,
+    )  # fmt: skip
     family = []
     try:
         assert child.stdout.readline() == "ready\n"
@@ -113,6 +114,17 @@ def test_exit_with_live_workers_does_not_hang(process):
     child.stdin.flush()
     assert child.wait(timeout=20) == 75
     assert_gone(family)
+
+
+def test_a_job_may_have_a_tmpdir_whose_path_is_too_long_for_a_socket(original, tmp_path):
+    place = tmp_path / ("job-" + "1" * 100)
+    place.mkdir()
+    with running(original, tmp_path / "main.py", TMPDIR=str(place)) as (child, family):
+        child.stdin.write("leave\n")
+        child.stdin.flush()
+        assert child.wait(timeout=20) == 75
+        assert_gone(family)
+    assert not list(place.iterdir())
 
 
 def test_a_worker_that_dies_is_noticed(original):
