@@ -1,6 +1,7 @@
 """Every benchmark runs at a small size and writes what it found; how fast it was is no test's business."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,14 @@ def test_text_and_mistakes(tmp_path):
 @pytest.mark.parametrize("name", sorted(set(rows.ROWS) - set(table.ON_A_GPU)))
 def test_help(name, tmp_path):
     assert "--out" in run(name, "--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(("words", "quick"), [((), False), (("QUICK=1",), True)])
+def test_make_bench_is_quick_where_that_is_asked_for(words, quick):
+    environment = {name: value for name, value in os.environ.items() if name not in ("QUICK", "MAKEFLAGS")}
+    command = ["make", "-n", "bench", "ONLY=order", *words]
+    shown = subprocess.run(command, cwd=FOLDER.parent, env=environment, capture_output=True, text=True, check=True)
+    assert "benchmarks/$name.py" in shown.stdout and ("--quick" in shown.stdout) == quick
 
 
 def test_synthetic_tables_are_consistent():
