@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,15 @@ def find(wanted: Wanted, below: str, patience: Patience | None = None) -> Found:
     path, place = _place(wanted, entry, below)
     task = wanted.task or str(entry.get("task") or "") or _task(place, patience)
     train = forms.required(forms.find(path, "train"), path, "train") if task == "probe" else None
+    if train and train.classes != place.classes:
+        a, b = next((a, b) for a, b in zip_longest(place.classes, train.classes, fillvalue="none") if a != b)
+        remedy = "Classes are numbered by their folders: give both splits the same ones; empty ones count."
+        raise ConfigError("test and train have not the same folders of classes", path, f"{a} beside {b}", remedy)
     wording = _wording(wanted, entry, path) if task == "zeroshot" else None
+    if wording and place.classes and len(place.classes) != len(wording.names):
+        counts = f"{len(place.classes)} folders, {len(wording.names)} names"
+        remedy = "Class c is the c-th folder and the c-th name: give names of these classes (docs/evaluation.md)."
+        raise ConfigError("there are not as many class names as folders of classes", place.where, counts, remedy)
     return Found(wanted.name, task, place, wording, train)
 
 

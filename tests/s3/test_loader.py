@@ -13,6 +13,7 @@ import torch
 from flip.data.images import Shards
 from flip.data.reader import Reader
 from flip.data.retry import Patience
+from flip.evaluate import forms
 from flip.exitcodes import DataError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, CHUNK, loader
 from tests.s3.conftest import ROOT, either, lead_to, on_nanio
@@ -176,6 +177,22 @@ def test_an_evaluation_has_its_patience_too(server, proxied, remote):
     proxy.plan(["slowdown"], 1)
     with pytest.raises(StorageError, match="reading failed for 0.5 s, at last with: 503"):
         next(Shards(manifest, Patience(deadline=0.5)).samples(range(1)))
+
+
+@on_nanio
+def test_a_set_in_a_bucket_has_the_splits_that_lie_there(original, server, proxied, tmp_path, monkeypatch):
+    """A listing of objects holds all that lies below: what is in a folder of another split is none of this one."""
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    proxied(server)
+    there, shard = files(server.address), min(original.glob("*.tar")).read_bytes()
+    for name in ("tested/test/0.tar", "trained/train/0.tar", "plain/0.tar", "plain/old/1.tar"):
+        there.pipe_file(f"{BUCKET}/splits/{name}", shard)
+    found = {
+        (name, split): forms.find(f"s3://{BUCKET}/splits/{name}", split)
+        for name in ("tested", "trained", "plain") for split in ("test", "train")
+    }  # fmt: skip
+    assert [at for at, place in found.items() if place] == [("tested", "test"), ("trained", "train"), ("plain", "test")]
+    assert len({place.open().count for place in found.values() if place}) == 1
 
 
 @either

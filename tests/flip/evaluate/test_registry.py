@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import webdataset
@@ -68,15 +69,52 @@ def test_the_layout_of_clip_benchmark(tmp_path, cache):
     assert registry.find(Wanted("mine", path=str(tmp_path / "wds_flickr30k")), "").task == "retrieval"
 
 
+def test_shards_beside_each_other_are_of_the_split_that_their_names_tell(tmp_path):
+    """As timm's imagenet-1k-wds has them; the training images are no part of the test."""
+    wds(tmp_path / "made", count=5, shards=1), wds(tmp_path / "made", "train", count=6)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for split, shard, name in (("train", 0, "train-0000"), ("train", 1, "train-0001"), ("test", 0, "validation-00")):
+        (tmp_path / "made" / split / f"{shard}.tar").rename(flat / f"imagenet1k-{name}.tar")
+    assert [forms.find(str(flat), split).open().count for split in ("test", "train")] == [5, 6]
+    (flat / "imagenet1k-validation-00.tar").unlink()
+    assert forms.find(str(flat)) is None
+    for number, shard in enumerate(sorted(flat.iterdir())):
+        shard.rename(flat / f"{number:05}.tar")
+    assert forms.find(str(flat)).open().count == 6 and forms.find(str(flat), "train") is None
+
+
+def test_evaluations_beside_each_other_index_a_set_once_for_all(tmp_path, cache, monkeypatch):
+    """The second one finds the first one's manifest there when its own is made."""
+    place, whole = wds(tmp_path / "set"), forms.index
+
+    def slow(keys, out):
+        monkeypatch.setattr(forms, "index", whole)
+        first = forms.find(str(place))
+        whole(keys, out)
+        assert [one.name for one in (cache / "manifests").iterdir()] != [Path(first.manifest).name]
+
+    monkeypatch.setattr(forms, "index", slow)
+    found = forms.find(str(place))
+    assert [str(one) for one in (cache / "manifests").iterdir()] == [found.manifest] and found.open().count == 10
+
+
 def test_folders_of_images(tmp_path):
     images(tmp_path / "imagenet1k" / "val", ["n02/b.JPEG", "n02/a.png", "n01/c.jpg", "n10/d.webp", "n01/notes.txt"])
-    found = registry.find(Wanted("imagenet1k", templates="80"), str(tmp_path))
+    with pytest.raises(ConfigError, match="not as many class names.*3 folders, 1000 names"):
+        registry.find(Wanted("imagenet1k", templates="80"), str(tmp_path))
+    (tmp_path / "three.json").write_text('{"names": ["a", "b", "c"], "templates": ["{}"]}')
+    found = registry.find(Wanted("imagenet1k", templates=str(tmp_path / "three.json")), str(tmp_path))
     kept = [(file.key.split("val/")[1], file.label) for file in found.place.files]
     assert kept == [("n01/c.jpg", 0), ("n02/a.png", 1), ("n02/b.JPEG", 1), ("n10/d.webp", 2)]
-    assert (len(found.wording.names), len(found.wording.templates)) == (1000, 80)
-    images(tmp_path / "v2", [f"{c}/x.png" for c in range(12)])
-    numbered = registry.find(Wanted("imagenetv2", path=str(tmp_path / "v2")), "")
-    assert [file.key.split("/")[-2] for file in numbered.place.files] == [str(c) for c in range(12)]
+    images(tmp_path / "imagenet1k" / "train", ["n01/c.jpg", "n02/a.png", "n03/d.png", "n10/d.webp"])
+    with pytest.raises(ConfigError, match="test and train have not the same folders.*n10 beside n03"):
+        registry.find(Wanted("imagenet1k", "probe"), str(tmp_path))
+    images(tmp_path / "whole", [f"{c}/x.png" for c in range(1000)])
+    numbered = registry.find(Wanted("imagenetv2", path=str(tmp_path / "whole"), templates="80"), "")
+    assert [file.key.split("/")[-2] for file in numbered.place.files] == [str(c) for c in range(1000)]
+    assert (len(numbered.wording.names), len(numbered.wording.templates)) == (1000, 80)
+    images(tmp_path / "v2", ["a/x.png", "b/x.png"])
     with pytest.raises(ConfigError, match="brings no names of its classes"):
         registry.find(Wanted("mine", path=str(tmp_path / "v2")), "")
     (tmp_path / "v2" / "classes.json").write_text('{"names": ["a", "b"], "templates": ["{}"]}')
@@ -116,6 +154,56 @@ def test_captions_as_karpathy_coco_and_tables_have_them(tmp_path):
             name for name, _ in told[1:]
         ], folder
         assert [captions_of(one, ["txt"]) for one in samples(found.place)] == [texts for _, texts in told[1:]]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('image,caption\na.png,one, two\na.png,"Hello" said he\n', ["one, two", '"Hello" said he']),
+        ('image,caption\r\na.png,"one, two"\r\na.png,plain\r\n', ["one, two", "plain"]),
+        ("image,caption\na.png,plain\na.png, one, two\n\n", ["plain", " one, two"]),
+        ('\ufeffimage, caption\na.png, "one, two"\n', ["one, two"]),
+        ('caption,image,more\n"one, two",a.png,3\n', ["one, two"]),
+    ],
+)
+def test_tables_of_captions(tmp_path, text, told):
+    """Quoted as spreadsheets do it, or not at all: CLIP_benchmark cuts a line after its image alone."""
+    images(tmp_path, ["a.png"])
+    (tmp_path / "captions.csv").write_bytes(text.encode())
+    (one,) = forms.find(str(tmp_path)).files
+    assert one.captions == tuple(told)
+
+
+@pytest.mark.parametrize("text", ["image,caption\na.png,one, two\nno comma\n", "name,caption\na.png,b\n", "image\na\n"])
+def test_tables_that_are_none(tmp_path, text):
+    (tmp_path / "captions.csv").write_text(text)
+    with pytest.raises(DataError, match="is no list of images"):
+        forms.find(str(tmp_path))
+
+
+def test_captions_hold_any_letter(tmp_path):
+    images(tmp_path, ["a.png"])
+    lines = [{"image": "a.png", "captions": ["one\u2028line"]}, {"image": "a.png", "captions": ["b"]}]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (tmp_path / "mine.jsonl").write_text("\ufeff" + text)
+    assert [file.captions for file in forms.find(str(tmp_path)).files] == [("one\u2028line",), ("b",)]
+
+
+def test_coco_as_it_is_unpacked(tmp_path):
+    images(tmp_path / "val2017", ["1.jpg", "2.jpg"]), images(tmp_path / "train2017", ["3.jpg"])
+    (tmp_path / "annotations").mkdir()
+    for split, numbers in (("val", (1, 2)), ("train", (3,))):
+        told = {"images": [], "annotations": []}
+        for i in numbers:
+            told["images"].append({"id": i, "file_name": f"{i}.jpg"})
+            told["annotations"].append({"image_id": i, "caption": f"of {i}"})
+        (tmp_path / "annotations" / f"captions_{split}2017.json").write_text(json.dumps(told))
+        (tmp_path / "annotations" / f"instances_{split}2017.json").write_text("{}")
+    found = registry.find(Wanted("mscoco_captions", path=str(tmp_path)), "")
+    assert found.task == "retrieval" and [file.key for file in found.place.files] == [
+        str(tmp_path / "val2017" / f"{i}.jpg") for i in (1, 2)
+    ]
+    assert [file.captions for file in forms.find(str(tmp_path), "train").files] == [("of 3",)]
 
 
 def test_lists(tmp_path):
