@@ -58,6 +58,8 @@ def positions(pair: nn.Module, tokens: Tensor) -> float:
 
 def _encode(pair: nn.Module, part: Any, device: torch.device, autocast: AbstractContextManager[Any]) -> list[Tensor]:
     rows = pair.text.rows(part[2])  # type: ignore[operator, union-attr]
+    if rows is not None and device.type == "cuda":
+        rows = rows.pin_memory()  # as the batch is: the host would wait for a copy from other memory
     fields = [field.to(device, non_blocking=True) for field in part]
     with autocast:
         return list(pair(*fields, rows=None if rows is None else rows.to(device, non_blocking=True)))

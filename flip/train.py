@@ -92,7 +92,7 @@ class Trainer:
         witness = os.environ.get("FLIP_WITNESS") == "1"
         self.loader = Loader(
             config.data, config.augment, config.model.image, config.model.text, config.seed,
-            rank=world.rank, world=world.size, witness=witness,
+            rank=world.rank, world=world.size, witness=witness, pinned=world.device.type == "cuda",
         )  # fmt: skip
         self.witness = Witness(run, attempt, world.rank) if witness else None
 

@@ -59,6 +59,8 @@ class Writer(dcp.HuggingFaceStorageWriter):
         self.files: dict[str, dict[str, Any]] = {}
         self.fs = _Files(self.files, remote)
         self.sync_files = remote is None
+        # What DCP copies ahead it waits for on the stream that trains, for each tensor, even where all lie on the host.
+        self.per_thread_copy_ahead = 0
 
 
 class _Files(FileSystem):

@@ -53,7 +53,8 @@ class Loader:
     """One rank's share of every global batch: lanes rL/W .. (r+1)L/W - 1.
 
     The configuration is a resolved one (no ``auto``). Raises ConfigError where its numbers do not fit each other or the
-    manifest, DataError or PermissionDenied where the manifest cannot be read.
+    manifest, DataError or PermissionDenied where the manifest cannot be read. ``pinned``: batches lie in page-locked
+    memory, from which a GPU copies while the host goes on.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         witness: bool = False,
+        pinned: bool = False,
     ) -> None:
         self.spec = Spec(data, augment, image, text, seed, witness)
         self.sources = mixture.sources(data)
@@ -74,6 +76,7 @@ class Loader:
         """N, of all data sets."""
         self.digest: str = mixture.digest(self.sources)
         self.lanes = range(rank * data.lanes // world, (rank + 1) * data.lanes // world)
+        self._pinned = pinned
         self._pool: Pool | None = None
         self._source: Pool | Streams | None = None
         self._counted = Counters()
@@ -123,8 +126,8 @@ class Loader:
         seen = replaced = 0
         try:
             while True:
-                fields = [
-                    torch.empty(shape, dtype=getattr(torch, np.dtype(kind).name))
+                fields = [  # new ones for each batch: one that a device still copies from stays as it is
+                    torch.empty(shape, dtype=getattr(torch, np.dtype(kind).name), pin_memory=self._pinned)
                     for shape, kind in Part.shapes(self.spec, samples, kept)
                 ]
                 more, notes = source.fill(Part(*(field.numpy() for field in fields)))

@@ -3,15 +3,19 @@
 import resource
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import filesystem
 
 from flip import checkpoint, commit, optim, parallel
 from flip.config import schema
 from flip.exitcodes import DataError, Diverged, StorageError, Superseded
 from flip.rundir import RunDir
+from flip.writer import Writer
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,19 @@ def test_a_save_in_the_background_holds_the_state_of_its_begin(run, world, monke
         state = state_of(*trained(steps=0))
         saver.load(found, state)
         assert all(torch.equal(before[name] + more, state[name]) for name in before)
+
+
+def test_a_commit_never_waits_for_the_stream_that_trains(run, world, monkeypatch):
+    """On a GPU DCP's loader would, for all but the first tensors of a shard, in the thread of the checkpoint."""
+    waited = []
+    stream = SimpleNamespace(synchronize=lambda: waited.append(1))
+    module = SimpleNamespace(current_stream=lambda: stream, stream=lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(filesystem, "_get_available_device_type", lambda: "cuda")
+    monkeypatch.setattr(filesystem, "_get_device_module", lambda _: module)
+    state = {f"model.{i}": torch.zeros(1 << 20) for i in range(8)}  # more than it would copy ahead
+    dcp.save(state, storage_writer=Writer(run.path / "made"), process_group=world.storage)
+    assert not waited and (run.path / "made").is_dir()
 
 
 def test_trouble_in_the_background_is_told_once_where_it_is_waited_for(run, world):

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
@@ -11,7 +12,8 @@ from flip.config.load import dump
 from flip.config.schema import EvaluationSet
 from flip.interrupt import StopFlag
 from flip.rundir import RunDir, read_json
-from flip.train import train
+from flip.train import Trainer, train
+from flip.watchdog import Watchdog
 from tests.arena import configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -21,6 +23,27 @@ def data(tmp_path_factory):
     folder = make_dataset(tmp_path_factory.mktemp("data"), samples=120, shards=2, chunk=4, classes=4)
     make_tokenizer(folder / "tokenizer.json")
     return folder
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_gpu_gets_its_batches_from_pinned_memory(data, tmp_path, monkeypatch, device):
+    """As far as can be seen without one: what the loader is asked for (test_gpu.py has the rest)."""
+
+    class Asked(Exception):
+        pass
+
+    def asked(*_, pinned, **__):
+        raise Asked(pinned)
+
+    monkeypatch.setattr("flip.train.Loader", asked)
+    monkeypatch.setattr("flip.train.Saving", lambda *_: None)
+    run = RunDir(tmp_path / "sweep" / "run")
+    world = parallel.World(0, 1, torch.device(device), None, None)
+    with pytest.raises(Asked) as error:
+        Trainer(
+            run, run.begin_attempt({}), StopFlag(), configuration(data, world=1), world, Watchdog(0, lambda what: None)
+        )
+    assert error.value.args == (device == "cuda",)
 
 
 def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):

@@ -9,10 +9,10 @@ AFFINE = schema.Augment(rotate=15, translate=0.1, zoom=0.2, brightness=0.2, cont
 PLAIN = schema.Augment()
 
 
-def loader(original, rank=0, world=1, workers=0, augment=PLAIN, folder=None, **fields):
+def loader(original, rank=0, world=1, workers=0, augment=PLAIN, folder=None, pinned=False, **fields):
     values = {"chunk": CHUNK, "block": BLOCK, "lanes": LANES, "decoder": "pillow", "resize": "pillow"} | fields
     data = schema.Data(
         manifest=str(folder or original), tokenizer=str(original.parent / "tokenizer.json"), workers=workers, **values
     )
     image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
-    return Loader(data, augment, image, text, seed=11, rank=rank, world=world, witness=True)
+    return Loader(data, augment, image, text, seed=11, rank=rank, world=world, witness=True, pinned=pinned)

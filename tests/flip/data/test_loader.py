@@ -68,6 +68,21 @@ def test_resume_anywhere_and_over_a_pass(original, reference, workers):
     assert same(joined(original, 1, workers, 5 * BATCH, 3, augment=augment), expected[5:])
 
 
+def test_batches_lie_where_a_device_copies_from_by_itself(original, monkeypatch):
+    """All that a step sends: from other memory the host would wait for each copy."""
+    asked, empty = [], torch.empty
+
+    def recorded(*shape, pin_memory=False, **more):
+        asked.append(pin_memory)
+        return empty(*shape, **more)
+
+    monkeypatch.setattr(torch, "empty", recorded)
+    for pinned in (True, False):
+        asked.clear()
+        next(loader(original, pinned=pinned).batches(0, BATCH, "0.5"))
+        assert len(asked) >= 5 and set(asked) == {pinned}
+
+
 def test_another_batch_size_goes_on_in_the_same_stream(original, reference):
     some = take(loader(original), 2 * BATCH, 1, batch=2 * BATCH)[0].ids.reshape(LANES, -1)
     before = [batch["ids"].reshape(LANES, -1) for batch in reference[1][2:4]]

@@ -1,0 +1,48 @@
+"""What needs a card: `python -m pytest -m gpu` on a machine that has one."""
+
+import pytest
+import torch
+
+from flip import commit, parallel
+from flip.config.load import dump
+from flip.interrupt import StopFlag
+from flip.rundir import RunDir, read_json
+from flip.train import train
+from tests.arena import BATCH, configuration
+from tests.flip.data.loading import BATCH as READ
+from tests.flip.data.loading import loader
+from tests.synthetic import make_dataset, make_tokenizer
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=120, shards=2, chunk=4, classes=4)
+    make_tokenizer(folder / "tokenizer.json")
+    return folder
+
+
+def test_batches_are_pinned(data):
+    batch = next(loader(data, pinned=True, chunk=4).batches(0, READ, "0.5"))
+    assert all(field.is_pinned() for field in (batch.patches, batch.keep, batch.tokens))
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "compiled", "padding"), [(1, "no", "attend"), (2, "no", "mask"), (1, "yes", "mask")]
+)
+def test_a_run_trains_and_is_committed(data, tmp_path, accumulate, compiled, padding):
+    config = configuration(data, world=1, samples=(6, 2), precision="bf16")
+    config.compute.device, config.compute.attention, config.compute.deterministic = "cuda", "sdpa", "no"
+    config.compute.accumulate, config.compute.compile, config.model.text.padding = accumulate, compiled, padding
+    config.evaluate.every, config.checkpoint.samples = 0, 3 * BATCH
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    run.config.write_text(dump(config))
+    try:
+        train(run, run.begin_attempt({}), StopFlag(), lambda what: None)
+    finally:
+        parallel.stop()
+    assert read_json(run.result)["samples"] == 8 * BATCH
+    assert [one.samples for one in commit.commits(run)][-1] == 8 * BATCH
+    assert torch.cuda.max_memory_allocated() > 0
