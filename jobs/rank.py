@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -28,6 +29,7 @@ SIOCGIFADDR = 0x8915
 def main():
     # type: () -> None
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2])
+    raise_limits()
     os.environ.update(environment(os.environ))
     os.environ.update(wire(os.environ))
     try:
@@ -37,6 +39,19 @@ def main():
         sys.stderr.write("rank %s on %s: %s\n" % (os.environ["RANK"], os.environ.get("SLURMD_NODENAME"), error))
         sys.exit(STORAGE)
     os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
+
+
+def raise_limits():
+    # type: () -> None
+    """Soft limits up to the hard ones: Slurm hands on those of the shell that submits. Of files every rank needs three
+    per rank of the run and more, beyond the usual 1024 of a shell; seconds of CPU are few where login nodes count them.
+    """
+    for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU):
+        hard = resource.getrlimit(kind)[1]
+        try:
+            resource.setrlimit(kind, (hard, hard))
+        except (ValueError, OSError):  # a system that gives less than its hard limit: as before
+            continue
 
 
 def open_log(environ):

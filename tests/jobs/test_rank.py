@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -195,3 +196,29 @@ def test_a_signal_that_comes_before_the_worker_listens_is_kept(tmp_path):
     (tmp_path / "sent").touch()
     assert task.wait(30) == 0
     assert json.loads(log.read_text().splitlines()[1]) == ["signal SIGUSR2", "3", str(tmp_path), str(run)]
+
+
+def test_soft_limits_of_the_shell_that_submits_end_no_rank(tmp_path):
+    run = tmp_path / "run"
+    (run / "logs" / "2").mkdir(parents=True)
+    (tmp_path / "told.py").write_text(
+        "import json, resource\n"
+        "print(json.dumps([resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU)]))\n"
+    )
+    environment = {**os.environ, **TASK, "FLIP_RUN": str(run), "FLIP_SNAPSHOT": str(tmp_path)}
+    shell = f"ulimit -Sn 64 && ulimit -t 7200 && ulimit -St 3600 && exec {sys.executable} {ROOT}/jobs/rank.py told"
+    subprocess.run(["bash", "-c", shell], env=environment, check=True)
+    files, seconds = json.loads((run / "logs" / "2" / "node1.out").read_text())
+    assert files == [resource.getrlimit(resource.RLIMIT_NOFILE)[1]] * 2 and seconds == [7200, 7200]
+
+
+def test_a_limit_that_cannot_be_raised_stays(monkeypatch):
+    asked = []
+
+    def refuse(kind, limits):
+        asked.append(kind)
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(rank.resource, "setrlimit", refuse)
+    rank.raise_limits()
+    assert asked == [resource.RLIMIT_NOFILE, resource.RLIMIT_CPU]
