@@ -5,26 +5,33 @@ lost and none kills), opens the log of its node, puts the names that ranks go by
 Standard library alone: nothing here may fail for want of a package, since the log is opened here.
 """
 
+import fcntl
 import hashlib
 import os
 import re
+import resource
 import signal
 import socket
+import struct
 import sys
 
 if False:  # names for annotations only: any Python runs this file
-    from typing import Dict, Mapping  # noqa: F401
+    from typing import Dict, Mapping, Optional  # noqa: F401
 
 #: Below the ports that systems give out by themselves.
 PORTS = (10000, 30000)
 #: Exit code, as in flip.exitcodes.
 STORAGE = 69
+#: Linux' request for the address of an interface.
+SIOCGIFADDR = 0x8915
 
 
 def main():
     # type: () -> None
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2])
+    raise_limits()
     os.environ.update(environment(os.environ))
+    os.environ.update(wire(os.environ))
     try:
         open_log(os.environ)
         os.chdir(os.environ["FLIP_SNAPSHOT"])
@@ -32,6 +39,19 @@ def main():
         sys.stderr.write("rank %s on %s: %s\n" % (os.environ["RANK"], os.environ.get("SLURMD_NODENAME"), error))
         sys.exit(STORAGE)
     os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
+
+
+def raise_limits():
+    # type: () -> None
+    """Soft limits up to the hard ones: Slurm hands on those of the shell that submits. Of files every rank needs three
+    per rank of the run and more, beyond the usual 1024 of a shell; seconds of CPU are few where login nodes count them.
+    """
+    for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU):
+        hard = resource.getrlimit(kind)[1]
+        try:
+            resource.setrlimit(kind, (hard, hard))
+        except (ValueError, OSError):  # a system that gives less than its hard limit: as before
+            continue
 
 
 def open_log(environ):
@@ -87,6 +107,70 @@ def first_host(nodes):
     """The first name of a list of Slurm's: ``n[03-07,12],m1`` -> ``n03``. A container has no scontrol to ask."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     return re.sub(r"\[([^,\-\]]*)[^\]]*\]", r"\1", first.group(0)) if first else ""
+
+
+def last_host(nodes):
+    # type: (str) -> str
+    """The last name: ``n[03-07,12]`` -> ``n12``."""
+    last = re.search(r"(?:[^,\[\]]|\[[^\]]*\])+$", nodes)
+    return re.sub(r"\[[^\]]*?([^,\-\]]*)\]", r"\1", last.group(0)) if last else ""
+
+
+def wire(given):
+    # type: (Mapping[str, str]) -> Dict[str, str]
+    """GLOO_SOCKET_IFNAME for a node that the others could not reach: gloo tells them the address of its own name, which
+    is 127.0.1.1 in the /etc/hosts of Debian and Ubuntu.
+
+    It is the interface that leads to rank 0. Rank 0's node, whose name leads to itself, takes that which holds the
+    address from which srun starts, or leads to the last node. Where gloo finds an address that is no loopback's, and
+    where nothing is found here, all stays as it was.
+    """
+    if int(given["SLURM_NNODES"]) < 2 or given.get("GLOO_SOCKET_IFNAME") or not loops(socket.gethostname()):
+        return {}
+    known = (given["MASTER_ADDR"], given.get("SLURM_LAUNCH_NODE_IPADDR"), last_host(given["SLURM_JOB_NODELIST"]))
+    for toward in filter(None, known):
+        try:
+            name = interface(toward)
+        except (OSError, UnicodeError):  # no such name, or no way there: as before
+            continue
+        if name:
+            return {"GLOO_SOCKET_IFNAME": name}
+    return {}
+
+
+def loops(name):
+    # type: (str) -> bool
+    """Whether gloo, which takes the first address of a name that can be bound, and else loopback, takes loopback."""
+    try:
+        found = socket.getaddrinfo(name, None, 0, socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return True
+    for family, kind, _, _, place in found:
+        try:
+            with socket.socket(family, kind) as probe:
+                probe.bind(place)
+        except OSError:
+            continue
+        return str(place[0]).startswith("127.") or place[0] == "::1"
+    return True
+
+
+def interface(toward):
+    # type: (str) -> Optional[str]
+    """Name of the interface by which packets to a host leave, by IPv4. None where it is the loopback's. OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((toward, 9))  # sends nothing
+        mine = probe.getsockname()[0]
+        if mine.startswith("127."):
+            return None
+        for _, name in socket.if_nameindex():  # the way to an address of our own is lo; this finds its holder
+            try:
+                reply = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", os.fsencode(name)))
+            except OSError:  # it has no such address
+                continue
+            if socket.inet_ntoa(reply[20:24]) == mine:
+                return name
+    return None
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from flip.rundir import RunDir, read_json, write_json
 from jobs import canary, ledger, notify, processes, ranks
 from jobs.disk import locked
 from jobs.policy import LEAVING, TOLD
+from jobs.rank import raise_limits
 
 POLL = 0.2
 SCAN = 1.0
@@ -239,6 +240,7 @@ def main(folder: str) -> int:
         write_json(sweep / ".supervisor" / "pid.json", {"pid": child, "start": processes.start_time(child)})
         return 0
     os.setsid()
+    raise_limits()  # ranks inherit them
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     supervisor = Supervisor(sweep)
 

@@ -55,14 +55,28 @@ def host() -> Host:
     """This machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _text("/sys/fs/cgroup/memory.max").strip()
     flags = next((line for line in _text("/proc/cpuinfo").splitlines() if line.startswith("flags")), "").split()
     return Host(
         cores=cores,
-        memory=min(memory, int(limit)) if limit.isdigit() else memory,
+        memory=min([memory, *memory_limits()]),
         bf16="avx512_bf16" in flags or "amx_bf16" in flags,
         cuda=Path("/proc/driver/nvidia/version").exists(),
     )
+
+
+def memory_limits(own: str = "/proc/self/cgroup", mounts: str = "/sys/fs/cgroup") -> list[int]:
+    """Bytes that this process's cgroup, and each one above it, may hold, as a job's: of either version. Of a container
+    the path may be the host's, which is not there below its own root: that one counts."""
+    found = []
+    for line in _text(own).splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        file = "memory/{}/memory.limit_in_bytes" if kinds else "{}/memory.max"
+        names = path.strip("/").split("/")
+        texts = [_text(f"{mounts}/{file.format('/'.join(names[:n]))}").strip() for n in range(len(names) + 1)]
+        found += [int(text) for text in texts if text.isdigit()]  # else "max"; version 1 has a huge number for none
+    return found
 
 
 def _text(path: str) -> str:

@@ -1,6 +1,7 @@
 """The local cluster with real processes and real signals: whatever dies, runs end as they should and nothing stays."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -46,6 +47,18 @@ def test_runs_go_in_order_to_the_end_and_nothing_stays(field):
     field.submit(first, second)  # complete runs start nothing
     field.until(lambda: not field.left())
     assert first.newest_attempt() == second.newest_attempt() == 1
+
+
+def test_ranks_may_open_as_many_files_as_the_machine_lets_them(field):
+    run, kind = field.run(total=10_000), resource.RLIMIT_NOFILE
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (min(256, hard), hard))
+    try:
+        field.submit(run)
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+    field.until_moving(run, 1)
+    assert resource.prlimit(field.pids(run)[0], kind) == (hard, hard)
 
 
 def test_several_at_once(field):

@@ -14,6 +14,7 @@ from flip.config.resolve import (
     facts,
     host,
     locate,
+    memory_limits,
     resolve,
 )
 from flip.exitcodes import ConfigError, DataError, PermissionDenied
@@ -176,3 +177,49 @@ def test_a_value_out_of_range_is_found_before_any_arithmetic():
 def test_this_machine():
     here = host()
     assert here.cores >= 1 and here.memory > 10**8
+
+
+NONE = 9223372036854771712
+"""What version 1 of cgroups says where there is no limit."""
+JOB = "/system.slice/slurmstepd.scope/job_57"
+
+
+@pytest.mark.parametrize(
+    "own, limits, least",
+    [
+        (f"0::{JOB}/step_0/task_0", {f"{JOB}/memory.max": 2**32, f"{JOB}/step_0/memory.max": "max"}, 2**32),
+        (f"0::{JOB}", {f"{JOB}/memory.max": "max", "/system.slice/memory.max": "max"}, None),
+        (f"0::{JOB}", {f"{JOB}/memory.max": 2**40, "/system.slice/memory.max": 2**30}, 2**30),
+        ("0::/", {"/memory.max": 2**30}, 2**30),  # a container
+        ("0::/../../elsewhere", {"/memory.max": 2**30}, 2**30),
+        (
+            "12:cpu,cpuacct:/slurm/job_57\n4:memory:/slurm/uid_0/job_57/step_0\n1:name=systemd:/memory\n0::/user:1",
+            {
+                "/memory/memory.limit_in_bytes": NONE,
+                "/memory/slurm/uid_0/job_57/memory.limit_in_bytes": 64 * 2**30,
+                "/memory/slurm/uid_0/job_57/step_0/memory.limit_in_bytes": NONE,
+                "/memory/slurm/job_57/memory.limit_in_bytes": 1,
+                "/memory/memory.max": 1,
+            },
+            64 * 2**30,
+        ),
+        ("4:memory,blkio:/docker/3f", {"/memory/memory.limit_in_bytes": 2**31}, 2**31),  # the path is the host's
+        ("4:memory:/", {"/memory/memory.limit_in_bytes": NONE}, NONE),
+        ("", {"/memory.max": 1}, None),
+    ],
+)
+def test_the_memory_of_a_job_is_that_of_the_least_cgroup_above(own, limits, least, tmp_path):
+    (tmp_path / "own").write_text(own + "\n" if own else "")
+    for path, limit in limits.items():
+        file = tmp_path / "mounts" / path.strip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{limit}\n")
+    assert min(memory_limits(f"{tmp_path}/own", f"{tmp_path}/mounts"), default=None) == least
+
+
+def test_this_machine_within_a_limit(monkeypatch):
+    whole = host().memory
+    monkeypatch.setattr("flip.config.resolve.memory_limits", lambda: [2**20, NONE])
+    assert host().memory == 2**20 < whole
+    monkeypatch.setattr("flip.config.resolve.memory_limits", lambda: [NONE])
+    assert host().memory >= whole
