@@ -63,6 +63,8 @@ class Filter:
         import pyarrow.compute as pc
 
         kind = column.type
+        if pa.types.is_null(kind):  # what pyarrow makes of a column without any value: it has no other type
+            return pa.nulls(len(column), pa.bool_())
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             if not _NUMBER.fullmatch(self.value):
                 raise ConfigError(f"the column {self.column} holds numbers", where, str(self))

@@ -268,6 +268,19 @@ def test_columns(rows, texts, ordinals, dropped):
     assert kept(rows, *texts) == (ordinals, {filters.NO_ROW: 1} | dropped)
 
 
+def test_a_column_without_any_value_in_one_shard(rows):
+    """pyarrow knows no type of it, and writes one of its own."""
+    write_tar(rows / "00001.tar", [(f"{i}.{e}", b"a caption") for i in range(4) for e in ("jpg", "txt")])
+
+    def made(values):
+        pq.write_table(pa.table({"key": list("0123"), "punsafe": values}), rows / "00001.parquet")
+        return index(paths(rows), rows / str(values.type), 1, filters=filters.parse(["punsafe<0.5"], ""))
+
+    found = made(pa.nulls(4))
+    assert found.settings["dropped"]["punsafe<0.5: no value"] == 4 + 1
+    assert found.digest == made(pa.nulls(4, pa.float64())).digest
+
+
 def test_scans_of_other_filters_are_not_used(rows):
     def scan(*texts):
         return gather(paths(rows), rows / "m", filters=filters.parse(texts, "")).reused
