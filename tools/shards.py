@@ -42,8 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(json.dumps(found.report, indent=1) if options.json else found.show())
+    _print(json.dumps(found.report, indent=1) if options.json else found.show())
     return found.code
+
+
+def _print(text: str) -> None:
+    """A key or a path may hold bytes that are no text, and a terminal may lack a letter: those show as escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 class _Commands:

@@ -9,10 +9,12 @@ import sys
 import pytest
 
 from flip.config import load
+from flip.data.index import index
 from flip.data.manifest import Manifest
 from flip.data.order import Order
 from flip.data.verify import Part
 from flip.exitcodes import StorageError
+from tests.flip.data.test_manifest import write_tar
 from tests.synthetic import encode, make_dataset, picture
 from tests.tools.test_shards import TOOL, run
 from tools.shards import main
@@ -111,6 +113,13 @@ def test_inspect_a_sample(data, capsys, tmp_path):
     assert code == 65 and "CRC32" in text
     for arguments in ((data,), (data, "--id", 120), (), (data, "--id", 1, "--step", 3), ("--run", data)):
         assert call(capsys, "inspect", *arguments)[0] == 78
+
+
+def test_inspect_a_key_that_is_no_text(tmp_path):
+    write_tar(tmp_path / "0.tar", [("caf\udce9.png", encode(picture(1, 16))), ("caf\udce9.txt", "é".encode())])
+    index([str(tmp_path / "0.tar")], tmp_path / "m")
+    shown = run("inspect", tmp_path / "m", "--id", 0)
+    assert shown.returncode == 0 and "caf\\udce9\n" in shown.stdout and "\n  é\n" in shown.stdout, shown.stderr
 
 
 @pytest.fixture

@@ -281,6 +281,14 @@ def test_a_column_without_any_value_in_one_shard(rows):
     assert found.digest == made(pa.nulls(4, pa.float64())).digest
 
 
+def test_a_key_that_is_no_text_has_no_row(rows):
+    """Not that of a row without a key either. Bytes of Latin-1."""
+    table = pa.table({"key": ["b", None, "c"], "score": [1.0, 2.0, 3.0]})
+    pq.write_table(table, rows / "00000.parquet")
+    write_tar(rows / "00000.tar", [(f"{key}.jpg", b"") for key in ("caf\udce9", "b", "x/caf\udce9", "c")])
+    assert kept(rows, "score>0") == ([1, 3], {filters.NO_ROW: 2})
+
+
 def test_scans_of_other_filters_are_not_used(rows):
     def scan(*texts):
         return gather(paths(rows), rows / "m", filters=filters.parse(texts, "")).reused
