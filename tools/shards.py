@@ -84,7 +84,7 @@ def _making(commands: _Commands) -> None:
         "command goes on. Exit code 65 where shards are damaged, when all others are scanned."
     )
     one = commands.add("index", "indexing:index", about, MAKING)
-    one.add_argument("shards", nargs="+", help=".tar files or s3:// URLs; braces and wildcards are expanded")
+    one.add_argument("shards", nargs="+", help=".tar files, s3:// or file:// URLs; braces and wildcards are expanded")
     one.add_argument("--out", required=True, help="folder of the new manifest")
     first = one.add_mutually_exclusive_group()
     first.add_argument("--chunk", type=int, default=0, help="R, samples per read; default: by the number of samples")
