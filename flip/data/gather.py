@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from flip.data import crew
+from flip.data.manifest import MARK, refuse_existing
 from flip.data.reader import Reader
 from flip.data.scan import REMEDY, Scan, file_stat, scan
 from flip.data.scans import Scans, Shard
@@ -118,6 +119,7 @@ def gather(
 
     Raises, when all others are scanned, Damaged unless ``skip_damaged``; before that where one is missing. Further
     PermissionDenied, StorageError, and OSError where ``out`` cannot be written. What is scanned by then is kept.
+    ConfigError where another process has written the manifest meanwhile: then nothing is kept.
     """
     folder = part_folder(out)
     shards, damaged = _asked(keys, known or {})
@@ -134,6 +136,7 @@ def gather(
             scans.begin()  # what cannot be written is told before hours of reading
         _tell(progress, done, total, ended, len(shards))
         for shard, found in answers:
+            refuse_existing(out)
             if isinstance(found, DataError):
                 damaged[shard.key] = found
             else:
@@ -142,7 +145,7 @@ def gather(
             _tell(progress, done, total, ended, len(shards))
     finally:
         answers.close()
-        scans.close()
+        (scans.remove if (out / MARK).exists() else scans.close)()
     damaged = dict(sorted(damaged.items()))
     if damaged and not skip_damaged:
         raise Damaged(damaged, len(keys), folder)

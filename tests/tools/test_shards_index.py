@@ -56,6 +56,30 @@ def test_shares_at_once_and_then_the_manifest(data, tmp_path, capsys):
     assert code == 78 and "there is a manifest already" in text
 
 
+def test_the_same_command_twice_at_once(data, tmp_path, capsys):
+    """Both have begun; one is slower, and still scans when the other one is done."""
+    script = (
+        "import glob, sys, time; from flip.data import gather; from tools.shards import main\n"
+        "def slow(*rest, scan=gather.scan):\n"
+        "    while len(glob.glob(sys.argv[1] + '.part/*.jsonl')) < 2 and not glob.glob(sys.argv[1]): time.sleep(0.01)\n"
+        "    time.sleep(float(sys.argv[3]))\n"
+        "    return scan(*rest)\n"
+        "gather.scan = slow\n"
+        "sys.exit(main(['index', sys.argv[2], '--chunk', '4', '--out', sys.argv[1]]))"
+    )
+    out, named = tmp_path / "m", data / "*.tar"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, out, named, pause], cwd=TOOL.parents[1], stderr=subprocess.PIPE, text=True
+        )
+        for pause in ("0", "0.5")
+    ]
+    told = [one.communicate(timeout=120)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 78] and "m: there is a manifest already" in told[1], told
+    call(capsys, "index", named, "--chunk", 4, "--out", tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole") and not part_folder(out).exists()
+
+
 def test_more_shares_than_shards(data, tmp_path, capsys):
     counts = [call(capsys, "index", data / "*.tar", "--out", tmp_path / "m", "--json", "--part", f"{i}/9") for i in
               range(1, 10)]  # fmt: skip
