@@ -61,7 +61,7 @@ def merge(
     samples = sum(map(found.scans.samples, found.shards))
     refuse_filters(old, filters)
     if not samples and filters:
-        raise ConfigError("no sample passes the filters", "--filter", ", ".join(filters.names), "Choose others.")
+        _tell_why_none(found, filters, out)
     if not samples:
         raise DataError("the shards hold no samples", str(out), remedy="Members must be named KEY.EXTENSION.")
     chunk = old.chunk if old else chunk or choose_chunk(samples)
@@ -85,6 +85,17 @@ def merge(
     made = manifests.write(out, table, checksums, old.exceptions if old else {}, settings)
     found.scans.remove()
     return made
+
+
+def _tell_why_none(found: Gathered, filters: Filters, out: Path) -> None:
+    """Raises ConfigError with how many samples each filter dropped; not where there were none to drop."""
+    counts = np.zeros(256, dtype=np.int64)
+    for shard in found.shards:
+        counts += np.bincount(_scan(found, shard, out).dropped, minlength=256)
+    dropped = [f"{count:,} x {reason}" for reason, count in filters.settings(counts)["dropped"].items()]
+    if dropped:
+        remedy = f"Dropped were {'; '.join(dropped)}. Choose others."
+        raise ConfigError("no sample passes the filters", "--filter", ", ".join(filters.names), remedy)
 
 
 def _scan(found: Gathered, shard: Shard, out: Path) -> Scan:

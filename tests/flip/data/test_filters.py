@@ -335,6 +335,19 @@ def test_what_no_column_answers(rows, text, words):
         kept(rows, text)
 
 
+def test_filters_that_none_passes_say_why(rows):
+    table = pq.read_table(rows / "00000.parquet")
+    with pytest.raises(ConfigError, match="Dropped were 1 x no row .*; 8 x width>1000; 1 x width>1000: no value"):
+        kept(rows, "width>1000")
+    numbers = table["key"].cast(pa.int64())  # by whatever wrote the file again: 7 is not 000000007
+    pq.write_table(table.set_column(1, "key", numbers), rows / "00000.parquet")
+    with pytest.raises(ConfigError, match="Dropped were 10 x no row in the parquet file. Choose others"):
+        kept(rows, "width>1")
+    write_tar(rows / "00000.tar", [])
+    with pytest.raises(DataError, match="the shards hold no samples"):
+        kept(rows, "width>1")
+
+
 def test_parquet_files_that_do_not_serve(rows):
     path = rows / "00000.parquet"
     whole = pq.read_table(path)
