@@ -228,6 +228,19 @@ def test_bench(data, capsys):
     assert found["workers"] >= 2 and found["limit"] in ("read", "walk", "decode", "view")
     code, text = call(capsys, "bench", data, *small)
     assert code == 0 and "one worker on a core of its own" in text and "images/s take" not in text
+    for arguments, words in (
+        (("--mask", "1"), "mask: a mask is a share"),
+        (("--mask", "-0.1"), "mask: a mask is a share"),
+        (("--mask", "half"), "mask: a mask is a share"),
+        (("--mask", "1/0"), "mask: a mask is a share"),
+        (("--mask", "0.99"), "mask: keeps none of 16 patches (found: '0.99'). Mask less."),
+        (("--want", "-1"), "--want: must be a number, and not negative"),
+        (("--want", "nan"), "--want"),
+        (("--want", "inf"), "--want"),
+        (("--seconds", "nan"), "seconds: must be above 0"),
+    ):
+        code, text = call(capsys, "bench", data, *small, *arguments)
+        assert code == 78 and words in text and text.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "diff", "bench"])
