@@ -122,6 +122,17 @@ def test_inspect_a_key_that_is_no_text(tmp_path):
     assert shown.returncode == 0 and "caf\\udce9\n" in shown.stdout and "\n  é\n" in shown.stdout, shown.stderr
 
 
+def test_what_json_does_not_know_is_null(tmp_path, capsys):
+    """img2dataset writes what is missing as NaN; a JSON reader other than Python's refuses it."""
+    own = b'{"similarity": NaN, "all": [Infinity, -Infinity, 1e999, 0.25, 3]}'
+    write_tar(tmp_path / "0.tar", [("a.png", encode(picture(1, 16))), ("a.json", own)])
+    index([str(tmp_path / "0.tar")], tmp_path / "m")
+    main(["inspect", str(tmp_path / "m"), "--id", "0", "--json"])
+    text = capsys.readouterr().out
+    assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", text))
+    assert json.loads(text)["json"] == {"similarity": None, "all": [None, None, None, 0.25, 3]}
+
+
 @pytest.fixture
 def a_run(data):
     stages = [{"name": "pretrain", "samples": 90, "batch": 48}, {"name": "unmasked", "samples": 24, "batch": 24}]
