@@ -42,8 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(json.dumps(found.report, indent=1) if options.json else found.show())
+    _print(json.dumps(found.report, indent=1) if options.json else found.show())
     return found.code
+
+
+def _print(text: str) -> None:
+    """A key or a path may hold bytes that are no text, and a terminal may lack a letter: those show as escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 class _Commands:
@@ -78,7 +84,7 @@ def _making(commands: _Commands) -> None:
         "command goes on. Exit code 65 where shards are damaged, when all others are scanned."
     )
     one = commands.add("index", "indexing:index", about, MAKING)
-    one.add_argument("shards", nargs="+", help=".tar files or s3:// URLs; braces and wildcards are expanded")
+    one.add_argument("shards", nargs="+", help=".tar files, s3:// or file:// URLs; braces and wildcards are expanded")
     one.add_argument("--out", required=True, help="folder of the new manifest")
     first = one.add_mutually_exclusive_group()
     first.add_argument("--chunk", type=int, default=0, help="R, samples per read; default: by the number of samples")

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeVar
 
 import numpy as np
@@ -77,8 +78,9 @@ class Verdict:
 
 def bench(manifest: Manifest, spec: Spec, mask: str, seconds: float) -> list[Stage]:
     """The stages, in the order of STAGES. Raises ConfigError, DataError, StorageError."""
-    if seconds <= 0:
+    if not seconds > 0:
         raise ConfigError("must be above 0", "seconds", seconds)
+    _check_mask(spec.patches, mask)
     if manifest.samples < manifest.chunk:
         raise ConfigError("there is no whole chunk", str(manifest.folder), manifest.samples)
     reader, share = Reader(), seconds / len(STAGES)
@@ -112,6 +114,17 @@ def spec_of(
         raise ConfigError("the side of a patch must divide the side of the view", "patch", patch, f"Size is {size}.")
     data = schema.Data(chunk=manifest.chunk, lanes=1, decoder=decoder, resize=resize, captions=captions)
     return Spec(data, schema.Augment(), schema.ImageTower(size=size, patch=patch), schema.TextTower(), seed)
+
+
+def _check_mask(patches: int, mask: str) -> None:
+    try:
+        share = Fraction(mask)
+    except (ValueError, ZeroDivisionError):
+        share = Fraction(-1)
+    if not 0 <= share < 1:
+        raise ConfigError("a mask is a share of the patches, at least 0 and below 1", "mask", mask)
+    if masking.kept(patches, mask) < 1:
+        raise ConfigError(f"keeps none of {patches} patches", "mask", mask, "Mask less.")
 
 
 Work = tuple[int, int, int]

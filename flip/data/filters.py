@@ -63,6 +63,8 @@ class Filter:
         import pyarrow.compute as pc
 
         kind = column.type
+        if pa.types.is_null(kind):  # what pyarrow makes of a column without any value: it has no other type
+            return pa.nulls(len(column), pa.bool_())
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             if not _NUMBER.fullmatch(self.value):
                 raise ConfigError(f"the column {self.column} holds numbers", where, str(self))
@@ -149,8 +151,8 @@ class Filters:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        keys = pa.array([sample.key.rpartition("/")[2] for sample in samples], pa.string())
-        rows = pc.index_in(keys, value_set=table[0])
+        keys = pa.array([_name(sample.key) for sample in samples], pa.string())
+        rows = pc.index_in(keys, value_set=table[0], skip_nulls=True)
         found = [_codes(pc.is_null(rows), 1)]
         for number, (one, column) in enumerate(zip(self.columns, table[1:], strict=True)):
             holds = one.holds(column.take(rows), where)
@@ -177,6 +179,16 @@ def column(name: str, there: Sequence[str], where: str) -> str:
     near = meant or [lower[one] for one in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)] or there
     what = "more than one column has this name" if meant else "there is no such column"
     raise ConfigError(what, where, name, f"{'Near are' if near is not there else 'There are'}: {', '.join(near)}.")
+
+
+def _name(key: str) -> str | None:
+    """What a row names a sample by; None where that is no UTF-8, as all that stands in a parquet file is."""
+    name = key.rpartition("/")[2]
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of another encoding, kept as surrogates
+        return None
+    return name
 
 
 def _codes(mask: Any, code: int) -> Codes:

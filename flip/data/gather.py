@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from flip.data import crew
+from flip.data.manifest import MARK, refuse_existing
 from flip.data.reader import Reader
 from flip.data.scan import REMEDY, Scan, file_stat, scan
 from flip.data.scans import Scans, Shard
@@ -31,6 +34,9 @@ _WORTH = 64 << 20
 
 _NAMED = 3
 
+_FILE = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.DOTALL | re.IGNORECASE)
+_URL = re.compile(r"pipe:|[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+
 
 class Damaged(DataError):
     """Shards that cannot be indexed. ``errors``: shard -> what is wrong with it."""
@@ -42,7 +48,8 @@ class Damaged(DataError):
         if len(errors) > 1:
             named = "; ".join(f"{error.where}: {error.what}" for error in first)
             more = f"; and {len(errors) - _NAMED:,} more" if len(errors) > _NAMED else ""
-            where, what, remedy = "", f"{len(errors):,} of {shards:,} shards cannot be indexed: {named}{more}", REMEDY
+            where, what = "", f"{len(errors):,} of {shards:,} shards cannot be indexed: {named}{more}"
+            remedy = remedy if len({error.remedy for error in errors.values()}) == 1 else REMEDY
         if kept.exists():
             remedy += f" The scans of the others are kept in {kept}: give the same command again."
         super().__init__(what, where, remedy=remedy)
@@ -70,9 +77,29 @@ def part_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.part")
 
 
+def as_path(shard: str) -> str:
+    """A path for a URL file://; all else as it is."""
+    match = _FILE.fullmatch(shard)
+    return unquote(match[1], errors="surrogateescape") if match else shard
+
+
+def _key(shard: str) -> str:
+    """A URL s3:// or an absolute path. Raises ConfigError for what is in no storage of ours: it is no file that is
+    missing below the working directory."""
+    shard = as_path(shard)
+    if "::s3://" in shard or ("::" in shard and not is_remote(shard) and not os.path.lexists(shard)):
+        raise ConfigError("several shards in one name", shard, remedy="Name them one by one, or as {a,b}.tar.")
+    if is_remote(shard):
+        return shard
+    if _URL.match(shard) and not os.path.lexists(shard):
+        remedy = "Fetch it first; of a storage that speaks S3 (AWS_ENDPOINT_URL) name it s3://BUCKET/KEY."
+        raise ConfigError("shards are files or s3:// objects, and this is neither", shard, remedy=remedy)
+    return os.path.abspath(shard)
+
+
 def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
-    """URLs and absolute paths. Raises ConfigError (none, one named twice or among ``old``)."""
-    keys = sorted(shard if is_remote(shard) else os.path.abspath(shard) for shard in shards)
+    """URLs and absolute paths. Raises ConfigError (none, one named twice, among ``old``, or in no storage of ours)."""
+    keys = sorted(map(_key, shards))
     if not keys:
         raise ConfigError("no shards to index", remedy="Name at least one .tar file.")
     for key, after in pairwise(keys):
@@ -92,6 +119,7 @@ def gather(
 
     Raises, when all others are scanned, Damaged unless ``skip_damaged``; before that where one is missing. Further
     PermissionDenied, StorageError, and OSError where ``out`` cannot be written. What is scanned by then is kept.
+    ConfigError where another process has written the manifest meanwhile: then nothing is kept.
     """
     folder = part_folder(out)
     shards, damaged = _asked(keys, known or {})
@@ -108,6 +136,7 @@ def gather(
             scans.begin()  # what cannot be written is told before hours of reading
         _tell(progress, done, total, ended, len(shards))
         for shard, found in answers:
+            refuse_existing(out)
             if isinstance(found, DataError):
                 damaged[shard.key] = found
             else:
@@ -116,7 +145,7 @@ def gather(
             _tell(progress, done, total, ended, len(shards))
     finally:
         answers.close()
-        scans.close()
+        (scans.remove if (out / MARK).exists() else scans.close)()
     damaged = dict(sorted(damaged.items()))
     if damaged and not skip_damaged:
         raise Damaged(damaged, len(keys), folder)

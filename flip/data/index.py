@@ -18,6 +18,8 @@ from flip.data.chunks import Chunks
 from flip.data.gather import Gathered, Progress, gather, listed, sorted_keys
 from flip.data.kept import Keeping
 from flip.data.manifest import Manifest, Table
+from flip.data.scan import Scan
+from flip.data.scans import Shard
 from flip.exitcodes import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def merge(
     samples = sum(map(found.scans.samples, found.shards))
     refuse_filters(old, filters)
     if not samples and filters:
-        raise ConfigError("no sample passes the filters", "--filter", ", ".join(filters.names), "Choose others.")
+        _tell_why_none(found, filters, out)
     if not samples:
         raise DataError("the shards hold no samples", str(out), remedy="Members must be named KEY.EXTENSION.")
     chunk = old.chunk if old else chunk or choose_chunk(samples)
@@ -68,7 +70,7 @@ def merge(
     chunks, keeping, counts = Chunks(chunk, old), Keeping(), np.zeros(256, dtype=np.int64)
     keys, etags, rows = (list(old.keys), list(old.etags), old.shards.tolist()) if old else ([], [], [])
     for number, shard in enumerate(found.shards, 1):
-        one = found.scans.read(shard)
+        one = _scan(found, shard, out)
         chunks.add(one)
         keeping.add(one.dropped == 0, int(one.head[0]))
         counts += np.bincount(one.dropped, minlength=256)
@@ -83,6 +85,25 @@ def merge(
     made = manifests.write(out, table, checksums, old.exceptions if old else {}, settings)
     found.scans.remove()
     return made
+
+
+def _tell_why_none(found: Gathered, filters: Filters, out: Path) -> None:
+    """Raises ConfigError with how many samples each filter dropped; not where there were none to drop."""
+    counts = np.zeros(256, dtype=np.int64)
+    for shard in found.shards:
+        counts += np.bincount(_scan(found, shard, out).dropped, minlength=256)
+    dropped = [f"{count:,} x {reason}" for reason, count in filters.settings(counts)["dropped"].items()]
+    if dropped:
+        remedy = f"Dropped were {'; '.join(dropped)}. Choose others."
+        raise ConfigError("no sample passes the filters", "--filter", ", ".join(filters.names), remedy)
+
+
+def _scan(found: Gathered, shard: Shard, out: Path) -> Scan:
+    try:
+        return found.scans.read(shard)
+    except DataError:
+        manifests.refuse_existing(out)  # whoever wrote it meanwhile has removed the scans
+        raise
 
 
 def _settings(found: Gathered, keys: Sequence[str], old: Manifest | None) -> dict[str, Any]:

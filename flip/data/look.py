@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -87,13 +88,19 @@ def _picture(data: bytes) -> dict[str, Any]:
 
 
 def _json(members: Sample) -> Any:
+    """Where it holds NaN or an infinity, which Python alone writes and reads, None."""
     if "json" not in members:
         return None
     text = bytes(members["json"]).decode("utf-8", "replace")
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError):
         return text
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
 
 
 # -- a step of a run --------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ PIECE = 16 << 20
 
 REMEDY = "Fetch or make the shard again, or leave it out (--skip-damaged)."
 
+_PACKED = "compressed with gzip, no tar header"
+
 
 Judge = Callable[[Sequence[tar.Sample], memoryview], NDArray[np.uint8]]
 """Of samples of a tar, walked in the bytes: 0 where one is kept, else why not."""
@@ -74,7 +76,8 @@ def scan(key: str, stat: Stat, reader: Reader, filters: Filters | None = None) -
     if is_remote(key) and etag != stat.etag and _read(key, stat, parts, reader, judge)[1] != etag:
         raise StorageError("two readings of the shard differ", key, remedy="Look at the network, then index again.")
     if isinstance(found, tar.Broken):
-        raise DataError(f"not a whole tar: {found}", key, remedy=REMEDY) from found
+        remedy = "Unpack it (gunzip), or leave it out (--skip-damaged)." if found.reason == _PACKED else REMEDY
+        raise DataError(f"not a whole tar: {found}", key, remedy=remedy) from found
     return found
 
 
@@ -105,7 +108,8 @@ def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
             _check_rest(pieces, base + len(view))
             sizes, sums, first = (np.array(one, dtype=np.uint32) for one in (blocks, crcs, [head]))
             return Scan(sizes, sums, first, np.concatenate(dropped))
-        broken = tar.Broken(base + found.offset, found.reason)
+        packed = base + found.offset == 0 and view[:2] == b"\x1f\x8b"
+        broken = tar.Broken(base + found.offset, _PACKED if packed else found.reason)
         if not isinstance(found, tar.Cut):
             break
         rest, base = bytes(view[borders[-1] :]), base + borders[-1]  # the last sample's end is not certain yet

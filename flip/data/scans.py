@@ -46,7 +46,7 @@ class Scans:
         self._places: dict[Shard, _Place] = {}
         self._file: BinaryIO | None = None
         for path in sorted(folder.glob("*.jsonl")):
-            with open(path, "rb") as file:
+            with suppress(FileNotFoundError), open(path, "rb") as file:  # by now another process may have removed it
                 start = 0
                 for line in file:
                     found = _unpacked(line)
@@ -65,8 +65,10 @@ class Scans:
 
     def begin(self) -> None:
         """Open a file of this process's own."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.folder / f"{uuid.uuid4().hex}.jsonl", "xb")  # noqa: SIM115  (by close)
+        while self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another process that had nothing to do took the empty folder with it
+                self._file = open(self.folder / f"{uuid.uuid4().hex}.jsonl", "xb")  # noqa: SIM115  (by close)
 
     def add(self, shard: Shard, scan: Scan) -> None:
         """Append one. A process that is killed loses nothing; a machine may: its last lines, which are not synced."""
@@ -78,12 +80,13 @@ class Scans:
 
     def read(self, shard: Shard) -> Scan:
         """One of those that there are. Raises DataError where the file is no longer what it was."""
-        place = self._places[shard]
-        with open(place.path, "rb") as file:
+        place, found = self._places[shard], None
+        with suppress(FileNotFoundError), open(place.path, "rb") as file:
             file.seek(place.start)
             found = _unpacked(file.read(place.bytes))
         if found is None or _shard(found) != shard:
-            raise DataError("it was changed meanwhile", str(place.path), remedy="Give the same command again.")
+            what = "it was changed or removed meanwhile"
+            raise DataError(what, str(place.path), remedy="Give the same command again.")
         arrays = {name: np.frombuffer(base64.b64decode(text), kind) for name, (kind, text) in found["arrays"].items()}
         return Scan(**arrays)
 
@@ -100,7 +103,7 @@ class Scans:
     def remove(self) -> None:
         """Delete all files of scans."""
         for path in self.folder.glob("*.jsonl"):
-            path.unlink()
+            path.unlink(missing_ok=True)
         self.close()
 
 

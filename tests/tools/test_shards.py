@@ -28,8 +28,9 @@ def test_index_info_except(tmp_path):
     assert sorted(Manifest.load(tmp_path / "less").exceptions) == [3, 8, 9, 10, 11]
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["", "bom"])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_make(tmp_path, kind):
+def test_make(tmp_path, kind, mark):
     rows = [{"image": f"{i}.png", "caption": f"number  {i} ", "source": "here"} for i in range(5)]
     for i in range(5):
         (tmp_path / f"{i}.png").write_bytes(encode(picture(i, 16)))
@@ -37,7 +38,7 @@ def test_make(tmp_path, kind):
         "csv": ["image,caption,source", *(",".join(row.values()) for row in rows)],
         "jsonl": [json.dumps(row) for row in rows],
     }[kind]
-    (tmp_path / f"t.{kind}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / f"t.{kind}").write_bytes(mark + "\n".join([*lines, ""]).encode())
     made = run("make", tmp_path / f"t.{kind}", "--out", tmp_path / "out", "--per-shard", 2)
     assert made.returncode == 0, made.stderr
     manifest = Manifest.load(tmp_path / "out")

@@ -9,10 +9,12 @@ import sys
 import pytest
 
 from flip.config import load
+from flip.data.index import index
 from flip.data.manifest import Manifest
 from flip.data.order import Order
 from flip.data.verify import Part
 from flip.exitcodes import StorageError
+from tests.flip.data.test_manifest import write_tar
 from tests.synthetic import encode, make_dataset, picture
 from tests.tools.test_shards import TOOL, run
 from tools.shards import main
@@ -111,6 +113,24 @@ def test_inspect_a_sample(data, capsys, tmp_path):
     assert code == 65 and "CRC32" in text
     for arguments in ((data,), (data, "--id", 120), (), (data, "--id", 1, "--step", 3), ("--run", data)):
         assert call(capsys, "inspect", *arguments)[0] == 78
+
+
+def test_inspect_a_key_that_is_no_text(tmp_path):
+    write_tar(tmp_path / "0.tar", [("caf\udce9.png", encode(picture(1, 16))), ("caf\udce9.txt", "é".encode())])
+    index([str(tmp_path / "0.tar")], tmp_path / "m")
+    shown = run("inspect", tmp_path / "m", "--id", 0)
+    assert shown.returncode == 0 and "caf\\udce9\n" in shown.stdout and "\n  é\n" in shown.stdout, shown.stderr
+
+
+def test_what_json_does_not_know_is_null(tmp_path, capsys):
+    """img2dataset writes what is missing as NaN; a JSON reader other than Python's refuses it."""
+    own = b'{"similarity": NaN, "all": [Infinity, -Infinity, 1e999, 0.25, 3]}'
+    write_tar(tmp_path / "0.tar", [("a.png", encode(picture(1, 16))), ("a.json", own)])
+    index([str(tmp_path / "0.tar")], tmp_path / "m")
+    main(["inspect", str(tmp_path / "m"), "--id", "0", "--json"])
+    text = capsys.readouterr().out
+    assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", text))
+    assert json.loads(text)["json"] == {"similarity": None, "all": [None, None, None, 0.25, 3]}
 
 
 @pytest.fixture
@@ -219,6 +239,19 @@ def test_bench(data, capsys):
     assert found["workers"] >= 2 and found["limit"] in ("read", "walk", "decode", "view")
     code, text = call(capsys, "bench", data, *small)
     assert code == 0 and "one worker on a core of its own" in text and "images/s take" not in text
+    for arguments, words in (
+        (("--mask", "1"), "mask: a mask is a share"),
+        (("--mask", "-0.1"), "mask: a mask is a share"),
+        (("--mask", "half"), "mask: a mask is a share"),
+        (("--mask", "1/0"), "mask: a mask is a share"),
+        (("--mask", "0.99"), "mask: keeps none of 16 patches (found: '0.99'). Mask less."),
+        (("--want", "-1"), "--want: must be a number, and not negative"),
+        (("--want", "nan"), "--want"),
+        (("--want", "inf"), "--want"),
+        (("--seconds", "nan"), "seconds: must be above 0"),
+    ):
+        code, text = call(capsys, "bench", data, *small, *arguments)
+        assert code == 78 and words in text and text.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "diff", "bench"])

@@ -1,5 +1,6 @@
 """The command index: in shares, over damage, and what it prints meanwhile."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -53,6 +54,30 @@ def test_shares_at_once_and_then_the_manifest(data, tmp_path, capsys):
     assert not part_folder(out).exists()
     code, text = call(capsys, *command, out, "--part", "1/3")
     assert code == 78 and "there is a manifest already" in text
+
+
+def test_the_same_command_twice_at_once(data, tmp_path, capsys):
+    """Both have begun; one is slower, and still scans when the other one is done."""
+    script = (
+        "import glob, sys, time; from flip.data import gather; from tools.shards import main\n"
+        "def slow(*rest, scan=gather.scan):\n"
+        "    while len(glob.glob(sys.argv[1] + '.part/*.jsonl')) < 2 and not glob.glob(sys.argv[1]): time.sleep(0.01)\n"
+        "    time.sleep(float(sys.argv[3]))\n"
+        "    return scan(*rest)\n"
+        "gather.scan = slow\n"
+        "sys.exit(main(['index', sys.argv[2], '--chunk', '4', '--out', sys.argv[1]]))"
+    )
+    out, named = tmp_path / "m", data / "*.tar"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, out, named, pause], cwd=TOOL.parents[1], stderr=subprocess.PIPE, text=True
+        )
+        for pause in ("0", "0.5")
+    ]
+    told = [one.communicate(timeout=120)[1] for one in both]
+    assert [one.returncode for one in both] == [0, 78] and "m: there is a manifest already" in told[1], told
+    call(capsys, "index", named, "--chunk", 4, "--out", tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole") and not part_folder(out).exists()
 
 
 def test_more_shares_than_shards(data, tmp_path, capsys):
@@ -144,6 +169,48 @@ def test_add(data, tmp_path, capsys):
         call(capsys, *command, "--chunk", 4)
     code, text = call(capsys, *command[:-2], tmp_path / "y", "--caption-length", "1:")
     assert code == 78 and "filters do not go with --add" in text and not part_folder(tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [*zip((
+        "https://h/x/00000.tar", "https://me:secret@h/{00000..00003}.tar", "https://h/*.tar", "gs://bucket/00000.tar",
+        "pipe:aws s3 cp s3://b/00000.tar -", "S3://bucket/00000.tar", "s3:/bucket/00000.tar", "file://host/00000.tar",
+        "00000.tar::00001.tar", "s3://b/00000.tar::s3://b/00001.tar", "hdfs://h:9000/00000.tar",
+    )), ("gs://b/0.tar", "--part", "2/2"), ("gs://b/0.tar", "--skip-damaged"), ("gs://b/0.tar", "--add", "data")],
+)  # fmt: skip
+def test_what_is_in_no_storage_of_ours(data, tmp_path, capsys, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, text = call(capsys, "index", "more/*.tar", *arguments, "--out", "m")
+    assert code == 78 and ("shards are files or s3:// objects" in text) != ("several shards in one name" in text)
+    assert text.count("\n") == 1 and "secret" not in text and os.listdir(tmp_path) == ["data"]
+
+
+def test_a_file_by_its_url(data, tmp_path, capsys, monkeypatch):
+    odd = data.rename(tmp_path / "a::b 100%\udce9")
+    digest = call(capsys, "index", odd / "*.tar", "--out", tmp_path / "m", "--json")[1]["digest"]
+    url = f"{tmp_path}/a::b%20100%25%E9/"
+    for number, named in enumerate(
+        (f"file://{url}{{00000..00006}}.tar", f"file://localhost{url}*.tar", f"file:{url}*.tar")
+    ):
+        code, found = call(capsys, "index", named, "--out", tmp_path / str(number), "--json")
+        assert code == 0 and found["digest"] == digest
+        assert Manifest.load(tmp_path / str(number)).keys == Manifest.load(tmp_path / "m").keys
+    monkeypatch.chdir(tmp_path)
+    odd.rename(tmp_path / "run:")
+    assert call(capsys, "index", "run:/*.tar", "--out", "n", "--json")[1]["digest"] == digest
+
+
+def test_a_compressed_tar(data, tmp_path, capsys):
+    for number in range(2):
+        (data / f"{number}.tar.gz").write_bytes(gzip.compress((data / f"{number:05d}.tar").read_bytes()))
+    code, text = call(capsys, "index", data / "0.tar.gz", "--out", tmp_path / "m")
+    assert code == 65 and "0.tar.gz: not a whole tar: compressed with gzip, no tar header at byte 0. Unpack it" in text
+    code, text = call(capsys, "index", data / "*.tar.gz", "--out", tmp_path / "m")
+    assert code == 65 and text.count("compressed with gzip") == 2 and "gunzip" in text and "Fetch" not in text
+    (data / "1.tar.gz").write_bytes(b"\x1f\x8bshort")
+    code, text = call(capsys, "index", data / "1.tar.gz", "--out", tmp_path / "m")
+    assert code == 65 and "compressed with gzip" in text
 
 
 def test_mistakes(data, tmp_path):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from flip.data import bench as benches
 from flip.data.manifest import Manifest
-from flip.exitcodes import COMPLETE
+from flip.exitcodes import COMPLETE, ConfigError
 from tools.shards_cli.common import Outcome, names
 
 
 def bench(options: argparse.Namespace) -> Outcome:
     """What each stage of the data's way costs a core here."""
+    if not 0 <= options.want < math.inf:
+        raise ConfigError("must be a number, and not negative", "--want", options.want)
     manifest = Manifest.load(options.manifest)
     captions, sizes = names(options.captions, "--captions"), (options.size, options.patch)
     spec = benches.spec_of(manifest, captions, options.decoder, options.resize, *sizes, options.seed)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,9 +76,10 @@ def claim(out: Path) -> None:
     there = out.exists()
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    writable = os.access(out, os.W_OK | os.X_OK)
+    writable = os.access(out, os.W_OK | os.X_OK) or not out.exists()  # removed by another process's claim
     if not there:
-        out.rmdir()
+        with suppress(OSError):  # gone, or in use
+            out.rmdir()
     if not writable:
         raise PermissionDenied("may not be written", str(out), remedy="Choose another --out.")
 

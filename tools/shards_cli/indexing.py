@@ -17,7 +17,7 @@ import braceexpand
 
 from flip.data import filters
 from flip.data.crew import cores
-from flip.data.gather import Damaged, Gathered, gather, listed, part_folder, sorted_keys
+from flip.data.gather import Damaged, Gathered, as_path, gather, listed, part_folder, sorted_keys
 from flip.data.index import merge, refuse_filters
 from flip.data.manifest import Manifest, refuse_existing
 from flip.data.reader import Reader
@@ -91,7 +91,7 @@ def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, Stat]]:
     keys, known = list[str](), dict[str, Stat]()
     for pattern in patterns:
         try:
-            expanded = list(braceexpand.braceexpand(pattern))
+            expanded = list(map(as_path, braceexpand.braceexpand(pattern)))
         except braceexpand.UnbalancedBracesError as error:
             raise ConfigError("a brace has no other", value=pattern, remedy="Write {00000..00041} or {a,b}.") from error
         for one in expanded:

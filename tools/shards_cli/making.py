@@ -68,7 +68,7 @@ def read(path: Path, where: str) -> bytes:
 def table(path: str, *columns: str) -> Iterator[Mapping[str, Any]]:
     """Rows of a CSV file with a header, or of a file with a JSON object per line."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # Excel's "CSV UTF-8" begins with a mark
             rows = map(json.loads, file) if path.endswith((".jsonl", ".json")) else csv.DictReader(file)
             for number, row in enumerate(rows, 1):
                 missing = [name for name in columns if not isinstance(row, dict) or not isinstance(row.get(name), str)]

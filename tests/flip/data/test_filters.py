@@ -268,6 +268,27 @@ def test_columns(rows, texts, ordinals, dropped):
     assert kept(rows, *texts) == (ordinals, {filters.NO_ROW: 1} | dropped)
 
 
+def test_a_column_without_any_value_in_one_shard(rows):
+    """pyarrow knows no type of it, and writes one of its own."""
+    write_tar(rows / "00001.tar", [(f"{i}.{e}", b"a caption") for i in range(4) for e in ("jpg", "txt")])
+
+    def made(values):
+        pq.write_table(pa.table({"key": list("0123"), "punsafe": values}), rows / "00001.parquet")
+        return index(paths(rows), rows / str(values.type), 1, filters=filters.parse(["punsafe<0.5"], ""))
+
+    found = made(pa.nulls(4))
+    assert found.settings["dropped"]["punsafe<0.5: no value"] == 4 + 1
+    assert found.digest == made(pa.nulls(4, pa.float64())).digest
+
+
+def test_a_key_that_is_no_text_has_no_row(rows):
+    """Not that of a row without a key either. Bytes of Latin-1."""
+    table = pa.table({"key": ["b", None, "c"], "score": [1.0, 2.0, 3.0]})
+    pq.write_table(table, rows / "00000.parquet")
+    write_tar(rows / "00000.tar", [(f"{key}.jpg", b"") for key in ("caf\udce9", "b", "x/caf\udce9", "c")])
+    assert kept(rows, "score>0") == ([1, 3], {filters.NO_ROW: 2})
+
+
 def test_scans_of_other_filters_are_not_used(rows):
     def scan(*texts):
         return gather(paths(rows), rows / "m", filters=filters.parse(texts, "")).reused
@@ -312,6 +333,19 @@ def test_what_differs_between_filters(rows):
 def test_what_no_column_answers(rows, text, words):
     with pytest.raises(ConfigError, match=words):
         kept(rows, text)
+
+
+def test_filters_that_none_passes_say_why(rows):
+    table = pq.read_table(rows / "00000.parquet")
+    with pytest.raises(ConfigError, match="Dropped were 1 x no row .*; 8 x width>1000; 1 x width>1000: no value"):
+        kept(rows, "width>1000")
+    numbers = table["key"].cast(pa.int64())  # by whatever wrote the file again: 7 is not 000000007
+    pq.write_table(table.set_column(1, "key", numbers), rows / "00000.parquet")
+    with pytest.raises(ConfigError, match="Dropped were 10 x no row in the parquet file. Choose others"):
+        kept(rows, "width>1")
+    write_tar(rows / "00000.tar", [])
+    with pytest.raises(DataError, match="the shards hold no samples"):
+        kept(rows, "width>1")
 
 
 def test_parquet_files_that_do_not_serve(rows):

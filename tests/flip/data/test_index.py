@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_scans_are_told_from_others_of_the_key(tmp_path):
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(again.read(before), found, strict=True))
     (path,) = (tmp_path / "part").iterdir()
     path.write_bytes(path.read_bytes().replace(b"one", b"two"))
-    with pytest.raises(DataError, match="changed meanwhile"):
+    with pytest.raises(DataError, match="changed or removed meanwhile"):
         again.read(before)
     (tmp_path / "part" / "notes.txt").write_text("mine")
     again.remove()
@@ -248,6 +249,60 @@ def test_old_samples_keep_their_ids(folder, tmp_path):
     assert texts == [caption(i) for i in (*range(17, 61), *range(17))]
     with pytest.raises(ConfigError, match="in the old manifest already.*00003.tar"):
         sorted_keys([late[0], early[1]], old.keys)
+
+
+@pytest.mark.parametrize("when", ["asking", 0, 3, 6, "merging"])
+def test_another_index_of_the_manifest_that_is_sooner(folder, whole, tmp_path, monkeypatch, when):
+    """Whoever is done first removes the scans, also those of others: these find the manifest there."""
+    out, keys, scanned = tmp_path / "m", shards(folder), []
+
+    def sooner():
+        monkeypatch.undo()
+        index(keys, out, 8)
+
+    def scanning(key, *rest):
+        if key == keys[when]:
+            sooner()
+        scanned.append(key)
+        return scan(key, *rest)
+
+    def asking(key, ask=gather.file_stat):
+        if key == keys[6]:
+            sooner()
+        return ask(key)
+
+    if when == "asking":
+        monkeypatch.setattr(gather, "file_stat", asking)
+    elif when != "merging":
+        monkeypatch.setattr(gather, "scan", scanning)
+    with pytest.raises(ConfigError, match="m: there is a manifest already"):
+        if when == "merging":
+            found = gather.gather(keys, out)
+            sooner()
+            merge(found, out, 8)
+        index(keys, out, 8)
+    assert scanned == ([] if isinstance(when, str) else keys[: when + 1]), "it goes on no longer than it must"
+    assert contents(out) == whole and not part_folder(out).exists()
+
+
+def test_scans_that_go_meanwhile_are_no_fault_of_the_folder(folder, tmp_path, monkeypatch):
+    """Without a manifest: a hand, or a file system that shows it late. And a folder that goes as it is made."""
+    found = gather.gather(shards(folder), tmp_path / "m")
+    shutil.rmtree(part_folder(tmp_path / "m"))
+    with pytest.raises(DataError, match=r"jsonl: it was changed or removed meanwhile\. Give the same command again"):
+        merge(found, tmp_path / "m")
+    scans = Scans(tmp_path / "part")
+    made, mkdir = [], Path.mkdir
+
+    def gone_at_first(path, *rest, **named):
+        mkdir(path, *rest, **named)
+        made.append(path)
+        if len(made) == 1:
+            Scans(path).close()
+
+    monkeypatch.setattr(Path, "mkdir", gone_at_first)
+    scans.begin()
+    assert len(made) == 2 and len(list((tmp_path / "part").iterdir())) == 1
 
 
 def test_unwritable_is_told_before_anything_is_read(folder, tmp_path, scanned):
