@@ -35,6 +35,7 @@ _WORTH = 64 << 20
 _NAMED = 3
 
 _FILE = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.DOTALL | re.IGNORECASE)
+_CHAINED = re.compile(":{2}")
 _URL = re.compile(r"pipe:|[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
@@ -87,7 +88,7 @@ def _key(shard: str) -> str:
     """A URL s3:// or an absolute path. Raises ConfigError for what is in no storage of ours: it is no file that is
     missing below the working directory."""
     shard = as_path(shard)
-    if "::s3://" in shard or ("::" in shard and not is_remote(shard) and not os.path.lexists(shard)):
+    if "::s3://" in shard or (_CHAINED.search(shard) and not is_remote(shard) and not os.path.lexists(shard)):
         raise ConfigError("several shards in one name", shard, remedy="Name them one by one, or as {a,b}.tar.")
     if is_remote(shard):
         return shard

@@ -33,7 +33,16 @@ def read(file: Path, split: str) -> tuple[File, ...]:
         for caption in (caption for one in files for caption in one.captions):
             if not isinstance(caption, str):
                 raise TypeError(f"a caption is no text: {caption!r}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, csv.Error) as error:
+    except (
+        ValueError,
+        OverflowError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OSError,
+        csv.Error,
+    ) as error:
         remedy = "docs/evaluation.md says which forms are read."
         raise DataError(f"is no list of images: {type(error).__name__} {error}", str(file), remedy=remedy) from error
     if not files:

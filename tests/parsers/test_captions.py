@@ -16,7 +16,7 @@ from flip.data import decode, etag, s3
 from flip.data.look import _json
 from flip.data.storage import Fault
 from flip.data.stream import Undecodable, captions_of, label_of
-from flip.evaluate import forms, prompts
+from flip.evaluate import listings, prompts
 from flip.exitcodes import ConfigError, DataError
 from flip.tokenizer import Tokenizer, clean, train
 from tests.parsers.spoil import DEEP, changed, spoiled, texts
@@ -126,9 +126,20 @@ def test_any_list_of_images(tmp_path, text):
     for name in ("list.json", "list.jsonl", "list.csv"):
         (tmp_path / name).write_bytes(text)
         with suppress(DataError):
-            found = forms._annotated(tmp_path / name, "test")
-            assert all(one.label is None or isinstance(one.label, int) for one in found.files)
-            assert all(isinstance(caption, str) for one in found.files for caption in one.captions)
+            found = listings.read(tmp_path / name, "test")
+            assert all(one.label is None or isinstance(one.label, int) for one in found)
+            assert all(isinstance(caption, str) for one in found for caption in one.captions)
+
+
+@given(spoiled(b'image,caption\na.jpg,one\nb.jpg,"two, three"\n'))
+def test_any_table_of_images(tmp_path, text):
+    (tmp_path / "table.csv").write_bytes(text)
+    with suppress(DataError):
+        assert all(
+            isinstance(caption, str)
+            for one in listings.read(tmp_path / "table.csv", "test")
+            for caption in one.captions
+        )
 
 
 @given(
