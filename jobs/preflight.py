@@ -30,7 +30,7 @@ from flip.data.stream import captions_of, image_of, label_of
 from flip.evaluate import prompts
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.rundir import RunDir
-from jobs import container, fit, saves, site
+from jobs import container, fit, saves, site, variables
 from jobs.disk import ELSEWHERE, unwritable
 from jobs.profile import Profile
 from jobs.table import count, size
@@ -62,6 +62,7 @@ def check(
     _libraries(config, profile)
     nominal = any(one.nominal for one in data)
     return [
+        *(Check(*seen) for seen in variables.check(config, profile, plan=dry and nominal)),
         *_data(config, data),
         _tokenizer(config, nominal),
         *_evaluations(config, nominal),
