@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import NamedTuple
 from flip.exitcodes import ConfigError
 from jobs import scheduler
 from jobs.batch import PASSED, minutes
+from jobs.disk import probe
 from jobs.profile import Profile, runs_root
 from jobs.scheduler import number
 from jobs.slurm import only
@@ -277,12 +276,9 @@ def unusable(root: Path) -> str:
     """Why runs cannot live below ``root``: create, lock, rename and link a file there; "" where they can."""
     place = next(folder for folder in (root, *root.parents) if folder.exists())
     try:
-        with tempfile.TemporaryDirectory(prefix=".probe.", dir=place) as folder:
-            with open(Path(folder) / "a", "w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rename(Path(folder) / "a", Path(folder) / "b")
-            os.link(Path(folder) / "b", Path(folder) / "c")
-            os.symlink("b", Path(folder) / "d")
+        probe(place)
+    except ConfigError as error:
+        return f"{place}: {error.what}"
     except OSError as error:
         return f"{error.filename or place}: {error.strerror}"
     return ""
