@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flip.exitcodes import ConfigError
+from jobs import disk
 from jobs.cluster import Job
 from jobs.marks import STARTS
 from jobs.profile import Profile
@@ -183,7 +185,12 @@ def command(profile: Profile, job: Job) -> str:
 
 
 def mounts(profile: Profile, sweep: Path) -> list[str]:
-    """PATH:PLACE of what the container sees: the sweep's folder (runs, code, submissions) at its own path, and more."""
+    """PATH:PLACE of what the container sees: the sweep's folder (runs, code, submissions) at its own path, and more.
+
+    ConfigError where these words cannot say that folder."""
+    if {":", ","} & set(str(sweep)):
+        what = "no folder for runs in a container: its mounts are a list with commas of PATH:PLACE"
+        raise ConfigError(what, value=str(sweep), remedy=f"Its path must have neither. {disk.ELSEWHERE}")
     folders = [str(sweep), *profile.container_mounts]
     return [folder if ":" in folder else f"{folder}:{folder}" for folder in folders]
 
