@@ -101,6 +101,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         "FLIP_SNAPSHOT": str(snapshot),
         "PYTHONPATH": str(snapshot),
         "PYTHONUNBUFFERED": "1",  # ranks share a log: whole lines, at once
+        **({"PYTHONNOUSERSITE": "1"} if profile.container else {}),  # the image's packages, not those in a home it sees
         **job.env,
     }
     if profile.master_addr:
