@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flip.exitcodes import ConfigError
+from jobs import disk
 from jobs.cluster import Job
 from jobs.marks import STARTS
 from jobs.profile import Profile
@@ -99,6 +101,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         "FLIP_SNAPSHOT": str(snapshot),
         "PYTHONPATH": str(snapshot),
         "PYTHONUNBUFFERED": "1",  # ranks share a log: whole lines, at once
+        **({"PYTHONNOUSERSITE": "1"} if profile.container else {}),  # the image's packages, not those in a home it sees
         **job.env,
     }
     if profile.master_addr:
@@ -183,7 +186,12 @@ def command(profile: Profile, job: Job) -> str:
 
 
 def mounts(profile: Profile, sweep: Path) -> list[str]:
-    """PATH:PLACE of what the container sees: the sweep's folder (runs, code, submissions) at its own path, and more."""
+    """PATH:PLACE of what the container sees: the sweep's folder (runs, code, submissions) at its own path, and more.
+
+    ConfigError where these words cannot say that folder."""
+    if {":", ","} & set(str(sweep)):
+        what = "no folder for runs in a container: its mounts are a list with commas of PATH:PLACE"
+        raise ConfigError(what, value=str(sweep), remedy=f"Its path must have neither. {disk.ELSEWHERE}")
     folders = [str(sweep), *profile.container_mounts]
     return [folder if ":" in folder else f"{folder}:{folder}" for folder in folders]
 

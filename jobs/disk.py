@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from flip.exitcodes import ConfigError, FlipError, PermissionDenied, StorageError
 
 ELSEWHERE = "Choose another place: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What flock says where there are none: Lustre without -o flock, some NFS."""
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What link says where there are none: vfat, a bucket that is mounted (gcsfuse)."""
 
 
 def locked(handle: int, how: int, where: str | os.PathLike[str]) -> bool:
@@ -27,6 +31,25 @@ def locked(handle: int, how: int, where: str | os.PathLike[str]) -> bool:
         remedy = "Mount it with -o flock, or choose another runs root with FLIP_RUNS."
         raise ConfigError("this file system has no locks", where, error.strerror, remedy) from error
     return True
+
+
+def probe(place: str | os.PathLike[str]) -> None:
+    """Do in a folder what runs will do there: create, lock, rename, link and delete. Raises ConfigError where its file
+    system cannot, OSError where it may not."""
+    with tempfile.TemporaryDirectory(prefix=".probe.", dir=place) as folder:
+        first, second = Path(folder, "a"), Path(folder, "b")
+        with open(first, "w") as file:
+            locked(file.fileno(), fcntl.LOCK_EX, place)
+        first.rename(second)
+        for link, kind in ((os.link, "hard"), (os.symlink, "symbolic")):
+            try:
+                link(second, first)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                remedy = f"What becomes of a run could not be recorded there. {ELSEWHERE}"
+                raise ConfigError(f"this file system has no {kind} links", place, error.strerror, remedy) from error
+            first.unlink()
 
 
 def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = ELSEWHERE) -> FlipError:

@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -30,8 +29,8 @@ from flip.data.stream import captions_of, image_of, label_of
 from flip.evaluate import prompts
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.rundir import RunDir
-from jobs import container, fit, saves, site
-from jobs.disk import ELSEWHERE, unwritable
+from jobs import container, fit, saves, site, variables
+from jobs.disk import ELSEWHERE, probe, unwritable
 from jobs.profile import Profile
 from jobs.table import count, size
 
@@ -62,6 +61,7 @@ def check(
     _libraries(config, profile)
     nominal = any(one.nominal for one in data)
     return [
+        *(Check(*seen) for seen in variables.check(config, profile, plan=dry and nominal)),
         *_data(config, data),
         _tokenizer(config, nominal),
         *_evaluations(config, nominal),
@@ -236,11 +236,10 @@ def _here(profile: Profile, folder: Path) -> Path | None:
 
 
 def _writable(profile: Profile, folder: Path, dry: bool) -> Check:
-    """Create, rename and delete a probe where the runs will live; in a dry run ask for the permissions alone."""
+    """Probe the place where the runs will live; in a dry run ask for the permissions alone."""
     place = _here(profile, folder)
     if place is None:
         return Check("runs root", f"{folder.parent}: not on this machine", True)
-    probe = place / f".probe.{os.getpid()}"
     blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if blocking is not None:
         raise ConfigError("a file is where a folder must be", str(blocking), remedy=ELSEWHERE)
@@ -249,15 +248,10 @@ def _writable(profile: Profile, folder: Path, dry: bool) -> Check:
             raise PermissionDenied("may not be written", str(place), remedy=ELSEWHERE)
         return Check("runs root", f"{folder.parent}: may be written")
     try:
-        probe.touch()
-        probe.rename(probe.with_suffix(".moved"))
-        probe.with_suffix(".moved").unlink()
+        probe(place)
     except OSError as error:
         raise unwritable(error, place) from error
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
-    return Check("runs root", f"{folder.parent}: files can be created, renamed and deleted")
+    return Check("runs root", f"{folder.parent}: files can be created, locked, renamed, linked and deleted")
 
 
 def _space(config: Config, profile: Profile, folder: Path, plan: bool) -> Check:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import NamedTuple
 from flip.exitcodes import ConfigError
 from jobs import scheduler
 from jobs.batch import PASSED, minutes
+from jobs.disk import probe
 from jobs.profile import Profile, runs_root
 from jobs.scheduler import number
 from jobs.slurm import only
@@ -27,6 +26,8 @@ GPUS = re.compile(r"\bgpu:(?:([^:,()]+):)?([0-9]{1,9})(?=[,(\s]|$)")
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 DEADLINE = 15.0
 """Seconds for one question of ``read``."""
+PYTHON = "import sys; sys.version_info >= (3, 6) or sys.exit('it is Python %d.%d' % sys.version_info[:2])"
+"""What the batch script's Python must get through."""
 SHARED = ("afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs", "orangefs", "panfs", "pvfs2", "wekafs")
 """Beginnings of the names of file systems that several machines see."""
 
@@ -38,7 +39,25 @@ def ready(profile: Profile) -> str:
     if unset:
         what = f"env: the profile {profile.name} passes variables on that are not set here"
         raise ConfigError(what, value=", ".join(unset), remedy="Export them, or take their names out of the profile.")
-    return _answer(profile.partition, profile.name)
+    answer = _answer(profile.partition, profile.name)
+    _interpreter(profile)
+    return answer
+
+
+def _interpreter(profile: Profile) -> None:
+    """ConfigError where the batch script's Python is here and does not run with what jobs get: every node would be
+    taken for one that lacks it. One that is on the nodes alone is not known of."""
+    python = shutil.which(profile.hosts_python)
+    if python is None:
+        return
+    try:
+        with only([*PASSED, *profile.env]):
+            scheduler.call(python, "-Ic", PYTHON)
+    except scheduler.Unanswered as error:
+        remedy = f"In the profile {profile.name} name another (host_python: /usr/bin/python3), or what it needs (env: "
+        remedy += "[LD_LIBRARY_PATH]): modules are loaded after it has begun, for the ranks."
+        what = "the batch script's Python does not run in the environment of jobs"
+        raise ConfigError(what, python, str(error).removeprefix(f"{python}: "), remedy) from error
 
 
 def _commands() -> None:
@@ -257,12 +276,9 @@ def unusable(root: Path) -> str:
     """Why runs cannot live below ``root``: create, lock, rename and link a file there; "" where they can."""
     place = next(folder for folder in (root, *root.parents) if folder.exists())
     try:
-        with tempfile.TemporaryDirectory(prefix=".probe.", dir=place) as folder:
-            with open(Path(folder) / "a", "w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rename(Path(folder) / "a", Path(folder) / "b")
-            os.link(Path(folder) / "b", Path(folder) / "c")
-            os.symlink("b", Path(folder) / "d")
+        probe(place)
+    except ConfigError as error:
+        return f"{place}: {error.what}"
     except OSError as error:
         return f"{error.filename or place}: {error.strerror}"
     return ""

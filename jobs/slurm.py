@@ -77,6 +77,7 @@ class SlurmCluster:
             "kind": "slurm",
             "cluster": self.profile.name,
             "site": site,
+            "uid": os.geteuid(),
             "name": name,
             "token": name.rpartition(".")[2],
             "index": index,

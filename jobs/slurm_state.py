@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import os
+import pwd
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flip.rundir import RunDir, read_record
 from jobs import canary, ledger, scheduler
@@ -84,15 +88,34 @@ def rows_of(runs: Iterable[RunDir]) -> dict[Path, Row]:
 
 
 def elsewhere(absent: Sequence[RunDir]) -> dict[Path, str]:
-    """Why the Slurm that answers here cannot speak for a run: it was submitted to another. Raises Unanswered."""
+    """Why the Slurm that answers here cannot speak for a run that it does not list: it was submitted to another, or by
+    another, whose jobs it does not show. Raises Unanswered."""
     found: dict[Path, str] = {}
-    site = scheduler.cluster_name() if absent else ""
+    config = scheduler.config() if absent else {}
+    site, me = config.get("ClusterName", ""), os.geteuid()
+    hides = me != 0 and "jobs" in re.split(r"\W+", config.get("PrivateData", ""))
     for run in absent:
         with contextlib.suppress(*UNREADABLE):
-            theirs = (read_record(run.path / "job.json") or {}).get("site", site)
+            job = read_record(run.path / "job.json") or {}
+            theirs = job.get("site", site)
             if theirs != site:
                 found[run.path] = f"it was submitted to the Slurm cluster {theirs}; this is {site}"
+            elif hides and (owner := _owner(run, job)) != me:
+                found[run.path] = f"this Slurm shows the jobs of {_called(owner)} to nobody else (PrivateData)"
     return found
+
+
+def _owner(run: RunDir, job: Mapping[str, Any]) -> int:
+    """The user who submitted it; of older records, whose file that is."""
+    uid = job.get("uid")
+    return uid if isinstance(uid, int) else (run.path / "job.json").stat().st_uid
+
+
+def _called(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return f"user {uid}"
 
 
 def _state(run: RunDir, row: Row | None, silence: str) -> JobState:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -48,7 +49,7 @@ class Snapshot:
 
 
 def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
-    """Copy the code of ``repository`` to ``into``/<digest>/ unless it is there.
+    """Copy the code of ``repository`` to ``into``/<digest>/, or of what is there what lacks.
 
     Tracked, modified and untracked files that git does not ignore; without git, all below TAKEN but SKIPPED folders.
     Raises ConfigError where it is larger than ``limit`` bytes, StorageError where it cannot be written.
@@ -59,6 +60,7 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
     total = sum(len(data) for data, _ in contents.values())
     snapshot = Snapshot(digest, target, len(contents), total, tuple(left_out))
     if target.exists():
+        _mend(contents, target)
         return snapshot
     temporary = into / f".{digest}.{os.getpid()}"
     try:
@@ -140,10 +142,40 @@ def _write(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
     for name, (data, executable) in contents.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "wb") as out:
-            out.write(data)
-            os.fsync(out.fileno())
-        file.chmod(0o555 if executable else 0o444)
+        _file(file, data, executable)
+
+
+def _file(file: Path, data: bytes, executable: bool) -> None:
+    with open(file, "wb") as out:
+        out.write(data)
+        os.fsync(out.fileno())
+    file.chmod(0o555 if executable else 0o444)
+
+
+def _mend(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
+    """Put back what scratch's purge has deleted, file by file, or a lost mount has cut off; jobs may be reading."""
+    for name, (data, executable) in contents.items():
+        file = folder / name
+        if _size(file) == len(data):
+            continue
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _file(temporary, data, executable)
+            os.replace(temporary, file)
+            sync_folder(file.parent)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise unwritable(error, file) from error
+
+
+def _size(file: Path) -> int:
+    """-1: there is none."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
 
 
 def _discard(folder: Path) -> None:

@@ -93,6 +93,17 @@ def test_the_sweeps_own_folder_is_seen(there):
     check(there, str(there / "home"), overrides=moved)
 
 
+@pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
+@pytest.mark.parametrize("name", ["a:b", "a,b"])
+def test_a_runs_root_that_a_list_of_mounts_would_split_is_refused(there, runtime, name):
+    (there / name).mkdir()
+    profile = Profile(name="mine", kind="slurm", container="x.sqsh", container_runtime=runtime)
+    with pytest.raises(ConfigError, match="PATH:PLACE.*must have neither.*FLIP_RUNS=FOLDER") as caught:
+        container.check(config(there), profile, there / name / "demo")
+    assert caught.value.value == str(there / name / "demo")
+    assert container.check(config(there), Profile(kind="slurm"), there / name / "demo") == []
+
+
 def test_apptainer_brings_the_home(there):
     assert refused(there, runtime="apptainer").remedy.endswith(f": {there}/data.")
     check(there, str(there / "data"), runtime="apptainer")

@@ -235,6 +235,23 @@ def test_no_commands_no_controller_no_default(far, tmp_path, monkeypatch, capsys
     assert doctor.main([]) == 78 and "srun" in capsys.readouterr().err
 
 
+def test_a_python_that_does_not_run_as_jobs_call_it_is_found_out_before_a_node_is_blamed(far, tmp_path, monkeypatch):
+    """One from a module that sets LD_LIBRARY_PATH: on a node it would be a missing interpreter, a hundred times."""
+    lacks = "error while loading shared libraries: libpython3.11.so.1.0: cannot open shared object file"
+    needs = f'[ "$LD_LIBRARY_PATH" = /apps/lib ] || {{ echo "python: {lacks}" >&2; exit 127; }}'
+    far("modpython", f'{needs}\nexec {sys.executable} "$@"')
+    far("oldpython", "echo 'it is Python 3.4' >&2; exit 1")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/apps/lib")
+    own, fields = str(tmp_path / "modpython"), {"kind": "slurm", "name": "mine", "modules": ["python/3.11"]}
+    for python, host, said in ((own, "", lacks), ("python3", own, lacks), ("python3", "oldpython", "it is Python 3.4")):
+        with pytest.raises(ConfigError) as caught:
+            reading.ready(Profile(python=python, host_python=host, **fields))
+        assert caught.value.where == str(tmp_path / (host or python)) and said in str(caught.value)
+        assert "mine" in caught.value.remedy and "host_python: /usr/bin/python3" in caught.value.remedy
+    for more in ({"env": ["LD_LIBRARY_PATH"]}, {"host_python": sys.executable}, {"host_python": "/only/on/nodes"}):
+        assert reading.ready(Profile(python=own, **fields, **more)).startswith("the cluster far answers")
+
+
 def test_help_ends_with_examples_and_imports_nothing_of_ours():
     line = [sys.executable, "-X", "importtime", str(ROOT / "jobs" / "doctor.py"), "--help"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)

@@ -178,6 +178,7 @@ def test_one_array_per_shape_and_the_place_of_each_run_is_written_before(tmp_pat
     assert (folder / "runs").read_text().split() == [str(made[0].run.path), str(made[2].run.path)]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert records[0]["name"] == f"demo.{folder.name}" and records[0]["site"] == "far"
+    assert records[0]["uid"] == os.geteuid()
     texts = [path.read_text() for path in sorted(tmp_path.glob("sbatch.[0-9]*"))]
     assert sum("--array=0-1%2" in text for text in texts) == 1 and len(texts) == 2
     environment = (tmp_path / "sbatch.env").read_text()

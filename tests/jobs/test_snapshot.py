@@ -1,11 +1,13 @@
 """The code that runs is the code that was submitted, without secrets."""
 
 import os
+import shutil
 import subprocess
+from unittest.mock import Mock
 
 import pytest
 
-from flip.exitcodes import ConfigError
+from flip.exitcodes import ConfigError, StorageError
 from jobs.snapshot import take
 
 FILES = {
@@ -66,6 +68,30 @@ def test_a_deleted_file_is_not_missed(repository, tmp_path):
     (repository / "flip" / "more.py").write_text("")
     (repository / "flip" / "a.py").unlink()
     assert taken(take(repository, tmp_path / "code")) == ["flip/more.py", "jobs/b.py", "pyproject.toml"]
+
+
+def test_what_scratch_has_purged_of_a_snapshot_is_put_back(repository, tmp_path):
+    """File by file: one is gone with its folder, one was cut off by a lost mount, and what is whole is left alone."""
+    first = take(repository, tmp_path / "code")
+    whole, gone, cut = (first.path / name for name in ("pyproject.toml", "jobs/b.py", "flip/a.py"))
+    shutil.rmtree(gone.parent)
+    cut.chmod(0o644)
+    cut.write_text("A")
+    before = whole.stat()
+    assert take(repository, tmp_path / "code") == first
+    assert taken(first) == ["flip/a.py", "jobs/b.py", "pyproject.toml"], "whole, and nothing temporary is left"
+    assert (gone.read_text(), cut.read_text()) == ("B = 1\n", "A = 1\n")
+    assert [path.stat().st_mode & 0o777 for path in (gone, cut)] == [0o444, 0o444]
+    assert (whole.stat().st_ino, whole.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_snapshot_that_cannot_be_mended_is_a_sentence(repository, tmp_path, monkeypatch):
+    first = take(repository, tmp_path / "code")
+    (first.path / "jobs/b.py").unlink()
+    monkeypatch.setattr(os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(StorageError, match="b.py: .*No space left on device"):
+        take(repository, tmp_path / "code")
+    assert taken(first) == ["flip/a.py", "pyproject.toml"]
 
 
 def test_too_large_is_refused(repository, tmp_path):

@@ -1,5 +1,6 @@
 """The command as a person types it, from another directory, on small real data."""
 
+import errno
 import json
 import os
 import subprocess
@@ -17,11 +18,11 @@ from flip.config import schema
 from flip.config.load import read
 from flip.config.schema import Config
 from flip.data.index import index
-from flip.exitcodes import ConfigError, PermissionDenied
+from flip.exitcodes import ConfigError, PermissionDenied, StorageError
 from flip.results import read_run
 from flip.rundir import create_json, read_json
 from jobs import folder as folders
-from jobs import preflight, submission
+from jobs import preflight, site, submission
 from jobs.goodput import of_run
 from jobs.profile import Profile
 from jobs.snapshot import Snapshot
@@ -161,13 +162,29 @@ def test_what_is_not_installed_is_said(monkeypatch):
 
 
 def test_a_dry_run_writes_nothing(desk, monkeypatch):
-    monkeypatch.setattr(Path, "touch", lambda *_: pytest.fail("wrote a probe"))
+    monkeypatch.setattr(preflight, "probe", lambda _: pytest.fail("wrote a probe"))
     place = desk.folder / "runs" / "x"
     assert "may be written" in preflight._writable(Profile(name="local"), place, True).detail
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
         with pytest.raises(PermissionDenied):
             preflight._writable(Profile(name="local"), place, True)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("name, kind", [("link", "hard"), ("symlink", "symbolic")])
+def test_a_place_without_links_is_found_out_before_a_run_ends_there(tmp_path, monkeypatch, name, kind, number):
+    """gcsfuse, vfat: no end of an attempt could be recorded."""
+    monkeypatch.setattr(os, name, Mock(side_effect=OSError(number, os.strerror(number))))
+    with pytest.raises(ConfigError, match=f"{tmp_path}: this file system has no {kind} links .*FLIP_RUNS=FOLDER"):
+        preflight._writable(Profile(name="local"), tmp_path / "runs" / "x", False)
+    assert site.unusable(tmp_path / "runs") == f"{tmp_path}: this file system has no {kind} links"
+    monkeypatch.setattr(os, name, Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(StorageError, match="No space left"):
+        preflight._writable(Profile(name="local"), tmp_path / "runs" / "x", False)
+    monkeypatch.undo()
+    assert not preflight._writable(Profile(name="local"), tmp_path / "runs" / "x", False).skipped
+    assert not list(tmp_path.iterdir()), "nothing is left"
 
 
 def test_the_end_of_input_is_a_no(monkeypatch):

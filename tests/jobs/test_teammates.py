@@ -3,17 +3,20 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from flip.exitcodes import FlipError
 from flip.rundir import read_json, write_json
-from jobs import explain, folder, ledger, report, slurm, slurm_state, status
+from jobs import cluster, explain, folder, ledger, report, slurm, slurm_state, status
+from jobs import plan as planning
 from jobs.cluster import Job
 from jobs.profile import Profile
-from tests.jobs.outcomes import make
+from tests.jobs.outcomes import make, wanted
 
 NOBODY = 65534
 SUBMITTED = "its job is not in Slurm's queue any more: submit again"
@@ -94,6 +97,38 @@ WAITS = ("queued", "waits for its canary a")
 def test_where_runs_stand_is_seen_by_others_in_slurms_words(sweep, first, others, expected):
     sweep.queue(first, others)
     assert seen(sweep) == expected
+
+
+def test_where_slurm_hides_the_jobs_of_others_their_runs_are_unknown(sweep, monkeypatch):
+    """squeue lists nothing of them: they may run. Records of before name no user: the file's owner it is."""
+    run, mine, complete = sweep.runs
+    sweep.queue("", "")
+    sweep("scancel", "")
+    write_json(complete.result, {})
+    uid = read_json(run.path / "job.json")["uid"]
+    write_json(mine.path / "job.json", {**read_json(mine.path / "job.json"), "uid": uid + 1})
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+
+    def stand(settings):
+        sweep("scontrol", f"printf '%s\\n' 'ClusterName = far' {settings}")
+        found = slurm_state.states([run, mine, complete])
+        return found[run.path].detail, *(state.state for state in found.values())
+
+    seen = (SUBMITTED, "stopped", "stopped", "complete")
+    why = f"this Slurm shows the jobs of {slurm_state._called(uid)} to nobody else (PrivateData)"
+    hidden = (why, "unknown", "stopped", "complete")
+    assert stand("") == stand("'PrivateData = accounts,users'") == seen
+    assert stand("'PrivateData             = accounts,jobs'") == hidden
+    with pytest.raises(FlipError, match=re.escape(f"not told to stop (found: 'a: {why}'")):
+        cluster.cancel([run])
+    write_json(run.identity, dict(wanted("a").identity))
+    plan = planning.plan([wanted("a")], planning.observe(run.path.parent, ["a"]), run.path.parent)
+    assert [action.kind for action in plan.actions] == ["unknown"] and not plan.starting
+    job = read_json(run.path / "job.json")
+    write_json(run.path / "job.json", {key: value for key, value in job.items() if key != "uid"})
+    assert stand("'PrivateData = jobs'") == hidden
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert stand("'PrivateData = jobs'") == seen, "root sees all"
 
 
 def test_what_waits_for_a_canary_that_has_failed_is_seen_by_others(sweep):

@@ -16,6 +16,7 @@ from pathlib import Path
 from flip.data.index import index
 from jobs import snapshot
 from jobs.profile import load_profile
+from jobs.variables import telling
 from tests.arena import BATCH, INTERVAL
 from tests.s3.proxy import Proxy
 from tests.s3.servers import BUCKET, Nanio, environment, upload
@@ -66,6 +67,8 @@ class Scene:
         make_dataset(self.folder / "scored", samples=32, shards=1, chunk=4, classes=8, seed=1)
         self.server.start()
         upload(self.server, data)
+        for name in telling(["s3"], os.environ):
+            del os.environ[name]  # this machine's, as its certificates: submit would ask for them to be passed on
         settings = environment(self.server.address)
         os.environ.update(settings | {"FLIP_WITNESS": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder / "tmp")})
         keys = [f"s3://{BUCKET}/set/{path.name}" for path in sorted(data.glob("*.tar"))]

@@ -50,7 +50,7 @@ elsewhere() {  # a node that lacks what the others have, a mount or the interpre
 }
 said=/runs/demo/.slurm/0123abcd/$id
 exec >>"$said.out" 2>>"$said.err" || elsewhere
-export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONUNBUFFERED=1 NCCL_DEBUG='WARN x'
+export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONUNBUFFERED=1 PYTHONNOUSERSITE=1 NCCL_DEBUG='WARN x'
 FLIP_RUN=$(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" /runs/demo/.slurm/0123abcd/runs) || elsewhere
 FLIP_ATTEMPT=$(python3 -I /runs/demo/.code/c0de/jobs/requeue.py begin "$FLIP_RUN" --token 0123abcd) || elsewhere
 [ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again
