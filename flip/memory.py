@@ -31,9 +31,10 @@ def device(model: Model, compute: Compute, local: int, mask: str, ranks: int = 1
     """Bytes that one rank holds at the peak of a step of ``local`` pairs: each part and their ``total``.
 
     ``left``: positions of a caption, where a text mask leaves fewer than all. Weights, gradients and both moments are
-    fp32 and shared over the ranks of a copy. Activations are freed while gradients come: the peak is at the end of the
-    forward pass, when the text tower's are gone, or at the step of the optimiser, whichever is most. Interpreter,
-    libraries and (on CUDA) context and kernels come on top.
+    fp32 and shared over the ranks of a copy, but for gradients between micro-batches. Activations are freed while
+    gradients come: the peak is at the end of the forward pass, when the text tower's are gone, or at the end of the
+    backward pass or the step of the optimiser, whichever is most. Interpreter, libraries and (on CUDA) context and
+    kernels come on top.
     """
     count, shard = parameters(model), max(1, ranks // compute.replicate)
     length, micro = tokens(model.image, mask), -(-local // compute.accumulate)
@@ -44,11 +45,7 @@ def device(model: Model, compute: Compute, local: int, mask: str, ranks: int = 1
         "batch": local * (kept(model.image, mask) * (3 * model.image.patch**2 + 2) + 4 * model.text.length),
     }
     vocabulary = model.text.vocabulary * model.text.width
-    if ranks > 1:
-        # Two blocks, at work and on their way, or a tower's rest, with the gradients of one.
-        widest = max(model.image.width, model.text.width)
-        always["gathered"] = (2 * size + 4) * max(12 * widest**2, vocabulary)
-    elif compute.precision == "bf16":
+    if ranks == 1 and compute.precision == "bf16":
         always["bf16_weights"] = 2 * (count["total"] - vocabulary)  # autocast's copies
     gradients = {name: 4 * count[name] // shard for name in ("image", "text")}
     images = micro * size * _saved(model.image, length, compute) + _edge(model.image, mask, micro, size)
@@ -57,17 +54,36 @@ def device(model: Model, compute: Compute, local: int, mask: str, ranks: int = 1
         "image": micro * size * TEMPORARY * length * model.image.width,
         "text": micro * size * TEMPORARY * captions * model.text.width,
     }
-    # Earlier micro-batches have left the gradient of everything.
-    earlier = sum(gradients.values()) if compute.accumulate > 1 else 0
+    # Earlier micro-batches have left the gradient of everything; ranks add theirs up and share them after the last.
+    earlier = 4 * count["total"] if compute.accumulate > 1 else 0
     loss = loss_bytes(local, ranks, model.embed)
     both = {"image_activations": images, "text_activations": texts}
     moments = [
         {"gradients": earlier, **both, "temporary": work["text"], "loss": loss},
         {"gradients": max(earlier, gradients["text"]), "image_activations": images, "temporary": work["image"]},
-        {"gradients": sum(gradients.values())},
+        {"gradients": earlier or sum(gradients.values())},
     ]  # fmt: skip
+    if ranks > 1:
+        for parts, gathered in zip(moments, _gathered(model, compute, size), strict=True):
+            parts["gathered"] = gathered
     parts = always | max(moments, key=lambda parts: sum(parts.values()))
     return parts | {"total": sum(parts.values())}
+
+
+def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int]:
+    """Bytes of weights that a rank holds whole, and of gradients before their sum, at the three moments of ``device``.
+
+    Before the last micro-batch FSDP gives back no weights in the backward pass (``flip.step``), and projections are
+    fp32. Until its end there is the text tower's gradient of the embedding besides, and that of the block at work.
+    """
+    image, text, count = model.image, model.text, parameters(model)
+    block, vocabulary = 12 * max(image.width, text.width) ** 2, text.vocabulary * text.width
+    # Two blocks, at work and on their way, or a tower's rest, with the gradients of one.
+    units = (2 * size + 4) * max(block, vocabulary)
+    if compute.accumulate == 1:
+        return units, units, units
+    whole = size * count["total"] + (4 - size) * model.embed * (image.width + text.width)
+    return units, units + size * count["text"], whole + size * (vocabulary + block)
 
 
 def saved(model: Model, compute: Compute, micro: int, mask: str) -> int:
