@@ -17,6 +17,11 @@ output, the hidden layer before and after its activation, and what attention cop
 keeps: input, q, k, v, the heads' projection, the hidden layer (SDPA's output besides). Temporary: what the backward
 pass of a block holds beyond."""
 
+NORMS, SQUARES = 2, 3
+"""Under autocast on CUDA, which a single rank has for bf16, LayerNorm and softmax compute in fp32 (AT_FORALL_FP32 and
+_SET_OPT_DTYPE in torch's ATen/autocast_mode.h); on a CPU, where SAVED was found, they do not. Beside SAVED: both norms'
+inputs are of twice the bytes. Explicit attention keeps its weights in fp32 and a copy in bf16: three for one."""
+
 LAST, LAST_SELECTED = 5, 4
 """The same two of the text tower's last block, of which the first position alone goes on: input, norm, q, k and v."""
 
@@ -48,8 +53,8 @@ def device(model: Model, compute: Compute, local: int, mask: str, ranks: int = 1
     if ranks == 1 and compute.precision == "bf16":
         always["bf16_weights"] = 2 * (count["total"] - vocabulary)  # autocast's copies
     gradients = {name: 4 * count[name] // shard for name in ("image", "text")}
-    images = micro * size * _saved(model.image, length, compute) + _edge(model.image, mask, micro, size)
-    texts = micro * size * _saved(model.text, captions, compute, first=True)
+    images = micro * size * _saved(model.image, length, compute, ranks) + _edge(model.image, mask, micro, size)
+    texts = micro * size * _saved(model.text, captions, compute, ranks, first=True)
     work = {
         "image": micro * size * TEMPORARY * length * model.image.width,
         "text": micro * size * TEMPORARY * captions * model.text.width,
@@ -87,7 +92,7 @@ def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int]
 
 
 def saved(model: Model, compute: Compute, micro: int, mask: str) -> int:
-    """Bytes that autograd keeps of a micro-batch's forward pass, autocast's copies of the weights included."""
+    """Bytes that autograd keeps of a micro-batch's forward pass on one rank, autocast's copies of weights included."""
     size = 2 if compute.precision == "bf16" else 4
     image = _saved(model.image, tokens(model.image, mask), compute)
     text = _saved(model.text, model.text.length, compute, first=True)
@@ -95,15 +100,16 @@ def saved(model: Model, compute: Compute, micro: int, mask: str) -> int:
     return micro * size * (image + text) + _edge(model.image, mask, micro, size) + copies
 
 
-def _saved(tower: ImageTower | TextTower, length: int, compute: Compute, first: bool = False) -> int:
+def _saved(tower: ImageTower | TextTower, length: int, compute: Compute, ranks: int = 1, first: bool = False) -> int:
     """Values that the blocks save for the backward pass of one sequence, and one block at work, where it is rebuilt.
 
     ``first``: of the last block only the first position is computed.
     """
-    one = length * tower.width
-    whole = SAVED * one + (tower.heads * length**2 if compute.attention == "explicit" else 0)
+    one, wide = length * tower.width, ranks == 1 and compute.precision == "bf16" and compute.device == "cuda"
+    squares = (SQUARES if wide else 1) * tower.heads * length**2 if compute.attention == "explicit" else 0
+    whole = (SAVED + (NORMS if wide else 0)) * one + squares
     if compute.recompute == "no":
-        return tower.layers * whole - ((whole - LAST * one) if first else 0)
+        return tower.layers * whole - ((whole - (LAST + wide) * one) if first else 0)
     if compute.recompute == "block":
         return tower.layers * one + whole
     selected = SELECTED + (compute.attention == "sdpa")
