@@ -8,8 +8,10 @@ import traceback
 from contextlib import nullcontext
 
 import pytest
+import safetensors
 import torch
 from torch import distributed, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import FSDPModule
 
 from flip import checkpoint, memory, model, norms, optim, parallel, step
@@ -98,6 +100,36 @@ def held(how, world, folder=None):
     step.gradients(pair, (visible(patches, keep), keep, tokens), how.accumulate, world.device, nullcontext())
     step._last = last
     return {kind: torch.tensor(max(those, key=sum)) for kind, those in seen.items()}
+
+
+def restored(how, world, folder):
+    """Saved by all ranks and loaded anew: how many files each opened, and whether all is there; damage, told to all."""
+    opened, open_one = [], safetensors.safe_open
+    pair = built(how, world)
+    optimizer = optim.build(pair.named_parameters(), schema.Optim())
+    state = checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer)
+    checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2).save(state, "pretrain", B)
+    expected = {name: checkpoint.local(tensor).clone() for name, tensor in state.items()}
+    for tensor in state.values():
+        checkpoint.local(tensor).fill_(-1)
+    saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
+    newest = saver.newest()
+    safetensors.safe_open = lambda filename, **more: opened.append(filename) or open_one(filename, **more)
+    saver.load(newest, checkpoint.model_state(pair))
+    saver.load(newest, checkpoint.optimizer_state(pair, optimizer))
+    whole = all(torch.equal(checkpoint.local(state[name]), tensor) for name, tensor in expected.items())
+    seen = torch.tensor([len(opened), whole])
+    distributed.barrier()
+    if world.first:
+        for file in newest.path.glob("*.safetensors"):
+            file.write_bytes(b"rot")
+    distributed.barrier()
+    saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
+    with pytest.raises(CheckpointException, match="global metadata read failed: Error while deserializing header"):
+        saver.load(newest, checkpoint.model_state(pair))
+    together = [torch.empty_like(seen) for _ in range(world.size)]
+    distributed.all_gather(together, seen)
+    return {"opened": torch.stack(together)}
 
 
 def rank_main(rank, world, port, cases, folder, results, work):
@@ -244,6 +276,12 @@ def test_arithmetic_foretells_what_sharding_holds_between_micro_batches():
         assert 0.9 * most < between <= most, (found, plan)
         assert within < 1.05 * most, (found, plan)  # the plan leaves out biases, and has activations besides
         assert found["between"].tolist() == [pytest.approx(plan["gathered"], rel=0.3), plan["gradients"]]
+
+
+def test_one_rank_alone_opens_all_files_for_their_headers(tmp_path):
+    """Once; then each opens its own for weights and for moments, the first one the other's too, where the steps lie."""
+    (found,) = launch(2, [compute()], tmp_path, work=restored)
+    assert found["opened"].tolist() == [[2 + 1 + 2, 1], [1 + 1, 1]]
 
 
 @pytest.mark.slow
