@@ -23,6 +23,7 @@ from flip.data.hedge import SHARE
 from flip.data.manifest import BLOCK
 from flip.data.order import Order
 from flip.data.prefetch import MOST, THREADS
+from flip.flops import parameters
 from flip.interval import LEAST
 from jobs import fit, sweep
 from jobs.cost import estimate
@@ -155,7 +156,7 @@ def device(config: Config, stage: Stage) -> dict[str, float]:
 def checkpoint(config: Config, speeds: dict[str, float]) -> dict[str, Any]:
     """Its size, and how long a rank copies and writes its part."""
     ranks = world(config)
-    rank = memory.saving(config) / (2 if config.checkpoint.background == "yes" else 1)
+    rank = memory.STATE_BYTES * parameters(config.model)["total"] // ranks
     return {
         "gigabytes": rank * ranks / 1e9,
         "megabytes_a_rank": rank / 1e6,

@@ -17,6 +17,11 @@ output, the hidden layer before and after its activation, and what attention cop
 keeps: input, q, k, v, the heads' projection, the hidden layer (SDPA's output besides). Temporary: what the backward
 pass of a block holds beyond."""
 
+NORMS, SQUARES = 2, 3
+"""Under autocast on CUDA, which a single rank has for bf16, LayerNorm and softmax compute in fp32 (AT_FORALL_FP32 and
+_SET_OPT_DTYPE in torch's ATen/autocast_mode.h); on a CPU, where SAVED was found, they do not. Beside SAVED: both norms'
+inputs are of twice the bytes. Explicit attention keeps its weights in fp32 and a copy in bf16: three for one."""
+
 LAST, LAST_SELECTED = 5, 4
 """The same two of the text tower's last block, of which the first position alone goes on: input, norm, q, k and v."""
 
@@ -31,9 +36,10 @@ def device(model: Model, compute: Compute, local: int, mask: str, ranks: int = 1
     """Bytes that one rank holds at the peak of a step of ``local`` pairs: each part and their ``total``.
 
     ``left``: positions of a caption, where a text mask leaves fewer than all. Weights, gradients and both moments are
-    fp32 and shared over the ranks of a copy. Activations are freed while gradients come: the peak is at the end of the
-    forward pass, when the text tower's are gone, or at the step of the optimiser, whichever is most. Interpreter,
-    libraries and (on CUDA) context and kernels come on top.
+    fp32 and shared over the ranks of a copy, but for gradients between micro-batches. Activations are freed while
+    gradients come: the peak is at the end of the forward pass, when the text tower's are gone, or at the end of the
+    backward pass or the step of the optimiser, whichever is most. Interpreter, libraries and (on CUDA) context and
+    kernels come on top.
     """
     count, shard = parameters(model), max(1, ranks // compute.replicate)
     length, micro = tokens(model.image, mask), -(-local // compute.accumulate)
@@ -44,34 +50,49 @@ def device(model: Model, compute: Compute, local: int, mask: str, ranks: int = 1
         "batch": local * (kept(model.image, mask) * (3 * model.image.patch**2 + 2) + 4 * model.text.length),
     }
     vocabulary = model.text.vocabulary * model.text.width
-    if ranks > 1:
-        # Two blocks, at work and on their way, or a tower's rest, with the gradients of one.
-        widest = max(model.image.width, model.text.width)
-        always["gathered"] = (2 * size + 4) * max(12 * widest**2, vocabulary)
-    elif compute.precision == "bf16":
+    if ranks == 1 and compute.precision == "bf16":
         always["bf16_weights"] = 2 * (count["total"] - vocabulary)  # autocast's copies
     gradients = {name: 4 * count[name] // shard for name in ("image", "text")}
-    images = micro * size * _saved(model.image, length, compute) + _edge(model.image, mask, micro, size)
-    texts = micro * size * _saved(model.text, captions, compute, first=True)
+    images = micro * size * _saved(model.image, length, compute, ranks) + _edge(model.image, mask, micro, size)
+    texts = micro * size * _saved(model.text, captions, compute, ranks, first=True)
     work = {
         "image": micro * size * TEMPORARY * length * model.image.width,
         "text": micro * size * TEMPORARY * captions * model.text.width,
     }
-    # Earlier micro-batches have left the gradient of everything.
-    earlier = sum(gradients.values()) if compute.accumulate > 1 else 0
+    # Earlier micro-batches have left the gradient of everything; ranks add theirs up and share them after the last.
+    earlier = 4 * count["total"] if compute.accumulate > 1 else 0
     loss = loss_bytes(local, ranks, model.embed)
     both = {"image_activations": images, "text_activations": texts}
     moments = [
         {"gradients": earlier, **both, "temporary": work["text"], "loss": loss},
         {"gradients": max(earlier, gradients["text"]), "image_activations": images, "temporary": work["image"]},
-        {"gradients": sum(gradients.values())},
+        {"gradients": earlier or sum(gradients.values())},
     ]  # fmt: skip
+    if ranks > 1:
+        for parts, gathered in zip(moments, _gathered(model, compute, size), strict=True):
+            parts["gathered"] = gathered
     parts = always | max(moments, key=lambda parts: sum(parts.values()))
     return parts | {"total": sum(parts.values())}
 
 
+def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int]:
+    """Bytes of weights that a rank holds whole, and of gradients before their sum, at the three moments of ``device``.
+
+    Before the last micro-batch FSDP gives back no weights in the backward pass (``flip.step``), and projections are
+    fp32. Until its end there is the text tower's gradient of the embedding besides, and that of the block at work.
+    """
+    image, text, count = model.image, model.text, parameters(model)
+    block, vocabulary = 12 * max(image.width, text.width) ** 2, text.vocabulary * text.width
+    # Two blocks, at work and on their way, or a tower's rest, with the gradients of one.
+    units = (2 * size + 4) * max(block, vocabulary)
+    if compute.accumulate == 1:
+        return units, units, units
+    whole = size * count["total"] + (4 - size) * model.embed * (image.width + text.width)
+    return units, units + size * count["text"], whole + size * (vocabulary + block)
+
+
 def saved(model: Model, compute: Compute, micro: int, mask: str) -> int:
-    """Bytes that autograd keeps of a micro-batch's forward pass, autocast's copies of the weights included."""
+    """Bytes that autograd keeps of a micro-batch's forward pass on one rank, autocast's copies of weights included."""
     size = 2 if compute.precision == "bf16" else 4
     image = _saved(model.image, tokens(model.image, mask), compute)
     text = _saved(model.text, model.text.length, compute, first=True)
@@ -79,15 +100,16 @@ def saved(model: Model, compute: Compute, micro: int, mask: str) -> int:
     return micro * size * (image + text) + _edge(model.image, mask, micro, size) + copies
 
 
-def _saved(tower: ImageTower | TextTower, length: int, compute: Compute, first: bool = False) -> int:
+def _saved(tower: ImageTower | TextTower, length: int, compute: Compute, ranks: int = 1, first: bool = False) -> int:
     """Values that the blocks save for the backward pass of one sequence, and one block at work, where it is rebuilt.
 
     ``first``: of the last block only the first position is computed.
     """
-    one = length * tower.width
-    whole = SAVED * one + (tower.heads * length**2 if compute.attention == "explicit" else 0)
+    one, wide = length * tower.width, ranks == 1 and compute.precision == "bf16" and compute.device == "cuda"
+    squares = (SQUARES if wide else 1) * tower.heads * length**2 if compute.attention == "explicit" else 0
+    whole = (SAVED + (NORMS if wide else 0)) * one + squares
     if compute.recompute == "no":
-        return tower.layers * whole - ((whole - LAST * one) if first else 0)
+        return tower.layers * whole - ((whole - (LAST + wide) * one) if first else 0)
     if compute.recompute == "block":
         return tower.layers * one + whole
     selected = SELECTED + (compute.attention == "sdpa")
@@ -108,8 +130,11 @@ def loader(config: Config, stage: Stage) -> int:
 
 
 def saving(config: Config) -> int:
-    """Bytes that a rank's host holds of a checkpoint on its way: its file, and in the background a copy before."""
-    copies = 2 if config.checkpoint.background == "yes" else 1
+    """Bytes that a rank's host holds of a checkpoint on its way: its file, and a copy before.
+
+    What lies on the host and is waited for needs none. From a card DCP fetches all tensors before it makes a file.
+    """
+    copies = 2 if config.checkpoint.background == "yes" or config.compute.device == "cuda" else 1
     return copies * STATE_BYTES * parameters(config.model)["total"] // world(config)
 
 

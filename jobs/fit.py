@@ -84,7 +84,7 @@ def advise(config: Config, fits: Callable[[Config], bool], nodes: bool = True) -
 
 
 def _waited(config: Config) -> Iterator[tuple[str, Config]]:
-    if config.checkpoint.background == "yes":
+    if config.checkpoint.background == "yes" and config.compute.device != "cuda":  # there it saves nothing
         one = copy.deepcopy(config)
         one.checkpoint.background = "no"
         yield "checkpoint.background=no", one

@@ -191,7 +191,8 @@ class Checkpoint:
     """Newest commits kept, beside the last of every stage."""
     background: str = "yes"
     """``yes``: training goes on while a copy of the state in the host's memory is written; at most one save is under
-    way. ``no``: it waits, and no memory is taken for the copy."""
+    way. ``no``: it waits, and on a CPU no memory is taken for the copy. On CUDA both take as much of the host: what is
+    written is copied there first."""
     url: str = ""
     """Where checkpoints lie instead of the run directory, as ``s3://bucket/prefix`` or another protocol of fsspec:
     below ``<sweep>/<run>-<token>/``. The run directory has their commit.json all the same. ``""``: nowhere else."""

@@ -59,6 +59,22 @@ def test_what_is_loaded_is_what_was_saved(run, world):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+def test_headers_are_read_once_for_weights_and_moments(run, world, monkeypatch):
+    read, reads = dcp.HuggingFaceStorageReader.read_metadata, []
+    monkeypatch.setattr(
+        dcp.HuggingFaceStorageReader, "read_metadata", lambda self: reads.append(self.path) or read(self)
+    )
+    checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
+    saver, (pair, optimizer) = checkpoint.Checkpointer(run, 1, world, keep=2), trained(steps=0)
+    for samples in (16, 32):
+        found = saver.newest()
+        saver.load(found, checkpoint.model_state(pair))
+        saver.load(found, checkpoint.optimizer_state(pair, optimizer))
+        assert [path.name for path in reads] == [f"{samples}-1"]
+        saver.save(state_of(pair, optimizer), "pretrain", 32)
+        reads.clear()
+
+
 def test_a_save_in_the_background_holds_the_state_of_its_begin(run, world, monkeypatch):
     """Training goes on beside it, and the next save waits for it: one at a time."""
     pair, optimizer = trained()

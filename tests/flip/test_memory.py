@@ -46,3 +46,10 @@ def test_explicit_attention_keeps_its_squares_unless_they_are_computed_again():
     assert bytes(attention="explicit")["total"] > bytes()["total"]
     again = [bytes(attention=attention, recompute="selective")["total"] for attention in ("explicit", "sdpa")]
     assert again[0] < again[1] * 1.05
+
+
+def test_micro_batches_hold_the_gradient_of_the_whole_model_on_each_of_many_ranks():
+    few, many = (bytes(local=2, ranks=ranks, accumulate=2) for ranks in (2, 256))
+    assert few["gradients"] == many["gradients"] == bytes(local=2, accumulate=2)["gradients"]
+    assert few["gathered"] == many["gathered"] > few["gradients"] / 2
+    assert bytes(local=2, ranks=256)["total"] < many["total"] / 2

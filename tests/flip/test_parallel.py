@@ -5,12 +5,16 @@ import os
 import queue
 import socket
 import traceback
+from contextlib import nullcontext
 
 import pytest
+import safetensors
 import torch
 from torch import distributed, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.fsdp import FSDPModule
 
-from flip import checkpoint, model, norms, optim, parallel, step
+from flip import checkpoint, memory, model, norms, optim, parallel, step
 from flip.config import schema
 from flip.rundir import RunDir
 from tests.flip.test_model import inputs, sized, visible
@@ -76,11 +80,63 @@ def bytes_of(parameter):
     return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).nbytes
 
 
-def rank_main(rank, world, port, cases, folder, results):
+def held(how, world, folder=None):
+    """Bytes that FSDP has beside this rank's shards: between micro-batches, and the most at any end of a block."""
+    pair, seen, last = built(how, world), {"between": [], "within": []}, step._last
+    units = [unit._get_fsdp_state()._fsdp_param_group for unit in pair.modules() if isinstance(unit, FSDPModule)]
+    parameters = [one for unit in units if unit for one in unit.fsdp_params]
+
+    def note(kind):
+        weights = [one._unsharded_param for one in parameters if hasattr(one, "_unsharded_param")]
+        sums = [one.unsharded_accumulated_grad for one in parameters if one.unsharded_accumulated_grad is not None]
+        grads = [*sums, *(one.grad for one in weights if one.grad is not None)]
+        there = sum(one.untyped_storage().nbytes() for one in weights), sum(one.nbytes for one in grads)
+        seen[kind].append(there)
+
+    for block in (*pair.image.blocks, *pair.text.blocks):
+        block.register_full_backward_hook(lambda *_: note("within"))
+    step._last = lambda *given: (note("between"), last(*given))
+    patches, keep, tokens = inputs(B // world.size)
+    step.gradients(pair, (visible(patches, keep), keep, tokens), how.accumulate, world.device, nullcontext())
+    step._last = last
+    return {kind: torch.tensor(max(those, key=sum)) for kind, those in seen.items()}
+
+
+def restored(how, world, folder):
+    """Saved by all ranks and loaded anew: how many files each opened, and whether all is there; damage, told to all."""
+    opened, open_one = [], safetensors.safe_open
+    pair = built(how, world)
+    optimizer = optim.build(pair.named_parameters(), schema.Optim())
+    state = checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer)
+    checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2).save(state, "pretrain", B)
+    expected = {name: checkpoint.local(tensor).clone() for name, tensor in state.items()}
+    for tensor in state.values():
+        checkpoint.local(tensor).fill_(-1)
+    saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
+    newest = saver.newest()
+    safetensors.safe_open = lambda filename, **more: opened.append(filename) or open_one(filename, **more)
+    saver.load(newest, checkpoint.model_state(pair))
+    saver.load(newest, checkpoint.optimizer_state(pair, optimizer))
+    whole = all(torch.equal(checkpoint.local(state[name]), tensor) for name, tensor in expected.items())
+    seen = torch.tensor([len(opened), whole])
+    distributed.barrier()
+    if world.first:
+        for file in newest.path.glob("*.safetensors"):
+            file.write_bytes(b"rot")
+    distributed.barrier()
+    saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
+    with pytest.raises(CheckpointException, match="global metadata read failed: Error while deserializing header"):
+        saver.load(newest, checkpoint.model_state(pair))
+    together = [torch.empty_like(seen) for _ in range(world.size)]
+    distributed.all_gather(together, seen)
+    return {"opened": torch.stack(together)}
+
+
+def rank_main(rank, world, port, cases, folder, results, work):
     try:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         here = parallel.start(cases[0])
-        found = [trained(how, here, folder) for how in cases]
+        found = [work(how, here, folder) for how in cases]
         if rank == 0:
             results.put([{name: value.numpy() for name, value in one.items()} for one in found])
         distributed.barrier()
@@ -90,7 +146,7 @@ def rank_main(rank, world, port, cases, folder, results):
         raise
 
 
-def launch(world, cases, folder=None):
+def launch(world, cases, folder=None, work=trained):
     """What rank 0 of so many real processes (this one, where it is one) finds, case by case."""
     if world == 1:
         here = parallel.start(cases[0])
@@ -104,9 +160,8 @@ def launch(world, cases, folder=None):
         RunDir(folder).begin_attempt({})
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    ranks = [
-        context.Process(target=rank_main, args=(rank, world, port, cases, folder, results)) for rank in range(world)
-    ]
+    given = world, port, cases, folder, results, work
+    ranks = [context.Process(target=rank_main, args=(rank, *given)) for rank in range(world)]
     for process in ranks:
         process.start()
     try:
@@ -209,6 +264,24 @@ def test_copies_of_the_weights_train_alike_and_are_saved_once(at, tmp_path):
     saver.close()
     parallel.stop()
     assert all(torch.equal(found[f"weight.{name}"], p.detach()) for name, p in pair.named_parameters())
+
+
+def test_arithmetic_foretells_what_sharding_holds_between_micro_batches():
+    """The gradient and the weights of the whole model, whatever the number of ranks."""
+    cases = [compute(accumulate=n, precision=precision) for n in (2, 3) for precision in ("fp32", "bf16")]
+    for how, found in zip(cases, launch(2, cases, work=held), strict=True):
+        plan = memory.device(sized("tiny"), how, how.accumulate, "0.5", 2)
+        most = plan["gradients"] + plan["gathered"]
+        between, within = (int(found[kind].sum()) for kind in ("between", "within"))
+        assert 0.9 * most < between <= most, (found, plan)
+        assert within < 1.05 * most, (found, plan)  # the plan leaves out biases, and has activations besides
+        assert found["between"].tolist() == [pytest.approx(plan["gathered"], rel=0.3), plan["gradients"]]
+
+
+def test_one_rank_alone_opens_all_files_for_their_headers(tmp_path):
+    """Once; then each opens its own for weights and for moments, the first one the other's too, where the steps lie."""
+    (found,) = launch(2, [compute()], tmp_path, work=restored)
+    assert found["opened"].tolist() == [[2 + 1 + 2, 1], [1 + 1, 1]]
 
 
 @pytest.mark.slow

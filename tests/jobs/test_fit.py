@@ -91,6 +91,16 @@ def test_a_host_too_small_for_a_cpu_run_is_told_the_same_way():
     assert "resources.nodes" in refused(config, Profile(kind="slurm"), small).remedy
 
 
+def test_waiting_for_saves_frees_memory_of_a_host_without_cards_alone():
+    """From a card DCP copies all tensors to the host before it makes a file, as a save in the background does."""
+    no, cpu = "checkpoint.background=no", ["resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8"]
+    assert fit.on_host(planned(no)) == fit.on_host(planned())
+    least = fit.on_host(planned(no, *cpu))
+    assert least < fit.on_host(planned(*cpu))
+    assert f"change that fits: {no}." in fit.advise(planned(*cpu), lambda one: fit.on_host(one) <= least)
+    assert no not in fit.advise(planned(), lambda one: True)
+
+
 def test_loaders_too_large_for_the_host_are_refused_with_gpus_too():
     error = refused(planned(), load_profile("h100"), Host(cores=96, memory=10**9, cuda=True))
     assert "data.buffer" in error.remedy
