@@ -56,8 +56,13 @@ def ends(arena, upto):
     return [read_json(arena.run.attempt(n) / "end.json") for n in range(1, upto + 1)]
 
 
+def price(arena):
+    """Steps that a fault may cost: an interval, and one more where the newest save may still be on its way."""
+    return INTERVAL * (1 + (arena.config.checkpoint.background == "yes"))
+
+
 def check_attempts(arena):
-    """Every attempt went on from the newest commit. A clean stop cost nothing, no fault more than the interval."""
+    """Every attempt went on from the newest commit. A clean stop cost nothing, no fault more than its price."""
     trained, done = arena.witnessed(), 0
     for n in arena.run.attempt_numbers():
         begun = min(trained.get(n, ()), default=None)
@@ -66,9 +71,9 @@ def check_attempts(arena):
         if n > 1:
             before = ends(arena, n - 1)[-1]
             assert begun == before["commits"], (n, arena.story())
-            bound = 0 if before["code"] == 75 else INTERVAL * BATCH
+            bound = 0 if before["code"] == 75 else price(arena) * BATCH
             assert done - begun <= bound, (n, done, begun, arena.story())
         done = max(trained[n]) + BATCH
     steps = sum(span.steps for span in spans(arena.config))
-    assert sum(len(batches) for batches in trained.values()) <= steps + arena.faults * INTERVAL
+    assert sum(len(batches) for batches in trained.values()) <= steps + arena.faults * price(arena)
     assert ends(arena, arena.run.newest_attempt())[-1]["action"] == "done"
