@@ -41,7 +41,7 @@ browser: install  ## a headless Chromium for the tests of pages, where it may be
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh chromium-headless-shell || \
 		echo "no browser: the report's page is not looked at in one"
 
-test: lint types slurm browser  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (about 40 minutes on two cores)
+test: lint types slurm browser  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (under 40 minutes on two cores)
 	$(TOGETHER) -m "not slow and not gpu and not ($(ALONE))"
 	$(BIN)/python -m pytest -m "not slow and not gpu and ($(ALONE))"
 
