@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +75,14 @@ def find(path: str, split: str = "test") -> Place | None:
 
 def _of_split(file: Path, split: str) -> bool:
     """A file that names another split alone is not meant."""
-    others = [word for other, words in SPLITS.items() if other != split for word in words]
-    return file.name.startswith("dataset_") or not any(word in file.stem.lower() for word in others)
+    told = _tells(file.name)
+    return file.name.startswith("dataset_") or not told or split in told
+
+
+def _tells(name: str) -> set[str]:
+    """The splits that a file's name tells of, as imagenet1k-train-0000.tar or captions_val2017.json."""
+    words = set(re.split("[^a-z]+", name.lower()))
+    return {split for split, names in SPLITS.items() if words & set(names)}
 
 
 def _named(file: Path, split: str) -> Place:
@@ -103,25 +106,22 @@ def _shards(root: str, split: str) -> Place | None:
 
 def _told(listed: dict[str, Stat], split: str) -> dict[str, Stat]:
     """Of shards beside each other, those whose names tell of the split; where none tells of any, all are the test."""
-    tell = {key: set(re.split("[^a-z]+", key.rpartition("/")[2].lower())) for key in listed}
-    if not any(told & set(words) for told in tell.values() for words in SPLITS.values()):
+    tell = {key: _tells(key.rpartition("/")[2]) for key in listed}
+    if not any(tell.values()):
         return listed if split == "test" else {}
-    return {key: stat for key, stat in listed.items() if tell[key] & set(SPLITS[split])}
+    return {key: stat for key, stat in listed.items() if split in tell[key]}
 
 
 def _indexed(listed: dict[str, Stat]) -> Path:
-    """Their manifest in the cache. Evaluations beside each other may make it at once: the first one's stays."""
+    """Their manifest in the cache: begun once, it goes on; of evaluations beside each other the first one makes it."""
     text = json.dumps([[key, *stat] for key, stat in listed.items()])
     made = cache_root() / "manifests" / hashlib.sha256(text.encode()).hexdigest()[:32]
     if not (made / MARK).is_file():
-        own = made.with_name(f"{made.name}.{uuid.uuid4().hex[:8]}")
-        index(list(listed), own)
         try:
-            os.rename(own, made)
-        except OSError:
+            index(list(listed), made)
+        except ConfigError:  # another one was first: its manifest is of the same shards
             if not (made / MARK).is_file():
                 raise
-            shutil.rmtree(own)
     return made
 
 
