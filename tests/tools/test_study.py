@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -17,7 +18,7 @@ from flip.results import Outcome
 from flip.rundir import RunDir, write_json
 from jobs.blocks import Table
 from jobs.sweep import load
-from tools.paired import calibration, design, page, pairs
+from tools.paired import calibration, design, page, pairs, rounds
 from tools.paired.design import ROUNDS, SEEDS
 from tools.paired.rounds import Found
 
@@ -181,6 +182,38 @@ def test_differences_are_of_pairs() -> None:
     less, none = pairs.difference(dict.fromkeys(range(3), 0.1), apart), pairs.difference(apart, apart)
     assert less is not None and less.verdict == "less"
     assert none is not None and none.verdict == "undecided"
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_is_compared_waits_for_no_trial_where_its_learning_rates_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    """It comes first, so that a machine that is stopped early has its table; another study needs its trials before."""
+    made: dict[str, dict[str, Outcome]] = {}
+
+    def submit(sweep: dict[str, Any], profile: str) -> None:
+        if profile == "stopped" and len(made) == 4:
+            raise rounds.Unfinished(75)
+        made[sweep["name"]] = {name: outcome(tmp_path, name, validation=0.1, twemoji=0.2) for name in sweep["runs"]}
+
+    monkeypatch.setattr(rounds, "submit", submit)
+    monkeypatch.setattr(rounds, "outcomes", lambda sweep: made.get(sweep, {}))
+    chosen = {one.name: one.peaks[1] for one in ARMS} if recorded else {}
+    with pytest.raises(rounds.Unfinished):
+        rounds.study(TIMES, "stopped", chosen)
+    names = ["arms", "tuning", "batch"]
+    first = [f"study_{name}" for name in names] + ["study_arms_trials"]
+    assert list(made) == (first if recorded else ["study_arms_trials", "study_arms", *_both("tuning")])
+    there = rounds.collect(chosen)
+    complete = {one.run(seed) for one in ARMS for seed in SEEDS if recorded or one.after or one in ROUNDS[0].arms}
+    assert there.runs.keys() == complete and len(there.trials) == (9 if recorded else 21)
+    rounds.study(TIMES, "on", chosen)
+    assert set(made) == {name for each in names for name in _both(each)}
+    assert len(rounds.collect(chosen).trials) == 3 * len(ARMS)
+
+
+def _both(name: str) -> tuple[str, str]:
+    return f"study_{name}_trials", f"study_{name}"
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

@@ -32,10 +32,11 @@ model, data and lengths are smaller by factors of a hundred to a hundred thousan
     python tools/demo_data.py
     make study                          # ordinary runs, resumable: the same command goes on
 
-Another machine trains the same step counts at the same learning rates (study/choices.json, whatever its trials say),
-and its means should lie within the intervals below, made wider by the square root of two: they are another draw of as
-many seeds. On the same kind of processor with the same packages runs end with the same bits. `python tools/study.py
---calibrate` measures step times anew, which makes it another study."""
+Another machine trains the same step counts at the same learning rates (study/choices.json, whatever its trials say: it
+runs them last, and `python tools/study.py --page` writes the page of what is complete), and its means should lie within
+the intervals below, made wider by the square root of two: they are another draw of as many seeds. On the same kind of
+processor with the same packages runs end with the same bits. `python tools/study.py --calibrate` measures step times
+anew, which makes it another study."""
 
 
 def plan(times: Times) -> str:

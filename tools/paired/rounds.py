@@ -30,25 +30,28 @@ class Unfinished(Exception):
 class Found:
     """What there is of the study. ``chosen``: arm -> peak; ``scores``: arm -> peak -> validation score of its trial.
 
-    ``recorded``: arm -> peak, as it was chosen when the study was made. It counts: where two trials are as good as
-    equal another machine would choose the other, and train another arm. Without it the trials choose.
+    A choice that is there before the trials counts, as it was recorded when the study was made: where two trials are as
+    good as equal another machine would choose the other, and train another arm.
     """
 
-    recorded: Mapping[str, float] = field(default_factory=dict)
-    runs: dict[str, Outcome] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
+    runs: dict[str, Outcome] = field(default_factory=dict)
     scores: dict[str, dict[float, float]] = field(default_factory=dict)
     trials: dict[str, Outcome] = field(default_factory=dict)
 
     def choose(self, each: Round) -> None:
         for one in each.arms:
             best, self.scores[one.name] = pairs.choose(one, self.trials)
-            self.chosen[one.name] = self.recorded.get(one.name, best)
+            self.chosen.setdefault(one.name, best)
 
 
 def study(times: Times, profile: str, recorded: Mapping[str, float]) -> None:
-    """All rounds; what is complete is left alone. Raises Unfinished."""
-    found = Found(recorded)
+    """All rounds; what is complete is left alone. Where the learning rates are recorded, runs that are compared come
+    first, as they wait for no trial: where time ends early, trials are missing. Raises Unfinished.
+    """
+    found = Found(dict(recorded))
+    for each in ROUNDS if recorded else ():
+        submit(design.runs(each, times, recorded), profile)
     for each in ROUNDS:
         submit(design.trials(each, times, found.chosen), profile)
         found.trials |= outcomes(each.trials)
@@ -75,14 +78,15 @@ def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
 
 
 def collect(recorded: Mapping[str, float]) -> Found:
-    """What is there: rounds whose trials are complete, with the runs of theirs that are."""
-    found = Found(recorded)
+    """What is complete: runs of rounds whose learning rates are known, and the trials of whole rounds."""
+    found = Found(dict(recorded))
     for each in ROUNDS:
         trials = outcomes(each.trials)
-        if any(one.trial(peak) not in trials for one in each.arms for peak in one.peaks):
+        if all(one.trial(peak) in trials for one in each.arms for peak in one.peaks):
+            found.trials |= trials
+            found.choose(each)
+        elif not recorded:
             break
-        found.trials |= trials
-        found.choose(each)
         found.runs |= outcomes(each.sweep)
     return found
 
