@@ -27,7 +27,7 @@ from flip.evaluate.registry import Wanted
 from flip.evaluate.task import CONFIGURED, Task
 from flip.exitcodes import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.rundir import RunDir, create_json, read_json, write_json, write_text
-from jobs import find, submission
+from jobs import find, preflight, submission, variables
 from jobs.cluster import Job, interval, open_cluster, states
 from jobs.disk import writing
 from jobs.plan import EVALUATIONS, shape
@@ -67,6 +67,7 @@ class Order:
         subject = self._foreign() if self.args.model else find.one(self.args.run, self.root)
         task = self._task(subject)
         config = self._config(subject, task)
+        self._check(config, task)
         job = self._make(subject, task, config)
         snapshot = take(submission.REPOSITORY, subject.path.parent / ".code")
         cache = {"FLIP_CACHE": str(cache_root())}
@@ -194,6 +195,15 @@ class Order:
             config.compute.precision = "bf16" if gpus else "fp32"
             config = _resolved(config, node)
         return config
+
+    def _check(self, config: Config, task: Task) -> None:
+        """What would end the job before it has scored anything, as for runs. Raises ConfigError."""
+        preflight.scheduler(self.profile, dry=False)
+        own = {item.name: (item.manifest, item.train) for item in config.evaluate.sets}
+        places = [config.checkpoint.url]
+        for one in task.sets:
+            places += own[one["name"]] if one["path"] == CONFIGURED else [one["path"] or task.data]
+        variables.check(places, self.profile)
 
     def _make(self, subject: RunDir, task: Task, config: Config) -> RunDir:
         """Its directory, complete, with pins on its commits, before it is handed over; or nothing of it."""

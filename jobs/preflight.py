@@ -61,7 +61,7 @@ def check(
     _libraries(config, profile)
     nominal = any(one.nominal for one in data)
     return [
-        *(Check(*seen) for seen in variables.check(config, profile, plan=dry and nominal)),
+        *(Check(*seen) for seen in variables.check(variables.needed(config), profile, plan=dry and nominal)),
         *_data(config, data),
         _tokenizer(config, nominal),
         *_evaluations(config, nominal),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
 from flip.config.schema import Config
@@ -28,13 +28,13 @@ IDLE = re.compile(
 which is the last that is asked for credentials."""
 
 
-def check(config: Config, profile: Profile, plan: bool = False) -> list[tuple[str, str, bool]]:
+def check(places: Iterable[str], profile: Profile, plan: bool = False) -> list[tuple[str, str, bool]]:
     """(name, what was seen, whether it could not be looked at), where jobs on Slurm read or write in a bucket.
 
-    ConfigError where variables that lead there are not passed on. ``plan``: a dry run without data, made wherever a
-    person sits, where that is only said.
+    ``places``: the manifests, folders and addresses that they need. ConfigError where variables that lead there are not
+    passed on. ``plan``: a dry run without data, made wherever a person sits, where that is only said.
     """
-    found = sorted({url.partition("://")[0] for url in _addresses(config)}) if profile.kind == "slurm" else []
+    found = sorted({url.partition("://")[0] for url in _addresses(places)}) if profile.kind == "slurm" else []
     if not found:
         return []
     names, places = telling(found, os.environ), ", ".join(found)
@@ -62,15 +62,19 @@ def telling(schemes: list[str], environ: Mapping[str, str]) -> list[str]:
     return [name for name in names if wanted.match(name)]
 
 
-def _addresses(config: Config) -> Iterator[str]:
-    """One of each manifest that is here and names shards in a bucket, and where checkpoints go."""
-    folders = [one.manifest for one in shares(config.data)]
-    folders += [folder for item in config.evaluate.sets for folder in (item.manifest, item.train)]
-    here = (folder for folder in folders if folder and os.path.isfile(os.path.join(folder, MARK)))
-    yield from filter(None, map(_remote, here))
-    url = config.checkpoint.url
-    if "://" in url and not url.startswith("file://"):
-        yield url
+def needed(config: Config) -> list[str]:
+    """What a run reads, and where its checkpoints go."""
+    sets = (folder for item in config.evaluate.sets for folder in (item.manifest, item.train))
+    return [*(one.manifest for one in shares(config.data)), *sets, config.checkpoint.url]
+
+
+def _addresses(places: Iterable[str]) -> Iterator[str]:
+    """Those that are addresses, and one of each manifest that is here and names shards in a bucket."""
+    for place in filter(None, places):
+        if "://" in place:
+            yield from [place] if not place.startswith("file://") else []
+        elif os.path.isfile(os.path.join(place, MARK)):
+            yield from filter(None, [_remote(place)])
 
 
 @lru_cache(maxsize=64)

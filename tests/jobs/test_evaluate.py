@@ -15,7 +15,7 @@ from flip.config import load
 from flip.evaluate import job as evaluation_job
 from flip.results import read_run
 from flip.rundir import RunDir, create_json, read_json, write_json, write_text
-from jobs import evaluate, evaluation, report
+from jobs import evaluate, evaluation, report, site
 from tests.flip.evaluate.test_foreign import make_folder
 from tests.flip.evaluate.test_registry import images, wds
 from tests.synthetic import make_dataset, make_tokenizer
@@ -156,6 +156,24 @@ def test_mistakes_start_nothing(place, words, told, capsys):
     assert evaluate.main(words) == 78
     assert told in capsys.readouterr().err
     assert sorted((place / "runs").rglob("job.json")) == before
+
+
+def test_what_no_job_would_get_through_is_said_before_it_is_queued(place, capsys, monkeypatch, tmp_path):
+    """As of runs: no Slurm here; variables that lead to the bucket of a set and do not go with jobs."""
+    write_text(tmp_path / "our.yaml", "kind: slurm\nenv: [AWS_REGION]\n")
+    words = ["sweep/run", "--cluster", str(tmp_path / "our.yaml"), "--sets", "probe:far=s3://b/far", "mnist"]
+    before = sorted((place / "runs").rglob("task.json"))
+    with monkeypatch.context() as bare:
+        bare.setenv("PATH", str(tmp_path))
+        assert evaluate.main(words) == 78
+    assert "Slurm's commands are not on this machine" in capsys.readouterr().err
+    monkeypatch.setattr(site, "ready", lambda profile: "it answers")
+    for name in ("AWS_REGION", "AWS_PROFILE"):
+        monkeypatch.setenv(name, "x")
+    assert evaluate.main(words) == 78
+    told = capsys.readouterr().err
+    assert "does not go with jobs" in told and "env: [AWS_REGION, " in told and "AWS_PROFILE]" in told
+    assert sorted((place / "runs").rglob("task.json")) == before
 
 
 def test_the_list_of_names(place, capsys):

@@ -34,9 +34,13 @@ def profile(kind="slurm", **fields):
     return Profile(name="mine", kind=kind, **fields)
 
 
+def check(made, *profile, **more):
+    return variables.check(variables.needed(made), *profile, **more)
+
+
 def refused(made, **fields):
     with pytest.raises(ConfigError) as caught:
-        variables.check(made, profile(**fields))
+        check(made, profile(**fields))
     return caught.value
 
 
@@ -51,17 +55,17 @@ def test_what_jobs_do_not_get_is_named_before_the_bucket_is_read(there, monkeypa
     error = refused(made, env=["TOKEN", "AWS_ENDPOINT_URL", "no_proxy"], setup=["export https_proxy=http://there:3128"])
     assert error.code == 78 and error.value == "AWS_ACCESS_KEY_ID, FSSPEC_S3_ANON"
     told = re.search(r"env: \[(.*?)\]", error.remedy)[1].split(", ")
-    ((name, said, skipped),) = variables.check(made, profile(env=[*told, "https_proxy"]))
+    ((name, said, skipped),) = check(made, profile(env=[*told, "https_proxy"]))
     assert name == "environment" and "go with jobs: AWS_ACCESS_KEY_ID, " in said and not skipped
-    ((name, said, skipped),) = variables.check(made, profile(), plan=True)
+    ((name, said, skipped),) = check(made, profile(), plan=True)
     assert name == "environment" and "AWS_ENDPOINT_URL" in said and skipped
 
 
 def test_only_runs_that_reach_a_bucket_need_them_and_only_on_slurm(there, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "x")
-    assert variables.check(config(there), profile()) == []
-    assert variables.check(config(there, "checkpoint.url=file:///shared/c"), profile()) == []
-    assert variables.check(config(there, data="away"), profile("local")) == []
+    assert check(config(there), profile()) == []
+    assert check(config(there, "checkpoint.url=file:///shared/c"), profile()) == []
+    assert check(config(there, data="away"), profile("local")) == []
     assert refused(config(there, "checkpoint.url=s3://b/c")).value == "AWS_PROFILE"
     scored = f"evaluate.sets=[{{name: own, task: probe, manifest: {there}/files, train: {there}/away}}]"
     assert refused(config(there, scored)).value == "AWS_PROFILE"
@@ -74,5 +78,5 @@ def test_what_changes_nothing_is_not_asked_for(there, monkeypatch):
     for name in ("AWS_PAGER", "AWS_DEFAULT_OUTPUT", "AWS_EXECUTION_ENV", "AWS_EC2_METADATA_DISABLED", "no_proxy"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("AWS_PROFILE", "")
-    ((_, said, skipped),) = variables.check(config(there, data="away"), profile())
+    ((_, said, skipped),) = check(config(there, data="away"), profile())
     assert "are not set here" in said and not skipped
