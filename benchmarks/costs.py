@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from benchmarks.pipelines import AUGMENT, BLOCK, LANES, LENGTH, PATCH, SIZE, Wor
 from benchmarks.results import rounded
 from flip.data import augment as augmenting
 from flip.data import decode, masking, tar
+from flip.data.crc import crc32
 from flip.data.manifest import Manifest
 from flip.data.order import Order
 from flip.data.reader import Reader
@@ -43,7 +43,7 @@ def measure(work: Work) -> list[dict[str, Any]]:
     rows = range(len(samples))
     stages: dict[str, Callable[[], Iterable[Any]]] = {
         "read": lambda: (reader.read(*read) for read in reads),
-        "CRC32": lambda: map(zlib.crc32, pieces),
+        "CRC32": lambda: map(crc32, pieces),
         "tar headers": lambda: map(_walked, pieces),
         "order": lambda: _ordered(work, len(batches)),
         "draws and masks": lambda: (_drawn(work, visits[batch], ids[batch]) for batch in batches),

@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from flip.data import augment as augmenting
 from flip.data import decode, masking, tar
 from flip.data.stream import captions_of
 from flip.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 SIZE, PATCH, LENGTH, AUGMENT = 224, 16, 32, schema.Augment()
 BLOCK, LANES, SHUFFLE = 4, 1, 1000
@@ -80,8 +83,16 @@ def bare(work: Work) -> Iterator[int]:
         out = np.empty((len(rows), keep.shape[1], PATCH * PATCH * 3), dtype=np.uint8)
         for place, row in enumerate(rows):
             view = augmenting.view(decode.decode(images[row], "simplejpeg"), SIZE, AUGMENT, draws, row, "torchvision")
-            out[place] = decode.patches(view, PATCH, keep[row])
+            decode.patches(view, PATCH, keep[row], out[place])
         yield len(out)
+
+
+def bare_torchvision(work: Work) -> Iterator[int]:
+    """JPEGs in memory, decoded by simplejpeg, cropped and resized by torchvision's public transform; nothing else."""
+    images, _, _ = _prepared(work)
+    crop = _torchvisions_crop(work.seed)
+    for start in range(0, len(images), work.batch):
+        yield len(crop(decode.decode(image, "simplejpeg") for image in images[start : start + work.batch]))
 
 
 @cache
@@ -134,6 +145,15 @@ def webdataset_whole(work: Work) -> Iterator[int]:
 
 def webdataset_torchvision(work: Work) -> Iterator[int]:
     """As ``webdataset_whole``, but cropped by torchvision's public transform, as its users do it; our decoder."""
+    crop, tokenizer = _torchvisions_crop(work.seed), Tokenizer(work.tokenizer, LENGTH, True)
+    for samples in _batched(samples_of_webdataset(work, whole=True), work.batch):
+        images = crop(decode.decode(sample["jpg"], "simplejpeg") for sample in samples)
+        assert len(images) == len(tokenizer([captions_of(sample, ["txt"])[0] for sample in samples]))
+        yield len(images)
+
+
+def _torchvisions_crop(seed: int) -> Callable[[Iterable[NDArray[np.uint8]]], torch.Tensor]:
+    """Pictures -> a batch of views (b, 3, SIZE, SIZE), uint8."""
     import torch
     from torchvision.transforms import v2
 
@@ -141,13 +161,8 @@ def webdataset_torchvision(work: Work) -> Iterator[int]:
         v2.RandomResizedCrop(SIZE, scale=tuple(AUGMENT.crop_area), interpolation=v2.InterpolationMode.BICUBIC),
         v2.RandomHorizontalFlip(AUGMENT.flip),
     ])  # fmt: skip
-    tokenizer = Tokenizer(work.tokenizer, LENGTH, True)
-    torch.manual_seed(work.seed)
-    for samples in _batched(samples_of_webdataset(work, whole=True), work.batch):
-        pixels = (torch.from_numpy(decode.decode(sample["jpg"], "simplejpeg")) for sample in samples)
-        images = torch.stack([crop(image.permute(2, 0, 1)) for image in pixels])
-        assert len(images) == len(tokenizer([captions_of(sample, ["txt"])[0] for sample in samples]))
-        yield len(images)
+    torch.manual_seed(seed)
+    return lambda images: torch.stack([crop(torch.from_numpy(image).permute(2, 0, 1)) for image in images])
 
 
 def samples_of_webdataset(work: Work, whole: bool) -> Iterable[dict[str, Any]]:
@@ -182,6 +197,7 @@ PIPELINES: dict[str, Callable[[Work], Iterator[int]]] = {
     "ours, mask 0.5": lambda work: ours(work, "0.5"),
     "ours, mask 0": lambda work: ours(work, "0"),
     "bare decode + crop": bare,
+    "bare decode + torchvision's crop": bare_torchvision,
     "open_clip": open_clip,
     "webdataset + s3fs open": webdataset_open,
     "webdataset + s3fs whole": webdataset_whole,

@@ -14,10 +14,10 @@ import fcntl
 import logging
 import os
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from flip.data.crc import crc32
 from flip.data.manifest import Manifest
 
 ROOM = 0.1
@@ -41,7 +41,7 @@ class Cache:
         path, data = self._path(manifest, j), None
         try:
             data = path.read_bytes()
-            if zlib.crc32(data) != manifest.checksums[j]:
+            if crc32(data) != manifest.checksums[j]:
                 data = None
                 path.unlink()
                 self._failed(f"{path} is damaged")

@@ -1,4 +1,5 @@
-"""CRC32 of concatenations from the CRCs of their parts: shards are read once, before it is known how they are chunked.
+"""CRC32 of bytes, and of concatenations from the CRCs of their parts: shards are read once, before it is known how they
+are chunked.
 
 crc(A + B) is crc(A), carried on over len(B) zero bytes, xor crc(B). Carrying on over zeros is linear in the 32 bits:
 one matrix per power of two of the length.
@@ -6,12 +7,13 @@ one matrix per power of two of the length.
 
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from flip.data.manifest import BLOCK
+
+__all__ = ["chunked", "crc32"]
 
 Tables = list[NDArray[np.uint32]]
 """Per power of two of blocks: where a CRC goes over that many blocks of zeros, by its bytes, (4, 256)."""
@@ -49,8 +51,8 @@ def _tables(powers: int) -> Tables:
 def _block() -> NDArray[np.uint32]:
     """Where each bit of a CRC goes over one block of zeros; the constant part of CRC32 is taken off."""
     zeros = bytes(BLOCK)
-    constant = zlib.crc32(zeros, 0)
-    return np.array([zlib.crc32(zeros, 1 << bit) ^ constant for bit in range(32)], dtype=np.uint32)
+    constant = crc32(zeros, 0)
+    return np.array([crc32(zeros, 1 << bit) ^ constant for bit in range(32)], dtype=np.uint32)
 
 
 def _by_bytes(matrix: NDArray[np.uint32]) -> NDArray[np.uint32]:

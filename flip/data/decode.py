@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,13 +68,29 @@ def evaluation_view(image: Pixels, size: int) -> Pixels:
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
-def patches(image: Pixels, patch: int, keep: NDArray[np.integer[Any]] | None = None) -> Pixels:
-    """Patches of a square image, (P, p*p*3) by row, column, channel inside a patch, or those of ``keep`` alone."""
-    side = image.shape[0] // patch
-    # A row of a patch is one element: they are moved as they are, not byte by byte.
-    grid = image.reshape(side, patch, -1).view(f"V{3 * patch}").swapaxes(1, 2)
-    chosen = grid if keep is None else grid[keep // side, keep % side]
-    return chosen.reshape(-1, patch).view(np.uint8)
+def patches(
+    image: Pixels, patch: int, keep: NDArray[np.integer[Any]] | None = None, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Patches of a square image, (P, p*p*3) by row, column, channel inside a patch, or those of ``keep`` alone.
+
+    ``out``: where to write them, the elements of a patch without a gap.
+    """
+    kind, places = _rows(image.shape[0] // patch, patch)
+    places = places if keep is None else places.take(keep, axis=0)
+    if out is None:
+        out = np.empty((len(places), kind.itemsize * patch), np.uint8)
+    # "clip", as numpy would look at each place first and copy twice; none lies outside.
+    np.ascontiguousarray(image).reshape(-1).view(kind).take(places, out=out.view(kind), mode="clip")
+    return out
+
+
+@cache
+def _rows(side: int, patch: int) -> tuple[np.dtype[np.void], NDArray[np.intp]]:
+    """A row of a patch as one element, so that it is moved as it is and not byte by byte; and where in an image of
+    ``side`` x ``side`` patches those of each patch lie, (P, p).
+    """
+    first = np.arange(side * side, dtype=np.intp)[:, None]
+    return np.dtype(f"V{3 * patch}"), first // side * side * patch + first % side + side * np.arange(patch)
 
 
 def _decode_jpeg(data: bytes | memoryview) -> Pixels:

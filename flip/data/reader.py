@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from flip.data.cache import Cache
 from flip.data.chunk import Chunk, Sample, rot
 from flip.data.counters import Counters
+from flip.data.crc import crc32
 from flip.data.hedge import SHARE, Hedge, first_good
 from flip.data.manifest import Manifest
 from flip.data.retry import Attempts, Clock, Do, Gate, Patience
@@ -122,7 +122,7 @@ class Reader:
             ]
             crc = 0
             for piece in pieces:
-                crc = zlib.crc32(piece, crc)
+                crc = crc32(piece, crc)
             if crc == manifest.checksums[j]:
                 return pieces
             if crc in seen:

@@ -7,7 +7,6 @@ sample that is cut by its end, not the shard.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.data import tar
+from flip.data.crc import crc32
 from flip.data.etag import ETag
 from flip.data.manifest import BLOCK
 from flip.data.reader import Reader
@@ -98,10 +98,10 @@ def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
         for (start, stop), why_not in zip(pairwise(borders), dropped[-1].tolist(), strict=True):
             if not why_not:
                 blocks.append((stop - start) // BLOCK)
-                crcs.append(zlib.crc32(view[start:stop]))
+                crcs.append(crc32(view[start:stop]))
             elif blocks:  # read over, with the kept one before it
                 blocks[-1] += (stop - start) // BLOCK
-                crcs[-1] = zlib.crc32(view[start:stop], crcs[-1])
+                crcs[-1] = crc32(view[start:stop], crcs[-1])
             else:
                 head += (stop - start) // BLOCK
         if found is None:

@@ -176,7 +176,7 @@ class Stream:
                         replaced += int(ids[i]) not in self.manifest.exceptions
                         row, drawn = 0, _Draws(self, block.visits[m : m + 1], block.ids[m : m + 1])
                         out.ids[i], out.keep[i], seen[i] = drawn.ids[0], drawn.keep[0], drawn.visits[0]
-                    out.patches[i] = self._cut(image, drawn, row)
+                    self._cut(image, drawn, row, out.patches[i])
                     captions.append(lines[int(drawn.caption[row] * len(lines))])
                     if self.spec.witness:
                         out.witness[i] = np.frombuffer(hashlib.sha256(image.tobytes()).digest()[:8], "<i8")[0]
@@ -189,11 +189,11 @@ class Stream:
         ahead.paced(self.count)
         return replaced, notes
 
-    def _cut(self, image: Pixels, drawn: _Draws, row: int) -> Pixels:
-        """The kept patches of a view."""
+    def _cut(self, image: Pixels, drawn: _Draws, row: int, out: NDArray[np.uint8]) -> None:
+        """Write the kept patches of a view."""
         spec = self.spec
         view = augmenting.view(image, spec.image.size, spec.augment, drawn.view, row, spec.data.resize)
-        return decode.patches(view, spec.image.patch, drawn.keep[row])
+        decode.patches(view, spec.image.patch, drawn.keep[row], out)
 
     def _prefetch(self) -> Prefetch:
         """Begun with the first part, so that what is not used reads nothing."""

@@ -5,7 +5,15 @@ import zlib
 import numpy as np
 import pytest
 
-from flip.data.crc import chunked
+from flip.data.crc import chunked, crc32
+
+
+def test_it_is_the_one_of_zip_and_png():
+    """Manifests that others' tools made are checked with it: the published check value, and zlib's, piece by piece."""
+    assert crc32(b"123456789") == 0xCBF43926
+    text = np.random.default_rng(1).bytes(100_003)
+    for cut in (0, 1, 15, 512, 65_537):
+        assert crc32(memoryview(text)[cut:], crc32(text[:cut])) == zlib.crc32(text)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64])

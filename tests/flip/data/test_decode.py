@@ -64,6 +64,9 @@ def test_patches_and_evaluation_view():
     rows = decode.patches(image, 2)
     assert rows.shape == (9, 12) and np.array_equal(rows[4], image[2:4, 2:4].ravel())
     assert np.array_equal(decode.patches(image, 2, np.array([7, 8], dtype=np.int16)), rows[[7, 8]])
+    batch = np.zeros((4, 9, 12), dtype=np.uint8)
+    decode.patches(np.asfortranarray(image), 2, out=batch[2])
+    assert np.array_equal(batch[2], rows) and not batch[[0, 1, 3]].any()
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 200
     assert (decode.evaluation_view(wide, 10) == 200).all()
