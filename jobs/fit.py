@@ -48,6 +48,9 @@ def check(config: Config, profile: Profile, on: Host) -> list[tuple[str, str, bo
             )
         found.append(("GPU memory", f"{wants} of {size(card)}: {said(parts)}", False))
     needed = on_host(config)
+    if profile.kind != "local" and not profile.memory_gb:  # ``on`` has what this machine has: it refuses nothing there
+        what = f"about {size(needed)} a node; the profile does not say what one has (memory_gb)"
+        return [*found, ("memory", what, True)]
     if needed > on.memory:
         what = f"about {size(needed)} of memory are needed on a node that has {size(on.memory)}"
         loader = "Lower data.buffer or leave data.lanes out. "

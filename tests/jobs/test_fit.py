@@ -76,9 +76,11 @@ def test_where_nothing_helps_it_says_so():
     assert "smaller model" in refused(planned(), tiny).remedy
 
 
-def test_a_card_that_nobody_knows_is_not_checked():
-    (gpu, _) = fit.check(planned(), Profile(kind="slurm", gpu="abacus"), NODE)
+def test_what_nobody_has_said_of_a_node_is_not_checked():
+    """Whoever submits may sit at a machine that is smaller than a node, or larger."""
+    (gpu, memory) = fit.check(planned(), Profile(kind="slurm", gpu="abacus"), Host(4, 10**9))
     assert gpu[2] and "gpu_memory_gb" in gpu[1]
+    assert memory[2] and "(memory_gb)" in memory[1] and "GB a node" in memory[1]
 
 
 def test_a_host_too_small_for_a_cpu_run_is_told_the_same_way():
@@ -88,7 +90,7 @@ def test_a_host_too_small_for_a_cpu_run_is_told_the_same_way():
     error = refused(config, Profile(), small)
     assert "a node that has" in error.what and "resources.nodes" not in error.remedy
     assert [way[0] for way in proposals(error)][:2] == ["compute.recompute=block", "compute.accumulate=4"]
-    assert "resources.nodes" in refused(config, Profile(kind="slurm"), small).remedy
+    assert "resources.nodes" in refused(config, Profile(kind="slurm", memory_gb=60), small).remedy
 
 
 def test_waiting_for_saves_frees_memory_of_a_host_without_cards_alone():
