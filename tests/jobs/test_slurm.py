@@ -188,6 +188,7 @@ def test_one_array_per_shape_and_the_place_of_each_run_is_written_before(tmp_pat
 def test_what_a_dry_run_shows_is_what_sbatch_gets(tmp_path, commands):
     commands("sbatch", SBATCH)
     commands("scontrol", CONFIG)
+    commands("srun", "exit 1")  # submitit looks for it
     made = jobs(tmp_path, Shape(2, 8, 8, 4, 24.0), Shape(2, 8, 8, 4, 24.0))
     shown = forecast.script(PROFILE, made)
     slurm.SlurmCluster(PROFILE).submit(made)
