@@ -25,9 +25,10 @@ HEAD = """\
 # A small study: what does masking buy at equal cost?
 
 `make study` makes this page (`tools/study.py` writes it from the runs; nothing here is typed in). It asks the paper's
-questions at a size that two CPU cores train in less than 100 minutes, on the real pictures and captions of
-`tools/demo_data.py`: 1,172 classes of emoji, six sets of drawings to train on. It is no replication of the paper: its
-model, data and lengths are smaller by factors of a hundred to a hundred thousand.
+questions at a size that two CPU cores train in less than 100 minutes (slower ones, or shared ones, take longer to the
+same end), on the real pictures and captions of `tools/demo_data.py`: 1,172 classes of emoji, six sets of drawings to
+train on. It is no replication of the paper: its model, data and lengths are smaller by factors of a hundred to a
+hundred thousand.
 
     python tools/demo_data.py
     make study                          # ordinary runs, resumable: the same command goes on
