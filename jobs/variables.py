@@ -37,15 +37,15 @@ def check(places: Iterable[str], profile: Profile, plan: bool = False) -> list[t
     found = sorted({url.partition("://")[0] for url in _addresses(places)}) if profile.kind == "slurm" else []
     if not found:
         return []
-    names, places = telling(found, os.environ), ", ".join(found)
+    names, schemes = telling(found, os.environ), ", ".join(found)
     setup = "\n".join(profile.setup)
     given = {*PASSED, *profile.env, *(name for name in names if re.search(rf"\b{re.escape(name)}\b", setup))}
     missing = [name for name in names if name not in given]
     if not missing:
         told = f"go with jobs: {', '.join(names)}" if names else "are not set here"
-        return [("environment", f"the variables that lead to {places} {told}", False)]
+        return [("environment", f"the variables that lead to {schemes} {told}", False)]
     remedy = f"In the profile: env: [{', '.join([*profile.env, *missing])}]. Or unset them and check again."
-    what = f"env: what leads to {places} from here does not go with jobs"
+    what = f"env: what leads to {schemes} from here does not go with jobs"
     error = ConfigError(what, f"cluster profile {profile.name}", ", ".join(missing), remedy)
     if plan:
         return [("environment", str(error).rstrip("."), True)]

@@ -55,8 +55,8 @@ def rank_main(rank, port, folder, results):
     for i in range(3):
         found.append(profiler.communication)
         with profiler.step(i + 1, 8 * i, 8):
-            if rank == 1:
-                time.sleep(2.0)
+            if rank == 1 and i == 1:  # the step that is looked into; its profiler may take a second to start
+                time.sleep(5.0)
             distributed.all_reduce(torch.ones(1000))
     results.put((rank, found))
     distributed.barrier()
@@ -73,4 +73,4 @@ def test_waiting_for_another_rank_is_communication(tmp_path, free_port):  # noqa
     for process in ranks:
         process.join(60)
     assert found[1] == [None, None, None] and found[0][:2] == [None, None]
-    assert 0.1 < found[0][2] <= 1, "the rest of the step is the profiler's start, long on a busy machine"
+    assert 0.5 < found[0][2] <= 1

@@ -9,7 +9,7 @@ from flip.data.crc import chunked, crc32
 
 
 def test_it_is_the_one_of_zip_and_png():
-    """Manifests that others' tools made are checked with it: the published check value, and zlib's, piece by piece."""
+    """Manifests of before were made with zlib's: the published check value, and equal to it piece by piece."""
     assert crc32(b"123456789") == 0xCBF43926
     text = np.random.default_rng(1).bytes(100_003)
     for cut in (0, 1, 15, 512, 65_537):
