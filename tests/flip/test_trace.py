@@ -73,4 +73,4 @@ def test_waiting_for_another_rank_is_communication(tmp_path, free_port):  # noqa
     for process in ranks:
         process.join(60)
     assert found[1] == [None, None, None] and found[0][:2] == [None, None]
-    assert 0.5 < found[0][2] <= 1
+    assert 0.75 < found[0][2] <= 1  # about a half of a step in which nobody waits
