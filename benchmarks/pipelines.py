@@ -8,6 +8,7 @@ pixels, a flip, tokens of the caption: the same for all. A peer that is not inst
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import os
 import shutil
@@ -62,7 +63,8 @@ def ours(work: Work, mask: str) -> Iterator[int]:
     """flip.data.loader over s3://: full shuffle of blocks, CRC32, visible patches as uint8."""
     from flip.data.loader import Loader
 
-    loader = Loader(data_of(work), AUGMENT, schema.ImageTower(size=SIZE, patch=PATCH), schema.TextTower(), work.seed)
+    data = dataclasses.replace(data_of(work), timeout=600.0, hedge=0.0)  # between two turns no answer is late
+    loader = Loader(data, AUGMENT, schema.ImageTower(size=SIZE, patch=PATCH), schema.TextTower(), work.seed)
     with closing(loader.batches(0, work.batch, mask)) as batches:
         for batch in batches:
             yield len(batch.ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -55,8 +56,11 @@ def alone() -> ProcessPoolExecutor:
 
 
 def _settle(core: int) -> None:
+    import ctypes
+
     import torch
 
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG: one that stands still notices nothing itself
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
 

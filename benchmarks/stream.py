@@ -1,10 +1,10 @@
 """One core, object storage -> batches: ours beside open_clip's pipeline, webdataset and mosaicml-streaming.
 
-Synthetic photographs (benchmarks/pictures.py) lie in an S3 server on the other cores. One pipeline after the other
-works off a pass over them, alone and with all that it does on one core, round after round. The clock starts with the
-third batch: clients are made and buffers full by then, and those of peers, which read no further than the pass, are
-empty at its end, while ours are full again. Medians count; of ratios the median over the rounds of two passes of one
-round. `costs` tells where ours spends its time, each stage alone, in warm caches.
+Synthetic photographs (benchmarks/pictures.py) lie in an S3 server on the other cores. The pipelines work off a pass
+over them in turns, a batch each, with all that they do on one core (benchmarks/turns.py), round after round. The clock
+starts with the third batch: clients are made and buffers full by then, and those of peers, which read no further than
+the pass, are empty at its end, while ours are full again. Medians count; of ratios the median over the rounds of two
+passes of one round. `costs` tells where ours spends its time, each stage alone, in warm caches.
 Peers come with `make bench-install`.
 """
 
@@ -16,19 +16,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import resource
 import statistics
 import tempfile
-import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from importlib.util import find_spec
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
-from benchmarks import costs, pictures, results, served
+from benchmarks import costs, pictures, results, served, turns
 from benchmarks.pipelines import BLOCK, LANES, PIPELINES, SHUFFLE, Work
 from benchmarks.results import rounded
+from benchmarks.turns import Pass
 
 OURS = "ours, mask 0.5"
 GOALS = {
@@ -48,17 +48,6 @@ PACKAGES = (
 )  # fmt: skip
 CHUNK = 256
 """R, as a data set of a million samples or more has it."""
-BEFORE = 2
-"""Batches before the clock starts."""
-
-
-class Pass(NamedTuple):
-    """One pass of one pipeline."""
-
-    rate: float
-    """Samples per second."""
-    cpu: float
-    """Microseconds of computing of a sample, child processes included."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,44 +90,26 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(processes: dict[str, ProcessPoolExecutor], work: Work, rounds: int) -> dict[str, Any]:
-    """All pipelines over one set, in turn; the process of one idles while another works."""
-    passes: dict[str, list[Pass]] = {name: [] for name in processes}
+    """All pipelines over one set."""
     for name, process in processes.items():
         process.submit(warm, name, work).result()
-    for _ in range(rounds):
-        for name, process in processes.items():
-            passes[name].append(process.submit(one, name, work).result())
+    found = [turns.passes(processes, partial(begin, work), work.samples) for _ in range(rounds)]
+    passes = {name: [one[name] for one in found] for name in processes}
     stages = processes[OURS].submit(costs.measure, work).result()
-    whole, alone = statistics.median(found.cpu for found in passes[OURS]), sum(row["us"] for row in stages)
+    whole, alone = statistics.median(one.cpu for one in passes[OURS]), sum(row["us"] for row in stages)
     rest = [{"stage": "all else", "us": rounded(whole - alone)}, {"stage": "whole", "us": rounded(whole)}]
     return {"pipelines": [row(name, passes) for name in PIPELINES], "costs": stages + rest}
 
 
+def begin(work: Work, name: str) -> Iterator[int]:
+    return PIPELINES[name](work)
+
+
 def warm(name: str, work: Work) -> None:
     """What is only slow the first time: imports, connections."""
-    with closing(PIPELINES[name](work)) as batches:
+    with closing(begin(work, name)) as batches:  # type: ignore[type-var]
         next(batches)
         next(batches)
-
-
-def one(name: str, work: Work) -> Pass:
-    """A pass."""
-    time.sleep(0.2)  # what another pipeline had begun to read has come
-    with closing(PIPELINES[name](work)) as batches:
-        before = sum(islice(batches, BEFORE))
-        seen, cpu, begin = before, _cpu(), time.perf_counter()
-        for count in batches:
-            seen += count
-            if seen >= work.samples:
-                break
-        seconds = time.perf_counter() - begin
-    return Pass((seen - before) / seconds, 1e6 * (_cpu() - cpu) / (seen - before))
-
-
-def _cpu() -> float:
-    """Seconds of computing of this process, its threads and the children that it has waited for."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(times.ru_utime + times.ru_stime for times in used)
 
 
 def row(name: str, passes: dict[str, list[Pass]]) -> dict[str, Any]:

@@ -85,6 +85,8 @@ def test_nothing_shows_of_a_fault(original, server, proxied, remote, expected, f
     assert proxy.counts[fault] > 2
     if fault == "refuse":  # on a connection that was used before, aiohttp asks once more by itself
         assert until(lambda: list(told(source)) == [kind] and told(source)[kind] <= proxy.counts[fault])
+    elif kind == "stall":  # on a busy machine other answers may be as late
+        assert until(lambda: told(source).get(kind, 0) >= proxy.counts[fault]) and list(told(source)) == [kind]
     else:
         assert until(lambda: told(source) == {kind: proxy.counts[fault]}), (told(source), proxy.counts)
         assert until(lambda: source.counters().requests == proxy.counts["gets"]), "retries are ours alone"

@@ -46,7 +46,10 @@ def test_nothing_shows_of_a_fault(server, proxied, remote, fault):
     proxy.plan([fault], 0.3, seed=1, limit=3)
     assert texts(made, reader) == expected
     told = {kind: count for kind, count in reader.counters.retries.items() if count}
-    assert told == {COUNTED_AS[fault]: 3} and reader.counters.requests - before == proxy.counts["gets"]
+    if COUNTED_AS[fault] == "stall":  # on a busy machine other answers may be as late
+        assert list(told) == ["stall"] and told["stall"] >= proxy.counts[fault] == 3
+    else:
+        assert told == {COUNTED_AS[fault]: 3} and reader.counters.requests - before == proxy.counts["gets"]
     assert (reader.counters.resumed > 0) == (fault in ("reset", "stall"))
 
 

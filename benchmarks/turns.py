@@ -1,0 +1,92 @@
+"""Passes of several pipelines in turns, a batch each, on one core; who does not work is stopped, threads and all.
+
+The pace of a machine that others share changes from second to second. Passes one after the other see different
+machines; turns of less than a second see the same one, and the ratio of two pipelines' times over a pass is steady.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from typing import NamedTuple
+
+import psutil
+
+BEFORE = 2
+"""Turns before the clock starts: clients are made and buffers full by then."""
+_LOOK = 0.002
+"""Seconds between two looks whether a turn has ended."""
+
+
+class Pass(NamedTuple):
+    """One pass of one pipeline."""
+
+    rate: float
+    """Samples per second of its own turns."""
+    cpu: float
+    """Microseconds of computing of a sample, child processes included."""
+
+
+class _Turn(NamedTuple):
+    samples: int
+    seconds: float
+    cpu: float
+
+
+def passes(
+    processes: Mapping[str, ProcessPoolExecutor], begin: Callable[[str], Iterator[int]], samples: int
+) -> dict[str, Pass]:
+    """A pass of each over so many samples. ``begin``: a name's batches, made in its process; it can be pickled.
+
+    Where one fails, those that stand still are killed: they would never end.
+    """
+    ids = {name: process.submit(os.getpid).result() for name, process in processes.items()}
+    ends: dict[str, Future[list[_Turn]]] = {}
+    try:
+        for name, process in processes.items():
+            ends[name] = process.submit(_work, begin, name, samples)
+            _turn(ids[name], ends[name])
+        while going := [name for name, end in ends.items() if not end.done()]:
+            for name in going:
+                os.kill(ids[name], signal.SIGCONT)
+                _turn(ids[name], ends[name])
+        return {name: _sum(end.result()[BEFORE:]) for name, end in ends.items()}
+    finally:
+        for name, end in ends.items():
+            if not end.done():
+                os.kill(ids[name], signal.SIGKILL)
+
+
+def _turn(process: int, end: Future[list[_Turn]]) -> None:
+    """Wait until it has stopped itself, or come to the end."""
+    while not end.done() and psutil.Process(process).status() != psutil.STATUS_STOPPED:
+        time.sleep(_LOOK)
+
+
+def _work(begin: Callable[[str], Iterator[int]], name: str, samples: int) -> list[_Turn]:
+    """Its turns; between two of them this process stands still, until it is told to go on."""
+    turns = list[_Turn]()
+    with closing(begin(name)) as batches:  # type: ignore[type-var]
+        while True:
+            cpu, since = _cpu(), time.perf_counter()
+            count = next(batches, 0)
+            turns.append(_Turn(count, time.perf_counter() - since, _cpu() - cpu))
+            if not count or sum(turn.samples for turn in turns) >= samples:
+                return turns
+            signal.raise_signal(signal.SIGSTOP)
+
+
+def _cpu() -> float:
+    """Seconds of computing of this process, its threads and the children that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(times.ru_utime + times.ru_stime for times in used)
+
+
+def _sum(turns: list[_Turn]) -> Pass:
+    count, seconds, cpu = (sum(column) for column in zip(*turns, strict=True))
+    return Pass(count / seconds, 1e6 * cpu / count)
