@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from flip.rundir import write_json
 
@@ -101,13 +103,16 @@ def publish(report: dict[str, Any], chosen: argparse.Namespace) -> None:
 
 
 def _used() -> tuple[float, float]:
-    """Core seconds used so far by the whole machine, and by this process and its children that have ended."""
+    """Core seconds used so far by the whole machine, and by this process and all below it, ended ones with them."""
     times = os.times()
-    busy = 0.0
+    busy, own = 0.0, sum(times[:4])
     if Path("/proc/stat").exists():
         fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
         busy = (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
-    return busy, sum(times[:4])
+    for child in psutil.Process().children(recursive=True):  # a forkserver has waited for workers, we have not for it
+        with contextlib.suppress(psutil.NoSuchProcess):
+            own += sum(child.cpu_times()[:4])  # those of its own children that have ended are the last two
+    return busy, own
 
 
 def _took(begin: float, before: tuple[float, float]) -> dict[str, float]:

@@ -2,18 +2,19 @@
 
 import threading
 import time
+from functools import partial
 
 import pytest
 
-from benchmarks import served, turns
+from benchmarks import results, served, turns
 
 pytestmark = pytest.mark.long
 
 NAP, TURNS = 0.2, 10
 
 
-def busy(name):
-    """Batches of one sample that each take a while, beside a thread that counts on."""
+def busy(log, name):
+    """Batches of one sample that each take a while, beside a thread that counts on. Each puts the name into the log."""
     if name == "fails":
         yield 1
         raise ValueError("its second turn")
@@ -30,6 +31,8 @@ def busy(name):
             begin = time.monotonic()
             while time.monotonic() < begin + NAP:
                 pass
+            with log.open("a", encoding="utf-8") as file:
+                file.write(f"{name}\n")
             before = count[0]
             yield 1
             assert count[0] <= before + 2, "it went on while another worked"
@@ -44,16 +47,30 @@ def processes():
         yield {"one": one, "two": two}
 
 
-def test_each_has_its_own_clock(processes):
-    begin = time.monotonic()
-    found = turns.passes(processes, busy, TURNS)
+def test_each_has_its_turn_and_its_own_clock(processes, tmp_path):
+    begin, log = time.monotonic(), tmp_path / "log"
+    found = turns.passes(processes, partial(busy, log), TURNS)
     took = time.monotonic() - begin
-    assert list(found) == ["one", "two"]
+    assert log.read_text(encoding="utf-8").split() == ["one", "two"] * TURNS and list(found) == ["one", "two"]
     seconds = [(TURNS - turns.BEFORE) / each.rate for each in found.values()]
     assert sum(seconds) < took and min(seconds) >= (TURNS - turns.BEFORE) * NAP, "no time belongs to both"
     assert all(0 < each.cpu <= 1.05e6 / each.rate for each in found.values())
 
 
-def test_one_that_fails_leaves_none_behind(processes):
+def test_one_that_fails_leaves_none_behind(processes, tmp_path):
     with pytest.raises(ValueError, match="its second turn"):
-        turns.passes({"one": processes["one"], "fails": processes["two"]}, busy, TURNS)
+        turns.passes({"one": processes["one"], "fails": processes["two"]}, partial(busy, tmp_path / "log"), TURNS)
+
+
+def burn(seconds):
+    begin = time.process_time()
+    while time.process_time() < begin + seconds:
+        pass
+
+
+def test_what_a_process_used_is_ours_after_its_end_too():
+    _, before = results._used()
+    with served.alone() as one:
+        one.submit(burn, 1).result()
+        assert results._used()[1] - before >= 1
+    assert results._used()[1] - before >= 1
