@@ -41,11 +41,11 @@ browser: install  ## a headless Chromium for the tests of pages, where it may be
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh chromium-headless-shell || \
 		echo "no browser: the report's page is not looked at in one"
 
-test: lint types slurm browser  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (under 40 minutes on two cores)
+test: lint types slurm browser  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (35 minutes on two cores, 45 on slow ones)
 	$(TOGETHER) -m "not slow and not gpu and not ($(ALONE))"
 	$(BIN)/python -m pytest -m "not slow and not gpu and ($(ALONE))"
 
-check: lint types  ## the quick part, under five minutes: no Slurm, no S3 server, no long training
+check: lint types  ## the quick part, about five minutes: no Slurm, no S3 server, no long training
 	$(TOGETHER) -m "not slow and not gpu and not ($(LONG))"
 
 lint: install  ## ruff: lint and format
@@ -81,7 +81,7 @@ $(PEERS)/.ready: requirements.txt requirements-dev.txt requirements-bench.txt
 
 bench-install: $(PEERS)/.ready  ## .venv-bench: ours with the peers that benchmarks/ measures beside it
 
-bench: $(PEERS)/.ready  ## ours beside the peers, into benchmarks/RESULTS.md (50 minutes on two quiet cores; ONLY="stream loss", QUICK=1)
+bench: $(PEERS)/.ready  ## ours beside the peers, into benchmarks/RESULTS.md (about an hour on two quiet cores; ONLY="stream loss", QUICK=1)
 	@folder=$(if $(QUICK),$$(mktemp -d),benchmarks/results); failed=; \
 	for name in $(or $(ONLY),$(BENCHMARKS)); do echo "== $$name"; \
 		$(PEERS)/python benchmarks/$$name.py $(if $(QUICK),--quick) --out $$folder/$$name.json || failed="$$failed $$name"; \

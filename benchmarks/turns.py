@@ -1,18 +1,18 @@
 """Passes of several pipelines in turns, a batch each, on one core; who does not work is stopped, threads and all.
 
 The pace of a machine that others share changes from second to second. Passes one after the other see different
-machines; turns of less than a second see the same one, and the ratio of two pipelines' times over a pass is steady.
+machines; turns of a second or so see the same one, and the ratio of two pipelines' times over a pass is steady.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import closing
 from typing import NamedTuple
 
 import psutil
@@ -59,19 +59,23 @@ def passes(
     finally:
         for name, end in ends.items():
             if not end.done():
-                os.kill(ids[name], signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(ids[name], signal.SIGKILL)
 
 
 def _turn(process: int, end: Future[list[_Turn]]) -> None:
-    """Wait until it has stopped itself, or come to the end."""
-    while not end.done() and psutil.Process(process).status() != psutil.STATUS_STOPPED:
-        time.sleep(_LOOK)
+    """Wait until it has stopped itself, or come to the end. Raises BrokenProcessPool where it has died."""
+    try:
+        while not end.done() and psutil.Process(process).status() != psutil.STATUS_STOPPED:
+            time.sleep(_LOOK)
+    except psutil.NoSuchProcess:
+        end.result()
 
 
 def _work(begin: Callable[[str], Iterator[int]], name: str, samples: int) -> list[_Turn]:
     """Its turns; between two of them this process stands still, until it is told to go on."""
     turns = list[_Turn]()
-    with closing(begin(name)) as batches:  # type: ignore[type-var]
+    with contextlib.closing(begin(name)) as batches:  # type: ignore[type-var]
         while True:
             cpu, since = _cpu(), time.perf_counter()
             count = next(batches, 0)
