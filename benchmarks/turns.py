@@ -64,12 +64,13 @@ def passes(
 
 
 def _turn(process: int, end: Future[list[_Turn]]) -> None:
-    """Wait until it has stopped itself, or come to the end. Raises BrokenProcessPool where it has died."""
-    try:
-        while not end.done() and psutil.Process(process).status() != psutil.STATUS_STOPPED:
+    """Wait until it has stopped itself, or come to the end. Raises what ended it early, such as BrokenProcessPool."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while not end.done():
+            if psutil.Process(process).status() == psutil.STATUS_STOPPED:
+                return
             time.sleep(_LOOK)
-    except psutil.NoSuchProcess:
-        end.result()
+    end.result()
 
 
 def _work(begin: Callable[[str], Iterator[int]], name: str, samples: int) -> list[_Turn]:
