@@ -1,0 +1,168 @@
+"""Finds dangerous calls in Python source: names are resolved through imports, aliases and constant ``getattr``.
+
+A *reference* to a dangerous function is reported, called or not: ``partial(torch.load, ...)``, ``read = torch.load``,
+``map(eval, lines)``. A member of a module that is chosen at run time is reported too.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections import defaultdict
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+PICKLE = "unpickles: executes what a file or a peer says"
+SHELL = "runs a line of shell"
+CODE = "executes code that is chosen at run time"
+OBJECTS = "makes objects of any class"
+UNPACK = "writes where an archive says"
+
+#: Full name of a module, class or function (shell patterns) -> why it is refused.
+REFUSED = {
+    **dict.fromkeys(("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), PICKLE),
+    **dict.fromkeys(("numpy.load", "numpy.lib.npyio.load", "pandas.read_pickle", "multiprocessing.managers"), PICKLE),
+    **dict.fromkeys(("multiprocessing.connection.Listener", "multiprocessing.connection.Client"), PICKLE),
+    **dict.fromkeys(("torch.load", "torch.serialization.load", "torch.jit.load", "torch.export.load"), PICKLE),
+    **dict.fromkeys(("torch.package*", "torch.hub*", "torch.utils.model_zoo*", "torch.multiprocessing"), PICKLE),
+    **dict.fromkeys(("torch.distributed*.FileSystemReader", "torch.distributed*.FsspecReader"), PICKLE),
+    **dict.fromkeys(("torch.distributed*.*_object", "torch.distributed*.*_object_list"), PICKLE),
+    **dict.fromkeys(("torch.ops.load_library", "torch.classes.load_library", "torch.utils.cpp_extension*"), CODE),
+    **dict.fromkeys(("builtins.eval", "builtins.exec", "builtins.compile", "builtins.__import__"), CODE),
+    **dict.fromkeys(
+        ("importlib.import_module", "importlib.util.spec_from_file_location", "runpy", "code", "imp"), CODE
+    ),
+    **dict.fromkeys(
+        ("types.CodeType", "types.FunctionType", "ctypes.CDLL", "ctypes.cdll", "logging.config.listen"), CODE
+    ),
+    **dict.fromkeys(("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "pty"), SHELL),
+    **dict.fromkeys(("asyncio.create_subprocess_shell", "commands"), SHELL),
+    **dict.fromkeys(("yaml.load", "yaml.load_all", "yaml.unsafe_load*", "yaml.full_load*"), OBJECTS),
+    **dict.fromkeys(("yaml.Loader", "yaml.CLoader", "yaml.UnsafeLoader", "yaml.FullLoader", "yaml.Unsafe*"), OBJECTS),
+    "shutil.unpack_archive": UNPACK,
+    "tempfile.mktemp": "returns a name that another user may take first",
+    "xml": "expands entities without a limit",
+}
+#: Methods that are refused whatever object they belong to.
+METHODS = {
+    "extractall": UNPACK,
+    "extract": UNPACK,
+    "exec_module": CODE,
+    "load_module": CODE,
+    "create_subprocess_shell": SHELL,
+    "read_pickle": PICKLE,
+    "register_new_resolver": "resolvers of OmegaConf are off",
+}
+#: Keyword -> values with which it is refused; a value that is no constant is refused too.
+KEYWORDS = {
+    "shell": (True,),
+    "trust_remote_code": (True,),
+    "weights_only": (False,),
+    "allow_pickle": (True,),
+    "verify": (False,),
+    "usedforsecurity": (True,),
+}
+SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "csh", "tcsh", "fish", "busybox"}
+HASHES = {"hashlib.md5", "hashlib.sha1"}
+
+
+def dangerous_calls(source: str) -> Iterator[tuple[int, str, str]]:
+    """Yield ``(line, full name, reason)`` of every dangerous reference in the text of a module."""
+    tree = ast.parse(source)
+    names = _Names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from ((node.lineno, name, why) for name in _imported(node).values() for why in _refusals(name))
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
+            yield from ((node.lineno, name, why) for name in names.of(node) for why in _refusals(name))
+            if isinstance(node, ast.Attribute) and node.attr in METHODS:
+                yield node.lineno, ast.unparse(node), METHODS[node.attr]
+        elif isinstance(node, ast.List | ast.Tuple) and _is_shell(node):
+            yield node.lineno, ast.unparse(node), SHELL
+        elif isinstance(node, ast.Call):
+            yield from _call(node, names)
+
+
+class _Names:
+    """What the names of a module may stand for: modules and their members, by their full names."""
+
+    def __init__(self, tree: ast.AST) -> None:
+        self._bound: dict[str, set[str]] = defaultdict(set)
+        self._own: set[str] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for name, full in _imported(node).items():
+                    self._bound[name].add(full)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                self._own.add(node.name)
+            elif isinstance(node, ast.arg):
+                self._own.add(node.arg)
+        for node in ast.walk(tree):  # aliases: ``t = torch``; twice, so that one of an alias is seen
+            if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                for target in targets:
+                    if isinstance(target, ast.Name):
+                        self._bound[target.id] |= self.of(node.value) or set()
+                        self._own.add(target.id)
+
+    def of(self, node: ast.AST) -> set[str]:
+        """Full names that an expression may stand for; empty if it is neither imported nor a builtin."""
+        if isinstance(node, ast.Name):
+            if self._bound.get(node.id):
+                return self._bound[node.id]
+            return {f"builtins.{node.id}"} if node.id not in self._own and hasattr(builtins, node.id) else set()
+        if isinstance(node, ast.Attribute):
+            return {f"{base}.{node.attr}" for base in self.of(node.value)}
+        if isinstance(node, ast.Call) and self.of(node.func) == {"builtins.getattr"} and len(node.args) >= 2:
+            member = node.args[1]
+            if isinstance(member, ast.Constant):
+                return {f"{base}.{member.value}" for base in self.of(node.args[0])}
+        return set()
+
+
+def _imported(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
+    """Local name -> full name of what an import statement binds."""
+    if isinstance(node, ast.ImportFrom):
+        return {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    bound = {}
+    for alias in node.names:
+        first = alias.name.partition(".")[0]
+        bound[alias.asname or first] = alias.name if alias.asname else first
+        bound.setdefault(alias.name, alias.name)  # ``import torch.hub`` is itself a reference
+    return bound
+
+
+def _refusals(name: str) -> list[str]:
+    """Reasons against a full name: itself, or a module that contains it, matches a pattern of the table."""
+    parts = name.split(".")
+    prefixes = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    return [why for pattern, why in REFUSED.items() if any(fnmatchcase(prefix, pattern) for prefix in prefixes)][:1]
+
+
+def _is_shell(node: ast.List | ast.Tuple) -> bool:
+    """Whether a literal list of words starts a shell with ``-c``."""
+    words = [word.value if isinstance(word, ast.Constant) else None for word in node.elts]
+    if not words or not isinstance(words[0], str):
+        return False
+    while words and isinstance(words[0], str) and words[0].rpartition("/")[2] == "env":
+        words = words[1:]
+    shell = bool(words) and isinstance(words[0], str) and words[0].rpartition("/")[2] in SHELLS
+    return shell and any(isinstance(word, str) and word.startswith("-") and "c" in word for word in words[1:])
+
+
+def _call(node: ast.Call, names: _Names) -> Iterator[tuple[int, str, str]]:
+    called = ast.unparse(node.func)
+    for word in node.keywords:
+        refused = KEYWORDS.get(word.arg or "", ())
+        if refused and (not isinstance(word.value, ast.Constant) or word.value.value in refused):
+            yield node.lineno, f"{called}({word.arg}=...)", "an unsafe value, or one that is chosen at run time"
+    for name in names.of(node.func):
+        if name in HASHES and not any(word.arg == "usedforsecurity" for word in node.keywords):
+            yield node.lineno, name, "a broken hash: say usedforsecurity=False if it protects nothing"
+        if name in ("builtins.getattr", "builtins.setattr") and names.of(node.args[0]):
+            if not isinstance(node.args[1], ast.Constant):
+                yield node.lineno, ast.unparse(node), "a member of a module that is chosen at run time"
+            else:
+                yield from ((node.lineno, full, why) for full in names.of(node) for why in _refusals(full))
+        if name in ("builtins.globals", "builtins.locals"):
+            yield node.lineno, called, CODE
