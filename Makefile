@@ -15,28 +15,49 @@ ALONE := kill or slurm
 LONG := $(ALONE) or s3 or browser or long
 TOGETHER := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install slurm browser test check lint types quickstart study audit storm bench bench-install clean
+.PHONY: help install dev lock slurm browser test check lint types quickstart study audit storm bench bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
 
-$(BIN)/.ready: requirements.txt requirements-dev.txt
+# Locked packages are checked by their hashes. torch and what it brings are not locked: which build fits depends on the machine.
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
+UNLOCKED := torch|torchvision|triton|nvidia-.*|cuda-.*
+COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock"
+
+$(BIN)/.ready: requirements.txt requirements.lock
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }
 	@echo "installing into .venv with $(PYTHON); a plain torch may bring CUDA packages (about 3 GB)"
-	@begin=$$(date +%s); "$(PYTHON)" -m venv .venv && $(BIN)/python -m pip install -q --disable-pip-version-check \
-		-r requirements.txt -r requirements-dev.txt && $(BIN)/python -m pip freeze > .venv/installed.txt && \
+	@begin=$$(date +%s); "$(PYTHON)" -m venv .venv && $(if $(UNLOCK),,$(INSTALL) --no-deps --require-hashes -r requirements.lock &&) \
+		$(INSTALL) -r requirements.txt && $(BIN)/python -m pip freeze > .venv/installed.txt && \
 		touch $@ && echo "installed in $$(( $$(date +%s) - begin )) s"
 
-install: $(BIN)/.ready  ## build .venv and install what runs and tests need
+$(BIN)/.dev: $(BIN)/.ready requirements-dev.txt requirements-dev.lock
+	@echo "installing what the tests need"
+	@$(if $(UNLOCK),,$(INSTALL) --no-deps --require-hashes -r requirements-dev.lock &&) \
+		$(INSTALL) -r requirements.txt -r requirements-dev.txt && $(BIN)/python -m pip freeze > .venv/installed.txt && touch $@
 
-slurm: install  ## Slurm's packages for the tests, where they may be installed (root on Debian); else a line says so
+install: $(BIN)/.ready  ## build .venv and install what runs need (UNLOCK=1: today's releases instead of the locked ones)
+
+dev: $(BIN)/.dev  ## add what tests and checks need
+
+lock: dev  ## write requirements.lock and requirements-dev.lock anew: today's releases and their hashes
+	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \
+	$(COMPILE) requirements.txt requirements-dev.txt -o "$$folder/requirements-dev" && \
+	$(COMPILE) -c "$$folder/requirements-dev" requirements.txt -o "$$folder/requirements" && \
+	for name in requirements requirements-dev; do \
+		awk '/^[a-z]/ { skip = $$0 ~ /^($(UNLOCKED))==/ } !skip' "$$folder/$$name" > "$$folder/$$name.lock" && \
+		mv "$$folder/$$name.lock" . || exit 1; done
+
+slurm: dev  ## Slurm's packages for the tests, where they may be installed (root on Debian); else a line says so
 	@missing=$$($(BIN)/python tools/slurm_here.py packages --accounting) && \
 		{ [ -z "$$missing" ] || tests/slurm/install.sh $$missing; }
 	@command -v shellcheck >/dev/null || tests/slurm/install.sh shellcheck || \
 		{ echo "no shellcheck: the batch scripts are not looked at by it"; [ "$$FLIP_REQUIRE_SLURM" != 1 ]; }
 
-browser: install  ## a headless Chromium for the tests of pages, where it may be installed (root on Debian)
+browser: dev  ## a headless Chromium for the tests of pages, where it may be installed (root on Debian)
 	@command -v chromium-headless-shell chromium google-chrome >/dev/null || \
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh chromium-headless-shell || \
 		echo "no browser: the report's page is not looked at in one"
@@ -48,11 +69,11 @@ test: lint types slurm browser  ## all that CI runs: lint, types, quick tests, k
 check: lint types  ## the quick part, about five minutes: no Slurm, no S3 server, no long training
 	$(TOGETHER) -m "not slow and not gpu and not ($(LONG))"
 
-lint: install  ## ruff: lint and format
+lint: dev  ## ruff: lint and format
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 
-types: install  ## mypy on flip/ and jobs/
+types: dev  ## mypy on flip/ and jobs/
 	$(BIN)/mypy
 
 quickstart: install  ## real data, three small runs, a table and a page (15 minutes or more; FULL=1: three seeds)

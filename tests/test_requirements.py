@@ -1,0 +1,48 @@
+"""The lock files hold every requirement, in a release that its range admits, with hashes."""
+
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+UNLOCKED = re.compile(r"^UNLOCKED := (.*)$", re.MULTILINE).search((ROOT / "Makefile").read_text())[1]
+
+
+def requirements(*names):
+    """Requirements of some files, without those whose build depends on the machine."""
+    lines = [line.split("#")[0].strip() for name in names for line in (ROOT / name).read_text().splitlines()]
+    found = [Requirement(line) for line in lines if line]
+    return [entry for entry in found if not re.fullmatch(UNLOCKED, entry.name)]
+
+
+def locked(name):
+    """Package -> its locked releases (one per range of Python versions), after checking that each has hashes."""
+    releases = {}
+    for block in re.split(r"\n(?=[a-z])", (ROOT / name).read_text())[1:]:
+        package, version = re.match(r"(\S+)==([^\s;]+)", block).groups()
+        assert "--hash=sha256:" in block, f"{name}: {package} has no hash"
+        releases.setdefault(canonicalize_name(package), []).append(version)
+    return releases
+
+
+@pytest.mark.parametrize(
+    ("lock", "files"),
+    [
+        ("requirements.lock", ["requirements.txt"]),
+        ("requirements-dev.lock", ["requirements.txt", "requirements-dev.txt"]),
+    ],
+)
+def test_every_requirement_is_locked(lock, files):
+    releases = locked(lock)
+    for entry in requirements(*files):
+        versions = releases.get(canonicalize_name(entry.name))
+        assert versions, f"{entry.name} is not in {lock}: run `make lock`"
+        assert all(entry.specifier.contains(version) for version in versions), f"{entry}: run `make lock`"
+
+
+def test_both_locks_agree():
+    runtime, development = locked("requirements.lock"), locked("requirements-dev.lock")
+    assert {name: development.get(name) for name in runtime} == runtime
