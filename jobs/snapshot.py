@@ -1,6 +1,7 @@
 """The code as it was when submitted: a read-only copy under the digest of its contents, shared by the runs of a sweep.
 
-Only what a run needs is taken (TAKEN); secrets never are (SECRETS), wherever they lie.
+Only files that a run needs are copied (``is_code``). All other files below the copied folders are listed and left out,
+because they may be credentials, whatever their names.
 """
 
 from __future__ import annotations
@@ -19,15 +20,25 @@ from flip.exitcodes import ConfigError
 from flip.rundir import sync_folder
 from jobs.disk import unwritable
 
-TAKEN = ("flip", "jobs", "tools", "sweeps", "pyproject.toml", "requirements*.txt", "LICENSE")
-"""Top-level names of the repository that a run needs."""
+FOLDERS = ("flip", "jobs", "tools", "sweeps")
+"""Folders of the repository that are copied, as far as their files are code."""
+
+SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".md", ".typed")
+"""Suffixes of copied files. Compiled modules and data are not copied: a run reads data by the paths in its config."""
+
+TOP = ("pyproject.toml", "requirements*.txt", "requirements*.lock", "LICENSE")
+"""Files of the repository's root that are copied."""
 
 SECRETS = (
-    ".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*",
-    "*credentials*", ".netrc", ".npmrc", ".pypirc", ".git-credentials", "*secret*.json", "*secret*.yaml",
-    "*secret*.yml", "*.kdbx", "*token*.txt", ".ssh", ".aws", ".gnupg", ".kube",
-)  # fmt: skip
-"""Names that are left out, and said to be."""
+    "*credential*",
+    "*secret*",
+    "*password*",
+    "*token*.y*ml",
+    "*kubeconfig*",
+    "*service-account*",
+    "*service_account*",
+)
+"""Names that are left out although their suffix is that of code, unless they are Python modules."""
 
 SKIPPED = (".git", ".venv", "venv", "runs", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 """Folders that the walk does not enter where there is no git to ask."""
@@ -45,13 +56,13 @@ class Snapshot:
     files: int
     bytes: int
     left_out: tuple[str, ...]
-    """Files that look like secrets."""
+    """Files below the copied folders that are no code, or look like secrets."""
 
 
 def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
     """Copy the code of ``repository`` to ``into``/<digest>/, or of what is there what lacks.
 
-    Tracked, modified and untracked files that git does not ignore; without git, all below TAKEN but SKIPPED folders.
+    Tracked, modified and untracked files that git does not ignore; without git, all but those in SKIPPED folders.
     Raises ConfigError where it is larger than ``limit`` bytes, StorageError where it cannot be written.
     """
     contents, left_out = _read(repository, limit)
@@ -75,19 +86,29 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
 
 
 def files(repository: Path) -> Iterator[PurePosixPath]:
-    """Relative paths of the files that belong to the code, secrets included, in order."""
+    """Relative paths of the files below the copied folders and of the copied top-level files, in order."""
     listed = _git(repository)
     for path in sorted(_walk(repository) if listed is None else listed):
-        if any(fnmatch(path.parts[0], pattern) for pattern in TAKEN) and (repository / path).is_file():
+        top = len(path.parts) == 1 and any(fnmatch(path.name, pattern) for pattern in TOP)
+        if (top or path.parts[0] in FOLDERS) and (repository / path).is_file():
             yield path
 
 
-def is_secret(path: PurePosixPath, repository: Path | None = None) -> bool:
-    """By its name or, of a link in ``repository``, by that of what it leads to."""
-    parts = path.parts
-    if repository is not None and not (real := (repository / path).resolve()).is_relative_to(repository.resolve()):
-        parts += real.parts
-    return any(fnmatch(part.lower(), pattern) for part in parts for pattern in SECRETS)
+def is_code(path: PurePosixPath, repository: Path) -> bool:
+    """Whether a file is copied: by its folder and suffix, and those of the file that a link leads to."""
+    real = (repository / path).resolve()
+    if not real.is_relative_to(repository.resolve()):
+        return False
+    return all(_is_code(name) for name in (path, PurePosixPath(real.relative_to(repository.resolve()))))
+
+
+def _is_code(path: PurePosixPath) -> bool:
+    if len(path.parts) == 1:
+        return any(fnmatch(path.name, pattern) for pattern in TOP)
+    name = path.name.lower()
+    hidden = any(part.startswith(".") for part in path.parts)
+    secret = path.suffix not in (".py", ".pyi") and any(fnmatch(name, pattern) for pattern in SECRETS)
+    return path.parts[0] in FOLDERS and path.suffix in SUFFIXES and not hidden and not secret
 
 
 def _git(repository: Path) -> list[PurePosixPath] | None:
@@ -110,11 +131,11 @@ def _walk(repository: Path) -> Iterator[PurePosixPath]:
 
 
 def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], list[str]]:
-    """(path -> (bytes, executable), secrets left out). Read once, so that digest and copy are of the same bytes."""
+    """(path -> (bytes, executable), files left out). Read once, so that digest and copy are of the same bytes."""
     contents: dict[str, tuple[bytes, bool]] = {}
     left_out, total = [], 0
     for path in files(repository):
-        if is_secret(path, repository):
+        if not is_code(path, repository):
             left_out.append(str(path))
             continue
         file = repository / path

@@ -219,7 +219,7 @@ class Submission:
         if plan.starting:
             snapshot = take(REPOSITORY, self.folder / ".code")
             hidden = ", ".join(snapshot.left_out)
-            self._say(f"left out of the copied code, as they look like secrets: {hidden}" if hidden else "")
+            self._say(f"not copied, because they are no code or look like secrets: {hidden}" if hidden else "")
             steps = 0 if self.args.no_canary else self.profile.canary
             cluster = Several(self._profiles())
             again = resubmit.typed(self.args, self.file)

@@ -54,6 +54,26 @@ def test_takes_what_a_run_needs(repository, tmp_path):
     assert os.listdir(tmp_path / "code") == [snapshot.digest], "nothing temporary is left"
 
 
+NO_CODE = (
+    ".envrc", "prod.env", "secrets.toml", ".s3cfg", ".pgpass", "kubeconfig", "service-account.json",
+    ".docker/config.json", "credentials", "id_ed25519", "key.pem", ".netrc", "db_password.yaml", "my-secret.yml",
+    "wandb.token", "data.bin", "a.so",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_CODE)
+@pytest.mark.parametrize("folder", ["flip", "sweeps/clusters"])
+def test_files_that_are_no_code_are_not_copied(repository, tmp_path, folder, name):
+    (repository / ".gitignore").unlink(missing_ok=True)
+    (repository / "flip/built.so").unlink(missing_ok=True)
+    (repository / folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (repository / folder / name).write_text("hush")
+    (repository / folder / "token_bucket.py").write_text("")
+    snapshot = take(repository, tmp_path / "code")
+    assert taken(snapshot) == sorted(["flip/a.py", "jobs/b.py", "pyproject.toml", f"{folder}/token_bucket.py"])
+    assert f"{folder}/{name}" in snapshot.left_out
+
+
 def test_the_digest_is_of_the_contents(repository, tmp_path):
     first = take(repository, tmp_path / "code")
     (repository / "tests" / "t.py").write_text("changed")
@@ -95,7 +115,7 @@ def test_a_snapshot_that_cannot_be_mended_is_a_sentence(repository, tmp_path, mo
 
 
 def test_too_large_is_refused(repository, tmp_path):
-    (repository / "flip" / "data.bin").write_bytes(bytes(2000))
-    with pytest.raises(ConfigError, match="larger.*data.bin.*gitignore"):
+    (repository / "flip" / "data.py").write_bytes(bytes(2000))
+    with pytest.raises(ConfigError, match="larger.*data.py.*gitignore"):
         take(repository, tmp_path / "code", limit=1000)
     assert not (tmp_path / "code").exists()
