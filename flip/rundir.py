@@ -10,54 +10,71 @@ import re
 import time
 from pathlib import Path
 
+from flip.ownership import create_beside, read_regular
+
 if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Any, Dict, Iterator, List, Optional  # noqa: F401
 
 
 def write_text(path, text):
     # type: (os.PathLike | str, str) -> None
-    """Write a file so that readers see the old text or the new, never a part: temporary name, sync, rename, sync."""
-    path = Path(path)
-    temporary = path.with_name("%s.tmp.%d" % (path.name, os.getpid()))
+    """Write a file atomically: readers see the old text or the new, never a part. A link at ``path`` is replaced."""
+    temporary = _write_new(path, text)
     try:
-        with open(str(temporary), "w", encoding="utf-8") as file:
+        os.replace(str(temporary), str(path))
+    except OSError:
+        temporary.unlink()
+        raise
+    sync_folder(Path(path).parent)
+
+
+def _write_new(path, text):
+    # type: (os.PathLike | str, str) -> Path
+    """Write and sync a new file beside ``path``, under a name that nobody can prepare, and return its path."""
+    temporary, handle = create_beside(path)
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(str(temporary), str(path))
     except OSError:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink()
         raise
-    sync_folder(path.parent)
+    return temporary
 
 
 def write_json(path, value):
     # type: (os.PathLike | str, Any) -> None
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, _to_json(value))
+
+
+def _to_json(value):
+    # type: (Any) -> str
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def create_json(path, value):
     # type: (os.PathLike | str, Any) -> bool
-    """Like write_json, but the first writer wins: False (and nothing changed) where the file exists."""
-    path = Path(path)
-    temporary = path.with_name("%s.new.%d" % (path.name, os.getpid()))
-    write_json(temporary, value)
+    """Like write_json, but the first writer wins: returns False and changes nothing if the file exists."""
+    temporary = _write_new(path, _to_json(value))
     try:
         os.link(str(temporary), str(path))
     except FileExistsError:
         return False
     finally:
         temporary.unlink()
-    sync_folder(path.parent)
+    sync_folder(Path(path).parent)
     return True
 
 
 def read_json(path):
     # type: (os.PathLike | str) -> Optional[Any]
-    """The value, or None where there is no such file. A file that is not JSON raises ValueError with its path."""
+    """Return the value of a JSON file, or None if it does not exist.
+
+    Raises ValueError with the path if it is not JSON, not a regular file, or larger than ``RECORD_LIMIT``.
+    """
     try:
-        data = Path(path).read_bytes()
+        data = read_regular(path)
     except FileNotFoundError:
         return None
     try:

@@ -275,6 +275,7 @@ def old_python() -> str:
     "name",
     [
         "flip/rundir",
+        "flip/ownership",
         "flip/commit",
         "flip/pins",
         "flip/exitcodes",

@@ -1,0 +1,152 @@
+"""Who owns a path and who else may write to it, and file access that never follows a prepared link.
+
+The trust boundary (SECURITY.md): a file is trusted if it belongs to the current user or to root and no other user may
+write to it. Everything else is data: it may be read, with a limit, but is never executed. Standard library, Python 3.6.
+"""
+
+import errno
+import grp
+import os
+import pwd
+import random
+import stat
+from pathlib import Path
+
+if False:  # names for annotations only: Python 3.6 runs this file too
+    from typing import Any, Optional  # noqa: F401
+
+#: Largest record (JSON, YAML) that is read, bytes.
+RECORD_LIMIT = 64 << 20
+
+#: Name of a group whose members may write to folders that are executed from, in this environment variable.
+TRUSTED_GROUP = "FLIP_TRUST_GROUP"
+
+
+def untrusted(path):
+    # type: (os.PathLike | str) -> str
+    """Return why a file or folder is not trusted, or "" if it is. The last component is not followed if it is a link.
+
+    Raises OSError if it does not exist.
+    """
+    info = os.lstat(str(path))
+    if stat.S_ISLNK(info.st_mode):
+        return "it is a symbolic link"
+    if info.st_uid not in (os.geteuid(), 0):
+        return "it belongs to %s" % user_name(info.st_uid)
+    if info.st_mode & stat.S_IWOTH:
+        return "every user may write to it"
+    if info.st_mode & stat.S_IWGRP and not _own_group(info.st_gid):
+        return "members of the group %s may write to it" % group_name(info.st_gid)
+    return ""
+
+
+def untrusted_inside(folder):
+    # type: (os.PathLike | str) -> str
+    """Return why a folder, or anything below it, is not trusted ("PATH: reason"), or ""."""
+    reason = untrusted(folder)
+    if reason:
+        return "%s: %s" % (folder, reason)
+    for place, folders, names in os.walk(str(folder)):
+        for name in sorted(folders) + sorted(names):
+            path = os.path.join(place, name)
+            reason = untrusted(path)
+            if reason:
+                return "%s: %s" % (path, reason)
+    return ""
+
+
+def is_mine(path):
+    # type: (os.PathLike | str) -> bool
+    """Whether the current user owns a path (a link itself, not what it leads to). False if it does not exist."""
+    try:
+        return os.lstat(str(path)).st_uid == os.geteuid()
+    except FileNotFoundError:
+        return False
+
+
+def _own_group(gid):
+    # type: (int) -> bool
+    """Whether a group is root's, is declared as trusted, or has only the current user (a user-private group)."""
+    if gid == 0:
+        return True
+    try:
+        group = grp.getgrgid(gid)
+        user = pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    if os.environ.get(TRUSTED_GROUP) == group.gr_name:
+        return True
+    return group.gr_name == user.pw_name and gid == user.pw_gid and not set(group.gr_mem) - {user.pw_name}
+
+
+def user_name(uid):
+    # type: (int) -> str
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return "uid %d" % uid
+
+
+def group_name(gid):
+    # type: (int) -> str
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return "gid %d" % gid
+
+
+def read_regular(path, limit=RECORD_LIMIT):
+    # type: (os.PathLike | str, int) -> bytes
+    """Return the contents of a regular file of at most ``limit`` bytes, without waiting for a FIFO or a device.
+
+    Raises OSError if it cannot be read, ValueError with the path if it is no regular file or larger.
+    """
+    handle = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            raise ValueError("%s: not a regular file" % (path,))
+        if info.st_size > limit:
+            raise ValueError("%s: %d bytes, more than the limit of %d" % (path, info.st_size, limit))
+        return file.read(limit + 1)[:limit]
+
+
+def create_beside(path, mode=0o666):
+    # type: (os.PathLike | str, int) -> Any
+    """Create a new file with a random name beside ``path`` and return (its path, its descriptor open for writing).
+
+    An existing file or link is never opened. ``mode`` is reduced by the umask.
+    """
+    path = Path(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        temporary = path.with_name("%s.tmp.%016x" % (path.name, _random.getrandbits(64)))
+        try:
+            return temporary, os.open(str(temporary), flags, mode)
+        except FileExistsError:
+            continue
+
+
+#: Names from the system's entropy: another user cannot guess them.
+_random = random.SystemRandom()
+
+
+def private_folder(path):
+    # type: (os.PathLike | str) -> Path
+    """Create a folder with mode 0700, or check that the existing one belongs to the user and is closed to others.
+
+    Its parents are created too. Raises PermissionError if somebody else prepared it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.mkdir(str(path), 0o700)
+    except FileExistsError:
+        pass
+    info = os.lstat(str(path))
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+        reason = "not a folder of %s; remove it or choose another place" % user_name(os.geteuid())
+        raise PermissionError(errno.EPERM, reason, str(path))
+    if info.st_mode & 0o077:
+        os.chmod(str(path), 0o700)
+    return path
