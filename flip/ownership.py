@@ -108,7 +108,7 @@ def read_regular(path, limit=RECORD_LIMIT):
             raise ValueError("%s: not a regular file" % (path,))
         if info.st_size > limit:
             raise ValueError("%s: %d bytes, more than the limit of %d" % (path, info.st_size, limit))
-        return file.read(limit + 1)[:limit]
+        return file.read(info.st_size)
 
 
 def create_beside(path, mode=0o666):

@@ -1,10 +1,11 @@
 """Chunks kept as files on this node's disk: what was read once is not fetched again. It never changes what is read.
 
-    FOLDER/flip-chunks/<digest of the manifest>/<chunk>    the chunk's bytes, as storage has them
-    FOLDER/flip-chunks/size                                about the sum of their lengths, locked by whoever changes it
+    FOLDER/flip-chunks-<uid>/<digest of the manifest>/<chunk>    the chunk's bytes, as storage has them
+    FOLDER/flip-chunks-<uid>/size                                about the sum of their lengths, locked by its writer
 
 A file appears whole and its CRC32 is checked whenever it is read, so that nothing is synced and nothing must be
-cleaned up after a crash. Processes of a node may share a folder, and so may runs.
+cleaned up after a crash. Processes and runs of one user share the folder, whose mode is 0700. Other users have their
+own: bytes that somebody else wrote are not trusted, and eviction deletes files.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flip.data.crc import crc32
 from flip.data.manifest import Manifest
+from flip.ownership import private_folder, read_regular
 
 ROOM = 0.1
 """Share of the bytes allowed that is freed at once: looking for the oldest files takes a while."""
@@ -30,7 +33,7 @@ class Cache:
     """``most``: bytes that it may hold, all processes together. Threads may share one. Raises nothing."""
 
     def __init__(self, folder: str | os.PathLike[str], most: int) -> None:
-        self._folder = Path(folder) / "flip-chunks"  # in it all is ours to delete
+        self._folder = Path(folder) / f"flip-chunks-{os.geteuid()}"
         self._most, self._lock = most, threading.Lock()
         self.hits = self.misses = 0
         self.failures = 0
@@ -40,14 +43,15 @@ class Cache:
         """The bytes of chunk j, with the right CRC; None: they are to be fetched."""
         path, data = self._path(manifest, j), None
         try:
-            data = path.read_bytes()
+            private_folder(self._folder)
+            data = read_regular(path, self._most)
             if crc32(data) != manifest.checksums[j]:
                 data = None
                 path.unlink()
                 self._failed(f"{path} is damaged")
         except FileNotFoundError:
             pass
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._failed(error)
         with self._lock:
             self.hits, self.misses = self.hits + (data is not None), self.misses + (data is None)
@@ -60,7 +64,8 @@ class Cache:
         if size > self._most:
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(self._folder)
+            path.parent.mkdir(exist_ok=True)
             with self._sum() as total:
                 total[0] += size
                 if total[0] > self._most:
@@ -92,13 +97,17 @@ class Cache:
             file.write(str(total[0]))
 
     def _evict(self, most: float) -> int:
-        """Delete the oldest files, what killed processes left included, until ``most`` bytes are left: their sum."""
+        """Delete the oldest chunks and what killed processes left, until ``most`` bytes are left; return their sum.
+
+        Links are neither followed nor counted: a prepared one must not lead to files of another place.
+        """
         found = []
         for folder in self._folder.iterdir():
             with contextlib.suppress(NotADirectoryError), os.scandir(folder) as entries:
-                for entry in entries:
+                for entry in entries if not folder.is_symlink() else ():
                     with contextlib.suppress(FileNotFoundError):  # it was damaged, or is in place now
-                        found.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
+                        info = entry.stat(follow_symlinks=False)
+                        found += [(info.st_mtime_ns, info.st_size, entry.path)] if stat.S_ISREG(info.st_mode) else []
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total <= most:

@@ -40,7 +40,7 @@ def same(found, expected):
 
 
 def kept(folder):
-    return sorted(path for path in folder.glob("flip-chunks/*/*"))
+    return sorted(path for path in folder.glob("flip-chunks-*/*/*"))
 
 
 def whole(manifest, j):
@@ -126,6 +126,33 @@ def test_only_its_own_files_give_way(manifest, tmp_path):
     assert kept(tmp_path) and (tmp_path / "mine" / "1").stat().st_size == 10**6
 
 
+def test_links_are_not_followed(manifest, tmp_path):
+    """Eviction once deleted files of any folder that a link in the cache led to."""
+    others, cache = tmp_path / "others", tmp_path / "cache"
+    others.mkdir()
+    for name in ("1", "2"):
+        (others / name).write_bytes(bytes(10**6))
+    folder = cache / f"flip-chunks-{os.geteuid()}"
+    folder.mkdir(parents=True)
+    (folder / manifest.digest).mkdir()
+    (folder / "digest").symlink_to(others)
+    (folder / manifest.digest / "99").symlink_to(others / "1")
+    fill(Cache(cache, 30_000), manifest, range(30))
+    assert sorted(path.name for path in others.iterdir()) == ["1", "2"] and len(kept(cache)) > 1
+    assert (folder.stat().st_mode & 0o777) == 0o700, "nobody else may prepare it"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
+def test_a_folder_that_another_user_prepared_is_not_used(manifest, tmp_path, caplog):
+    folder = tmp_path / f"flip-chunks-{os.geteuid()}"
+    folder.mkdir()
+    os.chown(folder, 12345, -1)
+    cache = Cache(tmp_path, 10**9)
+    fill(cache, manifest, range(3))
+    assert cache.get(manifest, 0) is None and cache.failures == 4 and not list(folder.iterdir())
+    assert "remove it or choose another place" in caplog.text
+
+
 def test_processes_share_it(original, manifest, tmp_path):
     """Four of them, with less room than they want: all read what is right, and together they keep to the bytes."""
     script = (
@@ -182,9 +209,11 @@ def test_threads_share_it(manifest, tmp_path):
     assert set(read) == {manifest.chunk}
     counters = reader.counters
     assert counters.cache_hits + counters.cache_misses == 400 and counters.cache_failures == 0
-    shutil.rmtree(tmp_path / "flip-chunks")
+    shutil.rmtree(tmp_path / f"flip-chunks-{os.geteuid()}")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda j: fill(Cache(tmp_path, 10**9), manifest, [j]), range(100)))
-    assert int((tmp_path / "flip-chunks" / "size").read_text()) == sum(path.stat().st_size for path in kept(tmp_path))
-    shutil.rmtree(tmp_path / "flip-chunks")
+    assert int((tmp_path / f"flip-chunks-{os.geteuid()}" / "size").read_text()) == sum(
+        path.stat().st_size for path in kept(tmp_path)
+    )
+    shutil.rmtree(tmp_path / f"flip-chunks-{os.geteuid()}")
     assert len(reader.read_chunk(manifest, 0)) == manifest.chunk and len(kept(tmp_path)) == 1
