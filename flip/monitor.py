@@ -28,6 +28,7 @@ TENSORBOARD = {
     "samples_per_second": "speed/samples_per_second",
     "data_wait": "speed/data_wait_share",
     "mfu": "speed/model_flops_utilisation",
+    "matmul_utilisation": "speed/matmul_utilisation",
     "masking_speedup": "speed/masking_speedup",
     "memory": "memory/host_peak_bytes",
     "device_memory": "memory/device_peak_bytes",

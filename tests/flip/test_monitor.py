@@ -1,11 +1,10 @@
 """What a run tells: one clean curve over attempts, and a status that only the holder writes."""
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from flip import instruments, monitor
+from flip import monitor
 from flip.config.schema import Config, Evaluate, EvaluationSet, Stage
 from flip.rundir import RunDir, read_json
 from flip.shares import PARTS
@@ -105,7 +104,3 @@ def test_an_evaluation_is_kept_with_its_place(run):
         12.5,
         0.25,
     )
-
-
-def test_the_peak_is_a_rate():
-    assert 1e8 < instruments.measure_peak(torch.device("cpu"), torch.float32, seconds=0.05) < 1e15

@@ -81,3 +81,5 @@ def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
     )
     assert tags < {info.name.tag for info in told.metric_infos}
     assert tags == {tag for tag in events.Tags()["scalars"] if tag.endswith("_top1")}
+    utilisation = {tag for tag in events.Tags()["scalars"] if "utilisation" in tag}
+    assert utilisation == {"speed/matmul_utilisation"}, "a CPU has no datasheet peak"
