@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -106,16 +107,29 @@ def _numbered(run: RunDir) -> dict[int, Path]:
 
 
 def newest(run: RunDir) -> dict[str, Any]:
-    """The newest metric line with every field; empty where there is none yet."""
-    for _, path in sorted(_numbered(run).items(), reverse=True):
+    """The newest whole metric line with every field; empty if there is none yet."""
+    lines = (line for _, path in sorted(_numbered(run).items(), reverse=True) for line in newest_first(path))
+    return next(lines, {})
+
+
+def newest_first(path: Path) -> Iterator[dict[str, Any]]:
+    """The last lines of one file (64 KiB of it), the newest first; damaged lines are left out.
+
+    A file that does not exist or cannot be read has none.
+    """
+    try:
         with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - _LINE))
-            lines = file.read().split(b"\n")
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LINE))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return
+    for line in reversed(lines):
         try:
-            return dict(json.loads(lines[-2]))
-        except (ValueError, IndexError, TypeError, RecursionError):  # nothing yet, or not by us
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
-    return {}
+        if isinstance(record, dict):
+            yield record
 
 
 def _lines(path: Path) -> dict[str, Column]:

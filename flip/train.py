@@ -201,7 +201,7 @@ class Trainer:
             self.flag.set("superseded by a newer attempt")
         if self.world.first and self.run.cancel.exists():  # the signal may have come before anybody listened
             self.flag.set("cancelled")
-        return bool(self.flag) or self.saving.checkpointer.failed, self.world.first and self.saving.due()
+        return bool(self.flag) or self.saving.checkpointer.failed, self.saving.due()
 
     def told(self) -> str:
         return self.flag.reason or "another rank was told to stop"
