@@ -28,7 +28,7 @@ from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
 from flip.instruments import Instruments
-from flip.interrupt import Agreement, StopFlag
+from flip.interrupt import Agreement, RunWatcher, StopFlag
 from flip.rundir import RunDir, create_json
 from flip.saving import Saving
 from flip.tally import Tally
@@ -82,6 +82,7 @@ class Trainer:
         self.total, self.steps = self.spans[-1].end, sum(span.steps for span in self.spans)
         self.samples, self.step, self.seconds = 0, 0, 0.0
         self.agreement = Agreement(world.control, world.size)
+        self.watcher = RunWatcher(run, attempt, flag) if world.first else None
         self.saving = Saving(run, attempt, world, config, watchdog)
         told = config.monitor
         self.guard = guard.Guard(run, attempt, world.rank, told.spike, told.spike_window)
@@ -100,6 +101,8 @@ class Trainer:
 
     def restore(self) -> None:
         """Build the model with its first weights, then go on from the newest commit where there is one."""
+        if self.watcher is not None:
+            self.watcher.start()
         compute = self.config.compute
         with torch.device("meta"):
             self.pair = model.build(self.config.model, self.config.augment, compute.attention, compute.recompute)
@@ -197,10 +200,6 @@ class Trainer:
 
         A save that failed in the background is a stop, so that all ranks raise it at the same step.
         """
-        if self.world.first and not self.run.holds(self.attempt):
-            self.flag.set("superseded by a newer attempt")
-        if self.world.first and self.run.cancel.exists():  # the signal may have come before anybody listened
-            self.flag.set("cancelled")
         return bool(self.flag) or self.saving.checkpointer.failed, self.saving.due()
 
     def told(self) -> str:
@@ -296,6 +295,8 @@ class Trainer:
 
     def close(self, phase: str) -> None:
         self.watchdog.close()
+        if self.watcher is not None:
+            self.watcher.close()
         self.loader.close()
         self.saving.checkpointer.close()
         with contextlib.suppress(OSError):  # the end's own cause must not be lost for a status line

@@ -1,6 +1,7 @@
 """The loop in this process, with one rank: what is scored at the end, and how that is told."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,6 +45,17 @@ def test_a_gpu_gets_its_batches_from_pinned_memory(data, tmp_path, monkeypatch, 
             run, run.begin_attempt({}), StopFlag(), configuration(data, world=1), world, Watchdog(0, lambda what: None)
         )
     assert error.value.args == (device == "cuda",)
+
+
+def test_a_step_asks_nothing_of_the_run_directory():
+    """A shared file system that stalls for a minute must not stall every rank for it: RunWatcher polls."""
+    trainer = Trainer.__new__(Trainer)
+    trainer.world, trainer.flag = parallel.World(0, 1, torch.device("cpu"), None, None), StopFlag()
+    trainer.saving = SimpleNamespace(checkpointer=SimpleNamespace(failed=False), due=lambda: False)
+    trainer.run = None
+    assert trainer.wishes() == (False, False)
+    trainer.flag.set("cancelled")
+    assert trainer.wishes() == (True, False)
 
 
 def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
