@@ -34,6 +34,8 @@ class Metrics:
     columns: Columns
     bounds: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     """Attempt -> its first line and the one after its last."""
+    damage: tuple[str, ...] = ()
+    """A sentence for each file that cannot be read; its lines are missing here."""
 
     def attempt(self, n: int) -> Columns:
         """The lines of attempt n alone, as it wrote them; views."""
@@ -78,26 +80,26 @@ class Metrics:
         return found
 
 
-def nothing() -> Metrics:
-    return Metrics({name: np.empty(0) for name in FIELDS})
+def nothing(damage: tuple[str, ...] = ()) -> Metrics:
+    return Metrics({name: np.empty(0) for name in FIELDS}, damage=damage)
 
 
 def read(run: RunDir) -> Metrics:
-    """Of every attempt of the run; a file that is not what it should be says nothing."""
-    tables = []
+    """The lines of every attempt of the run. A damaged file adds none and is named in ``damage``."""
+    tables, damage = [], []
     for n, path in sorted(_numbered(run).items()):
         try:
             tables.append((n, _lines(path)))
-        except (OSError, ValueError):
-            continue
+        except (OSError, ValueError) as error:
+            damage.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     tables = [(n, table) for n, table in tables if len(table["step"])]
     if not tables:
-        return nothing()
+        return nothing(tuple(damage))
     bounds, at = {}, 0
     for n, table in tables:
         bounds[n] = (at, at := at + len(table["step"]))
     columns = {name: np.concatenate([table[name] for _, table in tables]) for name in FIELDS}
-    return Metrics(columns, bounds)
+    return Metrics(columns, bounds, tuple(damage))
 
 
 def _numbered(run: RunDir) -> dict[int, Path]:

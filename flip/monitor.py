@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from flip import hparams
+from flip import hparams, metrics
 from flip.config.schema import Config
 from flip.evaluate.task import curve
 from flip.rundir import RunDir, write_json
@@ -53,8 +53,8 @@ class Monitor:
         self._bar: tqdm | None = None
         self.status()
 
-    def begin(self, samples: int, config: Config) -> None:
-        """Training starts at S = ``samples``: what older attempts wrote beyond it vanishes from the curves.
+    def begin(self, samples: int, step: int, config: Config) -> None:
+        """Training starts at S = ``samples``, after ``step`` steps: later points of older attempts leave the curves.
 
         The hyperparameters go into the same file: TensorBoard's table of runs has a row per run, and no run of its own.
         """
@@ -68,7 +68,14 @@ class Monitor:
             self._bar = tqdm(
                 total=self._status["total"], initial=samples, unit="pair", unit_scale=True, desc=self._run.name
             )
-        self.status(samples=samples, phase="training")
+        self.status(samples=samples, step=step, phase="training", **self._logged_before(samples))
+
+    def _logged_before(self, samples: int) -> dict[str, Any]:
+        """Stage and loss at the newest metric line, unless it lies beyond ``samples``: those steps are done again."""
+        line = metrics.newest(self._run)
+        at = line.get("samples")
+        known = isinstance(at, int) and at <= samples
+        return {key: line[key] for key in ("stage", "loss") if known and key in line}
 
     def step(self, record: Mapping[str, Any]) -> None:
         """One logged step: a line in metrics/<n>.jsonl, a point of every curve, the bar and the status."""
@@ -127,7 +134,7 @@ class Silent(Monitor):
     def __init__(self) -> None:
         pass
 
-    def begin(self, samples: int, config: Config) -> None:
+    def begin(self, samples: int, step: int, config: Config) -> None:
         pass
 
     def step(self, record: Mapping[str, Any]) -> None:

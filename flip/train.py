@@ -117,7 +117,7 @@ class Trainer:
             self.run, self.attempt, self.config, self.world, self.pair, self.tally, self.saving
         )
         self.say("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
-        self.monitor.begin(self.samples, self.config)
+        self.monitor.begin(self.samples, self.step, self.config)
 
     def save(self, span: Span, optimizer: torch.optim.Optimizer) -> None:
         """Commit the present position unless it is committed or about to be."""

@@ -29,7 +29,7 @@ def record(step, loss):
 def attempt(run, begin, steps, loss):
     n = run.begin_attempt({})
     told = monitor.Monitor(run, n, total=80, steps=10, seconds=0.0)
-    told.begin(begin, CONFIG)
+    told.begin(begin, begin // 8, CONFIG)
     for step in steps:
         told.step(record(step, loss))
     return told
@@ -92,6 +92,20 @@ def test_status_is_the_newest_attempts(run):
     assert (status["attempt"], status["phase"], status["samples"]) == (2, "training", 16)
     new.close("complete")
     assert read_json(run.status)["phase"] == "complete"
+
+
+def test_an_attempt_that_resumes_at_the_end_keeps_step_and_loss(run):
+    """It has nothing to train, so that no line of its own would say them."""
+    attempt(run, 0, (1, 2, 3), loss=1.5).close("stopped")
+    attempt(run, 24, (), loss=9.0).close("complete")
+    status = read_json(run.status)
+    assert (status["step"], status["samples"], status["stage"], status["loss"]) == (3, 24, "pretrain", 1.5)
+
+
+def test_a_loss_that_is_trained_again_is_not_shown(run):
+    attempt(run, 0, (1, 2, 3), loss=1.5).close("stopped")
+    attempt(run, 16, (), loss=9.0)
+    assert (read_json(run.status)["step"], read_json(run.status)["loss"]) == (2, None)
 
 
 def test_an_evaluation_is_kept_with_its_place(run):
