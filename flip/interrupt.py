@@ -26,6 +26,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """What a cluster sends: SIGTERM (preemption, time limit, cancel) and the warning signal."""
 
 
+CANCELLED = "cancelled"
+"""Reason of a stop because cancel.json exists."""
+
+
 class StopFlag:
     """Set by a signal, by the supervisor's death, or by the trainer itself. Only ever goes from clear to set."""
 
@@ -102,7 +106,7 @@ class RunWatcher:
             if not self._run.holds(self._attempt):
                 self._flag.set("superseded by a newer attempt")
             elif self._run.cancel.exists():
-                self._flag.set("cancelled")
+                self._flag.set(CANCELLED)
         except OSError as error:  # a save, which cannot do without the file system, reports it as storage
             log.warning("the run directory cannot be read, retried in %g s: %s", self._seconds, error)
 

@@ -45,6 +45,7 @@ class Monitor:
         self._status: dict[str, Any] = {
             "attempt": attempt, "total": total, "steps": steps, "samples": 0, "step": 0, "stage": "",
             "phase": "starting", "loss": None, "samples_per_second": None, "eta_seconds": None, "verdict": None,
+            "reason": "",
         }  # fmt: skip
         self._written = 0.0
         run.metrics.mkdir(exist_ok=True)
@@ -117,8 +118,9 @@ class Monitor:
         self._written = now
         write_json(self._run.status, self._status | {"time": time.time()})
 
-    def close(self, phase: str) -> None:
-        self.status(phase=phase)
+    def close(self, phase: str, reason: str = "") -> None:
+        """The attempt ends. ``phase``: complete, interrupted, cancelled or failed; ``reason``: why, unless complete."""
+        self.status(phase=phase, reason=reason)
         self._lines.close()
         if self._events is not None:
             if phase == "complete":
@@ -146,5 +148,5 @@ class Silent(Monitor):
     def status(self, every: float = 0.0, **fields: Any) -> None:
         pass
 
-    def close(self, phase: str) -> None:
+    def close(self, phase: str, reason: str = "") -> None:
         pass

@@ -27,8 +27,9 @@ from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
+from flip.exitcodes import FlipError
 from flip.instruments import Instruments
-from flip.interrupt import Agreement, RunWatcher, StopFlag
+from flip.interrupt import CANCELLED, Agreement, RunWatcher, StopFlag
 from flip.rundir import RunDir, create_json
 from flip.saving import Saving
 from flip.tally import Tally
@@ -53,21 +54,21 @@ def train(run: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]
     watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
     trainer = Trainer(run, attempt, flag, config, world, watchdog)
-    phase = "stopped"
+    phase, reason = "complete", ""
     try:
-        trainer.restore()
-        for span in trainer.spans:
-            if trainer.samples < span.end:
-                trainer.run_stage(span)
-            if trainer.samples == span.end < trainer.total:
-                trainer.validate(span)
-        trainer.finish()
-        phase = "complete"
-    except Stopped:
-        trainer.saving.settle()
+        trainer.run_stages()
+    except BaseException as error:
+        phase, reason = ending(error)
         raise
     finally:
-        trainer.close(phase)
+        trainer.close(phase, reason)
+
+
+def ending(error: BaseException) -> tuple[str, str]:
+    """(phase, reason) that status.json shows of an attempt that ``error`` ended; its cause file has the cause."""
+    if isinstance(error, Stopped):
+        return "cancelled" if str(error) == CANCELLED else "interrupted", str(error)
+    return "failed", str(error) if isinstance(error, FlipError) else f"{type(error).__name__}: {error}"
 
 
 class Trainer:
@@ -131,6 +132,20 @@ class Trainer:
             step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=order.VERSION,
             replaced=self.tally.replaced_everywhere(), peak_memory=self.tally.peak_memory(),
         )  # fmt: skip
+
+    def run_stages(self) -> None:
+        """Restore, train what is left, evaluate, write the result. Raises Stopped when the last save has settled."""
+        try:
+            self.restore()
+            for span in self.spans:
+                if self.samples < span.end:
+                    self.run_stage(span)
+                if self.samples == span.end < self.total:
+                    self.validate(span)
+            self.finish()
+        except Stopped:
+            self.saving.settle()
+            raise
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -293,11 +308,11 @@ class Trainer:
             "peak_memory": self.tally.peak_memory(), "time": time.time(),
         })  # fmt: skip
 
-    def close(self, phase: str) -> None:
+    def close(self, phase: str, reason: str) -> None:
         self.watchdog.close()
         if self.watcher is not None:
             self.watcher.close()
         self.loader.close()
         self.saving.checkpointer.close()
         with contextlib.suppress(OSError):  # the end's own cause must not be lost for a status line
-            self.monitor.close(phase)
+            self.monitor.close(phase, reason)

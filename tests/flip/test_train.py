@@ -1,5 +1,6 @@
 """The loop in this process, with one rank: what is scored at the end, and how that is told."""
 
+import contextlib
 import logging
 from types import SimpleNamespace
 
@@ -11,9 +12,10 @@ from tensorboard.plugins.hparams import metadata
 from flip import parallel
 from flip.config.load import dump
 from flip.config.schema import EvaluationSet
+from flip.exitcodes import StorageError
 from flip.interrupt import StopFlag
 from flip.rundir import RunDir, read_json
-from flip.train import Trainer, train
+from flip.train import Stopped, Trainer, train
 from flip.watchdog import Watchdog
 from tests.arena import configuration
 from tests.synthetic import make_dataset, make_tokenizer
@@ -56,6 +58,36 @@ def test_a_step_asks_nothing_of_the_run_directory():
     assert trainer.wishes() == (False, False)
     trainer.flag.set("cancelled")
     assert trainer.wishes() == (True, False)
+
+
+@pytest.mark.parametrize(
+    "error, phase, reason",
+    [
+        (Stopped("signal SIGUSR2"), "interrupted", "signal SIGUSR2"),
+        (Stopped("cancelled"), "cancelled", "cancelled"),
+        (StorageError("no space left", "/runs"), "failed", "no space left"),
+        (ZeroDivisionError("division by zero"), "failed", "ZeroDivisionError: division by zero"),
+        (None, "complete", ""),
+    ],
+)
+def test_status_says_how_an_attempt_ended(data, tmp_path, monkeypatch, error, phase, reason):
+    def ends(self):
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(Trainer, "run_stages", ends)
+    config = configuration(data, world=1)
+    config.data.workers = 0
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    run.config.write_text(dump(config))
+    try:
+        with pytest.raises(type(error)) if error is not None else contextlib.nullcontext():
+            train(run, run.begin_attempt({}), StopFlag(), lambda what: None)
+    finally:
+        parallel.stop()
+    status = read_json(run.status)
+    assert status["phase"] == phase and reason in status["reason"] and bool(reason) == bool(status["reason"])
 
 
 def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
