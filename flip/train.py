@@ -280,10 +280,17 @@ class Trainer:
                 self.say("%s", told(result))
         if items:
             self.saving.settle()  # a score of weights that nobody has any more would be kept
-            record = commit.at(self.run, self.samples)  # only now is it there for sure
-            results = [result | {"commit": record} for result in results]
-            self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
+            results = self.record_scores(span, results)
             self.monitor.status(phase="training")
+        return results
+
+    def record_scores(self, span: Span, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write the scores of a committed position, with its commit. Only rank 0 reads the commit and writes."""
+        if not self.world.first:
+            return results
+        record = commit.at(self.run, self.samples)
+        results = [result | {"commit": record} for result in results]
+        self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
         return results
 
     def finish(self) -> None:

@@ -60,6 +60,18 @@ def test_a_step_asks_nothing_of_the_run_directory():
     assert trainer.wishes() == (True, False)
 
 
+def test_the_first_rank_alone_looks_up_the_commit_of_a_score(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr("flip.commit.at", lambda run, samples: looked.append(samples) or {"samples": samples})
+    trainer = Trainer.__new__(Trainer)
+    trainer.run, trainer.samples, trainer.seconds = RunDir(tmp_path), 8, 1.0
+    trainer.monitor = SimpleNamespace(evaluation=lambda *_: None)
+    span = SimpleNamespace(stage=SimpleNamespace(name="pretrain"))
+    for rank, commits in ((1, []), (0, [8])):
+        trainer.world = parallel.World(rank, 2, torch.device("cpu"), None, None)
+        assert len(trainer.record_scores(span, [{"name": "val"}])) == 1 and looked == commits
+
+
 @pytest.mark.parametrize(
     "error, phase, reason",
     [
