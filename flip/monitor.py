@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import custom_scalars
 from tqdm import tqdm
 
 from flip import hparams, metrics
 from flip.config.schema import Config
-from flip.evaluate.task import curve
+from flip.evaluate.task import COLUMNS, curve
 from flip.rundir import RunDir, write_json
 
 TENSORBOARD = {
@@ -37,6 +39,33 @@ TENSORBOARD = {
 """Field of a metric line -> tag. The x axis is S, samples seen, so that batch sizes can be compared."""
 
 
+COUNTERS = ("data/", "storage/")
+"""Groups whose curves begin with their first count: most runs have none of most of them."""
+
+
+def layout(config: Config) -> dict[str, dict[str, list[Any]]]:
+    """Categories and charts of TensorBoard's tab CUSTOM SCALARS, training and scores first.
+
+    The other tabs sort groups by name, and renaming a tag would break dashboards that exist.
+    """
+
+    def charts(*tags: str) -> dict[str, list[Any]]:
+        return {tag: ["Multiline", [f"^{re.escape(tag)}$"]] for tag in tags}
+
+    def group(name: str) -> dict[str, list[Any]]:
+        return charts(*(tag for tag in TENSORBOARD.values() if tag.startswith(name)))
+
+    scores = [curve(item.name + end, item.task) for item in config.evaluate.sets for end in COLUMNS[item.task]]
+    return {
+        "Training": group("train/"),
+        "Scores": charts(*scores),
+        "Speed": group("speed/"),
+        "Where the time goes": {"shares": ["Multiline", ["^time/"]]},
+        "Memory": group("memory/"),
+        "Data": group("data/") | {"storage": ["Multiline", ["^storage/"]]},
+    }
+
+
 class Monitor:
     """Writes under names that carry the attempt's number, and status.json only while the attempt holds the run."""
 
@@ -51,6 +80,7 @@ class Monitor:
         run.metrics.mkdir(exist_ok=True)
         self._lines = open(run.metrics / f"{attempt}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._events: SummaryWriter | None = None
+        self._counted: set[str] = set()
         self._bar: tqdm | None = None
         self.status()
 
@@ -63,7 +93,7 @@ class Monitor:
         self._events = SummaryWriter(
             str(self._run.tensorboard), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
         )
-        for summary in hparams.start(config):
+        for summary in (*hparams.start(config), custom_scalars(layout(config))):
             self._events.file_writer.add_summary(summary, samples)  # type: ignore[attr-defined]
         if sys.stderr.isatty():
             self._bar = tqdm(
@@ -83,13 +113,12 @@ class Monitor:
         self._lines.write(json.dumps(record, allow_nan=False) + "\n")
         self._lines.flush()
         assert self._events is not None
-        for name, tag in TENSORBOARD.items():
-            if record.get(name) is not None:
-                self._events.add_scalar(tag, record[name], record["samples"])
-        parts = {f"storage/{name}": count for name, count in record.get("storage", {}).items()}
-        parts |= {f"time/{part}_share": share for part, share in record.get("shares", {}).items()}
-        for tag, value in parts.items():
-            if value is not None:
+        points = {tag: record.get(name) for name, tag in TENSORBOARD.items()}
+        points |= {f"storage/{name}": count for name, count in record.get("storage", {}).items()}
+        points |= {f"time/{part}_share": share for part, share in record.get("shares", {}).items()}
+        for tag, value in points.items():
+            if value is not None and (value or tag in self._counted or not tag.startswith(COUNTERS)):
+                self._counted.add(tag)
                 self._events.add_scalar(tag, value, record["samples"])
         if self._bar is not None:
             self._bar.set_postfix(stage=record["stage"], loss=f"{record['loss']:.3f}", acc=f"{record['accuracy']:.2f}")

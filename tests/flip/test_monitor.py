@@ -1,7 +1,10 @@
 """What a run tells: one clean curve over attempts, and a status that only the holder writes."""
 
+import re
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
 from flip import monitor
@@ -60,6 +63,36 @@ def test_what_a_line_tells_has_a_curve(run):
     shares = {tag for tag in curves if tag.startswith("time/")}
     assert shares == {f"time/{part}_share" for part in PARTS} - {"time/communication_share"}
     assert read_json(run.status)["verdict"] == "compute-bound"
+
+
+def test_counters_have_a_curve_from_their_first_count_on(run):
+    """A local run counts nothing in storage: TensorBoard would open on two dozen cards of zeros."""
+    told = attempt(run, 0, (), loss=1.0)
+    for step, (replaced, retries) in enumerate([(0, 0), (0, 2), (3, 0)], 1):
+        storage = {"retries": float(retries), "cache_hits": 0.0}
+        told.step(record(step, 1.0) | {"replaced": replaced, "storage": storage})
+    told.close("complete")
+    events = read(run)
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("storage/", "data/"))]
+    points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+    assert points == {"storage/retries": [(16, 2), (24, 0)], "data/replaced_samples": [(24, 3)]}
+    assert [line["storage"]["cache_hits"] for line in run.metric_lines()] == [0, 0, 0], "metric lines have them all"
+
+
+def test_custom_scalars_begin_with_training_and_scores(run):
+    attempt(run, 0, (1,), loss=1.0).close("stopped")
+    told = attempt(run, 8, (2,), loss=1.0)
+    told.evaluation("pretrain", 16, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
+    told.close("complete")
+    events = read(run)
+    (event, *_) = events.Tensors("custom_scalars__config__")
+    categories = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
+    assert [one.title for one in categories][:2] == ["Training", "Scores"]
+    charts = [[pattern for chart in one.chart for pattern in chart.multiline.tag] for one in categories]
+    tags = events.Tags()["scalars"]
+    assert [tag for pattern in charts[1] for tag in tags if re.match(pattern, tag)] == ["zeroshot/val_top1"]
+    shown = {tag for patterns in charts for pattern in patterns for tag in tags if re.match(pattern, tag)}
+    assert shown == set(tags), "every curve is in the layout"
 
 
 def test_a_run_is_one_row_of_the_table_of_hyperparameters(run):
