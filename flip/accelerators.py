@@ -1,4 +1,4 @@
-"""What plans know of cards: memory and the dense bf16 peak. Their price is the site's own (a profile's field).
+"""Memory and dense bf16 peak of GPUs, for plans and for MFU. Their price is the site's own (a profile's field).
 
 From NVIDIA's data sheets; where those give the rate with sparsity, half of it. Memory is nominal, in 10^9 bytes: what a
 card has beyond that is left to its context, the buffers of NCCL, and what the allocator cannot use.
@@ -25,6 +25,7 @@ class Accelerator:
 ACCELERATORS = (
     Accelerator("B200", r"\bb200", 180, 2250, "NVIDIA HGX B200 data sheet: 4500 with sparsity"),
     Accelerator("GH200", r"gh200", 96, 989, "NVIDIA GH200 data sheet: 1979 with sparsity"),
+    Accelerator("H200 NVL", r"\bh200.*nvl", 141, 835, "NVIDIA H200 data sheet: 1671 with sparsity"),
     Accelerator("H200", r"h200", 141, 989, "NVIDIA H200 data sheet: 1979 with sparsity"),
     Accelerator("H100 NVL", r"h100.*nvl", 94, 835, "NVIDIA H100 data sheet: 1671 with sparsity"),
     Accelerator("H100 PCIe", r"h100.*pcie", 80, 756, "NVIDIA H100 data sheet: 1513 with sparsity"),
@@ -42,3 +43,17 @@ def find(name: str) -> Accelerator | None:
     """The card of that name, as ``H100 SXM``, ``NVIDIA A100-SXM4-80GB`` or gres ``h100``; None: not in the table."""
     name = name.lower()
     return next((card for card in ACCELERATORS if re.search(card.pattern, name)), None)
+
+
+_SPEED = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
+"""Precision -> tensor-core rate relative to bf16. It is the same for every card of the table."""
+
+
+def peak_flops(name: str, precision: str) -> float | None:
+    """Dense datasheet peak of a device in FLOP/s, or None if it is unknown.
+
+    ``name``: as ``torch.cuda.get_device_name`` returns it. ``precision``: ``bf16``, ``fp16``, ``tf32`` or ``fp32``. The
+    last does not run on tensor cores and has no peak here. A MIG slice has only a part of its card's rate: unknown.
+    """
+    card = None if " MIG " in name else find(name)
+    return None if card is None or precision not in _SPEED else 1e12 * card.tflops * _SPEED[precision]

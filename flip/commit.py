@@ -50,10 +50,13 @@ def folder(run, stage, samples, attempt):
     return run.checkpoints / stage / ("%d-%d" % (samples, attempt))
 
 
-def sha256(path):
-    # type: (os.PathLike | str) -> str
+def sha256(path, uncached=False):
+    # type: (os.PathLike | str, bool) -> str
+    """SHA-256 of a file. ``uncached``: read it from the storage, not from this host's page cache, where Linux can."""
     digest = hashlib.sha256()
     with open(str(path), "rb") as file:
+        if uncached and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # synced pages only, which ours are
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
@@ -117,11 +120,14 @@ def check(record):
             raise ValueError("`files` does not say what %r is" % name)
 
 
-def commits(run):
-    # type: (RunDir) -> List[Commit]
-    """All committed checkpoints of a run, newest last. One whose commit.json cannot be understood is none."""
+def commits(run, folders="*"):
+    # type: (RunDir, str) -> List[Commit]
+    """All committed checkpoints of a run, newest last. One whose commit.json cannot be understood is none.
+
+    ``folders``: a pattern of ``<S>-<n>``; commit.json of others is not read.
+    """
     found = []
-    for mark in run.checkpoints.glob("*/*/" + MARK):
+    for mark in run.checkpoints.glob("*/%s/%s" % (folders, MARK)):
         try:
             found.append(read(mark.parent))
         except Damaged:  # to be deleted by retain as anything uncommitted is
@@ -129,9 +135,12 @@ def commits(run):
     return sorted(found, key=lambda c: c.order)
 
 
-def verify(checkpoint, part=0, parts=1):
-    # type: (Commit, int, int) -> None
-    """Raise Damaged unless the files are those of commit.json; of several readers each may check its part of them."""
+def verify(checkpoint, part=0, parts=1, uncached=False):
+    # type: (Commit, int, int, bool) -> None
+    """Raise Damaged unless the files are those of commit.json; of several readers each may check its part of them.
+
+    ``uncached``: as ``sha256`` has it, for files that this host has just written.
+    """
     for name in sorted(checkpoint.record["files"])[part::parts]:
         expected, file = checkpoint.record["files"][name], checkpoint.path / name
         try:
@@ -140,7 +149,7 @@ def verify(checkpoint, part=0, parts=1):
             raise Damaged("%s is missing" % file)
         if size != expected["bytes"]:
             raise Damaged("%s has %d bytes, committed were %d" % (file, size, expected["bytes"]))
-        if sha256(file) != expected["sha256"]:
+        if sha256(file, uncached) != expected["sha256"]:
             raise Damaged("%s does not have the checksum that was committed" % file)
 
 
@@ -219,5 +228,5 @@ def brief(checkpoint):
 def at(run, samples):
     # type: (RunDir, int) -> Dict[str, Any] | None
     """``brief`` of the newest checkpoint at S = ``samples``, None where there is none."""
-    found = [c for c in commits(run) if c.samples == samples]
+    found = [c for c in commits(run, "%d-*" % samples) if c.samples == samples]
     return brief(found[-1]) if found else None

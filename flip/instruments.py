@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flip import flops, norms, parallel
+from flip import accelerators, flops, norms, parallel
 from flip.config.schema import Config
 from flip.config.stages import Span
 from flip.parallel import World
@@ -26,10 +26,11 @@ from flip.trace import Profiler
 log = logging.getLogger(__name__)
 
 
-def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """Floating-point operations per second of a large matrix product here and now: what MFU is measured against."""
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """FLOP/s of a large product of random matrices on this device, measured now."""
     side = 4096 if device.type == "cuda" else 1024
-    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    source = torch.Generator(device).manual_seed(0)  # training's random state stays as it is
+    left, right = (torch.randn(side, side, device=device, generator=source).to(dtype) for _ in range(2))
 
     def clock() -> float:
         if device.type == "cuda":
@@ -42,6 +43,27 @@ def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2)
         left @ right
         count += 1
     return count * 2 * side**3 / (now - begin)
+
+
+class Utilisation:
+    """How much of the devices' arithmetic a training speed uses.
+
+    ``mfu`` is a share of the datasheet peak and None if that is unknown, as on CPUs. ``matmul_utilisation`` is a share
+    of a matrix product that is measured when this object is made.
+    """
+
+    def __init__(self, device: torch.device, precision: str, world: int) -> None:
+        if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
+            precision = "tf32"
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        self._datasheet, self._world = accelerators.peak_flops(name, precision), world
+        self._measured = measure_matmul_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+    def of(self, speed: float) -> dict[str, float | None]:
+        """Both shares for ``speed``, the FLOP/s of all ranks together."""
+        each = speed / self._world
+        mfu = None if self._datasheet is None else each / self._datasheet
+        return {"mfu": mfu, "matmul_utilisation": each / self._measured}
 
 
 def _finite(value: Any) -> float | None:
@@ -57,8 +79,7 @@ class Instruments:
     ) -> None:
         self._config, self._world, self._pair, self._tally, self._saving = config, world, pair, tally, saving
         told = config.monitor
-        dtype = torch.bfloat16 if config.compute.precision == "bf16" else torch.float32
-        self._peak = measure_peak(world.device, dtype)
+        self._utilisation = Utilisation(world.device, config.compute.precision, world.size)
         steps, minutes = (told.profile_steps, told.sample_minutes) if world.first else (0, 0.0)
         self.profiler = Profiler(run.traces, attempt, world.size, world.device, told.profile_from, steps, minutes)
         self._verdict = Verdict(config.data.workers)
@@ -101,7 +122,7 @@ class Instruments:
             "logit_scale": _finite(self._logit_scale()), **self._logit_bias(),
             "grad_norm": float(norm), "param_norm": _finite(weights), "update_norm": _finite(change),
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
-            "mfu": cost * speed / (self._peak * self._world.size), "masking_speedup": whole / cost,
+            **self._utilisation.of(cost * speed), "masking_speedup": whole / cost,
             "shares": shares, "bound": self._verdict.bound, "verdict": verdict,
             "replaced": self._tally.replaced_everywhere(), "storage": self._tally.storage_everywhere(),
             "saves": self._saving.saves, "saving": self._saving.seconds, "memory": self._tally.peak_memory(),

@@ -6,6 +6,7 @@ collective comes from the group that is given to it.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -14,12 +15,19 @@ from collections.abc import Callable
 from typing import Any
 
 from flip.exitcodes import STOPPED
+from flip.rundir import RunDir
+
+log = logging.getLogger(__name__)
 
 GRACE = 90.0
 """Seconds to save and leave once nobody looks after this process any more."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """What a cluster sends: SIGTERM (preemption, time limit, cancel) and the warning signal."""
+
+
+CANCELLED = "cancelled"
+"""Reason of a stop because cancel.json exists."""
 
 
 class StopFlag:
@@ -69,6 +77,38 @@ def _watch(descriptor: int, flag: StopFlag) -> None:
     flag.set("the supervisor is gone")
     time.sleep(GRACE)
     os._exit(STOPPED)  # stuck where the flag is not read, as in waiting for ranks that never came
+
+
+class RunWatcher:
+    """Sets the stop flag when the run is cancelled or a newer attempt takes it over.
+
+    A thread polls the run directory once a second, so that a file system that stalls never stalls a training step.
+    """
+
+    def __init__(self, run: RunDir, attempt: int, flag: StopFlag, seconds: float = 1.0) -> None:
+        self._run, self._attempt, self._flag, self._seconds = run, attempt, flag, seconds
+        self._closed = threading.Event()
+
+    def start(self) -> None:
+        """Look once now, since the cancelling signal may have come before its handler was installed; then poll."""
+        self._poll()
+        threading.Thread(target=self._watch, name="run-watcher", daemon=True).start()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._flag and not self._closed.wait(self._seconds):
+            self._poll()
+
+    def _poll(self) -> None:
+        try:
+            if not self._run.holds(self._attempt):
+                self._flag.set("superseded by a newer attempt")
+            elif self._run.cancel.exists():
+                self._flag.set(CANCELLED)
+        except OSError as error:  # a save, which cannot do without the file system, reports it as storage
+            log.warning("the run directory cannot be read, retried in %g s: %s", self._seconds, error)
 
 
 class Agreement:

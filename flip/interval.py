@@ -6,13 +6,17 @@ sum is least, in first order, at sqrt(2 * cost of a save * time between interrup
 
 from __future__ import annotations
 
-import json
+import logging
 import math
-import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from flip.rundir import RunDir, read_json
+from flip import metrics
+from flip.rundir import RunDir, read_record
+
+log = logging.getLogger(__name__)
 
 DAY = 86_400.0
 FIRST = 300.0
@@ -47,24 +51,28 @@ def best(cost: float, between: float, took: float) -> float:
 def observed(run: RunDir, attempt: int) -> tuple[float, int]:
     """Seconds that the attempts before this one trained, and how many of them lost steps at their end.
 
-    One that stopped cleanly lost none. Both times of an attempt are by the clock of its own first rank.
+    A clean stop loses none. Both times of an attempt come from the clock of its own first rank. A record or metric line
+    that is damaged counts as absent: they only tune an interval and must not stop a run.
     """
     lived, cut = 0.0, 0
     for n in run.attempt_numbers():
-        ready, end = read_json(run.attempt(n) / "ready.json"), read_json(run.attempt(n) / "end.json") or {}
+        ready = _time(_record(run.attempt(n) / "ready.json"))
         if n >= attempt or ready is None:
             continue
-        lived += max(0.0, _last(run.metrics / f"{n}.jsonl", "time", ready["time"]) - ready["time"])
-        cut += end.get("code") != 75
+        logged = map(_time, metrics.newest_first(run.metrics / f"{n}.jsonl"))
+        lived += max(0.0, next((time for time in logged if time is not None), ready) - ready)
+        cut += _record(run.attempt(n) / "end.json").get("code") != 75
     return lived, cut
 
 
-def _last(path: Path, key: str, default: float) -> float:
-    """The number in the last whole line of a file of JSON lines."""
+def _record(path: Path) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 14)))
-            lines = file.read().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return default
-    return float(json.loads(lines[-1])[key]) if lines else default
+        return read_record(path) or {}
+    except (OSError, ValueError) as error:
+        log.warning("ignored for the checkpoint interval: %s", error)
+        return {}
+
+
+def _time(record: Mapping[str, Any]) -> float | None:
+    value = record.get("time")
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e12 else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,8 @@ class Metrics:
     columns: Columns
     bounds: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     """Attempt -> its first line and the one after its last."""
+    damage: tuple[str, ...] = ()
+    """A sentence for each file that cannot be read; its lines are missing here."""
 
     def attempt(self, n: int) -> Columns:
         """The lines of attempt n alone, as it wrote them; views."""
@@ -77,26 +80,26 @@ class Metrics:
         return found
 
 
-def nothing() -> Metrics:
-    return Metrics({name: np.empty(0) for name in FIELDS})
+def nothing(damage: tuple[str, ...] = ()) -> Metrics:
+    return Metrics({name: np.empty(0) for name in FIELDS}, damage=damage)
 
 
 def read(run: RunDir) -> Metrics:
-    """Of every attempt of the run; a file that is not what it should be says nothing."""
-    tables = []
+    """The lines of every attempt of the run. A damaged file adds none and is named in ``damage``."""
+    tables, damage = [], []
     for n, path in sorted(_numbered(run).items()):
         try:
             tables.append((n, _lines(path)))
-        except (OSError, ValueError):
-            continue
+        except (OSError, ValueError) as error:
+            damage.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     tables = [(n, table) for n, table in tables if len(table["step"])]
     if not tables:
-        return nothing()
+        return nothing(tuple(damage))
     bounds, at = {}, 0
     for n, table in tables:
         bounds[n] = (at, at := at + len(table["step"]))
     columns = {name: np.concatenate([table[name] for _, table in tables]) for name in FIELDS}
-    return Metrics(columns, bounds)
+    return Metrics(columns, bounds, tuple(damage))
 
 
 def _numbered(run: RunDir) -> dict[int, Path]:
@@ -106,16 +109,29 @@ def _numbered(run: RunDir) -> dict[int, Path]:
 
 
 def newest(run: RunDir) -> dict[str, Any]:
-    """The newest metric line with every field; empty where there is none yet."""
-    for _, path in sorted(_numbered(run).items(), reverse=True):
+    """The newest whole metric line with every field; empty if there is none yet."""
+    lines = (line for _, path in sorted(_numbered(run).items(), reverse=True) for line in newest_first(path))
+    return next(lines, {})
+
+
+def newest_first(path: Path) -> Iterator[dict[str, Any]]:
+    """The last lines of one file (64 KiB of it), the newest first; damaged lines are left out.
+
+    A file that does not exist or cannot be read has none.
+    """
+    try:
         with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - _LINE))
-            lines = file.read().split(b"\n")
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LINE))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return
+    for line in reversed(lines):
         try:
-            return dict(json.loads(lines[-2]))
-        except (ValueError, IndexError, TypeError, RecursionError):  # nothing yet, or not by us
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
-    return {}
+        if isinstance(record, dict):
+            yield record
 
 
 def _lines(path: Path) -> dict[str, Column]:

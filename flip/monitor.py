@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import custom_scalars
 from tqdm import tqdm
 
-from flip import hparams
+from flip import hparams, metrics
 from flip.config.schema import Config
-from flip.evaluate.task import curve
+from flip.evaluate.task import COLUMNS, curve
 from flip.rundir import RunDir, write_json
 
 TENSORBOARD = {
@@ -28,12 +30,40 @@ TENSORBOARD = {
     "samples_per_second": "speed/samples_per_second",
     "data_wait": "speed/data_wait_share",
     "mfu": "speed/model_flops_utilisation",
+    "matmul_utilisation": "speed/matmul_utilisation",
     "masking_speedup": "speed/masking_speedup",
     "memory": "memory/host_peak_bytes",
     "device_memory": "memory/device_peak_bytes",
     "replaced": "data/replaced_samples",
 }
 """Field of a metric line -> tag. The x axis is S, samples seen, so that batch sizes can be compared."""
+
+
+COUNTERS = ("data/", "storage/")
+"""Groups whose curves begin with their first count: most runs have none of most of them."""
+
+
+def layout(config: Config) -> dict[str, dict[str, list[Any]]]:
+    """Categories and charts of TensorBoard's tab CUSTOM SCALARS, training and scores first.
+
+    The other tabs sort groups by name, and renaming a tag would break dashboards that exist.
+    """
+
+    def charts(*tags: str) -> dict[str, list[Any]]:
+        return {tag: ["Multiline", [f"^{re.escape(tag)}$"]] for tag in tags}
+
+    def group(name: str) -> dict[str, list[Any]]:
+        return charts(*(tag for tag in TENSORBOARD.values() if tag.startswith(name)))
+
+    scores = [curve(item.name + end, item.task) for item in config.evaluate.sets for end in COLUMNS[item.task]]
+    return {
+        "Training": group("train/"),
+        "Scores": charts(*scores),
+        "Speed": group("speed/"),
+        "Where the time goes": {"shares": ["Multiline", ["^time/"]]},
+        "Memory": group("memory/"),
+        "Data": group("data/") | {"storage": ["Multiline", ["^storage/"]]},
+    }
 
 
 class Monitor:
@@ -44,16 +74,18 @@ class Monitor:
         self._status: dict[str, Any] = {
             "attempt": attempt, "total": total, "steps": steps, "samples": 0, "step": 0, "stage": "",
             "phase": "starting", "loss": None, "samples_per_second": None, "eta_seconds": None, "verdict": None,
+            "reason": "",
         }  # fmt: skip
         self._written = 0.0
         run.metrics.mkdir(exist_ok=True)
         self._lines = open(run.metrics / f"{attempt}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._events: SummaryWriter | None = None
+        self._counted: set[str] = set()
         self._bar: tqdm | None = None
         self.status()
 
-    def begin(self, samples: int, config: Config) -> None:
-        """Training starts at S = ``samples``: what older attempts wrote beyond it vanishes from the curves.
+    def begin(self, samples: int, step: int, config: Config) -> None:
+        """Training starts at S = ``samples``, after ``step`` steps: later points of older attempts leave the curves.
 
         The hyperparameters go into the same file: TensorBoard's table of runs has a row per run, and no run of its own.
         """
@@ -61,26 +93,32 @@ class Monitor:
         self._events = SummaryWriter(
             str(self._run.tensorboard), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
         )
-        for summary in hparams.start(config):
+        for summary in (*hparams.start(config), custom_scalars(layout(config))):
             self._events.file_writer.add_summary(summary, samples)  # type: ignore[attr-defined]
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=self._status["total"], initial=samples, unit="pair", unit_scale=True, desc=self._run.name
             )
-        self.status(samples=samples, phase="training")
+        self.status(samples=samples, step=step, phase="training", **self._logged_before(samples))
+
+    def _logged_before(self, samples: int) -> dict[str, Any]:
+        """Stage and loss at the newest metric line, unless it lies beyond ``samples``: those steps are done again."""
+        line = metrics.newest(self._run)
+        at = line.get("samples")
+        known = isinstance(at, int) and at <= samples
+        return {key: line[key] for key in ("stage", "loss") if known and key in line}
 
     def step(self, record: Mapping[str, Any]) -> None:
         """One logged step: a line in metrics/<n>.jsonl, a point of every curve, the bar and the status."""
         self._lines.write(json.dumps(record, allow_nan=False) + "\n")
         self._lines.flush()
         assert self._events is not None
-        for name, tag in TENSORBOARD.items():
-            if record.get(name) is not None:
-                self._events.add_scalar(tag, record[name], record["samples"])
-        parts = {f"storage/{name}": count for name, count in record.get("storage", {}).items()}
-        parts |= {f"time/{part}_share": share for part, share in record.get("shares", {}).items()}
-        for tag, value in parts.items():
-            if value is not None:
+        points = {tag: record.get(name) for name, tag in TENSORBOARD.items()}
+        points |= {f"storage/{name}": count for name, count in record.get("storage", {}).items()}
+        points |= {f"time/{part}_share": share for part, share in record.get("shares", {}).items()}
+        for tag, value in points.items():
+            if value is not None and (value or tag in self._counted or not tag.startswith(COUNTERS)):
+                self._counted.add(tag)
                 self._events.add_scalar(tag, value, record["samples"])
         if self._bar is not None:
             self._bar.set_postfix(stage=record["stage"], loss=f"{record['loss']:.3f}", acc=f"{record['accuracy']:.2f}")
@@ -109,8 +147,9 @@ class Monitor:
         self._written = now
         write_json(self._run.status, self._status | {"time": time.time()})
 
-    def close(self, phase: str) -> None:
-        self.status(phase=phase)
+    def close(self, phase: str, reason: str = "") -> None:
+        """The attempt ends. ``phase``: complete, interrupted, cancelled or failed; ``reason``: why, unless complete."""
+        self.status(phase=phase, reason=reason)
         self._lines.close()
         if self._events is not None:
             if phase == "complete":
@@ -126,7 +165,7 @@ class Silent(Monitor):
     def __init__(self) -> None:
         pass
 
-    def begin(self, samples: int, config: Config) -> None:
+    def begin(self, samples: int, step: int, config: Config) -> None:
         pass
 
     def step(self, record: Mapping[str, Any]) -> None:
@@ -138,5 +177,5 @@ class Silent(Monitor):
     def status(self, every: float = 0.0, **fields: Any) -> None:
         pass
 
-    def close(self, phase: str) -> None:
+    def close(self, phase: str, reason: str = "") -> None:
         pass

@@ -130,9 +130,9 @@ def marked(record: Mapping[str, Any]) -> bytes:
 
 
 def verify(source: commit.Commit, patience: Patience, part: int = 0, parts: int = 1) -> None:
-    """As ``commit.verify``, and where the files are at a URL by their sizes and ETags."""
+    """As ``commit.verify``, of files that were just written: read from the storage, at a URL by sizes and ETags."""
     if "url" not in source.record:
-        commit.verify(source, part, parts)
+        commit.verify(source, part, parts, uncached=True)
         return
     there, files = Remote(source.record["url"], patience), source.record["files"]
     for name in sorted(files)[part::parts]:

@@ -1,24 +1,26 @@
 """What runs came to, read from their directories: one row per run. No torch, no scheduler.
 
-A directory is read as it lies there, half finished or failed; a file that cannot be understood makes its run
-``unknown`` and is named in ``reason``, it never hides the other runs.
+A directory is read as it lies there, half finished or failed. A damaged file hides neither other files of its run nor
+other runs: ``Outcome.damage`` names each, and the run is ``unknown`` if its state depends on one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flip import metrics
 from flip.config.identity import flatten
 from flip.config.table import read_yaml
 from flip.exitcodes import ConfigError, FlipError
 from flip.metrics import Metrics
-from flip.rundir import RunDir, matching, read_json, read_record
+from flip.rundir import RunDir, matching, read_record
+
+T = TypeVar("T")
 
 _ACTIONS = {"requeue": "waiting", "stop": "failed", "done": "failed", "nothing": "stopped"}
 """What was decided at the end of the newest attempt -> state of a run that is neither complete nor cancelled."""
@@ -48,6 +50,13 @@ class Outcome:
     """result.json; empty until the run is complete."""
     status: Mapping[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
+    unreadable: tuple[str, ...] = ()
+    """A sentence for each damaged file of those above."""
+
+    @property
+    def damage(self) -> list[str]:
+        """A sentence for each file of the run that is damaged, metric lines and evaluations included."""
+        return [*self.unreadable, *self.metrics.damage, *self._scores[1]]
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -84,30 +93,34 @@ class Outcome:
     def later(self) -> dict[tuple[Any, Any], list[dict[str, Any]]]:
         """(stage, S) -> results of evaluations that were jobs of their own, by name."""
         found: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
-        for path in matching(self.run.eval, "*-*/*.json"):
-            try:
-                one = dict(read_json(path) or {})
-                one["name"], one["top1"]  # noqa: B018 - a file that lacks them is none
+        for path, one in self._scores[0].items():
+            if path.parent != self.run.eval:
                 found.setdefault((one["stage"], one["samples"]), []).append(one)
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
         return found
+
+    @cached_property
+    def _scores(self) -> tuple[dict[Path, dict[str, Any]], list[str]]:
+        """The records below eval/, by path, and a sentence for each damaged one."""
+        files, found = _Files(), {}
+        for pattern, read in (("*.json", _read_point), ("*-*/*.json", _read_score)):
+            for path in matching(self.run.eval, pattern):
+                if (record := files.read(path, read)) is not None:
+                    found[path] = record
+        return found, files.damaged
 
     def curve(self) -> list[dict[str, Any]]:
         """Evaluations in training and of its commits, by S: {stage, samples, seconds until then, evaluations}."""
         points: list[dict[str, Any]] = []
         later = dict(self.later)
-        for path in matching(self.run.eval, "*.json"):
-            try:
-                point = dict(read_json(path) or {})
-                seconds = point.get("seconds")
-                point["seconds"] = self._seconds_at(point["samples"]) if seconds is None else seconds
-                known = {item["name"] for item in point["evaluations"]}
-                more = later.pop((point.get("stage"), point["samples"]), ())
-                point["evaluations"] = [*point["evaluations"], *(one for one in more if one["name"] not in known)]
-                points.append(point)
-            except (OSError, ValueError, KeyError, TypeError):
+        for path, record in self._scores[0].items():
+            if path.parent != self.run.eval:
                 continue
+            seconds = record.get("seconds")
+            seconds = self._seconds_at(record["samples"]) if seconds is None else seconds
+            known = {item["name"] for item in record["evaluations"]}
+            more = later.pop((record.get("stage"), record["samples"]), ())
+            evaluations = [*record["evaluations"], *(one for one in more if one["name"] not in known)]
+            points.append(record | {"seconds": seconds, "evaluations": evaluations})
         for (stage, samples), found in later.items():
             seconds = self._seconds_at(samples)
             points.append({"stage": stage, "samples": samples, "seconds": seconds, "evaluations": found})
@@ -129,15 +142,50 @@ def find_runs(root: str | os.PathLike[str]) -> list[RunDir]:
 
 def read_run(path: str | os.PathLike[str]) -> Outcome:
     """The outcome of the run directory at ``path``."""
-    run = RunDir(path)
-    try:
-        settings = flatten(read_yaml(run.config))
-        result, status = (read_record(file) or {} for file in (run.result, run.status))
-        attempts = [_attempt(run, n) for n in run.attempt_numbers()]
-        state, reason = _state(run, attempts, bool(result))
-    except (FlipError, OSError, ValueError, KeyError) as error:
-        return Outcome(run, "unknown", str(error))
-    return Outcome(run, state, reason, settings, result, status, attempts)
+    run, files = RunDir(path), _Files()
+    settings = files.read(run.config, lambda path: flatten(read_yaml(path))) or {}
+    result = files.read(run.result, read_record)
+    numbers = files.read(run.attempts, lambda _: run.attempt_numbers())
+    attempts = [_attempt(run, n, files) for n in numbers or ()]
+    decisive = list(files.damaged)
+    cancel, job = (files.read(path, read_record) for path in (run.cancel, run.path / "job.json"))
+    if result is None:
+        decisive = list(files.damaged)
+    status, _ = (files.read(path, read_record) for path in (run.status, run.identity))
+    state, reason = _state(attempts, result is not None, cancel, job or {})
+    if decisive:
+        state, reason = "unknown", "; ".join(decisive)
+    return Outcome(run, state, reason, settings, result or {}, status or {}, attempts, tuple(files.damaged))
+
+
+class _Files:
+    """Reads files of a run; ``damaged`` has a sentence for each that cannot be read or understood."""
+
+    def __init__(self) -> None:
+        self.damaged: list[str] = []
+
+    def read(self, path: Path, read: Callable[[Path], T]) -> T | None:
+        """What ``read`` makes of the file; None if it is damaged."""
+        try:
+            return read(path)
+        except (FlipError, OSError, ValueError, KeyError, TypeError) as error:
+            words = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            self.damaged.append(words if str(path) in words else f"{path}: {words}")
+            return None
+
+
+def _read_point(path: Path) -> dict[str, Any]:
+    """A position and its scores."""
+    record = read_record(path) or {}
+    record["samples"] + 0, [item["name"] for item in record["evaluations"]]  # noqa: B018
+    return record
+
+
+def _read_score(path: Path) -> dict[str, Any]:
+    """One score of an evaluation job."""
+    record = read_record(path) or {}
+    record["name"], record["top1"], record["stage"], record["samples"] + 0  # noqa: B018
+    return record
 
 
 def read_outcomes(root: str | os.PathLike[str]) -> list[Outcome]:
@@ -194,19 +242,22 @@ def _varied(outcomes: list[Outcome]) -> list[str]:
     return list(dict.fromkeys(key for members in sweeps.values() for key in differing(members)))
 
 
-def _attempt(run: RunDir, n: int) -> Attempt:
-    start, end = (read_record(run.attempt(n) / name) or {} for name in ("start.json", "end.json"))
-    return Attempt(n, start, end, run.causes(n))
+def _attempt(run: RunDir, n: int, files: _Files) -> Attempt:
+    start = files.read(run.attempt(n) / "start.json", read_record)
+    end = files.read(run.attempt(n) / "end.json", read_record)
+    return Attempt(n, start or {}, end or {}, files.read(run.attempt(n), lambda _: run.causes(n)) or [])
 
 
-def _state(run: RunDir, attempts: list[Attempt], complete: bool) -> tuple[str, str]:
+def _state(
+    attempts: list[Attempt], complete: bool, cancel: Mapping[str, Any] | None, job: Mapping[str, Any]
+) -> tuple[str, str]:
     """(state, reason), as far as files tell."""
     last = attempts[-1].end if attempts else {}
     reason = str(last.get("reason") or "")
     if complete:
         return "complete", ""
-    if (cancel := read_record(run.cancel)) is not None:
+    if cancel is not None:
         return "cancelled", str(cancel.get("why") or cancel.get("reason") or reason)
-    if not attempts or attempts[-1].number <= (read_record(run.path / "job.json") or {}).get("after", 0):
+    if not attempts or attempts[-1].number <= job.get("after", 0):
         return "queued", ""
-    return (_ACTIONS.get(last["action"], "unknown"), reason) if last else ("running", "")
+    return (_ACTIONS.get(last.get("action", ""), "unknown"), reason) if last else ("running", "")

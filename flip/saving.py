@@ -36,7 +36,9 @@ class Saving:
         self.checkpointer = Checkpointer(
             run, attempt, world, section.keep, section.background == "yes", section.url, patience
         )
-        self._interval, self._by_clock = Interval(section.minutes, run, attempt), not section.samples
+        self._interval: Interval | None = None
+        if world.first and not section.samples:  # the first rank's clock decides for all
+            self._interval = Interval(section.minutes, run, attempt)
         self._at, self._samples = time.monotonic(), 0
         self.source: Commit | None = None
         """The commit that the attempt went on from."""
@@ -90,9 +92,11 @@ class Saving:
             log.info("begins with the weights of %s; %s", source, differs or "it is the same model")
 
     def due(self) -> bool:
-        """Whether a save is due by the clock."""
+        """Whether a save is due by the clock of the first rank; False on every other rank."""
+        if self._interval is None:
+            return False
         every = self._interval.seconds(self.saves, self.seconds, self.checkpointer.took)
-        return self._by_clock and time.monotonic() - self._at > every
+        return time.monotonic() - self._at > every
 
     def needed(self, samples: int) -> bool:
         """Whether S = ``samples`` is neither committed nor about to be."""

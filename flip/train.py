@@ -27,8 +27,9 @@ from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
+from flip.exitcodes import FlipError
 from flip.instruments import Instruments
-from flip.interrupt import Agreement, StopFlag
+from flip.interrupt import CANCELLED, Agreement, RunWatcher, StopFlag
 from flip.rundir import RunDir, create_json
 from flip.saving import Saving
 from flip.tally import Tally
@@ -53,21 +54,21 @@ def train(run: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]
     watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
     trainer = Trainer(run, attempt, flag, config, world, watchdog)
-    phase = "stopped"
+    phase, reason = "complete", ""
     try:
-        trainer.restore()
-        for span in trainer.spans:
-            if trainer.samples < span.end:
-                trainer.run_stage(span)
-            if trainer.samples == span.end < trainer.total:
-                trainer.validate(span)
-        trainer.finish()
-        phase = "complete"
-    except Stopped:
-        trainer.saving.settle()
+        trainer.run_stages()
+    except BaseException as error:
+        phase, reason = ending(error)
         raise
     finally:
-        trainer.close(phase)
+        trainer.close(phase, reason)
+
+
+def ending(error: BaseException) -> tuple[str, str]:
+    """(phase, reason) that status.json shows of an attempt that ``error`` ended; its cause file has the cause."""
+    if isinstance(error, Stopped):
+        return "cancelled" if str(error) == CANCELLED else "interrupted", str(error)
+    return "failed", str(error) if isinstance(error, FlipError) else f"{type(error).__name__}: {error}"
 
 
 class Trainer:
@@ -82,6 +83,7 @@ class Trainer:
         self.total, self.steps = self.spans[-1].end, sum(span.steps for span in self.spans)
         self.samples, self.step, self.seconds = 0, 0, 0.0
         self.agreement = Agreement(world.control, world.size)
+        self.watcher = RunWatcher(run, attempt, flag) if world.first else None
         self.saving = Saving(run, attempt, world, config, watchdog)
         told = config.monitor
         self.guard = guard.Guard(run, attempt, world.rank, told.spike, told.spike_window)
@@ -100,6 +102,8 @@ class Trainer:
 
     def restore(self) -> None:
         """Build the model with its first weights, then go on from the newest commit where there is one."""
+        if self.watcher is not None:
+            self.watcher.start()
         compute = self.config.compute
         with torch.device("meta"):
             self.pair = model.build(self.config.model, self.config.augment, compute.attention, compute.recompute)
@@ -114,7 +118,7 @@ class Trainer:
             self.run, self.attempt, self.config, self.world, self.pair, self.tally, self.saving
         )
         self.say("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
-        self.monitor.begin(self.samples, self.config)
+        self.monitor.begin(self.samples, self.step, self.config)
 
     def save(self, span: Span, optimizer: torch.optim.Optimizer) -> None:
         """Commit the present position unless it is committed or about to be."""
@@ -128,6 +132,20 @@ class Trainer:
             step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=order.VERSION,
             replaced=self.tally.replaced_everywhere(), peak_memory=self.tally.peak_memory(),
         )  # fmt: skip
+
+    def run_stages(self) -> None:
+        """Restore, train what is left, evaluate, write the result. Raises Stopped when the last save has settled."""
+        try:
+            self.restore()
+            for span in self.spans:
+                if self.samples < span.end:
+                    self.run_stage(span)
+                if self.samples == span.end < self.total:
+                    self.validate(span)
+            self.finish()
+        except Stopped:
+            self.saving.settle()
+            raise
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -197,11 +215,7 @@ class Trainer:
 
         A save that failed in the background is a stop, so that all ranks raise it at the same step.
         """
-        if self.world.first and not self.run.holds(self.attempt):
-            self.flag.set("superseded by a newer attempt")
-        if self.world.first and self.run.cancel.exists():  # the signal may have come before anybody listened
-            self.flag.set("cancelled")
-        return bool(self.flag) or self.saving.checkpointer.failed, self.world.first and self.saving.due()
+        return bool(self.flag) or self.saving.checkpointer.failed, self.saving.due()
 
     def told(self) -> str:
         return self.flag.reason or "another rank was told to stop"
@@ -266,10 +280,17 @@ class Trainer:
                 self.say("%s", told(result))
         if items:
             self.saving.settle()  # a score of weights that nobody has any more would be kept
-            record = commit.at(self.run, self.samples)  # only now is it there for sure
-            results = [result | {"commit": record} for result in results]
-            self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
+            results = self.record_scores(span, results)
             self.monitor.status(phase="training")
+        return results
+
+    def record_scores(self, span: Span, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write the scores of a committed position, with its commit. Only rank 0 reads the commit and writes."""
+        if not self.world.first:
+            return results
+        record = commit.at(self.run, self.samples)
+        results = [result | {"commit": record} for result in results]
+        self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
         return results
 
     def finish(self) -> None:
@@ -294,9 +315,11 @@ class Trainer:
             "peak_memory": self.tally.peak_memory(), "time": time.time(),
         })  # fmt: skip
 
-    def close(self, phase: str) -> None:
+    def close(self, phase: str, reason: str) -> None:
         self.watchdog.close()
+        if self.watcher is not None:
+            self.watcher.close()
         self.loader.close()
         self.saving.checkpointer.close()
         with contextlib.suppress(OSError):  # the end's own cause must not be lost for a status line
-            self.monitor.close(phase)
+            self.monitor.close(phase, reason)

@@ -64,7 +64,7 @@ class Writer(dcp.HuggingFaceStorageWriter):
 
 
 class _Files(FileSystem):
-    """Checksums are of the bytes in memory: what storage makes of them is found when they are read back."""
+    """Checksums are of the bytes in memory. The save then reads the files back from the storage and compares."""
 
     def __init__(self, files: dict[str, dict[str, Any]], remote: Remote | None) -> None:
         self._files, self._remote = files, remote

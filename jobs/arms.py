@@ -13,6 +13,7 @@ from flip.config.schema import ImageTower, Model, TextTower
 from flip.config.stages import positions
 from flip.results import Outcome
 from flip.rundir import read_json
+from jobs.goodput import resources
 from jobs.paper import Published, published
 
 
@@ -88,13 +89,11 @@ COUNTED = "useful training steps; lost work, evaluation and start-up not counted
 
 
 def hours(outcome: Outcome, seconds: float | None = None) -> float | None:
-    """GPU-hours of useful training, until now or of ``seconds``; on a CPU core-hours: threads and loader processes."""
-    seconds, settings = outcome.progress["seconds"] if seconds is None else seconds, outcome.settings
-    nodes, processes, gpus = (settings.get(f"resources.{key}") for key in ("nodes", "processes", "gpus"))
-    threads = settings.get("compute.threads", 0) + settings.get("data.workers", 0)
-    if seconds is None or nodes is None or processes is None:
+    """GPU-hours or core-hours (``goodput.resources``) of useful training, until now or of ``seconds``."""
+    seconds = outcome.progress["seconds"] if seconds is None else seconds
+    if seconds is None or "resources.nodes" not in outcome.settings:
         return None
-    return seconds * nodes * (gpus or processes * threads) / 3600
+    return seconds * resources(outcome.settings)[0] / 3600
 
 
 def flops(outcome: Outcome, samples: float | None = None) -> float | None:

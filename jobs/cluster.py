@@ -89,6 +89,15 @@ def unread(run: RunDir, error: Exception, damaged: str = "unknown") -> JobState:
     return JobState(damaged, n, f"a file of it is damaged: {error}")
 
 
+def is_complete(run: RunDir) -> bool:
+    """Whether result.json exists. A damaged one raises ValueError, which names it and the remedy."""
+    try:
+        return read_record(run.result) is not None
+    except ValueError as error:
+        remedy = "Delete it and submit again: the run resumes at its end and writes it anew"
+        raise ValueError(f"{error}. {remedy}") from error
+
+
 class Cluster(Protocol):
     """The hands. Jobs given to one call of ``submit`` belong to one sweep folder."""
 

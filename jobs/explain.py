@@ -63,6 +63,7 @@ def page(facts: Mapping[str, Any]) -> str:
         *_decision(facts["evidence"]),
         ("next", _coming(next_)),
     ]
+    heads += [("damaged", words) for words in facts["damaged"]]
     heads += [("speed", facts["verdict"])] if facts["verdict"] else []
     heads += [("bad steps", f"{len(files)}, the last one: {files[-1]}")] if (files := facts["anomalies"]) else []
     lines = [f"{name:<10}{plain(text)}" for name, text in heads]
@@ -100,8 +101,9 @@ def _state(row: Mapping[str, Any]) -> str:
 def _decision(evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if evidence is None:
         return []
-    why = f"{evidence['cause']}: {evidence['reason'] or '-'}"
-    told = f"attempt {evidence['attempt']}: {evidence['action']}, because of {why}"
+    why = ": ".join(filter(None, [evidence["cause"], evidence["reason"] or "-"]))
+    decided = f"{evidence['action']}, because of {why}" if evidence["action"] else f"nothing yet; {why}"
+    told = f"attempt {evidence['attempt']}: {decided}"
     code, state = evidence["code"], evidence["state"]
     seen = f"exit code {'not seen' if code is None else code}, job state {state or 'not known'}"
     lines = [("decided", told), ("evidence", seen)]

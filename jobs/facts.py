@@ -26,7 +26,7 @@ TAIL = 1 << 16
 
 def explain(run: RunDir) -> dict[str, Any]:
     """All that the page shows: sweep, run, folder, about, code, state, evidence, attempts, next, incidents, goodput,
-    verdict (of its newest metric line), anomalies (files, in the order of their steps).
+    verdict (of its newest metric line), anomalies (files, in the order of their steps), damaged (a sentence per file).
 
     From the run's files and one look at its cluster, which on Slurm is one call of squeue.
     """
@@ -40,13 +40,14 @@ def explain(run: RunDir) -> dict[str, Any]:
         "about": _about(outcome),
         "code": _code(run),
         "state": row(run, state),
-        "evidence": _evidence(outcome),
-        "attempts": [_attempt(outcome, i) for i in range(len(outcome.attempts))],
+        "evidence": _evidence(outcome, state),
+        "attempts": [_attempt(outcome, i, state) for i in range(len(outcome.attempts))],
         "next": _next(run, outcome, state, now),
         "incidents": _incidents(outcome),
         "goodput": goodput.as_dict([account])[0],
         "verdict": metrics.newest(run).get("verdict"),
         "anomalies": _anomalies(run),
+        "damaged": outcome.damage,
     }
 
 
@@ -97,12 +98,25 @@ def _file(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _evidence(outcome: Outcome) -> dict[str, Any] | None:
-    """What the newest end was decided from; None where no attempt has ended."""
-    attempt = next((a for a in reversed(outcome.attempts) if a.end), None)
+def _unrecorded(outcome: Outcome, state: JobState) -> Mapping[str, Any]:
+    """The end of a newest attempt that has ended without a record, from what its ranks left; empty if there is none.
+
+    That happens if its supervisor or batch script was killed: nothing was decided then.
+    """
+    attempt = outcome.attempts[-1] if outcome.attempts else None
+    if attempt is None or attempt.end or state.state == "running":
+        return {}
+    cause = attempt.causes[0] if attempt.causes else {"reason": "its end was not recorded"}
+    return {key: cause.get(key) for key in ("cause", "reason", "code")}
+
+
+def _evidence(outcome: Outcome, state: JobState) -> dict[str, Any] | None:
+    """What the newest end was decided from, or of one that was not recorded what is known; None if none has ended."""
+    unrecorded = _unrecorded(outcome, state)
+    attempt = next((a for a in reversed(outcome.attempts) if a.end or unrecorded), None)
     if attempt is None:
         return None
-    end = attempt.end
+    end = attempt.end or unrecorded
     rank = next((c["rank"] for c in attempt.causes if c["cause"] == end.get("cause")), 0)
     log = _log(outcome.run, attempt.number, rank // int(outcome.settings.get("resources.processes") or 1))
     keys = ("action", "cause", "reason", "code", "state")
@@ -125,10 +139,10 @@ def last_lines(path: Path, count: int = LINES) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
 
 
-def _attempt(outcome: Outcome, i: int) -> dict[str, Any]:
-    attempt = outcome.attempts[i]
-    start, end = attempt.start, attempt.end
-    seen = end.get("code") is not None and start.get("time") is not None
+def _attempt(outcome: Outcome, i: int, state: JobState) -> dict[str, Any]:
+    attempt, newest = outcome.attempts[i], i == len(outcome.attempts) - 1
+    start, end = attempt.start, attempt.end or (_unrecorded(outcome, state) if newest else {})
+    seen = end.get("code") is not None and end.get("time") is not None and start.get("time") is not None
     return {
         "attempt": attempt.number,
         "time": start.get("time"),

@@ -64,13 +64,20 @@ def _states(outcomes: Sequence[Outcome], now: float | None) -> str:
 def _trouble(outcomes: Sequence[Outcome]) -> list[Block]:
     """What stopped for good, and what to do about it."""
     stopped = [outcome for outcome in outcomes if outcome.state in ("failed", "unknown", "stopped")]
+    damaged = [Text(words, tone="trouble") for words in damage(outcomes)]
     if not stopped:
-        return []
+        return [*damaged]
     first = stopped[0]
     lines = [f"{o.run.name} is {o.state}: {o.reason or 'no reason was left'}" for o in stopped[:ROWS_PER_RUN]]
     lines += [f"and {len(stopped) - ROWS_PER_RUN} more"] if len(stopped) > ROWS_PER_RUN else []
     how = f"Why: python jobs/explain.py {first.run.sweep}/{first.run.name}. Failed runs start again by submit --retry."
-    return [Text(f"{'; '.join(lines)}. {how}", tone="trouble")]
+    return [Text(f"{'; '.join(lines)}. {how}", tone="trouble"), *damaged]
+
+
+def damage(outcomes: Sequence[Outcome]) -> list[str]:
+    """A sentence for each damaged file of the runs that no run's reason names."""
+    found = [(one, words) for one in outcomes for words in one.damage if words not in one.reason]
+    return [f"A file of {one.run.name} is damaged: {words}" for one, words in found]
 
 
 def _note(grouped: Sequence[Arm]) -> str:

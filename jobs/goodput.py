@@ -164,7 +164,11 @@ def of_run(outcome: Outcome, now: float | None = None) -> Account:
 
 
 def resources(settings: Mapping[str, Any]) -> tuple[int, str]:
-    """(GPUs or cores of a run, the unit's name), from its resolved configuration."""
+    """(GPUs or cores that a run occupies, the unit's name), from its resolved configuration.
+
+    The only definition of GPU-hours and core-hours in reports. Cores: ``resources.cpus`` of every rank, as reserved, or
+    if that is 0 its threads and loader processes.
+    """
 
     def number(key: str, default: int) -> int:
         return int(settings.get(key) or default)

@@ -16,7 +16,7 @@ from typing import Any
 from flip.exitcodes import ConfigError, FlipError
 from flip.rundir import RunDir, read_json, read_record, write_json
 from jobs import canary, ledger, processes, supervisor
-from jobs.cluster import UNREADABLE, Job, JobState, unread
+from jobs.cluster import UNREADABLE, Job, JobState, is_complete, unread
 from jobs.profile import Profile
 
 
@@ -110,7 +110,7 @@ def _state(run: RunDir, served: bool) -> JobState:
     if running:
         detail = cancelled or ("" if served else "its supervisor is gone")
         return JobState("running", n, f"{detail}: it saves and stops" if detail else "")
-    if run.result.exists():
+    if is_complete(run):
         return JobState("complete", n)
     if cancelled:
         return JobState("cancelled", n, cancelled)

@@ -26,14 +26,8 @@ from flip.rundir import RunDir, read_json
 from jobs.cluster import Shape, states
 from jobs.cost import Cost, Estimate, total
 
-KINDS = ("new", "stopped", "running", "waiting", "complete", "failed", "cancelled", "unknown", "changed")
-"""What a run is to the plan. ``stopped``: nobody looks after it any more; it goes on from its newest commit."""
-
 EVALUATIONS = ".evaluate"
 """Folder of a sweep with the run directories of its evaluations."""
-
-_OF_STATE = {"queued": "running"}
-"""State of a cluster -> kind, where they differ in name."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +61,12 @@ class Found:
 
     @property
     def kind(self) -> str:
-        return _OF_STATE.get(self.state, self.state)
+        return self.state
 
     @property
     def active(self) -> bool:
         """Whether a process of it may be there, or come."""
-        return self.kind in ("running", "waiting", "unknown")
+        return self.kind in ("queued", "running", "waiting", "unknown")
 
     def holds(self, wanted: Wanted) -> bool:
         return self.identity is not None and self.identity.get("hash") == wanted.identity["hash"]
@@ -82,6 +76,7 @@ class Found:
 class Action:
     wanted: Wanted
     kind: str
+    """``new`` (no folder), ``changed`` (another configuration), or its state, one of ``jobs.cluster.STATES``."""
     reason: str = ""
     starts: bool = False
     moves: bool = False

@@ -112,8 +112,9 @@ def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
     found, known = [], states(run for run in runs if os.path.exists(run.path / "job.json"))
     for run in runs:
         outcome = read_run(run.path)
-        if outcome.state != "unknown" and run.path in known:
-            state = known[run.path]
+        state = known.get(run.path)
+        damaged = outcome.state == "unknown"  # no complete run without its settings and result
+        if state is not None and not (damaged and state.state == "complete"):
             outcome = replace(outcome, state=state.state, reason=state.detail or outcome.reason)
         found.append(outcome)
     with ThreadPoolExecutor(2) as pool:  # metric lines are read outside of the interpreter's lock
@@ -157,7 +158,7 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 def text(found: Sequence[Outcome], table_: str = "") -> str:
     """The table of arms, the paper's numbers beside them, what that cannot say, and why runs are not complete."""
     from jobs import against, arms
-    from jobs.findings import result_cells
+    from jobs.findings import damage, result_cells
     from jobs.table import plain, table
 
     grouped = arms.group(found)
@@ -174,6 +175,7 @@ def text(found: Sequence[Outcome], table_: str = "") -> str:
         if outcome.state != "complete":
             why = f": {outcome.reason}" if outcome.reason else ""
             lines.append(plain(f"{outcome.run.name} is {outcome.state}{why}"))
+    lines += map(plain, damage(found))
     return "\n".join(line for line in lines if line or compared)
 
 

@@ -22,7 +22,7 @@ ENOUGH = 4
 """Runs that a law is fitted to, at least, of at least three values of x."""
 
 IGNORED = re.compile(
-    r"seed|recipe|model\.size|schema|(resources|monitor|checkpoint|evaluate)\..*|compute\.(accumulate|recompute|threads)"
+    r"seed|model\.size|schema|(resources|monitor|checkpoint|evaluate)\..*|compute\.(accumulate|recompute|threads)"
     r"|data\.(lanes|buffer|chunk|block|workers|sample_bytes|client|cache.*|deadline|timeout|hedge)|stages\..*\.warmup"
 )
 """Settings that follow from others, or move nothing that is compared here."""
@@ -47,11 +47,16 @@ def _stage(key: str) -> Callable[[Outcome], float | None]:
     return place
 
 
+_SIZE = r"model\.(embed|image\.patch|(image|text)\.(width|layers|heads))"
+"""Settings that a larger model may differ in. What else the model's section holds is a method, not a size."""
+_LENGTH = r"stages\..*\.samples"
+_DATA = r"data\.(manifest|samples|sets\..*)"
+
 AXES = (
-    Axis("training FLOPs", re.compile(r".*"), lambda o: o.result.get("flops")),
-    Axis("parameters", re.compile(r"model\..*"), lambda o: (o.result.get("parameters") or {}).get("total")),
-    Axis("samples in the data set", re.compile(r"data\..*"), lambda o: o.settings.get("data.samples")),
-    Axis("samples seen", re.compile(r"stages\..*\.samples"), lambda o: o.progress["samples"]),
+    Axis("training FLOPs", re.compile(f"{_SIZE}|{_LENGTH}"), lambda o: o.result.get("flops")),
+    Axis("parameters", re.compile(_SIZE), lambda o: (o.result.get("parameters") or {}).get("total")),
+    Axis("samples in the data set", re.compile(_DATA), lambda o: o.settings.get("data.samples")),
+    Axis("samples seen", re.compile(_LENGTH), lambda o: o.progress["samples"]),
     Axis("batch", re.compile(r"stages\..*\.(batch|base_lr)"), _stage("batch")),
 )
 
@@ -90,7 +95,7 @@ class Law:
 
 @dataclass(frozen=True)
 class Curve:
-    """Runs that are alike but for one axis. ``name``: the settings by which it differs from the axis' other curves."""
+    """Runs of one design along one axis. ``name``: the settings by which it differs from the axis' other curves."""
 
     axis: str
     name: str
@@ -122,32 +127,52 @@ def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np
 
 
 def curves(outcomes: Sequence[Outcome], test: str) -> list[Curve]:
-    """Of every axis the curves with at least two places, of complete runs scored on ``test``."""
+    """Curves of complete runs scored on ``test``: along every axis, each group of runs of one design.
+
+    A curve has at least two places on its axis, over FLOPs three: two costs may belong to anything.
+    """
     scored = [(outcome, item) for outcome in outcomes for item in outcome.evaluations if item["name"] == test]
     found = []
     for axis in AXES:
-        groups: dict[str, list[Trial]] = {}
-        settings: dict[str, Mapping[str, Any]] = {}
-        for outcome, item in scored:
-            if (x := axis.place(outcome)) is None or x <= 0:
-                continue
-            fixed = {
-                key: value
-                for key, value in outcome.settings.items()
-                if not axis.moves.fullmatch(key) and not IGNORED.fullmatch(key)
-            }
-            key = repr(sorted(fixed.items(), key=lambda pair: pair[0]))
-            settings[key] = outcome.settings
-            groups.setdefault(key, []).append(_trial(outcome, item, float(x)))
-        least = 3 if axis is AXES[0] else 2  # two costs of different designs are no curve
-        kept = {key: trials for key, trials in groups.items() if len({trial.x for trial in trials}) >= least}
-        varied = _varied([settings[key] for key in kept])
-        for key, trials in kept.items():
-            name = _name(settings[key], varied) or "all runs"
-            trials.sort(key=lambda trial: trial.x)
+        placed = [
+            (float(x), outcome, item) for outcome, item in scored if (x := axis.place(outcome)) is not None and x > 0
+        ]
+        groups = [
+            part
+            for group in _grouped(placed, lambda key, axis=axis: not axis.moves.fullmatch(key))  # type: ignore[misc]
+            for part in _grouped(group, _ambiguous(group).__contains__)
+        ]
+        least = 3 if axis is AXES[0] else 2
+        groups = [group for group in groups if len({x for x, _, _ in group}) >= least]
+        varied = _varied([group[-1][1].settings for group in groups])
+        for group in groups:
+            trials = sorted((_trial(outcome, item, x) for x, outcome, item in group), key=lambda trial: trial.x)
             law = fit([trial.x for trial in trials], [trial.error for trial in trials])
-            found.append(Curve(axis.name, name, trials, law))
+            found.append(Curve(axis.name, _name(group[-1][1].settings, varied) or "all runs", trials, law))
     return found
+
+
+Placed = tuple[float, Outcome, Mapping[str, Any]]
+"""A run on an axis: x, the run, its score."""
+
+
+def _grouped(placed: Sequence[Placed], fixed: Callable[[str], bool]) -> list[list[Placed]]:
+    """Runs that agree in every setting for which ``fixed`` holds and that is not ignored."""
+    groups: dict[str, list[Placed]] = {}
+    for one in placed:
+        settings = sorted((k, v) for k, v in one[1].settings.items() if fixed(k) and not IGNORED.fullmatch(k))
+        groups.setdefault(repr(settings), []).append(one)
+    return list(groups.values())
+
+
+def _ambiguous(group: Sequence[Placed]) -> set[str]:
+    """Settings in which runs at the same place of an axis differ: along that axis they must be fixed as well."""
+    places: dict[float, list[Mapping[str, Any]]] = {}
+    for x, outcome, _ in group:
+        places.setdefault(x, []).append(outcome.settings)
+    return {
+        key for tables in places.values() for key in tables[0] if len({repr(table.get(key)) for table in tables}) > 1
+    }
 
 
 def _trial(outcome: Outcome, item: Mapping[str, Any], x: float) -> Trial:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flip.rundir import RunDir, read_record
 from jobs import canary, ledger, scheduler
-from jobs.cluster import UNREADABLE, JobState, unread
+from jobs.cluster import UNREADABLE, JobState, is_complete, unread
 from jobs.scheduler import Row, Unanswered
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
@@ -121,7 +121,7 @@ def _called(uid: int) -> str:
 def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
     n, after, verdict = run.newest_attempt(), ledger.after(run), ledger.standing(run)
     reason = verdict["reason"] if verdict else ""
-    if run.result.exists():
+    if is_complete(run):
         return JobState("complete", n)
     if row is not None and row.state not in (*WAITING, *ENDED):
         return _occupying(run, row, n, n > after)

@@ -81,12 +81,17 @@ NUMBERS = ("samples", "total", "step", "steps", "loss", "samples_per_second", "e
 def row(run: RunDir, state: JobState) -> dict[str, Any]:
     """One run's row. Speed and ETA are those of a running attempt only. What a damaged file would say is None; the
     reason names it."""
+    from functools import partial
+
     from flip.rundir import read_record
     from jobs import ledger
     from jobs.cluster import cluster_of
 
     live, damage = _said(lambda: read_record(run.status))
     last, more = _said(lambda: ledger.last(run))
+    newest = [run.attempt(state.attempt) / name for name in ("start.json", "end.json")] if state.attempt else []
+    records = (run.identity, run.path / "job.json", run.result, run.cancel, *newest)
+    damaged = [_said(partial(read_record, path))[1] for path in records]
     live |= {key: None for key in NUMBERS if not _number(live.get(key))}
     keys = ["stage", "samples", "total", "step", "steps", "loss", "phase"]
     found = {"sweep": run.sweep, "run": run.name, "state": state.state, **{key: live.get(key) for key in keys}}
@@ -98,8 +103,8 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     found["restarts"] = max(0, state.attempt - 1)
     found["progress_time"] = live["time"]
     reason = state.detail or (str(last.get("reason", "")) if state.state != "complete" else "")
-    troubles = [words for words in (damage, more) if words and words not in reason]
-    found["reason"] = "; ".join(filter(None, [reason, *troubles]))
+    troubles = [words for words in (damage, more, *damaged) if words and words not in reason]
+    found["reason"] = "; ".join(filter(None, [reason, *dict.fromkeys(troubles)]))
     return found
 
 

@@ -71,7 +71,7 @@ def _code(runs: Sequence[RunDir], rows: Sequence[dict[str, Any]]) -> int:
 def code_of(run: RunDir) -> int:
     """The exit code of a run that has failed: of its cause, or that of a crash where nobody can read one."""
     try:
-        return CAUSES.get((ledger.last(run) or {}).get("cause", ""), CRASH)
+        return CAUSES.get((ledger.last(run) or {}).get("cause", "")) or CRASH  # "complete", with a damaged result
     except UNREADABLE:  # its row says so
         return CRASH
 

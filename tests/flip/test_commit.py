@@ -1,16 +1,19 @@
 """The commit protocol: a folder without commit.json does not exist, and what is kept."""
 
+import ctypes
 import hashlib
 import json
+import mmap
 import os
 import re
 from pathlib import Path
 
 import pytest
 
-from flip import commit
+from flip import commit, remote
+from flip.data.retry import Patience
 from flip.pins import pin
-from flip.rundir import RunDir
+from flip.rundir import RunDir, read_json
 
 
 @pytest.fixture
@@ -188,6 +191,70 @@ def test_what_a_result_says_of_its_checkpoint(run):
     expected = {"path": "pretrain/16-1", "stage": "pretrain", "samples": 16, "digest": digest}
     assert commit.brief(commit.commits(run)[-1]) == commit.at(run, 16) == expected
     assert commit.at(run, 8)["path"] == "pretrain/8-2" and commit.at(run, 9) is None
+
+
+def test_the_commit_of_a_position_is_found_without_reading_the_others(run, monkeypatch):
+    for samples in (8, 16, 24):
+        write(run, "pretrain", samples)
+    read, names = commit.read, []
+    monkeypatch.setattr(commit, "read", lambda path: (names.append(path.name), read(path))[1])
+    assert commit.at(run, 16)["path"] == "pretrain/16-1" and names == ["16-1"]
+
+
+def resident(path):
+    """Share of a file's pages in the page cache."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as pages:
+        held = (ctypes.c_ubyte * -(-len(pages) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(pages)
+        assert (
+            ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(pages)), held) == 0
+        )
+        del start
+        return sum(page & 1 for page in held) / len(held)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="Linux drops single files from the page cache")
+def test_what_was_just_written_is_read_back_from_the_storage(run, monkeypatch):
+    path = write(run, "pretrain", 1 << 20)
+    held = {file: resident(file) for file in path.glob("*.safetensors")}
+    os.sync()
+    if min(held.values()) < 1 or not _drops(path):
+        pytest.skip("this file system keeps no page cache of its own, or nothing but one")
+    opened = open
+    shares = []
+
+    class Watched:
+        """``open``, and the share of the file's pages that are cached when its first block is read."""
+
+        def __init__(self, name, mode):
+            self.name, self.file, self.first = name, opened(name, mode), True
+            self.fileno = self.file.fileno
+
+        def read(self, size):
+            if self.first:
+                shares.append(resident(self.name))
+            self.first = False
+            return self.file.read(size)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+    monkeypatch.setattr(commit, "open", Watched, raising=False)
+    (checkpoint,) = [commit.Commit(path, read_json(path / commit.MARK))]
+    remote.verify(checkpoint, Patience())
+    assert len(shares) == 2 and max(shares) < 0.5, "the pages were dropped before they were read"
+
+
+def _drops(folder):
+    """Whether the file system lets go of clean pages when asked (tmpfs does not)."""
+    (folder / "probe").write_bytes(b"x" * (1 << 20))
+    with open(folder / "probe", "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return resident(folder / "probe") < 0.5
 
 
 def test_traces_of_commits_good_or_damaged(run):

@@ -4,9 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+
+from flip.interrupt import RunWatcher, StopFlag
+from flip.rundir import RunDir
 
 SCRIPT = """
 import os, signal, subprocess, sys
@@ -66,6 +70,47 @@ def test_the_end_of_the_supervisor_is_a_stop():
     os.close(writer)
     assert child.communicate(timeout=30)[0].strip() == "the supervisor is gone"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def watched(tmp_path):
+    run, flag, is_set = RunDir(tmp_path / "sweep" / "run"), StopFlag(), threading.Event()
+    flag.tell(is_set.set)
+    watcher = RunWatcher(run, run.begin_attempt({}), flag, seconds=0.01)
+    return run, flag, is_set, watcher
+
+
+def test_a_cancel_before_the_start_is_seen_at_the_start(tmp_path):
+    run, flag, _, watcher = watched(tmp_path)
+    run.cancel.touch()
+    watcher.start()
+    watcher.close()
+    assert flag.reason == "cancelled"
+
+
+@pytest.mark.parametrize("what", ["cancelled", "superseded by a newer attempt"])
+def test_a_cancel_or_a_newer_attempt_is_seen_later(tmp_path, what):
+    run, flag, is_set, watcher = watched(tmp_path)
+    watcher.start()
+    assert not flag
+    if what == "cancelled":
+        run.cancel.touch()
+    else:
+        run.begin_attempt({})
+    assert is_set.wait(60) and flag.reason == what
+
+
+def test_a_file_system_that_fails_is_asked_again(tmp_path, caplog):
+    """ENOTDIR stands for an outage: the folder of attempts is away for a while and comes back."""
+    run, flag, is_set, watcher = watched(tmp_path)
+    os.rename(run.attempts, run.path / "away")
+    run.attempts.touch()
+    watcher.start()
+    assert not flag and "the run directory cannot be read" in caplog.text
+    run.attempts.unlink()
+    os.mkdir(run.path / "new")
+    os.mkdir(run.path / "new" / "2")
+    os.rename(run.path / "new", run.attempts)
+    assert is_set.wait(60) and flag.reason == "superseded by a newer attempt"
 
 
 AGREED = """

@@ -47,3 +47,23 @@ def test_more_interruptions_make_it_shorter(tmp_path):
     assert found == pytest.approx(expected, rel=1e-3) and found[1] < found[0]
     assert Interval(0, calm, 2).seconds(0, 0, 0) == interval.FIRST
     assert Interval(7, calm, 2).seconds(3, 30.0, 1.0) == 420
+
+
+@pytest.mark.parametrize("line", ["\0\0\0", '{"step": 2, "ti', "[1]", '{"step": 2}', '{"step": 2, "time": "late"}'])
+def test_a_damaged_metric_line_costs_only_itself(tmp_path, line):
+    """Telemetry never stops training: the newest whole line with a time counts, or the attempt counts as no time."""
+    run = RunDir(tmp_path / "sweep" / "run")
+    attempts(run, (100.0, None), (50.0, None))
+    whole = json.dumps({"step": 1, "time": 1030.0})
+    (run.metrics / "1.jsonl").write_text(f"{whole}\n{line}\n")
+    (run.metrics / "2.jsonl").write_text(f"{line}\n")
+    assert interval.observed(run, run.begin_attempt({})) == (30.0, 2)
+
+
+@pytest.mark.parametrize("text", ["\0\0", "[]", "{}", '{"time": null}'])
+def test_a_damaged_record_of_an_attempt_is_skipped(tmp_path, text):
+    run = RunDir(tmp_path / "sweep" / "run")
+    attempts(run, (100.0, 75), (50.0, 75))
+    (run.attempt(1) / "ready.json").write_text(text)
+    (run.attempt(2) / "end.json").write_text(text)
+    assert interval.observed(run, run.begin_attempt({})) == (50.0, 1), "an unreadable end counts as an interruption"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from flip.metrics import FIELDS, read
+from flip.metrics import FIELDS, newest, read
 from flip.rundir import RunDir
 
 
@@ -59,3 +59,12 @@ def test_many_lines_are_exact(tmp_path):
     values = np.random.default_rng(0).normal(size=20_000)
     write(RunDir(tmp_path), 1, [line(i, loss=value) for i, value in enumerate(values.tolist())])
     assert (read(RunDir(tmp_path))["loss"] == values).all()
+
+
+def test_the_newest_line_is_the_newest_whole_one(tmp_path):
+    run = RunDir(tmp_path)
+    write(run, 1, [line(1)])
+    write(run, 2, [line(2), line(3)], tail='\0\0\0\n[4]\n{"step": 5')
+    assert newest(run) == line(3)
+    write(run, 2, [], tail="\0\n")
+    assert newest(run) == line(1)

@@ -1,11 +1,13 @@
 """What a run tells: one clean curve over attempts, and a status that only the holder writes."""
 
+import re
+
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
-from flip import instruments, monitor
+from flip import monitor
 from flip.config.schema import Config, Evaluate, EvaluationSet, Stage
 from flip.rundir import RunDir, read_json
 from flip.shares import PARTS
@@ -30,7 +32,7 @@ def record(step, loss):
 def attempt(run, begin, steps, loss):
     n = run.begin_attempt({})
     told = monitor.Monitor(run, n, total=80, steps=10, seconds=0.0)
-    told.begin(begin, CONFIG)
+    told.begin(begin, begin // 8, CONFIG)
     for step in steps:
         told.step(record(step, loss))
     return told
@@ -61,6 +63,36 @@ def test_what_a_line_tells_has_a_curve(run):
     shares = {tag for tag in curves if tag.startswith("time/")}
     assert shares == {f"time/{part}_share" for part in PARTS} - {"time/communication_share"}
     assert read_json(run.status)["verdict"] == "compute-bound"
+
+
+def test_counters_have_a_curve_from_their_first_count_on(run):
+    """A local run counts nothing in storage: TensorBoard would open on two dozen cards of zeros."""
+    told = attempt(run, 0, (), loss=1.0)
+    for step, (replaced, retries) in enumerate([(0, 0), (0, 2), (3, 0)], 1):
+        storage = {"retries": float(retries), "cache_hits": 0.0}
+        told.step(record(step, 1.0) | {"replaced": replaced, "storage": storage})
+    told.close("complete")
+    events = read(run)
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("storage/", "data/"))]
+    points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+    assert points == {"storage/retries": [(16, 2), (24, 0)], "data/replaced_samples": [(24, 3)]}
+    assert [line["storage"]["cache_hits"] for line in run.metric_lines()] == [0, 0, 0], "metric lines have them all"
+
+
+def test_custom_scalars_begin_with_training_and_scores(run):
+    attempt(run, 0, (1,), loss=1.0).close("stopped")
+    told = attempt(run, 8, (2,), loss=1.0)
+    told.evaluation("pretrain", 16, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
+    told.close("complete")
+    events = read(run)
+    (event, *_) = events.Tensors("custom_scalars__config__")
+    categories = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
+    assert [one.title for one in categories][:2] == ["Training", "Scores"]
+    charts = [[pattern for chart in one.chart for pattern in chart.multiline.tag] for one in categories]
+    tags = events.Tags()["scalars"]
+    assert [tag for pattern in charts[1] for tag in tags if re.match(pattern, tag)] == ["zeroshot/val_top1"]
+    shown = {tag for patterns in charts for pattern in patterns for tag in tags if re.match(pattern, tag)}
+    assert shown == set(tags), "every curve is in the layout"
 
 
 def test_a_run_is_one_row_of_the_table_of_hyperparameters(run):
@@ -95,6 +127,20 @@ def test_status_is_the_newest_attempts(run):
     assert read_json(run.status)["phase"] == "complete"
 
 
+def test_an_attempt_that_resumes_at_the_end_keeps_step_and_loss(run):
+    """It has nothing to train, so that no line of its own would say them."""
+    attempt(run, 0, (1, 2, 3), loss=1.5).close("stopped")
+    attempt(run, 24, (), loss=9.0).close("complete")
+    status = read_json(run.status)
+    assert (status["step"], status["samples"], status["stage"], status["loss"]) == (3, 24, "pretrain", 1.5)
+
+
+def test_a_loss_that_is_trained_again_is_not_shown(run):
+    attempt(run, 0, (1, 2, 3), loss=1.5).close("stopped")
+    attempt(run, 16, (), loss=9.0)
+    assert (read_json(run.status)["step"], read_json(run.status)["loss"]) == (2, None)
+
+
 def test_an_evaluation_is_kept_with_its_place(run):
     told = attempt(run, 0, (1,), loss=1.0)
     told.evaluation("pretrain", 8, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
@@ -105,7 +151,3 @@ def test_an_evaluation_is_kept_with_its_place(run):
         12.5,
         0.25,
     )
-
-
-def test_the_peak_is_a_rate():
-    assert 1e8 < instruments.measure_peak(torch.device("cpu"), torch.float32, seconds=0.05) < 1e15

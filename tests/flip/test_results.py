@@ -52,6 +52,28 @@ def test_a_damaged_run_hides_no_other(tmp_path):
     assert "result.json" in rows["bad"]["reason"]
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "status.json", "identity.json", "result.json", "attempts/1/start.json",
+                                  "attempts/1/end.json", "metrics/1.jsonl", "eval/pretrain-3200.json", "cancel.json",
+                                  "job.json"])  # fmt: skip
+def test_every_damaged_file_is_named_and_hides_no_other(tmp_path, name):
+    run = make(tmp_path / "s", "r")
+    (run.path / name).write_text("{\n")
+    outcome = read_run(run.path)
+    assert [name in words for words in outcome.damage] == [True]
+    assert [attempt.number for attempt in outcome.attempts] == [1], "its attempts are still known"
+    if name in ("config.yaml", "result.json", "attempts/1/start.json", "attempts/1/end.json"):
+        assert outcome.state == "unknown" and name in outcome.reason
+    else:
+        assert outcome.state == "complete" and outcome.evaluations
+
+
+def test_two_damaged_files_are_both_named(tmp_path):
+    run = make(tmp_path / "s", "r")
+    for path in (run.result, run.status):
+        path.write_text("\0\0")
+    assert ["result.json" in words or "status.json" in words for words in read_run(run.path).damage] == [True, True]
+
+
 def test_where_runs_are_found(tmp_path):
     run = make(tmp_path / "s", "r", steps=0, complete=False)
     make(tmp_path / "s", ".new-r.1", steps=0, complete=False)

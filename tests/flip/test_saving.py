@@ -37,3 +37,13 @@ def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path,
     monkeypatch.setattr(second.checkpointer, "newest", lambda: None)
     second.restore(nn.Identity(), schema.Config())
     assert second.soon == there
+
+
+def test_the_first_rank_alone_reads_what_older_attempts_logged(tmp_path, world, monkeypatch):
+    read = []
+    monkeypatch.setattr("flip.interval.observed", lambda run, attempt: (read.append(attempt), (0.0, 0))[1])
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.begin_attempt({})
+    Saving(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
+    assert read == []
+    assert not Saving(run, 1, world, schema.Config(), Watchdog(0, print)).due() and read == [1]

@@ -1,6 +1,8 @@
 """The loop in this process, with one rank: what is scored at the end, and how that is told."""
 
+import contextlib
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from tensorboard.plugins.hparams import metadata
 from flip import parallel
 from flip.config.load import dump
 from flip.config.schema import EvaluationSet
+from flip.exitcodes import StorageError
 from flip.interrupt import StopFlag
 from flip.rundir import RunDir, read_json
-from flip.train import Trainer, train
+from flip.train import Stopped, Trainer, train
 from flip.watchdog import Watchdog
 from tests.arena import configuration
 from tests.synthetic import make_dataset, make_tokenizer
@@ -44,6 +47,59 @@ def test_a_gpu_gets_its_batches_from_pinned_memory(data, tmp_path, monkeypatch, 
             run, run.begin_attempt({}), StopFlag(), configuration(data, world=1), world, Watchdog(0, lambda what: None)
         )
     assert error.value.args == (device == "cuda",)
+
+
+def test_a_step_asks_nothing_of_the_run_directory():
+    """A shared file system that stalls for a minute must not stall every rank for it: RunWatcher polls."""
+    trainer = Trainer.__new__(Trainer)
+    trainer.world, trainer.flag = parallel.World(0, 1, torch.device("cpu"), None, None), StopFlag()
+    trainer.saving = SimpleNamespace(checkpointer=SimpleNamespace(failed=False), due=lambda: False)
+    trainer.run = None
+    assert trainer.wishes() == (False, False)
+    trainer.flag.set("cancelled")
+    assert trainer.wishes() == (True, False)
+
+
+def test_the_first_rank_alone_looks_up_the_commit_of_a_score(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr("flip.commit.at", lambda run, samples: looked.append(samples) or {"samples": samples})
+    trainer = Trainer.__new__(Trainer)
+    trainer.run, trainer.samples, trainer.seconds = RunDir(tmp_path), 8, 1.0
+    trainer.monitor = SimpleNamespace(evaluation=lambda *_: None)
+    span = SimpleNamespace(stage=SimpleNamespace(name="pretrain"))
+    for rank, commits in ((1, []), (0, [8])):
+        trainer.world = parallel.World(rank, 2, torch.device("cpu"), None, None)
+        assert len(trainer.record_scores(span, [{"name": "val"}])) == 1 and looked == commits
+
+
+@pytest.mark.parametrize(
+    "error, phase, reason",
+    [
+        (Stopped("signal SIGUSR2"), "interrupted", "signal SIGUSR2"),
+        (Stopped("cancelled"), "cancelled", "cancelled"),
+        (StorageError("no space left", "/runs"), "failed", "no space left"),
+        (ZeroDivisionError("division by zero"), "failed", "ZeroDivisionError: division by zero"),
+        (None, "complete", ""),
+    ],
+)
+def test_status_says_how_an_attempt_ended(data, tmp_path, monkeypatch, error, phase, reason):
+    def ends(self):
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(Trainer, "run_stages", ends)
+    config = configuration(data, world=1)
+    config.data.workers = 0
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    run.config.write_text(dump(config))
+    try:
+        with pytest.raises(type(error)) if error is not None else contextlib.nullcontext():
+            train(run, run.begin_attempt({}), StopFlag(), lambda what: None)
+    finally:
+        parallel.stop()
+    status = read_json(run.status)
+    assert status["phase"] == phase and reason in status["reason"] and bool(reason) == bool(status["reason"])
 
 
 def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
@@ -81,3 +137,5 @@ def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
     )
     assert tags < {info.name.tag for info in told.metric_infos}
     assert tags == {tag for tag in events.Tags()["scalars"] if tag.endswith("_top1")}
+    utilisation = {tag for tag in events.Tags()["scalars"] if "utilisation" in tag}
+    assert utilisation == {"speed/matmul_utilisation"}, "a CPU has no datasheet peak"

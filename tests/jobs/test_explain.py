@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flip.rundir import RunDir, read_json, write_json
-from jobs import explain, facts, ledger, slurm_state
+from jobs import explain, facts, ledger, report, slurm_state
 from jobs.status import render, table
 from tests.jobs.outcomes import make
 
@@ -159,3 +159,42 @@ def test_when_slurm_expects_to_start_it(place, commands):
     queue(commands, "PENDING||Priority|2026-11-25T14:00:00")
     run = RunDir(place / "demo" / "mask50")
     assert slurm_state.states([run])[run.path].starts == "2026-11-25T14:00:00"
+
+
+@pytest.mark.parametrize("kind", ["local", "slurm"])
+def test_a_broken_result_is_no_complete_run(place, commands, kind):
+    """Every command names the file; explain still shows the attempts, and says how the result comes back."""
+    run = RunDir(place / "demo" / "mask50")
+    write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": kind})
+    attempt(run, "complete", 0)
+    run.result.write_text('{"run": "mask50", "sam')
+    run.status.write_text("\0\0")
+    queue(commands)
+    found = facts.explain(run)
+    assert found["state"]["state"] == {"local": "failed", "slurm": "unknown"}[kind]
+    assert [one["attempt"] for one in found["attempts"]] == [1]
+    shown = explain.page(found)
+    assert "Delete it and submit again" in shown and "no attempt has begun" not in shown
+    (row,) = table([run])
+    (outcome,) = report.outcomes([run])
+    assert outcome.state == row["state"] == found["state"]["state"]
+    for words in (shown, row["reason"], report.text([outcome])):
+        assert "result.json: not JSON" in words and "status.json: not JSON" in words
+
+
+@pytest.mark.parametrize("cause", ["", "storage"])
+def test_an_end_that_nobody_recorded_is_that_of_the_newest_attempt(place, cause):
+    """As after a killed supervisor: the attempt before it was decided, the newest one was not."""
+    run = RunDir(place / "demo" / "mask50")
+    write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": "local"})
+    attempt(run, "crash", 70, lines=["RuntimeError: the first"])
+    n = ledger.begin(run, {"host": "here"})
+    (run.open_logs(n) / "node0.err").write_text("the newest\n")
+    if cause:
+        run.write_cause(n, 0, cause, 69, "the bucket is away")
+    found = facts.explain(run)
+    assert found["state"]["state"] == "stopped" and found["evidence"]["attempt"] == n
+    assert found["evidence"]["lines"] == ["the newest"] and found["evidence"]["action"] is None
+    shown = explain.page(found)
+    assert "attempt 2: nothing yet" in shown and "| the newest" in shown and "the first" not in shown
+    assert ("storage: the bucket is away" if cause else "its end was not recorded") in shown

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from flip.config import load
 from flip.config.load import dump
 from flip.results import read_run
 from flip.rundir import write_json
-from jobs import goodput
+from jobs import arms, goodput
 from jobs.advice import young
 from jobs.page import page
 from tests.jobs.outcomes import config, make
@@ -186,6 +187,18 @@ def test_a_sweep_is_the_sum_and_the_page_shows_it(tmp_path):
 def test_gpus_are_the_unit_where_there_are_some():
     assert goodput.resources({"resources.nodes": 2, "resources.gpus": 8, "resources.processes": 8}) == (16, "GPU")
     assert goodput.resources({"resources.processes": 2, "compute.threads": 3, "data.workers": 1}) == (8, "core")
+
+
+@pytest.mark.parametrize("resources", [{}, {"cpus": 6}, {"gpus": 2}, {"nodes": 3, "processes": 2}])
+def test_table_and_account_count_the_same_hours(tmp_path, resources):
+    """Reserved cores count, not only those that threads and loader processes would fill."""
+    run = make(tmp_path / "s", "a")
+    made = load.read(run.config)
+    for key, value in resources.items():
+        setattr(made.resources, key, value)
+    run.config.write_text(load.dump(made), encoding="utf-8")
+    outcome = read_run(run.path)
+    assert arms.hours(outcome, 7200.0) == 2 * goodput.resources(outcome.settings)[0]
 
 
 def test_nothing_at_all(tmp_path):

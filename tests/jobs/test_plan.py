@@ -63,7 +63,7 @@ def decide(state, retry=False, changed="", **fields):
     [
         ("complete", "complete", False, False),
         ("running", "running", False, False),
-        ("queued", "running", False, False),
+        ("queued", "queued", False, False),
         ("waiting", "waiting", False, False),
         ("stopped", "stopped", True, True),
         ("unknown", "unknown", False, False),

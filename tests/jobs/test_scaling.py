@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from flip.config import load
 from flip.results import read_run
 from flip.rundir import read_json, write_json
 from jobs.scaling import AXES, IGNORED, curves, fit
@@ -52,13 +53,80 @@ def test_curves_are_of_runs_alike_but_for_one_axis(tmp_path, monkeypatch):
     folder = gallery.sweep(tmp_path, "grid_small", seeds=[0, 1])
     found = curves([read_run(path) for path in sorted(folder.glob("[!.]*/"))], "twemoji")
     named = {axis.name: [curve for curve in found if curve.axis == axis.name] for axis in AXES}
-    assert [len(named[axis]) for axis in named] == [1, 4, 4, 4, 0], "of 2 x 2 x 2, and batches are all alike"
+    assert [len(named[axis]) for axis in named] == [2, 4, 4, 4, 0], "of 2 x 2 x 2, and batches are all alike"
     for axis in ("parameters", "samples in the data set", "samples seen"):
         for curve in named[axis]:
             assert len({trial.x for trial in curve.trials}) == 2 and len(curve.trials) == 4 and curve.law is None
     assert len({curve.name for curve in named["samples seen"]}) == 4
-    (compute,) = named["training FLOPs"]
-    assert len(compute.trials) == 16 and compute.law.low <= compute.law.exponent <= compute.law.high
+    for compute in named["training FLOPs"]:  # one per data set, whose size costs no FLOPs
+        assert len(compute.trials) == 8 and compute.law.low <= compute.law.exponent <= compute.law.high
+
+
+def run_with(folder, name, flops, edit=None, top1=0.2, **fields):
+    """A complete run that cost ``flops``; ``edit`` changes its configuration."""
+    run = make(folder, name, top1=top1, **fields)
+    if edit is not None:
+        config = load.read(run.config)
+        edit(config)
+        run.config.write_text(load.dump(config), encoding="utf-8")
+    write_json(run.result, {**read_json(run.result), "flops": flops})
+
+
+def curves_along(folder, axis):
+    return [curve for curve in curves([read_run(p) for p in sorted(folder.iterdir())], "twemoji") if curve.axis == axis]
+
+
+METHODS = {
+    "mask": lambda config, i: setattr(config.stages[0], "mask", ("0", "0.5", "0.75", "0.25")[i]),
+    "recipe": lambda config, i: setattr(config, "recipe", ("paper", "portable", "mine", "other")[i]),
+    "batch": lambda config, i: setattr(config.stages[0], "batch", (128, 256, 512, 64)[i]),
+    "objective": lambda config, i: setattr(config.model, "objective", ("clip", "siglip", "clip", "siglip")[i]),
+    "resolution": lambda config, i: setattr(config.model.image, "size", (64, 72, 80, 96)[i]),
+    "data": lambda config, i: setattr(config.data, "manifest", f"/data/{i}"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_that_differ_share_no_curve_over_flops(tmp_path, method):
+    """Masked and unmasked runs cost different FLOPs, but nothing was scaled: no curve, and so no law."""
+    for i in range(4):
+        run_with(tmp_path, str(i), 1e12 * 2**i, lambda config, i=i: METHODS[method](config, i), top1=0.2 + i / 50)
+    assert curves_along(tmp_path, "training FLOPs") == []
+
+
+def test_model_size_and_length_share_a_curve_over_flops(tmp_path):
+    for i in range(4):
+
+        def edit(config, i=i):
+            config.model.size, config.model.image.width, config.stages[0].samples = f"s{i}", 64 * (1 + i), 12_800 << i
+
+        run_with(tmp_path, str(i), 1e12 * 2**i, edit, top1=0.2 + i / 50)
+    (curve,) = curves_along(tmp_path, "training FLOPs")
+    assert curve.law is not None and curve.law.runs == 4
+
+
+def test_one_place_on_an_axis_holds_one_design(tmp_path):
+    """Two learning rates at every batch are two curves over the batch; a rate of its own for every batch is one."""
+
+    def setting(batch, rate):
+        return lambda config: (setattr(config.stages[0], "batch", batch), setattr(config.stages[0], "base_lr", rate))
+
+    for batch in (64, 128):
+        for rate in (1e-3, 2e-3):
+            run_with(tmp_path / "grid", f"{batch}-{rate}", 1e12, setting(batch, rate))
+        run_with(tmp_path / "zip", str(batch), 1e12, setting(batch, 64 / batch * 1e-3))
+    assert [len(curve.trials) for curve in curves_along(tmp_path / "grid", "batch")] == [2, 2]
+    assert [len(curve.trials) for curve in curves_along(tmp_path / "zip", "batch")] == [2]
+
+
+def test_other_data_of_the_same_size_are_no_step_along_the_data_axis(tmp_path):
+    for i, captions in enumerate((["txt"], ["json"])):
+
+        def edit(config, i=i, captions=captions):
+            config.data.samples, config.data.captions = 5000 << i, captions
+
+        run_with(tmp_path, str(i), 1e12, edit)
+    assert curves_along(tmp_path, "samples in the data set") == []
 
 
 def test_half_a_run_is_on_no_curve(tmp_path):
@@ -74,5 +142,5 @@ def test_half_a_run_is_on_no_curve(tmp_path):
 def test_what_follows_from_others_separates_no_runs():
     for key in ("resources.nodes", "data.lanes", "seed", "stages.pretrain.warmup", "compute.accumulate", "data.cache"):
         assert IGNORED.fullmatch(key)
-    for key in ("stages.pretrain.mask", "data.manifest", "model.image.width", "optim.beta2", "compute.precision"):
+    for key in ("recipe", "stages.pretrain.mask", "data.manifest", "model.image.width", "optim.beta2"):
         assert not IGNORED.fullmatch(key)
