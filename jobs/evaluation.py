@@ -245,6 +245,9 @@ class Order:
             return code_of(job) if state.state == "failed" else STOPPED
         results = (read_json(job.result) or {})["evaluations"]
         print(json.dumps(results, indent=1) if self.args.json else table([row(one) for one in results]))
+        if not self.args.json:
+            for note in dict.fromkeys(f"{one['name']}: {one['note']}" for one in results if "note" in one):
+                print(note)
         return COMPLETE
 
 

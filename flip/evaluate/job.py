@@ -175,6 +175,8 @@ class Evaluation:
         )  # fmt: skip
         results = scorer.score(self._open(found))
         for one in results:
+            if found.note:
+                one["note"] = found.note
             if self.world.first:
                 keep_result(self.subject, one, about, self.job.name)
                 self.job.note_progress(self.attempt)

@@ -254,6 +254,14 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_half_of_a_job(place, capsys, mo
     assert sorted((place / "runs" / "sweep").glob(".evaluate/*")) == before
 
 
+@pytest.mark.timeout(600)
+def test_a_pairing_of_folders_and_names_by_order_is_printed(place, capsys):
+    assert evaluate.main(["sweep/run", "--sets", f"faces={place / 'data' / 'faces'}"]) == 0
+    assert "faces: folders are numbers or WordNet ids, so folder c is class name c: 0 = a ... 2 = c" in (
+        capsys.readouterr().out
+    )
+
+
 def test_help_is_quick_and_without_torch():
     script = "import sys; from jobs import evaluate, evaluation; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
