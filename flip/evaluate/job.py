@@ -185,8 +185,8 @@ class Evaluation:
         )  # fmt: skip
         results = scorer.score(self._open(found))
         for one in results:
-            if found.note:
-                one["note"] = found.note
+            if notes := [note for note in (found.note, one.get("note")) if note]:
+                one["note"] = "; ".join(notes)
             if self.world.first:
                 keep_result(self.subject, one, about, self.job.name)
                 self.job.note_progress(self.attempt)
