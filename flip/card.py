@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flip.config.schema import Config, Model
+from flip.evaluate.task import precision
 
 _VARIANTS = {
     "native": "`native`: open_clip's own image encoder holds these weights as they are.",
@@ -116,7 +117,13 @@ def _facts(record: dict[str, Any], model: Model) -> Iterator[str]:
 def _scores(evaluations: list[dict[str, Any]]) -> Iterator[str]:
     scored = [one for one in evaluations if "top1" in one]
     if scored:
-        yield "\n## Accuracy, by the toolkit\n\n| data set | task | role | n | top-1 or R@1 |\n|---|---|---|---|---|\n"
+        yield "\n## Accuracy, by the toolkit\n\n| data set | task | role | n | top-1 or R@1 | computed in |\n"
+        yield "|---|---|---|---|---|---|\n"
     for one in scored:
         task = one.get("task", "zeroshot")  # an export of before lacks it
-        yield f"| {one['name']} | {task} | {one['role']} | {one['n']:,} | {one['top1']:.2%} |\n"
+        yield f"| {one['name']} | {task} | {one['role']} | {one['n']:,} | {one['top1']:.2%} | {precision(one)} |\n"
+    if any(precision(one) != "fp32" for one in scored):
+        yield (
+            "\nA score that was not computed in fp32 is not exactly that of these weights in float32: some answers"
+            " differ.\n`python jobs/evaluate.py` on the run's commit computes it in fp32; export again afterwards.\n"
+        )

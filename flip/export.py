@@ -17,9 +17,11 @@ from flip import card, exported, padding, translation
 from flip.commit import sha256
 from flip.config import load as configuration
 from flip.config.schema import Augment, Config, Model
+from flip.evaluate.task import merge_results
 from flip.exitcodes import ConfigError, StorageError
 from flip.loaded import Loaded
 from flip.model import EPS
+from flip.results import read_run
 from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
 
 VARIANTS = ("native", "extra-block", "timm-tower")
@@ -120,8 +122,11 @@ def facts(loaded: Loaded) -> dict[str, Any]:
         return found | {name: source.record[name] for name in ("run", "identity", "code", "evaluations")}
     run = RunDir(source.path.parents[2])
     identity = read_json(run.identity) or {}
-    scores = (read_json(run.eval / f"{source.stage}-{source.samples}.json") or {}).get("evaluations", [])
-    kept = ("name", "task", "role", "n", "top1", "top5", "interval", "classes")
+    own = (read_json(run.eval / f"{source.stage}-{source.samples}.json") or {}).get("evaluations", [])
+    scores = merge_results(own, read_run(run.path).later.get((source.stage, source.samples), ()))
+    # results of earlier versions do not say it: they were computed as the run was trained
+    scores = [{"precision": loaded.config.compute.precision, **score} for score in scores]
+    kept = ("name", "task", "role", "n", "top1", "top5", "interval", "classes", "precision")
     return found | {
         "run": f"{run.sweep}/{run.name}", "identity": identity.get("hash"), "code": identity.get("code"),
         "evaluations": [{key: score[key] for key in kept if key in score} for score in scores],

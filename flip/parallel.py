@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import math
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -17,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from flip.config import schema
 
+_Model = TypeVar("_Model", bound=nn.Module)
 PATIENCE = 5.0
 """Minutes that a collective waits for its slowest rank beyond the limit of the watchdog, which ends it better."""
 SHAPES = 64
@@ -72,12 +75,13 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0) -> World:
     return World(rank, size, device, control, storage, int(os.environ.get("LOCAL_RANK", 0)), patience)
 
 
-def place(pair: nn.Module, world: World, compute: schema.Compute) -> nn.Module:
+def place(pair: nn.Module, world: World, compute: schema.Compute, mesh: DeviceMesh | None = None) -> nn.Module:
     """Compile, with several ranks shard, and give memory to the pair, in this order (docs/parallel.md says why).
 
     A pair that was built on meta gets memory for this rank's shards alone, full of NaN: ``check`` then finds whatever
     nobody drew. One that has its weights keeps them. Every block is compiled in place and before it is sharded: names
     of parameters stay, and what a block computes again in its backward pass is inside it and compiled with it.
+    ``mesh``: of a pair that is sharded already, to be sharded alike.
     """
     if compute.compile == "yes":
         pair.text.few_shapes = True  # type: ignore[union-attr]
@@ -87,7 +91,7 @@ def place(pair: nn.Module, world: World, compute: schema.Compute) -> nn.Module:
         for block in _blocks(pair):
             block.compile(dynamic=False)
     if world.size > 1:
-        _shard(pair, world, compute)
+        _shard(pair, compute, mesh or _mesh(world, compute.replicate))
     tables = dict(pair.named_buffers())
     if any(parameter.is_meta for parameter in pair.parameters()):
         pair.to_empty(device=world.device)
@@ -103,7 +107,24 @@ def _blocks(pair: nn.Module) -> list[nn.Module]:
     return [*pair.image.blocks, *pair.text.blocks]  # type: ignore[union-attr, list-item, misc]
 
 
-def _shard(pair: nn.Module, world: World, compute: schema.Compute) -> None:
+def in_fp32(pair: _Model, build: Callable[[], _Model], world: World, compute: schema.Compute) -> _Model:
+    """The weights of ``pair`` in a model that computes in fp32 outside of autocast: to score them as they are exported.
+
+    That is ``pair`` itself, unless it is sharded in bf16: then what ``build`` makes, the same model on meta, is sharded
+    alike and gets copies of the fp32 shards (4 bytes per parameter, divided by W). Collective.
+    """
+    if world.size == 1 or compute.precision == "fp32":
+        return pair
+    reshard(pair)
+    scored, mesh = build(), next(pair.parameters()).device_mesh  # type: ignore[attr-defined]
+    place(scored, world, dataclasses.replace(compute, precision="fp32", compile="no"), mesh)
+    with torch.no_grad():
+        for own, source in zip(scored.parameters(), pair.parameters(), strict=True):
+            own.to_local().copy_(source.to_local())  # type: ignore[attr-defined]
+    return scored
+
+
+def _shard(pair: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
     """The units that are gathered, used and given back together: every block, each tower's rest, each projection.
 
     A block is a unit so that only one block's full weights are held at a time. With bf16 the weights of blocks and
@@ -111,7 +132,7 @@ def _shard(pair: nn.Module, world: World, compute: schema.Compute) -> None:
     Projections and the logit scale, which is left to the root, decide the precision of the loss: fp32 always.
     Several copies: neighbouring ranks hold one, so that gathering stays among them.
     """
-    policy, mesh = MixedPrecisionPolicy(), _mesh(world, compute.replicate)
+    policy = MixedPrecisionPolicy()
     if compute.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for tower in (pair.image, pair.text):

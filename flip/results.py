@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from flip import metrics
 from flip.config.identity import flatten
 from flip.config.table import read_yaml
+from flip.evaluate.task import merge_results, precision
 from flip.exitcodes import ConfigError, FlipError
 from flip.metrics import Metrics
 from flip.rundir import RunDir, matching, read_record
@@ -81,13 +82,10 @@ class Outcome:
     def evaluations(self) -> list[dict[str, Any]]:
         """The final scores: one per column, each with name, role, top1, interval, n, chance.
 
-        Those of the run itself, then what jobs/evaluate.py found of its last commit under other names.
+        Those of the run itself, then what jobs/evaluate.py found of its last commit (``merge_results``).
         """
-        found = list(self.result.get("evaluations", ()))
-        if "samples" not in self.result:
-            return found
-        known, last = {item["name"] for item in found}, (self.result.get("stage"), self.result["samples"])
-        return found + [one for one in self.later.get(last, ()) if one["name"] not in known]
+        last = (self.result.get("stage"), self.result.get("samples"))
+        return merge_results(self.result.get("evaluations", ()), self.later.get(last, ()))
 
     @cached_property
     def later(self) -> dict[tuple[Any, Any], list[dict[str, Any]]]:
@@ -117,9 +115,8 @@ class Outcome:
                 continue
             seconds = record.get("seconds")
             seconds = self._seconds_at(record["samples"]) if seconds is None else seconds
-            known = {item["name"] for item in record["evaluations"]}
             more = later.pop((record.get("stage"), record["samples"]), ())
-            evaluations = [*record["evaluations"], *(one for one in more if one["name"] not in known)]
+            evaluations = merge_results(record["evaluations"], more)
             points.append(record | {"seconds": seconds, "evaluations": evaluations})
         for (stage, samples), found in later.items():
             seconds = self._seconds_at(samples)
@@ -196,8 +193,9 @@ def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The results as a table: one flat dict per run below ``root``, all with the same keys, ready for a data frame.
 
     sweep, run, state, reason, attempts, samples, steps, seconds, samples_per_second, world, parameters, flops, loss,
-    accuracy; ``ROLE.SET.top1``, ``.low``, ``.high`` (95 % interval) and ``.n`` of every evaluation set; and the dotted
-    configuration keys in which runs of one sweep differ. None where a run has no such value (yet).
+    accuracy; ``ROLE.SET.top1``, ``.low``, ``.high`` (95 % interval), ``.n`` and ``.precision`` (fp32, bf16, or "as
+    trained" if the result does not say) of every evaluation set; and the dotted configuration keys in which runs of one
+    sweep differ. None where a run has no such value (yet).
     Raises ConfigError where there is no folder ``root``.
     """
     if not Path(root).is_dir():
@@ -222,7 +220,8 @@ def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
     }  # fmt: skip
     for item in outcome.evaluations:
         low, high = item.get("interval") or (None, None)
-        for key, value in (("top1", item["top1"]), ("low", low), ("high", high), ("n", item.get("n"))):
+        values = {"top1": item["top1"], "low": low, "high": high, "n": item.get("n"), "precision": precision(item)}
+        for key, value in values.items():
             found[f"{item.get('role', 'test')}.{item['name']}.{key}"] = value
     return found | {key: outcome.settings.get(key) for key in settings}
 

@@ -254,16 +254,17 @@ class Trainer:
     def evaluate(self, span: Span, role: str) -> list[dict[str, Any]]:
         """Score the sets of this role (``""``: all), all ranks together; kept in eval/ and TensorBoard.
 
+        Scores are of the fp32 weights in fp32 arithmetic, whatever the precision of training: as exported.
         The position must be committed: a stop that is agreed between two sets leaves at once.
         """
         items = [item for item in self.config.evaluate.sets if not role or item.role == role]
-        if items:
-            self.monitor.status(phase="evaluating")
+        if not items:
+            return []
+        self.monitor.status(phase="evaluating")
         results, data = [], self.config.data
         patience = Patience(deadline=data.deadline, timeout=data.timeout)
         team = Team(self.world.rank, self.world.size, self.world.control)
-        autocast = parallel.autocast(self.config.compute, self.world)
-        encoder = PairEncoder(self.pair, self.tokenizer, self.config.model.image, self.world.device, autocast)
+        encoder = self.encoder()
         for item in items:
             if self.agreement.now(bool(self.flag)):
                 raise Stopped(self.told())
@@ -274,14 +275,13 @@ class Trainer:
             )  # fmt: skip
             with torch.compiler.set_stance("force_eager"):  # as jobs/evaluate.py does, and each shape comes seldom
                 scored = scorer.score(DataSet.of(item, patience))
-            parallel.reshard(self.pair)
+            parallel.reshard(encoder.pair)
             for result in scored:
                 results.append(result | {"stage": span.stage.name, "samples": self.samples})
                 self.say("%s", told(result))
-        if items:
-            self.saving.settle()  # a score of weights that nobody has any more would be kept
-            results = self.record_scores(span, results)
-            self.monitor.status(phase="training")
+        self.saving.settle()  # a score of weights that nobody has any more would be kept
+        results = self.record_scores(span, results)
+        self.monitor.status(phase="training")
         return results
 
     def record_scores(self, span: Span, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -292,6 +292,17 @@ class Trainer:
         results = [result | {"commit": record} for result in results]
         self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
         return results
+
+    def encoder(self) -> PairEncoder:
+        """The present weights, computing in fp32."""
+        config = self.config
+
+        def build() -> model.Pair:
+            with torch.device("meta"):
+                return model.build(config.model, config.augment, config.compute.attention)
+
+        pair = parallel.in_fp32(self.pair, build, self.world, config.compute)
+        return PairEncoder(pair, self.tokenizer, config.model.image, self.world.device)
 
     def finish(self) -> None:
         """Everything is trained: score all sets once, write result.json, which makes the run complete."""

@@ -11,6 +11,7 @@ from typing import Any
 from flip import flops as arithmetic
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.config.stages import positions
+from flip.evaluate.task import precision
 from flip.results import Outcome
 from flip.rundir import read_json
 from jobs.goodput import resources
@@ -66,6 +67,11 @@ class Arm:
         else:
             low, high = min(values), max(values)
         return Score(fmean(values), low, high, len(values), found[0].get("chance"))
+
+    @property
+    def precision(self) -> str:
+        """Of its final scores; several if its runs were scored in several."""
+        return ", ".join(dict.fromkeys(precision(item) for outcome in self.outcomes for item in outcome.evaluations))
 
     def mean(self, value: Callable[[Outcome], float | None]) -> float | None:
         """Mean over the complete runs, as of accuracy, or where none is over all; of those that have the value."""

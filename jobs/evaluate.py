@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ensemble", action="store_true", help="and the average over masks that show every patch")
     made.add_argument("--cost", type=float, default=0.0, help="of a probe (scikit-learn's C); default: chosen")
     made.add_argument("--batch", type=int, default=256, help="images encoded at a time (default 256)")
+    made.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="of the arithmetic; default: fp32, as exported"
+    )
     made.add_argument("--no-cache", action="store_true", help="keep no features in FLIP_CACHE/features")
     made.add_argument("--cluster", default="local", metavar="NAME", help="profile in sweeps/clusters (default local)")
     made.add_argument("--nodes", type=int, default=1)

@@ -24,7 +24,7 @@ from flip.config.schema import SCHEMA, Config, Stage
 from flip.config.table import dump_yaml
 from flip.evaluate import registry
 from flip.evaluate.registry import Wanted
-from flip.evaluate.task import CONFIGURED, Task
+from flip.evaluate.task import CONFIGURED, Task, precision
 from flip.exitcodes import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import find, preflight, submission, variables
@@ -191,8 +191,8 @@ class Order:
         config.compute.threads = 4 if gpus else max(1, node.cores // asked.processes)
         config.compute.replicate, config.compute.compile = 1, "no"  # for the steps of its training, on other ranks
         config.data.workers = 0
+        config.compute.precision = args.precision
         if task.model:
-            config.compute.precision = "bf16" if gpus else "fp32"
             config = _resolved(config, node)
         return config
 
@@ -245,6 +245,9 @@ class Order:
             return code_of(job) if state.state == "failed" else STOPPED
         results = (read_json(job.result) or {})["evaluations"]
         print(json.dumps(results, indent=1) if self.args.json else table([row(one) for one in results]))
+        if not self.args.json:
+            for note in dict.fromkeys(f"{one['name']}: {one['note']}" for one in results if "note" in one):
+                print(note)
         return COMPLETE
 
 
@@ -267,5 +270,6 @@ def row(result: dict[str, Any]) -> dict[str, str]:
         "top-5": percent(result["top5"]),
         "top-10": percent(result["top10"]) if "top10" in result else "-",
         "chance": percent(result["chance"]),
+        "precision": precision(result),
         "time": duration(result["seconds"]),
     }

@@ -20,7 +20,8 @@ ROWS_PER_RUN = 6
 
 ACCURACY = (
     "Accuracy is top-1 (of retrieval R@1) in per cent; in brackets the 95 % interval of one run, or the range of"
-    f" several seeds. Training time, hours and samples/s: {arms.COUNTED}."
+    " several seeds. Scores are computed in fp32 unless a column says otherwise. Training time, hours and samples/s:"
+    f" {arms.COUNTED}."
 )
 
 
@@ -110,6 +111,8 @@ def result_cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[
             score = arm.score(name)
             head = name if name == role or role == "test" else f"{name} ({role})"
             row[head] = "-" if score is None else f"{percent(score.mean)} ({percent(score.low)}-{percent(score.high)})"
+        if any(other.precision not in ("", "fp32") for other in grouped):
+            row["scored in"] = arm.precision or "-"
         speed, spent, work = arm.progress("samples_per_second"), arm.progress("seconds"), arm.mean(arms.hours)
         row |= {
             "samples/s": "-" if speed is None else f"{speed:,.0f}",

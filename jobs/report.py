@@ -165,7 +165,8 @@ def text(found: Sequence[Outcome], table_: str = "") -> str:
     lines = [table(result_cells(grouped, found))]
     if any(arm.complete for arm in grouped):
         lines.append(
-            "accuracy: top-1 (of retrieval R@1), per cent; in brackets the 95 % interval, of several seeds the range"
+            "accuracy: top-1 (of retrieval R@1), per cent; in brackets the 95 % interval, of several seeds the range;"
+            " scored in fp32 unless a column says otherwise"
         )
         lines.append(f"samples/s, training, {arms.hours_unit(grouped)}: {arms.COUNTED}")
         lines.append(plain(arms.verdict(grouped)))

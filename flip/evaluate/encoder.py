@@ -30,6 +30,8 @@ class Encoder(Protocol):
     """E."""
     looks: str
     """How it looks at an image, in a word: part of the key of cached features."""
+    precision: str
+    """``fp32`` or ``bf16``: of the towers' arithmetic. Stands in every result."""
 
     def view(self, image: Pixels) -> NDArray[Any]:
         """What is stacked to a batch, of one decoded image."""
@@ -46,17 +48,19 @@ class PairEncoder:
 
     ``mask``: share of the patches that are not looked at ("0": all are seen). Which, is drawn as in training, of seed 0
     and visit 0. ``ensemble``: look through as many masks as show every patch, and average (paper, Table 1d).
+    ``precision``: what ``pair`` computes in under ``autocast``; it is recorded, not set here.
     """
 
     def __init__(
         self, pair: Pair, tokenizer: Tokenizer, tower: schema.ImageTower, device: torch.device | str = "cpu",
         autocast: contextlib.AbstractContextManager[Any] = PLAIN, mask: str = "0", ensemble: bool = False,
+        precision: str = "fp32",
     ) -> None:  # fmt: skip
         self.pair, self.tokenizer, self.tower, self.device, self.autocast = pair, tokenizer, tower, device, autocast
         self.patches, self.kept, self.ensemble = patches(tower), kept(tower, mask), ensemble
         if self.kept < 1:
             raise ConfigError("such a mask leaves no patch", "mask", mask, "Mask less.")
-        self.width = pair.image.projection.out_features
+        self.width, self.precision = pair.image.projection.out_features, precision
         self.looks = f"{tower.size}px" + (f"-{'ensemble' if ensemble else 'mask'}{mask}" if self.masked else "")
 
     @property

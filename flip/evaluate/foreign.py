@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from flip.commit import sha256
 from flip.data.decode import Pixels
-from flip.evaluate.encoder import PLAIN
 from flip.exitcodes import ConfigError
 
 FILES = ("open_clip_config.json", "open_clip_model.safetensors")
@@ -28,14 +26,15 @@ WISHES = ("clean", "language", "strip_sep_token")
 class OpenClipEncoder:
     """The model of an open_clip folder with its own preprocessing and tokenizer, whole on every rank.
 
+    ``precision``: ``fp32``, or ``bf16`` by autocast over fp32 weights.
+
     Weights are read as safetensors alone, and no code that a folder or a hub brings is run. Raises ConfigError where
     open_clip is not installed, where the folder is none of its or wants more than files of its own, or where its
     tokenizer needs transformers.
     """
 
     def __init__(
-        self, folder: str, device: torch.device | str = "cpu",
-        autocast: contextlib.AbstractContextManager[Any] = PLAIN,
+        self, folder: str, device: torch.device | str = "cpu", precision: str = "fp32"
     ) -> None:  # fmt: skip
         _check(folder)
         foreign = _wants(folder)
@@ -53,7 +52,8 @@ class OpenClipEncoder:
         except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
             raise ConfigError(f"open_clip cannot make this model: {error}", folder) from error
         self.model.to(device).eval()
-        self.device, self.autocast = device, autocast
+        self.device, self.precision = device, precision
+        self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
         self.width, self.looks = self.encode(torch.zeros(1, *self.view(_grey()).shape)).shape[1], "open_clip"
 
     def view(self, image: Pixels) -> NDArray[Any]:

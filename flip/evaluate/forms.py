@@ -3,7 +3,7 @@
     manifest    a folder with manifest.json (tools/shards.py index)
     shards      SPLIT/*.tar, as CLIP_benchmark's wds_* sets, or *.tar: those whose names tell of the split, where any
                 does (timm's imagenet1k-train-0000.tar), else all are the test; local or s3://
-    folder      SPLIT/CLASS/*.jpg, or CLASS/*.jpg: class c is the c-th folder by name
+    folder      SPLIT/CLASS/*.jpg, or CLASS/*.jpg: classes are paired with class names by registry.label_by_name
     a file      that names images with labels or captions (listings.py)
 
 What lies there says which form it is. All is decided once, by rank 0: the result is plain data for the others.

@@ -139,7 +139,8 @@ class Evaluation:
             masked = [mask for mask, _ in self.task.views if float(mask)]
             if masked:
                 raise ConfigError("only our own runs are evaluated with a mask", "--mask", masked[0])
-            encoder = foreign.OpenClipEncoder(str(source["path"]), self.world.device, self.autocast)
+            precision = self.config.compute.precision
+            encoder = foreign.OpenClipEncoder(str(source["path"]), self.world.device, precision)
             return {("0", False): encoder}
         theirs = load.read(self.subject.config)
         with torch.device("meta"):
@@ -152,7 +153,15 @@ class Evaluation:
         pair.eval()
         tokenizer = Tokenizer.of(theirs.data.tokenizer, theirs.model.text)
         return {
-            view: PairEncoder(pair, tokenizer, theirs.model.image, self.world.device, self.autocast, *view)
+            view: PairEncoder(
+                pair,
+                tokenizer,
+                theirs.model.image,
+                self.world.device,
+                self.autocast,
+                *view,
+                precision=self.config.compute.precision,
+            )
             for view in self.task.views
         }
 
@@ -166,7 +175,8 @@ class Evaluation:
         compute = self.config.compute
         cache = None
         if self.task.cache:
-            whole = ("sharded",) if self.world.size > 1 else ()  # which bf16 rounds otherwise
+            # a sharded pair rounds otherwise in bf16; a foreign model is whole on every rank
+            whole = ("sharded",) if self.world.size > 1 and not self.task.model else ()
             kind = "-".join((str(about["digest"])[:32], compute.device, compute.precision, compute.attention, *whole))
             cache = Cache(self.task.cache, kind)
         scorer = Scorer(
@@ -175,6 +185,8 @@ class Evaluation:
         )  # fmt: skip
         results = scorer.score(self._open(found))
         for one in results:
+            if notes := [note for note in (found.note, one.get("note")) if note]:
+                one["note"] = "; ".join(notes)
             if self.world.first:
                 keep_result(self.subject, one, about, self.job.name)
                 self.job.note_progress(self.attempt)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from flip.exitcodes import ConfigError
 log = logging.getLogger(__name__)
 
 HOST = "https://huggingface.co/datasets/clip-benchmark"
+ORDERED = re.compile(r"[0-9]+|n[0-9]{8}")
+"""Folder names that are class numbers or WordNet ids: these go by their order."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Found:
     place: Place
     wording: Prompts | None = None
     train: Place | None = None
+    note: str = ""
+    """What the user should know about the result; stands in its file and below the table."""
 
 
 def entries() -> dict[str, Mapping[str, Any]]:
@@ -82,11 +89,70 @@ def find(wanted: Wanted, below: str, patience: Patience | None = None) -> Found:
         remedy = "Classes are numbered by their folders: give both splits the same ones; empty ones count."
         raise ConfigError("test and train have not the same folders of classes", path, f"{a} beside {b}", remedy)
     wording = _wording(wanted, entry, path) if task == "zeroshot" else None
-    if wording and place.classes and len(place.classes) != len(wording.names):
-        counts = f"{len(place.classes)} folders, {len(wording.names)} names"
-        remedy = "Class c is the c-th folder and the c-th name: give names of these classes (docs/evaluation.md)."
-        raise ConfigError("there are not as many class names as folders of classes", place.where, counts, remedy)
-    return Found(wanted.name, task, place, wording, train)
+    note = ""
+    if wording and place.classes:
+        place, note = label_by_name(place, wording.names, wanted.templates or path)
+    if note:
+        log.info("%s: %s", wanted.name, note)
+    return Found(wanted.name, task, place, wording, train, note)
+
+
+def label_by_name(place: Place, names: Sequence[str], source: str) -> tuple[Place, str]:
+    """The image folder with the class numbers of ``names``, and a note if folders and names were paired by order.
+
+    Folders are matched by name. Case, ``_``, ``-`` and spaces do not count. If no folder matches and all are numbers or
+    WordNet ids, folder c is name c. ``source``: where the names are from. Raises ConfigError for everything else.
+    """
+    folders = place.classes
+    remedy = (
+        f"The class names are from {source}. Correct a name there or rename the folder; folders called 0, 1, ... go by"
+        " order, and a list (*.jsonl) gives each image its class number."
+    )
+    if all(map(ORDERED.fullmatch, folders)) and {*map(_key, folders)}.isdisjoint(map(_key, names)):
+        if len(folders) != len(names):
+            counts = f"{len(folders)} folders, {len(names)} names"
+            raise ConfigError("there are not as many class names as folders of classes", place.where, counts, remedy)
+        pairs = f"{folders[0]} = {names[0]} ... {folders[-1]} = {names[-1]}"
+        return place, f"folders are numbers or WordNet ids, so folder c is class name c: {pairs}"
+    numbers, keys = _by_key(names, "two class names", source), _by_key(folders, "two folders", place.where)
+    unmatched = [key for key in keys if key not in numbers]
+    if unmatched:
+        shown = [folders[keys[key]] + _nearest(key, numbers, names) for key in unmatched[:5]]
+        more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
+        what = f"{len(unmatched)} of {len(folders)} folders match no class name: {', '.join(shown)}{more}"
+        raise ConfigError(what, place.where, f"{len(names)} names", remedy)
+    absent = [name for key, name in zip(numbers, names, strict=True) if key not in keys]
+    if absent:
+        what = f"there is no folder for {len(absent)} of {len(names)} class names: {', '.join(absent[:5])}"
+        raise ConfigError(what, place.where, remedy="A class without images needs an empty folder.")
+    order = [numbers[key] for key in keys]
+    files = tuple(file._replace(label=order[file.label or 0]) for file in place.files)
+    return replace(place, files=files, classes=tuple(names)), ""
+
+
+def _key(name: str) -> str:
+    """A name without case, ``_``, ``-`` and spaces."""
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _by_key(names: Sequence[str], what: str, where: str) -> dict[str, int]:
+    """Key of a name -> its position. Raises ConfigError if different names have one key.
+
+    Names that are equal as they stand are told apart by their number: ImageNet has two such pairs.
+    """
+    found: dict[str, int] = {}
+    for number, name in enumerate(names):
+        key = _key(name)
+        if key in found and name != names[found[key]]:
+            pair = f"{names[found[key]]}, {name}"
+            raise ConfigError(f"{what} are the same but for case, _, - and spaces", where, pair)
+        found.setdefault(key if key not in found else f"{key} {number}", number)
+    return found
+
+
+def _nearest(key: str, numbers: Mapping[str, int], names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, numbers, n=1, cutoff=0.5)
+    return f" (nearest: {names[numbers[near[0]]]})" if near else ""
 
 
 def missing(wanted: Wanted, below: str) -> str:

@@ -64,13 +64,17 @@ class Scorer:
         """Results, one per table column. Collective: all ranks call it, and get the same but for the seconds.
 
         Each has name, set, task, role, top1, top5 (retrieval: top10 too) with correct1 ..., n, chance, interval,
-        predictions (a digest of what was found for each image), data (the digest of the data set), view, seconds.
+        predictions (a digest of what was found for each image), data (the digest of the data set), view, precision
+        (fp32 or bf16), seconds.
         Raises ConfigError, DataError, StorageError, PermissionDenied, and on all ranks Diverged where features are not
         finite.
         """
         begin = time.perf_counter()
         found = {"zeroshot": self._zeroshot, "retrieval": self._retrieval, "probe": self._probe}[data.task](data)
-        about = self.team.lead(lambda: {"data": data.images.digest, "view": self.encoder.looks})
+        encoder = self.encoder
+        about = self.team.lead(
+            lambda: {"data": data.images.digest, "view": encoder.looks, "precision": encoder.precision}
+        )
         seconds = time.perf_counter() - begin
         common = {"set": data.name, "task": data.task, "role": data.role, "seconds": seconds, **about}
         return [{"name": data.name + suffix, **one, **common} for suffix, one in found.items()]

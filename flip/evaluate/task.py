@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,29 @@ CONFIGURED = "run"
 
 COLUMNS = {"zeroshot": ("",), "retrieval": ("-text", "-image"), "probe": ("-probe",)}
 """Kind of task -> what its results are called after the data set, one result per column of a table."""
+
+
+UNKNOWN_PRECISION = "as trained"
+"""Precision of results without the field: scores in training were then computed in ``compute.precision``."""
+
+
+def precision(result: Mapping[str, Any]) -> str:
+    """fp32 or bf16 as the result says, else what is known of an older one."""
+    return str(result.get("precision") or ("unknown" if result.get("stage") == "foreign" else UNKNOWN_PRECISION))
+
+
+def merge_results(own: Iterable[Mapping[str, Any]], later: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Scores of a run at one commit, then those of evaluation jobs under other names.
+
+    A job's fp32 score replaces the run's own score of the same name and data in another precision.
+    """
+    jobs = {one["name"]: dict(one) for one in later}
+    merged = []
+    for one in own:
+        other = jobs.pop(one["name"], {})
+        better = precision(one) != "fp32" == other.get("precision") and one.get("data") == other.get("data")
+        merged.append({**one, **other} if better else dict(one))
+    return merged + list(jobs.values())
 
 
 def curve(name: str, task: str) -> str:

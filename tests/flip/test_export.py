@@ -221,7 +221,12 @@ def run(tokenizer, tmp_path):
     run.path.mkdir(parents=True)
     stages = "stages=[{name: pretrain, samples: 64, batch: 8}, {name: unmasked, samples: 32, batch: 8}]"
     private = ["data.manifest=/private/shards", "evaluate.sets=[{name: a, manifest: /private/a, classes: /private/c}]"]
-    private += ["evaluate.sets.a.train=/private/t", "init.run=/private/run", "checkpoint.url=/private/url"]
+    private += [
+        "compute.precision=bf16",
+        "evaluate.sets.a.train=/private/t",
+        "init.run=/private/run",
+        "checkpoint.url=/private/url",
+    ]
     config = configured("portable", tokenizer, "tiny", stages, *private)
     write_text(run.config, configuration.dump(config))
     write_json(run.identity, {"hash": "1den71ty", "code": "c0de"})
@@ -244,7 +249,8 @@ def run(tokenizer, tmp_path):
         "seconds": 3.0,
         "manifest": "/private/a",
     }
-    write_json(run.eval / "unmasked-96.json", {"stage": "unmasked", "evaluations": [score]})
+    scores = [score, score | {"name": "b", "task": "zeroshot", "precision": "fp32"}]
+    write_json(run.eval / "unmasked-96.json", {"stage": "unmasked", "evaluations": scores})
     return run
 
 
@@ -266,7 +272,9 @@ def test_the_command_exports_the_commit_that_is_named(run, tmp_path, capsys, mon
         "unmasked/96-2",
         "d1ge57",
         "1den71ty",
-        "| a-text | retrieval | test | 2,000 | 12.35% |",
+        "| a-text | retrieval | test | 2,000 | 12.35% | bf16 |",
+        "| b | zeroshot | test | 2,000 | 12.35% | fp32 |",
+        "not exactly that of these weights",
         "create_model_from_pretrained",
     ):
         assert fact in text
@@ -281,6 +289,17 @@ def test_the_command_exports_the_commit_that_is_named(run, tmp_path, capsys, mon
     assert command.main([str(folder), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "README.md").read_text() == text
     assert torch.equal(weights(tmp_path / "again"), weights(folder))
+
+
+def test_the_card_takes_an_fp32_score_of_an_evaluation_job(run, tmp_path):
+    """The weights are exported in fp32: a later score in fp32 is theirs, a score as trained is not."""
+    (run.eval / "unmasked-96").mkdir()
+    later = {"name": "a-text", "task": "retrieval", "role": "test", "n": 2000, "top1": 0.5, "precision": "fp32"}
+    write_json(run.eval / "unmasked-96" / "a-text.json", later | {"stage": "unmasked", "samples": 96})
+    assert command.main([str(run.path), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "| a-text | retrieval | test | 2,000 | 50.00% | fp32 |" in text and "12.35% | bf16" not in text
+    assert "not exactly that of these weights" not in text
 
 
 def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monkeypatch):

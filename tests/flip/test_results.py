@@ -8,7 +8,7 @@ import pytest
 import flip
 from flip.exitcodes import ConfigError
 from flip.results import differing, find_runs, read_outcomes, read_run, read_runs
-from flip.rundir import write_json
+from flip.rundir import read_json, write_json
 from tests.jobs.outcomes import make
 
 
@@ -97,6 +97,21 @@ def test_curve_has_training_seconds(tmp_path):
         (12800, 32.0),
     ]
     assert points[-1]["evaluations"][0]["top1"] == 0.4
+
+
+def test_an_fp32_score_of_a_job_replaces_one_in_another_precision_and_no_other(tmp_path):
+    run = make(tmp_path / "s", "r", top1=0.4)
+    result = read_json(run.result)
+    own = {"name": "twemoji", "role": "test", "n": 9, "data": "d", "interval": [0, 1]}
+    folder = run.eval / f"{result['stage']}-{result['samples']}"
+    folder.mkdir(parents=True)
+    about = {"stage": result["stage"], "samples": result["samples"]}
+    write_json(folder / "twemoji.json", own | about | {"top1": 0.3, "precision": "fp32"})
+    for more, expected in (({}, 0.3), ({"precision": "bf16"}, 0.3), ({"precision": "fp32"}, 0.4), ({"data": "e"}, 0.4)):
+        write_json(run.result, result | {"evaluations": [own | {"top1": 0.4} | more]})
+        (row,) = read_runs(run.path)
+        assert row["test.twemoji.top1"] == expected
+        assert row["test.twemoji.precision"] == ("as trained" if "data" in more else "fp32")
 
 
 def test_differing_settings(tmp_path):

@@ -9,9 +9,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
+import flip
 from flip import parallel
 from flip.config.load import dump
 from flip.config.schema import EvaluationSet
+from flip.evaluate.encoder import PairEncoder
+from flip.evaluate.score import DataSet, Scorer
 from flip.exitcodes import StorageError
 from flip.interrupt import StopFlag
 from flip.rundir import RunDir, read_json
@@ -103,8 +106,9 @@ def test_status_says_how_an_attempt_ended(data, tmp_path, monkeypatch, error, ph
 
 
 def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
-    """Columns, log, TensorBoard and its table of hyperparameters speak of the same results."""
-    config, place = configuration(data, world=1, samples=(2, 1)), str(data)
+    """Columns, log, TensorBoard and its table of hyperparameters speak of the same results: those of the fp32 weights,
+    though training is in bf16."""
+    config, place = configuration(data, world=1, samples=(2, 1), precision="bf16"), str(data)
     config.data.workers = config.evaluate.every = 0
     config.evaluate.sets = [
         EvaluationSet("named", place, classes=f"{place}/classes.json"),
@@ -122,6 +126,12 @@ def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
     found = {one["name"]: one for one in read_json(run.result)["evaluations"]}
     assert list(found) == ["named", "paired-text", "paired-image", "fitted-probe"]
     assert [one["n"] for one in found.values()] == [120, 120, 240, 120], "two captions of every image"
+    loaded = flip.load(run.path)
+    encoder = PairEncoder(loaded.pair, loaded.tokenizer, config.model.image)
+    again = [one for item in config.evaluate.sets for one in Scorer(encoder, 64).score(DataSet.of(item))]
+    for one in again:
+        assert found[one["name"]]["precision"] == "fp32"
+        assert found[one["name"]]["predictions"] == one["predictions"], one["name"]
     for name, words in {
         "named": "top-1 {:.2%} of 120 images",
         "paired-text": "R@1 {:.2%} of 120 images",

@@ -47,7 +47,7 @@ def make_place(root):
     write_text(root / "data" / "faces" / "classes.json", '{"names": ["a", "b", "c"], "templates": ["{}"]}')
     settings = [
         "model.size=tiny", "stages=[{name: pretrain, samples: 64, batch: 8}]", f"data.manifest={data}",
-        f"data.tokenizer={root}/tokenizer.json", "compute.threads=1", "compute.device=cpu", "compute.precision=fp32",
+        f"data.tokenizer={root}/tokenizer.json", "compute.threads=1", "compute.device=cpu", "compute.precision=bf16",
         "compute.attention=sdpa", "compute.deterministic=yes", "compute.replicate=3",
         f"evaluate.sets=[{{name: own, manifest: {data}, classes: {data}/classes.json}}]",
     ]  # fmt: skip
@@ -98,7 +98,7 @@ def test_sets_of_all_forms_with_two_ranks(place, capsys):
     last = commit.commits(run)[-1]
     for one in found:
         assert one["commit"]["digest"] == commit.sha256(last.path / "commit.json")
-        assert len(one["data"]) == 64 and one["seconds"] > 0
+        assert len(one["data"]) == 64 and one["seconds"] > 0 and one["precision"] == "fp32"
         assert read_json(run.eval / "pretrain-64" / f"{one['name']}.json")["predictions"] == one["predictions"]
     assert list((place / "cache" / "features").rglob("texts-*")) and list(
         (place / "cache" / "features").rglob("images-*")
@@ -129,7 +129,8 @@ def test_all_commits_on_the_sets_of_the_run(place, capsys):
 def test_a_foreign_model_stands_in_our_tables(place, capsys):
     theirs = make_folder(place / "models" / "theirs")
     found = called(capsys, "--model", f"open_clip:{theirs}", "--sets", "mnist", "--into", "sweep/theirs")
-    assert [(one["name"], one["n"], one["stage"]) for one in found] == [("mnist", 10, "foreign")]
+    told = [(one["name"], one["n"], one["stage"], one["precision"]) for one in found]
+    assert told == [("mnist", 10, "foreign", "fp32")]
     rows = {row["run"]: row for row in flip.read_runs(place / "runs" / "sweep")}
     assert rows["theirs"]["test.mnist.top1"] == found[0]["top1"] and rows["theirs"]["state"] == "complete"
     assert report.main(["sweep"]) == 0
@@ -252,6 +253,17 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_half_of_a_job(place, capsys, mo
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "No space left on device" in told
     assert sorted((place / "runs" / "sweep").glob(".evaluate/*")) == before
+
+
+@pytest.mark.timeout(600)
+def test_a_pairing_of_folders_and_names_by_order_is_printed(place, capsys):
+    assert evaluate.main(["sweep/run", "--sets", f"faces={place / 'data' / 'faces'}", "--precision", "bf16"]) == 0
+    told = capsys.readouterr().out
+    assert "faces: folders are numbers or WordNet ids, so folder c is class name c: 0 = a ... 2 = c" in told
+    head, row = told.splitlines()[1:3]
+    assert "precision" in head and "bf16" in row
+    kept = {tuple(folder.name.split("-")[1:3]) for folder in (place / "cache" / "features").iterdir()}
+    assert ("cpu", "bf16") in kept, "features of another precision are kept apart"
 
 
 def test_help_is_quick_and_without_torch():

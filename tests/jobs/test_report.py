@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from flip.results import read_run
-from flip.rundir import write_json
+from flip.rundir import read_json, write_json
 from jobs import against, arms, report
 from jobs.blocks import Table, Text
 from jobs.chart import Axis, Plot, Series, look, number, thin
@@ -80,6 +80,23 @@ def test_seeds_are_one_arm(tmp_path):
     assert arm.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
     assert score.mean == pytest.approx(0.2)
     assert "20.0 (10.0-30.0)" in report.text(found) and "cannot rank" not in report.text(found)
+
+
+def test_a_column_says_in_which_precision_scores_were_computed(tmp_path):
+    """Unless all are fp32; results of earlier versions do not say it."""
+    for name, precision in (("old", None), ("new", "fp32"), ("fast", "bf16")):
+        run = make(tmp_path / name, name)
+        result = read_json(run.result)
+        if precision:
+            for item in result["evaluations"]:
+                item["precision"] = precision
+        write_json(run.result, result)
+    found = {name: outcomes(tmp_path / name) for name in ("old", "new", "fast")}
+    mixed = [*found["old"], *found["new"], *found["fast"]]
+    told = {row["run"]: row["scored in"] for row in result_cells(arms.group(mixed), mixed)}
+    assert told == {"old": "as trained", "new": "fp32", "fast": "bf16"}
+    assert "scored in" not in result_cells(arms.group(found["new"]), found["new"])[0]
+    assert "scored in fp32 unless a column says otherwise" in report.text(found["new"])
 
 
 def test_means_are_over_complete_seeds(tmp_path):

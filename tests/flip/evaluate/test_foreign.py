@@ -59,9 +59,18 @@ def test_features_are_open_clips(folder):
 
 
 def test_on_a_data_set(folder, data):
-    encoder = foreign.OpenClipEncoder(str(folder))
-    (found,) = Scorer(encoder, 16).score(DataSet.of(EvaluationSet("x", str(data), str(data / "classes.json"))))
-    assert (found["n"], found["classes"], found["view"]) == (50, 7, "open_clip")
+    item = DataSet.of(EvaluationSet("x", str(data), str(data / "classes.json")))
+    (found,) = Scorer(foreign.OpenClipEncoder(str(folder)), 16).score(item)
+    assert (found["n"], found["classes"], found["view"], found["precision"]) == (50, 7, "open_clip", "fp32")
+    (other,) = Scorer(foreign.OpenClipEncoder(str(folder), precision="bf16"), 16).score(item)
+    assert other["precision"] == "bf16"
+
+
+def test_bf16_is_bf16_and_fp32_is_the_default(folder):
+    exact, rounded = (foreign.OpenClipEncoder(str(folder), **more) for more in ({}, {"precision": "bf16"}))
+    texts = ["a red square", "a blue stripe"]
+    difference = (exact.text(texts) - rounded.text(texts)).abs().max()
+    assert 1e-5 < difference < 0.1
 
 
 def test_what_is_no_folder_of_open_clip(folder, tmp_path):

@@ -1,5 +1,7 @@
 """The linear probe against scikit-learn's, on the same features."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,49 @@ def test_scikit_learn_finds_the_same(cost, monkeypatch):
     assert found["correct1"] == int((predicted == test[1].numpy()).sum())
     assert found["top1"] == pytest.approx(theirs.score(test[0].double().numpy(), test[1].numpy()))
     assert (found["n"], found["classes"], found["cost"]) == (500, 6, cost) and 0.5 < found["top1"] < 1
+
+
+def narrow(count, seed, classes=6, width=32):
+    """As encoders make them: of norm 1, a large mean in common, and little spread in most directions."""
+    common, generator = torch.Generator().manual_seed(99), torch.Generator().manual_seed(seed)
+    mean, scales = torch.randn(width, generator=common), torch.logspace(0, -4, width)
+    centres = 0.02 * scales * torch.randn(classes, width, generator=common)
+    labels = torch.randint(classes, (count,), generator=generator)
+    return normalize(
+        mean + centres[labels] + 0.1 * scales * torch.randn(count, width, generator=generator), dim=1
+    ), labels
+
+
+@pytest.mark.parametrize("cost", [1.0, 1e4])
+def test_a_fit_of_narrow_features_converges(cost):
+    train, test = narrow(1000, seed=0), narrow(600, seed=1)
+    theirs = LogisticRegression(C=cost, solver="newton-cg", tol=1e-9, max_iter=1000)
+    theirs.fit(train[0].double().numpy(), train[1].numpy())
+    found = fit(*train, 6, cost)
+    assert found.converged
+    assert np.allclose(found.weight.numpy(), theirs.coef_, atol=1e-4 * np.abs(theirs.coef_).max())
+    predicted = found.scores(test[0]).argmax(dim=1).numpy()
+    assert np.array_equal(predicted, theirs.predict(test[0].double().numpy()))
+    warm = fit(*train, 6, cost, start=fit(*train, 6, 10.0))
+    assert warm.converged and torch.allclose(warm.weight, found.weight, atol=1e-4 * float(found.weight.abs().max()))
+    result = probe(train, test, "narrow", cost=cost)
+    assert (result["converged"], result["C"], "note" in result) == (True, cost, False)
+
+
+def test_a_fit_that_does_not_converge_and_a_choice_at_the_edge_are_noted(monkeypatch, caplog):
+    train, test = clouds(400), clouds(300, seed=1)
+    monkeypatch.setattr(probing, "ITERATIONS", 2)
+    found = probe(train, test, "synthetic", cost=100.0)
+    assert not found["converged"] and "synthetic: the probe did not converge within 2 iterations" in caplog.text
+    assert "smaller C with --cost" in found["note"]
+    monkeypatch.undo()
+    for costs, side in (((1e-4, 1e-3, 1e-2), "C = 0.01 is the largest"), ((1e3, 1e4, 1e5), "C = 1000 is the smallest")):
+        monkeypatch.setattr(probing, "COSTS", costs)
+        monkeypatch.setattr(probing, "choose", partial(choose, costs=costs))
+        found = probe(train, test, "synthetic")
+        assert found["converged"] and found["note"].startswith(side) and found["note"] in caplog.text
+        assert found["C"] == found["cost"] == costs[-1 if side.endswith("largest") else 0]
+    assert "note" not in probe(train, test, "synthetic", cost=costs[0]), "it was not chosen but given"
 
 
 def test_the_cost_is_chosen_on_what_is_held_out():

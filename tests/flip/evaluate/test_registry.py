@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 import webdataset
@@ -98,15 +99,15 @@ def test_evaluations_beside_each_other_index_a_set_once_for_all(tmp_path, cache,
 
 
 def test_folders_of_images(tmp_path):
-    images(tmp_path / "imagenet1k" / "val", ["n02/b.JPEG", "n02/a.png", "n01/c.jpg", "n10/d.webp", "n01/notes.txt"])
-    with pytest.raises(ConfigError, match="not as many class names.*3 folders, 1000 names"):
+    images(tmp_path / "imagenet1k" / "val", ["b/b.JPEG", "b/a.png", "a/c.jpg", "c/d.webp", "a/notes.txt"])
+    with pytest.raises(ConfigError, match="folders match no class name: a .*, b .*, c .*1000"):
         registry.find(Wanted("imagenet1k", templates="80"), str(tmp_path))
     (tmp_path / "three.json").write_text('{"names": ["a", "b", "c"], "templates": ["{}"]}')
     found = registry.find(Wanted("imagenet1k", templates=str(tmp_path / "three.json")), str(tmp_path))
     kept = [(file.key.split("val/")[1], file.label) for file in found.place.files]
-    assert kept == [("n01/c.jpg", 0), ("n02/a.png", 1), ("n02/b.JPEG", 1), ("n10/d.webp", 2)]
-    images(tmp_path / "imagenet1k" / "train", ["n01/c.jpg", "n02/a.png", "n03/d.png", "n10/d.webp"])
-    with pytest.raises(ConfigError, match="test and train have not the same folders.*n10 beside n03"):
+    assert kept == [("a/c.jpg", 0), ("b/a.png", 1), ("b/b.JPEG", 1), ("c/d.webp", 2)]
+    images(tmp_path / "imagenet1k" / "train", ["a/c.jpg", "b/a.png", "bb/d.png", "c/d.webp"])
+    with pytest.raises(ConfigError, match="test and train have not the same folders.*c beside bb"):
         registry.find(Wanted("imagenet1k", "probe"), str(tmp_path))
     images(tmp_path / "whole", [f"{c}/x.png" for c in range(1000)])
     numbered = registry.find(Wanted("imagenetv2", path=str(tmp_path / "whole"), templates="80"), "")
@@ -117,6 +118,59 @@ def test_folders_of_images(tmp_path):
         registry.find(Wanted("mine", path=str(tmp_path / "v2")), "")
     (tmp_path / "v2" / "classes.json").write_text('{"names": ["a", "b"], "templates": ["{}"]}')
     assert registry.find(Wanted("mine", path=str(tmp_path / "v2")), "").wording.names == ["a", "b"]
+
+
+def named(tmp_path, folders, names):
+    """A folder of one image per class, and the file of class names."""
+    images(tmp_path / "set", [f"{folder}/x.png" for folder in folders])
+    (tmp_path / "names.json").write_text(json.dumps({"names": names, "templates": ["a photo of a {}"]}))
+    return Wanted("set", path=str(tmp_path / "set"), templates=str(tmp_path / "names.json"))
+
+
+@pytest.mark.parametrize(
+    "folders, names",
+    [
+        (["cat", "dog", "owl"], ["owl", "cat", "dog"]),
+        (["Polar_Bear", "ice-cream", "tabby cat"], ["tabby cat", "polar bear", "Ice Cream"]),
+        (["0", "1", "2", "10"], ["2", "10", "0", "1"]),
+    ],
+)
+def test_folders_that_are_class_names_are_matched_by_name(tmp_path, folders, names):
+    found = registry.find(named(tmp_path, folders, names), "")
+    letters = [name.lower().replace(" ", "") for name in names]
+    expected = {folder: letters.index(re.sub("[ _-]", "", folder.lower())) for folder in folders}
+    assert {file.key.split("/")[-2]: file.label for file in found.place.files} == expected
+    assert [label_of(one) for one in samples(found.place)] == [file.label for file in found.place.files]
+    assert found.note == ""
+
+
+@pytest.mark.parametrize(
+    "folders, names, told",
+    [
+        (["cat", "dogs", "owl"], ["owl", "cat", "dog"], "match no class name.*dogs (nearest: dog).*names.json"),
+        (["n01440764", "dog"], ["tench", "dog"], r"match no class name.*n01440764.*\*\.jsonl"),
+        (["1", "2", "3"], ["0", "1", "2"], "match no class name.*: 3"),
+        (["001.cat", "002.dog"], ["cat", "dog"], "match no class name.*001.cat (nearest: cat), 002.dog"),
+        (["cat", "dog"], ["cat", "dog", "owl"], "no folder for 1 of 3 class names: owl"),
+        (["crane", "drake"], ["crane", "Crane"], "two class names are the same but for.*Crane"),
+        (["a_b", "a-b"], ["a b", "c"], "two folders are the same but for.*a_b"),
+        (["n01440764", "n01443537"], ["tench"], "not as many class names.*2 folders, 1 names"),
+    ],
+)
+def test_folders_that_match_no_class_name_are_refused(tmp_path, folders, names, told):
+    with pytest.raises(ConfigError, match=told.replace("(", r"\(").replace(")", r"\)")):
+        registry.find(named(tmp_path, folders, names), "")
+
+
+@pytest.mark.parametrize("folders", [["n01440764", "n01443537", "n01484850"], ["0", "7", "10"]])
+def test_numbers_and_wnids_go_by_order_and_a_note_says_so(tmp_path, folders, caplog):
+    caplog.set_level("INFO")
+    found = registry.find(named(tmp_path, folders, ["tench", "goldfish", "great white shark"]), "")
+    assert [(file.key.split("/")[-2], file.label) for file in found.place.files] == list(
+        zip(folders, range(3), strict=True)
+    )
+    assert f"{folders[0]} = tench" in found.note and f"{folders[-1]} = great white shark" in found.note
+    assert found.note in caplog.text
 
 
 def test_captions_as_karpathy_coco_and_tables_have_them(tmp_path):

@@ -9,24 +9,33 @@ import socket
 import pytest
 import torch
 
-from flip import parallel
+from flip import model, parallel
 from flip.config import schema
-from flip.config.schema import EvaluationSet
+from flip.config.schema import Augment, EvaluationSet
 from flip.data.images import File, Files
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
 from flip.exitcodes import DataError, Diverged
-from tests.flip.evaluate.conftest import built, encoder_of
+from tests.flip.evaluate.conftest import CONFIG, built, encoder_of
 from tests.synthetic import encode, make_dataset, make_tokenizer, picture
 
 pytestmark = pytest.mark.long
 
 
+def empty():
+    with torch.device("meta"):
+        return model.build(CONFIG, Augment(), "sdpa")
+
+
 def rank_main(rank, world, port, folder, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    compute = schema.Compute(device="cpu", precision="fp32", attention="sdpa", threads=1)
+    # a world of two trains in bf16, and scores in fp32 all the same
+    precision = "bf16" if world == 2 else "fp32"
+    compute = schema.Compute(device="cpu", precision=precision, attention="sdpa", threads=1)
     here = parallel.start(compute)
-    pair = parallel.place(built(), here, compute)
+    trained = parallel.place(built(), here, compute)
+    pair = parallel.in_fp32(trained, empty, here, compute)
+    assert (pair is trained) == (precision == "fp32")
     team = Team(here.rank, here.size, here.control)
     found = []
     data, classes = str(folder), str(folder / "classes.json")
