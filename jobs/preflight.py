@@ -25,7 +25,7 @@ from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
 from flip.data.reader import Reader
 from flip.data.storage import is_remote
-from flip.data.stream import captions_of, image_of, label_of
+from flip.data.stream import captions_of, image_of, json_fields, label_of, refuse_whole_json
 from flip.evaluate import prompts
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.rundir import RunDir
@@ -72,6 +72,12 @@ def check(
         _space(config, profile, folder, plan=dry and nominal),
         *_bucket(config, dry),
     ]
+
+
+def captions(config: Config, data: Sequence[DataFacts]) -> None:
+    """ConfigError where a new run would train on the source text of JSON members. Old runs did, and may go on."""
+    folders = [share.manifest for share, one in zip(shares(config.data), data, strict=True) if not one.nominal]
+    refuse_whole_json(config.data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
 
 
 def scheduler(profile: Profile, dry: bool) -> list[Check]:
@@ -169,7 +175,15 @@ def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
     if bad:
         shard, ordinal = manifest.locate(bad[0][0])
         what = f"none of the first {len(bad)} samples can be trained on; of the first one: {bad[0][1]}"
-        raise DataError(what, f"{shard}, sample {ordinal}", remedy="Name the members that hold it in data.captions.")
+        fields = ", ".join(dict.fromkeys(_fields(folder)))
+        remedy = f"Name what holds captions in data.captions{f'; JSON fields with text: {fields}' if fields else ''}."
+        raise DataError(what, f"{shard}, sample {ordinal}", remedy=remedy)
+
+
+def _fields(folder: str) -> Iterator[str]:
+    """What the JSON members of the first samples could offer to ``data.captions``."""
+    for _, sample in islice(_samples(Manifest.load(folder)), SAMPLES_LOOKED_AT):
+        yield from json_fields(sample)
 
 
 @lru_cache(maxsize=64)

@@ -27,6 +27,7 @@ CHECKING = """examples:
   python tools/shards.py diff data/manifest data/manifest-2
   python tools/shards.py bench data/manifest --want 2000
 """
+CAPTIONS = "members that hold captions, as txt,alt or json:FIELD (default: txt)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,7 +137,7 @@ def _checking(commands: _Commands) -> None:
     one.add_argument(
         "--decode", action=argparse.BooleanOptionalAction, default=True, help="decode images and captions (default)"
     )
-    one.add_argument("--captions", default="txt", help="members that hold captions, as txt,alt (default: %(default)s)")
+    one.add_argument("--captions", help=CAPTIONS)
     one.add_argument("--workers", type=int, default=0, help="processes; default: one per core")
     one.add_argument("--out", help="folder of a new manifest that excepts what was found bad")
     one.add_argument("--examples", type=int, default=3, help="samples named per reason (default: %(default)s)")
@@ -146,7 +147,7 @@ def _checking(commands: _Commands) -> None:
     one.add_argument("manifest", help="its folder")
     one.add_argument("--seconds", type=float, default=20.0, help="in all, about (default: %(default)s)")
     one.add_argument("--want", type=float, default=0.0, metavar="X", help="images/s that the workers are counted for")
-    one.add_argument("--captions", default="txt", help="members that hold captions, as txt,alt (default: %(default)s)")
+    one.add_argument("--captions", help=CAPTIONS)
     one.add_argument("--decoder", choices=("simplejpeg", "pillow"), default="simplejpeg")
     one.add_argument("--resize", choices=("torchvision", "pillow"), default="torchvision")
     one.add_argument("--size", type=int, default=224, help="side of the view, pixels (default: %(default)s)")
@@ -160,6 +161,7 @@ def _looking(commands: _Commands) -> None:
     one = commands.add("inspect", "looking:inspect", about, CHECKING)
     one.add_argument("manifest", nargs="?", help="its folder (not with --run)")
     one.add_argument("--id", type=int, help="sample id")
+    one.add_argument("--captions", help=CAPTIONS)
     one.add_argument("--save", metavar="FILE", help="write the image's bytes to this new file")
     one.add_argument("--run", metavar="RUN", help="a run: its folder, or sweep/run below FLIP_RUNS")
     where = one.add_mutually_exclusive_group()

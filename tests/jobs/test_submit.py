@@ -132,6 +132,52 @@ def test_mistakes_are_one_paragraph_and_leave_nothing(desk, data, tmp_path):
     desk.refuses(78, "a template needs one {}", f"evaluate.sets.small.classes={few}")
 
 
+@pytest.fixture(scope="module")
+def with_json(tmp_path_factory, data):
+    """Samples of jpg + json alone, as some data sets come: the captions stand in a field of the json."""
+    folder = tmp_path_factory.mktemp("json")
+    with webdataset.TarWriter(str(folder / "0.tar"), mtime=0) as writer:
+        for i in range(128):
+            facts = {"url": "http://here", "caption": [f"a picture {i}", "one more"], "width": 16}
+            writer.write({"__key__": f"{i:04d}", "jpg": encode(picture(i, 16), "jpg"), "json": facts})
+    index([str(folder / "0.tar")], folder)
+    return folder
+
+
+def submitted(desk, folder, monkeypatch, capsys, *words):
+    """In this process: (exit code, both outputs)."""
+    monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
+    data = [f"data.manifest={folder}", "evaluate.sets=[]"]
+    code = submit_main(["--sweep", str(desk.sweep), "--yes", *data, *words])
+    shown = capsys.readouterr()
+    return code, shown.out + shown.err
+
+
+def test_a_whole_json_member_is_refused_and_its_fields_are_named(desk, with_json, monkeypatch, capsys):
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--dry-run")
+    assert code == 78 and "data.captions" in said and "as json:caption." in said and "json:url" in said, said
+    nowhere = ["data.captions=[json]", "data.manifest=/nowhere", "data.samples=1000", "--dry-run"]
+    assert "json:caption" in submitted(desk, with_json, monkeypatch, capsys, *nowhere)[1]
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "--dry-run")  # txt
+    assert code == 65 and "JSON fields with text: json:caption, json:url" in said, said
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json:caption]", "--dry-run")
+    assert code == 0, said
+
+
+def test_a_run_that_trains_on_a_whole_json_member_may_go_on(desk, with_json, monkeypatch, capsys):
+    """As it was begun by a version that took it: the same sweep again changes nothing, another run is refused."""
+    monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
+    monkeypatch.setattr(submission.Several, "submit", lambda *_: None)
+    with monkeypatch.context() as before:
+        before.setattr(preflight, "captions", lambda *_: None)
+        code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
+    assert code == 0, said
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
+    assert code == 0 and "changed" not in said, said
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]")
+    assert code == 78 and "run whole" in said, said
+
+
 def test_what_a_container_does_not_see_refuses_what_starts_and_not_a_plan_without_data(desk, data, tmp_path):
     profile, sees = tmp_path / "boxed.yaml", f"container_mounts: [{data}]"
     profile.write_text("kind: slurm\ncontainer: /images/x.sqsh\ncpus_per_node: 8\nmemory_gb: 64\n")

@@ -115,6 +115,20 @@ def test_inspect_a_sample(data, capsys, tmp_path):
         assert call(capsys, "inspect", *arguments)[0] == 78
 
 
+def test_captions_in_a_json_member(tmp_path, capsys):
+    own = [("a.png", encode(picture(1, 16))), ("a.json", b'{"caption": ["a cat", "one more"]}')]
+    write_tar(tmp_path / "0.tar", own)
+    index([str(tmp_path / "0.tar")], tmp_path / "m")
+    code, found = call(capsys, "inspect", tmp_path / "m", "--id", 0, "--captions", "json:caption", "--json")
+    assert code == 0 and found["captions"] == ["a cat", "one more"]
+    assert call(capsys, "verify", tmp_path / "m", "--captions", "json:caption")[0] == 0
+    code, text = call(capsys, "verify", tmp_path / "m", "--captions", "json:title")
+    assert code == 65 and "no caption ['json:title']" in text
+    for command in (("verify",), ("inspect", "--id", 0), ("bench",)):
+        code, text = call(capsys, *command, tmp_path / "m", "--captions", "json")
+        assert code == 78 and "as json:caption" in text, text
+
+
 def test_inspect_a_key_that_is_no_text(tmp_path):
     write_tar(tmp_path / "0.tar", [("caf\udce9.png", encode(picture(1, 16))), ("caf\udce9.txt", "é".encode())])
     index([str(tmp_path / "0.tar")], tmp_path / "m")
