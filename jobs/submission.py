@@ -118,6 +118,8 @@ class Submission:
             except ConfigError:
                 if not self._exists(run, config):
                     raise
+            anew = self.args.changed in ("restart", "fork")
+            preflight.blocks(config, data, None if anew else RunDir(self.folder / run.name))
             self.checks |= dict.fromkeys(preflight.check(config, data, profile, on, self.folder, dry))
             self.checks |= dict.fromkeys(preflight.saving(profile, RunDir(self.folder / run.name)))
         except FlipError as error:

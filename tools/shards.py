@@ -18,6 +18,7 @@ MAKING = """examples:
   python tools/shards.py info data/manifest
   python tools/shards.py make captions.csv --images pictures --out data
   python tools/shards.py except data/manifest --ids 512-767 --out data/manifest-2
+  python tools/shards.py drop data/manifest-2 --out data/manifest-3
 """
 CHECKING = """examples:
   python tools/shards.py verify data/manifest --sample 0.01
@@ -120,6 +121,14 @@ def _making(commands: _Commands) -> None:
     one.add_argument("manifest", help="its folder; it stays as it is")
     one.add_argument("--ids", required=True, help="sample ids, as 7,512-767")
     one.add_argument("--reason", default="left out by hand", help="stands in the list and in the log")
+    one.add_argument("--out", required=True, help="folder of the new manifest")
+    about = (
+        "Write a new manifest of the same shards without the samples that the exception list names. "
+        "Reads the shards again; sample ids are others, so runs that use it are new runs."
+    )
+    one = commands.add("drop", "manifests:drop", about, MAKING)
+    one.add_argument("manifest", help="its folder; it stays as it is")
+    one.add_argument("--workers", type=int, default=0, help="processes, of 200 MB each; default: one per core")
     one.add_argument("--out", required=True, help="folder of the new manifest")
 
 

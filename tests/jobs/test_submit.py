@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +14,18 @@ from unittest.mock import Mock
 import pytest
 import webdataset
 
+from flip import commit
 from flip.config import load as load_module
 from flip.config import schema
 from flip.config.load import read
+from flip.config.resolve import DataFacts
 from flip.config.schema import Config
 from flip.data.index import index
-from flip.exitcodes import ConfigError, PermissionDenied, StorageError
+from flip.data.manifest import Manifest, write
+from flip.data.order import Order
+from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.results import read_run
-from flip.rundir import create_json, read_json
+from flip.rundir import RunDir, create_json, read_json
 from jobs import folder as folders
 from jobs import preflight, site, submission
 from jobs.goodput import of_run
@@ -29,6 +34,7 @@ from jobs.snapshot import Snapshot
 from jobs.submission import Submission
 from jobs.submit import main as submit_main
 from tests.synthetic import encode, make_dataset, picture
+from tools.shards import main as shards_main
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALING = ("model_scaling", "data_scaling", "schedule_scaling", "joint_scaling")
@@ -176,6 +182,40 @@ def test_a_run_that_trains_on_a_whole_json_member_may_go_on(desk, with_json, mon
     assert code == 0 and "changed" not in said, said
     code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]")
     assert code == 78 and "run whole" in said, said
+
+
+def test_a_block_without_a_good_sample_is_refused_with_the_command_that_helps(desk, data, monkeypatch, capsys):
+    """The order is known: the run would stop there with 65, and stop there again each time that it is started."""
+    manifest = Manifest.load(data)
+    order, config = Order(0, 128, manifest.chunk, 1, 2), ["data.lanes=2"]
+    bad = order.blocks(range(2), range(16, 17))[0][0, 1].tolist()  # lane 1, S = 32
+    assert manifest.chunk == 1 and len(bad) == 1
+    less = write(desk.folder / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
+    code, said = submitted(desk, less.folder, monkeypatch, capsys, *config, "--dry-run")
+    assert code == 65 and "lane 1 from S = 32 are excepted" in said, said
+    assert f"tools/shards.py drop {less.folder} --out NEW_FOLDER" in said
+    code, said = submitted(desk, less.folder, monkeypatch, capsys, *config, "stages.pretrain.samples=32", "--dry-run")
+    assert code == 0, said
+    assert shards_main(["drop", str(less.folder), "--out", str(desk.folder / "good")]) == 0
+    capsys.readouterr()
+    code, said = submitted(desk, desk.folder / "good", monkeypatch, capsys, *config, "--dry-run")
+    assert code == 0 and "127 samples" in said, said
+
+
+def test_a_run_beyond_a_block_without_a_good_sample_may_go_on(data, tmp_path):
+    manifest = Manifest.load(data)
+    bad = Order(0, 128, 1, 1, 2).blocks(range(2), range(16, 17))[0][0, 1].tolist()
+    less = write(tmp_path / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
+    values = {"manifest": str(less.folder), "samples": 128, "chunk": 1, "lanes": 2, "block": 1}
+    config = Config(data=schema.Data(**values), stages=[schema.Stage(name="only", samples=64, batch=16)])
+    facts = [DataFacts(128, 1, 1.0, "", False)]
+    run = RunDir(tmp_path / "runs" / "sweep" / "run")
+    for samples, refused in ((16, True), (48, False)):
+        place = commit.folder(run, "only", samples, 1)
+        place.mkdir(parents=True)
+        commit.commit(place, {"stage": "only", "samples": samples, "attempt": 1})
+        with pytest.raises(DataError, match="S = 32") if refused else nullcontext():
+            preflight.blocks(config, facts, run)
 
 
 def test_what_a_container_does_not_see_refuses_what_starts_and_not_a_plan_without_data(desk, data, tmp_path):
