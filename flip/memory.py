@@ -28,8 +28,10 @@ LAST, LAST_SELECTED = 5, 4
 STATE_BYTES = 12
 """Of a checkpoint per parameter: the weight and two moments, fp32."""
 
-READY = 3
-"""Batches that a rank's loader has ready or at work, at most."""
+SLOTS = 4
+"""Parts of batches that a loader process may be ahead (``flip.data.pool``)."""
+IN_HAND = 2
+"""Batches of the rank itself: the one in use, and the next one while it is put together."""
 
 
 def device(model: Model, compute: Compute, local: int, mask: str, ranks: int = 1, left: int = 0) -> dict[str, int]:
@@ -122,11 +124,15 @@ def _edge(image: ImageTower, mask: str, micro: int, size: int) -> int:
 
 
 def loader(config: Config, stage: Stage) -> int:
-    """Bytes that the loader of one rank holds at most on the host: two blocks of every lane, and the ready batches."""
-    ranks, data = world(config), config.data
+    """Bytes that the loader of one rank holds at most on the host: two blocks of every lane, and batches.
+
+    Batches are those that its processes are ahead, and those in hand.
+    """
+    ranks, data, image = world(config), config.data, config.model.image
     raw = sum(len(one.lanes) * data.block * one.chunk * one.sample_bytes for one in shares(data)) / ranks
-    pixels = kept(config.model.image, stage.mask) * 3 * config.model.image.patch**2
-    return int(2 * raw + READY * stage.batch // ranks * (pixels + 4 * config.model.text.length))
+    row = kept(image, stage.mask) * (3 * image.patch**2 + 2) + 6 * positions(config.model.text, stage.text_mask) + 16
+    batches = (SLOTS if data.workers else 0) + IN_HAND
+    return int(2 * raw + batches * stage.batch // ranks * row)
 
 
 def saving(config: Config) -> int:

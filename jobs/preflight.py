@@ -16,16 +16,21 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
-from flip import flops, memory
+import numpy as np
+from numpy.typing import NDArray
+
+from flip import commit, flops, memory
 from flip.config.resolve import DataFacts, Host
 from flip.config.schema import Config
 from flip.config.sets import Share, shares
+from flip.config.stages import spans
+from flip.data import mixture
 from flip.data.chunk import Sample
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
 from flip.data.reader import Reader
 from flip.data.storage import is_remote
-from flip.data.stream import captions_of, image_of, label_of
+from flip.data.stream import captions_of, image_of, json_fields, label_of, refuse_whole_json
 from flip.evaluate import prompts
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.rundir import RunDir
@@ -72,6 +77,52 @@ def check(
         _space(config, profile, folder, plan=dry and nominal),
         *_bucket(config, dry),
     ]
+
+
+def captions(config: Config, data: Sequence[DataFacts]) -> None:
+    """ConfigError where a new run would train on the source text of JSON members. Old runs did, and may go on."""
+    folders = [share.manifest for share, one in zip(shares(config.data), data, strict=True) if not one.nominal]
+    refuse_whole_json(config.data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
+
+
+def blocks(config: Config, data: Sequence[DataFacts], run: RunDir | None) -> None:
+    """DataError where the run would reach a block of which the manifest excepts every sample: training stops there.
+
+    ``run``: where it goes on from its newest commit; None: it begins at S = 0.
+    """
+    end = spans(config)[-1].end
+    for number, (share, one) in enumerate(zip(shares(config.data), data, strict=True)):
+        if one.nominal or (found := _blank(config, number, share, 0, end)) is None:
+            continue
+        done = commit.commits(run) if run else []
+        if done and (found := _blank(config, number, share, done[-1].samples, end)) is None:
+            continue
+        lane, begin = found
+        what = (
+            f"all {config.data.block * share.chunk} samples of the block of lane {lane} from S = {begin} are excepted"
+        )
+        remedy = (
+            f"Write a manifest without the excepted samples: python tools/shards.py drop {share.manifest} --out "
+            "NEW_FOLDER. Name it in data.manifest, or raise data.block."
+        )
+        raise DataError(f"{what}, so that training would stop there", share.manifest, remedy=remedy)
+
+
+def _blank(config: Config, number: int, share: Share, start: int, end: int) -> tuple[int, int] | None:
+    """Lane of the run, and S at which the first block begins of which nothing is good."""
+    chunks, lanes = _blank_chunks(share.manifest), config.data.lanes
+    source = mixture.order(number, config.seed, share.samples, share.chunk, config.data.block, len(share.lanes))
+    found = source.block_within(chunks, start // lanes, -(-end // lanes))
+    return found and (share.lanes[found[0]], found[1] * source.span * lanes)
+
+
+@lru_cache(maxsize=64)
+def _blank_chunks(folder: str) -> NDArray[np.int64]:
+    """Full chunks of which a manifest excepts every sample."""
+    manifest = Manifest.load(folder, check=False)
+    ids = np.fromiter(manifest.exceptions, dtype=np.int64, count=len(manifest.exceptions))
+    chunks, counts = np.unique(ids // manifest.chunk, return_counts=True)
+    return chunks[(counts == manifest.chunk) & (chunks < manifest.samples // manifest.chunk)]
 
 
 def scheduler(profile: Profile, dry: bool) -> list[Check]:
@@ -169,7 +220,15 @@ def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
     if bad:
         shard, ordinal = manifest.locate(bad[0][0])
         what = f"none of the first {len(bad)} samples can be trained on; of the first one: {bad[0][1]}"
-        raise DataError(what, f"{shard}, sample {ordinal}", remedy="Name the members that hold it in data.captions.")
+        fields = ", ".join(dict.fromkeys(_fields(folder)))
+        remedy = f"Name what holds captions in data.captions{f'; JSON fields with text: {fields}' if fields else ''}."
+        raise DataError(what, f"{shard}, sample {ordinal}", remedy=remedy)
+
+
+def _fields(folder: str) -> Iterator[str]:
+    """What the JSON members of the first samples could offer to ``data.captions``."""
+    for _, sample in islice(_samples(Manifest.load(folder)), SAMPLES_LOOKED_AT):
+        yield from json_fields(sample)
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,13 @@ class Submission:
             profile, on = self._place(run)
             config, kept = self._settled(run, data, on)
             notes = validate(config)
+            try:
+                preflight.captions(config, data)
+            except ConfigError:
+                if not self._exists(run, config):
+                    raise
+            anew = self.args.changed in ("restart", "fork")
+            preflight.blocks(config, data, None if anew else RunDir(self.folder / run.name))
             self.checks |= dict.fromkeys(preflight.check(config, data, profile, on, self.folder, dry))
             self.checks |= dict.fromkeys(preflight.saving(profile, RunDir(self.folder / run.name)))
         except FlipError as error:
@@ -157,6 +164,15 @@ class Submission:
             return read(path / "config.yaml"), explain(known[0], config)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
+
+    def _exists(self, run: Run, config: Config) -> bool:
+        """Whether this run, or a fork of it, is there with this very configuration."""
+        wanted = identity(config, "")["hash"]
+        for place in [self.folder / run.name, *self.folder.glob(f"{run.name}-v*")]:
+            with suppress(OSError, ValueError, AttributeError):  # a damaged one is reported with the plan
+                if (read_json(place / "identity.json") or {}).get("hash") == wanted:
+                    return True
+        return False
 
     def _asking(self) -> bool:
         """A plan for a Slurm that is not here is made from the files alone."""

@@ -18,6 +18,7 @@ MAKING = """examples:
   python tools/shards.py info data/manifest
   python tools/shards.py make captions.csv --images pictures --out data
   python tools/shards.py except data/manifest --ids 512-767 --out data/manifest-2
+  python tools/shards.py drop data/manifest-2 --out data/manifest-3
 """
 CHECKING = """examples:
   python tools/shards.py verify data/manifest --sample 0.01
@@ -27,6 +28,7 @@ CHECKING = """examples:
   python tools/shards.py diff data/manifest data/manifest-2
   python tools/shards.py bench data/manifest --want 2000
 """
+CAPTIONS = "members that hold captions, as txt,alt or json:FIELD (default: txt)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,6 +122,14 @@ def _making(commands: _Commands) -> None:
     one.add_argument("--ids", required=True, help="sample ids, as 7,512-767")
     one.add_argument("--reason", default="left out by hand", help="stands in the list and in the log")
     one.add_argument("--out", required=True, help="folder of the new manifest")
+    about = (
+        "Write a new manifest of the same shards without the samples that the exception list names. "
+        "Reads the shards again; sample ids are others, so runs that use it are new runs."
+    )
+    one = commands.add("drop", "manifests:drop", about, MAKING)
+    one.add_argument("manifest", help="its folder; it stays as it is")
+    one.add_argument("--workers", type=int, default=0, help="processes, of 200 MB each; default: one per core")
+    one.add_argument("--out", required=True, help="folder of the new manifest")
 
 
 def _checking(commands: _Commands) -> None:
@@ -136,7 +146,7 @@ def _checking(commands: _Commands) -> None:
     one.add_argument(
         "--decode", action=argparse.BooleanOptionalAction, default=True, help="decode images and captions (default)"
     )
-    one.add_argument("--captions", default="txt", help="members that hold captions, as txt,alt (default: %(default)s)")
+    one.add_argument("--captions", help=CAPTIONS)
     one.add_argument("--workers", type=int, default=0, help="processes; default: one per core")
     one.add_argument("--out", help="folder of a new manifest that excepts what was found bad")
     one.add_argument("--examples", type=int, default=3, help="samples named per reason (default: %(default)s)")
@@ -146,7 +156,7 @@ def _checking(commands: _Commands) -> None:
     one.add_argument("manifest", help="its folder")
     one.add_argument("--seconds", type=float, default=20.0, help="in all, about (default: %(default)s)")
     one.add_argument("--want", type=float, default=0.0, metavar="X", help="images/s that the workers are counted for")
-    one.add_argument("--captions", default="txt", help="members that hold captions, as txt,alt (default: %(default)s)")
+    one.add_argument("--captions", help=CAPTIONS)
     one.add_argument("--decoder", choices=("simplejpeg", "pillow"), default="simplejpeg")
     one.add_argument("--resize", choices=("torchvision", "pillow"), default="torchvision")
     one.add_argument("--size", type=int, default=224, help="side of the view, pixels (default: %(default)s)")
@@ -160,6 +170,7 @@ def _looking(commands: _Commands) -> None:
     one = commands.add("inspect", "looking:inspect", about, CHECKING)
     one.add_argument("manifest", nargs="?", help="its folder (not with --run)")
     one.add_argument("--id", type=int, help="sample id")
+    one.add_argument("--captions", help=CAPTIONS)
     one.add_argument("--save", metavar="FILE", help="write the image's bytes to this new file")
     one.add_argument("--run", metavar="RUN", help="a run: its folder, or sweep/run below FLIP_RUNS")
     where = one.add_mutually_exclusive_group()

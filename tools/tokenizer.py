@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 EXAMPLES = """examples:
@@ -23,7 +24,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="command")
     train_ = commands.add_parser("train", help="write a tokenizer.json", epilog=EXAMPLES, formatter_class=raw)
     train_.add_argument("--captions", nargs="+", required=True, metavar="FILE|MANIFEST", help="lines, or data sets")
-    train_.add_argument("--member", default="txt", help="member of a sample that holds captions (default txt)")
+    about = "member of a sample that holds captions, or json:FIELD (default txt)"
+    train_.add_argument("--member", default="txt", help=about)
     train_.add_argument("--vocabulary", type=int, required=True, metavar="N", help="most entries")
     train_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
     train_.add_argument("--json", action="store_true", help="print JSON")
@@ -64,13 +66,14 @@ def captions(source: str, member: str) -> Iterator[str]:
     if Path(source).is_dir():
         from flip.data.manifest import Manifest
         from flip.data.reader import Reader
+        from flip.data.stream import Undecodable, captions_of, refuse_whole_json
 
+        refuse_whole_json([member], "--member")
         manifest, reader = Manifest.load(source), Reader()
         for j in range(manifest.chunks):
             for sample in reader.read_chunk(manifest, j):
-                if member in sample:
-                    text = bytes(sample[member]).decode("utf-8", "replace")
-                    yield from (line.rstrip("\r") for line in text.split("\n") if line.strip())
+                with suppress(Undecodable):  # a sample without a caption
+                    yield from (text for text in captions_of(sample, [member]) if text)
         return
     try:
         with open(source, encoding="utf-8", errors="replace", newline="\n") as file:

@@ -48,7 +48,8 @@ class Data:
     tokenizer: str = ""
     """Path of the tokenizer.json; ``cache:`` as above."""
     captions: list[str] = field(default_factory=lambda: ["txt"])
-    """Members of a sample that hold captions, one per line; a caption is drawn by the counter hash."""
+    """Where captions are: members with one per line (``txt``), or fields of a JSON member (``json:caption``: a string
+    or a list of strings). One caption is drawn by the counter hash."""
     workers: int = -1
     """Loader processes per rank; 0: in the trainer's own process; -1: auto."""
     chunk: int = 0

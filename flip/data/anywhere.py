@@ -26,14 +26,16 @@ class Anywhere:
         return Stat(int(self._call(key, lambda files, path: files.info(path)["size"])), "")
 
     def list(self, prefix: str, each: Each = at_once) -> Iterator[tuple[str, Stat]]:
-        """``prefix`` is a folder here."""
+        """``prefix`` is a folder here. Keys begin with it as it is written: a file system's own paths lack parts of a
+        URL that choose the store, as the account in ``abfs://container@account/path``.
+        """
 
-        def find(files: Any, path: str) -> Any:
-            return files.find(path, detail=True) if files.exists(path) else {}
+        def find(files: Any, path: str) -> dict[str, int]:
+            found = files.find(path, detail=True) if files.exists(path) else {}
+            return {name[len(path.rstrip("/")) :]: int(facts["size"]) for name, facts in found.items()}
 
-        found = each(lambda: self._call(prefix, find))
-        protocol = prefix.partition("://")[0]
-        yield from ((f"{protocol}://{path}", Stat(int(facts["size"]), "")) for path, facts in found.items())
+        below = each(lambda: self._call(prefix, find))
+        yield from ((prefix.rstrip("/") + name, Stat(size, "")) for name, size in below.items())
 
     def put(self, key: str, data: bytes | memoryview, each: Each = at_once) -> str:
         def write(files: Any, path: str) -> None:

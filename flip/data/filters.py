@@ -1,4 +1,5 @@
-"""Which samples an index keeps: by columns of the parquet file beside each shard, and by the length of the caption.
+"""Which samples an index keeps: by columns of the parquet file beside each shard, by the length of the caption, and by
+the exception list of an older manifest.
 
 img2dataset writes NNNNN.parquet beside NNNNN.tar: a row for every link, whose ``key`` is that of the sample in the tar.
 All filters must hold. A sample without a row, or without a value in a column that is asked for, is dropped.
@@ -10,12 +11,14 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flip.data.etag import ETag
+from flip.data.manifest import Manifest
 from flip.data.reader import Reader
 from flip.data.scan import Judge
 from flip.data.storage import is_remote
@@ -110,11 +113,14 @@ class Filters:
 
     columns: tuple[Filter, ...] = ()
     length: Length | None = None
+    manifest: str = ""
+    """Folder of a manifest of the same shards: only samples that it has and does not except are kept."""
 
     @property
     def names(self) -> list[str]:
         """What was asked for, readable; equal for equal filters."""
-        return [*map(str, self.columns), *([str(self.length)] if self.length else [])]
+        good = [f"not excepted in {self.manifest}"] if self.manifest else []
+        return [*map(str, self.columns), *([str(self.length)] if self.length else []), *good]
 
     @property
     def reasons(self) -> list[str]:
@@ -129,12 +135,20 @@ class Filters:
         """
         where = f"{key.removesuffix('.tar')}.parquet"
         table = _table(where, [one.column for one in self.columns], reader) if self.columns else []
+        left_out, at = _left_out(self.manifest, key) if self.manifest else None, 0
 
         def judge(samples: Sequence[Sample], view: memoryview) -> Codes:
+            nonlocal at
             codes = np.zeros(len(samples), dtype=np.uint8)
             found = self._by_columns(table, samples, where) if self.columns else []
             if self.length:
                 found.append(_by_length(self.length, samples, view, 2 * len(self.columns) + 2))
+            if left_out is not None:
+                at += len(samples)
+                if at > len(left_out):
+                    remedy = "It is not the shard that was indexed: restore it, or index the shards again."
+                    raise DataError(f"more than the {len(left_out)} samples that were indexed", key, remedy=remedy)
+                found.append(left_out[at - len(samples) : at] * np.uint8(2 * len(self.names)))
             for one in found:
                 codes = np.where(codes == 0, one, codes)
             return codes
@@ -189,6 +203,29 @@ def _name(key: str) -> str | None:
     except UnicodeEncodeError:  # bytes of another encoding, kept as surrogates
         return None
     return name
+
+
+def _left_out(folder: str, key: str) -> NDArray[np.bool_]:
+    """Per sample of a shard's tar: whether a manifest has filtered it out, or excepts it."""
+    manifest, rows, bad = _opened(folder)
+    row = rows[key]
+    first, count = int(manifest.first[row]), int(manifest.shards[row, 0])
+    ordinals = manifest.kept.ordinals(row) if manifest.kept else np.arange(count)
+    found = np.ones(int(manifest.kept.tars[row, 0]) if manifest.kept else count, dtype=np.bool_)
+    found[ordinals] = False
+    found[ordinals[bad[np.searchsorted(bad, first) : np.searchsorted(bad, first + count)] - first]] = True
+    return found
+
+
+@cache
+def _opened(folder: str) -> tuple[Manifest, dict[str, int], NDArray[np.int64]]:
+    """A manifest, the row of each shard, and the ids that it excepts, ascending: once per process."""
+    manifest = Manifest.load(folder, check=False)
+    return (
+        manifest,
+        {key: row for row, key in enumerate(manifest.keys)},
+        np.array(sorted(manifest.exceptions), np.int64),
+    )
 
 
 def _codes(mask: Any, code: int) -> Codes:

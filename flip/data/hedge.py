@@ -14,6 +14,10 @@ from typing import TypeVar
 
 SHARE = 0.05
 """Second requests at most, as a share of all requests; the first one is free."""
+LONG = 5
+"""Times the usual delay: what the first requests of all are waited for, as the client is still being made; and what any
+late request is waited for once more before it gets a second one that the share does not allow.
+"""
 _RECENT = 200
 """Answers that are looked at."""
 
@@ -42,9 +46,11 @@ class Hedge:
             recent = sorted(self._recent)
         return max(self._after, recent[int((1 - SHARE) * len(recent))]) if recent else self._after
 
-    def late(self, answer: Future[_T]) -> bool:
-        """Wait for an answer for as long as it may take; whether it is late."""
-        return bool(self._after) and not answer.done() and not wait([answer], self.delay).done
+    def late(self, answer: Future[_T], long: bool = False) -> bool:
+        """Wait for an answer for as long as it may take (``long``: ``LONG`` times as long); whether it is late."""
+        if not self._after or answer.done():
+            return False
+        return not wait([answer], self.delay * (LONG if long else 1)).done
 
 
 def first_good(answers: Sequence[Future[_T]]) -> Future[_T]:

@@ -18,9 +18,10 @@ from flip.data.manifest import Manifest
 from flip.data.masking import Kept
 from flip.data.memory import Memory, memory, part_bytes
 from flip.data.mixture import Source
-from flip.data.pool import SLOTS, Pool, prepare_forkserver
+from flip.data.pool import Pool, prepare_forkserver
 from flip.data.stream import Part, Replaced, Spec, Streams
 from flip.exitcodes import ConfigError, DataError
+from flip.memory import SLOTS
 
 __all__ = ["Batch", "Loader", "prepare_forkserver"]
 

@@ -34,13 +34,17 @@ class Source:
 
     def order(self, seed: int, block: int) -> Order:
         """Of its own lanes; ``seed`` is the run's, ``block`` Q."""
-        own = int(key(seed, _SETS, self.number)) if self.number else seed
-        return Order(own, self.manifest.samples, self.manifest.chunk, block, len(self.lanes))
+        return order(self.number, seed, self.manifest.samples, self.manifest.chunk, block, len(self.lanes))
 
     def part(self, lanes: range) -> range:
         """Those of the run's ``lanes`` that are its own, by their numbers inside it."""
         first = max(lanes.start, self.lanes.start)
         return range(first - self.lanes.start, max(first, min(lanes.stop, self.lanes.stop)) - self.lanes.start)
+
+
+def order(number: int, seed: int, samples: int, chunk: int, block: int, lanes: int) -> Order:
+    """The order of set ``number`` in a run with this ``seed``: of its own N, R and lanes."""
+    return Order(int(key(seed, _SETS, number)) if number else seed, samples, chunk, block, lanes)
 
 
 def sources(data: Data, lanes: range | None = None, check: bool = True) -> list[Source]:

@@ -7,6 +7,7 @@ all that is held, so the first batch costs the same at any S.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ _MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _CHUNKS = 1 << 63
 _SHUFFLE = _CHUNKS + 1
 _U = np.uint64
+_SEARCHED = 1 << 20
+"""Places of chunks that ``block_within`` computes at once: 8 MB of each array."""
 
 
 def mix(z: Any) -> Keys:
@@ -53,15 +56,36 @@ def permute(seed: int, visit: Any, chunks: int, c: Any) -> Ints:
     A Feistel network of four rounds on two halves of w bits, walked until the value falls below C. ``visit`` and ``c``
     broadcast; the result has their shape, int64. Below C = 4096 it is a fixed scramble, not uniform.
     """
+
+    def rounds(visits: Keys, left: Keys, right: Keys, low: np.uint64) -> tuple[Keys, Keys]:
+        for turn in range(4):
+            left, right = right, left ^ (key(seed, _CHUNKS, visits, turn, right) & low)
+        return left, right
+
+    return _walked(rounds, visit, chunks, c)
+
+
+def unpermute(seed: int, visit: Any, chunks: int, chunk: Any) -> Ints:
+    """The inverse of ``permute``: the number c at which a visit reads a chunk."""
+
+    def rounds(visits: Keys, left: Keys, right: Keys, low: np.uint64) -> tuple[Keys, Keys]:
+        for turn in reversed(range(4)):
+            left, right = right ^ (key(seed, _CHUNKS, visits, turn, left) & low), left
+        return left, right
+
+    return _walked(rounds, visit, chunks, chunk)
+
+
+def _walked(
+    rounds: Callable[[Keys, Keys, Keys, np.uint64], tuple[Keys, Keys]], visit: Any, chunks: int, at: Any
+) -> Ints:
     width = max(1, ((chunks - 1).bit_length() + 1) // 2)
     low, shift = _U((1 << width) - 1), _U(width)
-    visits, values = np.broadcast_arrays(np.asarray(visit, dtype=np.uint64), np.asarray(c, dtype=np.uint64))
+    visits, values = np.broadcast_arrays(np.asarray(visit, dtype=np.uint64), np.asarray(at, dtype=np.uint64))
     shape, visits, values = values.shape, visits.ravel(), values.ravel().copy()
     walking = np.arange(values.size)
     while walking.size:
-        left, right = values[walking] >> shift, values[walking] & low
-        for turn in range(4):
-            left, right = right, left ^ (key(seed, _CHUNKS, visits[walking], turn, right) & low)
+        left, right = rounds(visits[walking], values[walking] >> shift, values[walking] & low, low)
         values[walking] = (left << shift) | right
         walking = walking[values[walking] >= _U(chunks)]
     return values.astype(np.int64).reshape(shape)
@@ -93,6 +117,28 @@ class Order:
         order = np.argsort(keys, axis=-1, kind="stable")
         ids = np.take_along_axis(chunks, order // self.chunk, axis=-1) * self.chunk + order % self.chunk
         return ids, np.take_along_axis(visits, order // self.chunk, axis=-1)
+
+    def block_within(self, chunks: Ints, start: int, stop: int) -> tuple[int, int] | None:
+        """(lane, block) of the first block that holds none but these chunks and is read at positions ``start`` ..
+        ``stop`` - 1 of its lane; None where there is none.
+
+        Costs an inverse permutation for each of ``chunks`` and visit: the other chunks are not looked at.
+        """
+        size = self.block * self.lanes
+        """Chunk numbers of one block of all lanes."""
+        first, last = start // self.span * size, -(-stop // self.span) * size
+        visits, found = range(first // self.chunks, -(-last // self.chunks)), np.empty(0, dtype=np.int64)
+        step = max(1, _SEARCHED // max(1, len(chunks)))
+        for v in visits[::step] if len(chunks) else ():
+            visit = np.arange(v, min(v + step, visits.stop))[:, None]
+            c = (visit * self.chunks + unpermute(self.seed, visit, self.chunks, chunks)).ravel()
+            c = c[(first <= c) & (c < last)]
+            found = np.concatenate([found, c // size * self.lanes + c % self.lanes])
+            blocks, counts = np.unique(found, return_counts=True)
+            if (whole := blocks[counts == self.block]).size:
+                return int(whole[0] % self.lanes), int(whole[0] // self.lanes)
+            found = found[found >= (visit[-1, 0] + 1) * self.chunks // size * self.lanes]  # of a block not all seen yet
+        return None
 
     def held(self, lanes: range, k: int, ahead: int = 0) -> tuple[Ints, Ints]:
         """Block k of the lanes, (lanes, Q*R) each. If it is not held yet, k .. k+ahead are computed at once."""

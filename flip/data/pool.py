@@ -28,9 +28,7 @@ from flip.data.masking import Kept
 from flip.data.mixture import sources
 from flip.data.stream import Part, Replaced, Spec, Streams
 from flip.exitcodes import FlipError
-
-SLOTS = 4
-"""Parts that a worker may be ahead."""
+from flip.memory import SLOTS
 
 _ALIGN = 64
 _ADDRESS = 107 - len("/pymp-abcdefgh/listener-abcdefgh")
@@ -188,7 +186,7 @@ def leave_with_parent() -> None:
 
 
 def _error(message: dict[str, Any]) -> FlipError:
-    kinds: dict[str, type[FlipError]] = {kind.cause: kind for kind in FlipError.__subclasses__()}
+    kinds = {kind.cause: kind for kind in (*FlipError.__subclasses__(), FlipError)}
     return kinds[message["cause"]](message["what"], message["where"], message["value"], message["remedy"])
 
 

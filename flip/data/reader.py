@@ -163,10 +163,10 @@ class Reader:
         """One request through the gate, or two where the first is late: what came of it, or the fault."""
         storage = self._storage(key)
         best: Future[_T] | None = None
-        known = self._granted  # the first requests of all wait for the client, which is made meanwhile
+        known = self._granted
         sent = [_Sent(self._gate.enter(), time.perf_counter(), request(storage))]
         try:
-            if known and self._hedge.late(sent[0].answer) and (ticket := self._spare()) is not None:
+            if (ticket := self._second(sent[0].answer, known)) is not None:
                 sent.append(_Sent(ticket, time.perf_counter(), request(storage)))
             best = first_good([one.answer for one in sent])
         finally:
@@ -182,10 +182,17 @@ class Reader:
             self._count(hedges_won=1)
         return found
 
-    def _spare(self) -> int | None:
-        """The ticket of a second request, where the gate has room and the budget allows it."""
+    def _second(self, answer: Future[_T], known: bool) -> int | None:
+        """Wait for an answer; the ticket of a second request where it is late. ``known``: storage answered before."""
+        if not self._hedge.late(answer, long=not known):
+            return None
+        ticket = self._spare(SHARE)
+        return self._spare() if ticket is None and self._hedge.late(answer, long=True) else ticket
+
+    def _spare(self, share: float | None = None) -> int | None:
+        """The ticket of a second request, where the gate has room and no more than ``share`` of all are such."""
         with self._lock:
-            if self._counters.hedged > SHARE * self._counters.requests:
+            if share is not None and self._counters.hedged > share * self._counters.requests:
                 return None
             ticket = self._gate.spare()
             self._counters.hedged += ticket is not None

@@ -71,9 +71,12 @@ def scan(key: str, stat: Stat, reader: Reader, filters: Filters | None = None) -
     if not stat.size:
         raise DataError("the shard is empty", key, remedy=REMEDY)
     parts = reader.parts(key, stat) if is_remote(key) and "-" in stat.etag else []
-    judge = filters.judge(key, reader) if filters else _all
-    found, etag = _read(key, stat, parts, reader, judge)
-    if is_remote(key) and etag != stat.etag and _read(key, stat, parts, reader, judge)[1] != etag:
+
+    def read() -> tuple[Scan | tar.Broken, str]:
+        return _read(key, stat, parts, reader, filters.judge(key, reader) if filters else _all)
+
+    found, etag = read()
+    if is_remote(key) and etag != stat.etag and read()[1] != etag:
         raise StorageError("two readings of the shard differ", key, remedy="Look at the network, then index again.")
     if isinstance(found, tar.Broken):
         remedy = "Unpack it (gunzip), or leave it out (--skip-damaged)." if found.reason == _PACKED else REMEDY

@@ -5,9 +5,11 @@ Imports no torch: a worker that needs none starts in a blink and stays small.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -29,7 +31,7 @@ from flip.data.prefetch import Prefetch
 from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.data.s3_obstore import Obstore
-from flip.exitcodes import DataError
+from flip.exitcodes import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 
 _OFTEN = 16
@@ -282,15 +284,74 @@ def image_of(sample: Sample, decoder: str) -> Pixels:
     raise Undecodable(f"no image among its members {sorted(sample)}")
 
 
-def captions_of(sample: Sample, members: list[str]) -> list[str]:
-    """The captions of a sample, one per line of the named members; an empty file is one empty caption.
+def captions_of(sample: Sample, members: Sequence[str]) -> list[str]:
+    """The captions of a sample, in the order of ``members`` (``data.captions``).
 
-    Lines end with a line feed alone: ``str.splitlines`` would cut at U+2028 and others. Raises Undecodable.
+    ``txt``: each line of that member is a caption. ``json:FIELD``: a string, or a list of strings, at the top level of
+    that JSON member. Members and fields that a sample lacks are skipped; without any text there is one empty caption.
+    Raises Undecodable where none of them is there, or a JSON member cannot be used.
     """
-    texts = [bytes(sample[name]).decode("utf-8", "replace") for name in members if name in sample]
-    if not texts:
-        raise Undecodable(f"no caption {members} among its members {sorted(sample)}")
-    return [line.strip() for text in texts for line in text.split("\n") if line.strip()] or [""]
+    found = [texts for name in members if (texts := _texts(sample, name)) is not None]
+    if not found:
+        raise Undecodable(f"no caption {list(members)} among its members {sorted(sample)}")
+    return [text for texts in found for text in texts if text] or [""]
+
+
+def json_fields(sample: Sample) -> list[str]:
+    """The fields of JSON members that could be captions, as ``data.captions`` names them; likely names first."""
+    found = list[str]()
+    for member in filter(_is_json, sample):
+        with contextlib.suppress(Undecodable):
+            found += [f"{member}:{field}" for field, value in _parsed(sample, member).items() if _strings(value)]
+    return sorted(found, key=lambda name: not any(word in name.lower() for word in ("caption", "text")))
+
+
+def refuse_whole_json(members: Sequence[str], key: str, fields: Iterable[str] = ()) -> None:
+    """ConfigError where one of ``members`` is a JSON member without a field: its source text is not a caption.
+
+    ``key``: the option or field that names them. ``fields``: those that the data have (``json_fields``), for the
+    remedy; they are read only then.
+    """
+    for name in members:
+        member, _, field = name.partition(":")
+        if _is_json(member) and not field:
+            known = list(dict.fromkeys(fields))
+            remedy = f"Name the field that holds captions, as {known[0] if known else f'{member}:caption'}."
+            remedy += f" Fields with text in the data: {', '.join(known)}." if known else ""
+            raise ConfigError(f"{key}: {member} is a whole JSON file, not a caption", value=name, remedy=remedy)
+
+
+def _texts(sample: Sample, name: str) -> list[str] | None:
+    """The texts that one entry of ``data.captions`` names; None where the sample has no such member or field."""
+    member, _, field = name.partition(":")
+    if not (field and _is_json(member)):
+        # Lines end with a line feed alone: ``str.splitlines`` would also cut at U+2028 and others.
+        lines = bytes(sample[name]).decode("utf-8", "replace").split("\n") if name in sample else None
+        return lines and [line.strip() for line in lines]
+    value = _parsed(sample, member).get(field) if member in sample else None
+    if value is None:
+        return None
+    texts = [value] if isinstance(value, str) else value
+    if not _strings(texts):
+        raise Undecodable(f"{field!r} in its {member} is neither text nor a list of texts")
+    return [" ".join(text.split()) for text in texts]
+
+
+def _is_json(member: str) -> bool:
+    return member.rpartition(".")[2] == "json"
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+
+def _parsed(sample: Sample, member: str) -> dict[str, Any]:
+    """The top level of a JSON member, empty where it is not an object. Raises Undecodable."""
+    try:
+        found = json.loads(bytes(sample[member]).decode("utf-8", "replace"))
+    except (ValueError, RecursionError) as error:
+        raise Undecodable(f"its {member} is not JSON: {error}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def label_of(sample: Sample, member: str = "cls") -> int:

@@ -7,6 +7,7 @@ bytes by its extension. Position and order are ours; what later stages do to the
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -26,7 +27,8 @@ class Samples:
     shard. What the manifest excepts is replaced by the next good sample of its block, as in training; what a stage
     cannot decode is that stage's matter. Iterate it in one process: it reads ahead in threads of its own.
 
-    Raises ConfigError where the numbers do not fit each other; DataError and StorageError as ``Reader.fetch``.
+    Raises ConfigError where the numbers do not fit each other, or in one of several worker processes of a DataLoader,
+    which would all yield the same samples; DataError and StorageError as ``Reader.fetch``.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Samples:
         return iter(self)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        _refuse_workers()
         manifest, order, size = self.manifest, self.order, self.manifest.chunk
         read, position = partial(Reader().fetch, manifest), self.start
         ahead = Prefetch(order, self.lanes, position, read, self._useless, self._bytes)
@@ -75,3 +78,12 @@ class Samples:
 
     def _useless(self, j: int) -> bool:
         return False
+
+
+def _refuse_workers() -> None:
+    torch = sys.modules.get("torch.utils.data")  # a worker of a DataLoader has it
+    worker = torch and torch.get_worker_info()
+    if worker and worker.num_workers > 1:
+        what = "each worker of the DataLoader would yield all samples of the rank"
+        remedy = "Use num_workers=0 or 1: more processes for decoding need flip.data.loader."
+        raise ConfigError(what, "DataLoader(num_workers=...)", worker.num_workers, remedy)

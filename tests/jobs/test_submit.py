@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +14,18 @@ from unittest.mock import Mock
 import pytest
 import webdataset
 
+from flip import commit
 from flip.config import load as load_module
 from flip.config import schema
 from flip.config.load import read
+from flip.config.resolve import DataFacts
 from flip.config.schema import Config
 from flip.data.index import index
-from flip.exitcodes import ConfigError, PermissionDenied, StorageError
+from flip.data.manifest import Manifest, write
+from flip.data.order import Order
+from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.results import read_run
-from flip.rundir import create_json, read_json
+from flip.rundir import RunDir, create_json, read_json
 from jobs import folder as folders
 from jobs import preflight, site, submission
 from jobs.goodput import of_run
@@ -29,6 +34,7 @@ from jobs.snapshot import Snapshot
 from jobs.submission import Submission
 from jobs.submit import main as submit_main
 from tests.synthetic import encode, make_dataset, picture
+from tools.shards import main as shards_main
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALING = ("model_scaling", "data_scaling", "schedule_scaling", "joint_scaling")
@@ -130,6 +136,86 @@ def test_mistakes_are_one_paragraph_and_leave_nothing(desk, data, tmp_path):
     few = tmp_path / "few.json"
     few.write_text('{"names": ["a"], "templates": ["{} and {}"]}')
     desk.refuses(78, "a template needs one {}", f"evaluate.sets.small.classes={few}")
+
+
+@pytest.fixture(scope="module")
+def with_json(tmp_path_factory, data):
+    """Samples of jpg + json alone, as some data sets come: the captions stand in a field of the json."""
+    folder = tmp_path_factory.mktemp("json")
+    with webdataset.TarWriter(str(folder / "0.tar"), mtime=0) as writer:
+        for i in range(128):
+            facts = {"url": "http://here", "caption": [f"a picture {i}", "one more"], "width": 16}
+            writer.write({"__key__": f"{i:04d}", "jpg": encode(picture(i, 16), "jpg"), "json": facts})
+    index([str(folder / "0.tar")], folder)
+    return folder
+
+
+def submitted(desk, folder, monkeypatch, capsys, *words):
+    """In this process: (exit code, both outputs)."""
+    monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
+    data = [f"data.manifest={folder}", "evaluate.sets=[]"]
+    code = submit_main(["--sweep", str(desk.sweep), "--yes", *data, *words])
+    shown = capsys.readouterr()
+    return code, shown.out + shown.err
+
+
+def test_a_whole_json_member_is_refused_and_its_fields_are_named(desk, with_json, monkeypatch, capsys):
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--dry-run")
+    assert code == 78 and "data.captions" in said and "as json:caption." in said and "json:url" in said, said
+    nowhere = ["data.captions=[json]", "data.manifest=/nowhere", "data.samples=1000", "--dry-run"]
+    assert "json:caption" in submitted(desk, with_json, monkeypatch, capsys, *nowhere)[1]
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "--dry-run")  # txt
+    assert code == 65 and "JSON fields with text: json:caption, json:url" in said, said
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json:caption]", "--dry-run")
+    assert code == 0, said
+
+
+def test_a_run_that_trains_on_a_whole_json_member_may_go_on(desk, with_json, monkeypatch, capsys):
+    """As it was begun by a version that took it: the same sweep again changes nothing, another run is refused."""
+    monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
+    monkeypatch.setattr(submission.Several, "submit", lambda *_: None)
+    with monkeypatch.context() as before:
+        before.setattr(preflight, "captions", lambda *_: None)
+        code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
+    assert code == 0, said
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
+    assert code == 0 and "changed" not in said, said
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]")
+    assert code == 78 and "run whole" in said, said
+
+
+def test_a_block_without_a_good_sample_is_refused_with_the_command_that_helps(desk, data, monkeypatch, capsys):
+    """The order is known: the run would stop there with 65, and stop there again each time that it is started."""
+    manifest = Manifest.load(data)
+    order, config = Order(0, 128, manifest.chunk, 1, 2), ["data.lanes=2"]
+    bad = order.blocks(range(2), range(16, 17))[0][0, 1].tolist()  # lane 1, S = 32
+    assert manifest.chunk == 1 and len(bad) == 1
+    less = write(desk.folder / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
+    code, said = submitted(desk, less.folder, monkeypatch, capsys, *config, "--dry-run")
+    assert code == 65 and "lane 1 from S = 32 are excepted" in said, said
+    assert f"tools/shards.py drop {less.folder} --out NEW_FOLDER" in said
+    code, said = submitted(desk, less.folder, monkeypatch, capsys, *config, "stages.pretrain.samples=32", "--dry-run")
+    assert code == 0, said
+    assert shards_main(["drop", str(less.folder), "--out", str(desk.folder / "good")]) == 0
+    capsys.readouterr()
+    code, said = submitted(desk, desk.folder / "good", monkeypatch, capsys, *config, "--dry-run")
+    assert code == 0 and "127 samples" in said, said
+
+
+def test_a_run_beyond_a_block_without_a_good_sample_may_go_on(data, tmp_path):
+    manifest = Manifest.load(data)
+    bad = Order(0, 128, 1, 1, 2).blocks(range(2), range(16, 17))[0][0, 1].tolist()
+    less = write(tmp_path / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
+    values = {"manifest": str(less.folder), "samples": 128, "chunk": 1, "lanes": 2, "block": 1}
+    config = Config(data=schema.Data(**values), stages=[schema.Stage(name="only", samples=64, batch=16)])
+    facts = [DataFacts(128, 1, 1.0, "", False)]
+    run = RunDir(tmp_path / "runs" / "sweep" / "run")
+    for samples, refused in ((16, True), (48, False)):
+        place = commit.folder(run, "only", samples, 1)
+        place.mkdir(parents=True)
+        commit.commit(place, {"stage": "only", "samples": samples, "attempt": 1})
+        with pytest.raises(DataError, match="S = 32") if refused else nullcontext():
+            preflight.blocks(config, facts, run)
 
 
 def test_what_a_container_does_not_see_refuses_what_starts_and_not_a_plan_without_data(desk, data, tmp_path):

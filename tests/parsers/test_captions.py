@@ -15,7 +15,7 @@ from flip.config.schema import TextTower
 from flip.data import decode, etag, s3
 from flip.data.look import _json
 from flip.data.storage import Fault
-from flip.data.stream import Undecodable, captions_of, label_of
+from flip.data.stream import Undecodable, captions_of, json_fields, label_of
 from flip.evaluate import listings, prompts
 from flip.exitcodes import ConfigError, DataError
 from flip.tokenizer import Tokenizer, clean, train
@@ -49,7 +49,10 @@ def test_cleaning_twice_is_cleaning_once_but_for_entities(text):
     assert done == " ".join(done.split()) and ("&" in done or clean(done) == done)
 
 
-@given(st.dictionaries(st.sampled_from(["txt", "json", "cls"]), st.binary(max_size=30), max_size=3))
+@given(
+    st.dictionaries(st.sampled_from(["txt", "json", "cls"]), st.binary(max_size=30) | texts({"0": ["a"]}), max_size=3)
+)
+@example({"json": DEEP})
 @example({"cls": b"9" * 5000})
 @example({"cls": b"99999999999999999999"})
 def test_any_members(sample):
@@ -57,6 +60,9 @@ def test_any_members(sample):
         assert all(isinstance(caption, str) and "\n" not in caption for caption in captions_of(sample, ["txt"]))
     except Undecodable:
         assert "txt" not in sample
+    with suppress(Undecodable):
+        assert all(isinstance(caption, str) for caption in captions_of(sample, ["json:0"]))
+    json_fields(sample)
     with suppress(Undecodable):
         assert np.int64(label_of(sample)) >= 0
     _json(sample)

@@ -109,10 +109,12 @@ def test_nothing_shows_of_all_faults(original, server, proxied, remote, expected
 
 
 @on_nanio
-def test_nobody_waits_for_an_answer_that_does_not_come(original, server, proxied, remote, expected):
+@pytest.mark.parametrize("after", [0, 20])
+def test_nobody_waits_for_an_answer_that_does_not_come(original, server, proxied, remote, expected, after):
+    """Neither among the first requests, before anything is known of the storage, nor later."""
     proxy = proxied(server)
     manifest = remote()
-    proxy.plan(["silence"], 0.1, seed=1, limit=1)  # the ninth: the first eight are sent before any is answered
+    proxy.plan(["silence"], 1, limit=1, after=after)
     source = loader(original, folder=manifest.folder, timeout=600, hedge=0.5)
     assert same(take(source), expected)
     counters = source.counters()

@@ -246,12 +246,13 @@ def test_a_second_request_answers_for_one_that_does_not(original, server, proxie
         impatient(timeout=600, deadline=600, hedge=0.3),
         f"s3://{BUCKET}/set/00000.tar",
     )
-    assert reader.read(key, 0, 512) and proxy.counts["gets"] == 1
+    assert reader.read(key, 0, 512)  # on a busy machine this may take two requests as well
+    before = reader.counters
     proxy.plan([fault], 1, limit=1)
     threads, whole = threading.active_count(), (original / "00000.tar").read_bytes()
     assert reader.read(key, 0, len(whole)) == whole and threading.active_count() == threads
     assert proxy.counts["gets"] == 2 and not any(reader.counters.retries.values())
-    assert (reader.counters.requests, reader.counters.hedged, reader.counters.hedges_won) == (3, 1, 1)
+    assert reader.counters.requests == before.requests + 2 and reader.counters.hedges_won == before.hedges_won + 1
 
 
 @on_nanio

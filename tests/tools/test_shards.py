@@ -79,4 +79,4 @@ def test_mistakes_are_one_paragraph(tmp_path, arguments, code, words):
 
 
 def test_help_ends_with_examples():
-    assert run("index", "--help").stdout.rstrip().splitlines()[-9] == "examples:"
+    assert run("index", "--help").stdout.rstrip().splitlines()[-10] == "examples:"

@@ -12,10 +12,11 @@ from flip.config import load
 from flip.data.index import index
 from flip.data.manifest import Manifest
 from flip.data.order import Order
+from flip.data.reader import Reader
 from flip.data.verify import Part
 from flip.exitcodes import StorageError
 from tests.flip.data.test_manifest import write_tar
-from tests.synthetic import encode, make_dataset, picture
+from tests.synthetic import caption, encode, make_dataset, picture
 from tests.tools.test_shards import TOOL, run
 from tools.shards import main
 
@@ -113,6 +114,20 @@ def test_inspect_a_sample(data, capsys, tmp_path):
     assert code == 65 and "CRC32" in text
     for arguments in ((data,), (data, "--id", 120), (), (data, "--id", 1, "--step", 3), ("--run", data)):
         assert call(capsys, "inspect", *arguments)[0] == 78
+
+
+def test_captions_in_a_json_member(tmp_path, capsys):
+    own = [("a.png", encode(picture(1, 16))), ("a.json", b'{"caption": ["a cat", "one more"]}')]
+    write_tar(tmp_path / "0.tar", own)
+    index([str(tmp_path / "0.tar")], tmp_path / "m")
+    code, found = call(capsys, "inspect", tmp_path / "m", "--id", 0, "--captions", "json:caption", "--json")
+    assert code == 0 and found["captions"] == ["a cat", "one more"]
+    assert call(capsys, "verify", tmp_path / "m", "--captions", "json:caption")[0] == 0
+    code, text = call(capsys, "verify", tmp_path / "m", "--captions", "json:title")
+    assert code == 65 and "no caption ['json:title']" in text
+    for command in (("verify",), ("inspect", "--id", 0), ("bench",)):
+        code, text = call(capsys, *command, tmp_path / "m", "--captions", "json")
+        assert code == 78 and "as json:caption" in text, text
 
 
 def test_inspect_a_key_that_is_no_text(tmp_path):
@@ -218,6 +233,27 @@ def test_filters(data, capsys):
     ):
         found, text = call(capsys, *index, "--out", data.parent / "no", *arguments)
         assert found == code and words in text and text.count("\n") == 1 and not (data.parent / "no").exists()
+
+
+def test_drop_leaves_out_what_is_excepted(data, capsys):
+    call(capsys, "except", data, "--ids", "3,40-47,119", "--out", data.parent / "less")
+    code, found = call(capsys, "drop", data.parent / "less", "--out", data.parent / "good", "--json")
+    assert code == 0 and (found["samples"], found["exceptions"], found["chunk"]) == (110, 0, 4), found
+    assert found["dropped"] == {f"not excepted in {data.parent / 'less'}": 10}
+    old, new, reader = Manifest.load(data), Manifest.load(data.parent / "good"), Reader()
+    good = [id for id in range(120) if id not in {3, *range(40, 48), 119}]
+    assert [new.locate(id) for id in range(110)] == [old.locate(id) for id in good]
+    samples = [bytes(s["txt"]) for j in range(new.chunks) for s in reader.read_chunk(new, j)]
+    assert samples == [caption(id).encode() for id in good]
+    call(capsys, "except", data.parent / "good", "--ids", "0", "--out", data.parent / "less again")
+    code, found = call(capsys, "drop", data.parent / "less again", "--out", data.parent / "better", "--json")
+    assert code == 0 and Manifest.load(data.parent / "better").locate(0)[1] == 1 and found["samples"] == 109
+    code, text = call(capsys, "drop", data, "--out", data.parent / "same")
+    assert code == 78 and "nothing to drop" in text and not (data.parent / "same").exists()
+    with open(data / "00001.tar", "ab") as file:
+        file.write(bytes(512))
+    code, text = call(capsys, "drop", data.parent / "less", "--out", data.parent / "none")
+    assert code == 65 and "00001.tar: the shard has" in text and not (data.parent / "none" / "manifest.json").exists()
 
 
 def test_info_says_more(data, capsys):

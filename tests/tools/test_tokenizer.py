@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flip.exitcodes import ConfigError
 from flip.tokenizer import Tokenizer
 from tests.synthetic import caption, make_dataset
 from tools import tokenizer
@@ -26,6 +27,13 @@ def test_trains_on_lines_and_on_a_manifest_alike(tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert tokenizer.main(["show", str(tmp_path / "a.json"), "red square"]) == 0
     assert "red:" in capsys.readouterr().out
+
+
+def test_the_captions_of_a_manifest_may_stand_in_a_json_member(tmp_path):
+    data = make_dataset(tmp_path / "data", samples=30, shards=2)  # every third sample has a json, {"number": n}
+    with pytest.raises(ConfigError, match="json:caption"):
+        list(tokenizer.captions(str(data), "json"))
+    assert list(tokenizer.captions(str(data), "json:number")) == []
 
 
 def test_an_unwritable_place_is_a_sentence(tmp_path, capsys):

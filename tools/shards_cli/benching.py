@@ -9,7 +9,7 @@ from typing import Any
 from flip.data import bench as benches
 from flip.data.manifest import Manifest
 from flip.exitcodes import COMPLETE, ConfigError
-from tools.shards_cli.common import Outcome, names
+from tools.shards_cli.common import Outcome, captions
 
 
 def bench(options: argparse.Namespace) -> Outcome:
@@ -17,8 +17,8 @@ def bench(options: argparse.Namespace) -> Outcome:
     if not 0 <= options.want < math.inf:
         raise ConfigError("must be a number, and not negative", "--want", options.want)
     manifest = Manifest.load(options.manifest)
-    captions, sizes = names(options.captions, "--captions"), (options.size, options.patch)
-    spec = benches.spec_of(manifest, captions, options.decoder, options.resize, *sizes, options.seed)
+    members, sizes = captions(options), (options.size, options.patch)
+    spec = benches.spec_of(manifest, members, options.decoder, options.resize, *sizes, options.seed)
     if options.resize == "torchvision":
         import torch
 

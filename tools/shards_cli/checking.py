@@ -14,7 +14,7 @@ from flip.data.crew import cores
 from flip.data.manifest import Manifest
 from flip.data.verify import Plan, Report
 from flip.exitcodes import COMPLETE, DATA, ConfigError, FlipError
-from tools.shards_cli.common import Bar, Outcome, claim, names, number
+from tools.shards_cli.common import Bar, Outcome, captions, claim, number
 from tools.shards_cli.manifests import excepting
 
 INTERRUPTED = 130
@@ -25,7 +25,7 @@ def verify(options: argparse.Namespace) -> Outcome:
     if options.workers < 0:
         raise ConfigError("must not be negative", "--workers", options.workers)
     manifest = Manifest.load(options.manifest)
-    plan = Plan(_chunks(manifest, options), options.decode, names(options.captions, "--captions"))
+    plan = Plan(_chunks(manifest, options), options.decode, captions(options))
     if options.out:
         claim(Path(options.out).absolute())
     report, begin = Report(), time.monotonic()

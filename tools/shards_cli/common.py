@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from flip.data.manifest import refuse_existing
+from flip.data.stream import refuse_whole_json
 from flip.exitcodes import ConfigError, PermissionDenied
 from jobs.disk import unwritable
 
@@ -48,6 +50,13 @@ def names(text: str, option: str) -> list[str]:
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise ConfigError("names nothing", option, text, "Write names with commas between them, as txt,alt.")
+    return found
+
+
+def captions(options: argparse.Namespace) -> list[str]:
+    """The members that --captions names, by default txt. Raises ConfigError."""
+    found = names("txt" if options.captions is None else options.captions, "--captions")
+    refuse_whole_json(found, "--captions")
     return found
 
 

@@ -18,20 +18,22 @@ from flip.exitcodes import DATA, ConfigError, DataError
 from flip.rundir import RunDir, read_json
 from jobs import find
 from jobs.profile import runs_root
-from tools.shards_cli.common import Bar, Outcome, lines, writing
+from tools.shards_cli.common import Bar, Outcome, captions, lines, writing
 
 
 def inspect(options: argparse.Namespace) -> Outcome:
     """What stands at an id of a manifest, or at a step of a run."""
     if options.run:
-        if options.manifest or options.id is not None or options.save:
-            raise ConfigError("a manifest, --id and --save do not go with --run", remedy="Ask for one or the other.")
+        if options.manifest or options.id is not None or options.save or options.captions:
+            raise ConfigError(
+                "a manifest, --id, --captions and --save do not go with --run", remedy="Ask for one or the other."
+            )
         return _step(options)
     if options.step is not None or options.samples is not None:
         raise ConfigError("--step and --samples are of a run", remedy="Name it: --run RUN_DIR")
     if not options.manifest or options.id is None:
         raise ConfigError("what shall be looked at?", remedy="Give MANIFEST --id N, or --run RUN_DIR --step T.")
-    found = look.sample(Manifest.load(options.manifest), options.id)
+    found = look.sample(Manifest.load(options.manifest), options.id, captions(options))
     saved = _save(found, options.save) if options.save else {}
     report = {name: value for name, value in asdict(found).items() if name != "image"} | saved
     return Outcome(report, DATA if found.damage else 0, _sample_text(report))

@@ -1,4 +1,4 @@
-"""Commands about manifests: info, except."""
+"""Commands about manifests: info, except, drop."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flip.config.resolve import DataFacts, buffer_bytes, default_lanes, host
 from flip.config.schema import Config, Stage
+from flip.data.crew import cores
+from flip.data.filters import Filters
+from flip.data.gather import gather
+from flip.data.index import merge
 from flip.data.manifest import Manifest, write
 from flip.data.verify import kind
-from flip.exitcodes import ConfigError
-from tools.shards_cli.common import Outcome, writing
+from flip.exitcodes import ConfigError, DataError
+from tools.shards_cli.common import Bar, Outcome, claim, writing
 
 
 def info(options: argparse.Namespace) -> Outcome:
@@ -55,6 +60,22 @@ def leave_out(options: argparse.Namespace) -> Outcome:
             raise ConfigError(f"not sample ids below {old.samples}", "--ids", part, "Write them as 7,512-767.")
         exceptions.update(dict.fromkeys(ids, options.reason))
     return Outcome(facts(excepting(old, exceptions, options.out)))
+
+
+def drop(options: argparse.Namespace) -> Outcome:
+    """Write a new manifest without the samples that the old one excepts. The shards stay, and are read again."""
+    old, out = Manifest.load(options.manifest), Path(options.out).absolute()
+    if not old.exceptions:
+        raise ConfigError("excepts no sample: there is nothing to drop", str(old.folder))
+    claim(out)
+    chosen, chunk = Filters(manifest=str(old.folder)), min(old.chunk, old.samples - len(old.exceptions))
+    with writing(out), Bar("indexing", "B") as bar:
+        found = gather(list(old.keys), out, bar, options.workers or cores(), filters=chosen)
+        for shard, size in zip(found.shards, old.shards[:, 1].tolist(), strict=True):
+            if shard.stat.size != size:
+                what = f"the shard has {shard.stat.size} bytes, indexed were {size}"
+                raise DataError(what, shard.key, remedy="Restore it, or index the shards again.")
+        return Outcome(facts(merge(found, out, chunk, filters=chosen)))
 
 
 def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifest:

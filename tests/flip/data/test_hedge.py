@@ -1,10 +1,12 @@
 """A second request where the first is late: who wins, what is counted, and when there is none."""
 
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 
-from flip.data.hedge import SHARE, Hedge
+from flip.data import hedge
+from flip.data.hedge import LONG, SHARE, Hedge
 from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.data.storage import Fault, Got, answered
@@ -34,7 +36,7 @@ def reading(then, late=None, hedge=0.01):
     reader = Reader(patience=Patience(hedge=hedge), clock=time.clock, remote=Slow(then))
     reader.pauses, reader._granted = time.pauses, True
     if late:
-        reader._hedge.late = lambda answer: (late(answer), True)[1]
+        reader._hedge.late = lambda answer, long=False: not answer.done() and (late(answer), True)[1]
     return reader
 
 
@@ -97,10 +99,23 @@ def test_none_while_storage_asks_for_less():
     assert read(reader) == GOOD.data and counts(reader) == (1, 0, 0, 10)
 
 
-def test_none_while_the_client_is_being_made():
-    reader = reading(lambda sent: sent[0].set_result(GOOD), lambda late: pytest.fail("nobody asks"))
-    reader._granted = False
-    assert read(reader) == GOOD.data and counts(reader) == (1, 0, 0, 10) and reader._granted
+@pytest.mark.parametrize("used_up", [False, True])
+def test_the_first_requests_of_all_get_a_second_one_too(used_up):
+    """Whether others have used up the share of second requests or not; only later than one of a client that is made."""
+    waits = []
+    reader = reading(lambda sent: sent[1].set_result(GOOD) if len(sent) == 2 else None)
+    reader._hedge.late = lambda answer, long=False: waits.append(long) or True
+    reader._granted, reader._counters.hedged, reader._counters.requests = False, 3 * used_up, 0
+    assert read(reader) == GOOD.data and reader._granted and reader.counters.hedges_won == 1
+    assert waits == [True] * (1 + used_up)
+
+
+def test_a_late_request_is_not_refused_its_second_one_for_ever():
+    waits = []
+    reader = reading(lambda sent: sent[1].set_result(GOOD) if len(sent) == 2 else None)
+    reader._hedge.late = lambda answer, long=False: waits.append(long) or True
+    reader._counters.hedged, reader._counters.requests = 1, 3
+    assert read(reader) == GOOD.data and waits == [False, True] and reader.counters.hedges_won == 1
 
 
 def test_none_where_the_gate_is_full():
@@ -123,15 +138,21 @@ def test_never():
     assert Hedge(0.0).late(Future()) is False and Hedge(1.0).late(answered(lambda: 1)) is False
 
 
+def test_a_long_wait_is_some_times_the_usual_one(monkeypatch):
+    waited = []
+    monkeypatch.setattr(hedge, "wait", lambda answers, seconds: waited.append(seconds) or SimpleNamespace(done=()))
+    assert Hedge(2.0).late(Future()) and Hedge(2.0).late(Future(), long=True) and waited == [2.0, 2.0 * LONG]
+
+
 def test_late_is_what_few_were():
-    hedge = Hedge(1.0)
-    assert hedge.delay == 1.0
+    one = Hedge(1.0)
+    assert one.delay == 1.0
     for _ in range(100):
-        hedge.took(0.2)
-    assert hedge.delay == 1.0
+        one.took(0.2)
+    assert one.delay == 1.0
     for _ in range(20):
-        hedge.took(7.0)
-    assert hedge.delay == 7.0, "more than a twentieth took so long"
+        one.took(7.0)
+    assert one.delay == 7.0, "more than a twentieth took so long"
     for _ in range(200):
-        hedge.took(0.2)
-    assert hedge.delay == 1.0, "that was long ago"
+        one.took(0.2)
+    assert one.delay == 1.0, "that was long ago"

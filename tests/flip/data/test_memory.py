@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from flip.config import schema
 from flip.config.schema import Data
 from flip.data import mixture, prefetch
 from flip.data.manifest import Manifest
 from flip.data.memory import memory
+from flip.memory import loader as loader_bytes
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, loader
 from tests.flip.data.many_steps import LANES, streams
 
@@ -64,3 +67,20 @@ def test_a_loader_says_it(original, caplog):
     assert len(lines) == 1, "the first rank for all"
     mean, most = (f"{6 * blocks * block / 1e6:.1f} MB" for blocks in (1.625, 2))
     assert lines[0].startswith(f"of 6 lanes the loader holds {mean} of raw samples on average, {most} at the end of")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_plan_counts_all_batches_that_are_held(original, workers):
+    """Those that the processes are ahead, in shared memory, and two of the rank: one in use, one that is made."""
+    source = loader(original, workers=workers)
+    batches = source.batches(0, BATCH, "0.5")
+    arrays = [array for array in next(batches) if isinstance(array, torch.Tensor) and array.ndim]
+    held = 2 * sum(array.nbytes for array in arrays)
+    if workers:
+        held += sum(array.nbytes for parts in source._pool._parts for part in parts for array in part)
+    batches.close()
+    spec = source.spec
+    config = schema.Config(data=schema.Data(lanes=LANES, chunk=CHUNK, block=BLOCK, sample_bytes=0, workers=workers))
+    config.model.image, config.model.text = spec.image, spec.text
+    said = loader_bytes(config, schema.Stage(batch=BATCH, mask="0.5"))
+    assert held <= said < 1.1 * held

@@ -107,3 +107,36 @@ def test_senseless_numbers_are_refused():
         Order(0, 3, 4, 1, 1)
     with pytest.raises(ValueError, match="multiples"):
         Order(0, 100, 1, 1, 8).batch(4, 8)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 50), st.integers(1, 3000))
+def test_unpermute_is_the_inverse(seed, visit, chunks):
+    places = np.arange(chunks)
+    assert order.unpermute(seed, visit, chunks, order.permute(seed, visit, chunks, places)).tolist() == places.tolist()
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**64 - 1), st.integers(8, 60), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4),
+    st.integers(0, 90), st.integers(1, 400), st.data(),
+)  # fmt: skip
+def test_the_first_block_without_a_good_chunk(seed, chunks, chunk, q, lanes, start, count, data):
+    one = Order(seed, chunks * chunk, chunk, q, lanes)
+    bad = data.draw(st.sets(st.integers(0, chunks - 1)))
+    expected = None
+    for k in range(start // one.span, -(-(start + count) // one.span)):
+        ids = one.blocks(range(lanes), range(k, k + 1))[0][0]
+        hit = [lane for lane in range(lanes) if set((ids[lane] // chunk).tolist()) <= bad]
+        if hit:
+            expected = hit[0], k
+            break
+    assert one.block_within(np.array(sorted(bad), dtype=np.int64), start, start + count) == expected
+
+
+def test_the_search_for_such_a_block_takes_batches(monkeypatch):
+    monkeypatch.setattr(order, "_SEARCHED", 64)
+    one = Order(5, 40, 1, 4, 2)
+    bad = np.arange(20)
+    whole = [one.block_within(bad, start, 4000) for start in range(0, 2000, 100)]
+    monkeypatch.undo()
+    assert whole == [one.block_within(bad, start, 4000) for start in range(0, 2000, 100)] and None not in whole

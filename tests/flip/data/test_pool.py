@@ -15,7 +15,8 @@ import pytest
 
 from flip.data.manifest import Manifest
 from flip.data.order import Order
-from flip.exitcodes import DataError
+from flip.data.pool import _error
+from flip.exitcodes import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -155,3 +156,11 @@ def test_a_worker_that_ended_while_we_computed_tells_why(original, folder):
         assert next(batches).ids.tolist() == order.batch(t * BATCH, BATCH)[0].tolist()
     with pytest.raises(DataError, match="is damaged"):
         next(batches)
+
+
+@pytest.mark.parametrize("kind", [FlipError, ConfigError, DataError, PermissionDenied, StorageError])
+def test_an_error_of_a_worker_is_of_its_kind_and_keeps_its_words(kind):
+    sent = kind("what", "where", 3, "remedy")
+    fields = {"cause": sent.cause, "what": sent.what, "where": sent.where, "value": sent.value, "remedy": sent.remedy}
+    got = _error(json.loads(json.dumps(fields)))
+    assert type(got) is kind and str(got) == str(sent)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flip.data.decode import Undecodable
-from flip.data.stream import captions_of, image_of
+from flip.data.stream import captions_of, image_of, json_fields
 from flip.tokenizer import clean
 from tests.synthetic import encode, picture
 
@@ -35,6 +35,55 @@ def test_captions_that_are_not_utf8():
 def test_no_caption_is_undecodable():
     with pytest.raises(Undecodable, match=r"no caption \['txt', 'alt'\] among its members \['json', 'png'\]"):
         captions_of(sample(png=b"", json="{}"), ["txt", "alt"])
+
+
+JSON = '{"url": "http://x", "n": 3, "caption": "a\\n cat", "texts": ["one", "two"], "none": null, "a:b": "three"}'
+
+
+@pytest.mark.parametrize(
+    "members, expected",
+    [
+        (["json:caption"], ["a cat"]),
+        (["json:texts"], ["one", "two"]),
+        (["json:a:b"], ["three"]),  # the field is what follows the first colon
+        (["txt", "json:texts", "json:caption"], ["first", "one", "two", "a cat"]),
+        (["json:none", "json:texts"], ["one", "two"]),
+        (["more.json:caption"], ["another"]),
+    ],
+)
+def test_captions_in_a_field_of_a_json_member(members, expected):
+    given = sample(txt="first", json=JSON) | sample(**{"more.json": '{"caption": "another"}'})
+    assert captions_of(given, members) == expected
+
+
+@pytest.mark.parametrize(
+    "text, field, why",
+    [
+        (JSON, "title", r"no caption \['json:title'\]"),
+        (JSON, "none", "no caption"),
+        (JSON, "n", "'n' in its json is neither text nor a list of texts"),
+        ('{"n": ["a", 3]}', "n", "neither text nor a list"),
+        ('["caption"]', "caption", "no caption"),
+        ("{", "caption", "its json is not JSON"),
+        ("[" * 100_000, "caption", "its json is not JSON"),
+    ],
+)
+def test_a_json_member_without_such_a_caption_is_undecodable(text, field, why):
+    with pytest.raises(Undecodable, match=why):
+        captions_of(sample(json=text), [f"json:{field}"])
+
+
+def test_an_empty_field_is_one_empty_caption_like_an_empty_file():
+    assert captions_of(sample(json='{"caption": ""}'), ["json:caption"]) == [""]
+
+
+def test_the_text_of_a_run_that_named_a_whole_json_member_stays_what_it_was():
+    assert captions_of(sample(json='{"caption": "a"}'), ["json"]) == ['{"caption": "a"}']
+
+
+def test_fields_that_could_be_captions():
+    assert json_fields(sample(jpg=b"", txt="x", json=JSON)) == ["json:caption", "json:texts", "json:url", "json:a:b"]
+    assert json_fields(sample(json="{")) == json_fields(sample(json="[1]")) == json_fields(sample(txt="x")) == []
 
 
 def test_cleaning_is_the_tokenizer_s_and_as_open_clip_s_but_for_ftfy():

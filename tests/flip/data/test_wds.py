@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import webdataset
+from torch.utils.data import DataLoader
 
 from flip.data.manifest import Manifest, write
 from flip.data.order import Order
@@ -56,6 +57,16 @@ def test_what_the_manifest_excepts_is_replaced(original, tmp_path):
     before, after = ids(some(original, 2 * BATCH)), ids(some(left.folder, 2 * BATCH))
     changed = [a for a, b in zip(before, after, strict=True) if a != b]
     assert sorted(set(changed)) == sorted(id for id in set(before) if id < 40) != [] and min(after) >= 40
+
+
+def test_several_workers_of_a_data_loader_are_refused(original):
+    """Each would yield the same samples."""
+    samples = Samples(original, BATCH, LANES, seed=11, block=BLOCK)
+    batches = DataLoader(
+        webdataset.DataPipeline(samples), batch_size=None, num_workers=2, multiprocessing_context="fork"
+    )
+    with pytest.raises(ConfigError, match=r"each worker .*found: 2.*num_workers=0 or 1"):
+        next(iter(batches))
 
 
 def test_numbers_that_do_not_fit(original):

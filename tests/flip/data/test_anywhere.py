@@ -1,0 +1,63 @@
+"""Storage behind fsspec: what is listed is addressed as it was asked for."""
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from flip.data.anywhere import Anywhere
+from flip.data.retry import Patience
+from flip.remote import Remote
+
+
+class Accounts(MemoryFileSystem):
+    """As adlfs reads ``abfs://container@account/path``: the account is no part of the path, but chooses the store."""
+
+    protocol = "accounts"
+    root_marker = ""
+    cachable = False
+    stores: dict = {}
+
+    def __init__(self, account_name="", **options):
+        super().__init__(**options)
+        self.store, self.pseudo_dirs = self.stores.setdefault(account_name, ({}, [""]))
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        container, _, rest = path.removeprefix("accounts://").partition("/")
+        return "/" + "/".join(filter(None, [container.partition("@")[0], rest.rstrip("/")]))
+
+    @staticmethod
+    def _get_kwargs_from_urls(path):
+        return {"account_name": path.removeprefix("accounts://").partition("/")[0].partition("@")[2]}
+
+
+@pytest.fixture
+def accounts(monkeypatch):
+    monkeypatch.setattr(Accounts, "stores", {})
+    fsspec.register_implementation("accounts", Accounts, clobber=True)
+
+
+@pytest.mark.parametrize("folder", ["accounts://runs@mine/a", "accounts://runs@mine/a/"])
+def test_listed_keys_keep_the_account(accounts, folder):
+    storage, prefix = Anywhere(), folder.rstrip("/")
+    for name in ("commit.json", "deep/b.safetensors"):
+        storage.put(f"{prefix}/{name}", b"1234")
+    keys = dict(storage.list(folder))
+    assert sorted(keys) == [f"{prefix}/commit.json", f"{prefix}/deep/b.safetensors"]
+    assert {storage.stat(key).size for key in keys} == {4}
+    assert list(storage.list("accounts://runs@other/a")) == []
+
+
+def test_removing_a_checkpoint_leaves_that_of_another_account_alone(accounts):
+    storage = Anywhere()
+    for account in ("mine", ""):  # without one it is what the environment names
+        storage.put(f"accounts://runs@{account}/a/commit.json", b"{}")
+    Remote("accounts://runs@mine/a", Patience(deadline=1.0)).remove()
+    assert list(storage.list("accounts://runs@mine/a")) == []
+    assert len(list(storage.list("accounts://runs@/a"))) == 1
+
+
+def test_files_are_listed_by_their_url(tmp_path):
+    (tmp_path / "a b").mkdir()
+    (tmp_path / "a b" / "c").write_bytes(b"12")
+    assert [key for key, _ in Anywhere().list(f"file://{tmp_path}/a b")] == [f"file://{tmp_path}/a b/c"]
