@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import warnings
@@ -281,6 +282,17 @@ def test_the_command_exports_the_commit_that_is_named(run, tmp_path, capsys, mon
     assert command.main([str(folder), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "README.md").read_text() == text
     assert torch.equal(weights(tmp_path / "again"), weights(folder))
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_an_export_has_the_permissions_of_the_umask(run, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        assert command.main([str(run.path), "--out", str(tmp_path / "out" / "x")]) == 0
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "out", *(tmp_path / "out").rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monkeypatch):
