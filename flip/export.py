@@ -105,7 +105,7 @@ def _fill(folder: Path, place: Path, loaded: Loaded, variant: str) -> dict[str, 
     write_text(folder / exported.TOKENIZER, loaded.tokenizer.to_json())
     _json(folder / "tokenizer_config.json", tokenizer_config(config.model))
     write_text(folder / exported.CONFIG, configuration.dump(_public(config)))
-    record = {"form": exported.FORM, "variant": variant, **facts(loaded)}
+    record = {"form": exported.FORM, "variant": variant, "differences": card.differences(config), **facts(loaded)}
     write_text(folder / "README.md", card.text(record, config))
     record["files"] = _seal(folder)
     write_json(folder / exported.MARK, record)

@@ -23,6 +23,7 @@ from flip.config.stages import Span, spans
 from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.retry import Patience
+from flip.data.view import EvaluationView
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
@@ -249,7 +250,10 @@ class Trainer:
         patience = Patience(deadline=data.deadline, timeout=data.timeout)
         team = Team(self.world.rank, self.world.size, self.world.control)
         autocast = parallel.autocast(self.config.compute, self.world)
-        encoder = PairEncoder(self.pair, self.tokenizer, self.config.model.image, self.world.device, autocast)
+        encoder = PairEncoder(
+            self.pair, self.tokenizer, self.config.model.image, self.world.device, autocast,
+            view=EvaluationView.of(self.config),
+        )  # fmt: skip
         for item in items:
             if self.agreement.now(bool(self.flag)):
                 raise Stopped(self.told())

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from flip.commit import sha256
-from flip.data.decode import Pixels
+from flip.data.decode import Pixels, to_rgb
 from flip.evaluate.encoder import PLAIN
 from flip.exitcodes import ConfigError
 
@@ -56,9 +56,10 @@ class OpenClipEncoder:
         self.device, self.autocast = device, autocast
         self.width, self.looks = self.encode(torch.zeros(1, *self.view(_grey()).shape)).shape[1], "open_clip"
 
-    def view(self, image: Pixels) -> NDArray[Any]:
+    def view(self, image: Pixels | Image.Image) -> NDArray[Any]:
         """(3, H, W) float32."""
-        made: NDArray[Any] = self._preprocess(Image.fromarray(image)).numpy()
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        made: NDArray[Any] = self._preprocess(to_rgb(picture)).numpy()
         return made
 
     def image(self, views: Tensor, ids: Tensor) -> Tensor:

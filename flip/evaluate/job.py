@@ -18,6 +18,7 @@ from flip import checkpoint, commit, model, parallel, pins
 from flip.commit import Commit
 from flip.config import load, schema
 from flip.data.retry import Patience
+from flip.data.view import EvaluationView
 from flip.evaluate import foreign, prompts, registry
 from flip.evaluate.cache import Cache
 from flip.evaluate.encoder import Encoder, PairEncoder
@@ -150,9 +151,9 @@ class Evaluation:
         checkpoints.close()
         parallel.check(pair)
         pair.eval()
-        tokenizer = Tokenizer.of(theirs.data.tokenizer, theirs.model.text)
+        tokenizer, eval_view = Tokenizer.of(theirs.data.tokenizer, theirs.model.text), EvaluationView.of(theirs)
         return {
-            view: PairEncoder(pair, tokenizer, theirs.model.image, self.world.device, self.autocast, *view)
+            view: PairEncoder(pair, tokenizer, theirs.model.image, self.world.device, self.autocast, *view, eval_view)
             for view in self.task.views
         }
 
