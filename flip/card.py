@@ -68,9 +68,8 @@ model = flip.load(folder)
 ## What to know
 
 - An image is its central square over the whole short side, bicubic to {size} x {size}, mean
-  {mean}, deviation {std}. open_clip cuts after resizing
-  and takes the alpha channel away; in training transparent pictures lay on white.
-- A text is cut or padded with id 0 to {length} tokens, padding is {padding}{special}.{cleaning}
+  {mean}, deviation {std}.
+{differences}- A text is cut or padded with id 0 to {length} tokens, padding is {padding}{special}.
 - `logit_scale` is the logarithm of the scale, clamped as in training; open_clip does not clamp it.{bias}
 - Another image size (`force_image_size`) makes open_clip interpolate the table of positions. The toolkit computes it
   anew for the new grid, which is another model.
@@ -83,10 +82,6 @@ def text(record: dict[str, Any], config: Config) -> str:
     """``record``: export.json without its files."""
     model, augment = config.model, config.augment
     special = ", [CLS] stands first" if model.text.prepend_cls else ", nothing is put before or behind"
-    cleaning = "" if model.text.repair else (
-        "\n  open_clip mends broken encodings and odd quotes in every text, which was not done in training: such texts"
-        " get other\n  tokens."
-    )  # fmt: skip
     padding = "attended to"
     if model.text.padding == "mask":
         padding = "not seen (open_clip's encoder is\n  wider by a channel per head, which sees to that)"
@@ -95,8 +90,24 @@ def text(record: dict[str, Any], config: Config) -> str:
         run=record["run"], stage=record["stage"], samples=record["samples"], facts="".join(_facts(record, model)),
         variant=_VARIANTS[record["variant"]], scores="".join(_scores(record["evaluations"])), width=model.image.width,
         size=model.image.size, mean=augment.mean, std=augment.std, length=model.text.length, special=special,
-        cleaning=cleaning, padding=padding, bias=bias,
+        differences="".join(f"- {sentence}\n" for sentence in differences(config)), padding=padding, bias=bias,
     )  # fmt: skip
+
+
+def differences(config: Config) -> list[str]:
+    """The inputs for which open_clip's predictions differ from the toolkit's, one sentence each (docs/export.md)."""
+    sentences = {
+        "Pictures that are not square: predictions differ in part, because open_clip resizes and then crops, and this"
+        " model is evaluated in the other order (evaluate.preprocess: crop_resize).":
+        config.evaluate.preprocess == "crop_resize",
+        "Pictures with transparency or 16-bit grey: predictions differ, because open_clip drops the alpha channel and"
+        " clips 16-bit values, and this model sees them on white and scaled (data.to_rgb: flatten).":
+        config.data.to_rgb == "flatten",
+        "Texts with broken encodings or curly quotes: tokens differ, because open_clip repairs them and this model's"
+        " training did not (model.text.repair: false).":
+        not config.model.text.repair,
+    }  # fmt: skip
+    return [sentence for sentence, applies in sentences.items() if applies]
 
 
 def _facts(record: dict[str, Any], model: Model) -> Iterator[str]:

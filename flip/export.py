@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from flip import card, exported, padding, translation
+from flip import tensors as tensor_file
 from flip.commit import sha256
 from flip.config import load as configuration
 from flip.config.schema import Augment, Config, Model
@@ -107,7 +107,7 @@ def _fill(folder: Path, place: Path, loaded: Loaded, variant: str) -> dict[str, 
     write_text(folder / exported.TOKENIZER, loaded.tokenizer.to_json())
     _json(folder / "tokenizer_config.json", tokenizer_config(config.model))
     write_text(folder / exported.CONFIG, configuration.dump(_public(config)))
-    record = {"form": exported.FORM, "variant": variant, **facts(loaded)}
+    record = {"form": exported.FORM, "variant": variant, "differences": card.differences(config), **facts(loaded)}
     write_text(folder / "README.md", card.text(record, config))
     record["files"] = _seal(folder)
     write_json(folder / exported.MARK, record)
@@ -217,7 +217,7 @@ def _json(path: Path, value: Any) -> None:
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+        tensor_file.save(tensors, path)
     except SafetensorError as error:  # what it makes of any trouble with the disk
         raise StorageError(
             f"cannot be written: {error}", path, remedy="Free space, or choose another place."

@@ -19,6 +19,7 @@ from flip.checkpoint import model_state
 from flip.config import load as configuration
 from flip.config.schema import Config
 from flip.data import decode
+from flip.data.view import EvaluationView
 from flip.evaluate import prompts
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.zeroshot import class_embeddings
@@ -59,7 +60,8 @@ class Loaded:
     def classify(self, images: Sequence[Picture], labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
         """(n, len(labels)) probabilities: softmax of the scaled cosines, at the temperature of training."""
         prompts.check(prompts.Prompts(list(labels), list(templates)), "labels")
-        encoder = PairEncoder(self.pair, self.tokenizer, self.config.model.image, self.device)
+        tower = self.config.model.image
+        encoder = PairEncoder(self.pair, self.tokenizer, tower, self.device, view=EvaluationView.of(self.config))
         classes = class_embeddings(encoder, labels, templates)
         assert classes is not None  # a single process
         scale = self.pair.logit_scale.cpu().clamp(0.0, self.pair.max_logit_scale).exp()
@@ -68,18 +70,14 @@ class Loaded:
     def _patches(self, picture: Picture) -> decode.Pixels:
         """All patches (P, p*p*3) uint8 of the central square, as evaluation sees them."""
         tower = self.config.model.image
-        if isinstance(picture, Image.Image):
-            ground = Image.new("RGBA", picture.size, "white")
-            ground.alpha_composite(picture.convert("RGBA"))
-            pixels = np.asarray(ground.convert("RGB"))
-        else:
+        if not isinstance(picture, Image.Image):
             try:
-                pixels = decode.decode(Path(picture).read_bytes())
+                picture = decode.open_image(Path(picture).read_bytes())
             except OSError as error:
                 raise DataError(f"cannot be read: {error.strerror}", str(picture)) from error
             except decode.Undecodable as error:
                 raise DataError("is no image that can be decoded", str(picture)) from error
-        return decode.patches(decode.evaluation_view(pixels, tower.size), tower.patch)
+        return decode.patches(EvaluationView.of(self.config)(picture), tower.patch)
 
 
 def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "") -> Loaded:

@@ -23,6 +23,7 @@ from flip.config.stages import Span, spans
 from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.retry import Patience
+from flip.data.view import EvaluationView
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
@@ -302,7 +303,8 @@ class Trainer:
                 return model.build(config.model, config.augment, config.compute.attention)
 
         pair = parallel.in_fp32(self.pair, build, self.world, config.compute)
-        return PairEncoder(pair, self.tokenizer, config.model.image, self.world.device)
+        view = EvaluationView.of(config)
+        return PairEncoder(pair, self.tokenizer, config.model.image, self.world.device, view=view)
 
     def finish(self) -> None:
         """Everything is trained: score all sets once, write result.json, which makes the run complete."""

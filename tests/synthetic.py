@@ -31,6 +31,47 @@ def encode(image, fmt="png"):
     return buffer.getvalue()
 
 
+def smooth(height, width, channels=3, seed=0):
+    """A smooth picture of random colours: the resize of it depends on where it is sampled."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, channels), dtype=np.uint8)
+    planes = [np.asarray(Image.fromarray(small[..., c]).resize((width, height), 3)) for c in range(channels)]
+    return np.stack(planes, axis=-1)
+
+
+def odd_pictures(equal=48):
+    """Name -> encoded picture: sizes that are not square, and every mode that a file can have.
+
+    ``equal``: side of the picture that needs no resize.
+    """
+    rgb = smooth(75, 131)
+    clear = Image.fromarray(smooth(64, 90)).quantize(16)
+    pictures = {
+        "square": (Image.fromarray(smooth(96, 96)), "PNG", {}),
+        "equal": (Image.fromarray(smooth(equal, equal)), "PNG", {}),
+        "wide": (Image.fromarray(rgb), "PNG", {}),
+        "wide, odd": (Image.fromarray(smooth(101, 240)), "JPEG", {}),
+        "tall": (Image.fromarray(smooth(300, 127)), "JPEG", {}),
+        "short side equal": (Image.fromarray(smooth(equal, 83)), "PNG", {}),
+        "smaller": (Image.fromarray(smooth(20, 31)), "WEBP", {"lossless": True}),
+        "a line": (Image.fromarray(smooth(2, 300)), "PNG", {}),
+        "RGBA": (Image.fromarray(smooth(64, 91, 4)), "PNG", {}),
+        "LA": (Image.fromarray(smooth(64, 91, 2)), "PNG", {}),
+        "grey": (Image.fromarray(smooth(60, 90, 1)[..., 0]), "PNG", {}),
+        "16 bit": (Image.fromarray(smooth(64, 91, 1)[..., 0].astype(np.uint16) * 257), "PNG", {}),
+        "16 bit, dark": (Image.fromarray(smooth(64, 91, 1)[..., 0].astype(np.uint16)), "PNG", {}),
+        "palette": (clear, "GIF", {}),
+        "clear palette": (clear, "PNG", {"transparency": 3}),
+        "CMYK": (Image.fromarray(rgb).convert("CMYK"), "JPEG", {}),
+        "two colours": (Image.fromarray(rgb).convert("1"), "PNG", {}),
+    }
+    encoded = {}
+    for name, (picture, form, options) in pictures.items():
+        buffer = io.BytesIO()
+        picture.save(buffer, form, **options)
+        encoded[name] = buffer.getvalue()
+    return encoded
+
+
 def caption(i):
     return f"a {COLOURS[i % 8]} {SHAPES[i // 8 % 4]} number {i}\n{SHAPES[i // 8 % 4]}, {COLOURS[i % 8]}, {i}"
 

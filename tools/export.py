@@ -67,6 +67,7 @@ def told(report: dict[str, Any]) -> str:
         f"  {what}",
         f"  open_clip.create_model_from_pretrained('local-dir:{report['folder']}')",
         f"  timm.create_model('local-dir:{report['folder']}/timm', pretrained=True)",
+        *(f"  {sentence}" for sentence in report["differences"]),
         "  README.md there says what it is and what it cannot do",
     ))  # fmt: skip
 

@@ -16,7 +16,7 @@ _MADE = ("model.image.patch", "model.objective")
 #: Where these differ, the weights fit, and what they compute is another function: training has to make up for it.
 _TOLD = (
     "model.image.size", "model.image.pool", "model.text.prepend_cls", "model.text.repair", "model.text.padding",
-    "model.max_logit_scale", "augment.mean", "augment.std",
+    "model.max_logit_scale", "augment.mean", "augment.std", "data.to_rgb", "evaluate.preprocess",
 )  # fmt: skip
 
 

@@ -46,6 +46,8 @@ _EXCLUDED = (
 #: ``*`` is every member of a list.
 _ADDED: dict[str, Any] = {
     "data.sets": [],
+    "data.to_rgb": "flatten",
+    "evaluate.preprocess": "crop_resize",
     "model.text.repair": False,
     "model.text.padding": "attend",
     "model.objective": "clip",

@@ -17,6 +17,8 @@ _CHOICES = {
     "data.decoder": ("auto", "pillow", "simplejpeg"),
     "data.client": ("s3fs", "obstore"),
     "data.resize": ("auto", "pillow", "torchvision"),
+    "data.to_rgb": ("flatten", "convert"),
+    "evaluate.preprocess": ("crop_resize", "resize_crop"),
     "compute.device": ("auto", "cpu", "cuda"),
     "compute.precision": ("auto", "fp32", "bf16"),
     "compute.attention": ("auto", "explicit", "sdpa"),

@@ -64,6 +64,10 @@ class Data:
     """``pillow`` (reference) or ``simplejpeg`` (JPEG only; other formats go to Pillow)."""
     resize: str = "auto"
     """``pillow`` or ``torchvision`` (uint8, antialiased)."""
+    to_rgb: str = "flatten"
+    """How pictures become RGB, in training and evaluation. ``flatten``: transparency is laid on white, 16-bit grey is
+    scaled. ``convert``: as Pillow and open_clip convert: the alpha channel is dropped, 16-bit values above 255 become
+    255 (recipe: portable2)."""
     max_replaced: float = 0.01
     """Share of samples that may be replaced because they cannot be decoded; more stop the run with 65."""
     deadline: float = 600.0
@@ -220,6 +224,10 @@ class Evaluate:
     every: int = 0
     """Samples between evaluations in training (sets of role ``validation``); 0: after each stage and at the end."""
     batch: int = 256
+    preprocess: str = "crop_resize"
+    """Order of resize and crop of an image's view (bicubic, centred). ``crop_resize``: the central square, whose edges
+    may lie between pixels, is resized (recipes: paper, portable). ``resize_crop``: the short side is resized, then the
+    square is cropped at whole pixels, as open_clip and torchvision do (recipe: portable2)."""
     sets: list[EvaluationSet] = field(default_factory=list)
 
 

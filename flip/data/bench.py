@@ -184,7 +184,7 @@ def _decode(chunk: list[Sample], spec: Spec) -> Work:
     done = size = 0
     for sample in chunk:
         try:
-            image_of(sample, spec.data.decoder)
+            image_of(sample, spec.data.decoder, spec.data.to_rgb)
         except Undecodable:
             continue
         done, size = done + 1, size + sum(map(len, sample.values()))
@@ -206,7 +206,7 @@ class _Whole:
         done = size = 0
         for row, sample in enumerate(self.reader.read_chunk(self.manifest, j)):
             try:
-                image = image_of(sample, spec.data.decoder)
+                image = image_of(sample, spec.data.decoder, spec.data.to_rgb)
                 captions_of(sample, spec.data.captions)
             except Undecodable:
                 continue

@@ -41,31 +41,30 @@ class Header(NamedTuple):
     mode: str
 
 
-def decode(data: bytes | memoryview, decoder: str = "pillow") -> Pixels:
-    """RGB pixels of an image file: grey, palette, CMYK and 16-bit converted, transparency laid on white.
+def decode(data: bytes | memoryview, decoder: str = "pillow", conversion: str = "flatten") -> Pixels:
+    """RGB pixels of an image file.
 
     ``decoder``: "pillow", or "simplejpeg" for sound JPEG files (CMYK, damaged ones and other formats go to Pillow).
     Both refuse the same files. EXIF's orientation is not followed; of an animation it is the first picture.
-    Raises Undecodable.
+    ``conversion``: as ``to_rgb`` takes it. Raises Undecodable.
     """
     if decoder == "simplejpeg" and bytes(data[:3]) == b"\xff\xd8\xff":
-        return _decode_jpeg(data)
-    return _decode_pillow(data)
+        return _decode_jpeg(data, conversion)
+    return _decode_pillow(data, conversion)
+
+
+def open_image(data: bytes | memoryview) -> Image.Image:
+    """The decoded image in its own mode (RGB, RGBA, L, I;16, P, ...). Raises Undecodable."""
+    with _judged(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _limit(*image.size)
+        image.load()
+        return image
 
 
 def header(data: bytes | memoryview) -> Header:
     """What an image file says of itself, nothing unpacked. Raises Undecodable."""
     with _judged(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         return Header(image.format or "", *image.size, image.mode)
-
-
-def evaluation_view(image: Pixels, size: int) -> Pixels:
-    """The central square over the whole short side, bicubic to (size, size, 3)."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def patches(
@@ -93,7 +92,7 @@ def _rows(side: int, patch: int) -> tuple[np.dtype[np.void], NDArray[np.intp]]:
     return np.dtype(f"V{3 * patch}"), first // side * side * patch + first % side + side * np.arange(patch)
 
 
-def _decode_jpeg(data: bytes | memoryview) -> Pixels:
+def _decode_jpeg(data: bytes | memoryview, conversion: str) -> Pixels:
     """By simplejpeg; what it refuses, or reads only with a warning, is Pillow's to judge: one verdict for both."""
     import simplejpeg
 
@@ -104,13 +103,13 @@ def _decode_jpeg(data: bytes | memoryview) -> Pixels:
             return simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:
         pass
-    return _decode_pillow(data)
+    return _decode_pillow(data, conversion)
 
 
-def _decode_pillow(data: bytes | memoryview) -> Pixels:
+def _decode_pillow(data: bytes | memoryview, conversion: str) -> Pixels:
     with _judged(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         _limit(*image.size)
-        return np.asarray(_rgb(image))
+        return np.asarray(to_rgb(image, conversion))
 
 
 @contextmanager
@@ -134,7 +133,14 @@ def _unidentified(head: bytes) -> str:
     return f"not an image of a known format ({', '.join(_FORMATS)})"
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, conversion: str = "flatten") -> Image.Image:
+    """``image`` in RGB (``data.to_rgb``).
+
+    ``flatten``: transparency is laid on white, 16-bit grey is scaled to 8 bits. ``convert``: Pillow's
+    ``convert("RGB")``: the alpha channel is dropped, 16-bit values above 255 become 255.
+    """
+    if conversion == "convert":
+        return image.convert("RGB")
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image

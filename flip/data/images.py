@@ -15,14 +15,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from flip.data.chunk import Sample
-from flip.data.decode import Pixels, Undecodable
+from flip.data.decode import Undecodable, open_image
 from flip.data.manifest import Manifest
 from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.data.storage import Stat
-from flip.data.stream import image_of
+from flip.data.stream import encoded_image
 from flip.exitcodes import ConfigError, DataError
 
 DECODERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -150,13 +151,13 @@ class Files:
 
 
 def viewed(
-    images: Images, positions: range, view: Callable[[Pixels], NDArray[Any]], of: Callable[[Sample], Any]
+    images: Images, positions: range, view: Callable[[Image.Image], NDArray[Any]], of: Callable[[Sample], Any]
 ) -> list[Viewed]:
     """These positions, decoded by several threads. Raises DataError where one cannot be decoded."""
 
     def one(id: int, sample: Sample) -> Viewed:
         try:
-            return Viewed(id, view(image_of(sample, "pillow")), of(sample))
+            return Viewed(id, view(open_image(encoded_image(sample))), of(sample))
         except Undecodable as error:
             raise DataError(str(error), images.locate(id), remedy=images.remedy(id)) from error
 
@@ -165,7 +166,7 @@ def viewed(
 
 
 def ahead(
-    images: Images, parts: Sequence[range], view: Callable[[Pixels], NDArray[Any]], of: Callable[[Sample], Any]
+    images: Images, parts: Sequence[range], view: Callable[[Image.Image], NDArray[Any]], of: Callable[[Sample], Any]
 ) -> Iterator[list[Viewed]]:
     """``viewed`` of each part in turn, the next one read and decoded while the caller is at work on the last."""
     with ThreadPoolExecutor(1) as reader:

@@ -182,6 +182,6 @@ class _Lane:
         if j not in self.chunks:
             self.chunks[j] = self.reader.read_chunk(self.manifest, j)
         members, data = self.chunks[j][id % self.manifest.chunk], self.config.data
-        image_of(members, data.decoder)
+        image_of(members, data.decoder, data.to_rgb)
         lines = captions_of(members, data.captions)
         return lines[int(masking.draw(self.config.seed, visit, self.first_id + id, masking.CAPTION, 0) * len(lines))]

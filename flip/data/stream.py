@@ -210,7 +210,8 @@ class Stream:
             if id not in self.bad:
                 sample = block.sample(id)
                 try:
-                    return m, image_of(sample, self.spec.data.decoder), captions_of(sample, self.spec.data.captions)
+                    data = self.spec.data
+                    return m, image_of(sample, data.decoder, data.to_rgb), captions_of(sample, data.captions)
                 except Undecodable as error:
                     self.bad[id] = str(error)
             if id not in self._told:
@@ -276,11 +277,16 @@ class _Draws:
         self.caption = masking.draw(seed, visits, ids, masking.CAPTION, 0)
 
 
-def image_of(sample: Sample, decoder: str) -> Pixels:
+def image_of(sample: Sample, decoder: str, conversion: str = "flatten") -> Pixels:
     """RGB pixels of a sample's image member. Raises Undecodable."""
+    return decode.decode(encoded_image(sample), decoder, conversion)
+
+
+def encoded_image(sample: Sample) -> memoryview:
+    """A sample's image member as it is stored. Raises Undecodable if there is none."""
     for extension in decode.EXTENSIONS:
         if extension in sample:
-            return decode.decode(sample[extension], decoder)
+            return sample[extension]
     raise Undecodable(f"no image among its members {sorted(sample)}")
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from flip import tensors as tensor_file
 from flip.rundir import sync_folder
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Cache:
         temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary)
+            tensor_file.save(tensors, temporary)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)

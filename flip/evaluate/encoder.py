@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from flip.config import schema
@@ -16,6 +17,7 @@ from flip.config.stages import kept, patches
 from flip.data import decode, masking
 from flip.data.decode import Pixels
 from flip.data.order import key
+from flip.data.view import EvaluationView
 from flip.exitcodes import ConfigError
 from flip.model import Pair
 from flip.tokenizer import Tokenizer
@@ -33,7 +35,7 @@ class Encoder(Protocol):
     precision: str
     """``fp32`` or ``bf16``: of the towers' arithmetic. Stands in every result."""
 
-    def view(self, image: Pixels) -> NDArray[Any]:
+    def view(self, image: Pixels | Image.Image) -> NDArray[Any]:
         """What is stacked to a batch, of one decoded image."""
 
     def image(self, views: Tensor, ids: Tensor) -> Tensor:
@@ -49,27 +51,30 @@ class PairEncoder:
     ``mask``: share of the patches that are not looked at ("0": all are seen). Which, is drawn as in training, of seed 0
     and visit 0. ``ensemble``: look through as many masks as show every patch, and average (paper, Table 1d).
     ``precision``: what ``pair`` computes in under ``autocast``; it is recorded, not set here.
+    ``view``: default, that of recipe paper.
     """
 
     def __init__(
         self, pair: Pair, tokenizer: Tokenizer, tower: schema.ImageTower, device: torch.device | str = "cpu",
         autocast: contextlib.AbstractContextManager[Any] = PLAIN, mask: str = "0", ensemble: bool = False,
         precision: str = "fp32",
+        view: EvaluationView | None = None,
     ) -> None:  # fmt: skip
         self.pair, self.tokenizer, self.tower, self.device, self.autocast = pair, tokenizer, tower, device, autocast
         self.patches, self.kept, self.ensemble = patches(tower), kept(tower, mask), ensemble
         if self.kept < 1:
             raise ConfigError("such a mask leaves no patch", "mask", mask, "Mask less.")
         self.width, self.precision = pair.image.projection.out_features, precision
-        self.looks = f"{tower.size}px" + (f"-{'ensemble' if ensemble else 'mask'}{mask}" if self.masked else "")
+        self._view = view or EvaluationView(tower.size)
+        self.looks = self._view.label + (f"-{'ensemble' if ensemble else 'mask'}{mask}" if self.masked else "")
 
     @property
     def masked(self) -> bool:
         return self.kept < self.patches
 
-    def view(self, image: Pixels) -> Pixels:
-        """All patches (P, p*p*3) of the central square."""
-        return decode.patches(decode.evaluation_view(image, self.tower.size), self.tower.patch)
+    def view(self, image: Pixels | Image.Image) -> Pixels:
+        """All patches (P, p*p*3) of the view."""
+        return decode.patches(self._view(image), self.tower.patch)
 
     @torch.no_grad()
     def image(self, views: Tensor, ids: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from flip.commit import sha256
-from flip.data.decode import Pixels
+from flip.data.decode import Pixels, to_rgb
 from flip.exitcodes import ConfigError
 
 FILES = ("open_clip_config.json", "open_clip_model.safetensors")
@@ -56,9 +56,10 @@ class OpenClipEncoder:
         self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
         self.width, self.looks = self.encode(torch.zeros(1, *self.view(_grey()).shape)).shape[1], "open_clip"
 
-    def view(self, image: Pixels) -> NDArray[Any]:
+    def view(self, image: Pixels | Image.Image) -> NDArray[Any]:
         """(3, H, W) float32."""
-        made: NDArray[Any] = self._preprocess(Image.fromarray(image)).numpy()
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        made: NDArray[Any] = self._preprocess(to_rgb(picture)).numpy()
         return made
 
     def image(self, views: Tensor, ids: Tensor) -> Tensor:

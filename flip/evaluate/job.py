@@ -18,6 +18,7 @@ from flip import checkpoint, commit, model, parallel, pins
 from flip.commit import Commit
 from flip.config import load, schema
 from flip.data.retry import Patience
+from flip.data.view import EvaluationView
 from flip.evaluate import foreign, prompts, registry
 from flip.evaluate.cache import Cache
 from flip.evaluate.encoder import Encoder, PairEncoder
@@ -151,7 +152,7 @@ class Evaluation:
         checkpoints.close()
         parallel.check(pair)
         pair.eval()
-        tokenizer = Tokenizer.of(theirs.data.tokenizer, theirs.model.text)
+        tokenizer, eval_view = Tokenizer.of(theirs.data.tokenizer, theirs.model.text), EvaluationView.of(theirs)
         return {
             view: PairEncoder(
                 pair,
@@ -161,7 +162,8 @@ class Evaluation:
                 self.autocast,
                 *view,
                 precision=self.config.compute.precision,
-            )
+                view=eval_view,
+            )  # fmt: skip
             for view in self.task.views
         }
 

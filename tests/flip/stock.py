@@ -2,7 +2,8 @@
 
     python stock.py FOLDER GIVEN.npz FOUND.npz
 
-GIVEN: pixels (n, 3, H, W) normalised, pictures (n, h, w, 3) uint8, and JSON texts: texts, names, templates.
+GIVEN: pixels (n, 3, H, W) normalised, pictures (n, h, w, 3) uint8, and JSON texts: texts, names, templates, and files,
+the paths of pictures.
 """
 
 import socket
@@ -42,6 +43,8 @@ def main(folder, given, found):
     out["classes"] = classes.T
     features = model.encode_image(out["views"], normalize=True)
     out["scores"] = model.logit_scale.exp() * features @ classes
+    out["file_views"] = torch.stack([preprocess(Image.open(path)) for path in words["files"]])
+    out["file_scores"] = model.logit_scale.exp() * model.encode_image(out["file_views"], normalize=True) @ classes
     del model
     for classes in (0, 10):
         tower = timm.create_model(f"local-dir:{folder}/timm", pretrained=True, num_classes=classes).eval()
@@ -49,6 +52,7 @@ def main(folder, given, found):
         out[f"head{classes}"] = tower(pixels)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(tower))
     out["timm_views"] = torch.stack([transform(Image.fromarray(one)) for one in given["pictures"]])
+    out["timm_file_views"] = torch.stack([transform(Image.open(path).convert("RGB")) for path in words["files"]])
     assert not any(name.split(".")[0] == "flip" for name in sys.modules)
     np.savez(found, **{name: value.numpy() for name, value in out.items()})
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import warnings
@@ -18,12 +19,13 @@ from flip import commit, export, model
 from flip.checkpoint import model_state
 from flip.config import load as configuration
 from flip.data import decode
+from flip.data.view import EvaluationView
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.zeroshot import class_embeddings
 from flip.exitcodes import ConfigError, DataError
 from flip.loaded import Loaded
 from flip.rundir import RunDir, write_json, write_text
-from tests.synthetic import COLOURS, SHAPES, make_tokenizer, picture
+from tests.synthetic import COLOURS, SHAPES, make_tokenizer, odd_pictures, picture
 from tools import export as command
 
 pytestmark = pytest.mark.long
@@ -36,11 +38,13 @@ TEXTS = [
     "x" * 150, " ".join(f"a blue frame {i}" for i in range(40)), "caf\u00e9 nai\u0308ve", "\u732b\u304c\u597d\u304d",
     "don't 3.5-inch", "\U0001f600 \u200b zero", "\u0130stanbul STRASSE", "nul \x00 bell \x07",
 ]  # fmt: skip
+FILES = odd_pictures(64)
+"""Pictures that are not square, transparent, of 16 bits, ...: name -> encoded."""
 BROKEN = ["caf\u00c3\u00a9", "\u201cquoted\u201d it\u2019s", "\uff21\uff22"]
 
 
 def configured(recipe, tokenizer, size="tiny", *settings):
-    names = ["paper", "portable", recipe] if recipe == "siglip" else ["paper", recipe]
+    names = ["paper", "portable", recipe] if recipe in ("siglip", "portable2") else ["paper", recipe]
     layers = [("recipe", configuration.read_yaml(RECIPES / f"{name}.yaml")) for name in names]
     for _, values in layers:
         values.pop("base", None)
@@ -73,15 +77,19 @@ class Given:
         tower = config.model.image
         self.names = [f"{colour} {shape}" for colour in COLOURS[:n] for shape in SHAPES[:n]]
         self.texts, self.pictures = texts, np.stack([picture(i, 2 * tower.size) for i in range(n)])
-        views = [decode.evaluation_view(one, tower.size) for one in self.pictures]
+        view = EvaluationView.of(config)
+        views = [view(one) for one in self.pictures]
         mean, std = np.float32(config.augment.mean), np.float32(config.augment.std)
         self.pixels = ((np.stack(views) / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
-        self.patches = torch.from_numpy(np.stack([decode.patches(view, tower.patch) for view in views]))
+        self.patches = torch.from_numpy(np.stack([decode.patches(one, tower.patch) for one in views]))
 
 
 def stock(folder, given, scratch):
     """What stock.py finds: in a process and a working directory of its own, without hub and network."""
-    words = json.dumps({"texts": given.texts, "names": given.names, "templates": TEMPLATES})
+    for name, data in FILES.items():
+        (scratch / name).write_bytes(data)
+    files = [str(scratch / name) for name in FILES]
+    words = json.dumps({"texts": given.texts, "names": given.names, "templates": TEMPLATES, "files": files})
     np.savez(scratch / "given.npz", pixels=given.pixels, pictures=given.pictures, words=words)
     elsewhere = scratch / "elsewhere"
     elsewhere.mkdir()
@@ -131,6 +139,21 @@ def same(loaded, given, found, raw=True):
     assert found["head10"].shape == (len(pooled), 10)
 
 
+def files_are_as_promised(loaded, given, found, scratch, differences):
+    """open_clip's predictions for files are ours with recipe portable2; else the export names what differs."""
+    ours = loaded.classify([scratch / name for name in FILES], given.names, TEMPLATES)
+    gap = (found["file_scores"].softmax(-1) - ours).abs().amax(dim=1)
+    differs = {name for name, value in zip(FILES, gap.tolist(), strict=True) if value > 1e-5}
+    if loaded.config.evaluate.preprocess == "resize_crop":
+        assert not differs and torch.equal(found["file_scores"].argmax(-1), ours.argmax(-1)) and differences == []
+        modes = [Image.open(scratch / name).mode for name in FILES]
+        rgb = torch.tensor([mode == "RGB" for mode in modes])
+        assert near(found["timm_file_views"][rgb], found["file_views"][rgb]) and rgb.sum() == 8
+    else:
+        assert differs >= {"wide", "tall", "RGBA", "16 bit"} and not differs & {"square", "equal"}
+        assert ["not square" in differences[0], "transparency" in differences[1]] == [True, True]
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
@@ -140,6 +163,7 @@ def tokenizer(tmp_path_factory):
 SLOW = [pytest.mark.slow, pytest.mark.timeout(3000)]
 CASES = [
     pytest.param("portable", "tiny", "native", id="tiny-portable"),
+    pytest.param("portable2", "tiny", "native", id="tiny-portable2"),
     pytest.param("paper", "tiny", "extra-block", id="tiny-paper"),
     pytest.param("paper", "tiny", "timm-tower", id="tiny-paper-timm"),
     pytest.param("portable", "B/16", "native", id="B16-portable"),
@@ -168,7 +192,9 @@ def test_open_clip_and_timm_compute_what_we_compute(recipe, size, variant, token
     assert float(theirs.pop("logit_scale")) == np.float32(loaded.pair.max_logit_scale) and ours.pop("logit_scale")
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
     del again, theirs, ours
-    same(loaded, given, stock(folder, given, tmp_path), raw=variant != "extra-block")
+    found = stock(folder, given, tmp_path)
+    files_are_as_promised(loaded, given, found, tmp_path, record["differences"])
+    same(loaded, given, found, raw=variant != "extra-block")
 
 
 @torch.no_grad()
@@ -300,6 +326,17 @@ def test_the_card_takes_an_fp32_score_of_an_evaluation_job(run, tmp_path):
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| a-text | retrieval | test | 2,000 | 50.00% | fp32 |" in text and "12.35% | bf16" not in text
     assert "not exactly that of these weights" not in text
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_an_export_has_the_permissions_of_the_umask(run, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        assert command.main([str(run.path), "--out", str(tmp_path / "out" / "x")]) == 0
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "out", *(tmp_path / "out").rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monkeypatch):

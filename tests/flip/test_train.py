@@ -115,6 +115,7 @@ def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
         EvaluationSet("paired", place, task="retrieval"),
         EvaluationSet("fitted", place, task="probe", train=place),
     ]
+    config.evaluate.preprocess, config.data.to_rgb = "resize_crop", "convert"
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     run.config.write_text(dump(config))
@@ -125,6 +126,7 @@ def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
         parallel.stop()
     found = {one["name"]: one for one in read_json(run.result)["evaluations"]}
     assert list(found) == ["named", "paired-text", "paired-image", "fitted-probe"]
+    assert {one["view"] for one in found.values()} == {f"{config.model.image.size}px-resize_crop-convert"}
     assert [one["n"] for one in found.values()] == [120, 120, 240, 120], "two captions of every image"
     loaded = flip.load(run.path)
     encoder = PairEncoder(loaded.pair, loaded.tokenizer, config.model.image)

@@ -49,6 +49,7 @@ def make_place(root):
         "model.size=tiny", "stages=[{name: pretrain, samples: 64, batch: 8}]", f"data.manifest={data}",
         f"data.tokenizer={root}/tokenizer.json", "compute.threads=1", "compute.device=cpu", "compute.precision=bf16",
         "compute.attention=sdpa", "compute.deterministic=yes", "compute.replicate=3",
+        "evaluate.preprocess=resize_crop",
         f"evaluate.sets=[{{name: own, manifest: {data}, classes: {data}/classes.json}}]",
     ]  # fmt: skip
     run, config = RunDir(root / "runs" / "sweep" / "run"), load.merge([], settings)
@@ -118,6 +119,7 @@ def test_all_commits_on_the_sets_of_the_run(place, capsys):
     found = called(capsys, "sweep/run", "--commit", "all")
     assert [(one["name"], one["n"], one["samples"]) for one in found] == [("own", 30, 32), ("own", 30, 64)]
     assert found[0]["predictions"] != found[1]["predictions"]
+    assert {one["view"] for one in found} == {"64px-resize_crop"}, "the run's view, not a default"
     points = {point["samples"]: [one["name"] for one in point["evaluations"]] for point in read_run(run.path).curve()}
     assert points[32] == ["own"] and "own" in points[64]
     assert list(run.pins.iterdir()) and not pins.pinned(run), "for as long as it was not complete"

@@ -272,6 +272,14 @@ def test_recipe_siglip_is_portable_with_another_objective(sweep):
     assert config == other
 
 
+def test_recipe_portable2_is_portable_with_the_image_transform_of_open_clip(sweep):
+    config, other = (sweep(f"recipe: {name}\nruns: {{a: }}\n").runs[0].config for name in ("portable2", "portable"))
+    assert (config.evaluate.preprocess, config.data.to_rgb) == ("resize_crop", "convert")
+    assert (other.evaluate.preprocess, other.data.to_rgb) == ("crop_resize", "flatten")
+    config.evaluate, config.data, config.recipe = other.evaluate, other.data, other.recipe
+    assert config == other
+
+
 def test_recipes_lie_under_the_set(sweep, tmp_path):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/mine.yaml").write_text("base: portable\noptim: {beta1: 0.8, beta2: 0.7}\n")

@@ -228,6 +228,7 @@ def test_the_page_says_what_came_out_also_against_the_claim(tmp_path: Path) -> N
     assert "mask75 is less accurate than clip: -5.0" in text
     assert "mask50-unmasked is not told apart from mask50-masked: +0.0" in text
     assert "26.0 (25.0, 26.0, 27.0)" in text, "the mean of an arm and each seed"
+    assert "evaluate.preprocess: crop\\_resize" in text, "runs from before this field have the value of its default"
     assert "Abacus" in text and "edge of the tried" not in text
     drawn = [path for path in written if path.suffix == ".svg"]
     assert len(drawn) == 2 and all(f"](study/{path.name})" in text for path in drawn)

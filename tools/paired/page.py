@@ -231,6 +231,8 @@ def method(calibration: Mapping[str, Any], found: Found) -> list[Block]:
         " chosen alike, as more training alone may help.",
         "Tests. twemoji and openmoji are vendors that training and selection never see; trials do not load them, a"
         " compared run scores them once, when it is complete. There was one pass of the study.",
+        f"Evaluation view. {_views(found)} (docs/recipe.md): scores of an export in open_clip, which resizes before it"
+        " crops, can differ for pictures that are not square.",
         f"Spent: {spent:,.0f} s of training in {count} complete runs, as measured while they ran, on a machine that may"
         f" have been shared; by the calibration the whole plan is {design.core_seconds():,.0f} core-seconds, that is"
         f" {design.core_seconds() / 120:.0f} minutes on two idle cores, and start-up and evaluation some minutes more.",
@@ -240,6 +242,15 @@ def method(calibration: Mapping[str, Any], found: Found) -> list[Block]:
         " text tower and the optimiser cost the same with and without a mask."
     )
     return [heading("How it was done"), *map(Text, rules), *_trials(found), Text(told)]
+
+
+def _views(found: Found) -> str:
+    """The field that chooses the order of resize and crop, with the value of the runs."""
+    outcomes = [*found.runs.values(), *found.trials.values()]
+    # Runs from before the field have the order that is its default.
+    values = {outcome.settings.get("evaluate.preprocess", "crop_resize") for outcome in outcomes}
+    values = values or {"crop_resize"}  # recipe emoji
+    return f"evaluate.preprocess: {', '.join(sorted(values))}"
 
 
 def _trials(found: Found) -> list[Block]:

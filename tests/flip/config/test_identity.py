@@ -76,6 +76,8 @@ def test_a_field_that_came_later_counts_where_it_is_not_as_before(data, monkeypa
         ("stages.pretrain.text_masking=prioritised", "stages.pretrain.text_masking"),
         ("model.text.padding=mask", "model.text.padding"),
         ("model.objective=siglip", "model.objective"),
+        ("data.to_rgb=convert", "data.to_rgb"),
+        ("evaluate.preprocess=resize_crop", "evaluate.preprocess"),
     ],
 )
 def test_what_matters_to_science_changes_it_and_is_named(data, override, key):

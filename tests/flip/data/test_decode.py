@@ -6,6 +6,7 @@ from PIL import Image
 
 from flip.data import decode
 from flip.data.decode import Undecodable
+from flip.data.view import EvaluationView
 from tests.synthetic import encode, picture
 
 
@@ -69,4 +70,4 @@ def test_patches_and_evaluation_view():
     assert np.array_equal(batch[2], rows) and not batch[[0, 1, 3]].any()
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 200
-    assert (decode.evaluation_view(wide, 10) == 200).all()
+    assert (EvaluationView(10)(wide) == 200).all()

@@ -8,12 +8,13 @@ import pytest
 import torch
 import webdataset
 
-from flip.data import decode, masking
+from flip.data import masking
 from flip.data.images import Shards, viewed
 from flip.data.index import index
 from flip.data.manifest import Manifest, write
 from flip.data.order import Order
 from flip.data.stream import captions_of, label_of
+from flip.data.view import EvaluationView
 from flip.exitcodes import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import AFFINE, BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES, loader
@@ -239,6 +240,6 @@ def test_evaluation_is_exact(original, world):
     found = [one for share in shares for one in viewed(images, share, lambda pixels: pixels, label_of)]
     assert [id for id, *_ in found] == list(range(SAMPLES)) and images.count == SAMPLES
     assert [label for *_, label in found] == [id % 7 for id in range(SAMPLES)]
-    assert np.array_equal(decode.evaluation_view(found[5][1], 32), picture(5, 32))
+    assert np.array_equal(EvaluationView(32)(found[5][1]), picture(5, 32))
     with pytest.raises(DataError, match="no label 'nothing'"):
         viewed(images, range(1), lambda pixels: pixels, partial(label_of, member="nothing"))

@@ -1,0 +1,63 @@
+"""The view of an image in evaluation and inference: a square RGB picture, without augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from flip.config.schema import Config
+from flip.data.decode import Pixels, to_rgb
+
+
+@dataclass(frozen=True)
+class EvaluationView:
+    """Makes the (size, size, 3) view of a picture, as ``evaluate.preprocess`` and ``data.to_rgb`` define it.
+
+    Args:
+        size: side of the view, pixels.
+        preprocess: ``crop_resize`` resizes the central square over the short side, whose edges may lie between pixels.
+            ``resize_crop`` resizes the short side to ``size``, then crops at whole pixels, as open_clip, timm and
+            torchvision do.
+        conversion: ``flatten`` converts the picture to RGB before the resize (``flip.data.decode.to_rgb``).
+            ``convert`` resizes it in its own mode, then converts it, as open_clip does.
+    """
+
+    size: int
+    preprocess: str = "crop_resize"
+    conversion: str = "flatten"
+
+    @classmethod
+    def of(cls, config: Config) -> EvaluationView:
+        """The view that a run evaluates with."""
+        return cls(config.model.image.size, config.evaluate.preprocess, config.data.to_rgb)
+
+    @property
+    def label(self) -> str:
+        """Names the view in results and in the keys of cached features; values of the defaults are left out."""
+        changed = [name for name in (self.preprocess, self.conversion) if name not in ("crop_resize", "flatten")]
+        return "-".join([f"{self.size}px", *changed])
+
+    def __call__(self, image: Pixels | Image.Image) -> Pixels:
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        if self.conversion == "flatten":
+            picture = to_rgb(picture)
+        crop = self._resize_crop if self.preprocess == "resize_crop" else self._crop_resize
+        return np.asarray(crop(picture).convert("RGB"))
+
+    def _crop_resize(self, picture: Image.Image) -> Image.Image:
+        width, height = picture.size
+        side = min(height, width)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        return picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+
+    def _resize_crop(self, picture: Image.Image) -> Image.Image:
+        """As torchvision's Resize and CenterCrop: rounds the long side down, the crop's corner to the nearest pixel."""
+        short = min(picture.size)
+        width, height = (int(self.size * side / short) for side in picture.size)
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        return picture.crop((left, top, left + self.size, top + self.size))

@@ -1,0 +1,84 @@
+"""The view of evaluation: in today's default order, and pixel for pixel as open_clip's own transform makes it."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from flip.data import decode
+from flip.data.decode import Undecodable
+from flip.data.index import index
+from flip.data.view import EvaluationView
+from tests.flip.data.loading import BATCH, CHUNK, loader
+from tests.synthetic import encode, make_tokenizer, odd_pictures
+
+SIZE = 48
+
+
+FILES = odd_pictures(SIZE)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_resize_crop_and_convert_are_the_pixels_of_open_clip(name):
+    transform = pytest.importorskip("open_clip.transform").image_transform
+    theirs = transform(SIZE, False, mean=(0, 0, 0), std=(1, 1, 1))(Image.open(io.BytesIO(FILES[name])))
+    ours = EvaluationView(SIZE, "resize_crop", "convert")(decode.open_image(FILES[name]))
+    assert np.array_equal(ours, (theirs.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_default_crops_in_whole_floats_and_lays_on_white(name):
+    pixels = decode.decode(FILES[name])
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    expected = np.asarray(Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
+    for given in (decode.open_image(FILES[name]), pixels):
+        assert np.array_equal(EvaluationView(SIZE)(given), expected)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_view_is_its_own_view(name):
+    for view in (EvaluationView(SIZE), EvaluationView(SIZE, "resize_crop", "convert")):
+        once = view(decode.open_image(FILES[name]))
+        assert once.shape == (SIZE, SIZE, 3) and once.dtype == np.uint8 and np.array_equal(view(once), once)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+def test_training_converts_as_pillow_does_where_it_is_asked(name, decoder):
+    expected = np.asarray(Image.open(io.BytesIO(FILES[name])).convert("RGB"))
+    found = decode.decode(FILES[name], decoder, "convert").astype(int)
+    assert np.abs(found - expected).max() <= (2 if decoder == "simplejpeg" else 0)
+
+
+def test_what_decides_a_view_is_in_its_label():
+    views = [EvaluationView(SIZE, *more) for more in ((), ("resize_crop",), ("resize_crop", "convert"))]
+    assert [view.label for view in views] == ["48px", "48px-resize_crop", "48px-resize_crop-convert"]
+
+
+def test_a_damaged_file_has_no_view():
+    with pytest.raises(Undecodable):
+        decode.open_image(FILES["tall"][:200])
+    with pytest.raises(Undecodable):
+        decode.open_image(b"")
+
+
+@pytest.mark.parametrize("conversion, colour", [("flatten", (255, 255, 255)), ("convert", (10, 200, 30))])
+def test_training_sees_transparent_pictures_as_the_field_says(conversion, colour, tmp_path):
+    """Pictures of one colour that are fully transparent: on white, or as they are without the alpha channel."""
+    pixels = np.zeros((24, 24, 4), np.uint8)
+    pixels[..., :3] = 10, 200, 30
+    with webdataset.TarWriter(str(tmp_path / "0.tar"), mtime=0) as writer:
+        for i in range(203):
+            writer.write({"__key__": f"{i:03d}", "png": encode(pixels), "txt": "nothing"})
+    index([str(tmp_path / "0.tar")], tmp_path / "data", chunk=CHUNK)
+    make_tokenizer(tmp_path / "tokenizer.json")
+    batches = loader(tmp_path / "data", to_rgb=conversion).batches(0, BATCH, "0.5")
+    batch = next(batches)
+    batches.close()
+    assert (batch.patches.reshape(-1, 3) == torch.tensor(colour)).all()
