@@ -85,7 +85,7 @@ def _overview(plan: Plan) -> str:
     rows = [_row(action) for action in plan.actions]
     if len(plan.starting) > 1:
         rows.append({**dict.fromkeys(rows[0]), "run": "sum of what starts", **_costs(plan.cost), "": ""})
-    hidden = {"GPU-hours"} if all(row["GPU-hours"] is None for row in rows) else set()
+    hidden = set() if any(action.wanted.estimate.cost.gpu_hours for action in plan.actions) else {"GPU-hours"}
     hidden |= {"cluster"} if len(clusters(plan)) < 2 else set()
     return table([{key: value for key, value in row.items() if key not in hidden} for row in rows], indent="  ")
 
@@ -138,7 +138,7 @@ def _run(action: Action) -> list[str]:
         }
         for stage, cost, device in zip(numbers["stages"], wanted.estimate.stages, wanted.estimate.devices, strict=True)
     ]
-    if wanted.estimate.cost.gpu_hours is None:
+    if not wanted.estimate.cost.gpu_hours:
         rows = [{key: value for key, value in row.items() if key not in ("GPU-hours", "s a step")} for row in rows]
     return [*lines, table(rows, indent="  "), *(f"  note: {note}" for note in wanted.notes)]
 

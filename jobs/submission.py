@@ -24,7 +24,7 @@ from flip.rundir import RunDir, read_json
 from jobs import plan as planning
 from jobs import preflight, resubmit, show
 from jobs.cluster import Several
-from jobs.cost import estimate
+from jobs.cost import estimate, total
 from jobs.folder import apply, called_off, lock, prune
 from jobs.forecast import Batch, batches
 from jobs.plan import Plan, Wanted
@@ -185,15 +185,20 @@ class Submission:
             print(show.summary(plan, self.sweep, self.profile))
 
     def _question(self, plan: Plan) -> str:
-        """What a person must agree to first; empty: nothing."""
-        asked, cost = [], plan.cost
+        """What must be confirmed before anything starts; empty: nothing."""
+        asked = []
         if plan.pruned:
             active = [name for name, found in plan.pruned.items() if found.active]
             stopped = f" ({', '.join(active)}: cancelled first)" if active else ""
             asked.append(f"moves {_runs(len(plan.pruned))} to the trash: {', '.join(plan.pruned)}{stopped}")
+        unknown = [action.name for action in plan.starting if action.wanted.estimate.cost.gpu_hours is None]
+        known = [action for action in plan.starting if action.wanted.estimate.cost.gpu_hours is not None]
+        cost = total(action.wanted.estimate.cost for action in known)
         if cost.gpu_hours is not None and cost.gpu_hours > CONFIRM_ABOVE:
             price = "" if cost.price is None else f", a price of {cost.price:,.0f}"
-            asked.append(f"starts {_runs(len(plan.starting))} of {cost.gpu_hours:,.0f} GPU-hours{price}")
+            asked.append(f"starts {_runs(len(known))} of {cost.gpu_hours:,.0f} GPU-hours{price}")
+        if unknown:
+            asked.append(f"starts {_runs(len(unknown))} of unknown GPU-hours ({', '.join(unknown)})")
         return f"This {' and '.join(asked)}." if asked else ""
 
     def _confirm(self, question: str) -> None:

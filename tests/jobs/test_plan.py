@@ -79,7 +79,7 @@ def test_what_exists_decides(state, kind, starts, with_retry):
 def test_nothing_there_starts():
     plan = planning.plan([wanted("a"), wanted("b", mask="0")], {}, "runs")
     assert [(action.kind, action.starts) for action in plan.actions] == [("new", True)] * 2
-    assert plan.cost.samples == 2 * 12_800 and plan.cost.gpu_hours is None
+    assert plan.cost.samples == 2 * 12_800 and plan.cost.gpu_hours == 0
 
 
 def test_another_configuration_is_refused(tmp_path):

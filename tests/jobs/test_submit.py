@@ -372,6 +372,33 @@ def test_what_costs_much_is_asked_for(desk, typed, monkeypatch):
     assert typed("--yes")[0] == 0 and typed.started == ["half", "whole"]
 
 
+@pytest.mark.parametrize("second", [None, 0.0])
+def test_an_unknown_or_a_cpu_cost_does_not_silence_the_question(desk, typed, monkeypatch, second):
+    """``half`` costs 120 GPU-hours; ``whole`` costs an unknown number of them, or runs on CPUs."""
+    real = submission.estimate
+
+    def costs(config, profile):
+        made = real(config, profile)
+        hours = 120.0 if config.stages[0].mask == "0.5" else second
+        return replace(made, cost=replace(made.cost, gpu_hours=hours))
+
+    monkeypatch.setattr(submission, "estimate", costs)
+    code, _, err = typed()
+    assert code == 78 and "120 GPU-hours" in err and not typed.started
+    assert ("1 run of unknown GPU-hours (whole)" in err) == (second is None)
+    code, _, err = typed("--only", "whole")
+    assert (code, bool(typed.started)) == ((78, False) if second is None else (0, True)), err
+
+
+def test_a_gpu_run_on_a_profile_without_a_gpu_name_asks(desk, typed, tmp_path):
+    (tmp_path / "bare.yaml").write_text("kind: slurm\ngpus_per_node: 8\ncpus_per_node: 8\nmemory_gb: 64\n")
+    words = ["--cluster", str(tmp_path / "bare.yaml"), "--only", "half", "--dry-run", "--json"]
+    plan = json.loads(typed(*words, "resources.gpus=1")[1])
+    assert plan["cost"]["gpu_hours"] is None and "unknown GPU-hours" in plan["question"]
+    plan = json.loads(typed(*words)[1])
+    assert plan["cost"]["gpu_hours"] == 0 and plan["question"] == "", "a CPU run never asks"
+
+
 def test_too_little_space_refuses_what_starts_and_not_a_plan_without_data(desk, typed):
     much = ["model.size=B/16", "checkpoint.keep=1000", "data.lanes=0"]
     for words in ([], ["--dry-run"]):
