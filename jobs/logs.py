@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--err", action="store_true", help="standard error in place of standard output")
     parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
     args = parser.parse_args(arguments)
+    if args.json and args.follow:
+        parser.error("--follow has no effect with --json, which lists the paths of the logs")
     from flip.exitcodes import ConfigError, FlipError
     from jobs import find
     from jobs.profile import runs_root

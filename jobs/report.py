@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", metavar="DIR", help="all of it: page, Markdown, CSV, figures; made where it is not")
     parser.add_argument("--out", metavar="FILE", help="the HTML page; default: report.html in the runs' folder")
     args = parser.parse_args(arguments)
+    _check_options(parser, args)
     from flip.exitcodes import FlipError
 
     try:
@@ -46,6 +47,20 @@ def main(arguments: list[str] | None = None) -> int:
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
+
+
+def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with exit code 2 if two outputs go to standard output, or if an option would have no effect."""
+    streams = {"--json": args.json, "--csv -": args.csv == "-", "--markdown -": args.markdown == "-"}
+    chosen = [name for name, given in streams.items() if given]
+    if len(chosen) > 1:
+        parser.error(f"{' and '.join(chosen)} both write to standard output: choose one")
+    files = {"--folder": args.folder, "--out": args.out}
+    if chosen and chosen != ["--markdown -"]:
+        files |= {"--markdown": args.markdown, "--table": args.table}
+    ignored = [name for name, value in files.items() if value]
+    if chosen and ignored:
+        parser.error(f"{', '.join(ignored)}: no effect with {chosen[0]}, which writes no page")
 
 
 def report(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
@@ -26,7 +27,7 @@ COMMANDS = Path(__file__).resolve().parent
 
 def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
     """One line per run, and the sum of what starts."""
-    if all(action.kind == "complete" for action in plan.actions):
+    if plan.actions and all(action.kind == "complete" for action in plan.actions):
         done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
         return "\n".join([done, *_dropped(plan)])
     return "\n".join([_head(plan, sweep, profile), _overview(plan), *_dropped(plan), *_advice(plan)])
@@ -82,6 +83,8 @@ def clusters(plan: Plan) -> list[str]:
 
 
 def _overview(plan: Plan) -> str:
+    if not plan.actions:
+        return "  no run of the sweep file matches --only"
     rows = [_row(action) for action in plan.actions]
     if len(plan.starting) > 1:
         rows.append({**dict.fromkeys(rows[0]), "run": "sum of what starts", **_costs(plan.cost), "": ""})
@@ -258,12 +261,24 @@ def canaries(jobs: Sequence[Job]) -> str:
     return "\n".join(lines)
 
 
+def trashed(path: Path, target: Path, replaced: bool) -> str:
+    """One line for a run directory ``path`` that is now ``target`` in the trash, with the command that undoes it.
+
+    If it was ``replaced``, a new run is in its place: it comes back under another name.
+    """
+    numbered = (path.with_name(f"{path.name}-old{n}") for n in itertools.count(2))
+    places = itertools.chain([path.with_name(f"{path.name}-old")], numbered)
+    place = next(place for place in places if not place.exists()) if replaced else path
+    back = shlex.join(["mv", str(target), str(place)])
+    return f"moved to the trash: {path.name}; bring it back with: {back}"
+
+
 def after(plan: Plan) -> str:
     """The commands that come next."""
     where = shorter(plan.folder)
     lines = [
         f"  {command('status.py')} {where}",
-        f"  {command('logs.py')} {where}/{plan.actions[0].name} -f",
+        *(f"  {command('logs.py')} {where}/{action.name} -f" for action in plan.actions[:1]),
         f"  {command('report.py')} {where}",
         f"  {command('tensorboard.py')} {where}",
     ]

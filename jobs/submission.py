@@ -30,7 +30,7 @@ from jobs.forecast import Batch, batches
 from jobs.plan import Plan, Wanted
 from jobs.profile import Profile, load_profile, runs_root
 from jobs.snapshot import take
-from jobs.sweep import SWEEPS, Run, Sweep, load
+from jobs.sweep import SWEEPS, Run, Sweep, load, no_match
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -44,7 +44,8 @@ class Submission:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.file = sweep_file(args.sweep)
-        self.sweep: Sweep = load(self.file, args.overrides, args.only, args.seeds)
+        self.prunes: bool = args.prune or args.prune_most
+        self.sweep: Sweep = load(self.file, args.overrides, args.only, args.seeds, none=self.prunes)
         self.profile = load_profile(args.cluster or self.sweep.cluster)
         self.folder = runs_root(self.profile) / self.sweep.name
         self.places: dict[str, tuple[Profile, Host]] = {}
@@ -166,8 +167,11 @@ class Submission:
     def _plan(self, wanted: Sequence[Wanted]) -> Plan:
         args = self.args
         found = planning.observe(self.folder, [run.name for run in wanted], self._asking())
-        prunes = args.prune or args.prune_most
-        return planning.plan(wanted, found, self.folder, self.sweep.names, args.retry, args.changed or "", prunes)
+        names, changed, only = self.sweep.names, args.changed or "", args.only or "*"
+        plan = planning.plan(wanted, found, self.folder, names, args.retry, changed, self.prunes, only)
+        if not (plan.actions or plan.dropped):
+            raise no_match(self.file, only, names)
+        return plan
 
     def _show(self, plan: Plan, question: str) -> None:
         checks = list(self.checks)
@@ -191,6 +195,10 @@ class Submission:
             active = [name for name, found in plan.pruned.items() if found.active]
             stopped = f" ({', '.join(active)}: cancelled first)" if active else ""
             asked.append(f"moves {_runs(len(plan.pruned))} to the trash: {', '.join(plan.pruned)}{stopped}")
+        moved = [f"{action.name} ({action.existing})" for action in plan.starting if action.moves]
+        if moved:
+            them = "it" if len(moved) == 1 else "them"
+            asked.append(f"moves {_runs(len(moved))} to the trash and starts {them} from zero: {', '.join(moved)}")
         unknown = [action.name for action in plan.starting if action.wanted.estimate.cost.gpu_hours is None]
         known = [action for action in plan.starting if action.wanted.estimate.cost.gpu_hours is not None]
         cost = total(action.wanted.estimate.cost for action in known)
@@ -217,9 +225,7 @@ class Submission:
         if plan.pruned:
             active = ", ".join(name for name, found in plan.pruned.items() if found.active)
             self._say(f"cancelled, and waited for until they have saved: {active}" if active else "")
-            left = prune(plan, f"no longer in the sweep {self.sweep.name}")
-            moved = [name for name in plan.pruned if name not in left]
-            self._say(f"moved to the trash: {', '.join(moved)}" if moved else "")
+            left = prune(plan, f"no longer in the sweep {self.sweep.name}", self._trashed)
             self._say(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them" if left else "")
         if plan.starting:
             snapshot = take(REPOSITORY, self.folder / ".code")
@@ -228,9 +234,15 @@ class Submission:
             steps = 0 if self.args.no_canary else self.profile.canary
             cluster = Several(self._profiles())
             again = resubmit.typed(self.args, self.file)
-            self._say(show.canaries(apply(plan, snapshot, cluster, self._about(plan), steps, again)))
+            jobs = apply(plan, snapshot, cluster, self._about(plan), steps, again, self._trashed)
+            self._say(show.canaries(jobs))
             late = ", ".join(called_off(plan))
             self._say(f"cancelled meanwhile, and so not started: {late}" if late else "")
+
+    def _trashed(self, path: Path, target: Path) -> None:
+        """Report a run directory that was moved to the trash. With --json standard output holds the plan alone."""
+        replaced = path.name in [run.name for run in self.sweep.runs]
+        print(show.trashed(path, target, replaced), file=sys.stderr if self.args.json else sys.stdout)
 
     def _say(self, words: str) -> None:
         if words and not self.args.json:

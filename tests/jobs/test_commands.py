@@ -1,5 +1,6 @@
 """What a person types: found or refused in one paragraph, and quick to answer --help."""
 
+import importlib
 import io
 import json
 import os
@@ -115,6 +116,26 @@ def test_what_is_no_number_is_not_shown_as_one(root, capsys, text):
     (root / "one" / "b" / "status.json").write_text(text)
     assert status.main(["one", "--root", str(root)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split()[:5] == ["b", "stopped", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "status --json --watch",
+        "logs quickstart/a --json -f",
+        "report --csv - --json",
+        "report --csv - --markdown -",
+        "report --json --table 8",
+        "report --json --markdown page.md",
+        "report --csv - --out page.html",
+        "report --markdown - --folder results",
+    ],
+)
+def test_contradictory_or_ignored_flags_are_refused(words, capsys):
+    name, *rest = words.split()
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(f"jobs.{name}").main(rest)
+    assert caught.value.code == 2 and ": error: " in capsys.readouterr().err
 
 
 def test_logs(root):

@@ -20,7 +20,7 @@ from flip.config.schema import Config
 from flip.data.index import index
 from flip.exitcodes import ConfigError, PermissionDenied, StorageError
 from flip.results import read_run
-from flip.rundir import create_json, read_json
+from flip.rundir import create_json, read_json, write_json
 from jobs import folder as folders
 from jobs import preflight, site, submission
 from jobs.goodput import of_run
@@ -276,7 +276,7 @@ def test_dropped_runs_go_to_the_trash_when_a_person_agrees(desk, typed):
     code, _, err = typed("--prune", "--yes", sweep=one)
     assert code == 78 and "3 of 4 runs" in err and len(typed.there()) == 4
     code, out, _ = typed("--prune", "--yes")
-    assert code == 0 and "moved to the trash: last, other" in out
+    assert code == 0 and out.count("moved to the trash: ") == 2
     assert typed.there() == ["half", "whole"] and typed.trashed() == ["last", "other"]
     assert typed("--prune-most", "--yes", sweep=desk.text.replace("half", "mid"))[0] == 0
     assert typed.there() == ["mid", "whole"] and typed.started == ["mid", "whole"]
@@ -292,6 +292,47 @@ def test_pruning_asks_on_a_terminal_and_a_no_does_nothing(desk, typed, monkeypat
     assert asked.call_args.args == ("This moves 1 run to the trash: other. Go on? [y/N] ",)
     asked.return_value = "y"
     assert typed("--prune")[0] == 0 and typed.trashed() == ["other"]
+
+
+def test_a_restart_asks_and_says_how_to_bring_the_old_run_back(desk, typed):
+    typed()
+    write_json(desk.runs / "demo" / "half" / "result.json", {"run": "half"})
+    words = ["--changed", "restart"]
+    changed = desk.text.replace("mask: 0.5", "mask: 0.25")
+    code, _, err = typed(*words, sweep=changed)
+    question = "This moves 1 run to the trash and starts it from zero: half (complete)."
+    assert code == 78 and question in err and not typed.trashed() and not typed.started
+    assert json.loads(typed(*words, "--dry-run", "--json", sweep=changed)[1])["question"] == question
+    code, out, err = typed(*words, "--yes", sweep=changed)
+    assert code == 0 and typed.trashed() == ["half"], err
+    (line,) = [line for line in out.splitlines() if line.startswith("moved to the trash: half")]
+    subprocess.run(line.partition("bring it back with: ")[2], shell=True, check=True)
+    assert (desk.runs / "demo" / "half-old" / "result.json").exists() and (desk.runs / "demo" / "half").exists()
+
+
+def test_pruning_respects_only_and_says_how_to_bring_runs_back(desk, typed):
+    typed(sweep=desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n")
+    assert "no longer in the sweep" not in typed("--only", "half")[1]
+    assert typed("--only", "half", "--prune", "--yes")[0] == 0 and not typed.trashed()
+    code, out, _ = typed("--only", "oth*", "--prune", "--yes")
+    assert code == 0 and typed.trashed() == ["other"] and typed.there() == ["half", "last", "whole"]
+    assert not typed.started
+    (line,) = [line for line in out.splitlines() if line.startswith("moved to the trash: other")]
+    subprocess.run(line.partition("bring it back with: ")[2], shell=True, check=True)
+    assert typed.there() == ["half", "last", "other", "whole"]
+    code, _, err = typed("--only", "nothing", "--prune")
+    assert code == 78 and "no run of the sweep matches" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--script", "--json --watch", "--dry-run --watch"],
+)
+def test_contradictory_or_ignored_flags_are_refused(typed, capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        typed(*words.split())
+    assert caught.value.code == 2 and ": error: " in capsys.readouterr().err
+    assert not typed.started
 
 
 def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
@@ -314,7 +355,7 @@ def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
     code, _, err = typed("--changed", "keep", sweep=changed)
     assert code == 78 and "run whole" in err and "cannot be kept: its identity.json is damaged" in err
     again = changed.replace("0.25", "0.75")
-    assert typed("--changed", "restart", sweep=again)[0] == 0
+    assert typed("--changed", "restart", "--yes", sweep=again)[0] == 0
     assert (
         typed.trashed() == ["half", "whole"]
         and read(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.75"
