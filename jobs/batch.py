@@ -96,7 +96,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     """The script before ``srun``. TERM comes to it with a preemption without grace, and with scancel."""
     snapshot = Path(job.snapshot).absolute()
     # -I: whatever modules and setup lines say to Pythons is said to another one
-    decide = f"{shlex.quote(profile.hosts_python)} -I {shlex.quote(str(snapshot / 'jobs' / 'requeue.py'))}"
+    decide = f"{shlex.quote(profile.hosts_python)} -I {shlex.quote(str(job.host_code / 'jobs' / 'requeue.py'))}"
     exported = {
         "FLIP_SNAPSHOT": str(snapshot),
         "PYTHONPATH": str(snapshot),
@@ -177,7 +177,7 @@ def step(profile: Profile, job: Job) -> list[str]:
 
 def command(profile: Profile, job: Job) -> str:
     """What srun starts, once per rank, as a line of shell."""
-    rank = Path(job.snapshot).absolute() / "jobs" / "rank.py"
+    rank = job.host_code / "jobs" / "rank.py"
     words = [profile.jobs_python, str(rank), job.module]
     if profile.container and profile.container_runtime == "apptainer":
         cards = ["--nv"] if job.shape.gpus else []

@@ -165,7 +165,8 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -
     again = [*typed, "--only", action.wanted.name] if typed else []
     again += ["--changed", "keep"] if typed and action.wanted.kept else []
     asked = shape(action.wanted.config)
-    return Job(run, code, asked, cluster=action.wanted.cluster, uncancels=known, command=again)
+    cluster = action.wanted.cluster
+    return Job(run, code, asked, cluster=cluster, uncancels=known, command=again, hooks=snapshot.path)
 
 
 def _recorded(snapshot: Snapshot) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class SlurmCluster:
             "python": self.profile.jobs_python,
             "module": job.module,
             "snapshot": str(Path(job.snapshot).absolute()),
+            "hooks": str(job.host_code),
             "world": job.shape.world,
             "shape": asdict(job.shape),
             "env": dict(job.env),
@@ -150,7 +151,8 @@ def arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
     """Jobs of one shape, code and environment, in their order, at most ``size`` together."""
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
-        key = (job.shape, str(job.snapshot), job.module, job.canary, job.waits_for, *sorted(job.env.items()))
+        code = str(job.snapshot), str(job.host_code)
+        key = (job.shape, code, job.module, job.canary, job.waits_for, *sorted(job.env.items()))
         groups.setdefault(key, []).append(job)
     for members in groups.values():
         yield from (members[i : i + size] for i in range(0, len(members), size))

@@ -23,7 +23,10 @@ from tests.slurm_site import require_shellcheck
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden")
-JOB = Job(RunDir("/runs/demo/a"), Path("/runs/demo/.code/c0de"), Shape(2, 8, 8, 12, 23.9), {"NCCL_DEBUG": "WARN x"})
+CODE = Path("/runs/demo/.code")
+JOB = Job(
+    RunDir("/runs/demo/a"), CODE / "c0de", Shape(2, 8, 8, 12, 23.9), {"NCCL_DEBUG": "WARN x"}, hooks=CODE / "today"
+)
 
 
 def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", monkeypatch=None):
@@ -123,6 +126,22 @@ def test_a_bad_end_is_recorded_and_then_requeued(stage):
     assert said[0].startswith(f"{stage.run.path} 1 ") and said[0].endswith("jobs/rank.py jobs.worker")
     assert json.loads(said[1])["action"] == "requeue" and said[2] == "57_1: requeued"
     assert (stage.run.logs / "latest").resolve() == (stage.run.logs / "1").resolve()
+
+
+def test_host_hooks_come_from_the_code_that_is_submitted_now(stage, tmp_path, monkeypatch):
+    """A run that goes on with its own older code: that code's requeue.py knows other options."""
+    old = tmp_path / "old"
+    (old / "jobs").mkdir(parents=True)
+    for name in ("requeue.py", "rank.py"):
+        (old / "jobs" / name).write_text("import argparse\nargparse.ArgumentParser().parse_args()\n")
+    job = Job(stage.run, old, Shape(), {}, "jobs.worker", hooks=ROOT)
+    stage.script.write_text(script(Profile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
+    stage.commands("srun", "echo $PYTHONPATH $FLIP_SNAPSHOT $*; exit 75")
+    assert stage.start().wait(60) == 75
+    assert (stage.end()["cause"], stage.end()["action"]) == ("stopped", "requeue")
+    assert "scontrol requeue 57_1" in stage.commands.calls()
+    said = (stage.run.logs / "1" / "job.out").read_text().splitlines()[0]
+    assert said.startswith(f"{old} {old} ") and said.endswith(f"{ROOT}/jobs/rank.py jobs.worker")
 
 
 def test_the_shell_outlives_term_and_srun_does_not_inherit_deafness(stage, tmp_path):

@@ -297,7 +297,7 @@ def test_a_stopped_run_keeps_its_code_and_a_retried_one_gets_todays(tmp_path, sn
         cluster = Fake()
         seen = {"a": Found(state, "", want.identity)}
         folders.apply(planning.plan([want], seen, folder, retry=True), snapshot, cluster, {})
-        assert cluster.jobs[0].snapshot == code
+        assert (cluster.jobs[0].snapshot, cluster.jobs[0].hooks) == (code, snapshot.path)
         assert read_json(folder / "a" / "identity.json")["code"] == code.name
 
 
