@@ -204,13 +204,22 @@ def test_three_whole_wall_limits_for_nothing_are_the_end(stage, monkeypatch, hou
     assert stage.end(3)["action"] == ("stop" if late else "requeue")
 
 
-def test_the_profiles_own_exclusions_stay(stage, monkeypatch):
-    job = Job(stage.run, ROOT, Shape(), {}, "jobs.worker")
-    profile = Profile(name="x", kind="slurm", options={"exclude": "node[07-08]"})
-    stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("(null)", "n7,n7"),
+        ("node[07-08]", "node[07-08],n7,n7"),
+        ("n3,n3", "n7,n7"),
+        ("node[07-08],n4,n3,n3", "node[07-08],n4,n7,n7"),
+        ("n3,n3,n4", "n4,n7,n7"),
+    ],
+)
+def test_nodes_that_are_left_out_stay_left_out_but_for_the_last_that_gave_the_job_back(stage, before, after):
+    """Nodes of the profile and nodes with broken hardware. A node that gave the job back is listed twice."""
+    stage.commands("scontrol", f"[ $1 = show ] && echo '   ReqNodeList=(null) ExcNodeList={before}'; exit 0")
     shutil.rmtree(stage.folder)
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
-    assert "scontrol update JobId=57_1 ExcNodeList=node[07-08],n7 StartTime=now+0" in stage.commands.calls()
+    assert f"scontrol update JobId=57_1 ExcNodeList={after} StartTime=now+0" in stage.commands.calls()
 
 
 @pytest.mark.parametrize("what", ["folder", "interpreter"])
@@ -225,7 +234,7 @@ def test_a_node_that_lacks_something_gives_the_job_back(stage, what):
         "scontrol show job 57_1",
         "scontrol update JobId=57_1 Comment=away:1:0:0",
         "scontrol requeue 57_1",
-        "scontrol update JobId=57_1 ExcNodeList=n7 StartTime=now+0",
+        "scontrol update JobId=57_1 ExcNodeList=n7,n7 StartTime=now+0",
     ]
     assert stage.run.newest_attempt() == 0
 
@@ -249,7 +258,7 @@ def test_a_job_is_given_back_when_slurm_answers_again(stage, tmp_path, what, req
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
     calls = stage.commands.calls()
     assert sum(call == "scontrol requeue 57_1" for call in calls) == requeues
-    updated = "scontrol update JobId=57_1 ExcNodeList=n7 StartTime=now+0" in calls
+    updated = "scontrol update JobId=57_1 ExcNodeList=n7,n7 StartTime=now+0" in calls
     assert updated == (what != "started again")
 
 
