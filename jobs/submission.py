@@ -19,7 +19,7 @@ from flip.config.load import read, to_dict
 from flip.config.resolve import DataFacts, Host, facts, host
 from flip.config.schema import Config, Init
 from flip.config.validate import validate
-from flip.exitcodes import ConfigError, FlipError
+from flip.exitcodes import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.rundir import RunDir, read_json
 from jobs import plan as planning
 from jobs import preflight, resubmit, show
@@ -70,15 +70,17 @@ class Submission:
                 plan.refuse_pinned()
                 self._confirm(question)
                 self._commit(plan)
+        if plan.actions and all(action.kind == "unknown" for action in plan.actions):
+            return STORAGE
         if dry:
-            return 0
+            return COMPLETE
         if self.args.watch:
             from jobs.watch import watch
 
             return watch([self.folder / action.name for action in plan.actions], sys.stdout, again=show.again())
         if not self.args.json:
             print(show.after(plan))
-        return 0
+        return COMPLETE
 
     def wanted(self) -> list[Wanted]:
         """The runs, resolved and checked."""

@@ -22,7 +22,9 @@ from flip.exitcodes import ConfigError, PermissionDenied, StorageError
 from flip.results import read_run
 from flip.rundir import create_json, read_json, write_json
 from jobs import folder as folders
+from jobs import plan as planning
 from jobs import preflight, site, submission
+from jobs.cluster import JobState
 from jobs.goodput import of_run
 from jobs.profile import Profile
 from jobs.snapshot import Snapshot
@@ -360,6 +362,15 @@ def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
         typed.trashed() == ["half", "whole"]
         and read(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.75"
     )
+
+
+def test_a_scheduler_that_does_not_answer_has_an_exit_code_of_its_own(typed, monkeypatch):
+    typed()
+    states = {"half": JobState("unknown", 1, "Slurm does not answer"), "whole": JobState("unknown")}
+    monkeypatch.setattr(planning, "states", lambda runs: {run.path: states[run.name] for run in runs})
+    assert [typed(*words)[0] for words in ([], ["--json"], ["--dry-run"])] == [69, 69, 69]
+    states["half"] = JobState("running", 1)
+    assert typed()[0] == 0
 
 
 def test_who_is_cancelled_while_they_are_submitted_is_said(typed, monkeypatch):
