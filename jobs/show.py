@@ -51,7 +51,7 @@ def details(
     lines += ["", f"asked first: {question}"] if question else []
     lines += _batches(batches, script)
     for head, skipped in (("checked", False), ("not checked here", True)):
-        seen = [f"  {check.name}: {check.detail}" for check in checks if check.skipped == skipped]
+        seen = [f"  {check.name}{_about(check.runs)}: {check.detail}" for check in checks if check.skipped == skipped]
         lines += ["", f"{head}:", *seen] if seen else []
     return "\n".join([*lines, "", "dry run: nothing was written, nothing started."]).replace("\n\n\n", "\n\n")
 
@@ -60,13 +60,21 @@ def _batches(batches: Sequence[Batch], script: bool) -> list[str]:
     lines = ["", "batch jobs:"] if batches else []
     for batch in batches:
         asked, names = batch.shape, batch.runs
-        runs = ", ".join(names) if len(names) <= 5 else f"{len(names)} runs, {names[0]} to {names[-1]}"
+        runs = _some(names)
         cards = f", {asked.gpus} GPUs a node" if asked.gpus else ""
         nodes = "1 node" if asked.nodes == 1 else f"{asked.nodes} nodes"
         start = f"; {batch.start}" if batch.start else ""
         lines.append(f"  {nodes}, {asked.processes} ranks a node{cards}, {asked.hours:g} h: {runs}{start}")
         lines += ["", *batch.script.splitlines(), ""] if script else []
     return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 5 else f"{len(names)} runs, {names[0]} to {names[-1]}"
+
+
+def _about(names: Sequence[str]) -> str:
+    return f" ({_some(names)})" if names else ""
 
 
 def _head(plan: Plan, sweep: Sweep, profile: Profile) -> str:

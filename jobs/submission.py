@@ -50,8 +50,10 @@ class Submission:
         self.folder = runs_root(self.profile) / self.sweep.name
         self.places: dict[str, tuple[Profile, Host]] = {}
         """Name of a profile, as the sweep says it -> the profile, and a node of it."""
-        self.checks: dict[preflight.Check, None] = {}
-        """What was looked at, over all runs, each once and in order."""
+        self.checks: dict[preflight.Check, list[str]] = {}
+        """What was looked at, each once and in order, and the names of the runs that it is about (none: all)."""
+        self.nominal = False
+        """Whether a dry run plans with claims about data that are not here."""
         self.batches: Sequence[Batch] = ()
         """What Slurm would get, known in a dry run."""
         if not str(self.folder).isprintable():
@@ -60,14 +62,19 @@ class Submission:
     def run(self) -> int:
         """The exit code."""
         dry, wanted = self.args.dry_run, self.wanted()
+        new = not self.folder.exists()
+        if new:  # a refusal must not leave the folder that the lock makes
+            self._space(self._plan(wanted))
         with nullcontext() if dry else lock(self.folder):
             plan = self._plan(wanted)
+            if not new:
+                self._space(plan)
             question = self._question(plan)
             self._show(plan, question)
+            plan.refuse_changed()
+            plan.refuse_prune(self.args.prune_most)
+            plan.refuse_pinned()
             if not dry:
-                plan.refuse_changed()
-                plan.refuse_prune(self.args.prune_most)
-                plan.refuse_pinned()
                 self._confirm(question)
                 self._commit(plan)
         if plan.actions and all(action.kind == "unknown" for action in plan.actions):
@@ -87,7 +94,7 @@ class Submission:
         for run in self.sweep.runs:
             self._place(run)
         for profile in self._profiles():
-            self.checks |= dict.fromkeys(preflight.scheduler(profile, self.args.dry_run))
+            self._checked(preflight.scheduler(profile, self.args.dry_run))
         return [self._want(run) for run in self.sweep.runs]
 
     def _place(self, run: Run) -> tuple[Profile, Host]:
@@ -116,8 +123,9 @@ class Submission:
             profile, on = self._place(run)
             config, kept = self._settled(run, data, on)
             notes = validate(config)
-            self.checks |= dict.fromkeys(preflight.check(config, data, profile, on, self.folder, dry))
-            self.checks |= dict.fromkeys(preflight.saving(profile, RunDir(self.folder / run.name)))
+            self.nominal = self.nominal or any(one.nominal for one in data)
+            self._checked(preflight.check(config, data, profile, on, self.folder, dry), run.name)
+            self._checked(preflight.saving(profile, RunDir(self.folder / run.name)), run.name)
         except FlipError as error:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
             raise type(error)(error.what, where, error.value, error.remedy) from error
@@ -134,6 +142,18 @@ class Submission:
             cluster=profile.name,
             kept=kept,
         )
+
+    def _checked(self, checks: Sequence[preflight.Check], *names: str) -> None:
+        for check in checks:
+            self.checks.setdefault(check, []).extend(names)
+
+    def _space(self, plan: Plan) -> None:
+        """Check the room for checkpoints of what starts, and of what runs, which still grows."""
+        grows = [action for action in plan.actions if action.starts or action.kind in ("running", "waiting")]
+        # a run that goes to the trash first keeps its bytes there
+        paths = {plan.folder / f"{action.name}{'.new' if action.moves else ''}": action.wanted for action in grows}
+        configs = {path: wanted.config for path, wanted in paths.items()}
+        self._checked(preflight.space(configs, self.profile, self.folder, self.args.dry_run and self.nominal))
 
     def _origin(self, run: Run) -> Init:
         """``init`` with what it means; where that is gone, a run that has begun goes on without it."""
@@ -176,7 +196,10 @@ class Submission:
         return plan
 
     def _show(self, plan: Plan, question: str) -> None:
-        checks = list(self.checks)
+        everyone = len(self.sweep.runs)
+        checks = [
+            replace(check, runs=tuple(names) if len(names) < everyone else ()) for check, names in self.checks.items()
+        ]
         answers = any(check.name == "Slurm" and not check.skipped for check in checks)
         for profile in self._profiles():
             if self.args.dry_run and profile.kind == "slurm":

@@ -451,11 +451,58 @@ def test_a_gpu_run_on_a_profile_without_a_gpu_name_asks(desk, typed, tmp_path):
     assert plan["cost"]["gpu_hours"] == 0 and plan["question"] == "", "a CPU run never asks"
 
 
+def test_a_dry_run_exits_as_the_submission_would(desk, typed):
+    typed(sweep=desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n  more: {seed: 3}\n")
+    changed = desk.text.replace("mask: 0.5", "mask: 0.25")
+    for words, says in (([], "another configuration"), (["--changed", "keep", "--prune"], "3 of 5 runs")):
+        real, dry = typed(*words, sweep=changed), typed(*words, "--dry-run", sweep=changed)
+        assert real[0] == dry[0] == 78 and says in dry[2] and says in real[2]
+        assert dry[1].startswith("demo: A demonstration"), "the plan is shown all the same"
+    assert typed("--dry-run", "--prune", "--prune-most")[0] == 0, "a question is no refusal"
+    assert not typed.trashed() and not typed.started
+
+
+def test_free_space_is_that_of_all_runs_that_start(desk, typed, monkeypatch):
+    """100 bytes a run, 150 are free."""
+    monkeypatch.setattr(preflight, "_checkpoint_bytes", lambda _: 100)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
+    for words in ([], ["--dry-run"]):
+        code, _, err = typed(*words)
+        assert code == 69 and "checkpoints of 2 runs" in err and not typed.started and not desk.runs.exists(), err
+    assert typed("--only", "half")[0] == 0 and typed.started == ["half"]
+    assert typed()[0] == 69 and not typed.started
+    checkpoint = desk.runs / "demo" / "half" / "checkpoints" / "pretrain" / "16-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights").write_bytes(bytes(75))
+    assert typed()[0] == 0 and typed.started == ["half", "whole"], "what a run holds is not needed again"
+
+
+def test_checks_name_the_runs_that_they_are_about(desk, typed):
+    text = desk.text.replace("mask: 0.5", "mask: 0.5, compute.threads: 2")
+    checks = json.loads(typed("--dry-run", "--json", sweep=text)[1])["checks"]
+    about = {check["name"]: check["runs"] for check in checks}
+    assert about["tokenizer"] == [] and sorted(c["runs"] for c in checks if c["name"] == "cores") == [
+        ["half"],
+        ["whole"],
+    ]
+    out = typed("--dry-run", sweep=text)[1]
+    assert "  cores (half): 2 threads" in out and "  cores (whole): 1 threads" in out and "  tokenizer: " in out
+
+
+@pytest.mark.parametrize("cores, skipped, words", [("", True, "gives no cpus_per_node"), (96, False, "on 96 cores")])
+def test_cores_are_those_of_the_profile_and_not_of_the_login_node(typed, tmp_path, cores, skipped, words):
+    line = f"cpus_per_node: {cores}\n" if cores else ""
+    (tmp_path / "far.yaml").write_text(f"kind: slurm\nmemory_gb: 64\n{line}")
+    plan = json.loads(typed("--dry-run", "--json", "--cluster", str(tmp_path / "far.yaml"))[1])
+    (check,) = [check for check in plan["checks"] if check["name"] == "cores"]
+    assert check["skipped"] == skipped and words in check["detail"]
+
+
 def test_too_little_space_refuses_what_starts_and_not_a_plan_without_data(desk, typed):
     much = ["model.size=B/16", "checkpoint.keep=1000", "data.lanes=0"]
     for words in ([], ["--dry-run"]):
         code, _, err = typed("--only", "half", *much, *words)
-        assert code == 69 and "are free, up to 1002 checkpoints of one run need 1." in err and "FLIP_RUNS=" in err
+        assert code == 69 and "are free, up to 1" in err and "FLIP_RUNS=" in err
     code, out, err = typed("--dry-run", "--only", "half", *much, "data.manifest=/nowhere", "data.samples=1000000")
     assert code == 0 and ": only " in out.split("not checked here")[1], err
     assert not desk.runs.exists()
