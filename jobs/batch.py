@@ -86,7 +86,12 @@ ELSEWHERE = [
     f'  [ "$starts" -lt {STARTS} ] || exit "$code"',
     '  ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"',
     "  again",
-    '  scontrol update JobId="$id" ExcNodeList="$without$SLURMD_NODENAME" StartTime="now+$((60 * starts))"',
+    # nodes that Slurm already excludes (profile, broken hardware) stay excluded. A node that gave the job back is
+    # listed twice; the next one replaces it, so that an outage of all nodes cannot exclude them all
+    r"""  out=$(sed -En 's/.*ExcNodeList=([^ ]+).*/\1/p' <<< "$shown" | sed -E '"""
+    r"""s/^\(null\)$//; s/(^|,)([^][,]+),\2(,|$)/\1/; s/,$//')""",
+    "  out=${shown:+ExcNodeList=${out:+$out,}$SLURMD_NODENAME,$SLURMD_NODENAME}",
+    '  scontrol update JobId="$id" ${out:+"$out"} StartTime="now+$((60 * starts))"',
     '  exit "$code"',
     "}",
 ]
@@ -96,7 +101,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     """The script before ``srun``. TERM comes to it with a preemption without grace, and with scancel."""
     snapshot = Path(job.snapshot).absolute()
     # -I: whatever modules and setup lines say to Pythons is said to another one
-    decide = f"{shlex.quote(profile.hosts_python)} -I {shlex.quote(str(snapshot / 'jobs' / 'requeue.py'))}"
+    decide = f"{shlex.quote(profile.hosts_python)} -I {shlex.quote(str(job.host_code / 'jobs' / 'requeue.py'))}"
     exported = {
         "FLIP_SNAPSHOT": str(snapshot),
         "PYTHONPATH": str(snapshot),
@@ -110,7 +115,6 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     return [
         "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
         "trap '' TERM  # what is begun here is finished",
-        _without(profile),
         *ELSEWHERE,
         f"said={shlex.quote(str(folder))}/$id",
         'exec >>"$said.out" 2>>"$said.err" || elsewhere',
@@ -135,14 +139,6 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         *_modules(profile.modules),
         *profile.setup,
     ]
-
-
-def _without(profile: Profile) -> str:
-    """The nodes that the profile leaves out, which stay so. Those that starts before found lacking do not: when they
-    share what they lack, and it comes back, some node must be left.
-    """
-    excluded = profile.options.get("exclude")
-    return f"without={shlex.quote(f'{excluded},' if excluded else '')}"
 
 
 def _late(profile: Profile, job: Job) -> list[str]:
@@ -177,7 +173,7 @@ def step(profile: Profile, job: Job) -> list[str]:
 
 def command(profile: Profile, job: Job) -> str:
     """What srun starts, once per rank, as a line of shell."""
-    rank = Path(job.snapshot).absolute() / "jobs" / "rank.py"
+    rank = job.host_code / "jobs" / "rank.py"
     words = [profile.jobs_python, str(rank), job.module]
     if profile.container and profile.container_runtime == "apptainer":
         cards = ["--nv"] if job.shape.gpus else []

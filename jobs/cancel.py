@@ -8,6 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.pipe import add_root_option
+
 EXAMPLES = """examples:
   python jobs/cancel.py quickstart/mask50
   python jobs/cancel.py 'scale/*-s1' '!scale/large*'       patterns; those after a ! are left alone
@@ -28,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--why", default="", help="a reason, kept with the run")
-    parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    add_root_option(parser)
     parser.add_argument("--json", action="store_true", help="names of the cancelled runs as a JSON list")
     args = parser.parse_args(arguments)
     from flip.exitcodes import FlipError
@@ -45,10 +47,10 @@ def cancel(args: argparse.Namespace) -> int:
 
     from flip.exitcodes import ConfigError
     from jobs import cluster, find
-    from jobs.profile import runs_root
+    from jobs.profile import roots
     from jobs.table import plain
 
-    runs = find.several(args.what, Path(args.root).absolute() if args.root else runs_root())
+    runs = find.several(args.what, roots(args.root))
     known = cluster.states(runs)
     open_states = ("queued", "running", "waiting", "stopped", "unknown")
     chosen = [run for run in runs if known[run.path].state in open_states]

@@ -45,7 +45,7 @@ class Job:
 
     run: RunDir
     snapshot: Path
-    """The folder that holds flip/ and jobs/ as they were when submitted: working directory and PYTHONPATH of ranks."""
+    """The run's own code (flip/, jobs/): working directory and PYTHONPATH of its ranks; a run that goes on keeps it."""
     shape: Shape = Shape()
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of ranks; stands in files, so never a secret."""
@@ -61,6 +61,16 @@ class Job:
     """What submits it again: a command of ours, from the repository, and its words."""
     waits_for: str = ""
     """Name of the run, of the same call, that must pass before this one starts."""
+    hooks: Path | None = None
+    """The code that is submitted now; None: ``snapshot``. See ``host_code``."""
+
+    @property
+    def host_code(self) -> Path:
+        """The code of everything outside the ranks: batch script hooks, rank entry, supervisor.
+
+        Not the run's own: the batch script and these files must agree on options, and the script is written today.
+        """
+        return Path(self.hooks or self.snapshot).absolute()
 
 
 @dataclass(frozen=True)

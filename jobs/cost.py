@@ -14,7 +14,8 @@ from jobs.profile import Profile
 
 @dataclass(frozen=True)
 class Cost:
-    """Sums that add up over stages and runs. GPU-hours and price are None where the profile cannot tell."""
+    """Sums that add up over stages and runs. ``gpu_hours`` is 0 for a run without GPUs, None if the profile does not
+    give the peak of its GPU. ``price`` is None without a price per GPU-hour."""
 
     samples: int
     steps: int
@@ -64,7 +65,7 @@ def estimate(config: Config, profile: Profile) -> Estimate:
         samples = row["end"] - row["start"]
         work = float(samples * flops.training_flops(config.model, stage.mask, row["positions"])["total"])
         cost = _cost(samples, row["steps"], work, again, profile if config.resources.gpus else None)
-        seconds = None if cost.gpu_hours is None else cost.gpu_hours * 3600 / numbers["world"] / row["steps"]
+        seconds = cost.gpu_hours * 3600 / numbers["world"] / row["steps"] if cost.gpu_hours else None
         stages.append(cost)
         devices.append(Device(memory.rank(config, stage), seconds))
     return Estimate(flops.parameters(config.model), numbers, stages, devices, total(stages))
@@ -77,14 +78,14 @@ def passes(compute: Compute) -> int:
 
 def _cost(samples: int, steps: int, work: float, again: float, profile: Profile | None) -> Cost:
     if profile is None or not profile.tflops:
-        return Cost(samples, steps, work, None, None)
+        return Cost(samples, steps, work, 0.0 if profile is None else None, None)
     hours = again * work / (profile.tflops * 1e12 * profile.utilisation) / 3600
     price = hours * profile.price_per_gpu_hour if profile.price_per_gpu_hour else None
     return Cost(samples, steps, work, hours, price)
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """The sum; an unknown part makes a sum unknown."""
+    """The sum. GPU-hours are None if those of any part are; the price is that of the parts that use GPUs."""
     costs = list(costs)
 
     def add(values: list[float | None]) -> float | None:
@@ -95,7 +96,7 @@ def total(costs: Iterable[Cost]) -> Cost:
         sum(c.steps for c in costs),
         sum(c.flops for c in costs),
         add([c.gpu_hours for c in costs]),
-        add([c.price for c in costs]),
+        add([c.price for c in costs if c.gpu_hours != 0]),
     )
 
 

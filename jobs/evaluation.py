@@ -31,7 +31,7 @@ from jobs import find, preflight, submission, variables
 from jobs.cluster import Job, interval, open_cluster, states
 from jobs.disk import writing
 from jobs.plan import EVALUATIONS, shape
-from jobs.profile import load_profile, runs_root
+from jobs.profile import load_profile, roots, runs_root
 from jobs.snapshot import take
 from jobs.table import duration, percent, table
 from jobs.watch import ENDED, INTERRUPTED, code_of
@@ -64,7 +64,8 @@ class Order:
 
     def run(self) -> int:
         """The exit code."""
-        subject = self._foreign() if self.args.model else find.one(self.args.run, self.root)
+        known = [self.root] if self.args.root else [self.root, *roots()]
+        subject = self._foreign() if self.args.model else find.one(self.args.run, known)
         task = self._task(subject)
         config = self._config(subject, task)
         self._check(config, task)

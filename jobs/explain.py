@@ -11,6 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.pipe import add_root_option
+
 EXAMPLES = """examples:
   python jobs/explain.py quickstart/mask50
   python jobs/explain.py quickstart/mask50 --json
@@ -24,16 +26,16 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", help="sweep/run, or a run's folder")
-    parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    add_root_option(parser)
     parser.add_argument("--json", action="store_true", help="the same as one JSON mapping")
     args = parser.parse_args(arguments)
     from flip.exitcodes import FlipError
     from jobs import find
     from jobs.facts import explain
-    from jobs.profile import runs_root
+    from jobs.profile import roots
 
     try:
-        facts = explain(find.one(args.run, Path(args.root).absolute() if args.root else runs_root()))
+        facts = explain(find.one(args.run, roots(args.root)))
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -60,6 +60,7 @@ def apply(
     about: Mapping[str, Any],
     steps: int = 0,
     typed: Sequence[str] = (),
+    on_trash: Callable[[Path, Path], None] = lambda path, target: None,
 ) -> list[Job]:
     """Make the run directories of what starts, then hand them to the cluster; call it under ``lock``. What somebody has
     cancelled since it was planned is left alone.
@@ -69,6 +70,7 @@ def apply(
     All directories are written under temporary names before the first is renamed, so that an error leaves none.
     ``about`` becomes sweep.json, what a report shows of the sweep: name, title, notes, order of runs, expected numbers.
     ``typed``: what submits the sweep again (``jobs.resubmit``); with the run's name it stands in job.json.
+    ``on_trash``: called with a run directory that was moved and with its place in the trash.
     """
     late = called_off(plan, plan.cancelled)
     started = [action for action in plan.starting if action.name not in late]
@@ -84,7 +86,7 @@ def apply(
         for action in fresh:
             target = plan.folder / action.name
             if action.moves:
-                trash(target)
+                on_trash(target, trash(target))
             os.rename(made.pop(action.name), target)
         sync_folder(plan.folder)
         for action in started:
@@ -163,7 +165,8 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -
     again = [*typed, "--only", action.wanted.name] if typed else []
     again += ["--changed", "keep"] if typed and action.wanted.kept else []
     asked = shape(action.wanted.config)
-    return Job(run, code, asked, cluster=action.wanted.cluster, uncancels=known, command=again)
+    cluster = action.wanted.cluster
+    return Job(run, code, asked, cluster=cluster, uncancels=known, command=again, hooks=snapshot.path)
 
 
 def _recorded(snapshot: Snapshot) -> dict[str, Any]:
@@ -181,10 +184,11 @@ def environment() -> dict[str, Any]:
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions}
 
 
-def prune(plan: Plan, why: str) -> list[str]:
+def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda path, target: None) -> list[str]:
     """Cancel the pruned runs that are active, wait for their end, move all to the trash; call it under ``lock``.
 
     Returns the names of those that were still saving after PATIENCE seconds: they stay, and stay cancelled.
+    ``on_trash``: as for ``apply``.
     """
     active = [RunDir(plan.folder / name) for name, found in plan.pruned.items() if found.active]
     clusters.call_off(active, why)
@@ -198,7 +202,7 @@ def prune(plan: Plan, why: str) -> list[str]:
     with _named_errors(plan.folder):
         for name in plan.pruned:
             if name not in left:
-                trash(plan.folder / name)
+                on_trash(plan.folder / name, trash(plan.folder / name))
     return left
 
 

@@ -43,6 +43,7 @@ def batches(plan: Plan, profile: Profile, asking: bool = True) -> list[Batch]:
             RunDir(plan.folder / action.name),
             code_of(action, plan.folder) or plan.folder / ".code" / CODE,
             shape(config),
+            hooks=plan.folder / ".code" / CODE,
         )
         for action in plan.starting
         if (config := action.wanted.config)

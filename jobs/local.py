@@ -44,7 +44,7 @@ class LocalCluster:
             write_json(job.run.path / "job.json", self._record(job, order))
             if job.uncancels:  # why it was cancelled stays in the attempt's end
                 job.run.cancel.unlink(missing_ok=True)  # last: a supervisor would start what the old job.json says
-        start_supervisor(sweep, jobs[0].snapshot)
+        start_supervisor(sweep, jobs[0].host_code)
 
     def _record(self, job: Job, order: int) -> dict[str, Any]:
         return {
@@ -54,6 +54,7 @@ class LocalCluster:
             "python": self.profile.python or sys.executable,
             "module": job.module,
             "snapshot": str(Path(job.snapshot).absolute()),
+            "hooks": str(job.host_code),
             "world": job.shape.world,
             "shape": asdict(job.shape),
             "env": dict(job.env),
@@ -140,14 +141,14 @@ def live_ranks(run: RunDir) -> list[dict[str, Any]]:
     return [row for row in rows if processes.alive(row["pid"], row["start"])]
 
 
-def start_supervisor(sweep: Path, snapshot: Path) -> None:
-    """Start a supervisor from the snapshot's code; it detaches itself. Where one is there already it ends at once."""
+def start_supervisor(sweep: Path, code: Path) -> None:
+    """Start a supervisor from the folder ``code``; it detaches itself. If one is running already it ends at once."""
     journal = sweep / ".supervisor" / "log"
     with open(journal, "ab") as output:
         done = subprocess.run(
             [sys.executable, "-m", "jobs.supervisor", str(sweep)],
-            cwd=snapshot,
-            env={**os.environ, "PYTHONPATH": str(Path(snapshot).absolute())},
+            cwd=code,
+            env={**os.environ, "PYTHONPATH": str(code)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

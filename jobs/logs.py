@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.pipe import add_root_option
+
 if TYPE_CHECKING:
     from flip.rundir import RunDir
 
@@ -36,14 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--json", action="store_true", help="the paths of the logs as a JSON list, in place of their text"
     )
     parser.add_argument("--err", action="store_true", help="standard error in place of standard output")
-    parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    add_root_option(parser)
     args = parser.parse_args(arguments)
+    if args.json and args.follow:
+        parser.error("--follow has no effect with --json, which lists the paths of the logs")
     from flip.exitcodes import ConfigError, FlipError
     from jobs import find
-    from jobs.profile import runs_root
+    from jobs.profile import roots
 
     try:
-        run = find.one(args.run, Path(args.root).absolute() if args.root else runs_root())
+        run = find.one(args.run, roots(args.root))
         here = files(run, args.attempt, args.err, args.node)
         if args.json:
             import json

@@ -6,12 +6,20 @@ Imported before arguments are parsed, so it must cost nothing.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
 
 CUT_OFF = 141
 """Exit code: what a shell says of a program that SIGPIPE ended. Not that signal: a lost connection sends it too."""
+
+
+def add_root_option(parser: argparse.ArgumentParser) -> None:
+    """Add --root, whose value ``jobs.profile.roots`` takes."""
+    parser.add_argument(
+        "--root", help="where run directories live; default: FLIP_RUNS, else ./runs, then the runs_root of each profile"
+    )
 
 
 def quietly(main: Callable[[], int]) -> int:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ class Action:
     reason: str = ""
     starts: bool = False
     moves: bool = False
-    """Whether the run directory that is there goes to the trash first."""
+    """Whether the existing run directory, which is in state ``existing``, goes to the trash first."""
+    existing: str = ""
     changes: Sequence[Change] = ()
     fork: str = ""
     """Name of its directory where that is a fork."""
@@ -225,18 +227,20 @@ def plan(
     retry: bool = False,
     changed: str = "",
     prunes: bool = False,
+    only: str = "*",
 ) -> Plan:
     """What to do with each run. ``names``: of all runs that the sweep file has, where ``wanted`` are some of them.
 
     ``retry``: start failed and cancelled ones again. ``changed``: keep, fork or restart such runs, or go on with other
-    data; "": refuse.
+    data; "": refuse. ``only``: pattern of the names of dropped runs that the plan is about.
     """
     names = {*names, *(run.name for run in wanted)}
     actions = [_action(run, found, names, retry, changed) for run in wanted]
     ours = names.union(*(forks(name, found, names) for name in names))
-    dropped = {name: run for name, run in found.items() if name not in ours}
+    dropped = {name: run for name, run in found.items() if name not in ours and fnmatchcase(name, only)}
+    left = sum(name in ours for name in found)
     cancelled = {name for name, run in found.items() if run.cancel or run.kind == "cancelled"}
-    return Plan(folder, actions, dropped, prunes, len(found) - len(dropped), cancelled)
+    return Plan(folder, actions, dropped, prunes, left, cancelled)
 
 
 def _action(
@@ -268,9 +272,9 @@ def _changed(wanted: Wanted, found: Found, forked: Sequence[str], names: Collect
         newest = int(forked[-1].rpartition("-v")[2]) if forked else 1
         free = next(name for n in itertools.count(newest + 1) if (name := f"{wanted.name}-v{n}") not in names)
         beside = f"beside {wanted.name}, which holds another configuration ({why})"
-        return Action(wanted, "new", beside, True, False, changes, free)
+        return Action(wanted, "new", beside, True, changes=changes, fork=free)
     starts = changed == "restart"
-    return Action(wanted, "changed", reason, starts, starts, changes)
+    return Action(wanted, "changed", reason, starts, starts, found.kind, changes)
 
 
 def _changes(stored: Mapping[str, Any] | None, config: Config) -> list[Change]:

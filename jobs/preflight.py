@@ -6,10 +6,11 @@ set, a cluster's file system) is returned as skipped, so that a plan can say so.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -54,6 +55,8 @@ class Check:
     name: str
     detail: str
     skipped: bool = False
+    runs: tuple[str, ...] = ()
+    """Names of the runs that it is about; empty: all."""
 
 
 def check(
@@ -74,7 +77,6 @@ def check(
         _machine(config, profile, on),
         *(Check(*seen) for seen in fit.check(config, profile, on)),
         _writable(profile, folder, dry),
-        _space(config, profile, folder, plan=dry and nominal),
         *_bucket(config, dry),
     ]
 
@@ -284,6 +286,9 @@ def _machine(config: Config, profile: Profile, on: Host) -> Check:
         what = f"resources.hours: an attempt on {profile.name} may last {profile.hours:g} h"
         raise ConfigError(what, value=resources.hours, remedy="Ask for less: a run goes on in the next attempt.")
     wanted = resources.processes * (config.compute.threads + config.data.workers)
+    if profile.kind == "slurm" and not profile.cpus_per_node:
+        detail = f"{wanted} threads and loader processes a node; the profile {profile.name} gives no cpus_per_node"
+        return Check("cores", f"{detail}: values that follow the cores were planned with the {on.cores} of here", True)
     verdict = "" if wanted <= on.cores else ": more than there are, so it will be slow"
     return Check("cores", f"{wanted} threads and loader processes on {on.cores} cores a node{verdict}")
 
@@ -313,25 +318,45 @@ def _writable(profile: Profile, folder: Path, dry: bool) -> Check:
     return Check("runs root", f"{folder.parent}: files can be created, locked, renamed, linked and deleted")
 
 
-def _space(config: Config, profile: Profile, folder: Path, plan: bool) -> Check:
-    """Room for the checkpoints of one run: those kept, the last of every stage, and the one being written.
+def space(configs: Mapping[Path, Config], profile: Profile, folder: Path, plan: bool) -> list[Check]:
+    """Room for the checkpoints of all runs that start or go on: path of a run -> its configuration.
 
+    Per run those kept, the last of every stage, and the one being written, less what its directory holds already.
     ``plan``: a dry run without data, made wherever a person sits: too little room there refuses nothing.
     """
-    if config.checkpoint.url:
-        return Check("free space", f"checkpoints go to {config.checkpoint.url}", True)
+    here = {path: config for path, config in configs.items() if not config.checkpoint.url}
+    if not here:
+        urls = dict.fromkeys(config.checkpoint.url for config in configs.values())
+        return [Check("free space", f"checkpoints go to {', '.join(urls)}", True)] if urls else []
     place = _here(profile, folder)
     if place is None:
-        return Check("free space", f"{folder.parent}: not on this machine", True)
-    held = config.checkpoint.keep + len(config.stages) + 1
-    needed = memory.STATE_BYTES * flops.parameters(config.model)["total"] * held
+        return [Check("free space", f"{folder.parent}: not on this machine", True)]
+    needed = sum(max(0, _checkpoint_bytes(config) - _held(path / "checkpoints")) for path, config in here.items())
     free = shutil.disk_usage(place).free
+    runs = "1 run" if len(here) == 1 else f"{len(here)} runs"
     if needed > free:
-        what = f"{size(free)} are free, up to {held} checkpoints of one run need {size(needed)}"
+        what = f"{size(free)} are free, up to {size(needed)} are needed for the checkpoints of {runs}"
         if plan:
-            return Check("free space", f"{place}: only {what}", True)
-        raise StorageError(what, str(place), remedy=f"Free space there. {ELSEWHERE}")
-    return Check("free space", f"{size(needed)} for checkpoints of {size(free)} free")
+            return [Check("free space", f"{place}: only {what}", True)]
+        remedy = f"Free space there, lower checkpoint.keep, or start fewer runs with --only. {ELSEWHERE}"
+        raise StorageError(what, str(place), remedy=remedy)
+    return [Check("free space", f"{size(needed)} for the checkpoints of {runs}, of {size(free)} free")]
+
+
+def _checkpoint_bytes(config: Config) -> int:
+    """Bytes that the checkpoints of a run take at most at a time."""
+    number = config.checkpoint.keep + len(config.stages) + 1
+    return memory.STATE_BYTES * flops.parameters(config.model)["total"] * number
+
+
+def _held(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a running job has just deleted it
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
 
 
 def _bucket(config: Config, dry: bool) -> list[Check]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from flip.accelerators import find
-from flip.exitcodes import ConfigError
+from flip.exitcodes import ConfigError, PermissionDenied
 
 KINDS = ("local", "slurm")
 CONTAINERS = ("pyxis", "apptainer")
@@ -191,3 +192,19 @@ def runs_root(profile: Profile | None = None) -> Path:
     """RUNS_ROOT: the profile's, else FLIP_RUNS, else ./runs."""
     chosen = (profile.runs_root if profile else "") or os.environ.get("FLIP_RUNS", "") or "runs"
     return Path(chosen).expanduser().absolute()
+
+
+def roots(given: str | None = None) -> list[Path]:
+    """Folders in which a command that reads looks for runs: ``given``, the value of --root, alone; else RUNS_ROOT, then
+    the runs_root of each profile in sweeps/clusters. A profile that cannot be read is skipped: submit reports it.
+    """
+    from flip.config.table import read_yaml
+
+    if given:
+        return [Path(given).absolute()]
+    found = [runs_root()]
+    for path in sorted(PROFILES.glob("*.yaml")):
+        with contextlib.suppress(ConfigError, PermissionDenied):
+            if isinstance(chosen := read_yaml(path).get("runs_root"), str) and chosen:
+                found.append(Path(chosen).expanduser().absolute())
+    return list(dict.fromkeys(found))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.pipe import add_root_option
+
 if TYPE_CHECKING:
     from flip.results import Outcome
     from flip.rundir import RunDir
@@ -31,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Results of runs.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", help="a sweep, sweep/run or a folder; default: all")
-    parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    add_root_option(parser)
     parser.add_argument("--csv", metavar="FILE", help="one line per run; - for standard output")
     parser.add_argument("--json", action="store_true", help="one JSON list, a mapping per run, on standard output")
     parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown; - for standard output")
@@ -39,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", metavar="DIR", help="all of it: page, Markdown, CSV, figures; made where it is not")
     parser.add_argument("--out", metavar="FILE", help="the HTML page; default: report.html in the runs' folder")
     args = parser.parse_args(arguments)
+    _check_options(parser, args)
     from flip.exitcodes import FlipError
 
     try:
@@ -46,6 +49,20 @@ def main(arguments: list[str] | None = None) -> int:
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
+
+
+def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with exit code 2 if two outputs go to standard output, or if an option would have no effect."""
+    streams = {"--json": args.json, "--csv -": args.csv == "-", "--markdown -": args.markdown == "-"}
+    chosen = [name for name, given in streams.items() if given]
+    if len(chosen) > 1:
+        parser.error(f"{' and '.join(chosen)} both write to standard output: choose one")
+    files = {"--folder": args.folder, "--out": args.out}
+    if chosen and chosen != ["--markdown -"]:
+        files |= {"--markdown": args.markdown, "--table": args.table}
+    ignored = [name for name, value in files.items() if value]
+    if chosen and ignored:
+        parser.error(f"{', '.join(ignored)}: no effect with {chosen[0]}, which writes no page")
 
 
 def report(args: argparse.Namespace) -> int:
@@ -56,12 +73,12 @@ def report(args: argparse.Namespace) -> int:
     from jobs.findings import findings, title
     from jobs.markdown import markdown
     from jobs.page import render
-    from jobs.profile import runs_root
+    from jobs.profile import roots
 
     for name in (args.csv, args.out, args.markdown):
         _check_folder(name)
-    root = Path(args.root).absolute() if args.root else runs_root()
-    found = outcomes(find.resolve(args.what, root))
+    places = roots(args.root)
+    found = outcomes(find.resolve(args.what, places))
     if args.json:
         print(json.dumps(rows(found), indent=1))
     if args.csv:
@@ -78,7 +95,7 @@ def report(args: argparse.Namespace) -> int:
     if args.folder:
         _everything(Path(args.folder).expanduser(), page, found, blocks)
     folders = {outcome.run.path.parent for outcome in found}
-    target = args.out or (folders.pop() if len(folders) == 1 else root) / "report.html"
+    target = args.out or (folders.pop() if len(folders) == 1 else places[0]) / "report.html"
     _save(str(target), page)
     print(f"\npage: {Path(target).expanduser()}")
     return 0

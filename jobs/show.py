@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
@@ -26,7 +27,7 @@ COMMANDS = Path(__file__).resolve().parent
 
 def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
     """One line per run, and the sum of what starts."""
-    if all(action.kind == "complete" for action in plan.actions):
+    if plan.actions and all(action.kind == "complete" for action in plan.actions):
         done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
         return "\n".join([done, *_dropped(plan)])
     return "\n".join([_head(plan, sweep, profile), _overview(plan), *_dropped(plan), *_advice(plan)])
@@ -50,7 +51,7 @@ def details(
     lines += ["", f"asked first: {question}"] if question else []
     lines += _batches(batches, script)
     for head, skipped in (("checked", False), ("not checked here", True)):
-        seen = [f"  {check.name}: {check.detail}" for check in checks if check.skipped == skipped]
+        seen = [f"  {check.name}{_about(check.runs)}: {check.detail}" for check in checks if check.skipped == skipped]
         lines += ["", f"{head}:", *seen] if seen else []
     return "\n".join([*lines, "", "dry run: nothing was written, nothing started."]).replace("\n\n\n", "\n\n")
 
@@ -59,13 +60,21 @@ def _batches(batches: Sequence[Batch], script: bool) -> list[str]:
     lines = ["", "batch jobs:"] if batches else []
     for batch in batches:
         asked, names = batch.shape, batch.runs
-        runs = ", ".join(names) if len(names) <= 5 else f"{len(names)} runs, {names[0]} to {names[-1]}"
+        runs = _some(names)
         cards = f", {asked.gpus} GPUs a node" if asked.gpus else ""
         nodes = "1 node" if asked.nodes == 1 else f"{asked.nodes} nodes"
         start = f"; {batch.start}" if batch.start else ""
         lines.append(f"  {nodes}, {asked.processes} ranks a node{cards}, {asked.hours:g} h: {runs}{start}")
         lines += ["", *batch.script.splitlines(), ""] if script else []
     return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 5 else f"{len(names)} runs, {names[0]} to {names[-1]}"
+
+
+def _about(names: Sequence[str]) -> str:
+    return f" ({_some(names)})" if names else ""
 
 
 def _head(plan: Plan, sweep: Sweep, profile: Profile) -> str:
@@ -82,10 +91,12 @@ def clusters(plan: Plan) -> list[str]:
 
 
 def _overview(plan: Plan) -> str:
+    if not plan.actions:
+        return "  no run of the sweep file matches --only"
     rows = [_row(action) for action in plan.actions]
     if len(plan.starting) > 1:
         rows.append({**dict.fromkeys(rows[0]), "run": "sum of what starts", **_costs(plan.cost), "": ""})
-    hidden = {"GPU-hours"} if all(row["GPU-hours"] is None for row in rows) else set()
+    hidden = set() if any(action.wanted.estimate.cost.gpu_hours for action in plan.actions) else {"GPU-hours"}
     hidden |= {"cluster"} if len(clusters(plan)) < 2 else set()
     return table([{key: value for key, value in row.items() if key not in hidden} for row in rows], indent="  ")
 
@@ -138,7 +149,7 @@ def _run(action: Action) -> list[str]:
         }
         for stage, cost, device in zip(numbers["stages"], wanted.estimate.stages, wanted.estimate.devices, strict=True)
     ]
-    if wanted.estimate.cost.gpu_hours is None:
+    if not wanted.estimate.cost.gpu_hours:
         rows = [{key: value for key, value in row.items() if key not in ("GPU-hours", "s a step")} for row in rows]
     return [*lines, table(rows, indent="  "), *(f"  note: {note}" for note in wanted.notes)]
 
@@ -258,12 +269,24 @@ def canaries(jobs: Sequence[Job]) -> str:
     return "\n".join(lines)
 
 
+def trashed(path: Path, target: Path, replaced: bool) -> str:
+    """One line for a run directory ``path`` that is now ``target`` in the trash, with the command that undoes it.
+
+    If it was ``replaced``, a new run is in its place: it comes back under another name.
+    """
+    numbered = (path.with_name(f"{path.name}-old{n}") for n in itertools.count(2))
+    places = itertools.chain([path.with_name(f"{path.name}-old")], numbered)
+    place = next(place for place in places if not place.exists()) if replaced else path
+    back = shlex.join(["mv", str(target), str(place)])
+    return f"moved to the trash: {path.name}; bring it back with: {back}"
+
+
 def after(plan: Plan) -> str:
     """The commands that come next."""
     where = shorter(plan.folder)
     lines = [
         f"  {command('status.py')} {where}",
-        f"  {command('logs.py')} {where}/{plan.actions[0].name} -f",
+        *(f"  {command('logs.py')} {where}/{action.name} -f" for action in plan.actions[:1]),
         f"  {command('report.py')} {where}",
         f"  {command('tensorboard.py')} {where}",
     ]

@@ -44,22 +44,23 @@ class SlurmCluster:
         held: dict[str, list[str]] = {}  # before their canaries: these must find them
         try:
             for group in arrays((job for job in jobs if job.waits_for), self.profile.array_size):
-                held.setdefault(group[0].waits_for, []).append(self._submit_array(group, site))
+                held.setdefault(group[0].waits_for, []).append(name := _new_name(group))
+                self._submit_array(group, name, site)
             for group in arrays((job for job in jobs if not job.waits_for), self.profile.array_size):
-                self._submit_array(group, site, held)
+                self._submit_array(group, _new_name(group), site, held)
                 for job in group:
                     held.pop(job.run.name, None)  # theirs is there
-        except FlipError:
+        except BaseException:  # Ctrl-C included: nothing would ever release a held job whose canary was not submitted
             with contextlib.suppress(Unanswered):
                 canary.call_off([name for names in held.values() for name in names])
             raise
 
-    def _submit_array(self, jobs: Sequence[Job], site: str, held: Mapping[str, Sequence[str]] | None = None) -> str:
-        """The name of the jobs. ``held``: canary -> names of the jobs that wait for it."""
-        sweep = jobs[0].run.path.parent
-        folder = sweep / ".slurm" / secrets.token_hex(4)
+    def _submit_array(
+        self, jobs: Sequence[Job], name: str, site: str, held: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """``name``: of the jobs in Slurm. ``held``: canary -> names of the jobs that wait for it."""
+        folder = jobs[0].run.path.parent / ".slurm" / name.rpartition(".")[2]
         folder.mkdir(parents=True, mode=0o700)
-        name = f"{sweep.name.lstrip('.')}.{folder.name}"
         write_text(folder / "runs", "".join(f"{job.run.path}\n" for job in jobs))
         for index, job in enumerate(jobs):
             record = self._record(job, name, index, site)
@@ -70,7 +71,6 @@ class SlurmCluster:
                 job.run.cancel.unlink(missing_ok=True)  # why it was cancelled stays in the attempt's end
         id_ = self._sbatch(jobs, folder, name)
         write_json(folder / "submitted.json", {"job": id_, "name": name, "runs": len(jobs)})
-        return name
 
     def _record(self, job: Job, name: str, index: int, site: str) -> dict[str, Any]:
         return {
@@ -84,6 +84,7 @@ class SlurmCluster:
             "python": self.profile.jobs_python,
             "module": job.module,
             "snapshot": str(Path(job.snapshot).absolute()),
+            "hooks": str(job.host_code),
             "world": job.shape.world,
             "shape": asdict(job.shape),
             "env": dict(job.env),
@@ -150,10 +151,16 @@ def arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
     """Jobs of one shape, code and environment, in their order, at most ``size`` together."""
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
-        key = (job.shape, str(job.snapshot), job.module, job.canary, job.waits_for, *sorted(job.env.items()))
+        code = str(job.snapshot), str(job.host_code)
+        key = (job.shape, code, job.module, job.canary, job.waits_for, *sorted(job.env.items()))
         groups.setdefault(key, []).append(job)
     for members in groups.values():
         yield from (members[i : i + size] for i in range(0, len(members), size))
+
+
+def _new_name(jobs: Sequence[Job]) -> str:
+    """A name in Slurm for one submission of jobs of a sweep: SWEEP.TOKEN."""
+    return f"{jobs[0].run.path.parent.name.lstrip('.')}.{secrets.token_hex(4)}"
 
 
 def executor_of(profile: Profile, job: Job, folder: Path) -> Any:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.pipe import add_root_option
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -23,6 +25,8 @@ EXAMPLES = """examples:
   python jobs/status.py quickstart --watch   redrawn until all runs have ended; Ctrl-C leaves them going
   python jobs/status.py --goodput            what the time of the runs went to
   python jobs/status.py --root /data/runs --json
+exit code: 0, or 69 if the state of every run is unknown (Slurm does not answer, or files cannot be read); with --watch
+that of the worst run
 """
 
 
@@ -31,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Where every run stands.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", help="a sweep, sweep/run or a folder; default: all")
-    parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    add_root_option(parser)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--watch", action="store_true", help="go on until all have ended; the exit code says how")
     kind.add_argument("--goodput", action="store_true", help="useful, repeated and lost time, and what would help")
@@ -39,12 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.watch and args.json:
         parser.error("--watch is for people: ask for --json as often as you like")
-    from flip.exitcodes import FlipError
+    from flip.exitcodes import COMPLETE, STORAGE, FlipError
     from jobs import find
-    from jobs.profile import runs_root
+    from jobs.profile import roots
 
     try:
-        runs = find.resolve(args.what, Path(args.root).absolute() if args.root else runs_root())
+        runs = find.resolve(args.what, roots(args.root))
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
@@ -61,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     rows = table(runs)
     print(json.dumps(rows, indent=1) if args.json else render(rows))
-    return 0
+    return STORAGE if all(row["state"] == "unknown" for row in rows) else COMPLETE
 
 
 def table(runs: list[RunDir]) -> list[dict[str, Any]]:

@@ -19,18 +19,18 @@ from flip.config.load import read, to_dict
 from flip.config.resolve import DataFacts, Host, facts, host
 from flip.config.schema import Config, Init
 from flip.config.validate import validate
-from flip.exitcodes import ConfigError, FlipError
+from flip.exitcodes import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.rundir import RunDir, read_json
 from jobs import plan as planning
 from jobs import preflight, resubmit, show
 from jobs.cluster import Several
-from jobs.cost import estimate
+from jobs.cost import estimate, total
 from jobs.folder import apply, called_off, lock, prune
 from jobs.forecast import Batch, batches
 from jobs.plan import Plan, Wanted
 from jobs.profile import Profile, load_profile, runs_root
 from jobs.snapshot import take
-from jobs.sweep import SWEEPS, Run, Sweep, load
+from jobs.sweep import SWEEPS, Run, Sweep, load, no_match
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -44,13 +44,16 @@ class Submission:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.file = sweep_file(args.sweep)
-        self.sweep: Sweep = load(self.file, args.overrides, args.only, args.seeds)
+        self.prunes: bool = args.prune or args.prune_most
+        self.sweep: Sweep = load(self.file, args.overrides, args.only, args.seeds, none=self.prunes)
         self.profile = load_profile(args.cluster or self.sweep.cluster)
         self.folder = runs_root(self.profile) / self.sweep.name
         self.places: dict[str, tuple[Profile, Host]] = {}
         """Name of a profile, as the sweep says it -> the profile, and a node of it."""
-        self.checks: dict[preflight.Check, None] = {}
-        """What was looked at, over all runs, each once and in order."""
+        self.checks: dict[preflight.Check, list[str]] = {}
+        """What was looked at, each once and in order, and the names of the runs that it is about (none: all)."""
+        self.nominal = False
+        """Whether a dry run plans with claims about data that are not here."""
         self.batches: Sequence[Batch] = ()
         """What Slurm would get, known in a dry run."""
         if not str(self.folder).isprintable():
@@ -59,32 +62,39 @@ class Submission:
     def run(self) -> int:
         """The exit code."""
         dry, wanted = self.args.dry_run, self.wanted()
+        new = not self.folder.exists()
+        if new:  # a refusal must not leave the folder that the lock makes
+            self._space(self._plan(wanted))
         with nullcontext() if dry else lock(self.folder):
             plan = self._plan(wanted)
+            if not new:
+                self._space(plan)
             question = self._question(plan)
             self._show(plan, question)
+            plan.refuse_changed()
+            plan.refuse_prune(self.args.prune_most)
+            plan.refuse_pinned()
             if not dry:
-                plan.refuse_changed()
-                plan.refuse_prune(self.args.prune_most)
-                plan.refuse_pinned()
                 self._confirm(question)
                 self._commit(plan)
+        if plan.actions and all(action.kind == "unknown" for action in plan.actions):
+            return STORAGE
         if dry:
-            return 0
+            return COMPLETE
         if self.args.watch:
             from jobs.watch import watch
 
             return watch([self.folder / action.name for action in plan.actions], sys.stdout, again=show.again())
         if not self.args.json:
             print(show.after(plan))
-        return 0
+        return COMPLETE
 
     def wanted(self) -> list[Wanted]:
         """The runs, resolved and checked."""
         for run in self.sweep.runs:
             self._place(run)
         for profile in self._profiles():
-            self.checks |= dict.fromkeys(preflight.scheduler(profile, self.args.dry_run))
+            self._checked(preflight.scheduler(profile, self.args.dry_run))
         return [self._want(run) for run in self.sweep.runs]
 
     def _place(self, run: Run) -> tuple[Profile, Host]:
@@ -113,6 +123,7 @@ class Submission:
             profile, on = self._place(run)
             config, kept = self._settled(run, data, on)
             notes = validate(config)
+            self.nominal = self.nominal or any(one.nominal for one in data)
             try:
                 preflight.captions(config, data)
             except ConfigError:
@@ -120,8 +131,8 @@ class Submission:
                     raise
             anew = self.args.changed in ("restart", "fork")
             preflight.blocks(config, data, None if anew else RunDir(self.folder / run.name))
-            self.checks |= dict.fromkeys(preflight.check(config, data, profile, on, self.folder, dry))
-            self.checks |= dict.fromkeys(preflight.saving(profile, RunDir(self.folder / run.name)))
+            self._checked(preflight.check(config, data, profile, on, self.folder, dry), run.name)
+            self._checked(preflight.saving(profile, RunDir(self.folder / run.name)), run.name)
         except FlipError as error:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
             raise type(error)(error.what, where, error.value, error.remedy) from error
@@ -138,6 +149,18 @@ class Submission:
             cluster=profile.name,
             kept=kept,
         )
+
+    def _checked(self, checks: Sequence[preflight.Check], *names: str) -> None:
+        for check in checks:
+            self.checks.setdefault(check, []).extend(names)
+
+    def _space(self, plan: Plan) -> None:
+        """Check the room for checkpoints of what starts, and of what runs, which still grows."""
+        grows = [action for action in plan.actions if action.starts or action.kind in ("running", "waiting")]
+        # a run that goes to the trash first keeps its bytes there
+        paths = {plan.folder / f"{action.name}{'.new' if action.moves else ''}": action.wanted for action in grows}
+        configs = {path: wanted.config for path, wanted in paths.items()}
+        self._checked(preflight.space(configs, self.profile, self.folder, self.args.dry_run and self.nominal))
 
     def _origin(self, run: Run) -> Init:
         """``init`` with what it means; where that is gone, a run that has begun goes on without it."""
@@ -182,11 +205,17 @@ class Submission:
     def _plan(self, wanted: Sequence[Wanted]) -> Plan:
         args = self.args
         found = planning.observe(self.folder, [run.name for run in wanted], self._asking())
-        prunes = args.prune or args.prune_most
-        return planning.plan(wanted, found, self.folder, self.sweep.names, args.retry, args.changed or "", prunes)
+        names, changed, only = self.sweep.names, args.changed or "", args.only or "*"
+        plan = planning.plan(wanted, found, self.folder, names, args.retry, changed, self.prunes, only)
+        if not (plan.actions or plan.dropped):
+            raise no_match(self.file, only, names)
+        return plan
 
     def _show(self, plan: Plan, question: str) -> None:
-        checks = list(self.checks)
+        everyone = len(self.sweep.runs)
+        checks = [
+            replace(check, runs=tuple(names) if len(names) < everyone else ()) for check, names in self.checks.items()
+        ]
         answers = any(check.name == "Slurm" and not check.skipped for check in checks)
         for profile in self._profiles():
             if self.args.dry_run and profile.kind == "slurm":
@@ -201,15 +230,24 @@ class Submission:
             print(show.summary(plan, self.sweep, self.profile))
 
     def _question(self, plan: Plan) -> str:
-        """What a person must agree to first; empty: nothing."""
-        asked, cost = [], plan.cost
+        """What must be confirmed before anything starts; empty: nothing."""
+        asked = []
         if plan.pruned:
             active = [name for name, found in plan.pruned.items() if found.active]
             stopped = f" ({', '.join(active)}: cancelled first)" if active else ""
             asked.append(f"moves {_runs(len(plan.pruned))} to the trash: {', '.join(plan.pruned)}{stopped}")
+        moved = [f"{action.name} ({action.existing})" for action in plan.starting if action.moves]
+        if moved:
+            them = "it" if len(moved) == 1 else "them"
+            asked.append(f"moves {_runs(len(moved))} to the trash and starts {them} from zero: {', '.join(moved)}")
+        unknown = [action.name for action in plan.starting if action.wanted.estimate.cost.gpu_hours is None]
+        known = [action for action in plan.starting if action.wanted.estimate.cost.gpu_hours is not None]
+        cost = total(action.wanted.estimate.cost for action in known)
         if cost.gpu_hours is not None and cost.gpu_hours > CONFIRM_ABOVE:
             price = "" if cost.price is None else f", a price of {cost.price:,.0f}"
-            asked.append(f"starts {_runs(len(plan.starting))} of {cost.gpu_hours:,.0f} GPU-hours{price}")
+            asked.append(f"starts {_runs(len(known))} of {cost.gpu_hours:,.0f} GPU-hours{price}")
+        if unknown:
+            asked.append(f"starts {_runs(len(unknown))} of unknown GPU-hours ({', '.join(unknown)})")
         return f"This {' and '.join(asked)}." if asked else ""
 
     def _confirm(self, question: str) -> None:
@@ -228,9 +266,7 @@ class Submission:
         if plan.pruned:
             active = ", ".join(name for name, found in plan.pruned.items() if found.active)
             self._say(f"cancelled, and waited for until they have saved: {active}" if active else "")
-            left = prune(plan, f"no longer in the sweep {self.sweep.name}")
-            moved = [name for name in plan.pruned if name not in left]
-            self._say(f"moved to the trash: {', '.join(moved)}" if moved else "")
+            left = prune(plan, f"no longer in the sweep {self.sweep.name}", self._trashed)
             self._say(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them" if left else "")
         if plan.starting:
             snapshot = take(REPOSITORY, self.folder / ".code")
@@ -239,9 +275,15 @@ class Submission:
             steps = 0 if self.args.no_canary else self.profile.canary
             cluster = Several(self._profiles())
             again = resubmit.typed(self.args, self.file)
-            self._say(show.canaries(apply(plan, snapshot, cluster, self._about(plan), steps, again)))
+            jobs = apply(plan, snapshot, cluster, self._about(plan), steps, again, self._trashed)
+            self._say(show.canaries(jobs))
             late = ", ".join(called_off(plan))
             self._say(f"cancelled meanwhile, and so not started: {late}" if late else "")
+
+    def _trashed(self, path: Path, target: Path) -> None:
+        """Report a run directory that was moved to the trash. With --json standard output holds the plan alone."""
+        replaced = path.name in [run.name for run in self.sweep.runs]
+        print(show.trashed(path, target, replaced), file=sys.stderr if self.args.json else sys.stdout)
 
     def _say(self, words: str) -> None:
         if words and not self.args.json:

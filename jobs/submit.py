@@ -33,23 +33,37 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--changed",
         choices=["keep", "fork", "restart", "data"],
-        help="runs whose directory holds another configuration: keep them as they are, start the new ones beside them"
-        " (NAME-v2), move the old ones to the trash, or, where nothing but the data set is another, go on with that;"
+        help="what to do with runs whose directory holds another configuration: keep, fork (start as NAME-v2), restart"
+        " (move the old run to the trash first; asks), data (go on with the new data set, if nothing else changed);"
         " default: refuse",
     )
-    made.add_argument("--prune", action="store_true", help="cancel runs that the sweep no longer has, to the trash")
+    made.add_argument(
+        "--prune", action="store_true", help="cancel runs that the sweep no longer has and move them to the trash; asks"
+    )
     made.add_argument("--prune-most", action="store_true", help="even where they are more than half of all")
     made.add_argument("--no-canary", action="store_true", help="start all at once: no first run of a shape goes ahead")
     made.add_argument("--watch", action="store_true", help="stay and show progress; Ctrl-C leaves the runs going")
     made.add_argument("--yes", action="store_true", help="do not ask, whatever it costs")
-    made.add_argument("--script", action="store_true", help="with --dry-run: the batch scripts too, one per shape")
+    made.add_argument(
+        "--script", action="store_true", help="with --dry-run: show the batch scripts, one per shape of resources"
+    )
     made.add_argument("--json", action="store_true", help="the plan as JSON on standard output")
     made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top of the sweep's")
     return made
 
 
+def check_options(made: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with exit code 2 if an option would have no effect, or if two options contradict each other."""
+    if args.script and not args.dry_run:
+        made.error("--script shows the batch scripts of a dry run: add --dry-run")
+    if args.watch and (args.json or args.dry_run):
+        made.error(f"--watch cannot be combined with {'--json' if args.json else '--dry-run'}")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+    made = parser()
+    args = made.parse_args(arguments)
+    check_options(made, args)
     from flip.exitcodes import FlipError
     from jobs.submission import Submission
 

@@ -271,13 +271,21 @@ def _row(file: _File, key: str, look: Callable[[], Any]) -> Any:
         raise file.error(key, error.what, error.value, error.remedy) from error
 
 
+def no_match(path: str | Path, only: str, names: Sequence[str]) -> ConfigError:
+    return ConfigError("no run of the sweep matches", str(path), only, f"Runs: {', '.join(names)}.")
+
+
 def load(
-    path: str | Path, overrides: Sequence[str] = (), only: str | None = None, seeds: Sequence[int] | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    only: str | None = None,
+    seeds: Sequence[int] | None = None,
+    none: bool = False,
 ) -> Sweep:
     """The runs of a sweep file, in its order, with command-line ``overrides`` (KEY=VALUE) above everything.
 
-    ``only`` keeps the runs whose names match a shell pattern; ``seeds`` replaces the file's. Raises ConfigError for
-    anything in the file that cannot be meant, PermissionDenied where it may not be read.
+    ``only`` keeps the runs whose names match a shell pattern, at least one unless ``none``; ``seeds`` replaces the
+    file's. Raises ConfigError for anything in the file that cannot be meant, PermissionDenied where it may not be read.
     """
     file = _File(Path(path), read_yaml(path))
     _check_keys(file)
@@ -291,8 +299,8 @@ def load(
     rows = _row(file, "table", lambda: list(paper.rows(table["table"]).values())) if "table" in table else []
     if only is not None:
         kept = [run for run in runs if fnmatch.fnmatchcase(run.name, only)]
-        if not kept:
-            raise ConfigError("no run of the sweep matches", str(path), only, f"Runs: {', '.join(names)}.")
+        if not (kept or none):
+            raise no_match(path, only, names)
         runs = kept
     title, notes = table.get("title", ""), table.get("notes", "")
     return Sweep(name, title, notes, table.get("cluster", "local"), runs, names, published, rows)

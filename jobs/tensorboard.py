@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.pipe import add_root_option
+
 if TYPE_CHECKING:
     from flip.rundir import RunDir
+    from jobs.find import Roots
 
 EXAMPLES = """examples:
   python jobs/tensorboard.py quickstart                  then open the address that it prints
@@ -32,21 +35,21 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", nargs="*", help="sweeps, sweep/run, patterns as of cancel, or folders; default: all")
-    parser.add_argument("--root", help="where run directories live; default: FLIP_RUNS, else ./runs")
+    add_root_option(parser)
     typed = sys.argv[1:] if arguments is None else arguments
     at = typed.index("--") if "--" in typed else len(typed)
     args, own = parser.parse_args(typed[:at]), typed[at + 1 :]
     from flip.exitcodes import FlipError
-    from jobs.profile import runs_root
+    from jobs.profile import roots
 
     try:
-        return serve(args.what, Path(args.root).absolute() if args.root else runs_root(), own)
+        return serve(args.what, roots(args.root), own)
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
 
 
-def serve(what: Sequence[str], root: Path, own: Sequence[str]) -> int:
+def serve(what: Sequence[str], root: Roots, own: Sequence[str]) -> int:
     """Until it ends, or Ctrl-C or SIGTERM ends it: its exit code. Raises ConfigError where no run is meant.
 
     TensorBoard calls a run by the folder of its events: a folder of links to them is all that it is shown.
@@ -76,7 +79,7 @@ def serve(what: Sequence[str], root: Path, own: Sequence[str]) -> int:
             child.wait()
 
 
-def _runs(what: Sequence[str], root: Path) -> list[RunDir]:
+def _runs(what: Sequence[str], root: Roots) -> list[RunDir]:
     from jobs import find
 
     return find.several(what, root) if what else find.resolve(None, root)

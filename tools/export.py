@@ -41,10 +41,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from flip.exitcodes import ConfigError
     from flip.rundir import RunDir
     from jobs import find
-    from jobs.profile import runs_root
+    from jobs.profile import roots
     from tools.shards_cli.common import writing
 
-    source = options.run if Path(options.run).is_dir() else find.one(options.run, runs_root()).path
+    source = options.run if Path(options.run).is_dir() else find.one(options.run, roots()).path
     from flip.export import export  # torch: a wrong name was said by now
     from flip.exported import is_export
     from flip.loaded import load

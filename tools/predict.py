@@ -40,11 +40,11 @@ def predict(options: argparse.Namespace) -> list[dict[str, object]]:
     from flip.evaluate import prompts
     from flip.exitcodes import ConfigError
     from jobs import find
-    from jobs.profile import runs_root
+    from jobs.profile import roots
 
     if options.top < 1:
         raise ConfigError("must be at least 1", "--top", options.top)
-    run = options.run if Path(options.run).is_dir() else find.one(options.run, runs_root()).path
+    run = options.run if Path(options.run).is_dir() else find.one(options.run, roots()).path
     if options.classes:
         names, templates = (wording := prompts.read(options.classes)).names, wording.templates
     else:

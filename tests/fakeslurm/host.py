@@ -151,7 +151,10 @@ class Life:
                 marks.leave(job, self.restarts, mark._replace(starts=mark.starts + 1))
                 again()
                 with contextlib.suppress(scheduler.Unanswered):
-                    wishes = f"ExcNodeList={self.host.name}", f"StartTime=now+{60 * mark.starts}"
+                    shown = scheduler.fields_of(scheduler.call("scontrol", "show", "job", job))["ExcNodeList"]
+                    kept = re.sub(r"(^|,)([^][,]+),\2(,|$)", r"\1", shown.replace("(null)", "")).rstrip(",")
+                    out = ",".join(filter(None, [kept, self.host.name, self.host.name]))
+                    wishes = f"ExcNodeList={out}", f"StartTime=now+{60 * mark.starts}"
                     scheduler.call("scontrol", "update", f"JobId={job}", *wishes)
 
         def again():

@@ -23,7 +23,10 @@ from tests.slurm_site import require_shellcheck
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("golden")
-JOB = Job(RunDir("/runs/demo/a"), Path("/runs/demo/.code/c0de"), Shape(2, 8, 8, 12, 23.9), {"NCCL_DEBUG": "WARN x"})
+CODE = Path("/runs/demo/.code")
+JOB = Job(
+    RunDir("/runs/demo/a"), CODE / "c0de", Shape(2, 8, 8, 12, 23.9), {"NCCL_DEBUG": "WARN x"}, hooks=CODE / "today"
+)
 
 
 def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", monkeypatch=None):
@@ -125,6 +128,22 @@ def test_a_bad_end_is_recorded_and_then_requeued(stage):
     assert (stage.run.logs / "latest").resolve() == (stage.run.logs / "1").resolve()
 
 
+def test_host_hooks_come_from_the_code_that_is_submitted_now(stage, tmp_path, monkeypatch):
+    """A run that goes on with its own older code: that code's requeue.py knows other options."""
+    old = tmp_path / "old"
+    (old / "jobs").mkdir(parents=True)
+    for name in ("requeue.py", "rank.py"):
+        (old / "jobs" / name).write_text("import argparse\nargparse.ArgumentParser().parse_args()\n")
+    job = Job(stage.run, old, Shape(), {}, "jobs.worker", hooks=ROOT)
+    stage.script.write_text(script(Profile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
+    stage.commands("srun", "echo $PYTHONPATH $FLIP_SNAPSHOT $*; exit 75")
+    assert stage.start().wait(60) == 75
+    assert (stage.end()["cause"], stage.end()["action"]) == ("stopped", "requeue")
+    assert "scontrol requeue 57_1" in stage.commands.calls()
+    said = (stage.run.logs / "1" / "job.out").read_text().splitlines()[0]
+    assert said.startswith(f"{old} {old} ") and said.endswith(f"{ROOT}/jobs/rank.py jobs.worker")
+
+
 def test_the_shell_outlives_term_and_srun_does_not_inherit_deafness(stage, tmp_path):
     stage.commands("srun", f"trap 'exit 75' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done")
     bash = stage.start()
@@ -185,13 +204,22 @@ def test_three_whole_wall_limits_for_nothing_are_the_end(stage, monkeypatch, hou
     assert stage.end(3)["action"] == ("stop" if late else "requeue")
 
 
-def test_the_profiles_own_exclusions_stay(stage, monkeypatch):
-    job = Job(stage.run, ROOT, Shape(), {}, "jobs.worker")
-    profile = Profile(name="x", kind="slurm", options={"exclude": "node[07-08]"})
-    stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("(null)", "n7,n7"),
+        ("node[07-08]", "node[07-08],n7,n7"),
+        ("n3,n3", "n7,n7"),
+        ("node[07-08],n4,n3,n3", "node[07-08],n4,n7,n7"),
+        ("n3,n3,n4", "n4,n7,n7"),
+    ],
+)
+def test_nodes_that_are_left_out_stay_left_out_but_for_the_last_that_gave_the_job_back(stage, before, after):
+    """Nodes of the profile and nodes with broken hardware. A node that gave the job back is listed twice."""
+    stage.commands("scontrol", f"[ $1 = show ] && echo '   ReqNodeList=(null) ExcNodeList={before}'; exit 0")
     shutil.rmtree(stage.folder)
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
-    assert "scontrol update JobId=57_1 ExcNodeList=node[07-08],n7 StartTime=now+0" in stage.commands.calls()
+    assert f"scontrol update JobId=57_1 ExcNodeList={after} StartTime=now+0" in stage.commands.calls()
 
 
 @pytest.mark.parametrize("what", ["folder", "interpreter"])
@@ -206,7 +234,7 @@ def test_a_node_that_lacks_something_gives_the_job_back(stage, what):
         "scontrol show job 57_1",
         "scontrol update JobId=57_1 Comment=away:1:0:0",
         "scontrol requeue 57_1",
-        "scontrol update JobId=57_1 ExcNodeList=n7 StartTime=now+0",
+        "scontrol update JobId=57_1 ExcNodeList=n7,n7 StartTime=now+0",
     ]
     assert stage.run.newest_attempt() == 0
 
@@ -230,7 +258,7 @@ def test_a_job_is_given_back_when_slurm_answers_again(stage, tmp_path, what, req
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
     calls = stage.commands.calls()
     assert sum(call == "scontrol requeue 57_1" for call in calls) == requeues
-    updated = "scontrol update JobId=57_1 ExcNodeList=n7 StartTime=now+0" in calls
+    updated = "scontrol update JobId=57_1 ExcNodeList=n7,n7 StartTime=now+0" in calls
     assert updated == (what != "started again")
 
 

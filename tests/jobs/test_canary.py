@@ -264,3 +264,25 @@ def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, sub
     with pytest.raises(ConfigError, match="too many"):
         slurm.SlurmCluster(Profile(name="far", kind="slurm")).submit(folder.with_canaries(jobs, tmp_path / "demo", 50))
     assert read_json(tmp_path / "demo" / "x" / "job.json")["canary"]["releases"] and not asked(submitted, "scancel")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("during", ["held", "canary"])
+def test_an_interrupted_submission_leaves_nothing_held(tmp_path, submitted, monkeypatch, error, during):
+    """Slurm has taken the array when Ctrl-C comes, or when the disk is full."""
+    jobs = folder.with_canaries([job(tmp_path, name, Shape(3)) for name in "xy"], tmp_path / "demo", 50)
+    submitted("sbatch", "echo 'Submitted batch job 60'")
+    listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
+    submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
+    really = slurm.SlurmCluster._sbatch
+
+    def sbatch(self, jobs, *where):
+        number = really(self, jobs, *where)
+        if bool(jobs[0].waits_for) == (during == "held"):
+            raise error
+        return number
+
+    monkeypatch.setattr(slurm.SlurmCluster, "_sbatch", sbatch)
+    with pytest.raises(type(error)):
+        slurm.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
+    assert asked(submitted, "scancel") == ["scancel 60"]

@@ -1,5 +1,6 @@
 """What a person types: found or refused in one paragraph, and quick to answer --help."""
 
+import importlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, write_json
-from jobs import cancel, explain, facts, find, processes, status, watch
+from jobs import cancel, explain, facts, find, logs, processes, profile, report, status, watch
 from jobs.profile import load_profile, runs_root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +118,26 @@ def test_what_is_no_number_is_not_shown_as_one(root, capsys, text):
     assert capsys.readouterr().out.splitlines()[-1].split()[:5] == ["b", "stopped", "-", "-", "-"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "status --json --watch",
+        "logs quickstart/a --json -f",
+        "report --csv - --json",
+        "report --csv - --markdown -",
+        "report --json --table 8",
+        "report --json --markdown page.md",
+        "report --csv - --out page.html",
+        "report --markdown - --folder results",
+    ],
+)
+def test_contradictory_or_ignored_flags_are_refused(words, capsys):
+    name, *rest = words.split()
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(f"jobs.{name}").main(rest)
+    assert caught.value.code == 2 and ": error: " in capsys.readouterr().err
+
+
 def test_logs(root):
     assert call("logs", "--root", str(root), "one/b", "--err").stdout == "a warning\n"
     assert call("logs", "--root", str(root), "one/b", "--err", "-f").stdout.endswith("a warning\n")
@@ -149,6 +170,39 @@ def test_patterns_choose_runs(root):
     ):
         with pytest.raises(ConfigError, match=told):
             find.several(words, root)
+
+
+def test_runs_below_a_profiles_runs_root_are_found(root, tmp_path, monkeypatch, capsys):
+    """``submit --cluster mine`` put them there; the commands that read know no profile."""
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    (profiles / "mine.yaml").write_text(f"kind: slurm\nruns_root: {tmp_path}/shared\n")
+    (profiles / "damaged.yaml").write_text("{")
+    for name in ("far/x", "one/a"):
+        (tmp_path / "shared" / name).mkdir(parents=True)
+        (tmp_path / "shared" / name / "config.yaml").write_text("schema: 1\n")
+    monkeypatch.setattr(profile, "PROFILES", profiles)
+    monkeypatch.setenv("FLIP_RUNS", str(root))
+    roots = profile.roots()
+    assert roots == [root, tmp_path / "shared"] and profile.roots(str(root)) == [root]
+    assert names(find.resolve("far", roots)) == names([find.one("far/x", roots)]) == ["far/x"]
+    assert [run.path for run in find.resolve("one/a", roots)] == [root / "one" / "a"], "RUNS_ROOT comes first"
+    assert len(find.resolve(None, roots)) == 5 and len(find.several(["*"], roots)) == 3, "a pattern is for one root"
+    assert names(find.several(["f*"], roots)) == ["far/x"]
+    for command, words in ((status, ["far"]), (explain, ["far/x"]), (logs, ["far/x", "--json"])):
+        assert command.main(words) == 0, capsys.readouterr().err
+    assert report.main(["far", "--json"]) == 0 and status.main([]) == 0
+    with pytest.raises(ConfigError, match="There are: far/x"):
+        find.resolve("far/y", roots)
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_status_of_runs_that_are_all_unknown_has_an_exit_code_of_its_own(root, monkeypatch, words):
+    monkeypatch.setenv("PATH", "/nowhere")
+    for name in ("a", "b"):
+        write_json(root / "one" / name / "job.json", {"kind": "slurm", "name": "one.77aa", "token": "77aa", "index": 0})
+    assert status.main(["one", "--root", str(root), *words]) == 0, "a is complete"
+    assert status.main(["one/b", "--root", str(root), *words]) == 69
 
 
 def test_cancel_by_pattern(root):

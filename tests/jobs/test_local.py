@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,8 @@ from jobs import ledger, ranks, supervisor
 from jobs.cluster import Job
 
 pytestmark = pytest.mark.long
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def ends(run):
@@ -221,6 +224,18 @@ def test_only_one_supervisor(field):
     assert field.supervisor() == first and len(field.left()) == 2
     os.kill(first, signal.SIGTERM)
     field.until(lambda: not field.left())
+
+
+def test_the_supervisor_comes_from_the_code_that_is_submitted_now(field):
+    """A run that goes on with its own older code, whose supervisor knows another protocol."""
+    (field.snapshot / "jobs").unlink()
+    (field.snapshot / "jobs").mkdir()
+    (field.snapshot / "jobs" / "supervisor.py").write_text("raise SystemExit('an older supervisor')\n")
+    run = field.run()
+    field.submit(run, hooks=ROOT)
+    field.until_state(run, "complete")
+    job = read_json(run.path / "job.json")
+    assert (job["snapshot"], job["hooks"]) == (str(field.snapshot), str(ROOT))
 
 
 def test_a_python_that_is_not_there_stops_the_run_with_its_name(field):

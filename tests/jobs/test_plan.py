@@ -79,7 +79,7 @@ def test_what_exists_decides(state, kind, starts, with_retry):
 def test_nothing_there_starts():
     plan = planning.plan([wanted("a"), wanted("b", mask="0")], {}, "runs")
     assert [(action.kind, action.starts) for action in plan.actions] == [("new", True)] * 2
-    assert plan.cost.samples == 2 * 12_800 and plan.cost.gpu_hours is None
+    assert plan.cost.samples == 2 * 12_800 and plan.cost.gpu_hours == 0
 
 
 def test_another_configuration_is_refused(tmp_path):
@@ -297,7 +297,7 @@ def test_a_stopped_run_keeps_its_code_and_a_retried_one_gets_todays(tmp_path, sn
         cluster = Fake()
         seen = {"a": Found(state, "", want.identity)}
         folders.apply(planning.plan([want], seen, folder, retry=True), snapshot, cluster, {})
-        assert cluster.jobs[0].snapshot == code
+        assert (cluster.jobs[0].snapshot, cluster.jobs[0].hooks) == (code, snapshot.path)
         assert read_json(folder / "a" / "identity.json")["code"] == code.name
 
 

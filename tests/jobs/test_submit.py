@@ -25,9 +25,11 @@ from flip.data.manifest import Manifest, write
 from flip.data.order import Order
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.results import read_run
-from flip.rundir import RunDir, create_json, read_json
+from flip.rundir import RunDir, create_json, read_json, write_json
 from jobs import folder as folders
+from jobs import plan as planning
 from jobs import preflight, site, submission
+from jobs.cluster import JobState
 from jobs.goodput import of_run
 from jobs.profile import Profile
 from jobs.snapshot import Snapshot
@@ -362,7 +364,7 @@ def test_dropped_runs_go_to_the_trash_when_a_person_agrees(desk, typed):
     code, _, err = typed("--prune", "--yes", sweep=one)
     assert code == 78 and "3 of 4 runs" in err and len(typed.there()) == 4
     code, out, _ = typed("--prune", "--yes")
-    assert code == 0 and "moved to the trash: last, other" in out
+    assert code == 0 and out.count("moved to the trash: ") == 2
     assert typed.there() == ["half", "whole"] and typed.trashed() == ["last", "other"]
     assert typed("--prune-most", "--yes", sweep=desk.text.replace("half", "mid"))[0] == 0
     assert typed.there() == ["mid", "whole"] and typed.started == ["mid", "whole"]
@@ -378,6 +380,47 @@ def test_pruning_asks_on_a_terminal_and_a_no_does_nothing(desk, typed, monkeypat
     assert asked.call_args.args == ("This moves 1 run to the trash: other. Go on? [y/N] ",)
     asked.return_value = "y"
     assert typed("--prune")[0] == 0 and typed.trashed() == ["other"]
+
+
+def test_a_restart_asks_and_says_how_to_bring_the_old_run_back(desk, typed):
+    typed()
+    write_json(desk.runs / "demo" / "half" / "result.json", {"run": "half"})
+    words = ["--changed", "restart"]
+    changed = desk.text.replace("mask: 0.5", "mask: 0.25")
+    code, _, err = typed(*words, sweep=changed)
+    question = "This moves 1 run to the trash and starts it from zero: half (complete)."
+    assert code == 78 and question in err and not typed.trashed() and not typed.started
+    assert json.loads(typed(*words, "--dry-run", "--json", sweep=changed)[1])["question"] == question
+    code, out, err = typed(*words, "--yes", sweep=changed)
+    assert code == 0 and typed.trashed() == ["half"], err
+    (line,) = [line for line in out.splitlines() if line.startswith("moved to the trash: half")]
+    subprocess.run(line.partition("bring it back with: ")[2], shell=True, check=True)
+    assert (desk.runs / "demo" / "half-old" / "result.json").exists() and (desk.runs / "demo" / "half").exists()
+
+
+def test_pruning_respects_only_and_says_how_to_bring_runs_back(desk, typed):
+    typed(sweep=desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n")
+    assert "no longer in the sweep" not in typed("--only", "half")[1]
+    assert typed("--only", "half", "--prune", "--yes")[0] == 0 and not typed.trashed()
+    code, out, _ = typed("--only", "oth*", "--prune", "--yes")
+    assert code == 0 and typed.trashed() == ["other"] and typed.there() == ["half", "last", "whole"]
+    assert not typed.started
+    (line,) = [line for line in out.splitlines() if line.startswith("moved to the trash: other")]
+    subprocess.run(line.partition("bring it back with: ")[2], shell=True, check=True)
+    assert typed.there() == ["half", "last", "other", "whole"]
+    code, _, err = typed("--only", "nothing", "--prune")
+    assert code == 78 and "no run of the sweep matches" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--script", "--json --watch", "--dry-run --watch"],
+)
+def test_contradictory_or_ignored_flags_are_refused(typed, capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        typed(*words.split())
+    assert caught.value.code == 2 and ": error: " in capsys.readouterr().err
+    assert not typed.started
 
 
 def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
@@ -400,11 +443,20 @@ def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
     code, _, err = typed("--changed", "keep", sweep=changed)
     assert code == 78 and "run whole" in err and "cannot be kept: its identity.json is damaged" in err
     again = changed.replace("0.25", "0.75")
-    assert typed("--changed", "restart", sweep=again)[0] == 0
+    assert typed("--changed", "restart", "--yes", sweep=again)[0] == 0
     assert (
         typed.trashed() == ["half", "whole"]
         and read(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.75"
     )
+
+
+def test_a_scheduler_that_does_not_answer_has_an_exit_code_of_its_own(typed, monkeypatch):
+    typed()
+    states = {"half": JobState("unknown", 1, "Slurm does not answer"), "whole": JobState("unknown")}
+    monkeypatch.setattr(planning, "states", lambda runs: {run.path: states[run.name] for run in runs})
+    assert [typed(*words)[0] for words in ([], ["--json"], ["--dry-run"])] == [69, 69, 69]
+    states["half"] = JobState("running", 1)
+    assert typed()[0] == 0
 
 
 def test_who_is_cancelled_while_they_are_submitted_is_said(typed, monkeypatch):
@@ -458,11 +510,85 @@ def test_what_costs_much_is_asked_for(desk, typed, monkeypatch):
     assert typed("--yes")[0] == 0 and typed.started == ["half", "whole"]
 
 
+@pytest.mark.parametrize("second", [None, 0.0])
+def test_an_unknown_or_a_cpu_cost_does_not_silence_the_question(desk, typed, monkeypatch, second):
+    """``half`` costs 120 GPU-hours; ``whole`` costs an unknown number of them, or runs on CPUs."""
+    real = submission.estimate
+
+    def costs(config, profile):
+        made = real(config, profile)
+        hours = 120.0 if config.stages[0].mask == "0.5" else second
+        return replace(made, cost=replace(made.cost, gpu_hours=hours))
+
+    monkeypatch.setattr(submission, "estimate", costs)
+    code, _, err = typed()
+    assert code == 78 and "120 GPU-hours" in err and not typed.started
+    assert ("1 run of unknown GPU-hours (whole)" in err) == (second is None)
+    code, _, err = typed("--only", "whole")
+    assert (code, bool(typed.started)) == ((78, False) if second is None else (0, True)), err
+
+
+def test_a_gpu_run_on_a_profile_without_a_gpu_name_asks(desk, typed, tmp_path):
+    (tmp_path / "bare.yaml").write_text("kind: slurm\ngpus_per_node: 8\ncpus_per_node: 8\nmemory_gb: 64\n")
+    words = ["--cluster", str(tmp_path / "bare.yaml"), "--only", "half", "--dry-run", "--json"]
+    plan = json.loads(typed(*words, "resources.gpus=1")[1])
+    assert plan["cost"]["gpu_hours"] is None and "unknown GPU-hours" in plan["question"]
+    plan = json.loads(typed(*words)[1])
+    assert plan["cost"]["gpu_hours"] == 0 and plan["question"] == "", "a CPU run never asks"
+
+
+def test_a_dry_run_exits_as_the_submission_would(desk, typed):
+    typed(sweep=desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n  more: {seed: 3}\n")
+    changed = desk.text.replace("mask: 0.5", "mask: 0.25")
+    for words, says in (([], "another configuration"), (["--changed", "keep", "--prune"], "3 of 5 runs")):
+        real, dry = typed(*words, sweep=changed), typed(*words, "--dry-run", sweep=changed)
+        assert real[0] == dry[0] == 78 and says in dry[2] and says in real[2]
+        assert dry[1].startswith("demo: A demonstration"), "the plan is shown all the same"
+    assert typed("--dry-run", "--prune", "--prune-most")[0] == 0, "a question is no refusal"
+    assert not typed.trashed() and not typed.started
+
+
+def test_free_space_is_that_of_all_runs_that_start(desk, typed, monkeypatch):
+    """100 bytes a run, 150 are free."""
+    monkeypatch.setattr(preflight, "_checkpoint_bytes", lambda _: 100)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
+    for words in ([], ["--dry-run"]):
+        code, _, err = typed(*words)
+        assert code == 69 and "checkpoints of 2 runs" in err and not typed.started and not desk.runs.exists(), err
+    assert typed("--only", "half")[0] == 0 and typed.started == ["half"]
+    assert typed()[0] == 69 and not typed.started
+    checkpoint = desk.runs / "demo" / "half" / "checkpoints" / "pretrain" / "16-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights").write_bytes(bytes(75))
+    assert typed()[0] == 0 and typed.started == ["half", "whole"], "what a run holds is not needed again"
+
+
+def test_checks_name_the_runs_that_they_are_about(desk, typed):
+    text = desk.text.replace("mask: 0.5", "mask: 0.5, compute.threads: 2")
+    checks = json.loads(typed("--dry-run", "--json", sweep=text)[1])["checks"]
+    about = {check["name"]: check["runs"] for check in checks}
+    assert about["tokenizer"] == [] and sorted(c["runs"] for c in checks if c["name"] == "cores") == [
+        ["half"],
+        ["whole"],
+    ]
+    out = typed("--dry-run", sweep=text)[1]
+    assert "  cores (half): 2 threads" in out and "  cores (whole): 1 threads" in out and "  tokenizer: " in out
+
+
+@pytest.mark.parametrize("cores, skipped, words", [("", True, "gives no cpus_per_node"), (96, False, "on 96 cores")])
+def test_cores_are_those_of_the_profile_and_not_of_the_login_node(typed, tmp_path, cores, skipped, words):
+    line = f"cpus_per_node: {cores}\n" if cores else ""
+    (tmp_path / "far.yaml").write_text(f"kind: slurm\nmemory_gb: 64\n{line}")
+    plan = json.loads(typed("--dry-run", "--json", "--cluster", str(tmp_path / "far.yaml"))[1])
+    (check,) = [check for check in plan["checks"] if check["name"] == "cores"]
+    assert check["skipped"] == skipped and words in check["detail"]
+
+
 def test_too_little_space_refuses_what_starts_and_not_a_plan_without_data(desk, typed):
     much = ["model.size=B/16", "checkpoint.keep=1000", "data.lanes=0"]
     for words in ([], ["--dry-run"]):
         code, _, err = typed("--only", "half", *much, *words)
-        assert code == 69 and "are free, up to 1002 checkpoints of one run need 1." in err and "FLIP_RUNS=" in err
+        assert code == 69 and "are free, up to 1" in err and "FLIP_RUNS=" in err
     code, out, err = typed("--dry-run", "--only", "half", *much, "data.manifest=/nowhere", "data.samples=1000000")
     assert code == 0 and ": only " in out.split("not checked here")[1], err
     assert not desk.runs.exists()

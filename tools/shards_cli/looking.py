@@ -17,7 +17,7 @@ from flip.data.mixture import Source, sources
 from flip.exitcodes import DATA, ConfigError, DataError
 from flip.rundir import RunDir, read_json
 from jobs import find
-from jobs.profile import runs_root
+from jobs.profile import roots
 from tools.shards_cli.common import Bar, Outcome, captions, lines, writing
 
 
@@ -58,7 +58,7 @@ def _sample_text(report: dict[str, Any]) -> str:
 
 def _run(typed: str) -> RunDir:
     """By the path of its folder, or as sweep/run below FLIP_RUNS."""
-    return RunDir(typed) if Path(typed).is_dir() else find.one(typed, runs_root())
+    return RunDir(typed) if Path(typed).is_dir() else find.one(typed, roots())
 
 
 def _same_data(run: RunDir, sources: Sequence[Source], start: int) -> None:

@@ -49,23 +49,23 @@ said=/runs/demo/.slurm/0123abcd/$id
 exec >>"$said.out" 2>>"$said.err" || elsewhere
 export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONUNBUFFERED=1 NCCL_DEBUG='WARN x'
 FLIP_RUN=$(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" /runs/demo/.slurm/0123abcd/runs) || elsewhere
-FLIP_ATTEMPT=$(/opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py begin "$FLIP_RUN" --token 0123abcd) || elsewhere
+FLIP_ATTEMPT=$(/opt/py/bin/python -I /runs/demo/.code/today/jobs/requeue.py begin "$FLIP_RUN" --token 0123abcd) || elsewhere
 [ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again
 export FLIP_RUN FLIP_ATTEMPT
 finish() {
   code=$?; trap '' TERM; trap - EXIT
   [ "$SECONDS" -lt 85875 ] || late=1
-  /opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${late:+--late}
+  /opt/py/bin/python -I /runs/demo/.code/today/jobs/requeue.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${late:+--late}
   [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit
   [ -z "$releaser" ] || kill -9 "$releaser"
   exit "$code"
 }
 trap finish EXIT
 exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"
-/opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown
-/opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py release "$FLIP_RUN" & releaser=$!; disown  # those that wait for this canary
+/opt/py/bin/python -I /runs/demo/.code/today/jobs/requeue.py watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown
+/opt/py/bin/python -I /runs/demo/.code/today/jobs/requeue.py release "$FLIP_RUN" & releaser=$!; disown  # those that wait for this canary
 trap : TERM  # the shell outlives it; a handler, since srun would inherit deafness
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /runs/demo/.slurm/0123abcd/%A_%a_%t_log.out --error /runs/demo/.slurm/0123abcd/%A_%a_%t_log.err --output=all --error=all --kill-on-bad-exit=0 --wait=120 --export=ALL --cpus-per-task=12 /opt/py/bin/python /runs/demo/.code/c0de/jobs/rank.py jobs.worker
+srun --unbuffered --output /runs/demo/.slurm/0123abcd/%A_%a_%t_log.out --error /runs/demo/.slurm/0123abcd/%A_%a_%t_log.err --output=all --error=all --kill-on-bad-exit=0 --wait=120 --export=ALL --cpus-per-task=12 /opt/py/bin/python /runs/demo/.code/today/jobs/rank.py jobs.worker
