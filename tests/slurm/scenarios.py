@@ -19,6 +19,34 @@ MUTE = {**HERE, "user_signal": False}
 WATCHFUL = {**HERE, "node_timeout": 5}
 OTHER = {**HERE, "accounting": True, "select": "linear"}
 """Another kind of site: accounting, and whole nodes only."""
+JOB_SUBMIT = """
+function slurm_job_submit(job, partitions, uid)
+    if job.time_limit == slurm.NO_VAL then
+        slurm.log_user("Site policy: jobs must have a time limit (--time).")
+        return slurm.ERROR
+    end
+    if job.name ~= nil and string.find(job.name, "^requeue_disabled") then
+        job.requeue = 0
+    end
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, uid)
+    return slurm.SUCCESS
+end
+return slurm.SUCCESS
+"""
+"""A site's own rules: no job without a time limit; jobs whose name begins with requeue_disabled are never requeued,
+whatever they ask for. The name of a scenario's jobs begins with that of the scenario."""
+FOREIGN = {
+    **HERE,
+    "accounting": True,
+    "preempt": "qos",
+    "requeue": False,
+    "job_submit": JOB_SUBMIT,
+    "max_submit": 40,
+}
+"""A site of another form: accounting, preemption by QOS, JobRequeue=0, job_submit.lua, a limit on submitted jobs. Use
+it with grace 0."""
 
 
 @dataclass(frozen=True)
