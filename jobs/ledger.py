@@ -50,13 +50,15 @@ def end(
     suspect=("", ""),  # type: Tuple[str, str]
     late=False,  # type: bool
     unstarted=(),  # type: Sequence[str]
+    full="",  # type: str
 ):
     # type: (...) -> Decision
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
     ``code``: exit code of the attempt, None where nobody saw it. ``state``: the scheduler's words, None if unreadable.
     ``suspect``: a node to be left out where the attempt failed, and the run that failed there too (jobs/suspects.py).
-    ``late``, ``unstarted``: as ``policy.decide`` has them.
+    ``late``, ``unstarted``: as ``policy.decide`` has them. ``full``: the caller met a full disk, in the system's words:
+    it counts as a cause beside those of the ranks, which may have been unable to write theirs.
     """
     start = read_json(run.attempt(n) / "start.json") or {}
     following = read_json(run.attempt(n + 1) / "start.json") or {}  # of an end that is written late
@@ -64,8 +66,9 @@ def end(
     committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
     committed = committed or run.got_on(n)
     first = start["after"] if "after" in start else after(run)
+    met = [{"cause": "storage", "by": "the exit trap", "reason": full}] if full else []
     decision = decide(
-        run.causes(n),
+        run.causes(n) + met,
         code,
         state,
         earlier(run, first, n),

@@ -159,7 +159,8 @@ def _first_by_class(causes):
 
 def _told_by(record):
     # type: (Dict[str, Any]) -> str
-    return "rank %s: %s" % (record.get("rank", "?"), record.get("reason") or record["cause"])
+    who = record.get("by") or "rank %s" % record.get("rank", "?")
+    return "%s: %s" % (who, record.get("reason") or record["cause"])
 
 
 def _killed_by(code):

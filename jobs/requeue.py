@@ -13,6 +13,7 @@ that holds the run, which may be full, so that nothing depends on it.
 """
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -71,12 +72,12 @@ def act(args):
 
     try:
         if args.what == "begin":
-            return patiently(lambda: begin(args.run, args.token))
+            return patiently(lambda met: begin(args.run, args.token))
         if args.what == "watch":
             return watch(args.run, args.attempt)
         if args.what == "release":
             return release(args.run)
-        return patiently(lambda: end(args.run, args.attempt, args.code, args.state, args.late), args.attempt)
+        return patiently(lambda met: end(args.run, args.attempt, args.code, args.state, args.late, met), args.attempt)
     except FlipError as error:
         say(error)
         return error.code
@@ -92,8 +93,9 @@ def say(text, stream=None):
 
 
 def patiently(do, attempt=None):
-    # type: (Callable[[], int], Optional[int]) -> int
-    """Try again while files make trouble: an attempt that cannot be recorded must not be the run's end.
+    # type: (Callable[[Optional[OSError]], int], Optional[int]) -> int
+    """Try again while files make trouble: an attempt that cannot be recorded must not be the run's end. ``do`` is
+    given the error of the try before.
 
     Then the job leaves the node and comes back later. That ``attempt`` could not be ended is left with the scheduler,
     and written by the next begin.
@@ -101,10 +103,12 @@ def patiently(do, attempt=None):
     from flip.exitcodes import STORAGE
 
     end_, wait = time.time() + PATIENCE, 1.0
+    met = None  # type: Optional[OSError]
     while True:
         try:
-            return do()
+            return do(met)
         except OSError as error:
+            met = error
             say("%s; tried again for up to %g s" % (error, PATIENCE))
             if time.time() + wait > end_:
                 break
@@ -195,8 +199,9 @@ def facts():
     return dict(found, **{key: os.environ[name] for key, name in named.items() if name in os.environ})
 
 
-def end(path, n, code, state, late=False):
-    # type: (str, Optional[int], Optional[int], Optional[str], bool) -> int
+def end(path, n, code, state, late=False, met=None):
+    # type: (str, Optional[int], Optional[int], Optional[str], bool, Optional[OSError]) -> int
+    """Record the end of attempt n and do what follows from it. ``met``: the error of an earlier try of this."""
     from flip.exitcodes import ConfigError
     from flip.rundir import RunDir
     from jobs import ledger, scheduler, suspects, unstarted
@@ -212,7 +217,8 @@ def end(path, n, code, state, late=False):
     suspect = suspects.suspect(run, n, time.time())
     among = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
     lost = unstarted.nodes(str(run.logs / str(n) / "job.err"), among)
-    decision = ledger.end(run, n, code, state, suspect=suspect, late=late, unstarted=lost)
+    full = str(met) if met is not None and met.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    decision = ledger.end(run, n, code, state, suspect=suspect, late=late, unstarted=lost, full=full)
     say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
         requeue_job(decision)

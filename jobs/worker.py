@@ -50,14 +50,15 @@ def main(path: str, work: Work | None = None) -> int:
     if rank == 0:
         flag.tell(lambda: _note_told(run, attempt, flag))
     cause, reason, trace = _judged(work or _train, run, attempt, flag)
-    if trace:
-        print(trace, file=sys.stderr, flush=True)
-    elif cause != "complete":
-        logging.error("%s", reason)
-    try:
+    try:  # before anything is printed: the log may lie on the same full disk
         run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace, signal=flag.signal, host=host())
     except OSError as error:  # the exit code is all that is left to tell
         logging.error("the cause could not be written: %s", error)
+    if trace:
+        with contextlib.suppress(OSError):  # standard error may be full; that must not change the exit code
+            print(trace, file=sys.stderr, flush=True)
+    elif cause != "complete":
+        logging.error("%s", reason)
     return CAUSES[cause]
 
 
@@ -162,8 +163,9 @@ def leave(code: int) -> NoReturn:
         from multiprocessing import util
 
         shutil.rmtree(util.get_temp_dir(), ignore_errors=True)  # the fork server's socket, else removed at an exit
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a full disk must not change the exit code
+            stream.flush()
     os._exit(code)
 
 

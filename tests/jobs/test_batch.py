@@ -1,5 +1,6 @@
 """The batch script as Slurm gets it: a golden text, and a real bash that runs its protocol with a stand-in for srun."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -304,6 +305,24 @@ ledger.begin = ledger.end = full
 requeue.PATIENCE = 0.0
 sys.exit(requeue.main([sys.argv[2], sys.argv[1], *sys.argv[3:]]))
 """
+
+
+def test_a_full_disk_that_the_trap_meets_is_the_cause(tmp_path, small_disk):
+    """The ranks could not write their causes either; their exit codes say crash."""
+    run = RunDir(small_disk / "sweep" / "run")
+    run.begin_attempt({})
+    filler = small_disk / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    command = [sys.executable, ROOT / "jobs" / "requeue.py", "end", run.path, "--code", "70", "--state", "RUNNING"]
+    environment = {**os.environ, "SLURM_JOB_ID": ""}
+    trap = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert "No space left on device" in trap.stderr.readline()
+    filler.unlink()
+    decision = json.loads(trap.communicate(timeout=60)[0])
+    assert (decision["cause"], decision["action"], decision["delay"]) == ("storage", "requeue", 30.0)
+    assert decision["reason"].startswith("the exit trap: [Errno 28] No space left on device")
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)

@@ -166,6 +166,8 @@ def test_a_node_without_the_folders_of_the_run_is_no_crash(tmp_path):
     command = [sys.executable, ROOT / "jobs" / "rank.py", "late"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == rank.STORAGE == exitcodes.STORAGE and "No such file" in done.stderr
+    with open("/dev/full", "w") as full:  # as the log of a job whose disk is full
+        assert subprocess.run(command, env=environment, stderr=full).returncode == rank.STORAGE
 
 
 def test_a_signal_that_comes_before_the_worker_listens_is_kept(tmp_path):
