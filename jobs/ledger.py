@@ -10,7 +10,7 @@ import time
 from flip import commit
 from flip.exitcodes import STORAGE
 from flip.rundir import create_json, read_json, read_record
-from jobs.policy import TOLD, Decision, Limits, decide
+from jobs.policy import TOLD, UNSEEN, Decision, Limits, decide
 from jobs.suspects import BLAMED
 
 if False:  # names for annotations only: Python 3.6 runs this file too
@@ -117,7 +117,7 @@ def settle(run, unwritten=0, before=None):
         if n == unwritten:
             end(run, n, STORAGE, None)
             continue
-        state = TOLD if run.was_told(n) else "NODE_FAIL"  # TOLD: killed while it saved
+        state = TOLD if run.was_told(n) else UNSEEN  # TOLD: killed while it saved
         end(run, n, None, "TIMEOUT" if run.met_limit(n) else state)
 
 

@@ -13,17 +13,7 @@ from typing import Any
 from flip.rundir import RunDir, read_record
 from jobs import canary, ledger, scheduler
 from jobs.cluster import UNREADABLE, JobState, unread
-from jobs.scheduler import Row, Unanswered
-
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
-BETWEEN = ("COMPLETING", "CONFIGURING")
-"""A signal is refused then, or waited with."""
-ENDED = (
-    "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
-    "REVOKED", "LAUNCH_FAILED",
-)  # fmt: skip
-"""Slurm's words for a job that is over; any that is in neither list occupies nodes."""
-
+from jobs.scheduler import ENDED, WAITING, Row, Unanswered
 
 LIMIT = "its wall limit came before it had saved"
 

@@ -221,6 +221,8 @@ def test_the_reason_says_what_was_seen(arguments, words):
         (dict(code=137, state="TIMEOUT"), "the wall limit came before a clean stop"),
         (dict(code=143, state="PREEMPTED"), "preempted before a clean stop"),
         (dict(code=None), "ended unseen: its host or its launcher went away"),
+        (dict(code=None, state="UNSEEN", causes=[c("crash")]), "ended unseen: its host or its launcher went away"),
+        (dict(code=143, state="UNSEEN"), "killed by signal 15; the job's state could not be read"),
         (dict(code=127), "exit code 127, without a cause file"),
         (dict(code=129), "killed by signal 1"),
         (dict(code=159), "killed by signal 31"),

@@ -20,8 +20,8 @@ from flip.rundir import RunDir, create_json, read_json
 from jobs import cluster
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
+from jobs.scheduler import ENDED
 from jobs.slurm import SlurmCluster
-from jobs.slurm_state import ENDED
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = ("scontrol", "squeue")
