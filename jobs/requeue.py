@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Callable, Optional  # noqa: F401
+    from typing import Any, Callable, List, Optional  # noqa: F401
 
     from jobs.policy import Decision  # noqa: F401
 
@@ -37,6 +37,8 @@ EXAMPLES = """examples:
 PATIENCE, LATER = 600.0, 1800.0
 #: Seconds between two looks at a canary.
 LOOK = 10.0
+#: Seconds between the first and the last answer of squeue without a job after which the job counts as gone.
+GONE = 60.0
 
 
 def main(arguments=None):
@@ -239,25 +241,43 @@ def tell(run, action):
 
 def others(run, action):
     # type: (Any, str) -> None
-    """What the end of a canary means for those that wait for it. Slurm is waited for as with a requeue."""
+    """What the end of a canary means for the jobs that wait for it. Slurm is waited for as with a requeue."""
     from jobs import canary, scheduler
 
     record, begin, wait = canary.of(run), time.time(), 1.0
+    absent = []  # type: List[float]
     while record.get("releases"):
         try:
             if action == "stop" and not canary.passed(run, record["steps"]):
                 return canary.call_off(record["releases"])
-            if action == "nothing" or canary.release(run):
+            if action == "nothing" or released(run, absent):
                 return None
-            trouble = "some of those that wait are not to be seen"  # type: object
+            trouble = "some of them are not in Slurm's queue"  # type: object
         except scheduler.Unanswered as error:
             trouble = error
         if time.time() + wait > begin + (scheduler.AWAY if action == "done" else PATIENCE):
-            say("%s: those that wait for it were not told: %s; submit again" % (run.path, trouble))
+            say("%s: the jobs that wait for it were not released: %s; submit again" % (run.path, trouble))
             return None
         time.sleep(wait)
         wait = min(60.0, 2 * wait)
     return None
+
+
+def released(run, absent):
+    # type: (Any, List[float]) -> bool
+    """Release the jobs that wait for a canary; whether that is done. ``absent``: times of earlier answers of squeue
+    that lacked some of them. After two such answers, GONE seconds apart, these jobs are gone: one answer may be wrong.
+    """
+    from jobs import canary
+
+    missing = canary.release(run)
+    if not missing:
+        return True
+    absent.append(time.time())
+    if absent[-1] - absent[0] < GONE:
+        return False
+    say("%s: not in Slurm's queue any more: %s; submit again" % (run.path, ", ".join(missing)))
+    return True
 
 
 def release(path):
@@ -266,10 +286,11 @@ def release(path):
     from jobs import canary, scheduler
 
     run = RunDir(path)
+    absent = []  # type: List[float]
     while True:
         try:
             record = canary.of(run)
-            if not record.get("releases") or (canary.passed(run, record["steps"]) and canary.release(run)):
+            if not record.get("releases") or (canary.passed(run, record["steps"]) and released(run, absent)):
                 return 0
         except (OSError, ValueError, scheduler.Unanswered) as error:
             say(error)
