@@ -28,7 +28,7 @@ SIOCGIFADDR = 0x8915
 
 def main():
     # type: () -> None
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2])
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
     raise_limits()
     os.environ.update(environment(os.environ))
     os.environ.update(wire(os.environ))

@@ -126,16 +126,23 @@ def test_a_bad_end_is_recorded_and_then_requeued(stage):
     assert (stage.run.logs / "latest").resolve() == (stage.run.logs / "1").resolve()
 
 
-def test_the_shell_outlives_term_and_srun_does_not_inherit_deafness(stage, tmp_path):
-    stage.commands("srun", f"trap 'exit 75' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done")
+@pytest.mark.parametrize("sent, heard", [("USR1", "USR2"), ("USR2", "USR2"), ("TERM", "USR1")])
+def test_the_shell_forwards_signals_to_the_ranks(stage, tmp_path, sent, heard):
+    """scancel --batch sends them to the shell alone. srun, which gets no ignored signal, passes USR1 and USR2 on; on
+    TERM it would kill the ranks."""
+    noted = "".join(f"trap 'echo {name} >> {tmp_path}/heard' {name}; " for name in ("TERM", "USR1", "USR2"))
+    stage.commands("srun", f"{noted} touch {tmp_path}/up; until [ -s {tmp_path}/heard ]; do sleep 0.05; done; exit 75")
     bash = stage.start()
     while not (tmp_path / "up").exists():
         time.sleep(0.01)
-    words = ["pgrep", "-P", str(bash.pid), "-f", str(tmp_path / "srun")]
-    (child,) = subprocess.run(words, capture_output=True, text=True).stdout.split()
-    bash.send_signal(signal.SIGTERM)
-    os.kill(int(child), signal.SIGTERM)
+    bash.send_signal(getattr(signal, f"SIG{sent}"))
     assert bash.wait(60) == 75 and stage.end()["code"] == 75
+    assert (tmp_path / "heard").read_text().split() == [heard]
+
+
+def test_the_shell_keeps_the_code_of_a_step_that_a_signal_killed(stage, tmp_path):
+    stage.commands("srun", "kill -9 $$")
+    assert stage.start().wait(60) == 137 and stage.end()["code"] == 137
 
 
 @pytest.mark.parametrize("what", ["complete", "cancelled", "replaced", "failed"])
