@@ -35,17 +35,43 @@ EXAMPLES = """examples:
 
 #: Seconds for which a file system that is away is waited for on the node, and then off it, before the next try.
 PATIENCE, LATER = 600.0, 1800.0
+#: Seconds until Slurm has learned that a batch shell is gone.
+LEARNS = 2.0
 #: Seconds between two looks at a canary.
 LOOK = 10.0
-#: Seconds between the first and the last answer of squeue without a job after which the job counts as gone.
-GONE = 60.0
 
 
 def main(arguments=None):
     # type: (Any) -> int
     args = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # preemption without grace would cut the decision off
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # they would cut the decision off
+        signal.signal(number, signal.SIG_IGN)
+    if args.what in ("watch", "release"):
+        follow_shell()
     return act(args)
+
+
+class ShellGone(Exception):
+    """The batch shell ended without its exit trap, which ends this process otherwise."""
+
+
+def follow_shell():
+    # type: () -> None
+    """Have ShellGone raised when the batch shell, this process's parent, is gone. Linux; elsewhere nothing happens."""
+    shell = os.getppid()
+
+    def gone(*_):
+        # type: (Any) -> None
+        if os.getppid() != shell:  # scancel --full may send the same signal
+            raise ShellGone()
+
+    signal.signal(signal.SIGHUP, gone)
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGHUP)  # PR_SET_PDEATHSIG
+    except (ImportError, OSError, AttributeError):
+        return
 
 
 def parser():
@@ -80,6 +106,8 @@ def act(args):
         if args.what == "release":
             return release(args.run)
         return patiently(lambda met: end(args.run, args.attempt, args.code, args.state, args.late, met), args.attempt)
+    except ShellGone:  # of a canary: the next start has a process of its own that releases the others
+        return 0
     except FlipError as error:
         say(error)
         return error.code
@@ -136,7 +164,7 @@ def begin(path, token):
     """
     from flip.exitcodes import CAUSES, ConfigError
     from flip.rundir import RunDir, read_json
-    from jobs import ledger
+    from jobs import ledger, orphans, scheduler
 
     run = RunDir(path)
     if not run.path.exists():
@@ -165,6 +193,7 @@ def begin(path, token):
             tell(run, "stop")
         return CAUSES.get(verdict["cause"], CAUSES["crash"])
     n = ledger.begin(run, facts())
+    orphans.end(str(run.path), n, scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
     run.open_logs(n)
     print(n)
     return 0
@@ -266,15 +295,15 @@ def others(run, action):
 def released(run, absent):
     # type: (Any, List[float]) -> bool
     """Release the jobs that wait for a canary; whether that is done. ``absent``: times of earlier answers of squeue
-    that lacked some of them. After two such answers, GONE seconds apart, these jobs are gone: one answer may be wrong.
+    that lacked some of them. After two such answers, scheduler.GONE seconds apart, these jobs are gone.
     """
-    from jobs import canary
+    from jobs import canary, scheduler
 
     missing = canary.release(run)
     if not missing:
         return True
     absent.append(time.time())
-    if absent[-1] - absent[0] < GONE:
+    if absent[-1] - absent[0] < scheduler.GONE:
         return False
     say("%s: not in Slurm's queue any more: %s; submit again" % (run.path, ", ".join(missing)))
     return True
@@ -305,12 +334,39 @@ def watch(path, n):
 
     run = RunDir(path)
     n = run.newest_attempt() if n is None else n
-    if scheduler.outlived(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)):
+    try:
+        limit = scheduler.outlived(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
+    except ShellGone:
+        return patiently(lambda met: shell_gone(run, n), n)
+    if limit:
         try:
             run.note_limit(n)
         except OSError as error:
             say(error)
         start_again(0.0, (), ending=True)
+    return 0
+
+
+def shell_gone(run, n):
+    # type: (Any, int) -> int
+    """Do what the exit trap of a batch shell that was killed would have done: requeue the job, unless it has been
+    requeued or cancelled, or nobody says so. The end of attempt n is left to the next begin: its ranks may be saving.
+    """
+    from flip.rundir import read_json
+    from jobs import scheduler
+    from jobs.policy import UNSEEN
+
+    time.sleep(LEARNS)
+    words = scheduler.patient_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
+    ended = read_json(run.attempt(n) / "end.json") or {"action": "requeue"}  # the trap may have got that far
+    over = run.result.exists() or run.cancel.exists() or ended["action"] != "requeue"
+    if over or words in (None, UNSEEN, "PENDING", "CANCELLED"):
+        say("%s: the batch shell is gone; its job (%s) is left alone" % (run.path, words))
+        return 0
+    say("%s: the batch shell was killed (%s)" % (run.path, words))
+    if words == "TIMEOUT":
+        run.note_limit(n)
+    start_again(ended.get("delay", 0.0), tuple(ended.get("exclude", ())))
     return 0
 
 

@@ -28,6 +28,8 @@ PAUSE = 60.0
 PATIENCE = 600.0
 #: Seconds for which a requeue is tried again while Slurm does not answer at all, as while it is being upgraded.
 AWAY = 12 * 3600.0
+#: Seconds after which a job that Slurm still does not know, or does not list, counts as gone: one answer may be wrong.
+GONE = 60.0
 #: Seconds between Slurm's two notes of one event.
 SAME = 3.0
 #: Slurm's job states: the job waits in the queue; signals to it are refused or delayed; it is on nodes; it is over.
@@ -129,6 +131,8 @@ def state_words(job, restarts, deadline=DEADLINE):
     """
     try:
         fields = fields_of(call("scontrol", "show", "job", job, deadline=deadline))
+    except Gone:
+        return UNSEEN
     except Unanswered:
         return None
     state, reason = fields.get("JobState", ""), fields.get("Reason", "").partition(":")[0]
@@ -169,6 +173,8 @@ def outlived(job, restarts):
         near = left is not None and left <= DEADLINE + PAUSE
         try:
             fields = fields_of(call("scontrol", "show", "job", job, deadline=BRIEF if near else DEADLINE))
+        except Gone:
+            return False
         except Unanswered:
             time.sleep(1.0 if near else PAUSE)
             if left is not None:
@@ -266,8 +272,9 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
     """Start a job again, after ``delay`` seconds and without nodes ``exclude``; what happened, in words.
 
     Before each try the job's state is looked at: one that Slurm has started again, or somebody cancelled, is left so.
-    A refusal is tried again for ``patience`` seconds, silence for AWAY, then Unanswered is raised. The caller may be
-    killed as soon as the requeue is through, so delay and nodes come after it: before it they are refused anyway.
+    A refusal is tried again for ``patience`` seconds, an unknown job for GONE, silence for AWAY, then Unanswered is
+    raised. The caller may be killed as soon as the requeue is through, so delay and nodes come after it: before it they
+    are refused anyway.
     ``ending``: Slurm ends the job for its limit at this moment, so that no time is lost with questions and waits.
     """
     deadline, wait, tried = BRIEF if ending else DEADLINE, 1.0, False
@@ -282,10 +289,10 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
             call("scontrol", "requeue", job, deadline=deadline)
             break
         except Unanswered as error:
-            tried, now = True, time.time()
+            tried, now, gone = True, time.time(), isinstance(error, Gone)
             # after hours of silence the first refusal is not the last word
-            silent = words is None and not isinstance(error, Gone)
-            refused_until = None if silent else refused_until or now + patience
+            silent = words is None and not gone
+            refused_until = None if silent else refused_until or now + (min(GONE, patience) if gone else patience)
             if now + wait > (refused_until or silent_until):
                 raise error
         time.sleep(wait)

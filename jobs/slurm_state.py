@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.rundir import RunDir, read_record
-from jobs import canary, ledger, scheduler
+from jobs import canary, ledger, resubmit, scheduler
 from jobs.cluster import UNREADABLE, JobState, unread
 from jobs.scheduler import ENDED, WAITING, Row, Unanswered
 
@@ -129,7 +129,9 @@ def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
     gone = f"its job ended ({row.state})" if row else "its job is not in Slurm's queue any more"
     if row is None and n <= after and not _taken(run):
         gone = "Slurm did not say that it took its job"
-    return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: submit again"])))
+    command = resubmit.command(run)[1]
+    again = f"submit again: {command}" if command else "submit again"
+    return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: {again}"])))
 
 
 def _taken(run: RunDir) -> bool:

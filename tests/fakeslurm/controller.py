@@ -192,6 +192,11 @@ class Controller:
         if running:
             self._end_processes(job)
 
+    def shell_killed(self, job):
+        """The batch script has ended by SIGKILL; what its steps still run is ended."""
+        job.exit_code = "0:9"
+        self._finish(job, "FAILED", "RaisedSignal:9(Killed)")
+
     def _finish(self, job, state, reason="None"):
         job.state, job.reason, job.end = state, reason, self.clock.now
         if job.script is None:

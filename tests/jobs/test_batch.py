@@ -15,7 +15,7 @@ import pytest
 
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, read_json, write_json
-from jobs import batch, ledger
+from jobs import batch, ledger, requeue
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile, load_profile
 from jobs.site import accepts
@@ -268,6 +268,55 @@ def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tm
     assert stage.run.met_limit(1) and stage.end() is None
     ledger.settle(stage.run)
     assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
+
+
+def test_where_the_batch_shell_is_killed_the_watcher_requeues(stage, tmp_path):
+    """Nothing of the exit trap runs then. The end of the attempt is written by the next start."""
+    running = "JobState=RUNNING Restarts=0 RunTime=00:00:20 TimeLimit=10:00:00"
+    killed = running.replace("RUNNING", "COMPLETING Reason=RaisedSignal:9(Killed)")
+    stage.commands("srun", f"touch {tmp_path}/up; sleep 60")
+    show = f"[ -e {tmp_path}/killed ] && echo '{killed}' || echo '{running}'"
+    stage.commands("scontrol", f"[ $1 = show ] && {{ {show}; }}; exit 0")
+    bash = stage.start()
+    while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+    (tmp_path / "killed").touch()
+    bash.kill()
+    bash.wait(60)
+    while "scontrol requeue 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+    os.killpg(bash.pid, signal.SIGKILL)  # the ranks
+    assert stage.end() is None
+    ledger.settle(stage.run)
+    assert (stage.end()["cause"], stage.end()["action"]) == ("node", "requeue")
+
+
+@pytest.mark.parametrize(
+    "state, what, requeued",
+    [
+        ("RUNNING", "", True),
+        ("FAILED Reason=RaisedSignal:9(Killed)", "", True),
+        ("COMPLETING Reason=TimeLimit", "", True),
+        ("COMPLETING Reason=None", "", False),  # cancelled
+        ("PENDING Reason=BeginTime", "", False),
+        ("COMPLETING Reason=SomethingNew", "", False),
+        ("RUNNING", "complete", False),
+        ("RUNNING", "cancelled", False),
+        ("RUNNING", "stop", False),
+    ],
+)
+def test_what_the_watcher_does_for_a_shell_that_is_gone(stage, slept, monkeypatch, state, what, requeued):
+    stage.commands("scontrol", f"[ $1 = show ] && echo 'JobState={state} Restarts=0'; exit 0")
+    n = stage.run.begin_attempt({})
+    if what == "stop":
+        stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
+        ledger.end(stage.run, n, 78, "RUNNING")
+    elif what:
+        write_json(stage.run.result if what == "complete" else stage.run.cancel, {})
+    monkeypatch.setenv("SLURM_JOB_ID", "58")
+    assert requeue.shell_gone(stage.run, n) == 0
+    assert ("scontrol requeue 58" in stage.commands.calls()) == requeued
+    assert stage.run.met_limit(n) == ("TimeLimit" in state)
 
 
 def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):

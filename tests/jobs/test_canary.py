@@ -8,7 +8,7 @@ import pytest
 
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, read_json, write_json
-from jobs import canary, cluster, folder, ledger, requeue, slurm
+from jobs import canary, cluster, folder, ledger, requeue, scheduler, slurm
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
 from tests.jobs.act import act
@@ -195,7 +195,7 @@ def test_others_that_left_the_queue_are_not_waited_for(submitted, slept, what, m
     monkeypatch.setenv("SLURM_JOB_ID", "57")
     words = {"end": ["--code", 0, "--state", "RUNNING"], "begin": [], "release": []}[what]
     assert act(what, a.path, *words) == 0 and a.newest_attempt() == n
-    assert requeue.GONE <= slept[-1] < 3 * requeue.GONE and len(asked(submitted, "squeue")) > 1
+    assert scheduler.GONE <= slept[-1] < 3 * scheduler.GONE and len(asked(submitted, "squeue")) > 1
     assert told(b) == ("stopped", "its canary a is complete: submit again")
 
 

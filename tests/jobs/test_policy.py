@@ -288,6 +288,7 @@ def old_python() -> str:
         "jobs/marks",
         "jobs/suspects",
         "jobs/unstarted",
+        "jobs/orphans",
         "jobs/rank",
         "jobs/canary",
         "jobs/notify",

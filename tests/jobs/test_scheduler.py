@@ -157,7 +157,10 @@ def test_a_job_that_slurm_knows_no_more_is_not_waited_for_half_a_day(commands, s
     assert marks.read("57", 0, patience=scheduler.AWAY) is None and slept[-1] == 31.0
     with pytest.raises(scheduler.Gone):
         scheduler.requeue("57", 0)
-    assert slept[-1] < 31.0 + 2 * scheduler.PATIENCE
+    assert slept[-1] < 31.0 + 2 * scheduler.GONE
+    begin = slept[-1]
+    assert scheduler.patient_words("57", 0) == "UNSEEN", "that is an answer"
+    assert scheduler.outlived("57", 0) is False and slept[-1] == begin, "nor is its limit waited for"
 
 
 def test_a_job_that_is_being_killed_loses_no_time(commands, naps, tmp_path, monkeypatch):
