@@ -58,7 +58,8 @@ class FakeScene(Scene):
         found = []
         for call in self.commands.noted:
             place = call["by"]
-            if place and place.by == by and place.life.path == run.path and place.life.attempt == n:
+            ours = place and place.by == by and place.life.path == run.path and place.life.attempt == n
+            if ours and call["words"][0] != "sbatch":  # which no shim notes
                 read = {}
                 if call["words"][1:3] == ["show", "job"]:
                     fields = fields_of(call["out"])
@@ -77,6 +78,7 @@ def play(name, folder):
     site = Site(
         kill_wait=options["kill_wait"], user_signal=options["user_signal"], grace=scenario.grace, mode=scenario.mode,
         node_timeout=options.get("node_timeout", 10), requeue_delay=6.0,
+        requeue=not name.startswith("requeue_disabled"), refuses_followers=name == "requeue_disabled_refused",
     )  # fmt: skip
     controller = Controller(clock, site, ["n1", "n2", "n3", "n4"], lambda *given: Life(*given, body=Scripted))
     commands = Commands(clock, controller)
