@@ -9,7 +9,7 @@ import time
 
 from flip import commit
 from flip.exitcodes import STORAGE
-from flip.rundir import create_json, read_json, read_record
+from flip.rundir import create_json, read_json, read_record, write_json
 from jobs.policy import TOLD, UNSEEN, Decision, Limits, decide
 from jobs.suspects import BLAMED
 
@@ -91,6 +91,15 @@ def end(
     record["time"] = time.time()
     create_json(run.attempt(n) / "end.json", record)
     return decision_of(read_json(run.attempt(n) / "end.json") or record)
+
+
+def strand(run, n, reason):
+    # type: (RunDir, int, str) -> None
+    """Put ``reason`` before that of the end of attempt n: the start that was decided there does not come."""
+    settle(run)
+    path = run.attempt(n) / "end.json"
+    row = read_json(path)
+    write_json(path, dict(row, reason="%s; %s" % (reason, row["reason"])))
 
 
 def unended(run):

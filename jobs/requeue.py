@@ -153,7 +153,7 @@ def patiently(do, attempt=None):
     if before.starts < marks.STARTS:
         mark = marks.Mark(before.starts + 1, attempt or before.attempt)
         marks.leave(job, restarts, mark, patience=0.0 if heard else scheduler.AWAY)
-        start_again(LATER, ())
+        start_again(LATER, (), attempt=attempt)
     return STORAGE
 
 
@@ -164,7 +164,7 @@ def begin(path, token):
     """
     from flip.exitcodes import CAUSES, ConfigError
     from flip.rundir import RunDir, read_json
-    from jobs import ledger, orphans, scheduler
+    from jobs import ledger, orphans, scheduler, successor
 
     run = RunDir(path)
     if not run.path.exists():
@@ -175,6 +175,8 @@ def begin(path, token):
     idle = ""
     if token is not None and job.get("token") != token:
         idle = "it was submitted again since, as another job"
+    elif successor.superseded(run.newest_attempt(), os.environ):
+        idle = "another job has continued it"
     elif run.result.exists():
         idle = "it is complete"
     elif read_json(run.cancel) is not None:  # opened, not looked for: NFS remembers for a while what was not there
@@ -252,7 +254,7 @@ def end(path, n, code, state, late=False, met=None):
     decision = ledger.end(run, n, code, state, suspect=suspect, late=late, unstarted=lost, full=full)
     say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
-        requeue_job(decision)
+        requeue_job(decision, run, n)
     else:
         others(run, decision.action)
         tell(run, decision.action)
@@ -343,7 +345,7 @@ def watch(path, n):
             run.note_limit(n)
         except OSError as error:
             say(error)
-        start_again(0.0, (), ending=True)
+        start_again(0.0, (), ending=True, run=run, attempt=n)
     return 0
 
 
@@ -366,12 +368,12 @@ def shell_gone(run, n):
     say("%s: the batch shell was killed (%s)" % (run.path, words))
     if words == "TIMEOUT":
         run.note_limit(n)
-    start_again(ended.get("delay", 0.0), tuple(ended.get("exclude", ())))
+    start_again(ended.get("delay", 0.0), tuple(ended.get("exclude", ())), run=run, attempt=n)
     return 0
 
 
-def requeue_job(decision):
-    # type: (Decision) -> None
+def requeue_job(decision, run, n):
+    # type: (Decision, Any, int) -> None
     """Start the batch job again through its scheduler. Outside of one there is nothing to start: ConfigError."""
     from flip.exitcodes import ConfigError
     from jobs import scheduler
@@ -383,18 +385,39 @@ def requeue_job(decision):
             decision.cause,
             "The end is recorded; local runs go on by `python jobs/submit.py`.",
         )
-    start_again(decision.delay, decision.exclude)
+    start_again(decision.delay, decision.exclude, run=run, attempt=n)
 
 
-def start_again(delay, exclude, ending=False):
-    # type: (float, tuple, bool) -> None
+def start_again(delay, exclude, ending=False, run=None, attempt=None):
+    # type: (float, tuple, bool, Any, Optional[int]) -> None
     from jobs import scheduler
 
     job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
     try:
         say("%s: %s" % (job, scheduler.requeue(job, restarts, delay, exclude, ending=ending)), sys.stdout)
+    except scheduler.Disabled:
+        succeed(job, restarts, delay, exclude, run, attempt)
     except scheduler.Unanswered as error:
         say("%s was not requeued: %s; submit again" % (job, error))
+
+
+def succeed(job, restarts, delay, exclude, run, attempt):
+    # type: (str, int, float, tuple, Any, Optional[int]) -> None
+    """Submit a successor of a job that Slurm does not requeue. Where that is refused too, record why the run ends here.
+
+    ``run``: None where its files cannot be written.
+    """
+    from jobs import ledger, scheduler, successor
+
+    try:
+        say("%s: %s" % (job, successor.submit(job, restarts, attempt, delay, exclude)), sys.stdout)
+    except scheduler.Unanswered as error:
+        reason = "requeue is disabled here, and a new job was refused (%s)" % error
+        say("%s: %s; submit again" % (job, reason))
+        if run is not None:
+            ledger.strand(run, attempt, reason)
+            others(run, "stop")
+            tell(run, "stop")
 
 
 if __name__ == "__main__":

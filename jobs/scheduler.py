@@ -6,6 +6,7 @@ been there for many years: no plugin, no accounting.
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from datetime import datetime
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from jobs.policy import UNSEEN
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Dict, Iterable, List, Mapping, Optional, Tuple  # noqa: F401
+    from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple  # noqa: F401
 
 #: Seconds that one command gets. A controller that is away makes clients wait.
 DEADLINE = 30.0
@@ -69,6 +70,10 @@ class Gone(Unanswered):
     """Slurm answered that it knows no such job: no more is to be waited for."""
 
 
+class Disabled(Unanswered):
+    """Slurm does not requeue this job: it has Requeue=0, by the site's settings or those of the job."""
+
+
 class Row(NamedTuple):
     """One job or array element as squeue lists it."""
 
@@ -83,13 +88,17 @@ class Row(NamedTuple):
 
 
 def call(*words, **options):
-    # type: (*str, **float) -> str
-    """Standard output of a command of Slurm's. Raises Unanswered with its words."""
-    deadline = options.get("deadline", DEADLINE)
-    ours = {name: value for name, value in os.environ.items() if not THEIRS.match(name)}
+    # type: (*str, **Any) -> str
+    """Standard output of a command of Slurm's. Raises Unanswered with its words.
+
+    Options: ``deadline`` in seconds, ``text`` for its standard input, ``env`` in place of this process's environment.
+    """
+    deadline, text = options.get("deadline", DEADLINE), options.get("text", "")
+    ours = {name: value for name, value in options.get("env", os.environ).items() if not THEIRS.match(name)}
+    line = [shutil.which(words[0]) or words[0]] + list(words[1:])  # on our PATH, whatever that of ``env`` is
     try:
         done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=deadline, env=ours
+            line, input=text.encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=deadline, env=ours
         )
     except subprocess.TimeoutExpired:
         raise Unanswered("%s did not answer for %g s" % (words[0], deadline)) from None
@@ -104,7 +113,7 @@ def call(*words, **options):
 def unanswered(command, said):
     # type: (str, str) -> Unanswered
     """What a command that failed said."""
-    kind = Gone if "Invalid job id" in said else Unanswered
+    kind = Gone if "Invalid job id" in said else Disabled if "presently disabled" in said else Unanswered
     return kind("%s: %s" % (command, said))
 
 
@@ -224,19 +233,21 @@ def queue(names):
     # type: (Iterable[str]) -> Dict[Tuple[str, int], Row]
     """(job name, array index; 0 for a job alone) -> row, in one call. What ended minutes ago is listed still.
 
-    Raises Unanswered.
+    Where a job has a successor (jobs/successor.py), the row is that of the newest. Raises Unanswered.
     """
     asked = sorted(set(names))
     if not asked:
         return {}
     text = call("squeue", "-a", "-h", "-r", "-t", "all", "--name=" + ",".join(asked), "-o", "%j|%K|%i|%T|%N|%r|%S")
-    found = {}
+    found = {}  # type: Dict[Tuple[str, int], Row]
     for line in text.splitlines():
         cells = line.split("|", 5)
         if len(cells) == 6:
             name, index, id_, state, nodes, rest = cells
             reason, start = START.findall(rest)[0]
-            found[name, number(index) or 0] = Row(id_, state, reason, nodes, start)
+            known = found.get((name, number(index) or 0))
+            if known is None or (number(known.id) or 0) < (number(id_) or 0):
+                found[name, number(index) or 0] = Row(id_, state, reason, nodes, start)
     return found
 
 
@@ -274,7 +285,7 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
     Before each try the job's state is looked at: one that Slurm has started again, or somebody cancelled, is left so.
     A refusal is tried again for ``patience`` seconds, an unknown job for GONE, silence for AWAY, then Unanswered is
     raised. The caller may be killed as soon as the requeue is through, so delay and nodes come after it: before it they
-    are refused anyway.
+    are refused anyway. Disabled is raised at once.
     ``ending``: Slurm ends the job for its limit at this moment, so that no time is lost with questions and waits.
     """
     deadline, wait, tried = BRIEF if ending else DEADLINE, 1.0, False
@@ -288,6 +299,8 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
         try:
             call("scontrol", "requeue", job, deadline=deadline)
             break
+        except Disabled:
+            raise
         except Unanswered as error:
             tried, now, gone = True, time.time(), isinstance(error, Gone)
             # after hours of silence the first refusal is not the last word

@@ -27,6 +27,7 @@ class Script:
     peer_seconds: float
     canary: bool = False
     """Whether others are held until it has passed."""
+    text: str = ""
     late: float = float("inf")
     """Seconds after which its end is one that had the whole wall limit."""
 
@@ -44,7 +45,7 @@ class Script:
             "nodes_wanted": nodes,
             "limit": 60.0 * int(options["time"]),
             "lead": float(options["signal"].partition("@")[2]),
-            "script": cls(Path(folder), tasks, peers, canary, float(late[1]) if late else float("inf")),
+            "script": cls(Path(folder), tasks, peers, canary, text, float(late[1]) if late else float("inf")),
             "held": "hold" in options,
             "elements": int(array[1]) + 1 if array else None,
             "later": float(options.get("begin", "now+0").partition("+")[2]),
@@ -105,6 +106,8 @@ class Life:
             found |= {"SLURM_ARRAY_JOB_ID": str(job.array), "SLURM_ARRAY_TASK_ID": str(job.index)}
         if self.restarts:
             found["SLURM_RESTART_COUNT"] = str(self.restarts)
+        if job.follows:
+            found["FLIP_FOLLOWS"] = job.follows
         return found
 
     def _process(self, by, do, over):

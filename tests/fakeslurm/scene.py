@@ -62,7 +62,8 @@ class FakeScene(Scene):
         found = []
         for call in self.commands.noted:
             place = call["by"]
-            if place and place.by == by and place.life.path == run.path and place.life.attempt == n:
+            ours = place and place.by == by and place.life.path == run.path and place.life.attempt == n
+            if ours and call["words"][0] != "sbatch":  # which no shim notes
                 read = {}
                 if call["words"][1:3] == ["show", "job"]:
                     fields = fields_of(call["out"])
@@ -93,6 +94,8 @@ def play(name, folder):
     scenario, options = SCENARIOS[name], SCENARIOS[name].options
     settings = {"kill_wait": options["kill_wait"], "user_signal": options["user_signal"], "mode": scenario.mode}
     settings |= {"grace": scenario.grace, "node_timeout": options.get("node_timeout", 10)}
+    settings |= {"requeue": not name.startswith("requeue_disabled")}
+    settings |= {"refuses_followers": name == "requeue_disabled_refused"}
     with staged(name, folder, **settings) as scene:
         scenario.act(scene)
         scene.over()

@@ -38,3 +38,14 @@ def test_a_watcher_of_a_job_that_slurm_does_not_know_asks_no_more(tmp_path):
         asked = len(scene.commands.noted)
         scene.clock.run(scene.clock.now + 86400.0)
         assert not any(process.alive for process in life._beside) and len(scene.commands.noted) == asked
+
+
+def test_a_lost_node_of_a_job_that_is_not_requeued_is_nobodys_wish(tmp_path):
+    """The exit trap, on the node that is alive, sees NODE_FAIL and submits the next job."""
+    with staged("lost", tmp_path, kill_wait=5.0, node_timeout=5.0, requeue=False) as scene:
+        scene.submit(AGAIN)
+        scene.ready()
+        scene.controller.lose(scene.facts(1)["node"])
+        scene.until(lambda: end(scene), "the exit trap")
+        assert (end(scene)["state"], end(scene)["action"]) == ("NODE_FAIL", "requeue")
+        scene.until(lambda: scene.runs[0].result.exists(), "the second attempt")

@@ -126,6 +126,52 @@ def test_a_bad_end_is_recorded_and_then_requeued(stage):
     assert (stage.run.logs / "latest").resolve() == (stage.run.logs / "1").resolve()
 
 
+DISABLED = """case $1 in
+    show) printf 'JobId=58\\n JobState=RUNNING Restarts=0\\n';;
+    write) cat {script};;
+    requeue) echo "57_1: Requested operation is presently disabled." >&2; exit 1;; esac"""
+"""scontrol, where the job has Requeue=0."""
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_where_requeue_is_disabled_a_new_job_follows_or_the_run_ends_at_once(stage, tmp_path, refused):
+    stage.commands("srun", "export SLURM_RESTART_COUNT=7; exit 137")
+    stage.commands("scontrol", DISABLED.format(script=stage.script))
+    stage.commands("squeue", "")
+    sbatch = "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1"
+    stage.commands("sbatch", sbatch if refused else f"cat > {tmp_path}/given; env > {tmp_path}/env; echo 99")
+    assert stage.start(SLURM_JOB_NAME="my sweep.77aa77aa").wait(60) == 137
+    assert "sbatch --parsable --dependency=afterany:58 --array=1" in stage.commands.calls()
+    assert sum(call.startswith(("sbatch", "scontrol requeue")) for call in stage.commands.calls()) == 2
+    end = stage.end()
+    assert (end["cause"], end["action"]) == ("crash", "requeue")
+    if refused:
+        refusal = "a new job was refused (sbatch: sbatch: error: QOSMaxSubmitJobPerUserLimit)"
+        assert end["reason"].startswith(f"requeue is disabled here, and {refusal}; killed by signal 9")
+        return
+    assert (tmp_path / "given").read_text() == stage.script.read_text()
+    env = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert env["FLIP_FOLLOWS"] == "1" and not {"FLIP_RUN", "FLIP_SNAPSHOT", "SLURM_JOB_ID"} & env.keys()
+    for restarts, begun in (("", 2), ("", 2), ("1", 3)):  # the successor; a second one; the first, requeued after all
+        more = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+        stage.start(SLURM_ARRAY_JOB_ID="99", SLURM_JOB_ID="99", FLIP_FOLLOWS="1", **more).wait(60)
+        assert stage.run.newest_attempt() == begun
+
+
+def test_a_node_that_lacks_something_where_requeue_is_disabled(stage, tmp_path):
+    shutil.rmtree(stage.folder)
+    stage.commands("scontrol", DISABLED.format(script=stage.script))
+    stage.commands("sbatch", f"cat > {tmp_path}/given; env > {tmp_path}/env")
+    assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
+    words = "--dependency=afterany:58 --comment=away:1:-1:0 --begin=now+0 --exclude=n7 --array=1"
+    assert [call for call in stage.commands.calls() if "requeue" in call or "sbatch" in call] == [
+        "scontrol requeue 57_1",
+        f"sbatch {words}",
+    ]
+    assert (tmp_path / "given").read_text() == stage.script.read_text()
+    assert "SLURM_JOB_ID" not in (tmp_path / "env").read_text()
+
+
 @pytest.mark.parametrize("sent, heard", [("USR1", "USR2"), ("USR2", "USR2"), ("TERM", "USR1")])
 def test_the_shell_forwards_signals_to_the_ranks(stage, tmp_path, sent, heard):
     """scancel --batch sends them to the shell alone. srun, which gets no ignored signal, passes USR1 and USR2 on; on

@@ -151,7 +151,7 @@ def asked(submitted, *names):
 def test_the_others_are_queued_before_it_and_held(submitted, tmp_path):
     a, b, c = submitted.runs
     texts = [path.read_text() for path in tmp_path.glob("sbatch.[0-9]*")]
-    (held,), (first,) = ([t for t in texts if ("--hold" in t) == wanted] for wanted in (True, False))
+    (held,), (first,) = ([t for t in texts if ("\n#SBATCH --hold\n" in t) == wanted] for wanted in (True, False))
     assert "--array=0-1" in held and "releaser" not in held and 'release "$FLIP_RUN" & releaser=$!' in first
     record, waiting = (read_json(run.path / "job.json") for run in (a, b))
     assert record["canary"] == {"steps": 50, "releases": [waiting["name"]]} and waiting["waits_for"] == "a"
@@ -280,7 +280,7 @@ def test_by_hand_they_start_without_it(submitted):
 
 def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
     jobs = folder.with_canaries([job(tmp_path, name, Shape(3)) for name in "xy"], tmp_path / "demo", 50)
-    refuse = "grep -q -- --hold $1 && echo 'Submitted batch job 60' || { echo 'error: too many' >&2; exit 1; }"
+    refuse = "if grep -qx '#SBATCH --hold' $1; then echo 'Submitted batch job 60'; else echo too many >&2; exit 1; fi"
     submitted("sbatch", refuse)
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')

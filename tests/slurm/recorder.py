@@ -178,14 +178,18 @@ class Scene:
             attempts = [run.newest_attempt() for run in self.runs]
             with contextlib.suppress(subprocess.TimeoutExpired):
                 done = subprocess.run(words, capture_output=True, text=True, timeout=20)
-                for place, id_, state in (line.split("|") for line in done.stdout.splitlines()):
+                rows = [line.split("|") for line in done.stdout.splitlines()]
+                for place, id_, state in sorted(rows, key=lambda row: -int(row[1].partition("_")[0])):
                     self._note(int(place) if place.isdigit() else 0, id_, state, attempts)
 
     def _note(self, index, id_, state, attempts):
         if attempts[index] != self.runs[index].newest_attempt():
             return  # it belongs to the one or the other
+        number = int(id_.partition("_")[0])
+        if number < self.rows.get(index, {}).get("number", 0):
+            return  # this job has a successor
         if self.rows.get(index, {}).get("state") != state:
-            self.rows[index] = {"id": id_, "state": state, "since": time.monotonic()}
+            self.rows[index] = {"id": id_, "number": number, "state": state, "since": time.monotonic()}
         if (attempts[index], state) not in self.seen[index][-1:]:
             self.seen[index].append((attempts[index], state))
 
@@ -265,7 +269,8 @@ def pids(text):
 
 
 def masked(words):
-    """Words of a command without the numbers of jobs."""
+    """Words of a command without the numbers and names of jobs."""
+    words = [re.sub(r"^--name=.*", "--name=NAME", word) for word in words]
     return [re.sub(r"\b\d+(_\d+)?\b", "ID", word) if "now" not in word else word for word in words]
 
 

@@ -27,6 +27,10 @@ function slurm_job_submit(job, partitions, uid)
     end
     if job.name ~= nil and string.find(job.name, "^requeue_disabled") then
         job.requeue = 0
+        if string.find(job.name, "^requeue_disabled_refused") and job.dependency ~= nil then
+            slurm.log_user("Site policy: jobs may not submit jobs.")
+            return slurm.ERROR
+        end
     end
     return slurm.SUCCESS
 end
@@ -36,7 +40,8 @@ end
 return slurm.SUCCESS
 """
 """A site's own rules: no job without a time limit; jobs whose name begins with requeue_disabled are never requeued,
-whatever they ask for. The name of a scenario's jobs begins with that of the scenario."""
+whatever they ask for, and those of requeue_disabled_refused have no successor. The name of a scenario's jobs begins
+with that of the scenario."""
 FOREIGN = {
     **HERE,
     "accounting": True,
@@ -351,3 +356,22 @@ def other_scancelled(scene):
 @scenario("cancel.json and SlurmCluster.cancel; accounting, whole nodes", options=OTHER, ends=(1, "cancelled"))
 def other_cancelled(scene):
     cancelled(scene)
+
+
+@scenario("the warning signal, where the job has Requeue=0: a successor goes on", options=FOREIGN)
+def requeue_disabled(scene):
+    warned(scene)
+
+
+@scenario("a job of higher QOS, where the job has Requeue=0: Slurm ends it, a successor goes on", options=FOREIGN)
+def requeue_disabled_preempted(scene):
+    preempted(scene)
+
+
+@scenario(
+    "the warning signal, where the job has Requeue=0 and sbatch is refused to jobs",
+    options=FOREIGN,
+    ends=(1, "stopped"),
+)
+def requeue_disabled_refused(scene):
+    warned(scene)

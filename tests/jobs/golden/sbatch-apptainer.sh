@@ -20,9 +20,18 @@
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 trap '' TERM USR1 USR2  # what is begun here is finished
 without=''
+follow() (  # Slurm does not requeue this job: the same script as a new one, as jobs/successor.py does it
+  text=$(scontrol write batch_script "$id" -) || exit
+  words=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")
+  words+=(--begin="now+$((60 * starts))" --exclude="$without$SLURMD_NODENAME")
+  [ -z "$SLURM_ARRAY_TASK_ID" ] || words+=(--array="$SLURM_ARRAY_TASK_ID")
+  for name in "${!SLURM@}"; do [ "$name" = SLURM_CONF ] || unset "$name"; done
+  sbatch "${words[@]}" <<< "${text/$'\n#SBATCH --hold\n'/$'\n'}"
+)
 again() {  # for half a day while Slurm is silent, as when this node is cut off; ten minutes where it refuses
   for _ in {1..1440}; do no=${no:-0}
-    scontrol requeue "$id" && return; sleep 30
+    why=$(scontrol requeue "$id" 2>&1) && return; echo "$why" >&2
+    case $why in *"presently disabled"*) follow; exit "$code";; esac; sleep 30
     now=$(scontrol show job "$id") || continue
     now=$(sed -En 's/.*Restarts=([0-9]+).*/\1/p' <<< "$now")
     [ "${now:-$life}" = "$life" ] || exit "$code"  # Slurm has started it again
@@ -35,7 +44,7 @@ elsewhere() {  # a node that lacks what the others have, a mount or the interpre
   case $code in 1|2|4|126|127|13[0-9]) ;; *) exit "$code";; esac  # others are what `begin` means
   life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as marks.Mark: starts in a row that came to nothing
   until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the trap does
-  mark=$(sed -En 's/^ *Comment=away:([0-9]+:[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
+  mark=$(sed -En 's/^ *Comment=away:([0-9]+:-?[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
   IFS=: read -r past last ended <<< "$mark"
   [ "${last:-x}" != $((life - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended
   [ "$starts" -lt 100 ] || exit "$code"
