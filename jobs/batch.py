@@ -65,9 +65,18 @@ def minutes(hours: float) -> int:
 
 
 ELSEWHERE = [
+    "follow() (  # Slurm does not requeue this job: the same script as a new one, as jobs/successor.py does it",
+    '  text=$(scontrol write batch_script "$id" -) || exit',
+    '  words=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")',
+    '  words+=(--begin="now+$((60 * starts))" --exclude="$out")',
+    '  [ -z "$SLURM_ARRAY_TASK_ID" ] || words+=(--array="$SLURM_ARRAY_TASK_ID")',
+    '  for name in "${!SLURM@}"; do [ "$name" = SLURM_CONF ] || unset "$name"; done',
+    r"""  sbatch "${words[@]}" <<< "${text/$'\n#SBATCH --hold\n'/$'\n'}" """.rstrip(),
+    ")",
     "again() {  # for half a day while Slurm is silent, as when this node is cut off; ten minutes where it refuses",
     "  for _ in {1..1440}; do no=${no:-0}",
-    '    scontrol requeue "$id" && return; sleep 30',
+    '    why=$(scontrol requeue "$id" 2>&1) && return; echo "$why" >&2',
+    '    case $why in *"presently disabled"*) follow; exit "$code";; esac; sleep 30',
     '    now=$(scontrol show job "$id") || continue',
     r"""    now=$(sed -En 's/.*Restarts=([0-9]+).*/\1/p' <<< "$now")""",
     '    [ "${now:-$life}" = "$life" ] || exit "$code"  # Slurm has started it again',
@@ -80,19 +89,31 @@ ELSEWHERE = [
     '  case $code in 1|2|4|126|127|13[0-9]) ;; *) exit "$code";; esac  # others are what `begin` means',
     "  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as marks.Mark: starts in a row that came to nothing",
     '  until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the trap does',
-    r"""  mark=$(sed -En 's/^ *Comment=away:([0-9]+:[0-9]+:[0-9]+).*/\1/p' <<< "$shown")""",
+    r"""  mark=$(sed -En 's/^ *Comment=away:([0-9]+:-?[0-9]+:[0-9]+).*/\1/p' <<< "$shown")""",
     '  IFS=: read -r past last ended <<< "$mark"',
     '  [ "${last:-x}" != $((life - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended',
     f'  [ "$starts" -lt {STARTS} ] || exit "$code"',
     '  ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"',
-    "  again",
     # nodes that Slurm already excludes (profile, broken hardware) stay excluded. A node that gave the job back is
     # listed twice; the next one replaces it, so that an outage of all nodes cannot exclude them all
     r"""  out=$(sed -En 's/.*ExcNodeList=([^ ]+).*/\1/p' <<< "$shown" | sed -E '"""
     r"""s/^\(null\)$//; s/(^|,)([^][,]+),\2(,|$)/\1/; s/,$//')""",
-    "  out=${shown:+ExcNodeList=${out:+$out,}$SLURMD_NODENAME,$SLURMD_NODENAME}",
-    '  scontrol update JobId="$id" ${out:+"$out"} StartTime="now+$((60 * starts))"',
+    "  out=${out:+$out,}$SLURMD_NODENAME,$SLURMD_NODENAME",
+    "  again",
+    '  scontrol update JobId="$id" ${shown:+"ExcNodeList=$out"} StartTime="now+$((60 * starts))"',
     '  exit "$code"',
+    "}",
+]
+
+
+FORWARD = [
+    # handlers, since srun would inherit ignored signals. On TERM srun kills its ranks; for them USR1 means the same
+    'forward() { [ -z "$step" ] || kill -s "$1" "$step"; }',
+    "trap 'forward USR1' TERM; trap 'forward USR2' USR1 USR2",
+    "srun() {  # in the background, as a shell that waits for a foreground command handles no signal",
+    '  (exec srun "$@") & step=$!',
+    '  while wait "$step"; code=$?; [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do :; done',
+    '  step=; return "$code"',
     "}",
 ]
 
@@ -114,7 +135,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     beside = [f'{decide} release "$FLIP_RUN" & releaser=$!; disown  # those that wait for this canary']
     return [
         "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
-        "trap '' TERM  # what is begun here is finished",
+        "trap '' TERM USR1 USR2  # what is begun here is finished",
         *ELSEWHERE,
         f"said={shlex.quote(str(folder))}/$id",
         'exec >>"$said.out" 2>>"$said.err" || elsewhere',
@@ -124,7 +145,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         '[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again',
         "export FLIP_RUN FLIP_ATTEMPT",
         "finish() {",
-        "  code=$?; trap '' TERM; trap - EXIT",
+        "  code=$?; trap '' TERM USR1 USR2; trap - EXIT",
         *_late(profile, job),
         f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${{late:+--late}}',
         '  [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit',
@@ -135,7 +156,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
         f'{decide} watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown',
         *(beside if job.canary else []),
-        "trap : TERM  # the shell outlives it; a handler, since srun would inherit deafness",
+        *FORWARD,
         *_modules(profile.modules),
         *profile.setup,
     ]

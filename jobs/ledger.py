@@ -9,8 +9,8 @@ import time
 
 from flip import commit
 from flip.exitcodes import STORAGE
-from flip.rundir import create_json, read_json, read_record
-from jobs.policy import TOLD, Decision, Limits, decide
+from flip.rundir import create_json, read_json, read_record, write_json
+from jobs.policy import TOLD, UNSEEN, Decision, Limits, decide
 from jobs.suspects import BLAMED
 
 if False:  # names for annotations only: Python 3.6 runs this file too
@@ -50,13 +50,15 @@ def end(
     suspect=("", ""),  # type: Tuple[str, str]
     late=False,  # type: bool
     unstarted=(),  # type: Sequence[str]
+    full="",  # type: str
 ):
     # type: (...) -> Decision
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
     ``code``: exit code of the attempt, None where nobody saw it. ``state``: the scheduler's words, None if unreadable.
     ``suspect``: a node to be left out where the attempt failed, and the run that failed there too (jobs/suspects.py).
-    ``late``, ``unstarted``: as ``policy.decide`` has them.
+    ``late``, ``unstarted``: as ``policy.decide`` has them. ``full``: the caller met a full disk, in the system's words:
+    it counts as a cause beside those of the ranks, which may have been unable to write theirs.
     """
     start = read_json(run.attempt(n) / "start.json") or {}
     following = read_json(run.attempt(n + 1) / "start.json") or {}  # of an end that is written late
@@ -64,8 +66,9 @@ def end(
     committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
     committed = committed or run.got_on(n)
     first = start["after"] if "after" in start else after(run)
+    met = [{"cause": "storage", "by": "the exit trap", "reason": full}] if full else []
     decision = decide(
-        run.causes(n),
+        run.causes(n) + met,
         code,
         state,
         earlier(run, first, n),
@@ -88,6 +91,15 @@ def end(
     record["time"] = time.time()
     create_json(run.attempt(n) / "end.json", record)
     return decision_of(read_json(run.attempt(n) / "end.json") or record)
+
+
+def strand(run, n, reason):
+    # type: (RunDir, int, str) -> None
+    """Put ``reason`` before that of the end of attempt n: the start that was decided there does not come."""
+    settle(run)
+    path = run.attempt(n) / "end.json"
+    row = read_json(path)
+    write_json(path, dict(row, reason="%s; %s" % (reason, row["reason"])))
 
 
 def unended(run):
@@ -114,7 +126,7 @@ def settle(run, unwritten=0, before=None):
         if n == unwritten:
             end(run, n, STORAGE, None)
             continue
-        state = TOLD if run.was_told(n) else "NODE_FAIL"  # TOLD: killed while it saved
+        state = TOLD if run.was_told(n) else UNSEEN  # TOLD: killed while it saved
         end(run, n, None, "TIMEOUT" if run.met_limit(n) else state)
 
 

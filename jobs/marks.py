@@ -16,7 +16,10 @@ STARTS = 100
 
 
 class Mark(NamedTuple):
-    """What starts of a job that could not write to its run leave with the scheduler: ``Comment=away:1:17:5``."""
+    """What starts of a job that could not write to its run leave with the scheduler: ``Comment=away:1:17:5``.
+
+    The second number is the restart that left it; -1: the job's predecessor (jobs/successor.py).
+    """
 
     starts: int = 0
     """In a row, all of which came to nothing; a preemption or a start that went well ends the row."""
@@ -32,7 +35,7 @@ def read(job, restarts, patience=0.0):
     except scheduler.Unanswered:
         return None
     comment = scheduler.fields_of(text).get("Comment", "")
-    found = re.match(r"away:([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})$", comment)
+    found = re.match(r"away:([0-9]{1,9}):(-1|[0-9]{1,9}):([0-9]{1,9})$", comment)
     if not found:
         return Mark()
     starts, life, attempt = (int(part) for part in found.groups())

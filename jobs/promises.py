@@ -80,8 +80,13 @@ def _again(site: Site, profile: Profile) -> Verdict:
     mode, grace = site.preemption
     kind = site.config.get("PreemptType", "")
     read = f"{kind}, PreemptMode={mode or '?'}, GraceTime={grace} s; jobs ask for --requeue"
+    read += f" (JobRequeue={site.config.get('JobRequeue', '?')} is for those that do not)"
     if "no-requeue" in profile.options:
-        return NOT, "the profile's options say no-requeue", "Take it out."
+        then = "Each start is then a new job, submitted by the one before (docs/cluster.md): take no-requeue out."
+        return LESS, "the profile's options say no-requeue", then
+    plugins = [site.config.get(key, "") for key in ("JobSubmitPlugins", "CliFilterPlugins")]
+    if any(name not in ("", "(null)") for name in plugins):
+        read += "; a plugin of the site may disable requeue, then each start is a new job: `submit` says so"
     if mode in ("OFF", "REQUEUE"):
         return HOLDS, f"nobody preempts there ({kind}, PreemptMode=OFF)" if mode == "OFF" else read
     if mode == "SUSPEND":

@@ -41,7 +41,8 @@ def ready(profile: Profile) -> str:
         raise ConfigError(what, value=", ".join(unset), remedy="Export them, or take their names out of the profile.")
     answer = _answer(profile.partition, profile.name)
     _interpreter(profile)
-    return answer
+    disabled = "; no-requeue in the profile's options: each start is a new job, submitted by the one before"
+    return answer + (disabled if "no-requeue" in profile.options else "")
 
 
 def _interpreter(profile: Profile) -> None:

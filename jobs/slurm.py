@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -22,8 +23,13 @@ from flip.rundir import RunDir, read_json, write_json, write_text
 from jobs import batch, canary, scheduler, slurm_state
 from jobs.cluster import Job, JobState
 from jobs.profile import Profile
-from jobs.scheduler import Unanswered
-from jobs.slurm_state import BETWEEN, ENDED, WAITING, ahead_of, elsewhere, rows_of
+from jobs.scheduler import BETWEEN, ENDED, WAITING, Unanswered
+from jobs.slurm_state import ahead_of, elsewhere, rows_of
+
+NOT_REQUEUED = (
+    "requeue is disabled here (Requeue=0). After a preemption or the time limit a job submits its successor; "
+    "a run that is killed before it can do so, or whose node is lost, is stopped: submit it again"
+)
 
 
 class SlurmCluster:
@@ -70,7 +76,10 @@ class SlurmCluster:
             if job.uncancels:
                 job.run.cancel.unlink(missing_ok=True)  # why it was cancelled stays in the attempt's end
         id_ = self._sbatch(jobs, folder, name)
-        write_json(folder / "submitted.json", {"job": id_, "name": name, "runs": len(jobs)})
+        requeue = requeued(id_)
+        write_json(folder / "submitted.json", {"job": id_, "name": name, "runs": len(jobs), "requeue": requeue})
+        if requeue is False:
+            print(f"warning: job {id_}: {NOT_REQUEUED}", file=sys.stderr)
 
     def _record(self, job: Job, name: str, index: int, site: str) -> dict[str, Any]:
         return {
@@ -145,6 +154,16 @@ class SlurmCluster:
             row = rows_of([run]).get(run.path)
             if row is not None and row.state == "RUNNING":
                 scheduler.call("scancel", "--signal=USR2", row.id)
+
+
+def requeued(id_: str) -> bool | None:
+    """Whether Slurm requeues a job when it is asked to; None: not known. A plugin of the site may have changed it."""
+    try:
+        return {"1": True, "0": False}.get(
+            scheduler.fields_of(scheduler.call("scontrol", "show", "job", id_)).get("Requeue", "")
+        )
+    except Unanswered:
+        return None
 
 
 def arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:

@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   python tools/slurm_here.py stop                      cancels what runs, leaves no process
   apt-get install $(python tools/slurm_here.py packages)
   python tools/slurm_here.py start --nodes 2 --grace 0 --no-user-signal --accounting --set KillWait=30
+  python tools/slurm_here.py start --accounting --preempt qos --no-requeue --job-submit site.lua --max-submit 20
 """
 
 
@@ -42,7 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
 def start(options: argparse.Namespace) -> dict[str, Any]:
     """Start a Slurm; where one runs in the folder already, say how to use it."""
     names = "nodes gpus cpus memory grace kill_wait user_signal accounting select node_timeout settings port"
-    here = Here(options.folder, **{name: getattr(options, name) for name in names.split()})
+    names += " preempt requeue max_submit"
+    given = {name: getattr(options, name) for name in names.split()}
+    here = Here(options.folder, job_submit=_script(options.job_submit), **given)
     started = here.start(keep=options.keep)
     made = here.site.options
     sizes = {"nodes": made.nodes, "gpus": made.cards, "cpus": made.cpus, "memory": made.memory}
@@ -50,6 +53,17 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
     files = {"slurm_conf": str(here.site.conf), "profile": str(here.profile)}
     about = {"started": started, "folder": str(here.folder), **files, **sizes}
     return {**about, "ports": ports, "address": here.site.address}
+
+
+def _script(path: Path | None) -> str:
+    from flip.exitcodes import ConfigError
+
+    if path is None:
+        return ""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", "option job-submit", path, "Name a script in Lua.") from error
 
 
 def stop(options: argparse.Namespace) -> dict[str, Any]:
@@ -145,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     add("lose", lose, lambda report: lost(**report)).add_argument("node", help="n1, n2, ...")
     back = add("return", bring_back, lambda report: f"{report['node']} is back")
     back.add_argument("node", help="n1, n2, ...")
-    command = add("preempt", preempt, lambda report: f"submitted job {report['job']} to the partition high")
+    command = add("preempt", preempt, lambda report: f"submitted job {report['job']} of higher priority")
     command.add_argument("--nodes", type=int, help="how many (default: all)")
     command.add_argument("--seconds", type=int, default=60, help="how long it holds them (default: %(default)s)")
     command.add_argument("-w", "--nodelist", default="", help="these nodes and no others, such as n[1-2]")
@@ -158,7 +172,7 @@ def _start_options(command: argparse.ArgumentParser) -> None:
         "gpus": (8, "fake GPUs per node; none with --select linear, which cannot share them out"),
         "cpus": (16, "CPUs per node, more than there are is fine"),
         "memory": (64000, "MB per node"),
-        "grace": (30, "seconds between the signal and the end of what is preempted (GraceTime of the partition low)"),
+        "grace": (30, "seconds between the signal and the end of what is preempted (GraceTime of low)"),
         "kill-wait": (5, "seconds between TERM and KILL (KillWait)"),
         "node-timeout": (30, "seconds until a silent node is down (SlurmdTimeout)"),
         "port": (0, "first of a row of ports; 0: a free one"),
@@ -171,6 +185,14 @@ def _start_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--select", choices=("cons_tres", "linear"), default="cons_tres", help="how nodes are shared out"
     )
+    text = "what decides who is preempted: partition or QOS, each low and high; qos needs --accounting"
+    command.add_argument("--preempt", choices=("partition", "qos"), default="partition", help=text)
+    text = "jobs are not requeued unless they ask for it (JobRequeue=0)"
+    command.add_argument("--no-requeue", dest="requeue", action="store_false", help=text)
+    text = "a script that checks and changes jobs at submission (job_submit.lua)"
+    command.add_argument("--job-submit", type=Path, metavar="FILE", help=text)
+    text = "most jobs of this user in the queue (MaxSubmitJobs of the association; needs --accounting)"
+    command.add_argument("--max-submit", type=int, default=0, metavar="N", help=text)
     text = "a further line of slurm.conf, or another value of one (repeatable)"
     command.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help=text)
     command.add_argument("--keep", action="store_true", help="go on with the jobs and their numbers of the last time")

@@ -40,7 +40,7 @@ class Commands:
         if trouble == "refused":
             raise self._unanswered(record, AWAY)
         try:
-            record["out"] = self._do(*words) if trouble != "empty" else ""
+            record["out"] = self._do(*words, **options) if trouble != "empty" else ""
             record["code"] = 0
         except Refused as error:
             raise self._unanswered(record, str(error)) from None
@@ -58,7 +58,9 @@ class Commands:
         record["code"], record["said"] = 1, said
         return unanswered(record["words"][0], said)
 
-    def _do(self, name, *words):
+    def _do(self, name, *words, text="", env=None, **options):
+        if name == "sbatch" and text:
+            return self._follower(words, text, env)
         return getattr(self, f"_{name}")(*words)
 
     # -- one per command ---------------------------------------------------------------------------------------------
@@ -69,7 +71,21 @@ class Commands:
             raise Refused("Batch job submission failed: Requested node configuration is not available")
         return f"Submitted batch job {self.controller.submit(**fields)}"
 
+    def _follower(self, words, text, env):
+        """sbatch of a script on standard input: one element, after its predecessor has ended."""
+        wishes = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
+        if self.controller.site.refuses_followers:
+            raise Refused("Batch job submission failed: Access/permission denied")
+        fields = Script.read(text) | {"elements": None}
+        later = float(wishes.get("begin", "now+0").partition("+")[2])
+        after, index = int(wishes["dependency"].partition(":")[2]), wishes.get("array")
+        more = {"after": after, "comment": wishes.get("comment", ""), "excluded": wishes.get("exclude", "")}
+        more["follows"] = env.get("FLIP_FOLLOWS", "")
+        return f"{self.controller.submit(**fields | more | {'later': later}, only=index and int(index))}\n"
+
     def _scontrol(self, *words):
+        if words[:2] == ("write", "batch_script"):
+            return self.controller.find(words[2]).script.text
         if words[:2] == ("show", "config"):
             return f"Configuration data as of now\nClusterName             = {self.controller.site.name}\n"
         if words[:2] == ("show", "job"):
@@ -100,11 +116,12 @@ class Commands:
         now = self.clock.now
         ran = 0 if job.start is None else (now if job.state == "RUNNING" else job.end) - job.start
         array = f" ArrayJobId={job.array} ArrayTaskId={job.index}" if job.index is not None else ""
+        requeue = int(self.controller.site.requeue)
         preempted = f" PreemptTime={_moment(job.preempt_time)}" if job.state != "PENDING" else ""
         return (
             f"JobId={job.id}{array} JobName={job.name}\n"
             f"   JobState={_state(job)} Reason={job.reason} Dependency=(null)\n"
-            f"   Requeue=1 Restarts={job.restarts} BatchFlag=1 Reboot=0 ExitCode={job.exit_code}\n"
+            f"   Requeue={requeue} Restarts={job.restarts} BatchFlag=1 Reboot=0 ExitCode={job.exit_code}\n"
             f"   RunTime={_span(ran)} TimeLimit={_span(job.limit)} TimeMin=N/A\n"
             f"   EndTime={_moment(job.end)}{preempted}\n"
             f"   Comment={job.comment} \n"
@@ -123,6 +140,10 @@ class Commands:
         return "".join(lines)
 
     def _scancel(self, *words):
+        if words[0] in ("--batch", "--full"):
+            job = self.controller.find(words[-1])
+            job.life.signal_shell(words[1].partition("=")[2], full=words[0] == "--full")
+            return ""
         if not words[0].startswith("--"):
             for job in [job for text in words for job in self.controller.all_of(text)]:
                 self.controller.cancel(job)

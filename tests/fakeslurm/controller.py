@@ -32,13 +32,15 @@ class Controller:
 
     # -- the queue ---------------------------------------------------------------------------------------------------
 
-    def submit(self, elements=None, later=0.0, **fields):
-        """A job, or an array of so many elements; its number. The last element of an array has the array's own."""
+    def submit(self, elements=None, later=0.0, only=None, **fields):
+        """A job, or an array of so many elements, or of one with the index ``only``; its number. The last element of an
+        array has the array's own."""
         base, count = self.next_id, elements or 1
         self.next_id += count
         for index in range(count):
             id_ = base if index == count - 1 else base + 1 + index
             place = {"array": base, "index": index} if elements else {}
+            place = place if only is None else {"array": base, "index": only}
             self.jobs[id_] = job = Job(id=id_, eligible=self.clock.now + later, **place, **fields)
             job.reason = "JobHeldUser" if job.held else job.reason
         self.look()
@@ -82,6 +84,9 @@ class Controller:
         free = [node for node in self.nodes.values() if node.up and node.job is None]
         later = None
         for job in waiting:
+            if job.after in self.jobs and (self.jobs[job.after].state not in ENDED or self.jobs[job.after].completing):
+                job.reason = "Dependency"
+                continue
             if job.eligible > self.clock.now:
                 later = min(later or job.eligible, job.eligible)
                 continue
@@ -142,7 +147,7 @@ class Controller:
         if job.state != "RUNNING" or job.restarts != restarts:
             return
         job.preempt_time = self.clock.now
-        if self.site.mode == "REQUEUE":
+        if self.site.mode == "REQUEUE" and self.site.requeue:
             self._again(job)
         else:
             self._finish(job, "PREEMPTED")
@@ -163,6 +168,8 @@ class Controller:
 
     def requeue(self, job):
         """``scontrol requeue``."""
+        if not self.site.requeue:
+            raise Refused("Requested operation is presently disabled")
         if job.state == "PENDING":
             raise Refused("Job is pending execution")
         self._again(job)
@@ -191,6 +198,11 @@ class Controller:
         job.end = self.clock.now
         if running:
             self._end_processes(job)
+
+    def shell_killed(self, job):
+        """The batch script has ended by SIGKILL; what its steps still run is ended."""
+        job.exit_code = "0:9"
+        self._finish(job, "FAILED", "RaisedSignal:9(Killed)")
 
     def _finish(self, job, state, reason="None"):
         job.state, job.reason, job.end = state, reason, self.clock.now
@@ -286,8 +298,10 @@ class Controller:
         life.happened("node")
         if node.alive:
             node.orphans.append(life)
-        if job.state == "RUNNING":
+        if job.state == "RUNNING" and self.site.requeue:
             self._again(job)
+        elif job.state == "RUNNING":
+            self._finish(job, "NODE_FAIL", "NodeDown")
         if not any(other.alive and other.reachable for other in job.nodes):
             self.detached(life)
 

@@ -27,6 +27,7 @@ class Script:
     peer_seconds: float
     canary: bool = False
     """Whether others are held until it has passed."""
+    text: str = ""
     late: float = float("inf")
     """Seconds after which its end is one that had the whole wall limit."""
 
@@ -44,7 +45,7 @@ class Script:
             "nodes_wanted": nodes,
             "limit": 60.0 * int(options["time"]),
             "lead": float(options["signal"].partition("@")[2]),
-            "script": cls(Path(folder), tasks, peers, canary, float(late[1]) if late else float("inf")),
+            "script": cls(Path(folder), tasks, peers, canary, text, float(late[1]) if late else float("inf")),
             "held": "hold" in options,
             "elements": int(array[1]) + 1 if array else None,
             "later": float(options.get("begin", "now+0").partition("+")[2]),
@@ -83,6 +84,7 @@ class Life:
         """When its exit trap was through."""
         self.alone = False
         """Whether its wall limit came while Slurm had not yet found that its node is away."""
+        self._shell = True
         self._storage = storage or (lambda life: contextlib.nullcontext())
         self.clock.at(0.2, self._begin)
 
@@ -104,6 +106,8 @@ class Life:
             found |= {"SLURM_ARRAY_JOB_ID": str(job.array), "SLURM_ARRAY_TASK_ID": str(job.index)}
         if self.restarts:
             found["SLURM_RESTART_COUNT"] = str(self.restarts)
+        if job.follows:
+            found["FLIP_FOLLOWS"] = job.follows
         return found
 
     def _process(self, by, do, over):
@@ -189,7 +193,9 @@ class Life:
                     process.kill()
             self._done(code)
 
-        if not self._over:
+        if not self._shell:
+            self._done(code, killed=True)
+        elif not self._over:
             self._python("trap", seen, "end", code=code, late=self.clock.now - self.born >= self.script.late)
 
     def _done(self, code, killed=False):
@@ -202,6 +208,20 @@ class Life:
     def signal_steps(self, name):
         if self.body is not None:
             self.body.signal(name, {node.name for node in self.nodes if node.alive and node.reachable})
+
+    def signal_shell(self, name, full):
+        """The shell forwards it to the ranks; ``full``: they get it as well."""
+        self.happened("warned")
+        for sent in {"USR1" if name == "TERM" else "USR2", *([name] if full else [])}:
+            self.signal_steps(sent)
+
+    def kill_shell(self):
+        """SIGKILL to the batch shell alone: it has no exit trap then. The watcher lives on."""
+        self.happened("shell")
+        self._shell = False
+        self.controller.shell_killed(self.job)
+        for process in self._beside:
+            process.interrupt(requeue.ShellGone())
 
     def end(self):
         """TERM to all, which the shell outlives."""

@@ -24,6 +24,10 @@ class Site:
     """Limits are looked at so often."""
     min_job_age: float = 300.0
     name: str = "lab"
+    requeue: bool = True
+    """Whether jobs have Requeue=1."""
+    refuses_followers: bool = False
+    """Whether sbatch is refused to jobs."""
 
 
 @dataclass(eq=False)
@@ -68,6 +72,10 @@ class Job:
     """Slurm's bit that is set with a grace, and looked at when the job completes, in whichever life."""
     excluded: str = ""
     comment: str = ""
+    after: int = 0
+    """The job that must have ended before (--dependency=afterany)."""
+    follows: str = ""
+    """FLIP_FOLLOWS in its environment."""
     exit_code: str = "0:0"
     nodes: list = field(default_factory=list)
     life: object = None

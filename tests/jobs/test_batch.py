@@ -1,5 +1,6 @@
 """The batch script as Slurm gets it: a golden text, and a real bash that runs its protocol with a stand-in for srun."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, read_json, write_json
-from jobs import batch, ledger
+from jobs import batch, ledger, requeue
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile, load_profile
 from jobs.site import accepts
@@ -144,16 +145,69 @@ def test_host_hooks_come_from_the_code_that_is_submitted_now(stage, tmp_path, mo
     assert said.startswith(f"{old} {old} ") and said.endswith(f"{ROOT}/jobs/rank.py jobs.worker")
 
 
-def test_the_shell_outlives_term_and_srun_does_not_inherit_deafness(stage, tmp_path):
-    stage.commands("srun", f"trap 'exit 75' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done")
+DISABLED = """case $1 in
+    show) printf 'JobId=58\\n JobState=RUNNING Restarts=0\\n';;
+    write) cat {script};;
+    requeue) echo "57_1: Requested operation is presently disabled." >&2; exit 1;; esac"""
+"""scontrol, where the job has Requeue=0."""
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_where_requeue_is_disabled_a_new_job_follows_or_the_run_ends_at_once(stage, tmp_path, refused):
+    stage.commands("srun", "export SLURM_RESTART_COUNT=7; exit 137")
+    stage.commands("scontrol", DISABLED.format(script=stage.script))
+    stage.commands("squeue", "")
+    sbatch = "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1"
+    stage.commands("sbatch", sbatch if refused else f"cat > {tmp_path}/given; env > {tmp_path}/env; echo 99")
+    assert stage.start(SLURM_JOB_NAME="my sweep.77aa77aa").wait(60) == 137
+    assert "sbatch --parsable --dependency=afterany:58 --array=1" in stage.commands.calls()
+    assert sum(call.startswith(("sbatch", "scontrol requeue")) for call in stage.commands.calls()) == 2
+    end = stage.end()
+    assert (end["cause"], end["action"]) == ("crash", "requeue")
+    if refused:
+        refusal = "a new job was refused (sbatch: sbatch: error: QOSMaxSubmitJobPerUserLimit)"
+        assert end["reason"].startswith(f"requeue is disabled here, and {refusal}; killed by signal 9")
+        return
+    assert (tmp_path / "given").read_text() == stage.script.read_text()
+    env = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert env["FLIP_FOLLOWS"] == "1" and not {"FLIP_RUN", "FLIP_SNAPSHOT", "SLURM_JOB_ID"} & env.keys()
+    for restarts, begun in (("", 2), ("", 2), ("1", 3)):  # the successor; a second one; the first, requeued after all
+        more = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+        stage.start(SLURM_ARRAY_JOB_ID="99", SLURM_JOB_ID="99", FLIP_FOLLOWS="1", **more).wait(60)
+        assert stage.run.newest_attempt() == begun
+
+
+def test_a_node_that_lacks_something_where_requeue_is_disabled(stage, tmp_path):
+    shutil.rmtree(stage.folder)
+    stage.commands("scontrol", DISABLED.format(script=stage.script))
+    stage.commands("sbatch", f"cat > {tmp_path}/given; env > {tmp_path}/env")
+    assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
+    words = "--dependency=afterany:58 --comment=away:1:-1:0 --begin=now+0 --exclude=n7,n7 --array=1"
+    assert [call for call in stage.commands.calls() if "requeue" in call or "sbatch" in call] == [
+        "scontrol requeue 57_1",
+        f"sbatch {words}",
+    ]
+    assert (tmp_path / "given").read_text() == stage.script.read_text()
+    assert "SLURM_JOB_ID" not in (tmp_path / "env").read_text()
+
+
+@pytest.mark.parametrize("sent, heard", [("USR1", "USR2"), ("USR2", "USR2"), ("TERM", "USR1")])
+def test_the_shell_forwards_signals_to_the_ranks(stage, tmp_path, sent, heard):
+    """scancel --batch sends them to the shell alone. srun, which gets no ignored signal, passes USR1 and USR2 on; on
+    TERM it would kill the ranks."""
+    noted = "".join(f"trap 'echo {name} >> {tmp_path}/heard' {name}; " for name in ("TERM", "USR1", "USR2"))
+    stage.commands("srun", f"{noted} touch {tmp_path}/up; until [ -s {tmp_path}/heard ]; do sleep 0.05; done; exit 75")
     bash = stage.start()
     while not (tmp_path / "up").exists():
         time.sleep(0.01)
-    words = ["pgrep", "-P", str(bash.pid), "-f", str(tmp_path / "srun")]
-    (child,) = subprocess.run(words, capture_output=True, text=True).stdout.split()
-    bash.send_signal(signal.SIGTERM)
-    os.kill(int(child), signal.SIGTERM)
+    bash.send_signal(getattr(signal, f"SIG{sent}"))
     assert bash.wait(60) == 75 and stage.end()["code"] == 75
+    assert (tmp_path / "heard").read_text().split() == [heard]
+
+
+def test_the_shell_keeps_the_code_of_a_step_that_a_signal_killed(stage, tmp_path):
+    stage.commands("srun", "kill -9 $$")
+    assert stage.start().wait(60) == 137 and stage.end()["code"] == 137
 
 
 @pytest.mark.parametrize("what", ["complete", "cancelled", "replaced", "failed"])
@@ -249,7 +303,7 @@ def test_a_job_is_given_back_when_slurm_answers_again(stage, tmp_path, what, req
     stage.commands("sleep", "")
     tries = f"$(grep -c 'scontrol requeue' {tmp_path}/calls)"
     shown = {
-        "silent": f"[ {tries} -eq 0 ]",
+        "silent": f"[ {tries} -eq 0 ] && echo JobId=58",
         "started again": "echo Restarts=1 Batch",
         "refused": "echo Restarts=0 Batch",
     }[what]
@@ -288,6 +342,55 @@ def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tm
     assert stage.run.met_limit(1) and stage.end() is None
     ledger.settle(stage.run)
     assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
+
+
+def test_where_the_batch_shell_is_killed_the_watcher_requeues(stage, tmp_path):
+    """Nothing of the exit trap runs then. The end of the attempt is written by the next start."""
+    running = "JobState=RUNNING Restarts=0 RunTime=00:00:20 TimeLimit=10:00:00"
+    killed = running.replace("RUNNING", "COMPLETING Reason=RaisedSignal:9(Killed)")
+    stage.commands("srun", f"touch {tmp_path}/up; sleep 60")
+    show = f"[ -e {tmp_path}/killed ] && echo '{killed}' || echo '{running}'"
+    stage.commands("scontrol", f"[ $1 = show ] && {{ {show}; }}; exit 0")
+    bash = stage.start()
+    while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+    (tmp_path / "killed").touch()
+    bash.kill()
+    bash.wait(60)
+    while "scontrol requeue 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+    os.killpg(bash.pid, signal.SIGKILL)  # the ranks
+    assert stage.end() is None
+    ledger.settle(stage.run)
+    assert (stage.end()["cause"], stage.end()["action"]) == ("node", "requeue")
+
+
+@pytest.mark.parametrize(
+    "state, what, requeued",
+    [
+        ("RUNNING", "", True),
+        ("FAILED Reason=RaisedSignal:9(Killed)", "", True),
+        ("COMPLETING Reason=TimeLimit", "", True),
+        ("COMPLETING Reason=None", "", False),  # cancelled
+        ("PENDING Reason=BeginTime", "", False),
+        ("COMPLETING Reason=SomethingNew", "", False),
+        ("RUNNING", "complete", False),
+        ("RUNNING", "cancelled", False),
+        ("RUNNING", "stop", False),
+    ],
+)
+def test_what_the_watcher_does_for_a_shell_that_is_gone(stage, slept, monkeypatch, state, what, requeued):
+    stage.commands("scontrol", f"[ $1 = show ] && echo 'JobState={state} Restarts=0'; exit 0")
+    n = stage.run.begin_attempt({})
+    if what == "stop":
+        stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
+        ledger.end(stage.run, n, 78, "RUNNING")
+    elif what:
+        write_json(stage.run.result if what == "complete" else stage.run.cancel, {})
+    monkeypatch.setenv("SLURM_JOB_ID", "58")
+    assert requeue.shell_gone(stage.run, n) == 0
+    assert ("scontrol requeue 58" in stage.commands.calls()) == requeued
+    assert stage.run.met_limit(n) == ("TimeLimit" in state)
 
 
 def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):
@@ -332,6 +435,24 @@ ledger.begin = ledger.end = full
 requeue.PATIENCE = 0.0
 sys.exit(requeue.main([sys.argv[2], sys.argv[1], *sys.argv[3:]]))
 """
+
+
+def test_a_full_disk_that_the_trap_meets_is_the_cause(tmp_path, small_disk):
+    """The ranks could not write their causes either; their exit codes say crash."""
+    run = RunDir(small_disk / "sweep" / "run")
+    run.begin_attempt({})
+    filler = small_disk / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    command = [sys.executable, ROOT / "jobs" / "requeue.py", "end", run.path, "--code", "70", "--state", "RUNNING"]
+    environment = {**os.environ, "SLURM_JOB_ID": ""}
+    trap = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert "No space left on device" in trap.stderr.readline()
+    filler.unlink()
+    decision = json.loads(trap.communicate(timeout=60)[0])
+    assert (decision["cause"], decision["action"], decision["delay"]) == ("storage", "requeue", 30.0)
+    assert decision["reason"].startswith("the exit trap: [Errno 28] No space left on device")
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)

@@ -54,7 +54,8 @@ def test_a_good_site_keeps_all_promises():
 
 # fmt: off
 SITES = [
-    (site({"JobRequeue": "0"}), "starts again", HOLDS, "ask for --requeue"),
+    (site({"JobRequeue": "0"}), "starts again", HOLDS, "ask for --requeue (JobRequeue=0 is for those that do not)"),
+    (site({"JobSubmitPlugins": "lua"}), "starts again", HOLDS, "plugin of the site may disable requeue"),
     (site(partition={"PreemptMode": "OFF"}), "starts again", HOLDS, "nobody preempts"),
     (site({"PreemptType": "preempt/none"}), "warned before it is preempted", HOLDS, "nobody preempts"),
     (site(partition={"PreemptMode": "CANCEL", "GraceTime": "0"}), "preempted run starts", LESS, "within KillWait"),
@@ -115,7 +116,7 @@ def test_what_a_profile_asks_for_is_judged_too():
     linear = of("far", "slurm", gpus_per_node=8, options={"gres": "gpu:8", "mem": "0"})
     assert judged(site({"SelectType": "select/linear"}), "nodes", linear).verdict == HOLDS
     assert judged(site({"DefMemPerCPU": "100"}), "memory", linear).verdict == HOLDS
-    assert judged(site(), "preempted run starts", of("far", options={"no-requeue": ""})).verdict == NOT
+    assert judged(site(), "preempted run starts", of("far", options={"no-requeue": ""})).verdict == LESS
     assert judged(site({"MaxArraySize": "2"}), "number of runs", of("far", array_size=1)).verdict == LESS
     assert judged(site(), "before the time limit", of("far", hours=0.05, signal_seconds=120)).verdict == LESS
     assert judged(site(), "before the time limit", of("far", signal_seconds=20)).verdict == LESS

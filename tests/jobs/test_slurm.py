@@ -12,7 +12,7 @@ import pytest
 
 from flip.exitcodes import ConfigError, FlipError, PermissionDenied
 from flip.rundir import RunDir, read_json, write_json
-from jobs import cancel, cluster, forecast, ledger, slurm, slurm_state
+from jobs import cancel, cluster, forecast, ledger, site, slurm, slurm_state
 from jobs import plan as planning
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
@@ -96,7 +96,29 @@ def test_ends(sweep):
     gone = sweep("e")
     ended(gone)
     assert told(gone) == ("stopped", 1, "rank 0: why stopped; its job is not in Slurm's queue any more: submit again")
+    record = read_json(gone.path / "job.json")
+    write_json(gone.path / "job.json", {**record, "command": ["jobs/submit.py", "--sweep", "x"]})
+    assert told(gone)[2].endswith(": submit again: python jobs/submit.py --sweep x"), "the one command to type"
     assert told(sweep("f", ("FAILED", "NonZeroExitCode")))[0] == "stopped"
+
+
+@pytest.mark.parametrize("requeue", [0, 1])
+def test_a_site_that_disables_requeue_is_noticed_at_submission(sweep, commands, capsys, requeue):
+    run = sweep("a")
+    commands("sbatch", SBATCH)
+    commands("scontrol", f"[ $2 = job ] && echo 'JobId=57\n   Requeue={requeue} Restarts=0'; {CONFIG}")
+    slurm.SlurmCluster(PROFILE).submit([Job(run, ROOT, Shape(1, 1, 0, 1, 1.0))])
+    said = capsys.readouterr().err
+    assert ("warning: job 57: requeue is disabled here (Requeue=0)" in said) == (not requeue)
+    token = read_json(run.path / "job.json")["token"]
+    assert read_json(run.path.parent / ".slurm" / token / "submitted.json")["requeue"] is bool(requeue)
+
+
+def test_no_requeue_in_the_profile_is_said_before_the_submission(sweep, commands, monkeypatch):
+    for name in site.COMMANDS:
+        commands(name, CONFIG)
+    assert "each start is a new job" not in site.ready(replace(PROFILE, partition=""))
+    assert "each start is a new job" in site.ready(replace(PROFILE, partition="", options={"no-requeue": ""}))
 
 
 def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands):

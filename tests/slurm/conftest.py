@@ -11,6 +11,7 @@ import pytest
 import webdataset
 
 from flip.data.index import index
+from tests.slurm.scenarios import FOREIGN
 from tests.slurm_site import require
 from tools.slurm_here import Here
 
@@ -19,7 +20,7 @@ SAMPLES, SHARDS = 200, 3
 
 
 def make_here(folder, monkeypatch, **options):
-    require()
+    require(options.get("accounting", False))
     here = Here(folder, **options)
     here.start()
     for key, value in here.env().items():
@@ -39,6 +40,13 @@ def start_slurm(tmp_path, monkeypatch):
     yield start
     for here in started:
         here.stop()
+
+
+@pytest.fixture
+def foreign_site(start_slurm):
+    """A Slurm like that of a foreign site (``scenarios.FOREIGN``): accounting with limits, preemption by QOS without
+    grace, JobRequeue=0, a job_submit.lua."""
+    return start_slurm(nodes=4, **FOREIGN)
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from flip.rundir import RunDir, create_json, read_json
 from jobs import cluster
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
+from jobs.scheduler import ENDED
 from jobs.slurm import SlurmCluster
-from jobs.slurm_state import ENDED
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = ("scontrol", "squeue")
@@ -114,6 +114,12 @@ class Scene:
         """SIGKILL to a rank, as the kernel does when memory runs out."""
         os.kill(self.facts(rank, index=index)["pid"], signal.SIGKILL)
 
+    def kill_shell(self):
+        """SIGKILL to the batch shell alone."""
+        job = fields_of(self.call("scontrol", "show", "job", self.id()))["JobId"]
+        (pid,) = pids(f"/job{int(job):05d}/slurm_script")
+        os.kill(pid, signal.SIGKILL)
+
     def cancel(self):
         """As ``jobs/cancel.py`` does."""
         create_json(self.runs[0].cancel, {"who": "tester", "why": "as told", "time": time.time()})
@@ -172,14 +178,18 @@ class Scene:
             attempts = [run.newest_attempt() for run in self.runs]
             with contextlib.suppress(subprocess.TimeoutExpired):
                 done = subprocess.run(words, capture_output=True, text=True, timeout=20)
-                for place, id_, state in (line.split("|") for line in done.stdout.splitlines()):
+                rows = [line.split("|") for line in done.stdout.splitlines()]
+                for place, id_, state in sorted(rows, key=lambda row: -int(row[1].partition("_")[0])):
                     self._note(int(place) if place.isdigit() else 0, id_, state, attempts)
 
     def _note(self, index, id_, state, attempts):
         if attempts[index] != self.runs[index].newest_attempt():
             return  # it belongs to the one or the other
+        number = int(id_.partition("_")[0])
+        if number < self.rows.get(index, {}).get("number", 0):
+            return  # this job has a successor
         if self.rows.get(index, {}).get("state") != state:
-            self.rows[index] = {"id": id_, "state": state, "since": time.monotonic()}
+            self.rows[index] = {"id": id_, "number": number, "state": state, "since": time.monotonic()}
         if (attempts[index], state) not in self.seen[index][-1:]:
             self.seen[index].append((attempts[index], state))
 
@@ -248,8 +258,19 @@ class Scene:
                 self.here.call("scancel", id_)
 
 
+def pids(text):
+    """Pids of the processes whose first two words contain this."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if text in " ".join(path.read_text().split("\0")[:2]):
+                found.append(int(path.parent.name))
+    return found
+
+
 def masked(words):
-    """Words of a command without the numbers of jobs."""
+    """Words of a command without the numbers and names of jobs."""
+    words = [re.sub(r"^--name=.*", "--name=NAME", word) for word in words]
     return [re.sub(r"\b\d+(_\d+)?\b", "ID", word) if "now" not in word else word for word in words]
 
 

@@ -12,13 +12,46 @@ one: then TERM comes, and the watcher requeues. So these are for a quiet machine
 
 AGAIN = {"steps": LONG, "save": 1.0, "attempts": {"2": {"steps": SHORT}}}
 """Obeys, and finishes in its second attempt."""
-DEAF = {**AGAIN, "ignore": ["TERM", "USR2"]}
+DEAF = {**AGAIN, "ignore": ["TERM", "USR2", "USR1"]}
 HERE = {"user_signal": True, "kill_wait": KILL_WAIT}
 MUTE = {**HERE, "user_signal": False}
 """Preemption does not send the warning signal."""
 WATCHFUL = {**HERE, "node_timeout": 5}
 OTHER = {**HERE, "accounting": True, "select": "linear"}
 """Another kind of site: accounting, and whole nodes only."""
+JOB_SUBMIT = """
+function slurm_job_submit(job, partitions, uid)
+    if job.time_limit == slurm.NO_VAL then
+        slurm.log_user("Site policy: jobs must have a time limit (--time).")
+        return slurm.ERROR
+    end
+    if job.name ~= nil and string.find(job.name, "^requeue_disabled") then
+        job.requeue = 0
+        if string.find(job.name, "^requeue_disabled_refused") and job.dependency ~= nil then
+            slurm.log_user("Site policy: jobs may not submit jobs.")
+            return slurm.ERROR
+        end
+    end
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, uid)
+    return slurm.SUCCESS
+end
+return slurm.SUCCESS
+"""
+"""A site's own rules: no job without a time limit; jobs whose name begins with requeue_disabled are never requeued,
+whatever they ask for, and those of requeue_disabled_refused have no successor. The name of a scenario's jobs begins
+with that of the scenario."""
+FOREIGN = {
+    **HERE,
+    "accounting": True,
+    "preempt": "qos",
+    "requeue": False,
+    "job_submit": JOB_SUBMIT,
+    "max_submit": 40,
+}
+"""A site of another form: accounting, preemption by QOS, JobRequeue=0, job_submit.lua, a limit on submitted jobs. Use
+it with grace 0."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +207,39 @@ def warned(scene):
     scene.call("scancel", "--signal=USR2", scene.id())
 
 
+@scenario("scancel --batch --signal=USR1: only the batch shell gets it")
+def warned_batch(scene):
+    scene.submit(AGAIN)
+    scene.ready()
+    scene.call("scancel", "--batch", "--signal=USR1", scene.id())
+
+
+@scenario("scancel --full --signal=USR1: the batch shell, srun and the ranks get it")
+def warned_full(scene):
+    scene.submit(AGAIN)
+    scene.ready()
+    scene.call("scancel", "--full", "--signal=USR1", scene.id())
+
+
+def shell_killed(scene, play=AGAIN):
+    scene.submit(play)
+    scene.ready()
+    scene.kill_shell()
+
+
+scenario("SIGKILL to the batch shell; the watcher beside the ranks requeues the job")(shell_killed)
+
+
+@scenario("SIGKILL to the batch shell; accounting, QOS, JobRequeue=0", options=FOREIGN, slow=True)
+def foreign_shell_killed(scene):
+    shell_killed(scene)
+
+
+@scenario("scancel --batch --signal=USR1; accounting, QOS, JobRequeue=0", options=FOREIGN, slow=True)
+def foreign_warned_batch(scene):
+    warned_batch(scene)
+
+
 def limit(scene, ignore, save=1.0):
     scene.patience = 300.0
     scene.submit({**AGAIN, "ignore": ignore, "save": save}, hours=WAITING_MINUTE, signal_seconds=30)
@@ -191,7 +257,7 @@ def limit_late(scene):
 
 @scenario("the time limit; the ranks obey nothing and are killed", slow=True)
 def limit_deaf(scene):
-    limit(scene, ["USR2", "TERM"])
+    limit(scene, ["USR2", "TERM", "USR1"])
 
 
 def scancelled(scene, play=AGAIN):
@@ -290,3 +356,22 @@ def other_scancelled(scene):
 @scenario("cancel.json and SlurmCluster.cancel; accounting, whole nodes", options=OTHER, ends=(1, "cancelled"))
 def other_cancelled(scene):
     cancelled(scene)
+
+
+@scenario("the warning signal, where the job has Requeue=0: a successor goes on", options=FOREIGN)
+def requeue_disabled(scene):
+    warned(scene)
+
+
+@scenario("a job of higher QOS, where the job has Requeue=0: Slurm ends it, a successor goes on", options=FOREIGN)
+def requeue_disabled_preempted(scene):
+    preempted(scene)
+
+
+@scenario(
+    "the warning signal, where the job has Requeue=0 and sbatch is refused to jobs",
+    options=FOREIGN,
+    ends=(1, "stopped"),
+)
+def requeue_disabled_refused(scene):
+    warned(scene)

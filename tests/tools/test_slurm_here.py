@@ -296,6 +296,17 @@ def test_folders_that_cannot_be(tmp_path, capsys, name, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [{"preempt": "qos"}, {"max_submit": 1}, {"preempt": "none"}], ids=str)
+def test_options_that_cannot_be(tmp_path, options):
+    with pytest.raises(ConfigError, match="--accounting|partition, qos"):
+        Here(tmp_path, **options)
+
+
+def test_a_job_submit_script_that_is_not_there(tmp_path, capsys):
+    assert main(["start", "--folder", str(tmp_path / "s"), "--job-submit", str(tmp_path / "no.lua")]) == 78
+    assert "no.lua" in capsys.readouterr().err and not (tmp_path / "s").exists()
+
+
 def test_missing_packages_are_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(daemons, "search_path", lambda: str(tmp_path))
     assert main(["packages"]) == 0

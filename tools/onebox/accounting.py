@@ -61,6 +61,29 @@ def up(site: Site, call: Callable[..., str]) -> None:
         call("sacctmgr", "-i", "add", "account", ACCOUNT, f"cluster={CLUSTER}", timeout=30)
         call("sacctmgr", "-i", "add", "user", site.user, f"account={ACCOUNT}", timeout=30)
         call("sacctmgr", "-i", "modify", "user", site.user, "set", f"DefaultAccount={ACCOUNT}", timeout=30)
+    _limits(site, call)
+
+
+def _limits(site: Site, call: Callable[..., str]) -> None:
+    """The QOS low and high, the second of which preempts the first, and the association's limit."""
+    options, wanted = site.options, []
+    if options.preempt == "qos":
+        present = call("sacctmgr", "-n", "-P", "show", "qos", "format=name", timeout=30).split()
+        for name in {"low", "high"} - set(present):
+            call("sacctmgr", "-i", "add", "qos", name, timeout=30)
+        call("sacctmgr", "-i", "modify", "qos", "high", "set", "Preempt=low", "Priority=10", timeout=30)
+        call("sacctmgr", "-i", "modify", "qos", "low", "set", "PreemptMode=requeue", timeout=30)
+        set_grace(call, options.grace)
+        wanted += ["QOS=low,high", "DefaultQOS=low"]
+    if options.limited:  # -1: no limit, also where the last start had one
+        wanted.append(f"MaxSubmitJobs={options.max_submit or -1}")
+        where = ("where", f"account={ACCOUNT}", f"cluster={CLUSTER}", "set")
+        call("sacctmgr", "-i", "modify", "user", site.user, *where, *wanted, timeout=30)
+
+
+def set_grace(call: Callable[..., str], seconds: int) -> None:
+    """GraceTime of the QOS low."""
+    call("sacctmgr", "-i", "modify", "qos", "low", "set", f"GraceTime={seconds}", timeout=30)
 
 
 def make_database(site: Site) -> None:

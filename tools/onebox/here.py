@@ -44,10 +44,15 @@ class Here:
         node_timeout: int = 30,
         settings: Sequence[str] = (),
         port: int = 0,
+        preempt: str = "partition",
+        requeue: bool = True,
+        job_submit: str = "",
+        max_submit: int = 0,
     ) -> None:
         self.folder = Path(folder).expanduser().resolve()
         sizes, times = (nodes, gpus, cpus, memory), (grace, kill_wait)
-        options = Options(*sizes, *times, user_signal, accounting, select, node_timeout, tuple(settings), port)
+        form = (preempt, requeue, job_submit, max_submit)
+        options = Options(*sizes, *times, user_signal, accounting, select, node_timeout, tuple(settings), port, *form)
         self.site = Site(self.folder, options)
 
     @classmethod
@@ -141,11 +146,13 @@ class Here:
             daemons.up(self.site, child, daemon, lambda: self._usable(node))
 
     def preempt(self, nodes: int = 2, seconds: int = 20, nodelist: str = "") -> str:
-        """Submit a job to the partition high that takes whole nodes, those of ``nodelist`` where given; its id."""
+        """Submit a job of higher priority that takes whole nodes, those of ``nodelist`` where given; its id."""
         where = f"--nodelist={nodelist}" if nodelist else f"--nodes={nodes}"
+        high = "qos" if self.site.options.preempt == "qos" else "partition"
         words = [
             "--parsable",
-            "--partition=high",
+            f"--{high}=high",
+            "--time=60",
             "--exclusive",
             "--job-name=preempt",
             "--output=/dev/null",
@@ -154,7 +161,10 @@ class Here:
         return self.call("sbatch", *words, where, f"--wrap=exec sleep {seconds}").strip().partition(";")[0]
 
     def set_grace(self, seconds: int) -> None:
-        """GraceTime of the partition low, until the next start."""
+        """GraceTime of the partition or QOS low, until the next start."""
+        if self.site.options.preempt == "qos":
+            accounting.set_grace(self.call, seconds)
+            return
         self.call("scontrol", "update", "PartitionName=low", f"GraceTime={seconds}")
 
     def status(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from flip.exitcodes import ConfigError
 
 SELECTS = ("cons_tres", "linear")
+PREEMPTIONS = ("partition", "qos")
 #: Slurm's longest unix socket below its folder (a step's, of a job with seven digits), and what the kernel allows.
 _SOCKET, _LONGEST = "/spool/n99/n99_1234567.4294967291", 107
 #: Below the ports that the kernel gives to clients.
@@ -45,6 +46,14 @@ class Options:
     """Further lines KEY=VALUE of slurm.conf; they replace ours of the same key."""
     port: int = 0
     """The first of a block of ports; 0: chosen at start."""
+    preempt: str = "partition"
+    """What decides who is preempted: the partition (low, high), or the QOS (low, high), which needs accounting."""
+    requeue: bool = True
+    """JobRequeue, the site's default for jobs that do not ask."""
+    job_submit: str = ""
+    """Text of job_submit.lua; empty: no such plugin."""
+    max_submit: int = 0
+    """MaxSubmitJobs of the user's association; 0: no limit."""
 
     def __post_init__(self) -> None:
         for name, least in {
@@ -55,6 +64,7 @@ class Options:
             "grace": 0,
             "kill_wait": 0,
             "port": 0,
+            "max_submit": 0,
         }.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"must be at least {least}", f"option {name}", getattr(self, name))
@@ -62,6 +72,13 @@ class Options:
             raise ConfigError("must be at most 99", "option nodes", self.nodes)
         if self.select not in SELECTS:
             raise ConfigError("unknown plugin", "option select", self.select, f"There are: {', '.join(SELECTS)}.")
+        if self.preempt not in PREEMPTIONS:
+            remedy = f"Use one of: {', '.join(PREEMPTIONS)}."
+            raise ConfigError("unknown kind of preemption", "option preempt", self.preempt, remedy)
+        if not self.accounting and (self.preempt == "qos" or self.max_submit):
+            name = "preempt" if self.preempt == "qos" else "max_submit"
+            remedy = "Start it with --accounting: QOS and limits are kept in the accounting database."
+            raise ConfigError("needs accounting", f"option {name}", getattr(self, name), remedy)
         for line in self.settings:
             if not re.fullmatch(r"\w+=[^\n]*", line):
                 raise ConfigError("must be KEY=VALUE", "option set", line)
@@ -70,6 +87,11 @@ class Options:
     def cards(self) -> int:
         """The GPUs that Slurm hands out: with select/linear none, whose jobs get them and whose steps then do not."""
         return 0 if self.select == "linear" else self.gpus
+
+    @property
+    def limited(self) -> bool:
+        """Whether slurmctld enforces QOS and limits of the accounting database."""
+        return self.preempt == "qos" or self.max_submit > 0
 
     @property
     def ports(self) -> int:
@@ -130,6 +152,8 @@ class Site:
             put(key, secrets.token_bytes(128), 0o600)
         gpus = f"Name=gpu File={self.folder}/dev/gpu[0-{self.options.cards - 1}]\n" if self.options.cards else ""
         texts = {"cgroup.conf": "CgroupPlugin=disabled\n", "gres.conf": gpus, "profile.yaml": self.profile()}
+        if self.options.job_submit:
+            texts["job_submit.lua"] = self.options.job_submit
         for name, text in (texts | {"slurm.conf": self.slurm_conf()}).items():
             put(self / name, text.encode())
 
@@ -175,9 +199,7 @@ class Site:
             "JobAcctGatherType": "jobacct_gather/none",
             "MpiDefault": "none",
             "ReturnToService": "2",  # a lost node is used again when it is back
-            "PreemptType": "preempt/partition_prio",
             "PreemptMode": "REQUEUE",
-            "JobRequeue": "1",
             "SlurmctldTimeout": "10",
             "MinJobAge": "300",
             "SchedulerType": "sched/backfill",
@@ -191,7 +213,11 @@ class Site:
             "KillWait": str(options.kill_wait),
             "SlurmdTimeout": str(options.node_timeout),
             "SelectType": f"select/{options.select}",
+            "PreemptType": "preempt/qos" if options.preempt == "qos" else "preempt/partition_prio",
+            "JobRequeue": str(int(options.requeue)),
         }
+        if options.job_submit:
+            lines["JobSubmitPlugins"] = "lua"
         if options.select == "linear":  # whole nodes; of these it can count memory alone
             lines |= {"SelectTypeParameters": "CR_Memory", "DefMemPerNode": str(options.memory)}
         else:
@@ -218,6 +244,8 @@ class Site:
         }
         if self.options.accounting:
             fields["account"] = "acc"
+        if self.options.preempt == "qos":
+            fields["qos"] = "low"
         head = f"# The Slurm on this machine; jobs find it by SLURM_CONF={self.conf}\nname: here\n"
         return head + "".join(f"{key}: {value}\n" for key, value in fields.items())
 
@@ -228,6 +256,7 @@ class Site:
             "AccountingStoragePort": str(self.database_ports[0]),
             "AccountingStoragePass": f"{self.folder}/run/munge.sock",  # its clients take it for munge's socket
             "AccountingStorageTRES": "gres/gpu",
+            **({"AccountingStorageEnforce": "limits,qos"} if self.options.limited else {}),
         }
 
 

@@ -22,11 +22,19 @@
 
 # setup
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-trap '' TERM  # what is begun here is finished
-without=''
+trap '' TERM USR1 USR2  # what is begun here is finished
+follow() (  # Slurm does not requeue this job: the same script as a new one, as jobs/successor.py does it
+  text=$(scontrol write batch_script "$id" -) || exit
+  words=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")
+  words+=(--begin="now+$((60 * starts))" --exclude="$out")
+  [ -z "$SLURM_ARRAY_TASK_ID" ] || words+=(--array="$SLURM_ARRAY_TASK_ID")
+  for name in "${!SLURM@}"; do [ "$name" = SLURM_CONF ] || unset "$name"; done
+  sbatch "${words[@]}" <<< "${text/$'\n#SBATCH --hold\n'/$'\n'}"
+)
 again() {  # for half a day while Slurm is silent, as when this node is cut off; ten minutes where it refuses
   for _ in {1..1440}; do no=${no:-0}
-    scontrol requeue "$id" && return; sleep 30
+    why=$(scontrol requeue "$id" 2>&1) && return; echo "$why" >&2
+    case $why in *"presently disabled"*) follow; exit "$code";; esac; sleep 30
     now=$(scontrol show job "$id") || continue
     now=$(sed -En 's/.*Restarts=([0-9]+).*/\1/p' <<< "$now")
     [ "${now:-$life}" = "$life" ] || exit "$code"  # Slurm has started it again
@@ -39,13 +47,15 @@ elsewhere() {  # a node that lacks what the others have, a mount or the interpre
   case $code in 1|2|4|126|127|13[0-9]) ;; *) exit "$code";; esac  # others are what `begin` means
   life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as marks.Mark: starts in a row that came to nothing
   until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the trap does
-  mark=$(sed -En 's/^ *Comment=away:([0-9]+:[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
+  mark=$(sed -En 's/^ *Comment=away:([0-9]+:-?[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
   IFS=: read -r past last ended <<< "$mark"
   [ "${last:-x}" != $((life - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended
   [ "$starts" -lt 100 ] || exit "$code"
   ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"
+  out=$(sed -En 's/.*ExcNodeList=([^ ]+).*/\1/p' <<< "$shown" | sed -E 's/^\(null\)$//; s/(^|,)([^][,]+),\2(,|$)/\1/; s/,$//')
+  out=${out:+$out,}$SLURMD_NODENAME,$SLURMD_NODENAME
   again
-  scontrol update JobId="$id" ExcNodeList="$without$SLURMD_NODENAME" StartTime="now+$((60 * starts))"
+  scontrol update JobId="$id" ${shown:+"ExcNodeList=$out"} StartTime="now+$((60 * starts))"
   exit "$code"
 }
 said=/runs/demo/.slurm/0123abcd/$id
@@ -56,7 +66,7 @@ FLIP_ATTEMPT=$(python3 -I /runs/demo/.code/today/jobs/requeue.py begin "$FLIP_RU
 [ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again
 export FLIP_RUN FLIP_ATTEMPT
 finish() {
-  code=$?; trap '' TERM; trap - EXIT
+  code=$?; trap '' TERM USR1 USR2; trap - EXIT
   [ "$SECONDS" -lt 85875 ] || late=1
   python3 -I /runs/demo/.code/today/jobs/requeue.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${late:+--late}
   [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit
@@ -65,7 +75,13 @@ finish() {
 trap finish EXIT
 exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"
 python3 -I /runs/demo/.code/today/jobs/requeue.py watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown
-trap : TERM  # the shell outlives it; a handler, since srun would inherit deafness
+forward() { [ -z "$step" ] || kill -s "$1" "$step"; }
+trap 'forward USR1' TERM; trap 'forward USR2' USR1 USR2
+srun() {  # in the background, as a shell that waits for a foreground command handles no signal
+  (exec srun "$@") & step=$!
+  while wait "$step"; code=$?; [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do :; done
+  step=; return "$code"
+}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
