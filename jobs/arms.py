@@ -94,12 +94,16 @@ COUNTED = "useful training steps; lost work, evaluation and start-up not counted
 """What training time, hours and samples per second are of."""
 
 
-def hours(outcome: Outcome, seconds: float | None = None) -> float | None:
-    """GPU-hours or core-hours (``goodput.resources``) of useful training, until now or of ``seconds``."""
+def hours(outcome: Outcome, unit: str, seconds: float | None = None) -> float | None:
+    """Hours (``goodput.resources``) of useful training, until now or of ``seconds``.
+
+    ``unit``: ``GPU-hours`` or ``core-hours``; None for a run of the other kind.
+    """
     seconds = outcome.progress["seconds"] if seconds is None else seconds
-    if seconds is None or "resources.nodes" not in outcome.settings:
+    width, kind = resources(outcome.settings)
+    if seconds is None or "resources.nodes" not in outcome.settings or unit != f"{kind}-hours":
         return None
-    return seconds * resources(outcome.settings)[0] / 3600
+    return seconds * width / 3600
 
 
 def flops(outcome: Outcome, samples: float | None = None) -> float | None:

@@ -104,7 +104,7 @@ def _unrecorded(outcome: Outcome, state: JobState) -> Mapping[str, Any]:
     That happens if its supervisor or batch script was killed: nothing was decided then.
     """
     attempt = outcome.attempts[-1] if outcome.attempts else None
-    if attempt is None or attempt.end or state.state == "running":
+    if attempt is None or attempt.end or state.state in ("running", "unknown"):
         return {}
     cause = attempt.causes[0] if attempt.causes else {"reason": "its end was not recorded"}
     return {key: cause.get(key) for key in ("cause", "reason", "code")}

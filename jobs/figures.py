@@ -78,7 +78,7 @@ Cost = Callable[[Outcome, float | None, float | None], float | None]
 def _costs(grouped: Sequence[Arm]) -> list[tuple[Cost, str]]:
     unit = arms.hours_unit(grouped)
     return [
-        (lambda outcome, samples, seconds: None if seconds is None else arms.hours(outcome, seconds), unit),
+        (lambda outcome, samples, seconds: None if seconds is None else arms.hours(outcome, unit, seconds), unit),
         (lambda outcome, samples, seconds: arms.flops(outcome, samples), "training FLOPs"),
         (lambda outcome, samples, seconds: samples, "samples seen"),
     ]
@@ -133,7 +133,7 @@ def scaling_figures(outcomes: Sequence[Outcome]) -> list[Block]:
             names += [] if few else [(f"{axis}: {len(mine)} curves", None)]
             rows += [_exponent(test, curve) for curve in mine if curve.law]
         if plots:
-            said = f"Error on {test} of complete runs that are alike but for one axis, with 95 % intervals; both axes"
+            said = f"Error on {test} of complete runs of one design along each axis, with 95 % intervals; both axes"
             said += " logarithmic. Dashed, with a band of 95 %: fitted power laws." if rows else " logarithmic."
             blocks.append(Figure(f"scaling-{test}", plots, said, names))
         blocks += [Table(rows, text=["along", "of"])] if rows else []

@@ -113,7 +113,8 @@ def result_cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[
             row[head] = "-" if score is None else f"{percent(score.mean)} ({percent(score.low)}-{percent(score.high)})"
         if any(other.precision not in ("", "fp32") for other in grouped):
             row["scored in"] = arm.precision or "-"
-        speed, spent, work = arm.progress("samples_per_second"), arm.progress("seconds"), arm.mean(arms.hours)
+        speed, spent = arm.progress("samples_per_second"), arm.progress("seconds")
+        work = arm.mean(lambda outcome: arms.hours(outcome, unit))
         row |= {
             "samples/s": "-" if speed is None else f"{speed:,.0f}",
             "training": duration(spent),

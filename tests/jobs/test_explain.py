@@ -183,7 +183,7 @@ def test_a_broken_result_is_no_complete_run(place, commands, kind):
 
 
 @pytest.mark.parametrize("cause", ["", "storage"])
-def test_an_end_that_nobody_recorded_is_that_of_the_newest_attempt(place, cause):
+def test_an_end_that_nobody_recorded_is_that_of_the_newest_attempt(place, commands, cause):
     """As after a killed supervisor: the attempt before it was decided, the newest one was not."""
     run = RunDir(place / "demo" / "mask50")
     write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": "local"})
@@ -198,3 +198,7 @@ def test_an_end_that_nobody_recorded_is_that_of_the_newest_attempt(place, cause)
     shown = explain.page(found)
     assert "attempt 2: nothing yet" in shown and "| the newest" in shown and "the first" not in shown
     assert ("storage: the bucket is away" if cause else "its end was not recorded") in shown
+    write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": "slurm", "site": "another"})
+    queue(commands)
+    found = facts.explain(run)
+    assert found["state"]["state"] == "unknown" and found["evidence"]["attempt"] == 1, "it may be running"

@@ -198,7 +198,8 @@ def test_table_and_account_count_the_same_hours(tmp_path, resources):
         setattr(made.resources, key, value)
     run.config.write_text(load.dump(made), encoding="utf-8")
     outcome = read_run(run.path)
-    assert arms.hours(outcome, 7200.0) == 2 * goodput.resources(outcome.settings)[0]
+    width, kind = goodput.resources(outcome.settings)
+    assert arms.hours(outcome, f"{kind}-hours", 7200.0) == 2 * width
 
 
 def test_nothing_at_all(tmp_path):
