@@ -33,7 +33,7 @@ KILL_WAIT = 30
 PREEMPTED = """
 case "$*" in
 *config*) echo "ClusterName = bench" ;;
-*show*) echo "JobId=57 JobState=COMPLETING Restarts=0 RunTime=01:00:00 TimeLimit=1-00:00:00"
+*show*) echo "JobId=57 JobState=COMPLETING Reason=None Restarts=0 RunTime=01:00:00 TimeLimit=1-00:00:00"
   echo "PreemptTime=2030-01-01T00:00:00 EndTime=2030-01-01T00:00:00" ;;
 esac
 """

@@ -1,6 +1,7 @@
 """What Slurm's commands print, cut off, mixed up, or of another release: rows and words, or Unanswered."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -52,7 +53,7 @@ def answers(monkeypatch):
     found = {}
 
     def run(words, **_):
-        return subprocess.CompletedProcess(words, 0, found.get(words[0], b""), b"")
+        return subprocess.CompletedProcess(words, 0, found.get(Path(words[0]).name, b""), b"")
 
     monkeypatch.setattr(scheduler.subprocess, "run", run)
     return found

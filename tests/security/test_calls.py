@@ -16,6 +16,7 @@ ALLOWED = {
     ("flip/evaluate/team.py", "torch.distributed.all_gather_object"): OBJECTS,
     ("flip/evaluate/team.py", "torch.distributed.broadcast_object_list"): OBJECTS,
     ("flip/evaluate/team.py", "getattr(exitcodes, name)"): "an error class, named by rank 0 of the same job",
+    ("jobs/requeue.py", "ctypes.CDLL"): "prctl of the C library that the process has loaded anyway",
     ("flip/restore.py", "torch.distributed.all_gather_object"): OBJECTS,
     ("flip/restore.py", "torch.distributed.broadcast_object_list"): OBJECTS,
     ("flip/saving.py", "torch.distributed.broadcast_object_list"): OBJECTS,

@@ -163,7 +163,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch):
 
     bomb = saved(Image.new("1", (9000, 9000)), "PNG")
     assert len(bomb) < 20_000
-    monkeypatch.setattr(decode, "_rgb", unpack)
+    monkeypatch.setattr(decode, "to_rgb", unpack)
     for decoder in DECODERS:
         assert "9000 x 9000 pixels, at most" in verdict(bomb, decoder)
 
