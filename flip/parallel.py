@@ -8,8 +8,10 @@ import datetime
 import math
 import os
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from flip.config import schema
+from flip.ownership import private_folder
 
 _Model = TypeVar("_Model", bound=nn.Module)
 PATIENCE = 5.0
@@ -84,6 +87,7 @@ def place(pair: nn.Module, world: World, compute: schema.Compute, mesh: DeviceMe
     ``mesh``: of a pair that is sharded already, to be sharded alike.
     """
     if compute.compile == "yes":
+        set_compile_caches()
         pair.text.few_shapes = True  # type: ignore[union-attr]
         # All blocks share one code, compiled anew for every shape. At torch's own limit of 8 the next shapes would run
         # eagerly for good: that of the last stage, say, and in a process that was started in it, not.
@@ -101,6 +105,19 @@ def place(pair: nn.Module, world: World, compute: schema.Compute, mesh: DeviceMe
             for name, buffer in pair.named_buffers():
                 buffer.copy_(tables[name])
     return pair.to(world.device)
+
+
+def set_compile_caches() -> None:
+    """Keep compiled code, which torch loads as pickles and shared objects, in a folder that nobody else can write to.
+
+    torch's own default is /tmp/torchinductor_USER, whoever made it. Variables that are set already stay.
+    """
+    try:
+        folder = private_folder(Path(tempfile.gettempdir()) / f"flip-compile-{os.geteuid()}")
+    except PermissionError:  # another user made it
+        folder = Path(tempfile.mkdtemp(prefix="flip-compile-"))
+    for name, part in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ.setdefault(name, str(folder / part))
 
 
 def _blocks(pair: nn.Module) -> list[nn.Module]:

@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import queue
 import socket
+import tempfile
 import traceback
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -330,3 +332,24 @@ def test_what_nobody_gives_a_value_is_found():
     pair.text.extra = nn.Parameter(torch.tensor([1.0, torch.nan]))
     with pytest.raises(RuntimeError, match="text.extra"):
         parallel.check(pair)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_compiled_code_lies_where_nobody_else_can_write(tmp_path, monkeypatch, prepared):
+    """It is pickles and shared objects that torch loads: a folder that another user prepared is not used."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if prepared:  # a link does what another owner does, without being root
+        (tmp_path / "theirs").mkdir()
+        (tmp_path / f"flip-compile-{os.geteuid()}").symlink_to(tmp_path / "theirs")
+    parallel.set_compile_caches()
+    places = [Path(os.environ[name]) for name in names]
+    folder = places[0].parent
+    assert places == [folder / "inductor", folder / "triton"] and folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700 and not folder.is_symlink()
+    monkeypatch.setenv(names[0], "/mine")
+    parallel.set_compile_caches()
+    assert os.environ[names[0]] == "/mine"
