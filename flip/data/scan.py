@@ -6,7 +6,9 @@ sample that is cut by its end, not the shard.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat as modes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,7 +32,17 @@ PIECE = 16 << 20
 
 REMEDY = "Fetch or make the shard again, or leave it out (--skip-damaged)."
 
-_PACKED = "compressed with gzip, no tar header"
+_UNPACK = "Unpack it ({}), or leave it out (--skip-damaged)."
+_TARS_ALONE = "Name only the .tar files, as 'FOLDER/*.tar'."
+_FORMATS = (
+    (b"\x1f\x8b", "compressed with gzip", _UNPACK.format("gunzip")),
+    (b"BZh", "compressed with bzip2", _UNPACK.format("bunzip2")),
+    (b"\xfd7zXZ\0", "compressed with xz", _UNPACK.format("unxz")),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK.format("unzstd")),
+    (b"PK\3\4", "a zip archive", "Write its files to a .tar, or leave it out (--skip-damaged)."),
+    (b"PAR1", "a Parquet file", _TARS_ALONE),
+)
+"""First bytes of files that are given for shards, what they are, and the remedy."""
 
 
 Judge = Callable[[Sequence[tar.Sample], memoryview], NDArray[np.uint8]]
@@ -76,7 +88,7 @@ def scan(key: str, stat: Stat, reader: Reader, filters: Filters | None = None) -
     if is_remote(key) and etag != stat.etag and _read(key, stat, parts, reader, judge)[1] != etag:
         raise StorageError("two readings of the shard differ", key, remedy="Look at the network, then index again.")
     if isinstance(found, tar.Broken):
-        remedy = "Unpack it (gunzip), or leave it out (--skip-damaged)." if found.reason == _PACKED else REMEDY
+        remedy = next((remedy for _, what, remedy in _FORMATS if found.reason.startswith(what)), REMEDY)
         raise DataError(f"not a whole tar: {found}", key, remedy=remedy) from found
     return found
 
@@ -108,8 +120,10 @@ def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
             _check_rest(pieces, base + len(view))
             sizes, sums, first = (np.array(one, dtype=np.uint32) for one in (blocks, crcs, [head]))
             return Scan(sizes, sums, first, np.concatenate(dropped))
-        packed = base + found.offset == 0 and view[:2] == b"\x1f\x8b"
-        broken = tar.Broken(base + found.offset, _PACKED if packed else found.reason)
+        broken = tar.Broken(base + found.offset, found.reason)
+        if base + found.offset == 0:
+            known = (what for magic, what, _ in _FORMATS if view[: len(magic)] == magic)
+            broken = tar.Broken(0, next((f"{what}, no tar header" for what in known), found.reason))
         if not isinstance(found, tar.Cut):
             break
         rest, base = bytes(view[borders[-1] :]), base + borders[-1]  # the last sample's end is not certain yet
@@ -156,14 +170,22 @@ def _read(key: str, stat: Stat, parts: Sequence[int], reader: Reader, judge: Jud
 def file_stat(key: str) -> Stat:
     """Of a shard that is a file and may be read. Raises as ``scan`` does."""
     try:
-        with open(key, "rb") as file:
-            found = os.fstat(file.fileno())
-            return Stat(found.st_size, "", found.st_mtime_ns)
+        file = os.open(key, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait for a writer
+        try:
+            found = os.fstat(file)
+        finally:
+            os.close(file)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError("the shard is missing", key, remedy="Check the path, its pattern or its braces.") from None
-    except IsADirectoryError:
-        raise DataError("a folder is no shard", key, remedy=f"Name its files: '{key}/*.tar'") from None
     except PermissionError:
         raise PermissionDenied("the shard may not be read", key, remedy="Grant read access to it.") from None
     except OSError as error:
-        raise StorageError(f"the shard cannot be read: {error.strerror}", key) from error
+        if error.errno != errno.ENXIO:  # a socket
+            raise StorageError(f"the shard cannot be read: {error.strerror}", key) from error
+        found = os.stat(key)
+    if modes.S_ISDIR(found.st_mode):
+        raise DataError("a folder is no shard", key, remedy=f"Name its files: '{key}/*.tar'")
+    if not modes.S_ISREG(found.st_mode):
+        what = "a FIFO" if modes.S_ISFIFO(found.st_mode) else "a device or a socket"
+        raise DataError(f"{what} is no shard: a shard is read at any place, again and again", key, remedy=_TARS_ALONE)
+    return Stat(found.st_size, "", found.st_mtime_ns)

@@ -1,8 +1,11 @@
 """The command index: in shares, over damage, and what it prints meanwhile."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
+import socket
 import subprocess
 import sys
 
@@ -199,6 +202,44 @@ def test_a_file_by_its_url(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     odd.rename(tmp_path / "run:")
     assert call(capsys, "index", "run:/*.tar", "--out", "n", "--json")[1]["digest"] == digest
+
+
+def test_what_is_no_tar_is_named(data, tmp_path, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tar = (data / "00000.tar").read_bytes()
+    made = {
+        "bz2": (bz2.compress(tar), "compressed with bzip2, no tar header at byte 0. Unpack it (bunzip2)"),
+        "xz": (lzma.compress(tar), "compressed with xz, no tar header at byte 0. Unpack it (unxz)"),
+        "zst": (b"\x28\xb5\x2f\xfd" + bytes(600), "compressed with zstd, no tar header at byte 0. Unpack it (unzstd)"),
+        "zip": (b"PK\3\4" + bytes(600), "a zip archive, no tar header at byte 0"),
+    }
+    for name, (content, words) in made.items():
+        (data / f"x.{name}").write_bytes(content)
+        code, text = call(capsys, "index", data / f"x.{name}", "--out", tmp_path / "m")
+        assert code == 65 and words in text and text.count("\n") == 1
+    pq.write_table(pa.table({"key": ["0"] * 500}), data / "00000.parquet")
+    code, text = call(capsys, "index", data / "00000.*", "--out", tmp_path / "m")
+    assert (
+        code == 65 and "00000.parquet: not a whole tar: a Parquet file, no tar header at byte 0. Name only the" in text
+    )
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.timeout(60)
+def test_what_is_no_file_is_not_waited_for(data, tmp_path, capsys):
+    """Opening a FIFO waits for a writer."""
+    os.mkfifo(data / "fifo.tar")
+    code, text = call(capsys, "index", data / "*.tar", "--out", tmp_path / "m")
+    assert code == 65 and "fifo.tar: a FIFO is no shard" in text and text.count("\n") == 1
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(os.path.relpath(data / "socket.tar"))
+        for name in (data / "socket.tar", "/dev/null"):
+            code, text = call(capsys, "index", name, "--out", tmp_path / "m")
+            assert code == 65 and f"{name}: a device or a socket is no shard" in text
+    code, found = call(capsys, "index", data / "*.tar", "--out", tmp_path / "m", "--json", "--skip-damaged")
+    assert code == 0 and found["samples"] == 70 and len(found["left_out"]) == 2
 
 
 def test_a_compressed_tar(data, tmp_path, capsys):
