@@ -118,6 +118,8 @@ def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
                 head += (stop - start) // BLOCK
         if found is None:
             _check_rest(pieces, base + len(view))
+            if not (base or any(view[:BLOCK])):
+                raise tar.Broken(0, "zeros alone, without a single member")
             sizes, sums, first = (np.array(one, dtype=np.uint32) for one in (blocks, crcs, [head]))
             return Scan(sizes, sums, first, np.concatenate(dropped))
         broken = tar.Broken(base + found.offset, found.reason)

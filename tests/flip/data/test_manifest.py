@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from flip.data import tar
+from flip.data import look, tar
 from flip.data.index import choose_chunk, index
 from flip.data.manifest import Manifest, Table, write
 from flip.data.reader import Reader
@@ -165,6 +165,21 @@ def test_index_refuses(folder, tmp_path):
     write_tar(tmp_path / "twice.tar", [("a.txt", b"x"), ("a.TXT", b"x")])
     with pytest.raises(DataError, match="two members txt"):
         index([str(tmp_path / "twice.tar")], tmp_path / "m")
+
+
+def test_a_manifest_by_the_old_rule_for_names_is_read_as_it_was(tmp_path, monkeypatch):
+    """Releases before skipped members with ``__x__`` anywhere in their names. A run goes on with the samples it had."""
+    members = [("a.txt", b"0"), ("d/__x__/b.txt", b"no"), ("d/__x__/b.TXT", b"no"), ("d/c.txt", b"1"), ("e.txt", b"2")]
+    members += [("f/__x__/g.txt", b"no"), ("e.jpg", b"2"), ("h.txt", b"3"), ("h.__y__", b"no")]
+    write_tar(tmp_path / "x.tar", members)
+    with monkeypatch.context() as old:
+        old.setattr(tar.samples, "__defaults__", (*tar.samples.__defaults__[:-1], tar._split_before))
+        made = index([str(tmp_path / "x.tar")], tmp_path / "m", 2)
+    assert made.samples == 4 and texts(made) == ["0", "1", "2", "3"]
+    assert [look.sample(made, id).key for id in range(4)] == ["a", "d/c", "e", "h"]
+    assert set(look.sample(made, 2).members) == {"txt", "jpg"}
+    with pytest.raises(DataError, match="two members txt"):
+        index([str(tmp_path / "x.tar")], tmp_path / "n", 2)
 
 
 def test_chunk_by_size():

@@ -1,7 +1,6 @@
 """A shard walked in pieces is a shard walked whole, whatever the pieces cut through."""
 
 import hashlib
-import io
 import tarfile
 import zlib
 from itertools import pairwise
@@ -54,12 +53,20 @@ def test_damage_is_told_alike(original, name):
         assert str(error.value) == str(whole.value), size
 
 
-def test_an_archive_without_samples():
-    buffer = io.BytesIO()
-    tarfile.open(fileobj=buffer, mode="w").close()
-    for size in (512, len(buffer.getvalue())):
-        found = walk(pieces(buffer.getvalue(), size))
+def test_an_archive_without_samples(tmp_path):
+    write_tar(tmp_path / "x.tar", [("__meta__/x.txt", b"1"), ("README", b"2")])
+    data = (tmp_path / "x.tar").read_bytes()
+    for size in (512, len(data)):
+        found = walk(pieces(data, size))
         assert len(found.crcs) == 0 and found.end == 0
+
+
+@pytest.mark.parametrize("size", [512, 10_240, 1 << 20])
+def test_zeros_alone_are_no_archive(size):
+    """Also what tar writes of no files at all: that cannot be told from a file whose content was lost."""
+    for piece in (512, 700, size):
+        with pytest.raises(tar.Broken, match="zeros alone, without a single member at byte 0"):
+            walk(pieces(bytes(size), piece))
 
 
 @pytest.mark.parametrize("step", [1, 3, 10, 100])
