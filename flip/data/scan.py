@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.data import tar
+from flip.data.census import Census, Counting
 from flip.data.crc import crc32
 from flip.data.etag import ETag
 from flip.data.manifest import BLOCK
@@ -50,7 +51,7 @@ Judge = Callable[[Sequence[tar.Sample], memoryview], NDArray[np.uint8]]
 
 
 class Scan(NamedTuple):
-    """What one pass over a shard finds: arrays of an entry per sample that is kept, but for the last two. The first
+    """What one pass over a shard finds: arrays of an entry per sample that is kept, but for the last three. The first
     sample starts at 0, whatever stands before it."""
 
     blocks: NDArray[np.uint32]
@@ -61,6 +62,8 @@ class Scan(NamedTuple):
     """One number: the block at which the first kept sample starts."""
     dropped: NDArray[np.uint8]
     """Per sample of the tar: 0 where it is kept, else why not (``Filters.reasons``)."""
+    census: Census
+    """The members of the kept samples."""
 
     @property
     def starts(self) -> NDArray[np.uint32]:
@@ -100,10 +103,10 @@ def _all(samples: Sequence[tar.Sample], _: memoryview) -> NDArray[np.uint8]:
 def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
     """The scan of a tar that comes in pieces. Raises tar.Broken."""
     pieces, blocks, crcs, head, dropped = iter(pieces), list[int](), list[int](), 0, list[NDArray[np.uint8]]()
-    rest, base, broken = b"", 0, tar.Broken(0, "an empty archive")
+    rest, base, broken, counting = b"", 0, tar.Broken(0, "an empty archive"), Counting()
     for piece in pieces:
         view = memoryview(rest + piece)
-        samples, found = _samples(view)
+        samples, skipped, found = _samples(view)
         # It begins with the shard or with its first sample: in either case that one's start is 0.
         borders = [0, *(one.start for one in samples[1:]), *([] if found or not samples else [samples[-1].end])]
         dropped.append(judge(samples[: len(borders) - 1], view))
@@ -116,12 +119,14 @@ def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
                 crcs[-1] = crc32(view[start:stop], crcs[-1])
             else:
                 head += (stop - start) // BLOCK
+        counting.add(one for one, why_not in zip(samples, dropped[-1].tolist(), strict=False) if not why_not)
+        counting.census.skipped.update(reason for at, reason in skipped if found is None or at < borders[-1])
         if found is None:
             _check_rest(pieces, base + len(view))
             if not (base or any(view[:BLOCK])):
                 raise tar.Broken(0, "zeros alone, without a single member")
             sizes, sums, first = (np.array(one, dtype=np.uint32) for one in (blocks, crcs, [head]))
-            return Scan(sizes, sums, first, np.concatenate(dropped))
+            return Scan(sizes, sums, first, np.concatenate(dropped), counting.census)
         broken = tar.Broken(base + found.offset, found.reason)
         if base + found.offset == 0:
             known = (what for magic, what, _ in _FORMATS if view[: len(magic)] == magic)
@@ -132,15 +137,15 @@ def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
     raise broken
 
 
-def _samples(view: memoryview) -> tuple[list[tar.Sample], tar.Broken | None]:
-    """The samples, and what ended the walk before the archive's end."""
-    samples = list[tar.Sample]()
+def _samples(view: memoryview) -> tuple[list[tar.Sample], tar.Skipped, tar.Broken | None]:
+    """The samples, the members that belong to none, and what ended the walk before the archive's end."""
+    samples, skipped = list[tar.Sample](), tar.Skipped()
     try:
-        for sample in tar.samples(view, whole=True):
+        for sample in tar.samples(view, True, skipped):
             samples.append(sample)
     except tar.Broken as error:
-        return samples, error
-    return samples, None
+        return samples, skipped, error
+    return samples, skipped, None
 
 
 def _check_rest(pieces: Iterator[bytes], at: int) -> None:
