@@ -15,7 +15,7 @@ ALONE := kill or slurm
 LONG := $(ALONE) or s3 or browser or long
 TOGETHER := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install dev lock slurm browser test check lint types quickstart study audit storm bench bench-install clean
+.PHONY: help install dev lock slurm browser bsdtar test check lint types quickstart study audit storm bench bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -62,7 +62,11 @@ browser: dev  ## a headless Chromium for the tests of pages, where it may be ins
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh chromium-headless-shell || \
 		echo "no browser: the report's page is not looked at in one"
 
-test: lint types slurm browser  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (35 minutes on two cores, 45 on slow ones)
+bsdtar: install  ## bsdtar for the tests of other writers' tars, where it may be installed (root on Debian)
+	@command -v bsdtar >/dev/null || FLIP_REQUIRE_SLURM= tests/slurm/install.sh libarchive-tools || \
+		echo "no bsdtar: the tests skip the tars that it writes"
+
+test: lint types slurm browser bsdtar  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (35 minutes on two cores, 45 on slow ones)
 	$(TOGETHER) -m "not slow and not gpu and not ($(ALONE))"
 	$(BIN)/python -m pytest -m "not slow and not gpu and ($(ALONE))"
 

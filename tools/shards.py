@@ -95,6 +95,15 @@ def _making(commands: _Commands) -> None:
     )
     one.add_argument("--workers", type=int, default=0, help="processes, of 200 MB each; default: one per core")
     one.add_argument("--skip-damaged", action="store_true", help="leave out shards that are missing or no whole tar")
+    about = "a complete sample has an image and one of these: captions, or the label cls of a set to evaluate on"
+    one.add_argument("--captions", default="txt,cls", metavar="A,B", help=f"{about} (default: %(default)s)")
+    one.add_argument(
+        "--min-complete",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="exit code 65 if fewer samples are complete (default: %(default)s)",
+    )
     one.add_argument(
         "--part",
         metavar="I/N",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flip.data import manifest as manifests
+from flip.data.census import Completeness
 from flip.data.chunks import Chunks
 from flip.data.gather import Gathered, Progress, gather, listed, sorted_keys
 from flip.data.kept import Keeping
@@ -51,12 +52,13 @@ def refuse_filters(old: Manifest | None, filters: Filters | None) -> None:
 
 def merge(
     found: Gathered, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None,
-    filters: Filters | None = None,
+    filters: Filters | None = None, complete: Completeness | None = None,
 ) -> Manifest:  # fmt: skip
     """Write the manifest of shards that were scanned, and remove the scans. Raises as ``index`` does.
 
     ``old``: its shards come first, unread, with its R (not ``chunk``) and exceptions: its samples keep their ids.
-    ``progress``: here in shards.
+    ``progress``: here in shards. ``complete``: counts the samples of the scanned shards; where it refuses them, it
+    raises Incomplete and the scans are kept.
     """
     samples = sum(map(found.scans.samples, found.shards))
     refuse_filters(old, filters)
@@ -74,11 +76,15 @@ def merge(
         chunks.add(one)
         keeping.add(one.dropped == 0, int(one.head[0]))
         counts += np.bincount(one.dropped, minlength=256)
+        if complete:
+            complete.add(one.census)
         keys.append(shard.key)
         etags.append(shard.stat.etag)
         rows.append([len(one.crcs), shard.stat.size, one.end])
         if progress:
             progress(number, len(found.shards), "")
+    if complete:
+        complete.check(str(out))
     offsets, checksums = chunks.tables()
     table = Table(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else keeping.kept())
     settings = _settings(found, keys, old) | (filters.settings(counts) if filters else {})

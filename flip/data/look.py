@@ -69,8 +69,8 @@ def _key(manifest: Manifest, chunk: int, place: int, reader: Reader) -> str:
     id = manifest.chunk_ids(chunk).start
     for shard, start, stop, count in manifest.chunk_places(chunk):
         if place < count:
-            walked = list(tar.samples(memoryview(reader.read(manifest.keys[shard], start, stop))))
-            return walked[manifest.picks(shard, id, count)[1][place]].key
+            held, picks = manifest.picks(shard, id, count)
+            return tar.indexed(memoryview(reader.read(manifest.keys[shard], start, stop)), held)[picks[place]].key
         id, place = id + count, place - count
     raise AssertionError("a chunk reads all of its samples")
 

@@ -21,10 +21,13 @@ that was moved or uploaded again is the same.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from flip.data.kept import Kept
 from flip.data.storage import is_remote
 from flip.data.tar import BLOCK
 from flip.exitcodes import ConfigError, DataError, PermissionDenied
-from flip.rundir import sync_folder, write_json
+from flip.rundir import sync_folder
 
 VERSION = 2
 """Version 1 has no ETags, so none are checked; it is read as before."""
@@ -195,11 +198,14 @@ def write(
 ) -> Manifest:
     """Write a manifest, manifest.json last, and load it.
 
-    Raises ConfigError where the folder holds one already: a manifest never changes.
+    Every file is written under a private name and then created under its own, never replaced. So of several writers at
+    once one succeeds. Files that an interrupted writer of the same manifest has left are used.
+
+    Raises ConfigError where the folder holds a manifest already, as a manifest never changes, or where another writer
+    has begun a different one.
     """
     folder = Path(folder).absolute()
     refuse_existing(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     lines = [os.path.relpath(key, folder) if Path(key).is_relative_to(folder) else key for key in table.keys]
     records = []
     for id, reason in sorted((exceptions or {}).items()):
@@ -217,7 +223,11 @@ def write(
         contents["tars.u32"] = np.asarray(table.kept.tars, "<u4").tobytes()
         contents["kept.bits"] = np.asarray(table.kept.bits, "u1").tobytes()
     for name, content in contents.items():
-        _write(folder / name, content)
+        if not _create(folder / name, content) and _read(folder / name) != content:
+            refuse_existing(folder)
+            what = "another index writes a manifest here, or was stopped while it did"
+            remedy = f"Wait for it. If it does not run, delete {', '.join(contents)} there, or name another folder."
+            raise ConfigError(what, str(folder / name), remedy=remedy)
     facts: dict[str, Any] = {
         "version": FILTERED if table.kept else VERSION,
         "samples": table.samples,
@@ -228,7 +238,8 @@ def write(
         "files": {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()},
     }
     facts["digest"] = _digest(facts)
-    write_json(folder / MARK, facts)
+    if not _create(folder / MARK, (json.dumps(facts, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()):
+        refuse_existing(folder)
     return Manifest.load(folder)
 
 
@@ -293,15 +304,33 @@ def _map(path: Path, kind: str, facts: Mapping[str, Any]) -> NDArray[Any]:
         return np.memmap(file, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
 
 
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+def _create(path: Path, content: bytes) -> bool:
+    """Create a file with this content in one step. Returns False, and changes nothing, if it exists."""
+    private, file = path.with_name(f"{path.name}.tmp.{uuid.uuid4().hex}"), None
+    while file is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another index has removed the folder, which was still empty
+            file = open(private, "xb")  # noqa: SIM115  (closed below)
     try:
-        with open(temporary, "wb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+        try:
+            os.link(private, path)
+        except FileExistsError:  # perhaps by this call: NFS can lose the answer
+            return os.path.samefile(private, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if path.exists():
+                return False
+            os.replace(private, path)  # such file systems have nothing exclusive
+    finally:
+        private.unlink(missing_ok=True)
     sync_folder(path.parent)
+    return True
+
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+"""What link says on file systems without hard links: FAT, some FUSE."""

@@ -6,7 +6,9 @@ sample that is cut by its end, not the shard.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat as modes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.data import tar
+from flip.data.census import Census, Counting
 from flip.data.crc import crc32
 from flip.data.etag import ETag
 from flip.data.manifest import BLOCK
@@ -30,7 +33,17 @@ PIECE = 16 << 20
 
 REMEDY = "Fetch or make the shard again, or leave it out (--skip-damaged)."
 
-_PACKED = "compressed with gzip, no tar header"
+_UNPACK = "Unpack it ({}), or leave it out (--skip-damaged)."
+_TARS_ALONE = "Name only the .tar files, as 'FOLDER/*.tar'."
+_FORMATS = (
+    (b"\x1f\x8b", "compressed with gzip", _UNPACK.format("gunzip")),
+    (b"BZh", "compressed with bzip2", _UNPACK.format("bunzip2")),
+    (b"\xfd7zXZ\0", "compressed with xz", _UNPACK.format("unxz")),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK.format("unzstd")),
+    (b"PK\3\4", "a zip archive", "Write its files to a .tar, or leave it out (--skip-damaged)."),
+    (b"PAR1", "a Parquet file", _TARS_ALONE),
+)
+"""First bytes of files that are given for shards, what they are, and the remedy."""
 
 
 Judge = Callable[[Sequence[tar.Sample], memoryview], NDArray[np.uint8]]
@@ -38,7 +51,7 @@ Judge = Callable[[Sequence[tar.Sample], memoryview], NDArray[np.uint8]]
 
 
 class Scan(NamedTuple):
-    """What one pass over a shard finds: arrays of an entry per sample that is kept, but for the last two. The first
+    """What one pass over a shard finds: arrays of an entry per sample that is kept, but for the last three. The first
     sample starts at 0, whatever stands before it."""
 
     blocks: NDArray[np.uint32]
@@ -49,6 +62,8 @@ class Scan(NamedTuple):
     """One number: the block at which the first kept sample starts."""
     dropped: NDArray[np.uint8]
     """Per sample of the tar: 0 where it is kept, else why not (``Filters.reasons``)."""
+    census: Census
+    """The members of the kept samples."""
 
     @property
     def starts(self) -> NDArray[np.uint32]:
@@ -79,7 +94,7 @@ def scan(key: str, stat: Stat, reader: Reader, filters: Filters | None = None) -
     if is_remote(key) and etag != stat.etag and read()[1] != etag:
         raise StorageError("two readings of the shard differ", key, remedy="Look at the network, then index again.")
     if isinstance(found, tar.Broken):
-        remedy = "Unpack it (gunzip), or leave it out (--skip-damaged)." if found.reason == _PACKED else REMEDY
+        remedy = next((remedy for _, what, remedy in _FORMATS if found.reason.startswith(what)), REMEDY)
         raise DataError(f"not a whole tar: {found}", key, remedy=remedy) from found
     return found
 
@@ -91,10 +106,10 @@ def _all(samples: Sequence[tar.Sample], _: memoryview) -> NDArray[np.uint8]:
 def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
     """The scan of a tar that comes in pieces. Raises tar.Broken."""
     pieces, blocks, crcs, head, dropped = iter(pieces), list[int](), list[int](), 0, list[NDArray[np.uint8]]()
-    rest, base, broken = b"", 0, tar.Broken(0, "an empty archive")
+    rest, base, broken, counting = b"", 0, tar.Broken(0, "an empty archive"), Counting()
     for piece in pieces:
         view = memoryview(rest + piece)
-        samples, found = _samples(view)
+        samples, skipped, found = _samples(view)
         # It begins with the shard or with its first sample: in either case that one's start is 0.
         borders = [0, *(one.start for one in samples[1:]), *([] if found or not samples else [samples[-1].end])]
         dropped.append(judge(samples[: len(borders) - 1], view))
@@ -107,27 +122,33 @@ def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
                 crcs[-1] = crc32(view[start:stop], crcs[-1])
             else:
                 head += (stop - start) // BLOCK
+        counting.add(one for one, why_not in zip(samples, dropped[-1].tolist(), strict=False) if not why_not)
+        counting.census.skipped.update(reason for at, reason in skipped if found is None or at < borders[-1])
         if found is None:
             _check_rest(pieces, base + len(view))
+            if not (base or any(view[:BLOCK])):
+                raise tar.Broken(0, "zeros alone, without a single member")
             sizes, sums, first = (np.array(one, dtype=np.uint32) for one in (blocks, crcs, [head]))
-            return Scan(sizes, sums, first, np.concatenate(dropped))
-        packed = base + found.offset == 0 and view[:2] == b"\x1f\x8b"
-        broken = tar.Broken(base + found.offset, _PACKED if packed else found.reason)
+            return Scan(sizes, sums, first, np.concatenate(dropped), counting.census)
+        broken = tar.Broken(base + found.offset, found.reason)
+        if base + found.offset == 0:
+            known = (what for magic, what, _ in _FORMATS if view[: len(magic)] == magic)
+            broken = tar.Broken(0, next((f"{what}, no tar header" for what in known), found.reason))
         if not isinstance(found, tar.Cut):
             break
         rest, base = bytes(view[borders[-1] :]), base + borders[-1]  # the last sample's end is not certain yet
     raise broken
 
 
-def _samples(view: memoryview) -> tuple[list[tar.Sample], tar.Broken | None]:
-    """The samples, and what ended the walk before the archive's end."""
-    samples = list[tar.Sample]()
+def _samples(view: memoryview) -> tuple[list[tar.Sample], tar.Skipped, tar.Broken | None]:
+    """The samples, the members that belong to none, and what ended the walk before the archive's end."""
+    samples, skipped = list[tar.Sample](), tar.Skipped()
     try:
-        for sample in tar.samples(view, whole=True):
+        for sample in tar.samples(view, True, skipped):
             samples.append(sample)
     except tar.Broken as error:
-        return samples, error
-    return samples, None
+        return samples, skipped, error
+    return samples, skipped, None
 
 
 def _check_rest(pieces: Iterator[bytes], at: int) -> None:
@@ -159,14 +180,22 @@ def _read(key: str, stat: Stat, parts: Sequence[int], reader: Reader, judge: Jud
 def file_stat(key: str) -> Stat:
     """Of a shard that is a file and may be read. Raises as ``scan`` does."""
     try:
-        with open(key, "rb") as file:
-            found = os.fstat(file.fileno())
-            return Stat(found.st_size, "", found.st_mtime_ns)
+        file = os.open(key, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait for a writer
+        try:
+            found = os.fstat(file)
+        finally:
+            os.close(file)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError("the shard is missing", key, remedy="Check the path, its pattern or its braces.") from None
-    except IsADirectoryError:
-        raise DataError("a folder is no shard", key, remedy=f"Name its files: '{key}/*.tar'") from None
     except PermissionError:
         raise PermissionDenied("the shard may not be read", key, remedy="Grant read access to it.") from None
     except OSError as error:
-        raise StorageError(f"the shard cannot be read: {error.strerror}", key) from error
+        if error.errno != errno.ENXIO:  # a socket
+            raise StorageError(f"the shard cannot be read: {error.strerror}", key) from error
+        found = os.stat(key)
+    if modes.S_ISDIR(found.st_mode):
+        raise DataError("a folder is no shard", key, remedy=f"Name its files: '{key}/*.tar'")
+    if not modes.S_ISREG(found.st_mode):
+        what = "a FIFO" if modes.S_ISFIFO(found.st_mode) else "a device or a socket"
+        raise DataError(f"{what} is no shard: a shard is read at any place, again and again", key, remedy=_TARS_ALONE)
+    return Stat(found.st_size, "", found.st_mtime_ns)

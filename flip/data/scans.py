@@ -1,9 +1,9 @@
 """Scans kept in a folder, so that an index that was stopped, or shared out to several machines, need not begin anew.
 
 Each process that scans appends to a file of its own: a line per shard, the CRC32 of what follows in eight hexadecimal
-digits, then JSON: the shard as it was (key, size, ETag, time of change), its samples, the filters, and the arrays of
-``Scan`` as [dtype, base64]. A line that is torn or spoiled is a shard that was not scanned, and so is one of other
-filters.
+digits, then JSON: the shard as it was (key, size, ETag, time of change), its samples, the filters, the census, and the
+arrays of ``Scan`` as [dtype, base64]. A line that is torn or spoiled is a shard that was not scanned, and so is one of
+other filters.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from flip.data.census import Census
 from flip.data.scan import Scan
 from flip.data.storage import Stat
 from flip.exitcodes import DataError
@@ -58,7 +59,8 @@ class Scans:
         return shard in self._places
 
     def _fits(self, found: dict[str, Any]) -> bool:
-        return set(found["arrays"]) == set(Scan._fields) and found["filters"] == self._filters
+        fields = {*found["arrays"], "census"} if "census" in found else set()
+        return fields == set(Scan._fields) and found["filters"] == self._filters
 
     def samples(self, shard: Shard) -> int:
         return self._places[shard].samples
@@ -88,7 +90,7 @@ class Scans:
             what = "it was changed or removed meanwhile"
             raise DataError(what, str(place.path), remedy="Give the same command again.")
         arrays = {name: np.frombuffer(base64.b64decode(text), kind) for name, (kind, text) in found["arrays"].items()}
-        return Scan(**arrays)
+        return Scan(**arrays, census=Census.of_json(found["census"]))
 
     def close(self) -> None:
         """End adding. A file without a scan goes, and a folder without a file."""
@@ -108,8 +110,16 @@ class Scans:
 
 
 def _packed(shard: Shard, scan: Scan, filters: Sequence[str]) -> bytes:
-    arrays = {name: [a.dtype.str, base64.b64encode(a.tobytes()).decode()] for name, a in scan._asdict().items()}
-    facts = {"shard": [shard.key, *shard.stat], "samples": len(scan.crcs), "filters": filters, "arrays": arrays}
+    fields = scan._asdict()
+    census: Census = fields.pop("census")
+    arrays = {name: [a.dtype.str, base64.b64encode(a.tobytes()).decode()] for name, a in fields.items()}
+    facts = {
+        "shard": [shard.key, *shard.stat],
+        "samples": len(scan.crcs),
+        "filters": filters,
+        "census": census.json(),
+        "arrays": arrays,
+    }
     text = json.dumps(facts).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 

@@ -6,17 +6,25 @@ word; here everything that is not an archive to its last byte is ``Broken``.
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import lru_cache
 from typing import NamedTuple
 
 BLOCK = 512
 _ZERO = bytes(BLOCK)
 _HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x").unpack_from
 """Name, size, type, magic, prefix."""
+_NUMBERS = struct.Struct("100x24s12x12s181x16s").unpack_from
+"""Fields that this reader does not need: mode with owner and group, time of change, device numbers."""
 _EXTENSIONS = frozenset((b"x", b"g", b"L", b"K"))
 _DATA_TYPES = b"0\x007"
 _BARE_TYPES = b"123456"
+_FOLDER = b"5"
+_RESERVED = frozenset(("__key__", "__url__"))
+"""Names that webdataset puts into a sample itself; it raises an error if a member has one."""
 
 
 class Broken(Exception):
@@ -54,11 +62,16 @@ class Sample(NamedTuple):
         return max(at + _padded(size) for at, size in self.members.values())
 
 
-def members(buffer: memoryview, whole: bool = False) -> Iterator[Member]:
+Skipped = list[tuple[int, str]]
+"""Members that belong to no sample: byte of the header, and why."""
+
+
+def members(buffer: memoryview, whole: bool = False, skipped: Skipped | None = None) -> Iterator[Member]:
     """Regular files of a tar, or of a part of one that begins and ends between members.
 
-    ``whole``: header checksums and extensions are checked and the zero block at the end is demanded; without it the
-    bytes are known by their CRC. Raises Broken, and Cut where the buffer ends inside a member or, ``whole``, without
+    ``whole``: header checksums and extensions are checked, what other readers understand differently is refused, and
+    the zero block at the end is demanded; without it the bytes are known by their CRC. ``skipped``: a list to which
+    links and devices are added. Raises Broken, and Cut where the buffer ends inside a member or, ``whole``, without
     that block.
     """
     offset, end, start, name, size = 0, len(buffer), -1, None, None
@@ -70,26 +83,33 @@ def members(buffer: memoryview, whole: bool = False) -> Iterator[Member]:
             if start >= 0:
                 raise Broken(offset, "an extension header without its member")
             return check_rest(buffer, offset)
-        if whole and not _checksum_holds(bytes(buffer[offset : offset + BLOCK])):
-            raise Broken(offset, "not a tar header")
+        if whole:
+            _check_header(buffer, offset, magic, prefix)
         length, at = _number(size_field, offset), offset
         if start < 0:
             start = offset
         if kind in _EXTENSIONS:
             offset = _after(buffer, at, length)
             data = bytes(buffer[at + BLOCK : at + BLOCK + length])
+            if whole:
+                _check_extension(kind, data, at, name is not None)
             if kind == b"L":
                 name = _text(data)
             elif kind == b"x" and (whole or b"path=" in data or b"size=" in data):
                 name, size = _pax(data, offset, name, size)
             continue
         path = _name(path_field, magic, prefix) if name is None else name
+        if kind == b"\0" and _text(path_field).endswith("/"):
+            kind = _FOLDER  # as archives older than type 5 have them
         if kind in _DATA_TYPES:
             length = length if size is None else size
         elif kind in _BARE_TYPES:
             length = 0
+            if skipped is not None and kind != _FOLDER:
+                skipped.append((start, "links and devices"))
         else:
-            raise Broken(at, f"member {path} of type {kind!r}, which shards do not hold")
+            what = "a sparse file" if kind == b"S" else f"of type {kind!r}, which shards do not hold"
+            raise Broken(at, f"member {path} is {what}; its header is")
         offset = _after(buffer, at, length)
         if kind in _DATA_TYPES and not path.endswith("/"):
             yield Member(path, start, at + BLOCK, length)
@@ -100,18 +120,52 @@ def members(buffer: memoryview, whole: bool = False) -> Iterator[Member]:
         raise Cut(offset, "no end mark: the archive is cut off")
 
 
-def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
-    """Members grouped into samples; names without an extension and webdataset's ``__meta__`` files are passed over.
+Split = Callable[[str], tuple[str, str] | None]
+"""Key and extension of a name; None where it belongs to no sample."""
+
+
+def split(name: str) -> tuple[str, str] | None:
+    """Key and extension of a name, as webdataset divides them; None where it has none, or where its first part is
+    ``__meta__``.
+
+    Its expressions take the square of a name's length, which a pax header does not limit.
+    """
+    if name.startswith("__"):
+        first = name.partition("/")[0]
+        if len(first) > 3 and first.endswith("__"):
+            return None
+    last = name.rfind("/") + 1
+    dot = name.find(".", last)
+    if dot < 1 or (dot == last and "." in name[name.rfind("/", 0, last - 1) + 1 : last]):
+        return None
+    return name[:dot], name[dot + 1 :]
+
+
+def _split_before(name: str) -> tuple[str, str] | None:
+    """The rule of older manifests: names with ``__meta__`` in any part are skipped, not only at the beginning."""
+    if "__" in name and any(part.endswith("__") and "__" in part[:-2] for part in name.split("/")):
+        return None
+    return split(name)
+
+
+def samples(
+    buffer: memoryview, whole: bool = False, skipped: Skipped | None = None, rule: Split = split
+) -> Iterator[Sample]:
+    """Members grouped into samples. ``skipped``: a list to which those are added that belong to none.
 
     Raises Broken, also where a sample holds one extension twice.
     """
     sample, stem = None, ""
-    for member in members(buffer, whole):
+    for member in members(buffer, whole, skipped):
         name, extension = member.name, member.name[len(stem) :]
+        if whole and "\n" in name:
+            raise Broken(member.start, "a line break in the name of a member")
         # Most members are one more of the present sample, which is seen sooner than a name is split.
         if sample is None or not name.startswith(stem) or "/" in extension or "__" in extension:
-            parts = split(name)
+            parts = rule(name)
             if parts is None:
+                if skipped is not None:
+                    skipped.append((member.start, _why_none(name)))
                 continue
             key, extension = parts
             if sample is None or sample.key != key:
@@ -119,26 +173,37 @@ def samples(buffer: memoryview, whole: bool = False) -> Iterator[Sample]:
                     yield sample
                 sample, stem = Sample(key, member.start, {}), key + "."
         extension = extension.lower()
-        if extension in sample.members:
+        if extension in sample.members or (whole and extension in _RESERVED):
             raise Broken(member.start, f"sample {sample.key} holds two members {extension}")
         sample.members[extension] = (member.data, member.size)
     if sample is not None:
         yield sample
 
 
-def split(name: str) -> tuple[str, str] | None:
-    """Key and extension of a name, as webdataset divides them; None where it has none, or a folder of it or its last
-    part is ``__meta__``.
+def indexed(buffer: memoryview, count: int) -> list[Sample]:
+    """The samples of bytes in which an index found ``count``, by the rule for names that it used.
 
-    Its expressions take the square of a name's length, which a pax header does not limit.
+    Manifests do not record the rule, but their CRC fixes the bytes: where the rules differ in the samples that they
+    find, they differ in the number. Raises Broken.
     """
-    if "__" in name and any(part.endswith("__") and "__" in part[:-2] for part in name.split("/")):
-        return None
-    last = name.rfind("/") + 1
-    dot = name.find(".", last)
-    if dot < 1 or (dot == last and "." in name[name.rfind("/", 0, last - 1) + 1 : last]):
-        return None
-    return name[:dot], name[dot + 1 :]
+    try:
+        found = list(samples(buffer))
+        if len(found) == count:
+            return found
+        error = Broken(0, f"{len(found)} samples where {count} were indexed,")
+    except Broken as one:
+        error = one
+    with suppress(Broken):
+        found = list(samples(buffer, rule=_split_before))
+        if len(found) == count:
+            return found
+    raise error
+
+
+def _why_none(name: str) -> str:
+    if name.startswith("__"):
+        return "meta files of webdataset"
+    return "AppleDouble files" if name.startswith("._") else "names without key and extension"
 
 
 def check_rest(buffer: memoryview, offset: int = 0) -> None:
@@ -147,6 +212,36 @@ def check_rest(buffer: memoryview, offset: int = 0) -> None:
         piece = bytes(buffer[at : at + (1 << 20)])
         if piece.strip(b"\0"):
             raise Broken(at + len(piece) - len(piece.lstrip(b"\0")), "data after a zeroed header")
+
+
+def _check_header(buffer: memoryview, offset: int, magic: bytes, prefix: bytes) -> None:
+    """Raises Broken where tarfile, and with it webdataset, would end the archive here or read another name."""
+    if not _checksum_holds(bytes(buffer[offset : offset + BLOCK])):
+        raise Broken(offset, "not a tar header")
+    if prefix[0] and magic != b"ustar\0":
+        raise Broken(offset, "a header of an incremental archive of GNU tar")
+    owner, time, device = _NUMBERS(buffer, offset)
+    if not (_numbers(owner, 8) and _numbers(time, 12) and _numbers(device, 8)):
+        raise Broken(offset, "a header field that is not a number")
+
+
+@lru_cache(4096)
+def _numbers(fields: bytes, width: int) -> bool:
+    """Whether fields of so many bytes each are numbers. The same few come again in every header of a shard."""
+    return all(_NUMBER.fullmatch(fields[at : at + width]) for at in range(0, len(fields), width))
+
+
+_NUMBER = re.compile(rb"(?s:[\x80\xff].*| *[0-7]* *(?:\0.*)?)")
+
+
+def _check_extension(kind: bytes, data: bytes, offset: int, named: bool) -> None:
+    """Raises Broken for extension headers that readers understand differently."""
+    if kind in b"xg" and b"GNU.sparse." in data:
+        raise Broken(offset, "a member is a sparse file (GNU.sparse); its header is")
+    if kind == b"g" and _pax(data, offset, None, None) != (None, None):
+        raise Broken(offset, "a global header that names all members after it or gives their size")
+    if named and (kind == b"L" or (kind == b"x" and _pax(data, offset, None, None)[0] is not None)):
+        raise Broken(offset, "two extension headers that name one member")
 
 
 def _checksum_holds(header: bytes) -> bool:
@@ -158,7 +253,7 @@ def _checksum_holds(header: bytes) -> bool:
 
 
 def _number(field: bytes, offset: int) -> int:
-    if field[0] & 0x80:  # GNU base-256: sizes that eleven octal digits do not hold
+    if field[0] in (0x80, 0xFF):  # GNU base-256: sizes that eleven octal digits do not hold
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
     digits = field.strip(b" \0") or b"0"
     try:
@@ -198,7 +293,7 @@ def _pax(data: bytes, offset: int, name: str | None, size: int | None) -> tuple[
             raise Broken(offset, "a damaged pax header")
         field, _, value = data[first : at + length - 1].partition(b"=")
         if field == b"path":
-            name = value.decode("utf-8", "surrogateescape")
+            name = value.decode("utf-8", "surrogateescape").rstrip("/")
         elif field == b"size":
             size = _length(value, offset)
         at += length

@@ -21,6 +21,7 @@ from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
 from flip.data.reader import Reader
 from flip.data.stream import captions_of, image_of
+from flip.data.tar import BLOCK
 from flip.exitcodes import ConfigError, DataError
 
 CONFIDENCE = 0.95
@@ -60,7 +61,8 @@ class Part(NamedTuple):
 
 @dataclass
 class Report:
-    """The sum of all parts so far. ``resized``: shards whose file has another length than the indexed one."""
+    """The sum of all parts so far. ``resized``: shards whose file has another length than the indexed one.
+    ``zeros``: shards without a member."""
 
     chunks: int = 0
     bad_chunks: int = 0
@@ -68,6 +70,7 @@ class Report:
     bytes: int = 0
     bad: dict[int, str] = field(default_factory=dict)
     resized: list[str] = field(default_factory=list)
+    zeros: list[str] = field(default_factory=list)
 
     def add(self, part: Part) -> None:
         self.chunks += part.chunks
@@ -178,6 +181,21 @@ def resized(manifest: Manifest, plan: Plan) -> list[str]:
             continue  # the reader says it better
         if size != indexed:
             found.append(f"{key}: {size} bytes, indexed were {indexed}")
+    return found
+
+
+def zeros(manifest: Manifest, reader: Reader) -> list[str]:
+    """Shards that are zeros from the first block on, which older releases indexed as shards without samples. No chunk
+    reads them. Raises StorageError, PermissionDenied.
+    """
+    found = []
+    for row in np.flatnonzero((manifest.kept.tars if manifest.kept else manifest.shards)[:, 0] == 0).tolist():
+        key = manifest.keys[row]
+        try:
+            if not any(reader.read(key, 0, min(BLOCK, int(manifest.shards[row, 1])), manifest.etags[row])):
+                found.append(f"{key}: zeros alone, without a single member")
+        except DataError as error:
+            found.append(f"{key}: {error.what}")
     return found
 
 

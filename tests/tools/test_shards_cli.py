@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from flip.config import load
 from flip.data.index import index
-from flip.data.manifest import Manifest
+from flip.data.manifest import Manifest, Table, write
 from flip.data.order import Order
 from flip.data.reader import Reader
 from flip.data.verify import Part
@@ -66,6 +67,22 @@ def test_verify(data, capsys):
         and "no manifest was written" in text
         and not (data.parent / "better").exists()
     )
+
+
+def test_verify_finds_shards_of_zeros(data, capsys):
+    """As releases before indexed them: a shard without samples, which no chunk reads."""
+    old, zeros, meta = Manifest.load(data), data / "zeros.tar", data / "meta.tar"
+    zeros.write_bytes(bytes(10_240))
+    write_tar(meta, [("README", b"")])
+    gone = data / "gone.tar"
+    rows = [*old.shards.tolist(), *([0, 10_240, 0] for _ in range(3))]
+    table = Table([*old.keys, str(zeros), str(meta), str(gone)], np.array(rows, dtype=np.int64), old.chunk, old.offsets)
+    write(data / "m", table, old.checksums)
+    code, text = call(capsys, "verify", data / "m", "--workers", 1, "--chunks", 2)
+    assert code == 65 and f"a shard without samples: {zeros}: zeros alone, without a single member\n" in text
+    assert f"a shard without samples: {gone}: the shard is missing" in text and "meta.tar" not in text
+    code, found = call(capsys, "verify", data / "m", "--json", "--out", data / "new")
+    assert code == 65 and found["bad"] == 0 and len(found["shards_without_members"]) == 2
 
 
 def test_what_was_found_before_the_storage_went_is_told(data, capsys, monkeypatch):

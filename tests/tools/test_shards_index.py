@@ -1,8 +1,13 @@
 """The command index: in shares, over damage, and what it prints meanwhile."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
 
@@ -11,6 +16,7 @@ import pytest
 from flip.data.gather import part_folder
 from flip.data.manifest import Manifest
 from flip.exitcodes import ConfigError
+from tests.flip.data.test_manifest import write_tar
 from tests.synthetic import make_dataset
 from tests.tools.test_shards import TOOL, run
 from tests.tools.test_shards_cli import call
@@ -199,6 +205,79 @@ def test_a_file_by_its_url(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     odd.rename(tmp_path / "run:")
     assert call(capsys, "index", "run:/*.tar", "--out", "n", "--json")[1]["digest"] == digest
+
+
+def test_what_is_no_tar_is_named(data, tmp_path, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tar = (data / "00000.tar").read_bytes()
+    made = {
+        "bz2": (bz2.compress(tar), "compressed with bzip2, no tar header at byte 0. Unpack it (bunzip2)"),
+        "xz": (lzma.compress(tar), "compressed with xz, no tar header at byte 0. Unpack it (unxz)"),
+        "zst": (b"\x28\xb5\x2f\xfd" + bytes(600), "compressed with zstd, no tar header at byte 0. Unpack it (unzstd)"),
+        "zip": (b"PK\3\4" + bytes(600), "a zip archive, no tar header at byte 0"),
+    }
+    for name, (content, words) in made.items():
+        (data / f"x.{name}").write_bytes(content)
+        code, text = call(capsys, "index", data / f"x.{name}", "--out", tmp_path / "m")
+        assert code == 65 and words in text and text.count("\n") == 1
+    pq.write_table(pa.table({"key": ["0"] * 500}), data / "00000.parquet")
+    code, text = call(capsys, "index", data / "00000.*", "--out", tmp_path / "m")
+    assert (
+        code == 65 and "00000.parquet: not a whole tar: a Parquet file, no tar header at byte 0. Name only the" in text
+    )
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.timeout(60)
+def test_what_is_no_file_is_not_waited_for(data, tmp_path, capsys):
+    """Opening a FIFO waits for a writer."""
+    os.mkfifo(data / "fifo.tar")
+    code, text = call(capsys, "index", data / "*.tar", "--out", tmp_path / "m")
+    assert code == 65 and "fifo.tar: a FIFO is no shard" in text and text.count("\n") == 1
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(os.path.relpath(data / "socket.tar"))
+        for name in (data / "socket.tar", "/dev/null"):
+            code, text = call(capsys, "index", name, "--out", tmp_path / "m")
+            assert code == 65 and f"{name}: a device or a socket is no shard" in text
+    code, found = call(capsys, "index", data / "*.tar", "--out", tmp_path / "m", "--json", "--skip-damaged")
+    assert code == 0 and found["samples"] == 70 and len(found["left_out"]) == 2
+
+
+def test_complete_samples(data, tmp_path, capsys):
+    """30 samples have no image beside their caption; ``._`` files and folders are skipped or no samples."""
+    command = ["index", data / "*.tar", tmp_path / "half.tar", "--out", tmp_path / "m"]
+    members = [("README", b""), *((f"{i}.txt", b"text") for i in range(30)), ("__info__/a.jpg", b"")]
+    write_tar(tmp_path / "half.tar", members)
+    code, found = call(capsys, *command, "--json")
+    assert code == 0 and (found["complete"], found["incomplete"], found["samples"]) == (70, 30, 100)
+    assert found["incomplete_by_reason"] == {"caption without an image": 30}
+    assert found["skipped_members"] == {"names without key and extension": 1, "meta files of webdataset": 1}
+    shutil.rmtree(tmp_path / "m")
+    code, text = call(capsys, *command)
+    assert code == 0 and re.search(r"^complete +70\nincomplete +30\n", text, re.MULTILINE)
+    assert "\nincomplete by reason\n  caption without an image  30\nskipped members\n  names " in text
+
+
+def test_a_data_set_of_incomplete_samples_is_refused(data, tmp_path, capsys):
+    command = ["index", data / "*.tar", "--out", tmp_path / "m", "--captions", "alt"]
+    code, text = call(capsys, *command)
+    assert code == 65 and f"{tmp_path}/m: 0 of 70 samples have an image and a caption (alt)" in text
+    assert "Members that are there: txt, json. Name" in text and text.count("\n") == 1
+    code, found = call(capsys, *command, "--json")
+    assert code == 65 and (found["complete"], found["incomplete"]) == (0, 70) and "0 of 70" in found["error"]
+    assert not (tmp_path / "m").exists() and part_folder(tmp_path / "m").exists()
+    for more in (["--captions", "alt,txt"], ["--min-complete", 0]):
+        assert call(capsys, *command)[0] == 65
+        code, found = call(capsys, *command, *more, "--json")
+        assert code == 0 and found["shards_scanned_before"] == 7, "another choice needs no new scan"
+        shutil.rmtree(tmp_path / "m")
+    for wrong in ("1.5", "-1", "nan"):
+        code, text = call(capsys, *command, f"--min-complete={wrong}")
+        assert code == 78 and "--min-complete: a share lies in 0 .. 1" in text
+    write_tar(tmp_path / "labels.tar", [("a.jpg", b"x"), ("a.cls", b"1")])
+    assert call(capsys, "index", tmp_path / "labels.tar", "--out", tmp_path / "m")[0] == 0, "a set to evaluate on"
 
 
 def test_a_compressed_tar(data, tmp_path, capsys):

@@ -12,6 +12,7 @@ from typing import Any
 from flip.data import verify as checks
 from flip.data.crew import cores
 from flip.data.manifest import Manifest
+from flip.data.reader import Reader
 from flip.data.verify import Plan, Report
 from flip.exitcodes import COMPLETE, DATA, ConfigError, FlipError
 from tools.shards_cli.common import Bar, Outcome, captions, claim, number
@@ -29,7 +30,7 @@ def verify(options: argparse.Namespace) -> Outcome:
     if options.out:
         claim(Path(options.out).absolute())
     report, begin = Report(), time.monotonic()
-    report.resized = checks.resized(manifest, plan)
+    report.resized, report.zeros = checks.resized(manifest, plan), checks.zeros(manifest, Reader())
     ended = _run(manifest, plan, options.workers or cores(), report)
     found = _facts(manifest, report, len(plan.chunks), time.monotonic() - begin, options)
     if isinstance(ended, FlipError):
@@ -40,7 +41,7 @@ def verify(options: argparse.Namespace) -> Outcome:
     if options.out and report.bad:
         new = excepting(manifest, report.bad, options.out)
         found |= {"written": str(new.folder), "digest": new.digest}
-    left = report.resized or (report.bad and not options.out)
+    left = report.resized or report.zeros or (report.bad and not options.out)
     return Outcome(found, DATA if left else COMPLETE, _text(found, manifest, options))
 
 
@@ -84,6 +85,7 @@ def _facts(
             one._asdict() for several in report.examples(manifest, options.examples).values() for one in several
         ],
         "resized_shards": report.resized,
+        "shards_without_members": report.zeros,
         "megabytes_per_second": round(report.bytes / 1e6 / seconds, 1),
         "samples_per_second": round(report.samples / seconds, 1),
         "seconds": round(seconds, 1),
@@ -109,6 +111,7 @@ def _text(found: dict[str, Any], manifest: Manifest, options: argparse.Namespace
             if checks.kind(one.reason) == reason
         ]
     lines += [f"  a shard of another length: {one}" for one in found["resized_shards"]]
+    lines += [f"  a shard without samples: {one}" for one in found["shards_without_members"]]
     if "bad_share_at_most" in found:
         undecoded = "" if found["decoded"] else " (images and captions were not decoded)"
         lines.append(

@@ -16,6 +16,7 @@ from typing import Any
 import braceexpand
 
 from flip.data import filters
+from flip.data.census import Completeness, Incomplete
 from flip.data.crew import cores
 from flip.data.gather import Damaged, Gathered, as_path, gather, listed, part_folder, sorted_keys
 from flip.data.index import merge, refuse_filters
@@ -23,7 +24,7 @@ from flip.data.manifest import Manifest, refuse_existing
 from flip.data.reader import Reader
 from flip.data.storage import Stat, is_remote
 from flip.exitcodes import ConfigError
-from tools.shards_cli.common import Bar, Outcome, claim, writing
+from tools.shards_cli.common import Bar, Outcome, claim, names, writing
 from tools.shards_cli.manifests import facts
 
 
@@ -31,6 +32,9 @@ def index(options: argparse.Namespace) -> Outcome:
     """Walk shards and write their manifest; with --part, only scan a share of them for the command that does."""
     if options.workers < 0:
         raise ConfigError("must not be negative", "--workers", options.workers)
+    if not 0 <= options.min_complete <= 1:
+        raise ConfigError("a share lies in 0 .. 1", "--min-complete", options.min_complete)
+    complete = Completeness(names(options.captions, "--captions"), options.min_complete)
     part, parts = share(options.part, os.environ) if options.part else (1, 1)
     chosen, out = filters.parse(options.filter, options.caption_length), Path(options.out).absolute()
     old = Manifest.load(options.add) if options.add else None
@@ -48,11 +52,15 @@ def index(options: argparse.Namespace) -> Outcome:
                 report = {"part": f"{part}/{parts}", "folder": str(part_folder(out)), "shards": len(found.shards)}
             else:
                 with Bar("putting together", "") as bar:
-                    report = facts(merge(found, out, options.chunk, old, bar, chosen))
+                    report = facts(merge(found, out, options.chunk, old, bar, chosen, complete)) | complete.report()
     except Damaged as error:
         if not options.json:
             raise
         return Outcome({"damaged": listed(error.errors)}, error.code)
+    except Incomplete as error:
+        if not options.json:
+            raise
+        return Outcome({"error": error.paragraph()} | error.report, error.code)
     return Outcome(report | _gathered(found, time.monotonic() - begin) | without_stats(keys, known))
 
 

@@ -84,8 +84,8 @@ def test_reading_is_that_of_shards_without_them(tmp_path_factory, content, chunk
         for i, (kept, size) in enumerate(one):
             data, text = bytes([number, i]) + bytes(size), b"long enough to stay" if kept else b"short"
             groups.append((kept, [(f"{i}.jpg", data), ("no sample", data), (f"{i}.txt", text)]))
-        write_tar(root / "all" / f"{number}.tar", [member for _, group in groups for member in group])
-        write_tar(root / "less" / f"{number}.tar", [member for kept, group in groups if kept for member in group])
+        for folder, some in (("all", groups), ("less", [(kept, group) for kept, group in groups if kept])):
+            write_tar(root / folder / f"{number}.tar", [m for _, group in some for m in group] or [("no sample", b"")])
     chunk = min(chunk, sum(kept for one in content for kept, _ in one))
     found = index(paths(root / "all"), root / "m", chunk, filters=LONG)
     less = index(paths(root / "less"), root / "n", chunk)
@@ -343,7 +343,7 @@ def test_filters_that_none_passes_say_why(rows):
     pq.write_table(table.set_column(1, "key", numbers), rows / "00000.parquet")
     with pytest.raises(ConfigError, match="Dropped were 10 x no row in the parquet file. Choose others"):
         kept(rows, "width>1")
-    write_tar(rows / "00000.tar", [])
+    write_tar(rows / "00000.tar", [("no sample", b"")])
     with pytest.raises(DataError, match="the shards hold no samples"):
         kept(rows, "width>1")
 

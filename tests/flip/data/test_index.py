@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import shutil
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flip.data import chunks, gather
+from flip.data.census import Census, Kind
 from flip.data.gather import Damaged, part_folder, sorted_keys
 from flip.data.index import index, merge
 from flip.data.manifest import write
@@ -150,7 +152,8 @@ def test_scans_of_another_kind_are_not_used(folder, tmp_path, scanned):
 
 
 def test_scans_are_told_from_others_of_the_key(tmp_path):
-    found = Scan(*np.array([[1, 2], [3, 4], [0, 0]], dtype=np.uint32), np.zeros(2, dtype=np.uint8))
+    census = Census(Counter({Kind(("\udc80", "jpg"), ("jpg",), True): 2}), Counter({"why": 3}))
+    found = Scan(*np.array([[1, 2], [3, 4], [0, 0]], dtype=np.uint32), np.zeros(2, dtype=np.uint8), census)
     before, after = (Shard("s3://b/\udc80.tar", Stat(1536, etag)) for etag in ("one", "two"))
     first = Scans(tmp_path / "part")
     first.begin()
@@ -158,7 +161,9 @@ def test_scans_are_told_from_others_of_the_key(tmp_path):
     first.close()
     again = Scans(tmp_path / "part")
     assert before in again and after not in again and again.samples(before) == 2
-    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(again.read(before), found, strict=True))
+    *arrays, counts = again.read(before)
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(arrays, found[:-1], strict=True))
+    assert counts == census
     (path,) = (tmp_path / "part").iterdir()
     path.write_bytes(path.read_bytes().replace(b"one", b"two"))
     with pytest.raises(DataError, match="changed or removed meanwhile"):

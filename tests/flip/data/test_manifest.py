@@ -1,5 +1,6 @@
 """Shards as people have them, whole and damaged: what the index makes of them and what the reader gives back."""
 
+import errno
 import io
 import json
 import os
@@ -9,7 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from flip.data import tar
+from flip.data import look, tar
 from flip.data.index import choose_chunk, index
 from flip.data.manifest import Manifest, Table, write
 from flip.data.reader import Reader
@@ -165,6 +166,77 @@ def test_index_refuses(folder, tmp_path):
     write_tar(tmp_path / "twice.tar", [("a.txt", b"x"), ("a.TXT", b"x")])
     with pytest.raises(DataError, match="two members txt"):
         index([str(tmp_path / "twice.tar")], tmp_path / "m")
+
+
+def test_a_manifest_by_the_old_rule_for_names_is_read_as_it_was(tmp_path, monkeypatch):
+    """Releases before skipped members with ``__x__`` anywhere in their names. A run goes on with the samples it had."""
+    members = [("a.txt", b"0"), ("d/__x__/b.txt", b"no"), ("d/__x__/b.TXT", b"no"), ("d/c.txt", b"1"), ("e.txt", b"2")]
+    members += [("f/__x__/g.txt", b"no"), ("e.jpg", b"2"), ("h.txt", b"3"), ("h.__y__", b"no")]
+    write_tar(tmp_path / "x.tar", members)
+    with monkeypatch.context() as old:
+        old.setattr(tar.samples, "__defaults__", (*tar.samples.__defaults__[:-1], tar._split_before))
+        made = index([str(tmp_path / "x.tar")], tmp_path / "m", 2)
+    assert made.samples == 4 and texts(made) == ["0", "1", "2", "3"]
+    assert [look.sample(made, id).key for id in range(4)] == ["a", "d/c", "e", "h"]
+    assert set(look.sample(made, 2).members) == {"txt", "jpg"}
+    with pytest.raises(DataError, match="two members txt"):
+        index([str(tmp_path / "x.tar")], tmp_path / "n", 2)
+
+
+@pytest.mark.parametrize("before", [0, 1, 3, 6, 7, 9])
+@pytest.mark.parametrize("chunk", [4, 8])
+def test_of_two_writers_at_once_one_writes(folder, tmp_path, monkeypatch, before, chunk):
+    """The other one writes its whole manifest, of the same or another R, while the first one syncs a file or, every
+    second time, the folder after it."""
+    made, out, calls = Manifest.load(folder), tmp_path / "m", []
+    other = index(made.keys, tmp_path / "other", chunk)
+    sync = os.fsync
+
+    def interrupted(file):
+        calls.append(file)
+        if len(calls) == before + 1:
+            write(out, other, other.checksums, settings={"by": "the other"})
+        sync(file)
+
+    monkeypatch.setattr("flip.data.manifest.os.fsync", interrupted)
+    collides = chunk == 4 and before > 6  # offsets.u32 is there already: then it is the other one that is refused
+    with pytest.raises(ConfigError, match="another index writes" if collides else "there is a manifest already"):
+        write(out, made, made.checksums)
+    monkeypatch.undo()
+    if collides:
+        write(out, made, made.checksums)  # as after a stop
+    found = Manifest.load(out)
+    assert found.digest == (made if collides else other).digest
+    assert found.settings == ({} if collides else {"by": "the other"})
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "other").iterdir()}
+
+
+@pytest.mark.parametrize("left", [1, 4, 6])
+def test_files_of_an_interrupted_writer(folder, tmp_path, left):
+    """They are used where they are of the same manifest, and else named with the remedy."""
+    made, names = Manifest.load(folder), ("keys.txt", "etags.txt", "shards.i64", "offsets.u32", "checksums.u32")
+    done = index(made.keys, tmp_path / "done", 8)
+    for name in (*names, "exceptions.jsonl")[:left]:
+        (tmp_path / "m").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "done" / name, tmp_path / "m" / name)
+    with pytest.raises(
+        ConfigError, match=r"m/keys\.txt: another index writes .* delete keys\.txt, etags\.txt, .* there"
+    ):
+        index(made.keys[1:], tmp_path / "m", 8)
+    assert index(made.keys, tmp_path / "m", 8).digest == done.digest
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
+def test_a_file_system_without_hard_links(folder, tmp_path, monkeypatch, code):
+    made = Manifest.load(folder)
+
+    def link(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("flip.data.manifest.os.link", link)
+    assert write(tmp_path / "m", made, made.checksums).digest == made.digest
+    with pytest.raises(ConfigError, match="there is a manifest already"):
+        write(tmp_path / "m", made, made.checksums)
 
 
 def test_chunk_by_size():

@@ -1,7 +1,6 @@
 """A shard walked in pieces is a shard walked whole, whatever the pieces cut through."""
 
 import hashlib
-import io
 import tarfile
 import zlib
 from itertools import pairwise
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from flip.data import tar
+from flip.data.census import APPLE_DOUBLE, Kind
 from flip.data.etag import ETag
 from flip.data.scan import walk
 from tests.flip.data.test_damage import AROUND, WHOLE, Spots
@@ -54,12 +54,51 @@ def test_damage_is_told_alike(original, name):
         assert str(error.value) == str(whole.value), size
 
 
-def test_an_archive_without_samples():
-    buffer = io.BytesIO()
-    tarfile.open(fileobj=buffer, mode="w").close()
-    for size in (512, len(buffer.getvalue())):
-        found = walk(pieces(buffer.getvalue(), size))
-        assert len(found.crcs) == 0 and found.end == 0
+def test_an_archive_without_samples(tmp_path):
+    write_tar(tmp_path / "x.tar", [("__meta__/x.txt", b"1"), ("README", b"2")])
+    data = (tmp_path / "x.tar").read_bytes()
+    for size in (512, len(data)):
+        found = walk(pieces(data, size))
+        assert len(found.crcs) == 0 and found.end == 0 and found.census.skipped.total() == 2
+
+
+@pytest.mark.parametrize("size", [512, 10_240, 1 << 20])
+def test_zeros_alone_are_no_archive(size):
+    """Also what tar writes of no files at all: that cannot be told from a file whose content was lost."""
+    for piece in (512, 700, size):
+        with pytest.raises(tar.Broken, match="zeros alone, without a single member at byte 0"):
+            walk(pieces(bytes(size), piece))
+
+
+def test_the_census_is_that_of_the_kept_samples(tmp_path):
+    members = [("__meta__/x.txt", b"before"), ("._a.txt", b""), ("a.txt", b"1"), ("a.png", b"2"), ("nodot", b"x")]
+    members += [
+        ("b.png", b"3"),
+        ("c.png", b"4"),
+        ("c.txt", b""),
+        ("b.txt", b"5"),
+        ("d/._e.png", b"6"),
+        ("d/e.png", b"7"),
+    ]
+    members += [("d/__x__/f.TXT", b"8"), ("last", b"9")]
+    write_tar(tmp_path / "x.tar", members)
+    data = (tmp_path / "x.tar").read_bytes()
+    for size in (512, 1024, 5000, len(data)):
+        found = walk(pieces(data, size)).census
+        assert found.kinds == {
+            Kind(("png", "txt")): 1,
+            Kind(("png",), (), True): 1,
+            Kind(("txt",), (), True): 1,
+            Kind(("png", "txt"), ("txt",)): 1,
+            APPLE_DOUBLE: 1,
+            Kind(("png",)): 1,
+            Kind(("txt",)): 1,
+        }
+        assert found.skipped == {
+            "meta files of webdataset": 1, "AppleDouble files": 1, "names without key and extension": 2
+        }  # fmt: skip
+        none = walk(pieces(data, size), lambda samples, _: np.ones(len(samples), dtype=np.uint8)).census
+        assert not none.kinds and none.skipped == found.skipped
 
 
 @pytest.mark.parametrize("step", [1, 3, 10, 100])

@@ -1,0 +1,178 @@
+"""Which members the samples of shards have, and how many samples have an image and a caption.
+
+A scan counts samples by their kind, whatever members training will read; `Completeness` judges the kinds. So another
+choice of members needs no new scan.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from flip.data.decode import EXTENSIONS
+from flip.data.tar import Sample
+from flip.exitcodes import DataError
+
+MOST = 256
+"""Kinds that are told apart in a shard. Shards as people write them hold a handful."""
+
+_IMAGES = frozenset(EXTENSIONS)
+_NAMED = 8
+
+
+class Kind(NamedTuple):
+    """What samples have in common."""
+
+    members: tuple[str, ...]
+    """Extensions, sorted."""
+    empty: tuple[str, ...] = ()
+    """Those of members without content."""
+    apart: bool = False
+    """Another sample of the shard has the same key: the members of one sample do not follow each other."""
+
+
+APPLE_DOUBLE = Kind(("._*",))
+"""A folder's files ``._NAME``, which have the folder for a key."""
+OTHER = Kind(("*",))
+"""All kinds of a shard after the first ``MOST``."""
+
+
+@dataclass
+class Census:
+    """Samples of a shard by kind, and members that belong to no sample by reason."""
+
+    kinds: Counter[Kind] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def json(self) -> dict[str, Any]:
+        return {"kinds": [[*kind, count] for kind, count in self.kinds.items() if count], "skipped": self.skipped}
+
+    @classmethod
+    def of_json(cls, value: dict[str, Any]) -> Census:
+        rows = ((Kind(tuple(members), tuple(empty), apart), n) for members, empty, apart, n in value["kinds"])
+        return cls(Counter(dict(rows)), Counter(value["skipped"]))
+
+
+class Counting:
+    """Takes the census of a shard, sample by sample in the order of the tar."""
+
+    def __init__(self) -> None:
+        self.census = Census()
+        self._halves: dict[str, Kind] = {}
+        """Samples that can be a part of another one, by key. Memory: of sound shards there are none."""
+
+    def add(self, samples: Iterable[Sample]) -> None:
+        """The next samples."""
+        kinds = self.census.kinds
+        for sample in samples:
+            names = sample.members
+            empty = tuple(sorted(name for name, (_, size) in names.items() if not size))
+            kind = Kind(tuple(sorted(names)), empty)
+            if sample.key.endswith("/"):
+                kind = APPLE_DOUBLE
+            elif len(names) == 1 or _IMAGES.isdisjoint(names):
+                kind = self._half(sample.key, kind)
+            kinds[kind if kind in kinds or len(kinds) < MOST else OTHER] += 1
+
+    def _half(self, key: str, kind: Kind) -> Kind:
+        before, kinds = self._halves.get(key), self.census.kinds
+        if before is None:
+            self._halves[key] = kind
+            return kind
+        if not before.apart and kinds[before]:
+            kinds[before] -= 1
+            self._halves[key] = before._replace(apart=True)
+            kinds[before._replace(apart=True)] += 1
+        return kind._replace(apart=True)
+
+
+class Incomplete(DataError):
+    """Too few samples have an image and a caption. ``report``: the numbers."""
+
+    def __init__(self, what: str, where: str, remedy: str, report: dict[str, Any]) -> None:
+        super().__init__(what, where, remedy=remedy)
+        self.report = report
+
+
+class Completeness:
+    """Counts samples that have an image and a caption.
+
+    Args:
+        captions: members that count as captions; of MEMBER:FIELD, MEMBER counts.
+        least: share of complete samples below which ``check`` raises an error.
+    """
+
+    def __init__(self, captions: Sequence[str], least: float = 0.0) -> None:
+        self.captions, self.least = [name.partition(":")[0].lower() for name in captions], least
+        self.complete = 0
+        self.incomplete = Counter[str]()
+        """Samples by reason."""
+        self.skipped = Counter[str]()
+        self._others = Counter[str]()
+
+    def add(self, census: Census) -> None:
+        """The samples of one more shard."""
+        self.skipped.update(census.skipped)
+        for kind, count in census.kinds.items():
+            reason = self._reason(kind)
+            if not reason:
+                self.complete += count
+            elif count:
+                self.incomplete[reason] += count
+                if kind not in (OTHER, APPLE_DOUBLE):
+                    self._others.update({name: count for name in kind.members if name not in _IMAGES})
+                    self._others = Counter(dict(self._others.most_common(MOST)))
+
+    def _reason(self, kind: Kind) -> str:
+        """Why samples of this kind are incomplete; empty if they are complete."""
+        image = next((name for name in EXTENSIONS if name in kind.members), None)
+        texts = [name for name in self.captions if name in kind.members]
+        if kind == APPLE_DOUBLE:
+            return "AppleDouble files"
+        if kind == OTHER:
+            return f"of more than {MOST} kinds in one shard"
+        if image is None or not texts:
+            if kind.apart:
+                return "members of one sample that do not follow each other"
+            if image is None:
+                return "caption without an image" if texts else "neither image nor caption"
+            return "image without a caption"
+        if image in kind.empty:
+            return "empty image"
+        return "empty caption" if set(texts) <= set(kind.empty) else ""
+
+    def report(self) -> dict[str, Any]:
+        """The numbers, with names as in ``--json``."""
+        incomplete, skipped = (dict(one.most_common()) for one in (self.incomplete, self.skipped))
+        return (
+            {"complete": self.complete, "incomplete": sum(incomplete.values())}
+            | ({"incomplete_by_reason": incomplete} if incomplete else {})
+            | ({"skipped_members": skipped} if skipped else {})
+        )
+
+    def check(self, where: str) -> None:
+        """Raises Incomplete."""
+        total = self.complete + sum(self.incomplete.values())
+        if self.complete >= self.least * total:
+            return
+        reasons = "; ".join(f"{count:,} x {reason}" for reason, count in self.incomplete.most_common())
+        what = (
+            f"{self.complete:,} of {total:,} samples have an image and a caption ({' or '.join(self.captions)}), less "
+            f"than the share of --min-complete {self.least:g}: {reasons}"
+        )
+        remedy = f"{self._remedy()} To index them as they are: --min-complete 0. Nothing is scanned again."
+        raise Incomplete(what, where, remedy, self.report())
+
+    def _remedy(self) -> str:
+        reason = self.incomplete.most_common(1)[0][0]
+        if reason == self._reason(APPLE_DOUBLE):
+            return "Write the shards again without these files (COPYFILE_DISABLE=1 tar ...)."
+        if "follow" in reason:
+            return "Write the shards again with the members of a sample one after the other (tar --sort=name)."
+        if "image" in reason and "caption" not in reason or reason == "caption without an image":
+            return f"Images are members named {', '.join(EXTENSIONS)}."
+        others = [name for name, _ in self._others.most_common() if name not in self.captions][:_NAMED]
+        there = f"Members that are there: {', '.join(others)}. " if others else ""
+        return f"{there}Name the members that hold captions with --captions."

@@ -1,0 +1,104 @@
+"""How many samples have an image and a caption, and why the others have not."""
+
+import pytest
+
+from flip.data.census import MOST, OTHER, Census, Completeness, Counting, Incomplete
+from flip.data.tar import Sample
+
+
+def census(*samples):
+    """Of (key, members), a member being empty if its name ends with 0."""
+    counting = Counting()
+    for key, names in samples:
+        counting.add([Sample(key, 0, {name.rstrip("0"): (512, not name.endswith("0")) for name in names.split()})])
+    return counting.census
+
+
+@pytest.mark.parametrize(
+    "samples, reason",
+    [
+        ([("a", "jpg txt")], ""),
+        ([("a", "json txt webp cls")], ""),
+        ([("a", "jpg alt txt0")], ""),
+        ([("a", "jpg json")], "image without a caption"),
+        ([("a", "jpg cls")], "image without a caption"),
+        ([("a", "json txt")], "caption without an image"),
+        ([("a", "heic txt")], "caption without an image"),
+        ([("a", "json")], "neither image nor caption"),
+        ([("a", "jpg txt0")], "empty caption"),
+        ([("a", "jpg txt0 alt0")], "empty caption"),
+        ([("a", "jpg0 txt")], "empty image"),
+        ([("a", "jpg0 png txt")], "empty image"),
+        ([("d/", "_a.jpg"), ("d/", "_a.txt"), ("d/", "_b.jpg _b.txt")], "AppleDouble files"),
+        (
+            [("a", "jpg"), ("b", "jpg"), ("a", "txt"), ("b", "txt"), ("a", "json")],
+            "members of one sample that do not follow each other",
+        ),
+    ],
+)
+def test_reasons(samples, reason):
+    found = Completeness(["txt", "alt"])
+    found.add(Census.of_json(census(*samples).json()))
+    assert found.complete == (0 if reason else len(samples)) and found.incomplete == (
+        {reason: len(samples)} if reason else {}
+    )
+
+
+def test_whole_samples_of_one_key_are_complete():
+    found = Completeness(["txt"])
+    found.add(census(("a", "jpg txt"), ("b", "jpg txt"), ("a", "jpg txt"), ("a", "txt")))
+    assert found.report() == {
+        "complete": 3, "incomplete": 1, "incomplete_by_reason": {"caption without an image": 1}
+    }  # fmt: skip
+
+
+def test_captions_are_named_as_in_a_configuration():
+    found = Completeness(["json:caption", "ALT"])
+    found.add(census(("a", "jpg json"), ("b", "jpg alt"), ("c", "jpg txt")))
+    assert (found.complete, found.incomplete.total()) == (2, 1)
+
+
+def test_kinds_without_end_take_no_memory_without_end():
+    """Dots in names: each file is a sample of a kind of its own."""
+    found, shards = Completeness(["txt"]), 5
+    for shard in range(shards):
+        one = census(*((f"http{i}", f"www.{shard}.{i}.jpg") for i in range(3 * MOST)))
+        assert len(one.kinds) == MOST + 1 and one.kinds[OTHER] == 2 * MOST
+        found.add(one)
+    assert found.incomplete == {
+        "neither image nor caption": shards * MOST, f"of more than {MOST} kinds in one shard": shards * 2 * MOST
+    }  # fmt: skip
+    assert len(found._others) <= MOST
+
+
+def test_the_share_that_is_demanded():
+    found = Completeness(["txt"], 0.5)
+    found.check("nothing")
+    found.add(census(("a", "jpg txt"), ("b", "jpg json")))
+    found.check("half")
+    found.add(census(("c", "jpg json"), ("d", "json")))
+    with pytest.raises(Incomplete) as error:
+        found.check("m")
+    assert error.value.code == 65 and error.value.report == found.report() and error.value.report["complete"] == 1
+    assert str(error.value) == (
+        "m: 1 of 4 samples have an image and a caption (txt), less than the share of --min-complete 0.5: 2 x image "
+        "without a caption; 1 x neither image nor caption. Members that are there: json. Name the members that hold "
+        "captions with --captions. To index them as they are: --min-complete 0. Nothing is scanned again."
+    )
+
+
+@pytest.mark.parametrize(
+    "samples, remedy",
+    [
+        ([("d/", "_a.jpg")], "COPYFILE_DISABLE=1"),
+        ([("a", "jpg"), ("a", "txt")], "tar --sort=name"),
+        ([("a", "heic txt")], "Images are members named jpg, jpeg, png"),
+        ([("a", "jpg")], "with --captions"),
+    ],
+)
+def test_remedies(samples, remedy):
+    found = Completeness(["txt"], 1.0)
+    found.add(census(*samples))
+    with pytest.raises(Incomplete) as error:
+        found.check("m")
+    assert remedy in error.value.remedy

@@ -1,0 +1,332 @@
+"""Tars of other writers: our index and reader yield the samples that webdataset yields, or the index refuses the shard.
+
+Each case is written here, by GNU tar, bsdtar, Python's tarfile or webdataset, and some are then damaged. A difference
+from webdataset is an error with exit code 65, never other bytes, keys or a missing sample.
+"""
+
+import bz2
+import gzip
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from typing import NamedTuple
+
+import pytest
+import webdataset
+
+from flip.data import look
+from flip.data.index import index
+from flip.data.reader import Reader
+from flip.exitcodes import DataError
+
+BSDTAR = shutil.which("bsdtar")
+FORMATS = {
+    "gnutar": ("v7", "ustar", "oldgnu", "gnu", "pax"),
+    "bsdtar": ("v7tar", "ustar", "gnutar", "paxr", "pax"),
+    "tarfile": ("ustar", "gnu", "pax"),
+}
+SAME = ""
+"""What is expected of a case that is not refused; else words of the error."""
+
+
+class Case(NamedTuple):
+    """``damage``: what is made of the archive's bytes; ``options``: more for the writer."""
+
+    content: str
+    writer: str
+    format: str
+    expected: str = SAME
+    options: tuple[str, ...] = ()
+    damage: str = ""
+
+    def __str__(self):
+        return "-".join(filter(None, (self.content, self.writer, self.format, *self.options, self.damage)))
+
+
+# -- contents: files in a folder, in the order of the archive ----------------------------------------------------------
+
+
+def files(folder, *names):
+    """Write each name's own bytes; a name that ends with / is a folder."""
+    for number, name in enumerate(names):
+        path = os.path.join(os.fsencode(folder), os.fsencode(name))
+        os.makedirs(path if path.endswith(b"/") else os.path.dirname(path), exist_ok=True)
+        if not path.endswith(b"/"):
+            with open(path, "wb") as file:
+                file.write(b"%d %s" % (number, os.fsencode(name)) * (1 + 40 * number % 97))
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+    return list(names)
+
+
+def pair(*keys):
+    return [f"{key}.{extension}" for key in keys for extension in ("jpg", "txt")]
+
+
+def links(folder):
+    names = files(folder, *pair("a", "b"))
+    os.symlink("a.jpg", folder / "c.jpg")
+    os.link(folder / "a.txt", folder / "c.txt")
+    return [*names, "c.jpg", "c.txt", *files(folder, *pair("d"))]
+
+
+def first_a_link(folder):
+    """The first name of a hard linked file holds the data, whichever it is."""
+    files(folder, "z.jpg")
+    os.link(folder / "z.jpg", folder / "a.jpg")
+    return ["a.jpg", *files(folder, "a.txt"), "z.jpg", *files(folder, "z.txt")]
+
+
+def specials(folder):
+    os.mkfifo(folder / "b.jpg")
+    return [*files(folder, *pair("a")), "b.jpg", *files(folder, "b.txt", *pair("c"))]
+
+
+def holes(folder):
+    names = files(folder, *pair("a", "b"))
+    with open(folder / "a.jpg", "wb") as file:
+        file.write(b"begin")
+        file.seek(1 << 20)
+        file.write(b"end")
+        file.truncate(3 << 20)
+    return names
+
+
+def empties(folder):
+    names = files(folder, *pair("a", "b"))
+    for name in ("a.txt", "b.jpg"):
+        (folder / name).write_bytes(b"")
+    return names
+
+
+def same_data(folder):
+    names = files(folder, *pair("a", "b"))
+    return [*names, *names]
+
+
+CONTENTS = {
+    "plain": lambda f: files(f, *pair("a", "b", "c")),
+    "one_sample": lambda f: files(f, "a.jpg"),
+    "folders": lambda f: files(f, "d/", *pair("d/a"), "d/e/", *pair("d/e/a", "d/e.f/a")),
+    "folder_with_extension": lambda f: files(f, *pair("a"), "b.jpg/", *pair("b.jpg/c")),
+    "names_of_100": lambda f: files(f, *pair("k" * 96, "l" * 96)),
+    "names_in_the_prefix": lambda f: files(f, *pair("p" * 120 + "/" + "k" * 60, "q" * 120 + "/" + "k" * 60)),
+    "long_names": lambda f: files(f, *pair("p" * 150 + "/" + "q" * 150 + "/" + "k" * 120, "b")),
+    "unicode_names": lambda f: files(f, *pair("é", "漢字", "😀/ü", "a")),
+    "names_that_are_no_text": lambda f: files(f, *pair("a\udcff\udcfe", "b")),
+    "odd_names": lambda f: files(f, *pair("a b", "-x", "#1", "a'b\"", "%20", "a\\b", "[1]*")),
+    "dots": lambda f: files(f, "a.jpg", "a.seg.png", "a.txt", "b.tar.gz", "v1.0/a.jpg", "v1.0/a.txt", ".h.jpg"),
+    "upper_case": lambda f: files(f, "a.JPG", "a.Txt", "B.jpg", "B.TXT"),
+    "no_extension": lambda f: files(f, "README", *pair("a"), "LICENSE", "d/Makefile", *pair("b")),
+    "ends_with_a_dot": lambda f: files(f, "a.jpg", "a.", "b."),
+    "meta_in_front": lambda f: files(f, "__info__/x.txt", "__meta__", "__a.b__", *pair("a")),
+    "meta_below": lambda f: files(f, *pair("d/__x__/a", "d/__x__", "x__y__"), "c.jpg", "d/__z__/q.jpg", "c.txt"),
+    "meta_almost": lambda f: files(f, *pair("__x_/a", "_x__/b", "__c", "a__"), "a.__x__", "d.b__"),
+    "apple_double": lambda f: files(f, "._a.jpg", "a.jpg", "._a.txt", "a.txt", "d/._b.jpg", "d/b.jpg", "d/b.txt"),
+    "apart": lambda f: files(f, "a.jpg", "b.jpg", "a.txt", "b.txt"),
+    "line_breaks": lambda f: files(f, *pair("a"), "b.x\nc/d.jpg"),
+    "links": links,
+    "first_a_link": first_a_link,
+    "specials": specials,
+    "holes": holes,
+    "empties": empties,
+    "twice": same_data,
+    "twice_beside": lambda f: [*files(f, "a.jpg", "a.txt"), "a.jpg"],
+    "equal_but_for_case": lambda f: files(f, "a.jpg", "a.JPG", "a.txt"),
+}
+
+CANNOT = {
+    "names_in_the_prefix": ("v7", "v7tar"),
+    "long_names": ("v7", "v7tar", "ustar"),
+    "specials": ("v7", "v7tar"),
+}
+"""Contents that a format cannot hold."""
+REFUSED = {
+    **{("line_breaks", writer): "a line break" for writer in FORMATS},
+    **{("equal_but_for_case", writer): "holds two members jpg" for writer in FORMATS},
+    # GNU tar stores a file that is named twice once.
+    **{("twice_beside", writer): "holds two members jpg" for writer in ("bsdtar", "tarfile")},
+    # bsdtar ends with 0, although it has written nothing.
+    ("names_of_100", "bsdtar", "v7tar"): "zeros alone",
+}
+
+CASES = [
+    Case(content, writer, format, REFUSED.get((content, writer, format), REFUSED.get((content, writer), SAME)))
+    for content in CONTENTS
+    for writer, formats in FORMATS.items()
+    for format in formats
+    if format not in CANNOT.get(content, ())
+]
+CASES += [
+    Case(content, "webdataset", form)
+    for content in ("plain", "names_in_the_prefix", "long_names", "unicode_names", "dots", "empties")
+    for form in ("mtime", "fixed")
+]
+#: Options of the writers that change what is in the archive.
+SPARSE = "sparse"
+CASES += [Case("holes", "gnutar", format, SPARSE, ("-S",)) for format in ("oldgnu", "gnu", "pax")]
+CASES += [Case("holes", "gnutar", "pax", SPARSE, ("-S", f"--sparse-version={v}")) for v in ("0.0", "0.1", "1.0")]
+CASES += [
+    Case("plain", "gnutar", "pax", "a global header that names", ("--pax-option=path=x.jpg",)),
+    Case("plain", "gnutar", "pax", SAME, ("--pax-option=comment=x",)),
+    Case("plain", "gnutar", "pax", SAME, ("--pax-option=comment:=x",)),
+    Case("plain", "gnutar", "pax", SAME, ("--pax-option=exthdr.name=q.jpg",)),
+    Case("twice_beside", "gnutar", "pax", "holds two members", ("--pax-option=path:=x.jpg",)),
+    Case("plain", "gnutar", "gnu", "type b'V'", ("--label=x",)),
+    Case("plain", "gnutar", "pax", SAME, ("--label=x",)),
+    Case("plain", "gnutar", "gnu", "incremental", ("--incremental",)),
+    Case("folders", "gnutar", "gnu", "incremental", ("--incremental",)),
+    Case("folders", "gnutar", "pax", SAME, ("--incremental",)),
+    *(Case("plain", "gnutar", form, SAME, ("--owner=+2000000", "--group=+2097151")) for form in FORMATS["gnutar"]),
+    *(Case("plain", "gnutar", form, SAME, ("--owner=+3000000000",)) for form in ("oldgnu", "gnu", "pax")),
+    *(Case("plain", "gnutar", form, SAME, ("--mtime=1960-01-01 00:00:00.5",)) for form in ("oldgnu", "gnu", "pax")),
+    *(Case("plain", "gnutar", form, SAME, ("--blocking-factor=1",)) for form in ("ustar", "gnu", "pax")),
+    *(Case("links", "gnutar", form, SAME, ("--dereference", "--hard-dereference")) for form in ("ustar", "gnu", "pax")),
+    *(Case("plain", "bsdtar", form, SAME, ("--uid=262143", "--gid=262143")) for form in FORMATS["bsdtar"]),
+    *(Case("plain", "bsdtar", form, SAME, ("--uid=2000000000",)) for form in ("gnutar", "pax", "paxr")),
+    *(Case("plain", "bsdtar", form, "zeros alone", ("--uid=2000000",)) for form in ("v7tar", "ustar")),
+    Case("holes", "bsdtar", "pax", SAME, ("--no-read-sparse",)),
+]
+#: What becomes of an archive, and what is expected then.
+DAMAGES = {
+    "concatenated": "data after a zeroed header",
+    "one_zero_block": SAME,
+    "many_zero_blocks": SAME,
+    "no_end_mark": "no end mark",
+    "cut_between_members": "no end mark",
+    "cut_in_a_header": "header cut off",
+    "cut_in_a_member": "runs past the end",
+    "cut_in_the_padding": "runs past the end",
+    "garbage_after_the_end": "data after a zeroed header",
+    "garbage_instead_of_the_end": "not a tar header|header cut off",
+    "a_zeroed_header": "data after a zeroed header|an extension header without its member",
+    "a_flipped_bit_in_a_name": "not a tar header",
+    "a_block_too_many": "not a tar header",
+    "a_date_that_is_no_number": "not a number",
+    "zeros": "zeros alone",
+    "empty": "the shard is empty",
+    "gzip": "compressed with gzip",
+    "bzip2": "compressed with bzip2",
+    "xz": "compressed with xz",
+}
+CASES += [
+    Case("plain", writer, format, expected, (), damage)
+    for damage, expected in DAMAGES.items()
+    for writer, format in (("gnutar", "gnu"), ("gnutar", "pax"), ("bsdtar", "ustar"), ("tarfile", "pax"))
+]
+
+
+def write(case, folder, archive):
+    """Write the archive of a case."""
+    names = CONTENTS[case.content](folder)
+    if case.writer == "webdataset":
+        return write_samples(case, names, folder, archive)
+    names = [name.rstrip("/") for name in names]
+    if case.writer == "tarfile":
+        form = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}[case.format]
+        with tarfile.open(archive, "w", format=form) as file:
+            for name in names:
+                file.add(folder / name, name, recursive=False)
+        return None
+    command = ["tar" if case.writer == "gnutar" else BSDTAR, f"--format={case.format}", "-cf", archive, "-C", folder]
+    alone = ["--no-recursion", "--verbatim-files-from"] if case.writer == "gnutar" else ["-n"]
+    listed = b"".join(os.fsencode(name) + b"\0" for name in names)
+    return subprocess.run(
+        [*command, *case.options, *alone, "--null", "-T", "-"], input=listed, check=True, capture_output=True,
+        env=os.environ | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}, timeout=60,
+    )  # fmt: skip
+
+
+def write_samples(case, names, folder, archive):
+    with webdataset.TarWriter(str(archive), mtime=0 if case.format == "fixed" else None) as writer:
+        samples = {}
+        for name in names:
+            key, extension = webdataset.tariterators.base_plus_ext(name)
+            if key is not None:
+                samples.setdefault(key, {"__key__": key})[extension] = (folder / name).read_bytes()
+        for sample in samples.values():
+            writer.write(sample)
+
+
+def damaged(data, damage):
+    """The bytes of an archive after ``damage``."""
+    if not damage:
+        return data
+    headers = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
+    end = data.rstrip(b"\0")
+    end = data[: -(-len(end) // 512) * 512]
+    at = headers[-1]
+    if damage == "a_date_that_is_no_number":
+        block = bytearray(data[at : at + 512])
+        block[136:148] = b"yesterday\0\0\0"
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+        return data[:at] + bytes(block) + data[at + 512 :]
+    return {
+        "concatenated": lambda: data + data,
+        "one_zero_block": lambda: end + bytes(512),
+        "many_zero_blocks": lambda: end + bytes(1 << 16),
+        "no_end_mark": lambda: end,
+        "cut_between_members": lambda: data[: headers[2]],
+        "cut_in_a_header": lambda: data[: at + 300],
+        "cut_in_a_member": lambda: data[: at + 512 + 3],
+        "cut_in_the_padding": lambda: end[:-1],
+        "garbage_after_the_end": lambda: data + b"garbage",
+        "garbage_instead_of_the_end": lambda: end + b"garbage" * 300,
+        "a_zeroed_header": lambda: data[:at] + bytes(512) + data[at + 512 :],
+        "a_flipped_bit_in_a_name": lambda: data[: at + 1] + bytes([data[at + 1] ^ 1]) + data[at + 2 :],
+        "a_block_too_many": lambda: data[:at] + b"x" * 512 + data[at:],
+        "zeros": lambda: bytes(len(data)),
+        "empty": lambda: b"",
+        "gzip": lambda: gzip.compress(data),
+        "bzip2": lambda: bz2.compress(data),
+        "xz": lambda: lzma.compress(data),
+    }[damage]()
+
+
+def theirs(path):
+    """(key, extension -> bytes) of each sample that webdataset yields; the error that it raises."""
+    try:
+        samples = list(webdataset.tariterators.tarfile_samples([{"url": str(path)}]))
+    except Exception as error:  # any: nothing is promised
+        return error
+    return [(s["__key__"], {k: v for k, v in s.items() if not k.startswith("__") or k == "__x__"}) for s in samples]
+
+
+def ours(path, out):
+    """The same by our index and reader."""
+    try:
+        manifest = index([str(path)], out, chunk=1)
+    except DataError as error:
+        return error
+    keys = [look.sample(manifest, id).key for id in range(manifest.samples)]
+    members = [Reader().read_chunk(manifest, id)[0] for id in range(manifest.samples)]
+    return list(zip(keys, [{name: bytes(data) for name, data in one.items()} for one in members], strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_as_webdataset_or_refused(case, tmp_path):
+    if case.writer == "bsdtar" and not BSDTAR:
+        stop = pytest.fail if os.environ.get("FLIP_REQUIRE_BSDTAR") == "1" else pytest.skip
+        stop("needs bsdtar: make bsdtar, or Debian's package libarchive-tools")
+    archive = tmp_path / "x.tar"
+    (tmp_path / "in").mkdir()
+    write(case, tmp_path / "in", archive)
+    data = archive.read_bytes()
+    archive.write_bytes(damaged(data, case.damage))
+    expected = case.expected
+    if case.content == "holes" and not expected and b"GNU.sparse" in data:  # bsdtar, if the file system tells of holes
+        expected = SPARSE
+    their, our = theirs(archive), ours(archive, tmp_path / "m")
+    if expected:
+        assert isinstance(our, DataError) and re.search(expected, str(our)) and our.code == 65 and our.remedy, our
+        assert not (tmp_path / "m").exists()
+    else:
+        assert not isinstance(their, Exception) and their == our, (their, our)
+        assert their
+
+
+def test_there_are_enough():
+    assert len(set(map(str, CASES))) == len(CASES) >= 118
