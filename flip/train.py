@@ -7,10 +7,11 @@ the configuration: the stage, the step's number, the batch, the learning rate.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from flip import checkpoint, commit, flops, guard, model, monitor, norms, optim, parallel, step
 from flip.config import load, stages
-from flip.config.schema import Config
+from flip.config.schema import Config, EvaluationSet
 from flip.config.stages import Span, spans
 from flip.data import order
 from flip.data.loader import Batch, Loader
@@ -262,10 +263,20 @@ class Trainer:
         if not items:
             return []
         self.monitor.status(phase="evaluating")
-        results, data = [], self.config.data
+        results = self.score(span, items)
+        if self.world.size > 1:
+            gc.collect()  # modules of an fp32 copy refer to each other: without it the copy's memory stays taken
+        self.saving.settle()  # a score of weights that nobody has any more would be kept
+        results = self.record_scores(span, results)
+        self.monitor.status(phase="training")
+        return results
+
+    def score(self, span: Span, items: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+        """Results of the present weights on these sets, in fp32. Raises Stopped if a stop is agreed between two."""
+        encoder, data = self.encoder(), self.config.data
         patience = Patience(deadline=data.deadline, timeout=data.timeout)
         team = Team(self.world.rank, self.world.size, self.world.control)
-        encoder = self.encoder()
+        results = []
         for item in items:
             if self.agreement.now(bool(self.flag)):
                 raise Stopped(self.told())
@@ -280,9 +291,6 @@ class Trainer:
             for result in scored:
                 results.append(result | {"stage": span.stage.name, "samples": self.samples})
                 self.say("%s", told(result))
-        self.saving.settle()  # a score of weights that nobody has any more would be kept
-        results = self.record_scores(span, results)
-        self.monitor.status(phase="training")
         return results
 
     def record_scores(self, span: Span, results: list[dict[str, Any]]) -> list[dict[str, Any]]:

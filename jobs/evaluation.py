@@ -18,15 +18,13 @@ from typing import Any
 
 from flip import commit, pins
 from flip.config import load
-from flip.config.identity import digest
 from flip.config.resolve import DataFacts, Host, cache_root, resolve
 from flip.config.schema import SCHEMA, Config, Stage
-from flip.config.table import dump_yaml
 from flip.evaluate import registry
 from flip.evaluate.registry import Wanted
 from flip.evaluate.task import CONFIGURED, Task, precision
 from flip.exitcodes import COMPLETE, STOPPED, ConfigError, FlipError
-from flip.rundir import RunDir, create_json, read_json, write_json, write_text
+from flip.rundir import RunDir, read_json, write_json, write_text
 from jobs import find, preflight, submission, variables
 from jobs.cluster import Job, interval, open_cluster, states
 from jobs.disk import writing
@@ -155,7 +153,12 @@ class Order:
         return KIND + str(Path(folder).expanduser().absolute())
 
     def _foreign(self) -> RunDir:
-        """The run directory in which the model stands among runs: complete, with nothing but its scores."""
+        """The run directory of the model among runs: the job makes it (``open_clip_folder.register``) with its scores.
+
+        Raises ConfigError or DataError if the folder is no model, or if another run is at that place.
+        """
+        from flip.evaluate import open_clip_folder
+
         model = self._model()
         folder = Path(model.partition(":")[2])
         if not folder.is_dir():
@@ -163,18 +166,9 @@ class Order:
                 "there is no such folder", "--model", str(folder), "It holds open_clip_config.json and weights."
             )
         sweep, _, name = (self.args.into or f"{OTHERS}/{folder.name}").partition("/")
+        open_clip_folder.check(str(folder))
         subject = RunDir(self.root / sweep / (name or folder.name))
-        settings = {"model": {"open_clip": str(folder)}}
-        if subject.config.exists():
-            if load.read_yaml(subject.config) != settings:
-                raise ConfigError("another run or model stands there", subject.path, remedy="Choose with --into.")
-            return subject
-        about = {"run": subject.name, "stage": "foreign", "samples": 0, "evaluations": [], "attempts": 0}
-        with writing(subject.path):
-            subject.path.mkdir(parents=True, exist_ok=True)
-            write_text(subject.config, dump_yaml(settings))
-            write_json(subject.identity, {"hash": digest(settings), "schema": SCHEMA, "code": "", "config": settings})
-            create_json(subject.result, about)
+        open_clip_folder.refuse_another(subject, str(folder))
         return subject
 
     # -- the job -----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ LIGHT = (
 )
 LIGHT += ("flip.memory", "flip.accelerators", "flip.pins", "flip.origin", "flip.exported")
 LIGHT += ("flip.evaluate.registry", "flip.evaluate.forms", "flip.evaluate.prompts", "flip.evaluate.task")
+LIGHT += ("flip.evaluate.open_clip_folder",)
 #: What loader processes and the tools for shards load.
 LIGHT += tuple(
     f"flip.data.{name}" for name in ("stream", "pool", "index", "verify", "look", "compare", "bench", "filters")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from flip.commit import sha256
 from flip.data.decode import Pixels, to_rgb
+from flip.evaluate import open_clip_folder
 from flip.exitcodes import ConfigError
-
-FILES = ("open_clip_config.json", "open_clip_model.safetensors")
-WISHES = ("clean", "language", "strip_sep_token")
-"""Keywords of a tokenizer that a folder may choose."""
 
 
 class OpenClipEncoder:
@@ -28,16 +22,14 @@ class OpenClipEncoder:
 
     ``precision``: ``fp32``, or ``bf16`` by autocast over fp32 weights.
 
-    Weights are read as safetensors alone, and no code that a folder or a hub brings is run. Raises ConfigError where
-    open_clip is not installed, where the folder is none of its or wants more than files of its own, or where its
-    tokenizer needs transformers.
+    Weights are read as safetensors alone, and no code that a folder or a hub brings is run. Raises ConfigError if
+    open_clip or transformers is needed and not installed, and what ``open_clip_folder.check`` raises.
     """
 
     def __init__(
         self, folder: str, device: torch.device | str = "cpu", precision: str = "fp32"
     ) -> None:  # fmt: skip
-        _check(folder)
-        foreign = _wants(folder)
+        trust = {"trust_remote_code": False} if open_clip_folder.check(folder) else {}
         try:
             import open_clip
         except ImportError as error:
@@ -45,7 +37,7 @@ class OpenClipEncoder:
         name = f"local-dir:{Path(folder).absolute()}"
         try:
             self.model, _, self._preprocess = open_clip.create_model_and_transforms(name, precision="fp32")
-            self._tokenizer = open_clip.get_tokenizer(name, **({"trust_remote_code": False} if foreign else {}))
+            self._tokenizer = open_clip.get_tokenizer(name, **trust)
         except ImportError as error:
             remedy = "pip install transformers"
             raise ConfigError(f"its tokenizer needs a package: {error}", folder, remedy=remedy) from error
@@ -74,45 +66,6 @@ class OpenClipEncoder:
     def text(self, texts: Sequence[str]) -> Tensor:
         with self.autocast:
             return _unit(self.model.encode_text(self._tokenizer(list(texts)).to(self.device)))
-
-
-def digest(folder: str) -> str:
-    """SHA-256 over the contents of a folder's files, by name. Raises ConfigError where it is no folder of open_clip."""
-    _check(folder)
-    text = hashlib.sha256()
-    for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
-        text.update(f"{path.name} {sha256(path)}\n".encode())
-    return text.hexdigest()
-
-
-def _check(folder: str) -> None:
-    lacking = [name for name in FILES if not (Path(folder) / name).is_file()]
-    if lacking:
-        remedy = "Weights are read as safetensors alone, as open_clip.push_to_hf_hub and our export write them."
-        raise ConfigError(f"is no folder of open_clip: {lacking[0]} is missing", folder, remedy=remedy)
-
-
-def _wants(folder: str) -> bool:
-    """Whether the folder's tokenizer is one of transformers.
-
-    What open_clip_config.json names goes to transformers and timm as it is: a tokenizer may bring code and say that it
-    is to be trusted, encoders may be asked for by their names on a hub. Raises ConfigError for such wishes.
-    """
-    where = str(Path(folder) / FILES[0])
-    try:
-        model = json.loads(Path(where).read_text(encoding="utf-8"))["model_cfg"]
-        image, text = dict(model["vision_cfg"]), dict(model["text_cfg"])
-        wishes = sorted(set(text.get("tokenizer_kwargs") or {}) - set(WISHES))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"is no configuration of open_clip: {type(error).__name__} {error}", where) from error
-    remedy = "Only files of the folder are read, and no code of it is run."
-    if wishes:
-        raise ConfigError("text_cfg.tokenizer_kwargs: a wish that is not granted", where, ", ".join(wishes), remedy)
-    named = str(image.get("timm_model_name") or "")
-    if text.get("hf_model_name") or (":" in named and not named.startswith("local-dir:")):
-        found = text.get("hf_model_name") or named
-        raise ConfigError("the model names an encoder of a hub", where, found, remedy)
-    return bool(text.get("hf_tokenizer_name"))
 
 
 def _grey() -> Pixels:

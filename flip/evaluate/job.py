@@ -19,7 +19,7 @@ from flip.commit import Commit
 from flip.config import load, schema
 from flip.data.retry import Patience
 from flip.data.view import EvaluationView
-from flip.evaluate import foreign, prompts, registry
+from flip.evaluate import foreign, open_clip_folder, prompts, registry
 from flip.evaluate.cache import Cache
 from flip.evaluate.encoder import Encoder, PairEncoder
 from flip.evaluate.forms import Place
@@ -112,10 +112,18 @@ class Evaluation:
         """The commits, agreed by all ranks; of a foreign model what stands for its commit."""
         if self.task.model:
             folder = self.task.model.partition(":")[2]
-            digest = self.team.lead(lambda: foreign.digest(folder))
+            self._beat("verifying the model")
+            digest = self.team.lead(partial(self._verified, folder))
             return [{"path": folder, "stage": "foreign", "samples": 0, "digest": digest}]
         names = self.team.lead(lambda: list(self.task.commits) or self._newest())
         return [self._commit(name) for name in names]
+
+    @staticmethod
+    def _verified(folder: str) -> str:
+        """The digest of an open_clip folder whose files are what its checksums say, if it has any."""
+        open_clip_folder.check(folder)
+        open_clip_folder.verify(folder)
+        return open_clip_folder.digest(folder)
 
     def _newest(self) -> list[str]:
         """Pinned first: a run that trains may make newer ones, and delete it, before it is read."""
@@ -186,6 +194,8 @@ class Evaluation:
             self.world.device, self.task.cost,
         )  # fmt: skip
         results = scorer.score(self._open(found))
+        if self.task.model and self.world.first:
+            open_clip_folder.register(self.subject, self.task.model.partition(":")[2])
         for one in results:
             if notes := [note for note in (found.note, one.get("note")) if note]:
                 one["note"] = "; ".join(notes)

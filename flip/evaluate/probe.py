@@ -151,7 +151,7 @@ def probe(
     found = fit(features, labels, classes, cost, tell=tell)
     scores = torch.cat([found.scores(part.to(device)).cpu() for part in test[0].split(TILE)])
     result = verdict(places(scores, test[1]), (1, 5), 1 / len(set(train[1].tolist())))
-    about = {"classes": classes, "cost": cost, "C": cost, "converged": found.converged}
+    about: dict[str, Any] = {"classes": classes, "cost": cost, "C": cost, "converged": found.converged}
     if notes := list(_doubts(found.converged, cost, not given)):
         about["note"] = "; ".join(notes)
         log.warning("%s: %s", name, about["note"])

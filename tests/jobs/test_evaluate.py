@@ -1,6 +1,7 @@
 """jobs/evaluate.py to the end: real ranks under a real supervisor, on a committed checkpoint and on a foreign model."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,43 @@ def test_a_foreign_model_stands_in_our_tables(place, capsys):
     assert "theirs" in capsys.readouterr().out
     assert evaluate.main(["--model", f"open_clip:{theirs}", "--sets", "mnist", "--into", "sweep/run"]) == 78
     assert "another run or model stands there" in capsys.readouterr().err
+
+
+def damage(folder, into):
+    """A copy with export.json, whose weights have changed since."""
+    shutil.copytree(folder, into)
+    weights = into / "open_clip_model.safetensors"
+    facts = {"bytes": weights.stat().st_size, "sha256": commit.sha256(weights)}
+    record = {"form": 1, "stage": "pretrain", "samples": 64, "attempt": 1, "files": {weights.name: facts}}
+    write_json(into / "export.json", record)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    return into
+
+
+@pytest.mark.timeout(600)
+def test_a_damaged_foreign_model_ends_at_once_and_is_no_run_of_the_report(place, tmp_path, capsys):
+    theirs = damage(make_folder(tmp_path / "whole"), tmp_path / "damaged")
+    words = ["--model", f"open_clip:{theirs}", "--sets", "mnist", "--into"]
+    assert evaluate.main([*words, "damaged/theirs"]) == 65
+    assert "damaged" in capsys.readouterr().out
+    (job,) = (place / "runs" / "damaged" / ".evaluate").glob("theirs-*")
+    assert RunDir(job).newest_attempt() == 1, "no retry"
+    assert flip.read_runs(place / "runs" / "damaged") == []
+
+
+@pytest.mark.parametrize("kind, code, message", [("none", 78, "is no folder of open_clip"), ("short", 65, "be read")])
+def test_a_folder_that_is_no_model_starts_and_writes_nothing(place, tmp_path, capsys, kind, code, message):
+    theirs = tmp_path / kind
+    theirs.mkdir()
+    if kind == "short":
+        (theirs / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}}')
+        (theirs / "open_clip_model.safetensors").write_bytes(b"\xff\0\0\0\0\0\0\0{")
+    before = sorted((place / "runs").rglob("*"))
+    assert evaluate.main(["--model", f"open_clip:{theirs}", "--sets", "mnist"]) == code
+    assert message in capsys.readouterr().err
+    assert sorted((place / "runs").rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from flip.commit import sha256
 from flip.config.schema import EvaluationSet
-from flip.evaluate import foreign
+from flip.evaluate import foreign, open_clip_folder
 from flip.evaluate.score import DataSet, Scorer
-from flip.exitcodes import ConfigError
+from flip.exitcodes import ConfigError, DataError
 from tests.synthetic import picture
 
 MODEL = {
@@ -80,7 +82,36 @@ def test_what_is_no_folder_of_open_clip(folder, tmp_path):
     (tmp_path / "open_clip_model.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes())
     with pytest.raises(ConfigError, match="open_clip cannot make this model"):
         foreign.OpenClipEncoder(str(tmp_path))
-    assert foreign.digest(str(folder)) != foreign.digest(str(tmp_path))
+    assert open_clip_folder.digest(str(folder)) != open_clip_folder.digest(str(tmp_path))
+
+
+def test_truncated_weights_are_data_that_no_retry_mends(folder, tmp_path):
+    theirs = shutil.copytree(folder, tmp_path / "theirs")
+    weights = theirs / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    for check in (open_clip_folder.check, foreign.OpenClipEncoder):
+        with pytest.raises(DataError, match="model.safetensors: .*cannot be read.*Copy"):
+            check(str(theirs))
+
+
+def test_files_beside_checksums_are_verified(folder, tmp_path):
+    """An exported folder brings sizes and SHA-256 of its files; the two that people edit may differ."""
+    theirs = shutil.copytree(folder, tmp_path / "theirs")
+    open_clip_folder.verify(str(theirs))
+    (theirs / "README.md").write_text("a card")
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in theirs.iterdir()}
+    record = {"form": 1, "stage": "pretrain", "samples": 64, "attempt": 1, "files": files}
+    (theirs / "export.json").write_text(json.dumps(record))
+    open_clip_folder.verify(str(theirs))
+    config = theirs / "open_clip_config.json"
+    config.write_text(config.read_text() + "\n"), (theirs / "README.md").write_text("another card")
+    open_clip_folder.verify(str(theirs))
+    weights = theirs / "open_clip_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(DataError, match="damaged: .*model.safetensors.*checksum.*Copy"):
+        open_clip_folder.verify(str(theirs))
 
 
 EVIL = """

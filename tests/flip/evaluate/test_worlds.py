@@ -1,10 +1,12 @@
 """Real ranks under sharding: worlds of 1, 2 and 4 find the same, image by image, in every task and every view."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import queue
 import socket
+import weakref
 
 import pytest
 import torch
@@ -49,6 +51,10 @@ def rank_main(rank, world, port, folder, results):
         for item in sets if not looks else sets[:1]:
             found += scorer.score(DataSet.of(item))
             parallel.reshard(pair)
+    if pair is not trained:  # an evaluation in training lets go of its copy
+        copy = weakref.ref(parallel.in_fp32(trained, empty, here, compute))
+        gc.collect()
+        assert copy() is None
     errors = []
     try:
         scorer.score(DataSet.of(EvaluationSet("few", data, str(folder / "few.json"))))
