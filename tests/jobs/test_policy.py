@@ -274,6 +274,7 @@ def old_python() -> str:
 @pytest.mark.parametrize(
     "name",
     [
+        "flip/__init__",
         "flip/rundir",
         "flip/commit",
         "flip/pins",
