@@ -1,11 +1,25 @@
-"""FLIP: masked CLIP training. ``flip.load(run)`` gives a trained model, ``flip.read_runs(root)`` the results."""
+"""FLIP: masked CLIP training. ``flip.load(run)`` gives a trained model, ``flip.read_runs(root)`` the results.
 
+The host's Python >= 3.6 reads this file too.
+"""
 
-def __getattr__(name: str) -> object:
-    # Looked up when first used: importing the package must not import torch.
-    homes = {"load": "flip.loaded", "read_runs": "flip.results"}
-    if name not in homes:
-        raise AttributeError(f"module 'flip' has no attribute {name!r}")
-    from importlib import import_module
+__all__ = ["__version__", "load", "read_runs"]
+__version__ = "0.1.0"
 
-    return getattr(import_module(homes[name]), name)
+TYPE_CHECKING = False  # type checkers and editors take it for true; ``typing`` need not be imported
+if TYPE_CHECKING:
+    from flip.loaded import load
+    from flip.results import read_runs
+else:
+
+    def __getattr__(name):
+        # Imported at first use: importing the package must not import torch.
+        modules = {"load": "flip.loaded", "read_runs": "flip.results"}
+        if name not in modules:
+            raise AttributeError(f"module 'flip' has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(modules[name]), name)
+
+    def __dir__():
+        return sorted(__all__)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
@@ -24,11 +23,10 @@ from flip.evaluate import prompts
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.zeroshot import class_embeddings
 from flip.exitcodes import ConfigError, DataError
+from flip.preprocess import Picture, Preprocess, as_pictures, as_texts
 from flip.remote import at_hand
 from flip.rundir import RunDir
 from flip.tokenizer import Tokenizer
-
-Picture = Image.Image | str | os.PathLike[str]
 
 
 class Loaded:
@@ -37,47 +35,56 @@ class Loaded:
     def __init__(self, pair: model.Pair, config: Config, source: commit.Commit, device: str) -> None:
         self.pair, self.config, self.source, self.device = pair.to(device).eval(), config, source, device
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
+        self.preprocess = Preprocess(EvaluationView.of(config))
+        """The transform of one picture to what ``encode_image`` takes, for a ``torch.utils.data.DataLoader``."""
 
     @torch.no_grad()
-    def encode_image(self, images: Sequence[Picture], batch: int = 64) -> Tensor:
-        """(n, E) fp32 on the CPU, of norm 1. ``images``: PIL images or paths. Raises DataError, naming the image."""
+    def encode_image(self, images: Picture | Iterable[Picture], batch: int = 64) -> Tensor:
+        """Features (n, E), fp32 on the CPU, of norm 1; one picture gives one row, (1, E).
+
+        Args:
+            images: one or many of what ``flip.preprocess.Picture`` lists (path, PIL image, array, tensor), or an array
+                (n, height, width, 3) or a tensor (n, 3, height, width) of them.
+            batch: pictures that are encoded at a time.
+
+        Raises:
+            DataError: a picture cannot be read or has another form.
+        """
+        given, patch = as_pictures(images), self.config.model.image.patch
         features = [torch.empty(0, self.config.model.embed)]
-        for start in range(0, len(images), batch):
-            views = np.stack([self._patches(picture) for picture in images[start : start + batch]])
+        for start in range(0, len(given), batch):
+            pixels = [self.preprocess.pixels(picture) for picture in given[start : start + batch]]
+            views = np.stack([decode.patches(view, patch) for view in pixels])
             features.append(self.pair.encode_image(torch.from_numpy(views).to(self.device)).cpu())
         return torch.cat(features)
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], batch: int = 256) -> Tensor:
-        """(n, E) fp32 on the CPU, of norm 1."""
+    def encode_text(self, texts: str | Iterable[str], batch: int = 256) -> Tensor:
+        """Features (n, E), fp32 on the CPU, of norm 1; one text gives one row, (1, E). Raises DataError: not a str."""
+        given = as_texts(texts)
         features = [torch.empty(0, self.config.model.embed)]
-        for start in range(0, len(texts), batch):
-            tokens = torch.from_numpy(self.tokenizer(texts[start : start + batch]))
+        for start in range(0, len(given), batch):
+            tokens = torch.from_numpy(self.tokenizer(given[start : start + batch]))
             features.append(self.pair.encode_text(tokens.to(self.device)).cpu())
         return torch.cat(features)
 
     @torch.no_grad()
-    def classify(self, images: Sequence[Picture], labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
-        """(n, len(labels)) probabilities: softmax of the scaled cosines, at the temperature of training."""
-        prompts.check(prompts.Prompts(list(labels), list(templates)), "labels")
+    def classify(
+        self, images: Picture | Iterable[Picture], labels: str | Iterable[str], templates: str | Iterable[str] = "{}"
+    ) -> Tensor:
+        """Probabilities (n, number of labels): softmax of the scaled cosines, at the temperature of training.
+
+        ``images`` as in ``encode_image``. ``templates``: prompts with {} in the place of the label; a label's
+        embedding is the mean over them. Raises DataError, ConfigError.
+        """
+        labels, templates = as_texts(labels), as_texts(templates)
+        prompts.check(prompts.Prompts(labels, templates), "labels")
         tower = self.config.model.image
-        encoder = PairEncoder(self.pair, self.tokenizer, tower, self.device, view=EvaluationView.of(self.config))
+        encoder = PairEncoder(self.pair, self.tokenizer, tower, self.device, view=self.preprocess.view)
         classes = class_embeddings(encoder, labels, templates)
         assert classes is not None  # a single process
         scale = self.pair.logit_scale.cpu().clamp(0.0, self.pair.max_logit_scale).exp()
         return (scale * self.encode_image(images) @ classes.T).softmax(dim=-1)
-
-    def _patches(self, picture: Picture) -> decode.Pixels:
-        """All patches (P, p*p*3) uint8 of the central square, as evaluation sees them."""
-        tower = self.config.model.image
-        if not isinstance(picture, Image.Image):
-            try:
-                picture = decode.open_image(Path(picture).read_bytes())
-            except OSError as error:
-                raise DataError(f"cannot be read: {error.strerror}", str(picture)) from error
-            except decode.Undecodable as error:
-                raise DataError("is no image that can be decoded", str(picture)) from error
-        return decode.patches(EvaluationView.of(self.config)(picture), tower.patch)
 
 
 def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "") -> Loaded:

@@ -80,7 +80,7 @@ class ImageEncoder(nn.Module):
         x = self.patch((patches * self.pixel_scale).add_(self.pixel_offset).to(self.patch.weight.dtype))
         positions = self.positions.to(x.dtype)
         x = x + (positions if keep is None else positions[keep.long()])
-        x = torch.cat([self.class_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = torch.cat([self.class_token.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
-# of this folder, where a script's own modules are looked for, only the root is meant: torch asks for one called profile
-sys.path = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
 if TYPE_CHECKING:
     from flip.rundir import RunDir

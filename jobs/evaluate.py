@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
 EXAMPLES = """examples:
   python jobs/evaluate.py quickstart/mask50                         the sets of the run, its newest commit

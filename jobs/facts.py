@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flip import metrics
+from flip.config.sizes import label
 from flip.results import Outcome, differing, read_run
 from flip.rundir import RunDir, matching, number, read_record
 from jobs import find, goodput, resubmit
@@ -74,7 +75,7 @@ def _about(outcome: Outcome) -> dict[str, Any]:
     family = [read_run(other.path) for other in find.runs_below(outcome.run.path.parent)]
     chosen = {key: settings.get(key) for key in differing(family)} if settings else {}
     return {
-        "size": settings.get("model.size"),
+        "size": label(settings),
         "samples": sum(int(stage.get("samples") or 0) for stage in stages.values()) or None,
         "stages": [{"name": name} | {k: stage.get(k) for k in STAGE} for name, stage in stages.items()],
         "differs": chosen,

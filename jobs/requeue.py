@@ -21,7 +21,9 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Any, Callable, List, Optional  # noqa: F401

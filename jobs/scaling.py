@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.config.sizes import label
 from flip.results import Outcome
 from jobs.table import count
 
@@ -192,7 +193,8 @@ def _varied(tables: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _name(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
-    return ", ".join(f"{_short(key)} {_value(settings.get(key))}".strip() for key in keys)
+    shown = {**settings, "model.size": label(settings)}
+    return ", ".join(f"{_short(key)} {_value(shown.get(key))}".strip() for key in keys)
 
 
 def _short(key: str) -> str:

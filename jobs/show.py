@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.identity import Change, flatten
-from flip.config.sizes import SIZES
+from flip.config.load import to_dict
+from flip.config.sizes import SIZES, label
 from jobs.cluster import Job
 from jobs.cost import Cost, assumption
 from jobs.forecast import Batch
@@ -125,11 +126,10 @@ def _run(action: Action) -> list[str]:
     wanted, numbers = action.wanted, action.wanted.estimate.numbers
     parameters, data = wanted.estimate.parameters, numbers["data"]
     against = [f"{change.key}: {_value(change.was)} -> {_value(change.now)}" for change in _told(wanted)]
-    model = wanted.config.model
     lines = [
         f"{action.name}: {action.kind}" + (f" ({action.reason})" if action.reason else ""),
         *(f"  {'' if i else 'differs':12} {line}" for i, line in enumerate(against or ["in nothing from the base"])),
-        f"  model        {model.size}: {count(parameters['total'])} parameters"
+        f"  model        {label(flatten(to_dict(wanted.config)))}: {count(parameters['total'])} parameters"
         f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
         *_data(data),
         f"  ranks        {numbers['world']}, each with a buffer of {size(data['buffer_per_rank'])};"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -26,3 +27,22 @@ SIZES: dict[str, dict[str, Any]] = {
     # for the quickstart: 48 px pictures, two CPU cores
     "emoji": _size(128, (48, 8, 128, 4, 2), (128, 1, 2), vocabulary=4000),
 }
+
+MAX_CHANGED = 3
+"""Fields that a label lists at most."""
+
+
+def label(settings: Mapping[str, Any]) -> str | None:
+    """What to call a model: its size, and the fields whose values are not those of that size.
+
+    ``settings``: dotted key -> value, as ``flip.config.identity.flatten`` makes them. None if they name no size.
+    """
+    size = settings.get("model.size")
+    changed = []
+    for section, value in SIZES.get(size or "", {}).items():
+        nested = isinstance(value, dict)
+        fields = {f"{section}.{name}": item for name, item in value.items()} if nested else {section: value}
+        changed += [key for key, item in fields.items() if settings.get(f"model.{key}", item) != item]
+    if len(changed) > MAX_CHANGED:
+        return "custom size"
+    return f"{size} with " + ", ".join(f"{key} {settings.get(f'model.{key}')}" for key in changed) if changed else size

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip import __version__
 from flip.data.kept import Kept
 from flip.data.storage import is_remote
 from flip.data.tar import BLOCK
@@ -45,7 +46,7 @@ VERSION = 2
 """Version 1 has no ETags, so none are checked; it is read as before."""
 FILTERED = 3
 """The version of a manifest that leaves samples of its tars out; all others are as version 2 has them."""
-TOOL = "flip 0.1.0"
+TOOL = f"flip {__version__}"
 MARK = "manifest.json"
 _ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
 _KEPT = {"tars.u32": "<u4", "kept.bits": "u1"}

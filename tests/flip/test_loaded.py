@@ -1,11 +1,15 @@
 """A run trained, evaluated and saved by two sharded ranks, then loaded by one process: the same numbers."""
 
+import ast
 import json
 import multiprocessing
 import os
+import pickle
+import re
 import socket
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,7 @@ from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
 from flip.exitcodes import ConfigError, DataError
+from flip.loaded import Loaded
 from flip.rundir import RunDir, write_text
 from flip.tokenizer import Tokenizer
 from tests.synthetic import make_dataset, make_tokenizer, picture
@@ -127,6 +132,90 @@ def test_transparent_pictures_lie_on_white_however_they_come(run, tmp_path):
     assert not torch.allclose(given, loaded.encode_image([glass.convert("RGB")])[0], atol=2e-3)
 
 
+@pytest.fixture(scope="module")
+def loaded(run):
+    return flip.load(run[0].path)
+
+
+def test_one_input_is_a_batch_of_one(loaded, tmp_path):
+    image = Image.fromarray(picture(1))
+    image.save(tmp_path / "a.png")
+    pixels = np.asarray(image)
+    expected = loaded.encode_image([image])
+    assert expected.shape == (1, 48)
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    for given in (
+        image, str(tmp_path / "a.png"), tmp_path / "a.png", pixels, tensor, tensor / 255, (tensor / 255).double(),
+        [image], (tmp_path / "a.png",), pixels[None], tensor[None], iter([image]), loaded.preprocess(image),
+    ):  # fmt: skip
+        assert torch.equal(loaded.encode_image(given), expected)
+    assert torch.equal(loaded.encode_text("a frog"), loaded.encode_text(["a frog"]))
+    assert loaded.encode_text("a frog").shape == (1, 48)
+    both = loaded.classify(image, ["frog", "square"], "a {}")
+    assert both.shape == (1, 2) and torch.equal(both, loaded.classify([image], ["frog", "square"], ["a {}"]))
+    assert loaded.classify(image, "frog").tolist() == [[1.0]]
+
+
+def test_many_of_any_kind(loaded, tmp_path):
+    """Pictures of other sizes than the model's, in one call."""
+    arrays = [picture(i, 96)[:, : 96 - 7 * i] for i in range(4)]
+    Image.fromarray(arrays[0]).save(tmp_path / "0.png")
+    mixed = [tmp_path / "0.png", Image.fromarray(arrays[1]), arrays[2], torch.from_numpy(arrays[3]).permute(2, 0, 1)]
+    assert torch.equal(loaded.encode_image(mixed, batch=3), loaded.encode_image(arrays, batch=3))
+    stack = np.stack([picture(i, 96) for i in range(3)])
+    tensors = torch.from_numpy(stack).permute(0, 3, 1, 2)
+    assert torch.equal(loaded.encode_image(stack, batch=2), loaded.encode_image(list(stack), batch=2))
+    assert torch.equal(loaded.encode_image(tensors, batch=2), loaded.encode_image(list(stack), batch=2))
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (np.zeros((4, 4, 4), np.uint8), "an array of shape (4, 4, 4) and dtype uint8"),
+        (np.zeros((4, 4), np.uint8), "an array of shape (4, 4)"),
+        (np.zeros((4, 4, 3)), "dtype float64"),
+        (np.zeros((0, 4, 3), np.uint8), "shape (0, 4, 3)"),
+        (torch.zeros(4, 4, 3), "a tensor of shape (4, 4, 3) and dtype float32"),
+        (torch.full((3, 4, 4), 2.0), "values from 2 to 2"),
+        (torch.full((3, 4, 4), torch.nan), "values from nan to nan"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "dtype int64"),
+        (7, "int"),
+        ([None], "NoneType"),
+        (b"bytes", "bytes"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_sentence(loaded, given, message):
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        loaded.encode_image(given)
+    assert "\n" not in str(error.value) and "(3, height, width)" in str(error.value)
+
+
+@pytest.mark.parametrize("given", [7, [7], b"bytes", None])
+def test_what_is_no_text_is_refused_in_one_sentence(loaded, given):
+    with pytest.raises(DataError, match="is no text"):
+        loaded.encode_text(given)
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        return self.transform(Image.fromarray(picture(i, 64 + 8 * i)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_preprocess_serves_a_data_loader(loaded, workers):
+    transform = pickle.loads(pickle.dumps(loaded.preprocess))
+    batches = list(torch.utils.data.DataLoader(Pictures(transform), batch_size=2, num_workers=workers))
+    assert [(batch.shape, batch.dtype) for batch in batches[:1]] == [((2, 3, 64, 64), torch.uint8)]
+    expected = loaded.encode_image([Image.fromarray(picture(i, 64 + 8 * i)) for i in range(5)])
+    assert torch.allclose(torch.cat([loaded.encode_image(batch) for batch in batches]), expected, atol=1e-6)
+
+
 def test_mistakes(run, tmp_path):
     loaded = flip.load(run[0].path)
     (tmp_path / "no.png").write_text("no picture")
@@ -174,5 +263,14 @@ def test_a_damaged_checkpoint_is_refused(run):
 
 
 def test_importing_the_package_is_cheap():
-    script = "import flip, sys; sys.exit('torch' in sys.modules or hasattr(flip, 'nothing'))"
+    script = "import flip, sys; dir(flip); sys.exit('torch' in sys.modules or hasattr(flip, 'nothing'))"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2]).returncode == 0
+
+
+def test_the_package_names_what_it_offers():
+    assert {"__version__", "load", "read_runs"} <= set(dir(flip)) and re.fullmatch(r"\d+\.\d+\.\d+", flip.__version__)
+    assert typing.get_type_hints(flip.load)["return"] is Loaded
+    tree = ast.parse(Path(flip.__file__).read_text())
+    declared = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert set(flip.__all__) - {"__version__"} <= set(declared), "type checkers and editors complete these names"
+    assert Path(flip.__file__).with_name("py.typed").is_file()

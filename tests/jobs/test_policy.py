@@ -276,6 +276,7 @@ def old_python() -> str:
 @pytest.mark.parametrize(
     "name",
     [
+        "flip/__init__",
         "flip/rundir",
         "flip/ownership",
         "flip/commit",

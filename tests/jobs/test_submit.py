@@ -494,6 +494,12 @@ def test_what_differs_from_the_base_is_shown_resolved(desk, typed):
     assert base["model.image.width"]["now"] == 768 and base["data.workers"]["now"] >= 0
 
 
+def test_a_size_that_is_overridden_is_not_called_by_its_name_alone(desk, typed):
+    text = desk.text.replace("  half: {", "  half: {model.image.layers: 1, ")
+    code, out, _ = typed("--dry-run", sweep=text)
+    assert code == 0 and "  model        tiny with image.layers 1: " in out and "  model        tiny: " in out
+
+
 def test_what_costs_much_is_asked_for(desk, typed, monkeypatch):
     real = submission.estimate
 

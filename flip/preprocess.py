@@ -1,0 +1,105 @@
+"""Turns the pictures and texts that users pass to a trained model into its inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from flip.data.decode import Pixels, Undecodable, open_image
+from flip.data.view import EvaluationView
+from flip.exitcodes import DataError
+
+Picture = Image.Image | str | os.PathLike[str] | NDArray[np.uint8] | Tensor
+"""The path of an image file, a PIL image, an array (height, width, 3) of uint8, or a tensor (3, height, width) of uint8
+or of floats in [0, 1]. Any height and width will do: the view is a square."""
+
+_ACCEPTED = (
+    "Give a path, a PIL image, an array (height, width, 3) of uint8, or a tensor (3, height, width) of uint8"
+    " or of floats from 0 to 1"
+)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The transform of one picture to the uint8 tensor (3, size, size) that ``encode_image`` takes, alone or stacked.
+
+    Can be pickled, so that the worker processes of a ``torch.utils.data.DataLoader`` can use it.
+    """
+
+    view: EvaluationView
+
+    def __call__(self, picture: Picture) -> Tensor:
+        """Raises DataError if ``picture`` cannot be read or is of another form than ``Picture``."""
+        return torch.from_numpy(np.ascontiguousarray(self.pixels(picture).transpose(2, 0, 1)))
+
+    def pixels(self, picture: Picture) -> Pixels:
+        """The same as an array (size, size, 3)."""
+        return self.view(_decoded(picture))
+
+
+def as_pictures(images: Picture | Iterable[Picture]) -> list[Picture]:
+    """One or many pictures as a list; an array (n, height, width, 3) or a tensor (n, 3, height, width) holds n."""
+    many = not isinstance(images, (str, bytes, os.PathLike, Image.Image)) and isinstance(images, Iterable)
+    if isinstance(images, (np.ndarray, Tensor)):
+        many = images.ndim == 4
+    return list(images) if many else [images]  # type: ignore[arg-type, list-item]
+
+
+def as_texts(given: str | Iterable[str]) -> list[str]:
+    """One or many texts as a list. Raises DataError if one is no ``str``."""
+    found: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes)) else [given]
+    for text in found:
+        if not isinstance(text, str):
+            raise DataError("is no text", value=type(text).__name__, remedy="Give a str or a list of them.")
+    return found
+
+
+def _decoded(picture: Picture) -> Image.Image | Pixels:
+    if isinstance(picture, (str, os.PathLike)):
+        try:
+            return open_image(Path(picture).read_bytes())
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}", str(picture)) from error
+        except Undecodable as error:
+            raise DataError("is no image that can be decoded", str(picture)) from error
+    if isinstance(picture, Image.Image):
+        try:
+            picture.load()
+        except OSError as error:
+            where = getattr(picture, "filename", "") or "a PIL image"
+            raise DataError(f"is no image that can be decoded: {error}", where) from error
+        return picture
+    if isinstance(picture, Tensor):
+        return _of_tensor(picture)
+    if not isinstance(picture, np.ndarray):
+        raise DataError("is no picture", value=type(picture).__name__, remedy=f"{_ACCEPTED}.")
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
+        raise _refused("an array", picture.shape, str(picture.dtype))
+    return np.ascontiguousarray(picture)
+
+
+def _of_tensor(tensor: Tensor) -> Pixels:
+    floats = tensor.is_floating_point()
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or not (floats or tensor.dtype == torch.uint8) or not tensor.numel():
+        raise _refused("a tensor", tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    tensor = tensor.detach().cpu()
+    if floats:
+        low, high = tensor.min().item(), tensor.max().item()
+        if not (low >= 0 and high <= 1):
+            remedy = f"{_ACCEPTED}, before any normalisation."
+            raise DataError("is no picture: a float tensor", value=f"values from {low:g} to {high:g}", remedy=remedy)
+        tensor = (tensor.double() * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(tensor.permute(1, 2, 0).numpy())
+
+
+def _refused(kind: str, shape: tuple[int, ...], dtype: str) -> DataError:
+    return DataError(f"is no picture: {kind} of shape {shape} and dtype {dtype}", remedy=f"{_ACCEPTED}.")

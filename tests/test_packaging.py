@@ -1,0 +1,83 @@
+"""What the package and its commands bring, and what they must not hide: files of the wheel, names of other modules."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = sorted(path.name for path in (ROOT / "jobs").glob("*.py") if "sys.path" in path.read_text(encoding="utf-8"))
+
+#: As Python starts a script: its folder comes first in sys.path. Prints the file of each module of these names.
+SCRIPT = """
+import contextlib, importlib.util, io, json, runpy, sys
+folder, command, *names = sys.argv[1:]
+sys.path[0], sys.argv = folder, [command, "--help"]
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    runpy.run_path(f"{folder}/{command}", run_name="__main__")
+specs = {name: importlib.util.find_spec(name) for name in names}
+print(json.dumps({name: spec and spec.origin for name, spec in specs.items()}))
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_hide_no_module_of_others(command, tmp_path):
+    """torch and TensorBoard import modules that are called as files in jobs/ are: profile, site, tensorboard."""
+    names = ["profile", "site", "tensorboard", "jobs", "flip"]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(ROOT / "jobs"), command, *names],
+        capture_output=True, text=True, cwd=tmp_path, timeout=60,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.pop("jobs") == str(ROOT / "jobs" / "__init__.py")
+    assert found.pop("flip") == str(ROOT / "flip" / "__init__.py")
+    assert not [origin for origin in found.values() if origin and origin.startswith(str(ROOT / "jobs"))]
+
+
+def test_the_list_of_commands_is_whole():
+    assert {"submit.py", "status.py", "report.py", "requeue.py", "debug.py", "tensorboard.py"} <= set(COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The folder of an installed wheel, built without a network from a copy of the repository."""
+    copy = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
+        shutil.copy(ROOT / name, copy)
+    shutil.copytree(ROOT / "flip", copy / "flip", ignore=shutil.ignore_patterns("__pycache__"))
+    script = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=copy, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (built,) = (copy / "dist").glob("flip_toolkit-*.whl")
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(copy / "installed")
+    return copy / "installed"
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel):
+    ours = {path.relative_to(ROOT) for path in (ROOT / "flip").rglob("*") if path.is_file()}
+    ours = {str(path) for path in ours if "__pycache__" not in path.parts}
+    assert {"flip/py.typed", "flip/evaluate/datasets.yaml"} <= ours
+    assert ours == {str(path.relative_to(wheel)) for path in (wheel / "flip").rglob("*") if path.is_file()}
+
+
+def test_the_wheel_works_where_the_repository_is_not(wheel, tmp_path):
+    script = (
+        "import flip, importlib.metadata\n"
+        "from flip.evaluate.registry import entries\n"
+        "assert entries() and importlib.metadata.version('flip-toolkit') == flip.__version__\n"
+        "print(flip.__file__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(wheel)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(wheel / "flip" / "__init__.py")
