@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -44,8 +45,9 @@ class Monitor:
         self._status: dict[str, Any] = {
             "attempt": attempt, "total": total, "steps": steps, "samples": 0, "step": 0, "stage": "",
             "phase": "starting", "loss": None, "samples_per_second": None, "eta_seconds": None, "verdict": None,
+            "storage": None,
         }  # fmt: skip
-        self._written = 0.0
+        self._written, self._lock = 0.0, threading.Lock()
         run.metrics.mkdir(exist_ok=True)
         self._lines = open(run.metrics / f"{attempt}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._events: SummaryWriter | None = None
@@ -102,12 +104,13 @@ class Monitor:
 
     def status(self, every: float = 0.0, **fields: Any) -> None:
         """Replace status.json, at most every ``every`` seconds; a newer attempt's is left alone."""
-        self._status.update(fields)
-        now = time.monotonic()
-        if now - self._written < every or not self._run.holds(self._attempt):
-            return
-        self._written = now
-        write_json(self._run.status, self._status | {"time": time.time()})
+        with self._lock:  # an outage of storage is shown by the thread that meets it
+            self._status.update(fields)
+            now = time.monotonic()
+            if now - self._written < every or not self._run.holds(self._attempt):
+                return
+            self._written = now
+            write_json(self._run.status, self._status | {"time": time.time()})
 
     def close(self, phase: str) -> None:
         self.status(phase=phase)

@@ -109,3 +109,11 @@ def test_an_evaluation_is_kept_with_its_place(run):
 
 def test_the_peak_is_a_rate():
     assert 1e8 < instruments.measure_peak(torch.device("cpu"), torch.float32, seconds=0.05) < 1e15
+
+
+def test_an_outage_of_storage_is_in_the_status_while_it_lasts(run):
+    told = attempt(run, 0, (1,), loss=1.0)
+    for text in ("storage does not answer", None):
+        told.status(storage=text)
+        assert read_json(run.status)["storage"] == text
+    told.close("stopped")
