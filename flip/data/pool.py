@@ -140,8 +140,12 @@ class Pool:
         return replaced, notes
 
     def close(self) -> None:
-        """End the workers; at the exit of the interpreter this happens by itself, before it would wait for them."""
+        """End the workers and free their slots; at the exit of the interpreter they end by themselves.
+
+        The slots have no name: however a process ends, nothing of them is left.
+        """
         self._finish()
+        self._parts = []
 
 
 def _end(processes: list[ForkServerProcess], pipes: list[connection.Connection]) -> None:
