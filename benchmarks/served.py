@@ -56,11 +56,15 @@ def alone() -> ProcessPoolExecutor:
 
 
 def _settle(core: int) -> None:
+    import atexit
     import ctypes
+    from multiprocessing import util
 
     import torch
 
     ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG: one that stands still notices nothing itself
+    # Processes of multiprocessing skip what is registered for their exit, where mosaicml-streaming frees its memory.
+    util.Finalize(None, atexit._run_exitfuncs, exitpriority=0)  # type: ignore[attr-defined]
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
 

@@ -11,14 +11,16 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from typing import NamedTuple
 
 import psutil
 
 BEFORE = 2
 """Turns before the clock starts: clients are made and buffers full by then."""
+GRACE = 10.0
+"""Seconds for a pipeline to close its batches when the others will not go on."""
 _LOOK = 0.002
 """Seconds between two looks whether a turn has ended."""
 
@@ -43,7 +45,7 @@ def passes(
 ) -> dict[str, Pass]:
     """A pass of each over so many samples. ``begin``: a name's batches, made in its process; it can be pickled.
 
-    Where one fails, those that stand still are killed: they would never end.
+    Where one fails, the others close their batches. Those that do not, within ``GRACE``, are killed.
     """
     ids = {name: process.submit(os.getpid).result() for name, process in processes.items()}
     ends: dict[str, Future[list[_Turn]]] = {}
@@ -57,10 +59,17 @@ def passes(
                 _turn(ids[name], ends[name])
         return {name: _sum(end.result()[BEFORE:]) for name, end in ends.items()}
     finally:
-        for name, end in ends.items():
-            if not end.done():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(ids[name], signal.SIGKILL)
+        going = {name: end for name, end in ends.items() if not end.done()}
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            _tell([ids[name] for name in going], number)
+        wait(going.values(), GRACE)
+        _tell([ids[name] for name, end in going.items() if not end.done()], signal.SIGKILL)
+
+
+def _tell(processes: Iterable[int], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def _turn(process: int, end: Future[list[_Turn]]) -> None:
@@ -74,8 +83,9 @@ def _turn(process: int, end: Future[list[_Turn]]) -> None:
 
 
 def _work(begin: Callable[[str], Iterator[int]], name: str, samples: int) -> list[_Turn]:
-    """Its turns; between two of them this process stands still, until it is told to go on."""
+    """Its turns; between two of them this process stands still, until it is told to go on, or to end (SIGTERM)."""
     turns = list[_Turn]()
+    signal.signal(signal.SIGTERM, _end)
     with contextlib.closing(begin(name)) as batches:  # type: ignore[type-var]
         while True:
             cpu, since = _cpu(), time.perf_counter()
@@ -84,6 +94,10 @@ def _work(begin: Callable[[str], Iterator[int]], name: str, samples: int) -> lis
             if not count or sum(turn.samples for turn in turns) >= samples:
                 return turns
             signal.raise_signal(signal.SIGSTOP)
+
+
+def _end(*_: object) -> None:
+    raise KeyboardInterrupt  # so that batches are closed, and what they hold is released
 
 
 def _cpu() -> float:

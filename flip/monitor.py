@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -74,9 +75,9 @@ class Monitor:
         self._status: dict[str, Any] = {
             "attempt": attempt, "total": total, "steps": steps, "samples": 0, "step": 0, "stage": "",
             "phase": "starting", "loss": None, "samples_per_second": None, "eta_seconds": None, "verdict": None,
-            "reason": "",
+            "reason": "", "storage": None,
         }  # fmt: skip
-        self._written = 0.0
+        self._written, self._lock = 0.0, threading.Lock()
         run.metrics.mkdir(exist_ok=True)
         self._lines = open(run.metrics / f"{attempt}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._events: SummaryWriter | None = None
@@ -140,12 +141,13 @@ class Monitor:
 
     def status(self, every: float = 0.0, **fields: Any) -> None:
         """Replace status.json, at most every ``every`` seconds; a newer attempt's is left alone."""
-        self._status.update(fields)
-        now = time.monotonic()
-        if now - self._written < every or not self._run.holds(self._attempt):
-            return
-        self._written = now
-        write_json(self._run.status, self._status | {"time": time.time()})
+        with self._lock:  # an outage of storage is shown by the thread that meets it
+            self._status.update(fields)
+            now = time.monotonic()
+            if now - self._written < every or not self._run.holds(self._attempt):
+                return
+            self._written = now
+            write_json(self._run.status, self._status | {"time": time.time()})
 
     def close(self, phase: str, reason: str = "") -> None:
         """The attempt ends. ``phase``: complete, interrupted, cancelled or failed; ``reason``: why, unless complete."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from flip import commit
 from flip.data.anywhere import Anywhere
+from flip.data.outage import Outages
 from flip.data.retry import Attempts, Do, Patience, Words
 from flip.data.s3 import S3
 from flip.data.storage import Fault, is_remote
@@ -32,6 +33,7 @@ class Remote:
 
     def __init__(self, url: str, patience: Patience) -> None:
         self.url, self._patience, self._granted = url.rstrip("/"), patience, False
+        self._outages = Outages()
         self._storage: S3 | Anywhere = S3(patience.timeout) if is_remote(url) else Anywhere()
 
     def put(self, name: str, data: bytes | memoryview) -> dict[str, Any]:
@@ -97,7 +99,7 @@ class Remote:
         return digest.hexdigest()
 
     def _persist(self, key: str, request: Callable[[], _T], words: Words) -> _T:
-        attempts = Attempts(self._patience, lambda: self._granted, words=words)
+        attempts = Attempts(self._patience, lambda: self._granted, words=words, outages=self._outages)
         while True:
             try:
                 answer = request()
@@ -106,6 +108,7 @@ class Remote:
                     self._storage.renew()
             else:
                 self._granted = True
+                self._outages.succeeded()
                 return answer
 
 

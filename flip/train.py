@@ -98,6 +98,7 @@ class Trainer:
             config.data, config.augment, config.model.image, config.model.text, config.seed,
             rank=world.rank, world=world.size, witness=witness, pinned=world.device.type == "cuda",
         )  # fmt: skip
+        self.loader.outages.show = lambda text: self.monitor.status(storage=text)
         self.witness = Witness(run, attempt, world.rank) if witness else None
 
     # -- position ----------------------------------------------------------------------------------------------------

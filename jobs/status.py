@@ -109,7 +109,8 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     found["restarts"] = max(0, state.attempt - 1)
     found["progress_time"] = live["time"]
     reason = state.detail or (str(last.get("reason", "")) if state.state != "complete" else "")
-    troubles = [words for words in (damage, more, *damaged) if words and words not in reason]
+    outage = str(live.get("storage") or "") if moving else ""
+    troubles = [words for words in (outage, damage, more, *damaged) if words and words not in reason]
     found["reason"] = "; ".join(filter(None, [reason, *dict.fromkeys(troubles)]))
     return found
 

@@ -18,6 +18,7 @@ from flip.data.manifest import Manifest
 from flip.data.masking import Kept
 from flip.data.memory import Memory, memory, part_bytes
 from flip.data.mixture import Source
+from flip.data.outage import Board
 from flip.data.pool import Pool, prepare_forkserver
 from flip.data.stream import Part, Replaced, Spec, Streams
 from flip.exitcodes import ConfigError, DataError
@@ -81,6 +82,8 @@ class Loader:
         self._pool: Pool | None = None
         self._source: Pool | Streams | None = None
         self._counted = Counters()
+        self.outages = Board()
+        """Of this rank's storage, while batches are waited for."""
 
     def batches(
         self, start: int, batch: int, mask: str, text_mask: str = "0", text_masking: str = "random"
@@ -99,10 +102,10 @@ class Loader:
         kept = Kept(masking.kept(self.spec.patches, mask), tokens, text_masking == "prioritised")
         self._counted, self._source = self.counters(), None
         if self.spec.data.workers:
-            self._pool = Pool(self.spec, self.lanes, start, batch, kept, self.spec.data.workers)
+            self._pool = Pool(self.spec, self.lanes, start, batch, kept, self.spec.data.workers, self.outages.add)
         if self.lanes.start == 0:  # one line for all ranks
             log.info("%s", self._memory(batch, kept))
-        self._source = self._pool or Streams(self.spec, self.sources, self.lanes, start, batch, kept)
+        self._source = self._pool or Streams(self.spec, self.sources, self.lanes, start, batch, kept, self.outages.add)
         return self._iterate(self._source, len(self.lanes) * (batch // lanes), kept)
 
     def counters(self) -> Counters:
@@ -122,6 +125,7 @@ class Loader:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        self.outages.clear()
 
     def _iterate(self, source: Pool | Streams, samples: int, kept: Kept) -> Iterator[Batch]:
         seen = replaced = 0

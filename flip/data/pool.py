@@ -16,6 +16,7 @@ import os
 import signal
 import tempfile
 import threading
+from collections.abc import Callable
 from multiprocessing import connection, forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 from flip.data.counters import Counters
 from flip.data.masking import Kept
 from flip.data.mixture import sources
+from flip.data.outage import Outage
 from flip.data.stream import Part, Replaced, Spec, Streams
 from flip.exitcodes import FlipError
 from flip.interrupt import SIGNALS
@@ -88,9 +90,16 @@ def _sign_folder() -> None:
 
 
 class Pool:
-    """``workers`` processes that share ``lanes``; the same parts as one ``Streams`` over all of them."""
+    """``workers`` processes that share ``lanes``; the same parts as one ``Streams`` over all of them.
 
-    def __init__(self, spec: Spec, lanes: range, start: int, batch: int, kept: Kept, workers: int) -> None:
+    ``report`` takes their outages of storage, each with the number of the process, when parts are waited for.
+    """
+
+    def __init__(
+        self, spec: Spec, lanes: range, start: int, batch: int, kept: Kept, workers: int,
+        report: Callable[[Outage, int], None],
+    ) -> None:  # fmt: skip
+        self._report = report
         context = multiprocessing.get_context("forkserver")
         each = batch // spec.data.lanes
         self._slot = 0
@@ -125,7 +134,8 @@ class Pool:
         workers = zip(self._pipes, self._parts, self._rows, self._processes, strict=True)
         for w, (pipe, parts, rows, process) in enumerate(workers):
             try:
-                message = json.loads(pipe.recv_bytes())
+                while "outage" in (message := json.loads(pipe.recv_bytes())):
+                    self._report(Outage(**message["outage"]), w)
                 if "cause" in message:
                     raise _error(message)
                 for name in Part._fields:
@@ -142,8 +152,12 @@ class Pool:
         return replaced, notes
 
     def close(self) -> None:
-        """End the workers; at the exit of the interpreter this happens by itself, before it would wait for them."""
+        """End the workers and free their slots; at the exit of the interpreter they end by themselves.
+
+        The slots have no name: however a process ends, nothing of them is left.
+        """
         self._finish()
+        self._parts = []
 
 
 def _end(processes: list[ForkServerProcess], pipes: list[connection.Connection]) -> None:
@@ -168,21 +182,30 @@ def _work(
         torch.set_num_threads(1)
     shapes = Part.shapes(spec, len(lanes) * (batch // spec.data.lanes), kept)
     parts, free, slot = _views(buffer, shapes), SLOTS, 0
-    stream = None
+    stream, one_by_one = None, threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        with one_by_one:
+            pipe.send_bytes(json.dumps(message, default=str).encode())
+
+    def report(outage: Outage) -> None:  # by a thread that reads
+        with contextlib.suppress(ConnectionError):
+            send({"outage": outage._asdict()})
+
     try:
-        stream = Streams(spec, sources(spec.data, lanes, check=False), lanes, start, batch, kept)
+        stream = Streams(spec, sources(spec.data, lanes, check=False), lanes, start, batch, kept, report)
         while True:
             replaced, notes = stream.fill(parts[slot])
             # Counts from the beginning, not since the last part: the newest message tells all.
             facts = {"replaced": replaced, "notes": notes, "counters": dataclasses.asdict(stream.counters)}
-            pipe.send_bytes(json.dumps(facts).encode())
+            send(facts)
             slot, free = (slot + 1) % SLOTS, free - 1
             while not free or pipe.poll():
                 pipe.recv_bytes()
                 free += 1
     except FlipError as error:
         end = {"cause": error.cause, "what": error.what, "where": error.where, "remedy": error.remedy}
-        pipe.send_bytes(json.dumps(end | {"value": error.value}, default=str).encode())
+        send(end | {"value": error.value})
     except (EOFError, ConnectionError):
         return  # the main process has closed its end: it wants no more
     finally:

@@ -20,6 +20,7 @@ from flip.data.counters import Counters
 from flip.data.crc import crc32
 from flip.data.hedge import SHARE, Hedge, first_good
 from flip.data.manifest import Manifest
+from flip.data.outage import Outage, Outages
 from flip.data.retry import Attempts, Clock, Do, Gate, Patience
 from flip.data.storage import Fault, Got, Local, Stat, Storage, answered, is_remote
 
@@ -42,18 +43,18 @@ class Reader:
     """Reads local files and, by keys ``s3://bucket/path``, object storage. Threads may share one.
 
     ``deadline``: seconds of outage that a read rides out; ``patience`` has the rest, which seldom needs a change.
-    ``cache``: where chunks are looked for first, and kept.
+    ``cache``: where chunks are looked for first, and kept. ``report``: takes outages; by default they are logged.
     """
 
     def __init__(
         self, deadline: float | None = None, patience: Patience | None = None, clock: Clock | None = None,
-        remote: Storage | None = None, cache: Cache | None = None,
+        remote: Storage | None = None, cache: Cache | None = None, report: Callable[[Outage], None] | None = None,
     ) -> None:  # fmt: skip
         self.patience = patience or Patience()
         if deadline is not None:
             self.patience = dataclasses.replace(self.patience, deadline=deadline)
         self._clock, self._gate = clock or Clock(), Gate(self.patience.requests)
-        self._hedge = Hedge(self.patience.hedge)
+        self._hedge, self._outages = Hedge(self.patience.hedge), Outages(report, self._clock)
         self._local, self._remote, self._cache = Local(), remote, cache
         self._lock, self._counters, self._granted = threading.Lock(), Counters(), False
 
@@ -177,6 +178,7 @@ class Reader:
             return error
         found = best.result()
         self._granted = True
+        self._outages.succeeded()
         self._hedge.took(time.perf_counter() - sent[0].begin)
         if best is not sent[0].answer:
             self._count(hedges_won=1)
@@ -216,7 +218,7 @@ class Reader:
             self._storage(key).renew()
 
     def _attempts(self) -> Attempts:
-        return Attempts(self.patience, lambda: self._granted, self._clock)
+        return Attempts(self.patience, lambda: self._granted, self._clock, outages=self._outages)
 
     def _storage(self, key: str) -> Storage:
         if not is_remote(key):

@@ -12,10 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flip.data.storage import Fault
 from flip.exitcodes import DataError, FlipError, PermissionDenied, StorageError
+
+if TYPE_CHECKING:
+    from flip.data.outage import Outages
 
 
 class Words(NamedTuple):
@@ -85,12 +88,14 @@ class Clock:
 
 @dataclass
 class Attempts:
-    """The attempts of one read. ``granted``: asks whether storage ever let this process read."""
+    """The attempts of one read. ``granted``: asks whether storage ever let this process read; ``outages``: is told of
+    each failure."""
 
     patience: Patience
     granted: Callable[[], bool]
     clock: Clock = field(default_factory=Clock)
     words: Words = Words()
+    outages: Outages | None = None
 
     def __post_init__(self) -> None:
         self._begin, self._wait = self.clock.now(), self.patience.first
@@ -101,6 +106,8 @@ class Attempts:
         do = TABLE[fault.kind]
         if do is Do.NEVER:
             raise _never(key, fault, self.words) from fault
+        if self.outages:
+            self.outages.failed(self._begin, fault)
         denied = do is Do.DENIED and not self.granted()
         if do is Do.DENIED:
             self._denied += 1
@@ -117,7 +124,7 @@ class Attempts:
                 raise _denied(key, fault, self.words) from fault
             what = f"{self.words.doing} failed for {self.patience.deadline:g} s, at last with: {fault}"
             raise StorageError(what, key, remedy="The run may be started again later.") from fault
-        self.clock.sleep(pause)
+        (self.outages or self.clock).sleep(pause)
         self._wait = min(2 * self._wait, self.patience.longest)
         return do
 

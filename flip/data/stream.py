@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -27,6 +27,7 @@ from flip.data.counters import Counters
 from flip.data.decode import Pixels, Undecodable
 from flip.data.masking import Kept
 from flip.data.mixture import Source
+from flip.data.outage import Outage
 from flip.data.prefetch import Prefetch
 from flip.data.reader import Reader
 from flip.data.retry import Patience
@@ -101,15 +102,19 @@ class Replaced(NamedTuple):
 class Streams:
     """Parts of the lanes ``lanes`` (of all L) from S = ``start`` on; ``fill`` makes the next one.
 
-    The lanes may lie in several data sets: there is a stream for each, and one reader for all.
+    The lanes may lie in several data sets: there is a stream for each, and one reader for all. ``report``: takes the
+    reader's outages.
     """
 
-    def __init__(self, spec: Spec, sources: Sequence[Source], lanes: range, start: int, batch: int, kept: Kept) -> None:
+    def __init__(
+        self, spec: Spec, sources: Sequence[Source], lanes: range, start: int, batch: int, kept: Kept,
+        report: Callable[[Outage], None] | None = None,
+    ) -> None:  # fmt: skip
         data = spec.data
         patience = Patience(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge)
         cache = Cache(data.cache, data.cache_bytes) if data.cache else None
         remote = Obstore(data.timeout) if data.client == "obstore" else None
-        self.reader = Reader(patience=patience, remote=remote, cache=cache)
+        self.reader = Reader(patience=patience, remote=remote, cache=cache, report=report)
         position, count = start // spec.data.lanes, batch // spec.data.lanes
         self._streams = list[tuple[Stream, slice]]()
         for source in sources:

@@ -1,5 +1,6 @@
 """Pipelines take turns: while one works, the others stand still with all their threads."""
 
+import atexit
 import os
 import signal
 import threading
@@ -7,6 +8,7 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
+import psutil
 import pytest
 
 from benchmarks import results, served, turns
@@ -66,6 +68,18 @@ def test_each_has_its_turn_and_its_own_clock(processes, tmp_path):
 def test_one_that_fails_leaves_none_behind(processes, tmp_path, name, error):
     with pytest.raises(error):
         turns.passes({"one": processes["one"], name: processes["two"]}, partial(busy, tmp_path / "log"), TURNS)
+    process = processes["one"].submit(os.getpid).result()  # it stood still, closed its batches, and can be used again
+    assert process in [child.pid for child in psutil.Process().children(recursive=True)]
+
+
+def leave_a_note(path):
+    atexit.register(path.write_text, "released")
+
+
+def test_what_a_pipeline_registers_for_its_exit_is_done(tmp_path):
+    with served.alone() as one:
+        one.submit(leave_a_note, tmp_path / "note").result()
+    assert (tmp_path / "note").read_text() == "released"
 
 
 def burn(seconds):

@@ -151,3 +151,11 @@ def test_an_evaluation_is_kept_with_its_place(run):
         12.5,
         0.25,
     )
+
+
+def test_an_outage_of_storage_is_in_the_status_while_it_lasts(run):
+    monitor = attempt(run, 0, (1,), loss=1.0)
+    for text in ("storage does not answer", None):
+        monitor.status(storage=text)
+        assert read_json(run.status)["storage"] == text
+    monitor.close("stopped")

@@ -15,6 +15,7 @@ import pytest
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, write_json
 from jobs import cancel, explain, facts, find, logs, processes, profile, report, status, watch
+from jobs.cluster import JobState
 from jobs.profile import load_profile, runs_root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +44,14 @@ def call(command, *arguments, cwd=None):
 
 def names(runs):
     return [f"{run.sweep}/{run.name}" for run in runs]
+
+
+def test_an_outage_of_storage_is_told_while_the_attempt_runs(root):
+    run, text = RunDir(root / "one" / "b"), "storage does not answer since 14:03:05, 12 retries, the last: 503"
+    write_json(run.status, {"attempt": 1, "storage": text})
+    assert status.row(run, JobState("running", 1))["reason"] == text
+    assert status.row(run, JobState("pending", 1))["reason"] == ""
+    assert status.row(run, JobState("running", 2))["reason"] == "", "that was an older attempt"
 
 
 def test_what_is_typed_is_found(root, monkeypatch):

@@ -151,6 +151,25 @@ def test_a_server_killed_and_started_again(original, server, proxied, remote, ex
     assert proxy.counts["away"] > 2 and told(source)["connection"]
 
 
+@pytest.mark.slow
+@on_nanio
+def test_an_outage_is_seen_while_it_lasts(original, server, proxied, remote, expected, caplog):
+    """From a loader process, whose storage is away for as long as nobody has seen it."""
+    proxy, shown = proxied(server), []
+    source = loader(original, folder=remote().folder, workers=1, deadline=60)
+
+    def show(text):
+        shown.append(text)
+        proxy.away = False
+
+    source.outages.show = show
+    with caplog.at_level("WARNING", "flip.data"):
+        assert same(take(source, between=lambda t: t or setattr(proxy, "away", True)), expected)
+    lines = [record.getMessage() for record in caplog.records if record.name == "flip.data"]
+    assert len(lines) == 2 and shown[0] == lines[0] and shown[-1] is None
+    assert lines[0].startswith("storage does not answer since ") and "answers again" in lines[1]
+
+
 # -- what cannot pass -------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import psutil
@@ -126,6 +127,23 @@ def test_a_job_may_have_a_tmpdir_whose_path_is_too_long_for_a_socket(original, t
         assert child.wait(timeout=20) == 75
         assert_gone(family)
     assert not list(place.iterdir())
+
+
+def mapped(pid):
+    """Shared memory of multiprocessing that a process has mapped: lines of its map."""
+    return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/pym-" in line]
+
+
+def test_shared_memory_has_no_name_and_is_freed_with_the_pool(original):
+    """So nothing of it outlives the processes, however they end."""
+    source = loader(original, workers=2)
+    batches = source.batches(0, BATCH, "0.5")
+    next(batches)
+    pids = [os.getpid(), *(process.pid for process in source._pool._processes)]
+    assert all(lines and all(line.endswith("(deleted)") for line in lines) for lines in map(mapped, pids))
+    slots = [weakref.ref(parts[0].patches.base.base._wrapper) for parts in source._pool._parts]
+    source.close()
+    assert [slot() for slot in slots] == [None, None]
 
 
 def test_a_worker_that_dies_is_noticed(original):

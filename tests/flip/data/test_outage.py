@@ -1,0 +1,96 @@
+"""An outage of storage is reported once it has lasted, on a clock that nobody waits for, and once it is over."""
+
+import logging
+
+import pytest
+
+from flip.data.outage import AFTER, Board, Outage, Outages
+from flip.data.reader import Reader
+from flip.data.retry import Attempts, Patience
+from flip.data.storage import Fault, Got, answered
+from flip.exitcodes import StorageError
+from tests.flip.data.test_retry import Time
+
+FAULT = Fault("slowdown", "503 SlowDown")
+
+
+@pytest.fixture
+def watched():
+    """A clock, reports with the time of each, and attempts of a read that fails."""
+    time, seen = Time(), []
+    outages = Outages(lambda outage: seen.append((time.t, outage)), time.clock)
+    return time, seen, outages, Attempts(Patience(), lambda: True, time.clock, outages=outages)
+
+
+def test_it_is_reported_on_time_however_long_the_pauses_are(watched):
+    time, seen, outages, attempts = watched
+    while time.t < 60:
+        attempts.failed("k", FAULT)
+    assert [at for at, _ in seen][:2] == [AFTER, 2 * AFTER] and len(seen) >= 4
+    assert seen[0][1].seconds == AFTER and not seen[0][1].over
+    assert str(seen[0][1]).endswith(f", {seen[0][1].retries} retries, the last: 503 SlowDown")
+    time.t = 70.0
+    outages.succeeded()
+    assert str(seen[-1][1]) == f"storage answers again, after 70 s and {seen[-1][1].retries} retries"
+    count = len(seen)
+    outages.succeeded()
+    assert len(seen) == count
+
+
+def test_a_request_that_brought_nothing_for_long_counts_from_its_begin(watched):
+    time, seen, _, attempts = watched
+    time.t = 15.0
+    attempts.failed("k", Fault("stall", "nothing came"))
+    assert [(at, one.seconds, one.retries) for at, one in seen] == [(15.0, 15.0, 1)]
+
+
+def test_failures_between_successes_are_none(watched):
+    time, seen, outages, attempts = watched
+    for _ in range(100):
+        attempts.failed("k", FAULT)
+        attempts._wait = 3.0
+        outages.succeeded()
+    assert time.t > 100 and not seen
+
+
+def test_a_reader_reports_what_it_meets():
+    class Down:
+        def get(self, key, start, stop):
+            return answered(self._get)
+
+        def _get(self):
+            if time.t < 30:
+                raise FAULT
+            return Got(b"0123456789", "E")
+
+    time, seen = Time(), []
+    reader = Reader(clock=time.clock, remote=Down(), report=seen.append)
+    assert reader.read("s3://b/k", 0, 10) == b"0123456789"
+    assert [one.over for one in seen][-1] and not any(one.over for one in seen[:-1]) and len(seen) >= 3
+
+
+def test_a_log_has_one_line_when_it_begins_and_one_when_it_ends(caplog):
+    time = Time()
+    outages = Outages(clock=time.clock)
+    attempts = Attempts(Patience(deadline=100), lambda: True, time.clock, outages=outages)
+    with caplog.at_level(logging.WARNING), pytest.raises(StorageError):
+        while True:
+            attempts.failed("k", FAULT)
+    outages.succeeded()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2 and lines[0].startswith("storage does not answer since ") and "again, after" in lines[1]
+
+
+def test_several_processes_are_one_outage(caplog):
+    board, shown = Board(), []
+    board.show = shown.append
+    with caplog.at_level(logging.WARNING):
+        board.add(Outage(1000.0, 10.0, 5, "503"), 0)
+        board.add(Outage(990.0, 11.0, 7, "500"), 1)
+        board.add(Outage(1000.0, 20.0, 6, "", over=True), 0)
+        board.add(Outage(990.0, 21.0, 8, "", over=True), 1)
+    assert [record.getMessage()[:14] for record in caplog.records] == ["storage does n", "storage answer"]
+    assert "12 retries, the last: 500" in shown[1] and "7 retries" in shown[2] and shown[3] is None
+    board.add(Outage(1000.0, 10.0, 5, "503"), 0)
+    board.clear()
+    assert shown[-1] is None
