@@ -29,6 +29,8 @@ PARTITION = {
 }  # fmt: skip
 EIGHT = Node(96, 1031000, 8, "h100")
 PROFILE = Profile("far", "slurm", partition="gpu", gpus_per_node=8, cpus_per_node=96, hours=24.0, host_python="py")
+DELAY = {"SchedulerParameters": "bf_interval=2,requeue_delay=5", "AuthInfo": "cred_expire=1200"}
+FORTY = {"MaxSubmitJobs": "40"}
 NO_QOS = {"PreemptType": "preempt/qos"}
 
 
@@ -86,6 +88,9 @@ SITES = [
     (site(), "not trained again", HOLDS, "before 26.05"),
     (site({"SLURM_VERSION": "26.05.0"}), "not trained again", HOLDS, "a job that is started once more"),
     (site({"SLURM_VERSION": "19.05.8"}), "release", LESS, "20.11"),
+    (site({**DELAY, "SLURM_VERSION": "25.11.0"}), "starts soon", HOLDS, "about 5 s"),
+    (site({**DELAY, "SLURM_VERSION": "25.05.4"}), "starts soon", LESS, "about 1201 s"),  # it does not know it
+    (site({"SchedulerParameters": "requeue_delay=600", "SLURM_VERSION": "26.05.0"}), "starts soon", LESS, "600 s"),
     (site(python="3.5.2"), "has a Python", NOT, "host_python"),
     (site(said={"python": "py: No such file or directory"}), "has a Python", NOT, "host_python"),
     (site(places={"runs root": "ext4", "python": "ext4"}), "has a Python", UNKNOWN, "srun -N1 -p gpu py --version"),
