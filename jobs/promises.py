@@ -168,15 +168,18 @@ def _lost(site: Site, profile: Profile) -> Verdict:
 
 def _sweep(site: Site, profile: Profile) -> Verdict:
     most, jobs = number(site.config.get("MaxArraySize", "")), site.config.get("MaxJobCount", "?")
-    submit = number(site.qos.get("submit", ""))
+    name, submit = site.submit_limit
     read = f"MaxArraySize={'?' if most is None else most}, MaxJobCount={jobs}"
-    read += f", MaxSubmitJobsPerUser={submit}" if submit else ""
+    read += f", {name} {submit}" if name else ""
     if most is None:
         return UNKNOWN, read, "sbatch says so where an array is too big: lower array_size."
     if profile.array_size > max(1, most - 1):
         return NOT, read, f"Arrays of {profile.array_size} are refused: set array_size to {max(1, most - 1)}."
-    if submit:
-        return LESS, read, f"Sweeps of more than {submit} runs are refused: submit parts of them with --only."
+    if name:
+        then = (
+            f"Sweeps of more than {submit} runs are refused, other jobs counted in: submit parts of them with --only."
+        )
+        return LESS, read, then
     if most <= 2:
         return LESS, read, "Every run is a job of its own."
     return HOLDS, f"{read}; bigger sweeps make more arrays of {profile.array_size}"
