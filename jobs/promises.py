@@ -14,6 +14,8 @@ OLDEST, FIXED = (20, 11), (26, 5)
 """Of Slurm: the first release that knows send_user_signal; the first that starts no finished job once more."""
 CRED_EXPIRE = 120
 """Slurm's default, seconds."""
+REQUEUE_DELAY = (25, 11)
+"""The first release that reads SchedulerParameters=requeue_delay."""
 
 
 class Finding(NamedTuple):
@@ -166,26 +168,43 @@ def _lost(site: Site, profile: Profile) -> Verdict:
 
 def _sweep(site: Site, profile: Profile) -> Verdict:
     most, jobs = number(site.config.get("MaxArraySize", "")), site.config.get("MaxJobCount", "?")
-    submit = number(site.qos.get("submit", ""))
+    name, submit = site.submit_limit
     read = f"MaxArraySize={'?' if most is None else most}, MaxJobCount={jobs}"
-    read += f", MaxSubmitJobsPerUser={submit}" if submit else ""
+    read += f", {name} {submit}" if name else ""
     if most is None:
         return UNKNOWN, read, "sbatch says so where an array is too big: lower array_size."
     if profile.array_size > max(1, most - 1):
         return NOT, read, f"Arrays of {profile.array_size} are refused: set array_size to {max(1, most - 1)}."
-    if submit:
-        return LESS, read, f"Sweeps of more than {submit} runs are refused: submit parts of them with --only."
+    if name:
+        then = (
+            f"Sweeps of more than {submit} runs are refused, other jobs counted in: submit parts of them with --only."
+        )
+        return LESS, read, then
     if most <= 2:
         return LESS, read, "Every run is a job of its own."
     return HOLDS, f"{read}; bigger sweeps make more arrays of {profile.array_size}"
 
 
 def _delay(site: Site, profile: Profile) -> Verdict:
-    given = dict(part.split("=", 1) for part in site.config.get("AuthInfo", "").split(",") if "=" in part)
-    wait = number(given.get("cred_expire", "")) or CRED_EXPIRE
-    whence = "AuthInfo" if "cred_expire" in given else "Slurm's default"
-    read = f"about {wait + 1} s from a requeue to the next start at the earliest (cred_expire={wait}, {whence})"
-    return (LESS, read, "Every preemption costs that.") if wait > CRED_EXPIRE else (HOLDS, read)
+    wait, whence = _requeue_delay(site)
+    read = f"about {wait} s from a requeue to the next start at the earliest ({whence})"
+    return (LESS, read, "Every preemption costs that.") if wait > CRED_EXPIRE + 1 else (HOLDS, read)
+
+
+def _requeue_delay(site: Site) -> tuple[int, str]:
+    """(seconds, the setting that says so): requeue_delay where Slurm knows it, else cred_expire and a second more."""
+    delay = number(_parameters(site, "SchedulerParameters").get("requeue_delay", ""))
+    if delay is not None and site.version >= REQUEUE_DELAY:
+        return delay, f"SchedulerParameters=requeue_delay={delay}"
+    given = number(_parameters(site, "AuthInfo").get("cred_expire", ""))
+    wait = given or CRED_EXPIRE
+    return wait + 1, f"cred_expire={wait}, {'AuthInfo' if given else 'the default of Slurm'}"
+
+
+def _parameters(site: Site, key: str) -> dict[str, str]:
+    """The NAME=VALUE parts of a setting that is a list."""
+    parts = (part.strip().partition("=") for part in site.config.get(key, "").split(","))
+    return {name: value for name, mark, value in parts if mark}
 
 
 def _finished(site: Site, profile: Profile) -> Verdict:

@@ -105,9 +105,18 @@ def call(*words, **options):
     except OSError as error:
         raise Unanswered("%s: %s" % (words[0], error.strerror or error)) from error
     if done.returncode != 0:
-        said = done.stderr.decode("utf-8", "replace").strip() or "exit code %d" % done.returncode
-        raise unanswered(words[0], said.splitlines()[-1])
+        said = reason(words[0], done.stderr.decode("utf-8", "replace")) or "exit code %d" % done.returncode
+        raise unanswered(words[0], said)
     return done.stdout.decode("utf-8", "replace")
+
+
+def reason(command, text):
+    # type: (str, str) -> str
+    """Why a command failed, from its standard error: its own lines, of which the site's come before Slurm's, and the
+    last of all."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
+    own = [line for line in lines if line.startswith(command + ": ")]
+    return "; ".join(own + [line for line in lines[-1:] if line not in own])
 
 
 def unanswered(command, said):
@@ -175,7 +184,9 @@ def outlived(job, restarts):
     """Wait beside a job until Slurm ends it for its wall limit: True. False where it has no limit, or ends otherwise.
 
     Asks seldom, as limits are seldom changed, and about the limit every second, with little patience: between TERM and
-    KILL there is KillWait, which is too short for an answer that is waited for as long as others.
+    KILL there is KillWait, which is too short for an answer that is waited for as long as others. ``rest``: waits
+    for so many seconds in place of time.sleep; it may return early when there is a reason to ask. ``told`` is called
+    with the limit in seconds whenever Slurm tells another one.
     """
     left = None  # seconds until the limit, or fewer, as far as anybody said
     while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 from collections import Counter
@@ -28,6 +29,9 @@ DEADLINE = 15.0
 """Seconds for one question of ``read``."""
 PYTHON = "import sys; sys.version_info >= (3, 6) or sys.exit('it is Python %d.%d' % sys.version_info[:2])"
 """What the batch script's Python must get through."""
+QOS_LIMITS = ("MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount", "GrpSubmitJobs")
+ASSOCIATION_LIMITS = ("MaxSubmitJobs", "GrpSubmitJobs")
+"""Limits on submitted jobs in Slurm's accounting database, as sacctmgr names them."""
 SHARED = ("afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs", "orangefs", "panfs", "pvfs2", "wekafs")
 """Beginnings of the names of file systems that several machines see."""
 
@@ -116,7 +120,9 @@ class Site:
     partition: Mapping[str, str] = field(default_factory=dict)
     """``scontrol show partition`` of one."""
     qos: Mapping[str, str] = field(default_factory=dict)
-    """preempt, grace, wall, submit of the QOS; empty where none is named or nobody says."""
+    """preempt, grace, wall and the limits on submitted jobs (QOS_LIMITS) of the QOS that jobs get; empty: not known."""
+    association: Mapping[str, str] = field(default_factory=dict)
+    """account, qos and the limits on submitted jobs (ASSOCIATION_LIMITS) of the user's association; empty: unknown."""
     nodes: Mapping[Node, int] = field(default_factory=dict)
     """Shape -> how many there are in the partition that are not down or drained."""
     said: Mapping[str, str] = field(default_factory=dict)
@@ -161,6 +167,14 @@ class Site:
         return min((limit for limit in limits if limit), default=None)
 
     @property
+    def submit_limit(self) -> tuple[str, int]:
+        """The lowest limit on jobs that are submitted and have not ended, with the words for it; ("", 0): none."""
+        found = [(number(self.qos.get(key, "")), f"{key} of the QOS") for key in QOS_LIMITS]
+        found += [(number(self.association.get(key, "")), f"{key} of the association") for key in ASSOCIATION_LIMITS]
+        least = min(((limit, words) for limit, words in found if limit is not None), default=(0, ""))
+        return least[1], least[0]
+
+    @property
     def shape(self) -> Node | None:
         """The shape of most nodes, of those with GPUs where there are such."""
         return max(self.nodes, key=lambda node: (node.gpus > 0, self.nodes[node], node), default=None)
@@ -189,11 +203,8 @@ def read(profile: Profile) -> Site:
     except scheduler.Unanswered as error:
         raise _silent(profile.name or "scontrol", error) from error
     partition = _partition(profile)
-    qos: dict[str, str] = {}
-    if profile.qos:
-        form = "format=PreemptMode,GraceTime,MaxWall,MaxSubmitJobsPerUser"
-        line = ask(said, "qos", "sacctmgr", "-n", "-P", "show", "qos", f"name={profile.qos}", form).strip()
-        qos = dict(zip(("preempt", "grace", "wall", "submit"), line.split("|"), strict=False)) if line else {}
+    association = _association(said, profile, config)
+    qos = _qos(said, profile.qos or association.get("qos", ""))
     name = partition["PartitionName"]
     rows = ask(said, "nodes", "sinfo", "-h", "-N", "-p", name, "-o", "%N|%c|%m|%G|%T")
     ask(said, "squeue --json", "squeue", "--json", "--name=none")
@@ -205,7 +216,35 @@ def read(profile: Profile) -> Site:
     root = runs_root(profile)
     said["runs root"] = unusable(root)
     places = {"runs root": filesystem(root), "python": filesystem(Path(python))}
-    return Site(config, partition, qos, nodes_of(rows), said, version, places, tuple(_unset(profile)))
+    unset = tuple(_unset(profile))
+    return Site(config, partition, qos, association, nodes_of(rows), said, version, places, unset)
+
+
+def _association(said: dict[str, str], profile: Profile, config: Mapping[str, str]) -> dict[str, str]:
+    """The user's association in the profile's account, or in the default one; empty where there is no accounting."""
+    if config.get("AccountingStorageType", "(null)") in ("(null)", "accounting_storage/none"):
+        return {}
+    names = ("default", "account", "qos", *ASSOCIATION_LIMITS)
+    form = f"format=DefaultAccount,Account,DefaultQOS,{','.join(ASSOCIATION_LIMITS)}"
+    of = (f"name={_user()}", f"cluster={config.get('ClusterName', '')}")
+    text = ask(said, "association", "sacctmgr", "-n", "-P", "show", "user", *of, "withassoc", form)
+    rows = [dict(zip(names, line.split("|"), strict=False)) for line in text.splitlines() if line.strip()]
+    return next((row for row in rows if row.get("account") == (profile.account or row["default"])), {})
+
+
+def _qos(said: dict[str, str], name: str) -> dict[str, str]:
+    if not name:
+        return {}
+    form = f"format=PreemptMode,GraceTime,MaxWall,{','.join(QOS_LIMITS)}"
+    line = ask(said, "qos", "sacctmgr", "-n", "-P", "show", "qos", f"name={name}", form).strip()
+    return dict(zip(("preempt", "grace", "wall", *QOS_LIMITS), line.split("|"), strict=False)) if line else {}
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def ask(said: dict[str, str], question: str, *words: str) -> str:

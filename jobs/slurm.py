@@ -117,7 +117,8 @@ class SlurmCluster:
             remedy = (
                 "Correct partition, account, qos or options of the profile (`python jobs/doctor.py`), submit again."
             )
-            raise ConfigError("sbatch refused the job", self.profile.name, _last_words(error), remedy) from error
+            refusal = scheduler.reason("sbatch", str(error)) or type(error).__name__
+            raise ConfigError("sbatch refused the job", self.profile.name, refusal, remedy) from error
         return str(submitted[0].job_id).partition("_")[0]
 
     # -- states ------------------------------------------------------------------------------------------------------
@@ -225,11 +226,6 @@ def only(names: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         os.environ.update(before)
-
-
-def _last_words(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Try ")]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _retire(runs: Sequence[RunDir]) -> None:

@@ -29,6 +29,8 @@ PARTITION = {
 }  # fmt: skip
 EIGHT = Node(96, 1031000, 8, "h100")
 PROFILE = Profile("far", "slurm", partition="gpu", gpus_per_node=8, cpus_per_node=96, hours=24.0, host_python="py")
+DELAY = {"SchedulerParameters": "bf_interval=2,requeue_delay=5", "AuthInfo": "cred_expire=1200"}
+FORTY = {"MaxSubmitJobs": "40"}
 NO_QOS = {"PreemptType": "preempt/qos"}
 
 
@@ -79,10 +81,16 @@ SITES = [
     (site({"MinJobAge": "5 sec"}), "what became", LESS, "5 s"),
     (site({"MaxArraySize": "1"}), "number of runs", NOT, "array_size to 1."),
     (site({"MaxArraySize": "(null)"}), "number of runs", UNKNOWN, "array_size"),
-    (site(qos={"submit": "50"}), "number of runs", LESS, "more than 50"),
+    (site(qos={"MaxSubmitJobsPerUser": "50"}), "number of runs", LESS, "more than 50"),
+    (site(qos={"GrpSubmitJobs": "70"}, association=FORTY), "number of runs", LESS, "MaxSubmitJobs of the assoc"),
+    (site(qos={"GrpSubmitJobs": "30"}, association=FORTY), "number of runs", LESS, "GrpSubmitJobs of the QOS 30"),
+    (site(association={"MaxSubmitJobs": "0"}), "number of runs", LESS, "more than 0"),
     (site({"AuthInfo": "socket=/run/x,cred_expire=5"}), "starts soon", HOLDS, "about 6 s"),
     (site({"AuthInfo": "cred_expire=1200"}), "starts soon", LESS, "1201 s"),
     (site(), "starts soon", HOLDS, "about 121 s"),
+    (site({**DELAY, "SLURM_VERSION": "25.11.0"}), "starts soon", HOLDS, "about 5 s"),
+    (site({**DELAY, "SLURM_VERSION": "25.05.4"}), "starts soon", LESS, "about 1201 s"),  # it does not know it
+    (site({"SchedulerParameters": "requeue_delay=600", "SLURM_VERSION": "26.05.0"}), "starts soon", LESS, "600 s"),
     (site(), "not trained again", HOLDS, "before 26.05"),
     (site({"SLURM_VERSION": "26.05.0"}), "not trained again", HOLDS, "a job that is started once more"),
     (site({"SLURM_VERSION": "19.05.8"}), "release", LESS, "20.11"),
@@ -171,7 +179,8 @@ def far(commands, tmp_path, monkeypatch):
     config = "\n".join(f"{key:24}= {value}" for key, value in CONFIG.items())
     one = f'[ "$*" = "-a -o show partition gpu" ] && echo "{rows[1]}"'
     two = f'[ "$*" = "-a -o show partition" ] && printf "%s\\n" "{rows[0]}" "{rows[1]}"'
-    commands("scontrol", f"[ $2 = config ] && cat <<'X'\n{config}\nX\n{one}\n{two}\n[ \"$5\" != none ]")
+    commands.text = f"[ $2 = config ] && cat <<'X'\n{config}\nX\n{one}\n{two}\n[ \"$5\" != none ]"
+    commands("scontrol", commands.text)
     commands("sinfo", "echo 'a1|96|1031000|gpu:h100:8|idle'")
     commands("squeue", "exit 1")
     commands("sacct", "exit 1")
@@ -196,6 +205,31 @@ def test_the_command_reads_writes_and_does_not_overwrite(far, tmp_path, capsys):
     assert "--force" in capsys.readouterr().err and target.read_bytes() == before
     assert doctor.main(["--write", str(target), "--force"]) == 0 and target.read_bytes() != before
     assert not (tmp_path / "runs").exists() and not list(tmp_path.glob(".probe*")), "it leaves nothing behind"
+
+
+def test_the_sites_own_refusal_is_shown(far, capsys):
+    """A job_submit plugin says why before Slurm says that it does not know."""
+    own, last = "sbatch: error: Site policy: give an account.", "allocation failure: Unspecified error"
+    far("sbatch", f"echo '{own}' >&2; echo '{last}' >&2; exit 1")
+    assert doctor.main([]) == 78
+    assert f"{own}; {last}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_limits_of_the_association_and_its_qos_are_read(far, capsys):
+    text = far.text.replace("ClusterName", "AccountingStorageType = accounting_storage/slurmdbd\nClusterName", 1)
+    far("scontrol", text)
+    far(
+        "sacctmgr",
+        """case $* in *user*) printf '%s\\n' 'acc|root|normal|7|' 'acc|acc|low|40|99';;
+    *name=low*) echo 'cluster|00:00:00||30||';; *) exit 1;; esac""",
+    )
+    assert doctor.main(["--json"]) == 0
+    found = {row["promise"]: row for row in json.loads(capsys.readouterr().out)["promises"]}[
+        "a sweep may have any number of runs"
+    ]
+    assert found["verdict"] == LESS and "MaxSubmitJobsPerUser of the QOS 30" in found["read"]
+    assert doctor.main(["--json", "--account", "root", "--qos", "none"]) == 0
+    assert "MaxSubmitJobs of the association 7" in capsys.readouterr().out
 
 
 def test_json_for_programs_and_a_profile_that_does_not_fit(far, tmp_path, capsys):

@@ -1,13 +1,22 @@
 """The foreign site of the tests has the form that its options promise."""
 
+import json
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from flip.exitcodes import FlipError
+from tests.slurm.scenarios import JOB_SUBMIT
 
 pytestmark = pytest.mark.slurm
+DOCTOR = Path(__file__).resolve().parents[2] / "jobs" / "doctor.py"
+REFUSES = JOB_SUBMIT.replace(
+    "if job.time_limit == slurm.NO_VAL then", 'if true then slurm.log_user("Site policy: not today.")'
+)
 
 
 def submit(here, *options):
@@ -26,8 +35,21 @@ def until(here, number, **wanted):
         time.sleep(0.1)
 
 
+def doctor(*words):
+    """Promise -> what doctor read."""
+    done = subprocess.run([sys.executable, DOCTOR, "--json", *words], capture_output=True, text=True)
+    return {row["promise"]: row["read"] for row in json.loads(done.stdout)["promises"]}
+
+
 def test_foreign_site(foreign_site):
     here = foreign_site
+    found = doctor()
+    assert found["a preempted run starts again"].startswith("preempt/qos, PreemptMode=REQUEUE, GraceTime=0 s")
+    assert "a plugin of the site may disable requeue" in found["a preempted run starts again"]
+    assert "MaxSubmitJobs of the association 40" in found["a sweep may have any number of runs"]
+    (here.folder / "job_submit.lua").write_text(REFUSES)
+    assert "Site policy: not today." in doctor()["a job is accepted"]
+    (here.folder / "job_submit.lua").write_text(JOB_SUBMIT)
     with pytest.raises(FlipError, match="Site policy: jobs must have a time limit"):
         submit(here)
     with pytest.raises(FlipError, match="job submit limit"):  # MaxSubmitJobs
