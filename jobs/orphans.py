@@ -40,7 +40,7 @@ def end(path, n, job, restarts):
 
 def _watcher(words, environ, path, n):
     # type: (List[str], Dict[str, str], str, int) -> bool
-    ours = [word.endswith("jobs/requeue.py") for word in words]
+    ours = [word.endswith("/requeue.py") for word in words]
     what = words[ours.index(True) + 1 :][:1] if any(ours) else []
     attempt = scheduler.number(environ.get("FLIP_ATTEMPT", ""))
     beside = bool(what) and what[0] in BESIDE and environ.get("FLIP_RUN") == path

@@ -2,8 +2,9 @@
 
     python3 jobs/requeue.py begin RUN_DIR            prints the attempt's number n; nothing where there is nothing to do
     python3 jobs/requeue.py end RUN_DIR --code 75    decides, records, requeues; prints the decision as one line of JSON
-    python3 jobs/requeue.py watch RUN_DIR            stays beside the ranks: Slurm kills a job that outlives its wall
-                                                     limit together with its exit trap, so that this requeues it before
+    python3 jobs/requeue.py watch RUN_DIR            stays beside the ranks: requeues a job that outlives its wall limit
+                                                     before Slurm kills it together with its exit trap, and one whose
+                                                     batch shell was killed
     python3 jobs/requeue.py release RUN_DIR          stays beside the ranks of a canary until it has passed, and lets
                                                      go those that wait for it
 

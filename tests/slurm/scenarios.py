@@ -214,7 +214,7 @@ def warned_batch(scene):
     scene.call("scancel", "--batch", "--signal=USR1", scene.id())
 
 
-@scenario("scancel --full --signal=USR1: the batch shell, srun and the ranks get it")
+@scenario("scancel --full --signal=USR1: the batch shell, srun and the ranks get it", slow=True)
 def warned_full(scene):
     scene.submit(AGAIN)
     scene.ready()
@@ -375,3 +375,8 @@ def requeue_disabled_preempted(scene):
 )
 def requeue_disabled_refused(scene):
     warned(scene)
+
+
+@scenario("SIGKILL to the batch shell, where the job has Requeue=0: a successor goes on", options=FOREIGN, slow=True)
+def requeue_disabled_shell_killed(scene):
+    shell_killed(scene)

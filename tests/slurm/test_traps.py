@@ -93,6 +93,7 @@ def test_a_lost_node_of_a_job_that_is_not_requeued_is_nobodys_wish(start_slurm, 
     here.lose(lost)
     end = waited(lambda: read_json(run.attempt(1) / "end.json"), "the exit trap")
     assert (end["state"], end["action"]) == ("NODE_FAIL", "requeue") and end["cause"] in ("node", "stopped"), end
+    waited(lambda: state(run) == "complete", "the next job")
 
 
 def test_what_a_killed_batch_shell_leaves_ends_with_its_job_or_with_the_next_start(start_slurm, tmp_path):
