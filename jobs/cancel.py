@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import add_root_option
+from jobs.pipe import Parser, add_root_option
 
 EXAMPLES = """examples:
   python jobs/cancel.py quickstart/mask50
@@ -22,7 +22,7 @@ A cancelled run keeps its checkpoints; `python jobs/submit.py --sweep FILE --ret
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Let runs save, end, and stay ended.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

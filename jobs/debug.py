@@ -16,6 +16,8 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
+from jobs.pipe import Parser
+
 if TYPE_CHECKING:
     from flip.rundir import RunDir
     from jobs.plan import Wanted
@@ -31,7 +33,7 @@ Where the run exists, its newest commit is copied and gone on from; the run itse
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         description="Try one run of a sweep here and now, in a scratch copy of its directory.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

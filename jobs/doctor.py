@@ -13,6 +13,8 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
+from jobs.pipe import Parser
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -32,7 +34,7 @@ UNLIMITED = 24.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Read the Slurm site that answers here: which promises hold on it, and a profile for it.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -10,6 +10,8 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
+from jobs.pipe import Parser
+
 EXAMPLES = """examples:
   python jobs/evaluate.py quickstart/mask50                         the sets of the run, its newest commit
   python jobs/evaluate.py x/y --sets imagenet1k flickr30k --data /data/eval --cluster our --gpus 4
@@ -21,7 +23,7 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         description="Score committed checkpoints on data sets, all ranks together, every image once.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir
+from jobs.pipe import suggestion
 from jobs.table import plain
 
 Roots = Path | Sequence[Path]
@@ -109,10 +110,10 @@ def _at(place: Path) -> list[RunDir]:
 def _what_exists(typed: str | None, roots: Sequence[Path]) -> str:
     folders = [root / typed.split("/")[0] if typed else root for root in roots]
     names = [f"{run.sweep}/{run.name}" for folder in folders for run in runs_below(folder)]
-    names = names or [path.name for root in roots for path in sweeps(root)]
-    names = [plain(name) for name in names]
-    return (
-        f"There are: {', '.join(names)}."
-        if names
-        else "Nothing was submitted there. Runs elsewhere: FLIP_RUNS=FOLDER, or --root."
-    )
+    near = suggestion(typed or "", names)
+    if not names:
+        names = [path.name for root in roots for path in sweeps(root)]
+        near = suggestion((typed or "").split("/")[0], names)
+    if not names:
+        return "Nothing was submitted there. Runs elsewhere: FLIP_RUNS=FOLDER, or --root."
+    return plain(f"{near} There are: {', '.join(names)}.".strip())

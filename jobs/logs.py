@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import add_root_option
+from jobs.pipe import Parser, add_root_option
 
 if TYPE_CHECKING:
     from flip.rundir import RunDir
@@ -25,7 +25,7 @@ POLL = 0.5
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Show what an attempt's ranks printed.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -44,6 +44,7 @@ class Wanted:
     given: frozenset[str] = frozenset()
     """Keys that the sweep sets."""
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
     cluster: str = ""
     """Name of the profile of the cluster that it starts on."""
     kept: Sequence[Change] = ()

@@ -354,7 +354,7 @@ def _held(folder: Path) -> int:
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # a running job has just deleted it
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # just deleted by its job; someone else's
                 total += os.lstat(os.path.join(place, name)).st_size
     return total
 

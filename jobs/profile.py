@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from flip.accelerators import find
 from flip.exitcodes import ConfigError, PermissionDenied
+from jobs.pipe import suggestion
 
 KINDS = ("local", "slurm")
 CONTAINERS = ("pyxis", "apptainer")
@@ -116,9 +117,8 @@ def load_profile(name: str) -> Profile:
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.exists():
         known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
-        raise ConfigError(
-            "no such cluster profile", str(path), name, f"There are: {', '.join(known)}; or give a YAML file."
-        )
+        remedy = f"{suggestion(name, known)} There are: {', '.join(known)}; or give a YAML file.".strip()
+        raise ConfigError("no such cluster profile", str(path), name, remedy)
     values = dict(read_yaml(path))
     hints = get_type_hints(Profile)
     for key, value in values.items():

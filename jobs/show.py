@@ -31,7 +31,7 @@ def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
     if plan.actions and all(action.kind == "complete" for action in plan.actions):
         done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
         return "\n".join([done, *_dropped(plan)])
-    return "\n".join([_head(plan, sweep, profile), _overview(plan), *_dropped(plan), *_advice(plan)])
+    return "\n".join([_head(plan, sweep, profile), _overview(plan), *_dropped(plan), *_warnings(plan), *_advice(plan)])
 
 
 def details(
@@ -151,7 +151,12 @@ def _run(action: Action) -> list[str]:
     ]
     if not wanted.estimate.cost.gpu_hours:
         rows = [{key: value for key, value in row.items() if key not in ("GPU-hours", "s a step")} for row in rows]
-    return [*lines, table(rows, indent="  "), *(f"  note: {note}" for note in wanted.notes)]
+    return [
+        *lines,
+        table(rows, indent="  "),
+        *(f"  warning: {text}" for text in wanted.warnings),
+        *(f"  note: {note}" for note in wanted.notes),
+    ]
 
 
 def _data(data: dict[str, Any]) -> list[str]:
@@ -200,6 +205,15 @@ def _dropped(plan: Plan) -> list[str]:
     return [f"no longer in the sweep file, left alone: {names}; --prune moves them to the trash"]
 
 
+def _warnings(plan: Plan) -> list[str]:
+    """The warnings about what starts, each once with the names of its runs."""
+    about: dict[str, list[str]] = {}
+    for action in plan.starting:
+        for text in action.wanted.warnings:
+            about.setdefault(text, []).append(action.name)
+    return [f"warning{_about(names)}: {text}" for text, names in about.items()]
+
+
 def _advice(plan: Plan) -> list[str]:
     """What a person must say for the runs that do not start by themselves."""
     kinds = {action.kind for action in plan.actions if not action.starts}
@@ -237,6 +251,7 @@ def as_dict(
             "changes": [change._asdict() for change in action.changes],
             "identity": action.wanted.identity["hash"],
             "notes": list(action.wanted.notes),
+            "warnings": list(action.wanted.warnings),
             **action.wanted.estimate.as_dict(),
         }
         for action in plan.actions

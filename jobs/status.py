@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import add_root_option
+from jobs.pipe import Parser, add_root_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ that of the worst run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Where every run stands.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", help="a sweep, sweep/run or a folder; default: all")

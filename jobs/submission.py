@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import shutil
 import sys
@@ -18,7 +17,7 @@ from flip.config.identity import Change, explain, flatten, identity
 from flip.config.load import read, to_dict
 from flip.config.resolve import DataFacts, Host, facts, host
 from flip.config.schema import Config, Init
-from flip.config.validate import validate
+from flip.config.validate import validate, warnings
 from flip.exitcodes import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.rundir import RunDir, read_json
 from jobs import plan as planning
@@ -27,6 +26,7 @@ from jobs.cluster import Several
 from jobs.cost import estimate, total
 from jobs.folder import apply, called_off, lock, prune
 from jobs.forecast import Batch, batches
+from jobs.pipe import suggestion
 from jobs.plan import Plan, Wanted
 from jobs.profile import Profile, load_profile, runs_root
 from jobs.snapshot import take
@@ -146,6 +146,7 @@ class Submission:
             against_base=[change._replace(now=resolved.get(change.key, change.now)) for change in run.against_base],
             given=run.given,
             notes=notes,
+            warnings=warnings(config),
             cluster=profile.name,
             kept=kept,
         )
@@ -312,8 +313,7 @@ def sweep_file(typed: str) -> Path:
         if place.exists():
             return place
     names = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
-    near = difflib.get_close_matches(Path(typed).stem, names)
-    remedy = f"Did you mean {' or '.join(near)}?" if near else f"In sweeps/ there are: {', '.join(names)}."
+    remedy = suggestion(Path(typed).stem, names) or f"In sweeps/ there are: {', '.join(names)}."
     raise ConfigError("no such sweep file", str(places[0].absolute()), remedy=remedy)
 
 

@@ -10,6 +10,8 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
+from jobs.pipe import Parser
+
 EXAMPLES = """examples:
   python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch
   python jobs/submit.py --sweep sweeps/model_scaling.yaml --dry-run
@@ -21,7 +23,7 @@ The same command again starts only what is missing; with --watch it comes back t
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         description="Submit a sweep: check it, show what it costs, start what is not there yet.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -15,7 +15,6 @@ table: "8"                      # a table of paper.yaml; the report shows all of
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +31,7 @@ from flip.config.table import Place, Table, read_yaml
 from flip.exitcodes import ConfigError
 from jobs import axes, paper
 from jobs.axes import NAME, NAME_RULE, Layer, Point
+from jobs.pipe import suggestion
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"
 KEYS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -104,8 +104,7 @@ class _File:
 def _check_keys(file: _File) -> None:
     for key, value in file.table.items():
         if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS)
-            remedy = f"Did you mean {' or '.join(near)}?" if near else f"Keys of a sweep: {', '.join(KEYS)}."
+            remedy = suggestion(key, KEYS) or f"Keys of a sweep: {', '.join(KEYS)}."
             if key.partition(".")[0] in Config.__dataclass_fields__:
                 remedy = f"Fields of the configuration stand under set: set.{key}"
             raise file.error(key, "unknown key in a sweep", remedy=remedy)
@@ -153,6 +152,10 @@ def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
     """At least one point; without seeds it says nothing."""
     place = Place(str(file.path), "seeds", file.table.lines.get("seeds", 0))
     chosen = file.table.get("seeds", []) if seeds is None else list(seeds)
+    repeated = next((seed for i, seed in enumerate(chosen) if seed in chosen[:i]), None)
+    if repeated is not None:
+        what, remedy = "a seed is repeated", "Give each seed once."
+        raise ConfigError(what, "--seeds", repeated, remedy) if seeds else place.error(what, repeated, remedy)
     layers = [(place.where, Table({"seed": seed}, {"seed": place.line})) for seed in chosen]
     # The default seed adds nothing to a name: seeds that are asked for later stand beside the runs that are there.
     tails = ["" if seed == Config.seed else f"s{seed}" for seed in chosen]
@@ -272,7 +275,8 @@ def _row(file: _File, key: str, look: Callable[[], Any]) -> Any:
 
 
 def no_match(path: str | Path, only: str, names: Sequence[str]) -> ConfigError:
-    return ConfigError("no run of the sweep matches", str(path), only, f"Runs: {', '.join(names)}.")
+    remedy = f"{suggestion(only, names)} Runs: {', '.join(names)}.".strip()
+    return ConfigError("no run of the sweep matches", str(path), only, remedy)
 
 
 def load(

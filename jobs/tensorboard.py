@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import add_root_option
+from jobs.pipe import Parser, add_root_option
 
 if TYPE_CHECKING:
     from flip.rundir import RunDir
@@ -31,7 +31,7 @@ AGAIN = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="TensorBoard over runs, each by its own name; runs that begin later are added.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.pipe import Parser
+
 _ABOUT = """\
 Fetch and build the demonstration data: pictures of some 1,400 emoji in nine sets of drawings, with
 Unicode's names and keywords.
@@ -24,9 +26,7 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, help="folder of the cache (default: FLIP_CACHE, else ~/.cache/flip)")
     parser.add_argument("--force", action="store_true", help="build anew what is there")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")

@@ -9,6 +9,8 @@ import argparse
 import json
 from typing import Any
 
+from jobs.pipe import Parser
+
 EXAMPLES = """examples:
   python tools/export.py runs/quickstart/mask50                 the newest checkpoint -> its folder export/<stage>-<S>
   python tools/export.py my/run --commit pretrain/12800000000   another checkpoint
@@ -24,9 +26,7 @@ variants (default: native or extra-block, as the model needs; docs/export.md):
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS")
     parser.add_argument("--commit", default="", metavar="STAGE/S", help="which checkpoint (default: the newest)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the new folder (default RUN/export/<stage>-<S>)")

@@ -8,6 +8,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import json
 
+from jobs.pipe import Parser
+
 EXAMPLES = """examples:
   python tools/predict.py runs/quickstart/mask50 cat.png --labels "a cat,a dog"
   python tools/predict.py runs/x/y *.jpg --labels cat,dog --templates "a picture of {}" "a drawing of {}" --json
@@ -16,9 +18,7 @@ EXAMPLES = """examples:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS; or an exported folder"
     )

@@ -8,6 +8,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import dataclasses
 
+from jobs.pipe import Parser
+
 EXAMPLES = """examples:
   python tools/prompts.py imagenet --out imagenet7.json                 OpenAI's names, the paper's 7 templates
   python tools/prompts.py imagenet --templates 80 --out imagenet80.json
@@ -16,9 +18,7 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("of", help="imagenet, or the folder of a wds_* set")
     parser.add_argument("--templates", type=int, default=7, help="of imagenet: 7 (default) or 80")
     parser.add_argument("--out", required=True, metavar="FILE")

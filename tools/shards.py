@@ -9,6 +9,8 @@ import argparse
 import importlib
 import json
 
+from jobs.pipe import Parser
+
 MAKING = """examples:
   python tools/shards.py index 'data/{00000..00041}.tar' --out data/manifest
   python tools/shards.py index 's3://bucket/laion/*.tar' --out data/manifest    (AWS_ENDPOINT_URL, AWS_PROFILE, ...)
@@ -56,9 +58,7 @@ def _print(text: str) -> None:
 
 class _Commands:
     def __init__(self) -> None:
-        self.parser = argparse.ArgumentParser(
-            description=__doc__, epilog=MAKING + CHECKING.partition("\n")[2], formatter_class=_Shape
-        )
+        self.parser = Parser(description=__doc__, epilog=MAKING + CHECKING.partition("\n")[2], formatter_class=_Shape)
         self.commands = self.parser.add_subparsers(required=True, metavar="command")
 
     def add(self, name: str, run_by: str, about: str, examples: str) -> argparse.ArgumentParser:

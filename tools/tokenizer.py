@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from jobs.pipe import Parser
+
 EXAMPLES = """examples:
   python tools/tokenizer.py train --captions captions.txt --vocabulary 30522 --out tokenizer.json
   python tools/tokenizer.py train --captions data/manifest other/manifest --vocabulary 8000 --out tokenizer.json
@@ -20,7 +22,7 @@ EXAMPLES = """examples:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="command")
     train_ = commands.add_parser("train", help="write a tokenizer.json", epilog=EXAMPLES, formatter_class=raw)
     train_.add_argument("--captions", nargs="+", required=True, metavar="FILE|MANIFEST", help="lines, or data sets")

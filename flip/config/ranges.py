@@ -31,6 +31,9 @@ _CHOICES = {
     "evaluate.sets.*.task": ("zeroshot", "retrieval", "probe"),
 }
 
+MOST_SAMPLES = 2**53 - 1
+"""Length of a stage. Above it counts are not exact in every reader of JSON; no training comes near."""
+
 #: key -> (least, most, whether the least itself is allowed)
 _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "seed": (0, 2**64 - 1, True),
@@ -75,10 +78,10 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "augment.grey": (0, 1, True),
     "augment.std.*": (0, math.inf, False),
     "init.samples": (0, math.inf, True),
-    "stages.*.samples": (1, math.inf, True),
+    "stages.*.samples": (1, MOST_SAMPLES, True),
     "stages.*.batch": (1, 2**31 - 1, True),
     "stages.*.base_lr": (0, math.inf, True),
-    "stages.*.warmup": (0, math.inf, True),
+    "stages.*.warmup": (0, MOST_SAMPLES, True),
     "optim.beta1": (0, 1, True),
     "optim.beta2": (0, 1, True),
     "optim.eps": (0, math.inf, False),

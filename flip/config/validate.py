@@ -10,7 +10,7 @@ from typing import Any
 
 from flip.config.ranges import check_ranges
 from flip.config.resolve import buffer_bytes
-from flip.config.schema import Config, Data
+from flip.config.schema import Config, Data, Stage
 from flip.config.sets import TOLERANCE, Share, miss, shares
 from flip.config.stages import kept, patches, positions, spans, world
 from flip.exitcodes import ConfigError
@@ -19,6 +19,12 @@ MAX_PATCHES = 2**15 - 1
 """Positions of patches are int16."""
 _NEEDED = {"zeroshot": ("classes",), "retrieval": (), "probe": ("train",)}
 """What a member of evaluate.sets must name for its task, beside the manifest."""
+
+
+LOWEST_LR, HIGHEST_LR = 1e-6, 0.02
+"""Peak learning rates of AdamW outside of which a value is taken for a mistake; 0 is meant."""
+DEFAULT_LR_BATCH = 1024
+"""Batches for which the default of base_lr, the published one, gives a peak too low to learn (1.6e-5 and less)."""
 
 
 def _divisors(number: int) -> list[int]:
@@ -207,15 +213,28 @@ def _notes(config: Config) -> list[str]:
         extra = span.end - span.start - span.stage.samples
         if extra:
             notes.append(f"stage {span.stage.name} takes {extra} samples more, to the end of its last batch")
-        if span.stage.batch > data.samples:
-            notes.append(
-                f"stage {span.stage.name}: a batch of {span.stage.batch} is more than the {data.samples} samples"
-            )
     if config.compute.device == "cpu" and config.resources.gpus:
         notes.append(f"{config.resources.gpus} GPUs a node are asked for, and compute.device is cpu")
     if not config.evaluate.sets:
         notes.append("no evaluation set is named: the run ends without an accuracy")
     return notes
+
+
+def warnings(config: Config) -> list[str]:
+    """What is possible but hardly meant in a resolved, valid configuration: learning rates and batches."""
+    found = []
+    for stage in config.stages:
+        name, peak = f"stage {stage.name}", stage.base_lr * stage.batch / 256
+        rate = f"the peak learning rate is {peak:.3g} (base_lr {stage.base_lr:g} * batch {stage.batch} / 256)"
+        if stage.base_lr == Stage.base_lr and stage.batch < DEFAULT_LR_BATCH:
+            what = f"base_lr is the default {stage.base_lr:g}, meant for batches of 16,384 or more"
+            found.append(f"{name}: {what}: {rate}. Set stages.{stage.name}.base_lr")
+        elif peak and not LOWEST_LR <= peak <= HIGHEST_LR:
+            found.append(f"{name}: {rate}; usual are {LOWEST_LR:g} to {HIGHEST_LR:g}")
+        if stage.batch > config.data.samples:
+            what = f"a batch of {stage.batch} holds more pairs than the data set, {config.data.samples}"
+            found.append(f"{name}: {what}: a pair is then its own negative. Lower the batch")
+    return found
 
 
 def validate(config: Config) -> list[str]:

@@ -1,5 +1,6 @@
 """Commands end without a word when the reader of their output has gone."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -37,6 +38,25 @@ def test_long_logs(tmp_path):
     (folder / "node0.out").write_text("a line\n" * 100_000)
     done = unread(str(ROOT / "jobs" / "logs.py"), "--root", str(tmp_path), "sweep/run")
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    "script, words, hint",
+    [
+        ("jobs/submit", ["--sweep", "x", "--dryrun"], "--dryrun (did you mean --dry-run?)"),
+        ("jobs/submit", ["--sweep", "x", "--chnaged=keep", "seed=1"], "--chnaged=keep (did you mean --changed?)"),
+        ("jobs/submit", ["--sweep", "x", "--dry"], "--dry"),
+        ("jobs/status", ["--wach"], "--wach (did you mean --watch?)"),
+        ("jobs/report", ["--markdwon", "x.md"], "--markdwon (did you mean --markdown?)"),
+        ("jobs/evaluate", ["a/b", "--set", "x"], "--set (did you mean --sets?)"),
+        ("tools/shards", ["info", "x", "--jsn"], "--jsn (did you mean --json?)"),
+        ("jobs/cancel", ["a", "--zzz"], "--zzz"),
+    ],
+)
+def test_a_typing_error_in_an_option_names_the_nearest(capsys, script, words, hint):
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(script.replace("/", ".")).main(words)
+    assert caught.value.code == 2 and f"unrecognized arguments: {hint}" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_with_the_remedy():

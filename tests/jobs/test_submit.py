@@ -590,6 +590,13 @@ def test_cores_are_those_of_the_profile_and_not_of_the_login_node(typed, tmp_pat
     assert check["skipped"] == skipped and words in check["detail"]
 
 
+def test_what_is_implausible_is_said_at_the_submission_too(typed):
+    code, out, _ = typed("stages.pretrain.base_lr=2000", "--only", "half")
+    assert code == 0 and "warning (half): stage pretrain: the peak learning rate is 125 (" in out and typed.started
+    runs = json.loads(typed("--dry-run", "--json", "stages.pretrain.base_lr=2000", "--changed", "keep")[1])["runs"]
+    assert len(runs[1]["warnings"]) == 1 and "warning: stage pretrain" in typed("--dry-run", "--only", "half")[1]
+
+
 def test_too_little_space_refuses_what_starts_and_not_a_plan_without_data(desk, typed):
     much = ["model.size=B/16", "checkpoint.keep=1000", "data.lanes=0"]
     for words in ([], ["--dry-run"]):

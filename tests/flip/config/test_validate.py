@@ -5,7 +5,7 @@ import pytest
 from flip.config.load import merge
 from flip.config.resolve import Host, facts, resolve
 from flip.config.stages import kept, spans
-from flip.config.validate import plan_numbers, validate
+from flip.config.validate import plan_numbers, validate, warnings
 from flip.exitcodes import ConfigError
 
 BASE = {
@@ -25,6 +25,29 @@ def run(*overrides, **resolved):
     for name, value in resolved.items():
         setattr(config.data, name, value)
     return config
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["stages.pretrain.base_lr=2000"], "peak learning rate"),
+        (["stages.pretrain.base_lr=4e-6"], "base_lr is the default 4e-06, meant for batches of 16,384 or more"),
+        (["stages.pretrain.base_lr=1e-9"], "peak learning rate"),
+        (["stages.pretrain.base_lr=1e-3"], ""),
+        (["stages.pretrain.base_lr=0"], ""),
+    ],
+)
+def test_an_implausible_learning_rate_is_a_warning(words, said):
+    found = warnings(run(*words, "stages.unmasked.base_lr=1e-3"))
+    assert (len(found), all(said in words for words in found)) == (bool(said), True), found
+
+
+def test_a_batch_that_is_larger_than_the_data_set_is_a_warning():
+    made = run("stages.pretrain.base_lr=1e-3", "stages.unmasked.base_lr=1e-3")
+    assert not warnings(made)
+    made.data.samples = made.stages[0].batch - 1
+    (found,) = warnings(made)
+    assert "more pairs than the data set" in found
 
 
 def test_a_good_one_passes_and_has_notes():
