@@ -98,7 +98,7 @@ def strand(run, n, reason):
     """Put ``reason`` before that of the end of attempt n: the start that was decided there does not come."""
     settle(run)
     path = run.attempt(n) / "end.json"
-    row = read_json(path)
+    row = read_record(path) or {"reason": ""}
     write_json(path, dict(row, reason="%s; %s" % (reason, row["reason"])))
 
 

@@ -417,7 +417,7 @@ def succeed(job, restarts, delay, exclude, run, attempt):
     except scheduler.Unanswered as error:
         reason = "requeue is disabled here, and a new job was refused (%s)" % error
         say("%s: %s; submit again" % (job, reason))
-        if run is not None:
+        if run is not None and attempt is not None:
             ledger.strand(run, attempt, reason)
             others(run, "stop")
             tell(run, "stop")

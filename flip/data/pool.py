@@ -221,7 +221,7 @@ def leave_with_parent() -> None:
 
 
 def _error(message: dict[str, Any]) -> FlipError:
-    kinds = {kind.cause: kind for kind in (*FlipError.__subclasses__(), FlipError)}
+    kinds: dict[str, type[FlipError]] = {kind.cause: kind for kind in (*FlipError.__subclasses__(), FlipError)}
     return kinds[message["cause"]](message["what"], message["where"], message["value"], message["remedy"])
 
 

@@ -126,6 +126,7 @@ def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands)
     words = {
         "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified": "",
         "sbatch: unrecognized option '--nonsense=3'": 'Try "sbatch --help" for more information',
+        "sbatch: error: Site policy: give an account.": "sbatch: error: Batch job submission failed: Unspecified error",
     }
     for i, (wrong, more) in enumerate(words.items()):
         run = sweep(f"a{i}")
@@ -134,7 +135,6 @@ def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands)
             slurm.SlurmCluster(PROFILE).submit([Job(run, ROOT, Shape(1, 1, 0, 1, 1.0))])
         assert "partition, account, qos or options of the profile" in str(caught.value)
         assert told(run) == ("stopped", 0, "Slurm did not say that it took its job: submit again")
-        "sbatch: error: Site policy: give an account.": "sbatch: error: Batch job submission failed: Unspecified error",
 
 
 def test_what_slurm_does_not_say_is_unknown_and_what_the_files_say_is_not(sweep, commands):
