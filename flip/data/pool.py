@@ -221,8 +221,9 @@ def leave_with_parent() -> None:
 
 
 def _error(message: dict[str, Any]) -> FlipError:
-    kinds: dict[str, type[FlipError]] = {kind.cause: kind for kind in (*FlipError.__subclasses__(), FlipError)}
-    return kinds[message["cause"]](message["what"], message["where"], message["value"], message["remedy"])
+    kinds: list[type[FlipError]] = [*FlipError.__subclasses__(), FlipError]
+    kind = {kind.cause: kind for kind in kinds}[message["cause"]]
+    return kind(message["what"], message["where"], message["value"], message["remedy"])
 
 
 def _stride(shapes: list[tuple[tuple[int, ...], str]]) -> int:
