@@ -209,8 +209,9 @@ def leave_with_parent() -> None:
 
 
 def _error(message: dict[str, Any]) -> FlipError:
-    kinds = {kind.cause: kind for kind in (*FlipError.__subclasses__(), FlipError)}
-    return kinds[message["cause"]](message["what"], message["where"], message["value"], message["remedy"])
+    kinds: dict[str, type[FlipError]] = {kind.cause: kind for kind in FlipError.__subclasses__()}
+    kind = kinds.get(message["cause"], FlipError)
+    return kind(message["what"], message["where"], message["value"], message["remedy"])
 
 
 def _stride(shapes: list[tuple[tuple[int, ...], str]]) -> int:
