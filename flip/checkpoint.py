@@ -100,7 +100,7 @@ class Checkpointer(Restorer):
         """
         begin = time.perf_counter()
         self.wait()
-        self._release()
+        self.close()
         self.waited += time.perf_counter() - begin
         write = partial(self._write, stage=stage, samples=samples, record=record, begin=time.perf_counter())
         if self._stager is None:

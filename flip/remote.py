@@ -49,10 +49,19 @@ class Remote:
         if told != (expected["bytes"], expected.get("etag", "")):
             raise commit.Damaged(f"{self.url}/{name} is another object than was committed: {told}")
 
-    def fetch(self, files: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-        """Copy files into a folder of this machine. Raises Damaged where one is not what was committed."""
+    def verify(self, files: Mapping[str, Mapping[str, Any]], folder: Path | None = None) -> None:
+        """Read files and compare size, ETag and SHA-256; keep nothing of them, or copy them into a ``folder``.
+
+        Raises Damaged where one is not what was committed.
+        """
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda name: self._fetch(name, files[name], folder / name), files))
+            list(pool.map(lambda name: self._verify(name, files[name], folder and folder / name), files))
+
+    def read(self, name: str, expected: Mapping[str, Any], start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file. They have no checksum of their own: size and ETag tell that it is the object
+        that was committed, where the storage has ETags. Raises Damaged where it is another one.
+        """
+        return b"".join(self._pieces(name, expected, start, stop))
 
     def remove(self) -> None:
         """Delete whatever is there, commit.json first."""
@@ -74,29 +83,31 @@ class Remote:
 
         return self._persist(key, there, READING)
 
-    def _fetch(self, name: str, expected: Mapping[str, Any], target: Path) -> None:
-        """What came with a wrong byte is fetched once more: not each of them lay there so."""
+    def _verify(self, name: str, expected: Mapping[str, Any], target: Path | None) -> None:
+        """What came with a wrong byte is read once more: not each of them lay there so."""
         self.check(name, expected)
         for _ in range(2):
-            if self._copy(name, expected["bytes"], target) == expected["sha256"]:
+            digest = hashlib.sha256()
+            with open(target or os.devnull, "wb") as file:
+                for piece in self._pieces(name, expected, 0, expected["bytes"]):
+                    digest.update(piece)
+                    file.write(piece)
+            if digest.hexdigest() == expected["sha256"]:
                 return
             self._storage.renew()
         raise commit.Damaged(f"{self.url}/{name} does not have the checksum that was committed, fetched twice")
 
-    def _copy(self, name: str, size: int, target: Path) -> str:
-        """Its checksum."""
-        digest, key = hashlib.sha256(), f"{self.url}/{name}"
-        with open(target, "wb") as file:
-            for start in range(0, size, PIECE):
-                stop = min(start + PIECE, size)
-                got = self._persist(
-                    key,
-                    lambda start=start, stop=stop: self._storage.get(key, start, stop).result(),  # type: ignore[misc]
-                    READING,
-                )
-                digest.update(got.data)
-                file.write(got.data)
-        return digest.hexdigest()
+    def _pieces(self, name: str, expected: Mapping[str, Any], start: int, stop: int) -> Iterator[bytes]:
+        key = f"{self.url}/{name}"
+        for at in range(start, stop, PIECE):
+            got = self._persist(
+                key,
+                lambda at=at: self._storage.get(key, at, min(at + PIECE, stop)).result(),  # type: ignore[misc]
+                READING,
+            )
+            if got.etag and got.etag != expected.get("etag", got.etag):
+                raise commit.Damaged(f"{key} is another object than was committed: {got.etag}")
+            yield got.data
 
     def _persist(self, key: str, request: Callable[[], _T], words: Words) -> _T:
         attempts = Attempts(self._patience, lambda: self._granted, words=words, outages=self._outages)
@@ -153,5 +164,5 @@ def at_hand(source: commit.Commit, patience: Patience | None = None) -> Iterator
         yield source.path
         return
     with TemporaryDirectory(prefix="flip-") as folder:
-        Remote(source.record["url"], patience or Patience()).fetch(source.record["files"], Path(folder))
+        Remote(source.record["url"], patience or Patience()).verify(source.record["files"], Path(folder))
         yield Path(folder)

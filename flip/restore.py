@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
+import math
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,13 @@ import numpy as np
 import torch
 from torch import distributed
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
+from torch.distributed.checkpoint._hf_utils import (
+    CUSTOM_METADATA_KEY,
+    DEFAULT_EXTRA_METADATA_KEY,
+    DTYPE_MAP,
+    SAVED_OFFSETS_KEY,
+    _HFStorageInfo,
+)
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -25,6 +32,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.futures import Future
 
 from flip import commit
 from flip.config.schema import Init
@@ -32,11 +41,16 @@ from flip.data.retry import Patience
 from flip.exitcodes import DataError, FlipError
 from flip.origin import open_commit
 from flip.parallel import World
-from flip.remote import Remote
+from flip.remote import AT_ONCE, Remote
 from flip.rundir import RunDir
 from flip.writer import DAMAGED, Problem, raised
 
 log = logging.getLogger(__name__)
+
+HEAD = 1 << 18
+"""Bytes of a file that are read first for its header."""
+GAP, TOGETHER = 1 << 20, 1 << 26
+"""Bytes between two parts of a file that are read over for one request, and of a request for several parts at most."""
 
 
 class Restorer:
@@ -49,7 +63,6 @@ class Restorer:
     def __init__(self, run: RunDir, attempt: int, world: World, patience: Patience | None = None) -> None:
         self._run, self._attempt, self._world = run, attempt, world
         self._patience = patience or Patience()
-        self._copy: Path | None = None
         self._headers: tuple[Path, Headers] | None = None
         self.parent = ""
         """Folder name of the commit that this attempt went on from."""
@@ -64,13 +77,11 @@ class Restorer:
         if self._world.first:
             choices = [[str(c.path) for c in reversed(commit.commits(self._run))], commit.traces(self._run)]
         distributed.broadcast_object_list(choices, src=0, group=self._world.storage)
-        copy = self._scratch()
         for path in map(Path, choices[0]):
-            damaged = self._together(lambda path=path: self._fetch(path, copy))  # type: ignore[misc]
+            damaged = self._together(lambda path=path: self._verify(path))  # type: ignore[misc]
             if damaged is None:
                 self.parent = f"{path.parent.name}/{path.name}"
                 return commit.read(path)
-            self._release()
             if damaged.cause != DAMAGED:
                 raise raised(damaged)(damaged.text)
             log.warning(
@@ -95,11 +106,9 @@ class Restorer:
         return self.open(Path(self.parent))
 
     def open(self, path: Path) -> commit.Commit:
-        """The commit in a folder, verified and at hand for ``load``. Raises DataError where it is damaged."""
-        copy = self._scratch()
-        problem = self._together(lambda: self._fetch(path, copy))
+        """The commit in a folder, verified, for ``load``. Raises DataError where it is damaged."""
+        problem = self._together(lambda: self._verify(path))
         if problem is not None:
-            self._release()
             kind = DataError if problem.cause == DAMAGED else raised(problem)
             remedy = "It was deleted since, or is damaged: name another one."
             raise kind(f"this checkpoint cannot be read: {problem.text}", path, remedy=remedy)
@@ -108,54 +117,51 @@ class Restorer:
     def load(self, source: commit.Commit, state: dict[str, torch.Tensor]) -> None:
         """Fill the tensors of ``state`` in place; each must be in the checkpoint, which ``newest`` or
         ``open`` has given."""
-        folder = self._copy or source.path
-        reader = Reader(folder, state, partial(self._known, source.path, folder))
-        dcp.load(state, storage_reader=reader, process_group=self._world.storage)
+        files = Files(source, self._patience)
+        try:
+            reader = Reader(files, state, self._known(files))
+            dcp.load(state, storage_reader=reader, process_group=self._world.storage)
+        except (CheckpointException, FlipError, commit.Damaged) as error:
+            errors = [one for one, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+            named = [one for one in errors if isinstance(one, FlipError | commit.Damaged)]
+            if not named:
+                raise
+            problem = Problem.of(named[0])
+            raise raised(problem)(f"this checkpoint cannot be read: {problem.text}", source.path) from error
 
     def close(self) -> None:
-        self._release()
+        """Forget what is known of the files."""
+        self._headers = None
 
-    def _scratch(self) -> Path:
-        """Where this node's ranks share a copy of a checkpoint."""
-        copies = self._gather(str(scratch(self._run, self._world.rank)))
-        return Path(copies[self._world.rank - self._world.local_rank])
-
-    def _fetch(self, path: Path, copy: Path) -> None:
-        """Verify this rank's part of a commit; of one at a URL, copy all of it to this node, once for its ranks."""
+    def _verify(self, path: Path) -> None:
+        """Verify this rank's part of the files of a commit."""
         found = commit.read(path)
         if "url" not in found.record:
             commit.verify(found, part=self._world.rank, parts=self._world.size)
             return
-        self._copy = copy
-        if self._world.local_rank == 0:
-            shutil.rmtree(copy, ignore_errors=True)  # of an attempt that was killed
-            copy.mkdir(mode=0o700)
-            Remote(found.record["url"], self._patience).fetch(found.record["files"], copy)
+        files = found.record["files"]
+        mine = sorted(files)[self._world.rank :: self._world.size]
+        Remote(found.record["url"], self._patience).verify({name: files[name] for name in mine})
 
-    def _known(self, path: Path, folder: Path) -> Headers:
-        """The headers of a commit, whose files lie in ``folder``: rank 0 reads them, once for weights and moments.
+    def _known(self, files: Files) -> Headers:
+        """The headers of a commit's files: rank 0 reads them, once for weights and moments.
 
         Collective. What goes wrong there is raised on all ranks.
         """
-        if self._headers is None or self._headers[0] != path:
-            told: list[Any] = [None, ""]
+        if self._headers is None or self._headers[0] != files.path:
+            told: list[Any] = [None, None]
             if self._world.first:
                 try:
-                    told[0] = Headers.of(folder)
+                    told[0] = Headers.of(files)
+                except (FlipError, commit.Damaged) as error:  # of storage: with its cause
+                    told[1] = error
                 except Exception as error:  # whatever it is: the other ranks wait, and end of the same
-                    told[1] = str(error)
+                    told[1] = RuntimeError(str(error))
             distributed.broadcast_object_list(told, src=0, group=self._world.storage)
             if told[0] is None:
-                raise RuntimeError(told[1])
-            self._headers = path, told[0]
+                raise told[1]
+            self._headers = files.path, told[0]
         return self._headers[1]
-
-    def _release(self) -> None:
-        """Delete the copy of a checkpoint from a URL. All ranks must be through with it."""
-        self._headers = None
-        if self._copy is not None and self._world.local_rank == 0:
-            shutil.rmtree(self._copy, ignore_errors=True)
-        self._copy = None
 
     def _together(self, work: Callable[[], object]) -> Problem | None:
         """Do it on all ranks; of their problems the first rank's that has one. Collective."""
@@ -172,53 +178,160 @@ class Restorer:
         return values
 
 
+class Files:
+    """The files of a commit, in its folder or at a URL, read by ranges of bytes."""
+
+    def __init__(self, source: commit.Commit, patience: Patience) -> None:
+        self.path, self.facts = source.path, source.record["files"]
+        self.names = sorted(name for name in self.facts if name.endswith(".safetensors"))
+        self.remote = Remote(source.record["url"], patience) if "url" in source.record else None
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """Raises OSError, or what ``Remote.read`` does."""
+        stop = min(stop, self.facts[name]["bytes"])
+        if self.remote is not None:
+            return self.remote.read(name, self.facts[name], start, stop)
+        with open(self.path / name, "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+
 class Headers(NamedTuple):
     """What the files of a checkpoint hold, small enough for all ranks: DCP's objects are tens of times as large."""
 
     files: list[str]
     tensors: dict[str, tuple[torch.dtype, torch.Size, Any]]
-    """Name -> dtype, size, and an array with a row for each part: its offsets, its lengths, and which file."""
+    """Name -> dtype, size, and an array with a row for each part: its offsets, its lengths, the byte at which it begins
+    in its file, and which file."""
 
     @classmethod
-    def of(cls, folder: Path) -> Headers:
-        """Opens every file."""
-        found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
-        files: dict[str, int] = {}
+    def of(cls, files: Files) -> Headers:
+        """Reads the header of every file, as safetensors has it, with the offsets that DCP adds."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            headers = list(pool.map(partial(_header, files), files.names))
         parts: dict[str, list[list[int]]] = {}
-        for index, info in found.storage_data.items():
-            file = files.setdefault(os.path.basename(info.relative_path), len(files))
-            parts.setdefault(index.fqn, []).append([*index.offset, *info.shape, file])
-        tensors = {
-            name: (tensor.properties.dtype, tensor.size, np.array(parts[name]))
-            for name, tensor in found.state_dict_metadata.items()
-            if isinstance(tensor, TensorStorageMetadata)
-        }
-        return cls(list(files), tensors)
+        kinds: dict[str, torch.dtype] = {}
+        for number, (begin, header) in enumerate(headers):
+            saved = json.loads(header.pop(DEFAULT_EXTRA_METADATA_KEY, {}).get(CUSTOM_METADATA_KEY, "{}"))
+            for name, facts in header.items():
+                shape, kinds[name] = facts["shape"], DTYPE_MAP[facts["dtype"]]
+                offsets = saved[name][SAVED_OFFSETS_KEY] if saved else [0] * len(shape)
+                parts.setdefault(name, []).append([*offsets, *shape, begin + facts["data_offsets"][0], number])
+        tensors = {}
+        for name, rows in parts.items():
+            table = np.array(rows, dtype=np.int64)
+            ends = table[:, : table.shape[1] // 2 - 1] + table[:, table.shape[1] // 2 - 1 : -2]
+            tensors[name] = kinds[name], torch.Size(ends.max(axis=0).tolist()), table
+        return cls(files.names, tensors)
+
+
+def _header(files: Files, name: str) -> tuple[int, dict[str, Any]]:
+    """(where the tensors' bytes begin, the header) of a safetensors file. Raises Damaged."""
+    head = files.read(name, 0, HEAD)
+    begin = 8 + int.from_bytes(head[:8], "little")
+    if begin > len(head):
+        head += files.read(name, len(head), begin)
+    try:
+        return begin, dict(json.loads(head[8:begin]))
+    except (ValueError, TypeError) as error:
+        raise commit.Damaged(f"{name} has no header of safetensors: {error}") from error
+
+
+@dataclass
+class Place(_HFStorageInfo):
+    """Where a part of a tensor lies: ``begin``, its first byte in the file."""
+
+    begin: int
+
+    def range(self, item: ReadItem) -> tuple[int, int]:
+        """The bytes of those rows of the part that an item needs."""
+        row = self.dtype.itemsize * math.prod(self.shape[1:])
+        first, count = (item.storage_offsets[0], item.lengths[0]) if self.shape else (0, 1)
+        return self.begin + first * row, self.begin + (first + count) * row
+
+    def tensor(self, item: ReadItem, data: bytearray, at: int) -> torch.Tensor:
+        """What an item needs, from bytes of its ``range`` that begin at ``at`` of ``data``."""
+        count = math.prod(item.lengths[:1]) * math.prod(self.shape[1:])
+        if not count:
+            return torch.empty(item.lengths, dtype=self.dtype)
+        rows = torch.frombuffer(data, dtype=self.dtype, count=count, offset=at)
+        cut = tuple(slice(o, o + n) for o, n in zip(item.storage_offsets[1:], item.lengths[1:], strict=True))
+        return rows.reshape(item.lengths[:1] + self.shape[1:])[(slice(None), *cut) if self.shape else ()]
 
 
 class Reader(dcp.HuggingFaceStorageReader):
-    """Fills ``state`` from a folder whose ``headers`` are known, or asked for by all ranks together.
+    """Fills ``state`` from files whose ``headers`` are known.
 
-    By itself DCP has each rank open every file for them at each load. Here a rank knows the parts that are its own.
+    By itself DCP has each rank open every file for them at each load. Here a rank knows the parts that are its own, and
+    of files at a URL reads nothing else.
     """
 
-    def __init__(self, folder: Path, state: dict[str, torch.Tensor], headers: Callable[[], Headers]) -> None:
-        super().__init__(str(folder))
-        self._state, self._headers = state, headers
+    def __init__(self, files: Files, state: dict[str, torch.Tensor], headers: Headers) -> None:
+        super().__init__(str(files.path))
+        self._files, self._state, self._headers = files, state, headers
 
     def read_metadata(self) -> Metadata:
-        files, tensors = self._headers()
+        files, tensors = self._headers
         found = Metadata({}, storage_data={})
         for name in self._state.keys() & tensors.keys():
             dtype, size, parts = tensors[name]
             chunks = []
-            for *at, file in parts[_needed(parts, self._state[name])].tolist():
+            for *at, begin, file in parts[_needed(parts, self._state[name])].tolist():
                 offsets, lengths = torch.Size(at[: len(size)]), torch.Size(at[len(size) :])
                 chunks.append(ChunkStorageMetadata(offsets, lengths))
-                info = _HFStorageInfo(os.path.join(self.path, files[file]), lengths, dtype)
-                found.storage_data[MetadataIndex(name, offsets)] = info
+                path = files[file] if self._files.remote else os.path.join(self.path, files[file])
+                found.storage_data[MetadataIndex(name, offsets)] = Place(path, lengths, dtype, begin)
             found.state_dict_metadata[name] = TensorStorageMetadata(TensorProperties(dtype), size, chunks)
         return found
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        if self._files.remote is None:
+            return super().read_data(plan, planner)
+        groups = list(_groups(plan.items, self.storage_data))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for some in (groups[at : at + AT_ONCE] for at in range(0, len(groups), AT_ONCE)):  # no more is held at once
+                for (start, wanted), data in zip(some, pool.map(self._read, some), strict=True):
+                    for item, place in wanted:
+                        target = planner.resolve_tensor(item).detach()
+                        found = place.tensor(item, data, place.range(item)[0] - start)
+                        if target.size() != found.size():  # else it would be broadcast
+                            raise AssertionError(f"{item.storage_index}: {target.size()} is not {found.size()}")
+                        target.copy_(found)
+                        planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _read(self, group: Group) -> bytearray:
+        start, wanted = group
+        stop = max(place.range(item)[1] for item, place in wanted)
+        return bytearray(self._files.read(wanted[0][1].relative_path, start, stop))
+
+
+Group = tuple[int, list[tuple[ReadItem, Place]]]
+"""What one request brings: from which byte on, and what of it is needed."""
+
+
+def _groups(items: Sequence[ReadItem], places: Mapping[MetadataIndex, Place]) -> Iterator[Group]:
+    """Items that lie close to each other in a file are read together: most are a few kilobytes."""
+    group: Group | None = None
+    wanted = sorted(((item, places[item.storage_index]) for item in items), key=lambda one: _place(*one))
+    for item, place in wanted:
+        start, stop = place.range(item)
+        if group is not None:
+            first, held = group
+            last, beside = held[-1][1].range(held[-1][0])[1], held[-1][1].relative_path == place.relative_path
+            if beside and start <= last + GAP and stop - first <= TOGETHER:
+                held.append((item, place))
+                continue
+            yield group
+        group = start, [(item, place)]
+    if group is not None:
+        yield group
+
+
+def _place(item: ReadItem, place: Place) -> tuple[str, int]:
+    return place.relative_path, place.range(item)[0]
 
 
 def _needed(parts: Any, tensor: torch.Tensor) -> Any:
@@ -231,9 +344,3 @@ def _needed(parts: Any, tensor: torch.Tensor) -> Any:
         first, end = np.array(one.offsets), np.add(one.offsets, one.sizes)
         needed |= ((begin < end) & (begin + length > first)).all(axis=1)
     return needed
-
-
-def scratch(run: RunDir, rank: int) -> Path:
-    """Where a node's first rank copies a checkpoint to, in the temporary folder."""
-    token = hashlib.sha256(str(run.path).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"flip-{os.getuid()}-{token}-{rank}"

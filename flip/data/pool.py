@@ -221,8 +221,8 @@ def leave_with_parent() -> None:
 
 
 def _error(message: dict[str, Any]) -> FlipError:
-    kinds: list[type[FlipError]] = [*FlipError.__subclasses__(), FlipError]
-    kind = {kind.cause: kind for kind in kinds}[message["cause"]]
+    kinds: dict[str, type[FlipError]] = {kind.cause: kind for kind in FlipError.__subclasses__()}
+    kind = kinds.get(message["cause"], FlipError)
     return kind(message["what"], message["where"], message["value"], message["remedy"])
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import filesystem
 
-from flip import checkpoint, commit, optim, parallel
+from flip import checkpoint, commit, optim, parallel, restore
 from flip.config import schema
 from flip.exitcodes import DataError, Diverged, StorageError, Superseded
 from flip.rundir import RunDir
@@ -60,10 +60,8 @@ def test_what_is_loaded_is_what_was_saved(run, world):
 
 
 def test_headers_are_read_once_for_weights_and_moments(run, world, monkeypatch):
-    read, reads = dcp.HuggingFaceStorageReader.read_metadata, []
-    monkeypatch.setattr(
-        dcp.HuggingFaceStorageReader, "read_metadata", lambda self: reads.append(self.path) or read(self)
-    )
+    read, reads = restore._header, []
+    monkeypatch.setattr(restore, "_header", lambda files, name: reads.append(files.path) or read(files, name))
     checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
     saver, (pair, optimizer) = checkpoint.Checkpointer(run, 1, world, keep=2), trained(steps=0)
     for samples in (16, 32):
