@@ -289,7 +289,7 @@ def _pax(data: bytes, offset: int, name: str | None, size: int | None) -> tuple[
         first = data.find(b" ", at, at + 21) + 1
         digits = data[at : first - 1] if first else b""
         length = int(digits) if digits.isdigit() else 0
-        if not first - at < length <= len(data) - at:
+        if not (first and first - at < length <= len(data) - at):
             raise Broken(offset, "a damaged pax header")
         field, _, value = data[first : at + length - 1].partition(b"=")
         if field == b"path":

@@ -181,6 +181,14 @@ def test_a_name_of_a_megabyte_takes_its_length_and_not_the_square_of_it(name):
     assert list(tar.samples(memoryview(data), whole=True)) == []
 
 
+@pytest.mark.parametrize("rest", [b"x", b"1" * 40, b"12size=-512 "])
+def test_a_pax_header_that_goes_on_with_no_record(rest):
+    records = b"12 path=a/b\n" + rest
+    data = header(b"", b"%011o\0" % len(records), b"x") + records.ljust(512, b"\0") + header(b"a", b"0" * 11, b"0")
+    with pytest.raises(tar.Broken, match="a damaged pax header"):
+        list(tar.samples(memoryview(data)))
+
+
 def test_a_pax_header_of_a_million_records():
     records = b"5 =a\n" * 1_000_000
     data = header(b"", b"%011o\0" % len(records), b"x") + records.ljust(-len(records) % 512 + len(records), b"\0")
