@@ -42,7 +42,9 @@ def main(arguments=None):
     # type: (Any) -> int
     args = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # preemption without grace would cut the decision off
-    return act(args)
+    if args.what == "watch":  # a signal that is blocked is kept, though it is ignored
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    return act(args, until_term)
 
 
 def parser():
@@ -64,16 +66,22 @@ def parser():
     return made
 
 
-def act(args):
-    # type: (argparse.Namespace) -> int
-    """Do what was asked; the exit code."""
+def until_term(seconds):
+    # type: (float) -> None
+    """Wait, but not beyond a TERM, which is what Slurm sends to all processes of a job at its limit."""
+    signal.sigtimedwait([signal.SIGTERM], seconds)
+
+
+def act(args, rest=None):
+    # type: (argparse.Namespace, Optional[Callable[[float], None]]) -> int
+    """Do what was asked; the exit code. ``rest``: how the watcher waits (scheduler.outlived)."""
     from flip.exitcodes import FlipError
 
     try:
         if args.what == "begin":
             return patiently(lambda: begin(args.run, args.token))
         if args.what == "watch":
-            return watch(args.run, args.attempt)
+            return watch(args.run, args.attempt, rest)
         if args.what == "release":
             return release(args.run)
         return patiently(lambda: end(args.run, args.attempt, args.code, args.state, args.late), args.attempt)
@@ -201,19 +209,20 @@ def end(path, n, code, state, late=False):
     # type: (str, Optional[int], Optional[int], Optional[str], bool) -> int
     from flip.exitcodes import ConfigError
     from flip.rundir import RunDir
-    from jobs import ledger, scheduler, suspects, unstarted
+    from jobs import ledger, scheduler, suspects, unstarted, wall
 
-    run = RunDir(path)
+    run, seen = RunDir(path), {}  # type: Any, dict
     n = run.newest_attempt() if n is None else n
     if n not in run.attempt_numbers():
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/requeue.py begin`.")
     if state is None and scheduler.own_job(os.environ):
-        state = scheduler.patient_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
+        state = scheduler.patient_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ), seen=seen)
     if state is not None:
         settled(run, n)
     suspect = suspects.suspect(run, n, time.time())
     among = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
     lost = unstarted.nodes(str(run.logs / str(n) / "job.err"), among)
+    late = wall.used_up(run, seen) or late  # type: ignore[assignment]
     decision = ledger.end(run, n, code, state, suspect=suspect, late=late, unstarted=lost)
     say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
@@ -272,21 +281,33 @@ def release(path):
         time.sleep(LOOK)
 
 
-def watch(path, n):
-    # type: (str, Optional[int]) -> int
+def watch(path, n, rest=None):
+    # type: (str, Optional[int], Optional[Callable[[float], None]]) -> int
     """Requeue the job when Slurm ends it for its limit; the next ``begin`` then knows of this attempt why it ended."""
     from flip.rundir import RunDir
     from jobs import scheduler
 
     run = RunDir(path)
     n = run.newest_attempt() if n is None else n
-    if scheduler.outlived(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)):
+    job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
+    if scheduler.outlived(job, restarts, rest, lambda limit: note_wall(run, n, limit)):
         try:
             run.note_limit(n)
         except OSError as error:
             say(error)
         start_again(0.0, (), ending=True, run=run, attempt=n)
     return 0
+
+
+def note_wall(run, n, limit):
+    # type: (Any, Any, int) -> None
+    """Record the wall limit, for `status` and for an end that leaves no time to ask."""
+    from jobs import wall
+
+    try:
+        wall.note(run, n, limit)
+    except OSError as error:
+        say(error)
 
 
 def requeue_job(decision, run, n):
@@ -331,7 +352,7 @@ def succeed(job, restarts, delay, exclude, run, attempt):
     except scheduler.Unanswered as error:
         reason = "requeue is disabled here, and a new job was refused (%s)" % error
         say("%s: %s; submit again" % (job, reason))
-        if run is not None:
+        if run is not None and attempt is not None:
             ledger.strand(run, attempt, reason)
             others(run, "stop")
             tell(run, "stop")

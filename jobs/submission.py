@@ -115,6 +115,7 @@ class Submission:
             notes = validate(config)
             self.checks |= dict.fromkeys(preflight.check(config, data, profile, on, self.folder, dry))
             self.checks |= dict.fromkeys(preflight.saving(profile, RunDir(self.folder / run.name)))
+            self.checks |= dict.fromkeys(preflight.wall_limit(config, profile, RunDir(self.folder / run.name)))
         except FlipError as error:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
             raise type(error)(error.what, where, error.value, error.remedy) from error
