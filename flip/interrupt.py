@@ -18,8 +18,8 @@ from flip.exitcodes import STOPPED
 GRACE = 90.0
 """Seconds to save and leave once nobody looks after this process any more."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""What a cluster sends: SIGTERM (preemption, time limit, cancel) and the warning signal."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
+"""What a cluster sends: SIGTERM (preemption, time limit, cancel) and the warning signal; SIGUSR1 means the same."""
 
 
 class StopFlag:

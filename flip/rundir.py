@@ -14,6 +14,10 @@ if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Any, Dict, Iterator, List, Optional  # noqa: F401
 
 
+#: Name of the record in a rank's temporary folder: {run, attempt}, its owner.
+OWNER = "flip.json"
+
+
 def write_text(path, text):
     # type: (os.PathLike | str, str) -> None
     """Write a file so that readers see the old text or the new, never a part: temporary name, sync, rename, sync."""

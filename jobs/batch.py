@@ -101,6 +101,18 @@ ELSEWHERE = [
 ]
 
 
+FORWARD = [
+    # handlers, since srun would inherit ignored signals. On TERM srun kills its ranks; for them USR1 means the same
+    'forward() { [ -z "$step" ] || kill -s "$1" "$step"; }',
+    "trap 'forward USR1' TERM; trap 'forward USR2' USR1 USR2",
+    "srun() {  # in the background, as a shell that waits for a foreground command handles no signal",
+    '  (exec srun "$@") & step=$!',
+    '  while wait "$step"; code=$?; [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do :; done',
+    '  step=; return "$code"',
+    "}",
+]
+
+
 def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     """The script before ``srun``. TERM comes to it with a preemption without grace, and with scancel."""
     snapshot = Path(job.snapshot).absolute()
@@ -118,7 +130,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     beside = [f'{decide} release "$FLIP_RUN" & releaser=$!; disown  # those that wait for this canary']
     return [
         "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
-        "trap '' TERM  # what is begun here is finished",
+        "trap '' TERM USR1 USR2  # what is begun here is finished",
         _without(profile),
         *ELSEWHERE,
         f"said={shlex.quote(str(folder))}/$id",
@@ -129,7 +141,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         '[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again',
         "export FLIP_RUN FLIP_ATTEMPT",
         "finish() {",
-        "  code=$?; trap '' TERM; trap - EXIT",
+        "  code=$?; trap '' TERM USR1 USR2; trap - EXIT",
         *_late(profile, job),
         f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${{late:+--late}}',
         '  [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit',
@@ -140,7 +152,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
         f'{decide} watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown',
         *(beside if job.canary else []),
-        "trap : TERM  # the shell outlives it; a handler, since srun would inherit deafness",
+        *FORWARD,
         *_modules(profile.modules),
         *profile.setup,
     ]

@@ -8,6 +8,7 @@ In job.json stands of a canary ``canary``: steps, and on Slurm ``releases``, the
 run that waits for one ``waits_for``, its name. Standard library, Python >= 3.6.
 """
 
+import json
 import os
 
 from flip.rundir import RunDir, create_json, read_record
@@ -15,7 +16,7 @@ from jobs import ledger, scheduler
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from pathlib import Path  # noqa: F401
-    from typing import Any, Dict, List, Optional  # noqa: F401
+    from typing import Any, Dict, Iterator, List, Optional  # noqa: F401
 
 
 def of(run):
@@ -30,8 +31,24 @@ def passed(run, steps):
     if run.result.exists():
         return True
     after = ledger.after(run)
-    logged = [line["step"] for n in run.attempt_numbers() if n > after for line in run.attempt_lines(n)]
+    logged = [step for n in run.attempt_numbers() if n > after for step in _steps(run, n)]
     return bool(logged) and max(logged) - min(logged) >= steps  # a loss that is not finite is never logged
+
+
+def _steps(run, n):
+    # type: (RunDir, int) -> Iterator[int]
+    """The steps that attempt n logged. A damaged line counts as absent: it must not keep others held."""
+    try:
+        lines = (run.metrics / ("%d.jsonl" % n)).read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            step = json.loads(line.decode("utf-8"))["step"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(step, int):
+            yield step
 
 
 def awaited(run, job):
@@ -82,8 +99,8 @@ def lets_go(row):
 
 
 def release(run):
-    # type: (RunDir) -> bool
-    """Let go those that wait for this canary in Slurm's queue. False where some of them were not to be seen there.
+    # type: (RunDir) -> List[str]
+    """Release the jobs in Slurm's queue that wait for this canary. Returns the names of those that were not listed.
 
     Raises Unanswered, OSError.
     """
@@ -95,7 +112,7 @@ def release(run):
             scheduler.call("scontrol", "release", ",".join(sorted(held)))
         if any(job == name for job, _ in rows):
             create_json(_mark(run, name), {"canary": run.name})
-    return all(_mark(run, name).exists() for name in waiting)
+    return [name for name in waiting if not _mark(run, name).exists()]
 
 
 def call_off(names):

@@ -11,7 +11,7 @@ from flip import commit
 from flip.exitcodes import STORAGE
 from flip.rundir import create_json, read_json, read_record, write_json
 from jobs import wall
-from jobs.policy import TOLD, Decision, Limits, decide
+from jobs.policy import TOLD, UNSEEN, Decision, Limits, decide
 from jobs.suspects import BLAMED
 
 if False:  # names for annotations only: Python 3.6 runs this file too
@@ -51,13 +51,15 @@ def end(
     suspect=("", ""),  # type: Tuple[str, str]
     late=False,  # type: Union[bool, str]
     unstarted=(),  # type: Sequence[str]
+    full="",  # type: str
 ):
     # type: (...) -> Decision
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
     ``code``: exit code of the attempt, None where nobody saw it. ``state``: the scheduler's words, None if unreadable.
     ``suspect``: a node to be left out where the attempt failed, and the run that failed there too (jobs/suspects.py).
-    ``late``, ``unstarted``: as ``policy.decide`` has them.
+    ``late``, ``unstarted``: as ``policy.decide`` has them. ``full``: the caller met a full disk, in the system's words:
+    it counts as a cause beside those of the ranks, which may have been unable to write theirs.
     """
     start = read_json(run.attempt(n) / "start.json") or {}
     following = read_json(run.attempt(n + 1) / "start.json") or {}  # of an end that is written late
@@ -65,8 +67,9 @@ def end(
     committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
     committed = committed or run.got_on(n)
     first = start["after"] if "after" in start else after(run)
+    met = [{"cause": "storage", "by": "the exit trap", "reason": full}] if full else []
     decision = decide(
-        run.causes(n),
+        run.causes(n) + met,
         code,
         state,
         earlier(run, first, n),
@@ -124,7 +127,7 @@ def settle(run, unwritten=0, before=None):
         if n == unwritten:
             end(run, n, STORAGE, None)
             continue
-        state = TOLD if run.was_told(n) else "NODE_FAIL"  # TOLD: killed while it saved
+        state = TOLD if run.was_told(n) else UNSEEN  # TOLD: killed while it saved
         if run.met_limit(n):
             limit = wall.noted(run, n)
             end(run, n, None, "TIMEOUT", late=wall.spent(run, limit) if limit else False)

@@ -23,6 +23,8 @@ APART = {"port": "ports", "node": "nodes"}
 LEAVING = "LEAVING"
 #: State given by a launcher that had told the ranks to save and stop before they ended.
 TOLD = "TOLD"
+#: State given where nobody saw how the job ended, or the scheduler's state is not a known one.
+UNSEEN = "UNSEEN"
 
 DAY = 24 * 3600
 
@@ -94,7 +96,8 @@ def decide(
         return decision._replace(action="nothing", reason=reason + "; the scheduler has requeued it already")
     if LEAVING in words:
         return decision._replace(action="nothing", delay=0.0, reason=reason + "; the launcher was told to end")
-    if not words and _told_to_end(causes, code):
+    unread = not words or (words == {UNSEEN} and code is not None)  # without a code: the job was started again since
+    if unread and _told_to_end(causes, code):
         # scancel and preemption both send TERM: a requeue could raise a cancelled job from the dead
         return decision._replace(action="nothing", reason=reason + "; the job's state could not be read")
     crashes = [c for c in causes if c["cause"] == "crash" and c.get("host")]
@@ -114,6 +117,8 @@ def root_cause(causes, code, words, told=False, unstarted=()):
         return root["cause"], _told_by(root)
     if words & {"NODE_FAIL", "BOOT_FAIL"}:
         return "node", "the node failed"
+    if UNSEEN in words and code is None:  # what looks like a crash may be a rank that lost its peers with their node
+        return "node", "ended unseen: its host or its launcher went away"
     if "PENDING" in words:  # what looks like a crash then is a rank that was cut off, or the peer of one
         return "stopped", "preempted, or its node failed, before a clean stop"
     if unstarted:
@@ -131,7 +136,7 @@ def root_cause(causes, code, words, told=False, unstarted=()):
         return "crash", "out of memory (killed by the scheduler)"
     if code is None:
         return "node", "ended unseen: its host or its launcher went away"
-    if not words and any(c["cause"] == "peer_lost" for c in causes):
+    if not words - {UNSEEN} and any(c["cause"] == "peer_lost" for c in causes):
         if told:
             return "stopped", "told to save and stop, but a rank went away before it had"
         return "node", "a rank went away unseen, and nobody says what became of the job: a network, or a node"
@@ -157,7 +162,8 @@ def _first_by_class(causes):
 
 def _told_by(record):
     # type: (Dict[str, Any]) -> str
-    return "rank %s: %s" % (record.get("rank", "?"), record.get("reason") or record["cause"])
+    who = record.get("by") or "rank %s" % record.get("rank", "?")
+    return "%s: %s" % (who, record.get("reason") or record["cause"])
 
 
 def _killed_by(code):

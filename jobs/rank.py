@@ -28,7 +28,7 @@ SIOCGIFADDR = 0x8915
 
 def main():
     # type: () -> None
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2])
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
     raise_limits()
     os.environ.update(environment(os.environ))
     os.environ.update(wire(os.environ))
@@ -36,8 +36,11 @@ def main():
         open_log(os.environ)
         os.chdir(os.environ["FLIP_SNAPSHOT"])
     except OSError as error:  # this node's trouble with files, which says nothing against the run
-        sys.stderr.write("rank %s on %s: %s\n" % (os.environ["RANK"], os.environ.get("SLURMD_NODENAME"), error))
-        sys.exit(STORAGE)
+        text = "rank %s on %s: %s\n" % (os.environ["RANK"], os.environ.get("SLURMD_NODENAME"), error)
+        try:
+            os.write(2, text.encode("utf-8", "replace"))
+        finally:  # standard error may lie on the same full disk; that must not change the exit code
+            os._exit(STORAGE)
     os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
 
 

@@ -2,8 +2,9 @@
 
     python3 jobs/requeue.py begin RUN_DIR            prints the attempt's number n; nothing where there is nothing to do
     python3 jobs/requeue.py end RUN_DIR --code 75    decides, records, requeues; prints the decision as one line of JSON
-    python3 jobs/requeue.py watch RUN_DIR            stays beside the ranks: Slurm kills a job that outlives its wall
-                                                     limit together with its exit trap, so that this requeues it before
+    python3 jobs/requeue.py watch RUN_DIR            stays beside the ranks: requeues a job that outlives its wall limit
+                                                     before Slurm kills it together with its exit trap, and one whose
+                                                     batch shell was killed
     python3 jobs/requeue.py release RUN_DIR          stays beside the ranks of a canary until it has passed, and lets
                                                      go those that wait for it
 
@@ -13,6 +14,7 @@ that holds the run, which may be full, so that nothing depends on it.
 """
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -23,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Callable, Optional  # noqa: F401
+    from typing import Any, Callable, List, Optional  # noqa: F401
 
     from jobs.policy import Decision  # noqa: F401
 
@@ -34,6 +36,8 @@ EXAMPLES = """examples:
 
 #: Seconds for which a file system that is away is waited for on the node, and then off it, before the next try.
 PATIENCE, LATER = 600.0, 1800.0
+#: Seconds until Slurm has learned that a batch shell is gone.
+LEARNS = 2.0
 #: Seconds between two looks at a canary.
 LOOK = 10.0
 
@@ -41,10 +45,36 @@ LOOK = 10.0
 def main(arguments=None):
     # type: (Any) -> int
     args = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # preemption without grace would cut the decision off
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # they would cut the decision off
+        signal.signal(number, signal.SIG_IGN)
+    if args.what in ("watch", "release"):
+        follow_shell()
     if args.what == "watch":  # a signal that is blocked is kept, though it is ignored
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     return act(args, until_term)
+
+
+class ShellGone(Exception):
+    """The batch shell ended without its exit trap, which ends this process otherwise."""
+
+
+def follow_shell():
+    # type: () -> None
+    """Have ShellGone raised when the batch shell, this process's parent, is gone. Linux; elsewhere nothing happens."""
+    shell = os.getppid()
+
+    def gone(*_):
+        # type: (Any) -> None
+        if os.getppid() != shell:  # scancel --full may send the same signal
+            raise ShellGone()
+
+    signal.signal(signal.SIGHUP, gone)
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGHUP)  # PR_SET_PDEATHSIG
+    except (ImportError, OSError, AttributeError):
+        return
 
 
 def parser():
@@ -79,12 +109,14 @@ def act(args, rest=None):
 
     try:
         if args.what == "begin":
-            return patiently(lambda: begin(args.run, args.token))
+            return patiently(lambda met: begin(args.run, args.token))
         if args.what == "watch":
             return watch(args.run, args.attempt, rest)
         if args.what == "release":
             return release(args.run)
-        return patiently(lambda: end(args.run, args.attempt, args.code, args.state, args.late), args.attempt)
+        return patiently(lambda met: end(args.run, args.attempt, args.code, args.state, args.late, met), args.attempt)
+    except ShellGone:  # of a canary: the next start has a process of its own that releases the others
+        return 0
     except FlipError as error:
         say(error)
         return error.code
@@ -100,8 +132,9 @@ def say(text, stream=None):
 
 
 def patiently(do, attempt=None):
-    # type: (Callable[[], int], Optional[int]) -> int
-    """Try again while files make trouble: an attempt that cannot be recorded must not be the run's end.
+    # type: (Callable[[Optional[OSError]], int], Optional[int]) -> int
+    """Try again while files make trouble: an attempt that cannot be recorded must not be the run's end. ``do`` is
+    given the error of the try before.
 
     Then the job leaves the node and comes back later. That ``attempt`` could not be ended is left with the scheduler,
     and written by the next begin.
@@ -109,10 +142,12 @@ def patiently(do, attempt=None):
     from flip.exitcodes import STORAGE
 
     end_, wait = time.time() + PATIENCE, 1.0
+    met = None  # type: Optional[OSError]
     while True:
         try:
-            return do()
+            return do(met)
         except OSError as error:
+            met = error
             say("%s; tried again for up to %g s" % (error, PATIENCE))
             if time.time() + wait > end_:
                 break
@@ -138,7 +173,7 @@ def begin(path, token):
     """
     from flip.exitcodes import CAUSES, ConfigError
     from flip.rundir import RunDir, read_json
-    from jobs import ledger, successor
+    from jobs import ledger, orphans, scheduler, successor
 
     run = RunDir(path)
     if not run.path.exists():
@@ -169,6 +204,7 @@ def begin(path, token):
             tell(run, "stop")
         return CAUSES.get(verdict["cause"], CAUSES["crash"])
     n = ledger.begin(run, facts())
+    orphans.end(str(run.path), n, scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
     run.open_logs(n)
     print(n)
     return 0
@@ -205,8 +241,9 @@ def facts():
     return dict(found, **{key: os.environ[name] for key, name in named.items() if name in os.environ})
 
 
-def end(path, n, code, state, late=False):
-    # type: (str, Optional[int], Optional[int], Optional[str], bool) -> int
+def end(path, n, code, state, late=False, met=None):
+    # type: (str, Optional[int], Optional[int], Optional[str], bool, Optional[OSError]) -> int
+    """Record the end of attempt n and do what follows from it. ``met``: the error of an earlier try of this."""
     from flip.exitcodes import ConfigError
     from flip.rundir import RunDir
     from jobs import ledger, scheduler, suspects, unstarted, wall
@@ -223,7 +260,8 @@ def end(path, n, code, state, late=False):
     among = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
     lost = unstarted.nodes(str(run.logs / str(n) / "job.err"), among)
     late = wall.used_up(run, seen) or late  # type: ignore[assignment]
-    decision = ledger.end(run, n, code, state, suspect=suspect, late=late, unstarted=lost)
+    full = str(met) if met is not None and met.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    decision = ledger.end(run, n, code, state, suspect=suspect, late=late, unstarted=lost, full=full)
     say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
         requeue_job(decision, run, n)
@@ -244,25 +282,43 @@ def tell(run, action):
 
 def others(run, action):
     # type: (Any, str) -> None
-    """What the end of a canary means for those that wait for it. Slurm is waited for as with a requeue."""
+    """What the end of a canary means for the jobs that wait for it. Slurm is waited for as with a requeue."""
     from jobs import canary, scheduler
 
     record, begin, wait = canary.of(run), time.time(), 1.0
+    absent = []  # type: List[float]
     while record.get("releases"):
         try:
             if action == "stop" and not canary.passed(run, record["steps"]):
                 return canary.call_off(record["releases"])
-            if action == "nothing" or canary.release(run):
+            if action == "nothing" or released(run, absent):
                 return None
-            trouble = "some of those that wait are not to be seen"  # type: object
+            trouble = "some of them are not in Slurm's queue"  # type: object
         except scheduler.Unanswered as error:
             trouble = error
         if time.time() + wait > begin + (scheduler.AWAY if action == "done" else PATIENCE):
-            say("%s: those that wait for it were not told: %s; submit again" % (run.path, trouble))
+            say("%s: the jobs that wait for it were not released: %s; submit again" % (run.path, trouble))
             return None
         time.sleep(wait)
         wait = min(60.0, 2 * wait)
     return None
+
+
+def released(run, absent):
+    # type: (Any, List[float]) -> bool
+    """Release the jobs that wait for a canary; whether that is done. ``absent``: times of earlier answers of squeue
+    that lacked some of them. After two such answers, scheduler.GONE seconds apart, these jobs are gone.
+    """
+    from jobs import canary, scheduler
+
+    missing = canary.release(run)
+    if not missing:
+        return True
+    absent.append(time.time())
+    if absent[-1] - absent[0] < scheduler.GONE:
+        return False
+    say("%s: not in Slurm's queue any more: %s; submit again" % (run.path, ", ".join(missing)))
+    return True
 
 
 def release(path):
@@ -271,10 +327,11 @@ def release(path):
     from jobs import canary, scheduler
 
     run = RunDir(path)
+    absent = []  # type: List[float]
     while True:
         try:
             record = canary.of(run)
-            if not record.get("releases") or (canary.passed(run, record["steps"]) and canary.release(run)):
+            if not record.get("releases") or (canary.passed(run, record["steps"]) and released(run, absent)):
                 return 0
         except (OSError, ValueError, scheduler.Unanswered) as error:
             say(error)
@@ -290,7 +347,11 @@ def watch(path, n, rest=None):
     run = RunDir(path)
     n = run.newest_attempt() if n is None else n
     job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
-    if scheduler.outlived(job, restarts, rest, lambda limit: note_wall(run, n, limit)):
+    try:
+        over = scheduler.outlived(job, restarts, rest, lambda limit: note_wall(run, n, limit))
+    except ShellGone:
+        return patiently(lambda met: shell_gone(run, n), n)
+    if over:
         try:
             run.note_limit(n)
         except OSError as error:
@@ -308,6 +369,29 @@ def note_wall(run, n, limit):
         wall.note(run, n, limit)
     except OSError as error:
         say(error)
+
+
+def shell_gone(run, n):
+    # type: (Any, int) -> int
+    """Do what the exit trap of a batch shell that was killed would have done: requeue the job, unless it has been
+    requeued or cancelled, or nobody says so. The end of attempt n is left to the next begin: its ranks may be saving.
+    """
+    from flip.rundir import read_json
+    from jobs import scheduler
+    from jobs.policy import UNSEEN
+
+    time.sleep(LEARNS)
+    words = scheduler.patient_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
+    ended = read_json(run.attempt(n) / "end.json") or {"action": "requeue"}  # the trap may have got that far
+    over = run.result.exists() or run.cancel.exists() or ended["action"] != "requeue"
+    if over or words in (None, UNSEEN, "PENDING", "CANCELLED"):
+        say("%s: the batch shell is gone; its job (%s) is left alone" % (run.path, words))
+        return 0
+    say("%s: the batch shell was killed (%s)" % (run.path, words))
+    if words == "TIMEOUT":
+        run.note_limit(n)
+    start_again(ended.get("delay", 0.0), tuple(ended.get("exclude", ())), run=run, attempt=n)
+    return 0
 
 
 def requeue_job(decision, run, n):

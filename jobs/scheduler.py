@@ -12,6 +12,8 @@ import time
 from datetime import datetime
 from typing import NamedTuple
 
+from jobs.policy import UNSEEN
+
 if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple  # noqa: F401
 
@@ -27,8 +29,32 @@ PAUSE = 60.0
 PATIENCE = 600.0
 #: Seconds for which a requeue is tried again while Slurm does not answer at all, as while it is being upgraded.
 AWAY = 12 * 3600.0
+#: Seconds after which a job that Slurm still does not know, or does not list, counts as gone: one answer may be wrong.
+GONE = 60.0
 #: Seconds between Slurm's two notes of one event.
 SAME = 3.0
+#: Slurm's job states: the job waits in the queue; signals to it are refused or delayed; it is on nodes; it is over.
+WAITING = (
+    "PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "RECONFIG_FAIL",
+)  # fmt: skip
+BETWEEN = ("COMPLETING", "CONFIGURING", "POWER_UP_NODE", "STAGE_OUT")
+ON_NODES = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "EXPEDITING", "UPDATE_DB")
+ENDED = (
+    "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
+    "REVOKED", "LAUNCH_FAILED",
+)  # fmt: skip
+#: The state that a job will have, by the reason that Slurm shows while it is COMPLETING.
+ENDING = {
+    "None": "CANCELLED",
+    "TimeLimit": "TIMEOUT",
+    "NodeDown": "NODE_FAIL",
+    "DeadLine": "DEADLINE",
+    "OutOfMemory": "OUT_OF_MEMORY",
+    "JobLaunchFailure": "LAUNCH_FAILED",
+    "NonZeroExitCode": "FAILED",
+    "RaisedSignal": "FAILED",
+    "SystemFailure": "FAILED",
+}
 #: What users set for their own eyes: filters, questions, another cluster, another form of times.
 THEIRS = re.compile("(SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT|SBATCH)_|SLURM_(CLUSTERS|TIME_FORMAT|BITSTR_LEN)$")
 
@@ -114,31 +140,34 @@ def own_job(environ):
 
 def state_words(job, restarts, deadline=DEADLINE, seen=None):
     # type: (str, int, float, Optional[Dict[str, str]]) -> Optional[str]
-    """What becomes of a job whose script is at its end, in the words that ``jobs.policy`` reads; None: nobody says.
+    """The state of a job whose script is at its end, in the words that ``jobs.policy`` reads; None: no answer.
 
     ``restarts``: SLURM_RESTART_COUNT of this life. While a job ends, all that Slurm prints is COMPLETING: one that it
     has requeued by itself counts a restart more, one that used up its limit says so, one that is preempted was so in
-    the moment of its end (after a grace it may have been cancelled since), and any other that ends while its script
-    still runs was cancelled (each seen on Slurm 24.11; tests/slurm/scenarios.json). ``seen`` gets the job's fields.
+    the moment of its end (after a grace it may have been cancelled since), and for the others the reason tells (each
+    seen on Slurm 24.11; tests/slurm/scenarios.json). UNSEEN: a state or a reason that is not known here.
+    ``seen`` gets the job's fields.
     """
     try:
         fields = fields_of(call("scontrol", "show", "job", job, deadline=deadline))
+    except Gone:
+        return UNSEEN
     except Unanswered:
         return None
     if seen is not None:
         seen.update(fields)
-    state = fields.get("JobState", "")
-    if (number(fields.get("Restarts", "")) or 0) > restarts:
+    state, reason = fields.get("JobState", ""), fields.get("Reason", "").partition(":")[0]
+    if (number(fields.get("Restarts", "")) or 0) > restarts or state in WAITING:
         return "PENDING"
     if state != "COMPLETING":
-        return state or None
+        return state if state in BETWEEN + ON_NODES + ENDED else UNSEEN if state else None
     ran, limit = seconds(fields.get("RunTime", "")), seconds(fields.get("TimeLimit", ""))
-    if fields.get("Reason") == "TimeLimit" or (ran is not None and limit is not None and ran >= limit):
+    if reason == "None" and ran is not None and limit is not None and ran >= limit:
         return "TIMEOUT"
     preempted, ended = moment(fields.get("PreemptTime", "")), moment(fields.get("EndTime", ""))
-    if preempted is not None and ended is not None and abs(ended - preempted) <= SAME:
+    if reason == "None" and preempted is not None and ended is not None and abs(ended - preempted) <= SAME:
         return "PREEMPTED"
-    return "CANCELLED"
+    return ENDING.get(reason, UNSEEN)
 
 
 def patient_words(job, restarts, patience=PATIENCE, seen=None):
@@ -168,6 +197,8 @@ def outlived(job, restarts, rest=None, told=None):
         near = left is not None and left <= DEADLINE + PAUSE
         try:
             fields = fields_of(call("scontrol", "show", "job", job, deadline=BRIEF if near else DEADLINE))
+        except Gone:
+            return False
         except Unanswered:
             time.sleep(1.0 if near else PAUSE)
             if left is not None:
@@ -270,9 +301,9 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
     """Start a job again, after ``delay`` seconds and without nodes ``exclude``; what happened, in words.
 
     Before each try the job's state is looked at: one that Slurm has started again, or somebody cancelled, is left so.
-    A refusal is tried again for ``patience`` seconds, silence for AWAY, then Unanswered is raised. The caller may be
-    killed as soon as the requeue is through, so delay and nodes come after it: before it they are refused anyway.
-    Disabled is raised at once.
+    A refusal is tried again for ``patience`` seconds, an unknown job for GONE, silence for AWAY, then Unanswered is
+    raised. The caller may be killed as soon as the requeue is through, so delay and nodes come after it: before it they
+    are refused anyway. Disabled is raised at once.
     ``ending``: Slurm ends the job for its limit at this moment, so that no time is lost with questions and waits.
     """
     deadline, wait, tried = BRIEF if ending else DEADLINE, 1.0, False
@@ -289,10 +320,10 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
         except Disabled:
             raise
         except Unanswered as error:
-            tried, now = True, time.time()
+            tried, now, gone = True, time.time(), isinstance(error, Gone)
             # after hours of silence the first refusal is not the last word
-            silent = words is None and not isinstance(error, Gone)
-            refused_until = None if silent else refused_until or now + patience
+            silent = words is None and not gone
+            refused_until = None if silent else refused_until or now + (min(GONE, patience) if gone else patience)
             if now + wait > (refused_until or silent_until):
                 raise error
         time.sleep(wait)

@@ -23,8 +23,8 @@ from flip.rundir import RunDir, read_json, write_json, write_text
 from jobs import batch, canary, scheduler, slurm_state
 from jobs.cluster import Job, JobState
 from jobs.profile import Profile
-from jobs.scheduler import Unanswered
-from jobs.slurm_state import BETWEEN, ENDED, WAITING, ahead_of, elsewhere, rows_of
+from jobs.scheduler import BETWEEN, ENDED, WAITING, Unanswered
+from jobs.slurm_state import ahead_of, elsewhere, rows_of
 
 NOT_REQUEUED = (
     "requeue is disabled here (Requeue=0). After a preemption or the time limit a job submits its successor; "

@@ -11,19 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from flip.rundir import RunDir, read_record
-from jobs import canary, ledger, scheduler, wall
+from jobs import canary, ledger, resubmit, scheduler, wall
 from jobs.cluster import UNREADABLE, JobState, unread
-from jobs.scheduler import Row, Unanswered
-
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
-BETWEEN = ("COMPLETING", "CONFIGURING")
-"""A signal is refused then, or waited with."""
-ENDED = (
-    "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
-    "REVOKED", "LAUNCH_FAILED",
-)  # fmt: skip
-"""Slurm's words for a job that is over; any that is in neither list occupies nodes."""
-
+from jobs.scheduler import ENDED, WAITING, Row, Unanswered
 
 LIMIT = "its wall limit came before it had saved"
 
@@ -139,7 +129,9 @@ def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
     gone = f"its job ended ({row.state})" if row else "its job is not in Slurm's queue any more"
     if row is None and n <= after and not _taken(run):
         gone = "Slurm did not say that it took its job"
-    return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: submit again"])))
+    command = resubmit.command(run)[1]
+    again = f"submit again: {command}" if command else "submit again"
+    return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: {again}"])))
 
 
 def _taken(run: RunDir) -> bool:

@@ -75,7 +75,9 @@ def _environment(attempt):
         with open("/proc/%d/environ" % os.getppid(), "rb") as file:
             pairs = [os.fsdecode(line).partition("=") for line in file.read().split(b"\0") if line]
         given = {name: value for name, _, value in pairs}
-    except OSError:  # it has gone
-        given = dict(os.environ)
+    except OSError:
+        given = {}
+    if given.get("SLURM_JOB_ID") != os.environ.get("SLURM_JOB_ID"):  # it was killed: our parent is another process
+        given = {name: value for name, value in os.environ.items() if name not in ("FLIP_RUN", "FLIP_ATTEMPT")}
     kept = {name: value for name, value in given.items() if name == "SLURM_CONF" or not name.startswith("SLURM")}
     return dict(kept, **({FOLLOWS: str(attempt)} if attempt is not None else {}))

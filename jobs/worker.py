@@ -12,8 +12,10 @@ import errno
 import faulthandler
 import logging
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +24,7 @@ from typing import NoReturn
 
 from flip import interrupt
 from flip.exitcodes import CAUSES, ConfigError, DataError, FlipError, StorageError
-from flip.rundir import RunDir, read_json
+from flip.rundir import OWNER, RunDir, read_json
 from jobs.symptoms import PEER_GONE
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG)
@@ -47,18 +49,34 @@ def main(path: str, work: Work | None = None) -> int:
     if run.result.exists():  # a cluster may start a finished job once more
         return 0
     attempt = int(os.environ["FLIP_ATTEMPT"])
+    os.environ["FLIP_RUN"] = str(run.path)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        clear_temporaries(run, attempt)
     if rank == 0:
         flag.tell(lambda: _note_told(run, attempt, flag))
     cause, reason, trace = _judged(work or _train, run, attempt, flag)
-    if trace:
-        print(trace, file=sys.stderr, flush=True)
-    elif cause != "complete":
-        logging.error("%s", reason)
-    try:
+    try:  # before anything is printed: the log may lie on the same full disk
         run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace, signal=flag.signal, host=host())
     except OSError as error:  # the exit code is all that is left to tell
         logging.error("the cause could not be written: %s", error)
+    if trace:
+        with contextlib.suppress(OSError):  # standard error may be full; that must not change the exit code
+            print(trace, file=sys.stderr, flush=True)
+    elif cause != "complete":
+        logging.error("%s", reason)
     return CAUSES[cause]
+
+
+def clear_temporaries(run: RunDir, attempt: int) -> None:
+    """Delete multiprocessing's temporary folders that killed ranks of earlier attempts of the run left on this node.
+
+    They are known by the record that ``flip.data.pool`` writes into each; a folder that cannot be deleted stays.
+    """
+    for mark in Path(tempfile.gettempdir()).glob(f"pymp-*/{OWNER}"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            owner = read_json(mark) or {}
+            if owner["run"] == str(run.path) and owner["attempt"] < attempt and mark.stat().st_uid == os.geteuid():
+                shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 def _note_told(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> None:
@@ -158,12 +176,12 @@ def _check_identity(run: RunDir) -> None:
 def leave(code: int) -> NoReturn:
     """End this process with ``code``, and with nothing left in the temporary folder."""
     if "multiprocessing.util" in sys.modules:
-        import shutil
         from multiprocessing import util
 
         shutil.rmtree(util.get_temp_dir(), ignore_errors=True)  # the fork server's socket, else removed at an exit
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a full disk must not change the exit code
+            stream.flush()
     os._exit(code)
 
 

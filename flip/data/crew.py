@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from flip.data.pool import leave_with_parent, prepare_forkserver
 from flip.exitcodes import FlipError
+from flip.interrupt import SIGNALS
 
 AHEAD = 2
 """Tasks that a process holds: one in work, one waiting."""
@@ -89,7 +90,7 @@ def _give(tasks: Iterator[Any], pipe: connection.Connection, open_tasks: dict[co
 
 
 def _work(prepare: Callable[..., Callable[[Any], Any]], arguments: Sequence[Any], pipe: connection.Connection) -> None:
-    for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    for name in (*SIGNALS, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)  # Ctrl-C is the main process's to hear
     threading.Thread(target=leave_with_parent, daemon=True).start()
     try:

@@ -28,6 +28,8 @@ from flip.data.masking import Kept
 from flip.data.mixture import sources
 from flip.data.stream import Part, Replaced, Spec, Streams
 from flip.exitcodes import FlipError
+from flip.interrupt import SIGNALS
+from flip.rundir import OWNER, write_json
 
 SLOTS = 4
 """Parts that a worker may be ahead."""
@@ -45,7 +47,7 @@ def prepare_forkserver(torch: bool = False) -> None:
     What it imports here its workers need not import again. ``torch``: also torch, for ``resize: torchvision`` (it is
     right without, only slower to start and larger).
     """
-    names = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+    names = (*SIGNALS, signal.SIGINT)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, names)
     # The server finds our modules by its environment: it does not get this process's sys.path.
     path = os.environ.get("PYTHONPATH")
@@ -58,6 +60,7 @@ def prepare_forkserver(torch: bool = False) -> None:
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, names)  # the line above unblocks some of them
         forkserver.ensure_running()
+        _sign_folder()
     finally:
         if path is None:
             del os.environ["PYTHONPATH"]
@@ -75,6 +78,15 @@ def _leave_long_folder() -> None:
             util.get_temp_dir()  # it is made once, and kept for this process and its children
         finally:
             tempfile.tempdir = usual
+
+
+def _sign_folder() -> None:
+    """Leave in multiprocessing's temporary folder whose it is, so that a later attempt can delete what a killed rank
+    left."""
+    if {"FLIP_RUN", "FLIP_ATTEMPT"} <= os.environ.keys():
+        owner = {"run": os.environ["FLIP_RUN"], "attempt": int(os.environ["FLIP_ATTEMPT"])}
+        with contextlib.suppress(OSError):
+            write_json(Path(util.get_temp_dir()) / OWNER, owner)
 
 
 class Pool:
@@ -148,7 +160,7 @@ def _end(processes: list[ForkServerProcess], pipes: list[connection.Connection])
 def _work(
     spec: Spec, lanes: range, start: int, batch: int, kept: Kept, buffer: Any, pipe: connection.Connection
 ) -> None:
-    for name in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    for name in (*SIGNALS, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=leave_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

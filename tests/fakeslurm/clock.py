@@ -80,6 +80,11 @@ class Process:
         if self._greenlet is not getcurrent():
             self._greenlet.throw(GreenletExit)
 
+    def interrupt(self, error):
+        """Raise ``error`` where it waits, as a signal's handler does."""
+        self._clock.cancel(self._event)
+        self._event = self._clock.at(0.0, self._go, error)
+
     @property
     def alive(self):
         return self._over is not None
@@ -101,12 +106,12 @@ class Process:
         except Exception:  # whatever it is, an interpreter would end with it
             traceback.print_exc(file=self.err)
 
-    def _go(self):
+    def _go(self, error=None):
         clock, before = self._clock, (os.environ, sys.stdout, sys.stderr)
         os.environ, sys.stdout, sys.stderr, clock.current = self.environ, self.out, self.err, self  # type: ignore
         try:
             with self._skin():
-                self._greenlet.switch()
+                self._greenlet.throw(error) if error else self._greenlet.switch()
         finally:
             (os.environ, sys.stdout, sys.stderr), clock.current = before, None
         if self._greenlet.dead and self._over is not None:

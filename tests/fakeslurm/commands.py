@@ -142,6 +142,10 @@ class Commands:
         return "".join(lines)
 
     def _scancel(self, *words):
+        if words[0] in ("--batch", "--full"):
+            job = self.controller.find(words[-1])
+            job.life.signal_shell(words[1].partition("=")[2], full=words[0] == "--full")
+            return ""
         if not words[0].startswith("--"):
             for job in [job for text in words for job in self.controller.all_of(text)]:
                 self.controller.cancel(job)

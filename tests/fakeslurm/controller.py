@@ -215,6 +215,11 @@ class Controller:
         if running:
             self._end_processes(job)
 
+    def shell_killed(self, job):
+        """The batch script has ended by SIGKILL; what its steps still run is ended."""
+        job.exit_code = "0:9"
+        self._finish(job, "FAILED", "RaisedSignal:9(Killed)")
+
     def _finish(self, job, state, reason="None"):
         job.state, job.reason, job.end = state, reason, self.clock.now
         if job.script is None:
@@ -309,8 +314,10 @@ class Controller:
         life.happened("node")
         if node.alive:
             node.orphans.append(life)
-        if job.state == "RUNNING":
+        if job.state == "RUNNING" and self.site.requeue:
             self._again(job)
+        elif job.state == "RUNNING":
+            self._finish(job, "NODE_FAIL", "NodeDown")
         if not any(other.alive and other.reachable for other in job.nodes):
             self.detached(life)
 

@@ -84,6 +84,7 @@ class Life:
         """When its exit trap was through."""
         self.alone = False
         """Whether its wall limit came while Slurm had not yet found that its node is away."""
+        self._shell = True
         self._storage = storage or (lambda life: contextlib.nullcontext())
         self._resting = None
         self.clock.at(0.2, self._begin)
@@ -196,7 +197,9 @@ class Life:
                     process.kill()
             self._done(code)
 
-        if not self._over:
+        if not self._shell:
+            self._done(code, killed=True)
+        elif not self._over:
             self._python("trap", seen, "end", code=code, late=self.clock.now - self.born >= self.script.late)
 
     def _done(self, code, killed=False):
@@ -209,6 +212,20 @@ class Life:
     def signal_steps(self, name):
         if self.body is not None:
             self.body.signal(name, {node.name for node in self.nodes if node.alive and node.reachable})
+
+    def signal_shell(self, name, full):
+        """The shell forwards it to the ranks; ``full``: they get it as well."""
+        self.happened("warned")
+        for sent in {"USR1" if name == "TERM" else "USR2", *([name] if full else [])}:
+            self.signal_steps(sent)
+
+    def kill_shell(self):
+        """SIGKILL to the batch shell alone: it has no exit trap then. The watcher lives on."""
+        self.happened("shell")
+        self._shell = False
+        self.controller.shell_killed(self.job)
+        for process in self._beside:
+            process.interrupt(requeue.ShellGone())
 
     def end(self):
         """TERM to all, which the shell outlives."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from unittest import mock
 
@@ -54,6 +55,9 @@ class FakeScene(Scene):
         (life,) = [job.life for job in self._jobs() if (job.index or 0) == index]
         life.body.kill({life.nodes[rank].name})
 
+    def kill_shell(self):
+        self._jobs()[0].life.kill_shell()
+
     def _calls(self, run, n, by):
         found = []
         for call in self.commands.noted:
@@ -71,19 +75,28 @@ class FakeScene(Scene):
         return found
 
 
-def play(name, folder):
-    """The record of a scenario as ``recording.perform`` makes it of a real Slurm."""
-    scenario, clock = SCENARIOS[name], Clock()
-    options = scenario.options
-    site = Site(
-        kill_wait=options["kill_wait"], user_signal=options["user_signal"], grace=scenario.grace, mode=scenario.mode,
-        node_timeout=options.get("node_timeout", 10), requeue_delay=6.0,
-        requeue=not name.startswith("requeue_disabled"), refuses_followers=name == "requeue_disabled_refused",
-    )  # fmt: skip
-    controller = Controller(clock, site, ["n1", "n2", "n3", "n4"], lambda *given: Life(*given, body=Scripted))
+@contextlib.contextmanager
+def staged(name, folder, storage=None, **settings):
+    """A scene on a site with these settings. ``storage``: as ``host.Life`` has it."""
+    clock = Clock()
+
+    def life(*given):
+        return Life(*given, body=Scripted, storage=storage)
+
+    controller = Controller(clock, Site(requeue_delay=6.0, **settings), ["n1", "n2", "n3", "n4"], life)
     commands = Commands(clock, controller)
     with in_place(clock, commands), mock.patch.object(recorder, "time", clock.module):
-        scene = FakeScene(clock, controller, commands, folder, name)
+        yield FakeScene(clock, controller, commands, folder, name)
+
+
+def play(name, folder):
+    """The record of a scenario as ``recording.perform`` makes it of a real Slurm."""
+    scenario, options = SCENARIOS[name], SCENARIOS[name].options
+    settings = {"kill_wait": options["kill_wait"], "user_signal": options["user_signal"], "mode": scenario.mode}
+    settings |= {"grace": scenario.grace, "node_timeout": options.get("node_timeout", 10)}
+    settings |= {"requeue": not name.startswith("requeue_disabled")}
+    settings |= {"refuses_followers": name == "requeue_disabled_refused"}
+    with staged(name, folder, **settings) as scene:
         scenario.act(scene)
         scene.over()
         hurt = 1 if name.startswith("last_element") else 0

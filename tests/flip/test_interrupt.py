@@ -22,9 +22,10 @@ def run(body, **options):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, **options)
 
 
-def test_a_signal_sets_the_flag_and_nothing_else():
-    done = run("os.kill(os.getpid(), signal.SIGUSR2)\nos.kill(os.getpid(), signal.SIGTERM)")
-    assert (done.returncode, done.stdout.strip()) == (0, "signal SIGUSR2")
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_a_signal_sets_the_flag_and_nothing_else(name):
+    done = run(f"os.kill(os.getpid(), signal.{name})\nos.kill(os.getpid(), signal.SIGTERM)")
+    assert (done.returncode, done.stdout.strip()) == (0, f"signal {name}")
 
 
 @pytest.mark.parametrize("leash", [False, True])

@@ -1,5 +1,6 @@
 """The batch script as Slurm gets it: a golden text, and a real bash that runs its protocol with a stand-in for srun."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, read_json, write_json
-from jobs import batch, ledger
+from jobs import batch, ledger, requeue
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile, load_profile
 from jobs.site import accepts
@@ -171,16 +172,23 @@ def test_a_node_that_lacks_something_where_requeue_is_disabled(stage, tmp_path):
     assert "SLURM_JOB_ID" not in (tmp_path / "env").read_text()
 
 
-def test_the_shell_outlives_term_and_srun_does_not_inherit_deafness(stage, tmp_path):
-    stage.commands("srun", f"trap 'exit 75' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done")
+@pytest.mark.parametrize("sent, heard", [("USR1", "USR2"), ("USR2", "USR2"), ("TERM", "USR1")])
+def test_the_shell_forwards_signals_to_the_ranks(stage, tmp_path, sent, heard):
+    """scancel --batch sends them to the shell alone. srun, which gets no ignored signal, passes USR1 and USR2 on; on
+    TERM it would kill the ranks."""
+    noted = "".join(f"trap 'echo {name} >> {tmp_path}/heard' {name}; " for name in ("TERM", "USR1", "USR2"))
+    stage.commands("srun", f"{noted} touch {tmp_path}/up; until [ -s {tmp_path}/heard ]; do sleep 0.05; done; exit 75")
     bash = stage.start()
     while not (tmp_path / "up").exists():
         time.sleep(0.01)
-    words = ["pgrep", "-P", str(bash.pid), "-f", str(tmp_path / "srun")]
-    (child,) = subprocess.run(words, capture_output=True, text=True).stdout.split()
-    bash.send_signal(signal.SIGTERM)
-    os.kill(int(child), signal.SIGTERM)
+    bash.send_signal(getattr(signal, f"SIG{sent}"))
     assert bash.wait(60) == 75 and stage.end()["code"] == 75
+    assert (tmp_path / "heard").read_text().split() == [heard]
+
+
+def test_the_shell_keeps_the_code_of_a_step_that_a_signal_killed(stage, tmp_path):
+    stage.commands("srun", "kill -9 $$")
+    assert stage.start().wait(60) == 137 and stage.end()["code"] == 137
 
 
 @pytest.mark.parametrize("what", ["complete", "cancelled", "replaced", "failed"])
@@ -344,6 +352,55 @@ def test_three_attempts_within_a_limit_that_was_lowered_are_the_end_and_the_limi
     assert stage.end(4)["action"] == "stop" and "the wall limit of 60 s passed" in stage.end(4)["reason"]
 
 
+def test_where_the_batch_shell_is_killed_the_watcher_requeues(stage, tmp_path):
+    """Nothing of the exit trap runs then. The end of the attempt is written by the next start."""
+    running = "JobState=RUNNING Restarts=0 RunTime=00:00:20 TimeLimit=10:00:00"
+    killed = running.replace("RUNNING", "COMPLETING Reason=RaisedSignal:9(Killed)")
+    stage.commands("srun", f"touch {tmp_path}/up; sleep 60")
+    show = f"[ -e {tmp_path}/killed ] && echo '{killed}' || echo '{running}'"
+    stage.commands("scontrol", f"[ $1 = show ] && {{ {show}; }}; exit 0")
+    bash = stage.start()
+    while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+    (tmp_path / "killed").touch()
+    bash.kill()
+    bash.wait(60)
+    while "scontrol requeue 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+    os.killpg(bash.pid, signal.SIGKILL)  # the ranks
+    assert stage.end() is None
+    ledger.settle(stage.run)
+    assert (stage.end()["cause"], stage.end()["action"]) == ("node", "requeue")
+
+
+@pytest.mark.parametrize(
+    "state, what, requeued",
+    [
+        ("RUNNING", "", True),
+        ("FAILED Reason=RaisedSignal:9(Killed)", "", True),
+        ("COMPLETING Reason=TimeLimit", "", True),
+        ("COMPLETING Reason=None", "", False),  # cancelled
+        ("PENDING Reason=BeginTime", "", False),
+        ("COMPLETING Reason=SomethingNew", "", False),
+        ("RUNNING", "complete", False),
+        ("RUNNING", "cancelled", False),
+        ("RUNNING", "stop", False),
+    ],
+)
+def test_what_the_watcher_does_for_a_shell_that_is_gone(stage, slept, monkeypatch, state, what, requeued):
+    stage.commands("scontrol", f"[ $1 = show ] && echo 'JobState={state} Restarts=0'; exit 0")
+    n = stage.run.begin_attempt({})
+    if what == "stop":
+        stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
+        ledger.end(stage.run, n, 78, "RUNNING")
+    elif what:
+        write_json(stage.run.result if what == "complete" else stage.run.cancel, {})
+    monkeypatch.setenv("SLURM_JOB_ID", "58")
+    assert requeue.shell_gone(stage.run, n) == 0
+    assert ("scontrol requeue 58" in stage.commands.calls()) == requeued
+    assert stage.run.met_limit(n) == ("TimeLimit" in state)
+
+
 def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):
     """For storage or for Slurm's answer, for ten minutes: the limit may come first, and ends the trap with the job."""
     limit = "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:30:20 TimeLimit=00:30:00"
@@ -386,6 +443,24 @@ ledger.begin = ledger.end = full
 requeue.PATIENCE = 0.0
 sys.exit(requeue.main([sys.argv[2], sys.argv[1], *sys.argv[3:]]))
 """
+
+
+def test_a_full_disk_that_the_trap_meets_is_the_cause(tmp_path, small_disk):
+    """The ranks could not write their causes either; their exit codes say crash."""
+    run = RunDir(small_disk / "sweep" / "run")
+    run.begin_attempt({})
+    filler = small_disk / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    command = [sys.executable, ROOT / "jobs" / "requeue.py", "end", run.path, "--code", "70", "--state", "RUNNING"]
+    environment = {**os.environ, "SLURM_JOB_ID": ""}
+    trap = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert "No space left on device" in trap.stderr.readline()
+    filler.unlink()
+    decision = json.loads(trap.communicate(timeout=60)[0])
+    assert (decision["cause"], decision["action"], decision["delay"]) == ("storage", "requeue", 30.0)
+    assert decision["reason"].startswith("the exit trap: [Errno 28] No space left on device")
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)

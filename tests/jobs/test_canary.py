@@ -8,7 +8,7 @@ import pytest
 
 from flip.exitcodes import ConfigError
 from flip.rundir import RunDir, read_json, write_json
-from jobs import canary, cluster, folder, ledger, requeue, slurm
+from jobs import canary, cluster, folder, ledger, requeue, scheduler, slurm
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
 from tests.jobs.act import act
@@ -171,7 +171,7 @@ def test_they_are_let_go_once_when_it_has_passed(submitted, monkeypatch):
     monkeypatch.setattr(requeue, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
     assert act("release", a.path) == 0
     assert len(looks) == 2 and asked(submitted, "scontrol release") == ["scontrol release 52"]
-    assert canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
+    assert not canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
     submitted.queue(others="PENDING|JobHeldAdmin")
     assert told(b)[0] == "queued" and "scontrol release 52_0" in told(b)[1], "it is another hold"
 
@@ -180,9 +180,43 @@ def test_not_to_be_seen_is_not_let_go(submitted):
     a, b, _ = submitted.runs
     write_json(a.result, {})
     submitted.queue(others="")
-    assert not canary.release(a) and not asked(submitted, "scontrol release")
+    assert canary.release(a) == canary.of(a)["releases"] and not asked(submitted, "scontrol release")
     submitted.queue()
-    assert canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
+    assert not canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
+
+
+@pytest.mark.parametrize("what", ["end", "begin", "release"])
+def test_others_that_left_the_queue_are_not_waited_for(submitted, slept, what, monkeypatch):
+    """Somebody cancelled them: two answers without them are enough, one may be wrong."""
+    a, b, _ = submitted.runs
+    n = ledger.begin(a, {})
+    write_json(a.result, {})
+    submitted.queue(others="")
+    monkeypatch.setenv("SLURM_JOB_ID", "57")
+    words = {"end": ["--code", 0, "--state", "RUNNING"], "begin": [], "release": []}[what]
+    assert act(what, a.path, *words) == 0 and a.newest_attempt() == n
+    assert scheduler.GONE <= slept[-1] < 3 * scheduler.GONE and len(asked(submitted, "squeue")) > 1
+    assert told(b) == ("stopped", "its canary a is complete: submit again")
+
+
+def test_a_wrong_answer_of_the_queue_is_asked_again(submitted, slept, tmp_path, monkeypatch):
+    a, *_ = submitted.runs
+    write_json(a.result, {})
+    queue = (tmp_path / "squeue").read_text().partition("\n")[2].partition("\n")[2]
+    submitted("squeue", f"[ $(grep -c squeue {tmp_path}/calls) -lt 3 ] && exit 0\n{queue}")
+    assert act("begin", a.path) == 0 and asked(submitted, "scontrol release") == ["scontrol release 52"]
+
+
+@pytest.mark.parametrize("line", ["{", "3", "[]", '{"loss": 1}', '{"step": null}', "\0\0"])
+def test_a_damaged_metrics_line_keeps_nobody_held(submitted, line):
+    a, *_ = submitted.runs
+    n = ledger.begin(a, {})
+    log(a, n, 1)
+    with open(a.metrics / f"{n}.jsonl", "ab") as file:
+        file.write(line.encode() + b"\n\xff\n")
+    assert not canary.passed(a, 50)
+    log(a, n, 51)
+    assert act("release", a.path) == 0 and asked(submitted, "scontrol release") == ["scontrol release 52"]
 
 
 @pytest.mark.parametrize(

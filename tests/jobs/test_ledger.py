@@ -66,6 +66,7 @@ def test_attempts_that_nobody_saw_end_are_settled_before_the_next(tmp_path):
     ledger.settle(run)
     assert ledger.begin(run, {}) == 2
     assert [(row["attempt"], row["cause"]) for row in list(ledger.ends(run))[::-1]] == [(1, "node")]
+    assert ledger.last(run)["reason"].startswith("ended unseen"), "Slurm did not say that a node failed"
     assert read_json(run.attempt(2) / "start.json")["first_commit"]
 
 

@@ -166,10 +166,13 @@ def test_a_node_without_the_folders_of_the_run_is_no_crash(tmp_path):
     command = [sys.executable, ROOT / "jobs" / "rank.py", "late"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == rank.STORAGE == exitcodes.STORAGE and "No such file" in done.stderr
+    with open("/dev/full", "w") as full:  # as the log of a job whose disk is full
+        assert subprocess.run(command, env=environment, stderr=full).returncode == rank.STORAGE
 
 
-def test_a_signal_that_comes_before_the_worker_listens_is_kept(tmp_path):
-    """USR2 sent while a task starts neither kills it nor is lost; its words are in the node's log from the first on."""
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_a_signal_that_comes_before_the_worker_listens_is_kept(tmp_path, name):
+    """A signal sent while a task starts neither kills it nor is lost; its words are in the node's log at once."""
     run = tmp_path / "run"
     (run / "logs" / "2").mkdir(parents=True)
     (tmp_path / "late.py").write_text(
@@ -192,10 +195,10 @@ def test_a_signal_that_comes_before_the_worker_listens_is_kept(tmp_path):
     log = run / "logs" / "2" / "node1.out"
     while not (log.exists() and "started" in log.read_text()):
         assert task.poll() is None
-    task.send_signal(signal.SIGUSR2)
+    task.send_signal(getattr(signal, name))
     (tmp_path / "sent").touch()
     assert task.wait(30) == 0
-    assert json.loads(log.read_text().splitlines()[1]) == ["signal SIGUSR2", "3", str(tmp_path), str(run)]
+    assert json.loads(log.read_text().splitlines()[1]) == [f"signal {name}", "3", str(tmp_path), str(run)]
 
 
 def test_soft_limits_of_the_shell_that_submits_end_no_rank(tmp_path):

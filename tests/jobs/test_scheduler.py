@@ -38,12 +38,31 @@ def show(**fields):
         ({"state": "COMPLETING", "preempted": "2026-11-25T09:24:02"}, "CANCELLED"),  # in the grace
         ({"state": "COMPLETING", "preempted": "Unknown"}, "CANCELLED"),
         ({"state": "NODE_FAIL"}, "NODE_FAIL"),
+        ({"state": "COMPLETING", "reason": "NodeDown"}, "NODE_FAIL"),  # Requeue=0: nobody cancelled it
+        ({"state": "COMPLETING", "reason": "NodeDown", "ran": "1-00:00:28"}, "NODE_FAIL"),
+        ({"state": "COMPLETING", "reason": "RaisedSignal:9(Killed)"}, "FAILED"),
+        ({"state": "COMPLETING", "reason": "DeadLine"}, "DEADLINE"),
+        ({"state": "COMPLETING", "reason": "SomethingNew"}, "UNSEEN"),
+        ({"state": "SOMETHING_NEW"}, "UNSEEN"),
+        ({"state": "EXPEDITING"}, "EXPEDITING"),
+        ({"state": "REQUEUE_HOLD", "restarts": 2}, "PENDING"),
     ],
 )
 def test_what_becomes_of_a_job_at_its_end(commands, fields, words):
     commands("scontrol", show(**{"restarts": 2, **fields}))
     assert scheduler.state_words("50_3", 2) == words
     assert commands.calls() == ["scontrol show job 50_3"]
+
+
+SLURMS = """BOOT_FAIL CANCELLED COMPLETED COMPLETING CONFIGURING DEADLINE EXPEDITING FAILED LAUNCH_FAILED NODE_FAIL
+OUT_OF_MEMORY PENDING POWER_UP_NODE PREEMPTED RECONFIG_FAIL REQUEUED REQUEUE_FED REQUEUE_HOLD RESIZING RESV_DEL_HOLD
+REVOKED RUNNING SIGNALING SPECIAL_EXIT STAGE_OUT STOPPED SUSPENDED TIMEOUT UPDATE_DB"""
+
+
+def test_each_state_of_slurm_has_one_meaning():
+    """The states of squeue and sacct, up to Slurm 25.11."""
+    lists = scheduler.WAITING + scheduler.BETWEEN + scheduler.ON_NODES + scheduler.ENDED
+    assert sorted(lists) == sorted(SLURMS.split())
 
 
 def test_a_silent_controller_is_no_state(commands):
@@ -138,7 +157,10 @@ def test_a_job_that_slurm_knows_no_more_is_not_waited_for_half_a_day(commands, s
     assert marks.read("57", 0, patience=scheduler.AWAY) is None and slept[-1] == 31.0
     with pytest.raises(scheduler.Gone):
         scheduler.requeue("57", 0)
-    assert slept[-1] < 31.0 + 2 * scheduler.PATIENCE
+    assert slept[-1] < 31.0 + 2 * scheduler.GONE
+    begin = slept[-1]
+    assert scheduler.patient_words("57", 0) == "UNSEEN", "that is an answer"
+    assert scheduler.outlived("57", 0) is False and slept[-1] == begin, "nor is its limit waited for"
 
 
 def test_a_job_that_is_being_killed_loses_no_time(commands, naps, tmp_path, monkeypatch):

@@ -105,6 +105,9 @@ def test_ends(sweep):
     gone = sweep("e")
     ended(gone)
     assert told(gone) == ("stopped", 1, "rank 0: why stopped; its job is not in Slurm's queue any more: submit again")
+    record = read_json(gone.path / "job.json")
+    write_json(gone.path / "job.json", {**record, "command": ["jobs/submit.py", "--sweep", "x"]})
+    assert told(gone)[2].endswith(": submit again: python jobs/submit.py --sweep x"), "the one command to type"
     assert told(sweep("f", ("FAILED", "NonZeroExitCode")))[0] == "stopped"
 
 

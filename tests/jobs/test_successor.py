@@ -1,5 +1,8 @@
 """A job that Slurm does not requeue is followed by a new one; tests/slurm has the real refusal."""
 
+import os
+import subprocess
+
 import pytest
 
 from jobs import scheduler, successor
@@ -41,8 +44,19 @@ def test_delay_nodes_and_starts_that_came_to_nothing_are_handed_on(slurm):
     assert slurm.sbatch() == [f"sbatch --parsable --dependency=afterany:60 --array=3 {words}"]
 
 
-def test_it_gets_what_its_predecessor_was_given_and_not_what_belongs_to_that_job(slurm, tmp_path, monkeypatch):
-    monkeypatch.setattr(successor.os, "getppid", lambda: 0)  # no such process: our own environment
+@pytest.fixture(params=["gone", "other"])
+def parent(request):
+    """The pid of a batch shell that was killed, or of the process that took its place: our own environment counts."""
+    if request.param == "gone":
+        yield 0
+        return
+    with subprocess.Popen(["sleep", "60"], env={"PATH": os.environ["PATH"]}) as other:
+        yield other.pid
+        other.kill()
+
+
+def test_it_gets_what_its_predecessor_was_given_and_not_what_belongs_to_that_job(slurm, tmp_path, monkeypatch, parent):
+    monkeypatch.setattr(successor.os, "getppid", lambda: parent)
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setenv("OWN_NAME", "kept")

@@ -11,7 +11,7 @@ import pytest
 
 from flip.config import load
 from flip.config.identity import identity
-from flip.exitcodes import CONFIG, DATA, STORAGE
+from flip.exitcodes import CONFIG, CRASH, DATA, STORAGE
 from flip.rundir import RunDir, write_json
 from jobs import worker
 from tests.arena import configuration
@@ -84,6 +84,28 @@ def test_a_signal_that_came_before_anybody_listened_is_told_as_well(run):
     run.config.write_text("schema: 99\n")
     assert work(run, hurt).returncode == CONFIG
     assert run.was_told(1) and run.causes(1)[0]["signal"] == "SIGTERM"
+
+
+FAILS = """
+import sys
+from jobs import worker
+def fail(*_):
+    raise {error}
+worker.leave(worker.main(sys.argv[1], fail))
+"""
+
+
+@pytest.mark.parametrize(
+    "error, code", [("OSError(28, 'No space left')", STORAGE), ("DataError('x')", DATA), ("KeyError(3)", CRASH)]
+)
+def test_a_full_log_changes_neither_cause_nor_code(run, error, code):
+    """The log is on the disk that is full: what cannot be printed must not hide the cause."""
+    program = FAILS.format(error=error).replace("import sys", "import sys\nfrom flip.exitcodes import DataError")
+    environment = {**os.environ, "FLIP_ATTEMPT": "1", "PYTHONPATH": str(ROOT)}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", program, str(run.path)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=full, stderr=full, timeout=120)
+    assert (done.returncode, [cause["code"] for cause in run.causes(1)]) == (code, [code])
 
 
 @pytest.mark.parametrize(

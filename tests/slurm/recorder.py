@@ -20,8 +20,8 @@ from flip.rundir import RunDir, create_json, read_json
 from jobs import cluster
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
+from jobs.scheduler import ENDED
 from jobs.slurm import SlurmCluster
-from jobs.slurm_state import ENDED
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = ("scontrol", "squeue")
@@ -113,6 +113,12 @@ class Scene:
     def kill(self, rank, index=0):
         """SIGKILL to a rank, as the kernel does when memory runs out."""
         os.kill(self.facts(rank, index=index)["pid"], signal.SIGKILL)
+
+    def kill_shell(self):
+        """SIGKILL to the batch shell alone."""
+        job = fields_of(self.call("scontrol", "show", "job", self.id()))["JobId"]
+        (pid,) = pids(f"/job{int(job):05d}/slurm_script")
+        os.kill(pid, signal.SIGKILL)
 
     def cancel(self):
         """As ``jobs/cancel.py`` does."""
@@ -250,6 +256,16 @@ class Scene:
         for id_ in self.here.call("squeue", "-h", "-o", "%A").split():
             with contextlib.suppress(Exception):
                 self.here.call("scancel", id_)
+
+
+def pids(text):
+    """Pids of the processes whose first two words contain this."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if text in " ".join(path.read_text().split("\0")[:2]):
+                found.append(int(path.parent.name))
+    return found
 
 
 def masked(words):

@@ -12,7 +12,7 @@ one: then TERM comes, and the watcher requeues. So these are for a quiet machine
 
 AGAIN = {"steps": LONG, "save": 1.0, "attempts": {"2": {"steps": SHORT}}}
 """Obeys, and finishes in its second attempt."""
-DEAF = {**AGAIN, "ignore": ["TERM", "USR2"]}
+DEAF = {**AGAIN, "ignore": ["TERM", "USR2", "USR1"]}
 HERE = {"user_signal": True, "kill_wait": KILL_WAIT}
 MUTE = {**HERE, "user_signal": False}
 """Preemption does not send the warning signal."""
@@ -207,6 +207,39 @@ def warned(scene):
     scene.call("scancel", "--signal=USR2", scene.id())
 
 
+@scenario("scancel --batch --signal=USR1: only the batch shell gets it")
+def warned_batch(scene):
+    scene.submit(AGAIN)
+    scene.ready()
+    scene.call("scancel", "--batch", "--signal=USR1", scene.id())
+
+
+@scenario("scancel --full --signal=USR1: the batch shell, srun and the ranks get it", slow=True)
+def warned_full(scene):
+    scene.submit(AGAIN)
+    scene.ready()
+    scene.call("scancel", "--full", "--signal=USR1", scene.id())
+
+
+def shell_killed(scene, play=AGAIN):
+    scene.submit(play)
+    scene.ready()
+    scene.kill_shell()
+
+
+scenario("SIGKILL to the batch shell; the watcher beside the ranks requeues the job")(shell_killed)
+
+
+@scenario("SIGKILL to the batch shell; accounting, QOS, JobRequeue=0", options=FOREIGN, slow=True)
+def foreign_shell_killed(scene):
+    shell_killed(scene)
+
+
+@scenario("scancel --batch --signal=USR1; accounting, QOS, JobRequeue=0", options=FOREIGN, slow=True)
+def foreign_warned_batch(scene):
+    warned_batch(scene)
+
+
 def limit(scene, ignore, save=1.0):
     scene.patience = 300.0
     scene.submit({**AGAIN, "ignore": ignore, "save": save}, hours=WAITING_MINUTE, signal_seconds=30)
@@ -224,7 +257,7 @@ def limit_late(scene):
 
 @scenario("the time limit; the ranks obey nothing and are killed", slow=True)
 def limit_deaf(scene):
-    limit(scene, ["USR2", "TERM"])
+    limit(scene, ["USR2", "TERM", "USR1"])
 
 
 def lowered(scene, play):
@@ -365,3 +398,8 @@ def requeue_disabled_preempted(scene):
 )
 def requeue_disabled_refused(scene):
     warned(scene)
+
+
+@scenario("SIGKILL to the batch shell, where the job has Requeue=0: a successor goes on", options=FOREIGN, slow=True)
+def requeue_disabled_shell_killed(scene):
+    shell_killed(scene)

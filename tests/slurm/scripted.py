@@ -19,7 +19,7 @@ from flip.rundir import RunDir, write_json
 
 STEP = 0.05
 NOTED = ("TERM", "USR2", "CONT", "USR1", "HUP", "INT")
-STOP = ("TERM", "USR2")
+STOP = ("TERM", "USR2", "USR1")
 """What ``flip.interrupt`` takes as told to stop."""
 
 
@@ -35,7 +35,9 @@ class Signals:
             signal.signal(getattr(signal, f"SIG{name}"), lambda *_: None)
         named = {"node": "SLURMD_NODENAME", "gpus": "CUDA_VISIBLE_DEVICES", "address": "MASTER_ADDR"}
         self.write({"pid": os.getpid(), **{key: os.environ.get(name, "") for key, name in named.items()}})
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGUSR2])  # jobs/rank.py holds them back
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, [getattr(signal, f"SIG{name}") for name in STOP]
+        )  # jobs/rank.py blocks
 
     def write(self, line: dict[str, object]) -> None:
         with open(self.log, "a") as file:

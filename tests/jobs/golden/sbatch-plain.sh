@@ -19,7 +19,7 @@
 
 # setup
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-trap '' TERM  # what is begun here is finished
+trap '' TERM USR1 USR2  # what is begun here is finished
 without=''
 follow() (  # Slurm does not requeue this job: the same script as a new one, as jobs/successor.py does it
   text=$(scontrol write batch_script "$id" -) || exit
@@ -62,7 +62,7 @@ FLIP_ATTEMPT=$(/opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py begin
 [ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again
 export FLIP_RUN FLIP_ATTEMPT
 finish() {
-  code=$?; trap '' TERM; trap - EXIT
+  code=$?; trap '' TERM USR1 USR2; trap - EXIT
   [ "$SECONDS" -lt 85875 ] || late=1
   /opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${late:+--late}
   [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit
@@ -71,7 +71,13 @@ finish() {
 trap finish EXIT
 exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"
 /opt/py/bin/python -I /runs/demo/.code/c0de/jobs/requeue.py watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown
-trap : TERM  # the shell outlives it; a handler, since srun would inherit deafness
+forward() { [ -z "$step" ] || kill -s "$1" "$step"; }
+trap 'forward USR1' TERM; trap 'forward USR2' USR1 USR2
+srun() {  # in the background, as a shell that waits for a foreground command handles no signal
+  (exec srun "$@") & step=$!
+  while wait "$step"; code=$?; [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do :; done
+  step=; return "$code"
+}
 
 # command
 export SUBMITIT_EXECUTOR=slurm

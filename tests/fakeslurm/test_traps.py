@@ -1,0 +1,51 @@
+"""Ends that the exit trap or the watcher meets in an unusual way, on the Slurm that does not exist."""
+
+from flip.rundir import read_json
+from jobs import requeue
+from tests.fakeslurm.scene import staged
+from tests.fakeslurm.storage import trouble
+from tests.slurm.scenarios import AGAIN, SHORT
+
+
+def end(scene, n=1):
+    return read_json(scene.runs[0].attempt(n) / "end.json")
+
+
+def test_a_full_disk_that_only_the_trap_meets_is_storage(tmp_path):
+    """The ranks end with 70 and without causes, as they cannot write any; three such crashes would stop the run."""
+    kind = [""]
+    with staged("full", tmp_path, storage=lambda life: trouble(tmp_path, kind[0]), kill_wait=5.0) as scene:
+        scene.submit({"steps": SHORT, "attempts": {"1": {"exit": 70}}})
+        scene.until(lambda: scene.runs[0].newest_attempt() == 1, "the first attempt")
+        kind[0] = "full"
+        scene.clock.run(scene.clock.now + 40.0)
+        assert end(scene) is None
+        kind[0] = ""
+        scene.over()
+        assert (end(scene)["cause"], end(scene)["delay"], end(scene, 2)["cause"]) == ("storage", 30.0, "complete")
+
+
+def test_a_watcher_of_a_job_that_slurm_does_not_know_asks_no_more(tmp_path):
+    """The controller has lost its state, and the batch shell was killed."""
+    with staged("gone", tmp_path, kill_wait=5.0) as scene:
+        scene.submit(AGAIN)
+        scene.ready()
+        life = scene._jobs()[0].life
+        scene.controller.forget()
+        for process in life._beside:
+            process.interrupt(requeue.ShellGone())
+        scene.clock.run(scene.clock.now + 60.0)
+        asked = len(scene.commands.noted)
+        scene.clock.run(scene.clock.now + 86400.0)
+        assert not any(process.alive for process in life._beside) and len(scene.commands.noted) == asked
+
+
+def test_a_lost_node_of_a_job_that_is_not_requeued_is_nobodys_wish(tmp_path):
+    """The exit trap, on the node that is alive, sees NODE_FAIL and submits the next job."""
+    with staged("lost", tmp_path, kill_wait=5.0, node_timeout=5.0, requeue=False) as scene:
+        scene.submit(AGAIN)
+        scene.ready()
+        scene.controller.lose(scene.facts(1)["node"])
+        scene.until(lambda: end(scene), "the exit trap")
+        assert (end(scene)["state"], end(scene)["action"]) == ("NODE_FAIL", "requeue")
+        scene.until(lambda: scene.runs[0].result.exists(), "the second attempt")

@@ -1,0 +1,27 @@
+"""A worker whose first attempt fills the disk of its run, in the words of a library that does not say so.
+
+The file ``filler`` takes the space. In later attempts it completes the run at once.
+"""
+
+import os
+import sys
+
+from flip.rundir import write_json
+from jobs import worker
+
+
+def work(run, attempt, flag):
+    if attempt == 1:
+        try:
+            with open(run.path / "filler", "ab", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        except OSError as error:
+            raise RuntimeError("writer failed") from error
+    if os.environ["RANK"] == "0":
+        write_json(run.result, {"run": run.name, "attempt": attempt})
+    return "complete", ""
+
+
+if __name__ == "__main__":
+    worker.leave(worker.main(sys.argv[1], work))

@@ -1,0 +1,125 @@
+"""A full disk, a lost node and a killed batch shell on a real Slurm like a foreign site's (scenarios.FOREIGN)."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from flip.exitcodes import FlipError
+from flip.rundir import RunDir, read_json, write_json
+from jobs import scheduler
+from jobs.cluster import Job, Shape, states
+from jobs.slurm import SlurmCluster
+from tests.slurm.desk import ROOT
+from tests.slurm.recorder import pids, profile
+from tests.slurm.scenarios import AGAIN, FOREIGN
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+
+def submit(folder, *names, play=AGAIN, module="tests.slurm.scripted", nodes=1):
+    """Runs below ``folder``, one job."""
+    runs = [RunDir(folder / name) for name in names]
+    for run in runs:
+        if not run.path.exists():
+            run.path.mkdir(parents=True)
+            write_json(run.path / "play.json", play)
+    shape = Shape(nodes=nodes, cpus=1, hours=0.5)
+    SlurmCluster(profile(peer_seconds=5)).submit([Job(run, ROOT, shape, module=module) for run in runs])
+    return runs
+
+
+def waited(condition, what, seconds=120):
+    limit = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < limit, f"waited in vain for {what}"
+        time.sleep(0.1)
+    return found
+
+
+def state(run):
+    return states([run])[run.path].state
+
+
+def job(run):
+    """The fields of the run's job."""
+    record = read_json(run.path / "job.json")
+    row = scheduler.queue([record["name"]])[record["name"], record["index"]]
+    return scheduler.fields_of(scheduler.call("scontrol", "show", "job", row.id))
+
+
+def ready(run, ranks=1):
+    waited(lambda: len(list(run.path.glob("signals/1.*.jsonl"))) == ranks, "its ranks")
+
+
+def test_a_full_disk_is_waited_for(foreign_site, tmp_path):
+    """Neither causes nor logs can be written and the exit codes say crash; the exit trap meets the full disk itself."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk]).returncode:
+        pytest.skip("may not mount a small file system here")
+    try:
+        (run,) = submit(disk / "full", "run", module="tests.slurm.filling")
+        filler = run.path / "filler"
+        waited(
+            lambda: filler.exists() and not os.statvfs(disk).f_bavail and not of(f"tests.slurm.filling {run.path}"),
+            "a full disk",
+        )
+        time.sleep(2.0)  # the trap meets it
+        assert not run.causes(1) and not (run.attempt(1) / "end.json").exists()
+        filler.unlink()
+        waited(lambda: state(run) == "complete", "its second attempt")
+        end = read_json(run.attempt(1) / "end.json")
+        assert (end["cause"], end["code"], end["delay"]) == ("storage", 70, 30.0), end
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def of(text):
+    """Pids of processes with this in their command line."""
+    return [int(pid) for pid in subprocess.run(["pgrep", "-f", text], capture_output=True, text=True).stdout.split()]
+
+
+def test_a_lost_node_of_a_job_that_is_not_requeued_is_nobodys_wish(start_slurm, tmp_path):
+    """Slurm ends the job as NODE_FAIL, which shows as COMPLETING, as a cancel does."""
+    here = start_slurm(nodes=4, **{**FOREIGN, "node_timeout": 5})
+    (run,) = submit(tmp_path / "requeue_disabled", "run", nodes=2)
+    ready(run, ranks=2)
+    fields = job(run)
+    assert fields["Requeue"] == "0"
+    (lost,) = set(here.call("scontrol", "show", "hostnames", fields["NodeList"]).split()) - {fields["BatchHost"]}
+    here.lose(lost)
+    end = waited(lambda: read_json(run.attempt(1) / "end.json"), "the exit trap")
+    assert (end["state"], end["action"]) == ("NODE_FAIL", "requeue") and end["cause"] in ("node", "stopped"), end
+    waited(lambda: state(run) == "complete", "the next job")
+
+
+def test_what_a_killed_batch_shell_leaves_ends_with_its_job_or_with_the_next_start(start_slurm, tmp_path):
+    """Both watchers sleep until Slurm knows their job no more. One then asks, the other meets the next attempt."""
+    here = start_slurm(nodes=4, **{**FOREIGN, "settings": ["MinJobAge=2"]})
+    runs = submit(tmp_path / "orphans", "asks", "stays")
+    watchers = []
+    for run in runs:
+        ready(run)
+        watchers += of(f"requeue.py watch {run.path}")
+        (shell,) = pids(f"/job{int(job(run)['JobId']):05d}/slurm_script")
+        os.kill(shell, signal.SIGKILL)
+        os.kill(watchers[-1], signal.SIGSTOP)  # within requeue.LEARNS; before, the kernel would continue it
+    number = read_json(next((tmp_path / "orphans" / ".slurm").glob("*/submitted.json")))["job"]
+
+    def purged():
+        try:
+            return not here.call("scontrol", "show", "job", number)
+        except FlipError as error:
+            return "Invalid job id" in str(error)
+
+    waited(purged, "Slurm to forget the job", 200)
+    assert [state(run) for run in runs] == ["stopped", "stopped"]
+    os.kill(watchers[0], signal.SIGCONT)
+    waited(lambda: watchers[0] not in of("requeue.py watch"), "the watcher whose job is gone")
+    submit(tmp_path / "orphans", "stays")
+    waited(lambda: state(runs[1]) == "complete", "the second attempt")
+    assert watchers[1] not in of("requeue.py watch") and runs[0].newest_attempt() == 1
+    waited(lambda: not of(f"requeue.py watch {tmp_path}"), "the second attempt's watcher")
