@@ -10,11 +10,12 @@ import time
 from flip import commit
 from flip.exitcodes import STORAGE
 from flip.rundir import create_json, read_json, read_record, write_json
+from jobs import wall
 from jobs.policy import TOLD, UNSEEN, Decision, Limits, decide
 from jobs.suspects import BLAMED
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple  # noqa: F401
+    from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union  # noqa: F401
 
     from flip.rundir import RunDir  # noqa: F401
 
@@ -48,7 +49,7 @@ def end(
     state,  # type: Optional[str]
     limits=None,  # type: Optional[Limits]
     suspect=("", ""),  # type: Tuple[str, str]
-    late=False,  # type: bool
+    late=False,  # type: Union[bool, str]
     unstarted=(),  # type: Sequence[str]
     full="",  # type: str
 ):
@@ -98,8 +99,8 @@ def strand(run, n, reason):
     """Put ``reason`` before that of the end of attempt n: the start that was decided there does not come."""
     settle(run)
     path = run.attempt(n) / "end.json"
-    row = read_record(path) or {"reason": ""}
-    write_json(path, dict(row, reason="%s; %s" % (reason, row["reason"])))
+    row = read_record(path) or {}
+    write_json(path, dict(row, reason="%s; %s" % (reason, row.get("reason", ""))))
 
 
 def unended(run):
@@ -127,7 +128,11 @@ def settle(run, unwritten=0, before=None):
             end(run, n, STORAGE, None)
             continue
         state = TOLD if run.was_told(n) else UNSEEN  # TOLD: killed while it saved
-        end(run, n, None, "TIMEOUT" if run.met_limit(n) else state)
+        if run.met_limit(n):
+            limit = wall.noted(run, n)
+            end(run, n, None, "TIMEOUT", late=wall.spent(run, limit) if limit else False)
+            continue
+        end(run, n, None, state)
 
 
 def ends(run):

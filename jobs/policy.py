@@ -10,7 +10,7 @@ from flip.exitcodes import CAUSES, PRECEDENCE
 from jobs.symptoms import HARDWARE, PORT_TAKEN
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple  # noqa: F401
+    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union  # noqa: F401
 
 #: Causes that only a person can mend.
 FINAL = ("config", "permission", "data", "diverged")
@@ -67,7 +67,7 @@ def decide(
     cancelled,  # type: bool
     committed,  # type: bool
     told=False,  # type: bool
-    late=False,  # type: bool
+    late=False,  # type: Union[bool, str]
     unstarted=(),  # type: Sequence[str]
 ):
     # type: (...) -> Decision
@@ -77,8 +77,8 @@ def decide(
     ``state``: the scheduler's words for the job, None where they could not be read. ``history``: ends of the earlier
     attempts that count, oldest first: rows with ``cause`` and ``committed``. ``complete``: result.json exists.
     ``cancelled``: cancel.json exists. ``committed``: this attempt made a new commit. ``told``: told.json exists.
-    ``late``: it had its whole wall limit, but for the time to save. ``unstarted``: nodes that could start no
-    rank of it.
+    ``late``: it had its whole wall limit, but for the time to save; True, or that in words. ``unstarted``: nodes that
+    could start no rank of it.
     """
     words = set(re.findall("[A-Z_]+", (state or "").upper()))
     if complete:
@@ -86,11 +86,9 @@ def decide(
     if cancelled or "CANCELLED" in words:
         return Decision("stop", "cancelled", "cancelled")
     cause, reason = root_cause(causes, code, words, told, unstarted)
-    if cause == "stopped" and late and not committed:  # a preemption is waited out, this would be so each time
-        cause, reason = (
-            "timeout",
-            reason + "; it had its whole wall limit, and nothing new was kept: give it more hours",
-        )
+    if cause in ("stopped", "timeout") and late and not committed:  # a preemption is waited out, this repeats
+        whole = late if isinstance(late, str) else "it had its whole wall limit, and nothing new was kept"
+        cause, reason = "timeout", "%s; %s: give it more hours" % (reason, whole)
     decision = _by_cause(cause, reason, history, limits, committed)
     if decision.action != "requeue":
         return decision

@@ -35,7 +35,8 @@ from flip.data.stream import captions_of, image_of, json_fields, label_of, refus
 from flip.evaluate import prompts
 from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.rundir import RunDir
-from jobs import container, fit, saves, site, variables
+from jobs import container, fit, saves, site, variables, wall
+from jobs.batch import minutes
 from jobs.disk import ELSEWHERE, probe, unwritable
 from jobs.profile import Profile
 from jobs.table import count, size
@@ -370,3 +371,16 @@ def saving(profile: Profile, run: RunDir) -> list[Check]:
     """What the saves of a run that goes on took, against the time that a stop leaves."""
     seen = saves.time_to_save(run, profile.signal_seconds)
     return [Check("time to save", seen)] if seen else []
+
+
+def wall_limit(config: Config, profile: Profile, run: RunDir) -> list[Check]:
+    """A warning where the wall limit leaves an attempt no time to train: the signal to save comes before it."""
+    limit, start = 60 * minutes(config.resources.hours), wall.start_up(run)
+    left = limit - profile.signal_seconds - start
+    if profile.kind != "slurm" or left > 0:
+        return []
+    takes = f" and a start takes {wall.span(start)}" if start else ""
+    what = (
+        f"warning: {wall.span(limit)}, but the signal to save comes {wall.span(profile.signal_seconds)} before its end"
+    )
+    return [Check("resources.hours", f"{what}{takes}: no time is left to train; raise hours or lower signal_seconds")]

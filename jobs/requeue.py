@@ -51,7 +51,9 @@ def main(arguments=None):
         signal.signal(number, signal.SIG_IGN)
     if args.what in ("watch", "release"):
         follow_shell()
-    return act(args)
+    if args.what == "watch":  # a signal that is blocked is kept, though it is ignored
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    return act(args, until_term)
 
 
 class ShellGone(Exception):
@@ -96,16 +98,22 @@ def parser():
     return made
 
 
-def act(args):
-    # type: (argparse.Namespace) -> int
-    """Do what was asked; the exit code."""
+def until_term(seconds):
+    # type: (float) -> None
+    """Wait, but not beyond a TERM, which is what Slurm sends to all processes of a job at its limit."""
+    signal.sigtimedwait([signal.SIGTERM], seconds)
+
+
+def act(args, rest=None):
+    # type: (argparse.Namespace, Optional[Callable[[float], None]]) -> int
+    """Do what was asked; the exit code. ``rest``: how the watcher waits (scheduler.outlived)."""
     from flip.exitcodes import FlipError
 
     try:
         if args.what == "begin":
             return patiently(lambda met: begin(args.run, args.token))
         if args.what == "watch":
-            return watch(args.run, args.attempt)
+            return watch(args.run, args.attempt, rest)
         if args.what == "release":
             return release(args.run)
         return patiently(lambda met: end(args.run, args.attempt, args.code, args.state, args.late, met), args.attempt)
@@ -240,19 +248,20 @@ def end(path, n, code, state, late=False, met=None):
     """Record the end of attempt n and do what follows from it. ``met``: the error of an earlier try of this."""
     from flip.exitcodes import ConfigError
     from flip.rundir import RunDir
-    from jobs import ledger, scheduler, suspects, unstarted
+    from jobs import ledger, scheduler, suspects, unstarted, wall
 
-    run = RunDir(path)
+    run, seen = RunDir(path), {}  # type: Any, dict
     n = run.newest_attempt() if n is None else n
     if n not in run.attempt_numbers():
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/requeue.py begin`.")
     if state is None and scheduler.own_job(os.environ):
-        state = scheduler.patient_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
+        state = scheduler.patient_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ), seen=seen)
     if state is not None:
         settled(run, n)
     suspect = suspects.suspect(run, n, time.time())
     among = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
     lost = unstarted.nodes(str(run.logs / str(n) / "job.err"), among)
+    late = wall.used_up(run, seen) or late  # type: ignore[assignment]
     full = str(met) if met is not None and met.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     decision = ledger.end(run, n, code, state, suspect=suspect, late=late, unstarted=lost, full=full)
     say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
@@ -331,25 +340,37 @@ def release(path):
         time.sleep(LOOK)
 
 
-def watch(path, n):
-    # type: (str, Optional[int]) -> int
+def watch(path, n, rest=None):
+    # type: (str, Optional[int], Optional[Callable[[float], None]]) -> int
     """Requeue the job when Slurm ends it for its limit; the next ``begin`` then knows of this attempt why it ended."""
     from flip.rundir import RunDir
     from jobs import scheduler
 
     run = RunDir(path)
     n = run.newest_attempt() if n is None else n
+    job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
     try:
-        limit = scheduler.outlived(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
+        over = scheduler.outlived(job, restarts, rest, lambda limit: note_wall(run, n, limit))
     except ShellGone:
         return patiently(lambda met: shell_gone(run, n), n)
-    if limit:
+    if over:
         try:
             run.note_limit(n)
         except OSError as error:
             say(error)
         start_again(0.0, (), ending=True, run=run, attempt=n)
     return 0
+
+
+def note_wall(run, n, limit):
+    # type: (Any, Any, int) -> None
+    """Record the wall limit, for `status` and for an end that leaves no time to ask."""
+    from jobs import wall
+
+    try:
+        wall.note(run, n, limit)
+    except OSError as error:
+        say(error)
 
 
 def shell_gone(run, n):

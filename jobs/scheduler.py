@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jobs.policy import UNSEEN
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple  # noqa: F401
+    from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple  # noqa: F401
 
 #: Seconds that one command gets. A controller that is away makes clients wait.
 DEADLINE = 30.0
@@ -138,14 +138,15 @@ def own_job(environ):
     return environ.get("SLURM_JOB_ID", "")
 
 
-def state_words(job, restarts, deadline=DEADLINE):
-    # type: (str, int, float) -> Optional[str]
+def state_words(job, restarts, deadline=DEADLINE, seen=None):
+    # type: (str, int, float, Optional[Dict[str, str]]) -> Optional[str]
     """The state of a job whose script is at its end, in the words that ``jobs.policy`` reads; None: no answer.
 
     ``restarts``: SLURM_RESTART_COUNT of this life. While a job ends, all that Slurm prints is COMPLETING: one that it
     has requeued by itself counts a restart more, one that used up its limit says so, one that is preempted was so in
     the moment of its end (after a grace it may have been cancelled since), and for the others the reason tells (each
     seen on Slurm 24.11; tests/slurm/scenarios.json). UNSEEN: a state or a reason that is not known here.
+    ``seen`` gets the job's fields.
     """
     try:
         fields = fields_of(call("scontrol", "show", "job", job, deadline=deadline))
@@ -153,6 +154,8 @@ def state_words(job, restarts, deadline=DEADLINE):
         return UNSEEN
     except Unanswered:
         return None
+    if seen is not None:
+        seen.update(fields)
     state, reason = fields.get("JobState", ""), fields.get("Reason", "").partition(":")[0]
     if (number(fields.get("Restarts", "")) or 0) > restarts or state in WAITING:
         return "PENDING"
@@ -167,20 +170,20 @@ def state_words(job, restarts, deadline=DEADLINE):
     return ENDING.get(reason, UNSEEN)
 
 
-def patient_words(job, restarts, patience=PATIENCE):
-    # type: (str, int, float) -> Optional[str]
+def patient_words(job, restarts, patience=PATIENCE, seen=None):
+    # type: (str, int, float, Optional[Dict[str, str]]) -> Optional[str]
     """``state_words``, asked again for ``patience`` seconds while nobody says."""
     end, wait = time.time() + patience, 1.0
     while True:
-        words = state_words(job, restarts)
+        words = state_words(job, restarts, seen=seen)
         if words is not None or time.time() + wait > end:
             return words
         time.sleep(wait)
         wait = min(30.0, 2 * wait)
 
 
-def outlived(job, restarts):
-    # type: (str, int) -> bool
+def outlived(job, restarts, rest=None, told=None):
+    # type: (str, int, Optional[Callable[[float], None]], Optional[Callable[[int], None]]) -> bool
     """Wait beside a job until Slurm ends it for its wall limit: True. False where it has no limit, or ends otherwise.
 
     Asks seldom, as limits are seldom changed, and about the limit every second, with little patience: between TERM and
@@ -189,6 +192,7 @@ def outlived(job, restarts):
     with the limit in seconds whenever Slurm tells another one.
     """
     left = None  # seconds until the limit, or fewer, as far as anybody said
+    before = None  # type: Optional[int]
     while True:
         near = left is not None and left <= DEADLINE + PAUSE
         try:
@@ -203,10 +207,13 @@ def outlived(job, restarts):
         ran, limit = seconds(fields.get("RunTime", "")), seconds(fields.get("TimeLimit", ""))
         if ran is None or limit is None or (number(fields.get("Restarts", "")) or 0) > restarts:
             return False
+        if told is not None and limit != before:
+            told(limit)
+            before = limit
         if fields.get("JobState") == "RUNNING":
             left = max(1.0, limit - ran)
             nap = min(left, SELDOM)
-            time.sleep(nap)
+            (rest or time.sleep)(nap)
             left -= nap
         elif fields.get("JobState") == "COMPLETING":
             return fields.get("Reason") == "TimeLimit" or ran >= limit

@@ -99,6 +99,7 @@ class SlurmCluster:
             "env": dict(job.env),
             "waits_for": job.waits_for,
             "notify": self.profile.notify,
+            "signal_seconds": self.profile.signal_seconds,
             "command": list(job.command),
             "after": job.run.newest_attempt(),
             "time": time.time(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.rundir import RunDir, read_record
-from jobs import canary, ledger, resubmit, scheduler
+from jobs import canary, ledger, resubmit, scheduler, wall
 from jobs.cluster import UNREADABLE, JobState, is_complete, unread
 from jobs.scheduler import ENDED, WAITING, Row, Unanswered
 
@@ -148,7 +148,7 @@ def _occupying(run: RunDir, row: Row, n: int, begun: bool) -> JobState:
     if row.state == "COMPLETING" or (begun and run.was_told(n)):
         return JobState("running", n, "told to stop" if begun else "ending")
     if row.state == "RUNNING":
-        return JobState("running", n, "" if begun else "starting")
+        return JobState("running", n, wall.too_short(run, wall.noted(run, n)) if begun else "starting")
     return JobState("running", n, f"in Slurm: {row.state}")
 
 

@@ -93,6 +93,11 @@ class Process:
         self._event = self._clock.at(seconds, self._go)
         self._greenlet.parent.switch()
 
+    def wake(self):
+        """Its wait is over now."""
+        self._clock.cancel(self._event)
+        self._event = self._clock.at(0.0, self._go)
+
     def _body(self):
         try:
             self._code = self._do() or 0

@@ -103,6 +103,8 @@ class Commands:
     def _updated(self, wishes):
         job = self.controller.find(wishes.pop("JobId"))
         job.comment = wishes.pop("Comment", job.comment)
+        if "TimeLimit" in wishes:
+            self.controller.set_limit(job, 60.0 * int(wishes.pop("TimeLimit")))
         if wishes and job.state != "PENDING":
             raise Refused("Job is no longer pending execution")
         if "StartTime" in wishes:

@@ -118,12 +118,28 @@ class Controller:
         if job.script is None:
             job.timers = [self.clock.at(job.seconds, self._over, job)]
             return
-        if job.lead:
-            early = self.rng.uniform(0.0, min(self.site.poll, job.limit - job.lead) / 2)
-            job.timers.append(self.clock.at(job.limit - job.lead - early, self._warn, job, job.restarts))
-        late = self.rng.uniform(0.0, self.site.poll)
-        job.timers.append(self.clock.at(job.limit + late, self._limit, job, job.restarts))
+        self._watch_limit(job)
         job.life = self.lives(self, job)
+
+    def _watch_limit(self, job):
+        ran = self.clock.now - job.start
+        if job.lead:
+            early = self.rng.uniform(0.0, max(0.0, min(self.site.poll, job.limit - job.lead) / 2))
+            due = job.limit - job.lead - early - ran
+            # one that is due already is sent when limits are looked at next
+            wait = due if due > 0 else self.rng.uniform(2.0, self.site.poll)
+            job.timers.append(self.clock.at(wait, self._warn, job, job.restarts))
+        late = self.rng.uniform(0.0, self.site.poll)
+        job.timers.append(self.clock.at(max(0.0, job.limit - ran) + late, self._limit, job, job.restarts))
+
+    def set_limit(self, job, seconds):
+        """``scontrol update TimeLimit``."""
+        job.limit = seconds
+        if job.state == "RUNNING" and job.script is not None:
+            for timer in job.timers:
+                self.clock.cancel(timer)
+            job.end, job.timers = job.start + seconds, []
+            self._watch_limit(job)
 
     # -- what happens to a job ---------------------------------------------------------------------------------------
 

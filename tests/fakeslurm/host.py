@@ -86,6 +86,7 @@ class Life:
         """Whether its wall limit came while Slurm had not yet found that its node is away."""
         self._shell = True
         self._storage = storage or (lambda life: contextlib.nullcontext())
+        self._resting = None
         self.clock.at(0.2, self._begin)
 
     @property
@@ -119,7 +120,13 @@ class Life:
         """``python jobs/requeue.py WHAT RUN ...``"""
         words = {"token": None, "attempt": self.attempt, "code": None, "state": None, "late": False, **given}
         args = argparse.Namespace(what=what, run=str(self.path), **words)
-        return self._process(by, lambda: requeue.act(args), over)
+        return self._process(by, lambda: requeue.act(args, self._rest), over)
+
+    def _rest(self, seconds):
+        """How the watcher waits: TERM wakes it."""
+        self._resting = self.clock.current
+        self._resting.wait(seconds)
+        self._resting = None
 
     def _begin(self):
         if not self._over:
@@ -226,6 +233,8 @@ class Life:
     def end(self):
         """TERM to all, which the shell outlives."""
         self.signal_steps("TERM")
+        if self._resting is not None and self._resting.alive:
+            self._resting.wake()
         if self.body is not None:
             self.body.node_down({node.name for node in self.nodes if not node.up})
 

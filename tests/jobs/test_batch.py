@@ -344,6 +344,42 @@ def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tm
     assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
 
 
+def test_a_limit_that_was_lowered_meanwhile_is_noticed_when_slurm_ends_the_job(stage, tmp_path):
+    """The watcher has read a limit of a day, and asks again every 15 minutes; at its end a job is sent TERM."""
+    (tmp_path / "shown").write_text("JobState=RUNNING Reason=None Restarts=0 RunTime=00:10:00 TimeLimit=1-00:00:00")
+    stage.commands("scontrol", f"[ $1 = show ] && cat {tmp_path}/shown; exit 0")
+    stage.commands("srun", f"touch {tmp_path}/up; exec sleep 60")
+    bash = stage.start()
+    words = ["pgrep", "-f", f"requeue.py watch {stage.run.path}"]
+    while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+    (tmp_path / "shown").write_text(
+        "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:15:00 TimeLimit=00:15:00"
+    )
+    for pid in subprocess.run(words, capture_output=True, text=True).stdout.split():
+        os.kill(int(pid), signal.SIGTERM)
+    limit = time.monotonic() + 60
+    while "scontrol requeue 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+        assert time.monotonic() < limit
+    assert stage.run.met_limit(1) and read_json(stage.run.attempt(1) / "wall.json") == {"limit": 900}
+    os.killpg(bash.pid, signal.SIGKILL)
+    bash.wait(60)
+    ledger.settle(stage.run)
+    assert "the wall limit of 15 min passed, and nothing new was kept" in stage.end()["reason"]
+
+
+def test_three_attempts_within_a_limit_that_was_lowered_are_the_end_and_the_limit_is_named(stage):
+    """It was 24 hours at submission. Slurm says what it is now, and when a job was preempted."""
+    shown = "JobState=RUNNING Restarts=0 RunTime=00:00:50 TimeLimit=00:01:00 PreemptTime={}"
+    stage.commands("srun", "exit 75")
+    for n, preempted in ((1, "2026-11-25T09:24:14"), (2, "None"), (3, "None"), (4, "None")):
+        stage.commands("scontrol", f"[ $1 = show ] && echo '{shown.format(preempted)}'; exit 0")
+        assert stage.start().wait(60) == 75
+        assert stage.end(n)["cause"] == ("stopped" if n == 1 else "timeout")
+    assert stage.end(4)["action"] == "stop" and "the wall limit of 60 s passed" in stage.end(4)["reason"]
+
+
 def test_where_the_batch_shell_is_killed_the_watcher_requeues(stage, tmp_path):
     """Nothing of the exit trap runs then. The end of the attempt is written by the next start."""
     running = "JobState=RUNNING Restarts=0 RunTime=00:00:20 TimeLimit=10:00:00"

@@ -12,7 +12,7 @@ import pytest
 
 from flip.exitcodes import ConfigError, FlipError, PermissionDenied
 from flip.rundir import RunDir, read_json, write_json
-from jobs import cancel, cluster, forecast, ledger, site, slurm, slurm_state
+from jobs import cancel, cluster, forecast, ledger, site, slurm, slurm_state, wall
 from jobs import plan as planning
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
@@ -72,6 +72,15 @@ def test_queued_running_and_between_attempts(sweep):
     assert told(sweep("f", ("SUSPENDED", "None"))) == ("running", 0, "in Slurm: SUSPENDED")
 
 
+def test_a_limit_that_is_too_short_is_named_while_the_run_goes_on(sweep):
+    run = sweep("a", ("RUNNING", "None"))
+    n = ledger.begin(run, {})
+    write_json(run.attempt(n) / "start.json", {"time": 1000.0})
+    write_json(run.attempt(n) / "ready.json", {"time": 1070.0})
+    wall.note(run, n, 60)
+    assert told(run) == ("running", 1, "no attempt gets on within the wall limit of 60 s: a start takes 70 s")
+
+
 def test_a_restart_of_a_submission_is_not_an_old_attempt(sweep):
     run = sweep("a", ("PENDING", "Priority"), after=1)
     ended(run)
@@ -125,8 +134,8 @@ def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands)
     """As Slurm 24.11 says it; the second puts what is wrong before a hint."""
     words = {
         "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified": "",
-        "sbatch: unrecognized option '--nonsense=3'": 'Try "sbatch --help" for more information',
         "sbatch: error: Site policy: give an account.": "sbatch: error: Batch job submission failed: Unspecified error",
+        "sbatch: unrecognized option '--nonsense=3'": 'Try "sbatch --help" for more information',
     }
     for i, (wrong, more) in enumerate(words.items()):
         run = sweep(f"a{i}")

@@ -249,6 +249,22 @@ def test_what_is_not_installed_is_said(monkeypatch):
         preflight._libraries(config, Profile(name="local"))
 
 
+@pytest.mark.parametrize(
+    "hours, start, words",
+    [(24, 0, ""), (0.05, 0, "3 min, but"), (0.05, 60, "a start takes 60 s"), (0.1, 300, "a start takes 5 min")],
+)
+def test_a_wall_limit_that_leaves_no_time_to_train(tmp_path, hours, start, words):
+    config, run = Config(), RunDir(tmp_path / "run")
+    config.resources.hours = hours
+    if start:
+        n = run.begin_attempt({})
+        write_json(run.attempt(n) / "start.json", {"time": 1000.0})
+        write_json(run.attempt(n) / "ready.json", {"time": 1000.0 + start})
+    found = preflight.wall_limit(config, Profile(kind="slurm", signal_seconds=120 if start else 180), run)
+    assert bool(found) == bool(words) and all(words in check.detail and "warning" in check.detail for check in found)
+    assert preflight.wall_limit(config, Profile(kind="local", signal_seconds=600), run) == []
+
+
 def test_a_dry_run_writes_nothing(desk, monkeypatch):
     monkeypatch.setattr(preflight, "probe", lambda _: pytest.fail("wrote a probe"))
     place = desk.folder / "runs" / "x"

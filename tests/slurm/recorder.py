@@ -49,7 +49,7 @@ def note(**facts):
     with open("%s/calls/%s.%s.jsonl" % (run, attempt, by), "a") as file:
         file.write(json.dumps(facts) + "\\n")
 by = open("/proc/%d/cmdline" % os.getppid()).read().split("\\0")
-by = "watcher" if "watch" in by else "trap"
+by = "trap" if "end" in by else "watcher"  # whose parent may have been killed meanwhile
 id_ = os.environ["SLURM_JOB_ID"]
 try:
     said = subprocess.run([real["squeue"], "--json", "-j", id_], stdout=subprocess.PIPE, timeout=20).stdout

@@ -260,6 +260,29 @@ def limit_deaf(scene):
     limit(scene, ["USR2", "TERM", "USR1"])
 
 
+def lowered(scene, play):
+    """The limit of a running job becomes a minute: less than the time for the warning."""
+    scene.patience = 400.0
+    scene.submit(play, signal_seconds=60)
+    scene.ready()
+    scene.call("scontrol", "update", f"JobId={scene.id()}", "TimeLimit=1")
+
+
+@scenario(
+    "the time limit is lowered to a minute, which leaves no time to train",
+    options=FOREIGN,
+    ends=(3, "failed"),
+    slow=True,
+)
+def limit_lowered(scene):
+    lowered(scene, {"steps": LONG, "save": 1.0})
+
+
+@scenario("the time limit is lowered to a minute; the ranks obey nothing and are killed", options=FOREIGN, slow=True)
+def limit_lowered_deaf(scene):
+    lowered(scene, DEAF)
+
+
 def scancelled(scene, play=AGAIN):
     scene.submit(play)
     scene.ready()
