@@ -47,9 +47,6 @@ def test_foreign_site(foreign_site):
     assert found["a preempted run starts again"].startswith("preempt/qos, PreemptMode=REQUEUE, GraceTime=0 s")
     assert "a plugin of the site may disable requeue" in found["a preempted run starts again"]
     assert "MaxSubmitJobs of the association 40" in found["a sweep may have any number of runs"]
-    (here.folder / "job_submit.lua").write_text(REFUSES)
-    assert "Site policy: not today." in doctor()["a job is accepted"]
-    (here.folder / "job_submit.lua").write_text(JOB_SUBMIT)
     with pytest.raises(FlipError, match="Site policy: jobs must have a time limit"):
         submit(here)
     with pytest.raises(FlipError, match="job submit limit"):  # MaxSubmitJobs
@@ -61,3 +58,5 @@ def test_foreign_site(foreign_site):
     high = here.preempt(nodes=4, seconds=1)
     until(here, high, JobState="COMPLETED", QOS="high")
     until(here, number, JobState="RUNNING", Restarts="1")
+    (here.folder / "job_submit.lua").write_text(REFUSES)
+    assert "Site policy: not today." in doctor()["a job is accepted"]
