@@ -59,20 +59,30 @@ def commands() -> dict[str, str]:
     return found
 
 
-def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Nothing, or what the command's own parser says of the arguments."""
-    _, script, *words = shlex.split(command)
-    real = argparse.ArgumentParser.parse_args
+def parsers(kind: type = argparse.ArgumentParser) -> list[type]:
+    """``kind`` and all classes derived from it."""
+    return [kind, *(below for child in kind.__subclasses__() for below in parsers(child))]
 
-    def parse(self, arguments=None, namespace=None):
-        real(self, arguments, namespace)
-        raise Parsed
+
+def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Nothing, or what the command's own parser says of the arguments. No command gets further than its parser."""
+    _, script, *words = shlex.split(command)
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+
+    def stopping(real):
+        def parse(self, arguments=None, namespace=None):
+            real(self, arguments, namespace)
+            raise Parsed
+
+        return parse
 
     said = io.StringIO()
     with monkeypatch.context() as patched, contextlib.redirect_stderr(said):
-        patched.setattr(argparse.ArgumentParser, "parse_args", parse)
+        for kind in parsers():
+            if "parse_args" in vars(kind):
+                patched.setattr(kind, "parse_args", stopping(kind.parse_args))
         try:
-            importlib.import_module(script.removesuffix(".py").replace("/", ".")).main(words)
+            module.main(words)
         except Parsed:
             return ""
         except SystemExit:
