@@ -123,6 +123,7 @@ def test_any_site(answers, config, partition, nodes, qos):
     except ConfigError:
         fields = {}
     shown = dict(zip(("preempt", "grace", "wall", "submit"), qos.split("|"), strict=False))
-    found = site.Site(read, fields, shown, site.nodes_of(nodes.decode("utf-8", "replace")), {}, "3.11.7")
+    nodes = site.nodes_of(nodes.decode("utf-8", "replace"))
+    found = site.Site(read, fields, shown, {"submit": qos}, nodes=nodes, python="3.11.7")
     told = promises.findings(found, profile)
     assert len(told) == len(promises.PROMISES) and all(one.verdict and one.read for one in told)

@@ -131,7 +131,7 @@ def _shortened(original, kind, **fields):
 
 def spoil(folder, bad):
     """The same data set with samples that are no pictures; the manifest is made anew."""
-    for path in [*folder.glob("*.tar"), folder / "manifest.json"]:
+    for path in folder.iterdir():
         path.unlink()
     for shard in range(2):
         with webdataset.TarWriter(str(folder / f"{shard}.tar"), mtime=0) as writer:
