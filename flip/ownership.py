@@ -111,11 +111,11 @@ def read_regular(path, limit=RECORD_LIMIT):
         return file.read(info.st_size)
 
 
-def create_beside(path, mode=0o666):
+def create_beside(path, mode=0o644):
     # type: (os.PathLike | str, int) -> Any
     """Create a new file with a random name beside ``path`` and return (its path, its descriptor open for writing).
 
-    An existing file or link is never opened. ``mode`` is reduced by the umask.
+    An existing file or link is never opened. ``mode`` is reduced by the umask; by default only the user may write.
     """
     path = Path(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -129,6 +129,19 @@ def create_beside(path, mode=0o666):
 
 #: Names from the system's entropy: another user cannot guess them.
 _random = random.SystemRandom()
+
+
+def closed_folder(path):
+    # type: (os.PathLike | str) -> Path
+    """Create a folder and its missing parents so that only the user may write to them, whatever the umask allows.
+
+    An existing folder is left as it is.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        closed_folder(path.parent)
+        path.mkdir(mode=0o755, exist_ok=True)
+    return path
 
 
 def private_folder(path):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flip import ownership
 from flip.exitcodes import ConfigError, FlipError, PermissionDenied, StorageError
 
 ELSEWHERE = "Choose another place: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."
@@ -50,6 +51,20 @@ def probe(place: str | os.PathLike[str]) -> None:
                 remedy = f"What becomes of a run could not be recorded there. {ELSEWHERE}"
                 raise ConfigError(f"this file system has no {kind} links", place, error.strerror, remedy) from error
             first.unlink()
+
+
+def require_trusted(path: str | os.PathLike[str], inside: bool = False) -> None:
+    """Raise PermissionDenied if another user owns a file or folder that is executed from, or may write to it.
+
+    ``inside``: everything below it, too.
+    """
+    reason = ownership.untrusted_inside(path) if inside else ownership.untrusted(path)
+    if reason:
+        remedy = (
+            f"What lies there would be executed with your rights. If it is yours, close it: chmod -R go-w {path}. Or "
+            f"choose another place, or trust a group: export {ownership.TRUSTED_GROUP}=GROUP."
+        )
+        raise PermissionDenied(f"is not trusted: {reason}", str(path), remedy=remedy)
 
 
 def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = ELSEWHERE) -> FlipError:

@@ -24,6 +24,7 @@ from flip.evaluate import registry
 from flip.evaluate.registry import Wanted
 from flip.evaluate.task import CONFIGURED, Task, precision
 from flip.exitcodes import COMPLETE, STOPPED, ConfigError, FlipError
+from flip.ownership import closed_folder
 from flip.rundir import RunDir, read_json, write_json, write_text
 from jobs import find, preflight, submission, variables
 from jobs.cluster import Job, interval, open_cluster, states
@@ -206,7 +207,8 @@ class Order:
         job = RunDir(subject.path.parent / EVALUATIONS / name)
         try:
             with writing(job.path):
-                job.path.mkdir(parents=True)
+                closed_folder(job.path.parent)
+                job.path.mkdir(mode=0o755)
                 write_text(job.config, load.dump(config))
                 task.write(job)
                 write_json(job.identity, {"hash": "", "schema": SCHEMA, "code": "", "config": {}})

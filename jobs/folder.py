@@ -22,13 +22,14 @@ from flip import origin
 from flip.commit import commits
 from flip.config.load import dump
 from flip.exitcodes import ConfigError
+from flip.ownership import closed_folder
 from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
 from jobs import canary
 from jobs import cluster as clusters
 from jobs.cluster import Cluster, Job, Several
-from jobs.disk import locked, writing
+from jobs.disk import locked, require_trusted, writing
 from jobs.plan import Action, Plan, shape
-from jobs.snapshot import Snapshot
+from jobs.snapshot import DIGEST, Snapshot
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
 
@@ -40,7 +41,7 @@ PATIENCE = 600.0
 def lock(folder: Path) -> Iterator[None]:
     """One submit at a time per sweep folder, which is made. Raises ConfigError where another is at work."""
     with _named_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        require_trusted(closed_folder(folder))
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         with _named_errors(folder):
@@ -79,7 +80,7 @@ def apply(
     with _named_errors(plan.folder, made):
         for action in fresh:
             made[action.name] = temporary = plan.folder / f".new-{action.name}.{os.getpid()}"
-            temporary.mkdir()
+            temporary.mkdir(mode=0o755)
             write_text(temporary / "config.yaml", dump(action.wanted.config))
             write_json(temporary / "identity.json", {**action.wanted.identity, **_recorded(snapshot)})
         write_json(plan.folder / "sweep.json", dict(about))
@@ -153,7 +154,10 @@ def code_of(action: Action, folder: Path) -> Path | None:
     goes_on = action.kind == "stopped" or action.adopts
     stored = read_json(folder / action.name / "identity.json") or {} if goes_on else {}
     code = folder / ".code" / str(stored.get("code"))
-    return code if "code" in stored and code.is_dir() else None
+    if not DIGEST.fullmatch(code.name) or code.parent != folder / ".code" or not code.is_dir():
+        return None
+    require_trusted(code, inside=True)
+    return code
 
 
 def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -> Job:

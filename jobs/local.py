@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.exitcodes import ConfigError, FlipError
+from flip.ownership import closed_folder
 from flip.rundir import RunDir, read_json, read_record, write_json
 from jobs import canary, ledger, processes, supervisor
 from jobs.cluster import UNREADABLE, Job, JobState, is_complete, unread
@@ -31,7 +32,7 @@ class LocalCluster:
         if not jobs:
             return
         sweep = jobs[0].run.path.parent
-        (sweep / ".supervisor").mkdir(exist_ok=True)
+        closed_folder(sweep / ".supervisor")
         settings = {
             "parallel": self.profile.parallel or 1,
             "peer_grace": self.peer_grace,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.exitcodes import ConfigError, FlipError
+from flip.ownership import closed_folder
 from flip.rundir import RunDir, read_json, write_json, write_text
 from jobs import batch, canary, scheduler, slurm_state
 from jobs.cluster import Job, JobState
@@ -66,7 +67,8 @@ class SlurmCluster:
     ) -> None:
         """``name``: of the jobs in Slurm. ``held``: canary -> names of the jobs that wait for it."""
         folder = jobs[0].run.path.parent / ".slurm" / name.rpartition(".")[2]
-        folder.mkdir(parents=True, mode=0o700)
+        closed_folder(folder.parent)
+        folder.mkdir(mode=0o700)
         write_text(folder / "runs", "".join(f"{job.run.path}\n" for job in jobs))
         for index, job in enumerate(jobs):
             record = self._record(job, name, index, site)

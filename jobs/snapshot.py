@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from flip.exitcodes import ConfigError
+from flip.ownership import closed_folder
 from flip.rundir import sync_folder
-from jobs.disk import unwritable
+from jobs.disk import require_trusted, unwritable, writing
 
 FOLDERS = ("flip", "jobs", "tools", "sweeps")
 """Folders of the repository that are copied, as far as their files are code."""
@@ -43,6 +45,9 @@ SECRETS = (
 SKIPPED = (".git", ".venv", "venv", "runs", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 """Folders that the walk does not enter where there is no git to ask."""
 
+DIGEST = re.compile("[0-9a-f]{16}")
+"""Name of a snapshot's folder."""
+
 LIMIT = 50_000_000
 """Largest snapshot, bytes: code, not data."""
 
@@ -63,14 +68,19 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
     """Copy the code of ``repository`` to ``into``/<digest>/, or of what is there what lacks.
 
     Tracked, modified and untracked files that git does not ignore; without git, all but those in SKIPPED folders.
-    Raises ConfigError where it is larger than ``limit`` bytes, StorageError where it cannot be written.
+    Raises ConfigError if it is larger than ``limit`` bytes, StorageError if it cannot be written, PermissionDenied if
+    another user may write to ``into`` or below the existing copy.
     """
     contents, left_out = _read(repository, limit)
     digest = _digest(contents)
     target = into / digest
     total = sum(len(data) for data, _ in contents.values())
     snapshot = Snapshot(digest, target, len(contents), total, tuple(left_out))
-    if target.exists():
+    with writing(into):
+        require_trusted(closed_folder(into))
+    if os.path.lexists(target):
+        require_trusted(target, inside=True)
+        _refuse_others(contents, target)
         _mend(contents, target)
         return snapshot
     temporary = into / f".{digest}.{os.getpid()}"
@@ -162,7 +172,7 @@ def _digest(contents: dict[str, tuple[bytes, bool]]) -> str:
 def _write(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
     for name, (data, executable) in contents.items():
         file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
+        closed_folder(file.parent)
         _file(file, data, executable)
 
 
@@ -173,15 +183,28 @@ def _file(file: Path, data: bytes, executable: bool) -> None:
     file.chmod(0o555 if executable else 0o444)
 
 
+def _refuse_others(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
+    """Raise ConfigError if a snapshot holds a file that was not submitted, such as a sitecustomize.py.
+
+    Hidden files are temporary ones of a submission that was killed; Python writes __pycache__.
+    """
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+        if not hidden and not path.is_dir() and name.as_posix() not in contents:
+            remedy = "Move it away, or submit with another runs root."
+            raise ConfigError("a file in the copied code is not of the code", str(path), remedy=remedy)
+
+
 def _mend(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
     """Put back what scratch's purge has deleted, file by file, or a lost mount has cut off; jobs may be reading."""
     for name, (data, executable) in contents.items():
         file = folder / name
-        if _size(file) == len(data):
+        if _contents(file) == data:
             continue
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            closed_folder(file.parent)
             _file(temporary, data, executable)
             os.replace(temporary, file)
             sync_folder(file.parent)
@@ -191,12 +214,12 @@ def _mend(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
             raise unwritable(error, file) from error
 
 
-def _size(file: Path) -> int:
-    """-1: there is none."""
+def _contents(file: Path) -> bytes | None:
+    """None: it is not there."""
     try:
-        return file.stat().st_size
+        return file.read_bytes()
     except OSError:
-        return -1
+        return None
 
 
 def _discard(folder: Path) -> None:

@@ -22,8 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flip import ownership
 from flip.exitcodes import CAUSES, ConfigError
 from flip.interrupt import GRACE
+from flip.ownership import closed_folder
 from flip.rundir import RunDir, read_json, write_json
 from jobs import canary, ledger, notify, processes, ranks
 from jobs.disk import locked
@@ -126,6 +128,7 @@ class Supervisor:
             if path in self.active or self.resting.get(path, 0.0) > time.monotonic():
                 continue
             with self.apart(path):
+                refuse_untrusted(self.sweep, path, path / "job.json")
                 run, job = RunDir(path), read_json(path / "job.json")
                 if job is not None and job.get("kind", "local") != "local":
                     continue  # another cluster looks after it
@@ -266,10 +269,17 @@ def main(folder: str) -> int:
     return 0
 
 
+def refuse_untrusted(*paths: Path) -> None:
+    """Raise ValueError if another user may write to one of them: what job.json names is executed."""
+    for path in paths:
+        if reason := ownership.untrusted(path):
+            raise ValueError(f"{path} is not trusted: {reason}")
+
+
 def take_lock(sweep: Path) -> int | None:
     """A handle that holds the sweep's lock, None where another process keeps it. ``status`` holds it for an instant.
     ConfigError where there are no locks."""
-    (sweep / ".supervisor").mkdir(exist_ok=True)
+    closed_folder(sweep / ".supervisor")
     handle = os.open(sweep / ".supervisor" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     for _ in range(10):
         if locked(handle, fcntl.LOCK_EX, sweep):

@@ -379,3 +379,14 @@ def test_files_of_one_run_that_cannot_be_read_do_not_end_the_others(field):
     assert "a: [Errno 20]" in field.journal() and supervisor.is_served(field.sweep)  # it waits to try again
     os.kill(field.supervisor(), signal.SIGTERM)
     field.until(lambda: not field.left())
+
+
+@pytest.mark.parametrize("place", ["", "job.json"])
+def test_a_run_that_others_may_write_to_is_not_started(field, place):
+    """job.json names what is executed: one that a colleague wrote must not run with this user's rights."""
+    mine, theirs = field.run("a", total=40), field.run("b")
+    field.submit(mine, theirs)
+    (theirs.path / place).chmod(0o777)
+    field.until(lambda: not field.left())
+    assert field.state(mine) == "complete" and theirs.newest_attempt() == 0
+    assert "is not trusted: every user may write to it" in field.journal()

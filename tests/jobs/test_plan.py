@@ -14,7 +14,7 @@ from flip import pins
 from flip.config.identity import identity
 from flip.config.load import dump, read
 from flip.config.resolve import Host, facts, resolve
-from flip.exitcodes import ConfigError, StorageError
+from flip.exitcodes import ConfigError, PermissionDenied, StorageError
 from flip.rundir import RunDir, read_json, write_json
 from jobs import cluster, supervisor
 from jobs import folder as folders
@@ -290,15 +290,42 @@ def test_adopted_data_are_the_run_s_from_now_on(tmp_path, snapshot):
 def test_a_stopped_run_keeps_its_code_and_a_retried_one_gets_todays(tmp_path, snapshot):
     folder, want = tmp_path / "demo", wanted()
     folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
-    old = folder / ".code" / "old"
+    old = folder / ".code" / ("01" * 8)
     old.mkdir()
     for state, code in (("stopped", old), ("failed", snapshot.path)):
-        write_json(folder / "a" / "identity.json", {**want.identity, "code": "old"})
+        write_json(folder / "a" / "identity.json", {**want.identity, "code": old.name})
         cluster = Fake()
         seen = {"a": Found(state, "", want.identity)}
         folders.apply(planning.plan([want], seen, folder, retry=True), snapshot, cluster, {})
         assert (cluster.jobs[0].snapshot, cluster.jobs[0].hooks) == (code, snapshot.path)
         assert read_json(folder / "a" / "identity.json")["code"] == code.name
+
+
+@pytest.mark.parametrize("code", ["../../elsewhere", "FOLDER/elsewhere", ".", "", "zz" * 8, 7, None])
+def test_code_outside_of_the_sweep_is_never_taken(tmp_path, snapshot, code):
+    """identity.json lies where others may have written it."""
+    folder, want = tmp_path / "demo", wanted()
+    folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
+    (tmp_path / "elsewhere").mkdir()
+    code = code.replace("FOLDER", str(tmp_path)) if isinstance(code, str) else code
+    write_json(folder / "a" / "identity.json", {**want.identity, "code": code})
+    cluster = Fake()
+    seen = {"a": Found("stopped", "", want.identity)}
+    folders.apply(planning.plan([want], seen, folder), snapshot, cluster, {})
+    assert cluster.jobs[0].snapshot == snapshot.path
+
+
+def test_a_sweep_folder_that_others_may_write_to_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "demo"
+    before = os.umask(0)
+    try:
+        with folders.lock(folder):
+            assert folder.stat().st_mode & 0o022 == 0, "closed, whatever the umask allows"
+    finally:
+        os.umask(before)
+    folder.chmod(0o777)
+    with pytest.raises(PermissionDenied, match="every user may write to it.*chmod -R go-w"), folders.lock(folder):
+        pass
 
 
 def test_a_run_that_goes_on_takes_what_is_new_outside_its_identity(tmp_path, snapshot):

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from flip.exitcodes import ConfigError, StorageError
+from flip.exitcodes import ConfigError, PermissionDenied, StorageError
 from jobs.snapshot import take
 
 FILES = {
@@ -119,3 +119,50 @@ def test_too_large_is_refused(repository, tmp_path):
     with pytest.raises(ConfigError, match="larger.*data.py.*gitignore"):
         take(repository, tmp_path / "code", limit=1000)
     assert not (tmp_path / "code").exists()
+
+
+def test_a_file_that_was_not_submitted_is_refused(repository, tmp_path):
+    """Every Python imports a sitecustomize.py by itself."""
+    first = take(repository, tmp_path / "code")
+    (first.path / "sitecustomize.py").write_text("")
+    with pytest.raises(ConfigError, match="sitecustomize.py: a file in the copied code is not of the code"):
+        take(repository, tmp_path / "code")
+
+
+def test_changed_bytes_of_the_same_length_are_put_back(repository, tmp_path):
+    first = take(repository, tmp_path / "code")
+    (first.path / "flip/a.py").chmod(0o644)
+    (first.path / "flip/a.py").write_text("A = 2\n")
+    assert take(repository, tmp_path / "code") == first and (first.path / "flip/a.py").read_text() == "A = 1\n"
+
+
+@pytest.mark.parametrize("place", [".", "flip", "flip/a.py"])
+def test_a_copy_that_others_may_write_to_is_refused(repository, tmp_path, place):
+    first = take(repository, tmp_path / "code")
+    (first.path / place).chmod(0o666 | 0o111 * (place != "flip/a.py"))
+    with pytest.raises(PermissionDenied, match="is not trusted: .*every user may write to it"):
+        take(repository, tmp_path / "code")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("place", ["code", "copy", "link"])
+def test_a_copy_that_another_user_prepared_is_refused(repository, tmp_path, place):
+    first = take(repository, tmp_path / "code")
+    if place == "link":
+        first.path.rename(tmp_path / "moved")
+        first.path.symlink_to(tmp_path / "moved")
+    else:
+        os.chown(first.path if place == "copy" else first.path.parent, 12345, -1)
+    with pytest.raises(PermissionDenied, match="symbolic link" if place == "link" else "belongs to uid 12345"):
+        take(repository, tmp_path / "code")
+
+
+def test_a_copy_is_closed_whatever_the_umask_allows(repository, tmp_path):
+    before = os.umask(0)
+    try:
+        snapshot = take(repository, tmp_path / "code")
+    finally:
+        os.umask(before)
+    assert not [
+        path for path in (snapshot.path.parent, *snapshot.path.parent.rglob("*")) if path.stat().st_mode & 0o022
+    ]
