@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from flip import ownership
 from flip.exitcodes import ConfigError, FlipError
 from flip.ownership import closed_folder
 from flip.rundir import RunDir, read_json, read_record, write_json
@@ -85,6 +86,8 @@ class LocalCluster:
             raise FlipError("not told to stop", value="; ".join(troubles), remedy=remedy)
 
     def requeue(self, run: RunDir) -> None:
+        if not ownership.is_mine(run.attempt(run.newest_attempt()) / "pids.json"):
+            return  # a record of another user could name any process of this one
         for row in live_ranks(run):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(row["pid"], signal.SIGTERM)

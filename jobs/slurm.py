@@ -146,7 +146,7 @@ class SlurmCluster:
                 continue  # it ends already, and its trap or its next start sees cancel.json
             save = row.state not in WAITING and run.path not in again
             try:
-                scheduler.call("scancel", *(["--signal=USR2"] if save else []), row.id)
+                scheduler.call("scancel", *(["--signal=USR2"] if save else []), *_owned(run), row.id)
             except Unanswered as error:
                 troubles.append(f"{run.name}: {error}")
         if troubles:
@@ -157,7 +157,14 @@ class SlurmCluster:
         with _answered():
             row = rows_of([run]).get(run.path)
             if row is not None and row.state == "RUNNING":
-                scheduler.call("scancel", "--signal=USR2", row.id)
+                scheduler.call("scancel", "--signal=USR2", *_owned(run), row.id)
+
+
+def _owned(run: RunDir) -> list[str]:
+    """Words by which scancel signals a job only if it belongs to the owner of its record, which another user may have
+    written with the name of a job of ours."""
+    uid = os.stat(run.path / "job.json").st_uid
+    return [] if uid == os.geteuid() else [f"--user={uid}"]
 
 
 def requeued(id_: str) -> bool | None:

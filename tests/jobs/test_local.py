@@ -13,7 +13,7 @@ import pytest
 from flip import commit
 from flip.exitcodes import FlipError
 from flip.rundir import read_json, write_json
-from jobs import ledger, ranks, supervisor
+from jobs import ledger, local, ranks, supervisor
 from jobs.cluster import Job
 
 pytestmark = pytest.mark.long
@@ -390,3 +390,18 @@ def test_a_run_that_others_may_write_to_is_not_started(field, place):
     field.until(lambda: not field.left())
     assert field.state(mine) == "complete" and theirs.newest_attempt() == 0
     assert "is not trusted: every user may write to it" in field.journal()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_record_of_another_user_signals_nobody(field, monkeypatch):
+    run, sent = field.run(total=10_000), []
+    attempt = begin(field, run)
+    field.until_moving(run, 1)
+    monkeypatch.setattr(local.os, "kill", lambda pid, number: sent.append(pid))
+    for owner, expected in ((12345, []), (0, field.pids(run))):
+        os.chown(run.attempt(1) / "pids.json", owner, -1)
+        field.cluster.requeue(run)
+        assert sent == expected
+    monkeypatch.undo()
+    attempt.close()
+    field.until(attempt.poll)

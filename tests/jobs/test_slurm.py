@@ -337,3 +337,13 @@ def test_a_cancel_that_slurm_does_not_take_is_an_error(sweep, commands):
 
 def test_names_hold_nothing_that_squeue_would_split():
     assert re.fullmatch(r"[0-9a-f]{8}", slurm.secrets.token_hex(4))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_record_of_another_user_signals_only_that_users_jobs(sweep, commands):
+    """It may hold the name of a job of ours."""
+    run = sweep("a", ("RUNNING", "None"))
+    os.chown(run.path / "job.json", 12345, -1)
+    commands("scancel", "")
+    slurm.SlurmCluster(PROFILE).cancel([run])
+    assert commands.calls()[-1] == "scancel --signal=USR2 --user=12345 57_0"
