@@ -145,7 +145,11 @@ def to_rgb(image: Image.Image, conversion: str = "flatten") -> Image.Image:
         image.load()
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        values = np.asarray(image)
+        grey = np.empty(values.shape, np.uint8)
+        for row in range(len(values)):  # row by row: a second whole copy would be as large as the picture
+            grey[row] = (values[row] >> 8).clip(0, 255)
+        image = Image.fromarray(grey)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         ground = Image.new("RGB", image.size, _WHITE)
