@@ -118,6 +118,11 @@ def test_a_file_that_cannot_be_is_named_before_anything_is_printed(sweep):
         assert "absent/results: " in done.stderr and "mkdir -p" in done.stderr and "Free space" not in done.stderr
 
 
+def test_text_in_a_table_is_no_formula_of_a_spreadsheet():
+    rows = [{"run": "=HYPERLINK(1)", "reason": "@x", "loss": -1.5, "sweep": "a"}]
+    assert report.csv_text(rows) == "run,reason,loss,sweep\n'=HYPERLINK(1),'@x,-1.5,a\n"
+
+
 def test_csv_and_json_have_a_row_per_run(sweep):
     rows = json.loads(command("demo", "--json", root=sweep.parent).stdout)
     assert [row["run"] for row in rows] == ["mask50", "mask75", "clip", "mask90"]

@@ -147,6 +147,16 @@ def test_captions_in_a_json_member(tmp_path, capsys):
         assert code == 78 and "as json:caption" in text, text
 
 
+def test_text_of_a_shard_reaches_no_terminal_as_it_is(tmp_path, capsys):
+    """A caption could clear the screen."""
+    own = [("a\x1b[2J.png", encode(picture(1, 16))), ("a\x1b[2J.txt", b"red\x1b]0;owned\x07")]
+    write_tar(tmp_path / "0.tar", own)
+    index([str(tmp_path / "0.tar")], tmp_path / "m")
+    code, text = call(capsys, "inspect", tmp_path / "m", "--id", 0)
+    assert code == 0 and "\x1b" not in text and "\x07" not in text
+    assert r"red\x1b]0;owned\x07" in text
+
+
 def test_inspect_a_key_that_is_no_text(tmp_path):
     write_tar(tmp_path / "0.tar", [("caf\udce9.png", encode(picture(1, 16))), ("caf\udce9.txt", "é".encode())])
     index([str(tmp_path / "0.tar")], tmp_path / "m")

@@ -17,6 +17,7 @@ from flip.data.manifest import refuse_existing
 from flip.data.stream import refuse_whole_json
 from flip.exitcodes import ConfigError, PermissionDenied
 from jobs.disk import unwritable
+from jobs.table import plain
 
 
 class Outcome(NamedTuple):
@@ -31,18 +32,19 @@ class Outcome(NamedTuple):
 
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """A line per name; below the name of a table or a list, a line per entry."""
+    """A line per name; below the name of a table or a list, a line per entry. Text of files is escaped."""
     width = max((len(name) for name, value in report.items() if not isinstance(value, (dict, list))), default=0)
     for name, value in report.items():
-        name = name.replace("_", " ")
+        name = plain(name.replace("_", " "))
         if isinstance(value, dict):
             yield name
             yield from (f"  {line}" for line in lines(value))
         elif isinstance(value, list):
             yield name
-            yield from (f"  {'  '.join(map(str, one.values())) if isinstance(one, dict) else one}" for one in value)
+            rows = ("  ".join(map(str, one.values())) if isinstance(one, dict) else str(one) for one in value)
+            yield from (f"  {plain(row)}" for row in rows)
         else:
-            yield f"{name:{width}}  {number(value)}"
+            yield f"{name:{width}}  {plain(number(value))}"
 
 
 def names(text: str, option: str) -> list[str]:

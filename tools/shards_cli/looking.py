@@ -18,6 +18,7 @@ from flip.exitcodes import DATA, ConfigError, DataError
 from flip.rundir import RunDir, read_json
 from jobs import find
 from jobs.profile import roots
+from jobs.table import plain
 from tools.shards_cli.common import Bar, Outcome, captions, lines, writing
 
 
@@ -112,9 +113,9 @@ def _step(options: argparse.Namespace) -> Outcome:
 
 
 def _row(one: Taken) -> str:
-    place = f"lane {one.lane}  id {one.id}  visit {one.visit}  {Path(one.shard).name}, sample {one.ordinal}"
+    place = f"lane {one.lane}  id {one.id}  visit {one.visit}  {plain(Path(one.shard).name)}, sample {one.ordinal}"
     instead = f"  (for id {one.stands_for})" if one.stands_for is not None else ""
-    return f"{place}{instead}" + (f"  {one.caption}" if one.caption is not None else "")
+    return f"{place}{instead}" + (f"  {plain(one.caption)}" if one.caption is not None else "")
 
 
 def _steps_before(all_spans: list[Span], span: Span) -> int:
