@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.ownership import open_regular
 from flip.rundir import RunDir, matching, number
 
 Column = NDArray[np.float64]
@@ -120,10 +121,10 @@ def newest_first(path: Path) -> Iterator[dict[str, Any]]:
     A file that does not exist or cannot be read has none.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _LINE))
             lines = file.read().split(b"\n")[:-1]
-    except OSError:
+    except (OSError, ValueError):
         return
     for line in reversed(lines):
         try:
@@ -139,7 +140,8 @@ def _lines(path: Path) -> dict[str, Column]:
     import pyarrow
     from pyarrow.json import ParseOptions, ReadOptions, read_json
 
-    text = path.read_bytes()
+    with open_regular(path) as file:
+        text = file.read()
     text = text[: text.rfind(b"\n") + 1]
     if not text.strip():
         return {name: np.empty(0) for name in FIELDS}

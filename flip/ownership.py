@@ -95,20 +95,28 @@ def group_name(gid):
         return "gid %d" % gid
 
 
+def open_regular(path):
+    # type: (os.PathLike | str) -> Any
+    """Open a regular file for reading bytes, without waiting for a FIFO or a device.
+
+    Raises OSError if it cannot be read, ValueError with the path if it is no regular file.
+    """
+    file = os.fdopen(os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("%s: not a regular file" % (path,))
+    return file
+
+
 def read_regular(path, limit=RECORD_LIMIT):
     # type: (os.PathLike | str, int) -> bytes
-    """Return the contents of a regular file of at most ``limit`` bytes, without waiting for a FIFO or a device.
-
-    Raises OSError if it cannot be read, ValueError with the path if it is no regular file or larger.
-    """
-    handle = os.open(str(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        info = os.fstat(handle)
-        if not stat.S_ISREG(info.st_mode):
-            raise ValueError("%s: not a regular file" % (path,))
-        if info.st_size > limit:
-            raise ValueError("%s: %d bytes, more than the limit of %d" % (path, info.st_size, limit))
-        return file.read(info.st_size)
+    """Return the contents of a regular file of at most ``limit`` bytes. Raises as ``open_regular``, and ValueError for
+    a larger file."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError("%s: %d bytes, more than the limit of %d" % (path, size, limit))
+        return file.read(size)
 
 
 def create_beside(path, mode=0o644):

@@ -164,6 +164,8 @@ class _Files:
     def read(self, path: Path, read: Callable[[Path], T]) -> T | None:
         """What ``read`` makes of the file; None if it is damaged."""
         try:
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ValueError("not a regular file")
             return read(path)
         except (FlipError, OSError, ValueError, KeyError, TypeError) as error:
             words = f"lacks {error}" if isinstance(error, KeyError) else str(error)

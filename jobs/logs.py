@@ -82,6 +82,7 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
     """Print the logs; with ``on`` go on until the attempt, or where none is named the run, is over."""
     import time
 
+    from flip.ownership import open_regular
     from jobs.cluster import interval
 
     read: dict[Path, int] = {}
@@ -92,7 +93,7 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
         for path in files(run, attempt, err, node):
             if path not in read and (len(read) or attempt is None) and on:
                 print(f"==> {path.relative_to(run.path)} <==", flush=True)
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 file.seek(read.get(path, 0))
                 block = file.read()
             read[path] = read.get(path, 0) + len(block)
