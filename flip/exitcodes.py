@@ -45,8 +45,20 @@ PRECEDENCE = (
 )
 
 
-#: Name and password in an address.
-USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+#: Name and password in an address, whose password may hold an @.
+USERINFO = re.compile(r"(?<=://)[^/\s]+@")
+#: Parameters of an address that are credentials, as those of signed URLs.
+PARAMETERS = re.compile(
+    r"(?<=[?&])((?:x-(?:amz|goog)-)?(?:sig|signature|credential|security-token|token|access_token|secret|password|api_?key))"
+    r"=[^&\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def scrub(text):
+    # type: (str) -> str
+    """The text without names, passwords and credentials in its addresses."""
+    return PARAMETERS.sub(r"\1=...", USERINFO.sub("...@", text))
 
 
 class FlipError(Exception):
@@ -75,7 +87,7 @@ class FlipError(Exception):
             text += " (found: %r)" % (self.value,)
         text = text.rstrip(".") + "."
         text = text + " " + self.remedy if self.remedy else text
-        text = USERINFO.sub("...@", text)
+        text = scrub(text)
         # a key or a path may hold anything; a line break or an escape sequence of a terminal shows as what it is
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

@@ -10,6 +10,7 @@ import re
 import time
 from pathlib import Path
 
+from flip.exitcodes import scrub
 from flip.ownership import create_beside, read_regular
 
 if False:  # names for annotations only: Python 3.6 runs this file too
@@ -261,7 +262,7 @@ class RunDir:
     def write_cause(self, n, rank, cause, code, reason, **facts):
         # type: (int, int, str, int, str, **Any) -> bool
         """Leave why this process ends; a rank's first cause stays. Shape: {cause, code, reason, rank, ...facts}."""
-        record = dict(facts, cause=cause, code=code, reason=reason, rank=rank, time=time.time())
+        record = dict(facts, cause=cause, code=code, reason=scrub(reason), rank=rank, time=time.time())
         return create_json(self.attempt(n) / ("cause.%d.json" % rank), record)
 
     def causes(self, n):

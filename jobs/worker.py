@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flip import interrupt
-from flip.exitcodes import CAUSES, ConfigError, DataError, FlipError, StorageError
+from flip.exitcodes import CAUSES, ConfigError, DataError, FlipError, StorageError, scrub
 from flip.rundir import OWNER, RunDir, read_json
 from jobs.symptoms import PEER_GONE
 
@@ -118,10 +118,10 @@ def _judged(work: Work, run: RunDir, attempt: int, flag: interrupt.StopFlag) -> 
         return error.cause, str(error), ""
     except OSError as error:
         cause = "storage" if error.errno in STORAGE else "crash"
-        return cause, f"{type(error).__name__}: {error}", traceback.format_exc()
+        return cause, f"{type(error).__name__}: {error}", scrub(traceback.format_exc())
     except Exception as error:  # the outermost frame of a process: whatever it is, the ledger must know it
         text = f"{type(error).__name__}: {error}"
-        return "peer_lost" if PEER_GONE.search(text) else "crash", text, traceback.format_exc()
+        return "peer_lost" if PEER_GONE.search(text) else "crash", text, scrub(traceback.format_exc())
 
 
 def in_process(run: RunDir, attempt: int) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flip.config.load import merge
-from flip.exitcodes import ConfigError, StorageError
+from flip.exitcodes import ConfigError, StorageError, scrub
+from flip.rundir import RunDir
 from jobs.snapshot import take
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +40,30 @@ def test_no_error_shows_a_password():
         "no answer from http://me:" + SECRET + "@proxy:3128/", f"https://{SECRET}@b", f"s3://a:{SECRET}@c"
     )
     assert SECRET not in str(error) + error.paragraph() + repr(error.args) and "proxy:3128" in str(error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:hush@hush-4711@proxy:3128/x", "s3://hush-4711@bucket/a", "https://h/x?sig=hush-4711&se=2030",
+        "https://h/x?se=2030&X-Amz-Signature=hush-4711", "http://h/?token=hush-4711 and more", "https://h/x?ApiKey=hush-4711",
+        "https://h/x?X-Goog-Credential=hush-4711",
+    ],
+)  # fmt: skip
+def test_the_scrubber_leaves_no_secret_and_the_rest(text, tmp_path):
+    shown = scrub(f"no answer from {text} (refused)")
+    assert "hush" not in shown and shown.startswith("no answer from ") and shown.endswith(" (refused)")
+    assert "hush" not in StorageError(text, text, text, text).paragraph()
+    run = RunDir(tmp_path / "run")
+    run.write_cause(run.begin_attempt({}), 0, "crash", 70, f"RuntimeError: {text}")
+    assert "hush" not in (run.attempt(1) / "cause.0.json").read_text()
+    with pytest.raises(ConfigError):
+        merge([("x.yaml", {"checkpoint.url": text.split(" ")[0]})])
+
+
+def test_addresses_without_secrets_stay():
+    text = "s3://bucket/a@b and https://h/x?prefix=a&max-keys=2 by me@host"
+    assert scrub(text) == text
 
 
 def test_a_link_to_a_secret_is_not_copied(tmp_path):

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.config.sizes import SIZES
 from flip.config.table import Place, Table, dump_yaml, parse_yaml, read_yaml
-from flip.exitcodes import USERINFO, ConfigError
+from flip.exitcodes import ConfigError, scrub
 
 __all__ = ["Table", "assignment", "dump", "get", "merge", "parse_yaml", "read", "read_yaml", "to_dict"]
 
@@ -69,8 +69,8 @@ def _scalar(kind: type, value: Any, place: Place) -> Any:
     number = _number(value)
     if isinstance(value, str) and ("${" in value or value == "???"):  # both mean something to OmegaConf
         raise place.error("interpolation is off", value, "Write the value itself.")
-    if isinstance(value, str) and USERINFO.search(value):
-        raise place.error("an address with a name or a password in it", value, _ELSEWHERE)
+    if isinstance(value, str) and scrub(value) != value:
+        raise place.error("an address with a name, a password or a key in it", value, _ELSEWHERE)
     if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return value if isinstance(value, str) else str(value)
     if kind is int and number is not None and number == number.to_integral_value():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from flip.data.storage import Fault
+from flip.exitcodes import scrub
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _SLOW = {
@@ -17,7 +18,6 @@ _SLOW = {
 }  # fmt: skip
 _SERVER = {"InternalError", "RequestTimeout"}
 _STATUS, _CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
-_USERINFO = re.compile(r"//[^/@\s]*@")
 
 
 def passing() -> tuple[type[BaseException], ...]:
@@ -49,7 +49,7 @@ def fault(error: BaseException) -> Fault:
 
     if isinstance(error, ClientError):
         return _answer(error)
-    text = _USERINFO.sub("//", str(error)) or type(error).__name__
+    text = scrub(str(error)) or type(error).__name__
     if isinstance(error, _no_credentials()):
         return Fault("denied", text)
     if isinstance(error, _stale_credentials()):
@@ -61,7 +61,7 @@ def fault(error: BaseException) -> Fault:
 
 def told(error: BaseException) -> Fault:
     """The class of an error of obstore, by its text: it tells no more."""
-    text = _USERINFO.sub("//", str(error).split("\n\nDebug source", 1)[0])
+    text = scrub(str(error).split("\n\nDebug source", 1)[0])
     status, code = _STATUS.search(text), _CODE.search(text)
     if status:
         return _by_code(int(status[1]), code[1] if code else status[1])
