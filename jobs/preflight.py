@@ -128,14 +128,15 @@ def _blank_chunks(folder: str) -> NDArray[np.int64]:
     return chunks[(counts == manifest.chunk) & (chunks < manifest.samples // manifest.chunk)]
 
 
-def scheduler(profile: Profile, dry: bool) -> list[Check]:
+def scheduler(profile: Profile, dry: bool, execute: bool = True) -> list[Check]:
     """Whether Slurm can be submitted to, asked once per submission, as that takes a while where it is away.
 
-    ConfigError where nothing can be submitted from here; a dry run, which may be made anywhere, only says so."""
+    ConfigError where nothing can be submitted from here; a dry run, which may be made anywhere, only says so.
+    ``execute``: whether programs that the profile names may be run."""
     if profile.kind != "slurm":
         return []
     try:
-        return [Check("Slurm", site.ready(profile))]
+        return [Check("Slurm", site.ready(profile, execute))]
     except ConfigError as error:
         if dry:
             return [Check("Slurm", str(error).rstrip("."), True)]

@@ -36,15 +36,21 @@ SHARED = ("afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs", "ora
 """Beginnings of the names of file systems that several machines see."""
 
 
-def ready(profile: Profile) -> str:
-    """A sentence about the Slurm that answers here. ConfigError where a submission from here cannot go through."""
+def ready(profile: Profile, execute: bool = True) -> str:
+    """A sentence about the Slurm that answers here. ConfigError where a submission from here cannot go through.
+
+    ``execute``: also run the Python that the profile names for batch scripts.
+    """
     _commands()
     unset = _unset(profile)
     if unset:
         what = f"env: the profile {profile.name} passes variables on that are not set here"
         raise ConfigError(what, value=", ".join(unset), remedy="Export them, or take their names out of the profile.")
     answer = _answer(profile.partition, profile.name)
-    _interpreter(profile)
+    if execute:
+        _interpreter(profile)
+    else:
+        answer += "; host_python is not executed by a dry run, because the sweep names the profile's file"
     disabled = "; no-requeue in the profile's options: each start is a new job, submitted by the one before"
     return answer + (disabled if "no-requeue" in profile.options else "")
 

@@ -94,8 +94,14 @@ class Submission:
         for run in self.sweep.runs:
             self._place(run)
         for profile in self._profiles():
-            self._checked(preflight.scheduler(profile, self.args.dry_run))
+            self._checked(preflight.scheduler(profile, self.args.dry_run, self._may_execute(profile)))
         return [self._want(run) for run in self.sweep.runs]
+
+    def _may_execute(self, profile: Profile) -> bool:
+        """Whether programs that a profile names may run: in a dry run not if the sweep alone names its file."""
+        by_sweep = [self.sweep.cluster, *(run.config.resources.cluster for run in self.sweep.runs)]
+        files = [name for name in by_sweep if name.endswith((".yaml", ".yml"))]
+        return not (self.args.dry_run and not self.args.cluster and profile in map(load_profile, files))
 
     def _place(self, run: Run) -> tuple[Profile, Host]:
         """The profile of the cluster that a run goes to, and a node there."""

@@ -633,3 +633,21 @@ def test_two_submits_at_once(desk):
     with folders.lock(desk.runs / "demo"):
         done = desk.submit()
     assert done.returncode == 78 and "another submit is at work" in done.stderr
+
+
+def test_a_dry_run_executes_nothing_that_a_sweep_names(desk, tmp_path):
+    """A sweep that somebody sent may bring its own profile."""
+    folder, ran = tmp_path / "bin", tmp_path / "ran"
+    folder.mkdir()
+    texts = {name: "echo 'ClusterName = far'" for name in ("sbatch", "srun", "squeue", "scancel", "scontrol")}
+    for name, text in {**texts, "evil": f"touch {ran}"}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    profile = tmp_path / "theirs.yaml"
+    profile.write_text(f"kind: slurm\npython: {folder}/evil\nhost_python: {folder}/evil\n")
+    desk.sweep.write_text(f"cluster: {profile}\n{desk.text}")
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}"}
+    done = desk.submit("--dry-run", env=environment)
+    assert done.returncode == 0 and "host_python is not executed" in done.stdout, done.stderr
+    assert not ran.exists()
+    assert desk.submit("--dry-run", "--cluster", profile, env=environment).returncode == 0 and ran.exists()
