@@ -87,11 +87,13 @@ class Loaded:
         return (scale * self.encode_image(images) @ classes.T).softmax(dim=-1)
 
 
-def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "") -> Loaded:
+def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url: str = "") -> Loaded:
     """A commit of a run directory (its weights alone), or an exported folder, verified before it is read.
 
     ``at``: the commit, as ``pretrain/64`` (stage and samples seen; with ``-n`` behind, that of attempt n); empty: the
-    newest. Raises ConfigError where there is no run, no such commit or device, DataError where the commit is damaged.
+    newest. ``url``: the address below which checkpoints of another user's run may be read (``checkpoint.url``). Raises
+    ConfigError if there is no run, no such commit or device, DataError if the commit is damaged, PermissionDenied if
+    another user's record leads to an address that is not below ``url``.
     """
     where = RunDir(source)
     exists(device)
@@ -105,7 +107,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "") -> L
     config, found = configuration.read(where.config), chosen(where, at)
     pair = model.build(config.model, config.augment, "sdpa")
     try:
-        with at_hand(found) as folder, warnings.catch_warnings():
+        with at_hand(found, url=url) as folder, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(model_state(pair), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
     except commit.Damaged as error:

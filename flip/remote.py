@@ -12,12 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from flip import commit
+from flip import commit, ownership
 from flip.data.anywhere import Anywhere
 from flip.data.outage import Outages
 from flip.data.retry import Attempts, Do, Patience, Words
 from flip.data.s3 import S3
 from flip.data.storage import Fault, is_remote
+from flip.exitcodes import PermissionDenied
 from flip.rundir import RunDir, create_json, read_json
 
 PIECE, AT_ONCE = 1 << 24, 4
@@ -153,16 +154,28 @@ def verify(source: commit.Commit, patience: Patience, part: int = 0, parts: int 
         there.check(name, files[name])
 
 
+def _refuse_foreign(source: commit.Commit, url: str) -> None:
+    """Raise PermissionDenied for an address that another user's record names: it may be any host, or file:///."""
+    address, record = source.record["url"], source.path / commit.MARK
+    reason = ownership.untrusted(record)
+    below = url and f"{address}/".startswith(f"{url.rstrip('/')}/") and ".." not in address.split("/")
+    if reason and not below:
+        what = f"names an address, and its record is not trusted: {reason}"
+        raise PermissionDenied(what, str(record), address, "To read it all the same: flip.load(..., url=ADDRESS).")
+
+
 @contextmanager
-def at_hand(source: commit.Commit, patience: Patience | None = None) -> Iterator[Path]:
+def at_hand(source: commit.Commit, patience: Patience | None = None, url: str = "") -> Iterator[Path]:
     """The folder where a commit's files lie verified on this machine: its own, or a copy for as long as it is needed.
 
-    Raises Damaged, and what ``Remote`` raises.
+    ``url``: addresses below it are read even if another user wrote the commit's record. Raises Damaged,
+    PermissionDenied for another address in such a record, and what ``Remote`` raises.
     """
     if "url" not in source.record:
         commit.verify(source)
         yield source.path
         return
+    _refuse_foreign(source, url)
     with TemporaryDirectory(prefix="flip-") as folder:
         Remote(source.record["url"], patience or Patience()).verify(source.record["files"], Path(folder))
         yield Path(folder)
