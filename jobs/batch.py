@@ -148,7 +148,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         "  code=$?; trap '' TERM USR1 USR2; trap - EXIT",
         *_late(profile, job),
         f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${{late:+--late}}',
-        '  [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit',
+        '  [ -z "$watcher" ] || kill -9 "$watcher" 2>/dev/null  # not before: `end` may outlive the limit',
         *(['  [ -z "$releaser" ] || kill -9 "$releaser"'] if job.canary else []),
         '  exit "$code"',
         "}",

@@ -2,9 +2,9 @@
 
     python3 jobs/requeue.py begin RUN_DIR            prints the attempt's number n; nothing where there is nothing to do
     python3 jobs/requeue.py end RUN_DIR --code 75    decides, records, requeues; prints the decision as one line of JSON
-    python3 jobs/requeue.py watch RUN_DIR            stays beside the ranks: requeues a job that outlives its wall limit
-                                                     before Slurm kills it together with its exit trap, and one whose
-                                                     batch shell was killed
+    python3 jobs/requeue.py watch RUN_DIR            stays beside the ranks: starts a job again that Slurm ends for
+                                                     its wall limit or for lost nodes before it kills the exit trap,
+                                                     and one whose batch shell was killed
     python3 jobs/requeue.py release RUN_DIR          stays beside the ranks of a canary until it has passed, and lets
                                                      go those that wait for it
 
@@ -342,7 +342,11 @@ def release(path):
 
 def watch(path, n, rest=None):
     # type: (str, Optional[int], Optional[Callable[[float], None]]) -> int
-    """Requeue the job when Slurm ends it for its limit; the next ``begin`` then knows of this attempt why it ended."""
+    """Start the job again when Slurm ends it for its wall limit, or for lost nodes without a requeue.
+
+    The exit trap may come too late for that: between TERM and KILL there is KillWait, and srun waits as long for tasks
+    of lost nodes. The next ``begin`` records how this attempt ended.
+    """
     from flip.rundir import RunDir
     from jobs import scheduler
 
@@ -350,14 +354,15 @@ def watch(path, n, rest=None):
     n = run.newest_attempt() if n is None else n
     job, restarts = scheduler.own_job(os.environ), scheduler.restarts_of(os.environ)
     try:
-        over = scheduler.outlived(job, restarts, rest, lambda limit: note_wall(run, n, limit))
+        state = scheduler.outlived(job, restarts, rest, lambda limit: note_wall(run, n, limit))
     except ShellGone:
         return patiently(lambda met: shell_gone(run, n), n)
-    if over:
+    if state == "TIMEOUT":
         try:
             run.note_limit(n)
         except OSError as error:
             say(error)
+    if state:
         start_again(0.0, (), ending=True, run=run, attempt=n)
     return 0
 

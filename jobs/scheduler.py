@@ -183,13 +183,14 @@ def patient_words(job, restarts, patience=PATIENCE, seen=None):
 
 
 def outlived(job, restarts, rest=None, told=None):
-    # type: (str, int, Optional[Callable[[float], None]], Optional[Callable[[int], None]]) -> bool
-    """Wait beside a job until Slurm ends it for its wall limit: True. False where it has no limit, or ends otherwise.
+    # type: (str, int, Optional[Callable[[float], None]], Optional[Callable[[int], None]]) -> str
+    """Wait until Slurm ends a job for its wall limit, or for lost nodes; return TIMEOUT or NODE_FAIL.
 
-    Asks seldom, as limits are seldom changed, and about the limit every second, with little patience: between TERM and
-    KILL there is KillWait, which is too short for an answer that is waited for as long as others. ``rest``: waits
-    for so many seconds in place of time.sleep; it may return early when there is a reason to ask. ``told`` is called
-    with the limit in seconds whenever Slurm tells another one.
+    Returns "" if the job has no limit, has been requeued, or ends for another reason. Asks seldom, as limits are seldom
+    changed, and about the limit every second, with little patience: between TERM and KILL there is KillWait, which is
+    too short for an answer that is waited for as long as others. ``rest``: waits for so many seconds in place of
+    time.sleep; it may return early when there is a reason to ask. ``told`` is called with the limit in seconds whenever
+    Slurm reports another one.
     """
     left = None  # seconds until the limit, or fewer, as far as anybody said
     before = None  # type: Optional[int]
@@ -198,7 +199,7 @@ def outlived(job, restarts, rest=None, told=None):
         try:
             fields = fields_of(call("scontrol", "show", "job", job, deadline=BRIEF if near else DEADLINE))
         except Gone:
-            return False
+            return ""
         except Unanswered:
             time.sleep(1.0 if near else PAUSE)
             if left is not None:
@@ -206,7 +207,7 @@ def outlived(job, restarts, rest=None, told=None):
             continue
         ran, limit = seconds(fields.get("RunTime", "")), seconds(fields.get("TimeLimit", ""))
         if ran is None or limit is None or (number(fields.get("Restarts", "")) or 0) > restarts:
-            return False
+            return ""
         if told is not None and limit != before:
             told(limit)
             before = limit
@@ -215,10 +216,11 @@ def outlived(job, restarts, rest=None, told=None):
             nap = min(left, SELDOM)
             (rest or time.sleep)(nap)
             left -= nap
-        elif fields.get("JobState") == "COMPLETING":
-            return fields.get("Reason") == "TimeLimit" or ran >= limit
         else:
-            return fields.get("JobState") == "TIMEOUT"
+            state, reason = fields.get("JobState", ""), fields.get("Reason", "").partition(":")[0]
+            if state == "COMPLETING":
+                state = "TIMEOUT" if ran >= limit else ENDING.get(reason, "")
+            return state if state in ("TIMEOUT", "NODE_FAIL") else ""
 
 
 def number(text):

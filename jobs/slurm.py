@@ -29,7 +29,7 @@ from jobs.slurm_state import ahead_of, elsewhere, rows_of
 
 NOT_REQUEUED = (
     "requeue is disabled here (Requeue=0). After a preemption or the time limit a job submits its successor; "
-    "a run that is killed before it can do so, or whose node is lost, is stopped: submit it again"
+    "a run that is killed before it can do so, or whose first node is lost, is stopped: submit it again"
 )
 
 

@@ -160,7 +160,7 @@ def test_a_job_that_slurm_knows_no_more_is_not_waited_for_half_a_day(commands, s
     assert slept[-1] < 31.0 + 2 * scheduler.GONE
     begin = slept[-1]
     assert scheduler.patient_words("57", 0) == "UNSEEN", "that is an answer"
-    assert scheduler.outlived("57", 0) is False and slept[-1] == begin, "nor is its limit waited for"
+    assert scheduler.outlived("57", 0) == "" and slept[-1] == begin, "nor is its limit waited for"
 
 
 def test_a_job_that_is_being_killed_loses_no_time(commands, naps, tmp_path, monkeypatch):
@@ -230,25 +230,28 @@ def lives(commands, naps, tmp_path):
 def test_a_watcher_notices_a_limit_that_is_lowered(lives):
     half = {"limit": "00:26:00", "ran": "00:25:10"}
     ending = {"limit": "00:26:00", "ran": "00:26:00", "state": "COMPLETING", "reason": "TimeLimit"}
-    assert lives({"limit": "01:00:00"}, half, ending) == (True, [900.0, 50.0])
-    assert lives({"limit": "01:00:00"}, {"gone": True}, half, ending) == (True, [900.0, 60.0, 50.0])
+    assert lives({"limit": "01:00:00"}, half, ending) == ("TIMEOUT", [900.0, 50.0])
+    assert lives({"limit": "01:00:00"}, {"gone": True}, half, ending) == ("TIMEOUT", [900.0, 60.0, 50.0])
     silence = [{"gone": True}] * 3
     lowered = {"limit": "00:27:00"}
-    assert lives(lowered, *silence, ending) == (True, [900.0, 60.0, 1.0, 1.0]), "the limit comes meanwhile"
+    assert lives(lowered, *silence, ending) == ("TIMEOUT", [900.0, 60.0, 1.0, 1.0]), "the limit comes meanwhile"
 
 
 def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(lives, monkeypatch):
     monkeypatch.setattr(scheduler, "SELDOM", 3600.0)
     hour, over = {"limit": "01:00:00"}, {"limit": "01:00:00", "ran": "01:00:20"}
     ending = {**over, "state": "COMPLETING", "reason": "TimeLimit"}
-    assert lives(hour, over, ending) == (True, [3000.0, 1.0])
-    assert lives({"limit": "UNLIMITED"}) == (False, [])
-    assert lives(hour, {**hour, "state": "COMPLETING"}) == (False, [3000.0])
-    assert lives(hour, {**over, "restarts": 1}) == (False, [3000.0])
-    assert lives(hour, {"gone": True}, {"gone": True}, ending) == (True, [3000.0, 1.0, 1.0]), "KillWait is short"
-    assert lives({"gone": True}, hour, ending) == (True, [60.0, 3000.0])
+    assert lives(hour, over, ending) == ("TIMEOUT", [3000.0, 1.0])
+    assert lives({"limit": "UNLIMITED"}) == ("", [])
+    assert lives(hour, {**hour, "state": "COMPLETING"}) == ("", [3000.0])
+    assert lives(hour, {**over, "restarts": 1}) == ("", [3000.0])
+    assert lives(hour, {"gone": True}, {"gone": True}, ending) == ("TIMEOUT", [3000.0, 1.0, 1.0]), "KillWait is short"
+    assert lives({"gone": True}, hour, ending) == ("TIMEOUT", [60.0, 3000.0])
+    node = {**hour, "state": "COMPLETING", "reason": "NodeDown"}
+    assert lives(hour, node) == ("NODE_FAIL", [3000.0])
+    assert lives(hour, {**node, "restarts": 1}) == ("", [3000.0]), "Slurm has requeued it"
     longer = {"limit": "02:00:00", "ran": "01:00:00"}
-    assert lives(hour, longer, {**longer, "state": "CANCELLED"}) == (False, [3000.0, 3600.0])
+    assert lives(hour, longer, {**longer, "state": "CANCELLED"}) == ("", [3000.0, 3600.0])
 
 
 def test_what_users_set_for_their_own_eyes_does_not_reach_slurm(commands, monkeypatch):

@@ -66,7 +66,7 @@ finish() {
   code=$?; trap '' TERM USR1 USR2; trap - EXIT
   [ "$SECONDS" -lt 85875 ] || late=1
   /opt/py/bin/python -I /runs/demo/.code/today/jobs/requeue.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${late:+--late}
-  [ -z "$watcher" ] || kill -9 "$watcher"  # until here: what is waited for above may outlive the limit
+  [ -z "$watcher" ] || kill -9 "$watcher" 2>/dev/null  # not before: `end` may outlive the limit
   [ -z "$releaser" ] || kill -9 "$releaser"
   exit "$code"
 }
