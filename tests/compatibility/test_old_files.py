@@ -1,0 +1,89 @@
+"""Files that an earlier release wrote are read: manifests, a complete and a stopped run, an export (``make.py``)."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import flip
+from flip.data.manifest import Manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Manifest -> (version, samples, digest) as the release wrote them.
+MANIFESTS = {
+    "v1": (1, 24, "b2016530317bc1bea58c062d944ab0b1f4ee9c5d91b20911e3fbe3ac51f2d5f0"),
+    "v2": (2, 24, "b2016530317bc1bea58c062d944ab0b1f4ee9c5d91b20911e3fbe3ac51f2d5f0"),
+    "v3": (3, 22, "fa60feed26c431986a8c6de4d6722347c7236b89f92eea5f912df1dad0f814c8"),
+}
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A copy of the files, as if the release had written them to where they are now."""
+    folder = shutil.copytree(Path(__file__).with_name("old"), tmp_path / "old")
+    for path in folder.rglob("*"):
+        if path.suffix in (".json", ".yaml", ".txt"):
+            path.write_text(path.read_text().replace("@OLD@", str(folder)).replace("@PYTHON@", sys.executable))
+    for manifest in folder.rglob("manifest.json"):
+        keys, record = manifest.with_name("keys.txt").read_bytes(), json.loads(manifest.read_text())
+        record["files"]["keys.txt"] = {"bytes": len(keys), "sha256": hashlib.sha256(keys).hexdigest()}
+        manifest.write_text(json.dumps(record))
+    return folder
+
+
+def call(old, *words):
+    environment = {**os.environ, "FLIP_RUNS": str(old / "runs"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_manifests(old, name):
+    manifest = Manifest.load(old / "data" / name)
+    version = json.loads((old / "data" / name / "manifest.json").read_text())["version"]
+    assert (version, manifest.samples, manifest.digest) == MANIFESTS[name]
+
+
+def test_status_explain_and_report(old):
+    rows = {row["run"]: row for row in json.loads(call(old, "jobs/status.py", "old", "--json"))}
+    assert {name: row["state"] for name, row in rows.items()} == {"complete": "complete", "stopped": "cancelled"}
+    assert "cancelled by root" in call(old, "jobs/explain.py", "old/stopped")
+    assert "complete" in call(old, "jobs/explain.py", "old/complete")
+    report = {row["run"]: row for row in json.loads(call(old, "jobs/report.py", "old", "--json"))}
+    assert report["complete"]["state"] == "complete" and report["stopped"]["state"] == "cancelled"
+
+
+def test_the_unchanged_sweep_changes_nothing(old):
+    plan = json.loads(call(old, "jobs/submit.py", "--sweep", str(old / "old.yaml"), "--dry-run", "--json"))
+    rows = {row["name"]: row for row in plan["runs"]}
+    assert {name: row["action"] for name, row in rows.items()} == {"complete": "complete", "stopped": "cancelled"}
+    for name, row in rows.items():
+        stored = json.loads((old / "runs" / "old" / name / "identity.json").read_text())
+        assert (row["identity"], row["changes"], row["starts"]) == (stored["hash"], [], False)
+
+
+def test_results_and_weights(old):
+    runs = old / "runs" / "old"
+    rows = {row["run"]: row for row in flip.read_runs(runs)}
+    assert (rows["complete"]["state"], rows["stopped"]["state"]) == ("complete", "cancelled")
+    trained, exported = flip.load(runs / "complete"), flip.load(old / "export")
+    texts = ["a red square", "a blue stripe"]
+    assert np.array_equal(np.asarray(trained.encode_text(texts)), np.asarray(exported.encode_text(texts)))
+
+
+@pytest.mark.long
+def test_export_and_evaluation(old):
+    run = old / "runs" / "old" / "complete"
+    call(old, "tools/export.py", str(run), "--out", str(old / "again"))
+    for name in ("open_clip_model.safetensors", "timm/model.safetensors"):
+        assert (old / "again" / name).read_bytes() == (old / "export" / name).read_bytes()
+    (row,) = json.loads(call(old, "jobs/evaluate.py", "old/complete", "--json"))
+    (before,) = json.loads((run / "eval" / "unmasked-384.json").read_text())["evaluations"]
+    assert (row["predictions"], row["top1"]) == (before["predictions"], before["top1"])
