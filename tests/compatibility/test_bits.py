@@ -1,0 +1,132 @@
+"""The same bits as an earlier release: small runs trained by two checkouts on this machine, compared at their end.
+
+The release's checkout is a worktree of this repository. Without the history, as in a source archive, tests are skipped.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from tests.synthetic import make_dataset, make_tokenizer
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+#: The last commit before the packages were rearranged and their defects were fixed.
+RELEASE = "f634574"
+BASE = """
+title: Bits
+cluster: local
+recipe: portable
+set:
+  model: {size: tiny}
+  data: {manifest: "@DATA@", tokenizer: "@DATA@/tokenizer.json", workers: 1, chunk: 4, block: 2, lanes: 8,
+         buffer: 268_435_456, decoder: pillow, resize: pillow}
+  compute: {device: cpu, precision: fp32, threads: 1, deterministic: "yes", attention: explicit}
+  stages:
+    - {name: pretrain, batch: 16, mask: 0.5, samples: 640, warmup: 32, base_lr: 1e-2}
+    - {name: unmasked, batch: 16, mask: 0, samples: 128, base_lr: 1e-3}
+  checkpoint: {samples: 160}
+  monitor: {log_every: 10}
+  resources: {nodes: 1, processes: 1, cpus: 1, hours: 1}
+runs:
+"""
+VARIANTS = {
+    "fp32": {},
+    "fp32-two-ranks": {"resources": {"processes": 2}},
+    "bf16": {"compute": {"precision": "bf16"}},
+    "bf16-two-ranks": {"compute": {"precision": "bf16"}, "resources": {"processes": 2}},
+    "siglip": {"model": {"objective": "siglip", "temperature": 0.1, "logit_bias": -10.0}},
+    "siglip-two-ranks": {
+        "model": {"objective": "siglip", "temperature": 0.1, "logit_bias": -10.0},
+        "resources": {"processes": 2},
+    },
+    "packed": {"model": {"text": {"padding": "mask"}}},
+    "accumulate": {"compute": {"accumulate": 2}},
+    "interrupted": {},
+}
+
+
+def git(*words):
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release") / "checkout"
+    done = git("worktree", "add", "--detach", str(folder), RELEASE)
+    if done.returncode:
+        pytest.skip(f"this copy of the repository does not have the history: {done.stderr.strip()}")
+    yield folder
+    git("worktree", "remove", "--force", str(folder))
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bits")
+    data = make_dataset(folder / "data", samples=200, shards=3, chunk=4, classes=8)
+    make_tokenizer(data / "tokenizer.json")
+    runs = "".join(f"  {name}: {json.dumps(settings)}\n" for name, settings in VARIANTS.items())
+    (folder / "bits.yaml").write_text(BASE.replace("@DATA@", str(data)) + runs)
+    return folder / "bits.yaml"
+
+
+def call(checkout, runs, *words):
+    environment = {**os.environ, "FLIP_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+
+
+def wait(condition, what):
+    limit = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < limit, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+def weights(run):
+    """(file, tensor) -> bytes of the last commit: weights, moments, step counts. Headers have no fixed order."""
+    (commit,) = run.glob("checkpoints/unmasked/768-*")
+    found = {}
+    for path in sorted(commit.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            found.update({(path.name, name): file.get_tensor(name).tobytes() for name in file.keys()})  # noqa: SIM118
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(release, sweep, tmp_path_factory):
+    """The runs folders of both checkouts. The release's run ``interrupted`` is crashed, and continued by this one."""
+    folders = []
+    for checkout in (release, ROOT):
+        runs = tmp_path_factory.mktemp("runs")
+        call(checkout, runs, "jobs/submit.py", "--sweep", str(sweep), "--yes", "--only", "[!i]*")
+        wait(lambda runs=runs: len(list(runs.glob("bits/*/result.json"))) == len(VARIANTS) - 1, "the runs")
+        folders.append(runs)
+    runs = folders[0]
+    words = ("jobs/submit.py", "--sweep", str(sweep), "--yes", "--only", "interrupted")
+    call(release, runs, *words)
+    run = runs / "bits" / "interrupted"
+    wait(lambda: list(run.glob("checkpoints/pretrain/*/commit.json")), "a commit")
+    call(release, runs, "jobs/cancel.py", "bits/interrupted", "--yes")
+    wait(lambda: (run / "attempts" / "1" / "end.json").exists(), "its end")
+    assert not (run / "result.json").exists()
+    call(ROOT, runs, *words, "--retry")
+    wait(lambda: (run / "result.json").exists(), "the run that this release continues")
+    return [runs / "bits" for runs in folders]
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "interrupted"])
+def test_the_weights_are_equal(trained, name):
+    before, after = (weights(folder / name) for folder in trained)
+    assert before and before == after
+
+
+def test_a_run_of_the_release_is_continued_to_the_same_weights(trained):
+    assert weights(trained[0] / "interrupted") == weights(trained[0] / "fp32")
