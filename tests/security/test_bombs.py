@@ -1,0 +1,157 @@
+"""Small files that stand for gigabytes. Each is read by a process with limited memory, and ends with an error of ours.
+
+A child process imports what it needs, limits its address space (RLIMIT_AS) to what it has by then and an allowance, and
+reads. A MemoryError, or any other exception than a FlipError, fails the test.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flip.data import parquet
+
+ROOT = Path(__file__).resolve().parents[2]
+MB = 1 << 20
+ALLOWANCE = 256 * MB
+CHILD = """
+import json, os, resource, sys
+from flip.exitcodes import FlipError
+{imports}
+cases = json.load(sys.stdin)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + {allowance},) * 2)
+found = {{}}
+for name, values in cases.items():
+    try:
+        found[name] = [0, str({call})]
+    except FlipError as error:
+        found[name] = [error.code, error.paragraph()]
+    except BaseException as error:
+        found[name] = [-1, repr(error)]
+json.dump(found, sys.stdout)
+"""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
+
+
+def read(imports, call, cases, allowance=ALLOWANCE):
+    """Evaluate ``call``, an expression in ``values``, for each of the cases in a process with limited memory.
+
+    Returns for each name the exit code (0 without an error, -1 for an error that is not ours) and the text.
+    """
+    program = CHILD.format(imports=textwrap.dedent(imports), call=call, allowance=allowance)
+    # One malloc arena, and Arrow on malloc: otherwise they reserve gigabytes of addresses that they never use.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
+    text = json.dumps({name: str(value) for name, value in cases.items()})
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, input=text, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def hole(path, size, *parts):
+    """A file of ``size`` bytes that takes almost no space on disk; ``parts``: (place, bytes) that are not zeros."""
+    with open(path, "wb") as file:
+        for at, data in parts:
+            file.seek(at)
+            file.write(data)
+        file.truncate(size)
+    return path
+
+
+# -- parquet ----------------------------------------------------------------------------------------------------------
+
+
+def footer_of(chunks):
+    """A footer of three bytes for each of so many column chunks, as objects several hundred times as large."""
+
+    def varint(number):
+        return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
+
+    def structs(number):
+        return b"\xfc" + varint(number)
+
+    schema = b"\x19" + structs(1) + b"\x48\x04root\x15\x00\x00"
+    groups = b"\x19" + structs(1) + b"\x19" + structs(chunks) + b"\x26\x00\x00" * chunks + b"\x16\x00\x16\x00\x00"
+    text = b"\x15\x02" + schema + b"\x16\x00" + groups + b"\x00"
+    return b"PAR1" + text + len(text).to_bytes(4, "little") + b"PAR1"
+
+
+def lying(data, size):
+    """A parquet file whose footer states 2 MB where its pages state ``size``."""
+
+    def zigzag(number, width=1):
+        out, number = [], 2 * number
+        while number > 127 or len(out) + 1 < width:
+            out, number = [*out, number & 127 | 128], number >> 7
+        return bytes([*out, number])
+
+    honest = zigzag(size)
+    at = data.rindex(honest)
+    return data[:at] + zigzag(2 * MB, len(honest)) + data[at + len(honest) :]
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    keys, text = [f"{i:09d}" for i in range(4096)], "x" * MB
+    repeated = pa.table({"a": pa.DictionaryArray.from_arrays(np.zeros(4096, np.int32), pa.array([text]))})["a"]
+    whole = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    once = {"compression": "zstd", "store_schema": False, "dictionary_pagesize_limit": 2 * MB}
+
+    def write(name, columns, **options):
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet", **options)
+
+    write("dictionary", {"key": keys, "score": repeated}, **once)
+    write("keys", {"key": repeated, "score": keys}, **once)
+    write("pages", {"key": keys[:400], "score": pa.repeat(text, 400)}, **whole)
+    write("rows", {"key": pa.nulls(20 * MB, pa.string()), "score": np.zeros(20 * MB, np.int8)}, compression="zstd")
+    encoding = {"key": "PLAIN", "score": "DELTA_BYTE_ARRAY"}
+    write("prefixes", {"key": keys[:500], "score": pa.repeat(text, 500)}, column_encoding=encoding, **whole)
+    data = (folder / "pages.parquet").read_bytes()
+    stated = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(1).total_uncompressed_size
+    (folder / "lying.parquet").write_bytes(lying(data, stated))
+    assert pq.ParquetFile(folder / "lying.parquet").metadata.row_group(0).column(1).total_uncompressed_size == 2 * MB
+    (folder / "footer.parquet").write_bytes(footer_of(2 * MB))
+    hole(folder / "hole.parquet", 1 << 40)
+    sound = io.BytesIO()
+    pq.write_table(pa.table({"key": keys, "score": np.arange(4096)}), sound)
+    (folder / "sound.parquet").write_bytes(sound.getvalue())
+    return folder
+
+
+def test_tables_of_filters(tables):
+    bombs = {path.stem: path.with_suffix(".tar") for path in tables.glob("*.parquet")}
+    assert sum(path.stat().st_blocks * 512 for path in tables.glob("*.parquet")) < 8 * MB
+    found = read(
+        "import pyarrow.compute, pyarrow.parquet\nfrom flip.data import filters\nfrom flip.data.reader import Reader",
+        "filters.parse(['score==7'], '').judge(values, Reader()) and 'read'",
+        bombs,
+    )
+    assert found["sound"] == found["dictionary"] == [0, "read"]  # a text that all rows share is held once
+    sentences = {
+        "keys": "the parquet file has rows of one key",
+        "pages": f"bytes in the columns key, score, at most {parquet.COLUMNS_LIMIT:,} are read",
+        "lying": f"bytes in the columns key, score, at most {parquet.COLUMNS_LIMIT:,} are read",
+        "rows": f"20,971,520 rows, at most {parquet.ROWS_LIMIT:,} are read",
+        "prefixes": "the column score has encoding 7, which does not tell its size",
+        "footer": f"a footer of 6,291,487 bytes, at most {parquet.FOOTER_LIMIT:,} are read",
+        "hole": f"a parquet file of 1,099,511,627,776 bytes, at most {parquet.FILE_LIMIT:,} are read",
+    }
+    refused(found, sentences, tables, ".parquet")
+
+
+def refused(found, sentences, folder, suffix):
+    """Assert that each bomb ended with exit code 65 and an error that names the file and holds its sentence."""
+    for name, sentence in sentences.items():
+        code, text = found[name]
+        assert code == 65 and text.startswith(f"{folder}/{name}{suffix}: ") and sentence in text, (name, code, text)
