@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import textwrap
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flip.data import parquet
+from flip.data import parquet, tar
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1 << 20
@@ -155,3 +156,39 @@ def refused(found, sentences, folder, suffix):
     for name, sentence in sentences.items():
         code, text = found[name]
         assert code == 65 and text.startswith(f"{folder}/{name}{suffix}: ") and sentence in text, (name, code, text)
+
+
+# -- tars -------------------------------------------------------------------------------------------------------------
+
+
+def header(name, size, kind=b"0"):
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_sparse_shards(tmp_path):
+    half, limit = 512 * MB, f"{tar.SAMPLE_LIMIT:,}"
+    hole(tmp_path / "member.tar", half, (0, header("a.jpg", half - 2048)))
+    hole(tmp_path / "stated.tar", half, (0, header("a.jpg", 1 << 60)))
+    hole(tmp_path / "name.tar", half, (0, header("././@LongLink", half - 4096, b"L")))
+    hole(tmp_path / "records.tar", half, (0, header("a", half - 4096, b"x")))
+    chain = (header("a", 5, b"x") + b"5 =a\n".ljust(512, b"\0")) * 2048
+    hole(tmp_path / "chain.tar", half, (0, chain))
+    each = 60 * MB
+    parts = [(i * (512 + each), header(f"a.{i}", each)) for i in range(8)]
+    hole(tmp_path / "sample.tar", half, *parts)
+    cases = {path.stem: path for path in tmp_path.glob("*.tar")}
+    assert sum(path.stat().st_blocks * 512 for path in cases.values()) < 8 * MB
+    program = "from flip.data.scan import file_stat, scan\nfrom flip.data.reader import Reader"
+    found = read(program, "scan(values, file_stat(values), Reader())", cases, ALLOWANCE + tar.SAMPLE_LIMIT)
+    extension = f"at most {tar.EXTENSION_LIMIT:,} are read; they begin at byte 0"
+    sentences = {
+        "member": f"a member of 536,868,864 bytes, at most {limit} are read; its header is at byte 0",
+        "stated": f"a member of 1,152,921,504,606,846,976 bytes, at most {limit} are read; its header is at byte 0",
+        "name": f"extension headers of 536,866,816 bytes, {extension}",
+        "records": f"extension headers of 536,866,816 bytes, {extension}",
+        "chain": extension,
+        "sample": f"a sample of more than {limit} bytes, the most that are read; it begins at byte 0",
+    }
+    refused(found, sentences, tmp_path, ".tar")
