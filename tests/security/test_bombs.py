@@ -7,10 +7,12 @@ reads. A MemoryError, or any other exception than a FlipError, fails the test.
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import tarfile
 import textwrap
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flip.data import parquet, tar
+from flip.data import decode, parquet, tar
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1 << 20
@@ -192,3 +194,89 @@ def test_sparse_shards(tmp_path):
         "sample": f"a sample of more than {limit} bytes, the most that are read; it begins at byte 0",
     }
     refused(found, sentences, tmp_path, ".tar")
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def zeros(size):
+    """What zlib makes of so many zeros, without compressing them all: a block that ends with a full flush repeats."""
+    pack = zlib.compressobj(9)
+    first, block = (pack.compress(bytes(MB)) + pack.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    rest = pack.compress(bytes(size % MB)) + pack.flush()
+    return first + block * (size // MB - 1) + rest[:-4] + struct.pack(">HH", size % 65521, 1)
+
+
+def png(side, depth, colour, *chunks):
+    """A PNG of zeros, with further chunks: (type, data)."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    data = zeros(max(side * (1 + side * depth // 8 * {0: 1, 6: 4}[colour]), MB))
+    about = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
+    parts = [(b"IHDR", about), *chunks, (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def tiff_with_tile(side):
+    """16 x 16 pixels, in one tile of ``side`` x ``side`` zeros."""
+    data = zeros(side * side)
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 134, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def test_pictures(tmp_path):
+    """A picture of as many pixels as are allowed takes 8 bytes for each; what is larger is refused by its header."""
+    text = b"a\0\0" + zlib.compress(bytes(MB - 1))
+    webp = b"RIFF\x1a\0\0\0WEBPVP8L\x0e\0\0\0\x2f" + struct.pack("<I", 16382 | 16382 << 14) + bytes(9)
+    gif = b"GIF89a" + struct.pack("<HHBBB", 50000, 50000, 0, 0, 0)
+    gif += b"\x21\xf9\x04\x08\0\0\0\0," + struct.pack("<HHHHB", 0, 0, 50000, 50000, 0) + b"\x02\x02\x4c\x01\0;"
+    bombs = {
+        "deep": png(8192, 16, 0),
+        "alpha": png(8192, 8, 6),
+        "wide": png(8200, 8, 0),
+        "texts": png(8, 8, 0, *[(b"zTXt", text)] * 100),
+        "text": png(8, 8, 0, (b"zTXt", b"a\0\0" + zeros(300 * MB))),
+        "profile": png(8, 8, 0, (b"iCCP", b"a\0\0" + zeros(300 * MB))),
+        "tile": tiff_with_tile(24576),
+        "webp": webp,
+        "gif": gif,
+    }
+    for name, data in bombs.items():
+        (tmp_path / name).write_bytes(data)
+    assert sum(map(len, bombs.values())) < 4 * MB
+    program = """
+        from pathlib import Path
+        from PIL import Image
+        from flip.data import decode
+        Image.init()
+
+        def decoded(path):
+            data = Path(path).read_bytes()
+            try:
+                return decode.decode(data).nbytes
+            except decode.Undecodable as error:
+                return str(error)
+
+        def converted(path):
+            try:
+                return decode.to_rgb(decode.open_image(Path(path).read_bytes())).size
+            except decode.Undecodable as error:
+                return str(error)
+        """
+    found = read(program, "[decoded(values), converted(values)]", {name: tmp_path / name for name in bombs}, 560 * MB)
+    assert found["deep"] == found["alpha"] == [0, f"[{3 << 26}, (8192, 8192)]"]
+    limit = f"at most {decode.LIMIT} are read"
+    sentences = {
+        "wide": f"8200 x 8200 pixels, {limit}",
+        "tile": f"24576 x 24576 pixels, {limit}",
+        "webp": f"too many pixels, {limit}",
+        "gif": f"too many pixels, {limit}",
+        "text": "ValueError: Decompressed data too large",
+        "texts": "ValueError: Too much memory used in text chunks",
+    }
+    for name, sentence in sentences.items():
+        assert found[name][0] == 0 and found[name][1].count(sentence) == 2, (name, found[name])
+    assert found["profile"][0] == 0
