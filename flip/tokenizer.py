@@ -27,11 +27,14 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from flip.config.schema import TextTower  # noqa: E402
 from flip.exitcodes import ConfigError  # noqa: E402
+from flip.ownership import read_regular  # noqa: E402
 from flip.rundir import write_text  # noqa: E402
 
 UNKNOWN = "[UNK]"
 SPECIAL = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 ALPHABET = 1000
+LIMIT = 16 << 20
+"""Bytes of a tokenizer.json. BERT's has 0.5 MB."""
 KNOWN = 100_000
 """Words whose ids are kept; a caption of ten such words takes an eighth of the time."""
 _WORD = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
@@ -124,7 +127,7 @@ class Tokenizer:
 def _read(path: Path) -> tokenizers.Tokenizer:
     """The vocabulary and the normaliser's switches of a file; nothing else of it counts, no template, no padding."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, LIMIT).decode("utf-8"))
         model, normalizer = content["model"], dict(content["normalizer"])
         # files of 2020, and BERT's published one is of them, do not say their type; no other model has that field
         kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "")

@@ -118,7 +118,7 @@ def _decode_pillow(data: bytes | memoryview, conversion: str) -> Pixels:
             return np.asarray(_to_rgb(image, conversion))
         pixels = np.empty((image.height, image.width, 3), np.uint8)
         for top, strip in _strips(image):
-            pixels[top : top + strip.height] = _to_rgb(strip, conversion)
+            pixels[top : top + strip.height] = np.asarray(_to_rgb(strip, conversion))
         return pixels
 
 

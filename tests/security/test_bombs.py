@@ -280,3 +280,76 @@ def test_pictures(tmp_path):
     for name, sentence in sentences.items():
         assert found[name][0] == 0 and found[name][1].count(sentence) == 2, (name, found[name])
     assert found["profile"][0] == 0
+
+
+# -- files with holes -------------------------------------------------------------------------------------------------
+
+READERS = """
+    from pathlib import Path
+    from flip import exported
+    from flip.config.schema import TextTower
+    from flip.config.table import read_yaml
+    from flip.data.images import File, Files
+    from flip.data.manifest import Manifest
+    from flip.data.reader import Reader
+    from flip.evaluate import listings, open_clip_folder, prompts
+    from flip.tokenizer import Tokenizer
+    from tools.shards_cli import making
+
+    def opened(path):
+        path = Path(path)
+        if path.name == "chunk":
+            return len(Reader().read(str(path), 0, 1 << 40))
+        return {
+            "yaml": lambda: read_yaml(path),
+            "tokenizer": lambda: Tokenizer.of(path, TextTower()),
+            "classes": lambda: prompts.read(str(path)),
+            "listing": lambda: listings.read(path, "test"),
+            "picture": lambda: list(Files([File(str(path))], str(path.parent)).samples(range(1))),
+            "made": lambda: making.read(path, "row 1"),
+            "weights": lambda: exported.check_header(path),
+            "folder": lambda: prompts.of_folder(path),
+            "keys": lambda: Manifest.load(path),
+            "facts": lambda: Manifest.load(path),
+            "open_clip": lambda: open_clip_folder.check(str(path)),
+        }[path.name]()
+    """
+
+
+def test_files_with_holes(tmp_path):
+    """A terabyte of zeros is refused by its size, before it is read."""
+    size = 1 << 40
+    files = ("yaml", "tokenizer", "classes", "listing", "picture", "made")
+    for name in files:
+        hole(tmp_path / name, size)
+    hole(tmp_path / "chunk", MB)
+    hole(tmp_path / "weights", size, (0, (size - 8).to_bytes(8, "little")))
+    for name in ("folder", "keys", "facts", "open_clip"):
+        (tmp_path / name).mkdir()
+    hole(tmp_path / "folder" / "classnames.txt", size)
+    hole(tmp_path / "facts" / "manifest.json", size)
+    (tmp_path / "keys" / "manifest.json").write_text('{"version": 1, "files": {"keys.txt": {"sha256": ""}}}')
+    hole(tmp_path / "keys" / "keys.txt", size)
+    hole(tmp_path / "open_clip" / "open_clip_model.safetensors", size, (0, (size - 8).to_bytes(8, "little")))
+    (tmp_path / "open_clip" / "open_clip_config.json").write_text("{}")
+    cases = {path.name: path for path in tmp_path.iterdir()}
+    found = read(READERS, "opened(values)", cases)
+    told = f"{size:,}"
+    sentences = {
+        "yaml": (78, "more than 1,048,576 bytes, too large for a configuration"),
+        "tokenizer": (78, f"{size} bytes, more than the limit of"),
+        "classes": (78, f"{size} bytes, more than the limit of"),
+        "folder": (78, f"{size} bytes, more than the limit of"),
+        "listing": (65, f"{size} bytes, more than the limit of"),
+        "made": (65, f"{size} bytes, more than the limit of"),
+        "picture": (65, f"an image file of {told} bytes, at most"),
+        "keys": (65, f"a file of {told} bytes, at most"),
+        "facts": (65, f"a file of {told} bytes, at most"),
+        "weights": (65, f"the weights state a header of {size - 8:,} bytes, at most"),
+        "open_clip": (65, f"the weights state a header of {size - 8:,} bytes, at most"),
+        "chunk": (65, f"the shard ends at byte {MB}, needed were {size}"),
+    }
+    assert found.keys() == sentences.keys()
+    for name, (code, sentence) in sentences.items():
+        assert found[name][0] == code and sentence in found[name][1], (name, found[name])
+        assert str(tmp_path / name) in found[name][1]
