@@ -35,6 +35,8 @@ SPECIAL = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 ALPHABET = 1000
 LIMIT = 16 << 20
 """Bytes of a tokenizer.json. BERT's has 0.5 MB."""
+RAW_LIMIT, TEXT_LIMIT = 1 << 20, 1 << 16
+"""Characters of a text that are read, before and after it is cleaned: encoding takes 280 bytes for each."""
 KNOWN = 100_000
 """Words whose ids are kept; a caption of ten such words takes an eighth of the time."""
 _WORD = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
@@ -79,7 +81,7 @@ class Tokenizer:
         """(n, length) int32."""
         rows = np.zeros((len(texts), self.length), dtype=np.int32)
         for row, text in zip(rows, texts, strict=True):
-            ids = (self._first + self._ids(clean(text, self._repair)))[: self.length]
+            ids = (self._first + self._ids(clean(text[:RAW_LIMIT], self._repair)[:TEXT_LIMIT]))[: self.length]
             row[: len(ids)] = ids
         return rows
 

@@ -226,13 +226,14 @@ def _codes(mask: Any, code: int) -> Codes:
 
 def _by_length(length: Length, samples: Sequence[Sample], view: memoryview, code: int) -> Codes:
     """``code`` where the length is another, one more where there is no caption."""
-    from flip.tokenizer import clean  # brings a library that no other filter needs
+    from flip.tokenizer import RAW_LIMIT, clean  # brings a library that no other filter needs
 
     def judge(sample: Sample) -> int:
         if CAPTION not in sample.members:
             return code + 1
         at, size = sample.members[CAPTION]
-        return 0 if length.holds(len(clean(bytes(view[at : at + size]).decode("utf-8", "replace")))) else code
+        text = bytes(view[at : at + min(size, RAW_LIMIT)]).decode("utf-8", "replace")
+        return 0 if length.holds(len(clean(text))) else code
 
     return np.fromiter(map(judge, samples), dtype=np.uint8, count=len(samples))
 

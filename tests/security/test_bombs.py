@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flip.data import decode, parquet, tar
+from flip.tokenizer import train
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1 << 20
@@ -353,3 +354,34 @@ def test_files_with_holes(tmp_path):
     for name, (code, sentence) in sentences.items():
         assert found[name][0] == code and sentence in found[name][1], (name, found[name])
         assert str(tmp_path / name) in found[name][1]
+
+
+# -- captions ---------------------------------------------------------------------------------------------------------
+
+
+def test_captions(tmp_path):
+    """A caption of megabytes is cut; encoding took 280 bytes for each character."""
+    train(["a red cat"], 60, tmp_path / "tokenizer.json")
+    program = f"""
+        from flip.data.decode import Undecodable
+        from flip.data.filters import Length, _by_length
+        from flip.data.stream import captions_of
+        from flip.data.tar import Sample
+        from flip.tokenizer import Tokenizer
+        tokenizer = Tokenizer({str(tmp_path / "tokenizer.json")!r}, 8, False)
+        TEXTS = {{"zeros": bytes(40 << 20), "words": b"\\xc3\\xa9 " * (8 << 20), "lines": b"\\n" * (24 << 20) + b"a"}}
+
+        def tokens(name):
+            if name == "json":
+                try:
+                    return captions_of({{"json": b"[" + b"[]," * (12 << 20)}}, ["json:caption"])
+                except Undecodable as error:
+                    return str(error)
+            data = TEXTS[name]
+            sample = Sample("a", 0, {{"txt": (0, len(data))}})
+            codes = _by_length(Length(0, None), [sample], memoryview(data), 1)
+            return tokenizer([max(captions_of({{"txt": data}}, ["txt"]), key=len)[:]]).shape, codes.tolist()
+        """
+    found = read(program, "tokens(values)", {name: name for name in ("zeros", "words", "lines", "json")})
+    assert found.pop("json") == [0, "its json has 37,748,737 bytes, at most 4,194,304 are read"]
+    assert all(one == [0, "((1, 8), [0])"] for one in found.values()), found
