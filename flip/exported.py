@@ -20,6 +20,8 @@ CONFIG = "flip_config.yaml"
 OPEN_CLIP = "open_clip_model.safetensors"
 TIMM = "timm/model.safetensors"
 TOKENIZER = "tokenizer.json"
+HEADER_LIMIT = 16 << 20
+"""Bytes of the header of a safetensors file: names, types and shapes, about 100 for each tensor."""
 
 
 def is_export(folder: Path) -> bool:
@@ -40,6 +42,15 @@ def mark(folder: Path) -> Commit:
         return Commit(folder, record)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"cannot be understood: {type(error).__name__} {error}", folder / MARK) from error
+
+
+def check_header(path: Path) -> None:
+    """Raises DataError if a safetensors file states a header that is too large, OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > HEADER_LIMIT:
+        what = f"the weights state a header of {size:,} bytes, at most {HEADER_LIMIT:,} are read"
+        raise DataError(what, path, remedy="Copy the file again.")
 
 
 def digest(found: Commit) -> str:

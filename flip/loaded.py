@@ -130,6 +130,8 @@ def _exported(folder: Path) -> tuple[model.Pair, Config, commit.Commit]:
         raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
     found = exported.config(folder)
     pair = model.build(found.model, found.augment, "sdpa")
+    for name in (exported.OPEN_CLIP, exported.TIMM):
+        exported.check_header(folder / name)
     tensors, tower = load_file(folder / exported.OPEN_CLIP), load_file(folder / exported.TIMM)
     state = translation.from_timm(tower) | translation.text_from_open_clip(tensors)
     state |= translation.projection_from_open_clip(tensors, found.model.image.layers, found.model.embed)

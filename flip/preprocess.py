@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from flip.data.decode import Pixels, Undecodable, open_image
+from flip.data.tar import SAMPLE_LIMIT
 from flip.data.view import EvaluationView
 from flip.exitcodes import DataError
+from flip.ownership import read_regular
 
 Picture = Image.Image | str | os.PathLike[str] | NDArray[np.uint8] | Tensor
 """The path of an image file, a PIL image, an array (height, width, 3) of uint8, or a tensor (3, height, width) of uint8
@@ -66,10 +67,10 @@ def as_texts(given: str | Iterable[str]) -> list[str]:
 def _decoded(picture: Picture) -> Image.Image | Pixels:
     if isinstance(picture, (str, os.PathLike)):
         try:
-            return open_image(Path(picture).read_bytes())
+            return open_image(read_regular(picture, SAMPLE_LIMIT))
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", str(picture)) from error
-        except Undecodable as error:
+        except (Undecodable, ValueError) as error:
             raise DataError("is no image that can be decoded", str(picture)) from error
     if isinstance(picture, Image.Image):
         try:

@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from flip import commit
+from flip import commit, exported
 from flip.config.schema import Init
 from flip.data.retry import Patience
 from flip.exitcodes import DataError, FlipError
@@ -229,6 +229,8 @@ def _header(files: Files, name: str) -> tuple[int, dict[str, Any]]:
     """(where the tensors' bytes begin, the header) of a safetensors file. Raises Damaged."""
     head = files.read(name, 0, HEAD)
     begin = 8 + int.from_bytes(head[:8], "little")
+    if begin > exported.HEADER_LIMIT:
+        raise commit.Damaged(f"{name} states a header of {begin:,} bytes, at most {exported.HEADER_LIMIT:,} are read")
     if begin > len(head):
         head += files.read(name, len(head), begin)
     try:

@@ -27,11 +27,16 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from flip.config.schema import TextTower  # noqa: E402
 from flip.exitcodes import ConfigError  # noqa: E402
+from flip.ownership import read_regular  # noqa: E402
 from flip.rundir import write_text  # noqa: E402
 
 UNKNOWN = "[UNK]"
 SPECIAL = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 ALPHABET = 1000
+LIMIT = 16 << 20
+"""Bytes of a tokenizer.json. BERT's has 0.5 MB."""
+RAW_LIMIT, TEXT_LIMIT = 1 << 20, 1 << 16
+"""Characters of a text that are read, before and after it is cleaned: encoding takes 280 bytes for each."""
 KNOWN = 100_000
 """Words whose ids are kept; a caption of ten such words takes an eighth of the time."""
 _WORD = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
@@ -76,7 +81,7 @@ class Tokenizer:
         """(n, length) int32."""
         rows = np.zeros((len(texts), self.length), dtype=np.int32)
         for row, text in zip(rows, texts, strict=True):
-            ids = (self._first + self._ids(clean(text, self._repair)))[: self.length]
+            ids = (self._first + self._ids(clean(text[:RAW_LIMIT], self._repair)[:TEXT_LIMIT]))[: self.length]
             row[: len(ids)] = ids
         return rows
 
@@ -124,7 +129,7 @@ class Tokenizer:
 def _read(path: Path) -> tokenizers.Tokenizer:
     """The vocabulary and the normaliser's switches of a file; nothing else of it counts, no template, no padding."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, LIMIT).decode("utf-8"))
         model, normalizer = content["model"], dict(content["normalizer"])
         # files of 2020, and BERT's published one is of them, do not say their type; no other model has that field
         kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "")

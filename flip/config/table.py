@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,6 +21,8 @@ _DumperBase: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 MOST = 100_000
 """Values of a file."""
+LIMIT = 1 << 20
+"""Bytes of a file."""
 _SCALARS = (
     ("merge", r"<<", "<"),
     ("null", r"~|null|", "~n\0"),
@@ -142,6 +143,14 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError("not valid YAML: nested too deeply", where) from error
 
 
+def _bytes(path: str | os.PathLike[str]) -> bytes:
+    with open(path, "rb") as file:
+        data = file.read(LIMIT + 1)
+    if len(data) > LIMIT:
+        raise ConfigError(f"more than {LIMIT:,} bytes, too large for a configuration", str(path))
+    return data
+
+
 def read_yaml(path: str | os.PathLike[str]) -> Table:
     """The mapping that a YAML file holds; an empty file is an empty mapping.
 
@@ -150,7 +159,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Table:
     """
     where = str(path)
     try:
-        text = Path(path).read_bytes().decode("utf-8")
+        text = _bytes(path).decode("utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError("no such file", where) from error
     except IsADirectoryError as error:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 Pixels = NDArray[np.uint8]
 """(height, width, 3), RGB."""
@@ -21,6 +22,10 @@ EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 """Members of a sample that can be its image, the first one present."""
 LIMIT = 1 << 26
 """Most pixels that an image may have; read from its header before anything is decompressed."""
+
+STRIP = 1 << 20
+"""Pixels that are converted to RGB at once, so that a conversion needs no second copy of a large picture. A decoder
+needs at most 8 bytes per pixel (a picture of ``LIMIT`` pixels: 0.5 GiB), of WebP 17 (1.1 GiB)."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _WHITE = (255, 255, 255)
@@ -56,7 +61,7 @@ def decode(data: bytes | memoryview, decoder: str = "pillow", conversion: str = 
 def open_image(data: bytes | memoryview) -> Image.Image:
     """The decoded image in its own mode (RGB, RGBA, L, I;16, P, ...). Raises Undecodable."""
     with _judged(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        _limit(*image.size)
+        _limit_image(image)
         image.load()
         return image
 
@@ -108,8 +113,21 @@ def _decode_jpeg(data: bytes | memoryview, conversion: str) -> Pixels:
 
 def _decode_pillow(data: bytes | memoryview, conversion: str) -> Pixels:
     with _judged(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        _limit(*image.size)
-        return np.asarray(to_rgb(image, conversion))
+        _limit_image(image)
+        if image.width * image.height <= STRIP:
+            return np.asarray(_to_rgb(image, conversion))
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top, strip in _strips(image):
+            pixels[top : top + strip.height] = np.asarray(_to_rgb(strip, conversion))
+        return pixels
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The first row of each strip of about ``STRIP`` pixels, and the strip."""
+    image.load()
+    height = max(1, STRIP // image.width)
+    for top in range(0, image.height, height):
+        yield top, image.crop((0, top, image.width, min(top + height, image.height)))
 
 
 @contextmanager
@@ -139,23 +157,35 @@ def to_rgb(image: Image.Image, conversion: str = "flatten") -> Image.Image:
     ``flatten``: transparency is laid on white, 16-bit grey is scaled to 8 bits. ``convert``: Pillow's
     ``convert("RGB")``: the alpha channel is dropped, 16-bit values above 255 become 255.
     """
+    if image.width * image.height <= STRIP or (image.mode == "RGB" and "transparency" not in image.info):
+        return _to_rgb(image, conversion)
+    whole = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        whole.paste(_to_rgb(strip, conversion), (0, top))
+    return whole
+
+
+def _to_rgb(image: Image.Image, conversion: str) -> Image.Image:
     if conversion == "convert":
         return image.convert("RGB")
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip instead of scaling
-        values = np.asarray(image)
-        grey = np.empty(values.shape, np.uint8)
-        for row in range(len(values)):  # row by row: a second whole copy would be as large as the picture
-            grey[row] = (values[row] >> 8).clip(0, 255)
-        image = Image.fromarray(grey)
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         ground = Image.new("RGB", image.size, _WHITE)
         ground.paste(image, mask=image.getchannel("A"))
         return ground
     return image.convert("RGB")
+
+
+def _limit_image(image: Image.Image) -> None:
+    """Raises Undecodable if an image has too many pixels. A tile of a TIFF file can be larger than the image."""
+    _limit(*image.size)
+    if isinstance(image, TiffImageFile):
+        _limit(*(int(image.tag_v2.get(side, 1)) for side in (TILEWIDTH, TILELENGTH)))
 
 
 def _limit(width: int, height: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.data import parquet
 from flip.data.etag import ETag
 from flip.data.manifest import Manifest
 from flip.data.reader import Reader
@@ -66,6 +67,8 @@ class Filter:
         import pyarrow.compute as pc
 
         kind = column.type
+        if pa.types.is_dictionary(kind):  # each text once, however many rows have it
+            return self.holds(column.dictionary, where).take(column.indices)
         if pa.types.is_null(kind):  # what pyarrow makes of a column without any value: it has no other type
             return pa.nulls(len(column), pa.bool_())
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
@@ -134,13 +137,13 @@ class Filters:
         with its name; what ``reader`` raises.
         """
         where = f"{key.removesuffix('.tar')}.parquet"
-        table = _table(where, [one.column for one in self.columns], reader) if self.columns else []
+        table = _table(where, self.columns, reader) if self.columns else None
         left_out, at = _left_out(self.manifest, key) if self.manifest else None, 0
 
         def judge(samples: Sequence[Sample], view: memoryview) -> Codes:
             nonlocal at
             codes = np.zeros(len(samples), dtype=np.uint8)
-            found = self._by_columns(table, samples, where) if self.columns else []
+            found = _by_columns(*table, samples) if table else []
             if self.length:
                 found.append(_by_length(self.length, samples, view, 2 * len(self.columns) + 2))
             if left_out is not None:
@@ -160,18 +163,6 @@ class Filters:
         ``counts``: of each code."""
         dropped = {reason: int(n) for reason, n in zip(self.reasons, counts[1:], strict=False) if n}
         return {"filters": self.names, "seen": int(counts.sum()), "kept": int(counts[0]), "dropped": dropped}
-
-    def _by_columns(self, table: Sequence[Any], samples: Sequence[Sample], where: str) -> list[Codes]:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        keys = pa.array([_name(sample.key) for sample in samples], pa.string())
-        rows = pc.index_in(keys, value_set=table[0], skip_nulls=True)
-        found = [_codes(pc.is_null(rows), 1)]
-        for number, (one, column) in enumerate(zip(self.columns, table[1:], strict=True)):
-            holds = one.holds(column.take(rows), where)
-            found += [_codes(pc.is_null(holds), 2 * number + 3), _codes(pc.invert(holds), 2 * number + 2)]
-        return found
 
 
 def parse(filters: Sequence[str], length: str) -> Filters | None:
@@ -235,43 +226,62 @@ def _codes(mask: Any, code: int) -> Codes:
 
 def _by_length(length: Length, samples: Sequence[Sample], view: memoryview, code: int) -> Codes:
     """``code`` where the length is another, one more where there is no caption."""
-    from flip.tokenizer import clean  # brings a library that no other filter needs
+    from flip.tokenizer import RAW_LIMIT, clean  # brings a library that no other filter needs
 
     def judge(sample: Sample) -> int:
         if CAPTION not in sample.members:
             return code + 1
         at, size = sample.members[CAPTION]
-        return 0 if length.holds(len(clean(bytes(view[at : at + size]).decode("utf-8", "replace")))) else code
+        text = bytes(view[at : at + min(size, RAW_LIMIT)]).decode("utf-8", "replace")
+        return 0 if length.holds(len(clean(text))) else code
 
     return np.fromiter(map(judge, samples), dtype=np.uint8, count=len(samples))
 
 
-def _table(where: str, names: Sequence[str], reader: Reader) -> list[Any]:
-    """The column of keys, as strings, and those asked for: pyarrow arrays, text never dictionary-encoded."""
+def _by_columns(keys: Any, filters: Sequence[Any], samples: Sequence[Sample]) -> list[Codes]:
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    data = _bytes(where, reader)
+    names = pa.array([_name(sample.key) for sample in samples], pa.string())
+    rows = pc.index_in(names, value_set=keys, skip_nulls=True)
+    found = [_codes(pc.is_null(rows), 1)]
+    for number, holds in enumerate(filters):
+        values = holds.take(rows)
+        found += [_codes(pc.is_null(values), 2 * number + 3), _codes(pc.invert(values), 2 * number + 2)]
+    return found
+
+
+def _table(where: str, filters: Sequence[Filter], reader: Reader) -> tuple[Any, list[Any]]:
+    """The keys of a parquet file's rows, as strings, and for each filter whether it holds in a row: pyarrow arrays."""
+    import pyarrow as pa
+
+    def choose(schema: Any) -> list[str]:
+        if "key" not in schema.names:
+            remedy = "Is it the one that img2dataset wrote?"
+            raise DataError("the parquet file has no column key", where, schema.names, remedy)
+        chosen = [column(one.column, schema.names, where) for one in filters]
+        for one, name in zip(filters, chosen, strict=True):
+            one.holds(pa.nulls(0, schema.field(name).type), where)  # refuses a type before the column is read
+        return ["key", *chosen]
+
+    keys, *columns = parquet.read(_bytes(where, reader), where, choose)
+    rows = keys.drop_null()
+    if pa.types.is_dictionary(keys.type):
+        _refuse_repeated(rows.indices, where)  # before each row gets a copy of its text
+        keys, rows = keys.dictionary_decode(), rows.dictionary_decode()
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        there = file.schema_arrow.names
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(where, error) from error
-    if "key" not in there:
-        raise DataError("the parquet file has no column key", where, there, "Is it the one that img2dataset wrote?")
-    chosen = ["key", *(column(name, there, where) for name in names)]
-    try:
-        table = file.read(sorted(set(chosen)), use_threads=False)
-        arrays = [table[name].combine_chunks() for name in chosen]
-        arrays = [one.dictionary_decode() if pa.types.is_dictionary(one.type) else one for one in arrays]
-        arrays[0] = arrays[0].cast(pa.string())
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(where, error) from error
-    keys = arrays[0].drop_null()
+        keys, rows = keys.cast(pa.string()), rows.cast(pa.string())
+    except pa.ArrowException as error:
+        raise parquet.damaged(where, str(error)) from error
+    _refuse_repeated(rows, where)
+    return keys, [one.holds(values, where) for one, values in zip(filters, columns, strict=True)]
+
+
+def _refuse_repeated(keys: Any, where: str) -> None:
+    import pyarrow.compute as pc
+
     if pc.count_distinct(keys).as_py() < len(keys):
         raise DataError("the parquet file has rows of one key", where, remedy="Is it the one that img2dataset wrote?")
-    return arrays
 
 
 def _bytes(where: str, reader: Reader) -> bytes:
@@ -282,6 +292,7 @@ def _bytes(where: str, reader: Reader) -> bytes:
             "Filters on columns read it: img2dataset writes one beside each shard. Bring it there, or do not filter."
         )
         raise DataError("the parquet file of this shard is missing", where, remedy=remedy) from error
+    parquet.check_size(stat.size, where)
     data = reader.read(where, 0, stat.size, stat.etag)
     if is_remote(where) and stat.size:
         etag = ETag(reader.parts(where, stat) if "-" in stat.etag else ())
@@ -289,8 +300,3 @@ def _bytes(where: str, reader: Reader) -> bytes:
         if etag.text() != stat.etag and reader.read(where, 0, stat.size, stat.etag) != data:
             raise StorageError("two readings differ", where, remedy="Look at the network, then index again.")
     return data
-
-
-def _damaged(where: str, error: Exception) -> DataError:
-    what = f"not a parquet file that can be read: {str(error).splitlines()[0] if str(error) else error!r}"
-    return DataError(what, where, remedy="Fetch or make it again.")

@@ -24,6 +24,7 @@ from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.data.storage import Stat
 from flip.data.stream import encoded_image
+from flip.data.tar import SAMPLE_LIMIT
 from flip.exitcodes import ConfigError, DataError
 
 DECODERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -135,7 +136,11 @@ class Files:
     def samples(self, positions: range) -> Iterator[tuple[int, Sample]]:
         for id in positions:
             file = self.files[id]
-            members = {"jpg": self._reader.read(file.key, 0, self._reader.stat(file.key).size)}
+            size = self._reader.stat(file.key).size
+            if size > SAMPLE_LIMIT:
+                what = f"an image file of {size:,} bytes, at most {SAMPLE_LIMIT:,} are read"
+                raise DataError(what, file.key, remedy=self.remedy(id))
+            members = {"jpg": self._reader.read(file.key, 0, size)}
             if file.label is not None:
                 members["cls"] = str(file.label).encode()
             if file.captions:

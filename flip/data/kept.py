@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from flip.data.tar import BLOCK
 
+PIECE = 1 << 24
+"""Bytes whose bits are counted at once."""
 _ONES = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
 
 
@@ -33,9 +35,12 @@ class Kept:
         if len(self.tars) != len(samples) or len(self.bits) != self._first[-1]:
             return False
         some = np.flatnonzero(self.tars[:, 0])  # of the others there is no byte
-        found = np.zeros(len(samples), dtype=np.int64)
-        if len(some):
-            found[some] = np.add.reduceat(_ONES[self.bits], self._first[some], dtype=np.int64)
+        first, found = self._first[some], np.zeros(len(samples), dtype=np.int64)
+        for start in range(0, len(self.bits), PIECE):
+            ones = _ONES[self.bits[start : start + PIECE]]
+            low = np.searchsorted(first, start, side="right") - 1
+            high = np.searchsorted(first, start + PIECE)
+            found[some[low:high]] += np.add.reduceat(ones, np.maximum(first[low:high] - start, 0), dtype=np.int64)
         return bool((found == samples).all())
 
     def start(self, shard: int) -> int:

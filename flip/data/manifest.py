@@ -48,6 +48,8 @@ FILTERED = 3
 """The version of a manifest that leaves samples of its tars out; all others are as version 2 has them."""
 TOOL = f"flip {__version__}"
 MARK = "manifest.json"
+LIMIT = 1 << 30
+"""Bytes of a file of a manifest: 350 million shards, or 8.6 billion marks of kept samples."""
 _ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
 _KEPT = {"tars.u32": "<u4", "kept.bits": "u1"}
 _ETAGS = "etags.txt"
@@ -285,11 +287,15 @@ def _read(path: Path) -> bytes:
 
 def _open(path: Path) -> BufferedReader:
     try:
-        return open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115  (the caller closes it)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DataError("there is no manifest here, or not all of it", str(path), remedy=_REMEDY) from None
     except PermissionError:
         raise PermissionDenied("the manifest may not be read", str(path), remedy="Grant read access to it.") from None
+    if (size := os.fstat(file.fileno()).st_size) > LIMIT:
+        file.close()
+        raise DataError(f"a file of {size:,} bytes, at most {LIMIT:,} are read", str(path), remedy=_REMEDY)
+    return file
 
 
 def _lines(path: Path) -> list[str]:

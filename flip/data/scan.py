@@ -1,7 +1,7 @@
 """One pass over a shard: where its samples lie, and the CRC32 of each.
 
 Headers are walked in memory with the same walker that training uses, piece by piece: a process holds one piece and the
-sample that is cut by its end, not the shard.
+sample that is cut by its end, not the shard. A shard with a sample larger than ``tar.SAMPLE_LIMIT`` is refused.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PIECE = 16 << 20
 """Bytes of one request: half of what the allocator keeps for the next one."""
 
+_SMALLER = "Write its files into smaller samples, or leave the shard out (--skip-damaged)."
 REMEDY = "Fetch or make the shard again, or leave it out (--skip-damaged)."
 
 _UNPACK = "Unpack it ({}), or leave it out (--skip-damaged)."
@@ -93,6 +94,8 @@ def scan(key: str, stat: Stat, reader: Reader, filters: Filters | None = None) -
     found, etag = read()
     if is_remote(key) and etag != stat.etag and read()[1] != etag:
         raise StorageError("two readings of the shard differ", key, remedy="Look at the network, then index again.")
+    if isinstance(found, tar.TooLarge):
+        raise DataError(str(found), key, remedy=_SMALLER) from found
     if isinstance(found, tar.Broken):
         remedy = next((remedy for _, what, remedy in _FORMATS if found.reason.startswith(what)), REMEDY)
         raise DataError(f"not a whole tar: {found}", key, remedy=remedy) from found
@@ -106,9 +109,10 @@ def _all(samples: Sequence[tar.Sample], _: memoryview) -> NDArray[np.uint8]:
 def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
     """The scan of a tar that comes in pieces. Raises tar.Broken."""
     pieces, blocks, crcs, head, dropped = iter(pieces), list[int](), list[int](), 0, list[NDArray[np.uint8]]()
-    rest, base, broken, counting = b"", 0, tar.Broken(0, "an empty archive"), Counting()
+    buffer, base, broken, counting = bytearray(), 0, tar.Broken(0, "an empty archive"), Counting()
     for piece in pieces:
-        view = memoryview(rest + piece)
+        buffer += piece
+        view = memoryview(buffer)
         samples, skipped, found = _samples(view)
         # It begins with the shard or with its first sample: in either case that one's start is 0.
         borders = [0, *(one.start for one in samples[1:]), *([] if found or not samples else [samples[-1].end])]
@@ -130,13 +134,18 @@ def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
                 raise tar.Broken(0, "zeros alone, without a single member")
             sizes, sums, first = (np.array(one, dtype=np.uint32) for one in (blocks, crcs, [head]))
             return Scan(sizes, sums, first, np.concatenate(dropped), counting.census)
-        broken = tar.Broken(base + found.offset, found.reason)
-        if base + found.offset == 0:
+        broken = (tar.TooLarge if isinstance(found, tar.TooLarge) else tar.Broken)(base + found.offset, found.reason)
+        if base + found.offset == 0 and not isinstance(found, tar.TooLarge):
             known = (what for magic, what, _ in _FORMATS if view[: len(magic)] == magic)
             broken = tar.Broken(0, next((f"{what}, no tar header" for what in known), found.reason))
         if not isinstance(found, tar.Cut):
             break
-        rest, base = bytes(view[borders[-1] :]), base + borders[-1]  # the last sample's end is not certain yet
+        view.release()
+        del buffer[: borders[-1]]  # the last sample's end is not certain yet
+        base += borders[-1]
+        if len(buffer) > tar.SAMPLE_LIMIT:
+            what = f"a sample of more than {tar.SAMPLE_LIMIT:,} bytes, the most that are read; it begins"
+            raise tar.TooLarge(base, what)
     raise broken
 
 

@@ -99,6 +99,8 @@ class Local:
         except OSError as error:
             raise _refusal(error, key) from None
         try:
+            if (size := os.fstat(handle).st_size) < stop:  # before memory is taken for what a manifest states
+                raise ends_early(key, size, stop)
             pieces, at = [], start
             while at < stop:
                 piece = os.pread(handle, stop - at, at)

@@ -35,6 +35,8 @@ from flip.data.s3_obstore import Obstore
 from flip.exitcodes import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 
+TEXT_LIMIT = 4 << 20
+"""Bytes of a member that holds captions: of a text the first ones are read, a larger JSON member is refused."""
 _OFTEN = 16
 """Samples of a lane after which its reads ahead are looked at: after each one it would cost more than the order."""
 
@@ -337,8 +339,10 @@ def _texts(sample: Sample, name: str) -> list[str] | None:
     member, _, field = name.partition(":")
     if not (field and _is_json(member)):
         # Lines end with a line feed alone: ``str.splitlines`` would also cut at U+2028 and others.
-        lines = bytes(sample[name]).decode("utf-8", "replace").split("\n") if name in sample else None
-        return lines and [line.strip() for line in lines]
+        if name not in sample:
+            return None
+        lines = bytes(sample[name][:TEXT_LIMIT]).decode("utf-8", "replace").split("\n")
+        return [line.strip() for line in lines]
     value = _parsed(sample, member).get(field) if member in sample else None
     if value is None:
         return None
@@ -358,6 +362,8 @@ def _strings(value: Any) -> bool:
 
 def _parsed(sample: Sample, member: str) -> dict[str, Any]:
     """The top level of a JSON member, empty where it is not an object. Raises Undecodable."""
+    if len(sample[member]) > TEXT_LIMIT:
+        raise Undecodable(f"its {member} has {len(sample[member]):,} bytes, at most {TEXT_LIMIT:,} are read")
     try:
         found = json.loads(bytes(sample[member]).decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:

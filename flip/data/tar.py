@@ -14,6 +14,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 BLOCK = 512
+SAMPLE_LIMIT = 256 << 20
+"""Bytes of a sample, or of members between two samples, in a shard that is indexed. A reader holds a whole sample."""
+EXTENSION_LIMIT = 1 << 20
+"""Bytes of the extension headers of one member."""
 _ZERO = bytes(BLOCK)
 _HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x").unpack_from
 """Name, size, type, magic, prefix."""
@@ -37,6 +41,10 @@ class Broken(Exception):
 
 class Cut(Broken):
     """The buffer ends before the archive does: nothing wrong where there are more bytes to come."""
+
+
+class TooLarge(Broken):
+    """A header states more bytes than the limits above."""
 
 
 class Member(NamedTuple):
@@ -72,7 +80,7 @@ def members(buffer: memoryview, whole: bool = False, skipped: Skipped | None = N
     ``whole``: header checksums and extensions are checked, what other readers understand differently is refused, and
     the zero block at the end is demanded; without it the bytes are known by their CRC. ``skipped``: a list to which
     links and devices are added. Raises Broken, and Cut where the buffer ends inside a member or, ``whole``, without
-    that block.
+    that block. ``whole``: raises TooLarge, whatever the buffer holds.
     """
     offset, end, start, name, size = 0, len(buffer), -1, None, None
     while offset < end:
@@ -89,6 +97,10 @@ def members(buffer: memoryview, whole: bool = False, skipped: Skipped | None = N
         if start < 0:
             start = offset
         if kind in _EXTENSIONS:
+            size_of_all = at + length - start
+            if whole and size_of_all > EXTENSION_LIMIT:
+                what = f"extension headers of {size_of_all:,} bytes, at most {EXTENSION_LIMIT:,} are read; they begin"
+                raise TooLarge(start, what)
             offset = _after(buffer, at, length)
             data = bytes(buffer[at + BLOCK : at + BLOCK + length])
             if whole:
@@ -110,6 +122,8 @@ def members(buffer: memoryview, whole: bool = False, skipped: Skipped | None = N
         else:
             what = "a sparse file" if kind == b"S" else f"of type {kind!r}, which shards do not hold"
             raise Broken(at, f"member {path} is {what}; its header is")
+        if whole and length > SAMPLE_LIMIT:
+            raise TooLarge(at, f"a member of {length:,} bytes, at most {SAMPLE_LIMIT:,} are read; its header is")
         offset = _after(buffer, at, length)
         if kind in _DATA_TYPES and not path.endswith("/"):
             yield Member(path, start, at + BLOCK, length)

@@ -18,11 +18,16 @@ from typing import Any
 
 from flip.data.images import File
 from flip.exitcodes import DataError
+from flip.ownership import read_regular
 
 KARPATHY = {"test": ("test",), "train": ("train", "restval")}
 HEAD = ["image", "caption"]
 TEXT = "utf-8-sig"
 """UTF-8, with or without the mark that spreadsheets put in front."""
+
+
+LIMIT = 512 << 20
+"""Bytes of a list. COCO's captions of its training set have 91 MB."""
 
 
 def read(file: Path, split: str) -> tuple[File, ...]:
@@ -50,8 +55,12 @@ def read(file: Path, split: str) -> tuple[File, ...]:
     return files
 
 
+def _text(file: Path) -> str:
+    return read_regular(file, LIMIT).decode(TEXT).replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _lines(file: Path, split: str) -> Iterator[File]:
-    for line in file.read_text(encoding=TEXT).split("\n"):  # splitlines would cut a caption at U+2028
+    for line in _text(file).split("\n"):  # splitlines would cut a caption at U+2028
         if line.strip():
             one = json.loads(line)
             label, captions = one.get("label"), one.get("captions", [])
@@ -61,7 +70,7 @@ def _lines(file: Path, split: str) -> Iterator[File]:
 
 
 def _json(file: Path, split: str) -> Iterator[File]:
-    content = json.loads(file.read_text(encoding=TEXT))
+    content = json.loads(_text(file))
     if "annotations" in content:
         yield from _coco(file, content)
         return
@@ -82,7 +91,7 @@ def _coco(file: Path, content: Mapping[str, Any]) -> Iterator[File]:
 
 def _table(file: Path, split: str) -> Iterator[File]:
     captions: dict[str, list[str]] = {}
-    text = file.read_text(encoding=TEXT)
+    text = _text(file)
     for name, caption in _quoted(text) or _plain(text):
         captions.setdefault(name, []).append(caption)
     for name, told in captions.items():

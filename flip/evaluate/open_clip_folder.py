@@ -17,6 +17,7 @@ from flip.config import identity
 from flip.config.schema import SCHEMA
 from flip.config.table import dump_yaml, read_yaml
 from flip.exitcodes import ConfigError, DataError
+from flip.ownership import read_regular
 from flip.rundir import RunDir, create_json, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def check(folder: str) -> bool:
         remedy = "Weights are read as safetensors alone, as open_clip.push_to_hf_hub and our export write them."
         raise ConfigError(f"is no folder of open_clip: {lacking[0]} is missing", folder, remedy=remedy)
     weights = Path(folder) / FILES[1]
+    exported.check_header(weights)
     try:
         with safe_open(weights, framework="np"):
             pass
@@ -47,7 +49,7 @@ def check(folder: str) -> bool:
         raise DataError(f"the weights cannot be read: {error}", weights, remedy="Copy the file again.") from error
     where = str(Path(folder) / FILES[0])
     try:
-        model = json.loads(Path(where).read_text(encoding="utf-8"))["model_cfg"]
+        model = json.loads(read_regular(where, 1 << 20).decode("utf-8"))["model_cfg"]
         image, text = dict(model["vision_cfg"]), dict(model["text_cfg"])
         wishes = sorted(set(text.get("tokenizer_kwargs") or {}) - set(WISHES))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

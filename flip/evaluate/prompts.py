@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flip.exitcodes import ConfigError
+from flip.ownership import read_regular
 
 FORM = 'It is a JSON file: {"names": ["cat", ...], "templates": ["a picture of {}", ...]}.'
 
 
 WDS = ("classnames.txt", "zeroshot_classification_templates.txt")
 """Files of CLIP_benchmark's layout: a name per line, a template per line."""
+
+
+LIMIT = 16 << 20
+"""Bytes of a file of names or templates."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Prompts:
 def read(path: str) -> Prompts:
     """Raises ConfigError where the file is missing or not of the form."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, LIMIT).decode("utf-8"))
         prompts = Prompts(list(content["names"]), list(content["templates"]))
     except OSError as error:
         raise ConfigError(f"class names cannot be read: {error.strerror}", path, remedy=FORM) from error
@@ -60,9 +65,11 @@ def of_folder(folder: str | Path) -> Prompts | None:
     if (folder / "classes.json").is_file():
         return read(str(folder / "classes.json"))
     try:
-        names, templates = ((folder / name).read_text(encoding="utf-8").splitlines() for name in WDS)
+        names, templates = (read_regular(folder / name, LIMIT).decode("utf-8").splitlines() for name in WDS)
     except OSError:
         return None
+    except ValueError as error:
+        raise ConfigError(f"no class names and templates: {error}", str(folder)) from error
     found = Prompts(names, [line.replace("{c}", "{}") for line in templates if line.strip()])
     check(found, str(folder), f"{WDS[0]} holds a name per line, {WDS[1]} templates with {{c}}.")
     return found

@@ -86,6 +86,17 @@ def test_another_object_is_found_by_its_etag(saved, monkeypatch):
         files.read(name, 0, 1)
 
 
+def test_a_header_that_states_gigabytes_is_not_read(tmp_path):
+    size = 1 << 40
+    with open(tmp_path / "a.safetensors", "wb") as file:
+        file.write((size - 8).to_bytes(8, "little"))
+        file.truncate(size)  # a hole
+    record = {"files": {"a.safetensors": {"bytes": size}}, "stage": "pretrain", "samples": 1, "attempt": 1}
+    files = restore.Files(commit.Commit(tmp_path, record), Patience(deadline=1.0))
+    with pytest.raises(commit.Damaged, match=f"states a header of {size:,} bytes, at most"):
+        restore.Headers.of(files)
+
+
 @st.composite
 def cuts(draw):
     shape = draw(st.lists(st.integers(1, 4), max_size=3))

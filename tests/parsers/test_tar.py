@@ -189,8 +189,8 @@ def test_a_pax_header_that_goes_on_with_no_record(rest):
         list(tar.samples(memoryview(data)))
 
 
-def test_a_pax_header_of_a_million_records():
-    records = b"5 =a\n" * 1_000_000
+def test_a_pax_header_of_many_records():
+    records = b"5 =a\n" * (tar.EXTENSION_LIMIT // 5)
     data = header(b"", b"%011o\0" % len(records), b"x") + records.ljust(-len(records) % 512 + len(records), b"\0")
     data += header(b"a.jpg", b"%011o\0" % 0, b"0") + b"\0" * 1024
     assert [sample.key for sample in tar.samples(memoryview(data), whole=True)] == ["a"]

@@ -12,7 +12,9 @@ from typing import Any
 from flip.data.decode import EXTENSIONS
 from flip.data.index import index
 from flip.data.manifest import refuse_existing
+from flip.data.tar import SAMPLE_LIMIT
 from flip.exitcodes import ConfigError, DataError, PermissionDenied
+from flip.ownership import read_regular
 from tools.shards_cli.common import Bar, Outcome, writing
 from tools.shards_cli.manifests import facts
 
@@ -56,11 +58,13 @@ def extension(name: Any, where: str) -> str:
 def read(path: Path, where: str) -> bytes:
     """The bytes of an image. Raises DataError, PermissionDenied."""
     try:
-        return path.read_bytes()
+        return read_regular(path, SAMPLE_LIMIT)
     except PermissionError:
         raise PermissionDenied("the image may not be read", where, str(path), "Grant read access to it.") from None
     except FileNotFoundError:
         raise DataError("there is no such image", where, str(path), "Check --images.") from None
+    except ValueError as error:  # no file, or too large for a sample
+        raise DataError(f"the image cannot be read: {error}", where, str(path)) from error
     except OSError as error:
         raise DataError(f"the image cannot be read: {error.strerror}", where, str(path)) from error
 

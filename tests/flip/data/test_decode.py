@@ -37,6 +37,20 @@ def test_values():
     assert (decode.decode(keyed) == 255).all()
 
 
+@pytest.mark.parametrize("conversion", ["flatten", "convert"])
+def test_strips_give_the_same_as_the_whole(monkeypatch, conversion):
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (32, 32), np.uint16)
+    files = [saved(RGB.convert(mode), "PNG") for mode in ("L", "1", "P", "RGB", "RGBA", "LA")]
+    files += [saved(Image.fromarray(deep), form) for form in ("PNG", "TIFF")]
+    files += [saved(Image.fromarray(deep.astype(np.int32)), "TIFF"), saved(RGB.convert("CMYK"), "JPEG")]
+    files += [saved(RGB.convert("P"), "PNG", transparency=7), saved(RGB, "PNG", transparency=RGB.getpixel((3, 3)))]
+    whole = [decode.decode(data, conversion=conversion) for data in files]
+    monkeypatch.setattr(decode, "STRIP", 5 * 32)
+    for data, expected in zip(files, whole, strict=True):
+        assert np.array_equal(decode.decode(data, conversion=conversion), expected)
+        assert np.array_equal(decode.to_rgb(decode.open_image(data), conversion), expected)
+
+
 def test_both_jpeg_decoders_see_the_same():
     data = encode(picture(2, 64), "jpg")
     difference = decode.decode(data).astype(int) - decode.decode(memoryview(data), "simplejpeg").astype(int)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from flip.data import bench, filters, look, verify
+from flip.data import kept as kept_samples
 from flip.data.compare import compare
 from flip.data.filters import Filter, Filters, Length
 from flip.data.gather import gather
@@ -220,6 +221,20 @@ def test_a_length_counts_characters_of_the_cleaned_caption(tmp_path):
         "filters": ["caption length 3:4"], "seen": 6, "kept": 3,
         "dropped": {"caption length 3:4": 2, "caption length 3:4: no value": 1},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 100])
+def test_bits_are_counted_piece_by_piece(monkeypatch, piece):
+    monkeypatch.setattr(kept_samples, "PIECE", piece)
+    draw, keeping, counts = np.random.default_rng(3), kept_samples.Keeping(), []
+    for size in (0, 9, 40, 0, 0, 1, 8, 0):
+        mask = draw.random(size) < 0.5
+        keeping.add(mask, 0)
+        counts.append(int(mask.sum()))
+    found = keeping.kept()
+    assert found.fits(np.array(counts))
+    for wrong in range(len(counts)):
+        assert not found.fits(np.array([count + (i == wrong) for i, count in enumerate(counts)]))
 
 
 # -- parquet files ----------------------------------------------------------------------------------------------------

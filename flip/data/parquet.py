@@ -1,0 +1,209 @@
+"""Reads a few columns of a small parquet file, of which nothing is trusted.
+
+A parquet file of some kilobytes can stand for gigabytes: pages compress without limit, a dictionary lists a long text
+once for all rows, and the footer can state other sizes than the pages. All sizes are therefore read from the headers of
+the pages and compared with the limits below before pyarrow decompresses anything, and text stays dictionary-encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flip.exitcodes import DataError
+
+FILE_LIMIT = 128 << 20
+"""Bytes of a file."""
+FOOTER_LIMIT = 1 << 19
+"""Bytes of its footer, from which pyarrow makes objects that are many times as large."""
+ROWS_LIMIT = 1 << 20
+"""Rows of a file. img2dataset writes 10,000 by default."""
+COLUMNS_LIMIT = 128 << 20
+"""Uncompressed bytes of all pages of the columns that are read."""
+
+_ENCODINGS = {
+    0: "PLAIN", 2: "PLAIN_DICTIONARY", 3: "RLE", 5: "DELTA_BINARY_PACKED", 8: "RLE_DICTIONARY", 9: "BYTE_STREAM_SPLIT",
+}  # fmt: skip
+"""Encodings whose decoded size follows from the page's size and the number of rows. The others, DELTA_BYTE_ARRAY and
+DELTA_LENGTH_BYTE_ARRAY, can expand a page without limit."""
+_REMEDY = "Use the file that img2dataset wrote beside the shard: it has a row per link, and numbers or short texts."
+
+
+def read(data: bytes, where: str, choose: Callable[[Any], Sequence[str]]) -> list[Any]:
+    """Return columns of a parquet file as pyarrow arrays; text is dictionary-encoded.
+
+    Args:
+        data: the file.
+        where: its name, for errors.
+        choose: takes the pyarrow schema and returns the names of the columns to read; may raise an error of its own.
+
+    Raises DataError if the file is damaged or exceeds a limit.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if data.endswith(b"PAR1"):
+            _refuse_more(int.from_bytes(data[-8:-4], "little"), FOOTER_LIMIT, "a footer of {} bytes", where)
+        source = pa.BufferReader(data)
+        chosen = choose(pq.ParquetFile(source).schema_arrow)
+        file = pq.ParquetFile(source, read_dictionary=chosen, pre_buffer=False)
+        _check(file, data, chosen, where)
+        table = file.read(sorted(set(chosen)), use_threads=False)
+        for part in (part for values in table.columns for part in values.chunks):
+            _check_indices(part, where)
+        return [table[name].combine_chunks() for name in chosen]
+    except pa.ArrowMemoryError:
+        raise  # the machine's want, not the file's damage
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise damaged(where, str(error) or repr(error)) from error
+
+
+def damaged(where: str, why: str) -> DataError:
+    what = f"not a parquet file that can be read: {why.splitlines()[0]}"
+    return DataError(what, where, remedy="Fetch or make it again.")
+
+
+def check_size(size: int, where: str) -> None:
+    """Raises DataError if a file is too large to be read."""
+    _refuse_more(size, FILE_LIMIT, "a parquet file of {} bytes", where)
+
+
+def _refuse_more(found: int, limit: int, what: str, where: str) -> None:
+    """Raises DataError if ``found`` exceeds ``limit``. ``what``: a phrase with a place for the number."""
+    if found > limit:
+        raise DataError(f"{what.format(f'{found:,}')}, at most {limit:,} are read", where, remedy=_REMEDY)
+
+
+def _check(file: Any, data: bytes, chosen: Sequence[str], where: str) -> None:
+    """Raises DataError if the chosen columns of a file are larger than the limits, or are not plain values."""
+    from pyarrow.types import is_dictionary
+
+    try:
+        groups = _row_groups(data)
+    except _DAMAGE as error:
+        raise damaged(where, "its footer is damaged") from error
+    _refuse_more(sum(abs(rows) for rows, _ in groups), ROWS_LIMIT, "{} rows", where)
+    plain, total = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"), 0
+    leaves = {file.schema.column(i).path: i for i in range(len(file.schema))}
+    for name in sorted(set(chosen)):
+        kind, leaf = file.schema_arrow.field(name).type, file.schema.column(leaves[name]) if name in leaves else None
+        bounded = leaf is not None and (leaf.physical_type in plain or str(kind) == "halffloat" or is_dictionary(kind))
+        if leaf is None or leaf.max_repetition_level or not bounded:
+            raise DataError(f"the column {name} holds {kind}, neither numbers nor text", where, remedy=_REMEDY)
+        for rows, chunks in groups:
+            values, start = chunks[leaves[name]] if leaves[name] < len(chunks) else (-1, 0)
+            if values != rows:
+                raise damaged(where, f"{values} values of {name} in {rows} rows")
+            total += _pages_bytes(data, start, values, name, where)
+            _refuse_more(total, COLUMNS_LIMIT, f"{{}} bytes in the columns {', '.join(sorted(set(chosen)))}", where)
+
+
+def _check_indices(values: Any, where: str) -> None:
+    """Raises DataError if an entry of a dictionary-encoded array is not in its dictionary: pyarrow does not look."""
+    import pyarrow.compute as pc
+    from pyarrow.types import is_dictionary
+
+    if is_dictionary(values.type) and values.null_count < len(values):
+        ends = pc.min_max(values.indices).as_py()
+        if ends["min"] < 0 or ends["max"] >= len(values.dictionary):
+            raise damaged(where, "a value is not in the dictionary of its column")
+
+
+def _pages_bytes(data: bytes, at: int, rows: int, name: str, where: str) -> int:
+    """Uncompressed bytes of the pages of a column chunk, from their headers. Raises DataError if they are damaged, or
+    encoded in a way that does not tell their size."""
+    total = values = 0
+    while values < rows:
+        try:
+            page, at = _struct(data, at)
+            # The kind of a page says which part of its header counts: 0 is a page of values, 3 one of version 2.
+            part, number = {0: (5, 2), 3: (8, 4)}.get(page[1, _I32], (0, 0))
+            about = page[part, _STRUCT] if part else {(1, _I32): 0, (0, _I32): 0}
+            count, encoding = about[1, _I32], about[number, _I32]
+            size, end = page[2, _I32], at + page[3, _I32]
+            if size < 0 or not at <= end <= len(data):
+                raise IndexError("a page runs past the end")
+        except _DAMAGE as error:
+            raise damaged(where, f"a page of the column {name} is damaged") from error
+        if encoding not in _ENCODINGS:
+            what = f"the column {name} has encoding {encoding}, which does not tell its size"
+            raise DataError(what, where, remedy=f"Write it again as one of: {', '.join(_ENCODINGS.values())}.")
+        total, values, at = total + size, values + count, end
+    return total
+
+
+# -- headers: structs of Thrift's compact protocol ---------------------------------------------------------------------
+#
+# pyarrow does not show the headers of pages, and its objects for row groups end the process at some damaged footers.
+
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 12
+_DAMAGE = (IndexError, KeyError, TypeError, RecursionError)
+_Fields = dict[tuple[int, int], Any]
+"""(number, type) -> value; a reader ignores a field that has the number but another type."""
+
+
+def _row_groups(data: bytes) -> list[tuple[int, list[tuple[int, int]]]]:
+    """(rows, [(values, first byte) of each column]) of each row group of a file. Raises ``_DAMAGE``."""
+    footer, _ = _struct(data, len(data) - 8 - int.from_bytes(data[-8:-4], "little"))
+    return [(group[3, _I64], [_chunk(one[3, _STRUCT]) for one in group[1, _LIST]]) for group in footer[4, _LIST]]
+
+
+def _chunk(meta: _Fields) -> tuple[int, int]:
+    values, first, dictionary = meta[5, _I64], meta[9, _I64], meta.get((11, _I64), 0)
+    return values, min(first, dictionary) if dictionary > 0 else first
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 64:
+        byte = data[at]
+        value, at, shift = value | (byte & 127) << shift, at + 1, shift + 7
+        if byte < 128:
+            return value, at
+    raise IndexError("a number of more than 64 bits")
+
+
+def _zigzag(data: bytes, at: int) -> tuple[int, int]:
+    value, at = _varint(data, at)
+    return value >> 1 ^ -(value & 1), at
+
+
+def _struct(data: bytes, at: int) -> tuple[_Fields, int]:
+    """The fields of a struct and where it ends. Raises IndexError or TypeError if it is damaged."""
+    if at < 0:
+        raise IndexError("a place before the file")
+    fields, number = _Fields(), 0
+    while head := data[at]:
+        number, at = (number + (head >> 4), at + 1) if head >> 4 else _zigzag(data, at + 1)
+        if (number, head & 15) in fields:
+            raise TypeError("a field stands twice")  # readers merge the two in ways of their own
+        fields[number, head & 15], at = _value(data, at, head & 15)
+    return fields, at + 1
+
+
+def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
+    """A value of a type and where it ends; texts and fractions are passed over, and lists of them are empty."""
+    if kind in (_TRUE, _FALSE):
+        return kind == _TRUE, at
+    if kind in (_I16, _I32, _I64):
+        return _zigzag(data, at)
+    if kind in (_BYTE, _DOUBLE):
+        return None, at + (1 if kind == _BYTE else 8)
+    if kind == _BINARY:
+        size, at = _varint(data, at)
+        return None, at + size
+    if kind == _STRUCT:
+        return _struct(data, at)
+    if kind == _LIST:
+        head, at = data[at], at + 1
+        count, at = (head >> 4, at) if head >> 4 < 15 else _varint(data, at)
+        items = []
+        for _ in range(count):
+            item, at = _value(data, at, _BYTE if head & 15 in (_TRUE, _FALSE) else head & 15)
+            if at > len(data):
+                raise IndexError("a list runs past the end")
+            if head & 15 == _STRUCT:
+                items.append(item)
+        return items, at
+    raise TypeError(f"no header has a field of type {kind}")

@@ -1,0 +1,66 @@
+"""Parquet files beside shards: the columns that are asked for, or a documented error."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flip.data import filters
+from flip.data.reader import Reader
+from flip.exitcodes import ConfigError, DataError
+from tests.parsers.spoil import spoiled
+
+pytestmark = pytest.mark.timeout(60)
+
+TABLE = pa.table({
+    "key": [None if i == 7 else f"{i:09d}" for i in range(40)],
+    "text": [None if i % 3 == 0 else "ab"[i % 2] for i in range(40)],
+    "number": [None if i % 5 == 0 else i / 8 for i in range(40)],
+    "count": np.arange(40, dtype=np.int32),
+    "nested": [[i] for i in range(40)],
+})  # fmt: skip
+
+
+def written(**options):
+    out = io.BytesIO()
+    pq.write_table(TABLE, out, **options)
+    return out.getvalue()
+
+
+FORMS = [
+    written(compression=compression, data_page_version=version, use_dictionary=dictionary, row_group_size=size)
+    for compression in ("none", "zstd", "snappy")
+    for version in ("1.0", "2.0")
+    for dictionary in (True, False)
+    for size in (7, 100)
+]
+
+
+def read(path, data):
+    path.write_bytes(data)
+    texts = ["text==a", "number<2", "count>=3"]
+    return filters._table(str(path), [filters.Filter.parse(text) for text in texts], Reader())
+
+
+@pytest.mark.parametrize("data", FORMS)
+def test_any_form_gives_the_same(tmp_path, data):
+    keys, (text, number, count) = read(tmp_path / "a.parquet", data)
+    rows = TABLE.to_pydict()
+    assert keys.to_pylist() == rows["key"]
+    assert text.to_pylist() == [None if one is None else one == "a" for one in rows["text"]]
+    assert number.to_pylist() == [None if one is None else one < 2 for one in rows["number"]]
+    assert count.to_pylist() == [one >= 3 for one in rows["count"]]
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(FORMS).flatmap(spoiled))
+def test_any_damage(tmp_path, data):
+    try:
+        keys, found = read(tmp_path / "a.parquet", data)
+        assert all(len(one) == len(keys) for one in found)
+    except (DataError, ConfigError) as error:
+        assert "a.parquet" in error.paragraph()
