@@ -110,10 +110,8 @@ def open_store(rank: int, size: int, patience: datetime.timedelta) -> distribute
     if path:
         store: distributed.Store = distributed.FileStore(path, size)
     elif _one_host(size) and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
-        first = {}
-        if rank == 0:
-            first = {"master_listen_fd": socket.create_server((LOOPBACK, port), backlog=size).detach()}
-        store = distributed.TCPStore(LOOPBACK, port, size, rank == 0, patience, **first)
+        listening = socket.create_server((LOOPBACK, port), backlog=size).detach() if rank == 0 else None
+        store = distributed.TCPStore(LOOPBACK, port, size, rank == 0, patience, master_listen_fd=listening)
     else:
         return None
     store.set_timeout(patience)

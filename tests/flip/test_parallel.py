@@ -1,5 +1,6 @@
 """Real ranks over gloo: first weights, gradients and steps are those of one process, at every world size."""
 
+import datetime
 import multiprocessing
 import os
 import queue
@@ -317,6 +318,25 @@ def test_every_shape_is_compiled():
         with torch.compiler.set_stance("force_eager"):
             block(torch.zeros(2, 20, width))
     assert compiled >= 9 and torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
+def test_an_interface_that_the_user_chose_stays(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")  # restored after the test
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    parallel.stay_on_loopback()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0" and os.environ["NCCL_SOCKET_IFNAME"].startswith("=lo")
+
+
+@pytest.mark.parametrize(
+    "given", [{"LOCAL_WORLD_SIZE": "1"}, {}, {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}]
+)
+def test_several_hosts_and_torchrun_meet_at_the_address_that_they_are_given(given, monkeypatch):
+    for name in ("FLIP_STORE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert parallel.open_store(1, 2, datetime.timedelta(seconds=1)) is None
 
 
 def test_what_nobody_gives_a_value_is_found():
