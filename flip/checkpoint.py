@@ -72,8 +72,8 @@ class Checkpointer(Restorer):
         self, run: RunDir, attempt: int, world: World, keep: int, background: bool = False,
         url: str = "", patience: Patience | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(run, attempt, world, patience)
-        self._keep, self._url = keep, url
+        super().__init__(run, attempt, world, patience, url)
+        self._keep = keep
         self.waited = 0.0
         """Seconds that saves waited for the one before them."""
         self.took = 0.0

@@ -40,7 +40,7 @@ from flip.data.retry import Patience
 from flip.exitcodes import DataError, FlipError
 from flip.origin import open_commit
 from flip.parallel import World
-from flip.remote import AT_ONCE, Remote
+from flip.remote import AT_ONCE, Remote, refuse_foreign
 from flip.rundir import RunDir
 from flip.writer import DAMAGED, Problem, raised
 
@@ -56,11 +56,13 @@ class Restorer:
     """Picks and loads the commits of a run. All methods are collective: call them on all ranks.
 
     A try with storage at a URL is repeated with ``patience``. Only ``attempt``, where it holds the run, sets aside one
-    that is damaged.
+    that is damaged. An address in a record of another user is followed only below ``url``.
     """
 
-    def __init__(self, run: RunDir, attempt: int, world: World, patience: Patience | None = None) -> None:
-        self._run, self._attempt, self._world = run, attempt, world
+    def __init__(
+        self, run: RunDir, attempt: int, world: World, patience: Patience | None = None, url: str = ""
+    ) -> None:
+        self._run, self._attempt, self._world, self._url = run, attempt, world, url
         self._patience = patience or Patience()
         self._headers: tuple[Path, Headers] | None = None
         self.parent = ""
@@ -131,6 +133,7 @@ class Restorer:
         if "url" not in found.record:
             commit.verify(found, part=self._world.rank, parts=self._world.size)
             return
+        refuse_foreign(found, self._url)
         files = found.record["files"]
         mine = sorted(files)[self._world.rank :: self._world.size]
         Remote(found.record["url"], self._patience).verify({name: files[name] for name in mine})

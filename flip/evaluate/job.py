@@ -159,7 +159,7 @@ class Evaluation:
         with torch.device("meta"):
             pair = model.build(theirs.model, theirs.augment, self.config.compute.attention)
         parallel.place(pair, self.world, self.config.compute)
-        checkpoints = Restorer(self.subject, 0, self.world, self.patience)
+        checkpoints = Restorer(self.subject, 0, self.world, self.patience, self.task.url)
         checkpoints.load(checkpoints.open(source.path), checkpoint.model_state(pair))
         checkpoints.close()
         parallel.check(pair)
