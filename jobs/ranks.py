@@ -187,7 +187,8 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
 def failed(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> Attempt:
     """Attempt n, over before it began: this machine could not start a process of it, or not open a file."""
     attempt = Attempt(run, n, [], None, 0.0)
-    cause = "config" if isinstance(error, FileNotFoundError) else "storage"  # the latter waits, longer each time
+    # The latter waits, longer each time. An error without a file name: no temporary folder takes files (a full disk).
+    cause = "config" if isinstance(error, FileNotFoundError) and error.filename else "storage"
     attempt.failure = cause, f"cannot start {job['python']} in {job['snapshot']}: {error}"
     attempt.code = CAUSES[cause]
     return attempt

@@ -119,3 +119,15 @@ def test_the_store_of_a_supervisor_that_was_killed_goes_with_the_next_attempt(ru
     assert store.exists()
     worker.clear_temporaries(run, 2)
     assert not store.exists() and other.exists()
+
+
+def test_without_a_folder_for_the_store_the_attempt_waits(run, monkeypatch):
+    """On a full disk tempfile finds no folder: FileNotFoundError, as of an interpreter that is not there."""
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [])
+    with pytest.raises(FileNotFoundError) as error:
+        begin(run)
+    job = {"python": "python", "snapshot": str(ROOT)}
+    assert ranks.failed(run, 1, job, error.value).failure[0] == "storage"
+    missing = FileNotFoundError(2, "No such file or directory", "python")
+    assert ranks.failed(run, 1, job, missing).failure[0] == "config"
