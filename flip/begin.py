@@ -26,7 +26,7 @@ def begin_from(pair: model.Pair, config: Config, source: str | os.PathLike[str],
     samples, manifest, and ``differs``: key -> [there, here] of what is another function of the same weights.
     Raises ConfigError where model or tokenizer do not fit, DataError where the source is damaged.
     """
-    other = load(source, at=at)
+    other = load(source, at=at, url=config.checkpoint.url)
     differs = agree(config, other.config, str(source))
     own = Tokenizer.of(config.data.tokenizer, config.model.text)
     if own.to_json() != Tokenizer.of(other.tokenizer.path, config.model.text).to_json():

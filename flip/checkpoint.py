@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from flip import commit
 from flip.background import Background
+from flip.collectives import all_gather_json
 from flip.data.retry import Patience
 from flip.exitcodes import Diverged, FlipError, Superseded
 from flip.parallel import World
 from flip.remote import Remote, base, marked, verify
 from flip.restore import Restorer
 from flip.rundir import RunDir
-from flip.writer import Problem, Writer, raised
+from flip.writer import Problem, Writer, own_part, raised
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +72,8 @@ class Checkpointer(Restorer):
         self, run: RunDir, attempt: int, world: World, keep: int, background: bool = False,
         url: str = "", patience: Patience | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(run, attempt, world, patience)
-        self._keep, self._url = keep, url
+        super().__init__(run, attempt, world, patience, url)
+        self._keep = keep
         self.waited = 0.0
         """Seconds that saves waited for the one before them."""
         self.took = 0.0
@@ -150,9 +150,7 @@ class Checkpointer(Restorer):
             remote = Remote(self._place(path), self._patience) if self._url else None
 
         def write() -> None:
-            writer = Writer(path, remote)
-            dcp.save(state, storage_writer=writer, process_group=self._world.storage)
-            files.update(writer.files)
+            files.update(Writer(path, remote, self._world.rank).save(own_part(state, self._world.rank)))
 
         def mark() -> None:
             if self._world.first:
@@ -167,7 +165,7 @@ class Checkpointer(Restorer):
 
         problem = self._together(prepare) or self._together(write)
         if problem is None:
-            for part in self._gather(files):
+            for part in all_gather_json(files, self._world.storage):
                 files.update(part)
             problem = self._together(mark) or self._together(read_back)  # before anything older goes
         if problem is not None and self._world.first:
@@ -208,7 +206,7 @@ class Checkpointer(Restorer):
         for name, tensor in state.items():
             if name.startswith("model.") and not bool(local(tensor).isfinite().all()):
                 problem = problem or f"{name.removeprefix('model.')} is not finite"
-        told = [p for p in self._gather(problem) if p]
+        told = [p for p in all_gather_json(problem, self._world.storage) if p]
         if "superseded" in told:
             raise Superseded("a newer attempt holds the run", self._run.path)
         if told:
@@ -219,7 +217,7 @@ class Checkpointer(Restorer):
         """The error of tries in vain, with the numbers where waiting may help. Collective."""
         what, remedy = f"the checkpoint could not be written: {problem.text}", ""
         if problem.passes:
-            needed = sum(self._gather(sum(local(tensor).nbytes for tensor in state.values())))
+            needed = sum(all_gather_json(sum(local(t).nbytes for t in state.values()), self._world.storage))
             what += f"; it takes {needed:,} bytes"
             if not self._url:
                 what += f", {shutil.disk_usage(self._run.path).free:,} are free, and a second try failed as well"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from flip.evaluate.zeroshot import class_embeddings
 from flip.exitcodes import ConfigError, DataError
 from flip.preprocess import Picture, Preprocess, as_pictures, as_texts
 from flip.remote import at_hand
+from flip.restore import fill
 from flip.rundir import RunDir
 from flip.tokenizer import Tokenizer
 
@@ -107,9 +107,8 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     config, found = configuration.read(where.config), chosen(where, at)
     pair = model.build(config.model, config.augment, "sdpa")
     try:
-        with at_hand(found, url=url) as folder, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(model_state(pair), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+        with at_hand(found, url=url) as folder:
+            fill(model_state(pair), dcp.HuggingFaceStorageReader(str(folder)))
     except commit.Damaged as error:
         remedy = "Move that folder away to use the commit before it."
         raise DataError(f"the checkpoint is damaged: {error}", str(found.path), remedy=remedy) from error

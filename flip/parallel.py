@@ -8,6 +8,8 @@ import datetime
 import math
 import os
 import random
+import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from flip.ownership import private_folder
 _Model = TypeVar("_Model", bound=nn.Module)
 PATIENCE = 5.0
 """Minutes that a collective waits for its slowest rank beyond the limit of the watchdog, which ends it better."""
+LOOPBACK = "127.0.0.1"
 SHAPES = 64
 """For which a block may be compiled: stages times towers times parts of a batch, and lengths of packed texts."""
 
@@ -51,7 +54,11 @@ class World:
 
 
 def start(compute: schema.Compute, hang_minutes: float = 20.0) -> World:
-    """Join the ranks named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and set threads and numeric modes."""
+    """Join the other ranks and set threads and numeric modes.
+
+    RANK and WORLD_SIZE number the ranks. They meet as ``open_store`` says. If LOCAL_WORLD_SIZE is WORLD_SIZE, all of
+    them are on this host, and other hosts cannot connect to them.
+    """
     patience = datetime.timedelta(minutes=(hang_minutes or 20.0) + PATIENCE)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(compute.threads)
@@ -67,15 +74,48 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0) -> World:
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
-    if size == 1:
-        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=patience)
-    else:
-        distributed.init_process_group(backend, rank=rank, world_size=size, timeout=patience)
+    if size == 1 or _one_host(size):
+        stay_on_loopback()
+    store = open_store(rank, size, patience)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     control = distributed.new_group(backend="gloo", timeout=patience)
     storage = distributed.new_group(backend="gloo", timeout=6 * patience)  # rank 0 hashes whole checkpoints alone
     torch.manual_seed(0)  # nothing draws from it: weights and data have their own generators
     random.seed(0)
     return World(rank, size, device, control, storage, int(os.environ.get("LOCAL_RANK", 0)), patience)
+
+
+def _one_host(size: int) -> bool:
+    """Whether the launcher says that all ranks are on this host."""
+    return os.environ.get("LOCAL_WORLD_SIZE") == str(size)
+
+
+def stay_on_loopback() -> None:
+    """Have gloo and NCCL listen on the loopback interface alone, unless the user chose an interface."""
+    name = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+
+
+def open_store(rank: int, size: int, patience: datetime.timedelta) -> distributed.Store | None:
+    """The key-value store in which ranks publish their addresses; None: torch's TCPStore at MASTER_ADDR:MASTER_PORT.
+
+    One rank needs no store that others reach. Ranks on one host share the file FLIP_STORE, which the launcher puts into
+    a folder that is closed to other users; without it a TCPStore at MASTER_PORT listens on loopback alone (torch's own
+    always listens on all interfaces). torchrun serves a store itself.
+    """
+    if size == 1:
+        return distributed.HashStore()
+    path, port = os.environ.get("FLIP_STORE"), int(os.environ.get("MASTER_PORT", 0))
+    if path:
+        store: distributed.Store = distributed.FileStore(path, size)
+    elif _one_host(size) and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
+        listening = socket.create_server((LOOPBACK, port), backlog=size).detach() if rank == 0 else None
+        store = distributed.TCPStore(LOOPBACK, port, size, rank == 0, patience, master_listen_fd=listening)
+    else:
+        return None
+    store.set_timeout(patience)
+    return store
 
 
 def place(pair: nn.Module, world: World, compute: schema.Compute, mesh: DeviceMesh | None = None) -> nn.Module:
@@ -206,6 +246,15 @@ def copies(tensor: torch.Tensor) -> int:
     """Ranks that hold the same part of a tensor that may be sharded."""
     places = enumerate(getattr(tensor, "placements", ()))
     return math.prod(tensor.device_mesh.size(i) for i, place in places if place.is_replicate())  # type: ignore
+
+
+def copy_number(tensor: torch.Tensor) -> int:
+    """Which of the ``copies`` of its part of a sharded tensor this rank holds: 0, 1, ..."""
+    number, mesh = 0, tensor.device_mesh  # type: ignore[attr-defined]
+    for i, place in enumerate(tensor.placements):  # type: ignore[attr-defined]
+        if place.is_replicate():
+            number = number * mesh.size(i) + mesh.get_local_rank(i)
+    return number
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

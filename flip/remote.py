@@ -132,11 +132,14 @@ def base(run: RunDir, url: str) -> str:
     known = read_json(run.checkpoints / "url.json")
     if known is not None:
         return str(known["url"])
-    prefix = url if "://" in url else f"file://{url}"
-    wanted = f"{prefix.rstrip('/')}/{run.sweep}/{run.name}-{os.urandom(4).hex()}"
+    wanted = f"{_address(url)}/{run.sweep}/{run.name}-{os.urandom(4).hex()}"
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     create_json(run.checkpoints / "url.json", {"url": wanted})
     return str((read_json(run.checkpoints / "url.json") or {})["url"])
+
+
+def _address(url: str) -> str:
+    return (url if "://" in url else f"file://{url}").rstrip("/")
 
 
 def marked(record: Mapping[str, Any]) -> bytes:
@@ -154,14 +157,21 @@ def verify(source: commit.Commit, patience: Patience, part: int = 0, parts: int 
         there.check(name, files[name])
 
 
-def _refuse_foreign(source: commit.Commit, url: str) -> None:
-    """Raise PermissionDenied for an address that another user's record names: it may be any host, or file:///."""
+def refuse_foreign(source: commit.Commit, url: str) -> None:
+    """Raise PermissionDenied for an address that another user's record names: it may be any host, or file:///.
+
+    Addresses below ``url``, which the user of this process has named, are accepted.
+    """
     address, record = source.record["url"], source.path / commit.MARK
     reason = ownership.untrusted(record)
-    below = url and f"{address}/".startswith(f"{url.rstrip('/')}/") and ".." not in address.split("/")
+    below = url and f"{address}/".startswith(f"{_address(url)}/") and ".." not in address.split("/")
     if reason and not below:
         what = f"names an address, and its record is not trusted: {reason}"
-        raise PermissionDenied(what, str(record), address, "To read it all the same: flip.load(..., url=ADDRESS).")
+        remedy = (
+            "To read it all the same, name a place above it: flip.load(..., url=ADDRESS), evaluate.py --url ADDRESS, or"
+            " checkpoint.url of the run that begins from it."
+        )
+        raise PermissionDenied(what, str(record), address, remedy)
 
 
 @contextmanager
@@ -175,7 +185,7 @@ def at_hand(source: commit.Commit, patience: Patience | None = None, url: str = 
         commit.verify(source)
         yield source.path
         return
-    _refuse_foreign(source, url)
+    refuse_foreign(source, url)
     with TemporaryDirectory(prefix="flip-") as folder:
         Remote(source.record["url"], patience or Patience()).verify(source.record["files"], Path(folder))
         yield Path(folder)

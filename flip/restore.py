@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import distributed
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint._hf_utils import (
     CUSTOM_METADATA_KEY,
@@ -24,7 +23,6 @@ from torch.distributed.checkpoint._hf_utils import (
     SAVED_OFFSETS_KEY,
     _HFStorageInfo,
 )
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -36,12 +34,13 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from flip import commit, exported
+from flip.collectives import all_gather_json, broadcast_json, run_on_first
 from flip.config.schema import Init
 from flip.data.retry import Patience
 from flip.exitcodes import DataError, FlipError
 from flip.origin import open_commit
 from flip.parallel import World
-from flip.remote import AT_ONCE, Remote
+from flip.remote import AT_ONCE, Remote, refuse_foreign
 from flip.rundir import RunDir
 from flip.writer import DAMAGED, Problem, raised
 
@@ -57,11 +56,13 @@ class Restorer:
     """Picks and loads the commits of a run. All methods are collective: call them on all ranks.
 
     A try with storage at a URL is repeated with ``patience``. Only ``attempt``, where it holds the run, sets aside one
-    that is damaged.
+    that is damaged. An address in a record of another user is followed only below ``url``.
     """
 
-    def __init__(self, run: RunDir, attempt: int, world: World, patience: Patience | None = None) -> None:
-        self._run, self._attempt, self._world = run, attempt, world
+    def __init__(
+        self, run: RunDir, attempt: int, world: World, patience: Patience | None = None, url: str = ""
+    ) -> None:
+        self._run, self._attempt, self._world, self._url = run, attempt, world, url
         self._patience = patience or Patience()
         self._headers: tuple[Path, Headers] | None = None
         self.parent = ""
@@ -73,11 +74,12 @@ class Restorer:
         A damaged one is set aside with a warning, and the one before is taken. Raises DataError where all are damaged:
         a run never starts from zero by itself.
         """
-        choices: list[Any] = [None, None]
-        if self._world.first:
-            choices = [[str(c.path) for c in reversed(commit.commits(self._run))], commit.traces(self._run)]
-        distributed.broadcast_object_list(choices, src=0, group=self._world.storage)
-        for path in map(Path, choices[0]):
+
+        def look() -> tuple[list[str], bool]:
+            return [str(one.path) for one in reversed(commit.commits(self._run))], commit.traces(self._run)
+
+        paths, traces = run_on_first(look, self._world.storage)
+        for path in map(Path, paths):
             damaged = self._together(lambda path=path: self._verify(path))  # type: ignore[misc]
             if damaged is None:
                 self.parent = f"{path.parent.name}/{path.name}"
@@ -89,7 +91,7 @@ class Restorer:
             )
             if self._world.first and self._run.holds(self._attempt):
                 commit.set_aside(path)
-        if choices[1]:
+        if traces:
             raise DataError(
                 "all checkpoints are damaged",
                 self._run.checkpoints,
@@ -118,16 +120,8 @@ class Restorer:
         """Fill the tensors of ``state`` in place; each must be in the checkpoint, which ``newest`` or
         ``open`` has given."""
         files = Files(source, self._patience)
-        try:
-            reader = Reader(files, state, self._known(files))
-            dcp.load(state, storage_reader=reader, process_group=self._world.storage)
-        except (CheckpointException, FlipError, commit.Damaged) as error:
-            errors = [one for one, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
-            named = [one for one in errors if isinstance(one, FlipError | commit.Damaged)]
-            if not named:
-                raise
-            problem = Problem.of(named[0])
-            raise raised(problem)(f"this checkpoint cannot be read: {problem.text}", source.path) from error
+        reader = Reader(files, state, self._known(files))
+        self._read(lambda: fill(state, reader), source.path)
 
     def close(self) -> None:
         """Forget what is known of the files."""
@@ -139,6 +133,7 @@ class Restorer:
         if "url" not in found.record:
             commit.verify(found, part=self._world.rank, parts=self._world.size)
             return
+        refuse_foreign(found, self._url)
         files = found.record["files"]
         mine = sorted(files)[self._world.rank :: self._world.size]
         Remote(found.record["url"], self._patience).verify({name: files[name] for name in mine})
@@ -149,33 +144,36 @@ class Restorer:
         Collective. What goes wrong there is raised on all ranks.
         """
         if self._headers is None or self._headers[0] != files.path:
-            told: list[Any] = [None, None]
-            if self._world.first:
-                try:
-                    told[0] = Headers.of(files)
-                except (FlipError, commit.Damaged) as error:  # of storage: with its cause
-                    told[1] = error
-                except Exception as error:  # whatever it is: the other ranks wait, and end of the same
-                    told[1] = RuntimeError(str(error))
-            distributed.broadcast_object_list(told, src=0, group=self._world.storage)
-            if told[0] is None:
-                raise told[1]
-            self._headers = files.path, told[0]
+            found: list[dict[str, Any]] = []
+            self._read(lambda: found.append(_headers(files)) if self._world.first else None, files.path)
+            facts = broadcast_json(found[0] if found else None, self._world.storage)
+            self._headers = files.path, Headers.of(facts)
         return self._headers[1]
+
+    def _read(self, work: Callable[[], object], path: Path) -> None:
+        """Do it on all ranks. What goes wrong on one is raised on all. Collective."""
+        problem = self._together(work)
+        if problem is not None:
+            raise raised(problem)(f"this checkpoint cannot be read: {problem.text}", path)
 
     def _together(self, work: Callable[[], object]) -> Problem | None:
         """Do it on all ranks; of their problems the first rank's that has one. Collective."""
         problem = None
         try:
             work()
-        except (OSError, CheckpointException, FlipError, commit.Damaged) as error:
+        except (OSError, FlipError, commit.Damaged) as error:
             problem = Problem.of(error)
-        return next((p for p in self._gather(problem) if p is not None), None)
+        found = (Problem(*one) for one in all_gather_json(problem, self._world.storage) if one is not None)
+        return next(found, None)
 
-    def _gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self._world.size
-        distributed.all_gather_object(values, value, group=self._world.storage)
-        return values
+
+def fill(state: dict[str, torch.Tensor], reader: dcp.StorageReader) -> None:
+    """Read this rank's part of ``state`` as DCP plans it. ``dcp.load`` would also send pickles between ranks."""
+    planner, metadata = dcp.DefaultLoadPlanner(), reader.read_metadata()
+    planner.set_up_planner(state, metadata)
+    reader.set_up_storage_reader(metadata, is_coordinator=False)
+    plan = reader.prepare_local_plan(planner.create_local_plan())
+    reader.read_data(planner.finish_plan(plan), planner).wait()
 
 
 class Files:
@@ -205,24 +203,29 @@ class Headers(NamedTuple):
     in its file, and which file."""
 
     @classmethod
-    def of(cls, files: Files) -> Headers:
-        """Reads the header of every file, as safetensors has it, with the offsets that DCP adds."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            headers = list(pool.map(partial(_header, files), files.names))
-        parts: dict[str, list[list[int]]] = {}
-        kinds: dict[str, torch.dtype] = {}
-        for number, (begin, header) in enumerate(headers):
-            saved = json.loads(header.pop(DEFAULT_EXTRA_METADATA_KEY, {}).get(CUSTOM_METADATA_KEY, "{}"))
-            for name, facts in header.items():
-                shape, kinds[name] = facts["shape"], DTYPE_MAP[facts["dtype"]]
-                offsets = saved[name][SAVED_OFFSETS_KEY] if saved else [0] * len(shape)
-                parts.setdefault(name, []).append([*offsets, *shape, begin + facts["data_offsets"][0], number])
+    def of(cls, facts: dict[str, Any]) -> Headers:
+        """``facts``: of ``_headers``."""
         tensors = {}
-        for name, rows in parts.items():
+        for name, (dtype, rows) in facts["tensors"].items():
             table = np.array(rows, dtype=np.int64)
             ends = table[:, : table.shape[1] // 2 - 1] + table[:, table.shape[1] // 2 - 1 : -2]
-            tensors[name] = kinds[name], torch.Size(ends.max(axis=0).tolist()), table
-        return cls(files.names, tensors)
+            tensors[name] = DTYPE_MAP[dtype], torch.Size(ends.max(axis=0).tolist()), table
+        return cls(facts["files"], tensors)
+
+
+def _headers(files: Files) -> dict[str, Any]:
+    """Read the header of every file, as safetensors has it, with the offsets that DCP adds. A value of JSON: ``files``,
+    and ``tensors``: name -> [dtype, rows as in ``Headers``]. Raises Damaged."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        headers = list(pool.map(partial(_header, files), files.names))
+    tensors: dict[str, tuple[str, list[list[int]]]] = {}
+    for number, (begin, header) in enumerate(headers):
+        saved = json.loads(header.pop(DEFAULT_EXTRA_METADATA_KEY, {}).get(CUSTOM_METADATA_KEY, "{}"))
+        for name, facts in header.items():
+            shape, rows = facts["shape"], tensors.setdefault(name, (facts["dtype"], []))[1]
+            offsets = saved[name][SAVED_OFFSETS_KEY] if saved else [0] * len(shape)
+            rows.append([*offsets, *shape, begin + facts["data_offsets"][0], number])
+    return {"files": files.names, "tensors": tensors}
 
 
 def _header(files: Files, name: str) -> tuple[int, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from flip.checkpoint import Checkpointer, model_state
+from flip.collectives import run_on_first
 from flip.commit import Commit
 from flip.config import load
 from flip.config.begin import as_they_are
@@ -53,10 +54,8 @@ class Saving:
 
         The first attempt of a run with ``init`` goes on from that commit instead, or takes its weights alone.
         """
-        soon = [self._world.first and bool((read_json(self._start) or {}).get("first_commit"))]
-        # What ranks read by themselves may differ, as where one does not see the file yet: they would never meet again.
-        torch.distributed.broadcast_object_list(soon, src=0, group=self._world.control)
-        self.soon = soon[0]
+        # A rank that reads by itself may not see the file yet, decide otherwise and never meet the others again.
+        self.soon = run_on_first(lambda: bool((read_json(self._start) or {}).get("first_commit")), self._world.control)
         self.source, init = self.checkpointer.newest(), config.init
         if self.source is None and init.export:
             self._begin(pair, config, open_export(init))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from flip import checkpoint, commit, flops, guard, model, monitor, norms, optim, parallel, step
+from flip.collectives import run_on_first
 from flip.config import load, stages
 from flip.config.schema import Config, EvaluationSet
 from flip.config.stages import Span, spans
@@ -249,9 +250,8 @@ class Trainer:
 
     def validate(self, span: Span) -> None:
         """Score the committed position on the validation sets, unless an attempt before has done it."""
-        there = [(self.run.eval / f"{span.stage.name}-{self.samples}.json").exists()]
-        torch.distributed.broadcast_object_list(there, src=0, group=self.world.control)
-        if not there[0]:
+        scores = self.run.eval / f"{span.stage.name}-{self.samples}.json"
+        if not run_on_first(scores.exists, self.world.control):
             self.evaluate(span, "validation")
 
     def evaluate(self, span: Span, role: str) -> list[dict[str, Any]]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from flip import commit
 from flip.exitcodes import ConfigError, DataError, FlipError, PermissionDenied, StorageError
+from flip.parallel import copies, copy_number
 from flip.remote import Remote
 
 DAMAGED = "damaged"
@@ -34,10 +37,6 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException) -> Problem:
-        """What really happened: DCP wraps the errors of its ranks."""
-        if isinstance(error, CheckpointException):
-            for failure, _trace in error.failures.values():
-                return cls.of(failure)
         if isinstance(error, FlipError):
             return cls(error.cause, str(error).rstrip("."))
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -51,16 +50,48 @@ def raised(problem: Problem) -> type[FlipError]:
     return {kind.cause: kind for kind in kinds}.get(problem.cause, StorageError)
 
 
+def own_part(state: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The tensors of which this rank writes a part, so that every part is written once.
+
+    All ranks decide alike, by the order of the names and the full sizes, and need not exchange plans. Rank 0 writes
+    what is not sharded: then a rank that loads opens one file beside its own. Several copies write about as much each.
+    """
+    own, written = {}, Counter[int]()
+    for name, tensor in state.items():
+        writes = rank == 0
+        if hasattr(tensor, "placements"):
+            copy = min(range(copies(tensor)), key=written.__getitem__)
+            written[copy] += tensor.numel()
+            writes = copy == copy_number(tensor)
+        if writes:
+            own[name] = tensor
+    return own
+
+
 class Writer(dcp.HuggingFaceStorageWriter):
     """Writes this rank's shard into a folder or to a URL, and knows what it wrote: file -> bytes, sha256 (and ETag)."""
 
-    def __init__(self, path: Path, remote: Remote | None = None) -> None:
+    def __init__(self, path: Path, remote: Remote | None = None, rank: int = 0) -> None:
         super().__init__(str(path), save_distributed=True)
+        self._shard = rank + 1
         self.files: dict[str, dict[str, Any]] = {}
         self.fs = _Files(self.files, remote)
         self.sync_files = remote is None
         # What DCP copies ahead it waits for on the stream that trains, for each tensor, even where all lie on the host.
         self.per_thread_copy_ahead = 0
+
+    def save(self, part: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """Write ``part``, of ``own_part``, as DCP plans it, and return what was written.
+
+        ``dcp.save`` would also send the plans of all ranks to rank 0 and back, as pickles.
+        """
+        planner = dcp.DefaultSavePlanner()
+        planner.set_up_planner(part)
+        self.set_up_storage_writer(is_coordinator=False)
+        plan = self.prepare_local_plan(planner.create_local_plan())
+        plan = dataclasses.replace(plan, storage_data={"shard_index": self._shard})
+        self.write_data(planner.finish_plan(plan), planner).wait()
+        return self.files
 
 
 class _Files(FileSystem):

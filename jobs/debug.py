@@ -141,7 +141,7 @@ def in_process(run: RunDir, n: int, no_pdb: bool) -> int:
     from jobs import worker
 
     ours = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "FLIP_ATTEMPT": str(n)}
-    os.environ.update({**ours, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": worker.free_port()})
+    os.environ.update(ours)
     try:
         worker.in_process(run, n)
     except Exception as error:  # whatever it is, it is what one looks for here

@@ -33,6 +33,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--into", metavar="SWEEP/NAME", help="where a model's results go; default: others/FOLDER's name")
     made.add_argument("--commit", default="newest", help="newest (default), all, S, or STAGE/S-n")
     made.add_argument(
+        "--url", default="", metavar="ADDRESS",
+        help="read checkpoint files below this address even if another user's record leads there",
+    )  # fmt: skip
+    made.add_argument(
         "--sets", nargs="+", default=[], metavar="SET",
         help="NAME or NAME=PATH, before it zeroshot:, retrieval: or probe: where another task is meant; default: the"
         " run's own sets",

@@ -25,6 +25,7 @@ from flip.evaluate.registry import Wanted
 from flip.evaluate.task import CONFIGURED, Task, precision
 from flip.exitcodes import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.ownership import closed_folder
+from flip.remote import refuse_foreign
 from flip.rundir import RunDir, read_json, write_json, write_text
 from jobs import find, preflight, submission, variables
 from jobs.cluster import Job, interval, open_cluster, states
@@ -94,6 +95,7 @@ class Order:
         return Task(
             str(subject.path), self._model(), self._commits(subject), tuple(dataclasses.asdict(one) for one in chosen),
             self.data, self._views(), args.batch, args.cost, "" if args.no_cache else str(cache_root() / "features"),
+            args.url,
         )  # fmt: skip
 
     def _own(self, subject: RunDir) -> list[Wanted]:
@@ -129,19 +131,23 @@ class Order:
         return tuple(dict.fromkeys(found))
 
     def _commits(self, subject: RunDir) -> tuple[str, ...]:
+        """STAGE/S-n of the chosen ones; none: the newest when the job starts. Refuses what the job would refuse."""
         wanted, found = self.args.commit, commit.commits(subject)
         if not self.args.model and not found:
             raise ConfigError(
                 "this run has no checkpoint yet", subject.checkpoints, remedy="Let it train to its first."
             )
-        if self.args.model or wanted == "newest":
+        if self.args.model:
             return ()
-        names = [f"{one.stage}/{one.path.name}" for one in found]
-        chosen = [name for name, one in zip(names, found, strict=True) if wanted in ("all", name, str(one.samples))]
+        names = {f"{one.stage}/{one.path.name}": one for one in found}
+        chosen = [name for name, one in names.items() if wanted in ("all", "newest", name, str(one.samples))]
         if not chosen:
-            known = ", ".join(names) or "none"
-            raise ConfigError("there is no such commit", "--commit", wanted, f"There are: {known}.")
-        return tuple(chosen if wanted == "all" else chosen[-1:])
+            raise ConfigError("there is no such commit", "--commit", wanted, f"There are: {', '.join(names)}.")
+        chosen = chosen if wanted == "all" else chosen[-1:]
+        for one in map(names.__getitem__, chosen):
+            if "url" in one.record:
+                refuse_foreign(one, self.args.url)
+        return () if wanted == "newest" else tuple(chosen)
 
     # -- somebody else's model ---------------------------------------------------------------------------------------
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from flip.exitcodes import CAUSES, COMPLETE, STOPPED
-from flip.rundir import RunDir, read_json, write_json
+from flip.rundir import OWNER, RunDir, read_json, write_json
 from jobs import processes
 
 STRAGGLE = 600.0
@@ -81,6 +84,8 @@ class Attempt:
         """(cause, reason) where the launcher could not start it."""
         self.told = False
         """Whether a rank was told to save and stop."""
+        self.store: Path | None = None
+        """The private folder of the file in which ranks publish their addresses, if there are several."""
         self.repeat = 0.0
         """Monotonic time of the next SIGTERM."""
 
@@ -126,6 +131,8 @@ class Attempt:
                     os.kill(process.pid, signal.SIGTERM)
 
     def close(self) -> None:
+        if self.store is not None:
+            shutil.rmtree(self.store, ignore_errors=True)
         if self.leash is not None:
             os.close(self.leash)
             self.leash = None
@@ -142,7 +149,9 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
     attempt = Attempt(run, n, ranks, ours, grace)
     handles, started = [leash], False
     try:
-        shared = _environment(job, n, world, leash)
+        if world > 1:
+            attempt.store = _make_store(run, n)
+        shared = _environment(job, n, world, leash, attempt.store)
         folder = run.open_logs(n)
         for name in ("node0.out", "node0.err"):  # one by one: the second may fail
             handles.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
@@ -178,7 +187,8 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
 def failed(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> Attempt:
     """Attempt n, over before it began: this machine could not start a process of it, or not open a file."""
     attempt = Attempt(run, n, [], None, 0.0)
-    cause = "config" if isinstance(error, FileNotFoundError) else "storage"  # the latter waits, longer each time
+    # The latter waits, longer each time. An error without a file name: no temporary folder takes files (a full disk).
+    cause = "config" if isinstance(error, FileNotFoundError) and error.filename else "storage"
     attempt.failure = cause, f"cannot start {job['python']} in {job['snapshot']}: {error}"
     attempt.code = CAUSES[cause]
     return attempt
@@ -199,8 +209,22 @@ def adopt(run: RunDir, n: int, grace: float, patience: float) -> Attempt:
     return attempt
 
 
-def _environment(job: Mapping[str, Any], n: int, world: int, leash: int) -> dict[str, str]:
-    with socket.socket() as probe:
+def _make_store(run: RunDir, n: int) -> Path:
+    """Create the folder of the ranks' store, with mode 0700, on a local disk: its file is locked at every access.
+
+    The record in it lets a later attempt delete the folder if this supervisor is killed (``jobs.worker``).
+    """
+    folder = Path(tempfile.mkdtemp(prefix="flip-store-"))
+    try:
+        write_json(folder / OWNER, {"run": str(run.path), "attempt": n})
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _environment(job: Mapping[str, Any], n: int, world: int, leash: int, store: Path | None) -> dict[str, str]:
+    with socket.socket() as probe:  # for runs submitted with code that does not know FLIP_STORE
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ours = {
@@ -211,6 +235,7 @@ def _environment(job: Mapping[str, Any], n: int, world: int, leash: int) -> dict
         "FLIP_LEASH_FD": str(leash),
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
+        "FLIP_STORE": str(store / "store") if store else "",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

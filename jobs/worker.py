@@ -68,11 +68,14 @@ def main(path: str, work: Work | None = None) -> int:
 
 
 def clear_temporaries(run: RunDir, attempt: int) -> None:
-    """Delete multiprocessing's temporary folders that killed ranks of earlier attempts of the run left on this node.
+    """Delete temporary folders that earlier attempts of the run left on this node: multiprocessing's of killed ranks,
+    and the stores of attempts whose supervisor was killed.
 
-    They are known by the record that ``flip.data.pool`` writes into each; a folder that cannot be deleted stays.
+    They are known by the record that ``flip.data.pool`` and ``jobs.ranks`` write into each; a folder that cannot be
+    deleted stays.
     """
-    for mark in Path(tempfile.gettempdir()).glob(f"pymp-*/{OWNER}"):
+    temporary = Path(tempfile.gettempdir())
+    for mark in (*temporary.glob(f"pymp-*/{OWNER}"), *temporary.glob(f"flip-store-*/{OWNER}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             owner = read_json(mark) or {}
             if owner["run"] == str(run.path) and owner["attempt"] < attempt and mark.stat().st_uid == os.geteuid():
@@ -134,12 +137,6 @@ def in_process(run: RunDir, attempt: int) -> None:
         train(run, attempt, interrupt.install(), lambda what: None)
     except Stopped as stopped:
         logging.info("%s", stopped)
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def _check_snapshot() -> None:

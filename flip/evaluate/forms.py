@@ -14,8 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flip.config.resolve import cache_root
 from flip.data.decode import EXTENSIONS
@@ -43,6 +45,12 @@ class Place:
     files: tuple[File, ...] = ()
     classes: tuple[str, ...] = ()
     """Of an image folder: its folders, in the order of their numbers."""
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Place:
+        """From plain values, as ``dataclasses.asdict`` and JSON have them."""
+        files = tuple(File(key, label, tuple(captions)) for key, label, captions in facts["files"])
+        return cls(facts["where"], facts["manifest"], files, tuple(facts["classes"]))
 
     def open(self, patience: Patience | None = None) -> Images:
         if self.manifest:

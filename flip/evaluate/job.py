@@ -5,6 +5,7 @@ It resumes by what is there: a result of this job is not computed again, and fea
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -76,7 +77,10 @@ class Evaluation:
     def run(self) -> list[dict[str, Any]]:
         """All results, those of an earlier life of the job included."""
         self.watchdog.beat("looking for the data sets", times=LONG)
-        sets = [self.team.lead(partial(self._find, Wanted(**one))) for one in self.task.sets]
+        sets = [
+            Found.of(self.team.lead(lambda one=one: dataclasses.asdict(self._find(Wanted(**one)))))  # type: ignore[misc]
+            for one in self.task.sets
+        ]
         results = []
         for source in self._sources():
             about = source if isinstance(source, dict) else commit.brief(source)
@@ -155,7 +159,7 @@ class Evaluation:
         with torch.device("meta"):
             pair = model.build(theirs.model, theirs.augment, self.config.compute.attention)
         parallel.place(pair, self.world, self.config.compute)
-        checkpoints = Restorer(self.subject, 0, self.world, self.patience)
+        checkpoints = Restorer(self.subject, 0, self.world, self.patience, self.task.url)
         checkpoints.load(checkpoints.open(source.path), checkpoint.model_state(pair))
         checkpoints.close()
         parallel.check(pair)

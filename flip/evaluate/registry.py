@@ -66,6 +66,13 @@ class Found:
     note: str = ""
     """What the user should know about the result; stands in its file and below the table."""
 
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Found:
+        """From plain values, as ``dataclasses.asdict`` and JSON have them."""
+        places = {key: Place.of(facts[key]) for key in ("place", "train") if facts[key] is not None}
+        wording = None if facts["wording"] is None else Prompts(**facts["wording"])
+        return cls(**{**facts, **places, "wording": wording})
+
 
 def entries() -> dict[str, Mapping[str, Any]]:
     """Name -> what datasets.yaml says of it."""

@@ -67,6 +67,8 @@ class Task:
     """Of a probe; 0: chosen on held-out training images."""
     cache: str = ""
     """Folder of kept features; empty: none are kept."""
+    url: str = ""
+    """Addresses of checkpoint files below it are followed even if another user wrote the record that names them."""
 
     @classmethod
     def read(cls, job: RunDir) -> Task:

@@ -9,15 +9,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from flip import exitcodes
-from flip.exitcodes import FlipError
+from flip.collectives import all_gather_json, run_on_first
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Team:
-    """``group``: a process group that takes CPU tensors. All methods are collective."""
+    """``group``: a process group of all ranks that takes CPU tensors; None: one rank. All methods are collective."""
 
     rank: int = 0
     size: int = 1
@@ -43,28 +42,12 @@ class Team:
         return torch.cat([one[:n] for one, n in zip(parts, rows, strict=True)]) if parts is not None else None
 
     def everything(self, value: _T) -> list[_T]:
-        """What each rank has, by rank."""
-        values: list[Any] = [value] * self.size
-        if self.size > 1:
-            distributed.all_gather_object(values, value, group=self.group)
-        return values
+        """What each rank has, by rank. ``value``: of JSON."""
+        return all_gather_json(value, self.group)
 
     def lead(self, function: Callable[[], _T]) -> _T:
-        """What rank 0 computes, for all; its FlipError is raised on all."""
-        told: list[Any] = [None]
-        if self.first:
-            try:
-                told = [("", function())]
-            except FlipError as error:
-                kind = next(kind for kind in type(error).__mro__ if kind.__module__ == exitcodes.__name__)
-                told = [(kind.__name__, (error.what, error.where, error.value, error.remedy))]
-        if self.size > 1:
-            distributed.broadcast_object_list(told, src=0, group=self.group)
-        name, value = told[0]
-        if name:
-            raise getattr(exitcodes, name)(*value)
-        found: _T = value
-        return found
+        """What rank 0 computes, a value of JSON, for all; its FlipError is raised on all."""
+        return run_on_first(function, self.group)
 
 
 ALONE = Team()

@@ -1,5 +1,6 @@
 """Real ranks over gloo: first weights, gradients and steps are those of one process, at every world size."""
 
+import datetime
 import multiprocessing
 import os
 import queue
@@ -13,6 +14,7 @@ import pytest
 import safetensors
 import torch
 from torch import distributed, nn
+from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule
 
 from flip import checkpoint, memory, model, norms, optim, parallel, restore, step
@@ -136,7 +138,9 @@ def restored(how, world, folder):
 
 
 def rank_main(rank, world, port, cases, folder, results, work):
+    """No rank ever unpickles what another one sends: neither in our code nor in torch's below it."""
     try:
+        distributed_c10d._unpickler = None
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         here = parallel.start(cases[0])
         found = [work(how, here, folder) for how in cases]
@@ -282,9 +286,9 @@ def test_arithmetic_foretells_what_sharding_holds_between_micro_batches():
 
 
 def test_one_rank_alone_opens_all_files_for_their_headers(tmp_path):
-    """Once; then each opens its own for weights and for moments, the first one the other's too, where the steps lie."""
+    """Once; then each opens its own for weights and for moments, the second the first's too, where the steps lie."""
     (found,) = launch(2, [compute()], tmp_path, work=restored)
-    assert found["opened"].tolist() == [[2 + 1 + 2, 1], [1 + 1, 1]]
+    assert found["opened"].tolist() == [[2 + 1 + 1, 1], [1 + 2, 1]]
 
 
 @pytest.mark.slow
@@ -314,6 +318,25 @@ def test_every_shape_is_compiled():
         with torch.compiler.set_stance("force_eager"):
             block(torch.zeros(2, 20, width))
     assert compiled >= 9 and torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
+def test_an_interface_that_the_user_chose_stays(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")  # restored after the test
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    parallel.stay_on_loopback()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0" and os.environ["NCCL_SOCKET_IFNAME"].startswith("=lo")
+
+
+@pytest.mark.parametrize(
+    "given", [{"LOCAL_WORLD_SIZE": "1"}, {}, {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}]
+)
+def test_several_hosts_and_torchrun_meet_at_the_address_that_they_are_given(given, monkeypatch):
+    for name in ("FLIP_STORE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert parallel.open_store(1, 2, datetime.timedelta(seconds=1)) is None
 
 
 def test_what_nobody_gives_a_value_is_found():

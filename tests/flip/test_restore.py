@@ -14,7 +14,7 @@ from flip import checkpoint, commit, parallel, restore
 from flip.config import schema
 from flip.data.anywhere import Anywhere
 from flip.data.retry import Patience
-from flip.exitcodes import DataError
+from flip.exitcodes import DataError, PermissionDenied
 from flip.restore import Place
 from flip.rundir import RunDir
 from tests.flip.test_checkpoint import state_of, trained
@@ -117,3 +117,20 @@ def test_a_cut_of_a_part_is_that_of_the_tensor(cut, dtype, before):
     found = place.tensor(item, bytearray(data[start - 3 : stop]), 3)
     cut_out = tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))
     assert found.dtype == dtype and torch.equal(found, whole[cut_out])
+
+
+def test_an_address_in_another_users_record_is_followed_only_below_a_named_place(saved, world, tmp_path):
+    """What evaluation jobs, and runs that begin from another one, read."""
+    run, saver, expected, ranges = saved
+    (made,) = commit.commits(run)
+    (made.path / commit.MARK).chmod(0o666)
+    del ranges[:]
+    for url in ("", "s3://there", f"file://{tmp_path}/ther"):
+        other = restore.Restorer(run, 0, world, Patience(deadline=1.0), url)
+        for read in (lambda: other.open(made.path), other.newest):  # noqa: B023
+            with pytest.raises(PermissionDenied, match="names an address, and its record is not trusted"):
+                read()
+    assert not ranges
+    other, found = restore.Restorer(run, 0, world, Patience(deadline=1.0), f"{tmp_path}/there"), state_of(*trained(0))
+    other.load(other.open(made.path), found)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)

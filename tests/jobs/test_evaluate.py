@@ -309,3 +309,19 @@ def test_a_pairing_of_folders_and_names_by_order_is_printed(place, capsys):
 def test_help_is_quick_and_without_torch():
     script = "import sys; from jobs import evaluate, evaluation; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+def test_an_address_in_another_users_record_is_followed_only_below_the_given_one(place, tmp_path, capsys):
+    source, run = place / "runs" / "sweep" / "run", RunDir(tmp_path / "sweep" / "run")
+    shutil.copytree(source, run.path, ignore=shutil.ignore_patterns("eval"))
+    last, there = commit.commits(run)[-1], tmp_path / "there"
+    there.mkdir()
+    for file in last.path.glob("*.safetensors"):
+        shutil.move(file, there)
+    write_json(last.path / commit.MARK, {**last.record, "url": f"file://{there}"})
+    (last.path / commit.MARK).chmod(0o666)
+    assert evaluate.main([str(run.path), "--root", str(tmp_path)]) == 77
+    assert "evaluate.py --url ADDRESS" in capsys.readouterr().err
+    assert not (run.path.parent / ".evaluate").exists()
+    (found,) = called(capsys, str(run.path), "--root", str(tmp_path), "--url", f"file://{there}")
+    assert found["samples"] == 64

@@ -19,6 +19,8 @@ CRASHES = {
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of": "",
     "DistNetworkError: The server socket has failed to listen on any local network address. port: 29500, useIpv6: "
     "false, code: -98, name: EADDRINUSE, message: address already in use": "PORT_TAKEN",
+    "OSError: [Errno 98] Address already in use (while attempting to bind on address ('127.0.0.1', 17211))":
+    "PORT_TAKEN",
     "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4":
     "PEER_GONE",
     "DistBackendError: NCCL error: remote process exited or there was a network error": "PEER_GONE",

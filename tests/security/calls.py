@@ -27,6 +27,7 @@ REFUSED = {
     **dict.fromkeys(("torch.package*", "torch.hub*", "torch.utils.model_zoo*", "torch.multiprocessing"), PICKLE),
     **dict.fromkeys(("torch.distributed*.FileSystemReader", "torch.distributed*.FsspecReader"), PICKLE),
     **dict.fromkeys(("torch.distributed*.*_object", "torch.distributed*.*_object_list"), PICKLE),
+    **dict.fromkeys((f"torch.distributed.checkpoint*.{name}" for name in ("save", "load", "async_save")), PICKLE),
     **dict.fromkeys(("torch.ops.load_library", "torch.classes.load_library", "torch.utils.cpp_extension*"), CODE),
     **dict.fromkeys(("builtins.eval", "builtins.exec", "builtins.compile", "builtins.__import__"), CODE),
     **dict.fromkeys(

@@ -7,20 +7,12 @@ import pytest
 from tests.security.calls import dangerous_calls
 
 ROOT = Path(__file__).resolve().parents[2]
-OBJECTS = "small objects between ranks of one job; SECURITY.md states it"
 #: (file, name) -> why it is allowed there.
 ALLOWED = {
     ("flip/__init__.py", "importlib.import_module"): "modules are named in the file itself",
     ("tools/shards.py", "importlib.import_module"): "modules are named in the file itself",
     ("flip/data/loader.py", "getattr(torch, np.dtype(kind).name)"): "a dtype of the loader's own table of arrays",
-    ("flip/evaluate/team.py", "torch.distributed.all_gather_object"): OBJECTS,
-    ("flip/evaluate/team.py", "torch.distributed.broadcast_object_list"): OBJECTS,
-    ("flip/evaluate/team.py", "getattr(exitcodes, name)"): "an error class, named by rank 0 of the same job",
     ("jobs/requeue.py", "ctypes.CDLL"): "prctl of the C library that the process has loaded anyway",
-    ("flip/restore.py", "torch.distributed.all_gather_object"): OBJECTS,
-    ("flip/restore.py", "torch.distributed.broadcast_object_list"): OBJECTS,
-    ("flip/saving.py", "torch.distributed.broadcast_object_list"): OBJECTS,
-    ("flip/train.py", "torch.distributed.broadcast_object_list"): OBJECTS,
 }
 
 
@@ -83,6 +75,10 @@ from torch.distributed.checkpoint import FileSystemReader
 import torch.distributed.checkpoint as d; d.filesystem.FileSystemReader(x)
 from torch import distributed; distributed.broadcast_object_list(x)
 import torch; torch.distributed.all_gather_object(x, y)
+from torch.distributed import gather_object
+from torch.distributed import checkpoint as dcp; dcp.save(state, storage_writer=x)
+from torch.distributed.checkpoint import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 import numpy as np; np.load(path)
 from numpy import load
 x(path, allow_pickle=True)
@@ -121,6 +117,7 @@ HARMLESS = """
 model.eval()
 import re; re.compile(x)
 import torch; torch.compile(model)
+from torch.distributed import checkpoint as dcp; dcp.DefaultLoadPlanner()
 import subprocess; subprocess.run([a, b])
 f(x, trust_remote_code=False)
 compile = 1; compile(x)

@@ -1,0 +1,105 @@
+"""Collectives for small values: JSON instead of pickles, so that nothing that another rank sends can execute.
+
+Values are those of JSON: None, bool, int, float, str, lists, and dicts with string keys. Floats keep all their bits;
+NaN and infinities are allowed. Every rank gets the decoded value, the sender too, so that a value that JSON changes (a
+tuple, a key that is a number) shows with a single rank as well.
+
+``group``: a process group of all ranks that takes CPU tensors; None: there are no other ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from flip import exitcodes
+from flip.exitcodes import FlipError, PeerLost
+
+_T = TypeVar("_T")
+
+ERRORS: dict[str, type[FlipError]] = {
+    kind.__name__: kind
+    for kind in (
+        exitcodes.ConfigError,
+        exitcodes.DataError,
+        exitcodes.StorageError,
+        exitcodes.PermissionDenied,
+        exitcodes.Diverged,
+        exitcodes.Superseded,
+        PeerLost,
+        FlipError,
+    )
+}
+"""Errors that other ranks raise too, by the name under which they travel; subclasses come before their base."""
+
+
+def broadcast_json(value: Any, group: Any) -> Any:
+    """Return rank 0's value on all ranks. ``value`` is ignored on the others. Collective."""
+    if group is None or group.size() == 1:
+        return _decoded(_encoded(value))
+    data = _encoded(value) if group.rank() == 0 else torch.empty(0, dtype=torch.uint8)
+    length = torch.tensor([len(data)])
+    distributed.broadcast(length, src=0, group=group)
+    if group.rank() != 0:
+        data = torch.empty(int(length), dtype=torch.uint8)
+    distributed.broadcast(data, src=0, group=group)
+    return _decoded(data)
+
+
+def all_gather_json(value: Any, group: Any) -> list[Any]:
+    """Return the values of all ranks, by rank, on all ranks. Collective."""
+    data = _encoded(value)
+    if group is None or group.size() == 1:
+        return [_decoded(data)]
+    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(group.size())]
+    distributed.all_gather(lengths, torch.tensor([len(data)]), group=group)
+    padded = torch.zeros(max(map(int, lengths)), dtype=torch.uint8)
+    padded[: len(data)] = data
+    parts = [torch.empty_like(padded) for _ in lengths]
+    distributed.all_gather(parts, padded, group=group)
+    return [_decoded(part[: int(length)]) for part, length in zip(parts, lengths, strict=True)]
+
+
+def run_on_first(function: Callable[[], _T], group: Any) -> _T:
+    """Call ``function`` on rank 0 alone and return its value on all ranks. Collective.
+
+    Raises:
+        FlipError: rank 0 raised it; all ranks raise it.
+        PeerLost: rank 0 raised any other exception, which it raises itself; the other ranks raise PeerLost.
+    """
+    if group is not None and group.rank() != 0:
+        answer = broadcast_json(None, group)
+        if "error" in answer:
+            name, fields = answer["error"]
+            raise ERRORS[name](**fields)
+        found: _T = answer["value"]
+        return found
+    try:
+        value = function()
+    except Exception as error:  # whatever it is, the other ranks wait for an answer
+        broadcast_json({"error": _named(error)}, group)
+        raise
+    found = broadcast_json({"value": value}, group)["value"]
+    return found
+
+
+def _named(error: Exception) -> tuple[str, dict[str, Any]]:
+    """The class of an error, by its name, and the arguments that make it anew on another rank."""
+    if not isinstance(error, FlipError):
+        return "PeerLost", {"what": f"rank 0 failed: {type(error).__name__}: {error}"}
+    name = next(name for name, kind in ERRORS.items() if isinstance(error, kind))
+    # The paragraph shows the value's repr, whatever its class: it becomes a part of the sentence.
+    shown = "" if error.value is None else f" (found: {error.value!r})"
+    return name, {"what": f"{error.what}{shown}", "where": error.where, "remedy": error.remedy}
+
+
+def _encoded(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(value, separators=(",", ":")).encode()), dtype=torch.uint8)
+
+
+def _decoded(data: Tensor) -> Any:
+    return json.loads(data.numpy().tobytes())

@@ -1,0 +1,125 @@
+"""Values that travel between ranks as JSON: exact, with errors, and never as pickles."""
+
+import math
+import multiprocessing
+import struct
+import traceback
+
+import pytest
+from torch import distributed
+from torch.distributed import distributed_c10d
+
+from flip import exitcodes
+from flip.collectives import ERRORS, all_gather_json, broadcast_json, run_on_first
+from flip.exitcodes import ConfigError, FlipError, PeerLost
+
+EXACT = [
+    None,
+    True,
+    0,
+    -1,
+    1 << 80,
+    "",
+    "a\nb",
+    "\udc80",
+    "é" * 9,
+    [],
+    {},
+    {"a": [{"b": None}]},
+    0.1,
+    -0.0,
+    5e-324,
+    1e308,
+]
+
+
+@pytest.mark.parametrize("value", [*EXACT, math.inf, -math.inf], ids=repr)
+def test_a_value_arrives_as_it_was(value):
+    for found in (broadcast_json(value, None), *all_gather_json(value, None), run_on_first(lambda: value, None)):
+        assert found == value and type(found) is type(value)
+        if isinstance(value, float):
+            assert struct.pack("d", found) == struct.pack("d", value)
+    assert math.isnan(broadcast_json(math.nan, None))
+
+
+@pytest.mark.parametrize("value", [b"bytes", {1, 2}, object(), ConfigError], ids=repr)
+def test_a_value_that_is_not_of_json_is_refused(value):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        broadcast_json(value, None)
+
+
+def test_every_class_of_errors_travels():
+    known = {kind for kind in vars(exitcodes).values() if isinstance(kind, type) and issubclass(kind, FlipError)}
+    assert set(ERRORS.values()) == known
+
+
+class Narrower(ConfigError):
+    """An error class that is not in the table."""
+
+
+class Opaque:
+    def __repr__(self):
+        return "<opaque>"
+
+
+def fails(error):
+    def function():
+        raise error
+
+    return function
+
+
+def work(rank, group):
+    """What each rank sees. ``distributed.new_group`` and the like are torch's own."""
+    seen = {}
+    seen["first"] = broadcast_json({"rank": rank, "text": "x" * 70000} if rank == 0 else None, group)
+    seen["all"] = all_gather_json(["y" * rank * 1000, rank / 3], group)
+    called = []
+    seen["run"] = run_on_first(lambda: called.append(rank) or 7, group)
+    seen["called"] = called
+    for name, error in {
+        "known": Narrower("not so", "here", Opaque(), "Do this."),
+        "plain": exitcodes.Diverged("lost"),
+        "other": KeyError("k"),
+    }.items():
+        try:
+            run_on_first(fails(error), group)
+        except Exception as found:
+            seen[name] = [type(found).__name__, str(found)]
+    return seen
+
+
+def rank_main(rank, folder, results):
+    try:
+        distributed_c10d._unpickler = None  # whatever unpickles fails
+        store = distributed.FileStore(f"{folder}/store", 2)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+        group = distributed.new_group(backend="gloo")
+        results.put((rank, work(rank, group)))
+        distributed.barrier(group)
+    except BaseException:
+        results.put((rank, traceback.format_exc()))
+        raise
+
+
+def test_two_ranks(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [context.Process(target=rank_main, args=(rank, tmp_path, results)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    try:
+        found = dict(results.get(timeout=120) for _ in ranks)
+    finally:
+        for process in ranks:
+            process.join(30)
+            process.kill()
+    for rank in range(2):
+        seen = found[rank]
+        assert isinstance(seen, dict), seen
+        assert seen["first"] == {"rank": 0, "text": "x" * 70000}
+        assert seen["all"] == [["", 0.0], ["y" * 1000, 1 / 3]]
+        assert (seen["run"], seen["called"]) == (7, [0] if rank == 0 else [])
+        assert seen["known"] == [["Narrower", "ConfigError"][rank], "here: not so (found: <opaque>). Do this."]
+        assert seen["plain"] == ["Diverged", "lost."]
+        assert seen["other"] == [["KeyError", "'k'"], [PeerLost.__name__, "rank 0 failed: KeyError: 'k'."]][rank]

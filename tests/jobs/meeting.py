@@ -1,0 +1,23 @@
+"""What ranks do in tests/jobs/test_ranks.py: meet, say so in a file, and stay until another file is there."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from flip import parallel
+from flip.config import schema
+from flip.rundir import write_json
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    world = parallel.start(schema.Compute(device="cpu", threads=1, deterministic="no"))
+    distributed.all_reduce(torch.ones(1), group=world.control)
+    chosen = os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]
+    write_json(folder / f"met.{world.rank}", {"pid": os.getpid(), "interfaces": chosen})
+    while not (folder / "leave").exists():
+        time.sleep(0.02)
+    os._exit(0)
