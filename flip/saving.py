@@ -21,7 +21,7 @@ from flip.interval import Interval
 from flip.model import Pair
 from flip.origin import open_export
 from flip.parallel import World
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, read_record
 from flip.watchdog import LONG, Watchdog
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Saving:
 
         The first attempt of a run with ``init`` goes on from that commit instead, or takes its weights alone.
         """
-        soon = [self._world.first and bool((read_json(self._start) or {}).get("first_commit"))]
+        soon = [self._world.first and bool((read_record(self._start) or {}).get("first_commit"))]
         # What ranks read by themselves may differ, as where one does not see the file yet: they would never meet again.
         torch.distributed.broadcast_object_list(soon, src=0, group=self._world.control)
         self.soon = soon[0]
