@@ -9,7 +9,7 @@ import os
 
 from flip.exitcodes import FlipError
 from flip.pins import pinned
-from flip.rundir import number, read_json, sync_folder, write_json
+from flip.rundir import number, read_record, sync_folder, write_json
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from pathlib import Path  # noqa: F401
@@ -89,7 +89,7 @@ def read(path):
     # type: (Path) -> Commit
     """The checkpoint in a folder. Raises Damaged where there is none, or none that can be understood."""
     try:
-        record = read_json(path / MARK)
+        record = read_record(path / MARK)
         if record is None:
             raise Damaged("%s has no %s" % (path, MARK))
         check(record)

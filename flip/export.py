@@ -21,8 +21,9 @@ from flip.evaluate.task import merge_results
 from flip.exitcodes import ConfigError, StorageError
 from flip.loaded import Loaded
 from flip.model import EPS
+from flip.records import POINT
 from flip.results import read_run
-from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
+from flip.rundir import RunDir, load_record, sync_folder, write_json, write_text
 
 VARIANTS = ("native", "extra-block", "timm-tower")
 """How open_clip holds the image encoder: as its own ViT; as that with one computed block more; as timm's."""
@@ -121,8 +122,8 @@ def facts(loaded: Loaded) -> dict[str, Any]:
     if "variant" in source.record:  # exported again: nothing is nearer to the run than what the first one says
         return found | {name: source.record[name] for name in ("run", "identity", "code", "evaluations")}
     run = RunDir(source.path.parents[2])
-    identity = read_json(run.identity) or {}
-    own = (read_json(run.eval / f"{source.stage}-{source.samples}.json") or {}).get("evaluations", [])
+    identity = load_record(run.identity)
+    own = load_record(run.eval / f"{source.stage}-{source.samples}.json", POINT).get("evaluations", [])
     scores = merge_results(own, read_run(run.path).later.get((source.stage, source.samples), ()))
     # results of earlier versions do not say it: they were computed as the run was trained
     scores = [{"precision": loaded.config.compute.precision, **score} for score in scores]

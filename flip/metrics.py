@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip import records
 from flip.ownership import open_regular
 from flip.rundir import RunDir, matching, number
 
@@ -128,11 +128,9 @@ def newest_first(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in reversed(lines):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            yield records.checked(records.parse(line), records.LINE)
+        except ValueError:
             continue
-        if isinstance(record, dict):
-            yield record
 
 
 def _lines(path: Path) -> dict[str, Column]:

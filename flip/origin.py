@@ -16,11 +16,11 @@ from pathlib import Path
 from flip import commit, exported, pins
 from flip.config import load
 from flip.config.begin import agree
-from flip.config.identity import file_digest
+from flip.config.identity import file_digest, flatten
 from flip.config.schema import Config, Init
 from flip.config.stages import spans
 from flip.exitcodes import ConfigError, DataError, PermissionDenied
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, load_record
 
 
 def digest(found: commit.Commit) -> str:
@@ -84,8 +84,8 @@ def _target(asked: Init, theirs: Config) -> tuple[str, int]:
 def _fits(config: Config, theirs: Config, run: RunDir) -> None:
     """ConfigError where weights do not fit, or a token has another meaning."""
     agree(config, theirs, str(run.path), config.init.extend)
-    stored = (read_json(run.identity) or {}).get("config", {}).get("data", {}).get("tokenizer", "")
-    if stored.startswith("sha256:") and file_digest(config.data.tokenizer) != stored:
+    stored = flatten(load_record(run.identity).get("config", {})).get("data.tokenizer")
+    if isinstance(stored, str) and stored.startswith("sha256:") and file_digest(config.data.tokenizer) != stored:
         raise ConfigError(
             "data.tokenizer: not the one of the run that init names", str(run.path), config.data.tokenizer
         )

@@ -8,7 +8,8 @@ import hashlib
 import os
 import time
 
-from flip.rundir import RunDir, read_json, write_json
+from flip.records import PIN
+from flip.rundir import RunDir, read_record, write_json
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from pathlib import Path  # noqa: F401
@@ -54,10 +55,9 @@ def _pins(run):
     # type: (RunDir) -> Iterator[Tuple[Path, Dict[str, Any]]]
     for path in sorted(run.pins.glob("*.json")):
         try:
-            record = read_json(path)
+            record = read_record(path, PIN)
         except ValueError as error:
-            raise OSError("%s: %s" % (path, error))
-        kinds = {"by": str, "stage": str, "samples": int}
-        if not isinstance(record, dict) or any(not isinstance(record.get(name), kind) for name, kind in kinds.items()):
-            raise OSError("%s: this is no pin" % path)
-        yield path, {name: record[name] for name in kinds}
+            raise OSError("%s, so this is no pin" % error)
+        if record is None:  # removed meanwhile
+            continue
+        yield path, {name: record[name] for name in ("by", "stage", "samples")}

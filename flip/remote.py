@@ -19,7 +19,7 @@ from flip.data.retry import Attempts, Do, Patience, Words
 from flip.data.s3 import S3
 from flip.data.storage import Fault, is_remote
 from flip.exitcodes import PermissionDenied
-from flip.rundir import RunDir, create_json, read_json
+from flip.rundir import RunDir, create_json, read_record
 
 PIECE, AT_ONCE = 1 << 24, 4
 """Bytes per request when fetching, and files that are fetched at once."""
@@ -129,13 +129,13 @@ def base(run: RunDir, url: str) -> str:
 
     Call it where the attempt holds the run. ``url`` may be a folder's absolute path.
     """
-    known = read_json(run.checkpoints / "url.json")
+    known = read_record(run.checkpoints / "url.json")
     if known is not None:
         return str(known["url"])
     wanted = f"{_address(url)}/{run.sweep}/{run.name}-{os.urandom(4).hex()}"
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     create_json(run.checkpoints / "url.json", {"url": wanted})
-    return str((read_json(run.checkpoints / "url.json") or {})["url"])
+    return str((read_record(run.checkpoints / "url.json") or {})["url"])
 
 
 def _address(url: str) -> str:

@@ -7,21 +7,27 @@ other runs: ``Outcome.damage`` names each, and the run is ``unknown`` if its sta
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flip import metrics
+from flip import metrics, records
 from flip.config.identity import flatten
-from flip.config.table import read_yaml
+from flip.config.schema import Config, DataSet, EvaluationSet, Stage
+from flip.config.table import parse_yaml
 from flip.evaluate.task import merge_results, precision
 from flip.exitcodes import ConfigError, FlipError
 from flip.metrics import Metrics
+from flip.ownership import read_regular
 from flip.rundir import RunDir, matching, read_record
 
 T = TypeVar("T")
+
+CONFIG_LIMIT = 1 << 20
+"""Largest config.yaml that is read for a table of runs, bytes."""
 
 _ACTIONS = {"requeue": "waiting", "stop": "failed", "done": "failed", "nothing": "stopped"}
 """What was decided at the end of the newest attempt -> state of a run that is neither complete nor cancelled."""
@@ -134,13 +140,13 @@ def find_runs(root: str | os.PathLike[str]) -> list[RunDir]:
     """Run directories at ``root``, below it, or one deeper (runs of a sweep, sweeps of a root), by path."""
     root = Path(root)
     folders = [root, *sorted(root.glob("[!.]*/")), *sorted(root.glob("[!.]*/[!.]*/"))]
-    return [RunDir(folder) for folder in folders if (folder / "identity.json").is_file()]
+    return [RunDir(one) for one in folders if one.name.isprintable() and (one / "identity.json").is_file()]
 
 
 def read_run(path: str | os.PathLike[str]) -> Outcome:
     """The outcome of the run directory at ``path``."""
     run, files = RunDir(path), _Files()
-    settings = files.read(run.config, lambda path: flatten(read_yaml(path))) or {}
+    settings = files.read(run.config, _read_settings) or {}
     result = files.read(run.result, read_record)
     numbers = files.read(run.attempts, lambda _: run.attempt_numbers())
     attempts = [_attempt(run, n, files) for n in numbers or ()]
@@ -173,18 +179,46 @@ class _Files:
             return None
 
 
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The configuration as dotted key -> value, those that this version knows with the types of its schema."""
+    table = parse_yaml(read_regular(path, CONFIG_LIMIT).decode("utf-8"), str(path))
+    records.check_depth(table)
+    found = flatten(records.checked(table or {}, {}))
+    return {
+        records.printable(key): records.checked(value, _kind(key), key)
+        for key, value in found.items()
+        if value is not None
+    }
+
+
+def _kinds() -> dict[str, Any]:
+    sections: dict[str, Any] = {"": Config(), "stages.*.": Stage()}
+    sections |= {"data.sets.*.": DataSet(), "evaluate.sets.*.": EvaluationSet()}
+    kinds = {bool: records.FLAG, int: records.INTEGER, float: records.NUMBER, str: records.SETTING, list: records.LIST}
+    return {
+        prefix + key: kinds[type(value)]
+        for prefix, section in sections.items()
+        for key, value in flatten(asdict(section)).items()
+    }
+
+
+_KINDS = _kinds()
+
+
+def _kind(key: str) -> Any:
+    """The type of a setting, by its default. Settings of other versions may be any text, number or list."""
+    general = re.sub(r"\A(stages|data\.sets|evaluate\.sets)\..*\.", r"\1.*.", key, flags=re.DOTALL)
+    return _KINDS.get(general, records.ANY_SETTING)
+
+
 def _read_point(path: Path) -> dict[str, Any]:
     """A position and its scores."""
-    record = read_record(path) or {}
-    record["samples"] + 0, [item["name"] for item in record["evaluations"]]  # noqa: B018
-    return record
+    return {"evaluations": [], **(read_record(path, records.POINT) or {})}
 
 
 def _read_score(path: Path) -> dict[str, Any]:
     """One score of an evaluation job."""
-    record = read_record(path) or {}
-    record["name"], record["top1"], record["stage"], record["samples"] + 0  # noqa: B018
-    return record
+    return read_record(path, records.LATER) or {}
 
 
 def read_outcomes(root: str | os.PathLike[str]) -> list[Outcome]:

@@ -10,7 +10,8 @@ import re
 import time
 from pathlib import Path
 
-from flip.exitcodes import scrub
+from flip import records
+from flip.exitcodes import DataError, scrub
 from flip.ownership import create_beside, read_regular
 
 if False:  # names for annotations only: Python 3.6 runs this file too
@@ -79,22 +80,45 @@ def read_json(path):
     Raises ValueError with the path if it is not JSON, not a regular file, or larger than ``RECORD_LIMIT``.
     """
     try:
-        data = read_regular(path)
+        return _parsed(path)
     except FileNotFoundError:
         return None
+
+
+def _parsed(path):
+    # type: (os.PathLike | str) -> Any
+    data = read_regular(path)
     try:
-        return json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        return records.parse(data)
+    except ValueError as error:
         raise ValueError("%s: not JSON: %s" % (path, error)) from error
 
 
-def read_record(path):
-    # type: (os.PathLike | str) -> Optional[Dict[str, Any]]
-    """Like read_json, of a file that holds a mapping: any other value raises ValueError with its path, too."""
-    record = read_json(path)
-    if record is not None and not isinstance(record, dict):
-        raise ValueError("%s: holds no mapping" % (path,))
-    return record
+def read_record(path, fields=None):
+    # type: (os.PathLike | str, Any) -> Optional[Any]
+    """Return a record with values of the types in ``flip.records``, or None if the file does not exist.
+
+    ``fields``: its declaration; by default the one for the file's name, or any mapping. Raises ValueError with the path
+    and the field as ``records.checked`` does, and as ``read_json``.
+    """
+    try:
+        value = _parsed(path)
+    except FileNotFoundError:
+        return None
+    try:
+        name = re.sub(r"\.[0-9]+\.json\Z", ".json", Path(path).name)  # cause.<rank>.json
+        return records.checked(value, records.FIELDS.get(name, {}) if fields is None else fields)
+    except ValueError as error:
+        raise ValueError("%s: %s" % (path, error)) from error
+
+
+def load_record(path, fields=None):
+    # type: (os.PathLike | str, Any) -> Any
+    """Like read_record, for what cannot go on without it: {} if the file does not exist, DataError if it is damaged."""
+    try:
+        return read_record(path, fields) or {}
+    except ValueError as error:
+        raise DataError("a record is damaged", path, str(error))
 
 
 def matching(folder, pattern):
@@ -279,10 +303,10 @@ class RunDir:
     def _cause(path, rank):
         # type: (Path, int) -> Dict[str, Any]
         try:
-            record = read_json(path) or {}
-            if isinstance(record["cause"], str):
+            record = read_record(path)
+            if record is not None:
                 return dict(record, rank=rank)
-        except (ValueError, KeyError, TypeError):  # cut off by a crash of its host: somebody did end badly
+        except ValueError:  # cut off by a crash of its host, which is an end as bad as a crash
             pass
         return {"rank": rank, "cause": "crash", "code": 70, "reason": "%s cannot be read" % path.name}
 

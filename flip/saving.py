@@ -22,7 +22,7 @@ from flip.interval import Interval
 from flip.model import Pair
 from flip.origin import open_export
 from flip.parallel import World
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, read_record
 from flip.watchdog import LONG, Watchdog
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ class Saving:
         The first attempt of a run with ``init`` goes on from that commit instead, or takes its weights alone.
         """
         # A rank that reads by itself may not see the file yet, decide otherwise and never meet the others again.
-        self.soon = run_on_first(lambda: bool((read_json(self._start) or {}).get("first_commit")), self._world.control)
+        record = run_on_first(lambda: (read_record(self._start) or {}).get("first_commit"), self._world.control)
+        self.soon = bool(record)
         self.source, init = self.checkpointer.newest(), config.init
         if self.source is None and init.export:
             self._begin(pair, config, open_export(init))

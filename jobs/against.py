@@ -50,7 +50,7 @@ def compare(grouped: Sequence[Arm], outcomes: Sequence[Outcome], table: str = ""
     ``table``: the rows of that one in their place. Raises ConfigError where there is no such table.
     """
     entries = list(rows(table).values()) if table else arms.about(outcomes).get("rows", [])
-    order = {entry["row"]: i for i, entry in enumerate(entries)}
+    order = {entry.get("row", ""): i for i, entry in enumerate(entries)}
     mine = {arm.published.row: arm for arm in grouped if arm.published}
     found = []
     for name, arm in mine.items():

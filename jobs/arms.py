@@ -13,7 +13,7 @@ from flip.config.schema import ImageTower, Model, TextTower
 from flip.config.stages import positions
 from flip.evaluate.task import precision
 from flip.results import Outcome
-from flip.rundir import read_json
+from flip.rundir import read_record
 from jobs.goodput import resources
 from jobs.paper import Published, published
 
@@ -126,7 +126,7 @@ def flops(outcome: Outcome, samples: float | None = None) -> float | None:
             total += mine * arithmetic.training_flops(model, str(stage["mask"]), seen)["total"]
             left -= mine
         return total
-    except (KeyError, TypeError, ValueError):  # a configuration that this version cannot read
+    except (KeyError, TypeError, ValueError, ArithmeticError):  # a configuration that this version cannot read
         return None
 
 
@@ -154,8 +154,8 @@ def about(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """sweep.json of the folder that the runs share: name, title, notes, runs, paper; {} where there is none."""
     folders = {outcome.run.path.parent for outcome in outcomes}
     try:
-        return (read_json(folders.pop() / "sweep.json") or {}) if len(folders) == 1 else {}
-    except ValueError:
+        return (read_record(folders.pop() / "sweep.json") or {}) if len(folders) == 1 else {}
+    except (OSError, ValueError):
         return {}
 
 

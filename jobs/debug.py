@@ -155,6 +155,7 @@ def in_process(run: RunDir, n: int, no_pdb: bool) -> int:
 def in_allocation(run: RunDir, n: int) -> int:
     """The ranks are the tasks of the allocation in which this process runs, all of them."""
     from jobs.facts import last_lines
+    from jobs.table import plain
 
     code = HERE.parent
     run.open_logs(n)
@@ -169,7 +170,7 @@ def in_allocation(run: RunDir, n: int) -> int:
     ]
     done = subprocess.run(words, env={**os.environ, **{key: str(value) for key, value in ours.items()}}, check=False)
     for path in sorted((run.logs / str(n)).iterdir()):
-        print(f"--- {path}", *last_lines(path, 20), sep="\n")
+        print(f"--- {path}", *map(plain, last_lines(path, 20)), sep="\n")
     return done.returncode
 
 

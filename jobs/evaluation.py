@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import secrets
+import shlex
 import shutil
 import time
 from fractions import Fraction
@@ -26,14 +27,14 @@ from flip.evaluate.task import CONFIGURED, Task, precision
 from flip.exitcodes import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.ownership import closed_folder
 from flip.remote import refuse_foreign
-from flip.rundir import RunDir, read_json, write_json, write_text
+from flip.rundir import RunDir, load_record, write_json, write_text
 from jobs import find, preflight, submission, variables
 from jobs.cluster import Job, interval, open_cluster, states
 from jobs.disk import writing
 from jobs.plan import EVALUATIONS, shape
 from jobs.profile import load_profile, roots, runs_root
 from jobs.snapshot import take
-from jobs.table import duration, percent, table
+from jobs.table import duration, percent, plain, table
 from jobs.watch import ENDED, INTERRUPTED, code_of
 
 OTHERS = "others"
@@ -241,16 +242,16 @@ class Order:
                     break
                 time.sleep(interval([job]))
         except KeyboardInterrupt:
-            print(f"\nit goes on without you: python jobs/status.py {job.path}")
+            print(f"\nit goes on without you: python jobs/status.py {shlex.quote(str(job.path))}")
             return INTERRUPTED
         if state.state != "complete":
-            print(f"{state.state}: {state.detail} (python jobs/logs.py {job.path})")
+            print(plain(f"{state.state}: {state.detail} (python jobs/logs.py {shlex.quote(str(job.path))})"))
             return code_of(job) if state.state == "failed" else STOPPED
-        results = (read_json(job.result) or {})["evaluations"]
+        results = load_record(job.result).get("evaluations", [])
         print(json.dumps(results, indent=1) if self.args.json else table([row(one) for one in results]))
         if not self.args.json:
             for note in dict.fromkeys(f"{one['name']}: {one['note']}" for one in results if "note" in one):
-                print(note)
+                print(plain(note))
         return COMPLETE
 
 
@@ -261,18 +262,22 @@ def _resolved(config: Config, node: Host) -> Config:
     return resolve(config, node, [DataFacts(1, 1, 1.0, "", True)])
 
 
+def _whole(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
 def row(result: dict[str, Any]) -> dict[str, str]:
     """One result as cells of the table."""
-    low, high = result["interval"]
+    low, high = result.get("interval", (None, None))
     return {
-        "stage": str(result["stage"]),
-        "S": f"{result['samples']:,}",
+        "stage": str(result.get("stage", "-")),
+        "S": _whole(result.get("samples")),
         "set": str(result["name"]),
-        "n": f"{result['n']:,}",
+        "n": _whole(result.get("n")),
         "top-1": f"{percent(result['top1'])} ({percent(low)}-{percent(high)})",
-        "top-5": percent(result["top5"]),
-        "top-10": percent(result["top10"]) if "top10" in result else "-",
-        "chance": percent(result["chance"]),
+        "top-5": percent(result.get("top5")),
+        "top-10": percent(result.get("top10")),
+        "chance": percent(result.get("chance")),
         "precision": precision(result),
-        "time": duration(result["seconds"]),
+        "time": duration(result.get("seconds")),
     }

@@ -21,6 +21,8 @@ from jobs.status import row
 STAGE = ("samples", "batch", "mask")
 LINES = 5
 """Of the log of the root cause."""
+WIDEST = 1000
+"""Characters of such a line that are shown."""
 TAIL = 1 << 16
 """Bytes of a log that are looked at."""
 
@@ -137,7 +139,7 @@ def last_lines(path: Path, count: int = LINES) -> list[str]:
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         text = file.read().decode("utf-8", "replace")
-    return [line.rstrip() for line in text.splitlines() if line.strip()][-count:]
+    return [line.rstrip()[:WIDEST] for line in text.splitlines() if line.strip()][-count:]
 
 
 def _attempt(outcome: Outcome, i: int, state: JobState) -> dict[str, Any]:

@@ -16,9 +16,14 @@ Roots = Path | Sequence[Path]
 
 
 def is_run(path: Path) -> bool:
-    """A folder that belongs to somebody else alone is taken for one: its state is then that it cannot be read."""
+    """A folder that belongs to somebody else alone is taken for one: its state is then that it cannot be read.
+
+    No run has a name that cannot be printed, of its own or of its sweep: such a folder was not made by a submission.
+    """
+    if path.name.startswith(".") or not f"{path.parent.name}/{path.name}".isprintable():
+        return False
     try:
-        return not path.name.startswith(".") and (path / "config.yaml").is_file()
+        return (path / "config.yaml").is_file()
     except PermissionError:
         return True
 

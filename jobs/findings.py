@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,8 @@ def _trouble(outcomes: Sequence[Outcome]) -> list[Block]:
     first = stopped[0]
     lines = [f"{o.run.name} is {o.state}: {o.reason or 'no reason was left'}" for o in stopped[:ROWS_PER_RUN]]
     lines += [f"and {len(stopped) - ROWS_PER_RUN} more"] if len(stopped) > ROWS_PER_RUN else []
-    how = f"Why: python jobs/explain.py {first.run.sweep}/{first.run.name}. Failed runs start again by submit --retry."
+    named = shlex.quote(f"{first.run.sweep}/{first.run.name}")
+    how = f"Why: python jobs/explain.py {named}. Failed runs start again by submit --retry."
     return [Text(f"{'; '.join(lines)}. {how}", tone="trouble"), *damaged]
 
 

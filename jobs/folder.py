@@ -23,7 +23,7 @@ from flip.commit import commits
 from flip.config.load import dump
 from flip.exitcodes import ConfigError
 from flip.ownership import closed_folder
-from flip.rundir import RunDir, read_json, sync_folder, write_json, write_text
+from flip.rundir import RunDir, read_record, sync_folder, write_json, write_text
 from jobs import canary
 from jobs import cluster as clusters
 from jobs.cluster import Cluster, Job, Several
@@ -128,7 +128,7 @@ def with_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
 def _proves(run: RunDir, like: Job, steps: int) -> bool:
     """Whether a run of the same shape and code has passed the steps."""
     try:
-        record = read_json(run.path / "job.json") or {}
+        record = read_record(run.path / "job.json") or {}
         same = record.get("shape") == asdict(like.shape) and record["snapshot"] == str(like.snapshot.absolute())
         same = same and record["module"] == like.module and like.cluster in ("", record.get("cluster"))
         return same and canary.passed(run, steps)
@@ -142,7 +142,7 @@ def _adopt(action: Action, folder: Path) -> None:
     It comes before config.yaml: a submission that ends between the two is made good by the next one.
     """
     run = RunDir(folder / action.name)
-    stored, done = read_json(run.identity) or {}, commits(run)
+    stored, done = read_record(run.identity) or {}, commits(run)
     until = {"samples": done[-1].samples if done else 0, "hash": stored.get("hash")}
     until["changes"] = [change._asdict() for change in action.changes]
     wanted = {key: action.wanted.identity[key] for key in ("hash", "schema", "config")}
@@ -152,7 +152,7 @@ def _adopt(action: Action, folder: Path) -> None:
 def code_of(action: Action, folder: Path) -> Path | None:
     """The code of a run that merely goes on stays as it was. None: it gets today's, as one that failed or is new."""
     goes_on = action.kind == "stopped" or action.adopts
-    stored = read_json(folder / action.name / "identity.json") or {} if goes_on else {}
+    stored = read_record(folder / action.name / "identity.json") or {} if goes_on else {}
     code = folder / ".code" / str(stored.get("code"))
     if not DIGEST.fullmatch(code.name) or code.parent != folder / ".code" or not code.is_dir():
         return None
@@ -164,7 +164,7 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -
     run, code = RunDir(plan.folder / action.name), code_of(action, plan.folder)
     if code is None:
         code = snapshot.path
-        write_json(run.identity, {**(read_json(run.identity) or {}), **_recorded(snapshot)})
+        write_json(run.identity, {**(read_record(run.identity) or {}), **_recorded(snapshot)})
     known = action.name in plan.cancelled and not action.moves
     again = [*typed, "--only", action.wanted.name] if typed else []
     again += ["--changed", "keep"] if typed and action.wanted.kept else []

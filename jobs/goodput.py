@@ -18,7 +18,7 @@ import numpy as np
 
 from flip.metrics import Columns
 from flip.results import Attempt, Outcome, read_run
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, read_record
 from jobs.advice import advise
 from jobs.table import duration, percent, table
 
@@ -186,7 +186,8 @@ def _attempts(outcome: Outcome, now: float | None) -> list[Times]:
     for i, attempt in enumerate(outcome.attempts):
         following = outcome.attempts[i + 1 : i + 2]
         mine = None if attempt.end or following else now
-        ready = _json(run, f"attempts/{attempt.number}/ready.json") or None
+        noted = _json(run, f"attempts/{attempt.number}/ready.json")
+        ready = noted if "time" in noted else None
         resumed = None
         for after in following:  # a damaged commit makes it go on from an older one than its start.json says
             found_there = _json(run, f"attempts/{after.number}/ready.json")
@@ -212,7 +213,7 @@ def _waited(attempts: Sequence[Attempt], i: int, job: Mapping[str, Any]) -> floa
 
 def _json(run: RunDir, name: str) -> dict[str, Any]:
     try:
-        return read_json(run.path / name) or {}
+        return read_record(run.path / name) or {}
     except (OSError, ValueError):  # damaged: its times are not known
         return {}
 

@@ -9,7 +9,7 @@ import time
 
 from flip import commit
 from flip.exitcodes import STORAGE
-from flip.rundir import create_json, read_json, read_record, write_json
+from flip.rundir import create_json, read_record, write_json
 from jobs import wall
 from jobs.policy import TOLD, UNSEEN, Decision, Limits, decide
 from jobs.suspects import BLAMED
@@ -19,6 +19,8 @@ if False:  # names for annotations only: Python 3.6 runs this file too
 
     from flip.rundir import RunDir  # noqa: F401
 
+#: What follows from an end depends on these fields of end.json.
+DECIDED = ("attempt", "action", "cause", "reason", "committed", "delay")
 #: Ends that were no fault of the run: an attempt after one without a commit commits after its first step.
 SHORT_LIVED = ("stopped", "timeout", "node")
 
@@ -61,8 +63,8 @@ def end(
     ``late``, ``unstarted``: as ``policy.decide`` has them. ``full``: the caller met a full disk, in the system's words:
     it counts as a cause beside those of the ranks, which may have been unable to write theirs.
     """
-    start = read_json(run.attempt(n) / "start.json") or {}
-    following = read_json(run.attempt(n + 1) / "start.json") or {}  # of an end that is written late
+    start = read_record(run.attempt(n) / "start.json") or {}
+    following = read_record(run.attempt(n + 1) / "start.json") or {}  # of an end that is written late
     commits = following.get("resumes_from", committed_samples(run))
     committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
     committed = committed or run.got_on(n)
@@ -91,7 +93,7 @@ def end(
     record["exclude"] = list(decision.exclude)
     record["time"] = time.time()
     create_json(run.attempt(n) / "end.json", record)
-    return decision_of(read_json(run.attempt(n) / "end.json") or record)
+    return decision_of(read_record(run.attempt(n) / "end.json") or record)
 
 
 def strand(run, n, reason):
@@ -139,8 +141,12 @@ def ends(run):
     # type: (RunDir) -> Iterator[Dict[str, Any]]
     """The recorded ends, newest first."""
     for n in reversed(run.attempt_numbers()):
-        row = read_record(run.attempt(n) / "end.json")
+        path = run.attempt(n) / "end.json"
+        row = read_record(path)
         if row is not None:
+            lacking = [name for name in DECIDED if name not in row]
+            if lacking:
+                raise ValueError("%s: lacks `%s`" % (path, lacking[0]))
             yield row
 
 
@@ -190,5 +196,5 @@ def decision_of(row):
 def cancelled_by(run):
     # type: (RunDir) -> str
     """Who cancelled the run and why, as a sentence."""
-    record = read_json(run.cancel) or {}
+    record = read_record(run.cancel) or {}
     return "cancelled by %s: %s" % (record.get("who", "the scheduler's user"), record.get("why") or "no reason given")

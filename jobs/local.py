@@ -16,7 +16,7 @@ from typing import Any
 from flip import ownership
 from flip.exitcodes import ConfigError, FlipError
 from flip.ownership import closed_folder
-from flip.rundir import RunDir, read_json, read_record, write_json
+from flip.rundir import RunDir, read_record, write_json
 from jobs import canary, ledger, processes, supervisor
 from jobs.cluster import UNREADABLE, Job, JobState, is_complete, unread
 from jobs.profile import Profile
@@ -141,7 +141,7 @@ def _state(run: RunDir, served: bool) -> JobState:
 
 def live_ranks(run: RunDir) -> list[dict[str, Any]]:
     """Rows {rank, pid, start} of the newest attempt's processes that still run here."""
-    rows = read_json(run.attempt(run.newest_attempt()) / "pids.json") or []
+    rows = read_record(run.attempt(run.newest_attempt()) / "pids.json") or []
     return [row for row in rows if processes.alive(row["pid"], row["start"])]
 
 

@@ -14,12 +14,16 @@ sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or "."
 from jobs.pipe import Parser, add_root_option
 
 if TYPE_CHECKING:
+    import codecs
+    from collections.abc import Iterator
+
     from flip.rundir import RunDir
 
 EXAMPLES = """examples:
   python jobs/logs.py quickstart/mask50              standard output of the newest attempt
   python jobs/logs.py quickstart/mask50 --err -f     follow its standard error, through requeues, until the run is over
   python jobs/logs.py quickstart/mask50 --attempt 1 --node 0
+Control characters are shown as escapes. `--json` names the files, which hold them.
 """
 POLL = 0.5
 
@@ -79,13 +83,18 @@ def files(run: RunDir, attempt: int | None, err: bool, node: int | None = None) 
 
 
 def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | None = None) -> None:
-    """Print the logs; with ``on`` go on until the attempt, or where none is named the run, is over."""
+    """Print the logs; with ``on`` go on until the attempt, or where none is named the run, is over.
+
+    Whatever could control a terminal is escaped; ``--json`` names the files, which hold the bytes as they were written.
+    """
+    import codecs
     import time
 
-    from flip.ownership import open_regular
     from jobs.cluster import interval
+    from jobs.table import plain_lines
 
     read: dict[Path, int] = {}
+    decoders: dict[Path, codecs.IncrementalDecoder] = {}
     over, asked = not on, float("-inf")
     while True:
         if on and time.monotonic() >= asked + interval([run]):  # before reading: the last lines are not missed
@@ -93,17 +102,33 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
         for path in files(run, attempt, err, node):
             if path not in read and (len(read) or attempt is None) and on:
                 print(f"==> {path.relative_to(run.path)} <==", flush=True)
-            with open_regular(path) as file:
-                file.seek(read.get(path, 0))
-                block = file.read()
-            read[path] = read.get(path, 0) + len(block)
-            sys.stdout.buffer.write(block)
+            decoder = decoders.setdefault(path, codecs.getincrementaldecoder("utf-8")("backslashreplace"))
+            read[path] = read.get(path, 0)
+            for block in _blocks(path, read[path]):
+                read[path] += len(block)
+                text = plain_lines(decoder.decode(block).replace("\r\n", "\n").expandtabs())
+                sys.stdout.buffer.write(text.encode("utf-8"))
             sys.stdout.flush()
         if over:
             if not on and not any(read.values()):
                 _say_empty(attempt or run.newest_attempt(), err)
             return
         time.sleep(POLL)
+
+
+def _blocks(path: Path, begin: int) -> Iterator[bytes]:
+    """The bytes of a log from ``begin`` on. Raises PermissionDenied or DataError if it cannot be read."""
+    from flip.exitcodes import DataError, PermissionDenied
+    from flip.ownership import open_regular
+
+    try:
+        with open_regular(path) as file:
+            file.seek(begin)
+            while block := file.read(1 << 20):
+                yield block
+    except (OSError, ValueError) as error:
+        kind = PermissionDenied if isinstance(error, PermissionError) else DataError
+        raise kind("this log cannot be read", path, str(error)) from error
 
 
 def _say_empty(attempt: int, err: bool) -> None:

@@ -8,6 +8,7 @@ from html import escape
 
 from jobs.blocks import Block, Figure, Table, Text
 from jobs.figures import files
+from jobs.table import plain as visible
 
 
 def markdown(blocks: Sequence[Block], figures: str = "") -> str:
@@ -17,7 +18,7 @@ def markdown(blocks: Sequence[Block], figures: str = "") -> str:
 
 def plain(text: str) -> str:
     """Text that means itself: neither markup nor HTML, on one line."""
-    return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", escape(" ".join(text.split()), quote=False))
+    return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", escape(visible(" ".join(text.split())), quote=False))
 
 
 def _block(block: Block, figures: str) -> str:

@@ -12,7 +12,7 @@ import json
 import subprocess
 import time
 
-from flip.rundir import RunDir, create_json, read_json
+from flip.rundir import RunDir, create_json, read_record
 from jobs import ledger
 
 if False:  # names for annotations only: Python 3.6 runs this file too
@@ -30,7 +30,7 @@ def ended(run, action):
     """
     troubles = []  # type: List[str]
     try:
-        words = (read_json(run.path / "job.json") or {}).get("notify") or []
+        words = (read_record(run.path / "job.json") or {}).get("notify") or []
         if not words or action not in ("stop", "done"):
             return troubles
         row = ledger.last(run) or {}
@@ -54,7 +54,7 @@ def _whole(run):
     """
     sweep = run.path.parent
     found = {"complete": [], "failed": [], "cancelled": []}  # type: Dict[str, List[str]]
-    names = (read_json(sweep / "sweep.json") or {}).get("runs", [])
+    names = (read_record(sweep / "sweep.json") or {}).get("runs", [])
     ends = []
     for other in [RunDir(sweep / name) for name in names if (sweep / name / "job.json").exists()]:
         verdict = ledger.standing(other)

@@ -23,7 +23,7 @@ from flip.config.resolve import DataFacts, Host, adopt, resolve
 from flip.config.schema import Config
 from flip.exitcodes import ConfigError, FlipError
 from flip.results import read_run
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, read_record
 from jobs.cluster import Shape, states
 from jobs.cost import Cost, Estimate, total
 
@@ -185,7 +185,7 @@ def settle(config: Config, on: Host, data: Sequence[DataFacts], paths: Sequence[
     fresh = resolve(config, on, data)
     for run in map(RunDir, paths):
         try:
-            stored = read_json(run.identity)
+            stored = read_record(run.identity)
             if not isinstance(stored, dict):
                 continue
             kept = resolve(adopt(config, read(run.config)), on, data)
@@ -208,7 +208,7 @@ def observe(folder: Path, names: Collection[str], asking: bool = True) -> dict[s
     found = {}
     for run in here:
         try:
-            stored = read_json(run.identity)
+            stored = read_record(run.identity)
         except (OSError, ValueError):
             stored = None
         if run.path in known:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flip.exitcodes import CAUSES, COMPLETE, STOPPED
-from flip.rundir import OWNER, RunDir, read_json, write_json
+from flip.rundir import OWNER, RunDir, read_record, write_json
 from jobs import processes
 
 STRAGGLE = 600.0
@@ -199,8 +199,8 @@ def adopt(run: RunDir, n: int, grace: float, patience: float) -> Attempt:
 
     Ranks of another host, and those whose start was cut off before pids.json named them, can only be waited for.
     """
-    record = read_json(run.attempt(n) / "pids.json") or []
-    start = read_json(run.attempt(n) / "start.json") or {}
+    record = read_record(run.attempt(n) / "pids.json") or []
+    start = read_record(run.attempt(n) / "start.json") or {}
     local = start.get("host") == socket.gethostname()
     ranks: list[Rank] = [Orphan(row["pid"], row["start"]) for row in record if local]
     attempt = Attempt(run, n, ranks, None, grace)

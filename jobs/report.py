@@ -169,7 +169,7 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({key: _cell(key) for key in rows[0]})
     writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     return out.getvalue()
 
@@ -217,9 +217,10 @@ def _save(target: str, content: str) -> None:
     """To standard output (-), or whole to a file. Raises PermissionDenied or StorageError."""
     from flip.rundir import write_text
     from jobs.disk import unwritable
+    from jobs.table import plain_lines
 
     if target == "-":
-        print(content, end="")
+        print(plain_lines(content), end="")
         return
     path = Path(target).expanduser()
     try:

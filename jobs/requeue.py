@@ -107,7 +107,7 @@ def until_term(seconds):
 def act(args, rest=None):
     # type: (argparse.Namespace, Optional[Callable[[float], None]]) -> int
     """Do what was asked; the exit code. ``rest``: how the watcher waits (scheduler.outlived)."""
-    from flip.exitcodes import FlipError
+    from flip.exitcodes import DATA, FlipError
 
     try:
         if args.what == "begin":
@@ -122,6 +122,9 @@ def act(args, rest=None):
     except FlipError as error:
         say(error)
         return error.code
+    except ValueError as error:
+        say("a record of the run is damaged: %s" % error)
+        return DATA
 
 
 def say(text, stream=None):
@@ -174,7 +177,7 @@ def begin(path, token):
     complete (Slurm may start a finished job once more), cancelled, or submitted again as another job.
     """
     from flip.exitcodes import CAUSES, ConfigError
-    from flip.rundir import RunDir, read_json
+    from flip.rundir import RunDir, read_record
     from jobs import ledger, orphans, scheduler, successor
 
     run = RunDir(path)
@@ -182,7 +185,7 @@ def begin(path, token):
         raise ConfigError(
             "the run directory is gone", str(run.path), remedy="Was it moved to the trash? Submit it again."
         )
-    job = read_json(run.path / "job.json") or {}
+    job = read_record(run.path / "job.json") or {}
     idle = ""
     if token is not None and job.get("token") != token:
         idle = "it was submitted again since, as another job"
@@ -190,7 +193,7 @@ def begin(path, token):
         idle = "another job has continued it"
     elif run.result.exists():
         idle = "it is complete"
-    elif read_json(run.cancel) is not None:  # opened, not looked for: NFS remembers for a while what was not there
+    elif read_record(run.cancel) is not None:  # opened, not looked for: NFS remembers for a while what was not there
         idle = ledger.cancelled_by(run)
     if idle:
         say("%s: not started: %s" % (run.path, idle))
@@ -383,13 +386,13 @@ def shell_gone(run, n):
     """Do what the exit trap of a batch shell that was killed would have done: requeue the job, unless it has been
     requeued or cancelled, or nobody says so. The end of attempt n is left to the next begin: its ranks may be saving.
     """
-    from flip.rundir import read_json
+    from flip.rundir import read_record
     from jobs import scheduler
     from jobs.policy import UNSEEN
 
     time.sleep(LEARNS)
     words = scheduler.patient_words(scheduler.own_job(os.environ), scheduler.restarts_of(os.environ))
-    ended = read_json(run.attempt(n) / "end.json") or {"action": "requeue"}  # the trap may have got that far
+    ended = read_record(run.attempt(n) / "end.json") or {"action": "requeue"}  # the trap may have got that far
     over = run.result.exists() or run.cancel.exists() or ended["action"] != "requeue"
     if over or words in (None, UNSEEN, "PENDING", "CANCELLED"):
         say("%s: the batch shell is gone; its job (%s) is left alone" % (run.path, words))

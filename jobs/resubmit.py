@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flip.ownership import untrusted
 from flip.rundir import RunDir
 from jobs import find
 from jobs.cluster import record_of
@@ -34,11 +35,16 @@ def _path(path: Path) -> str:
 
 
 def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
-    """(what is to be done, in words; the command that does it, None where there is none to type)."""
+    """(what is to be done, in words; the command that does it, None where there is none to type).
+
+    The command is that of job.json only if this user trusts the file and each word has a known form (``_COMMAND``).
+    """
     if is_evaluation(run):
         return "order it anew: jobs/evaluate.py takes up none that is there", None
     record = record_of(run)
     name, words, options = wanted(run, record), _words(record), ["--retry"] * retry
+    if words and untrusted(run.path / "job.json"):  # another user's sweep file or profile must not run as this one
+        return f"its submitter can start it again, with {shlex.join(['--only', name, *options])}", None
     newest = _newest(run, name)
     back = f" with its old values back in the sweep file, which means {newest} by now" if newest != run.name else ""
     cluster = record.get("cluster")
@@ -48,7 +54,7 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
     if words:
         return f"to go on from its newest commit{back}", f"python {shlex.join([*words, *options])}"
     to = "" if known else f", with --cluster and the file of the profile {cluster}"
-    return f"submit the sweep file of {run.sweep} again{back}{to}, with {' '.join(['--only', name, *options])}", None
+    return f"submit the sweep file of {run.sweep} again{back}{to}, with {shlex.join(['--only', name, *options])}", None
 
 
 def is_evaluation(run: RunDir) -> bool:
@@ -66,8 +72,21 @@ def wanted(run: RunDir, record: Mapping[str, Any]) -> str:
 
 
 def _words(record: Mapping[str, Any]) -> list[str]:
-    words = record.get("command")
-    return [str(word) for word in words] if isinstance(words, list) else []
+    """The command in a job.json if every word of it has the form that a submission writes, else nothing."""
+    words = record.get("command", [])
+    text = "\n".join(words)
+    return words if all(word.isprintable() for word in words) and _COMMAND.fullmatch(text) else []
+
+
+_COMMAND = re.compile(
+    r"jobs/submit\.py\n--sweep\n[^-\n].*"
+    r"(\n[^-=\s][^=\s]*=.*)*"  # values of settings
+    r"(\n--cluster\n[^-\n].*)?"
+    r"(\n--seeds(\n[0-9]{1,20})+)?"
+    r"(\n--only\n\w[\w.-]*)?"
+    r"(\n--changed\nkeep)?"
+)
+"""The words that ``typed`` and a submission write, a line each."""
 
 
 def _newest(run: RunDir, name: str) -> str:

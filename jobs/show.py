@@ -21,7 +21,7 @@ from jobs.plan import Action, Plan, Wanted
 from jobs.preflight import Check
 from jobs.profile import Profile
 from jobs.sweep import Sweep
-from jobs.table import count, size, table
+from jobs.table import count, plain, plain_lines, size, table
 
 COMMANDS = Path(__file__).resolve().parent
 
@@ -30,8 +30,9 @@ def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
     """One line per run, and the sum of what starts."""
     if plan.actions and all(action.kind == "complete" for action in plan.actions):
         done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
-        return "\n".join([done, *_dropped(plan)])
-    return "\n".join([_head(plan, sweep, profile), _overview(plan), *_dropped(plan), *_warnings(plan), *_advice(plan)])
+        return plain_lines("\n".join([done, *_dropped(plan)]))
+    lines = [_head(plan, sweep, profile), _overview(plan), *_dropped(plan), *_warnings(plan), *_advice(plan)]
+    return plain_lines("\n".join(lines))
 
 
 def details(
@@ -54,7 +55,8 @@ def details(
     for head, skipped in (("checked", False), ("not checked here", True)):
         seen = [f"  {check.name}{_about(check.runs)}: {check.detail}" for check in checks if check.skipped == skipped]
         lines += ["", f"{head}:", *seen] if seen else []
-    return "\n".join([*lines, "", "dry run: nothing was written, nothing started."]).replace("\n\n\n", "\n\n")
+    lines += ["", "dry run: nothing was written, nothing started."]
+    return plain_lines("\n".join(lines).replace("\n\n\n", "\n\n"))
 
 
 def _batches(batches: Sequence[Batch], script: bool) -> list[str]:
@@ -79,7 +81,7 @@ def _about(names: Sequence[str]) -> str:
 
 
 def _head(plan: Plan, sweep: Sweep, profile: Profile) -> str:
-    title = f": {sweep.title}" if sweep.title else ""
+    title = f": {plain(sweep.title)}" if sweep.title else ""
     runs = "1 run" if len(plan.actions) == 1 else f"{len(plan.actions)} runs"
     where = ", ".join(clusters(plan)) or profile.name
     kind = f" ({profile.kind})" if where == profile.name else ""
@@ -127,7 +129,7 @@ def _run(action: Action) -> list[str]:
     parameters, data = wanted.estimate.parameters, numbers["data"]
     against = [f"{change.key}: {_value(change.was)} -> {_value(change.now)}" for change in _told(wanted)]
     lines = [
-        f"{action.name}: {action.kind}" + (f" ({action.reason})" if action.reason else ""),
+        f"{action.name}: {action.kind}" + (f" ({plain(action.reason)})" if action.reason else ""),
         *(f"  {'' if i else 'differs':12} {line}" for i, line in enumerate(against or ["in nothing from the base"])),
         f"  model        {label(flatten(to_dict(wanted.config)))}: {count(parameters['total'])} parameters"
         f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
@@ -199,7 +201,7 @@ def _hours(plan: Plan) -> bool:
 def _dropped(plan: Plan) -> list[str]:
     if not plan.dropped:
         return []
-    names = ", ".join(f"{name} ({found.kind})" for name, found in plan.dropped.items())
+    names = ", ".join(f"{plain(name)} ({found.kind})" for name, found in plan.dropped.items())
     if plan.prunes:
         return [f"no longer in the sweep file, to the trash: {names}"]
     return [f"no longer in the sweep file, left alone: {names}; --prune moves them to the trash"]
@@ -293,12 +295,12 @@ def trashed(path: Path, target: Path, replaced: bool) -> str:
     places = itertools.chain([path.with_name(f"{path.name}-old")], numbered)
     place = next(place for place in places if not place.exists()) if replaced else path
     back = shlex.join(["mv", str(target), str(place)])
-    return f"moved to the trash: {path.name}; bring it back with: {back}"
+    return plain(f"moved to the trash: {path.name}; bring it back with: {back}")
 
 
 def after(plan: Plan) -> str:
     """The commands that come next."""
-    where = shorter(plan.folder)
+    where = shlex.quote(shorter(plan.folder))
     lines = [
         f"  {command('status.py')} {where}",
         *(f"  {command('logs.py')} {where}/{action.name} -f" for action in plan.actions[:1]),
@@ -310,7 +312,7 @@ def after(plan: Plan) -> str:
 
 def command(name: str) -> str:
     """How a person calls a command of ours from here, with the interpreter of this process."""
-    return f"{shorter(Path(sys.executable))} {shorter(COMMANDS / name)}"
+    return shlex.join([shorter(Path(sys.executable)), shorter(COMMANDS / name)])
 
 
 def again() -> str:

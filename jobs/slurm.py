@@ -20,7 +20,7 @@ from typing import Any
 
 from flip.exitcodes import ConfigError, FlipError
 from flip.ownership import closed_folder
-from flip.rundir import RunDir, read_json, write_json, write_text
+from flip.rundir import RunDir, read_record, write_json, write_text
 from jobs import batch, canary, scheduler, slurm_state
 from jobs.cluster import Job, JobState
 from jobs.profile import Profile
@@ -241,5 +241,5 @@ def only(names: Sequence[str]) -> Iterator[None]:
 def _retire(runs: Sequence[RunDir]) -> None:
     """Take what is held for a canary of an earlier submission from the queue. Let go later, it would do nothing."""
     with contextlib.suppress(Unanswered):
-        records = [read_json(path / "job.json") or {} for path in ahead_of(runs)]
+        records = [read_record(path / "job.json") or {} for path in ahead_of(runs)]
         canary.call_off([record["name"] for record in records if "name" in record])

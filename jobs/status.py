@@ -81,9 +81,6 @@ def table(runs: list[RunDir]) -> list[dict[str, Any]]:
     return [row(run, known[run.path]) for run in runs]
 
 
-NUMBERS = ("samples", "total", "step", "steps", "loss", "samples_per_second", "eta_seconds", "time")
-
-
 def row(run: RunDir, state: JobState) -> dict[str, Any]:
     """One run's row. Speed and ETA are those of a running attempt only. What a damaged file would say is None; the
     reason names it."""
@@ -98,7 +95,6 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     newest = [run.attempt(state.attempt) / name for name in ("start.json", "end.json")] if state.attempt else []
     records = (run.identity, run.path / "job.json", run.result, run.cancel, *newest)
     damaged = [_said(partial(read_record, path))[1] for path in records]
-    live |= {key: None for key in NUMBERS if not _number(live.get(key))}
     keys = ["stage", "samples", "total", "step", "steps", "loss", "phase"]
     found = {"sweep": run.sweep, "run": run.name, "state": state.state, **{key: live.get(key) for key in keys}}
     found["cluster"] = cluster_of(run)
@@ -107,7 +103,7 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
         found[key] = live.get(key) if moving else None
     found["attempts"] = state.attempt
     found["restarts"] = max(0, state.attempt - 1)
-    found["progress_time"] = live["time"]
+    found["progress_time"] = live.get("time")
     reason = state.detail or (str(last.get("reason", "")) if state.state != "complete" else "")
     outage = str(live.get("storage") or "") if moving else ""
     troubles = [words for words in (outage, damage, more, *damaged) if words and words not in reason]
@@ -123,11 +119,6 @@ def _said(read: Callable[[], dict[str, Any] | None]) -> tuple[dict[str, Any], st
         return dict(read() or {}), ""
     except UNREADABLE as error:
         return {}, f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
-
-
-def _number(value: Any) -> bool:
-    """Whether it can be shown as one: not NaN, and of a size that things have."""
-    return isinstance(value, int | float) and -1e18 < value < 1e18
 
 
 def render(rows: list[dict[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from flip.config.resolve import DataFacts, Host, facts, host
 from flip.config.schema import Config, Init
 from flip.config.validate import validate, warnings
 from flip.exitcodes import COMPLETE, STORAGE, ConfigError, FlipError
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, load_record, read_record
 from jobs import plan as planning
 from jobs import preflight, resubmit, show
 from jobs.cluster import Several
@@ -189,7 +189,7 @@ class Submission:
         if self.args.changed != "keep" or not (path / "identity.json").exists():
             return config, ()
         try:
-            known = [read_json(place / "identity.json") or {} for place in places]
+            known = [read_record(place / "identity.json") or {} for place in places]
             if identity(config, "")["hash"] in [stored.get("hash") for stored in known]:
                 return config, ()
             return read(path / "config.yaml"), explain(known[0], config)
@@ -201,7 +201,7 @@ class Submission:
         wanted = identity(config, "")["hash"]
         for place in [self.folder / run.name, *self.folder.glob(f"{run.name}-v*")]:
             with suppress(OSError, ValueError, AttributeError):  # a damaged one is reported with the plan
-                if (read_json(place / "identity.json") or {}).get("hash") == wanted:
+                if (read_record(place / "identity.json") or {}).get("hash") == wanted:
                     return True
         return False
 
@@ -300,7 +300,7 @@ class Submission:
     def _about(self, plan: Plan) -> dict[str, Any]:
         """sweep.json: what a report shows of the sweep. Runs submitted before keep a place in the order."""
         names = [name for action in plan.actions for name in dict.fromkeys([action.wanted.name, action.name])]
-        before = (read_json(self.folder / "sweep.json") or {}).get("runs", [])
+        before = load_record(self.folder / "sweep.json").get("runs", [])
         order = [*before, *names] if self.args.only else [*names, *before]
         forked = {action.fork: self.sweep.paper.get(action.wanted.name) for action in plan.actions if action.fork}
         paper = self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}

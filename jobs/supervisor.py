@@ -26,7 +26,7 @@ from flip import ownership
 from flip.exitcodes import CAUSES, ConfigError
 from flip.interrupt import GRACE
 from flip.ownership import closed_folder
-from flip.rundir import RunDir, read_json, write_json
+from flip.rundir import RunDir, read_record, write_json
 from jobs import canary, ledger, notify, processes, ranks
 from jobs.disk import locked
 from jobs.policy import LEAVING, TOLD
@@ -46,7 +46,7 @@ class Settings:
     """.supervisor/settings.json, written by each submission and read again as it changes."""
 
     def __init__(self, sweep: Path) -> None:
-        record = read_json(sweep / ".supervisor" / "settings.json") or {}
+        record = read_record(sweep / ".supervisor" / "settings.json") or {}
         self.parallel: int = record.get("parallel", 1)
         """Runs at once."""
         self.peer_grace: float = record.get("peer_grace", 20.0)
@@ -129,7 +129,7 @@ class Supervisor:
                 continue
             with self.apart(path):
                 refuse_untrusted(self.sweep, path, path / "job.json")
-                run, job = RunDir(path), read_json(path / "job.json")
+                run, job = RunDir(path), read_record(path / "job.json")
                 if job is not None and job.get("kind", "local") != "local":
                     continue  # another cluster looks after it
                 verdict = ledger.standing(run)

@@ -7,7 +7,7 @@ Standard library, Python >= 3.6: the exit trap on the host uses it.
 
 import os
 
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, read_record
 from jobs.policy import DAY
 
 if False:  # names for annotations only: Python 3.6 runs this file too
@@ -46,7 +46,7 @@ def failures(run, now):
     found = set()  # type: Set[Optional[str]]
     try:
         for n in reversed(run.attempt_numbers()):
-            end = read_json(run.attempt(n) / "end.json")
+            end = read_record(run.attempt(n) / "end.json")
             if end is not None and now - end["time"] > RECENT:
                 break
             if end is not None and end["cause"] in BLAMED:

@@ -21,7 +21,14 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
 
 def plain(text: str) -> str:
     """Text from files and of folders' names, harmless on a terminal: what is no visible character is escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def plain_lines(text: str) -> str:
+    """The same of several lines."""
+    return "\n".join(map(plain, text.split("\n")))
 
 
 def _numeric(text: str) -> bool:

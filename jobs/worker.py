@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from flip import interrupt
 from flip.exitcodes import CAUSES, ConfigError, DataError, FlipError, StorageError, scrub
-from flip.rundir import OWNER, RunDir, read_json
+from flip.rundir import OWNER, RunDir, load_record, read_json
 from jobs.symptoms import PEER_GONE
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG)
@@ -158,8 +158,8 @@ def _check_identity(run: RunDir) -> None:
     from flip.config import load
     from flip.config.identity import explain, identity
 
-    stored, config = read_json(run.identity), load.read(run.config)
-    if stored is not None and identity(config, "")["hash"] != stored["hash"]:
+    stored, config = load_record(run.identity), load.read(run.config)
+    if stored and identity(config, "")["hash"] != stored.get("hash"):
         changes = explain(stored, config)
         if absent := [change for change in changes if change.of_absence]:  # another node may see it, or this one later
             missing = "; ".join(f"{change.key}: {change.now}" for change in absent)

@@ -31,8 +31,9 @@ from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
 from flip.exitcodes import ConfigError, DataError
 from flip.interrupt import StopFlag
+from flip.records import LATER
 from flip.restore import Restorer
-from flip.rundir import RunDir, create_json, read_json
+from flip.rundir import RunDir, create_json, read_record
 from flip.tokenizer import Tokenizer
 from flip.watchdog import LONG, Watchdog
 
@@ -213,7 +214,7 @@ class Evaluation:
         """What an earlier life of this job has found."""
         folder, done = self.subject.eval / f"{about['stage']}-{about['samples']}", []
         for path in sorted(folder.glob("*.json")):
-            one = read_json(path) or {}
+            one = read_record(path, LATER) or {}
             if [one.get(key) for key in ("job", "set", "task")] == [self.job.name, found.name, found.task]:
                 done.append(one)
         return done if len(done) == len(COLUMNS[found.task]) else []

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flip.exitcodes import ConfigError
-from flip.rundir import RunDir, read_json, write_json
+from flip.exitcodes import ConfigError, DataError
+from flip.rundir import RunDir, load_record, write_json
 
 FILE = "task.json"
 CONFIGURED = "run"
@@ -72,11 +72,14 @@ class Task:
 
     @classmethod
     def read(cls, job: RunDir) -> Task:
-        found = read_json(job.path / FILE)
-        if found is None:
+        found = load_record(job.path / FILE)
+        if not found:
             raise ConfigError("there is no evaluation here: task.json is missing", job.path)
-        lists = {"commits": tuple(found["commits"]), "sets": tuple(found["sets"])}
-        return cls(**{**found, **lists, "views": tuple((mask, bool(every)) for mask, every in found["views"])})
+        try:
+            lists = {"commits": tuple(found["commits"]), "sets": tuple(found["sets"])}
+            return cls(**{**found, **lists, "views": tuple((mask, bool(every)) for mask, every in found["views"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError("this is no evaluation's task", job.path / FILE, str(error)) from error
 
     def write(self, job: RunDir) -> None:
         write_json(job.path / FILE, dataclasses.asdict(self))

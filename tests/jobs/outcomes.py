@@ -52,7 +52,7 @@ def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, compl
         for samples in range(3200, 128 * steps + 1, 3200):
             _evaluation(run, samples, top1 * samples / 12_800)
     if end is not None:
-        write_json(run.attempt(1) / "end.json", {"attempt": 1, "commits": 0, **end})
+        write_json(run.attempt(1) / "end.json", {"attempt": 1, "commits": 0, "committed": False, "delay": 0.0, **end})
     if complete:
         _complete(run, total, top1, speed)
     return run
@@ -96,7 +96,15 @@ def _complete(run, steps, top1, speed):
     )
     write_json(
         run.attempt(1) / "end.json",
-        {"attempt": 1, "action": "done", "cause": "complete", "reason": "", "commits": samples},
+        {
+            "attempt": 1,
+            "action": "done",
+            "cause": "complete",
+            "reason": "",
+            "commits": samples,
+            "committed": True,
+            "delay": 0.0,
+        },
     )
     write_json(run.result, {
         "run": run.name, "stage": "pretrain", "samples": samples, "steps": steps, "seconds": samples / speed,

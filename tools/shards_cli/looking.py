@@ -15,7 +15,7 @@ from flip.data.look import Found, Taken
 from flip.data.manifest import Manifest
 from flip.data.mixture import Source, sources
 from flip.exitcodes import DATA, ConfigError, DataError
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, read_record
 from jobs import find
 from jobs.profile import roots
 from jobs.table import plain
@@ -68,15 +68,15 @@ def _same_data(run: RunDir, sources: Sequence[Source], start: int) -> None:
     ConfigError where the run had other data at S = ``start``.
     """
     try:
-        stored = read_json(run.identity) or {}
+        stored = read_record(run.identity) or {}
         data, before = stored["config"]["data"], stored.get("before", [])
         submitted = [one["manifest"] for one in data.get("sets") or [data]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return  # none, or damaged: it tells nothing
     for one in before:
         if start < one["samples"]:
             what = f"until S = {one['samples']} the run had other data"
-            was = "; ".join(f"{change['key']} {change['was']}" for change in one["changes"])
+            was = "; ".join(f"{change['key']} {change.get('was')}" for change in one.get("changes", ()))
             raise ConfigError(what, str(run.identity), was, "Look into that manifest: inspect MANIFEST --id N.")
     for was, source in zip(map(str, submitted), sources, strict=False):
         if was.startswith("digest:") and was != f"digest:{source.manifest.digest}":

@@ -1,0 +1,222 @@
+"""What the records of a run may hold: the type and the limits of every field that is read (docs/contracts.md).
+
+``flip.rundir.read_record`` applies these tables to whatever it reads, so that code which uses a record gets a value of
+the declared type, or none, or one ValueError that names the file and the field. A field that is null counts as absent.
+Fields without a declaration stay as they are; no code may rely on their types. Standard library, Python >= 3.6.
+"""
+
+import json
+import math
+import re
+
+if False:  # names for annotations only: Python 3.6 runs this file too
+    from typing import Any, Callable, Dict, Optional  # noqa: F401
+
+#: Whole numbers beyond this are no count or size of anything here. FLOPs are floats, with a limit of 1e30.
+LARGEST = 10**18
+#: Characters of a text that are kept: longer ones, as the error of a compiler, are cut.
+LONGEST = 4000
+#: How deep a record may be nested. Printing one as JSON takes several calls for each level.
+DEEPEST = 64
+#: Digits of a whole number. Any of 64 bits has fewer; Python takes quadratic time for the digits of a long one.
+DIGITS = 40
+
+
+class Kind:
+    """A type with limits. ``words`` completes "is not ...". ``required``: a record without the field is damaged."""
+
+    def __init__(self, words, fits, convert=None, required=False):
+        # type: (str, Callable[[Any], bool], Optional[Callable[[Any], Any]], bool) -> None
+        self.words, self.fits, self.convert, self.required = words, fits, convert, required
+
+    def needed(self):
+        # type: () -> Kind
+        return Kind(self.words, self.fits, self.convert, required=True)
+
+
+def _is_number(value):
+    # type: (Any) -> bool
+    return type(value) in (int, float) and -1e30 <= value <= 1e30  # NaN is in no interval
+
+
+def _is_name(value):
+    # type: (Any) -> bool
+    return isinstance(value, str) and len(value) <= 255 and value not in (".", "..") and not set(value) & set("/\0")
+
+
+def printable(text):
+    # type: (Any) -> Any
+    """A text of at most LONGEST characters that UTF-8 has: one half of a surrogate pair becomes a question mark."""
+    if not isinstance(text, str):
+        return text
+    text = text if len(text) <= LONGEST else text[:LONGEST] + "..."
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+NUMBER = Kind("a number of sane size", _is_number)
+WHOLE = Kind("a whole number of sane size, 0 or more", lambda v: type(v) is int and 0 <= v <= LARGEST)
+CODE = Kind("an exit code", lambda v: type(v) is int and abs(v) < 1 << 31)
+TIME = Kind("a time in seconds", lambda v: type(v) in (int, float) and 0 <= v < 1e11)  # a date that calendars have
+FLAG = Kind("true or false", lambda v: type(v) is bool)
+#: What people read.
+TEXT = Kind("text", lambda v: isinstance(v, str), printable)
+#: What programs use: environment, words of commands, addresses, hashes. Kept to the byte.
+EXACT = Kind("text", lambda v: isinstance(v, str))
+NAME = Kind("a name", _is_name, printable)
+PATH = Kind("a path", lambda v: isinstance(v, str) and len(v) < 4096 and "\0" not in v)
+#: It becomes part of a pattern of paths.
+RUN = Kind("SWEEP/RUN", lambda v: isinstance(v, str) and bool(re.match(r"(\w[\w.-]{0,200}/\w[\w.-]{0,200})?\Z", v)))
+TABLE = Kind("a mapping", lambda v: isinstance(v, dict))
+PID = Kind("the id of a process", lambda v: type(v) is int and 0 < v < 1 << 31)
+PAIR = Kind("two numbers", lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)))
+#: Of a snapshot; whatever else stands there names none.
+DIGEST = Kind("a digest", lambda v: True, lambda v: v if isinstance(v, str) and len(v) <= 64 else "")
+#: Of settings: seeds have 64 bits, "as many as there are" is -1, and YAML may take a text for a number.
+INTEGER = Kind("a whole number", lambda v: type(v) is int and abs(v) < 1 << 64)
+SETTING = Kind("text or a number", lambda v: isinstance(v, (str, bool)) or _is_number(v) or INTEGER.fits(v), printable)
+LIST = Kind("a list", lambda v: isinstance(v, list))
+ANY_SETTING = Kind("text, a number or a list", lambda v: LIST.fits(v) or SETTING.fits(v), printable)
+#: Slurm's environment has it as text.
+DIGITS_OR_WHOLE = Kind(
+    WHOLE.words, lambda v: WHOLE.fits(v) or isinstance(v, str) and v.isdigit() and len(v) < 18, lambda v: int(v)
+)
+
+#: One result of an evaluation.
+SCORE = {
+    "name": NAME.needed(), "top1": NUMBER.needed(), "top5": NUMBER, "top10": NUMBER, "n": WHOLE, "images": WHOLE,
+    "interval": PAIR, "chance": NUMBER, "role": TEXT, "task": TEXT, "set": TEXT, "precision": TEXT, "stage": TEXT,
+    "samples": WHOLE, "seconds": NUMBER, "note": TEXT, "job": TEXT, "time": TIME,
+}  # type: Dict[str, Any]  # fmt: skip
+#: eval/<stage>-<S>/<name>.json, which an evaluation job writes.
+LATER = dict(SCORE, stage=TEXT.needed(), samples=WHOLE.needed())
+#: eval/<stage>-<S>.json.
+POINT = {"stage": TEXT, "samples": WHOLE.needed(), "seconds": NUMBER, "evaluations": [SCORE]}  # type: Dict[str, Any]
+#: pins/<id>.json.
+PIN = {"by": PATH.needed(), "stage": TEXT.needed(), "samples": WHOLE.needed(), "time": TIME}
+#: A line of metrics/<n>.jsonl.
+LINE = {"step": WHOLE, "samples": WHOLE, "stage": TEXT, "loss": NUMBER, "time": TIME, "verdict": TEXT}
+#: A row of the paper in sweep.json; its other fields are scores by the name of their evaluation set.
+PUBLISHED = {
+    "row": TEXT, "title": TEXT, "run": RUN, "not_yet": TEXT, "within": NUMBER, "needs": TABLE, "near": {"*": NUMBER},
+    "images": {"*": WHOLE}, "*": NUMBER,
+}  # type: Dict[str, Any]  # fmt: skip
+
+#: Until which S a run had other data, in identity.json.
+EARLIER = {"samples": WHOLE.needed(), "hash": EXACT, "changes": [{"key": TEXT.needed()}]}
+
+#: Name of a file -> its fields. Of a list the declaration of its members, ``*`` that of all fields without their own.
+FIELDS = {
+    "identity.json": {"hash": EXACT, "schema": WHOLE, "code": DIGEST, "config": TABLE, "before": [EARLIER]},
+    "status.json": {
+        "attempt": WHOLE, "samples": WHOLE, "total": WHOLE, "step": WHOLE, "steps": WHOLE, "loss": NUMBER,
+        "samples_per_second": NUMBER, "eta_seconds": NUMBER, "stage": TEXT, "phase": TEXT, "storage": TEXT,
+        "verdict": TEXT, "reason": TEXT, "time": TIME,
+    },
+    "result.json": {
+        "stage": TEXT, "samples": WHOLE, "steps": WHOLE, "seconds": NUMBER, "samples_per_second": NUMBER,
+        "world": WHOLE, "parameters": {"*": NUMBER}, "flops": NUMBER, "evaluations": [SCORE], "time": TIME,
+    },
+    "cancel.json": {"who": TEXT, "why": TEXT, "reason": TEXT, "time": TIME},
+    "job.json": {
+        "kind": NAME, "cluster": NAME, "site": NAME, "uid": CODE, "name": NAME, "token": NAME, "index": WHOLE,
+        "order": WHOLE, "python": PATH, "module": EXACT, "snapshot": PATH, "hooks": PATH, "world": WHOLE,
+        "shape": TABLE, "env": {"*": EXACT}, "canary": {"steps": WHOLE, "releases": [NAME]}, "waits_for": NAME,
+        "notify": [EXACT], "signal_seconds": NUMBER, "command": [EXACT], "after": WHOLE, "time": TIME,
+    },
+    "start.json": {
+        "attempt": WHOLE, "host": TEXT, "nodes": TEXT, "job": TEXT, "world": DIGITS_OR_WHOLE, "resumes_from": WHOLE,
+        "first_commit": FLAG, "after": WHOLE, "samples": WHOLE, "time": TIME,
+    },
+    "ready.json": {"samples": WHOLE, "time": TIME},
+    "wall.json": {"limit": WHOLE},
+    "end.json": {
+        "attempt": WHOLE, "action": TEXT, "cause": TEXT, "reason": TEXT, "delay": TIME, "exclude": [EXACT],
+        "code": CODE, "state": TEXT, "commits": WHOLE, "committed": FLAG, "time": TIME,
+    },
+    "cause.json": {
+        "cause": TEXT.needed(), "code": CODE, "reason": TEXT, "by": TEXT, "host": TEXT, "signal": TEXT, "time": TIME,
+    },
+    "pids.json": [{"rank": WHOLE, "pid": PID.needed(), "start": TEXT.needed()}],
+    "commit.json": {"stage": TEXT, "samples": WHOLE, "attempt": WHOLE, "saving": NUMBER, "url": EXACT, "files": TABLE},
+    "url.json": {"url": EXACT.needed()},
+    "sweep.json": {
+        "name": TEXT, "title": TEXT, "notes": TEXT, "runs": [NAME], "paper": {"*": PUBLISHED}, "rows": [PUBLISHED],
+    },
+    "settings.json": {"parallel": WHOLE, "peer_grace": NUMBER, "stop_grace": NUMBER},
+}  # type: Dict[str, Any]  # fmt: skip
+
+
+def checked(value, kind, where=""):
+    # type: (Any, Any, str) -> Any
+    """``value`` with the declared types: a new value without fields that are null, with long texts cut.
+
+    ``kind``: a Kind; a mapping of fields; or a list with one member, the declaration of all members. Raises ValueError
+    with the place in the record, what is wanted there, and what was found.
+    """
+    if isinstance(kind, Kind):
+        if not kind.fits(value):
+            raise ValueError("`%s` is not %s (found: %s)" % (where, kind.words, _short(value)))
+        return kind.convert(value) if kind.convert else value
+    if isinstance(kind, list):
+        if not isinstance(value, list):
+            raise ValueError("`%s` is not a list (found: %s)" % (where, _short(value)) if where else "holds no list")
+        return [checked(item, kind[0], "%s.%d" % (where, i)) for i, item in enumerate(value)]
+    if not isinstance(value, dict):
+        raise ValueError("`%s` is not a mapping (found: %s)" % (where, _short(value)) if where else "holds no mapping")
+    made = {}
+    for name, item in value.items():
+        declared = kind.get(name, kind.get("*"))
+        if declared is None:
+            made[name] = item
+        elif item is not None:
+            made[printable(name)] = checked(item, declared, "%s.%s" % (where, name) if where else name)
+    for name, declared in kind.items():
+        if isinstance(declared, Kind) and declared.required and name not in made:
+            raise ValueError("lacks `%s`" % (where + "." + name if where else name))
+    return made
+
+
+def _short(value):
+    # type: (Any) -> str
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
+
+
+def parse(data):
+    # type: (bytes) -> Any
+    """The value of a JSON text. Raises ValueError if it is none, or holds numbers, texts or a depth that no record of
+    ours has: NaN, infinity, more digits than DIGITS, more levels than DEEPEST."""
+    try:
+        value = json.loads(data.decode("utf-8"), parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if data.count(b"[") + data.count(b"{") > DEEPEST:
+        check_depth(value)
+    return value
+
+
+def check_depth(value):
+    # type: (Any) -> None
+    """Raise ValueError for a value with more than DEEPEST levels."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = [one for one in level if isinstance(one, (list, dict))]
+        level = [item for one in inner for item in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
+
+
+def _whole(text):
+    # type: (str) -> int
+    if len(text) > DIGITS:
+        raise ValueError("a number of %d digits" % len(text))
+    return int(text)
+
+
+def _finite(text):
+    # type: (str) -> float
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("%s is not a finite number" % text[:20])
+    return value

@@ -1,0 +1,340 @@
+"""Records of a run with any value in any place: commands report the run as damaged, and the others as usual."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shlex
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flip import commit, interval, metrics, pins, results
+from flip.config.load import to_dict
+from flip.exitcodes import FlipError
+from flip.rundir import RunDir, write_json
+from jobs import (
+    cluster,
+    explain,
+    facts,
+    find,
+    findings,
+    goodput,
+    ledger,
+    local,
+    logs,
+    markdown,
+    notify,
+    page,
+    plan,
+    report,
+    resubmit,
+    show,
+    slurm_state,
+    status,
+    suspects,
+    wall,
+    watch,
+)  # fmt: skip
+from jobs.profile import Profile
+from tests.jobs.outcomes import config, make, score, wanted
+from tests.parsers.spoil import DEEP, VALUES, places, texts
+
+pytestmark = pytest.mark.timeout(300)
+
+SEARCHING = settings.default.max_examples > 100
+MANY = settings.default.max_examples // 4
+
+JOB = {
+    "kind": "local", "cluster": "local", "order": 0, "python": "/bin/false", "module": "jobs.worker",
+    "snapshot": "/nowhere", "hooks": "/nowhere", "world": 1, "env": {}, "canary": {"steps": 1, "releases": ["demo.00"]},
+    "shape": {"nodes": 1, "processes": 1, "gpus": 0, "cpus": 1, "hours": 24.0}, "waits_for": "sound", "notify": None,
+    "command": ["jobs/submit.py", "--sweep", "sweeps/quickstart.yaml", "--only", "victim"], "after": 0, "time": 1.0,
+    "name": "demo.77aa", "token": "77aa", "index": 0, "site": "", "uid": 1, "signal_seconds": 60,
+}  # fmt: skip
+END = {
+    "action": "stop", "cause": "crash", "reason": "it broke", "delay": 60.0, "exclude": ["node1"], "attempt": 1,
+    "code": 70, "state": "FAILED", "commits": 3200, "committed": True, "time": 1700000100.0,
+}  # fmt: skip
+STATUS = {
+    "stage": "pretrain", "samples": 5120, "total": 12800, "step": 40, "steps": 100, "loss": 2.5, "phase": "training",
+    "samples_per_second": 400.0, "eta_seconds": 19.2, "attempt": 1, "storage": "", "verdict": "good", "reason": "",
+    "time": 1700000050.0,
+}  # fmt: skip
+COMMIT = {"stage": "pretrain", "samples": 3200, "attempt": 1, "saving": 2.5, "url": "file:///nowhere", "files": {}}
+SCORE = {**score("imagenet", "test", 0.5), "stage": "pretrain", "samples": 3200, "precision": "fp32", "seconds": 3.0,
+         "note": "a note", "job": "demo", "time": 1.0}  # fmt: skip
+ABOUT = {"name": "demo", "title": "A demo", "notes": "", "cluster": "local", "runs": ["victim", "sound"],
+         "paper": {"victim": {"row": "8, baseline", "imagenet": 74.3, "within": 0.5, "needs": {}, "near": {},
+                              "images": {"imagenet": 50000}}},
+         "rows": [{"row": "8, baseline", "imagenet": 74.3}]}  # fmt: skip
+
+RECORDS = {
+    "job.json": JOB,
+    "status.json": STATUS,
+    "cancel.json": {"who": "me", "why": "wrong", "time": 1.0},
+    "attempts/1/start.json": {
+        "host": "here", "resumes_from": 0, "first_commit": False, "after": 0, "attempt": 1, "time": 1700000000.0,
+        "nodes": "node[1-2]", "job": "7", "world": 1,
+    },
+    "attempts/1/end.json": END,
+    "attempts/1/ready.json": {"samples": 0, "time": 1700000001.0},
+    "attempts/1/wall.json": {"limit": 3600},
+    "attempts/1/cause.0.json": {
+        "cause": "crash", "code": 70, "reason": "it broke", "rank": 0, "host": "node1", "signal": "TERM", "time": 1.0,
+    },
+    "attempts/1/pids.json": [{"rank": 0, "pid": 2**22 + 1, "start": "5"}],
+    "checkpoints/pretrain/3200-1/commit.json": COMMIT,
+    "checkpoints/url.json": {"url": "file:///nowhere"},
+    "pins/one.json": {"by": "/nowhere", "stage": "pretrain", "samples": 3200, "time": 1.0},
+    "eval/pretrain-3200/imagenet.json": SCORE,
+    "../sweep.json": ABOUT,
+}  # fmt: skip
+"""Of the run that is damaged, beside those that ``make`` writes."""
+
+#: Stops of a run: what is there of it.
+SCENES = ("failed", "running", "complete", "slurm")
+NAMES = (*RECORDS, "config.yaml", "identity.json", "result.json", "eval/pretrain-3200.json", "metrics/1.jsonl")
+
+
+def build(root, scene):
+    make(root / "demo", "sound", "0.5")
+    run = make(root / "demo", "victim", "0.5", steps=100, complete=scene == "complete")
+    for name, record in RECORDS.items():
+        if name == "cancel.json" or (name.endswith("end.json") and scene == "running"):
+            continue
+        path = run.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**record, "kind": "slurm"} if name == "job.json" and scene == "slurm" else record)
+    (run.logs / "1").mkdir(parents=True)
+    (run.logs / "1" / "node0.err").write_bytes(b"\x1b[2Jlast words\xff\n")
+    (run.logs / "1" / "node0.out").write_text("out\n")
+    return run
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return {scene: build(tmp_path_factory.mktemp(scene), scene) for scene in SCENES}
+
+
+@pytest.fixture(autouse=True)
+def silent_slurm(monkeypatch):
+    monkeypatch.setattr(slurm_state.scheduler, "queue", lambda names: {list_[0]: list_[1] for list_ in QUEUE})
+    monkeypatch.setattr(slurm_state.scheduler, "config", lambda: {})
+
+
+QUEUE = [(("demo.77aa", 0), slurm_state.Row("7_0", "PENDING", "JobHeldUser", ""))]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return [wanted("victim"), wanted("sound")]
+
+
+@contextlib.contextmanager
+def replaced(path, content):
+    """The file holds ``content`` for as long as this lasts."""
+    before = path.read_bytes() if path.exists() else None
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(before) if before is not None else path.unlink()
+
+
+def printed(text):
+    """What ``report --csv -`` and ``--markdown -`` print."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        report._save("-", text)
+    return out.getvalue()
+
+
+def read_by_commands(run, asked):
+    """What status, watch, report, explain, logs, a plan and ``flip.read_runs`` do with all runs of the folder."""
+    folder = run.path.parent
+    both = [run, RunDir(folder / "sound")]
+    rows = status.table(both)
+    shown = [status.render(rows), json.dumps(rows)]
+    assert rows[1]["state"] == "complete" and rows[1]["samples"] is None and not rows[1]["reason"], rows[1]
+    watch._Lines(io.StringIO()).draw(rows)
+    watch._Terminal(io.StringIO()).draw(rows)
+    watch._code(both, rows)
+    accounts = goodput.of_runs(both)
+    shown += [goodput.render(accounts), json.dumps(goodput.as_dict(accounts))]
+    outcomes = report.outcomes(both)
+    states = {outcome.run.name: outcome.state for outcome in outcomes}
+    assert states["sound"] == "complete" and states[run.name] in cluster.STATES
+    blocks = findings.findings(outcomes, 1.7e9)
+    table = report.rows(outcomes)
+    shown += [report.text(outcomes), json.dumps(table)]
+    assert [row["validation.validation.top1"] for row in table if row["run"] == "sound"] == [0.2]
+    assert [row["state"] for row in results.read_runs(folder) if row["run"] == "sound"] == ["complete"]
+    told = facts.explain(run)
+    shown += [explain.page(told), json.dumps(told)]
+    resubmit.command(run), logs.files(run, None, True), cluster.interval(both)
+    found = plan.observe(folder, ["victim", "sound"])
+    decided = plan.plan(asked, found, folder, retry=True)
+    plan.observe(folder, ["victim"], asking=False)
+    assert decided.actions[1].kind in ("changed", "complete") and found["sound"].state == "complete"
+    desired = SimpleNamespace(name="demo", title="A \x1b[2J title")
+    shown += [show.summary(decided, desired, Profile()), show.details(decided, desired, Profile(), [])]
+    shown += [printed(report.csv_text(table)), printed(markdown.markdown(blocks))]
+    for text in shown:
+        lines = text.split("\n")
+        assert all(line.isprintable() for line in lines), "no escape reaches the terminal"
+        assert max(map(len, lines)) < 100_000
+    files = (page.render("x", blocks), report.csv_text(table), markdown.markdown(blocks))
+    assert all(text.encode("utf-8") for text in files)
+
+
+def read_by_hosts(run):
+    """What the supervisor, the exit trap and the trainer read: these hand on OSError and ValueError."""
+    calls = (
+        lambda: ledger.last(run), lambda: ledger.standing(run), lambda: ledger.after(run),
+        lambda: ledger.earlier(run, 0, 9),
+        lambda: ledger.cancelled_by(run), lambda: run.causes(1), lambda: commit.commits(run), lambda: pins.pinned(run),
+        lambda: pins.holders(run), lambda: wall.measured(run), lambda: wall.noted(run, 1),
+        lambda: wall.too_short(run, 9),
+        lambda: interval.observed(run, 9), lambda: metrics.newest(run), lambda: suspects.suspect(run, 1, 1.7e9),
+        lambda: notify._whole(run), lambda: local.live_ranks(run), lambda: slurm_state.ahead_of([run]),
+        lambda: slurm_state.elsewhere([run]),
+    )  # fmt: skip
+    for call in calls:
+        with contextlib.suppress(OSError, ValueError, FlipError):
+            call()
+
+
+def check(run, name, content, asked):
+    path = run.path / name
+    with replaced(path, content):
+        read_by_commands(run, asked)
+        read_by_hosts(run)
+
+
+@pytest.mark.parametrize("scene", SCENES)
+@given(data=st.data())
+@settings(max_examples=MANY)
+def test_any_value_in_any_record(scenes, asked, scene, data):
+    run = scenes[scene]
+    name = data.draw(st.sampled_from([n for n in NAMES if n.endswith(".json") and (run.path / n).exists()]))
+    check(run, name, data.draw(texts(json.loads((run.path / name).read_text()))), asked)
+
+
+SIZES = [10**18, 10**30, 10**400, -1, 1e308, "x" * 100_000, True, None, [], {}, [[]], "\x1b[2J\n; rm -rf ~"]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_each_field_with_each_kind_of_value(scenes, asked, name):
+    """All fields with one value each; with the profile ``search`` all fields with all values."""
+    record = RECORDS[name]
+    for i, field in enumerate(record if isinstance(record, dict) else {}):
+        for value in SIZES if SEARCHING else [SIZES[(i + len(name)) % len(SIZES)]]:
+            scene = "slurm" if i % 2 else "running" if "start" in name else "failed"
+            check(scenes[scene], name, json.dumps({**record, field: value}).encode(), asked)
+
+
+WHOLE = [
+    b"", b"{", b"[]", b"5", b'"x"', b"null", b"\xff\xfe", b'{"a": NaN}', b'{"time": 1e999}', DEEP,
+    b'{"a":' * 500 + b"1" + b"}" * 500,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_record_as_something_else(scenes, asked, name):
+    at = NAMES.index(name)
+    for i in range(len(WHOLE)) if SEARCHING else (at, at + 4, at + 7):
+        check(scenes[SCENES[i % 3]], name, WHOLE[i % len(WHOLE)], asked)
+
+
+@given(data=st.data())
+@settings(max_examples=MANY)
+def test_any_value_in_a_configuration(scenes, asked, data):
+    values = to_dict(config())
+    *above, last = data.draw(st.sampled_from([path for path in places(values) if path]))
+    section = values
+    for key in above:
+        section = section[key]
+    section[last] = data.draw(VALUES)
+    check(scenes["failed"], "config.yaml", json.dumps(values).encode(), asked)
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("job.json", {"after": "x"}, "job.json: `after` is not a whole number"),
+    ("attempts/1/start.json", {"time": 1e300}, "start.json: `time` is not a time in seconds"),
+    ("attempts/1/end.json", {"reason": 5}, "end.json: `reason` is not text"),
+    ("status.json", {"loss": []}, "status.json: `loss` is not a number"),
+    ("result.json", {"evaluations": [{"name": "x"}]}, "result.json: lacks `evaluations.0.top1`"),
+    ("cancel.json", [], "cancel.json: holds no mapping"),
+])  # fmt: skip
+def test_the_row_says_which_field_of_which_file_is_wrong(scenes, name, content, words):
+    run = scenes["failed"]
+    with replaced(run.path / name, json.dumps(content).encode()):
+        (row,) = status.table([run])
+        assert row["reason"].count(words) == 1 and words in explain.page(facts.explain(run))
+        assert words in report.text(report.outcomes([run]))
+
+
+@pytest.mark.parametrize("words", [
+    ["rm", "-rf", "/home"],
+    ["jobs/submit.py", "--sweep", "a.yaml", "; rm -rf ~"],
+    ["jobs/submit.py", "--sweep", "a.yaml\n; rm -rf ~"],
+    ["jobs/submit.py", "--sweep", "a.yaml", "--only", "$(reboot)"],
+    ["jobs/submit.py", "--sweep", "a.yaml", "seed=1\x1b[2J"],
+    ["jobs/submit.py", "--sweep", "--yes", "--prune-most"],
+])  # fmt: skip
+def test_a_command_of_another_form_is_never_shown(scenes, monkeypatch, words):
+    monkeypatch.setattr(slurm_state.scheduler, "queue", lambda names: {})
+    for scene, kind, state in (("failed", "local", "failed"), ("running", "slurm", "stopped")):
+        run = scenes[scene]
+        with replaced(run.path / "job.json", json.dumps({**JOB, "kind": kind, "command": words}).encode()):
+            found = facts.explain(run)
+            assert found["state"]["state"] == state and words[-1] not in json.dumps(found, ensure_ascii=False)
+            assert "--only victim" in found["next"]["what"] and found["next"]["command"] is None
+
+
+def test_a_command_that_is_shown_is_quoted_and_the_users_own(scenes):
+    run = scenes["failed"]
+    words = ["jobs/submit.py", "--sweep", "/a b/$(reboot).yaml", "data.manifest=`reboot`; reboot", "--only", "victim"]
+    with replaced(run.path / "job.json", json.dumps({**JOB, "command": words}).encode()):
+        command = facts.explain(run)["next"]["command"]
+        assert shlex.split(command) == ["python", *words, "--retry"] and command == shlex.join(shlex.split(command))
+        assert command in explain.page(facts.explain(run))
+        (run.path / "job.json").chmod(0o666)  # every user may have written it
+        found = facts.explain(run)["next"]
+        assert found["command"] is None and "reboot" not in found["what"]
+        (run.path / "job.json").chmod(0o644)
+
+
+def test_a_log_cannot_control_the_terminal(scenes, capfdbinary):
+    run = scenes["failed"]
+    logs.follow(run, None, True, False)
+    assert capfdbinary.readouterr().out == b"\\x1b[2Jlast words\\xff\n"
+    (run.logs / "1" / "node1.err").symlink_to("/dev/null")
+    with pytest.raises(FlipError, match="not a regular file"):
+        logs.follow(run, None, True, False)
+    (run.logs / "1" / "node1.err").unlink()
+
+
+def test_a_folder_whose_name_is_no_text_is_no_run(tmp_path, asked):
+    run = build(tmp_path, "failed")
+    copied = tmp_path / "demo" / os.fsdecode(b"bad\xff\x1b[2J")
+    shutil.copytree(run.path, copied)
+    assert [one.name for one in find.resolve(None, tmp_path)] == ["sound", "victim"]
+    assert {row["run"] for row in results.read_runs(tmp_path)} == {"sound", "victim"}
+    with pytest.raises(FlipError, match="no such sweep or run"):
+        find.resolve(str(copied), tmp_path)
+    read_by_commands(run, asked)
+
+
+def test_no_cell_and_no_heading_of_a_csv_is_a_formula(tmp_path):
+    run = make(tmp_path / "demo", "=1+1", steps=100, complete=False, end={**END, "reason": "@SUM(A1)"})
+    result = {"stage": "pretrain", "samples": 3200, "evaluations": [{**SCORE, "role": "=cmd()"}]}
+    write_json(run.result, result)
+    rows = report.rows(report.outcomes([run]))
+    cells = [cell for line in csv.reader(io.StringIO(report.csv_text(rows))) for cell in line]
+    assert "'=cmd().imagenet.top1" in cells and "'=1+1" in cells
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
