@@ -141,7 +141,7 @@ def read_run(path: str | os.PathLike[str]) -> Outcome:
     """The outcome of the run directory at ``path``."""
     run, files = RunDir(path), _Files()
     settings = files.read(run.config, lambda path: flatten(read_yaml(path))) or {}
-    result = files.read(run.result, read_record)
+    result = files.read(run.result, _read_result)
     numbers = files.read(run.attempts, lambda _: run.attempt_numbers())
     attempts = [_attempt(run, n, files) for n in numbers or ()]
     decisive = list(files.damaged)
@@ -173,18 +173,36 @@ class _Files:
             return None
 
 
+def _read_result(path: Path) -> dict[str, Any] | None:
+    """result.json; None if the run is not complete."""
+    record = read_record(path)
+    for score in (record or {}).get("evaluations", ()):
+        _check_score(score)
+    return record
+
+
 def _read_point(path: Path) -> dict[str, Any]:
     """A position and its scores."""
     record = read_record(path) or {}
-    record["samples"] + 0, [item["name"] for item in record["evaluations"]]  # noqa: B018
+    record["samples"] + 0  # noqa: B018
+    for score in record["evaluations"]:
+        _check_score(score)
     return record
 
 
 def _read_score(path: Path) -> dict[str, Any]:
     """One score of an evaluation job."""
     record = read_record(path) or {}
-    record["name"], record["top1"], record["stage"], record["samples"] + 0  # noqa: B018
+    hash(record["stage"]), record["samples"] + 0
+    _check_score(record)
     return record
+
+
+def _check_score(score: dict[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError if a report cannot show this score."""
+    score["name"] + "", score["top1"] + 0.0  # noqa: B018
+    low, high = score.get("interval") or (0.0, 1.0)
+    score.get("role", "") + "", low + high + score.get("chance", 0.0)  # noqa: B018
 
 
 def read_outcomes(root: str | os.PathLike[str]) -> list[Outcome]:

@@ -21,6 +21,29 @@ if False:  # names for annotations only: Python 3.6 runs this file too
 OWNER = "flip.json"
 
 
+#: Types of fields of records by file name. Readers rely on them, whoever wrote the file. Any field may be absent.
+FIELDS = {
+    "job.json": {
+        "kind": (str,), "cluster": (str,), "site": (str,), "name": (str,), "token": (str,), "waits_for": (str,),
+        "snapshot": (str,), "python": (str,), "module": (str,), "index": (int,), "order": (int,), "after": (int,),
+        "signal_seconds": (int, float), "time": (int, float), "env": (dict,), "canary": (dict, type(None)),
+        "command": (list,), "notify": (list,),
+    },
+    "start.json": {"time": (int, float), "resumes_from": (int,), "after": (int,), "host": (str,)},
+    "ready.json": {"time": (int, float), "samples": (int,)},
+    "end.json": {
+        "action": (str,), "cause": (str,), "reason": (str,), "code": (int, type(None)), "delay": (int, float),
+        "time": (int, float), "commits": (int,), "exclude": (list,),
+    },
+    "cancel.json": {"who": (str,), "why": (str,)},
+    "status.json": {"attempt": (int,), "time": (int, float)},
+    "result.json": {
+        "stage": (str,), "samples": (int,), "steps": (int, type(None)), "seconds": (int, float, type(None)),
+        "samples_per_second": (int, float, type(None)), "parameters": (dict, type(None)), "evaluations": (list,),
+    },
+}  # fmt: skip
+
+
 def write_text(path, text):
     # type: (os.PathLike | str, str) -> None
     """Write a file atomically: readers see the old text or the new, never a part. A link at ``path`` is replaced."""
@@ -96,10 +119,16 @@ def read_json(path):
 
 def read_record(path):
     # type: (os.PathLike | str) -> Optional[Dict[str, Any]]
-    """Like read_json, of a file that holds a mapping: any other value raises ValueError with its path, too."""
+    """Like read_json, of a file that holds a mapping, with fields of the types in ``FIELDS``.
+
+    Any other value raises ValueError with its path, too.
+    """
     record = read_json(path)
     if record is not None and not isinstance(record, dict):
         raise ValueError("%s: holds no mapping" % (path,))
+    for name, types in FIELDS.get(Path(path).name, {}).items():
+        if record and name in record and not isinstance(record[name], types):
+            raise ValueError("%s: %s has a value of a wrong type: %r" % (path, name, record[name]))
     return record
 
 
@@ -285,8 +314,8 @@ class RunDir:
     def _cause(path, rank):
         # type: (Path, int) -> Dict[str, Any]
         try:
-            record = read_json(path) or {}
-            if isinstance(record["cause"], str):
+            record = read_record(path) or {}
+            if isinstance(record["cause"], str) and isinstance(record.get("time", 0), (int, float)):
                 return dict(record, rank=rank)
         except (ValueError, KeyError, TypeError):  # cut off by a crash of its host: somebody did end badly
             pass

@@ -18,7 +18,7 @@ import numpy as np
 
 from flip.metrics import Columns
 from flip.results import Attempt, Outcome, read_run
-from flip.rundir import RunDir, read_json
+from flip.rundir import RunDir, read_record
 from jobs.advice import advise
 from jobs.table import duration, percent, table
 
@@ -212,7 +212,7 @@ def _waited(attempts: Sequence[Attempt], i: int, job: Mapping[str, Any]) -> floa
 
 def _json(run: RunDir, name: str) -> dict[str, Any]:
     try:
-        return read_json(run.path / name) or {}
+        return read_record(run.path / name) or {}
     except (OSError, ValueError):  # damaged: its times are not known
         return {}
 

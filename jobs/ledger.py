@@ -190,5 +190,5 @@ def decision_of(row):
 def cancelled_by(run):
     # type: (RunDir) -> str
     """Who cancelled the run and why, as a sentence."""
-    record = read_json(run.cancel) or {}
+    record = read_record(run.cancel) or {}
     return "cancelled by %s: %s" % (record.get("who", "the scheduler's user"), record.get("why") or "no reason given")

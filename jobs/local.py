@@ -141,7 +141,12 @@ def _state(run: RunDir, served: bool) -> JobState:
 
 def live_ranks(run: RunDir) -> list[dict[str, Any]]:
     """Rows {rank, pid, start} of the newest attempt's processes that still run here."""
-    rows = read_json(run.attempt(run.newest_attempt()) / "pids.json") or []
+    path = run.attempt(run.newest_attempt()) / "pids.json"
+    rows = read_json(path) or []
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row["pid"], int) and isinstance(row["start"], str) for row in rows
+    ):
+        raise ValueError(f"{path}: holds no list of processes")
     return [row for row in rows if processes.alive(row["pid"], row["start"])]
 
 

@@ -82,7 +82,6 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
     """Print the logs; with ``on`` go on until the attempt, or where none is named the run, is over."""
     import time
 
-    from flip.ownership import open_regular
     from jobs.cluster import interval
 
     read: dict[Path, int] = {}
@@ -93,9 +92,7 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
         for path in files(run, attempt, err, node):
             if path not in read and (len(read) or attempt is None) and on:
                 print(f"==> {path.relative_to(run.path)} <==", flush=True)
-            with open_regular(path) as file:
-                file.seek(read.get(path, 0))
-                block = file.read()
+            block = _from(path, read.get(path, 0))
             read[path] = read.get(path, 0) + len(block)
             sys.stdout.buffer.write(block)
             sys.stdout.flush()
@@ -104,6 +101,23 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
                 _say_empty(attempt or run.newest_attempt(), err)
             return
         time.sleep(POLL)
+
+
+def _from(path: Path, offset: int) -> bytes:
+    """The bytes of a log from ``offset`` on. Raises PermissionDenied, StorageError, or DataError if it is no file."""
+    from flip.exitcodes import DataError, PermissionDenied, StorageError
+    from flip.ownership import open_regular
+
+    try:
+        with open_regular(path) as file:
+            file.seek(offset)
+            return bytes(file.read())
+    except PermissionError as error:
+        raise PermissionDenied("may not be read", str(path), remedy="Ask its owner for read permission.") from error
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", str(path)) from error
+    except ValueError as error:
+        raise DataError("is not a regular file", str(path)) from error
 
 
 def _say_empty(attempt: int, err: bool) -> None:

@@ -16,9 +16,8 @@ from flip.rundir import RunDir, read_json, write_json
 from jobs import processes
 from tests.jobs.outcomes import make
 from tests.security.users import ROOT, TEAM, tree, until
-from tests.synthetic import make_dataset, make_tokenizer
 
-pytestmark = pytest.mark.usefixtures("symlinks")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("symlinks")]
 
 PIDS = 3000
 """For how many of the next process numbers mallory prepares links."""
@@ -106,61 +105,6 @@ def test_cancel_follows_no_prepared_name(users, hers, precious):
 # -- 2, 3, 8: code that is executed ------------------------------------------------------------------------------------
 
 SITECUSTOMIZE = "import os; open(os.environ['HOME'] + '/executed', 'w').close()"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Labelled pictures with their tokenizer."""
-    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=32, shards=2, size=32, classes=4)
-    make_tokenizer(folder / "tokenizer.json")
-    return folder
-
-
-@pytest.fixture
-def desk(users, data):
-    """``desk.sweep``, a sweep file of one run, whose ranks write down where their code is and end with success."""
-    return Desk(users, data)
-
-
-class Desk:
-    def __init__(self, users, data):
-        self.users, self.place = users, users.folder / "desk"
-        shutil.copytree(data, self.place / "data")
-        self.stub, self.sweep, self.site = self.place / "python", self.place / "demo.yaml", self.place / "site.yaml"
-        self.stub.write_text(
-            f"""#!/bin/sh
-if [ "$2" != jobs.worker ]; then exec {sys.executable} "$@"; fi
-pwd > "$HOME/ran"
-echo '{{"samples": 32}}' > "$3/result.json"
-"""
-        )
-        self.site.write_text(f"kind: local\npython: {self.stub}\n")
-        self.sweep.write_text(
-            f"""
-set:
-  model: {{size: tiny}}
-  data: {{manifest: {self.place}/data, tokenizer: {self.place}/data/tokenizer.json, workers: 0, block: 1}}
-  stages: [{{name: pretrain, samples: 32, batch: 16}}]
-  compute: {{threads: 1}}
-runs: {{half: {{stages.pretrain.mask: 0.5}}}}
-"""
-        )
-        for path in (self.place, *self.place.rglob("*")):
-            path.chmod(0o755)
-
-    def submit(self, user, root, *words, **options):
-        words = ("--sweep", self.sweep, "--cluster", self.site, "--yes", *words)
-        return user.python("jobs/submit.py", *words, FLIP_RUNS=root, **options)
-
-    def until_complete(self, user, root):
-        """Until all runs are complete and the supervisor has gone."""
-        sweep = RunDir(root / "demo" / "half")
-
-        def over():
-            done = user.python("jobs/status.py", "demo", "--json", FLIP_RUNS=root)
-            return done.returncode == 0 and json.loads(done.stdout)[0]["state"] == "complete"
-
-        until(over, f"{sweep.path} did not complete")
 
 
 def test_submit_refuses_a_sweep_folder_or_code_that_another_user_prepared(users, desk):
@@ -378,3 +322,46 @@ def test_prepared_folders_for_temporary_files_are_not_used(users, precious, prep
         assert ours not in place.parents and place.parent.parent == temporary
         assert place.parent.stat().st_uid == users.alice.uid and place.parent.stat().st_mode & 0o77 == 0
     assert record.exists()
+
+
+# -- 9: records --------------------------------------------------------------------------------------------------------
+
+FIFOS = [
+    "config.yaml", "identity.json", "status.json", "result.json", "job.json", "cancel.json", "attempts/1/start.json",
+    "attempts/1/end.json", "attempts/1/cause.0.json", "attempts/1/pids.json", "metrics/1.jsonl", "eval/pretrain-8.json",
+    "logs/1/node0.out", "logs/1/node0.err",
+]  # fmt: skip
+WRONG = '{"attempt": "x", "samples": {}, "kind": [], "cause": 1, "order": {}, "action": [], "who": 7, "time": "x"}'
+
+
+def test_no_record_of_another_user_stops_the_commands_that_read(users):
+    """A FIFO without a writer, and values of wrong types: the sound run keeps its row."""
+    sweep = users.shared / "demo"
+    with users.mallory.acts():
+        make(sweep, "sound")
+        for number, record in enumerate(FIFOS):
+            run = make(sweep, f"fifo-{number}")
+            (run.path / record).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / record).unlink(missing_ok=True)
+            os.mkfifo(run.path / record, 0o666)
+        run = make(sweep, "wrong")
+        for record in FIFOS[1:-2]:
+            (run.path / record).write_text(WRONG)
+        (sweep / ".supervisor").mkdir()
+        for name in ("lock", "settings.json", "pid.json"):
+            os.mkfifo(sweep / ".supervisor" / name, 0o666)
+        os.mkfifo(sweep / "sweep.json", 0o666)
+    names = {path.name for path in sweep.iterdir() if path.name not in ("fifo-0", ".supervisor", "sweep.json")}
+    before = tree(sweep)
+    for words in (["status.py"], ["status.py", "--goodput"], ["report.py"]):
+        done = users.alice.python(f"jobs/{words[0]}", sweep, *words[1:], "--json")
+        assert done.returncode == 0 and "Traceback" not in done.stderr, (words, done.stderr)
+        if "--goodput" not in words:
+            rows = {row["run"]: row for row in json.loads(done.stdout)}
+            assert rows.keys() == names and rows["sound"]["state"] == "complete"
+    for name in ("fifo-9", "wrong"):
+        done = users.alice.python("jobs/explain.py", sweep / name)
+        assert "Traceback" not in done.stderr, (name, done.stderr)
+    done = users.alice.python("jobs/logs.py", sweep / "fifo-12")
+    assert done.returncode == 65 and "node0.out: is not a regular file" in done.stderr, done.stderr
+    assert tree(sweep) == before

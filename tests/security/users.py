@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ALICE, MALLORY, TEAM = 60501, 60502, 60600
-"""Two user ids, each with a group of the same number, and a group that users can share."""
+ALICE, BOB, MALLORY, TEAM = 60501, 60502, 60503, 60600
+"""Three user ids, each with a group of the same number, and a group that users can share."""
 
 PROBE = "import flip.ownership, jobs.find, omegaconf, numpy"
 """Imports from the checkout and from the installed packages."""
@@ -90,7 +90,7 @@ class User:
 
 
 class Users:
-    """``alice`` and ``mallory``, and ``folder``, which both can enter, with a ``shared`` place and a ``tmp``.
+    """``alice``, ``bob`` and ``mallory``, and ``folder``, which all can enter, with a ``shared`` place and a ``tmp``.
 
     ``shared`` and ``tmp`` have mode 1777: every user can write there, and delete only what is their own.
     """
@@ -100,14 +100,14 @@ class Users:
         for place in (self.shared, folder / "tmp"):
             place.mkdir()
             place.chmod(0o1777)
-        self.alice, self.mallory = (User(uid, folder, mounts) for uid in (ALICE, MALLORY))
+        self.alice, self.bob, self.mallory = (User(uid, folder, mounts) for uid in (ALICE, BOB, MALLORY))
 
     def end_processes(self) -> None:
         """Kill what the users have started and left. It is known by its user id and by this folder in its HOME."""
         mark = f"HOME={self.folder}/".encode()
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended meanwhile
-                if entry.stat().st_uid in (ALICE, MALLORY) and mark in (entry / "environ").read_bytes():
+                if entry.stat().st_uid in (ALICE, BOB, MALLORY) and mark in (entry / "environ").read_bytes():
                     os.kill(int(entry.name), signal.SIGKILL)
 
 
