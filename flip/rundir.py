@@ -41,7 +41,7 @@ FIELDS = {
         "stage": (str,), "samples": (int,), "steps": (int, type(None)), "seconds": (int, float, type(None)),
         "samples_per_second": (int, float, type(None)), "parameters": (dict, type(None)), "evaluations": (list,),
     },
-}  # fmt: skip
+}  # type: Dict[str, Dict[str, Any]]  # fmt: skip
 
 
 def write_text(path, text):
