@@ -19,7 +19,7 @@ from tests.security.users import ROOT, TEAM, tree, until
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("symlinks")]
 
-PIDS = 3000
+PIDS = 1000
 """For how many of the next process numbers mallory prepares links."""
 
 
@@ -291,36 +291,36 @@ def test_cancel_signals_no_job_of_mine_that_a_record_of_another_user_names(users
 # -- 16: folders for temporary files -----------------------------------------------------------------------------------
 
 START = """
-import os, sys
-from pathlib import Path
+import os, sys, tempfile
 from flip.parallel import set_compile_caches
 from flip.rundir import RunDir
 from jobs.worker import clear_temporaries
-set_compile_caches()
-clear_temporaries(RunDir(sys.argv[1]), 2)
-print(os.environ["TORCHINDUCTOR_CACHE_DIR"], os.environ["TRITON_CACHE_DIR"], sep="\\n")
+for tempfile.tempdir in sys.argv[2:]:
+    set_compile_caches()
+    clear_temporaries(RunDir(sys.argv[1]), 2)
+    print(tempfile.tempdir, os.environ.pop("TORCHINDUCTOR_CACHE_DIR"), os.environ.pop("TRITON_CACHE_DIR"))
 """
 
 
-@pytest.mark.parametrize("prepared", ["link", "folder"])
-def test_prepared_folders_for_temporary_files_are_not_used(users, precious, prepared):
-    temporary = users.folder / "tmp"
-    ours = temporary / f"flip-compile-{users.alice.uid}"
+def test_prepared_folders_for_temporary_files_are_not_used(users, precious):
+    """Of the name that a worker uses: a link to a folder of alice's, and a folder to which all may write."""
     with users.alice.acts():
         record = precious.parent / "keep" / "flip.json"
         record.parent.mkdir()
         write_json(record, {"run": str(users.shared / "run"), "attempt": 1})
     with users.mallory.acts(umask=0):
-        (temporary / "pymp-hers").symlink_to(record.parent)
-        if prepared == "link":
-            ours.symlink_to(precious.parent)
-        else:
-            (ours / "inductor").mkdir(parents=True)
-    done = users.alice.python("-c", START, users.shared / "run")
+        for place in (users.folder / "tmp", users.shared):
+            (place / "pymp-hers").symlink_to(record.parent)
+        (users.folder / "tmp" / f"flip-compile-{users.alice.uid}").symlink_to(precious.parent)
+        (users.shared / f"flip-compile-{users.alice.uid}" / "inductor").mkdir(parents=True)
+    done = users.alice.python("-c", START, users.shared / "run", users.folder / "tmp", users.shared)
     assert done.returncode == 0, done.stderr
-    for place in map(Path, done.stdout.split()):
-        assert ours not in place.parents and place.parent.parent == temporary
-        assert place.parent.stat().st_uid == users.alice.uid and place.parent.stat().st_mode & 0o77 == 0
+    lines = [list(map(Path, line.split())) for line in done.stdout.splitlines()]
+    assert len(lines) == 2
+    for temporary, *caches in lines:
+        for cache in caches:
+            assert cache.parent.parent == temporary and cache.parent.name != f"flip-compile-{users.alice.uid}"
+            assert cache.parent.stat().st_uid == users.alice.uid and cache.parent.stat().st_mode & 0o77 == 0
     assert record.exists()
 
 
