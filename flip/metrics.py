@@ -143,6 +143,8 @@ def _lines(path: Path) -> dict[str, Column]:
     text = text[: text.rfind(b"\n") + 1]
     if not text.strip():
         return {name: np.empty(0) for name in FIELDS}
+    if not text.lstrip().startswith(b"{"):  # pyarrow 26 ends the process if the first value is null
+        raise ValueError(f"{path}: the first line is not a JSON object")
     schema = pyarrow.schema([(name, pyarrow.float64()) for name in FIELDS])
     table = read_json(
         pyarrow.BufferReader(text),

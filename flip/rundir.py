@@ -25,7 +25,13 @@ OWNER = "flip.json"
 def write_text(path, text):
     # type: (os.PathLike | str, str) -> None
     """Write a file atomically: readers see the old text or the new, never a part. A link at ``path`` is replaced."""
-    temporary = _write_new(path, text)
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path, data):
+    # type: (os.PathLike | str, bytes) -> None
+    """As ``write_text``."""
+    temporary = _write_new(path, data)
     try:
         os.replace(str(temporary), str(path))
     except OSError:
@@ -34,13 +40,13 @@ def write_text(path, text):
     sync_folder(Path(path).parent)
 
 
-def _write_new(path, text):
-    # type: (os.PathLike | str, str) -> Path
+def _write_new(path, data):
+    # type: (os.PathLike | str, bytes) -> Path
     """Write and sync a new file beside ``path``, under a name that nobody can prepare, and return its path."""
     temporary, handle = create_beside(path)
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
     except OSError:
@@ -62,7 +68,7 @@ def _to_json(value):
 def create_json(path, value):
     # type: (os.PathLike | str, Any) -> bool
     """Like write_json, but the first writer wins: returns False and changes nothing if the file exists."""
-    temporary = _write_new(path, _to_json(value))
+    temporary = _write_new(path, _to_json(value).encode("utf-8"))
     try:
         os.link(str(temporary), str(path))
     except FileExistsError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
+import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flip.exitcodes import FlipError
+from flip.ownership import user_name
 from flip.rundir import RunDir, create_json, read_record
 from jobs.disk import unwritable
 from jobs.profile import Profile
@@ -193,7 +194,7 @@ def call_off(runs: Iterable[RunDir], why: str) -> None:
     """
     runs, before = list(runs), []
     unwritten: dict[Path, OSError] = {}
-    record = {"who": getpass.getuser(), "why": why, "time": time.time()}
+    record = {"who": user_name(os.geteuid()), "why": why, "time": time.time()}
     for run in runs:
         try:
             if not create_json(run.cancel, record):

@@ -62,7 +62,7 @@ def require_trusted(path: str | os.PathLike[str], inside: bool = False) -> None:
     if reason:
         remedy = (
             f"What lies there would be executed with your rights. If it is yours, close it: chmod -R go-w {path}. Or "
-            f"choose another place, or trust a group: export {ownership.TRUSTED_GROUP}=GROUP."
+            f"choose another place, or trust a group by name or number: export {ownership.TRUSTED_GROUP}=GROUP."
         )
         raise PermissionDenied(f"is not trusted: {reason}", str(path), remedy=remedy)
 

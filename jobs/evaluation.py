@@ -30,7 +30,7 @@ from flip.remote import refuse_foreign
 from flip.rundir import RunDir, load_record, write_json, write_text
 from jobs import find, preflight, submission, variables
 from jobs.cluster import Job, interval, open_cluster, states
-from jobs.disk import writing
+from jobs.disk import require_trusted, writing
 from jobs.plan import EVALUATIONS, shape
 from jobs.profile import load_profile, roots, runs_root
 from jobs.snapshot import take
@@ -70,6 +70,8 @@ class Order:
         task = self._task(subject)
         config = self._config(subject, task)
         self._check(config, task)
+        with writing(subject.path.parent):
+            require_trusted(closed_folder(subject.path.parent))
         job = self._make(subject, task, config)
         snapshot = take(submission.REPOSITORY, subject.path.parent / ".code")
         cache = {"FLIP_CACHE": str(cache_root())}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.results import Outcome
-from flip.rundir import write_text
+from flip.rundir import write_bytes, write_text
 from jobs import arms, scaling
 from jobs.arms import Arm
 from jobs.blocks import Block, Figure, Table, Text, heading
@@ -215,8 +215,7 @@ def save(blocks: Sequence[Block], folder: Path) -> list[Path]:
         for name, plot in files(block):
             svg = plot.svg(alone=True)
             write_text(folder / f"{name}.svg", svg)
-            png = bytes(resvg_py.svg_to_bytes(svg_string=svg))
-            (folder / f"{name}.png").write_bytes(png)
+            write_bytes(folder / f"{name}.png", bytes(resvg_py.svg_to_bytes(svg_string=svg)))
             written += [folder / f"{name}.svg", folder / f"{name}.png"]
     return written
 

@@ -10,9 +10,10 @@ import fcntl
 import os
 import platform
 import shutil
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from flip import origin
 from flip.commit import commits
 from flip.config.load import dump
 from flip.exitcodes import ConfigError
-from flip.ownership import closed_folder
+from flip.ownership import closed_folder, is_mine
 from flip.rundir import RunDir, read_record, sync_folder, write_json, write_text
 from jobs import canary
 from jobs import cluster as clusters
@@ -211,12 +212,18 @@ def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda 
 
 
 def trash(path: Path) -> Path:
-    """Move a run directory RUNS_ROOT/<sweep>/<run> to RUNS_ROOT/.trash/<time>/<sweep>/<run> and return where."""
-    stamp, count = time.strftime("%Y%m%d-%H%M%S"), 0
+    """Move a run directory RUNS_ROOT/<sweep>/<run> to RUNS_ROOT/.trash/<time>/<sweep>/<run> and return where.
+
+    Who may create sweeps in RUNS_ROOT may also write to its .trash, whoever created that.
+    """
+    stamp, count, root = time.strftime("%Y%m%d-%H%M%S"), 0, path.parent.parent
+    with suppress(FileExistsError):
+        (root / ".trash").mkdir()
+        (root / ".trash").chmod(stat.S_IMODE(root.stat().st_mode))
     while True:
-        bin_ = path.parent.parent / ".trash" / (f"{stamp}.{count}" if count else stamp) / path.parent.name
+        bin_ = root / ".trash" / (f"{stamp}.{count}" if count else stamp) / path.parent.name
         target = bin_ / path.name
-        if not target.exists():
+        if not target.exists() and (is_mine(bin_.parent) or not bin_.parent.exists()):
             bin_.mkdir(parents=True, exist_ok=True)
             os.rename(path, target)
             return target

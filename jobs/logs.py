@@ -117,8 +117,8 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
 
 
 def _blocks(path: Path, begin: int) -> Iterator[bytes]:
-    """The bytes of a log from ``begin`` on. Raises PermissionDenied or DataError if it cannot be read."""
-    from flip.exitcodes import DataError, PermissionDenied
+    """The bytes of a log from ``begin`` on. Raises PermissionDenied, StorageError, or DataError if it is no file."""
+    from flip.exitcodes import DataError, PermissionDenied, StorageError
     from flip.ownership import open_regular
 
     try:
@@ -126,9 +126,12 @@ def _blocks(path: Path, begin: int) -> Iterator[bytes]:
             file.seek(begin)
             while block := file.read(1 << 20):
                 yield block
-    except (OSError, ValueError) as error:
-        kind = PermissionDenied if isinstance(error, PermissionError) else DataError
-        raise kind("this log cannot be read", path, str(error)) from error
+    except PermissionError as error:
+        raise PermissionDenied("may not be read", str(path), remedy="Ask its owner for read permission.") from error
+    except OSError as error:
+        raise StorageError(f"cannot be read: {error.strerror}", str(path)) from error
+    except ValueError as error:
+        raise DataError("is not a regular file", str(path)) from error
 
 
 def _say_empty(attempt: int, err: bool) -> None:

@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown; - for standard output")
     parser.add_argument("--table", metavar="T", default="", help="of the paper (1a ... 8): its rows beside the results")
     parser.add_argument("--folder", metavar="DIR", help="all of it: page, Markdown, CSV, figures; made where it is not")
-    parser.add_argument("--out", metavar="FILE", help="the HTML page; default: report.html in the runs' folder")
+    where = "default: report.html in the runs' folder, or in the cache if that belongs to another user"
+    parser.add_argument("--out", metavar="FILE", help=f"the HTML page; {where}")
     args = parser.parse_args(arguments)
     _check_options(parser, args)
     from flip.exitcodes import FlipError
@@ -97,10 +98,31 @@ def report(args: argparse.Namespace) -> int:
     if args.folder:
         _everything(Path(args.folder).expanduser(), page, found, blocks)
     folders = {outcome.run.path.parent for outcome in found}
-    target = args.out or (folders.pop() if len(folders) == 1 else places[0]) / "report.html"
+    target = args.out or _own_folder(folders.pop() if len(folders) == 1 else places[0]) / "report.html"
     _save(str(target), page)
     print(f"\npage: {Path(target).expanduser()}")
     return 0
+
+
+def _own_folder(folder: Path) -> Path:
+    """The folder, or if it belongs to another user, one for it in a private folder of the cache, which is created.
+
+    Reading never writes into the folders of others: they may have prepared links there. Raises PermissionDenied or
+    StorageError.
+    """
+    from flip.config.resolve import cache_root
+    from flip.ownership import is_mine, private_folder
+    from jobs.disk import unwritable
+
+    folder = folder.resolve()
+    if is_mine(folder):
+        return folder
+    try:
+        own = private_folder(cache_root() / f"reports-{os.geteuid()}") / folder.relative_to(folder.anchor)
+        own.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(error, folder, "Name a file with --out.") from error
+    return own
 
 
 def _everything(folder: Path, page: str, found: Sequence[Outcome], blocks: Sequence[Block]) -> None:

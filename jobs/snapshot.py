@@ -82,10 +82,13 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
         require_trusted(target, inside=True)
         _refuse_others(contents, target)
         _mend(contents, target)
+        with writing(target):
+            _make_caches(contents, target)
         return snapshot
     temporary = into / f".{digest}.{os.getpid()}"
     try:
         _write(contents, temporary)
+        _make_caches(contents, temporary)
         os.rename(temporary, target)
         sync_folder(into)
     except OSError as error:
@@ -174,6 +177,12 @@ def _write(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
         file = folder / name
         closed_folder(file.parent)
         _file(file, data, executable)
+
+
+def _make_caches(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
+    """Create the folders of Python's bytecode, which it executes: with the umask 002 it would open them to a group."""
+    for parent in {PurePosixPath(name).parent for name in contents if name.endswith(".py")}:
+        closed_folder(folder / parent / "__pycache__")
 
 
 def _file(file: Path, data: bytes, executable: bool) -> None:

@@ -292,7 +292,7 @@ def take_lock(sweep: Path) -> int | None:
 def is_served(sweep: Path) -> bool:
     """Whether a supervisor holds the sweep's lock."""
     try:
-        handle = os.open(sweep / ".supervisor" / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(sweep / ".supervisor" / "lock", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may be a FIFO
     except FileNotFoundError:
         return False
     try:

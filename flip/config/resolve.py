@@ -87,8 +87,12 @@ def _text(path: str) -> str:
 
 
 def cache_root() -> Path:
-    """FLIP_CACHE, by default ~/.cache/flip."""
-    return Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip").expanduser().absolute()
+    """FLIP_CACHE, by default ~/.cache/flip. Raises ConfigError if the user has no home folder."""
+    try:
+        return Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip").expanduser().absolute()
+    except RuntimeError as error:
+        remedy = "Name a folder for cached files: export FLIP_CACHE=FOLDER."
+        raise ConfigError("the home folder of this user is not known", remedy=remedy) from error
 
 
 def locate(path: str) -> str:

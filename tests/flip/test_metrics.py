@@ -40,7 +40,19 @@ def test_seconds_at_a_position(tmp_path):
     assert [found.seconds_at(s) for s in (79, 80, 100, 160, 10**9)] == [None, 1.0, 1.0, 2.5, 2.5]
 
 
-@pytest.mark.parametrize("text", ["", "\n", "no json\n", '{"step": 1}\n', '{"step": "one", "samples": 1}\n'])
+FILES = [
+    "",
+    "\n",
+    "no json\n",
+    '{"step": 1}\n',
+    '{"step": "one", "samples": 1}\n',
+    "null\n",
+    "\ufeffnull\n",
+    '{"step": 1}\nnull\n',
+]
+
+
+@pytest.mark.parametrize("text", FILES)
 def test_a_file_that_is_none_hides_no_other(tmp_path, text):
     run = RunDir(tmp_path)
     write(run, 1, [line(1)])

@@ -45,8 +45,13 @@ def test_another_users_file_is_not_and_a_trusted_group_is_named(tmp_path, monkey
     file.chmod(0o664)
     group = ownership.group_name(100)
     assert group in ownership.untrusted(file)
-    monkeypatch.setenv(ownership.TRUSTED_GROUP, group)
-    assert ownership.untrusted(file) == ""
+    for named in (group, "100"):
+        monkeypatch.setenv(ownership.TRUSTED_GROUP, named)
+        assert ownership.untrusted(file) == ""
+    os.chown(file, 0, 54321)
+    assert "gid 54321" in ownership.untrusted(file)
+    monkeypatch.setenv(ownership.TRUSTED_GROUP, "54321")
+    assert ownership.untrusted(file) == "", "a group without a name"
 
 
 def test_a_fifo_is_refused_without_waiting(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from unittest.mock import Mock
 
 import pytest
@@ -155,6 +156,20 @@ def test_a_copy_that_another_user_prepared_is_refused(repository, tmp_path, plac
         os.chown(first.path if place == "copy" else first.path.parent, 12345, -1)
     with pytest.raises(PermissionDenied, match="symbolic link" if place == "link" else "belongs to uid 12345"):
         take(repository, tmp_path / "code")
+
+
+def test_bytecode_of_a_copy_is_closed_whatever_the_umask_allows(repository, tmp_path):
+    """Python executes it, and would create its folder with the umask."""
+    first = take(repository, tmp_path / "code")
+    before = os.umask(0)
+    try:
+        command = [sys.executable, "-c", "import flip.a"]
+        environment = {"PYTHONPATH": str(first.path), "PYTHONDONTWRITEBYTECODE": ""}
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    finally:
+        os.umask(before)
+    assert list((first.path / "flip" / "__pycache__").iterdir())
+    assert take(repository, tmp_path / "code") == first
 
 
 def test_a_copy_is_closed_whatever_the_umask_allows(repository, tmp_path):

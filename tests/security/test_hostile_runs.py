@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import explain, report, status
 from tests.jobs.outcomes import make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,3 +51,43 @@ def test_status_and_report_have_a_row_for_every_run(sweep):
 def test_explain_ends(sweep, record):
     done = call(sweep, "jobs/explain.py", f"demo/{record.replace('/', '-')}")
     assert "Traceback" not in done.stderr, done.stderr
+
+
+WRONG = {
+    "job.json": (
+        '{"kind": []}', '{"kind": "slurm", "name": [], "index": {}}', '{"after": "x"}', '{"canary": 7}',
+        '{"waits_for": 7}', '{"command": 7}', '{"time": "x"}', '{"uid": "x"}',
+    ),
+    "cancel.json": ("7", '{"who": []}'),
+    "result.json": (
+        '{"stage": {}, "samples": []}', '{"evaluations": 7}', '{"evaluations": [7]}', '{"evaluations": [{"name": 7}]}',
+        '{"evaluations": [{"name": "a", "top1": "x"}]}', '{"evaluations": [{"name": "a", "top1": 1, "interval": 7}]}',
+        '{"parameters": 7}', '{"seconds": "x"}',
+    ),
+    "status.json": ('{"attempt": "x", "time": "x", "samples": {}, "phase": 7}',),
+    "attempts/1/start.json": ('{"time": "x"}', '{"resumes_from": "x"}', '{"after": []}'),
+    "attempts/1/ready.json": ('{"time": "x"}', '{"samples": "x"}'),
+    "attempts/1/end.json": ('{"action": []}', '{"time": "x"}', '{"commits": "x"}', '{"delay": "x", "exclude": 7}'),
+    "attempts/1/cause.0.json": ('{"cause": []}', '{"cause": "crash", "time": "x"}'),
+    "attempts/1/pids.json": ("7", "[7]", '[{"pid": "x"}]', '[{"pid": 1, "start": 7}]'),
+    "eval/pretrain-8.json": ('{"stage": {}, "samples": 8, "evaluations": [7]}', '{"samples": 8, "evaluations": 7}'),
+}  # fmt: skip
+"""Record -> values that its readers did not expect. The general ones are added."""
+GENERAL = ("null", "[]", "7", '"text"', "{", "{}")
+
+
+@pytest.mark.long
+def test_values_of_wrong_types_end_no_command(tmp_path, capsys):
+    """Each alone in a sweep."""
+    cases = [(record, value) for record, values in WRONG.items() for value in (*values, *GENERAL)]
+    for number, (record, value) in enumerate(cases):
+        complete = record in ("result.json", "eval/pretrain-8.json")
+        run = make(tmp_path / f"s{number}", "run", complete=complete, steps=None if complete else 10)
+        (run.path / record).parent.mkdir(exist_ok=True)
+        (run.path / record).write_text(value)
+    for command, words in ((status, ["--json"]), (status, ["--goodput"]), (status, []), (report, ["--json"])):
+        assert command.main([*words, "--root", str(tmp_path)]) in (0, 69), words
+        shown = capsys.readouterr().out
+        assert "--json" not in words or len(json.loads(shown)) == len(cases)
+    for number, case in enumerate(cases):
+        assert explain.main([f"s{number}/run", "--root", str(tmp_path)]) == 0, case

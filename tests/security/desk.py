@@ -1,0 +1,49 @@
+"""A small sweep that any user can submit."""
+
+import json
+import shutil
+import sys
+
+from tests.security.users import until
+
+
+class Desk:
+    """Submits the sweep as a user. Its ranks write down where their code is, and complete without training."""
+
+    def __init__(self, users, data):
+        self.users, self.place = users, users.folder / "desk"
+        shutil.copytree(data, self.place / "data")
+        self.stub, self.sweep, self.site = self.place / "python", self.place / "demo.yaml", self.place / "site.yaml"
+        self.stub.write_text(
+            f"""#!/bin/sh
+if [ "$2" != jobs.worker ]; then exec {sys.executable} "$@"; fi
+pwd > "$HOME/ran"
+echo '{{"samples": 32}}' > "$3/result.json"
+"""
+        )
+        self.site.write_text(f"kind: local\npython: {self.stub}\n")
+        self.sweep.write_text(
+            f"""
+set:
+  model: {{size: tiny}}
+  data: {{manifest: {self.place}/data, tokenizer: {self.place}/data/tokenizer.json, workers: 0, block: 1}}
+  stages: [{{name: pretrain, samples: 32, batch: 16}}]
+  compute: {{threads: 1}}
+runs: {{half: {{stages.pretrain.mask: 0.5}}}}
+"""
+        )
+        for path in (self.place, *self.place.rglob("*")):
+            path.chmod(0o755)
+
+    def submit(self, user, root, *words, **options):
+        words = ("--sweep", self.sweep, "--cluster", self.site, "--yes", *words)
+        return user.python("jobs/submit.py", *words, FLIP_RUNS=root, **options)
+
+    def until_complete(self, user, root, sweep="demo"):
+        """Wait until the run of the sweep is complete."""
+
+        def over():
+            done = user.python("jobs/status.py", sweep, "--json", FLIP_RUNS=root)
+            return done.returncode == 0 and json.loads(done.stdout)[0]["state"] == "complete"
+
+        until(over, f"{root / sweep} did not complete")

@@ -1,0 +1,367 @@
+"""What another user prepares never runs as me, never overwrites my files, and stops none of my commands.
+
+Mallory prepares files; alice runs the real command. Both have user ids of their own (``tests.security.users``). Every
+test runs with fs.protected_symlinks 0 and 1: the code must not depend on the kernel's protection.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.rundir import RunDir, read_json, write_json
+from jobs import processes
+from tests.jobs.outcomes import make
+from tests.security.users import ROOT, TEAM, tree, until
+
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("symlinks")]
+
+PIDS = 1000
+"""For how many of the next process numbers mallory prepares links."""
+
+
+def prepare_links(folder: Path, name: str, target: Path) -> None:
+    """Links to alice's file at the name itself and at every temporary name that is made of the process number."""
+    newest = int(Path("/proc/loadavg").read_text().split()[-1])
+    for suffix in ["", *(f".tmp.{pid}" for pid in range(newest, newest + PIDS))]:
+        (folder / f"{name}{suffix}").symlink_to(target)
+
+
+@pytest.fixture
+def precious(users):
+    """A file of alice's that no attack may change."""
+    with users.alice.acts():
+        file = users.alice.home / "precious"
+        file.write_text("alice's")
+    users.alice.home.chmod(0o711)
+    yield file
+    assert file.read_text() == "alice's" and file.stat().st_uid == users.alice.uid
+
+
+@pytest.fixture
+def hers(users):
+    """A complete run of mallory's in a sweep to which every user may write."""
+    with users.mallory.acts(umask=0):
+        run = make(users.shared / "demo", "run")
+        run.path.parent.chmod(0o777)
+    return run
+
+
+# -- 1: temporary names ------------------------------------------------------------------------------------------------
+
+
+def test_report_writes_nothing_into_the_sweep_of_another_user(users, hers, precious):
+    sweep = hers.path.parent
+    with users.mallory.acts():
+        prepare_links(sweep, "report.html", precious)
+    before = tree(sweep)
+    done = users.alice.python("jobs/report.py", sweep)
+    assert done.returncode == 0, done.stderr
+    page = Path(done.stdout.rpartition("page: ")[2].strip())
+    private = users.alice.home / ".cache" / "flip" / f"reports-{users.alice.uid}"
+    assert page.is_relative_to(private) and "<html" in page.read_text() and private.stat().st_mode & 0o77 == 0
+    assert tree(sweep) == before
+    done = users.alice.python("jobs/report.py", sweep, HOME=None)
+    assert done.returncode == 78 and "export FLIP_CACHE=FOLDER" in done.stderr, done.stderr
+    with users.alice.acts():
+        (users.alice.home / "pages").mkdir()
+    for words in (["--out", "pages/a.html"], ["--folder", "pages", "--out", "pages/b.html"]):
+        done = users.alice.python("jobs/report.py", sweep, *words)
+        assert done.returncode == 0, done.stderr
+    assert {"a.html", "b.html", "report.html", "results.csv"} <= {path.name for path in precious.parent.glob("pages/*")}
+    assert tree(sweep) == before
+
+
+def test_report_into_a_prepared_folder_overwrites_nothing(users, hers, precious):
+    """``--folder`` names a place to which mallory writes, too."""
+    done = users.alice.python("jobs/report.py", hers.path.parent, "--folder", "made")
+    names = [path.relative_to(users.alice.home / "made") for path in (users.alice.home / "made").rglob("*.*")]
+    assert done.returncode == 0 and any(name.suffix == ".png" for name in names), done.stderr
+    with users.mallory.acts(umask=0):
+        for name in names:
+            (users.shared / "pages" / name).parent.mkdir(parents=True, exist_ok=True)
+            (users.shared / "pages" / name).symlink_to(precious)
+    done = users.alice.python(
+        "jobs/report.py", hers.path.parent, "--folder", users.shared / "pages", "--out", users.shared / "pages/a.html"
+    )
+    assert done.returncode == 0, done.stderr
+    assert all((users.shared / "pages" / name).stat().st_uid == users.alice.uid for name in names)
+
+
+def test_cancel_follows_no_prepared_name(users, hers, precious):
+    hers.result.unlink()
+    with users.mallory.acts(umask=0):
+        prepare_links(hers.path, "cancel.json", precious)
+        (hers.path / "cancel.json").unlink()
+        hers.path.chmod(0o777)
+    done = users.alice.python("jobs/cancel.py", hers.path, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert read_json(hers.cancel)["who"] == f"uid {users.alice.uid}", "a user without an entry in /etc/passwd"
+
+
+# -- 2, 3, 8: code that is executed ------------------------------------------------------------------------------------
+
+SITECUSTOMIZE = "import os; open(os.environ['HOME'] + '/executed', 'w').close()"
+
+
+def test_submit_refuses_a_sweep_folder_or_code_that_another_user_prepared(users, desk):
+    take = "import sys, pathlib; from jobs import snapshot; print(snapshot.take(*map(pathlib.Path, sys.argv[1:])).path)"
+    root = users.shared
+    with users.mallory.acts():
+        (root / "demo").mkdir()
+        (root / "demo").chmod(0o777)
+    code = Path(users.mallory.python("-c", take, ROOT, root / "demo" / ".code").stdout.strip())
+    with users.mallory.acts():
+        code.chmod(0o755)
+        (code / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    done = desk.submit(users.alice, root)
+    assert done.returncode == 77 and f"it belongs to uid {users.mallory.uid}" in done.stderr, done.stderr
+    os.chown(root / "demo", users.alice.uid, users.alice.uid)  # she made it, open to all, and has closed it since
+    (root / "demo").chmod(0o755)
+    done = desk.submit(users.alice, root)
+    assert done.returncode == 77 and str(root / "demo" / ".code") in done.stderr, done.stderr
+    assert "is not trusted" in done.stderr and not (users.alice.home / "ran").exists()
+    os.chown(root / "demo" / ".code", users.alice.uid, users.alice.uid)
+    done = desk.submit(users.alice, root)
+    assert done.returncode == 77 and str(code) in done.stderr and "is not trusted" in done.stderr, done.stderr
+    assert not (users.alice.home / "executed").exists() and not (users.alice.home / "ran").exists()
+    done = desk.submit(users.alice, users.alice.home / "runs")
+    assert done.returncode == 0, done.stderr
+    desk.until_complete(users.alice, users.alice.home / "runs")
+
+
+def test_submit_takes_no_code_from_outside_the_sweep(users, desk):
+    """A copied run may name any folder as its code."""
+    first, second = users.shared / "first", users.shared / "second"
+    with users.alice.acts():
+        first.mkdir(), second.mkdir()
+    assert desk.submit(users.alice, first).returncode == 0
+    desk.until_complete(users.alice, first)
+    with users.mallory.acts():
+        shutil.copytree(first, users.mallory.home / "copy", symlinks=True)
+        run = RunDir(users.mallory.home / "copy" / "demo" / "half")
+        shutil.rmtree(run.attempts)
+        (run.path / "job.json").unlink(), run.result.unlink()
+        write_json(run.identity, {**read_json(run.identity), "code": "../../../x"})
+        (users.shared / "x").mkdir()
+    users.mallory.home.chmod(0o755)
+    copied = users.alice.run("cp", "-r", run.path.parent, second)
+    done = desk.submit(users.alice, second)
+    assert copied.returncode == done.returncode == 0, copied.stderr + done.stderr
+    assert (second / "demo" / ".code" / "../../../x").is_dir()
+    desk.until_complete(users.alice, second)
+    ran = Path((users.alice.home / "ran").read_text().strip())
+    assert ran.parent == second / "demo" / ".code" and ran.name == read_json(second / "demo/half/identity.json")["code"]
+
+
+def submitted(folder: Path, name: str, marker: str, order: int) -> RunDir:
+    """A run whose ranks leave a file in HOME and complete."""
+    run = RunDir(folder / name)
+    run.path.mkdir()
+    program = run.path / "program"
+    program.write_text(f'#!/bin/sh\ntouch "$HOME/{marker}"\necho \'{{}}\' > "$3/result.json"\n')
+    program.chmod(0o755)
+    run.config.write_text("schema: 1\n")
+    job = {"kind": "local", "order": order, "python": str(program), "module": "x", "world": 1, "env": {}}
+    write_json(run.path / "job.json", {**job, "snapshot": str(run.path), "after": 0})
+    return run
+
+
+def supervise(user, sweep: Path, **environment) -> str:
+    """Run a supervisor until it ends by itself, and return its log."""
+    words = ["-c", 'exec "$0" -m jobs.supervisor "$1" > "$HOME/log" 2>&1', sys.executable, sweep]
+    done = user.run("sh", *words, PYTHONPATH=ROOT, **environment)
+    log = user.home / "log"
+    assert done.returncode == 0, log.read_text()
+    until(lambda: " ends\n" in log.read_text(), "the supervisor did not end")
+    return log.read_text()
+
+
+def test_the_supervisor_starts_no_run_that_another_user_wrote(users):
+    sweep, alice, mallory = users.shared / "demo", users.alice, users.mallory
+    with alice.acts():
+        sweep.mkdir()
+        sweep.chmod(0o777)  # once, for a while
+        submitted(sweep, "mine", "mine", 9)
+        half = submitted(sweep, "half-mine", "executed", 1)
+        half.path.chmod(0o777)
+    with mallory.acts():
+        submitted(sweep, "hers", "executed", 0)
+        submitted(users.shared, "elsewhere", "executed", 2)
+        (sweep / "link").symlink_to(users.shared / "elsewhere")
+        (half.path / "job.json").rename(half.path / "moved")
+        shutil.copy(half.path / "moved", half.path / "job.json")
+    sweep.chmod(0o755), half.path.chmod(0o755)
+    log = supervise(alice, sweep)
+    assert (alice.home / "mine").exists() and not (alice.home / "executed").exists(), log
+    for name, reason in (("hers", "it belongs to"), ("link", "it is a symbolic"), ("half-mine/job.json", "it belongs")):
+        assert f"{sweep / name} is not trusted: {reason}" in log, log
+
+
+def test_the_supervisor_starts_runs_in_a_folder_of_a_group_only_if_the_group_is_named(users):
+    sweep, alice = users.shared / "demo", users.alice
+    with alice.acts(umask=0o002, groups=[TEAM]):
+        sweep.mkdir()
+        os.chown(sweep, -1, TEAM)
+        submitted(sweep, "mine", "mine", 0)
+    assert f"members of the group gid {TEAM} may write to it" in supervise(alice, sweep)
+    assert not (alice.home / "mine").exists()
+    os.chown(sweep / "mine", -1, TEAM)
+    os.chown(sweep / "mine" / "job.json", -1, TEAM)
+    log = supervise(alice, sweep, FLIP_TRUST_GROUP=TEAM)
+    assert (alice.home / "mine").exists(), log
+
+
+# -- 4: the cache of chunks --------------------------------------------------------------------------------------------
+
+FILL = """
+import sys, types
+from flip.data.cache import Cache
+cache = Cache(sys.argv[1], 100)
+for j in range(8):
+    cache.put(types.SimpleNamespace(digest="d"), j, [b"x" * 40])
+print(cache.failures)
+"""
+
+
+@pytest.mark.parametrize("prepared", ["nothing", "link", "folder"])
+def test_the_cache_of_chunks_deletes_and_trusts_nothing_of_another_place(users, precious, prepared):
+    folder = users.shared / f"flip-chunks-{users.alice.uid}"
+    with users.mallory.acts(umask=0):
+        if prepared == "link":
+            folder.symlink_to(precious.parent)
+        if prepared == "folder":
+            folder.mkdir()
+            (folder / "d").symlink_to(precious.parent)
+    before = tree(users.shared)
+    done = users.alice.python("-c", FILL, users.shared)
+    assert done.returncode == 0, done.stderr
+    if prepared == "nothing":
+        assert folder.stat().st_mode & 0o777 == 0o700 and done.stdout == "0\n"
+        assert sum(path.stat().st_size for path in folder.glob("d/*")) <= 100
+    else:
+        assert done.stdout == "8\n" and tree(users.shared) == before
+    assert [path.name for path in precious.parent.iterdir()] == ["precious"]
+
+
+# -- 7: processes and jobs ---------------------------------------------------------------------------------------------
+
+
+def test_cancel_ends_no_process_that_a_record_of_another_user_names(users, hers):
+    started = users.alice.run("sh", "-c", "setsid sleep 600 > /dev/null 2>&1 & echo $!")
+    pid = int(started.stdout)
+    begin = processes.start_time(pid)
+    with users.mallory.acts(umask=0):
+        hers.result.unlink()
+        (hers.attempt(1) / "end.json").unlink()
+        write_json(hers.path / "job.json", {"kind": "local"})
+        write_json(hers.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": begin}])
+        hers.path.chmod(0o777)
+    listed = users.alice.python("jobs/status.py", hers.path, "--json")
+    assert json.loads(listed.stdout)[0]["state"] == "running", "the record is believed, as far as it can be"
+    done = users.alice.python("jobs/cancel.py", hers.path, "--yes")
+    assert done.returncode == 0 and hers.cancel.exists(), done.stderr
+    assert processes.alive(pid, begin)
+
+
+def test_cancel_signals_no_job_of_mine_that_a_record_of_another_user_names(users, hers):
+    """Slurm's commands are stand-ins that note how they were called."""
+    commands, calls = users.folder / "bin", users.folder / "calls"
+    commands.mkdir()
+    calls.touch()
+    calls.chmod(0o666)
+    answers = {"squeue": "echo 'demo.0123abcd|0|57_0|RUNNING|n1|None|N/A'", "scontrol": "echo 'ClusterName = far'"}
+    for name in ("squeue", "scontrol", "scancel", "sbatch", "srun"):
+        (commands / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {calls}\n{answers.get(name, "")}\n')
+        (commands / name).chmod(0o755)
+    with users.mallory.acts(umask=0):
+        hers.result.unlink()
+        job = {"kind": "slurm", "name": "demo.0123abcd", "token": "0123abcd", "index": 0, "site": "far"}
+        write_json(hers.path / "job.json", {**job, "uid": users.alice.uid, "after": 0})
+        hers.path.chmod(0o777)
+    done = users.alice.python("jobs/cancel.py", hers.path, "--yes", PATH=f"{commands}:{os.defpath}")
+    assert done.returncode == 0, done.stderr
+    (signalled,) = [line for line in calls.read_text().splitlines() if line.startswith("scancel")]
+    assert f"--user={users.mallory.uid}" in signalled.split() and signalled.split()[-1] == "57_0"
+
+
+# -- 16: folders for temporary files -----------------------------------------------------------------------------------
+
+START = """
+import os, sys, tempfile
+from flip.parallel import set_compile_caches
+from flip.rundir import RunDir
+from jobs.worker import clear_temporaries
+for tempfile.tempdir in sys.argv[2:]:
+    set_compile_caches()
+    clear_temporaries(RunDir(sys.argv[1]), 2)
+    print(tempfile.tempdir, os.environ.pop("TORCHINDUCTOR_CACHE_DIR"), os.environ.pop("TRITON_CACHE_DIR"))
+"""
+
+
+def test_prepared_folders_for_temporary_files_are_not_used(users, precious):
+    """Of the name that a worker uses: a link to a folder of alice's, and a folder to which all may write."""
+    with users.alice.acts():
+        record = precious.parent / "keep" / "flip.json"
+        record.parent.mkdir()
+        write_json(record, {"run": str(users.shared / "run"), "attempt": 1})
+    with users.mallory.acts(umask=0):
+        for place in (users.folder / "tmp", users.shared):
+            (place / "pymp-hers").symlink_to(record.parent)
+        (users.folder / "tmp" / f"flip-compile-{users.alice.uid}").symlink_to(precious.parent)
+        (users.shared / f"flip-compile-{users.alice.uid}" / "inductor").mkdir(parents=True)
+    done = users.alice.python("-c", START, users.shared / "run", users.folder / "tmp", users.shared)
+    assert done.returncode == 0, done.stderr
+    lines = [list(map(Path, line.split())) for line in done.stdout.splitlines()]
+    assert len(lines) == 2
+    for temporary, *caches in lines:
+        for cache in caches:
+            assert cache.parent.parent == temporary and cache.parent.name != f"flip-compile-{users.alice.uid}"
+            assert cache.parent.stat().st_uid == users.alice.uid and cache.parent.stat().st_mode & 0o77 == 0
+    assert record.exists()
+
+
+# -- 9: records --------------------------------------------------------------------------------------------------------
+
+FIFOS = [
+    "config.yaml", "identity.json", "status.json", "result.json", "job.json", "cancel.json", "attempts/1/start.json",
+    "attempts/1/end.json", "attempts/1/cause.0.json", "attempts/1/pids.json", "metrics/1.jsonl", "eval/pretrain-8.json",
+    "logs/1/node0.out", "logs/1/node0.err",
+]  # fmt: skip
+WRONG = '{"attempt": "x", "samples": {}, "kind": [], "cause": 1, "order": {}, "action": [], "who": 7, "time": "x"}'
+
+
+def test_no_record_of_another_user_stops_the_commands_that_read(users):
+    """A FIFO without a writer, and values of wrong types: the sound run keeps its row."""
+    sweep = users.shared / "demo"
+    with users.mallory.acts():
+        make(sweep, "sound")
+        for number, record in enumerate(FIFOS):
+            run = make(sweep, f"fifo-{number}")
+            (run.path / record).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / record).unlink(missing_ok=True)
+            os.mkfifo(run.path / record, 0o666)
+        run = make(sweep, "wrong")
+        for record in FIFOS[1:-2]:
+            (run.path / record).write_text(WRONG)
+        (sweep / ".supervisor").mkdir()
+        for name in ("lock", "settings.json", "pid.json"):
+            os.mkfifo(sweep / ".supervisor" / name, 0o666)
+        os.mkfifo(sweep / "sweep.json", 0o666)
+    names = {path.name for path in sweep.iterdir() if path.name not in ("fifo-0", ".supervisor", "sweep.json")}
+    before = tree(sweep)
+    for words in (["status.py"], ["status.py", "--goodput"], ["report.py"]):
+        done = users.alice.python(f"jobs/{words[0]}", sweep, *words[1:], "--json")
+        assert done.returncode == 0 and "Traceback" not in done.stderr, (words, done.stderr)
+        if "--goodput" not in words:
+            rows = {row["run"]: row for row in json.loads(done.stdout)}
+            assert rows.keys() == names and rows["sound"]["state"] == "complete"
+    for name in ("fifo-9", "wrong"):
+        done = users.alice.python("jobs/explain.py", sweep / name)
+        assert "Traceback" not in done.stderr, (name, done.stderr)
+    done = users.alice.python("jobs/logs.py", sweep / "fifo-12")
+    assert done.returncode == 65 and "node0.out: is not a regular file" in done.stderr, done.stderr
+    assert tree(sweep) == before

@@ -1,0 +1,102 @@
+"""Ordinary use of one runs root by the members of a group, with real user ids: nothing of it is refused.
+
+Alice and Bob share a group. The runs root belongs to it and has the
+setgid bit, as administrators set up project folders.
+"""
+
+import os
+import shutil
+
+import pytest
+
+from flip.config import load
+from flip.rundir import RunDir, write_json
+from tests.jobs.outcomes import make
+from tests.jobs.test_evaluate import committed
+from tests.security.users import TEAM, tree
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture
+def root(users):
+    """The runs root of a group: mode 2775, of an administrator."""
+    folder = users.folder / "team"
+    folder.mkdir()
+    os.chown(folder, 0, TEAM)
+    folder.chmod(0o2775)
+    return folder
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022], ids=["umask=002", "umask=022"])
+def test_a_colleague_reads_my_runs_and_writes_nothing_there(users, root, umask):
+    alice, bob = users.alice, users.bob
+    with alice.acts(umask, [TEAM]):
+        make(root / "demo", "complete")
+        run = make(root / "demo", "failed", steps=50, complete=False, end={
+            "action": "stop", "cause": "crash", "reason": "three crashes", "code": 70, "delay": 0, "exclude": [],
+        })  # fmt: skip
+        (run.logs / "1").mkdir(parents=True)
+        (run.logs / "1" / "node0.out").write_text("step 50\n")
+    before, options = tree(root), {"FLIP_RUNS": root, "groups": [TEAM], "umask": umask}
+    expected = {
+        "jobs/status.py demo --watch": "complete", "jobs/status.py --goodput": "demo", "jobs/report.py": "page: ",
+        "jobs/explain.py demo/failed": "three crashes", "jobs/logs.py demo/failed": "step 50",
+    }  # fmt: skip
+    for command, words in expected.items():
+        done = bob.python(*command.split(), **options)
+        assert done.returncode == (75 if "--watch" in command else 0), (command, done.stderr)
+        assert words in done.stdout, (command, done.stdout)
+    assert tree(root) == before
+
+
+def test_two_members_submit_sweeps_in_one_runs_root(users, desk, root):
+    """Each starts, continues and moves to the trash what is their own; the sweep of the other is refused."""
+    text = desk.sweep.read_text()
+    for user, name, umask in ((users.alice, "alices", 0o022), (users.bob, "bobs", 0o002)):
+        options = {"groups": [TEAM], "umask": umask}
+        desk.sweep = desk.place / f"{name}.yaml"
+        desk.sweep.write_text(text)
+        done = desk.submit(user, root, **options)
+        assert done.returncode == 0, done.stderr
+        desk.until_complete(user, root, name)
+        done = desk.submit(user, root, "seed=1", "--changed", "restart", **options)
+        assert done.returncode == 0, done.stderr
+        assert list(root.glob(f".trash/*/{name}/half"))
+        desk.until_complete(user, root, name)
+    done = desk.submit(users.alice, root, "--changed", "restart", **options)
+    assert done.returncode == 77 and "bobs" in done.stderr, done.stderr
+
+
+def test_a_colleague_evaluates_and_exports_a_copy_of_my_run(users, data, root):
+    place, bob, options = users.folder / "data", users.bob, {"groups": [TEAM], "umask": 0o002}
+    shutil.copytree(data, place)
+    run = RunDir(root / "demo" / "run")
+    settings = [
+        "model.size=tiny", "stages=[{name: pretrain, samples: 64, batch: 8}]", f"data.manifest={place}",
+        f"data.tokenizer={place}/tokenizer.json", "compute.threads=1", "compute.device=cpu", "compute.precision=fp32",
+        "compute.attention=sdpa", f"evaluate.sets=[{{name: own, manifest: {place}, classes: {place}/classes.json}}]",
+    ]  # fmt: skip
+    config = load.merge([], settings)
+    run.path.mkdir(parents=True)
+    run.config.write_text(load.dump(config))
+    write_json(run.identity, {"hash": "", "schema": 1, "config": {}})
+    committed(run, config, 64, 1)
+    for path in (run.path.parent, *run.path.parent.rglob("*")):
+        os.chown(path, users.alice.uid, TEAM)
+        path.chmod(0o2775 if path.is_dir() else 0o664)
+    for path in (place, *place.rglob("*")):
+        path.chmod(0o755)
+    before = tree(run.path.parent)
+    done = bob.run("cp", "-r", run.path.parent, root / "copy", **options)
+    assert done.returncode == 0, done.stderr
+    done = bob.python("tools/export.py", "copy/run", FLIP_RUNS=root, **options)
+    assert done.returncode == 0 and (root / "copy/run/export/pretrain-64/export.json").exists(), done.stderr
+    for refused in ("demo/run", "copy/run"):
+        done = bob.python("jobs/evaluate.py", refused, FLIP_RUNS=root, **options)
+        assert done.returncode == 77 and "chmod -R go-w" in done.stderr, done.stderr
+    bob.run("chmod", "-R", "go-w", root / "copy")
+    done = bob.python("jobs/evaluate.py", "copy/run", "--json", FLIP_RUNS=root, timeout=120, **options)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (root / "copy" / "run" / "eval" / "pretrain-64" / "own.json").exists()
+    assert tree(run.path.parent) == before
