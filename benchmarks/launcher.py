@@ -199,7 +199,7 @@ def status(site: Site, many: int, repeats: int) -> dict[str, Any]:
         for n in range(1, 3 if i % 3 == 0 else 2):
             if n > 1:
                 end = {"attempt": n - 1, "action": "requeue", "cause": "stopped", "reason": "preempted", "delay": 0.0}
-                write_json(run.attempt(n - 1) / "end.json", end)
+                write_json(run.attempt(n - 1) / "end.json", end | {"committed": True})
             run.begin_attempt({"resumes_from": 0})
         live = {"attempt": n, "samples": 5, "total": 10, "step": 5, "steps": 10, "loss": 2.0, "stage": "pretrain"}
         write_json(run.status, live | {"samples_per_second": 9.0, "eta_seconds": 9, "phase": "training", "time": 0.0})

@@ -42,7 +42,7 @@ def test_a_value_arrives_as_it_was(value):
     assert math.isnan(broadcast_json(math.nan, None))
 
 
-@pytest.mark.parametrize("value", [b"bytes", {1, 2}, object(), ConfigError], ids=repr)
+@pytest.mark.parametrize("value", [b"bytes", {1, 2}, object(), ConfigError], ids=["bytes", "set", "object", "class"])
 def test_a_value_that_is_not_of_json_is_refused(value):
     with pytest.raises(TypeError, match="not JSON serializable"):
         broadcast_json(value, None)

@@ -94,7 +94,7 @@ def test_a_header_that_states_gigabytes_is_not_read(tmp_path):
     record = {"files": {"a.safetensors": {"bytes": size}}, "stage": "pretrain", "samples": 1, "attempt": 1}
     files = restore.Files(commit.Commit(tmp_path, record), Patience(deadline=1.0))
     with pytest.raises(commit.Damaged, match=f"states a header of {size:,} bytes, at most"):
-        restore.Headers.of(files)
+        restore._headers(files)
 
 
 @st.composite
