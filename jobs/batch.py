@@ -118,6 +118,20 @@ FORWARD = [
 ]
 
 
+def _ownership(*code: Path) -> list[str]:
+    """Lines that refuse to execute code of another user, at every start. Slurm holds the script itself.
+
+    A user who may rename folders in the runs root can put another snapshot in place of the owner's. ``.git`` and
+    ``.venv`` are no part of a snapshot, only of a checkout that is used as one.
+    """
+    folders = " ".join(dict.fromkeys(shlex.quote(str(path)) for path in code))
+    foreign = "'(' ! -user \"$EUID\" ! -user 0 -o -perm -002 ! -type l ')'"
+    return [
+        f"foreign=$(find {folders} -name '.[gv]*' -prune -o {foreign} -print -quit)",
+        '[ -z "$foreign" ] || { echo "$foreign: of another user, or writable by all: not executed" >&2; exit 77; }',
+    ]
+
+
 def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     """The script before ``srun``. TERM comes to it with a preemption without grace, and with scancel."""
     snapshot = Path(job.snapshot).absolute()
@@ -139,6 +153,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
         *ELSEWHERE,
         f"said={shlex.quote(str(folder))}/$id",
         'exec >>"$said.out" 2>>"$said.err" || elsewhere',
+        *_ownership(snapshot, job.host_code),
         f"export {' '.join(f'{key}={shlex.quote(value)}' for key, value in exported.items())}",
         f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {shlex.quote(str(folder / "runs"))}) || elsewhere',
         f'FLIP_ATTEMPT=$({decide} begin "$FLIP_RUN" --token {folder.name}) || elsewhere',

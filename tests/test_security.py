@@ -89,3 +89,14 @@ def test_no_command_prints_the_environment(tmp_path, words):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert SECRET not in done.stdout + done.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET in path.read_text()]
+
+
+def test_every_test_that_the_page_names_exists():
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    names = re.findall(r"::(test_\w+)", page)
+    assert len(names) > 10 and not [name for name in names if f"def {name}(" not in source]
+    files = re.findall(r"(tests/[\w/]+\.py)", page) + [
+        "tests/security/" + name for name in re.findall(r"`(test_\w+\.py)", page)
+    ]
+    assert len(files) > 15 and not [file for file in files if not (ROOT / file).is_file()]

@@ -152,6 +152,27 @@ DISABLED = """case $1 in
 """scontrol, where the job has Requeue=0."""
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_code_of_another_user_is_not_executed(stage, tmp_path, monkeypatch):
+    """As after somebody who may write to the runs root has put another folder in its place."""
+    code = tmp_path / "code"
+    for name in ("flip", "jobs"):
+        shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+    job = Job(stage.run, code, Shape(), {}, "jobs.worker")
+    stage.script.write_text(script(Profile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
+    stage.commands("srun", "exit 0")
+    for path, owner, mode in ((code / "jobs", 12345, 0o755), (code / "flip" / "__init__.py", 0, 0o666)):
+        before = path.stat().st_mode
+        os.chown(path, owner, -1)
+        path.chmod(mode)
+        assert stage.start().wait(60) == 77 and not stage.run.attempts.exists()
+        assert f"{path}: of another user, or writable by all: not executed" in (stage.folder / "57_1.err").read_text()
+        os.chown(path, 0, -1)
+        path.chmod(before)
+    stage.start().wait(60)
+    assert stage.run.newest_attempt() == 1
+
+
 @pytest.mark.parametrize("refused", [False, True])
 def test_where_requeue_is_disabled_a_new_job_follows_or_the_run_ends_at_once(stage, tmp_path, refused):
     stage.commands("srun", "export SLURM_RESTART_COUNT=7; exit 137")

@@ -60,6 +60,8 @@ elsewhere() {  # a node that lacks what the others have, a mount or the interpre
 }
 said=/runs/demo/.slurm/0123abcd/$id
 exec >>"$said.out" 2>>"$said.err" || elsewhere
+foreign=$(find /runs/demo/.code/c0de /runs/demo/.code/today -name '.[gv]*' -prune -o '(' ! -user "$EUID" ! -user 0 -o -perm -002 ! -type l ')' -print -quit)
+[ -z "$foreign" ] || { echo "$foreign: of another user, or writable by all: not executed" >&2; exit 77; }
 export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONUNBUFFERED=1 PYTHONNOUSERSITE=1 NCCL_DEBUG='WARN x'
 FLIP_RUN=$(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" /runs/demo/.slurm/0123abcd/runs) || elsewhere
 FLIP_ATTEMPT=$(python3 -I /runs/demo/.code/today/jobs/requeue.py begin "$FLIP_RUN" --token 0123abcd) || elsewhere
