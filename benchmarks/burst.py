@@ -18,7 +18,7 @@ import numpy as np
 from flip.data.prefetch import THREADS
 from flip.data.retry import Attempts, Clock, Gate, Patience
 from flip.data.storage import Fault
-from flip.exitcodes import StorageError
+from flip.runs.errors import StorageError
 
 
 @dataclass(frozen=True)

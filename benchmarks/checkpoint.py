@@ -143,7 +143,7 @@ def _rank(work: dict[str, Any]) -> int:
 
 def _ours(work: dict[str, Any], world: Any, background: bool) -> Callable[[Any], Callable[[], None]]:
     from flip.checkpoint import Checkpointer
-    from flip.rundir import RunDir
+    from flip.runs.rundir import RunDir
 
     run = RunDir(Path(work["folder"]) / "sweep" / f"run{background}")
     run.attempt(1).mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.launcher import ROOT, Site, status
-from flip.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir, write_json
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
 from jobs.scheduler import DEADLINE

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.results import ABSENT, rounded
-from flip.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir, write_json
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile
 from jobs.slurm import SlurmCluster

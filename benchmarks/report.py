@@ -27,7 +27,7 @@ from benchmarks.results import rounded
 from flip.config.load import dump, merge
 from flip.config.stages import spans
 from flip.flops import parameters, training_flops
-from flip.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = 3

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from flip.rundir import write_json
+from flip.runs.rundir import write_json
 
 ABSENT = "not installed"
 

@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.profiles import profiles
 from benchmarks.row import NOT_MEASURED, Row, number
 from benchmarks.rows import ROWS
-from flip.rundir import write_text
+from flip.runs.rundir import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "RESULTS.md"

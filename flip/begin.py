@@ -12,8 +12,8 @@ from torch import Tensor
 from flip import model, translation
 from flip.config.begin import agree
 from flip.config.schema import Config
-from flip.exitcodes import ConfigError
 from flip.loaded import load
+from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
 
 

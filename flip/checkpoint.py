@@ -1,4 +1,4 @@
-"""Saving a trainer's state: sharded safetensors under the commit protocol of ``flip.commit``.
+"""Saving a trainer's state: sharded safetensors under the commit protocol of ``flip.runs.commit``.
 
 The state is a flat dict of tensors, ``model.<name>`` and ``optim.<moment>.<name>``; everything else stands in
 ``commit.json``. Nothing that is loaded can execute: DCP's own ``.metadata`` is a pickle and is not used.
@@ -18,15 +18,15 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from flip import commit
 from flip.background import Background
 from flip.collectives import all_gather_json
 from flip.data.retry import Patience
-from flip.exitcodes import Diverged, FlipError, Superseded
 from flip.parallel import World
 from flip.remote import Remote, base, marked, verify
 from flip.restore import Restorer
-from flip.rundir import RunDir
+from flip.runs import commit
+from flip.runs.errors import Diverged, FlipError, Superseded
+from flip.runs.rundir import RunDir
 from flip.writer import Problem, Writer, own_part, raised
 
 log = logging.getLogger(__name__)

@@ -16,20 +16,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from flip import exitcodes
-from flip.exitcodes import FlipError, PeerLost
+from flip.runs import errors
+from flip.runs.errors import FlipError, PeerLost
 
 _T = TypeVar("_T")
 
 ERRORS: dict[str, type[FlipError]] = {
     kind.__name__: kind
     for kind in (
-        exitcodes.ConfigError,
-        exitcodes.DataError,
-        exitcodes.StorageError,
-        exitcodes.PermissionDenied,
-        exitcodes.Diverged,
-        exitcodes.Superseded,
+        errors.ConfigError,
+        errors.DataError,
+        errors.StorageError,
+        errors.PermissionDenied,
+        errors.Diverged,
+        errors.Superseded,
         PeerLost,
         FlipError,
     )

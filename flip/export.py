@@ -14,16 +14,16 @@ from torch import Tensor
 
 from flip import card, exported, padding, translation
 from flip import tensors as tensor_file
-from flip.commit import sha256
 from flip.config import load as configuration
 from flip.config.schema import Augment, Config, Model
 from flip.evaluate.task import merge_results
-from flip.exitcodes import ConfigError, StorageError
 from flip.loaded import Loaded
 from flip.model import EPS
-from flip.records import POINT
 from flip.results import read_run
-from flip.rundir import RunDir, load_record, sync_folder, write_json, write_text
+from flip.runs.commit import sha256
+from flip.runs.errors import ConfigError, StorageError
+from flip.runs.records import POINT
+from flip.runs.rundir import RunDir, load_record, sync_folder, write_json, write_text
 
 VARIANTS = ("native", "extra-block", "timm-tower")
 """How open_clip holds the image encoder: as its own ViT; as that with one computed block more; as timm's."""

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flip.commit import Commit, check
 from flip.config import load as configuration
 from flip.config.schema import Config
-from flip.exitcodes import ConfigError, DataError
-from flip.rundir import read_json
+from flip.runs.commit import Commit, check
+from flip.runs.errors import ConfigError, DataError
+from flip.runs.rundir import read_json
 
 MARK = "export.json"
 """What the folder is: form, variant, run, stage, samples, attempt, ..., and ``files`` with sizes and checksums."""

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flip.exitcodes import Diverged
-from flip.rundir import RunDir, write_json
+from flip.runs.errors import Diverged
+from flip.runs.rundir import RunDir, write_json
 
 log = logging.getLogger(__name__)
 

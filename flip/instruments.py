@@ -17,7 +17,7 @@ from flip import accelerators, flops, norms, parallel
 from flip.config.schema import Config
 from flip.config.stages import Span
 from flip.parallel import World
-from flip.rundir import RunDir
+from flip.runs.rundir import RunDir
 from flip.saving import Saving
 from flip.shares import Verdict, Window
 from flip.tally import Tally

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from flip.exitcodes import STOPPED
-from flip.rundir import RunDir
+from flip.runs.errors import STOPPED
+from flip.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
 

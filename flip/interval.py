@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flip import metrics
-from flip.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, read_record
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
-from flip import commit, exported, model, padding, translation
+from flip import exported, model, padding, translation
 from flip.checkpoint import model_state
 from flip.config import load as configuration
 from flip.config.schema import Config
@@ -21,11 +21,12 @@ from flip.data.view import EvaluationView
 from flip.evaluate import prompts
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.zeroshot import class_embeddings
-from flip.exitcodes import ConfigError, DataError
 from flip.preprocess import Picture, Preprocess, as_pictures, as_texts
 from flip.remote import at_hand
 from flip.restore import fill
-from flip.rundir import RunDir
+from flip.runs import commit
+from flip.runs.errors import ConfigError, DataError
+from flip.runs.rundir import RunDir
 from flip.tokenizer import Tokenizer
 
 

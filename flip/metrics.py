@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip import records
-from flip.ownership import open_regular
-from flip.rundir import RunDir, matching, number
+from flip.runs import records
+from flip.runs.ownership import open_regular
+from flip.runs.rundir import RunDir, matching, number
 
 Column = NDArray[np.float64]
 Columns = Mapping[str, Column]

@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flip import commit, exported, pins
+from flip import exported
 from flip.config import load
 from flip.config.begin import agree
 from flip.config.identity import file_digest, flatten
 from flip.config.schema import Config, Init
 from flip.config.stages import spans
-from flip.exitcodes import ConfigError, DataError, PermissionDenied
-from flip.rundir import RunDir, load_record
+from flip.runs import commit, pins
+from flip.runs.errors import ConfigError, DataError, PermissionDenied
+from flip.runs.rundir import RunDir, load_record
 
 
 def digest(found: commit.Commit) -> str:

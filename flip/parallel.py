@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from flip.config import schema
-from flip.ownership import private_folder
+from flip.runs.ownership import private_folder
 
 _Model = TypeVar("_Model", bound=nn.Module)
 PATIENCE = 5.0

@@ -16,8 +16,8 @@ from torch import Tensor
 from flip.data.decode import Pixels, Undecodable, open_image
 from flip.data.tar import SAMPLE_LIMIT
 from flip.data.view import EvaluationView
-from flip.exitcodes import DataError
-from flip.ownership import read_regular
+from flip.runs.errors import DataError
+from flip.runs.ownership import read_regular
 
 Picture = Image.Image | str | os.PathLike[str] | NDArray[np.uint8] | Tensor
 """The path of an image file, a PIL image, an array (height, width, 3) of uint8, or a tensor (3, height, width) of uint8

@@ -12,14 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from flip import commit, ownership
 from flip.data.anywhere import Anywhere
 from flip.data.outage import Outages
 from flip.data.retry import Attempts, Do, Patience, Words
 from flip.data.s3 import S3
 from flip.data.storage import Fault, is_remote
-from flip.exitcodes import PermissionDenied
-from flip.rundir import RunDir, create_json, read_record
+from flip.runs import commit, ownership
+from flip.runs.errors import PermissionDenied
+from flip.runs.rundir import RunDir, create_json, read_record
 
 PIECE, AT_ONCE = 1 << 24, 4
 """Bytes per request when fetching, and files that are fetched at once."""

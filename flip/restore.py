@@ -33,15 +33,16 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from flip import commit, exported
+from flip import exported
 from flip.collectives import all_gather_json, broadcast_json, run_on_first
 from flip.config.schema import Init
 from flip.data.retry import Patience
-from flip.exitcodes import DataError, FlipError
 from flip.origin import open_commit
 from flip.parallel import World
 from flip.remote import AT_ONCE, Remote, refuse_foreign
-from flip.rundir import RunDir
+from flip.runs import commit
+from flip.runs.errors import DataError, FlipError
+from flip.runs.rundir import RunDir
 from flip.writer import DAMAGED, Problem, raised
 
 log = logging.getLogger(__name__)

@@ -14,15 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flip import metrics, records
+from flip import metrics
 from flip.config.identity import flatten
 from flip.config.schema import Config, DataSet, EvaluationSet, Stage
 from flip.config.table import parse_yaml
 from flip.evaluate.task import merge_results, precision
-from flip.exitcodes import ConfigError, FlipError
 from flip.metrics import Metrics
-from flip.ownership import read_regular
-from flip.rundir import RunDir, matching, read_record
+from flip.runs import records
+from flip.runs.errors import ConfigError, FlipError
+from flip.runs.ownership import read_regular
+from flip.runs.rundir import RunDir, matching, read_record
 
 T = TypeVar("T")
 

@@ -11,18 +11,18 @@ import torch
 
 from flip.checkpoint import Checkpointer, model_state
 from flip.collectives import run_on_first
-from flip.commit import Commit
 from flip.config import load
 from flip.config.begin import as_they_are
 from flip.config.schema import Config
 from flip.data import order
 from flip.data.retry import Patience
-from flip.exitcodes import DataError
 from flip.interval import Interval
 from flip.model import Pair
 from flip.origin import open_export
 from flip.parallel import World
-from flip.rundir import RunDir, read_record
+from flip.runs.commit import Commit
+from flip.runs.errors import DataError
+from flip.runs.rundir import RunDir, read_record
 from flip.watchdog import LONG, Watchdog
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import resource
 
 import torch
 
-from flip.commit import Commit
 from flip.data.loader import Loader
 from flip.parallel import World
+from flip.runs.commit import Commit
 
 
 class Tally:

@@ -26,9 +26,9 @@ import tokenizers  # noqa: E402
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
 from flip.config.schema import TextTower  # noqa: E402
-from flip.exitcodes import ConfigError  # noqa: E402
-from flip.ownership import read_regular  # noqa: E402
-from flip.rundir import write_text  # noqa: E402
+from flip.runs.errors import ConfigError  # noqa: E402
+from flip.runs.ownership import read_regular  # noqa: E402
+from flip.runs.rundir import write_text  # noqa: E402
 
 UNKNOWN = "[UNK]"
 SPECIAL = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flip import checkpoint, commit, flops, guard, model, monitor, norms, optim, parallel, step
+from flip import checkpoint, flops, guard, model, monitor, norms, optim, parallel, step
 from flip.collectives import run_on_first
 from flip.config import load, stages
 from flip.config.schema import Config, EvaluationSet
@@ -30,10 +30,11 @@ from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
-from flip.exitcodes import FlipError
 from flip.instruments import Instruments
 from flip.interrupt import CANCELLED, Agreement, RunWatcher, StopFlag
-from flip.rundir import RunDir, create_json
+from flip.runs import commit
+from flip.runs.errors import FlipError
+from flip.runs.rundir import RunDir, create_json
 from flip.saving import Saving
 from flip.tally import Tally
 from flip.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from flip.exitcodes import HANG
+from flip.runs.errors import HANG
 
 LONG = 6.0
 """How many times longer than a step the long parts may take: starting, and a commit, which one rank hashes alone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from flip.data.loader import Batch
-from flip.rundir import RunDir
+from flip.runs.rundir import RunDir
 
 
 class Witness:

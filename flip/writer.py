@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from flip import commit
-from flip.exitcodes import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 from flip.parallel import copies, copy_number
 from flip.remote import Remote
+from flip.runs import commit
+from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 
 DAMAGED = "damaged"
 
 
 class Problem(NamedTuple):
-    """What keeps a checkpoint from being written or read, by its cause (``flip.exitcodes``)."""
+    """What keeps a checkpoint from being written or read, by its cause (``flip.runs.errors``)."""
 
     cause: str
     text: str

@@ -13,7 +13,7 @@ from flip.config.schema import ImageTower, Model, TextTower
 from flip.config.stages import positions
 from flip.evaluate.task import precision
 from flip.results import Outcome
-from flip.rundir import read_record
+from flip.runs.rundir import read_record
 from jobs.goodput import resources
 from jobs.paper import Published, published
 

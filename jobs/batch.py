@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from jobs import disk
 from jobs.cluster import Job
 from jobs.marks import STARTS

@@ -11,7 +11,7 @@ run that waits for one ``waits_for``, its name. Standard library, Python >= 3.6.
 import json
 import os
 
-from flip.rundir import RunDir, create_json, read_record
+from flip.runs.rundir import RunDir, create_json, read_record
 from jobs import ledger, scheduler
 
 if False:  # names for annotations only: Python 3.6 runs this file too

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_root_option(parser)
     parser.add_argument("--json", action="store_true", help="names of the cancelled runs as a JSON list")
     args = parser.parse_args(arguments)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
 
     try:
         return cancel(args)
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 def cancel(args: argparse.Namespace) -> int:
     import json
 
-    from flip.exitcodes import ConfigError
+    from flip.runs.errors import ConfigError
     from jobs import cluster, find
     from jobs.profile import roots
     from jobs.table import plain

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from flip.exitcodes import FlipError
-from flip.ownership import user_name
-from flip.rundir import RunDir, create_json, read_record
+from flip.runs.errors import FlipError
+from flip.runs.ownership import user_name
+from flip.runs.rundir import RunDir, create_json, read_record
 from jobs.disk import unwritable
 from jobs.profile import Profile
 

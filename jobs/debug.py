@@ -19,7 +19,7 @@ sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or "."
 from jobs.pipe import Parser
 
 if TYPE_CHECKING:
-    from flip.rundir import RunDir
+    from flip.runs.rundir import RunDir
     from jobs.plan import Wanted
 
 EXAMPLES = """examples:
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
 
     try:
         return debug(args, allocation(os.environ))
@@ -68,7 +68,7 @@ def allocation(environ: Mapping[str, str]) -> list[int]:
 
 def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     """The exit code of the ranks."""
-    from flip.exitcodes import ConfigError
+    from flip.runs.errors import ConfigError
 
     allocated = sum(tasks) > 1
     if len(set(tasks)) > 1:
@@ -91,7 +91,7 @@ def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list
     from dataclasses import replace
 
     from flip.config.load import read
-    from flip.rundir import RunDir
+    from flip.runs.rundir import RunDir
     from jobs import submit
     from jobs.profile import load_profile
     from jobs.submission import Submission
@@ -113,10 +113,10 @@ def scratch(wanted: Wanted, real: RunDir, args: argparse.Namespace) -> RunDir:
     """A run directory with this configuration and, where the real one has it, the newest commit."""
     import shutil
 
-    from flip import commit
     from flip.config.load import dump
     from flip.remote import at_hand
-    from flip.rundir import RunDir, write_json, write_text
+    from flip.runs import commit
+    from flip.runs.rundir import RunDir, write_json, write_text
 
     folder = Path(tempfile.mkdtemp(prefix=f"flip-{wanted.name}-", dir=args.out)) / real.sweep
     run = RunDir(folder / wanted.name)

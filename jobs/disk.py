@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flip import ownership
-from flip.exitcodes import ConfigError, FlipError, PermissionDenied, StorageError
+from flip.runs import ownership
+from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
 
 ELSEWHERE = "Choose another place: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)

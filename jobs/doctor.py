@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="replace the file that is there")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     args = parser.parse_args(arguments)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
 
     try:
         return examine(args)
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def examine(args: argparse.Namespace) -> int:
-    from flip.exitcodes import COMPLETE, CONFIG
+    from flip.runs.errors import COMPLETE, CONFIG
     from jobs import site as reading
     from jobs.promises import NOT, findings
 
@@ -85,7 +85,7 @@ def examine(args: argparse.Namespace) -> int:
 
 def given(args: argparse.Namespace) -> Profile:
     """The named profile, or an empty one, with what the command line says."""
-    from flip.exitcodes import ConfigError
+    from flip.runs.errors import ConfigError
     from jobs.profile import Profile, load_profile
 
     profile = load_profile(args.cluster) if args.cluster else Profile(kind="slurm")
@@ -97,7 +97,7 @@ def given(args: argparse.Namespace) -> Profile:
 
 def place(name: str, force: bool) -> Path:
     """Where the profile goes. ConfigError where there is one."""
-    from flip.exitcodes import ConfigError
+    from flip.runs.errors import ConfigError
     from jobs.profile import PROFILES
 
     target = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
@@ -108,7 +108,7 @@ def place(name: str, force: bool) -> Path:
 
 def write(target: Path, content: str) -> None:
     """The file, whole. It is read back: what is written must load."""
-    from flip.rundir import write_text
+    from flip.runs.rundir import write_text
     from jobs.disk import unwritable
     from jobs.profile import load_profile
 

@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = made.parse_args(arguments)
     if not args.list and bool(args.run) == bool(args.model):
         made.error("name a run, or --model, or --list")
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
     from jobs.evaluation import Order, listing
 
     try:

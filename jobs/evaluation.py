@@ -17,17 +17,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from flip import commit, pins
 from flip.config import load
 from flip.config.resolve import DataFacts, Host, cache_root, resolve
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.evaluate import registry
 from flip.evaluate.registry import Wanted
 from flip.evaluate.task import CONFIGURED, Task, precision
-from flip.exitcodes import COMPLETE, STOPPED, ConfigError, FlipError
-from flip.ownership import closed_folder
 from flip.remote import refuse_foreign
-from flip.rundir import RunDir, load_record, write_json, write_text
+from flip.runs import commit, pins
+from flip.runs.errors import COMPLETE, STOPPED, ConfigError, FlipError
+from flip.runs.ownership import closed_folder
+from flip.runs.rundir import RunDir, load_record, write_json, write_text
 from jobs import find, preflight, submission, variables
 from jobs.cluster import Job, interval, open_cluster, states
 from jobs.disk import require_trusted, writing

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 
 from flip import interrupt
-from flip.rundir import RunDir
+from flip.runs.rundir import RunDir
 from jobs import worker
 
 

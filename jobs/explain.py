@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_root_option(parser)
     parser.add_argument("--json", action="store_true", help="the same as one JSON mapping")
     args = parser.parse_args(arguments)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
     from jobs import find
     from jobs.facts import explain
     from jobs.profile import roots

@@ -12,7 +12,7 @@ from typing import Any
 from flip import metrics
 from flip.config.sizes import label
 from flip.results import Outcome, differing, read_run
-from flip.rundir import RunDir, matching, number, read_record
+from flip.runs.rundir import RunDir, matching, number, read_record
 from jobs import find, goodput, resubmit
 from jobs.cluster import UNREADABLE, JobState, states
 from jobs.policy import APART, FAILURES, FINAL, Limits

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.results import Outcome
-from flip.rundir import write_bytes, write_text
+from flip.runs.rundir import write_bytes, write_text
 from jobs import arms, scaling
 from jobs.arms import Arm
 from jobs.blocks import Block, Figure, Table, Text, heading

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from flip.exitcodes import ConfigError
-from flip.rundir import RunDir
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir
 from jobs.pipe import suggestion
 from jobs.table import plain
 

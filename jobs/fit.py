@@ -9,7 +9,7 @@ from flip import memory
 from flip.config.resolve import Host
 from flip.config.schema import Config, Stage
 from flip.config.stages import world
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from jobs.profile import Profile
 from jobs.table import size
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from flip import origin
-from flip.commit import commits
 from flip.config.load import dump
-from flip.exitcodes import ConfigError
-from flip.ownership import closed_folder, is_mine
-from flip.rundir import RunDir, read_record, sync_folder, write_json, write_text
+from flip.runs.commit import commits
+from flip.runs.errors import ConfigError
+from flip.runs.ownership import closed_folder, is_mine
+from flip.runs.rundir import RunDir, read_record, sync_folder, write_json, write_text
 from jobs import canary
 from jobs import cluster as clusters
 from jobs.cluster import Cluster, Job, Several

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flip.rundir import RunDir
+from flip.runs.rundir import RunDir
 from jobs import batch, slurm
 from jobs.cluster import Job, Shape
 from jobs.folder import code_of

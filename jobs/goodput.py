@@ -18,7 +18,7 @@ import numpy as np
 
 from flip.metrics import Columns
 from flip.results import Attempt, Outcome, read_run
-from flip.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, read_record
 from jobs.advice import advise
 from jobs.table import duration, percent, table
 

@@ -7,9 +7,9 @@ is what the launcher was asked for; its ``after`` is the newest attempt at that 
 import socket
 import time
 
-from flip import commit
-from flip.exitcodes import STORAGE
-from flip.rundir import create_json, read_record, write_json
+from flip.runs import commit
+from flip.runs.errors import STORAGE
+from flip.runs.rundir import create_json, read_record, write_json
 from jobs import wall
 from jobs.policy import TOLD, UNSEEN, Decision, Limits, decide
 from jobs.suspects import BLAMED
@@ -17,7 +17,7 @@ from jobs.suspects import BLAMED
 if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union  # noqa: F401
 
-    from flip.rundir import RunDir  # noqa: F401
+    from flip.runs.rundir import RunDir  # noqa: F401
 
 #: What follows from an end depends on these fields of end.json.
 DECIDED = ("attempt", "action", "cause", "reason", "committed", "delay")

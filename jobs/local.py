@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flip import ownership
-from flip.exitcodes import ConfigError, FlipError
-from flip.ownership import closed_folder
-from flip.rundir import RunDir, read_record, write_json
+from flip.runs import ownership
+from flip.runs.errors import ConfigError, FlipError
+from flip.runs.ownership import closed_folder
+from flip.runs.rundir import RunDir, read_record, write_json
 from jobs import canary, ledger, processes, supervisor
 from jobs.cluster import UNREADABLE, Job, JobState, is_complete, unread
 from jobs.profile import Profile

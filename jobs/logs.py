@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import codecs
     from collections.abc import Iterator
 
-    from flip.rundir import RunDir
+    from flip.runs.rundir import RunDir
 
 EXAMPLES = """examples:
   python jobs/logs.py quickstart/mask50              standard output of the newest attempt
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.json and args.follow:
         parser.error("--follow has no effect with --json, which lists the paths of the logs")
-    from flip.exitcodes import ConfigError, FlipError
+    from flip.runs.errors import ConfigError, FlipError
     from jobs import find
     from jobs.profile import roots
 
@@ -118,8 +118,8 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
 
 def _blocks(path: Path, begin: int) -> Iterator[bytes]:
     """The bytes of a log from ``begin`` on. Raises PermissionDenied, StorageError, or DataError if it is no file."""
-    from flip.exitcodes import DataError, PermissionDenied, StorageError
-    from flip.ownership import open_regular
+    from flip.runs.errors import DataError, PermissionDenied, StorageError
+    from flip.runs.ownership import open_regular
 
     try:
         with open_regular(path) as file:

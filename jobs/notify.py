@@ -12,7 +12,7 @@ import json
 import subprocess
 import time
 
-from flip.rundir import RunDir, create_json, read_record
+from flip.runs.rundir import RunDir, create_json, read_record
 from jobs import ledger
 
 if False:  # names for annotations only: Python 3.6 runs this file too

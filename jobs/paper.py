@@ -10,8 +10,8 @@ from typing import Any
 from flip.config.identity import flatten
 from flip.config.sizes import SIZES
 from flip.config.table import read_yaml
-from flip.exitcodes import ConfigError
 from flip.results import Outcome
+from flip.runs.errors import ConfigError
 from jobs.table import count
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"

@@ -16,14 +16,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from flip import pins
 from flip.config.identity import Change, digest, explain, identity
 from flip.config.load import read
 from flip.config.resolve import DataFacts, Host, adopt, resolve
 from flip.config.schema import Config
-from flip.exitcodes import ConfigError, FlipError
 from flip.results import read_run
-from flip.rundir import RunDir, read_record
+from flip.runs import pins
+from flip.runs.errors import ConfigError, FlipError
+from flip.runs.rundir import RunDir, read_record
 from jobs.cluster import Shape, states
 from jobs.cost import Cost, Estimate, total
 

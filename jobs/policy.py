@@ -6,7 +6,7 @@ Standard library, Python >= 3.6. Nothing here looks at files or clocks: the ledg
 import re
 from typing import NamedTuple
 
-from flip.exitcodes import CAUSES, PRECEDENCE
+from flip.runs.errors import CAUSES, PRECEDENCE
 from jobs.symptoms import HARDWARE, PORT_TAKEN
 
 if False:  # names for annotations only: Python 3.6 runs this file too

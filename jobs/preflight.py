@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flip import commit, flops, memory
+from flip import flops, memory
 from flip.config.resolve import DataFacts, Host
 from flip.config.schema import Config
 from flip.config.sets import Share, shares
@@ -33,8 +33,9 @@ from flip.data.reader import Reader
 from flip.data.storage import is_remote
 from flip.data.stream import captions_of, image_of, json_fields, label_of, refuse_whole_json
 from flip.evaluate import prompts
-from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
-from flip.rundir import RunDir
+from flip.runs import commit
+from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
+from flip.runs.rundir import RunDir
 from jobs import container, fit, saves, site, variables, wall
 from jobs.batch import minutes
 from jobs.disk import ELSEWHERE, probe, unwritable

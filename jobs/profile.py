@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from flip.accelerators import find
-from flip.exitcodes import ConfigError, PermissionDenied
+from flip.runs.errors import ConfigError, PermissionDenied
 from jobs.pipe import suggestion
 
 KINDS = ("local", "slurm")

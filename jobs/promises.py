@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from flip.exitcodes import CAUSES
+from flip.runs.errors import CAUSES
 from jobs.profile import Profile
 from jobs.scheduler import number
 from jobs.site import SHARED, Site

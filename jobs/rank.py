@@ -20,7 +20,7 @@ if False:  # names for annotations only: any Python runs this file
 
 #: Below the ports that systems give out by themselves.
 PORTS = (10000, 30000)
-#: Exit code, as in flip.exitcodes.
+#: Exit code, as in flip.runs.errors.
 STORAGE = 69
 #: Linux' request for the address of an interface.
 SIOCGIFADDR = 0x8915

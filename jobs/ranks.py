@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from flip.exitcodes import CAUSES, COMPLETE, STOPPED
-from flip.rundir import OWNER, RunDir, read_record, write_json
+from flip.runs.errors import CAUSES, COMPLETE, STOPPED
+from flip.runs.rundir import OWNER, RunDir, read_record, write_json
 from jobs import processes
 
 STRAGGLE = 600.0

@@ -17,7 +17,7 @@ from jobs.pipe import Parser, add_root_option
 
 if TYPE_CHECKING:
     from flip.results import Outcome
-    from flip.rundir import RunDir
+    from flip.runs.rundir import RunDir
     from jobs.blocks import Block
 
 EXAMPLES = """examples:
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE", help=f"the HTML page; {where}")
     args = parser.parse_args(arguments)
     _check_options(parser, args)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
 
     try:
         return report(args)
@@ -111,7 +111,7 @@ def _own_folder(folder: Path) -> Path:
     StorageError.
     """
     from flip.config.resolve import cache_root
-    from flip.ownership import is_mine, private_folder
+    from flip.runs.ownership import is_mine, private_folder
     from jobs.disk import unwritable
 
     folder = folder.resolve()
@@ -228,7 +228,7 @@ def text(found: Sequence[Outcome], table_: str = "") -> str:
 
 def _check_folder(target: str | None) -> None:
     """ConfigError where the folder of a file that was asked for is not there: before anything is printed."""
-    from flip.exitcodes import ConfigError
+    from flip.runs.errors import ConfigError
 
     path = Path(target or "-").expanduser().absolute()
     if target not in (None, "-") and not path.parent.is_dir():
@@ -237,7 +237,7 @@ def _check_folder(target: str | None) -> None:
 
 def _save(target: str, content: str) -> None:
     """To standard output (-), or whole to a file. Raises PermissionDenied or StorageError."""
-    from flip.rundir import write_text
+    from flip.runs.rundir import write_text
     from jobs.disk import unwritable
     from jobs.table import plain_lines
 

@@ -107,7 +107,7 @@ def until_term(seconds):
 def act(args, rest=None):
     # type: (argparse.Namespace, Optional[Callable[[float], None]]) -> int
     """Do what was asked; the exit code. ``rest``: how the watcher waits (scheduler.outlived)."""
-    from flip.exitcodes import DATA, FlipError
+    from flip.runs.errors import DATA, FlipError
 
     try:
         if args.what == "begin":
@@ -144,7 +144,7 @@ def patiently(do, attempt=None):
     Then the job leaves the node and comes back later. That ``attempt`` could not be ended is left with the scheduler,
     and written by the next begin.
     """
-    from flip.exitcodes import STORAGE
+    from flip.runs.errors import STORAGE
 
     end_, wait = time.time() + PATIENCE, 1.0
     met = None  # type: Optional[OSError]
@@ -176,8 +176,8 @@ def begin(path, token):
     """Win the next attempt and print its number. Prints nothing, and is content, where there is nothing to do:
     complete (Slurm may start a finished job once more), cancelled, or submitted again as another job.
     """
-    from flip.exitcodes import CAUSES, ConfigError
-    from flip.rundir import RunDir, read_record
+    from flip.runs.errors import CAUSES, ConfigError
+    from flip.runs.rundir import RunDir, read_record
     from jobs import ledger, orphans, scheduler, successor
 
     run = RunDir(path)
@@ -249,8 +249,8 @@ def facts():
 def end(path, n, code, state, late=False, met=None):
     # type: (str, Optional[int], Optional[int], Optional[str], bool, Optional[OSError]) -> int
     """Record the end of attempt n and do what follows from it. ``met``: the error of an earlier try of this."""
-    from flip.exitcodes import ConfigError
-    from flip.rundir import RunDir
+    from flip.runs.errors import ConfigError
+    from flip.runs.rundir import RunDir
     from jobs import ledger, scheduler, suspects, unstarted, wall
 
     run, seen = RunDir(path), {}  # type: Any, dict
@@ -328,7 +328,7 @@ def released(run, absent):
 
 def release(path):
     # type: (str) -> int
-    from flip.rundir import RunDir
+    from flip.runs.rundir import RunDir
     from jobs import canary, scheduler
 
     run = RunDir(path)
@@ -350,7 +350,7 @@ def watch(path, n, rest=None):
     The exit trap may come too late for that: between TERM and KILL there is KillWait, and srun waits as long for tasks
     of lost nodes. The next ``begin`` records how this attempt ended.
     """
-    from flip.rundir import RunDir
+    from flip.runs.rundir import RunDir
     from jobs import scheduler
 
     run = RunDir(path)
@@ -386,7 +386,7 @@ def shell_gone(run, n):
     """Do what the exit trap of a batch shell that was killed would have done: requeue the job, unless it has been
     requeued or cancelled, or nobody says so. The end of attempt n is left to the next begin: its ranks may be saving.
     """
-    from flip.rundir import read_record
+    from flip.runs.rundir import read_record
     from jobs import scheduler
     from jobs.policy import UNSEEN
 
@@ -407,7 +407,7 @@ def shell_gone(run, n):
 def requeue_job(decision, run, n):
     # type: (Decision, Any, int) -> None
     """Start the batch job again through its scheduler. Outside of one there is nothing to start: ConfigError."""
-    from flip.exitcodes import ConfigError
+    from flip.runs.errors import ConfigError
     from jobs import scheduler
 
     if not scheduler.own_job(os.environ):

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flip.ownership import untrusted
-from flip.rundir import RunDir
+from flip.runs.ownership import untrusted
+from flip.runs.rundir import RunDir
 from jobs import find
 from jobs.cluster import record_of
 from jobs.profile import PROFILES

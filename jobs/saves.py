@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-from flip.commit import commits
 from flip.data.retry import Patience
 from flip.remote import Remote
-from flip.rundir import RunDir
+from flip.runs.commit import commits
+from flip.runs.rundir import RunDir
 
 
 @lru_cache(maxsize=16)

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from jobs import scheduler
 from jobs.batch import PASSED, minutes
 from jobs.disk import probe

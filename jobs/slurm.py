@@ -18,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flip.exitcodes import ConfigError, FlipError
-from flip.ownership import closed_folder
-from flip.rundir import RunDir, read_record, write_json, write_text
+from flip.runs.errors import ConfigError, FlipError
+from flip.runs.ownership import closed_folder
+from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from jobs import batch, canary, scheduler, slurm_state
 from jobs.cluster import Job, JobState
 from jobs.profile import Profile

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, read_record
 from jobs import canary, ledger, resubmit, scheduler, wall
 from jobs.cluster import UNREADABLE, JobState, is_complete, unread
 from jobs.scheduler import ENDED, WAITING, Row, Unanswered

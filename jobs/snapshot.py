@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from flip.exitcodes import ConfigError
-from flip.ownership import closed_folder
-from flip.rundir import sync_folder
+from flip.runs.errors import ConfigError
+from flip.runs.ownership import closed_folder
+from flip.runs.rundir import sync_folder
 from jobs.disk import require_trusted, unwritable, writing
 
 FOLDERS = ("flip", "jobs", "tools", "sweeps")

@@ -17,7 +17,7 @@ from jobs.pipe import Parser, add_root_option
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flip.rundir import RunDir
+    from flip.runs.rundir import RunDir
     from jobs.cluster import JobState
 
 EXAMPLES = """examples:
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.watch and args.json:
         parser.error("--watch is for people: ask for --json as often as you like")
-    from flip.exitcodes import COMPLETE, STORAGE, FlipError
+    from flip.runs.errors import COMPLETE, STORAGE, FlipError
     from jobs import find
     from jobs.profile import roots
 
@@ -86,7 +86,7 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     reason names it."""
     from functools import partial
 
-    from flip.rundir import read_record
+    from flip.runs.rundir import read_record
     from jobs import ledger
     from jobs.cluster import cluster_of
 

@@ -18,8 +18,8 @@ from flip.config.load import read, to_dict
 from flip.config.resolve import DataFacts, Host, facts, host
 from flip.config.schema import Config, Init
 from flip.config.validate import validate, warnings
-from flip.exitcodes import COMPLETE, STORAGE, ConfigError, FlipError
-from flip.rundir import RunDir, load_record, read_record
+from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
+from flip.runs.rundir import RunDir, load_record, read_record
 from jobs import plan as planning
 from jobs import preflight, resubmit, show
 from jobs.cluster import Several

@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     made = parser()
     args = made.parse_args(arguments)
     check_options(made, args)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
     from jobs.submission import Submission
 
     try:

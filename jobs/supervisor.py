@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flip import ownership
-from flip.exitcodes import CAUSES, ConfigError
 from flip.interrupt import GRACE
-from flip.ownership import closed_folder
-from flip.rundir import RunDir, read_record, write_json
+from flip.runs import ownership
+from flip.runs.errors import CAUSES, ConfigError
+from flip.runs.ownership import closed_folder
+from flip.runs.rundir import RunDir, read_record, write_json
 from jobs import canary, ledger, notify, processes, ranks
 from jobs.disk import locked
 from jobs.policy import LEAVING, TOLD

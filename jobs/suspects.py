@@ -7,7 +7,7 @@ Standard library, Python >= 3.6: the exit trap on the host uses it.
 
 import os
 
-from flip.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, read_record
 from jobs.policy import DAY
 
 if False:  # names for annotations only: Python 3.6 runs this file too

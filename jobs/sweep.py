@@ -28,7 +28,7 @@ from flip.config.load import assignment, get, merge, nest, to_dict
 from flip.config.schema import Config
 from flip.config.sizes import SIZES
 from flip.config.table import Place, Table, read_yaml
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from jobs import axes, paper
 from jobs.axes import NAME, NAME_RULE, Layer, Point
 from jobs.pipe import suggestion

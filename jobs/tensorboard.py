@@ -16,7 +16,7 @@ sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or "."
 from jobs.pipe import Parser, add_root_option
 
 if TYPE_CHECKING:
-    from flip.rundir import RunDir
+    from flip.runs.rundir import RunDir
     from jobs.find import Roots
 
 EXAMPLES = """examples:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     typed = sys.argv[1:] if arguments is None else arguments
     at = typed.index("--") if "--" in typed else len(typed)
     args, own = parser.parse_args(typed[:at]), typed[at + 1 :]
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
     from jobs.profile import roots
 
     try:
@@ -60,7 +60,7 @@ def serve(what: Sequence[str], root: Roots, own: Sequence[str]) -> int:
     import subprocess
     import tempfile
 
-    from flip.exitcodes import ConfigError
+    from flip.runs.errors import ConfigError
 
     with tempfile.TemporaryDirectory(prefix="flip-tensorboard-") as folder:
         add(_runs(what, root), Path(folder))

@@ -11,7 +11,7 @@ from flip.config.schema import Config
 from flip.config.sets import shares
 from flip.data.manifest import MARK, Manifest
 from flip.data.storage import is_remote
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from jobs.batch import PASSED
 from jobs.profile import Profile
 

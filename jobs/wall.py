@@ -4,14 +4,14 @@ Administrators change limits of running jobs, so the limit is read from Slurm an
 Standard library, Python >= 3.6: the exit trap on the host uses it.
 """
 
-from flip import commit
-from flip.rundir import read_record, write_json
+from flip.runs import commit
+from flip.runs.rundir import read_record, write_json
 from jobs import scheduler
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Dict  # noqa: F401
 
-    from flip.rundir import RunDir  # noqa: F401
+    from flip.runs.rundir import RunDir  # noqa: F401
 
 #: Seconds by which the warning may come earlier than asked for, and a few for the ranks to leave.
 EARLY = 75

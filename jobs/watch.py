@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from flip.exitcodes import CAUSES, COMPLETE, CRASH, STOPPED
-from flip.rundir import RunDir
+from flip.runs.errors import CAUSES, COMPLETE, CRASH, STOPPED
+from flip.runs.rundir import RunDir
 from jobs import ledger
 from jobs.cluster import UNREADABLE, interval
 from jobs.status import table as read_table

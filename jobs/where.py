@@ -17,7 +17,7 @@ from typing import Any
 
 from flip.config.schema import Config
 from flip.config.table import Place, parse_yaml
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<op><=|>=|==|!=|<|>)|(?P<text>"[^"]*"|'[^']*')|(?P<list>\[[^\[\]]*\])|(?P<word>[^\s<>=!\[\]"']+))"""

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from flip import interrupt
-from flip.exitcodes import CAUSES, ConfigError, DataError, FlipError, StorageError, scrub
-from flip.rundir import OWNER, RunDir, load_record, read_json
+from flip.runs.errors import CAUSES, ConfigError, DataError, FlipError, StorageError, scrub
+from flip.runs.rundir import OWNER, RunDir, load_record, read_json
 from jobs.symptoms import PEER_GONE
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG)

@@ -13,12 +13,12 @@ from pathlib import Path
 from PIL import Image
 from safetensors import safe_open
 
-from flip import commit
 from flip.config import load
 from flip.config.stages import world
 from flip.data.order import Order
 from flip.remote import at_hand
-from flip.rundir import RunDir, read_json
+from flip.runs import commit
+from flip.runs.rundir import RunDir, read_json
 from jobs import processes
 from jobs.cluster import Job, Shape
 from jobs.local import LocalCluster, live_ranks

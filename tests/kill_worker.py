@@ -19,7 +19,8 @@ from jobs import worker
 
 def arm() -> None:
     """Put the hooks in. Imports the trainer only after the worker's signal handlers stand."""
-    from flip import checkpoint, commit, train
+    from flip import checkpoint, train
+    from flip.runs import commit
 
     pause = float(os.environ.get("KILL_STEP_SECONDS", "0"))
     trap = Path(os.environ.get("KILL_BEFORE_COMMIT", "/nonexistent"))

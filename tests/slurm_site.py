@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from tools.onebox import daemons
 
 

@@ -14,13 +14,13 @@ HEAVY = ("torch", "torchvision", "timm")
 LIGHT = (
     "flip.config",
     "flip.flops",
-    "flip.rundir",
-    "flip.commit",
-    "flip.exitcodes",
+    "flip.runs.rundir",
+    "flip.runs.commit",
+    "flip.runs.errors",
     "flip.results",
     "flip.interrupt",
 )
-LIGHT += ("flip.memory", "flip.accelerators", "flip.pins", "flip.origin", "flip.exported")
+LIGHT += ("flip.memory", "flip.accelerators", "flip.runs.pins", "flip.origin", "flip.exported")
 LIGHT += ("flip.evaluate.registry", "flip.evaluate.forms", "flip.evaluate.prompts", "flip.evaluate.task")
 LIGHT += ("flip.evaluate.open_clip_folder",)
 #: What loader processes and the tools for shards load.

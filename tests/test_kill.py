@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from flip import commit
 from flip.config.stages import spans
-from flip.rundir import read_json
+from flip.runs import commit
+from flip.runs.rundir import read_json
 from jobs.local import LocalCluster
 from jobs.profile import load_profile
 from tests.arena import BATCH, INTERVAL, Arena, configuration, decoded_hashes

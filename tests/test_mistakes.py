@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.rundir import write_json
+from flip.runs.rundir import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 EMOJI = "recipe: emoji\ncluster: local\n"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flip.config.load import merge
-from flip.exitcodes import ConfigError, StorageError, scrub
-from flip.rundir import RunDir
+from flip.runs.errors import ConfigError, StorageError, scrub
+from flip.runs.rundir import RunDir
 from jobs.snapshot import take
 
 ROOT = Path(__file__).resolve().parents[1]

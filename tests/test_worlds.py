@@ -5,8 +5,8 @@ from copy import deepcopy
 
 import pytest
 
-from flip import commit
 from flip.config.stages import spans, world
+from flip.runs import commit
 from tests.arena import BATCH, Arena, configuration, decoded_hashes
 from tests.synthetic import make_dataset, make_tokenizer
 from tests.verdicts import check_attempts, check_data, check_equal

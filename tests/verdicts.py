@@ -3,7 +3,7 @@
 import torch
 
 from flip.config.stages import spans
-from flip.rundir import read_json
+from flip.runs.rundir import read_json
 from tests.arena import BATCH, INTERVAL
 
 

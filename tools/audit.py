@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="exit codes: 0 none is known, 1 some are, 69 nobody could be asked",
     )
     parser.parse_args(arguments)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
 
     try:
         lines, found = judged(asked())
@@ -38,7 +38,7 @@ def asked() -> dict[str, Any]:
     import sysconfig
     import tempfile
 
-    from flip.exitcodes import StorageError
+    from flip.runs.errors import StorageError
 
     with tempfile.TemporaryDirectory(prefix="flip-audit-") as folder:
         report = Path(folder) / "report.json"
@@ -58,7 +58,7 @@ def asked() -> dict[str, Any]:
 def judged(report: Mapping[str, Any]) -> tuple[list[str], int]:
     """What to tell, and how many vulnerabilities there are. Raises StorageError where no package could be looked up:
     pip-audit calls that none found."""
-    from flip.exitcodes import StorageError
+    from flip.runs.errors import StorageError
 
     packages = report["dependencies"]
     skipped = [one["name"] for one in packages if "skip_reason" in one]

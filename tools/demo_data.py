@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     import os
     import time
 
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
     from tools.demo import build
 
     cache = (arguments.cache or Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip")).expanduser().absolute()

@@ -38,8 +38,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """{"folder", and what its export.json says: variant, run, stage, samples, files, ...}."""
-    from flip.exitcodes import ConfigError
-    from flip.rundir import RunDir
+    from flip.runs.errors import ConfigError
+    from flip.runs.rundir import RunDir
     from jobs import find
     from jobs.profile import roots
     from tools.shards_cli.common import writing
@@ -74,7 +74,7 @@ def told(report: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
 
     try:
         report = run(options)

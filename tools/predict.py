@@ -38,7 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def predict(options: argparse.Namespace) -> list[dict[str, object]]:
     """Per image the labels from the likeliest on: [{"image", "labels": [{"label", "probability"}, ...]}]."""
     from flip.evaluate import prompts
-    from flip.exitcodes import ConfigError
+    from flip.runs.errors import ConfigError
     from jobs import find
     from jobs.profile import roots
 
@@ -75,7 +75,7 @@ def table(found: list[dict[str, object]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
 
     try:
         found = predict(options)

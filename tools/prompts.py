@@ -24,8 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="FILE")
     options = parser.parse_args(arguments)
     from flip.evaluate import prompts
-    from flip.exitcodes import ConfigError, FlipError
-    from flip.rundir import write_json
+    from flip.runs.errors import ConfigError, FlipError
+    from flip.runs.rundir import write_json
 
     try:
         found = prompts.imagenet(options.templates) if options.of == "imagenet" else prompts.of_folder(options.of)

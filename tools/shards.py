@@ -35,7 +35,7 @@ CAPTIONS = "members that hold captions, as txt,alt or json:FIELD (default: txt)"
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
 
     module, function = options.run_by.split(":")
     try:

@@ -29,7 +29,7 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
 
     try:
         report = options.run(options)
@@ -56,7 +56,7 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _script(path: Path | None) -> str:
-    from flip.exitcodes import ConfigError
+    from flip.runs.errors import ConfigError
 
     if path is None:
         return ""

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cluster", default="pair", metavar="NAME", help="profile (default: pair, two runs at a time)")
     parser.add_argument("--docs", type=Path, metavar="FOLDER", help="where study.md and study/ are (default: docs)")
     options = parser.parse_args(arguments)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
     from tools.paired.rounds import ROOT, Unfinished
 
     docs = options.docs or ROOT / "docs"
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _do(options: argparse.Namespace, docs: Path) -> int:
-    from flip.rundir import write_json
+    from flip.runs.rundir import write_json
     from tools.paired import calibration, page, pairs, rounds
     from tools.paired.design import ROUNDS
 

@@ -43,7 +43,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
     """Write a tokenizer, never over another file."""
-    from flip.exitcodes import ConfigError
+    from flip.runs.errors import ConfigError
     from flip.tokenizer import SPECIAL
     from flip.tokenizer import train as make
     from tools.shards_cli.common import writing
@@ -63,7 +63,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
 def captions(source: str, member: str) -> Iterator[str]:
     """The lines of a text file, or those of one member of all samples of a manifest's folder."""
-    from flip.exitcodes import DataError
+    from flip.runs.errors import DataError
 
     if Path(source).is_dir():
         from flip.data.manifest import Manifest
@@ -86,7 +86,7 @@ def captions(source: str, member: str) -> Iterator[str]:
 
 def show(options: argparse.Namespace) -> dict[str, Any]:
     """Token ids and pieces, without [CLS]."""
-    from flip.exitcodes import ConfigError
+    from flip.runs.errors import ConfigError
     from flip.tokenizer import Tokenizer
 
     if options.length < 1:
@@ -101,7 +101,7 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
 
     try:
         report = options.run(options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flip.config.load import get
 from flip.config.schema import Config
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 #: Where these differ, the weights do not fit, or fit and mean something else.
 _EQUAL = (

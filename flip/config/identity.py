@@ -17,7 +17,7 @@ from flip.config.load import to_dict
 from flip.config.resolve import locate, manifest_record
 from flip.config.schema import SCHEMA, Config
 from flip.config.stages import world
-from flip.exitcodes import PermissionDenied
+from flip.runs.errors import PermissionDenied
 
 #: Labels, and what changes only when and where a run computes, not what.
 _EXCLUDED = (

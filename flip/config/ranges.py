@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flip.config.schema import Config
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 _CHOICES = {
     "model.objective": ("clip", "siglip"),

@@ -18,7 +18,7 @@ from flip.config.ranges import check_ranges
 from flip.config.schema import Config, Data, DataSet
 from flip.config.sets import TOLERANCE, miss, split
 from flip.config.stages import world
-from flip.exitcodes import ConfigError, DataError, PermissionDenied
+from flip.runs.errors import ConfigError, DataError, PermissionDenied
 
 MAX_LANES = 4096
 MAX_CHUNK, MIN_CHUNKS = 256, 4096

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from flip.exitcodes import ConfigError, PermissionDenied
+from flip.runs.errors import ConfigError, PermissionDenied
 
 _LoaderBase: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DumperBase: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

@@ -13,7 +13,7 @@ from flip.config.resolve import buffer_bytes
 from flip.config.schema import Config, Data, Stage
 from flip.config.sets import TOLERANCE, Share, miss, shares
 from flip.config.stages import kept, patches, positions, spans, world
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 MAX_PATCHES = 2**15 - 1
 """Positions of patches are int16."""

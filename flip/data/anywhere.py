@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from flip.data.storage import Each, Fault, Got, Stat, answered, at_once
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 
 class Anywhere:

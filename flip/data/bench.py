@@ -24,7 +24,7 @@ from flip.data.manifest import Manifest
 from flip.data.order import permute
 from flip.data.reader import Reader
 from flip.data.stream import Spec, captions_of, image_of
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 
 STAGES = ("read", "walk", "decode", "whole")
 _T = TypeVar("_T")

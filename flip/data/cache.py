@@ -21,7 +21,7 @@ from pathlib import Path
 
 from flip.data.crc import crc32
 from flip.data.manifest import Manifest
-from flip.ownership import private_folder, read_regular
+from flip.runs.ownership import private_folder, read_regular
 
 ROOM = 0.1
 """Share of the bytes allowed that is freed at once: looking for the oldest files takes a while."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from flip.data.decode import EXTENSIONS
 from flip.data.tar import Sample
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 
 MOST = 256
 """Kinds that are told apart in a shard. Shards as people write them hold a handful."""

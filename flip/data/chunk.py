@@ -8,7 +8,7 @@ from functools import cached_property
 
 from flip.data import tar
 from flip.data.manifest import Manifest
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 
 Sample = dict[str, memoryview]
 """Member (extension) -> its bytes, a view of the chunk's buffer."""

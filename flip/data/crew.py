@@ -16,8 +16,8 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
 
 from flip.data.pool import leave_with_parent, prepare_forkserver
-from flip.exitcodes import FlipError
 from flip.interrupt import SIGNALS
+from flip.runs.errors import FlipError
 
 AHEAD = 2
 """Tasks that a process holds: one in work, one waiting."""

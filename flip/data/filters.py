@@ -24,7 +24,7 @@ from flip.data.reader import Reader
 from flip.data.scan import Judge
 from flip.data.storage import is_remote
 from flip.data.tar import Sample
-from flip.exitcodes import ConfigError, DataError, StorageError
+from flip.runs.errors import ConfigError, DataError, StorageError
 
 Codes = NDArray[np.uint8]
 NO_ROW = "no row in the parquet file"

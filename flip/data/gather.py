@@ -18,7 +18,7 @@ from flip.data.scan import REMEDY, Scan, file_stat, scan
 from flip.data.scans import Scans, Shard
 from flip.data.storage import Stat, is_remote
 from flip.data.threads import Threads
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from flip.data.filters import Filters

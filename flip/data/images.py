@@ -25,7 +25,7 @@ from flip.data.retry import Patience
 from flip.data.storage import Stat
 from flip.data.stream import encoded_image
 from flip.data.tar import SAMPLE_LIMIT
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 
 DECODERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 """Threads that decode: Pillow lets go of Python while it works."""

@@ -21,7 +21,7 @@ from flip.data.kept import Keeping
 from flip.data.manifest import Manifest, Table
 from flip.data.scan import Scan
 from flip.data.scans import Shard
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from flip.data.filters import Filters

@@ -21,8 +21,8 @@ from flip.data.mixture import Source
 from flip.data.outage import Board
 from flip.data.pool import Pool, prepare_forkserver
 from flip.data.stream import Part, Replaced, Spec, Streams
-from flip.exitcodes import ConfigError, DataError
 from flip.memory import SLOTS
+from flip.runs.errors import ConfigError, DataError
 
 __all__ = ["Batch", "Loader", "prepare_forkserver"]
 

@@ -17,7 +17,7 @@ from flip.data.manifest import Manifest
 from flip.data.mixture import Source
 from flip.data.reader import Reader
 from flip.data.stream import captions_of, image_of
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)

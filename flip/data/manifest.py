@@ -39,8 +39,8 @@ from flip import __version__
 from flip.data.kept import Kept
 from flip.data.storage import is_remote
 from flip.data.tar import BLOCK
-from flip.exitcodes import ConfigError, DataError, PermissionDenied
-from flip.rundir import sync_folder
+from flip.runs.errors import ConfigError, DataError, PermissionDenied
+from flip.runs.rundir import sync_folder
 
 VERSION = 2
 """Version 1 has no ETags, so none are checked; it is read as before."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 
 FILE_LIMIT = 128 << 20
 """Bytes of a file."""

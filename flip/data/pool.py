@@ -29,10 +29,10 @@ from flip.data.masking import Kept
 from flip.data.mixture import sources
 from flip.data.outage import Outage
 from flip.data.stream import Part, Replaced, Spec, Streams
-from flip.exitcodes import FlipError
 from flip.interrupt import SIGNALS
 from flip.memory import SLOTS
-from flip.rundir import OWNER, write_json
+from flip.runs.errors import FlipError
+from flip.runs.rundir import OWNER, write_json
 
 _ALIGN = 64
 _ADDRESS = 107 - len("/pymp-abcdefgh/listener-abcdefgh")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from flip.data.storage import Fault
-from flip.exitcodes import DataError, FlipError, PermissionDenied, StorageError
+from flip.runs.errors import DataError, FlipError, PermissionDenied, StorageError
 
 if TYPE_CHECKING:
     from flip.data.outage import Outages

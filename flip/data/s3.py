@@ -21,7 +21,7 @@ from typing import Any
 
 from flip.data import s3_faults
 from flip.data.storage import Each, Fault, Got, Stat, at_once, ends_early
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 _PIECE = 1 << 20
 SLOWEST = 1 << 16

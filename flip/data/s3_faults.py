@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from flip.data.storage import Fault
-from flip.exitcodes import scrub
+from flip.runs.errors import scrub
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _SLOW = {

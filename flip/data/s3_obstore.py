@@ -13,7 +13,7 @@ from typing import Any
 from flip.data import s3_faults
 from flip.data.s3 import S3, SLOWEST, split
 from flip.data.storage import Fault, Got, ends_early
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 _PIECE = 1 << 20
 _ASKED_AGAIN = timedelta(minutes=6)

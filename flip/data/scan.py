@@ -23,7 +23,7 @@ from flip.data.etag import ETag
 from flip.data.manifest import BLOCK
 from flip.data.reader import Reader
 from flip.data.storage import Stat, is_remote
-from flip.exitcodes import DataError, PermissionDenied, StorageError
+from flip.runs.errors import DataError, PermissionDenied, StorageError
 
 if TYPE_CHECKING:
     from flip.data.filters import Filters

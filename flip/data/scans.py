@@ -22,7 +22,7 @@ import numpy as np
 from flip.data.census import Census
 from flip.data.scan import Scan
 from flip.data.storage import Stat
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 
 
 class Shard(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from flip.exitcodes import DataError, PermissionDenied
+from flip.runs.errors import DataError, PermissionDenied
 
 _T = TypeVar("_T")
 

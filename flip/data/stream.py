@@ -32,7 +32,7 @@ from flip.data.prefetch import Prefetch
 from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.data.s3_obstore import Obstore
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 
 TEXT_LIMIT = 4 << 20

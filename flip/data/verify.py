@@ -22,7 +22,7 @@ from flip.data.manifest import Manifest
 from flip.data.reader import Reader
 from flip.data.stream import captions_of, image_of
 from flip.data.tar import BLOCK
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 
 CONFIDENCE = 0.95
 _TASK = 256

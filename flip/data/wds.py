@@ -16,7 +16,7 @@ from flip.data.manifest import Manifest
 from flip.data.order import Order
 from flip.data.prefetch import Prefetch
 from flip.data.reader import Reader
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 
 class Samples:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flip import tensors as tensor_file
-from flip.rundir import sync_folder
+from flip.runs.rundir import sync_folder
 
 log = logging.getLogger(__name__)
 

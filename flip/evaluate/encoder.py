@@ -18,8 +18,8 @@ from flip.data import decode, masking
 from flip.data.decode import Pixels
 from flip.data.order import key
 from flip.data.view import EvaluationView
-from flip.exitcodes import ConfigError
 from flip.model import Pair
+from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
 
 PLAIN: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flip.data.decode import Pixels, to_rgb
 from flip.evaluate import open_clip_folder
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 
 class OpenClipEncoder:

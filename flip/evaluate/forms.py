@@ -28,7 +28,7 @@ from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.data.storage import Stat, is_remote
 from flip.evaluate import listings
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 SPLITS = {"test": ("test", "val", "validation"), "train": ("train", "training")}
 """Names that a split's folder goes by."""

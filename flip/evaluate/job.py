@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from flip import checkpoint, commit, model, parallel, pins
-from flip.commit import Commit
+from flip import checkpoint, model, parallel
 from flip.config import load, schema
 from flip.data.retry import Patience
 from flip.data.view import EvaluationView
@@ -29,11 +28,13 @@ from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.task import COLUMNS, CONFIGURED, Task, keep_result, suffix
 from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
-from flip.exitcodes import ConfigError, DataError
 from flip.interrupt import StopFlag
-from flip.records import LATER
 from flip.restore import Restorer
-from flip.rundir import RunDir, create_json, read_record
+from flip.runs import commit, pins
+from flip.runs.commit import Commit
+from flip.runs.errors import ConfigError, DataError
+from flip.runs.records import LATER
+from flip.runs.rundir import RunDir, create_json, read_record
 from flip.tokenizer import Tokenizer
 from flip.watchdog import LONG, Watchdog
 

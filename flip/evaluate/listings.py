@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from flip.data.images import File
-from flip.exitcodes import DataError
-from flip.ownership import read_regular
+from flip.runs.errors import DataError
+from flip.runs.ownership import read_regular
 
 KARPATHY = {"test": ("test",), "train": ("train", "restval")}
 HEAD = ["image", "caption"]

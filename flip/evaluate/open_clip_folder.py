@@ -11,14 +11,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from flip import exported
-from flip.commit import Commit, Damaged, sha256
-from flip.commit import verify as verify_files
 from flip.config import identity
 from flip.config.schema import SCHEMA
 from flip.config.table import dump_yaml, read_yaml
-from flip.exitcodes import ConfigError, DataError
-from flip.ownership import read_regular
-from flip.rundir import RunDir, create_json, write_json, write_text
+from flip.runs.commit import Commit, Damaged, sha256
+from flip.runs.commit import verify as verify_files
+from flip.runs.errors import ConfigError, DataError
+from flip.runs.ownership import read_regular
+from flip.runs.rundir import RunDir, create_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from flip.data.order import key
 from flip.evaluate.embed import nothing
 from flip.evaluate.verdict import fingerprint, finite, places, verdict
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flip.exitcodes import ConfigError
-from flip.ownership import read_regular
+from flip.runs.errors import ConfigError
+from flip.runs.ownership import read_regular
 
 FORM = 'It is a JSON file: {"names": ["cat", ...], "templates": ["a picture of {}", ...]}.'
 

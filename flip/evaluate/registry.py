@@ -20,7 +20,7 @@ from flip.evaluate import forms, prompts
 from flip.evaluate.forms import Place
 from flip.evaluate.prompts import Prompts
 from flip.evaluate.task import COLUMNS
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flip.evaluate.verdict import fingerprint, finite, places, verdict
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 
 TILE = 1024
 """Rows of the matrix of scores that are held at a time."""

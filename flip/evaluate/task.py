@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flip.exitcodes import ConfigError, DataError
-from flip.rundir import RunDir, load_record, write_json
+from flip.runs.errors import ConfigError, DataError
+from flip.runs.rundir import RunDir, load_record, write_json
 
 FILE = "task.json"
 CONFIGURED = "run"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flip.exitcodes import Diverged
+from flip.runs.errors import Diverged
 
 
 def verdict(places: Tensor, among: Sequence[int], chance: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from flip.evaluate.embed import embed_texts, nothing
 from flip.evaluate.encoder import Encoder
 from flip.evaluate.team import ALONE, Team
 from flip.evaluate.verdict import fingerprint, finite, places, verdict
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 
 TILE = 4096
 """Images scored at a time."""

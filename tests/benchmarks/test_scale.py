@@ -12,7 +12,7 @@ from benchmarks.burst import Burst
 from benchmarks.interruptions import History, Life
 from flip import interval
 from flip.config.load import to_dict
-from flip.rundir import RunDir
+from flip.runs.rundir import RunDir
 from tests.benchmarks.test_benchmarks import FOLDER, run
 
 PAGE = (FOLDER.parent / "docs" / "scale.md").read_text(encoding="utf-8")

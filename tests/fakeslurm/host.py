@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from flip.exitcodes import STORAGE
-from flip.rundir import RunDir
+from flip.runs.errors import STORAGE
+from flip.runs.rundir import RunDir
 from jobs import marks, requeue, scheduler
 from tests.fakeslurm.clock import Process
 

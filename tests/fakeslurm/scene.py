@@ -6,7 +6,7 @@ import contextlib
 from types import SimpleNamespace
 from unittest import mock
 
-from flip.rundir import read_json
+from flip.runs.rundir import read_json
 from tests.fakeslurm.clock import Clock
 from tests.fakeslurm.commands import Commands
 from tests.fakeslurm.controller import Controller

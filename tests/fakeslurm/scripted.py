@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from flip.rundir import write_json
+from flip.runs.rundir import write_json
 from tests.slurm.scripted import STEP, STOP, leave
 
 LISTENS = 0.6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from unittest import mock
 
-from flip import rundir
+from flip.runs import rundir
 from jobs import ledger, orphans, requeue, scheduler
 
 

@@ -1,6 +1,6 @@
 """Ends that the exit trap or the watcher meets in an unusual way, on the Slurm that does not exist."""
 
-from flip.rundir import read_json
+from flip.runs.rundir import read_json
 from jobs import requeue
 from tests.fakeslurm.scene import staged
 from tests.fakeslurm.storage import trouble

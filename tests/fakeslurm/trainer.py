@@ -1,7 +1,7 @@
 """A model of the worker: all ranks of an attempt as one, which trains at a speed, commits at intervals, and ends.
 
-It writes what the worker writes, by the functions of ``flip.rundir`` and ``flip.commit``. The commits that lie between
-two looks of somebody are one: only the newest is written, when somebody looks.
+It writes what the worker writes, by the functions of ``flip.runs.rundir`` and ``flip.runs.commit``. The commits that
+lie between two looks of somebody are one: only the newest is written, when somebody looks.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import contextlib
 import json
 from dataclasses import dataclass
 
-from flip import commit
-from flip.exitcodes import CAUSES
-from flip.rundir import create_json, read_json
+from flip.runs import commit
+from flip.runs.errors import CAUSES
+from flip.runs.rundir import create_json, read_json
 from jobs import ledger
 
 CODES = CAUSES | {"oom": 137, "port": 70}

@@ -4,7 +4,7 @@ knows of each attempt: ``Life.events``, and the commits that its ``Trainer`` mad
 
 from __future__ import annotations
 
-from flip.rundir import read_json
+from flip.runs.rundir import read_json
 from jobs.policy import DAY, Limits
 
 MAY_BE = {

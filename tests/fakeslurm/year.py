@@ -6,8 +6,8 @@ import random
 import re
 from dataclasses import dataclass, field
 
-from flip.exitcodes import FlipError
-from flip.rundir import RunDir, create_json, write_json
+from flip.runs.errors import FlipError
+from flip.runs.rundir import RunDir, create_json, write_json
 from jobs import folder
 from jobs import plan as planning
 from jobs.cluster import Job, Shape, states

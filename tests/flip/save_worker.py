@@ -16,12 +16,13 @@ import torch._dynamo  # the first optimiser asks for it: seconds, once instead o
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
-from flip import checkpoint, commit, optim, parallel, writer
+from flip import checkpoint, optim, parallel, writer
 from flip.config import schema
 from flip.data import s3
 from flip.data.retry import Patience
 from flip.remote import at_hand, base
-from flip.rundir import RunDir
+from flip.runs import commit
+from flip.runs.rundir import RunDir
 from tests.s3.servers import free_port
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link"}

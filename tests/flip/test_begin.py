@@ -7,7 +7,7 @@ import torch
 from flip import export, model
 from flip.begin import begin_from, resampled
 from flip.config.begin import agree
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 from tests.flip.test_export import configured, loaded_of
 from tests.synthetic import make_tokenizer
 

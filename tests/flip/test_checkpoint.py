@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.distributed.checkpoint import filesystem
 
-from flip import checkpoint, commit, optim, parallel, restore
+from flip import checkpoint, optim, parallel, restore
 from flip.config import schema
-from flip.exitcodes import DataError, Diverged, StorageError, Superseded
-from flip.rundir import RunDir
+from flip.runs import commit
+from flip.runs.errors import DataError, Diverged, StorageError, Superseded
+from flip.runs.rundir import RunDir
 from flip.writer import Writer
 
 

@@ -9,9 +9,9 @@ import pytest
 from torch import distributed
 from torch.distributed import distributed_c10d
 
-from flip import exitcodes
 from flip.collectives import ERRORS, all_gather_json, broadcast_json, run_on_first
-from flip.exitcodes import ConfigError, FlipError, PeerLost
+from flip.runs import errors
+from flip.runs.errors import ConfigError, FlipError, PeerLost
 
 EXACT = [
     None,
@@ -49,7 +49,7 @@ def test_a_value_that_is_not_of_json_is_refused(value):
 
 
 def test_every_class_of_errors_travels():
-    known = {kind for kind in vars(exitcodes).values() if isinstance(kind, type) and issubclass(kind, FlipError)}
+    known = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FlipError)}
     assert set(ERRORS.values()) == known
 
 
@@ -79,7 +79,7 @@ def work(rank, group):
     seen["called"] = called
     for name, error in {
         "known": Narrower("not so", "here", Opaque(), "Do this."),
-        "plain": exitcodes.Diverged("lost"),
+        "plain": errors.Diverged("lost"),
         "other": KeyError("k"),
     }.items():
         try:

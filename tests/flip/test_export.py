@@ -15,16 +15,17 @@ from PIL import Image
 from torch.distributed import checkpoint as dcp
 
 import flip
-from flip import commit, export, model
+from flip import export, model
 from flip.checkpoint import model_state
 from flip.config import load as configuration
 from flip.data import decode
 from flip.data.view import EvaluationView
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.zeroshot import class_embeddings
-from flip.exitcodes import ConfigError, DataError
 from flip.loaded import Loaded
-from flip.rundir import RunDir, write_json, write_text
+from flip.runs import commit
+from flip.runs.errors import ConfigError, DataError
+from flip.runs.rundir import RunDir, write_json, write_text
 from tests.synthetic import COLOURS, SHAPES, make_tokenizer, odd_pictures, picture
 from tools import export as command
 

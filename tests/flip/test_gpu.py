@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from flip import commit, parallel
+from flip import parallel
 from flip.config.load import dump
 from flip.interrupt import StopFlag
-from flip.rundir import RunDir, read_json
+from flip.runs import commit
+from flip.runs.rundir import RunDir, read_json
 from flip.train import train
 from tests.arena import BATCH, configuration
 from tests.flip.data.loading import BATCH as READ

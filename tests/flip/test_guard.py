@@ -11,9 +11,9 @@ from torch import distributed
 
 from flip import checkpoint, norms, optim, parallel, step
 from flip.config import schema
-from flip.exitcodes import Diverged
 from flip.guard import MOST, Guard, Spikes, Step
-from flip.rundir import RunDir, read_json
+from flip.runs.errors import Diverged
+from flip.runs.rundir import RunDir, read_json
 from tests.flip.test_contrastive import free_port  # noqa: F401
 from tests.flip.test_model import tiny
 from tests.flip.test_step import batch

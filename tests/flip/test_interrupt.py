@@ -10,7 +10,7 @@ import time
 import pytest
 
 from flip.interrupt import RunWatcher, StopFlag
-from flip.rundir import RunDir
+from flip.runs.rundir import RunDir
 
 SCRIPT = """
 import os, signal, subprocess, sys

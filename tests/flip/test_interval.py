@@ -7,7 +7,7 @@ import pytest
 
 from flip import interval
 from flip.interval import Interval
-from flip.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir, write_json
 
 
 def attempts(run, *lives):

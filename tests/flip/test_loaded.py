@@ -18,15 +18,16 @@ import torch
 from PIL import Image
 
 import flip
-from flip import checkpoint, commit, model, parallel
+from flip import checkpoint, model, parallel
 from flip.config import load as configuration
 from flip.config.schema import EvaluationSet
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
-from flip.exitcodes import ConfigError, DataError
 from flip.loaded import Loaded
-from flip.rundir import RunDir, write_text
+from flip.runs import commit
+from flip.runs.errors import ConfigError, DataError
+from flip.runs.rundir import RunDir, write_text
 from flip.tokenizer import Tokenizer
 from tests.synthetic import make_dataset, make_tokenizer, picture
 from tools import predict

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flip.metrics import FIELDS, newest, read
-from flip.rundir import RunDir
+from flip.runs.rundir import RunDir
 
 
 def write(run, n, lines, tail=""):

@@ -9,7 +9,7 @@ from tensorboard.plugins.hparams import metadata
 
 from flip import monitor
 from flip.config.schema import Config, Evaluate, EvaluationSet, Stage
-from flip.rundir import RunDir, read_json
+from flip.runs.rundir import RunDir, read_json
 from flip.shares import PARTS
 
 CONFIG = Config(stages=[Stage(samples=80, batch=8)], evaluate=Evaluate(sets=[EvaluationSet(name="val")]))

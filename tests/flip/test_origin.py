@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from flip import commit, exported, origin, pins
+from flip import exported, origin
 from flip.config.identity import identity
 from flip.config.load import dump
 from flip.config.schema import Init
 from flip.config.validate import validate
-from flip.exitcodes import ConfigError, DataError, PermissionDenied
-from flip.rundir import RunDir, write_json
+from flip.runs import commit, pins
+from flip.runs.errors import ConfigError, DataError, PermissionDenied
+from flip.runs.rundir import RunDir, write_json
 from tests.jobs.outcomes import config
 
 

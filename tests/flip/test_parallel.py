@@ -19,8 +19,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from flip import checkpoint, memory, model, norms, optim, parallel, restore, step
 from flip.config import schema
-from flip.exitcodes import StorageError
-from flip.rundir import RunDir
+from flip.runs.errors import StorageError
+from flip.runs.rundir import RunDir
 from tests.flip.test_model import inputs, sized, visible
 
 pytestmark = pytest.mark.long

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from flip.commit import Commit
-from flip.exitcodes import PermissionDenied
 from flip.remote import at_hand
-from flip.rundir import write_json
+from flip.runs.commit import Commit
+from flip.runs.errors import PermissionDenied
+from flip.runs.rundir import write_json
 
 ADDRESS = "s3://theirs/runs/demo/a-1"
 

@@ -10,13 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flip import checkpoint, commit, parallel, restore
+from flip import checkpoint, parallel, restore
 from flip.config import schema
 from flip.data.anywhere import Anywhere
 from flip.data.retry import Patience
-from flip.exitcodes import DataError, PermissionDenied
 from flip.restore import Place
-from flip.rundir import RunDir
+from flip.runs import commit
+from flip.runs.errors import DataError, PermissionDenied
+from flip.runs.rundir import RunDir
 from tests.flip.test_checkpoint import state_of, trained
 
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 import flip
-from flip.exitcodes import ConfigError
 from flip.results import differing, find_runs, read_outcomes, read_run, read_runs
-from flip.rundir import read_json, write_json
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import read_json, write_json
 from tests.jobs.outcomes import make
 
 

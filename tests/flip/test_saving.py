@@ -7,7 +7,7 @@ from torch import nn
 
 from flip import parallel
 from flip.config import schema
-from flip.rundir import RunDir
+from flip.runs.rundir import RunDir
 from flip.saving import Saving
 from flip.watchdog import Watchdog
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flip.config.schema import TextTower
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from flip.tokenizer import SPECIAL, Tokenizer, clean, train
 
 CAPTIONS = [

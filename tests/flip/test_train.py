@@ -15,9 +15,9 @@ from flip.config.load import dump
 from flip.config.schema import EvaluationSet
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
-from flip.exitcodes import StorageError
 from flip.interrupt import StopFlag
-from flip.rundir import RunDir, read_json
+from flip.runs.errors import StorageError
+from flip.runs.rundir import RunDir, read_json
 from flip.train import Stopped, Trainer, train
 from flip.watchdog import Watchdog
 from tests.arena import configuration
@@ -65,7 +65,7 @@ def test_a_step_asks_nothing_of_the_run_directory():
 
 def test_the_first_rank_alone_looks_up_the_commit_of_a_score(tmp_path, monkeypatch):
     looked = []
-    monkeypatch.setattr("flip.commit.at", lambda run, samples: looked.append(samples) or {"samples": samples})
+    monkeypatch.setattr("flip.runs.commit.at", lambda run, samples: looked.append(samples) or {"samples": samples})
     trainer = Trainer.__new__(Trainer)
     trainer.run, trainer.samples, trainer.seconds = RunDir(tmp_path), 8, 1.0
     trainer.monitor = SimpleNamespace(evaluation=lambda *_: None)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from flip.exitcodes import HANG
+from flip.runs.errors import HANG
 
 SCRIPT = """
 import sys, threading, time

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.rundir import RunDir, read_json
+from flip.runs.rundir import RunDir, read_json
 from jobs import local, processes
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile

@@ -13,9 +13,9 @@ import threading
 import time
 from pathlib import Path
 
-from flip import commit
-from flip.exitcodes import CAUSES
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs import commit
+from flip.runs.errors import CAUSES
+from flip.runs.rundir import RunDir, read_json, write_json
 
 stop = threading.Event()
 

@@ -10,7 +10,7 @@ from flip.config.load import dump
 from flip.config.resolve import Host, facts, resolve
 from flip.config.stages import spans
 from flip.flops import parameters
-from flip.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir, write_json
 from jobs.cost import estimate
 from jobs.profile import Profile
 from jobs.sweep import SWEEPS, load

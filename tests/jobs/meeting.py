@@ -10,7 +10,7 @@ from torch import distributed
 
 from flip import parallel
 from flip.config import schema
-from flip.rundir import write_json
+from flip.runs.rundir import write_json
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

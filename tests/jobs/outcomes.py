@@ -6,7 +6,7 @@ import math
 from flip.config.identity import identity
 from flip.config.load import dump, merge
 from flip.config.stages import spans
-from flip.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir, write_json
 from jobs.cost import estimate
 from jobs.plan import Wanted
 from jobs.profile import Profile

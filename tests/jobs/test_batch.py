@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from flip.exitcodes import ConfigError
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import batch, ledger, requeue
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile, load_profile

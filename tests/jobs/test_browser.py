@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from flip.rundir import write_json
+from flip.runs.rundir import write_json
 from jobs import report
 from tests.jobs import gallery
 from tests.jobs.outcomes import make

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flip.rundir import RunDir, create_json, read_json
+from flip.runs.rundir import RunDir, create_json, read_json
 from jobs import folder, local, slurm
 from jobs import plan as planning
 from jobs.cluster import Job

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flip.exitcodes import ConfigError
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import canary, cluster, folder, ledger, requeue, scheduler, slurm
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile

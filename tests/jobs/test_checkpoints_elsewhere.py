@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flip import commit
 from flip.config.load import read
-from flip.rundir import RunDir, read_json
+from flip.runs import commit
+from flip.runs.rundir import RunDir, read_json
 from tests.jobs.test_debug import Desk, weights
 from tests.synthetic import make_dataset, make_tokenizer
 

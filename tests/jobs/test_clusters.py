@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from flip.exitcodes import FlipError
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.errors import FlipError
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import cluster, site, status
 from jobs.cluster import Job, Several
 from jobs.profile import Profile

@@ -12,8 +12,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from flip.exitcodes import ConfigError
-from flip.rundir import RunDir, write_json
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir, write_json
 from jobs import cancel, explain, facts, find, logs, processes, profile, report, status, watch
 from jobs.cluster import JobState
 from jobs.profile import load_profile, runs_root

@@ -7,7 +7,7 @@ import pytest
 
 from flip.config.resolve import Host, facts, resolve
 from flip.data.index import index
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from jobs import container
 from jobs.batch import mounts
 from jobs.profile import Profile

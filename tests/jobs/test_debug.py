@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 
 import flip
-from flip import commit, pins
 from flip.begin import resampled
 from flip.config.load import read
 from flip.remote import at_hand
-from flip.rundir import RunDir, read_json
+from flip.runs import commit, pins
+from flip.runs.rundir import RunDir, read_json
 from jobs import debug
 from tests.synthetic import make_dataset, make_tokenizer
 

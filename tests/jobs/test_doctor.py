@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from jobs import doctor, promises
 from jobs import site as reading
 from jobs.profile import Profile, load_profile

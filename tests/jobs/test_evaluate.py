@@ -11,11 +11,12 @@ import pytest
 from torch.distributed import checkpoint as dcp
 
 import flip
-from flip import checkpoint, commit, model, pins
+from flip import checkpoint, model
 from flip.config import load
 from flip.evaluate import job as evaluation_job
 from flip.results import read_run
-from flip.rundir import RunDir, create_json, read_json, write_json, write_text
+from flip.runs import commit, pins
+from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import evaluate, evaluation, report, site
 from tests.flip.evaluate.test_foreign import make_folder
 from tests.flip.evaluate.test_registry import images, wds

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import explain, facts, ledger, report, slurm_state
 from jobs.status import render, table
 from tests.jobs.outcomes import make

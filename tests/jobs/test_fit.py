@@ -8,7 +8,7 @@ import pytest
 from flip.accelerators import ACCELERATORS, find
 from flip.config.resolve import Host, facts, resolve
 from flip.config.validate import validate
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from jobs import cost, fit
 from jobs.profile import Profile, load_profile
 from jobs.sweep import load

@@ -9,7 +9,7 @@ import pytest
 from flip.config import load
 from flip.config.load import dump
 from flip.results import read_run
-from flip.rundir import write_json
+from flip.runs.rundir import write_json
 from jobs import arms, goodput
 from jobs.advice import young
 from jobs.page import page

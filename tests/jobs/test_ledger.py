@@ -1,8 +1,8 @@
 """Ends are decided once, and attempts that ended unseen do not stay open."""
 
-from flip import commit
-from flip.exitcodes import CAUSES
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs import commit
+from flip.runs.errors import CAUSES
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import ledger
 
 

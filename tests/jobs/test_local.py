@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flip import commit
-from flip.exitcodes import FlipError
-from flip.rundir import read_json, write_json
+from flip.runs import commit
+from flip.runs.errors import FlipError
+from flip.runs.rundir import read_json, write_json
 from jobs import ledger, local, ranks, supervisor
 from jobs.cluster import Job
 

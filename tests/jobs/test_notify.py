@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from flip.rundir import RunDir, create_json, write_json
+from flip.runs.rundir import RunDir, create_json, write_json
 from jobs import ledger, notify
 from tests.jobs.act import act
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import orphans, worker
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from flip.config.load import to_dict
 from flip.config.resolve import Host, facts, resolve
 from flip.config.table import read_yaml
 from flip.config.validate import validate
-from flip.exitcodes import ConfigError
 from flip.results import read_run
+from flip.runs.errors import ConfigError
 from jobs import paper
 from jobs.against import Line
 from jobs.paper import Published, differences, obstacles, published

@@ -10,12 +10,12 @@ from unittest.mock import Mock
 
 import pytest
 
-from flip import pins
 from flip.config.identity import identity
 from flip.config.load import dump, read
 from flip.config.resolve import Host, facts, resolve
-from flip.exitcodes import ConfigError, PermissionDenied, StorageError
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs import pins
+from flip.runs.errors import ConfigError, PermissionDenied, StorageError
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import cluster, supervisor
 from jobs import folder as folders
 from jobs import plan as planning

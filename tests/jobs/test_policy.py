@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.exitcodes import CAUSES
+from flip.runs.errors import CAUSES
 from jobs.policy import LEAVING, TOLD, Limits, decide
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flip import exitcodes
+from flip.runs import errors
 from jobs import rank
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,7 +165,7 @@ def test_a_node_without_the_folders_of_the_run_is_no_crash(tmp_path):
     environment = {**os.environ, **TASK, "FLIP_RUN": str(tmp_path / "away"), "FLIP_SNAPSHOT": str(tmp_path)}
     command = [sys.executable, ROOT / "jobs" / "rank.py", "late"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == rank.STORAGE == exitcodes.STORAGE and "No such file" in done.stderr
+    assert done.returncode == rank.STORAGE == errors.STORAGE and "No such file" in done.stderr
     with open("/dev/full", "w") as full:  # as the log of a job whose disk is full
         assert subprocess.run(command, env=environment, stderr=full).returncode == rank.STORAGE
 

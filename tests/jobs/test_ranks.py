@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.rundir import OWNER, RunDir, read_json
+from flip.runs.rundir import OWNER, RunDir, read_json
 from jobs import ranks, worker
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from flip.config import load
 from flip.results import find_runs, read_run
-from flip.rundir import read_json, write_json
+from flip.runs.rundir import read_json, write_json
 from jobs import against, arms, report
 from jobs.blocks import Table, Text
 from jobs.chart import Axis, Plot, Series, look, number, thin

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import explain, facts, local, resubmit, submission
 from jobs import submit as command
 from jobs.cluster import Several

@@ -2,9 +2,9 @@
 
 import pytest
 
-from flip import commit
-from flip.exitcodes import FlipError
-from flip.rundir import RunDir
+from flip.runs import commit
+from flip.runs.errors import FlipError
+from flip.runs.rundir import RunDir
 from jobs import saves
 
 

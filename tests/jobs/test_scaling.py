@@ -5,7 +5,7 @@ import pytest
 
 from flip.config import load
 from flip.results import read_run
-from flip.rundir import read_json, write_json
+from flip.runs.rundir import read_json, write_json
 from jobs.scaling import AXES, IGNORED, curves, fit
 from tests.jobs import gallery
 from tests.jobs.outcomes import make

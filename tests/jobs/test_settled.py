@@ -2,7 +2,7 @@
 
 import pytest
 
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import requeue, scheduler
 from tests.jobs.act import act
 

@@ -10,8 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from flip.exitcodes import ConfigError, FlipError, PermissionDenied
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.errors import ConfigError, FlipError, PermissionDenied
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import cancel, cluster, forecast, ledger, site, slurm, slurm_state, wall
 from jobs import plan as planning
 from jobs.cluster import Job, Shape

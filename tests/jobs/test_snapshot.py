@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from flip.exitcodes import ConfigError, PermissionDenied, StorageError
+from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from jobs.snapshot import take
 
 FILES = {

@@ -14,7 +14,6 @@ from unittest.mock import Mock
 import pytest
 import webdataset
 
-from flip import commit
 from flip.config import load as load_module
 from flip.config import schema
 from flip.config.load import read
@@ -23,9 +22,10 @@ from flip.config.schema import Config
 from flip.data.index import index
 from flip.data.manifest import Manifest, write
 from flip.data.order import Order
-from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
 from flip.results import read_run
-from flip.rundir import RunDir, create_json, read_json, write_json
+from flip.runs import commit
+from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
+from flip.runs.rundir import RunDir, create_json, read_json, write_json
 from jobs import folder as folders
 from jobs import plan as planning
 from jobs import preflight, site, submission

@@ -2,8 +2,8 @@
 
 import pytest
 
-from flip.exitcodes import CAUSES
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.errors import CAUSES
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import ledger, scheduler, suspects
 from tests.jobs.act import act
 

@@ -13,7 +13,7 @@ from flip.config.resolve import Host, facts, resolve
 from flip.config.stages import world
 from flip.config.table import Place, dump_yaml
 from flip.config.validate import validate
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from jobs.sweep import SWEEPS, load
 from jobs.where import parse
 

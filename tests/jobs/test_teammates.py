@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flip.exitcodes import FlipError
-from flip.rundir import read_json, write_json
+from flip.runs.errors import FlipError
+from flip.runs.rundir import read_json, write_json
 from jobs import cluster, explain, folder, ledger, report, slurm, slurm_state, status
 from jobs import plan as planning
 from jobs.cluster import Job

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.rundir import RunDir
+from flip.runs.rundir import RunDir
 from jobs.tensorboard import add
 from tests.jobs.outcomes import make
 

@@ -7,7 +7,7 @@ import pytest
 
 from flip.config.load import merge
 from flip.config.resolve import DataFacts, Host
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from jobs import preflight, variables
 from jobs.profile import Profile
 from tests.synthetic import make_dataset

@@ -2,8 +2,8 @@
 
 import pytest
 
-from flip import commit
-from flip.rundir import RunDir, write_json
+from flip.runs import commit
+from flip.runs.rundir import RunDir, write_json
 from jobs import wall
 
 FIELDS = {"RunTime": "00:58:00", "TimeLimit": "01:00:00", "PreemptTime": "None"}

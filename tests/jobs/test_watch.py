@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from flip.rundir import write_json
+from flip.runs.rundir import write_json
 from jobs import watch
 
 ROOT = Path(__file__).resolve().parents[2]

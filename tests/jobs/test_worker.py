@@ -11,8 +11,8 @@ import pytest
 
 from flip.config import load
 from flip.config.identity import identity
-from flip.exitcodes import CONFIG, CRASH, DATA, STORAGE
-from flip.rundir import RunDir, write_json
+from flip.runs.errors import CONFIG, CRASH, DATA, STORAGE
+from flip.runs.rundir import RunDir, write_json
 from jobs import worker
 from tests.arena import configuration
 from tests.synthetic import make_dataset, make_tokenizer
@@ -100,7 +100,7 @@ worker.leave(worker.main(sys.argv[1], fail))
 )
 def test_a_full_log_changes_neither_cause_nor_code(run, error, code):
     """The log is on the disk that is full: what cannot be printed must not hide the cause."""
-    program = FAILS.format(error=error).replace("import sys", "import sys\nfrom flip.exitcodes import DataError")
+    program = FAILS.format(error=error).replace("import sys", "import sys\nfrom flip.runs.errors import DataError")
     environment = {**os.environ, "FLIP_ATTEMPT": "1", "PYTHONPATH": str(ROOT)}
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", program, str(run.path)]

@@ -17,7 +17,7 @@ from flip.data.look import _json
 from flip.data.storage import Fault
 from flip.data.stream import Undecodable, captions_of, json_fields, label_of
 from flip.evaluate import listings, prompts
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer, clean, train
 from tests.parsers.spoil import DEEP, changed, spoiled, texts
 

@@ -5,8 +5,9 @@ from contextlib import suppress
 
 from hypothesis import example, given
 
-from flip import commit, exported
-from flip.exitcodes import ConfigError, DataError
+from flip import exported
+from flip.runs import commit
+from flip.runs.errors import ConfigError, DataError
 from tests.parsers.spoil import DEEP, texts
 
 FILES = {"a.safetensors": {"bytes": 3, "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}}

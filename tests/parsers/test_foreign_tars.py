@@ -20,7 +20,7 @@ import webdataset
 from flip.data import look
 from flip.data.index import index
 from flip.data.reader import Reader
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 
 BSDTAR = shutil.which("bsdtar")
 FORMATS = {

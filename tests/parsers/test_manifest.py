@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flip.data import manifest as manifests
 from flip.data.kept import Kept
 from flip.data.manifest import Manifest, Table
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 from tests.parsers.spoil import DEEP, changed, spoiled, texts
 
 pytestmark = pytest.mark.timeout(60)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flip.data import filters
 from flip.data.reader import Reader
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 from tests.parsers.spoil import spoiled
 
 pytestmark = pytest.mark.timeout(60)

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flip import commit, metrics
-from flip.exitcodes import CAUSES
-from flip.rundir import RunDir, read_json, write_json
+from flip import metrics
+from flip.runs import commit
+from flip.runs.errors import CAUSES
+from flip.runs.rundir import RunDir, read_json, write_json
 from tests.parsers.spoil import DEEP, VALUES, spoiled, texts
 
 pytestmark = pytest.mark.timeout(60)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flip.exitcodes import ConfigError
-from flip.rundir import RunDir, write_json
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir, write_json
 from jobs import marks, promises, scheduler, site, slurm_state
 from jobs.cluster import JobState
 from jobs.profile import Profile

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flip.config.load import dump, merge, read
 from flip.config.table import dump_yaml, parse_yaml, read_yaml
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from jobs.profile import Profile, load_profile
 from jobs.sweep import load
 from tests.parsers.spoil import SCALARS, changed, spoiled

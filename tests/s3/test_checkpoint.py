@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from flip import checkpoint, commit, parallel, remote
+from flip import checkpoint, parallel, remote
 from flip.config import schema
 from flip.data import s3
 from flip.data.anywhere import Anywhere
 from flip.data.retry import Patience
 from flip.data.storage import Fault
-from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
-from flip.rundir import RunDir
+from flip.runs import commit
+from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
+from flip.runs.rundir import RunDir
 from tests.arena import Arena, configuration
 from tests.flip.test_checkpoint import state_of, trained
 from tests.s3.conftest import lead_to, on_nanio

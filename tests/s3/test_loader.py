@@ -14,7 +14,7 @@ from flip.data.images import Shards
 from flip.data.reader import Reader
 from flip.data.retry import Patience
 from flip.evaluate import forms
-from flip.exitcodes import DataError, PermissionDenied, StorageError
+from flip.runs.errors import DataError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, CHUNK, loader
 from tests.s3.conftest import ROOT, either, lead_to, on_nanio
 from tests.s3.proxy import COUNTED_AS, FAULTS

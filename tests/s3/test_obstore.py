@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from flip.data import s3_obstore
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from tests.flip.data.loading import loader
 from tests.s3.conftest import on_nanio
 from tests.s3.proxy import FAULTS

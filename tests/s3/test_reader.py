@@ -14,7 +14,7 @@ import pytest
 from flip.data.manifest import Manifest
 from flip.data.reader import Reader
 from flip.data.retry import Patience
-from flip.exitcodes import DataError, PermissionDenied, StorageError
+from flip.runs.errors import DataError, PermissionDenied, StorageError
 from tests.s3.conftest import ROOT, lead_to, on_nanio, on_weed
 from tests.s3.servers import BUCKET, KEY, SECRET, files
 

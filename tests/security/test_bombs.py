@@ -28,7 +28,7 @@ MB = 1 << 20
 ALLOWANCE = 256 * MB
 CHILD = """
 import json, os, resource, sys
-from flip.exitcodes import FlipError
+from flip.runs.errors import FlipError
 {imports}
 cases = json.load(sys.stdin)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import processes
 from tests.jobs.outcomes import make
 from tests.security.users import ROOT, TEAM, tree, until
@@ -293,7 +293,7 @@ def test_cancel_signals_no_job_of_mine_that_a_record_of_another_user_names(users
 START = """
 import os, sys, tempfile
 from flip.parallel import set_compile_caches
-from flip.rundir import RunDir
+from flip.runs.rundir import RunDir
 from jobs.worker import clear_temporaries
 for tempfile.tempdir in sys.argv[2:]:
     set_compile_caches()

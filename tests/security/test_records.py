@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flip import commit, interval, metrics, pins, results
+from flip import interval, metrics, results
 from flip.config.load import to_dict
-from flip.exitcodes import FlipError
-from flip.rundir import RunDir, write_json
+from flip.runs import commit, pins
+from flip.runs.errors import FlipError
+from flip.runs.rundir import RunDir, write_json
 from jobs import (
     cluster,
     explain,

@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from flip.config import load
-from flip.rundir import RunDir, write_json
+from flip.runs.rundir import RunDir, write_json
 from tests.jobs.outcomes import make
 from tests.jobs.test_evaluate import committed
 from tests.security.users import TEAM, tree

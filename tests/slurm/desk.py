@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from flip.rundir import RunDir, read_json
+from flip.runs.rundir import RunDir, read_json
 from jobs import scheduler
 
 ROOT = Path(__file__).resolve().parents[2]

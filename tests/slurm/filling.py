@@ -6,7 +6,7 @@ The file ``filler`` takes the space. In later attempts it completes the run at o
 import os
 import sys
 
-from flip.rundir import write_json
+from flip.runs.rundir import write_json
 from jobs import worker
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from flip.rundir import RunDir, create_json, read_json
+from flip.runs.rundir import RunDir, create_json, read_json
 from jobs import cluster
 from jobs.cluster import Job, Shape
 from jobs.profile import Profile

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from flip.exitcodes import CAUSES
-from flip.rundir import RunDir, write_json
+from flip.runs.errors import CAUSES
+from flip.runs.rundir import RunDir, write_json
 
 STEP = 0.05
 NOTED = ("TERM", "USR2", "CONT", "USR1", "HUP", "INT")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from flip.rundir import RunDir, read_json
+from flip.runs.rundir import RunDir, read_json
 from tests.slurm.desk import ROOT, STEPS, Desk
 
 pytestmark = [pytest.mark.slurm, pytest.mark.kill]

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from flip.rundir import RunDir
+from flip.runs.rundir import RunDir
 from jobs import evaluate, scheduler
 from tests.jobs.test_evaluate import make_place
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.exitcodes import FlipError
+from flip.runs.errors import FlipError
 from tests.slurm.scenarios import JOB_SUBMIT
 
 pytestmark = pytest.mark.slurm

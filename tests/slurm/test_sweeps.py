@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from flip.rundir import create_json, read_json
+from flip.runs.rundir import create_json, read_json
 from tests.slurm.desk import STEPS, Desk
 
 pytestmark = [pytest.mark.slurm, pytest.mark.kill]

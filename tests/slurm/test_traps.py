@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from flip.exitcodes import FlipError
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.errors import FlipError
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import scheduler
 from jobs.cluster import Job, Shape, states
 from jobs.slurm import SlurmCluster

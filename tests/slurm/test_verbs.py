@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from flip.rundir import RunDir, read_json, write_json
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import scheduler
 from jobs.cluster import Job, Several, Shape, states
 from tests.slurm.desk import ROOT

@@ -84,7 +84,7 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     if args.faults < 1:
         parser.error("--faults: at least 1")
-    from flip.exitcodes import FlipError
+    from flip.runs.errors import FlipError
     from tools.onebox import daemons
 
     try:

@@ -3,10 +3,10 @@
 import subprocess
 from dataclasses import dataclass
 
-from flip import commit
 from flip.config.stages import spans
 from flip.data import s3
-from flip.rundir import read_json
+from flip.runs import commit
+from flip.runs.rundir import read_json
 from tests.arena import BATCH, INTERVAL, decoded_hashes
 from tests.s3.servers import BUCKET, SECRET
 from tests.storm.faults import EVERY

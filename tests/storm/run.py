@@ -5,11 +5,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flip import commit
 from flip.config import load
 from flip.config.stages import world
-from flip.exitcodes import FlipError
-from flip.rundir import RunDir, read_json
+from flip.runs import commit
+from flip.runs.errors import FlipError
+from flip.runs.rundir import RunDir, read_json
 from jobs import processes, scheduler
 from jobs.slurm import SlurmCluster
 from tests.arena import Arena

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.exitcodes import StorageError
+from flip.runs.errors import StorageError
 from tools.audit import judged
 
 AUDIT = Path(__file__).resolve().parents[2] / "tools" / "audit.py"

@@ -15,7 +15,7 @@ from flip.data.manifest import Manifest, Table, write
 from flip.data.order import Order
 from flip.data.reader import Reader
 from flip.data.verify import Part
-from flip.exitcodes import StorageError
+from flip.runs.errors import StorageError
 from tests.flip.data.test_manifest import write_tar
 from tests.synthetic import caption, encode, make_dataset, picture
 from tests.tools.test_shards import TOOL, run

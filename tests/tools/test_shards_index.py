@@ -15,7 +15,7 @@ import pytest
 
 from flip.data.gather import part_folder
 from flip.data.manifest import Manifest
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from tests.flip.data.test_manifest import write_tar
 from tests.synthetic import make_dataset
 from tests.tools.test_shards import TOOL, run

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.exitcodes import ConfigError, FlipError
+from flip.runs.errors import ConfigError, FlipError
 from jobs.profile import load_profile
 from tests.slurm_site import require, require_shellcheck
 from tools.onebox import daemons, processes

@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 import pytest
 
 from flip.config.table import dump_yaml
-from flip.exitcodes import ConfigError
 from flip.results import Outcome
-from flip.rundir import RunDir, write_json
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir, write_json
 from jobs.blocks import Table
 from jobs.sweep import load
 from tools.paired import calibration, design, page, pairs, rounds

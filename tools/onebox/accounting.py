@@ -6,7 +6,7 @@ import secrets
 import subprocess
 from collections.abc import Callable
 
-from flip.exitcodes import FlipError
+from flip.runs.errors import FlipError
 from tools.onebox import daemons
 from tools.onebox.site import CLUSTER, Site, put
 

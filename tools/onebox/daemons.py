@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flip.exitcodes import ConfigError, FlipError
+from flip.runs.errors import ConfigError, FlipError
 from tools.onebox import processes
 from tools.onebox.site import Site
 

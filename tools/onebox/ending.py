@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flip.exitcodes import FlipError
+from flip.runs.errors import FlipError
 from tools.onebox import processes
 from tools.onebox.processes import Process
 from tools.onebox.site import Site

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.exitcodes import ConfigError, FlipError, PermissionDenied
+from flip.runs.errors import ConfigError, FlipError, PermissionDenied
 from tools.onebox import accounting, daemons, ending, processes
 from tools.onebox.site import Options, Site, free_block, put
 

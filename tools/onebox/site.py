@@ -11,7 +11,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 SELECTS = ("cons_tres", "linear")
 PREEMPTIONS = ("partition", "qos")

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.exitcodes import ConfigError
 from flip.results import Outcome
-from flip.rundir import read_json
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import read_json
 from tools.paired import design
 
 SKIPPED = 2

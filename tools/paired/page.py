@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flip.rundir import write_text
+from flip.runs.rundir import write_text
 from jobs.blocks import Block, Figure, Table, Text, heading
 from jobs.chart import Mark, Plot, Series
 from jobs.figures import files

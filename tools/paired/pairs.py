@@ -8,9 +8,9 @@ from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 
-from flip.exitcodes import ConfigError
 from flip.results import Outcome
-from flip.rundir import read_json
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import read_json
 from tools.paired.design import ROUNDS, Arm
 
 T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}

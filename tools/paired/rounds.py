@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.table import dump_yaml
-from flip.exitcodes import STOPPED
 from flip.results import Outcome, read_outcomes
-from flip.rundir import write_text
+from flip.runs.errors import STOPPED
+from flip.runs.rundir import write_text
 from jobs.folder import trash
 from jobs.profile import runs_root
 from tools.paired import calibration, design, pairs

@@ -8,7 +8,7 @@ from typing import Any
 
 from flip.data import bench as benches
 from flip.data.manifest import Manifest
-from flip.exitcodes import COMPLETE, ConfigError
+from flip.runs.errors import COMPLETE, ConfigError
 from tools.shards_cli.common import Outcome, captions
 
 

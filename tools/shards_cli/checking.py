@@ -14,7 +14,7 @@ from flip.data.crew import cores
 from flip.data.manifest import Manifest
 from flip.data.reader import Reader
 from flip.data.verify import Plan, Report
-from flip.exitcodes import COMPLETE, DATA, ConfigError, FlipError
+from flip.runs.errors import COMPLETE, DATA, ConfigError, FlipError
 from tools.shards_cli.common import Bar, Outcome, captions, claim, number
 from tools.shards_cli.manifests import excepting
 

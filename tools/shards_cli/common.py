@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from flip.data.manifest import refuse_existing
 from flip.data.stream import refuse_whole_json
-from flip.exitcodes import ConfigError, PermissionDenied
+from flip.runs.errors import ConfigError, PermissionDenied
 from jobs.disk import unwritable
 from jobs.table import plain
 

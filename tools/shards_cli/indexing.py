@@ -23,7 +23,7 @@ from flip.data.index import merge, refuse_filters
 from flip.data.manifest import Manifest, refuse_existing
 from flip.data.reader import Reader
 from flip.data.storage import Stat, is_remote
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from tools.shards_cli.common import Bar, Outcome, claim, names, writing
 from tools.shards_cli.manifests import facts
 

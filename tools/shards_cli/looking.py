@@ -14,8 +14,8 @@ from flip.data import look
 from flip.data.look import Found, Taken
 from flip.data.manifest import Manifest
 from flip.data.mixture import Source, sources
-from flip.exitcodes import DATA, ConfigError, DataError
-from flip.rundir import RunDir, read_record
+from flip.runs.errors import DATA, ConfigError, DataError
+from flip.runs.rundir import RunDir, read_record
 from jobs import find
 from jobs.profile import roots
 from jobs.table import plain

@@ -13,8 +13,8 @@ from flip.data.decode import EXTENSIONS
 from flip.data.index import index
 from flip.data.manifest import refuse_existing
 from flip.data.tar import SAMPLE_LIMIT
-from flip.exitcodes import ConfigError, DataError, PermissionDenied
-from flip.ownership import read_regular
+from flip.runs.errors import ConfigError, DataError, PermissionDenied
+from flip.runs.ownership import read_regular
 from tools.shards_cli.common import Bar, Outcome, writing
 from tools.shards_cli.manifests import facts
 

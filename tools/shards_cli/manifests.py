@@ -19,7 +19,7 @@ from flip.data.gather import gather
 from flip.data.index import merge
 from flip.data.manifest import Manifest, write
 from flip.data.verify import kind
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 from tools.shards_cli.common import Bar, Outcome, claim, writing
 
 

@@ -8,7 +8,7 @@ import pytest
 from flip.config.load import Table, dump, get, merge, read, read_yaml
 from flip.config.schema import Config
 from flip.config.sizes import SIZES
-from flip.exitcodes import ConfigError, PermissionDenied
+from flip.runs.errors import ConfigError, PermissionDenied
 
 BASE = ("base.yaml", {"stages": [{"name": "pretrain", "samples": 1000, "batch": 10, "mask": 0.5}]})
 

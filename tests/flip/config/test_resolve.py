@@ -17,7 +17,7 @@ from flip.config.resolve import (
     memory_limits,
     resolve,
 )
-from flip.exitcodes import ConfigError, DataError, PermissionDenied
+from flip.runs.errors import ConfigError, DataError, PermissionDenied
 
 LAPTOP = Host(cores=2, memory=16 * 10**9)
 LAION = {"data.samples": 400e6, "stages": [{"samples": 12.8e9, "batch": 65536}], "model.size": "L/16"}

@@ -12,7 +12,7 @@ from flip.config.load import merge
 from flip.config.resolve import Host, facts, resolve
 from flip.config.sets import miss, shares, split
 from flip.config.validate import plan_numbers, validate
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 HOST = Host(cores=2, memory=10**10)
 

@@ -6,7 +6,7 @@ from flip.config.load import merge
 from flip.config.resolve import Host, facts, resolve
 from flip.config.stages import kept, spans
 from flip.config.validate import plan_numbers, validate, warnings
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 
 BASE = {
     "model.size": "tiny",

@@ -5,7 +5,7 @@ import pytest
 from flip.data import bench
 from flip.data.bench import Stage, judge
 from flip.data.manifest import Manifest
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import SAMPLES
 
 

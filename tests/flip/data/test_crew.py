@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from flip.data import crew
-from flip.exitcodes import ConfigError, DataError, FlipError
+from flip.runs.errors import ConfigError, DataError, FlipError
 
 
 def adding(number):

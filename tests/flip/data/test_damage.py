@@ -16,7 +16,7 @@ from flip.data.index import index
 from flip.data.manifest import Manifest, write
 from flip.data.order import Order
 from flip.data.verify import Plan, Report, check, resized
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, loader
 from tests.flip.data.test_loader import same, take
 from tests.flip.data.test_manifest import write_tar

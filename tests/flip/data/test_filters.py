@@ -21,7 +21,7 @@ from flip.data.images import Shards
 from flip.data.index import index, merge
 from flip.data.manifest import Manifest, write
 from flip.data.reader import Reader
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import CHUNK, SAMPLES, loader
 from tests.flip.data.test_loader import take
 from tests.flip.data.test_manifest import write_tar

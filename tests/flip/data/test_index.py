@@ -21,7 +21,7 @@ from flip.data.reader import Reader
 from flip.data.scan import Scan, scan
 from flip.data.scans import Scans, Shard
 from flip.data.storage import Stat
-from flip.exitcodes import ConfigError, DataError, PermissionDenied
+from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from tests.flip.data.test_manifest import write_tar
 from tests.synthetic import caption, make_dataset
 

@@ -15,7 +15,7 @@ from flip.data.manifest import Manifest, write
 from flip.data.order import Order
 from flip.data.stream import captions_of, label_of
 from flip.data.view import EvaluationView
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import AFFINE, BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES, loader
 from tests.synthetic import caption, encode, picture

@@ -10,7 +10,7 @@ from flip.data import look
 from flip.data.manifest import Manifest, write
 from flip.data.mixture import Source
 from flip.data.order import Order
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
 from tests.flip.data.test_loader import spoil, take

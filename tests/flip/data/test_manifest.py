@@ -14,7 +14,7 @@ from flip.data import look, tar
 from flip.data.index import choose_chunk, index
 from flip.data.manifest import Manifest, Table, write
 from flip.data.reader import Reader
-from flip.exitcodes import ConfigError, DataError, PermissionDenied, StorageError
+from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from tests.synthetic import caption, make_dataset
 
 

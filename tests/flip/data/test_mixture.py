@@ -10,7 +10,7 @@ from flip.data.index import index
 from flip.data.loader import Loader
 from flip.data.mixture import IDS, Source
 from flip.data.order import Order, key
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES
 from tests.synthetic import caption, encode, make_dataset, picture

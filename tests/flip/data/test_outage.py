@@ -8,7 +8,7 @@ from flip.data.outage import AFTER, Board, Outage, Outages
 from flip.data.reader import Reader
 from flip.data.retry import Attempts, Patience
 from flip.data.storage import Fault, Got, answered
-from flip.exitcodes import StorageError
+from flip.runs.errors import StorageError
 from tests.flip.data.test_retry import Time
 
 FAULT = Fault("slowdown", "503 SlowDown")

@@ -17,7 +17,7 @@ import pytest
 from flip.data.manifest import Manifest
 from flip.data.order import Order
 from flip.data.pool import _error
-from flip.exitcodes import ConfigError, DataError, FlipError, PermissionDenied, StorageError
+from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,7 +10,7 @@ import pytest
 from flip.data import prefetch
 from flip.data.order import Order
 from flip.data.prefetch import Prefetch, due, phase
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 
 ORDER = {"seed": 5, "samples": 4000, "chunk": 8, "block": 4, "lanes": 16}
 

@@ -5,7 +5,7 @@ import pytest
 from flip.data.reader import Reader
 from flip.data.retry import TABLE, Attempts, Clock, Do, Gate, Patience
 from flip.data.storage import Fault, Got, Stat, answered, at_once
-from flip.exitcodes import DataError, PermissionDenied, StorageError
+from flip.runs.errors import DataError, PermissionDenied, StorageError
 
 
 class Time:

@@ -14,7 +14,7 @@ import pytest
 from flip.data import verify
 from flip.data.manifest import Manifest, write
 from flip.data.verify import Part, Plan, Report, check, draw, kind, resized, upper_bound
-from flip.exitcodes import ConfigError, DataError, FlipError, StorageError
+from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from tests.flip.data.loading import CHUNK, SAMPLES
 from tests.synthetic import make_dataset
 

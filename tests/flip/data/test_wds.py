@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from flip.data.manifest import Manifest, write
 from flip.data.order import Order
 from flip.data.wds import Samples
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES
 from tests.synthetic import caption, picture
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from flip.commit import sha256
 from flip.config.schema import EvaluationSet
 from flip.evaluate import foreign, open_clip_folder
 from flip.evaluate.score import DataSet, Scorer
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.commit import sha256
+from flip.runs.errors import ConfigError, DataError
 from tests.synthetic import picture
 
 MODEL = {

@@ -6,7 +6,7 @@ import torch
 
 from flip.data import masking
 from flip.evaluate.encoder import masks
-from flip.exitcodes import ConfigError
+from flip.runs.errors import ConfigError
 from tests.flip.evaluate.conftest import encoder_of
 from tests.synthetic import picture
 

@@ -13,7 +13,7 @@ from flip.evaluate import probe as probing
 from flip.evaluate.cache import Cache
 from flip.evaluate.probe import choose, fit, probe
 from flip.evaluate.score import DataSet, Scorer
-from flip.exitcodes import DataError
+from flip.runs.errors import DataError
 from tests.synthetic import make_dataset
 
 

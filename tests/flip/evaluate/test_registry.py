@@ -11,7 +11,7 @@ from open_clip import zero_shot_metadata
 from flip.data.stream import captions_of, label_of
 from flip.evaluate import forms, prompts, registry
 from flip.evaluate.registry import Wanted
-from flip.exitcodes import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError
 from tests.synthetic import encode, picture
 from tools import prompts as prompts_command
 

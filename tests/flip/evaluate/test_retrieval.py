@@ -10,7 +10,7 @@ from flip.data.images import File, Files
 from flip.data.stream import captions_of
 from flip.evaluate.retrieval import TILE, retrieve
 from flip.evaluate.score import DataSet, Scorer
-from flip.exitcodes import DataError, Diverged
+from flip.runs.errors import DataError, Diverged
 from tests.synthetic import encode, picture
 
 

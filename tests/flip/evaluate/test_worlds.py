@@ -17,7 +17,7 @@ from flip.config.schema import Augment, EvaluationSet
 from flip.data.images import File, Files
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
-from flip.exitcodes import DataError, Diverged
+from flip.runs.errors import DataError, Diverged
 from tests.flip.evaluate.conftest import CONFIG, built, encoder_of
 from tests.synthetic import encode, make_dataset, make_tokenizer, picture
 

@@ -19,7 +19,7 @@ from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.verdict import places, wilson
 from flip.evaluate.zeroshot import class_embeddings, classify
-from flip.exitcodes import ConfigError, DataError, Diverged
+from flip.runs.errors import ConfigError, DataError, Diverged
 from flip.tokenizer import Tokenizer
 from tests.flip.evaluate.conftest import CONFIG
 from tests.synthetic import COLOURS, SHAPES, make_dataset, picture

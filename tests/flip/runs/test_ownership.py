@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from flip import ownership, rundir
+from flip.runs import ownership, rundir
 
 
 @pytest.fixture(autouse=True)

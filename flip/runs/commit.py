@@ -7,15 +7,15 @@ into a newer one's folder: ``checkpoints/<stage>/<S>-<n>/``.
 import hashlib
 import os
 
-from flip.exitcodes import FlipError
-from flip.pins import pinned
-from flip.rundir import number, read_record, sync_folder, write_json
+from flip.runs.errors import FlipError
+from flip.runs.pins import pinned
+from flip.runs.rundir import number, read_record, sync_folder, write_json
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from pathlib import Path  # noqa: F401
     from typing import Any, Callable, Dict, Iterable, List, Optional  # noqa: F401
 
-    from flip.rundir import RunDir  # noqa: F401
+    from flip.runs.rundir import RunDir  # noqa: F401
 
 MARK = "commit.json"
 
@@ -187,7 +187,7 @@ def traces(run):
 def retain(run, attempt, keep, named=(), delete=remove):
     # type: (RunDir, int, int, Iterable[Path], Callable[[Path], None]) -> List[Path]
     """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, the ``named``,
-    and what is pinned (``flip.pins``).
+    and what is pinned (``flip.runs.pins``).
 
     ``delete``: deletes one, mark first. Does nothing unless ``attempt`` holds the run. Uncommitted folders of this and
     older attempts go as well. Raises OSError or what ``delete`` does, when all else is deleted.

@@ -10,9 +10,9 @@ import re
 import time
 from pathlib import Path
 
-from flip import records
-from flip.exitcodes import DataError, scrub
-from flip.ownership import create_beside, read_regular
+from flip.runs import records
+from flip.runs.errors import DataError, scrub
+from flip.runs.ownership import create_beside, read_regular
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Any, Dict, Iterator, List, Optional  # noqa: F401
@@ -102,7 +102,7 @@ def _parsed(path):
 
 def read_record(path, fields=None):
     # type: (os.PathLike | str, Any) -> Optional[Any]
-    """Return a record with values of the types in ``flip.records``, or None if the file does not exist.
+    """Return a record with values of the types in ``flip.runs.records``, or None if the file does not exist.
 
     ``fields``: its declaration; by default the one for the file's name, or any mapping. Raises ValueError with the path
     and the field as ``records.checked`` does, and as ``read_json``.

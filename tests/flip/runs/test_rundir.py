@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from flip import rundir
+from flip.runs import rundir
 
 
 @pytest.fixture

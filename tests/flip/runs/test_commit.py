@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from flip import commit, remote
+from flip import remote
 from flip.data.retry import Patience
-from flip.pins import pin
-from flip.rundir import RunDir, read_json
+from flip.runs import commit
+from flip.runs.pins import pin
+from flip.runs.rundir import RunDir, read_json
 
 
 @pytest.fixture

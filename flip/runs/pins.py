@@ -8,8 +8,8 @@ import hashlib
 import os
 import time
 
-from flip.records import PIN
-from flip.rundir import RunDir, read_record, write_json
+from flip.runs.records import PIN
+from flip.runs.rundir import RunDir, read_record, write_json
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from pathlib import Path  # noqa: F401

@@ -1,8 +1,8 @@
 """What the records of a run may hold: the type and the limits of every field that is read (docs/contracts.md).
 
-``flip.rundir.read_record`` applies these tables to whatever it reads, so that code which uses a record gets a value of
-the declared type, or none, or one ValueError that names the file and the field. A field that is null counts as absent.
-Fields without a declaration stay as they are; no code may rely on their types. Standard library, Python >= 3.6.
+``flip.runs.rundir.read_record`` applies these tables to whatever it reads, so that code which uses a record gets a
+value of the declared type, or none, or one ValueError that names the file and the field. A field that is null counts as
+absent. Fields without a declaration stay as they are; no code may rely on their types. Standard library, Python >= 3.6.
 """
 
 import json
