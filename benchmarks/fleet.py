@@ -15,9 +15,9 @@ from benchmarks import interruptions, order, synthetic
 from benchmarks.interruptions import Life
 from benchmarks.results import rounded
 from flip import memory
+from flip.config.derived import world
 from flip.config.resolve import Host, buffer_bytes, facts, resolve
 from flip.config.schema import Config, Stage
-from flip.config.stages import world
 from flip.config.validate import validate
 from flip.data.hedge import SHARE
 from flip.data.manifest import BLOCK

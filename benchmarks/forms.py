@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flip.config import schema
+from flip.config.derived import kept, patches
 from flip.config.sizes import SIZES
-from flip.config.stages import kept, patches
 
 OURS, LEFT_OUT, PEER = "ours", "ours, padding left out", "open_clip"
 

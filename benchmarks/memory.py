@@ -24,9 +24,9 @@ from benchmarks import results
 from benchmarks.loss import device
 from benchmarks.results import rounded
 from flip import memory
+from flip.config.derived import kept
 from flip.config.schema import Augment, Compute, ImageTower, Model, Optim, TextTower
 from flip.config.sizes import SIZES
-from flip.config.stages import kept
 
 LARGER = 256, 512, 1024
 """b on a card."""

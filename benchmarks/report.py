@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.results import rounded
-from flip.config.load import dump, merge
-from flip.config.stages import spans
+from flip.config.derived import spans
+from flip.config.merge import dump, merge
 from flip.flops import parameters, training_flops
 from flip.runs.rundir import RunDir, write_json
 

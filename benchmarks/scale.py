@@ -20,8 +20,8 @@ from benchmarks import burst, controller, fleet, interruptions, marked, prefetch
 from benchmarks.burst import Burst
 from benchmarks.interruptions import Life
 from benchmarks.prefetch import Case, Fleet
+from flip.config.derived import world
 from flip.config.schema import Config
-from flip.config.stages import world
 from flip.data.order import Order
 from flip.data.prefetch import LEAD
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flip.config import load as configuration
+from flip.config import merge as configuration
 from flip.config.schema import Config
 from flip.runs.commit import Commit, check
 from flip.runs.errors import ConfigError, DataError

@@ -8,8 +8,8 @@ paper's cost ratios (docs/recipe.md, FLOPs) and the built model.
 
 from __future__ import annotations
 
+from flip.config.derived import kept
 from flip.config.schema import ImageTower, Model, TextTower
-from flip.config.stages import kept
 
 LOSS_TILE = 1024
 """Columns of logits that the loss holds at once. On a CPU more are not faster (benchmarks/loss.py)."""

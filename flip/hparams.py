@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.tensorboard.summary import hparams
 
 from flip.config.identity import flatten
-from flip.config.load import to_dict
+from flip.config.merge import to_dict
 from flip.config.schema import Config
 from flip.evaluate.task import COLUMNS, curve
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from flip import accelerators, flops, norms, parallel
+from flip.config.derived import Span
 from flip.config.schema import Config
-from flip.config.stages import Span
 from flip.parallel import World
 from flip.runs.rundir import RunDir
 from flip.saving import Saving

@@ -14,7 +14,7 @@ from torch.distributed import checkpoint as dcp
 
 from flip import exported, model, padding, translation
 from flip.checkpoint import model_state
-from flip.config import load as configuration
+from flip.config import merge as configuration
 from flip.config.schema import Config
 from flip.data import decode
 from flip.data.view import EvaluationView

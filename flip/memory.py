@@ -6,9 +6,9 @@ measured yet.
 
 from __future__ import annotations
 
+from flip.config.derived import kept, positions, world
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
 from flip.config.sets import shares
-from flip.config.stages import kept, positions, world
 from flip.flops import loss_bytes, parameters, tokens
 
 SAVED, SELECTED, TEMPORARY = 17, 9, 12

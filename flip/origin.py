@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from flip import exported
-from flip.config import load
+from flip.config import merge
 from flip.config.begin import agree
+from flip.config.derived import spans
 from flip.config.identity import file_digest, flatten
 from flip.config.schema import Config, Init
-from flip.config.stages import spans
 from flip.runs import commit, pins
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, load_record
@@ -42,7 +42,7 @@ def find(config: Config, folders: Sequence[Path]) -> Init:
         return _export(config, folders)
     run = _run(asked.run, folders)
     try:
-        theirs = load.read(run.config)
+        theirs = merge.read(run.config)
         stage, samples = _target(asked, theirs)
     except (OSError, ValueError) as error:
         raise ConfigError("init.run: its config.yaml cannot be read", str(run.path), str(error)) from error
@@ -111,7 +111,7 @@ def kept(asked: Init, run: RunDir) -> Init | None:
     """The ``init`` of a run that was submitted as ``asked`` and has commits: it needs its source no more. Else None."""
     if not (run.config.is_file() and (commit.traces(run) or run.result.exists())):
         return None
-    stored = load.read(run.config).init
+    stored = merge.read(run.config).init
     names = [(Path(one.run).parts, Path(one.export).parts) for one in (stored, asked)]
     same = all(there[len(there) - len(here) :] == here for there, here in zip(*names, strict=True))
     same = same and bool(stored.run) == bool(asked.run) and bool(stored.export) == bool(asked.export)

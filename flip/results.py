@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from flip import metrics
 from flip.config.identity import flatten
 from flip.config.schema import Config, DataSet, EvaluationSet, Stage
-from flip.config.table import parse_yaml
+from flip.config.yaml_io import parse_yaml
 from flip.evaluate.task import merge_results, precision
 from flip.metrics import Metrics
 from flip.runs import records

@@ -11,7 +11,7 @@ import torch
 
 from flip.checkpoint import Checkpointer, model_state
 from flip.collectives import run_on_first
-from flip.config import load
+from flip.config import merge
 from flip.config.begin import as_they_are
 from flip.config.schema import Config
 from flip.data import order
@@ -64,7 +64,7 @@ class Saving:
             origin = self.checkpointer.origin(init)
             if init.extend:
                 self.source = origin
-            elif as_they_are(config, load.read(RunDir(init.run).config)):
+            elif as_they_are(config, merge.read(RunDir(init.run).config)):
                 self.checkpointer.load(origin, model_state(pair))
             else:
                 self._begin(pair, config, Path(init.run), f"{origin.stage}/{origin.path.name}")

@@ -19,9 +19,9 @@ import torch
 
 from flip import checkpoint, flops, guard, model, monitor, norms, optim, parallel, step
 from flip.collectives import run_on_first
-from flip.config import load, stages
+from flip.config import derived, merge
+from flip.config.derived import Span, spans
 from flip.config.schema import Config, EvaluationSet
-from flip.config.stages import Span, spans
 from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.retry import Patience
@@ -54,7 +54,7 @@ def train(run: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]
     Raises Stopped when a stop was agreed, FlipError for what can be named. Where nothing moves any more, ``hung`` is
     called with what is known of it, and the process ends.
     """
-    config = load.read(run.config)
+    config = merge.read(run.config)
     watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
     trainer = Trainer(run, attempt, flag, config, world, watchdog)
@@ -327,7 +327,7 @@ class Trainer:
         cost = sum(
             (span.end - span.start) * flops.training_flops(self.config.model, span.stage.mask, positions)["total"]
             for span in self.spans
-            for positions in [stages.positions(self.config.model.text, span.stage.text_mask)]
+            for positions in [derived.positions(self.config.model.text, span.stage.text_mask)]
         )
         create_json(self.run.result, {
             "run": self.run.name, "stage": last.stage, "samples": self.samples, "steps": self.step,

@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from flip import flops as arithmetic
+from flip.config.derived import positions
 from flip.config.schema import ImageTower, Model, TextTower
-from flip.config.stages import positions
 from flip.evaluate.task import precision
 from flip.results import Outcome
 from flip.runs.rundir import read_record

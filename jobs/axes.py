@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flip.config.schema import Config
-from flip.config.table import Place, Table
+from flip.config.yaml_io import Place, Table
 from jobs.where import Condition, parse
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")

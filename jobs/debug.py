@@ -90,7 +90,7 @@ def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list
     that were typed."""
     from dataclasses import replace
 
-    from flip.config.load import read
+    from flip.config.merge import read
     from flip.runs.rundir import RunDir
     from jobs import submit
     from jobs.profile import load_profile
@@ -113,7 +113,7 @@ def scratch(wanted: Wanted, real: RunDir, args: argparse.Namespace) -> RunDir:
     """A run directory with this configuration and, where the real one has it, the newest commit."""
     import shutil
 
-    from flip.config.load import dump
+    from flip.config.merge import dump
     from flip.remote import at_hand
     from flip.runs import commit
     from flip.runs.rundir import RunDir, write_json, write_text

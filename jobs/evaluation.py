@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from flip.config import load
+from flip.config import merge
 from flip.config.resolve import DataFacts, Host, cache_root, resolve
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.evaluate import registry
@@ -104,7 +104,7 @@ class Order:
     def _own(self, subject: RunDir) -> list[Wanted]:
         if self.args.model:
             raise ConfigError("a model brings no data sets of its own", "--sets", remedy="Name some: see --list.")
-        names = [item.name for item in load.read(subject.config).evaluate.sets]
+        names = [item.name for item in merge.read(subject.config).evaluate.sets]
         if not names:
             raise ConfigError("the run has no evaluation sets of its own", "--sets", remedy="Name some: see --list.")
         return [Wanted(name, path=CONFIGURED) for name in names]
@@ -185,7 +185,7 @@ class Order:
 
     def _config(self, subject: RunDir, task: Task) -> Config:
         """The run's, as the evaluation computes it."""
-        config = Config() if task.model else load.read(subject.config)
+        config = Config() if task.model else merge.read(subject.config)
         args, profile, node = self.args, self.profile, submission.node(self.profile)
         gpus = profile.gpus_per_node if args.gpus < 0 else args.gpus
         asked = config.resources
@@ -218,7 +218,7 @@ class Order:
             with writing(job.path):
                 closed_folder(job.path.parent)
                 job.path.mkdir(mode=0o755)
-                write_text(job.config, load.dump(config))
+                write_text(job.config, merge.dump(config))
                 task.write(job)
                 write_json(job.identity, {"hash": "", "schema": SCHEMA, "code": "", "config": {}})
                 for commit_name in task.commits:

@@ -6,9 +6,9 @@ import copy
 from collections.abc import Callable, Iterator
 
 from flip import memory
+from flip.config.derived import world
 from flip.config.resolve import Host
 from flip.config.schema import Config, Stage
-from flip.config.stages import world
 from flip.runs.errors import ConfigError
 from jobs.profile import Profile
 from jobs.table import size

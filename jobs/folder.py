@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flip import origin
-from flip.config.load import dump
+from flip.config.merge import dump
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError
 from flip.runs.ownership import closed_folder, is_mine

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.identity import Change, digest, explain, identity
-from flip.config.load import read
+from flip.config.merge import read
 from flip.config.resolve import DataFacts, Host, adopt, resolve
 from flip.config.schema import Config
 from flip.results import read_run

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip import flops, memory
+from flip.config.derived import spans
 from flip.config.resolve import DataFacts, Host
 from flip.config.schema import Config
 from flip.config.sets import Share, shares
-from flip.config.stages import spans
 from flip.data import mixture
 from flip.data.chunk import Sample
 from flip.data.decode import Undecodable

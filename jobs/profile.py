@@ -112,7 +112,7 @@ class Profile:
 
 def load_profile(name: str) -> Profile:
     """The profile called ``name`` in sweeps/clusters, or in the YAML file at that path. Mistakes raise ConfigError."""
-    from flip.config.load import read_yaml  # brings OmegaConf, which the commands that read no profile do not pay for
+    from flip.config.merge import read_yaml  # brings OmegaConf, which the commands that read no profile do not pay for
 
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.exists():
@@ -198,7 +198,7 @@ def roots(given: str | None = None) -> list[Path]:
     """Folders in which a command that reads looks for runs: ``given``, the value of --root, alone; else RUNS_ROOT, then
     the runs_root of each profile in sweeps/clusters. A profile that cannot be read is skipped: submit reports it.
     """
-    from flip.config.table import read_yaml
+    from flip.config.yaml_io import read_yaml
 
     if given:
         return [Path(given).absolute()]

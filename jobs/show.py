@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.identity import Change, flatten
-from flip.config.load import to_dict
+from flip.config.merge import to_dict
 from flip.config.sizes import SIZES, label
 from jobs.cluster import Job
 from jobs.cost import Cost, assumption

@@ -14,7 +14,7 @@ from typing import Any
 
 from flip import origin
 from flip.config.identity import Change, explain, flatten, identity
-from flip.config.load import read, to_dict
+from flip.config.merge import read, to_dict
 from flip.config.resolve import DataFacts, Host, facts, host
 from flip.config.schema import Config, Init
 from flip.config.validate import validate, warnings

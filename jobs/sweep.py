@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.identity import Change, compare, flatten
-from flip.config.load import assignment, get, merge, nest, to_dict
+from flip.config.merge import assignment, get, merge, nest, to_dict
 from flip.config.schema import Config
 from flip.config.sizes import SIZES
-from flip.config.table import Place, Table, read_yaml
+from flip.config.yaml_io import Place, Table, read_yaml
 from flip.runs.errors import ConfigError
 from jobs import axes, paper
 from jobs.axes import NAME, NAME_RULE, Layer, Point

@@ -16,7 +16,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from flip.config.schema import Config
-from flip.config.table import Place, parse_yaml
+from flip.config.yaml_io import Place, parse_yaml
 from flip.runs.errors import ConfigError
 
 _TOKEN = re.compile(

@@ -155,10 +155,10 @@ def _check_identity(run: RunDir) -> None:
 
     Raises DataError where one is another, StorageError where one is not there: a node may lack the file system.
     """
-    from flip.config import load
+    from flip.config import merge
     from flip.config.identity import explain, identity
 
-    stored, config = load_record(run.identity), load.read(run.config)
+    stored, config = load_record(run.identity), merge.read(run.config)
     if stored and identity(config, "")["hash"] != stored.get("hash"):
         changes = explain(stored, config)
         if absent := [change for change in changes if change.of_absence]:  # another node may see it, or this one later

@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 from safetensors import safe_open
 
-from flip.config import load
-from flip.config.stages import world
+from flip.config import merge
+from flip.config.derived import world
 from flip.data.order import Order
 from flip.remote import at_hand
 from flip.runs import commit
@@ -53,7 +53,7 @@ def configuration(data, world, samples=(44, 16), precision="fp32"):
         "monitor": {"log_every": 1, "status_seconds": 0.1},
         "resources": {"processes": world},
     }  # fmt: skip
-    return load.merge([("test", layer)])
+    return merge.merge([("test", layer)])
 
 
 class Arena:
@@ -81,7 +81,7 @@ class Arena:
         self.cluster.submit([Job(self.run, ROOT, self.shape(), self.env, module="tests.kill_worker")])
 
     def save_config(self):
-        self.run.config.write_text(load.dump(self.config), encoding="utf-8")
+        self.run.config.write_text(merge.dump(self.config), encoding="utf-8")
 
     def shape(self):
         return Shape(processes=self.world)

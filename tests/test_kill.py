@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from flip.config.stages import spans
+from flip.config.derived import spans
 from flip.runs import commit
 from flip.runs.rundir import read_json
 from jobs.local import LocalCluster

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.config.load import _paths, merge, read_yaml
+from flip.config.merge import _paths, merge, read_yaml
 from flip.config.schema import Config
 from flip.data.index import index
 from flip.data.manifest import Manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.config.load import merge
+from flip.config.merge import merge
 from flip.runs.errors import ConfigError, StorageError, scrub
 from flip.runs.rundir import RunDir
 from jobs.snapshot import take

@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 
-from flip.config.stages import spans, world
+from flip.config.derived import spans, world
 from flip.runs import commit
 from tests.arena import BATCH, Arena, configuration, decoded_hashes
 from tests.synthetic import make_dataset, make_tokenizer

@@ -2,7 +2,7 @@
 
 import torch
 
-from flip.config.stages import spans
+from flip.config.derived import spans
 from flip.runs.rundir import read_json
 from tests.arena import BATCH, INTERVAL
 

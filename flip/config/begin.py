@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flip.config.load import get
+from flip.config.merge import get
 from flip.config.schema import Config
 from flip.runs.errors import ConfigError
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flip.config.load import to_dict
+from flip.config.derived import world
+from flip.config.merge import to_dict
 from flip.config.resolve import locate, manifest_record
 from flip.config.schema import SCHEMA, Config
-from flip.config.stages import world
 from flip.runs.errors import PermissionDenied
 
 #: Labels, and what changes only when and where a run computes, not what.

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flip.config.derived import world
 from flip.config.ranges import check_ranges
 from flip.config.schema import Config, Data, DataSet
 from flip.config.sets import TOLERANCE, miss, split
-from flip.config.stages import world
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 
 MAX_LANES = 4096

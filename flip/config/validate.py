@@ -8,11 +8,11 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
+from flip.config.derived import kept, patches, positions, spans, world
 from flip.config.ranges import check_ranges
 from flip.config.resolve import buffer_bytes
 from flip.config.schema import Config, Data, Stage
 from flip.config.sets import TOLERANCE, Share, miss, shares
-from flip.config.stages import kept, patches, positions, spans, world
 from flip.runs.errors import ConfigError
 
 MAX_PATCHES = 2**15 - 1

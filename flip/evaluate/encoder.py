@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from flip.config import schema
-from flip.config.stages import kept, patches
+from flip.config.derived import kept, patches
 from flip.data import decode, masking
 from flip.data.decode import Pixels
 from flip.data.order import key

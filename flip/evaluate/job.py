@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from flip import checkpoint, model, parallel
-from flip.config import load, schema
+from flip.config import merge, schema
 from flip.data.retry import Patience
 from flip.data.view import EvaluationView
 from flip.evaluate import foreign, open_clip_folder, prompts, registry
@@ -50,7 +50,7 @@ def evaluate(job: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], No
 
     Raises Stopped, or FlipError for what can be named.
     """
-    config, task = load.read(job.config), Task.read(job)
+    config, task = merge.read(job.config), Task.read(job)
     watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
     try:
@@ -103,7 +103,7 @@ class Evaluation:
     def _find(self, wanted: Wanted) -> Found:
         if wanted.path != CONFIGURED:
             return registry.find(wanted, self.task.data, self.patience)
-        item = next(one for one in load.read(self.subject.config).evaluate.sets if one.name == wanted.name)
+        item = next(one for one in merge.read(self.subject.config).evaluate.sets if one.name == wanted.name)
         train = Place(item.train, manifest=item.train) if item.task == "probe" else None
         wording = prompts.read(item.classes) if item.task == "zeroshot" else None
         return Found(item.name, item.task, Place(item.manifest, manifest=item.manifest), wording, train)
@@ -157,7 +157,7 @@ class Evaluation:
             precision = self.config.compute.precision
             encoder = foreign.OpenClipEncoder(str(source["path"]), self.world.device, precision)
             return {("0", False): encoder}
-        theirs = load.read(self.subject.config)
+        theirs = merge.read(self.subject.config)
         with torch.device("meta"):
             pair = model.build(theirs.model, theirs.augment, self.config.compute.attention)
         parallel.place(pair, self.world, self.config.compute)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from flip import exported
 from flip.config import identity
 from flip.config.schema import SCHEMA
-from flip.config.table import dump_yaml, read_yaml
+from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.runs.commit import Commit, Damaged, sha256
 from flip.runs.commit import verify as verify_files
 from flip.runs.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from flip.config.table import read_yaml
+from flip.config.yaml_io import read_yaml
 from flip.data.retry import Patience
 from flip.data.storage import is_remote
 from flip.evaluate import forms, prompts

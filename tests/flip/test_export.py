@@ -17,7 +17,7 @@ from torch.distributed import checkpoint as dcp
 import flip
 from flip import export, model
 from flip.checkpoint import model_state
-from flip.config import load as configuration
+from flip.config import merge as configuration
 from flip.data import decode
 from flip.data.view import EvaluationView
 from flip.evaluate.encoder import PairEncoder

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flip import parallel
-from flip.config.load import dump
+from flip.config.merge import dump
 from flip.interrupt import StopFlag
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json

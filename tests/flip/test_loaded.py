@@ -19,7 +19,7 @@ from PIL import Image
 
 import flip
 from flip import checkpoint, model, parallel
-from flip.config import load as configuration
+from flip.config import merge as configuration
 from flip.config.schema import EvaluationSet
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer

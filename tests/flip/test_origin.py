@@ -6,7 +6,7 @@ import pytest
 
 from flip import exported, origin
 from flip.config.identity import identity
-from flip.config.load import dump
+from flip.config.merge import dump
 from flip.config.schema import Init
 from flip.config.validate import validate
 from flip.runs import commit, pins

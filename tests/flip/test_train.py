@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams import metadata
 
 import flip
 from flip import parallel
-from flip.config.load import dump
+from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer

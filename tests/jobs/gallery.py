@@ -5,10 +5,10 @@ import json
 import math
 import random
 
+from flip.config.derived import spans
 from flip.config.identity import identity
-from flip.config.load import dump
+from flip.config.merge import dump
 from flip.config.resolve import Host, facts, resolve
-from flip.config.stages import spans
 from flip.flops import parameters
 from flip.runs.rundir import RunDir, write_json
 from jobs.cost import estimate

@@ -3,9 +3,9 @@
 import json
 import math
 
+from flip.config.derived import spans
 from flip.config.identity import identity
-from flip.config.load import dump, merge
-from flip.config.stages import spans
+from flip.config.merge import dump, merge
 from flip.runs.rundir import RunDir, write_json
 from jobs.cost import estimate
 from jobs.plan import Wanted

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.config.load import read
+from flip.config.merge import read
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from tests.jobs.test_debug import Desk, weights

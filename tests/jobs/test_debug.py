@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import flip
 from flip.begin import resampled
-from flip.config.load import read
+from flip.config.merge import read
 from flip.remote import at_hand
 from flip.runs import commit, pins
 from flip.runs.rundir import RunDir, read_json

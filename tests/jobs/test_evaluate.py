@@ -12,7 +12,7 @@ from torch.distributed import checkpoint as dcp
 
 import flip
 from flip import checkpoint, model
-from flip.config import load
+from flip.config import merge
 from flip.evaluate import job as evaluation_job
 from flip.results import read_run
 from flip.runs import commit, pins
@@ -54,9 +54,9 @@ def make_place(root):
         "evaluate.preprocess=resize_crop",
         f"evaluate.sets=[{{name: own, manifest: {data}, classes: {data}/classes.json}}]",
     ]  # fmt: skip
-    run, config = RunDir(root / "runs" / "sweep" / "run"), load.merge([], settings)
+    run, config = RunDir(root / "runs" / "sweep" / "run"), merge.merge([], settings)
     run.path.mkdir(parents=True)
-    write_text(run.config, load.dump(config))
+    write_text(run.config, merge.dump(config))
     write_json(run.identity, {"hash": "", "schema": 1, "config": {}})
     committed(run, config, 32, 1)
     committed(run, config, 64, 1)
@@ -229,7 +229,7 @@ def test_a_commit_that_is_evaluated_is_kept(place, tmp_path):
     run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
-    config = load.read(place / "runs" / "sweep" / "run" / "config.yaml")
+    config = merge.read(place / "runs" / "sweep" / "run" / "config.yaml")
     n = run.begin_attempt({})
     for samples in (8, 16, 24, 32):
         committed(run, config, samples, n)
@@ -246,7 +246,7 @@ def test_the_newest_commit_of_a_run_that_trains_is_kept_from_the_moment_it_is_ch
     run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
-    config = load.read(place / "runs" / "sweep" / "run" / "config.yaml")
+    config = merge.read(place / "runs" / "sweep" / "run" / "config.yaml")
     n, pin = run.begin_attempt({}), pins.pin
     committed(run, config, 8, n)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flip.config import load
-from flip.config.load import dump
+from flip.config import merge
+from flip.config.merge import dump
 from flip.results import read_run
 from flip.runs.rundir import write_json
 from jobs import arms, goodput
@@ -193,10 +193,10 @@ def test_gpus_are_the_unit_where_there_are_some():
 def test_table_and_account_count_the_same_hours(tmp_path, resources):
     """Reserved cores count, not only those that threads and loader processes would fill."""
     run = make(tmp_path / "s", "a")
-    made = load.read(run.config)
+    made = merge.read(run.config)
     for key, value in resources.items():
         setattr(made.resources, key, value)
-    run.config.write_text(load.dump(made), encoding="utf-8")
+    run.config.write_text(merge.dump(made), encoding="utf-8")
     outcome = read_run(run.path)
     width, kind = goodput.resources(outcome.settings)
     assert arms.hours(outcome, f"{kind}-hours", 7200.0) == 2 * width

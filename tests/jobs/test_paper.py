@@ -6,10 +6,10 @@ import re
 import pytest
 
 from flip.config.identity import flatten
-from flip.config.load import to_dict
+from flip.config.merge import to_dict
 from flip.config.resolve import Host, facts, resolve
-from flip.config.table import read_yaml
 from flip.config.validate import validate
+from flip.config.yaml_io import read_yaml
 from flip.results import read_run
 from flip.runs.errors import ConfigError
 from jobs import paper

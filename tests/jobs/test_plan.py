@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from flip.config.identity import identity
-from flip.config.load import dump, read
+from flip.config.merge import dump, read
 from flip.config.resolve import Host, facts, resolve
 from flip.runs import pins
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError

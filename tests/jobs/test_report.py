@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flip.config import load
+from flip.config import merge
 from flip.results import find_runs, read_run
 from flip.runs.rundir import read_json, write_json
 from jobs import against, arms, report
@@ -200,9 +200,9 @@ def test_page_of_a_hostile_run(tmp_path):
 def test_core_hours_are_no_gpu_hours(tmp_path):
     for name, gpus in (("cpu", 0), ("gpu", 2)):
         run = make(tmp_path / "s", name, mask="0.5" if gpus else "0.75")
-        config = load.read(run.config)
+        config = merge.read(run.config)
         config.resources.gpus = gpus
-        run.config.write_text(load.dump(config), encoding="utf-8")
+        run.config.write_text(merge.dump(config), encoding="utf-8")
     found = report.outcomes(find_runs(tmp_path))
     rows = result_cells(arms.group(found), found)
     assert [(row["run"], row["GPU-hours"] == "-") for row in rows] == [("cpu", True), ("gpu", False)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flip.config import load
+from flip.config import merge
 from flip.results import read_run
 from flip.runs.rundir import read_json, write_json
 from jobs.scaling import AXES, IGNORED, curves, fit
@@ -66,9 +66,9 @@ def run_with(folder, name, flops, edit=None, top1=0.2, **fields):
     """A complete run that cost ``flops``; ``edit`` changes its configuration."""
     run = make(folder, name, top1=top1, **fields)
     if edit is not None:
-        config = load.read(run.config)
+        config = merge.read(run.config)
         edit(config)
-        run.config.write_text(load.dump(config), encoding="utf-8")
+        run.config.write_text(merge.dump(config), encoding="utf-8")
     write_json(run.result, {**read_json(run.result), "flops": flops})
 
 

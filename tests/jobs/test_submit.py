@@ -14,9 +14,9 @@ from unittest.mock import Mock
 import pytest
 import webdataset
 
-from flip.config import load as load_module
+from flip.config import merge as load_module
 from flip.config import schema
-from flip.config.load import read
+from flip.config.merge import read
 from flip.config.resolve import DataFacts
 from flip.config.schema import Config
 from flip.data.index import index

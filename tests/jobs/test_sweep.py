@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flip.config.derived import world
 from flip.config.identity import Change, identity
 from flip.config.resolve import Host, facts, resolve
-from flip.config.stages import world
-from flip.config.table import Place, dump_yaml
 from flip.config.validate import validate
+from flip.config.yaml_io import Place, dump_yaml
 from flip.runs.errors import ConfigError
 from jobs.sweep import SWEEPS, load
 from jobs.where import parse

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from flip.config.load import merge
+from flip.config.merge import merge
 from flip.config.resolve import DataFacts, Host
 from flip.runs.errors import ConfigError
 from jobs import preflight, variables

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.config import load
+from flip.config import merge
 from flip.config.identity import identity
 from flip.runs.errors import CONFIG, CRASH, DATA, STORAGE
 from flip.runs.rundir import RunDir, write_json
@@ -59,7 +59,7 @@ def test_another_data_set_at_the_same_path_is_refused(run, tmp_path):
     data = make_dataset(tmp_path / "data", samples=40, shards=1, chunk=1)
     make_tokenizer(data / "tokenizer.json")
     config = configuration(data, world=1)
-    run.config.write_text(load.dump(config))
+    run.config.write_text(merge.dump(config))
     write_json(run.identity, identity(config, "code"))
     data.rename(tmp_path / "kept")
     done = work(run)

@@ -7,8 +7,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flip.config.load import dump, merge, read
-from flip.config.table import dump_yaml, parse_yaml, read_yaml
+from flip.config.merge import dump, merge, read
+from flip.config.yaml_io import dump_yaml, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError
 from jobs.profile import Profile, load_profile
 from jobs.sweep import load

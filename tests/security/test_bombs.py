@@ -289,7 +289,7 @@ READERS = """
     from pathlib import Path
     from flip import exported
     from flip.config.schema import TextTower
-    from flip.config.table import read_yaml
+    from flip.config.yaml_io import read_yaml
     from flip.data.images import File, Files
     from flip.data.manifest import Manifest
     from flip.data.reader import Reader

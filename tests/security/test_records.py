@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flip import interval, metrics, results
-from flip.config.load import to_dict
+from flip.config.merge import to_dict
 from flip.runs import commit, pins
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, write_json

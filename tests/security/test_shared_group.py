@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from flip.config import load
+from flip.config import merge
 from flip.runs.rundir import RunDir, write_json
 from tests.jobs.outcomes import make
 from tests.jobs.test_evaluate import committed
@@ -77,9 +77,9 @@ def test_a_colleague_evaluates_and_exports_a_copy_of_my_run(users, data, root):
         f"data.tokenizer={place}/tokenizer.json", "compute.threads=1", "compute.device=cpu", "compute.precision=fp32",
         "compute.attention=sdpa", f"evaluate.sets=[{{name: own, manifest: {place}, classes: {place}/classes.json}}]",
     ]  # fmt: skip
-    config = load.merge([], settings)
+    config = merge.merge([], settings)
     run.path.mkdir(parents=True)
-    run.config.write_text(load.dump(config))
+    run.config.write_text(merge.dump(config))
     write_json(run.identity, {"hash": "", "schema": 1, "config": {}})
     committed(run, config, 64, 1)
     for path in (run.path.parent, *run.path.parent.rglob("*")):

@@ -3,7 +3,7 @@
 import subprocess
 from dataclasses import dataclass
 
-from flip.config.stages import spans
+from flip.config.derived import spans
 from flip.data import s3
 from flip.runs import commit
 from flip.runs.rundir import read_json

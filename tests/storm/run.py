@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flip.config import load
-from flip.config.stages import world
+from flip.config import merge
+from flip.config.derived import world
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
@@ -45,7 +45,7 @@ class Calm(Arena):
 
     def __init__(self, runs, name):
         self.run = RunDir(runs / "storm" / name)
-        self.config = load.read(self.run.config)
+        self.config = merge.read(self.run.config)
         self.world = world(self.config)
 
 

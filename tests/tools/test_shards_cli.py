@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from flip.config import load
+from flip.config import merge
 from flip.data.index import index
 from flip.data.manifest import Manifest, Table, write
 from flip.data.order import Order
@@ -179,10 +179,10 @@ def test_what_json_does_not_know_is_null(tmp_path, capsys):
 def a_run(data):
     stages = [{"name": "pretrain", "samples": 90, "batch": 48}, {"name": "unmasked", "samples": 24, "batch": 24}]
     values = {"manifest": str(data), "samples": 120, "chunk": 4, "lanes": 6, "block": 2, "decoder": "pillow"}
-    config = load.merge([("test", {"seed": 5, "data": values, "stages": stages})])
+    config = merge.merge([("test", {"seed": 5, "data": values, "stages": stages})])
     folder = data.parent / "run"
     folder.mkdir()
-    (folder / "config.yaml").write_text(load.dump(config), encoding="utf-8")
+    (folder / "config.yaml").write_text(merge.dump(config), encoding="utf-8")
     return folder
 
 

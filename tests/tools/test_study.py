@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from flip.config.table import dump_yaml
+from flip.config.yaml_io import dump_yaml
 from flip.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json

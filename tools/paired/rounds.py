@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flip.config.table import dump_yaml
+from flip.config.yaml_io import dump_yaml
 from flip.results import Outcome, read_outcomes
 from flip.runs.errors import STOPPED
 from flip.runs.rundir import write_text

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flip.config import load
-from flip.config.stages import Span, spans
+from flip.config import merge
+from flip.config.derived import Span, spans
 from flip.data import look
 from flip.data.look import Found, Taken
 from flip.data.manifest import Manifest
@@ -89,7 +89,7 @@ def _step(options: argparse.Namespace) -> Outcome:
     run = _run(options.run)
     if not run.config.is_file():
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy="Give the folder of a run.")
-    config = load.read(run.config)
+    config = merge.read(run.config)
     span, start = _place(spans(config), options.step, options.samples)
     sets = sources(config.data)
     _same_data(run, sets, start)

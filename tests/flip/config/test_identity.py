@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from flip.config.identity import _ADDED, explain, flatten, identity
-from flip.config.load import merge
+from flip.config.merge import merge
 from flip.config.resolve import Host, facts, resolve
 
 GOLDEN = "4239744d741d293c43cbc23c92f39943af6f870666a02db5500ac6943eadeaa7"

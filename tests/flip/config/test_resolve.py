@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from flip.config.load import merge
+from flip.config.merge import merge
 from flip.config.resolve import (
     DataFacts,
     Host,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flip.config.identity import explain, identity
-from flip.config.load import merge
+from flip.config.merge import merge
 from flip.config.resolve import Host, facts, resolve
 from flip.config.sets import miss, shares, split
 from flip.config.validate import plan_numbers, validate

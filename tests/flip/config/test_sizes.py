@@ -3,7 +3,7 @@
 import pytest
 
 from flip.config.identity import flatten
-from flip.config.load import merge, to_dict
+from flip.config.merge import merge, to_dict
 from flip.config.sizes import SIZES, label
 
 

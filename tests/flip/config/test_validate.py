@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from flip.config.load import merge
+from flip.config.derived import kept, spans
+from flip.config.merge import merge
 from flip.config.resolve import Host, facts, resolve
-from flip.config.stages import kept, spans
 from flip.config.validate import plan_numbers, validate, warnings
 from flip.runs.errors import ConfigError
 

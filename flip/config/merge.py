@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.config.sizes import SIZES
-from flip.config.table import Place, Table, dump_yaml, parse_yaml, read_yaml
+from flip.config.yaml_io import Place, Table, dump_yaml, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError, scrub
 
 __all__ = ["Table", "assignment", "dump", "get", "merge", "parse_yaml", "read", "read_yaml", "to_dict"]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from flip.config.load import Table, dump, get, merge, read, read_yaml
+from flip.config.merge import Table, dump, get, merge, read, read_yaml
 from flip.config.schema import Config
 from flip.config.sizes import SIZES
 from flip.runs.errors import ConfigError, PermissionDenied
@@ -185,5 +185,7 @@ def test_what_is_dumped_is_read_back(tmp_path):
 
 
 def test_the_import_brings_no_torch():
-    code = "import sys, flip.config.load, flip.config.validate, flip.config.identity; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, flip.config.merge, flip.config.validate, flip.config.identity; assert 'torch' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
