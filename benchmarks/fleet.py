@@ -1,6 +1,6 @@
 """The paper's largest run on 512 GPUs, by arithmetic alone: the same numbers on every machine.
 
-The arithmetic is that of the plan (``jobs.cost``, ``flip.memory``, ``flip.interval``); docs/scale.md has the sources.
+The arithmetic is that of the plan (``jobs.cost``, ``flip.costs``, ``flip.interval``); docs/scale.md has the sources.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import interruptions, order, synthetic
 from benchmarks.interruptions import Life
 from benchmarks.results import rounded
-from flip import memory
+from flip import costs
 from flip.config.derived import world
 from flip.config.resolve import Host, buffer_bytes, facts, resolve
 from flip.config.schema import Config, Stage
@@ -120,7 +120,7 @@ def host(config: Config) -> dict[str, Any]:
     """Lanes, and what a node's memory holds."""
     data, ranks = config.data, world(config)
     stream = Order(config.seed, data.samples, data.chunk, data.block, data.lanes)
-    loader = max(memory.loader(config, stage) for stage in config.stages)
+    loader = max(costs.loader(config, stage) for stage in config.stages)
     usual = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes) * (1.5 + MOST / 2) / 1.5
     return {
         "lanes": data.lanes,
@@ -130,7 +130,7 @@ def host(config: Config) -> dict[str, Any]:
         "buffer_gb": usual / 1e9,
         "loader_gb_a_rank": loader / 1e9,
         "order_mb_a_rank": order.held(stream, ranks) / 1e6,
-        "saving_mb_a_rank": memory.saving(config) / 1e6,
+        "saving_mb_a_rank": costs.saving(config) / 1e6,
         "node_gb": fit.on_host(config) / 1e9,
         "worlds": sum(1 for ranks in range(1, data.lanes + 1) if data.lanes % ranks == 0),
         "most_ranks": data.lanes,
@@ -139,7 +139,7 @@ def host(config: Config) -> dict[str, Any]:
 
 def device(config: Config, stage: Stage) -> dict[str, float]:
     """Gigabytes of a rank's card: the parts, and what it were without ``compute.recompute``."""
-    parts = memory.rank(config, stage)
+    parts = costs.rank(config, stage)
     kept = copy.deepcopy(config)
     kept.compute.recompute = "no"
     activations = sum(parts.get(part, 0) for part in ("image_activations", "text_activations", "temporary"))
@@ -149,14 +149,14 @@ def device(config: Config, stage: Stage) -> dict[str, float]:
         "state_gb": state / 1e9,
         "activations_gb": activations / 1e9,
         "loss_gb": parts.get("loss", 0) / 1e9,
-        "all_kept_gb": memory.rank(kept, stage)["total"] / 1e9,
+        "all_kept_gb": costs.rank(kept, stage)["total"] / 1e9,
     }
 
 
 def checkpoint(config: Config, speeds: dict[str, float]) -> dict[str, Any]:
     """Its size, and how long a rank copies and writes its part."""
     ranks = world(config)
-    rank = memory.STATE_BYTES * parameters(config.model)["total"] // ranks
+    rank = costs.STATE_BYTES * parameters(config.model)["total"] // ranks
     return {
         "gigabytes": rank * ranks / 1e9,
         "megabytes_a_rank": rank / 1e6,

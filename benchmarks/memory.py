@@ -1,4 +1,4 @@
-"""The memory of a training step as ``flip.memory`` foretells it, beside what the step really takes.
+"""The memory of a training step as ``flip.costs`` foretells it, beside what the step really takes.
 
 One step of one process: B/16 at three batches and three mask ratios, after a small step that makes the optimiser's
 state. On a CPU the measure is the peak of a process of its own above what it had when its libraries were loaded, on
@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.loss import device
 from benchmarks.results import rounded
-from flip import memory
+from flip import costs
 from flip.config.derived import kept
 from flip.config.schema import Augment, Compute, ImageTower, Model, Optim, TextTower
 from flip.config.sizes import SIZES
@@ -78,7 +78,7 @@ def cases(
     )  # fmt: skip
     rows = []
     for b, mask in itertools.product(batches, chosen.mask):
-        predicted = memory.device(model, compute, b, mask)["total"]
+        predicted = costs.device(model, compute, b, mask)["total"]
         row = {"b": b, "mask": mask, "recompute": recompute, "predicted_MB": round(predicted / 1e6)}
         if measure:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flip import flops, memory
+from flip import costs as memory
+from flip import flops
 from flip.config.schema import Compute, Config
 from flip.config.validate import plan_numbers
 from jobs.profile import Profile
@@ -26,7 +27,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Device:
-    """One rank in one stage: bytes at the peak of a step (``flip.memory.device``), and seconds of a step.
+    """One rank in one stage: bytes at the peak of a step (``flip.costs.device``), and seconds of a step.
 
     The seconds are those of arithmetic at the assumed utilisation, None where the profile cannot tell.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 
-from flip import memory
+from flip import costs
 from flip.config.derived import world
 from flip.config.resolve import Host
 from flip.config.schema import Config, Stage
@@ -20,15 +20,15 @@ MOST_NODES = 64
 
 
 def largest(config: Config) -> tuple[Stage, dict[str, int]]:
-    """The stage that needs most of a rank's device, and the parts of it (``flip.memory.rank``)."""
-    return max(((stage, memory.rank(config, stage)) for stage in config.stages), key=lambda one: one[1]["total"])
+    """The stage that needs most of a rank's device, and the parts of it (``flip.costs.rank``)."""
+    return max(((stage, costs.rank(config, stage)) for stage in config.stages), key=lambda one: one[1]["total"])
 
 
 def on_host(config: Config) -> int:
     """Bytes that the ranks of a node hold on their host; on a CPU the model is there too."""
-    loader = max(memory.loader(config, stage) for stage in config.stages)
+    loader = max(costs.loader(config, stage) for stage in config.stages)
     model = 0 if config.resources.gpus else largest(config)[1]["total"]
-    return config.resources.processes * (LIBRARIES + loader + memory.saving(config) + model)
+    return config.resources.processes * (LIBRARIES + loader + costs.saving(config) + model)
 
 
 def check(config: Config, profile: Profile, on: Host) -> list[tuple[str, str, bool]]:

@@ -20,7 +20,7 @@ LIGHT = (
     "flip.results",
     "flip.interrupt",
 )
-LIGHT += ("flip.memory", "flip.accelerators", "flip.runs.pins", "flip.origin", "flip.exported")
+LIGHT += ("flip.costs", "flip.accelerators", "flip.runs.pins", "flip.origin", "flip.exported")
 LIGHT += ("flip.evaluate.registry", "flip.evaluate.forms", "flip.evaluate.prompts", "flip.evaluate.task")
 LIGHT += ("flip.evaluate.open_clip_folder",)
 #: What loader processes and the tools for shards load.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from flip.data import crew
+from flip import concurrency
 from flip.data.manifest import MARK, refuse_existing
 from flip.data.reader import Reader
 from flip.data.scan import REMEDY, Scan, file_stat, scan
@@ -131,7 +131,7 @@ def gather(
     total, left = sum(shard.stat.size for shard in shards), sum(shard.stat.size for shard in todo)
     done, ended = total - left, len(shards) - len(todo)
     processes = min(workers, len(todo), 1 + left // _WORTH)
-    answers = crew.run(_scanner, (filters,), todo, processes if processes > 1 else 0, "index")
+    answers = concurrency.run(_scanner, (filters,), todo, processes if processes > 1 else 0, "index")
     try:
         if todo:
             scans.begin()  # what cannot be written is told before hours of reading

@@ -12,6 +12,7 @@ import torch
 
 from flip.config import schema
 from flip.config.sets import Share, shares
+from flip.costs import SLOTS
 from flip.data import masking, mixture
 from flip.data.counters import Counters
 from flip.data.manifest import Manifest
@@ -21,7 +22,6 @@ from flip.data.mixture import Source
 from flip.data.outage import Board
 from flip.data.pool import Pool, prepare_forkserver
 from flip.data.stream import Part, Replaced, Spec, Streams
-from flip.memory import SLOTS
 from flip.runs.errors import ConfigError, DataError
 
 __all__ = ["Batch", "Loader", "prepare_forkserver"]

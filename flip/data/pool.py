@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from flip.costs import SLOTS
 from flip.data.counters import Counters
 from flip.data.masking import Kept
 from flip.data.mixture import sources
 from flip.data.outage import Outage
 from flip.data.stream import Part, Replaced, Spec, Streams
 from flip.interrupt import SIGNALS
-from flip.memory import SLOTS
 from flip.runs.errors import FlipError
 from flip.runs.rundir import OWNER, write_json
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flip.data import crew
+from flip import concurrency
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
 from flip.data.reader import Reader
@@ -132,7 +132,7 @@ def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Generator[Part, N
     Closing the iterator (Ctrl-C does) ends the processes at once. Raises StorageError, PermissionDenied.
     """
     arguments = (str(manifest.folder), replace(plan, chunks=()))
-    return crew.run(_looker, arguments, _tasks(manifest, plan), workers, "verify")
+    return concurrency.run(_looker, arguments, _tasks(manifest, plan), workers, "verify")
 
 
 def _looker(folder: str, plan: Plan) -> Callable[[Sequence[int]], Part]:

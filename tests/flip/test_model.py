@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flip import flops, memory, model
+from flip import costs, flops, model
 from flip.config.schema import Augment, Compute, ImageTower, Model, TextTower
 from flip.config.sizes import SIZES
 from flip.contrastive import contrastive_loss
@@ -311,7 +311,7 @@ def test_arithmetic_foretells_what_autograd_saves(mask, kept, attention, precisi
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), bf16:
         image, text, _ = pair(visible(patches, keep), keep, tokens)
     how = Compute(device=device, precision=precision, attention=attention)
-    foretold = memory.saved(sized("tiny"), how, 32, mask)
+    foretold = costs.saved(sized("tiny"), how, 32, mask)
     assert foretold == pytest.approx(sum(sizes.values()), rel=0.05)
 
 

@@ -17,7 +17,7 @@ from torch import distributed, nn
 from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule
 
-from flip import checkpoint, memory, model, norms, optim, parallel, restore, step
+from flip import checkpoint, costs, model, norms, optim, parallel, restore, step
 from flip.config import schema
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir
@@ -277,7 +277,7 @@ def test_arithmetic_foretells_what_sharding_holds_between_micro_batches():
     """The gradient and the weights of the whole model, whatever the number of ranks."""
     cases = [compute(accumulate=n, precision=precision) for n in (2, 3) for precision in ("fp32", "bf16")]
     for how, found in zip(cases, launch(2, cases, work=held), strict=True):
-        plan = memory.device(sized("tiny"), how, how.accumulate, "0.5", 2)
+        plan = costs.device(sized("tiny"), how, how.accumulate, "0.5", 2)
         most = plan["gradients"] + plan["gathered"]
         between, within = (int(found[kind].sum()) for kind in ("between", "within"))
         assert 0.9 * most < between <= most, (found, plan)

@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from flip.concurrency import cores
 from flip.data import verify as checks
-from flip.data.crew import cores
 from flip.data.manifest import Manifest
 from flip.data.reader import Reader
 from flip.data.verify import Plan, Report

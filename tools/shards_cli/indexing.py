@@ -15,9 +15,9 @@ from typing import Any
 
 import braceexpand
 
+from flip.concurrency import cores
 from flip.data import filters
 from flip.data.census import Completeness, Incomplete
-from flip.data.crew import cores
 from flip.data.gather import Damaged, Gathered, as_path, gather, listed, part_folder, sorted_keys
 from flip.data.index import merge, refuse_filters
 from flip.data.manifest import Manifest, refuse_existing

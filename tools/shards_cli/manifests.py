@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from flip.concurrency import cores
 from flip.config.resolve import DataFacts, buffer_bytes, default_lanes, host
 from flip.config.schema import Config, Stage
-from flip.data.crew import cores
 from flip.data.filters import Filters
 from flip.data.gather import gather
 from flip.data.index import merge
