@@ -1,8 +1,8 @@
 """A fleet that starts asks for all its first blocks at once, of storage that answers so many requests a second: events.
 
-Readers are many; each has threads that ask, the real gate (``flip.data.retry.Gate``) and, per request, the real pauses
-(``Attempts``), with a clock that jumps. Storage answers ``limit`` requests in any second of its own, and refuses the
-others with 503 at once. An answer takes a drawn latency, and its bytes at the pace of one connection.
+Readers are many; each has threads that ask, the real gate (``flip.data.storage.retry.Gate``) and, per request, the real
+pauses (``Attempts``), with a clock that jumps. Storage answers ``limit`` requests in any second of its own, and refuses
+the others with 503 at once. An answer takes a drawn latency, and its bytes at the pace of one connection.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from flip.data.prefetch import THREADS
-from flip.data.retry import Attempts, Clock, Gate, Patience
-from flip.data.storage import Fault
+from flip.data.storage.base import Fault
+from flip.data.storage.retry import Attempts, Clock, Gate, Patience
 from flip.runs.errors import StorageError
 
 

@@ -14,10 +14,10 @@ from benchmarks.pipelines import AUGMENT, BLOCK, LANES, LENGTH, PATCH, SIZE, Wor
 from benchmarks.results import rounded
 from flip.data import augment as augmenting
 from flip.data import decode, masking, tar
-from flip.data.crc import crc32
 from flip.data.manifest import Manifest
 from flip.data.order import Order
-from flip.data.reader import Reader
+from flip.data.storage.checksums import crc32
+from flip.data.storage.client import Reader
 from flip.data.stream import captions_of, image_of
 from flip.tokenizer import Tokenizer
 

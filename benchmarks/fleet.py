@@ -19,10 +19,10 @@ from flip.config.derived import world
 from flip.config.resolve import Host, buffer_bytes, facts, resolve
 from flip.config.schema import Config, Stage
 from flip.config.validate import validate
-from flip.data.hedge import SHARE
 from flip.data.manifest import BLOCK
 from flip.data.order import Order
 from flip.data.prefetch import MOST, THREADS
+from flip.data.storage.hedge import SHARE
 from flip.flops import parameters
 from flip.interval import LEAST
 from jobs import fit, sweep

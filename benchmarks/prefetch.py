@@ -35,11 +35,11 @@ from numpy.typing import NDArray
 from benchmarks import results, synthetic
 from benchmarks.results import rounded
 from flip.config.schema import Data
-from flip.data.hedge import SHARE
 from flip.data.manifest import BLOCK, Table
 from flip.data.order import Order
 from flip.data.pool import SLOTS
 from flip.data.prefetch import LEAD, MOST, due, phase
+from flip.data.storage.hedge import SHARE
 
 Q, HEDGE = 4, Data.hedge
 Floats = NDArray[np.float64]

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from flip.background import Background
 from flip.collectives import all_gather_json
-from flip.data.retry import Patience
+from flip.data.storage.retry import Patience
 from flip.parallel import World
 from flip.remote import Remote, base, marked, verify
 from flip.restore import Restorer

@@ -1,4 +1,5 @@
-"""The files of a checkpoint at a URL: put there, looked at, fetched, deleted, with patience (``flip.data.retry``)."""
+"""The files of a checkpoint at a URL: put there, looked at, fetched, deleted, with patience
+(``flip.data.storage.retry``)."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from flip.data.anywhere import Anywhere
-from flip.data.outage import Outages
-from flip.data.retry import Attempts, Do, Patience, Words
-from flip.data.s3 import S3
-from flip.data.storage import Fault, is_remote
+from flip.data.storage.base import Fault, is_remote
+from flip.data.storage.fsspec_storage import Anywhere
+from flip.data.storage.outage import Outages
+from flip.data.storage.retry import Attempts, Do, Patience, Words
+from flip.data.storage.s3 import S3
 from flip.runs import commit, ownership
 from flip.runs.errors import PermissionDenied
 from flip.runs.rundir import RunDir, create_json, read_record

@@ -36,7 +36,7 @@ from torch.futures import Future
 from flip import exported
 from flip.collectives import all_gather_json, broadcast_json, run_on_first
 from flip.config.schema import Init
-from flip.data.retry import Patience
+from flip.data.storage.retry import Patience
 from flip.origin import open_commit
 from flip.parallel import World
 from flip.remote import AT_ONCE, Remote, refuse_foreign

@@ -15,7 +15,7 @@ from flip.config import merge
 from flip.config.begin import as_they_are
 from flip.config.schema import Config
 from flip.data import order
-from flip.data.retry import Patience
+from flip.data.storage.retry import Patience
 from flip.interval import Interval
 from flip.model import Pair
 from flip.origin import open_export

@@ -24,7 +24,7 @@ from flip.config.derived import Span, spans
 from flip.config.schema import Config, EvaluationSet
 from flip.data import order
 from flip.data.loader import Batch, Loader
-from flip.data.retry import Patience
+from flip.data.storage.retry import Patience
 from flip.data.view import EvaluationView
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer

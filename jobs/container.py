@@ -11,7 +11,7 @@ from flip.config.resolve import cache_root
 from flip.config.schema import Config
 from flip.config.sets import shares
 from flip.data.manifest import MARK, Manifest
-from flip.data.storage import is_remote
+from flip.data.storage.base import is_remote
 from flip.runs.errors import ConfigError
 from jobs.batch import mounts
 from jobs.profile import Profile

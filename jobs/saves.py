@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-from flip.data.retry import Patience
+from flip.data.storage.retry import Patience
 from flip.remote import Remote
 from flip.runs.commit import commits
 from flip.runs.rundir import RunDir

@@ -20,7 +20,7 @@ from flip.config.merge import _paths, merge, read_yaml
 from flip.config.schema import Config
 from flip.data.index import index
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from jobs import axes, sweep
 from jobs.profile import load_profile
 from tests.synthetic import make_dataset

@@ -67,7 +67,7 @@ def captions(source: str, member: str) -> Iterator[str]:
 
     if Path(source).is_dir():
         from flip.data.manifest import Manifest
-        from flip.data.reader import Reader
+        from flip.data.storage.client import Reader
         from flip.data.stream import Undecodable, captions_of, refuse_whole_json
 
         refuse_whole_json([member], "--member")

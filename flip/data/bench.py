@@ -22,7 +22,7 @@ from flip.data.chunk import Sample
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
 from flip.data.order import permute
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from flip.data.stream import Spec, captions_of, image_of
 from flip.runs.errors import ConfigError, DataError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data import crc
 from flip.data.manifest import Manifest
 from flip.data.scan import Scan
+from flip.data.storage import checksums
 
 _GROUP = 1 << 22
 """Samples whose CRCs are put together at once: enough for numpy, 32 MB."""
@@ -44,5 +44,5 @@ class Chunks:
 
     def _put_together(self, count: int) -> None:
         crcs, blocks = np.concatenate(self._crcs), np.concatenate(self._blocks)
-        self._checksums.append(crc.chunked(crcs[:count], blocks[:count], self._chunk))
+        self._checksums.append(checksums.chunked(crcs[:count], blocks[:count], self._chunk))
         self._crcs, self._blocks, self._waiting = [crcs[count:]], [blocks[count:]], self._waiting - count

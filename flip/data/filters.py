@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.data import parquet
-from flip.data.etag import ETag
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader
 from flip.data.scan import Judge
-from flip.data.storage import is_remote
+from flip.data.storage.base import is_remote
+from flip.data.storage.client import Reader
+from flip.data.storage.etag import ETag
 from flip.data.tar import Sample
 from flip.runs.errors import ConfigError, DataError, StorageError
 

@@ -13,10 +13,10 @@ from urllib.parse import unquote
 
 from flip import concurrency
 from flip.data.manifest import MARK, refuse_existing
-from flip.data.reader import Reader
 from flip.data.scan import REMEDY, Scan, file_stat, scan
 from flip.data.scans import Scans, Shard
-from flip.data.storage import Stat, is_remote
+from flip.data.storage.base import Stat, is_remote
+from flip.data.storage.client import Reader
 from flip.data.threads import Threads
 from flip.runs.errors import ConfigError, DataError
 

@@ -20,9 +20,9 @@ from PIL import Image
 from flip.data.chunk import Sample
 from flip.data.decode import Undecodable, open_image
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader
-from flip.data.retry import Patience
-from flip.data.storage import Stat
+from flip.data.storage.base import Stat
+from flip.data.storage.client import Reader
+from flip.data.storage.retry import Patience
 from flip.data.stream import encoded_image
 from flip.data.tar import SAMPLE_LIMIT
 from flip.runs.errors import ConfigError, DataError

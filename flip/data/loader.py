@@ -14,13 +14,13 @@ from flip.config import schema
 from flip.config.sets import Share, shares
 from flip.costs import SLOTS
 from flip.data import masking, mixture
-from flip.data.counters import Counters
 from flip.data.manifest import Manifest
 from flip.data.masking import Kept
 from flip.data.memory import Memory, memory, part_bytes
 from flip.data.mixture import Source
-from flip.data.outage import Board
 from flip.data.pool import Pool, prepare_forkserver
+from flip.data.storage.counters import Counters
+from flip.data.storage.outage import Board
 from flip.data.stream import Part, Replaced, Spec, Streams
 from flip.runs.errors import ConfigError, DataError
 

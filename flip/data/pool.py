@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from flip.costs import SLOTS
-from flip.data.counters import Counters
 from flip.data.masking import Kept
 from flip.data.mixture import sources
-from flip.data.outage import Outage
+from flip.data.storage.counters import Counters
+from flip.data.storage.outage import Outage
 from flip.data.stream import Part, Replaced, Spec, Streams
 from flip.interrupt import SIGNALS
 from flip.runs.errors import FlipError

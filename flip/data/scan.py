@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from flip.data import tar
 from flip.data.census import Census, Counting
-from flip.data.crc import crc32
-from flip.data.etag import ETag
 from flip.data.manifest import BLOCK
-from flip.data.reader import Reader
-from flip.data.storage import Stat, is_remote
+from flip.data.storage.base import Stat, is_remote
+from flip.data.storage.checksums import crc32
+from flip.data.storage.client import Reader
+from flip.data.storage.etag import ETag
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import numpy as np
 
 from flip.data.census import Census
 from flip.data.scan import Scan
-from flip.data.storage import Stat
+from flip.data.storage.base import Stat
 from flip.runs.errors import DataError
 
 

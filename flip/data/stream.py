@@ -23,15 +23,15 @@ from flip.data import augment as augmenting
 from flip.data import decode, masking
 from flip.data.cache import Cache
 from flip.data.chunk import Sample
-from flip.data.counters import Counters
 from flip.data.decode import Pixels, Undecodable
 from flip.data.masking import Kept
 from flip.data.mixture import Source
-from flip.data.outage import Outage
 from flip.data.prefetch import Prefetch
-from flip.data.reader import Reader
-from flip.data.retry import Patience
-from flip.data.s3_obstore import Obstore
+from flip.data.storage.client import Reader
+from flip.data.storage.counters import Counters
+from flip.data.storage.obstore_storage import Obstore
+from flip.data.storage.outage import Outage
+from flip.data.storage.retry import Patience
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ import numpy as np
 from flip import concurrency
 from flip.data.decode import Undecodable
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from flip.data.stream import captions_of, image_of
 from flip.data.tar import BLOCK
 from flip.runs.errors import ConfigError, DataError

@@ -15,7 +15,7 @@ from typing import Any
 from flip.data.manifest import Manifest
 from flip.data.order import Order
 from flip.data.prefetch import Prefetch
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError
 
 

@@ -24,9 +24,9 @@ from flip.data.decode import EXTENSIONS
 from flip.data.images import File, Files, Images, Shards
 from flip.data.index import index
 from flip.data.manifest import MARK
-from flip.data.reader import Reader
-from flip.data.retry import Patience
-from flip.data.storage import Stat, is_remote
+from flip.data.storage.base import Stat, is_remote
+from flip.data.storage.client import Reader
+from flip.data.storage.retry import Patience
 from flip.evaluate import listings
 from flip.runs.errors import ConfigError
 

@@ -17,7 +17,7 @@ import torch
 
 from flip import checkpoint, model, parallel
 from flip.config import merge, schema
-from flip.data.retry import Patience
+from flip.data.storage.retry import Patience
 from flip.data.view import EvaluationView
 from flip.evaluate import foreign, open_clip_folder, prompts, registry
 from flip.evaluate.cache import Cache

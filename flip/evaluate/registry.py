@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.yaml_io import read_yaml
-from flip.data.retry import Patience
-from flip.data.storage import is_remote
+from flip.data.storage.base import is_remote
+from flip.data.storage.retry import Patience
 from flip.evaluate import forms, prompts
 from flip.evaluate.forms import Place
 from flip.evaluate.prompts import Prompts

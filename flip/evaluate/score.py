@@ -13,7 +13,7 @@ from torch import Tensor
 from flip.config import schema
 from flip.data.chunk import Sample
 from flip.data.images import Images, Shards
-from flip.data.retry import Patience
+from flip.data.storage.retry import Patience
 from flip.data.stream import captions_of, label_of
 from flip.evaluate import prompts
 from flip.evaluate.cache import Cache

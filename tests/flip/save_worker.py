@@ -18,8 +18,8 @@ from torch.distributed.fsdp import fully_shard
 
 from flip import checkpoint, optim, parallel, writer
 from flip.config import schema
-from flip.data import s3
-from flip.data.retry import Patience
+from flip.data.storage import s3
+from flip.data.storage.retry import Patience
 from flip.remote import at_hand, base
 from flip.runs import commit
 from flip.runs.rundir import RunDir

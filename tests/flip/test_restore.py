@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from flip import checkpoint, parallel, restore
 from flip.config import schema
-from flip.data.anywhere import Anywhere
-from flip.data.retry import Patience
+from flip.data.storage.fsspec_storage import Anywhere
+from flip.data.storage.retry import Patience
 from flip.restore import Place
 from flip.runs import commit
 from flip.runs.errors import DataError, PermissionDenied

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flip.config.schema import TextTower
-from flip.data import decode, etag, s3
+from flip.data import decode
 from flip.data.look import _json
-from flip.data.storage import Fault
+from flip.data.storage import etag, s3
+from flip.data.storage.base import Fault
 from flip.data.stream import Undecodable, captions_of, json_fields, label_of
 from flip.evaluate import listings, prompts
 from flip.runs.errors import ConfigError, DataError

@@ -19,7 +19,7 @@ import webdataset
 
 from flip.data import look
 from flip.data.index import index
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from flip.runs.errors import DataError
 
 BSDTAR = shutil.which("bsdtar")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flip.data import filters
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError
 from tests.parsers.spoil import spoiled
 

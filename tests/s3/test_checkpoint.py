@@ -16,10 +16,10 @@ import torch
 
 from flip import checkpoint, parallel, remote
 from flip.config import schema
-from flip.data import s3
-from flip.data.anywhere import Anywhere
-from flip.data.retry import Patience
-from flip.data.storage import Fault
+from flip.data.storage import s3
+from flip.data.storage.base import Fault
+from flip.data.storage.fsspec_storage import Anywhere
+from flip.data.storage.retry import Patience
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir

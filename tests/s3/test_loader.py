@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from flip.data.images import Shards
-from flip.data.reader import Reader
-from flip.data.retry import Patience
+from flip.data.storage.client import Reader
+from flip.data.storage.retry import Patience
 from flip.evaluate import forms
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, CHUNK, loader

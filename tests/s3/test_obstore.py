@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from flip.data import s3_obstore
+from flip.data.storage import obstore_storage
 from flip.runs.errors import ConfigError
 from tests.flip.data.loading import loader
 from tests.s3.conftest import on_nanio
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.s3
 @pytest.fixture(autouse=True)
 def client(monkeypatch):
     """Readers have obstore, and give up pieces as small as the shards here."""
-    monkeypatch.setattr("flip.data.s3.S3", s3_obstore.Obstore)
-    monkeypatch.setattr(s3_obstore, "_PIECE", 1)
+    monkeypatch.setattr("flip.data.storage.s3.S3", obstore_storage.Obstore)
+    monkeypatch.setattr(obstore_storage, "_PIECE", 1)
 
 
 @on_nanio
@@ -41,7 +41,7 @@ def test_nothing_shows_of_a_fault(server, proxied, remote, fault):
     proxy, made = proxied(server), remote()
     reader = impatient(deadline=60, timeout=0.5 if COUNTED_AS[fault] == "stall" else 10)
     expected = texts(made, reader)
-    assert isinstance(reader._remote, s3_obstore.Obstore)
+    assert isinstance(reader._remote, obstore_storage.Obstore)
     before = reader.counters.requests
     proxy.plan([fault], 0.3, seed=1, limit=3)
     assert texts(made, reader) == expected

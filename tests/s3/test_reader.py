@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader
-from flip.data.retry import Patience
+from flip.data.storage.client import Reader
+from flip.data.storage.retry import Patience
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 from tests.s3.conftest import ROOT, lead_to, on_nanio, on_weed
 from tests.s3.servers import BUCKET, KEY, SECRET, files
@@ -280,7 +280,7 @@ def test_a_client_does_not_survive_a_fork(server, proxied, remote):
     """The child of a process that has read makes its own client: with the inherited one it would hang or fail."""
     proxied(server)
     script = (
-        "import os, sys; from flip.data.reader import Reader\n"
+        "import os, sys; from flip.data.storage.client import Reader\n"
         f"reader, key = Reader(deadline=5), 's3://{BUCKET}/set/00000.tar'\n"
         "whole = reader.read(key, 0, 4096)\n"
         "child = os.fork()\n"

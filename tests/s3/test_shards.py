@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from tests.flip.data.test_manifest import write_tar
 from tests.s3.servers import BUCKET, files
 from tools.shards import main

@@ -137,7 +137,7 @@ def test_tables_of_filters(tables):
     bombs = {path.stem: path.with_suffix(".tar") for path in tables.glob("*.parquet")}
     assert sum(path.stat().st_blocks * 512 for path in tables.glob("*.parquet")) < 8 * MB
     found = read(
-        "import pyarrow.compute, pyarrow.parquet\nfrom flip.data import filters\nfrom flip.data.reader import Reader",
+        "import pyarrow.compute, pyarrow.parquet\nfrom flip.data import filters\nfrom flip.data.storage.client import Reader",
         "filters.parse(['score==7'], '').judge(values, Reader()) and 'read'",
         bombs,
     )
@@ -183,7 +183,7 @@ def test_sparse_shards(tmp_path):
     hole(tmp_path / "sample.tar", half, *parts)
     cases = {path.stem: path for path in tmp_path.glob("*.tar")}
     assert sum(path.stat().st_blocks * 512 for path in cases.values()) < 8 * MB
-    program = "from flip.data.scan import file_stat, scan\nfrom flip.data.reader import Reader"
+    program = "from flip.data.scan import file_stat, scan\nfrom flip.data.storage.client import Reader"
     found = read(program, "scan(values, file_stat(values), Reader())", cases, ALLOWANCE + tar.SAMPLE_LIMIT)
     extension = f"at most {tar.EXTENSION_LIMIT:,} are read; they begin at byte 0"
     sentences = {
@@ -292,7 +292,7 @@ READERS = """
     from flip.config.yaml_io import read_yaml
     from flip.data.images import File, Files
     from flip.data.manifest import Manifest
-    from flip.data.reader import Reader
+    from flip.data.storage.client import Reader
     from flip.evaluate import listings, open_clip_folder, prompts
     from flip.tokenizer import Tokenizer
     from tools.shards_cli import making

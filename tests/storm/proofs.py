@@ -4,7 +4,7 @@ import subprocess
 from dataclasses import dataclass
 
 from flip.config.derived import spans
-from flip.data import s3
+from flip.data.storage import s3
 from flip.runs import commit
 from flip.runs.rundir import read_json
 from tests.arena import BATCH, INTERVAL, decoded_hashes

@@ -18,7 +18,7 @@ import pytest
 
 from flip.data import look
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from tests.synthetic import encode, picture
 from tests.tools.test_shards_cli import call
 

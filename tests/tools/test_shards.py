@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from tests.synthetic import encode, make_dataset, picture
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "shards.py"

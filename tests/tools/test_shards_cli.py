@@ -13,7 +13,7 @@ from flip.config import merge
 from flip.data.index import index
 from flip.data.manifest import Manifest, Table, write
 from flip.data.order import Order
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from flip.data.verify import Part
 from flip.runs.errors import StorageError
 from tests.flip.data.test_manifest import write_tar

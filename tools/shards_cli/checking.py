@@ -12,7 +12,7 @@ from typing import Any
 from flip.concurrency import cores
 from flip.data import verify as checks
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from flip.data.verify import Plan, Report
 from flip.runs.errors import COMPLETE, DATA, ConfigError, FlipError
 from tools.shards_cli.common import Bar, Outcome, captions, claim, number

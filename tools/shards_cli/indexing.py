@@ -21,8 +21,8 @@ from flip.data.census import Completeness, Incomplete
 from flip.data.gather import Damaged, Gathered, as_path, gather, listed, part_folder, sorted_keys
 from flip.data.index import merge, refuse_filters
 from flip.data.manifest import Manifest, refuse_existing
-from flip.data.reader import Reader
-from flip.data.storage import Stat, is_remote
+from flip.data.storage.base import Stat, is_remote
+from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError
 from tools.shards_cli.common import Bar, Outcome, claim, names, writing
 from tools.shards_cli.manifests import facts

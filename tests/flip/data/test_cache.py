@@ -15,7 +15,7 @@ import torch
 
 from flip.data.cache import Cache
 from flip.data.manifest import Manifest
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from tests.flip.data.loading import BATCH, loader
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -157,7 +157,7 @@ def test_processes_share_it(original, manifest, tmp_path):
     """Four of them, with less room than they want: all read what is right, and together they keep to the bytes."""
     script = (
         "import sys; from flip.data.cache import Cache; from flip.data.manifest import Manifest\n"
-        "from flip.data.reader import Reader\n"
+        "from flip.data.storage.client import Reader\n"
         f"manifest, cache = Manifest.load({str(original)!r}), Cache({str(tmp_path)!r}, 100_000)\n"
         "reader, plain = Reader(cache=cache), Reader()\n"
         "for j in [*range(60), *range(20, 60), *range(60, 0, -1)]:\n"

@@ -20,7 +20,7 @@ from flip.data.gather import gather
 from flip.data.images import Shards
 from flip.data.index import index, merge
 from flip.data.manifest import Manifest, write
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import CHUNK, SAMPLES, loader
 from tests.flip.data.test_loader import take

@@ -17,10 +17,10 @@ from flip.data.census import Census, Kind
 from flip.data.gather import Damaged, part_folder, sorted_keys
 from flip.data.index import index, merge
 from flip.data.manifest import write
-from flip.data.reader import Reader
 from flip.data.scan import Scan, scan
 from flip.data.scans import Scans, Shard
-from flip.data.storage import Stat
+from flip.data.storage.base import Stat
+from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from tests.flip.data.test_manifest import write_tar
 from tests.synthetic import caption, make_dataset

@@ -13,7 +13,7 @@ import pytest
 from flip.data import look, tar
 from flip.data.index import choose_chunk, index
 from flip.data.manifest import Manifest, Table, write
-from flip.data.reader import Reader
+from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from tests.synthetic import caption, make_dataset
 

@@ -10,8 +10,8 @@ import pytest
 
 from flip.data import tar
 from flip.data.census import APPLE_DOUBLE, Kind
-from flip.data.etag import ETag
 from flip.data.scan import walk
+from flip.data.storage.etag import ETag
 from tests.flip.data.test_damage import AROUND, WHOLE, Spots
 from tests.flip.data.test_manifest import write_tar
 

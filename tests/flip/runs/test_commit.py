@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flip import remote
-from flip.data.retry import Patience
+from flip.data.storage.retry import Patience
 from flip.runs import commit
 from flip.runs.pins import pin
 from flip.runs.rundir import RunDir, read_json

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from flip.data.storage import Fault
+from flip.data.storage.base import Fault
 from flip.runs.errors import DataError, FlipError, PermissionDenied, StorageError
 
 if TYPE_CHECKING:
-    from flip.data.outage import Outages
+    from flip.data.storage.outage import Outages
 
 
 class Words(NamedTuple):
@@ -72,7 +72,8 @@ class Patience:
     longest: float = 30.0
     """Upper bound of every pause."""
     hedge: float = 0.0
-    """Seconds without an answer after which a range is asked for a second time (``flip.data.hedge``); 0: never."""
+    """Seconds without an answer after which a range is asked for a second time (``flip.data.storage.hedge``); 0:
+    never."""
     requests: int = 16
     """Requests under way at once at most, per reader."""
 

@@ -4,8 +4,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from flip.data.anywhere import Anywhere
-from flip.data.retry import Patience
+from flip.data.storage.fsspec_storage import Anywhere
+from flip.data.storage.retry import Patience
 from flip.remote import Remote
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from flip.data.reader import Reader
-from flip.data.retry import TABLE, Attempts, Clock, Do, Gate, Patience
-from flip.data.storage import Fault, Got, Stat, answered, at_once
+from flip.data.storage.base import Fault, Got, Stat, answered, at_once
+from flip.data.storage.client import Reader
+from flip.data.storage.retry import TABLE, Attempts, Clock, Do, Gate, Patience
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from flip.data.retry import Clock
-from flip.data.storage import Fault
+from flip.data.storage.base import Fault
+from flip.data.storage.retry import Clock
 
 log = logging.getLogger("flip.data")
 

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from flip.data.crc import chunked, crc32
+from flip.data.storage.checksums import chunked, crc32
 
 
 def test_it_is_the_one_of_zip_and_png():

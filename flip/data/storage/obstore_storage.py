@@ -10,9 +10,9 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flip.data import s3_faults
-from flip.data.s3 import S3, SLOWEST, split
-from flip.data.storage import Fault, Got, ends_early
+from flip.data.storage import s3_faults
+from flip.data.storage.base import Fault, Got, ends_early
+from flip.data.storage.s3 import S3, SLOWEST, split
 from flip.runs.errors import ConfigError
 
 _PIECE = 1 << 20

@@ -16,13 +16,13 @@ from typing import Any, Generic, TypeVar
 
 from flip.data.cache import Cache
 from flip.data.chunk import Chunk, Sample, rot
-from flip.data.counters import Counters
-from flip.data.crc import crc32
-from flip.data.hedge import SHARE, Hedge, first_good
 from flip.data.manifest import Manifest
-from flip.data.outage import Outage, Outages
-from flip.data.retry import Attempts, Clock, Do, Gate, Patience
-from flip.data.storage import Fault, Got, Local, Stat, Storage, answered, is_remote
+from flip.data.storage.base import Fault, Got, Local, Stat, Storage, answered, is_remote
+from flip.data.storage.checksums import crc32
+from flip.data.storage.counters import Counters
+from flip.data.storage.hedge import SHARE, Hedge, first_good
+from flip.data.storage.outage import Outage, Outages
+from flip.data.storage.retry import Attempts, Clock, Do, Gate, Patience
 
 Reads = Sequence[tuple[int, int, int, int]]
 """As ``Table.chunk_places`` gives them."""
@@ -225,7 +225,7 @@ class Reader:
             return self._local
         with self._lock:
             if self._remote is None:
-                from flip.data.s3 import S3  # not needed where shards are local
+                from flip.data.storage.s3 import S3  # not needed where shards are local
 
                 self._remote = S3(self.patience.timeout)
             return self._remote

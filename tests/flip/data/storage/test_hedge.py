@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from flip.data import hedge
-from flip.data.hedge import LONG, SHARE, Hedge
-from flip.data.reader import Reader
-from flip.data.retry import Patience
-from flip.data.storage import Fault, Got, answered
-from tests.flip.data.test_retry import Time
+from flip.data.storage import hedge
+from flip.data.storage.base import Fault, Got, answered
+from flip.data.storage.client import Reader
+from flip.data.storage.hedge import LONG, SHARE, Hedge
+from flip.data.storage.retry import Patience
+from tests.flip.data.storage.test_retry import Time
 
 GOOD = Got(b"0123456789", "E")
 

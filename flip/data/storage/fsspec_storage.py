@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from flip.data.storage import Each, Fault, Got, Stat, answered, at_once
+from flip.data.storage.base import Each, Fault, Got, Stat, answered, at_once
 from flip.runs.errors import ConfigError
 
 

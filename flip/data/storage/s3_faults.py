@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from flip.data.storage import Fault
+from flip.data.storage.base import Fault
 from flip.runs.errors import scrub
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}

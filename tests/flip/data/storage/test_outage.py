@@ -4,12 +4,12 @@ import logging
 
 import pytest
 
-from flip.data.outage import AFTER, Board, Outage, Outages
-from flip.data.reader import Reader
-from flip.data.retry import Attempts, Patience
-from flip.data.storage import Fault, Got, answered
+from flip.data.storage.base import Fault, Got, answered
+from flip.data.storage.client import Reader
+from flip.data.storage.outage import AFTER, Board, Outage, Outages
+from flip.data.storage.retry import Attempts, Patience
 from flip.runs.errors import StorageError
-from tests.flip.data.test_retry import Time
+from tests.flip.data.storage.test_retry import Time
 
 FAULT = Fault("slowdown", "503 SlowDown")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
-from flip.data.retry import TABLE
+from flip.data.storage.retry import TABLE
 
 
 @dataclass

@@ -19,8 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from flip.data import s3_faults
-from flip.data.storage import Each, Fault, Got, Stat, at_once, ends_early
+from flip.data.storage import s3_faults
+from flip.data.storage.base import Each, Fault, Got, Stat, at_once, ends_early
 from flip.runs.errors import ConfigError
 
 _PIECE = 1 << 20
