@@ -13,8 +13,9 @@ import numpy as np
 from benchmarks.pipelines import AUGMENT, BLOCK, LANES, LENGTH, PATCH, SIZE, Work
 from benchmarks.results import rounded
 from flip.data import augment as augmenting
-from flip.data import decode, masking, tar
-from flip.data.manifest import Manifest
+from flip.data import decode, masking
+from flip.data.manifest import tar
+from flip.data.manifest.manifest import Manifest
 from flip.data.order import Order
 from flip.data.storage.checksums import crc32
 from flip.data.storage.client import Reader

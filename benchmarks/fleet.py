@@ -19,7 +19,7 @@ from flip.config.derived import world
 from flip.config.resolve import Host, buffer_bytes, facts, resolve
 from flip.config.schema import Config, Stage
 from flip.config.validate import validate
-from flip.data.manifest import BLOCK
+from flip.data.manifest.manifest import BLOCK
 from flip.data.order import Order
 from flip.data.prefetch import MOST, THREADS
 from flip.data.storage.hedge import SHARE

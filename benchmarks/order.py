@@ -22,8 +22,9 @@ import numpy as np
 
 from benchmarks import results, synthetic
 from benchmarks.results import median, rounded
-from flip.data import manifest, masking
-from flip.data.manifest import Manifest
+from flip.data import masking
+from flip.data.manifest import manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.order import Order
 
 BATCH, LANES, BLOCK = 32_768, 4096, 4

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from flip.config import schema
 from flip.data import augment as augmenting
-from flip.data import decode, masking, tar
+from flip.data import decode, masking
+from flip.data.manifest import tar
 from flip.data.stream import captions_of
 from flip.tokenizer import Tokenizer
 

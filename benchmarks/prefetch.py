@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from benchmarks import results, synthetic
 from benchmarks.results import rounded
 from flip.config.schema import Data
-from flip.data.manifest import BLOCK, Table
+from flip.data.manifest.manifest import BLOCK, Table
 from flip.data.order import Order
 from flip.data.pool import SLOTS
 from flip.data.prefetch import LEAD, MOST, due, phase

@@ -34,8 +34,8 @@ from benchmarks import pictures, pipelines, results, served, synthetic
 from benchmarks.pipelines import AUGMENT, BLOCK, PATCH, SIZE, Work
 from benchmarks.results import rounded
 from flip.config import schema
-from flip.data import manifest
-from flip.data.manifest import Manifest, Table
+from flip.data.manifest import manifest
+from flip.data.manifest.manifest import Manifest, Table
 from tests.s3.servers import files
 
 SHARES = 0.01, 0.5, 0.99

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import pictures
 from benchmarks.pictures import Kind
 from benchmarks.pipelines import Work
-from flip.data.index import index
+from flip.data.manifest.build import index
 from flip.tokenizer import train
 from tests.s3.servers import BUCKET, KEY, SECRET, Nanio, Server, Weed, files
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.manifest import BLOCK, Table
+from flip.data.manifest.manifest import BLOCK, Table
 
 SHARDS, MEAN, SIGMA, CHUNK = 230_000, 8_333, 534, 256
 """As a download of LAION-2B leaves it: 10,000 links per shard, five in six of them alive."""

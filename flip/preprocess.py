@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from flip.data.decode import Pixels, Undecodable, open_image
-from flip.data.tar import SAMPLE_LIMIT
+from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.view import EvaluationView
 from flip.runs.errors import DataError
 from flip.runs.ownership import read_regular

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from flip.config.resolve import cache_root
 from flip.config.schema import Config
 from flip.config.sets import shares
-from flip.data.manifest import MARK, Manifest
+from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote
 from flip.runs.errors import ConfigError
 from jobs.batch import mounts

@@ -28,7 +28,7 @@ from flip.config.sets import Share, shares
 from flip.data import mixture
 from flip.data.chunk import Sample
 from flip.data.decode import Undecodable
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import is_remote
 from flip.data.storage.client import Reader
 from flip.data.stream import captions_of, image_of, json_fields, label_of, refuse_whole_json

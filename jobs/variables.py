@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from flip.config.schema import Config
 from flip.config.sets import shares
-from flip.data.manifest import MARK, Manifest
+from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote
 from flip.runs.errors import ConfigError
 from jobs.batch import PASSED

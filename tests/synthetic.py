@@ -8,7 +8,7 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from flip.data.index import index
+from flip.data.manifest.build import index
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
 SHAPES = ("square", "stripe", "corner", "frame")

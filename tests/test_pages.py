@@ -18,8 +18,8 @@ import pytest
 
 from flip.config.merge import _paths, merge, read_yaml
 from flip.config.schema import Config
-from flip.data.index import index
-from flip.data.manifest import Manifest
+from flip.data.manifest.build import index
+from flip.data.manifest.manifest import Manifest
 from flip.data.storage.client import Reader
 from jobs import axes, sweep
 from jobs.profile import load_profile

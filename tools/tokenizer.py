@@ -66,7 +66,7 @@ def captions(source: str, member: str) -> Iterator[str]:
     from flip.runs.errors import DataError
 
     if Path(source).is_dir():
-        from flip.data.manifest import Manifest
+        from flip.data.manifest.manifest import Manifest
         from flip.data.storage.client import Reader
         from flip.data.stream import Undecodable, captions_of, refuse_whole_json
 

@@ -17,10 +17,11 @@ import numpy as np
 
 from flip.config import schema
 from flip.data import augment as augmenting
-from flip.data import decode, masking, tar
+from flip.data import decode, masking
 from flip.data.chunk import Sample
 from flip.data.decode import Undecodable
-from flip.data.manifest import Manifest
+from flip.data.manifest import tar
+from flip.data.manifest.manifest import Manifest
 from flip.data.order import permute
 from flip.data.storage.client import Reader
 from flip.data.stream import Spec, captions_of, image_of

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.storage.checksums import crc32
 from flip.runs.ownership import private_folder, read_regular
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from flip.data import tar
-from flip.data.manifest import Manifest
+from flip.data.manifest import tar
+from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import DataError
 
 Sample = dict[str, memoryview]

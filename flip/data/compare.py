@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from flip.data.manifest import Manifest, Table
+from flip.data.manifest.manifest import Manifest, Table
 
 Shards = dict[str, tuple[int, int]]
 """Name -> (samples, bytes of the file), in the manifest's order."""

@@ -14,7 +14,7 @@ from flip.config import schema
 from flip.config.sets import Share, shares
 from flip.costs import SLOTS
 from flip.data import masking, mixture
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.masking import Kept
 from flip.data.memory import Memory, memory, part_bytes
 from flip.data.mixture import Source

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from flip.config import schema
 from flip.config.sets import shares
-from flip.data import decode, masking, tar
+from flip.data import decode, masking
 from flip.data.chunk import Sample
 from flip.data.decode import Undecodable
-from flip.data.manifest import Manifest
+from flip.data.manifest import tar
+from flip.data.manifest.manifest import Manifest
 from flip.data.mixture import Source
 from flip.data.storage.client import Reader
 from flip.data.stream import captions_of, image_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flip.config.schema import Data
 from flip.config.sets import shares
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.order import Order, key
 
 IDS = 1 << 48

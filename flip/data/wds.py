@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.order import Order
 from flip.data.prefetch import Prefetch
 from flip.data.storage.client import Reader

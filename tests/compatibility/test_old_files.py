@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import flip
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Manifest -> (version, samples, digest) as the release wrote them.

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flip.config.resolve import Host, facts, resolve
-from flip.data.index import index
+from flip.data.manifest.build import index
 from flip.runs.errors import ConfigError
 from jobs import container
 from jobs.batch import mounts

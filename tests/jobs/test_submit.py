@@ -19,8 +19,8 @@ from flip.config import schema
 from flip.config.merge import read
 from flip.config.resolve import DataFacts
 from flip.config.schema import Config
-from flip.data.index import index
-from flip.data.manifest import Manifest, write
+from flip.data.manifest.build import index
+from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import Order
 from flip.results import read_run
 from flip.runs import commit

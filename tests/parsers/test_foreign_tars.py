@@ -18,7 +18,7 @@ import pytest
 import webdataset
 
 from flip.data import look
-from flip.data.index import index
+from flip.data.manifest.build import index
 from flip.data.storage.client import Reader
 from flip.runs.errors import DataError
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flip.data import manifest as manifests
-from flip.data.kept import Kept
-from flip.data.manifest import Manifest, Table
+from flip.data.manifest import manifest as manifests
+from flip.data.manifest.kept import Kept
+from flip.data.manifest.manifest import Manifest, Table
 from flip.runs.errors import DataError
 from tests.parsers.spoil import DEEP, changed, spoiled, texts
 

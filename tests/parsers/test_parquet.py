@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flip.data import filters
+from flip.data.manifest import filters
 from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError
 from tests.parsers.spoil import spoiled

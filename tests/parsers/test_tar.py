@@ -9,7 +9,7 @@ import webdataset
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flip.data import tar
+from flip.data.manifest import tar
 from tests.parsers.spoil import spoiled
 
 pytestmark = pytest.mark.timeout(20)

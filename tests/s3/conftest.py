@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.data.index import index
+from flip.data.manifest.build import index
 from tests.flip.data.loading import CHUNK, SAMPLES
 from tests.s3.proxy import Proxy
 from tests.s3.servers import BUCKET, SECRET, Nanio, Weed, environment, upload

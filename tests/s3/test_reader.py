@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.storage.client import Reader
 from flip.data.storage.retry import Patience
 from flip.runs.errors import DataError, PermissionDenied, StorageError

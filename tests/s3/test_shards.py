@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.storage.client import Reader
-from tests.flip.data.test_manifest import write_tar
+from tests.flip.data.manifest.test_manifest import write_tar
 from tests.s3.servers import BUCKET, files
 from tools.shards import main
 
@@ -80,7 +80,7 @@ def test_an_object_that_was_replaced_is_scanned_again(original, own, proxied, tm
 
 def test_processes_over_a_bucket(own, proxied, tmp_path, monkeypatch):
     proxy = proxied(own)
-    monkeypatch.setattr("flip.data.gather._WORTH", 1 << 10)
+    monkeypatch.setattr("flip.data.manifest.gather._WORTH", 1 << 10)
     for workers in "12":
         keys = f"s3://{BUCKET}/set/{{00000..00004}}.tar"
         assert main(["index", keys, "--workers", workers, "--out", str(tmp_path / workers)]) == 0

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flip.data import decode, parquet, tar
+from flip.data import decode
+from flip.data.manifest import parquet, tar
 from flip.tokenizer import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,7 +184,7 @@ def test_sparse_shards(tmp_path):
     hole(tmp_path / "sample.tar", half, *parts)
     cases = {path.stem: path for path in tmp_path.glob("*.tar")}
     assert sum(path.stat().st_blocks * 512 for path in cases.values()) < 8 * MB
-    program = "from flip.data.scan import file_stat, scan\nfrom flip.data.storage.client import Reader"
+    program = "from flip.data.manifest.scan import file_stat, scan\nfrom flip.data.storage.client import Reader"
     found = read(program, "scan(values, file_stat(values), Reader())", cases, ALLOWANCE + tar.SAMPLE_LIMIT)
     extension = f"at most {tar.EXTENSION_LIMIT:,} are read; they begin at byte 0"
     sentences = {
@@ -291,7 +292,7 @@ READERS = """
     from flip.config.schema import TextTower
     from flip.config.yaml_io import read_yaml
     from flip.data.images import File, Files
-    from flip.data.manifest import Manifest
+    from flip.data.manifest.manifest import Manifest
     from flip.data.storage.client import Reader
     from flip.evaluate import listings, open_clip_folder, prompts
     from flip.tokenizer import Tokenizer
@@ -364,9 +365,9 @@ def test_captions(tmp_path):
     train(["a red cat"], 60, tmp_path / "tokenizer.json")
     program = f"""
         from flip.data.decode import Undecodable
-        from flip.data.filters import Length, _by_length
+        from flip.data.manifest.filters import Length, _by_length
         from flip.data.stream import captions_of
-        from flip.data.tar import Sample
+        from flip.data.manifest.tar import Sample
         from flip.tokenizer import Tokenizer
         tokenizer = Tokenizer({str(tmp_path / "tokenizer.json")!r}, 8, False)
         TEXTS = {{"zeros": bytes(40 << 20), "words": b"\\xc3\\xa9 " * (8 << 20), "lines": b"\\n" * (24 << 20) + b"a"}}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from flip.data.index import index
+from flip.data.manifest.build import index
 from tests.slurm.scenarios import FOREIGN
 from tests.slurm_site import require
 from tools.slurm_here import Here

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from flip.data.index import index
+from flip.data.manifest.build import index
 from jobs import snapshot
 from jobs.profile import load_profile
 from jobs.variables import telling

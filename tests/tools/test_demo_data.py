@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from flip.config.resolve import DEMONSTRATION
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from tools.demo import build, packages, render, split
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flip.data import look
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.storage.client import Reader
 from tests.synthetic import encode, picture
 from tests.tools.test_shards_cli import call

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.storage.client import Reader
 from tests.synthetic import encode, make_dataset, picture
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from flip.config import merge
-from flip.data.index import index
-from flip.data.manifest import Manifest, Table, write
+from flip.data.manifest.build import index
+from flip.data.manifest.manifest import Manifest, Table, write
 from flip.data.order import Order
 from flip.data.storage.client import Reader
 from flip.data.verify import Part
 from flip.runs.errors import StorageError
-from tests.flip.data.test_manifest import write_tar
+from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import caption, encode, make_dataset, picture
 from tests.tools.test_shards import TOOL, run
 from tools.shards import main

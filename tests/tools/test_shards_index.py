@@ -13,10 +13,10 @@ import sys
 
 import pytest
 
-from flip.data.gather import part_folder
-from flip.data.manifest import Manifest
+from flip.data.manifest.gather import part_folder
+from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError
-from tests.flip.data.test_manifest import write_tar
+from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import make_dataset
 from tests.tools.test_shards import TOOL, run
 from tests.tools.test_shards_cli import call

@@ -167,7 +167,7 @@ def _write_shards(folder: Path, samples: Sequence[dict[str, Any]], shards: int) 
     """Samples dealt out to webdataset shards in order, and their manifest. The same samples give the same bytes."""
     from webdataset import TarWriter
 
-    from flip.data.index import index
+    from flip.data.manifest.build import index
 
     folder.mkdir()
     paths = []

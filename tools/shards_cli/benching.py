@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from flip.data import bench as benches
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import COMPLETE, ConfigError
 from tools.shards_cli.common import Outcome, captions
 

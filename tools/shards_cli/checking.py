@@ -11,7 +11,7 @@ from typing import Any
 
 from flip.concurrency import cores
 from flip.data import verify as checks
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.storage.client import Reader
 from flip.data.verify import Plan, Report
 from flip.runs.errors import COMPLETE, DATA, ConfigError, FlipError

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from flip.data.compare import Difference, compare
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from tools.shards_cli.common import Outcome
 
 DIFFERENT = 1

@@ -16,11 +16,11 @@ from typing import Any
 import braceexpand
 
 from flip.concurrency import cores
-from flip.data import filters
-from flip.data.census import Completeness, Incomplete
-from flip.data.gather import Damaged, Gathered, as_path, gather, listed, part_folder, sorted_keys
-from flip.data.index import merge, refuse_filters
-from flip.data.manifest import Manifest, refuse_existing
+from flip.data.manifest import filters
+from flip.data.manifest.build import merge, refuse_filters
+from flip.data.manifest.census import Completeness, Incomplete
+from flip.data.manifest.gather import Damaged, Gathered, as_path, gather, listed, part_folder, sorted_keys
+from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.storage.base import Stat, is_remote
 from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError

@@ -12,7 +12,7 @@ from flip.config import merge
 from flip.config.derived import Span, spans
 from flip.data import look
 from flip.data.look import Found, Taken
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.mixture import Source, sources
 from flip.runs.errors import DATA, ConfigError, DataError
 from flip.runs.rundir import RunDir, read_record

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from flip.data.decode import EXTENSIONS
-from flip.data.index import index
-from flip.data.manifest import refuse_existing
-from flip.data.tar import SAMPLE_LIMIT
+from flip.data.manifest.build import index
+from flip.data.manifest.manifest import refuse_existing
+from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.ownership import read_regular
 from tools.shards_cli.common import Bar, Outcome, writing

@@ -14,10 +14,10 @@ import numpy as np
 from flip.concurrency import cores
 from flip.config.resolve import DataFacts, buffer_bytes, default_lanes, host
 from flip.config.schema import Config, Stage
-from flip.data.filters import Filters
-from flip.data.gather import gather
-from flip.data.index import merge
-from flip.data.manifest import Manifest, write
+from flip.data.manifest.build import merge
+from flip.data.manifest.filters import Filters
+from flip.data.manifest.gather import gather
+from flip.data.manifest.manifest import Manifest, write
 from flip.data.verify import kind
 from flip.runs.errors import ConfigError, DataError
 from tools.shards_cli.common import Bar, Outcome, claim, writing

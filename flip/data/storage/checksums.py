@@ -11,7 +11,7 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from flip.data.manifest import BLOCK
+from flip.data.manifest.manifest import BLOCK
 
 __all__ = ["chunked", "crc32"]
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from flip.data.cache import Cache
 from flip.data.chunk import Chunk, Sample, rot
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import Fault, Got, Local, Stat, Storage, answered, is_remote
 from flip.data.storage.checksums import crc32
 from flip.data.storage.counters import Counters

@@ -4,7 +4,7 @@ import pytest
 
 from flip.data import bench
 from flip.data.bench import Stage, judge
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import SAMPLES
 

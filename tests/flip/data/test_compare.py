@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from flip.data.compare import below_common, compare
-from flip.data.index import index
-from flip.data.manifest import Manifest, write
+from flip.data.manifest.build import index
+from flip.data.manifest.manifest import Manifest, write
 from tests.synthetic import make_dataset
 
 

@@ -11,15 +11,15 @@ import tarfile
 import pytest
 from PIL import Image
 
-from flip.data import tar
-from flip.data.index import index
-from flip.data.manifest import Manifest, write
+from flip.data.manifest import tar
+from flip.data.manifest.build import index
+from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import Order
 from flip.data.verify import Plan, Report, check, resized
 from flip.runs.errors import DataError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, loader
+from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_loader import same, take
-from tests.flip.data.test_manifest import write_tar
 from tests.synthetic import caption, encode, picture
 
 HURT, AT = 2, 20

@@ -10,8 +10,8 @@ import webdataset
 
 from flip.data import masking
 from flip.data.images import Shards, viewed
-from flip.data.index import index
-from flip.data.manifest import Manifest, write
+from flip.data.manifest.build import index
+from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import Order
 from flip.data.stream import captions_of, label_of
 from flip.data.view import EvaluationView

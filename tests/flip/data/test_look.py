@@ -7,7 +7,7 @@ import pytest
 
 from flip.config import schema
 from flip.data import look
-from flip.data.manifest import Manifest, write
+from flip.data.manifest.manifest import Manifest, write
 from flip.data.mixture import Source
 from flip.data.order import Order
 from flip.runs.errors import ConfigError, DataError

@@ -13,7 +13,7 @@ from flip.config import schema
 from flip.config.schema import Data
 from flip.costs import loader as loader_bytes
 from flip.data import mixture, prefetch
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.memory import memory
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, loader
 from tests.flip.data.many_steps import LANES, streams

@@ -6,8 +6,8 @@ import webdataset
 
 from flip.config import schema
 from flip.data import look, masking, mixture
-from flip.data.index import index
 from flip.data.loader import Loader
+from flip.data.manifest.build import index
 from flip.data.mixture import IDS, Source
 from flip.data.order import Order, key
 from flip.runs.errors import ConfigError, DataError

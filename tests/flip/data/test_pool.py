@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flip.data.manifest import Manifest
+from flip.data.manifest.manifest import Manifest
 from flip.data.order import Order
 from flip.data.pool import _error
 from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from flip.data import verify
-from flip.data.manifest import Manifest, write
+from flip.data.manifest.manifest import Manifest, write
 from flip.data.verify import Part, Plan, Report, check, draw, kind, resized, upper_bound
 from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from tests.flip.data.loading import CHUNK, SAMPLES

@@ -10,7 +10,7 @@ from PIL import Image
 
 from flip.data import decode
 from flip.data.decode import Undecodable
-from flip.data.index import index
+from flip.data.manifest.build import index
 from flip.data.view import EvaluationView
 from tests.flip.data.loading import BATCH, CHUNK, loader
 from tests.synthetic import encode, make_tokenizer, odd_pictures

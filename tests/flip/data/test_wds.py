@@ -6,7 +6,7 @@ import pytest
 import webdataset
 from torch.utils.data import DataLoader
 
-from flip.data.manifest import Manifest, write
+from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import Order
 from flip.data.wds import Samples
 from flip.runs.errors import ConfigError

@@ -12,8 +12,8 @@ from PIL import Image
 
 from flip import model
 from flip.config.schema import Augment, EvaluationSet
-from flip.data.index import index
-from flip.data.manifest import Manifest
+from flip.data.manifest.build import index
+from flip.data.manifest.manifest import Manifest
 from flip.evaluate import prompts
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data import parquet
-from flip.data.manifest import Manifest
-from flip.data.scan import Judge
+from flip.data.manifest import parquet
+from flip.data.manifest.manifest import Manifest
+from flip.data.manifest.scan import Judge
+from flip.data.manifest.tar import Sample
 from flip.data.storage.base import is_remote
 from flip.data.storage.client import Reader
 from flip.data.storage.etag import ETag
-from flip.data.tar import Sample
 from flip.runs.errors import ConfigError, DataError, StorageError
 
 Codes = NDArray[np.uint8]

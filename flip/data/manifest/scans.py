@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from flip.data.census import Census
-from flip.data.scan import Scan
+from flip.data.manifest.census import Census
+from flip.data.manifest.scan import Scan
 from flip.data.storage.base import Stat
 from flip.runs.errors import DataError
 

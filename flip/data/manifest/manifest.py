@@ -36,9 +36,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip import __version__
-from flip.data.kept import Kept
+from flip.data.manifest.kept import Kept
+from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote
-from flip.data.tar import BLOCK
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import sync_folder
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data import tar
-from flip.data.census import Census, Counting
-from flip.data.manifest import BLOCK
+from flip.data.manifest import tar
+from flip.data.manifest.census import Census, Counting
+from flip.data.manifest.manifest import BLOCK
 from flip.data.storage.base import Stat, is_remote
 from flip.data.storage.checksums import crc32
 from flip.data.storage.client import Reader
@@ -26,7 +26,7 @@ from flip.data.storage.etag import ETag
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 
 if TYPE_CHECKING:
-    from flip.data.filters import Filters
+    from flip.data.manifest.filters import Filters
 
 PIECE = 16 << 20
 """Bytes of one request: half of what the allocator keeps for the next one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.tar import BLOCK
+from flip.data.manifest.tar import BLOCK
 
 PIECE = 1 << 24
 """Bytes whose bits are counted at once."""

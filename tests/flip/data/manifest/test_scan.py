@@ -8,12 +8,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from flip.data import tar
-from flip.data.census import APPLE_DOUBLE, Kind
-from flip.data.scan import walk
+from flip.data.manifest import tar
+from flip.data.manifest.census import APPLE_DOUBLE, Kind
+from flip.data.manifest.scan import walk
 from flip.data.storage.etag import ETag
+from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_damage import AROUND, WHOLE, Spots
-from tests.flip.data.test_manifest import write_tar
 
 
 def pieces(data, size):

@@ -10,9 +10,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from flip.data import look, tar
-from flip.data.index import choose_chunk, index
-from flip.data.manifest import Manifest, Table, write
+from flip.data import look
+from flip.data.manifest import tar
+from flip.data.manifest.build import choose_chunk, index
+from flip.data.manifest.manifest import Manifest, Table, write
 from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from tests.synthetic import caption, make_dataset
@@ -198,7 +199,7 @@ def test_of_two_writers_at_once_one_writes(folder, tmp_path, monkeypatch, before
             write(out, other, other.checksums, settings={"by": "the other"})
         sync(file)
 
-    monkeypatch.setattr("flip.data.manifest.os.fsync", interrupted)
+    monkeypatch.setattr("flip.data.manifest.manifest.os.fsync", interrupted)
     collides = chunk == 4 and before > 6  # offsets.u32 is there already: then it is the other one that is refused
     with pytest.raises(ConfigError, match="another index writes" if collides else "there is a manifest already"):
         write(out, made, made.checksums)
@@ -233,7 +234,7 @@ def test_a_file_system_without_hard_links(folder, tmp_path, monkeypatch, code):
     def link(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("flip.data.manifest.os.link", link)
+    monkeypatch.setattr("flip.data.manifest.manifest.os.link", link)
     assert write(tmp_path / "m", made, made.checksums).digest == made.digest
     with pytest.raises(ConfigError, match="there is a manifest already"):
         write(tmp_path / "m", made, made.checksums)

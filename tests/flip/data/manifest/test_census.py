@@ -2,8 +2,8 @@
 
 import pytest
 
-from flip.data.census import MOST, OTHER, Census, Completeness, Counting, Incomplete
-from flip.data.tar import Sample
+from flip.data.manifest.census import MOST, OTHER, Census, Completeness, Counting, Incomplete
+from flip.data.manifest.tar import Sample
 
 
 def census(*samples):

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flip.data import chunks, gather
-from flip.data.census import Census, Kind
-from flip.data.gather import Damaged, part_folder, sorted_keys
-from flip.data.index import index, merge
-from flip.data.manifest import write
-from flip.data.scan import Scan, scan
-from flip.data.scans import Scans, Shard
+from flip.data.manifest import chunks, gather
+from flip.data.manifest.build import index, merge
+from flip.data.manifest.census import Census, Kind
+from flip.data.manifest.gather import Damaged, part_folder, sorted_keys
+from flip.data.manifest.manifest import write
+from flip.data.manifest.scan import Scan, scan
+from flip.data.manifest.scans import Scans, Shard
 from flip.data.storage.base import Stat
 from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
-from tests.flip.data.test_manifest import write_tar
+from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import caption, make_dataset
 
 

@@ -12,19 +12,20 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from flip.data import bench, filters, look, verify
-from flip.data import kept as kept_samples
+from flip.data import bench, look, verify
 from flip.data.compare import compare
-from flip.data.filters import Filter, Filters, Length
-from flip.data.gather import gather
 from flip.data.images import Shards
-from flip.data.index import index, merge
-from flip.data.manifest import Manifest, write
+from flip.data.manifest import filters
+from flip.data.manifest import kept as kept_samples
+from flip.data.manifest.build import index, merge
+from flip.data.manifest.filters import Filter, Filters, Length
+from flip.data.manifest.gather import gather
+from flip.data.manifest.manifest import Manifest, write
 from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import CHUNK, SAMPLES, loader
+from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_loader import take
-from tests.flip.data.test_manifest import write_tar
 from tests.flip.data.test_verify import checked, rot
 from tests.synthetic import encode, picture
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.manifest import Manifest
-from flip.data.scan import Scan
+from flip.data.manifest.manifest import Manifest
+from flip.data.manifest.scan import Scan
 from flip.data.storage import checksums
 
 _GROUP = 1 << 22

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from flip.data.decode import EXTENSIONS
-from flip.data.tar import Sample
+from flip.data.manifest.tar import Sample
 from flip.runs.errors import DataError
 
 MOST = 256

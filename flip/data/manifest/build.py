@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flip.data import manifest as manifests
-from flip.data.census import Completeness
-from flip.data.chunks import Chunks
-from flip.data.gather import Gathered, Progress, gather, listed, sorted_keys
-from flip.data.kept import Keeping
-from flip.data.manifest import Manifest, Table
-from flip.data.scan import Scan
-from flip.data.scans import Shard
+from flip.data.manifest import manifest as manifests
+from flip.data.manifest.census import Completeness
+from flip.data.manifest.chunks import Chunks
+from flip.data.manifest.gather import Gathered, Progress, gather, listed, sorted_keys
+from flip.data.manifest.kept import Keeping
+from flip.data.manifest.manifest import Manifest, Table
+from flip.data.manifest.scan import Scan
+from flip.data.manifest.scans import Shard
 from flip.runs.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from flip.data.filters import Filters
+    from flip.data.manifest.filters import Filters
 
 
 def index(
