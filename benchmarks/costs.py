@@ -19,7 +19,7 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.order import Order
 from flip.data.storage.checksums import crc32
 from flip.data.storage.client import Reader
-from flip.data.stream import captions_of, image_of
+from flip.data.worker import captions_of, image_of
 from flip.tokenizer import Tokenizer
 
 HELD = 512

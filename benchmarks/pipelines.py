@@ -27,7 +27,7 @@ from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
 from flip.data.manifest import tar
-from flip.data.stream import captions_of
+from flip.data.worker import captions_of
 from flip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
 
-from flip.data.pool import leave_with_parent, prepare_forkserver
+from flip.data.worker_pool import leave_with_parent, prepare_forkserver
 from flip.interrupt import SIGNALS
 from flip.runs.errors import FlipError
 

@@ -29,7 +29,7 @@ STATE_BYTES = 12
 """Of a checkpoint per parameter: the weight and two moments, fp32."""
 
 SLOTS = 4
-"""Parts of batches that a loader process may be ahead (``flip.data.pool``)."""
+"""Parts of batches that a loader process may be ahead (``flip.data.worker_pool``)."""
 IN_HAND = 2
 """Batches of the rank itself: the one in use, and the next one while it is put together."""
 

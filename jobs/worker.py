@@ -71,8 +71,8 @@ def clear_temporaries(run: RunDir, attempt: int) -> None:
     """Delete temporary folders that earlier attempts of the run left on this node: multiprocessing's of killed ranks,
     and the stores of attempts whose supervisor was killed.
 
-    They are known by the record that ``flip.data.pool`` and ``jobs.ranks`` write into each; a folder that cannot be
-    deleted stays.
+    They are known by the record that ``flip.data.worker_pool`` and ``jobs.ranks`` write into each; a folder that cannot
+    be deleted stays.
     """
     temporary = Path(tempfile.gettempdir())
     for mark in (*temporary.glob(f"pymp-*/{OWNER}"), *temporary.glob(f"flip-store-*/{OWNER}")):
@@ -100,7 +100,7 @@ def host() -> str:
 
 def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, str]:
     _check_identity(run)
-    from flip.data.pool import prepare_forkserver
+    from flip.data.worker_pool import prepare_forkserver
 
     prepare_forkserver()  # it gets ready while this process imports torch
     from flip.train import Stopped, train

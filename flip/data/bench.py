@@ -24,7 +24,7 @@ from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import permute
 from flip.data.storage.client import Reader
-from flip.data.stream import Spec, captions_of, image_of
+from flip.data.worker import Spec, captions_of, image_of
 from flip.runs.errors import ConfigError, DataError
 
 STAGES = ("read", "walk", "decode", "whole")

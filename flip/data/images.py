@@ -24,7 +24,7 @@ from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.storage.base import Stat
 from flip.data.storage.client import Reader
 from flip.data.storage.retry import Patience
-from flip.data.stream import encoded_image
+from flip.data.worker import encoded_image
 from flip.runs.errors import ConfigError, DataError
 
 DECODERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -17,7 +17,7 @@ from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.mixture import Source
 from flip.data.storage.client import Reader
-from flip.data.stream import captions_of, image_of
+from flip.data.worker import captions_of, image_of
 from flip.runs.errors import ConfigError, DataError
 
 

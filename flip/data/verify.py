@@ -21,7 +21,7 @@ from flip.data.decode import Undecodable
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.client import Reader
-from flip.data.stream import captions_of, image_of
+from flip.data.worker import captions_of, image_of
 from flip.runs.errors import ConfigError, DataError
 
 CONFIDENCE = 0.95

@@ -14,7 +14,7 @@ from flip.config import schema
 from flip.data.chunk import Sample
 from flip.data.images import Images, Shards
 from flip.data.storage.retry import Patience
-from flip.data.stream import captions_of, label_of
+from flip.data.worker import captions_of, label_of
 from flip.evaluate import prompts
 from flip.evaluate.cache import Cache
 from flip.evaluate.embed import Embedded, embed_images, embed_texts, nothing

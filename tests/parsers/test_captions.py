@@ -16,7 +16,7 @@ from flip.data import decode
 from flip.data.look import _json
 from flip.data.storage import etag, s3
 from flip.data.storage.base import Fault
-from flip.data.stream import Undecodable, captions_of, json_fields, label_of
+from flip.data.worker import Undecodable, captions_of, json_fields, label_of
 from flip.evaluate import listings, prompts
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer, clean, train

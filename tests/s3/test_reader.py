@@ -292,7 +292,7 @@ def test_a_client_does_not_survive_a_fork(server, proxied, remote):
 
 
 def test_s3fs_is_imported_where_it_is_needed():
-    script = "import flip.data.stream, sys; sys.exit(any(m in sys.modules for m in ('s3fs', 'botocore', 'torch')))"
+    script = "import flip.data.worker, sys; sys.exit(any(m in sys.modules for m in ('s3fs', 'botocore', 'torch')))"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
 
 

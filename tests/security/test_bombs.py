@@ -366,7 +366,7 @@ def test_captions(tmp_path):
     program = f"""
         from flip.data.decode import Undecodable
         from flip.data.manifest.filters import Length, _by_length
-        from flip.data.stream import captions_of
+        from flip.data.worker import captions_of
         from flip.data.manifest.tar import Sample
         from flip.tokenizer import Tokenizer
         tokenizer = Tokenizer({str(tmp_path / "tokenizer.json")!r}, 8, False)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from flip.data.manifest.manifest import refuse_existing
-from flip.data.stream import refuse_whole_json
+from flip.data.worker import refuse_whole_json
 from flip.runs.errors import ConfigError, PermissionDenied
 from jobs.disk import unwritable
 from jobs.table import plain

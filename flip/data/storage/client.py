@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
-from flip.data.cache import Cache
 from flip.data.chunk import Chunk, Sample, rot
+from flip.data.chunk_reader import Cache
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import Fault, Got, Local, Stat, Storage, answered, is_remote
 from flip.data.storage.checksums import crc32

@@ -26,7 +26,7 @@ class Counters:
     held: int = 0
     """Bytes of chunks that are held or asked for, now."""
     cache_hits: int = 0
-    """Chunks that the node's cache had (``flip.data.cache``)."""
+    """Chunks that the node's cache had (``flip.data.chunk_reader``)."""
     cache_misses: int = 0
     cache_failures: int = 0
     """Its files that were damaged, could not be read, or could not be written."""

@@ -13,7 +13,7 @@ import psutil
 from flip.config import schema
 from flip.data import mixture
 from flip.data.masking import Kept
-from flip.data.stream import Part, Spec, Streams
+from flip.data.worker import Part, Spec, Streams
 
 CHUNK, BLOCK, LANES = 2, 3, 12
 KEPT = Kept(4, 8)

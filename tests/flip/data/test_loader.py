@@ -13,8 +13,8 @@ from flip.data.images import Shards, viewed
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import Order
-from flip.data.stream import captions_of, label_of
 from flip.data.view import EvaluationView
+from flip.data.worker import captions_of, label_of
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import AFFINE, BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES, loader

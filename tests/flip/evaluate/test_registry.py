@@ -8,7 +8,7 @@ import pytest
 import webdataset
 from open_clip import zero_shot_metadata
 
-from flip.data.stream import captions_of, label_of
+from flip.data.worker import captions_of, label_of
 from flip.evaluate import forms, prompts, registry
 from flip.evaluate.registry import Wanted
 from flip.runs.errors import ConfigError, DataError

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
 from flip.data.images import File, Files
-from flip.data.stream import captions_of
+from flip.data.worker import captions_of
 from flip.evaluate.retrieval import TILE, retrieve
 from flip.evaluate.score import DataSet, Scorer
 from flip.runs.errors import DataError, Diverged

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
-from flip.data.cache import Cache
 from flip.data.chunk import Sample
+from flip.data.chunk_reader import Cache
 from flip.data.decode import Pixels, Undecodable
 from flip.data.masking import Kept
 from flip.data.mixture import Source

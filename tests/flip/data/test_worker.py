@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flip.data.decode import Undecodable
-from flip.data.stream import captions_of, image_of, json_fields
+from flip.data.worker import captions_of, image_of, json_fields
 from flip.tokenizer import clean
 from tests.synthetic import encode, picture
 

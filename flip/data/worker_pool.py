@@ -29,7 +29,7 @@ from flip.data.masking import Kept
 from flip.data.mixture import sources
 from flip.data.storage.counters import Counters
 from flip.data.storage.outage import Outage
-from flip.data.stream import Part, Replaced, Spec, Streams
+from flip.data.worker import Part, Replaced, Spec, Streams
 from flip.interrupt import SIGNALS
 from flip.runs.errors import FlipError
 from flip.runs.rundir import OWNER, write_json
@@ -54,7 +54,7 @@ def prepare_forkserver(torch: bool = False) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *([path] if path else [])])
     try:
         multiprocessing.get_context("forkserver").set_forkserver_preload(
-            ["flip.data.pool", *(["torch.nn.functional"] if torch else [])]
+            ["flip.data.worker_pool", *(["torch.nn.functional"] if torch else [])]
         )
         _leave_long_folder()
         resource_tracker.ensure_running()

@@ -16,7 +16,7 @@ import pytest
 
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import Order
-from flip.data.pool import _error
+from flip.data.worker_pool import _error
 from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import Order
-from flip.data.wds import Samples
+from flip.data.webdataset_adapter import Samples
 from flip.runs.errors import ConfigError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES
 from tests.synthetic import caption, picture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flip.data.cache import Cache
+from flip.data.chunk_reader import Cache
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.client import Reader
 from tests.flip.data.loading import BATCH, loader
@@ -156,7 +156,7 @@ def test_a_folder_that_another_user_prepared_is_not_used(manifest, tmp_path, cap
 def test_processes_share_it(original, manifest, tmp_path):
     """Four of them, with less room than they want: all read what is right, and together they keep to the bytes."""
     script = (
-        "import sys; from flip.data.cache import Cache; from flip.data.manifest.manifest import Manifest\n"
+        "import sys; from flip.data.chunk_reader import Cache; from flip.data.manifest.manifest import Manifest\n"
         "from flip.data.storage.client import Reader\n"
         f"manifest, cache = Manifest.load({str(original)!r}), Cache({str(tmp_path)!r}, 100_000)\n"
         "reader, plain = Reader(cache=cache), Reader()\n"
