@@ -46,9 +46,9 @@ def _tokens(batch: int, text: schema.TextTower, seed: int) -> Any:
 
 def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
     """Steps of one model at each mask of the case, as flip.train does them on one process."""
-    from flip import model as towers
     from flip import optim, parallel, step
     from flip.config.resolve import Host, _compute
+    from flip.models import clip as towers
 
     config = schema.Config(model=model(case.size, "mask" if case.form == LEFT_OUT else "attend"))
     config.compute = schema.Compute(chosen.device, chosen.precision, threads=chosen.threads)

@@ -129,7 +129,7 @@ def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
     """How far the loss in tiles and its gradients are from the plain formula, both in float64, relative to its size."""
     import torch
 
-    from flip.contrastive import contrastive_loss
+    from flip.models.loss import contrastive_loss
 
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randn(b, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2)]
@@ -154,7 +154,7 @@ def _peak(torch: Any, device: str, reset: bool = False) -> int:
 
 
 def _tiles(torch: Any, image: Any, texts: Any, images: Any, scale: Any, tile: int) -> None:
-    from flip.contrastive import _Rows
+    from flip.models.loss import _Rows
 
     loss, _ = _Rows.apply(image, texts, scale, 0, tile, None)
     torch.autograd.grad(loss, [image, texts, scale])

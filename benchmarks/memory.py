@@ -95,8 +95,8 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
     """Bytes at the peak of a step above those at rest, in this process."""
     import torch
 
-    from flip import model as towers
     from flip import optim, parallel, step
+    from flip.models import clip as towers
 
     world = parallel.start(compute)
     generator = torch.Generator().manual_seed(seed)

@@ -9,16 +9,17 @@ import torch
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
-from flip import model, translation
+from flip import translation
 from flip.config.begin import agree
 from flip.config.schema import Config
 from flip.loaded import load
+from flip.models import clip
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
 
 
 @torch.no_grad()
-def begin_from(pair: model.Pair, config: Config, source: str | os.PathLike[str], at: str = "") -> dict[str, Any]:
+def begin_from(pair: clip.Pair, config: Config, source: str | os.PathLike[str], at: str = "") -> dict[str, Any]:
     """Fill ``pair``, built for ``config``, with the weights of a run or an export, verified. Each rank reads it.
 
     ``source``, ``at``: as ``flip.load`` takes them. Positions are computed from ``config``, so another image size or
@@ -38,7 +39,7 @@ def begin_from(pair: model.Pair, config: Config, source: str | os.PathLike[str],
             value = theirs[name].detach()
             if name == "image.patch.weight":
                 value = resampled(value, config.model.image.patch)
-            parameter.copy_(model.part(value, parameter))
+            parameter.copy_(clip.part(value, parameter))
     found = other.source.record
     return {"source": str(source), "differs": differs} | {
         name: found.get(name) for name in ("run", "stage", "samples", "attempt", "manifest")

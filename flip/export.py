@@ -18,7 +18,7 @@ from flip.config import merge as configuration
 from flip.config.schema import Augment, Config, Model
 from flip.evaluate.task import merge_results
 from flip.loaded import Loaded
-from flip.model import EPS
+from flip.models.clip import EPS
 from flip.results import read_run
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, StorageError

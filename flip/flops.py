@@ -2,7 +2,7 @@
 
 Per block of width D with fused q, k, v and an MLP of 4 D (all with biases): 12 D^2 + 13 D parameters (two LayerNorms
 included), and for n tokens 24 n D^2 + 4 n^2 D forward FLOPs. A multiply-add counts as two; norms, activations and the
-softmax are left out, as is usual. Only visible patches are embedded, as in ``flip.model``. Checked against the
+softmax are left out, as is usual. Only visible patches are embedded, as in ``flip.models.clip``. Checked against the
 paper's cost ratios (docs/recipe.md, FLOPs) and the built model.
 """
 

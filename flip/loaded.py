@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
-from flip import exported, model, padding, translation
+from flip import exported, padding, translation
 from flip.checkpoint import model_state
 from flip.config import merge as configuration
 from flip.config.schema import Config
@@ -21,6 +21,7 @@ from flip.data.view import EvaluationView
 from flip.evaluate import prompts
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.zeroshot import class_embeddings
+from flip.models import clip
 from flip.preprocess import Picture, Preprocess, as_pictures, as_texts
 from flip.remote import at_hand
 from flip.restore import fill
@@ -33,7 +34,7 @@ from flip.tokenizer import Tokenizer
 class Loaded:
     """The pair of a run's commit on one device, in fp32, with the run's own tokenizer and view of an image."""
 
-    def __init__(self, pair: model.Pair, config: Config, source: commit.Commit, device: str) -> None:
+    def __init__(self, pair: clip.Pair, config: Config, source: commit.Commit, device: str) -> None:
         self.pair, self.config, self.source, self.device = pair.to(device).eval(), config, source, device
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.preprocess = Preprocess(EvaluationView.of(config))
@@ -106,7 +107,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
         remedy = "Give the folder of a run, such as runs/quickstart/mask50, or an exported one."
         raise ConfigError("no run here: config.yaml is missing", str(where.path), remedy=remedy)
     config, found = configuration.read(where.config), chosen(where, at)
-    pair = model.build(config.model, config.augment, "sdpa")
+    pair = clip.build(config.model, config.augment, "sdpa")
     try:
         with at_hand(found, url=url) as folder:
             fill(model_state(pair), dcp.HuggingFaceStorageReader(str(folder)))
@@ -116,7 +117,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     return Loaded(pair, config, found, device)
 
 
-def _exported(folder: Path) -> tuple[model.Pair, Config, commit.Commit]:
+def _exported(folder: Path) -> tuple[clip.Pair, Config, commit.Commit]:
     """The model of an exported folder, verified before it is read. Raises DataError, ConfigError.
 
     It is the one that was written, bit for bit, but for the logit scale, which is clamped there. A text encoder that
@@ -129,7 +130,7 @@ def _exported(folder: Path) -> tuple[model.Pair, Config, commit.Commit]:
         remedy = "Copy the folder again, all files of it, or export again."
         raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
     found = exported.config(folder)
-    pair = model.build(found.model, found.augment, "sdpa")
+    pair = clip.build(found.model, found.augment, "sdpa")
     for name in (exported.OPEN_CLIP, exported.TIMM):
         exported.check_header(folder / name)
     tensors, tower = load_file(folder / exported.OPEN_CLIP), load_file(folder / exported.TIMM)

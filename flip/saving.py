@@ -17,7 +17,7 @@ from flip.config.schema import Config
 from flip.data import order
 from flip.data.storage.retry import Patience
 from flip.interval import Interval
-from flip.model import Pair
+from flip.models.clip import Pair
 from flip.origin import open_export
 from flip.parallel import World
 from flip.runs.commit import Commit

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from flip.contrastive import contrastive_loss
+from flip.models.loss import contrastive_loss
 
 Inputs = tuple[Tensor, ...]
 """patches (b, K, p*p*3), keep (b, K), tokens (b, T), of shortened captions places (b, T); on the host or the device."""

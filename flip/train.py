@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flip import checkpoint, flops, guard, model, monitor, norms, optim, parallel, step
+from flip import checkpoint, flops, guard, monitor, norms, optim, parallel, step
 from flip.collectives import run_on_first
 from flip.config import derived, merge
 from flip.config.derived import Span, spans
@@ -32,6 +32,7 @@ from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
 from flip.instruments import Instruments
 from flip.interrupt import CANCELLED, Agreement, RunWatcher, StopFlag
+from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json
@@ -111,9 +112,9 @@ class Trainer:
             self.watcher.start()
         compute = self.config.compute
         with torch.device("meta"):
-            self.pair = model.build(self.config.model, self.config.augment, compute.attention, compute.recompute)
+            self.pair = clip.build(self.config.model, self.config.augment, compute.attention, compute.recompute)
         parallel.place(self.pair, self.world, compute)
-        model.initialise(self.pair, self.config.seed)
+        clip.initialise(self.pair, self.config.seed)
         parallel.check(self.pair)
         source = self.saving.restore(self.pair, self.config)
         if source is not None:
@@ -308,9 +309,9 @@ class Trainer:
         """The present weights, computing in fp32."""
         config = self.config
 
-        def build() -> model.Pair:
+        def build() -> clip.Pair:
             with torch.device("meta"):
-                return model.build(config.model, config.augment, config.compute.attention)
+                return clip.build(config.model, config.augment, config.compute.attention)
 
         pair = parallel.in_fp32(self.pair, build, self.world, config.compute)
         view = EvaluationView.of(config)

@@ -57,8 +57,8 @@ def test_arrows_point_down(name, path):
     if under(name, "flip"):
         assert not [x for x in found if under(x, "jobs", "tools", "tests", "benchmarks")]
     if under(name, "flip.data"):
-        assert not [x for x in found if under(x, "flip.model", "flip.train", "flip.optim", "flip.parallel")]
-    if under(name, "flip.model"):
+        assert not [x for x in found if under(x, "flip.models.clip", "flip.train", "flip.optim", "flip.parallel")]
+    if under(name, "flip.models.clip"):
         assert not [
             x for x in found if under(x, "flip.data.loader", "flip.data.storage.client", "flip.data.manifest.manifest")
         ]

@@ -18,7 +18,7 @@ from flip.data import decode, masking
 from flip.data.decode import Pixels
 from flip.data.order import key
 from flip.data.view import EvaluationView
-from flip.model import Pair
+from flip.models.clip import Pair
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from flip import checkpoint, model, parallel
+from flip import checkpoint, parallel
 from flip.config import merge, schema
 from flip.data.storage.retry import Patience
 from flip.data.view import EvaluationView
@@ -29,6 +29,7 @@ from flip.evaluate.task import COLUMNS, CONFIGURED, Task, keep_result, suffix
 from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
 from flip.interrupt import StopFlag
+from flip.models import clip
 from flip.restore import Restorer
 from flip.runs import commit, pins
 from flip.runs.commit import Commit
@@ -159,7 +160,7 @@ class Evaluation:
             return {("0", False): encoder}
         theirs = merge.read(self.subject.config)
         with torch.device("meta"):
-            pair = model.build(theirs.model, theirs.augment, self.config.compute.attention)
+            pair = clip.build(theirs.model, theirs.augment, self.config.compute.attention)
         parallel.place(pair, self.world, self.config.compute)
         checkpoints = Restorer(self.subject, 0, self.world, self.patience, self.task.url)
         checkpoints.load(checkpoints.open(source.path), checkpoint.model_state(pair))

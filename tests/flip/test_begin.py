@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from flip import export, model
+from flip import export
 from flip.begin import begin_from, resampled
 from flip.config.begin import agree
+from flip.models import clip
 from flip.runs.errors import ConfigError, DataError
 from tests.flip.test_export import configured, loaded_of
 from tests.synthetic import make_tokenizer
@@ -25,8 +26,8 @@ def source(tmp_path_factory):
 
 def fresh(tokenizer, *settings, recipe="portable"):
     config = configured(recipe, tokenizer, "tiny", *settings)
-    pair = model.build(config.model, config.augment, "sdpa")
-    model.initialise(pair, 9)
+    pair = clip.build(config.model, config.augment, "sdpa")
+    clip.initialise(pair, 9)
     return pair, config
 
 
@@ -36,7 +37,7 @@ def test_a_higher_resolution_takes_all_weights_and_computes_its_positions(source
     pair, config = fresh(tokenizer, "model.image.size=96")
     record = begin_from(pair, config, folder)
     assert all(torch.equal(value, loaded.pair.state_dict()[name]) for name, value in pair.state_dict().items())
-    assert torch.equal(pair.image.positions, model.sincos(12, 64))
+    assert torch.equal(pair.image.positions, clip.sincos(12, 64))
     assert record["differs"] == {"model.image.size": [64, 96]}
     assert (record["stage"], record["samples"], record["manifest"]) == ("pretrain", 640, "d1ge57")
     # A picture of 12 x 12 patches of which the 8 x 8 at the top left are visible is the smaller model's picture.
@@ -63,7 +64,7 @@ def test_another_patch_changes_the_patch_weights_alone(source, size, patch, grid
     begin_from(pair, config, folder)
     ours, theirs = pair.state_dict(), loaded.pair.state_dict()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == ["image.patch.weight"]
-    assert torch.equal(pair.image.positions, model.sincos(grid, 64))
+    assert torch.equal(pair.image.positions, clip.sincos(grid, 64))
     # An even picture has no detail that a resize could touch: the patch embedding of both is the same.
     even = torch.ones(3).repeat(patch**2) @ ours["image.patch.weight"].T
     assert torch.allclose(even, torch.ones(192) @ theirs["image.patch.weight"].T, atol=1e-4)

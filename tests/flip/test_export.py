@@ -15,7 +15,7 @@ from PIL import Image
 from torch.distributed import checkpoint as dcp
 
 import flip
-from flip import export, model
+from flip import export
 from flip.checkpoint import model_state
 from flip.config import merge as configuration
 from flip.data import decode
@@ -23,6 +23,7 @@ from flip.data.view import EvaluationView
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.zeroshot import class_embeddings
 from flip.loaded import Loaded
+from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir, write_json, write_text
@@ -55,8 +56,8 @@ def configured(recipe, tokenizer, size="tiny", *settings):
 @torch.no_grad()
 def randomised(config, seed=1):
     """No bias is 0, no gain is 1, and the logit scale is above its limit: a wrong fold or a forgotten one shows."""
-    pair = model.build(config.model, config.augment, "sdpa")
-    model.initialise(pair, seed)
+    pair = clip.build(config.model, config.augment, "sdpa")
+    clip.initialise(pair, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in pair.named_parameters():
         if parameter.ndim == 1 and name != "logit_scale":

@@ -14,8 +14,8 @@ from flip.config import schema
 from flip.guard import MOST, Guard, Spikes, Step
 from flip.runs.errors import Diverged
 from flip.runs.rundir import RunDir, read_json
-from tests.flip.test_contrastive import free_port  # noqa: F401
-from tests.flip.test_model import tiny
+from tests.flip.models.test_clip import tiny
+from tests.flip.models.test_loss import free_port  # noqa: F401
 from tests.flip.test_step import batch
 
 NAN, INF = float("nan"), float("inf")

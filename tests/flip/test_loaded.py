@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 
 import flip
-from flip import checkpoint, model, parallel
+from flip import checkpoint, parallel
 from flip.config import merge as configuration
 from flip.config.schema import EvaluationSet
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
 from flip.loaded import Loaded
+from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir, write_text
@@ -36,8 +37,8 @@ SEED = 4
 
 
 def built(config):
-    pair = model.build(config.model, config.augment, "sdpa")
-    model.initialise(pair, SEED)
+    pair = clip.build(config.model, config.augment, "sdpa")
+    clip.initialise(pair, SEED)
     return pair
 
 

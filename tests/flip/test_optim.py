@@ -3,17 +3,18 @@ import math
 import pytest
 import torch
 
-from flip import model, optim
+from flip import optim
 from flip.config.schema import Augment, ImageTower, Model, Optim, Stage, TextTower
 from flip.config.sizes import SIZES
+from flip.models import clip
 
 
 def pair():
     row = SIZES["tiny"]
-    built = model.build(
+    built = clip.build(
         Model(embed=48, image=ImageTower(**row["image"]), text=TextTower(**row["text"])), Augment(), "sdpa"
     )
-    model.initialise(built, 0)
+    clip.initialise(built, 0)
     return built
 
 

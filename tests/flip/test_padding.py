@@ -3,19 +3,20 @@
 import pytest
 import torch
 
-from flip import blocks, model, padding
+from flip import padding
 from flip.config.schema import Augment
-from tests.flip.test_model import captions, sized, tiny
+from flip.models import clip, transformer
+from tests.flip.models.test_clip import captions, sized, tiny
 
 
 def wider(pair, monkeypatch):
     """The pair with its text tower as ``padding.attending`` makes it."""
     config = sized("tiny", padding="mask")
     state, config.text, shrink = padding.attending(pair.state_dict(), config.text)
-    eps = blocks.EPS * shrink
-    for module in (blocks, model):
+    eps = transformer.EPS * shrink
+    for module in (transformer, clip):
         monkeypatch.setattr(module, "EPS", eps)
-    other = model.build(config, Augment(), "explicit")
+    other = clip.build(config, Augment(), "explicit")
     other.load_state_dict(state)
     assert not other.text.packed and config.text.width == 66
     return other

@@ -17,11 +17,12 @@ from torch import distributed, nn
 from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule
 
-from flip import checkpoint, costs, model, norms, optim, parallel, restore, step
+from flip import checkpoint, costs, norms, optim, parallel, restore, step
 from flip.config import schema
+from flip.models import clip
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir
-from tests.flip.test_model import inputs, sized, visible
+from tests.flip.models.test_clip import inputs, sized, visible
 
 pytestmark = pytest.mark.long
 
@@ -35,11 +36,11 @@ def compute(**fields):
 
 def built(how, world, meta=True):
     with torch.device("meta" if meta else "cpu"):
-        pair = model.build(sized("tiny"), schema.Augment(), how.attention, how.recompute)
+        pair = clip.build(sized("tiny"), schema.Augment(), how.attention, how.recompute)
     if not meta:
         return pair
     parallel.place(pair, world, how)
-    model.initialise(pair, SEED)
+    clip.initialise(pair, SEED)
     parallel.check(pair)
     return pair
 
@@ -214,7 +215,7 @@ def distance(one, other, kind="gradient"):
 @pytest.mark.parametrize("case", CASES)
 def test_first_weights_are_the_same_bits_at_every_world_size(at, world, case):
     alone = built(CASES[case], None, meta=False)
-    model.initialise(alone, SEED)
+    clip.initialise(alone, SEED)
     found = at[world][case]
     for name, parameter in alone.named_parameters():
         assert torch.equal(found[f"first.{name}"], parameter), name
@@ -307,9 +308,9 @@ def test_every_shape_is_compiled():
     """By itself torch compiles eight, the others run eagerly: a process started later would compute other bits."""
     world = parallel.World(0, 1, torch.device("cpu"), None, None)
     with torch.device("meta"):
-        pair = model.build(sized("tiny"), schema.Augment(), "explicit")
+        pair = clip.build(sized("tiny"), schema.Augment(), "explicit")
     parallel.place(pair, world, compute(compile="yes"))
-    model.initialise(pair, SEED)
+    clip.initialise(pair, SEED)
     block, width = pair.image.blocks[0], pair.image.blocks[0].norm1.weight.shape[0]
     with torch.no_grad(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for length in range(3, 12):
@@ -342,11 +343,11 @@ def test_several_hosts_and_torchrun_meet_at_the_address_that_they_are_given(give
 def test_what_nobody_gives_a_value_is_found():
     world = parallel.World(0, 1, torch.device("cpu"), None, None)
     with torch.device("meta"):
-        pair = model.build(sized("tiny"), schema.Augment(), "sdpa")
+        pair = clip.build(sized("tiny"), schema.Augment(), "sdpa")
     parallel.place(pair, world, compute())
     with pytest.raises(RuntimeError, match="was never given a value"):
         parallel.check(pair)
-    model.initialise(pair, SEED)
+    clip.initialise(pair, SEED)
     parallel.check(pair)
     with torch.device("meta"):
         pair.image.register_buffer("forgotten", torch.zeros(3))

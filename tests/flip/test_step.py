@@ -10,9 +10,9 @@ from torch import distributed
 
 from flip import parallel, step
 from flip.config import schema
-from flip.contrastive import contrastive_loss
-from tests.flip.test_contrastive import free_port  # noqa: F401
-from tests.flip.test_model import captions, inputs, tiny
+from flip.models.loss import contrastive_loss
+from tests.flip.models.test_clip import captions, inputs, tiny
+from tests.flip.models.test_loss import free_port  # noqa: F401
 
 B = 12
 KINDS = {

@@ -13,7 +13,7 @@ from torch import distributed
 from flip import parallel
 from flip.config import schema
 from flip.trace import Profiler, exposed
-from tests.flip.test_contrastive import free_port  # noqa: F401
+from tests.flip.models.test_loss import free_port  # noqa: F401
 
 CPU = torch.device("cpu")
 

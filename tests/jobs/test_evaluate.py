@@ -11,9 +11,10 @@ import pytest
 from torch.distributed import checkpoint as dcp
 
 import flip
-from flip import checkpoint, model
+from flip import checkpoint
 from flip.config import merge
 from flip.evaluate import job as evaluation_job
+from flip.models import clip
 from flip.results import read_run
 from flip.runs import commit, pins
 from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
@@ -29,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def committed(run, config, samples, attempt):
     """A checkpoint with random weights of its own."""
-    pair = model.build(config.model, config.augment, "sdpa")
-    model.initialise(pair, samples)
+    pair = clip.build(config.model, config.augment, "sdpa")
+    clip.initialise(pair, samples)
     path = commit.folder(run, "pretrain", samples, attempt)
     path.mkdir(parents=True)
     writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)

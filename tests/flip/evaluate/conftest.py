@@ -2,9 +2,9 @@
 
 import pytest
 
-from flip import model
 from flip.config.schema import Augment, ImageTower, Model, TextTower
 from flip.evaluate.encoder import PairEncoder
+from flip.models import clip
 from flip.tokenizer import Tokenizer
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -16,8 +16,8 @@ CONFIG = Model(
 
 
 def built():
-    pair = model.build(CONFIG, Augment(), "sdpa")
-    model.initialise(pair, 1)
+    pair = clip.build(CONFIG, Augment(), "sdpa")
+    clip.initialise(pair, 1)
     return pair
 
 

@@ -11,12 +11,13 @@ import weakref
 import pytest
 import torch
 
-from flip import model, parallel
+from flip import parallel
 from flip.config import schema
 from flip.config.schema import Augment, EvaluationSet
 from flip.data.images import File, Files
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
+from flip.models import clip
 from flip.runs.errors import DataError, Diverged
 from tests.flip.evaluate.conftest import CONFIG, built, encoder_of
 from tests.synthetic import encode, make_dataset, make_tokenizer, picture
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.long
 
 def empty():
     with torch.device("meta"):
-        return model.build(CONFIG, Augment(), "sdpa")
+        return clip.build(CONFIG, Augment(), "sdpa")
 
 
 def rank_main(rank, world, port, folder, results):

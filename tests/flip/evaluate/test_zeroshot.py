@@ -10,7 +10,6 @@ import webdataset
 from clip_benchmark.metrics import zeroshot_classification
 from PIL import Image
 
-from flip import model
 from flip.config.schema import Augment, EvaluationSet
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
@@ -19,6 +18,7 @@ from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.verdict import places, wilson
 from flip.evaluate.zeroshot import class_embeddings, classify
+from flip.models import clip
 from flip.runs.errors import ConfigError, DataError, Diverged
 from flip.tokenizer import Tokenizer
 from tests.flip.evaluate.conftest import CONFIG
@@ -93,8 +93,8 @@ def test_scores_that_are_no_numbers(data):
     nan = float("nan")
     scores = torch.tensor([[nan, nan], [nan, 1.0], [1.0, nan], [1.0, 0.0]])
     assert places(scores, torch.zeros(4, dtype=torch.int64)).tolist() == [2, 2, 1, 0]
-    sick = model.build(CONFIG, Augment(), "sdpa")
-    model.initialise(sick, 1)
+    sick = clip.build(CONFIG, Augment(), "sdpa")
+    clip.initialise(sick, 1)
     with torch.no_grad():
         next(weight for weight in sick.parameters() if weight.ndim == 2).fill_(nan)
     with pytest.raises(Diverged, match="not finite"):

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flip import costs, flops, model
+from flip import costs, flops
 from flip.config.schema import Augment, Compute, ImageTower, Model, TextTower
 from flip.config.sizes import SIZES
-from flip.contrastive import contrastive_loss
 from flip.data.masking import keep as draw_keep
+from flip.models import clip
+from flip.models.loss import contrastive_loss
 
 
 def sized(name, pool="patches", padding="attend", **fields):
@@ -23,8 +24,8 @@ def sized(name, pool="patches", padding="attend", **fields):
 
 def tiny(pool="patches", attention="explicit", trained=True, padding="attend", **fields):
     """A tiny pair; ``trained``: no bias is 0 and no gain 1, so that a forgotten one shows."""
-    pair = model.build(sized("tiny", pool, padding, **fields), Augment(), attention)
-    model.initialise(pair, 3)
+    pair = clip.build(sized("tiny", pool, padding, **fields), Augment(), attention)
+    clip.initialise(pair, 3)
     if trained:
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
@@ -264,12 +265,12 @@ def test_first_weights():
 
 
 def test_first_weights_depend_on_seed_and_name_alone():
-    pair, again, other = (model.build(sized("tiny"), Augment(), "sdpa") for _ in range(3))
-    model.initialise(pair, 2**64 - 1)
+    pair, again, other = (clip.build(sized("tiny"), Augment(), "sdpa") for _ in range(3))
+    clip.initialise(pair, 2**64 - 1)
     torch.manual_seed(99)
     again.named_parameters = lambda: reversed(list(type(again).named_parameters(again)))
-    model.initialise(again, 2**64 - 1)
-    model.initialise(other, 0)
+    clip.initialise(again, 2**64 - 1)
+    clip.initialise(other, 0)
     weights, values = dict(pair.named_parameters()), [p for _, p in pair.named_parameters()]
     assert all(torch.equal(weights[name], p) for name, p in again.named_parameters())
     drawn = [p for p in values if p.numel() > 1 and p.std() > 0]
@@ -284,7 +285,7 @@ def test_first_weights_depend_on_seed_and_name_alone():
 def test_arithmetic_counts_the_built_model(name, objective):
     config = sized(name, objective=objective)
     with torch.device("meta"):
-        pair = model.build(config, Augment(), "sdpa")
+        pair = clip.build(config, Augment(), "sdpa")
     counted = {tower: sum(p.numel() for p in getattr(pair, tower).parameters()) for tower in ("image", "text")}
     assert flops.parameters(config) == counted | {"total": sum(p.numel() for p in pair.parameters())}
 

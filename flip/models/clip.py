@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flip.blocks import EPS, Layout, blocks, pick
 from flip.config import schema
 from flip.data.order import key
+from flip.models.transformer import EPS, Layout, blocks, pick
 
 STD = 0.02
 

@@ -10,7 +10,7 @@ from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flip.contrastive import contrastive_loss
+from flip.models.loss import contrastive_loss
 
 
 def features(b, seed=0, dtype=torch.float64):
