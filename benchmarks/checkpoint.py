@@ -100,8 +100,9 @@ def _rank(work: dict[str, Any]) -> int:
     from torch import distributed, nn
     from torch.distributed.fsdp import fully_shard
 
-    from flip import checkpoint, optim, parallel
+    from flip import checkpoint, optim
     from flip.config import schema
+    from flip.distributed import parallel
 
     world = parallel.start(schema.Compute(device="cpu", threads=work["threads"], deterministic="no"))
     layers = max(1, work["bytes"] // (12 * WIDTH**2))

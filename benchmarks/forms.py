@@ -46,8 +46,9 @@ def _tokens(batch: int, text: schema.TextTower, seed: int) -> Any:
 
 def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
     """Steps of one model at each mask of the case, as flip.train does them on one process."""
-    from flip import optim, parallel, step
+    from flip import optim, step
     from flip.config.resolve import Host, _compute
+    from flip.distributed import parallel
     from flip.models import clip as towers
 
     config = schema.Config(model=model(case.size, "mask" if case.form == LEFT_OUT else "attend"))
@@ -56,7 +57,7 @@ def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[]
     _compute(config, Host(1, 0))
     if config.compute.deterministic == "yes":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # as flip.parallel does
+        torch.utils.deterministic.fill_uninitialized_memory = False  # as flip.distributed.parallel does
     image, device = config.model.image, torch.device(chosen.device)
     pair = towers.build(config.model, config.augment, config.compute.attention)
     towers.initialise(pair, chosen.seed)

@@ -95,7 +95,8 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
     """Bytes at the peak of a step above those at rest, in this process."""
     import torch
 
-    from flip import optim, parallel, step
+    from flip import optim, step
+    from flip.distributed import parallel
     from flip.models import clip as towers
 
     world = parallel.start(compute)

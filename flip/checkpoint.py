@@ -19,9 +19,9 @@ from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from flip.background import Background
-from flip.collectives import all_gather_json
 from flip.data.storage.retry import Patience
-from flip.parallel import World
+from flip.distributed.collectives import all_gather_json
+from flip.distributed.parallel import World
 from flip.remote import Remote, base, marked, verify
 from flip.restore import Restorer
 from flip.runs import commit

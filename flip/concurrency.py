@@ -16,7 +16,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeVar
 
 from flip.data.worker_pool import leave_with_parent, prepare_forkserver
-from flip.interrupt import SIGNALS
+from flip.distributed.shutdown import SIGNALS
 from flip.runs.errors import FlipError
 
 AHEAD = 2

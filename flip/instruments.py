@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from flip import accelerators, flops, norms, parallel
+from flip import accelerators, flops, norms
 from flip.config.derived import Span
 from flip.config.schema import Config
-from flip.parallel import World
+from flip.distributed import parallel
+from flip.distributed.parallel import World
 from flip.runs.rundir import RunDir
 from flip.saving import Saving
 from flip.shares import Verdict, Window

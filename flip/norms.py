@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed, nn
 
-from flip import parallel
 from flip.checkpoint import local
+from flip.distributed import parallel
 
 
 def of_gradients(pair: nn.Module) -> Tensor:

@@ -34,11 +34,11 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from flip import exported
-from flip.collectives import all_gather_json, broadcast_json, run_on_first
 from flip.config.schema import Init
 from flip.data.storage.retry import Patience
+from flip.distributed.collectives import all_gather_json, broadcast_json, run_on_first
+from flip.distributed.parallel import World
 from flip.origin import open_commit
-from flip.parallel import World
 from flip.remote import AT_ONCE, Remote, refuse_foreign
 from flip.runs import commit
 from flip.runs.errors import DataError, FlipError

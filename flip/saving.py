@@ -10,20 +10,20 @@ from typing import Any
 import torch
 
 from flip.checkpoint import Checkpointer, model_state
-from flip.collectives import run_on_first
 from flip.config import merge
 from flip.config.begin import as_they_are
 from flip.config.schema import Config
 from flip.data import order
 from flip.data.storage.retry import Patience
+from flip.distributed.collectives import run_on_first
+from flip.distributed.parallel import World
+from flip.distributed.watchdog import LONG, Watchdog
 from flip.interval import Interval
 from flip.models.clip import Pair
 from flip.origin import open_export
-from flip.parallel import World
 from flip.runs.commit import Commit
 from flip.runs.errors import DataError
 from flip.runs.rundir import RunDir, read_record
-from flip.watchdog import LONG, Watchdog
 
 log = logging.getLogger(__name__)
 

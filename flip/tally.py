@@ -7,7 +7,7 @@ import resource
 import torch
 
 from flip.data.loader import Loader
-from flip.parallel import World
+from flip.distributed.parallel import World
 from flip.runs.commit import Commit
 
 

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from flip import checkpoint, flops, guard, monitor, norms, optim, parallel, step
-from flip.collectives import run_on_first
+from flip import checkpoint, flops, guard, monitor, norms, optim, step
 from flip.config import derived, merge
 from flip.config.derived import Span, spans
 from flip.config.schema import Config, EvaluationSet
@@ -26,12 +25,15 @@ from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.storage.retry import Patience
 from flip.data.view import EvaluationView
+from flip.distributed import parallel
+from flip.distributed.collectives import run_on_first
+from flip.distributed.shutdown import CANCELLED, Agreement, RunWatcher, StopFlag
+from flip.distributed.watchdog import LONG, Watchdog
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
 from flip.instruments import Instruments
-from flip.interrupt import CANCELLED, Agreement, RunWatcher, StopFlag
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import FlipError
@@ -39,7 +41,6 @@ from flip.runs.rundir import RunDir, create_json
 from flip.saving import Saving
 from flip.tally import Tally
 from flip.tokenizer import Tokenizer
-from flip.watchdog import LONG, Watchdog
 from flip.witness import Witness
 
 log = logging.getLogger(__name__)

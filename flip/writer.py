@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from flip.parallel import copies, copy_number
+from flip.distributed.parallel import copies, copy_number
 from flip.remote import Remote
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from flip import interrupt
+from flip.distributed import shutdown
 from flip.runs.rundir import RunDir
 from jobs import worker
 
 
-def evaluate(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, str]:
+def evaluate(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str]:
     from flip.evaluate import job
 
     try:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flip.interrupt import GRACE
+from flip.distributed.shutdown import GRACE
 from flip.runs import ownership
 from flip.runs.errors import CAUSES, ConfigError
 from flip.runs.ownership import closed_folder

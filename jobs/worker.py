@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from flip import interrupt
+from flip.distributed import shutdown
 from flip.runs.errors import CAUSES, ConfigError, DataError, FlipError, StorageError, scrub
 from flip.runs.rundir import OWNER, RunDir, load_record, read_json
 from jobs.symptoms import PEER_GONE
@@ -31,7 +31,7 @@ STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, err
 """Errors of files that pass by themselves or by somebody's hand, and say nothing against the run."""
 
 
-Work = Callable[[RunDir, int, interrupt.StopFlag], tuple[str, str]]
+Work = Callable[[RunDir, int, shutdown.StopFlag], tuple[str, str]]
 """What a rank does in an attempt -> (cause, reason) of its end; what it raises is judged here."""
 
 
@@ -40,7 +40,7 @@ def main(path: str, work: Work | None = None) -> int:
 
     ``work``: what to do; by default, train.
     """
-    flag = interrupt.install()
+    flag = shutdown.install()
     faulthandler.enable()
     run, rank = RunDir(path), int(os.environ.get("RANK", 0))
     logging.basicConfig(
@@ -82,7 +82,7 @@ def clear_temporaries(run: RunDir, attempt: int) -> None:
                 shutil.rmtree(mark.parent, ignore_errors=True)
 
 
-def _note_told(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> None:
+def _note_told(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> None:
     """Called inside a signal's handler: nothing may come out of it into whatever runs then."""
     with contextlib.suppress(OSError):
         run.note_told(attempt, flag.signal)
@@ -98,7 +98,7 @@ def host() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, str]:
+def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str]:
     _check_identity(run)
     from flip.data.worker_pool import prepare_forkserver
 
@@ -112,7 +112,7 @@ def _train(run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, st
     return "complete", ""
 
 
-def _judged(work: Work, run: RunDir, attempt: int, flag: interrupt.StopFlag) -> tuple[str, str, str]:
+def _judged(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str, str]:
     """(cause, reason, traceback or empty) of this rank's end."""
     try:
         _check_snapshot()
@@ -134,7 +134,7 @@ def in_process(run: RunDir, attempt: int) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stdout)
     _check_identity(run)
     try:
-        train(run, attempt, interrupt.install(), lambda what: None)
+        train(run, attempt, shutdown.install(), lambda what: None)
     except Stopped as stopped:
         logging.info("%s", stopped)
 

@@ -18,7 +18,7 @@ LIGHT = (
     "flip.runs.commit",
     "flip.runs.errors",
     "flip.results",
-    "flip.interrupt",
+    "flip.distributed.shutdown",
 )
 LIGHT += ("flip.costs", "flip.accelerators", "flip.runs.pins", "flip.origin", "flip.exported")
 LIGHT += ("flip.evaluate.registry", "flip.evaluate.forms", "flip.evaluate.prompts", "flip.evaluate.task")
@@ -57,7 +57,9 @@ def test_arrows_point_down(name, path):
     if under(name, "flip"):
         assert not [x for x in found if under(x, "jobs", "tools", "tests", "benchmarks")]
     if under(name, "flip.data"):
-        assert not [x for x in found if under(x, "flip.models.clip", "flip.train", "flip.optim", "flip.parallel")]
+        assert not [
+            x for x in found if under(x, "flip.models.clip", "flip.train", "flip.optim", "flip.distributed.parallel")
+        ]
     if under(name, "flip.models.clip"):
         assert not [
             x for x in found if under(x, "flip.data.loader", "flip.data.storage.client", "flip.data.manifest.manifest")

@@ -30,7 +30,7 @@ from flip.data.mixture import sources
 from flip.data.storage.counters import Counters
 from flip.data.storage.outage import Outage
 from flip.data.worker import Part, Replaced, Spec, Streams
-from flip.interrupt import SIGNALS
+from flip.distributed.shutdown import SIGNALS
 from flip.runs.errors import FlipError
 from flip.runs.rundir import OWNER, write_json
 

@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
-from flip import checkpoint, parallel
+from flip import checkpoint
 from flip.config import merge, schema
 from flip.data.storage.retry import Patience
 from flip.data.view import EvaluationView
+from flip.distributed import parallel
+from flip.distributed.shutdown import StopFlag
+from flip.distributed.watchdog import LONG, Watchdog
 from flip.evaluate import foreign, open_clip_folder, prompts, registry
 from flip.evaluate.cache import Cache
 from flip.evaluate.encoder import Encoder, PairEncoder
@@ -28,7 +31,6 @@ from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.task import COLUMNS, CONFIGURED, Task, keep_result, suffix
 from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
-from flip.interrupt import StopFlag
 from flip.models import clip
 from flip.restore import Restorer
 from flip.runs import commit, pins
@@ -37,7 +39,6 @@ from flip.runs.errors import ConfigError, DataError
 from flip.runs.records import LATER
 from flip.runs.rundir import RunDir, create_json, read_record
 from flip.tokenizer import Tokenizer
-from flip.watchdog import LONG, Watchdog
 
 log = logging.getLogger(__name__)
 

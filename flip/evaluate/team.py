@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from flip.collectives import all_gather_json, run_on_first
+from flip.distributed.collectives import all_gather_json, run_on_first
 
 _T = TypeVar("_T")
 

@@ -16,10 +16,11 @@ import torch._dynamo  # the first optimiser asks for it: seconds, once instead o
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
-from flip import checkpoint, optim, parallel, writer
+from flip import checkpoint, optim, writer
 from flip.config import schema
 from flip.data.storage import s3
 from flip.data.storage.retry import Patience
+from flip.distributed import parallel
 from flip.remote import at_hand, base
 from flip.runs import commit
 from flip.runs.rundir import RunDir

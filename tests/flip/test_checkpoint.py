@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.distributed.checkpoint import filesystem
 
-from flip import checkpoint, optim, parallel, restore
+from flip import checkpoint, optim, restore
 from flip.config import schema
+from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.errors import DataError, Diverged, StorageError, Superseded
 from flip.runs.rundir import RunDir

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from flip import parallel
 from flip.config.merge import dump
-from flip.interrupt import StopFlag
+from flip.distributed import parallel
+from flip.distributed.shutdown import StopFlag
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from flip.train import train

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import distributed
 
-from flip import checkpoint, norms, optim, parallel, step
+from flip import checkpoint, norms, optim, step
 from flip.config import schema
+from flip.distributed import parallel
 from flip.guard import MOST, Guard, Spikes, Step
 from flip.runs.errors import Diverged
 from flip.runs.rundir import RunDir, read_json

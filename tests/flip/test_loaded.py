@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 import flip
-from flip import checkpoint, parallel
+from flip import checkpoint
 from flip.config import merge as configuration
 from flip.config.schema import EvaluationSet
+from flip.distributed import parallel
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team

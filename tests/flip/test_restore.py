@@ -10,10 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flip import checkpoint, parallel, restore
+from flip import checkpoint, restore
 from flip.config import schema
 from flip.data.storage.fsspec_storage import Anywhere
 from flip.data.storage.retry import Patience
+from flip.distributed import parallel
 from flip.restore import Place
 from flip.runs import commit
 from flip.runs.errors import DataError, PermissionDenied

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from flip import parallel
 from flip.config import schema
+from flip.distributed import parallel
+from flip.distributed.watchdog import Watchdog
 from flip.runs.rundir import RunDir
 from flip.saving import Saving
-from flip.watchdog import Watchdog
 
 
 @pytest.fixture(scope="module")

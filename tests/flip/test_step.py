@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import distributed
 
-from flip import parallel, step
+from flip import step
 from flip.config import schema
+from flip.distributed import parallel
 from flip.models.loss import contrastive_loss
 from tests.flip.models.test_clip import captions, inputs, tiny
 from tests.flip.models.test_loss import free_port  # noqa: F401

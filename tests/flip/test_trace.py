@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import distributed
 
-from flip import parallel
 from flip.config import schema
+from flip.distributed import parallel
 from flip.trace import Profiler, exposed
 from tests.flip.models.test_loss import free_port  # noqa: F401
 

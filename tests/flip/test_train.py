@@ -10,16 +10,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 import flip
-from flip import parallel
 from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
+from flip.distributed import parallel
+from flip.distributed.shutdown import StopFlag
+from flip.distributed.watchdog import Watchdog
 from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.score import DataSet, Scorer
-from flip.interrupt import StopFlag
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
 from flip.train import Stopped, Trainer, train
-from flip.watchdog import Watchdog
 from tests.arena import configuration
 from tests.synthetic import make_dataset, make_tokenizer
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flip.parallel import copies, copy_number
+from flip.distributed.parallel import copies, copy_number
 from flip.writer import own_part
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from flip import parallel
 from flip.config import schema
+from flip.distributed import parallel
 from flip.runs.rundir import write_json
 
 if __name__ == "__main__":

@@ -114,10 +114,10 @@ def test_a_full_log_changes_neither_cause_nor_code(run, error, code):
      (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4"), "peer_lost")],
 )  # fmt: skip
 def test_errors_are_classed(run, error, cause):
-    from flip import interrupt
+    from flip.distributed import shutdown
 
     def fail(*_):
         raise error
 
-    got, reason, trace = worker._judged(fail, run, 1, interrupt.StopFlag())
+    got, reason, trace = worker._judged(fail, run, 1, shutdown.StopFlag())
     assert got == cause and str(error.args[-1]) in reason and "Traceback" in trace

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from flip import checkpoint, parallel, remote
+from flip import checkpoint, remote
 from flip.config import schema
 from flip.data.storage import s3
 from flip.data.storage.base import Fault
 from flip.data.storage.fsspec_storage import Anywhere
 from flip.data.storage.retry import Patience
+from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir

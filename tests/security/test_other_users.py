@@ -292,7 +292,7 @@ def test_cancel_signals_no_job_of_mine_that_a_record_of_another_user_names(users
 
 START = """
 import os, sys, tempfile
-from flip.parallel import set_compile_caches
+from flip.distributed.parallel import set_compile_caches
 from flip.runs.rundir import RunDir
 from jobs.worker import clear_temporaries
 for tempfile.tempdir in sys.argv[2:]:

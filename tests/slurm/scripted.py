@@ -20,7 +20,7 @@ from flip.runs.rundir import RunDir, write_json
 STEP = 0.05
 NOTED = ("TERM", "USR2", "CONT", "USR1", "HUP", "INT")
 STOP = ("TERM", "USR2", "USR1")
-"""What ``flip.interrupt`` takes as told to stop."""
+"""What ``flip.distributed.shutdown`` takes as told to stop."""
 
 
 class Signals:

@@ -11,10 +11,10 @@ import weakref
 import pytest
 import torch
 
-from flip import parallel
 from flip.config import schema
 from flip.config.schema import Augment, EvaluationSet
 from flip.data.images import File, Files
+from flip.distributed import parallel
 from flip.evaluate.score import DataSet, Scorer
 from flip.evaluate.team import Team
 from flip.models import clip

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from flip.interrupt import RunWatcher, StopFlag
+from flip.distributed.shutdown import RunWatcher, StopFlag
 from flip.runs.rundir import RunDir
 
 SCRIPT = """
@@ -117,7 +117,7 @@ def test_a_file_system_that_fails_is_asked_again(tmp_path, caplog):
 AGREED = """
 import sys
 from torch import distributed
-from flip.interrupt import Agreement
+from flip.distributed.shutdown import Agreement
 rank = int(sys.argv[2])
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
 agreement = Agreement(distributed.group.WORLD, 2)

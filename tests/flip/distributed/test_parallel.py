@@ -17,8 +17,9 @@ from torch import distributed, nn
 from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule
 
-from flip import checkpoint, costs, norms, optim, parallel, restore, step
+from flip import checkpoint, costs, norms, optim, restore, step
 from flip.config import schema
+from flip.distributed import parallel
 from flip.models import clip
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir

@@ -9,7 +9,7 @@ import pytest
 from torch import distributed
 from torch.distributed import distributed_c10d
 
-from flip.collectives import ERRORS, all_gather_json, broadcast_json, run_on_first
+from flip.distributed.collectives import ERRORS, all_gather_json, broadcast_json, run_on_first
 from flip.runs import errors
 from flip.runs.errors import ConfigError, FlipError, PeerLost
 

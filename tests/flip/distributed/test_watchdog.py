@@ -7,7 +7,7 @@ from flip.runs.errors import HANG
 
 SCRIPT = """
 import sys, threading, time
-from flip.watchdog import Watchdog
+from flip.distributed.watchdog import Watchdog
 dog = Watchdog({seconds}, lambda what: print(what, flush=True))
 def waits_for_nobody():
     threading.Event().wait(60)
