@@ -100,7 +100,8 @@ def _rank(work: dict[str, Any]) -> int:
     from torch import distributed, nn
     from torch.distributed.fsdp import fully_shard
 
-    from flip import checkpoint, optim
+    from flip import optim
+    from flip.checkpoint import saver as checkpoint
     from flip.config import schema
     from flip.distributed import parallel
 
@@ -143,7 +144,7 @@ def _rank(work: dict[str, Any]) -> int:
 
 
 def _ours(work: dict[str, Any], world: Any, background: bool) -> Callable[[Any], Callable[[], None]]:
-    from flip.checkpoint import Checkpointer
+    from flip.checkpoint.saver import Checkpointer
     from flip.runs.rundir import RunDir
 
     run = RunDir(Path(work["folder"]) / "sweep" / f"run{background}")

@@ -1,6 +1,7 @@
 """The paper's largest run on 512 GPUs, by arithmetic alone: the same numbers on every machine.
 
-The arithmetic is that of the plan (``jobs.cost``, ``flip.costs``, ``flip.interval``); docs/scale.md has the sources.
+The arithmetic is that of the plan (``jobs.cost``, ``flip.costs``, ``flip.checkpoint.interval``); docs/scale.md has the
+sources.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from benchmarks import interruptions, order, synthetic
 from benchmarks.interruptions import Life
 from benchmarks.results import rounded
 from flip import costs
+from flip.checkpoint.interval import LEAST
 from flip.config.derived import world
 from flip.config.resolve import Host, buffer_bytes, facts, resolve
 from flip.config.schema import Config, Stage
@@ -24,7 +26,6 @@ from flip.data.order import Order
 from flip.data.prefetch import MOST, THREADS
 from flip.data.storage.hedge import SHARE
 from flip.flops import parameters
-from flip.interval import LEAST
 from jobs import fit, sweep
 from jobs.cost import estimate
 from jobs.profile import Profile, load_profile

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flip.interval import DAY, FIRST, best
+from flip.checkpoint.interval import DAY, FIRST, best
 
 Rule = Callable[["History"], float]
 
@@ -40,7 +40,7 @@ class Life:
 
 @dataclass
 class History:
-    """What a run knows of itself when it asks when to save next (``flip.interval.Interval``)."""
+    """What a run knows of itself when it asks when to save next (``flip.checkpoint.interval.Interval``)."""
 
     trained: float = 0.0
     """Seconds since their first steps of all attempts, this one included."""
@@ -76,7 +76,7 @@ def known(life: Life) -> float:
 
 
 def learning(life: Life) -> Rule:
-    """The same from what a run has seen so far, as ``flip.interval.Interval`` does; it begins with a day."""
+    """The same from what a run has seen so far, as ``flip.checkpoint.interval.Interval`` does; it begins with a day."""
 
     def every(history: History) -> float:
         if not history.saves:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from flip import card, exported, padding, translation
-from flip import tensors as tensor_file
+from flip.checkpoint import tensors as tensor_file
 from flip.config import merge as configuration
 from flip.config.schema import Augment, Config, Model
 from flip.evaluate.task import merge_results

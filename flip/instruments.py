@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from flip import accelerators, flops, norms
+from flip.checkpoint.manager import Saving
 from flip.config.derived import Span
 from flip.config.schema import Config
 from flip.distributed import parallel
 from flip.distributed.parallel import World
 from flip.runs.rundir import RunDir
-from flip.saving import Saving
 from flip.shares import Verdict, Window
 from flip.tally import Tally
 from flip.trace import Profiler

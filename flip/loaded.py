@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
 from flip import exported, padding, translation
-from flip.checkpoint import model_state
+from flip.checkpoint.remote import at_hand
+from flip.checkpoint.restorer import fill
+from flip.checkpoint.saver import model_state
 from flip.config import merge as configuration
 from flip.config.schema import Config
 from flip.data import decode
@@ -23,8 +25,6 @@ from flip.evaluate.encoder import PairEncoder
 from flip.evaluate.zeroshot import class_embeddings
 from flip.models import clip
 from flip.preprocess import Picture, Preprocess, as_pictures, as_texts
-from flip.remote import at_hand
-from flip.restore import fill
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir

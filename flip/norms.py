@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed, nn
 
-from flip.checkpoint import local
+from flip.checkpoint.saver import local
 from flip.distributed import parallel
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-from flip import checkpoint, flops, guard, monitor, norms, optim, step
+from flip import flops, guard, monitor, norms, optim, step
+from flip.checkpoint import saver
+from flip.checkpoint.manager import Saving
 from flip.config import derived, merge
 from flip.config.derived import Span, spans
 from flip.config.schema import Config, EvaluationSet
@@ -38,7 +40,6 @@ from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json
-from flip.saving import Saving
 from flip.tally import Tally
 from flip.tokenizer import Tokenizer
 from flip.witness import Witness
@@ -133,7 +134,7 @@ class Trainer:
             return
         self.guard.settle()
         self.watchdog.beat(f"committing S = {self.samples}", times=LONG)
-        state = checkpoint.model_state(self.pair) | checkpoint.optimizer_state(self.pair, optimizer)
+        state = saver.model_state(self.pair) | saver.optimizer_state(self.pair, optimizer)
         self.saving.save(
             state, span.stage.name, self.samples,
             step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=order.VERSION,
@@ -161,7 +162,7 @@ class Trainer:
         optimizer = optim.build(self.pair.named_parameters(), self.config.optim)
         source = self.saving.source
         if source is not None and span.start < self.samples and source.stage == span.stage.name:
-            self.saving.checkpointer.load(source, checkpoint.optimizer_state(self.pair, optimizer))
+            self.saving.checkpointer.load(source, saver.optimizer_state(self.pair, optimizer))
         if span.start < self.samples and self.crossed(self.config.evaluate.every, span):
             self.validate(span)  # a kill between a commit and its score
         stage = span.stage

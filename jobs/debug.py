@@ -113,8 +113,8 @@ def scratch(wanted: Wanted, real: RunDir, args: argparse.Namespace) -> RunDir:
     """A run directory with this configuration and, where the real one has it, the newest commit."""
     import shutil
 
+    from flip.checkpoint.remote import at_hand
     from flip.config.merge import dump
-    from flip.remote import at_hand
     from flip.runs import commit
     from flip.runs.rundir import RunDir, write_json, write_text
 

@@ -17,13 +17,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from flip.checkpoint.remote import refuse_foreign
 from flip.config import merge
 from flip.config.resolve import DataFacts, Host, cache_root, resolve
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.evaluate import registry
 from flip.evaluate.registry import Wanted
 from flip.evaluate.task import CONFIGURED, Task, precision
-from flip.remote import refuse_foreign
 from flip.runs import commit, pins
 from flip.runs.errors import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.runs.ownership import closed_folder

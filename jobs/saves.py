@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
+from flip.checkpoint.remote import Remote
 from flip.data.storage.retry import Patience
-from flip.remote import Remote
 from flip.runs.commit import commits
 from flip.runs.rundir import RunDir
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image
 from safetensors import safe_open
 
+from flip.checkpoint.remote import at_hand
 from flip.config import merge
 from flip.config.derived import world
 from flip.data.order import Order
-from flip.remote import at_hand
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from jobs import processes

@@ -19,7 +19,8 @@ from jobs import worker
 
 def arm() -> None:
     """Put the hooks in. Imports the trainer only after the worker's signal handlers stand."""
-    from flip import checkpoint, train
+    from flip import train
+    from flip.checkpoint import saver
     from flip.runs import commit
 
     pause = float(os.environ.get("KILL_STEP_SECONDS", "0"))
@@ -38,7 +39,7 @@ def arm() -> None:
 
     def hurt_gradients(pair, *rest):
         found = gradients(pair, *rest)
-        checkpoint.local(pair.text.blocks[0].mlp.fc1.weight.grad)[-1, -1] = float("nan")
+        saver.local(pair.text.blocks[0].mlp.fc1.weight.grad)[-1, -1] = float("nan")
         return found
 
     def deadly_mark(path, record, known):

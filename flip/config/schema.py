@@ -189,7 +189,7 @@ class Compute:
 class Checkpoint:
     minutes: float = 0.0
     """Interval between commits, minutes of training; used where ``samples`` is 0. 0: auto, from what saves cost and how
-    often the run was cut off (``flip.interval``)."""
+    often the run was cut off (``flip.checkpoint.interval``)."""
     samples: int = 0
     """Interval between commits in samples; 0: by time."""
     keep: int = 2

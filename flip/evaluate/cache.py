@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flip import tensors as tensor_file
+from flip.checkpoint import tensors as tensor_file
 from flip.runs.rundir import sync_folder
 
 log = logging.getLogger(__name__)

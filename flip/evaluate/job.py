@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from flip import checkpoint
+from flip.checkpoint import saver
+from flip.checkpoint.restorer import Restorer
 from flip.config import merge, schema
 from flip.data.storage.retry import Patience
 from flip.data.view import EvaluationView
@@ -32,7 +33,6 @@ from flip.evaluate.task import COLUMNS, CONFIGURED, Task, keep_result, suffix
 from flip.evaluate.team import Team
 from flip.evaluate.verdict import told
 from flip.models import clip
-from flip.restore import Restorer
 from flip.runs import commit, pins
 from flip.runs.commit import Commit
 from flip.runs.errors import ConfigError, DataError
@@ -164,7 +164,7 @@ class Evaluation:
             pair = clip.build(theirs.model, theirs.augment, self.config.compute.attention)
         parallel.place(pair, self.world, self.config.compute)
         checkpoints = Restorer(self.subject, 0, self.world, self.patience, self.task.url)
-        checkpoints.load(checkpoints.open(source.path), checkpoint.model_state(pair))
+        checkpoints.load(checkpoints.open(source.path), saver.model_state(pair))
         checkpoints.close()
         parallel.check(pair)
         pair.eval()

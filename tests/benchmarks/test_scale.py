@@ -10,7 +10,7 @@ import pytest
 from benchmarks import burst, controller, fleet, interruptions, marked
 from benchmarks.burst import Burst
 from benchmarks.interruptions import History, Life
-from flip import interval
+from flip.checkpoint import interval
 from flip.config.merge import to_dict
 from flip.runs.rundir import RunDir
 from tests.benchmarks.test_benchmarks import FOLDER, run

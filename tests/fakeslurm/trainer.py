@@ -110,7 +110,7 @@ class Trainer:
             self._commit(self._samples(self.begin + at), self.begin + at)
 
     def _commit(self, samples, at):
-        """As flip.checkpoint does. Raises OSError."""
+        """As flip.checkpoint.saver does. Raises OSError."""
         if samples <= self.saved or not self.run.holds(self.n):
             return
         path = commit.folder(self.run, "pretrain", samples, self.n)

@@ -16,7 +16,7 @@ from torch.distributed import checkpoint as dcp
 
 import flip
 from flip import export
-from flip.checkpoint import model_state
+from flip.checkpoint.saver import model_state
 from flip.config import merge as configuration
 from flip.data import decode
 from flip.data.view import EvaluationView

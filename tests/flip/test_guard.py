@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import distributed
 
-from flip import checkpoint, norms, optim, step
+from flip import norms, optim, step
+from flip.checkpoint import saver
 from flip.config import schema
 from flip.distributed import parallel
 from flip.guard import MOST, Guard, Spikes, Step
@@ -44,8 +45,8 @@ class Training:
         self.optimizer.step()
 
     def state(self):
-        found = checkpoint.model_state(self.pair) | checkpoint.optimizer_state(self.pair, self.optimizer)
-        return {name: checkpoint.local(tensor).clone() for name, tensor in found.items()}
+        found = saver.model_state(self.pair) | saver.optimizer_state(self.pair, self.optimizer)
+        return {name: saver.local(tensor).clone() for name, tensor in found.items()}
 
 
 def changed(before, after):
@@ -54,7 +55,7 @@ def changed(before, after):
 
 def hurt_gradient(value):
     def hurt(pair, loss):
-        local = checkpoint.local(pair.text.blocks[0].mlp.fc1.weight.grad)
+        local = saver.local(pair.text.blocks[0].mlp.fc1.weight.grad)
         local[-1, -1] = value
         return loss
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import flip
-from flip import checkpoint
+from flip.checkpoint import saver as checkpoint
 from flip.config import merge as configuration
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel

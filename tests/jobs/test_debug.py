@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 import flip
 from flip.begin import resampled
+from flip.checkpoint.remote import at_hand
 from flip.config.merge import read
-from flip.remote import at_hand
 from flip.runs import commit, pins
 from flip.runs.rundir import RunDir, read_json
 from jobs import debug

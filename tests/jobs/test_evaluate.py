@@ -11,7 +11,7 @@ import pytest
 from torch.distributed import checkpoint as dcp
 
 import flip
-from flip import checkpoint
+from flip.checkpoint import saver
 from flip.config import merge
 from flip.evaluate import job as evaluation_job
 from flip.models import clip
@@ -35,7 +35,7 @@ def committed(run, config, samples, attempt):
     path = commit.folder(run, "pretrain", samples, attempt)
     path.mkdir(parents=True)
     writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
-    dcp.save(checkpoint.model_state(pair), storage_writer=writer, no_dist=True)
+    dcp.save(saver.model_state(pair), storage_writer=writer, no_dist=True)
     commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": attempt})
 
 

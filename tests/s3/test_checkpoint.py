@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flip import checkpoint, remote
+from flip.checkpoint import remote
+from flip.checkpoint import saver as checkpoint
 from flip.config import schema
 from flip.data.storage import s3
 from flip.data.storage.base import Fault
@@ -25,7 +26,7 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
 from tests.arena import Arena, configuration
-from tests.flip.test_checkpoint import state_of, trained
+from tests.flip.checkpoint.test_saver import state_of, trained
 from tests.s3.conftest import lead_to, on_nanio
 from tests.s3.servers import BUCKET, Nanio, environment, files
 from tests.synthetic import make_dataset, make_tokenizer
@@ -182,7 +183,14 @@ def test_a_straggler_whose_folder_was_taken_leaves_nothing_at_the_url(world, run
 def test_a_kill_at_every_write_leaves_a_loadable_checkpoint(server, size, least, monkeypatch, tmp_path):
     lead_to(monkeypatch, server.address)
     url = f"{URL}/{tmp_path.name}"
-    command = [sys.executable, "-m", "tests.flip.save_worker", str(tmp_path / "sweep" / "run"), str(size), url]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.flip.checkpoint.save_worker",
+        str(tmp_path / "sweep" / "run"),
+        str(size),
+        url,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout) >= least, done.stdout

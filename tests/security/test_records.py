@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flip import interval, metrics, results
+from flip import metrics, results
+from flip.checkpoint import interval
 from flip.config.merge import to_dict
 from flip.runs import commit, pins
 from flip.runs.errors import FlipError

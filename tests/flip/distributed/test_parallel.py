@@ -17,7 +17,9 @@ from torch import distributed, nn
 from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule
 
-from flip import checkpoint, costs, norms, optim, restore, step
+from flip import costs, norms, optim, step
+from flip.checkpoint import restorer
+from flip.checkpoint import saver as checkpoint
 from flip.config import schema
 from flip.distributed import parallel
 from flip.models import clip
@@ -110,7 +112,7 @@ def held(how, world, folder=None):
 
 def restored(how, world, folder):
     """Saved by all ranks and loaded anew: how many files each opened, and whether all is there; damage, told to all."""
-    opened, open_one, header = [], safetensors.safe_open, restore._header
+    opened, open_one, header = [], safetensors.safe_open, restorer._header
     pair = built(how, world)
     optimizer = optim.build(pair.named_parameters(), schema.Optim())
     state = checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer)
@@ -121,7 +123,7 @@ def restored(how, world, folder):
     saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
     newest = saver.newest()
     safetensors.safe_open = lambda filename, **more: opened.append(filename) or open_one(filename, **more)
-    restore._header = lambda files, name: opened.append(name) or header(files, name)
+    restorer._header = lambda files, name: opened.append(name) or header(files, name)
     saver.load(newest, checkpoint.model_state(pair))
     saver.load(newest, checkpoint.optimizer_state(pair, optimizer))
     whole = all(torch.equal(checkpoint.local(state[name]), tensor) for name, tensor in expected.items())

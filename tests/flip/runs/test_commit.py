@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flip import remote
+from flip.checkpoint import remote
 from flip.data.storage.retry import Patience
 from flip.runs import commit
 from flip.runs.pins import pin

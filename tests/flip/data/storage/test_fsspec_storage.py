@@ -4,9 +4,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from flip.checkpoint.remote import Remote
 from flip.data.storage.fsspec_storage import Anywhere
 from flip.data.storage.retry import Patience
-from flip.remote import Remote
 
 
 class Accounts(MemoryFileSystem):

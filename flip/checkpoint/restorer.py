@@ -34,16 +34,16 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from flip import exported
+from flip.checkpoint.dcp_io import DAMAGED, Problem, raised
+from flip.checkpoint.remote import AT_ONCE, Remote, refuse_foreign
 from flip.config.schema import Init
 from flip.data.storage.retry import Patience
 from flip.distributed.collectives import all_gather_json, broadcast_json, run_on_first
 from flip.distributed.parallel import World
 from flip.origin import open_commit
-from flip.remote import AT_ONCE, Remote, refuse_foreign
 from flip.runs import commit
 from flip.runs.errors import DataError, FlipError
 from flip.runs.rundir import RunDir
-from flip.writer import DAMAGED, Problem, raised
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from flip import interval
-from flip.interval import Interval
+from flip.checkpoint import interval
+from flip.checkpoint.interval import Interval
 from flip.runs.rundir import RunDir, write_json
 
 

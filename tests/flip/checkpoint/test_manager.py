@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
+from flip.checkpoint.manager import Saving
 from flip.config import schema
 from flip.distributed import parallel
 from flip.distributed.watchdog import Watchdog
 from flip.runs.rundir import RunDir
-from flip.saving import Saving
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path,
     saving = Saving(run, 1, world, schema.Config(), Watchdog(0, print))
     saving.restore(nn.Identity(), schema.Config())
     assert saving.soon == here
-    monkeypatch.setattr("flip.saving.run_on_first", lambda function, group: there)
+    monkeypatch.setattr("flip.checkpoint.manager.run_on_first", lambda function, group: there)
     second = Saving(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
     monkeypatch.setattr(second.checkpointer, "newest", lambda: None)
     second.restore(nn.Identity(), schema.Config())
@@ -35,7 +35,7 @@ def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path,
 
 def test_the_first_rank_alone_reads_what_older_attempts_logged(tmp_path, world, monkeypatch):
     read = []
-    monkeypatch.setattr("flip.interval.observed", lambda run, attempt: (read.append(attempt), (0.0, 0))[1])
+    monkeypatch.setattr("flip.checkpoint.interval.observed", lambda run, attempt: (read.append(attempt), (0.0, 0))[1])
     run = RunDir(tmp_path / "sweep" / "run")
     run.begin_attempt({})
     Saving(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))

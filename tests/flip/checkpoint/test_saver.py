@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch.distributed.checkpoint import filesystem
 
-from flip import checkpoint, optim, restore
+from flip import optim
+from flip.checkpoint import restorer
+from flip.checkpoint import saver as checkpoint
+from flip.checkpoint.dcp_io import Writer
 from flip.config import schema
 from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.errors import DataError, Diverged, StorageError, Superseded
 from flip.runs.rundir import RunDir
-from flip.writer import Writer
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +63,8 @@ def test_what_is_loaded_is_what_was_saved(run, world):
 
 
 def test_headers_are_read_once_for_weights_and_moments(run, world, monkeypatch):
-    read, reads = restore._header, []
-    monkeypatch.setattr(restore, "_header", lambda files, name: reads.append(files.path) or read(files, name))
+    read, reads = restorer._header, []
+    monkeypatch.setattr(restorer, "_header", lambda files, name: reads.append(files.path) or read(files, name))
     checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
     saver, (pair, optimizer) = checkpoint.Checkpointer(run, 1, world, keep=2), trained(steps=0)
     for samples in (16, 32):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = pytest.mark.kill
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.kill
 @pytest.mark.parametrize("world, least", [(1, 10), (2, 12)])
 def test_a_kill_at_every_write_leaves_a_loadable_checkpoint(world, least, tmp_path):
     """``least``: folders, shards begun and half written, commit.json begun and renamed, and the old one's end."""
-    command = [sys.executable, "-m", "tests.flip.save_worker", str(tmp_path / "sweep" / "run"), str(world)]
+    command = [sys.executable, "-m", "tests.flip.checkpoint.save_worker", str(tmp_path / "sweep" / "run"), str(world)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout) >= least, done.stdout

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from flip.remote import at_hand
+from flip.checkpoint.remote import at_hand
 from flip.runs.commit import Commit
 from flip.runs.errors import PermissionDenied
 from flip.runs.rundir import write_json

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystem
 
+from flip.checkpoint.remote import Remote
 from flip.distributed.parallel import copies, copy_number
-from flip.remote import Remote
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from flip.checkpoint.dcp_io import own_part
 from flip.distributed.parallel import copies, copy_number
-from flip.writer import own_part
 
 
 class Mesh:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flip import tensors
+from flip.checkpoint import tensors
 from flip.evaluate.cache import Cache
 
 

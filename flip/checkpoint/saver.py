@@ -19,15 +19,15 @@ from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from flip.background import Background
+from flip.checkpoint.dcp_io import Problem, Writer, own_part, raised
+from flip.checkpoint.remote import Remote, base, marked, verify
+from flip.checkpoint.restorer import Restorer
 from flip.data.storage.retry import Patience
 from flip.distributed.collectives import all_gather_json
 from flip.distributed.parallel import World
-from flip.remote import Remote, base, marked, verify
-from flip.restore import Restorer
 from flip.runs import commit
 from flip.runs.errors import Diverged, FlipError, Superseded
 from flip.runs.rundir import RunDir
-from flip.writer import Problem, Writer, own_part, raised
 
 log = logging.getLogger(__name__)
 

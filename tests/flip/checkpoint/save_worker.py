@@ -1,9 +1,9 @@
 """Saves that are killed at every write: a process per rank and kill, forked from one that has imported torch.
 
-``python -m tests.flip.save_worker RUN WORLD [URL]``: the k-th round kills one rank, at its k-th change of a file below
-``checkpoints/``, in the middle of writing one, or before or after a request that changes something at URL. The next
-round must find a checkpoint that it can load, of S as it was or one further, with the values of that S. A rank is done
-with when it lives; at the end it prints how often one died.
+``python -m tests.flip.checkpoint.save_worker RUN WORLD [URL]``: the k-th round kills one rank, at its k-th change of a
+file below ``checkpoints/``, in the middle of writing one, or before or after a request that changes something at URL.
+The next round must find a checkpoint that it can load, of S as it was or one further, with the values of that S. A rank
+is done with when it lives; at the end it prints how often one died.
 """
 
 import os
@@ -16,12 +16,14 @@ import torch._dynamo  # the first optimiser asks for it: seconds, once instead o
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
-from flip import checkpoint, optim, writer
+from flip import optim
+from flip.checkpoint import dcp_io
+from flip.checkpoint import saver as checkpoint
+from flip.checkpoint.remote import at_hand, base
 from flip.config import schema
 from flip.data.storage import s3
 from flip.data.storage.retry import Patience
 from flip.distributed import parallel
-from flip.remote import at_hand, base
 from flip.runs import commit
 from flip.runs.rundir import RunDir
 from tests.s3.servers import free_port
@@ -57,7 +59,7 @@ class Doom:
         return asked
 
     def arm(self):
-        write = writer._Stream.write
+        write = dcp_io._Stream.write
 
         def in_halves(stream, data):
             half = len(data) // 2
@@ -66,7 +68,7 @@ class Doom:
             self.step()
             write(stream, data[half:])
 
-        writer._Stream.write = in_halves
+        dcp_io._Stream.write = in_halves
         for name in ("_named", "_body"):  # all that change something
             setattr(s3.S3, name, self.around(getattr(s3.S3, name)))
         sys.addaudithook(self.audit)

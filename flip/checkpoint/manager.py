@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from flip.checkpoint import Checkpointer, model_state
+from flip.checkpoint.interval import Interval
+from flip.checkpoint.saver import Checkpointer, model_state
 from flip.config import merge
 from flip.config.begin import as_they_are
 from flip.config.schema import Config
@@ -18,7 +19,6 @@ from flip.data.storage.retry import Patience
 from flip.distributed.collectives import run_on_first
 from flip.distributed.parallel import World
 from flip.distributed.watchdog import LONG, Watchdog
-from flip.interval import Interval
 from flip.models.clip import Pair
 from flip.origin import open_export
 from flip.runs.commit import Commit

@@ -10,16 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flip import checkpoint, restore
+from flip.checkpoint import restorer
+from flip.checkpoint import saver as checkpoint
+from flip.checkpoint.restorer import Place
 from flip.config import schema
 from flip.data.storage.fsspec_storage import Anywhere
 from flip.data.storage.retry import Patience
 from flip.distributed import parallel
-from flip.restore import Place
 from flip.runs import commit
 from flip.runs.errors import DataError, PermissionDenied
 from flip.runs.rundir import RunDir
-from tests.flip.test_checkpoint import state_of, trained
+from tests.flip.checkpoint.test_saver import state_of, trained
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,8 @@ def test_all_of_it_comes_without_a_copy_on_the_node(saved):
 
 def test_of_one_tensor_its_bytes_are_read_and_the_header(saved, monkeypatch):
     _, saver, expected, ranges = saved
-    monkeypatch.setattr(restore, "HEAD", 64)
-    monkeypatch.setattr(restore, "GAP", 0)
+    monkeypatch.setattr(restorer, "HEAD", 64)
+    monkeypatch.setattr(restorer, "GAP", 0)
     newest, name = saver.newest(), "model.0.weight"
     del ranges[:]
     found = {name: torch.zeros_like(expected[name])}
@@ -80,7 +81,7 @@ def test_what_goes_wrong_while_it_is_read_keeps_its_cause(saved):
 def test_another_object_is_found_by_its_etag(saved, monkeypatch):
     run, _, _, _ = saved
     (made,) = commit.commits(run)
-    files = restore.Files(made, Patience(deadline=1.0))
+    files = restorer.Files(made, Patience(deadline=1.0))
     (name,) = files.names
     files.facts[name]["etag"] = "other"
     monkeypatch.setattr(Anywhere, "_get", lambda *_: SimpleNamespace(data=b"x", etag="E"))
@@ -94,9 +95,9 @@ def test_a_header_that_states_gigabytes_is_not_read(tmp_path):
         file.write((size - 8).to_bytes(8, "little"))
         file.truncate(size)  # a hole
     record = {"files": {"a.safetensors": {"bytes": size}}, "stage": "pretrain", "samples": 1, "attempt": 1}
-    files = restore.Files(commit.Commit(tmp_path, record), Patience(deadline=1.0))
+    files = restorer.Files(commit.Commit(tmp_path, record), Patience(deadline=1.0))
     with pytest.raises(commit.Damaged, match=f"states a header of {size:,} bytes, at most"):
-        restore._headers(files)
+        restorer._headers(files)
 
 
 @st.composite
@@ -128,11 +129,11 @@ def test_an_address_in_another_users_record_is_followed_only_below_a_named_place
     (made.path / commit.MARK).chmod(0o666)
     del ranges[:]
     for url in ("", "s3://there", f"file://{tmp_path}/ther"):
-        other = restore.Restorer(run, 0, world, Patience(deadline=1.0), url)
+        other = restorer.Restorer(run, 0, world, Patience(deadline=1.0), url)
         for read in (lambda: other.open(made.path), other.newest):  # noqa: B023
             with pytest.raises(PermissionDenied, match="names an address, and its record is not trusted"):
                 read()
     assert not ranges
-    other, found = restore.Restorer(run, 0, world, Patience(deadline=1.0), f"{tmp_path}/there"), state_of(*trained(0))
+    other, found = restorer.Restorer(run, 0, world, Patience(deadline=1.0), f"{tmp_path}/there"), state_of(*trained(0))
     other.load(other.open(made.path), found)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
