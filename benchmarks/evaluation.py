@@ -128,7 +128,7 @@ def zero_shot(task: Task) -> dict[str, Callable[[], dict[str, float]]]:
     import torch
     from clip_benchmark.metrics import zeroshot_classification as theirs
 
-    from flip.evaluate.zeroshot import classify
+    from flip.evaluation.zero_shot import classify
 
     # NumPy 2.4 does not take an array of one element for a number any more, which theirs relies on
     theirs.float = lambda array: array.item()
@@ -153,7 +153,7 @@ def retrieval(task: Task) -> dict[str, Callable[[], dict[str, float]]]:
     import torch
     from clip_benchmark.metrics import zeroshot_retrieval as theirs
 
-    from flip.evaluate.retrieval import retrieve
+    from flip.evaluation.retrieval import retrieve
 
     generator = torch.Generator().manual_seed(task.seed)
     images = torch.nn.functional.normalize(torch.randn(task.images, WIDTH, generator=generator), dim=1)

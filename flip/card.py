@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flip.config.schema import Config, Model
-from flip.evaluate.task import precision
+from flip.evaluation.task import precision
 
 _VARIANTS = {
     "native": "`native`: open_clip's own image encoder holds these weights as they are.",

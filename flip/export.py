@@ -16,7 +16,7 @@ from flip import card, exported, padding, translation
 from flip.checkpoint import tensors as tensor_file
 from flip.config import merge as configuration
 from flip.config.schema import Augment, Config, Model
-from flip.evaluate.task import merge_results
+from flip.evaluation.task import merge_results
 from flip.loaded import Loaded
 from flip.models.clip import EPS
 from flip.results import read_run

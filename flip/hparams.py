@@ -13,7 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import Config
-from flip.evaluate.task import COLUMNS, curve
+from flip.evaluation.task import COLUMNS, curve
 
 _LEFT_OUT = ("schema", "checkpoint", "evaluate", "monitor")
 """Sections that say nothing of the model or its speed."""

@@ -20,9 +20,9 @@ from flip.config import merge as configuration
 from flip.config.schema import Config
 from flip.data import decode
 from flip.data.view import EvaluationView
-from flip.evaluate import prompts
-from flip.evaluate.encoder import PairEncoder
-from flip.evaluate.zeroshot import class_embeddings
+from flip.evaluation import prompts
+from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.zero_shot import class_embeddings
 from flip.models import clip
 from flip.preprocess import Picture, Preprocess, as_pictures, as_texts
 from flip.runs import commit

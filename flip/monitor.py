@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from flip import hparams, metrics
 from flip.config.schema import Config
-from flip.evaluate.task import COLUMNS, curve
+from flip.evaluation.task import COLUMNS, curve
 from flip.runs.rundir import RunDir, write_json
 
 TENSORBOARD = {

@@ -18,7 +18,7 @@ from flip import metrics
 from flip.config.identity import flatten
 from flip.config.schema import Config, DataSet, EvaluationSet, Stage
 from flip.config.yaml_io import parse_yaml
-from flip.evaluate.task import merge_results, precision
+from flip.evaluation.task import merge_results, precision
 from flip.metrics import Metrics
 from flip.runs import records
 from flip.runs.errors import ConfigError, FlipError

@@ -31,10 +31,10 @@ from flip.distributed import parallel
 from flip.distributed.collectives import run_on_first
 from flip.distributed.shutdown import CANCELLED, Agreement, RunWatcher, StopFlag
 from flip.distributed.watchdog import LONG, Watchdog
-from flip.evaluate.encoder import PairEncoder
-from flip.evaluate.score import DataSet, Scorer
-from flip.evaluate.team import Team
-from flip.evaluate.verdict import told
+from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.evaluator import DataSet, Scorer
+from flip.evaluation.metrics import told
+from flip.evaluation.team import Team
 from flip.instruments import Instruments
 from flip.models import clip
 from flip.runs import commit

@@ -11,7 +11,7 @@ from typing import Any
 from flip import flops as arithmetic
 from flip.config.derived import positions
 from flip.config.schema import ImageTower, Model, TextTower
-from flip.evaluate.task import precision
+from flip.evaluation.task import precision
 from flip.results import Outcome
 from flip.runs.rundir import read_record
 from jobs.goodput import resources

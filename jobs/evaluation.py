@@ -21,9 +21,9 @@ from flip.checkpoint.remote import refuse_foreign
 from flip.config import merge
 from flip.config.resolve import DataFacts, Host, cache_root, resolve
 from flip.config.schema import SCHEMA, Config, Stage
-from flip.evaluate import registry
-from flip.evaluate.registry import Wanted
-from flip.evaluate.task import CONFIGURED, Task, precision
+from flip.evaluation import datasets
+from flip.evaluation.datasets import Wanted
+from flip.evaluation.task import CONFIGURED, Task, precision
 from flip.runs import commit, pins
 from flip.runs.errors import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.runs.ownership import closed_folder
@@ -44,10 +44,10 @@ KIND = "open_clip:"
 
 def listing(data: str, as_json: bool = False) -> str:
     """The data sets that go by a name."""
-    root, rows = registry.root(data), []
-    for name, entry in registry.entries().items():
-        absent = registry.missing(Wanted(name), root)
-        get = str(entry.get("get", "")).replace("HF/", f"{registry.HOST}/")
+    root, rows = datasets.root(data), []
+    for name, entry in datasets.entries().items():
+        absent = datasets.missing(Wanted(name), root)
+        get = str(entry.get("get", "")).replace("HF/", f"{datasets.HOST}/")
         images = entry.get("count", "-")
         rows.append(
             {"name": name, "task": entry["task"], "images": str(images), "here": "no" if absent else "yes", "get": get}
@@ -61,7 +61,7 @@ class Order:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.profile = args, load_profile(args.cluster)
         self.root = Path(args.root).absolute() if args.root else runs_root(self.profile)
-        self.data = registry.root(args.data)
+        self.data = datasets.root(args.data)
 
     def run(self) -> int:
         """The exit code."""
@@ -114,7 +114,7 @@ class Order:
             return wanted
         if wanted.path and "://" not in wanted.path:
             wanted = dataclasses.replace(wanted, path=str(Path(wanted.path).expanduser().absolute()))
-        absent = registry.missing(wanted, self.data) if self.profile.kind == "local" else ""
+        absent = datasets.missing(wanted, self.data) if self.profile.kind == "local" else ""
         if absent:
             raise ConfigError(absent)
         return dataclasses.replace(wanted, templates=templates)
@@ -167,7 +167,7 @@ class Order:
 
         Raises ConfigError or DataError if the folder is no model, or if another run is at that place.
         """
-        from flip.evaluate import open_clip_folder
+        from flip.evaluation import open_clip_folder
 
         model = self._model()
         folder = Path(model.partition(":")[2])

@@ -11,7 +11,7 @@ from jobs import worker
 
 
 def evaluate(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str]:
-    from flip.evaluate import job
+    from flip.evaluation import job
 
     try:
         job.evaluate(run, attempt, flag, partial(worker.note_hang, run, attempt))

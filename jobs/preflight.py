@@ -32,7 +32,7 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import is_remote
 from flip.data.storage.client import Reader
 from flip.data.worker import captions_of, image_of, json_fields, label_of, refuse_whole_json
-from flip.evaluate import prompts
+from flip.evaluation import prompts
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir

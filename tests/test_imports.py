@@ -21,8 +21,8 @@ LIGHT = (
     "flip.distributed.shutdown",
 )
 LIGHT += ("flip.costs", "flip.accelerators", "flip.runs.pins", "flip.origin", "flip.exported")
-LIGHT += ("flip.evaluate.registry", "flip.evaluate.forms", "flip.evaluate.prompts", "flip.evaluate.task")
-LIGHT += ("flip.evaluate.open_clip_folder",)
+LIGHT += ("flip.evaluation.datasets", "flip.evaluation.forms", "flip.evaluation.prompts", "flip.evaluation.task")
+LIGHT += ("flip.evaluation.open_clip_folder",)
 #: What loader processes and the tools for shards load.
 LIGHT += tuple(
     f"flip.data.{name}" for name in ("stream", "pool", "index", "verify", "look", "compare", "bench", "filters")

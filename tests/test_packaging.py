@@ -64,14 +64,14 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_every_file_of_the_package(wheel):
     ours = {path.relative_to(ROOT) for path in (ROOT / "flip").rglob("*") if path.is_file()}
     ours = {str(path) for path in ours if "__pycache__" not in path.parts}
-    assert {"flip/py.typed", "flip/evaluate/datasets.yaml"} <= ours
+    assert {"flip/py.typed", "flip/evaluation/datasets.yaml"} <= ours
     assert ours == {str(path.relative_to(wheel)) for path in (wheel / "flip").rglob("*") if path.is_file()}
 
 
 def test_the_wheel_works_where_the_repository_is_not(wheel, tmp_path):
     script = (
         "import flip, importlib.metadata\n"
-        "from flip.evaluate.registry import entries\n"
+        "from flip.evaluation.datasets import entries\n"
         "assert entries() and importlib.metadata.version('flip-toolkit') == flip.__version__\n"
         "print(flip.__file__)\n"
     )

@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def predict(options: argparse.Namespace) -> list[dict[str, object]]:
     """Per image the labels from the likeliest on: [{"image", "labels": [{"label", "probability"}, ...]}]."""
-    from flip.evaluate import prompts
+    from flip.evaluation import prompts
     from flip.runs.errors import ConfigError
     from jobs import find
     from jobs.profile import roots

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--templates", type=int, default=7, help="of imagenet: 7 (default) or 80")
     parser.add_argument("--out", required=True, metavar="FILE")
     options = parser.parse_args(arguments)
-    from flip.evaluate import prompts
+    from flip.evaluation import prompts
     from flip.runs.errors import ConfigError, FlipError
     from flip.runs.rundir import write_json
 

@@ -20,8 +20,8 @@ from flip.checkpoint.saver import model_state
 from flip.config import merge as configuration
 from flip.data import decode
 from flip.data.view import EvaluationView
-from flip.evaluate.encoder import PairEncoder
-from flip.evaluate.zeroshot import class_embeddings
+from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.zero_shot import class_embeddings
 from flip.loaded import Loaded
 from flip.models import clip
 from flip.runs import commit

@@ -22,9 +22,9 @@ from flip.checkpoint import saver as checkpoint
 from flip.config import merge as configuration
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
-from flip.evaluate.encoder import PairEncoder
-from flip.evaluate.score import DataSet, Scorer
-from flip.evaluate.team import Team
+from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.evaluator import DataSet, Scorer
+from flip.evaluation.team import Team
 from flip.loaded import Loaded
 from flip.models import clip
 from flip.runs import commit

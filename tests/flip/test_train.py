@@ -15,8 +15,8 @@ from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.shutdown import StopFlag
 from flip.distributed.watchdog import Watchdog
-from flip.evaluate.encoder import PairEncoder
-from flip.evaluate.score import DataSet, Scorer
+from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.evaluator import DataSet, Scorer
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
 from flip.train import Stopped, Trainer, train

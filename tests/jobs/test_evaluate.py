@@ -13,14 +13,14 @@ from torch.distributed import checkpoint as dcp
 import flip
 from flip.checkpoint import saver
 from flip.config import merge
-from flip.evaluate import job as evaluation_job
+from flip.evaluation import job as evaluation_job
 from flip.models import clip
 from flip.results import read_run
 from flip.runs import commit, pins
 from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import evaluate, evaluation, report, site
-from tests.flip.evaluate.test_foreign import make_folder
-from tests.flip.evaluate.test_registry import images, wds
+from tests.flip.evaluation.test_datasets import images, wds
+from tests.flip.evaluation.test_encoders import make_folder
 from tests.synthetic import make_dataset, make_tokenizer
 
 pytestmark = pytest.mark.long

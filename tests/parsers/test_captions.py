@@ -17,7 +17,7 @@ from flip.data.look import _json
 from flip.data.storage import etag, s3
 from flip.data.storage.base import Fault
 from flip.data.worker import Undecodable, captions_of, json_fields, label_of
-from flip.evaluate import listings, prompts
+from flip.evaluation import annotations, prompts
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer, clean, train
 from tests.parsers.spoil import DEEP, changed, spoiled, texts
@@ -133,7 +133,7 @@ def test_any_list_of_images(tmp_path, text):
     for name in ("list.json", "list.jsonl", "list.csv"):
         (tmp_path / name).write_bytes(text)
         with suppress(DataError):
-            found = listings.read(tmp_path / name, "test")
+            found = annotations.read(tmp_path / name, "test")
             assert all(one.label is None or isinstance(one.label, int) for one in found)
             assert all(isinstance(caption, str) for one in found for caption in one.captions)
 
@@ -144,7 +144,7 @@ def test_any_table_of_images(tmp_path, text):
     with suppress(DataError):
         assert all(
             isinstance(caption, str)
-            for one in listings.read(tmp_path / "table.csv", "test")
+            for one in annotations.read(tmp_path / "table.csv", "test")
             for caption in one.captions
         )
 

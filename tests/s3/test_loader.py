@@ -10,10 +10,10 @@ import time
 import pytest
 import torch
 
-from flip.data.images import Shards
 from flip.data.storage.client import Reader
 from flip.data.storage.retry import Patience
-from flip.evaluate import forms
+from flip.evaluation import forms
+from flip.evaluation.images import Shards
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, CHUNK, loader
 from tests.s3.conftest import ROOT, either, lead_to, on_nanio

@@ -291,10 +291,10 @@ READERS = """
     from flip import exported
     from flip.config.schema import TextTower
     from flip.config.yaml_io import read_yaml
-    from flip.data.images import File, Files
+    from flip.evaluation.images import File, Files
     from flip.data.manifest.manifest import Manifest
     from flip.data.storage.client import Reader
-    from flip.evaluate import listings, open_clip_folder, prompts
+    from flip.evaluation import listings, open_clip_folder, prompts
     from flip.tokenizer import Tokenizer
     from tools.shards_cli import making
 

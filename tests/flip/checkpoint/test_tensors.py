@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from flip.checkpoint import tensors
-from flip.evaluate.cache import Cache
+from flip.evaluation.cache import Cache
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002])

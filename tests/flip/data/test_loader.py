@@ -9,12 +9,12 @@ import torch
 import webdataset
 
 from flip.data import masking
-from flip.data.images import Shards, viewed
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import Order
 from flip.data.view import EvaluationView
 from flip.data.worker import captions_of, label_of
+from flip.evaluation.images import Shards, viewed
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import AFFINE, BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES, loader

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from flip.data import bench, look, verify
 from flip.data.compare import compare
-from flip.data.images import Shards
 from flip.data.manifest import filters
 from flip.data.manifest import kept as kept_samples
 from flip.data.manifest.build import index, merge
@@ -22,6 +21,7 @@ from flip.data.manifest.filters import Filter, Filters, Length
 from flip.data.manifest.gather import gather
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.storage.client import Reader
+from flip.evaluation.images import Shards
 from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import CHUNK, SAMPLES, loader
 from tests.flip.data.manifest.test_manifest import write_tar

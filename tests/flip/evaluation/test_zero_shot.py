@@ -13,15 +13,15 @@ from PIL import Image
 from flip.config.schema import Augment, EvaluationSet
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
-from flip.evaluate import prompts
-from flip.evaluate.encoder import PairEncoder
-from flip.evaluate.score import DataSet, Scorer
-from flip.evaluate.verdict import places, wilson
-from flip.evaluate.zeroshot import class_embeddings, classify
+from flip.evaluation import prompts
+from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.evaluator import DataSet, Scorer
+from flip.evaluation.metrics import places, wilson
+from flip.evaluation.zero_shot import class_embeddings, classify
 from flip.models import clip
 from flip.runs.errors import ConfigError, DataError, Diverged
 from flip.tokenizer import Tokenizer
-from tests.flip.evaluate.conftest import CONFIG
+from tests.flip.evaluation.conftest import CONFIG
 from tests.synthetic import COLOURS, SHAPES, make_dataset, picture
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from flip.data.order import key
-from flip.evaluate.embed import nothing
-from flip.evaluate.verdict import fingerprint, finite, places, verdict
+from flip.evaluation.features import nothing
+from flip.evaluation.metrics import fingerprint, finite, places, verdict
 from flip.runs.errors import DataError
 
 log = logging.getLogger(__name__)

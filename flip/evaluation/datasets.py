@@ -16,10 +16,10 @@ from typing import Any
 from flip.config.yaml_io import read_yaml
 from flip.data.storage.base import is_remote
 from flip.data.storage.retry import Patience
-from flip.evaluate import forms, prompts
-from flip.evaluate.forms import Place
-from flip.evaluate.prompts import Prompts
-from flip.evaluate.task import COLUMNS
+from flip.evaluation import forms, prompts
+from flip.evaluation.forms import Place
+from flip.evaluation.prompts import Prompts
+from flip.evaluation.task import COLUMNS
 from flip.runs.errors import ConfigError
 
 log = logging.getLogger(__name__)

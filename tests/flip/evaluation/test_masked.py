@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from flip.data import masking
-from flip.evaluate.encoder import masks
+from flip.evaluation.encoders import masks
 from flip.runs.errors import ConfigError
-from tests.flip.evaluate.conftest import encoder_of
+from tests.flip.evaluation.conftest import encoder_of
 from tests.synthetic import picture
 
 IDS = np.array([3, 0, 41])

@@ -21,13 +21,13 @@ from typing import Any
 
 from flip.config.resolve import cache_root
 from flip.data.decode import EXTENSIONS
-from flip.data.images import File, Files, Images, Shards
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import MARK
 from flip.data.storage.base import Stat, is_remote
 from flip.data.storage.client import Reader
 from flip.data.storage.retry import Patience
-from flip.evaluate import listings
+from flip.evaluation import annotations as listings
+from flip.evaluation.images import File, Files, Images, Shards
 from flip.runs.errors import ConfigError
 
 SPLITS = {"test": ("test", "val", "validation"), "train": ("train", "training")}

@@ -23,15 +23,15 @@ from flip.data.view import EvaluationView
 from flip.distributed import parallel
 from flip.distributed.shutdown import StopFlag
 from flip.distributed.watchdog import LONG, Watchdog
-from flip.evaluate import foreign, open_clip_folder, prompts, registry
-from flip.evaluate.cache import Cache
-from flip.evaluate.encoder import Encoder, PairEncoder
-from flip.evaluate.forms import Place
-from flip.evaluate.registry import Found, Wanted
-from flip.evaluate.score import DataSet, Scorer
-from flip.evaluate.task import COLUMNS, CONFIGURED, Task, keep_result, suffix
-from flip.evaluate.team import Team
-from flip.evaluate.verdict import told
+from flip.evaluation import datasets, foreign, open_clip_folder, prompts
+from flip.evaluation.cache import Cache
+from flip.evaluation.datasets import Found, Wanted
+from flip.evaluation.encoders import Encoder, PairEncoder
+from flip.evaluation.evaluator import DataSet, Scorer
+from flip.evaluation.forms import Place
+from flip.evaluation.metrics import told
+from flip.evaluation.task import COLUMNS, CONFIGURED, Task, keep_result, suffix
+from flip.evaluation.team import Team
 from flip.models import clip
 from flip.runs import commit, pins
 from flip.runs.commit import Commit
@@ -104,7 +104,7 @@ class Evaluation:
 
     def _find(self, wanted: Wanted) -> Found:
         if wanted.path != CONFIGURED:
-            return registry.find(wanted, self.task.data, self.patience)
+            return datasets.find(wanted, self.task.data, self.patience)
         item = next(one for one in merge.read(self.subject.config).evaluate.sets if one.name == wanted.name)
         train = Place(item.train, manifest=item.train) if item.task == "probe" else None
         wording = prompts.read(item.classes) if item.task == "zeroshot" else None
@@ -223,7 +223,7 @@ class Evaluation:
         return done if len(done) == len(COLUMNS[found.task]) else []
 
     def _tell(self, found: Found, result: dict[str, Any]) -> None:
-        known = registry.expected(found.name)
+        known = datasets.expected(found.name)
         images = result.get("images", result["n"])
         log.info("%s", told(result))
         if known is not None and images != known:

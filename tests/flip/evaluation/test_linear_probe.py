@@ -9,10 +9,10 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
-from flip.evaluate import probe as probing
-from flip.evaluate.cache import Cache
-from flip.evaluate.probe import choose, fit, probe
-from flip.evaluate.score import DataSet, Scorer
+from flip.evaluation import linear_probe as probing
+from flip.evaluation.cache import Cache
+from flip.evaluation.evaluator import DataSet, Scorer
+from flip.evaluation.linear_probe import choose, fit, probe
 from flip.runs.errors import DataError
 from tests.synthetic import make_dataset
 

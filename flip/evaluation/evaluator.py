@@ -12,18 +12,18 @@ from torch import Tensor
 
 from flip.config import schema
 from flip.data.chunk import Sample
-from flip.data.images import Images, Shards
 from flip.data.storage.retry import Patience
 from flip.data.worker import captions_of, label_of
-from flip.evaluate import prompts
-from flip.evaluate.cache import Cache
-from flip.evaluate.embed import Embedded, embed_images, embed_texts, nothing
-from flip.evaluate.encoder import Encoder
-from flip.evaluate.probe import probe
-from flip.evaluate.prompts import Prompts
-from flip.evaluate.retrieval import retrieve
-from flip.evaluate.team import ALONE, Team
-from flip.evaluate.zeroshot import class_embeddings, classify
+from flip.evaluation import prompts
+from flip.evaluation.cache import Cache
+from flip.evaluation.encoders import Encoder
+from flip.evaluation.features import Embedded, embed_images, embed_texts, nothing
+from flip.evaluation.images import Images, Shards
+from flip.evaluation.linear_probe import probe
+from flip.evaluation.prompts import Prompts
+from flip.evaluation.retrieval import retrieve
+from flip.evaluation.team import ALONE, Team
+from flip.evaluation.zero_shot import class_embeddings, classify
 
 
 @dataclass(frozen=True)

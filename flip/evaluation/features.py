@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from flip.data.chunk import Sample
-from flip.data.images import Images, Viewed, ahead
-from flip.evaluate.encoder import Encoder
-from flip.evaluate.team import Team
+from flip.evaluation.encoders import Encoder
+from flip.evaluation.images import Images, Viewed, ahead
+from flip.evaluation.team import Team
 
 
 def nothing() -> None:

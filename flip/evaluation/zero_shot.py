@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flip.evaluate import prompts
-from flip.evaluate.embed import embed_texts, nothing
-from flip.evaluate.encoder import Encoder
-from flip.evaluate.team import ALONE, Team
-from flip.evaluate.verdict import fingerprint, finite, places, verdict
+from flip.evaluation import prompts
+from flip.evaluation.encoders import Encoder
+from flip.evaluation.features import embed_texts, nothing
+from flip.evaluation.metrics import fingerprint, finite, places, verdict
+from flip.evaluation.team import ALONE, Team
 from flip.runs.errors import DataError
 
 TILE = 4096

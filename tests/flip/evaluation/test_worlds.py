@@ -13,13 +13,13 @@ import torch
 
 from flip.config import schema
 from flip.config.schema import Augment, EvaluationSet
-from flip.data.images import File, Files
 from flip.distributed import parallel
-from flip.evaluate.score import DataSet, Scorer
-from flip.evaluate.team import Team
+from flip.evaluation.evaluator import DataSet, Scorer
+from flip.evaluation.images import File, Files
+from flip.evaluation.team import Team
 from flip.models import clip
 from flip.runs.errors import DataError, Diverged
-from tests.flip.evaluate.conftest import CONFIG, built, encoder_of
+from tests.flip.evaluation.conftest import CONFIG, built, encoder_of
 from tests.synthetic import encode, make_dataset, make_tokenizer, picture
 
 pytestmark = pytest.mark.long

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flip.data.images import File
+from flip.evaluation.images import File
 from flip.runs.errors import DataError
 from flip.runs.ownership import read_regular
 

@@ -6,10 +6,10 @@ from clip_benchmark.metrics import zeroshot_retrieval
 from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
-from flip.data.images import File, Files
 from flip.data.worker import captions_of
-from flip.evaluate.retrieval import TILE, retrieve
-from flip.evaluate.score import DataSet, Scorer
+from flip.evaluation.evaluator import DataSet, Scorer
+from flip.evaluation.images import File, Files
+from flip.evaluation.retrieval import TILE, retrieve
 from flip.runs.errors import DataError, Diverged
 from tests.synthetic import encode, picture
 

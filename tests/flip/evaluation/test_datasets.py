@@ -9,8 +9,8 @@ import webdataset
 from open_clip import zero_shot_metadata
 
 from flip.data.worker import captions_of, label_of
-from flip.evaluate import forms, prompts, registry
-from flip.evaluate.registry import Wanted
+from flip.evaluation import datasets, forms, prompts
+from flip.evaluation.datasets import Wanted
 from flip.runs.errors import ConfigError, DataError
 from tests.synthetic import encode, picture
 from tools import prompts as prompts_command
@@ -50,23 +50,23 @@ def samples(place):
 
 def test_the_layout_of_clip_benchmark(tmp_path, cache):
     wds(tmp_path / "wds_fgvc_aircraft")
-    found = registry.find(Wanted("fgvc_aircraft"), str(tmp_path))
+    found = datasets.find(Wanted("fgvc_aircraft"), str(tmp_path))
     assert (found.task, [label_of(one) for one in samples(found.place)]) == ("zeroshot", [i % 3 for i in range(10)])
     assert found.wording == prompts.Prompts(
         ["tench", "great white shark", "cock"], ["a photo of a {}.", "art of the {}."]
     )
     (made,) = (cache / "manifests").iterdir()
     before = made.stat().st_mtime_ns
-    assert registry.find(Wanted("fgvc_aircraft"), str(tmp_path)).place == found.place
+    assert datasets.find(Wanted("fgvc_aircraft"), str(tmp_path)).place == found.place
     assert made.stat().st_mtime_ns == before  # indexed once
     wds(tmp_path / "wds_fgvc_aircraft", "train", 6)
-    probe = registry.find(Wanted("fgvc_aircraft", "probe"), str(tmp_path))
+    probe = datasets.find(Wanted("fgvc_aircraft", "probe"), str(tmp_path))
     assert (probe.place, probe.train.open().count, probe.wording) == (found.place, 6, None)
     assert probe.train.open().digest != probe.place.open().digest
     wds(tmp_path / "wds_flickr30k", captions=True, image="png")
-    pairs = registry.find(Wanted("flickr30k"), str(tmp_path))
+    pairs = datasets.find(Wanted("flickr30k"), str(tmp_path))
     assert pairs.task == "retrieval" and captions_of(samples(pairs.place)[3], ["txt"]) == ["one 3", "two 3"]
-    assert registry.find(Wanted("mine", path=str(tmp_path / "wds_flickr30k")), "").task == "retrieval"
+    assert datasets.find(Wanted("mine", path=str(tmp_path / "wds_flickr30k")), "").task == "retrieval"
 
 
 def test_shards_beside_each_other_are_of_the_split_that_their_names_tell(tmp_path):
@@ -101,23 +101,23 @@ def test_evaluations_beside_each_other_index_a_set_once_for_all(tmp_path, cache,
 def test_folders_of_images(tmp_path):
     images(tmp_path / "imagenet1k" / "val", ["b/b.JPEG", "b/a.png", "a/c.jpg", "c/d.webp", "a/notes.txt"])
     with pytest.raises(ConfigError, match="folders match no class name: a .*, b .*, c .*1000"):
-        registry.find(Wanted("imagenet1k", templates="80"), str(tmp_path))
+        datasets.find(Wanted("imagenet1k", templates="80"), str(tmp_path))
     (tmp_path / "three.json").write_text('{"names": ["a", "b", "c"], "templates": ["{}"]}')
-    found = registry.find(Wanted("imagenet1k", templates=str(tmp_path / "three.json")), str(tmp_path))
+    found = datasets.find(Wanted("imagenet1k", templates=str(tmp_path / "three.json")), str(tmp_path))
     kept = [(file.key.split("val/")[1], file.label) for file in found.place.files]
     assert kept == [("a/c.jpg", 0), ("b/a.png", 1), ("b/b.JPEG", 1), ("c/d.webp", 2)]
     images(tmp_path / "imagenet1k" / "train", ["a/c.jpg", "b/a.png", "bb/d.png", "c/d.webp"])
     with pytest.raises(ConfigError, match="test and train have not the same folders.*c beside bb"):
-        registry.find(Wanted("imagenet1k", "probe"), str(tmp_path))
+        datasets.find(Wanted("imagenet1k", "probe"), str(tmp_path))
     images(tmp_path / "whole", [f"{c}/x.png" for c in range(1000)])
-    numbered = registry.find(Wanted("imagenetv2", path=str(tmp_path / "whole"), templates="80"), "")
+    numbered = datasets.find(Wanted("imagenetv2", path=str(tmp_path / "whole"), templates="80"), "")
     assert [file.key.split("/")[-2] for file in numbered.place.files] == [str(c) for c in range(1000)]
     assert (len(numbered.wording.names), len(numbered.wording.templates)) == (1000, 80)
     images(tmp_path / "v2", ["a/x.png", "b/x.png"])
     with pytest.raises(ConfigError, match="brings no names of its classes"):
-        registry.find(Wanted("mine", path=str(tmp_path / "v2")), "")
+        datasets.find(Wanted("mine", path=str(tmp_path / "v2")), "")
     (tmp_path / "v2" / "classes.json").write_text('{"names": ["a", "b"], "templates": ["{}"]}')
-    assert registry.find(Wanted("mine", path=str(tmp_path / "v2")), "").wording.names == ["a", "b"]
+    assert datasets.find(Wanted("mine", path=str(tmp_path / "v2")), "").wording.names == ["a", "b"]
 
 
 def named(tmp_path, folders, names):
@@ -136,7 +136,7 @@ def named(tmp_path, folders, names):
     ],
 )
 def test_folders_that_are_class_names_are_matched_by_name(tmp_path, folders, names):
-    found = registry.find(named(tmp_path, folders, names), "")
+    found = datasets.find(named(tmp_path, folders, names), "")
     letters = [name.lower().replace(" ", "") for name in names]
     expected = {folder: letters.index(re.sub("[ _-]", "", folder.lower())) for folder in folders}
     assert {file.key.split("/")[-2]: file.label for file in found.place.files} == expected
@@ -159,13 +159,13 @@ def test_folders_that_are_class_names_are_matched_by_name(tmp_path, folders, nam
 )
 def test_folders_that_match_no_class_name_are_refused(tmp_path, folders, names, told):
     with pytest.raises(ConfigError, match=told.replace("(", r"\(").replace(")", r"\)")):
-        registry.find(named(tmp_path, folders, names), "")
+        datasets.find(named(tmp_path, folders, names), "")
 
 
 @pytest.mark.parametrize("folders", [["n01440764", "n01443537", "n01484850"], ["0", "7", "10"]])
 def test_numbers_and_wnids_go_by_order_and_a_note_says_so(tmp_path, folders, caplog):
     caplog.set_level("INFO")
-    found = registry.find(named(tmp_path, folders, ["tench", "goldfish", "great white shark"]), "")
+    found = datasets.find(named(tmp_path, folders, ["tench", "goldfish", "great white shark"]), "")
     assert [(file.key.split("/")[-2], file.label) for file in found.place.files] == list(
         zip(folders, range(3), strict=True)
     )
@@ -201,7 +201,7 @@ def test_captions_as_karpathy_coco_and_tables_have_them(tmp_path):
         tmp_path: Wanted("official", path=str(official)),
     }  # fmt: skip
     for folder, wanted in where.items():
-        found = registry.find(wanted, str(tmp_path))
+        found = datasets.find(wanted, str(tmp_path))
         assert found.task == "retrieval" and [file.key.split("/")[-1] for file in found.place.files] == [
             name for name, _ in told[1:]
         ], folder
@@ -251,7 +251,7 @@ def test_coco_as_it_is_unpacked(tmp_path):
             told["annotations"].append({"image_id": i, "caption": f"of {i}"})
         (tmp_path / "annotations" / f"captions_{split}2017.json").write_text(json.dumps(told))
         (tmp_path / "annotations" / f"instances_{split}2017.json").write_text("{}")
-    found = registry.find(Wanted("mscoco_captions", path=str(tmp_path)), "")
+    found = datasets.find(Wanted("mscoco_captions", path=str(tmp_path)), "")
     assert found.task == "retrieval" and [file.key for file in found.place.files] == [
         str(tmp_path / "val2017" / f"{i}.jpg") for i in (1, 2)
     ]
@@ -264,7 +264,7 @@ def test_lists(tmp_path):
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = tmp_path / "words.json"
     words.write_text('{"names": ["a", "b"], "templates": ["{}"]}')
-    found = registry.find(Wanted("mine", path=str(tmp_path / "mine.jsonl"), templates=str(words)), "")
+    found = datasets.find(Wanted("mine", path=str(tmp_path / "mine.jsonl"), templates=str(words)), "")
     assert (found.task, [label_of(one) for one in samples(found.place)]) == ("zeroshot", [1, 0])
     first = (opened := found.place.open()).digest, opened.stamp
     (tmp_path / "there" / "a.png").write_bytes(encode(picture(1, 20)))
@@ -280,15 +280,15 @@ def test_lists(tmp_path):
 
 def test_what_is_missing_is_named_with_how_to_get_it(tmp_path):
     with pytest.raises(ConfigError, match="imagenet1k is not here.*clip-benchmark/wds_imagenet1k.*NAME=PATH"):
-        registry.find(Wanted("imagenet1k"), str(tmp_path))
+        datasets.find(Wanted("imagenet1k"), str(tmp_path))
     with pytest.raises(ConfigError, match="Known names: imagenet1k, "):
-        registry.find(Wanted("nothing"), str(tmp_path))
+        datasets.find(Wanted("nothing"), str(tmp_path))
     (tmp_path / "cars").mkdir()
     with pytest.raises(ConfigError, match="no data set with a split test"):
-        registry.find(Wanted("cars"), str(tmp_path))
+        datasets.find(Wanted("cars"), str(tmp_path))
     wds(tmp_path / "wds_pets")
     with pytest.raises(ConfigError, match="split train"):
-        registry.find(Wanted("pets", "probe"), str(tmp_path))
+        datasets.find(Wanted("pets", "probe"), str(tmp_path))
 
 
 def test_words_of_a_set():
@@ -300,8 +300,8 @@ def test_words_of_a_set():
 
 
 def test_every_entry_can_be_understood():
-    for name, entry in registry.entries().items():
-        assert entry["task"] in registry.COLUMNS and entry["get"], name
+    for name, entry in datasets.entries().items():
+        assert entry["task"] in datasets.COLUMNS and entry["get"], name
         assert set(entry) <= {"task", "count", "folders", "words", "templates", "get"}, name
         assert Wanted.parse(name).name == name
 

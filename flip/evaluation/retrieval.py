@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flip.evaluate.verdict import fingerprint, finite, places, verdict
+from flip.evaluation.metrics import fingerprint, finite, places, verdict
 from flip.runs.errors import DataError
 
 TILE = 1024

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flip.config.schema import EvaluationSet
-from flip.evaluate import foreign, open_clip_folder
-from flip.evaluate.score import DataSet, Scorer
+from flip.evaluation import foreign, open_clip_folder
+from flip.evaluation.evaluator import DataSet, Scorer
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, DataError
 from tests.synthetic import picture

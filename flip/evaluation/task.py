@@ -57,7 +57,7 @@ class Task:
     commits: tuple[str, ...] = ()
     """STAGE/S-n each; empty: the newest when the job starts."""
     sets: tuple[Mapping[str, str], ...] = ()
-    """``flip.evaluate.registry.Wanted`` as plain values."""
+    """``flip.evaluation.datasets.Wanted`` as plain values."""
     data: str = ""
     """The data root."""
     views: tuple[tuple[str, bool], ...] = (("0", False),)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from flip.data.decode import Pixels, to_rgb
-from flip.evaluate import open_clip_folder
+from flip.evaluation import open_clip_folder
 from flip.runs.errors import ConfigError
 
 
