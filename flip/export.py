@@ -19,7 +19,7 @@ from flip.config.schema import Augment, Config, Model
 from flip.evaluation.task import merge_results
 from flip.loaded import Loaded
 from flip.models.clip import EPS
-from flip.results import read_run
+from flip.monitoring.results import read_run
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.records import POINT

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flip import flops, guard, monitor, norms, optim, step
+from flip import flops, guard, norms, optim, step
 from flip.checkpoint import saver
 from flip.checkpoint.manager import Saving
 from flip.config import derived, merge
@@ -35,14 +35,15 @@ from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.evaluator import DataSet, Scorer
 from flip.evaluation.metrics import told
 from flip.evaluation.team import Team
-from flip.instruments import Instruments
 from flip.models import clip
+from flip.monitoring import metrics_writer
+from flip.monitoring.collector import Instruments
+from flip.monitoring.tally import Tally
+from flip.monitoring.witness import Witness
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json
-from flip.tally import Tally
 from flip.tokenizer import Tokenizer
-from flip.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +96,9 @@ class Trainer:
         told = config.monitor
         self.guard = guard.Guard(run, attempt, world.rank, told.spike, told.spike_window)
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
-        self.monitor: monitor.Monitor = monitor.Silent()
+        self.monitor: metrics_writer.Monitor = metrics_writer.Silent()
         if world.first:
-            self.monitor = monitor.Monitor(run, attempt, self.total, self.steps, told.status_seconds)
+            self.monitor = metrics_writer.Monitor(run, attempt, self.total, self.steps, told.status_seconds)
         witness = os.environ.get("FLIP_WITNESS") == "1"
         self.loader = Loader(
             config.data, config.augment, config.model.image, config.model.text, config.seed,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flip.results import Outcome
+from flip.monitoring.results import Outcome
 from jobs.table import duration, percent
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flip.results import Outcome, read_run
+from flip.monitoring.results import Outcome, read_run
 from jobs import arms
 from jobs.arms import Arm
 from jobs.paper import Published, obstacles, published, rows

@@ -12,7 +12,7 @@ from flip import flops as arithmetic
 from flip.config.derived import positions
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.task import precision
-from flip.results import Outcome
+from flip.monitoring.results import Outcome
 from flip.runs.rundir import read_record
 from jobs.goodput import resources
 from jobs.paper import Published, published

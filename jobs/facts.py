@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flip import metrics
 from flip.config.sizes import label
-from flip.results import Outcome, differing, read_run
+from flip.monitoring import metrics_reader
+from flip.monitoring.results import Outcome, differing, read_run
 from flip.runs.rundir import RunDir, matching, number, read_record
 from jobs import find, goodput, resubmit
 from jobs.cluster import UNREADABLE, JobState, states
@@ -48,7 +48,7 @@ def explain(run: RunDir) -> dict[str, Any]:
         "next": _next(run, outcome, state, now),
         "incidents": _incidents(outcome),
         "goodput": goodput.as_dict([account])[0],
-        "verdict": metrics.newest(run).get("verdict"),
+        "verdict": metrics_reader.newest(run).get("verdict"),
         "anomalies": _anomalies(run),
         "damaged": outcome.damage,
     }

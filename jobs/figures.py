@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.results import Outcome
+from flip.monitoring.results import Outcome
 from flip.runs.rundir import write_bytes, write_text
 from jobs import arms, scaling
 from jobs.arms import Arm

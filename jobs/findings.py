@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from flip.results import Outcome, differing
+from flip.monitoring.results import Outcome, differing
 from jobs import against, arms, goodput
 from jobs.arms import Arm
 from jobs.blocks import Block, Table, Text, heading

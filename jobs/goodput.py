@@ -1,4 +1,5 @@
-"""What the time of runs went to. Pure functions over what ``flip.results`` reads; ``jobs.advice`` says what would help.
+"""What the time of runs went to. Pure functions over what ``flip.monitoring.results`` reads; ``jobs.advice`` says what
+would help.
 
 A second is counted once. ``useful``: steps whose result stands. ``repeated``: steps that the next attempt did again.
 ``starting``: from the attempt's begin until it could train. ``saving``: commits that steps waited for. ``other``: what
@@ -16,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from flip.metrics import Columns
-from flip.results import Attempt, Outcome, read_run
+from flip.monitoring.metrics_reader import Columns
+from flip.monitoring.results import Attempt, Outcome, read_run
 from flip.runs.rundir import RunDir, read_record
 from jobs.advice import advise
 from jobs.table import duration, percent, table

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from flip.results import Outcome
+from flip.monitoring.results import Outcome
 from jobs import chart
 from jobs.blocks import Block, Figure, Table, Text
 from jobs.chart import legend

@@ -10,7 +10,7 @@ from typing import Any
 from flip.config.identity import flatten
 from flip.config.sizes import SIZES
 from flip.config.yaml_io import read_yaml
-from flip.results import Outcome
+from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from jobs.table import count
 

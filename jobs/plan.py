@@ -20,7 +20,7 @@ from flip.config.identity import Change, digest, explain, identity
 from flip.config.merge import read
 from flip.config.resolve import DataFacts, Host, adopt, resolve
 from flip.config.schema import Config
-from flip.results import read_run
+from flip.monitoring.results import read_run
 from flip.runs import pins
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.rundir import RunDir, read_record

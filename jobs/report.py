@@ -16,7 +16,7 @@ sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or "."
 from jobs.pipe import Parser, add_root_option
 
 if TYPE_CHECKING:
-    from flip.results import Outcome
+    from flip.monitoring.results import Outcome
     from flip.runs.rundir import RunDir
     from jobs.blocks import Block
 
@@ -145,7 +145,7 @@ def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
     from concurrent.futures import ThreadPoolExecutor
     from dataclasses import replace
 
-    from flip.results import read_run
+    from flip.monitoring.results import read_run
     from jobs.arms import by_sweep_order
     from jobs.cluster import states
 
@@ -164,12 +164,12 @@ def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
 
 
 def rows(found: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """One flat mapping per run, as ``flip.results.read_runs`` makes them, all with the same keys.
+    """One flat mapping per run, as ``flip.monitoring.results.read_runs`` makes them, all with the same keys.
 
     Of a run with published numbers also ``paper.row``, and for each test ``paper.SET.top1`` (0..1) and ``.comparable``:
     yes, or why not.
     """
-    from flip.results import differing, row
+    from flip.monitoring.results import differing, row
     from jobs import arms, paper
 
     made = [row(outcome, differing(found)) for outcome in found]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.config.sizes import label
-from flip.results import Outcome
+from flip.monitoring.results import Outcome
 from jobs.table import count
 
 DRAWS = 2000

@@ -17,7 +17,7 @@ LIGHT = (
     "flip.runs.rundir",
     "flip.runs.commit",
     "flip.runs.errors",
-    "flip.results",
+    "flip.monitoring.results",
     "flip.distributed.shutdown",
 )
 LIGHT += ("flip.costs", "flip.accelerators", "flip.runs.pins", "flip.origin", "flip.exported")

@@ -15,7 +15,7 @@ from flip.checkpoint import saver
 from flip.config import merge
 from flip.evaluation import job as evaluation_job
 from flip.models import clip
-from flip.results import read_run
+from flip.monitoring.results import read_run
 from flip.runs import commit, pins
 from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import evaluate, evaluation, report, site

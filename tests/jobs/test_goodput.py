@@ -8,7 +8,7 @@ import pytest
 
 from flip.config import merge
 from flip.config.merge import dump
-from flip.results import read_run
+from flip.monitoring.results import read_run
 from flip.runs.rundir import write_json
 from jobs import arms, goodput
 from jobs.advice import young

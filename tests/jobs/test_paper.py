@@ -10,7 +10,7 @@ from flip.config.merge import to_dict
 from flip.config.resolve import Host, facts, resolve
 from flip.config.validate import validate
 from flip.config.yaml_io import read_yaml
-from flip.results import read_run
+from flip.monitoring.results import read_run
 from flip.runs.errors import ConfigError
 from jobs import paper
 from jobs.against import Line

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from flip.config import merge
-from flip.results import find_runs, read_run
+from flip.monitoring.results import find_runs, read_run
 from flip.runs.rundir import read_json, write_json
 from jobs import against, arms, report
 from jobs.blocks import Table, Text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flip.config import merge
-from flip.results import read_run
+from flip.monitoring.results import read_run
 from flip.runs.rundir import read_json, write_json
 from jobs.scaling import AXES, IGNORED, curves, fit
 from tests.jobs import gallery

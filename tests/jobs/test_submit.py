@@ -22,7 +22,7 @@ from flip.config.schema import Config
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import Order
-from flip.results import read_run
+from flip.monitoring.results import read_run
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, create_json, read_json, write_json

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flip import metrics, results
 from flip.checkpoint import interval
 from flip.config.merge import to_dict
+from flip.monitoring import metrics_reader, results
 from flip.runs import commit, pins
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, write_json
@@ -201,7 +201,7 @@ def read_by_hosts(run):
         lambda: ledger.cancelled_by(run), lambda: run.causes(1), lambda: commit.commits(run), lambda: pins.pinned(run),
         lambda: pins.holders(run), lambda: wall.measured(run), lambda: wall.noted(run, 1),
         lambda: wall.too_short(run, 9),
-        lambda: interval.observed(run, 9), lambda: metrics.newest(run), lambda: suspects.suspect(run, 1, 1.7e9),
+        lambda: interval.observed(run, 9), lambda: metrics_reader.newest(run), lambda: suspects.suspect(run, 1, 1.7e9),
         lambda: notify._whole(run), lambda: local.live_ranks(run), lambda: slurm_state.ahead_of([run]),
         lambda: slurm_state.elsewhere([run]),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from flip.config.yaml_io import dump_yaml
-from flip.results import Outcome
+from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
 from jobs.blocks import Table

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.results import Outcome
+from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json
 from tools.paired import design

@@ -8,7 +8,7 @@ from math import sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 
-from flip.results import Outcome
+from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json
 from tools.paired.design import ROUNDS, Arm

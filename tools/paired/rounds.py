@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.yaml_io import dump_yaml
-from flip.results import Outcome, read_outcomes
+from flip.monitoring.results import Outcome, read_outcomes
 from flip.runs.errors import STOPPED
 from flip.runs.rundir import write_text
 from jobs.folder import trash

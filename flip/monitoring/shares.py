@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 PARTS = ("data_wait", "compute", "communication", "checkpoint", "evaluation", "other")
 """data_wait: the trainer had no batch. compute, communication: inside steps; the latter is what arithmetic waited for
-other ranks, as a sampled step had it (``flip.trace``). checkpoint: steps waited for a commit. other: between steps,
-as writing lines."""
+other ranks, as a sampled step had it (``flip.monitoring.profiler``). checkpoint: steps waited for a commit. other:
+between steps, as writing lines."""
 
 REMEDIES = {
     "data_wait": ("input-bound", "more data.workers (now {workers}), smaller stored images, or data.cache"),

@@ -7,10 +7,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
-from flip import monitor
 from flip.config.schema import Config, Evaluate, EvaluationSet, Stage
+from flip.monitoring import metrics_writer as monitor
+from flip.monitoring.shares import PARTS
 from flip.runs.rundir import RunDir, read_json
-from flip.shares import PARTS
 
 CONFIG = Config(stages=[Stage(samples=80, batch=8)], evaluate=Evaluate(sets=[EvaluationSet(name="val")]))
 

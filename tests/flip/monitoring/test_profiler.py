@@ -12,7 +12,7 @@ from torch import distributed
 
 from flip.config import schema
 from flip.distributed import parallel
-from flip.trace import Profiler, exposed
+from flip.monitoring.profiler import Profiler, exposed
 from tests.flip.models.test_loss import free_port  # noqa: F401
 
 CPU = torch.device("cpu")

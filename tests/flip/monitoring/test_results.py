@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import flip
-from flip.results import differing, find_runs, read_outcomes, read_run, read_runs
+from flip.monitoring.results import differing, find_runs, read_outcomes, read_run, read_runs
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json, write_json
 from tests.jobs.outcomes import make
@@ -121,5 +121,5 @@ def test_differing_settings(tmp_path):
 
 
 def test_no_torch():
-    script = "import flip.results, sys; sys.exit('torch' in sys.modules)"
+    script = "import flip.monitoring.results, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from flip.metrics import FIELDS, newest, read
+from flip.monitoring.metrics_reader import FIELDS, newest, read
 from flip.runs.rundir import RunDir
 
 

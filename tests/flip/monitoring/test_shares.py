@@ -2,8 +2,8 @@
 
 import pytest
 
-from flip import shares
-from flip.shares import LINES, PARTS, Verdict, Window
+from flip.monitoring import shares
+from flip.monitoring.shares import LINES, PARTS, Verdict, Window
 
 
 @pytest.fixture

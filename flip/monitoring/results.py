@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flip import metrics
 from flip.config.identity import flatten
 from flip.config.schema import Config, DataSet, EvaluationSet, Stage
 from flip.config.yaml_io import parse_yaml
 from flip.evaluation.task import merge_results, precision
-from flip.metrics import Metrics
+from flip.monitoring import metrics_reader as metrics
+from flip.monitoring.metrics_reader import Metrics
 from flip.runs import records
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import read_regular

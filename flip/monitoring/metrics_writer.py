@@ -14,9 +14,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars
 from tqdm import tqdm
 
-from flip import hparams, metrics
 from flip.config.schema import Config
 from flip.evaluation.task import COLUMNS, curve
+from flip.monitoring import hparams, metrics_reader
 from flip.runs.rundir import RunDir, write_json
 
 TENSORBOARD = {
@@ -104,7 +104,7 @@ class Monitor:
 
     def _logged_before(self, samples: int) -> dict[str, Any]:
         """Stage and loss at the newest metric line, unless it lies beyond ``samples``: those steps are done again."""
-        line = metrics.newest(self._run)
+        line = metrics_reader.newest(self._run)
         at = line.get("samples")
         known = isinstance(at, int) and at <= samples
         return {key: line[key] for key in ("stage", "loss") if known and key in line}

@@ -19,10 +19,10 @@ from flip.config.derived import Span
 from flip.config.schema import Config
 from flip.distributed import parallel
 from flip.distributed.parallel import World
+from flip.monitoring.profiler import Profiler
+from flip.monitoring.shares import Verdict, Window
+from flip.monitoring.tally import Tally
 from flip.runs.rundir import RunDir
-from flip.shares import Verdict, Window
-from flip.tally import Tally
-from flip.trace import Profiler
 
 log = logging.getLogger(__name__)
 
