@@ -100,10 +100,10 @@ def _rank(work: dict[str, Any]) -> int:
     from torch import distributed, nn
     from torch.distributed.fsdp import fully_shard
 
-    from flip import optim
     from flip.checkpoint import saver as checkpoint
     from flip.config import schema
     from flip.distributed import parallel
+    from flip.training import optimizer
 
     world = parallel.start(schema.Compute(device="cpu", threads=work["threads"], deterministic="no"))
     layers = max(1, work["bytes"] // (12 * WIDTH**2))
@@ -113,7 +113,7 @@ def _rank(work: dict[str, Any]) -> int:
             fully_shard(layer)
         fully_shard(pair)
     state = checkpoint.model_state(pair)
-    state |= checkpoint.optimizer_state(pair, optim.build(pair.named_parameters(), schema.Optim()))
+    state |= checkpoint.optimizer_state(pair, optimizer.build(pair.named_parameters(), schema.Optim()))
     left = torch.ones(256, 256)
 
     def product() -> float:

@@ -45,11 +45,12 @@ def _tokens(batch: int, text: schema.TextTower, seed: int) -> Any:
 
 
 def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
-    """Steps of one model at each mask of the case, as flip.train does them on one process."""
-    from flip import optim, step
+    """Steps of one model at each mask of the case, as flip.training.trainer does them on one process."""
     from flip.config.resolve import Host, _compute
     from flip.distributed import parallel
     from flip.models import clip as towers
+    from flip.training import grad_cache
+    from flip.training import optimizer as optim
 
     config = schema.Config(model=model(case.size, "mask" if case.form == LEFT_OUT else "attend"))
     config.compute = schema.Compute(chosen.device, chosen.precision, threads=chosen.threads)
@@ -71,7 +72,7 @@ def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[]
 
         def run() -> None:
             optimizer.zero_grad(set_to_none=True)
-            step.gradients(pair, inputs, 1, device, parallel.autocast(config.compute, here))
+            grad_cache.gradients(pair, inputs, 1, device, parallel.autocast(config.compute, here))
             optimizer.step()
 
         return run

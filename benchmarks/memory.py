@@ -95,9 +95,10 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
     """Bytes at the peak of a step above those at rest, in this process."""
     import torch
 
-    from flip import optim, step
     from flip.distributed import parallel
     from flip.models import clip as towers
+    from flip.training import grad_cache
+    from flip.training import optimizer as optim
 
     world = parallel.start(compute)
     generator = torch.Generator().manual_seed(seed)
@@ -109,7 +110,7 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
         pixels = torch.randint(0, 256, (b, count, 3 * of.image.patch**2), dtype=torch.uint8, generator=generator)
         keep = torch.rand(b, patches, generator=generator).argsort(dim=1)[:, :count].sort(dim=1).values.to(torch.int16)
         tokens = torch.randint(0, of.text.vocabulary, (b, of.text.length), dtype=torch.int32, generator=generator)
-        step.gradients(pair, (pixels, keep, tokens), 1, world.device, parallel.autocast(compute, world))
+        grad_cache.gradients(pair, (pixels, keep, tokens), 1, world.device, parallel.autocast(compute, world))
         optimizer.step()
 
     def built(of: Model) -> Any:

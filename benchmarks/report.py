@@ -161,7 +161,7 @@ def _run(
 
 
 def _line(step: int, samples: int, loss: float, speed: float, begin: float) -> str:
-    """As flip.train writes it."""
+    """As flip.training.trainer writes it."""
     seconds = samples / speed
     return json.dumps({
         "step": step, "samples": samples, "stage": "pretrain", "attempt": 1, "loss": loss, "accuracy": 1 / (1 + loss),

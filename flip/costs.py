@@ -80,8 +80,9 @@ def device(model: Model, compute: Compute, local: int, mask: str, ranks: int = 1
 def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int]:
     """Bytes of weights that a rank holds whole, and of gradients before their sum, at the three moments of ``device``.
 
-    Before the last micro-batch FSDP gives back no weights in the backward pass (``flip.step``), and projections are
-    fp32. Until its end there is the text tower's gradient of the embedding besides, and that of the block at work.
+    Before the last micro-batch FSDP gives back no weights in the backward pass (``flip.training.grad_cache``), and
+    projections are fp32. Until its end there is the text tower's gradient of the embedding besides, and that of the
+    block at work.
     """
     image, text, count = model.image, model.text, parameters(model)
     block, vocabulary = 12 * max(image.width, text.width) ** 2, text.vocabulary * text.width

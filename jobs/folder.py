@@ -19,12 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flip import origin
 from flip.config.merge import dump
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError
 from flip.runs.ownership import closed_folder, is_mine
 from flip.runs.rundir import RunDir, read_record, sync_folder, write_json, write_text
+from flip.training import warm_start
 from jobs import canary
 from jobs import cluster as clusters
 from jobs.cluster import Cluster, Job, Several
@@ -98,7 +98,7 @@ def apply(
                 write_text(plan.folder / action.name / "config.yaml", dump(action.wanted.config))
         for action in started:
             if action.wanted.config.init.run:
-                origin.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
+                warm_start.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
         jobs = [_job(action, plan, snapshot, typed) for action in started]
         jobs = with_canaries(jobs, plan.folder, steps)
         cluster.submit(jobs)

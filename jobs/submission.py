@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flip import origin
 from flip.config.identity import Change, explain, flatten, identity
 from flip.config.merge import read, to_dict
 from flip.config.resolve import DataFacts, Host, facts, host
@@ -20,6 +19,7 @@ from flip.config.schema import Config, Init
 from flip.config.validate import validate, warnings
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.rundir import RunDir, load_record, read_record
+from flip.training import warm_start
 from jobs import plan as planning
 from jobs import preflight, resubmit, show
 from jobs.cluster import Several
@@ -173,9 +173,9 @@ class Submission:
     def _origin(self, run: Run) -> Init:
         """``init`` with what it means; where that is gone, a run that has begun goes on without it."""
         try:
-            return origin.find(run.config, [self.folder, self.folder.parent])
+            return warm_start.find(run.config, [self.folder, self.folder.parent])
         except ConfigError:
-            known = origin.kept(run.config.init, RunDir(self.folder / run.name))
+            known = warm_start.kept(run.config.init, RunDir(self.folder / run.name))
             if known is None:
                 raise
             return known

@@ -103,7 +103,7 @@ def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str
     from flip.data.worker_pool import prepare_forkserver
 
     prepare_forkserver()  # it gets ready while this process imports torch
-    from flip.train import Stopped, train
+    from flip.training.trainer import Stopped, train
 
     try:
         train(run, attempt, flag, partial(note_hang, run, attempt))
@@ -129,7 +129,7 @@ def _judged(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) -> t
 
 def in_process(run: RunDir, attempt: int) -> None:
     """Train as the only rank, in the calling process; what goes wrong comes out as it is (jobs/debug.py)."""
-    from flip.train import Stopped, train
+    from flip.training.trainer import Stopped, train
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stdout)
     _check_identity(run)

@@ -19,22 +19,22 @@ from jobs import worker
 
 def arm() -> None:
     """Put the hooks in. Imports the trainer only after the worker's signal handlers stand."""
-    from flip import train
     from flip.checkpoint import saver
     from flip.runs import commit
+    from flip.training import trainer
 
     pause = float(os.environ.get("KILL_STEP_SECONDS", "0"))
     trap = Path(os.environ.get("KILL_BEFORE_COMMIT", "/nonexistent"))
-    step, mark, save = train.Trainer.train_step, commit.commit, train.checkpoint.Checkpointer.save
+    step, mark, save = trainer.Trainer.train_step, commit.commit, trainer.checkpoint.Checkpointer.save
 
     def slow_step(self, *rest):
         time.sleep(pause)
         return step(self, *rest)
 
-    hurt, gradients = os.environ.get("KILL_GRADIENT", ""), train.step.gradients
+    hurt, gradients = os.environ.get("KILL_GRADIENT", ""), trainer.step.gradients
 
     def hurt_step(self, *rest):
-        train.step.gradients = hurt_gradients if hurt == f"{self.world.rank}:{self.step + 1}" else gradients
+        trainer.step.gradients = hurt_gradients if hurt == f"{self.world.rank}:{self.step + 1}" else gradients
         return slow_step(self, *rest)
 
     def hurt_gradients(pair, *rest):
@@ -54,8 +54,8 @@ def arm() -> None:
         save(self, *rest, **record)
 
     if "KILL_FILE_BYTES" in os.environ:
-        train.checkpoint.Checkpointer.save = cramped_save  # type: ignore[method-assign]
-    train.Trainer.train_step, commit.commit = hurt_step, deadly_mark  # type: ignore[method-assign]
+        trainer.checkpoint.Checkpointer.save = cramped_save  # type: ignore[method-assign]
+    trainer.Trainer.train_step, commit.commit = hurt_step, deadly_mark  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

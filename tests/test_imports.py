@@ -20,7 +20,7 @@ LIGHT = (
     "flip.monitoring.results",
     "flip.distributed.shutdown",
 )
-LIGHT += ("flip.costs", "flip.accelerators", "flip.runs.pins", "flip.origin", "flip.exported")
+LIGHT += ("flip.costs", "flip.accelerators", "flip.runs.pins", "flip.training.warm_start", "flip.exported")
 LIGHT += ("flip.evaluation.datasets", "flip.evaluation.forms", "flip.evaluation.prompts", "flip.evaluation.task")
 LIGHT += ("flip.evaluation.open_clip_folder",)
 #: What loader processes and the tools for shards load.
@@ -58,7 +58,11 @@ def test_arrows_point_down(name, path):
         assert not [x for x in found if under(x, "jobs", "tools", "tests", "benchmarks")]
     if under(name, "flip.data"):
         assert not [
-            x for x in found if under(x, "flip.models.clip", "flip.train", "flip.optim", "flip.distributed.parallel")
+            x
+            for x in found
+            if under(
+                x, "flip.models.clip", "flip.training.trainer", "flip.training.optimizer", "flip.distributed.parallel"
+            )
         ]
     if under(name, "flip.models.clip"):
         assert not [
@@ -67,7 +71,7 @@ def test_arrows_point_down(name, path):
     if name == "jobs.worker":
         return
     if under(name, "jobs"):
-        assert not [x for x in found if under(x, "flip.train", "tools", *HEAVY)]
+        assert not [x for x in found if under(x, "flip.training.trainer", "tools", *HEAVY)]
 
 
 ALONE = """

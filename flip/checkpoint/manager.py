@@ -12,7 +12,6 @@ import torch
 from flip.checkpoint.interval import Interval
 from flip.checkpoint.saver import Checkpointer, model_state
 from flip.config import merge
-from flip.config.begin import as_they_are
 from flip.config.schema import Config
 from flip.data import order
 from flip.data.storage.retry import Patience
@@ -20,10 +19,11 @@ from flip.distributed.collectives import run_on_first
 from flip.distributed.parallel import World
 from flip.distributed.watchdog import LONG, Watchdog
 from flip.models.clip import Pair
-from flip.origin import open_export
 from flip.runs.commit import Commit
 from flip.runs.errors import DataError
 from flip.runs.rundir import RunDir, read_record
+from flip.training.agree import as_they_are
+from flip.training.warm_start import open_export
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Saving:
 
     def _begin(self, pair: Pair, config: Config, source: Path, at: str = "") -> None:
         """With weights that are made of another model's, by each rank for itself."""
-        from flip.begin import begin_from  # timm, a second that other runs need not pay
+        from flip.training.begin import begin_from  # timm, a second that other runs need not pay
 
         self._watchdog.beat(f"beginning from {source}", times=LONG)
         made = begin_from(pair, config, source, at)

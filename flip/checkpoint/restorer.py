@@ -40,10 +40,10 @@ from flip.config.schema import Init
 from flip.data.storage.retry import Patience
 from flip.distributed.collectives import all_gather_json, broadcast_json, run_on_first
 from flip.distributed.parallel import World
-from flip.origin import open_commit
 from flip.runs import commit
 from flip.runs.errors import DataError, FlipError
 from flip.runs.rundir import RunDir
+from flip.training.warm_start import open_commit
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flip import accelerators, flops, norms
+from flip import accelerators, flops
 from flip.checkpoint.manager import Saving
 from flip.config.derived import Span
 from flip.config.schema import Config
@@ -23,6 +23,7 @@ from flip.monitoring.profiler import Profiler
 from flip.monitoring.shares import Verdict, Window
 from flip.monitoring.tally import Tally
 from flip.runs.rundir import RunDir
+from flip.training import norms
 
 log = logging.getLogger(__name__)
 

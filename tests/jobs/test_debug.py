@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 
 import flip
-from flip.begin import resampled
 from flip.checkpoint.remote import at_hand
 from flip.config.merge import read
 from flip.runs import commit, pins
 from flip.runs.rundir import RunDir, read_json
+from flip.training.begin import resampled
 from jobs import debug
 from tests.synthetic import make_dataset, make_tokenizer
 

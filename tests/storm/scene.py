@@ -32,7 +32,13 @@ PACE = 0.06
 NODES = 6
 SILENT = 20
 """Seconds after which a node is down. On an overloaded machine 10 were too few: Slurm took living nodes for lost."""
-EDITED = ("flip/train.py", "flip/step.py", "jobs/worker.py", "jobs/rank.py", "jobs/requeue.py")
+EDITED = (
+    "flip/training/trainer.py",
+    "flip/training/grad_cache.py",
+    "jobs/worker.py",
+    "jobs/rank.py",
+    "jobs/requeue.py",
+)
 PASSED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_EC2_METADATA_DISABLED", "FLIP_WITNESS",
           "OMP_NUM_THREADS", "TMPDIR")  # fmt: skip
 

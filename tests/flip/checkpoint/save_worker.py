@@ -16,7 +16,6 @@ import torch._dynamo  # the first optimiser asks for it: seconds, once instead o
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
-from flip import optim
 from flip.checkpoint import dcp_io
 from flip.checkpoint import saver as checkpoint
 from flip.checkpoint.remote import at_hand, base
@@ -26,6 +25,7 @@ from flip.data.storage.retry import Patience
 from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.rundir import RunDir
+from flip.training import optimizer as optim
 from tests.s3.servers import free_port
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link"}

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.distributed.checkpoint import filesystem
 
-from flip import optim
 from flip.checkpoint import restorer
 from flip.checkpoint import saver as checkpoint
 from flip.checkpoint.dcp_io import Writer
@@ -19,6 +18,7 @@ from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.errors import DataError, Diverged, StorageError, Superseded
 from flip.runs.rundir import RunDir
+from flip.training import optimizer as optim
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from torch import distributed, nn
 from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule
 
-from flip import costs, norms, optim, step
+from flip import costs
 from flip.checkpoint import restorer
 from flip.checkpoint import saver as checkpoint
 from flip.config import schema
@@ -25,6 +25,8 @@ from flip.distributed import parallel
 from flip.models import clip
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir
+from flip.training import grad_cache, norms
+from flip.training import optimizer as optim
 from tests.flip.models.test_clip import inputs, sized, visible
 
 pytestmark = pytest.mark.long
@@ -63,7 +65,7 @@ def trained(how, world, folder=None):
         patches, keep, tokens = inputs(B)
         fields = (visible(patches, keep), keep, tokens.roll(t, dims=1))
         mine = tuple(field[world.rank * share : (world.rank + 1) * share] for field in fields)
-        loss, _ = step.gradients(pair, mine, how.accumulate, world.device, parallel.autocast(how, world))
+        loss, _ = grad_cache.gradients(pair, mine, how.accumulate, world.device, parallel.autocast(how, world))
         if t == 0:
             found |= {f"gradient.{name}": parallel.whole(p.grad).clone() for name, p in pair.named_parameters()}
         norm = norms.of_gradients(pair)
@@ -90,7 +92,7 @@ def bytes_of(parameter):
 
 def held(how, world, folder=None):
     """Bytes that FSDP has beside this rank's shards: between micro-batches, and the most at any end of a block."""
-    pair, seen, last = built(how, world), {"between": [], "within": []}, step._last
+    pair, seen, last = built(how, world), {"between": [], "within": []}, grad_cache._last
     units = [unit._get_fsdp_state()._fsdp_param_group for unit in pair.modules() if isinstance(unit, FSDPModule)]
     parameters = [one for unit in units if unit for one in unit.fsdp_params]
 
@@ -103,10 +105,10 @@ def held(how, world, folder=None):
 
     for block in (*pair.image.blocks, *pair.text.blocks):
         block.register_full_backward_hook(lambda *_: note("within"))
-    step._last = lambda *given: (note("between"), last(*given))
+    grad_cache._last = lambda *given: (note("between"), last(*given))
     patches, keep, tokens = inputs(B // world.size)
-    step.gradients(pair, (visible(patches, keep), keep, tokens), how.accumulate, world.device, nullcontext())
-    step._last = last
+    grad_cache.gradients(pair, (visible(patches, keep), keep, tokens), how.accumulate, world.device, nullcontext())
+    grad_cache._last = last
     return {kind: torch.tensor(max(those, key=sum)) for kind, those in seen.items()}
 
 

@@ -10,12 +10,12 @@ from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
 from flip import translation
-from flip.config.begin import agree
 from flip.config.schema import Config
 from flip.loaded import load
 from flip.models import clip
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
+from flip.training.agree import agree
 
 
 @torch.no_grad()

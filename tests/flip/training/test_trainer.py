@@ -19,7 +19,7 @@ from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.evaluator import DataSet, Scorer
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
-from flip.train import Stopped, Trainer, train
+from flip.training.trainer import Stopped, Trainer, train
 from tests.arena import configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -41,8 +41,8 @@ def test_a_gpu_gets_its_batches_from_pinned_memory(data, tmp_path, monkeypatch, 
     def asked(*_, pinned, **__):
         raise Asked(pinned)
 
-    monkeypatch.setattr("flip.train.Loader", asked)
-    monkeypatch.setattr("flip.train.Saving", lambda *_: None)
+    monkeypatch.setattr("flip.training.trainer.Loader", asked)
+    monkeypatch.setattr("flip.training.trainer.Saving", lambda *_: None)
     run = RunDir(tmp_path / "sweep" / "run")
     world = parallel.World(0, 1, torch.device(device), None, None)
     with pytest.raises(Asked) as error:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import distributed
 
-from flip import step
 from flip.config import schema
 from flip.distributed import parallel
 from flip.models.loss import contrastive_loss
+from flip.training import grad_cache
 from tests.flip.models.test_clip import captions, inputs, tiny
 from tests.flip.models.test_loss import free_port  # noqa: F401
 
@@ -29,7 +29,7 @@ def batch():
 
 
 def found(pair, fields, micro):
-    loss, accuracy = step.gradients(pair, fields, micro, torch.device("cpu"), contextlib.nullcontext())
+    loss, accuracy = grad_cache.gradients(pair, fields, micro, torch.device("cpu"), contextlib.nullcontext())
     whole = {name: parallel.whole(p.grad).clone() for name, p in pair.named_parameters()}
     pair.zero_grad(set_to_none=True)
     return {"loss": loss, "accuracy": accuracy} | whole

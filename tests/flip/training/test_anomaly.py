@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import distributed
 
-from flip import norms, optim, step
 from flip.checkpoint import saver
 from flip.config import schema
 from flip.distributed import parallel
-from flip.guard import MOST, Guard, Spikes, Step
 from flip.runs.errors import Diverged
 from flip.runs.rundir import RunDir, read_json
+from flip.training import grad_cache, norms, optimizer
+from flip.training.anomaly import MOST, Guard, Spikes, Step
 from tests.flip.models.test_clip import tiny
 from tests.flip.models.test_loss import free_port  # noqa: F401
-from tests.flip.test_step import batch
+from tests.flip.training.test_grad_cache import batch
 
 NAN, INF = float("nan"), float("inf")
 
@@ -29,13 +29,13 @@ class Training:
     def __init__(self, folder, pair=None, rank=0, fields=None, guarded=True, spike=0.0, window=3):
         self.run, self.pair = RunDir(folder), tiny() if pair is None else pair
         self.fields, self.rank, self.guarded = batch() if fields is None else fields, rank, guarded
-        self.optimizer = optim.build(self.pair.named_parameters(), schema.Optim())
-        optim.set_learning_rate(self.optimizer, schema.Stage(samples=256, batch=64, base_lr=0.01), 64)
+        self.optimizer = optimizer.build(self.pair.named_parameters(), schema.Optim())
+        optimizer.set_learning_rate(self.optimizer, schema.Stage(samples=256, batch=64, base_lr=0.01), 64)
         self.guard, self.steps = Guard(self.run, 3, rank, spike, window), 0
 
     def go(self, hurt=lambda pair, loss: loss, name="pretrain"):
         self.optimizer.zero_grad(set_to_none=True)
-        loss, _ = step.gradients(self.pair, self.fields, 1, torch.device("cpu"), contextlib.nullcontext())
+        loss, _ = grad_cache.gradients(self.pair, self.fields, 1, torch.device("cpu"), contextlib.nullcontext())
         loss = hurt(self.pair, loss)
         self.steps += 1
         if self.guarded:

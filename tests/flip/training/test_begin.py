@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from flip import export
-from flip.begin import begin_from, resampled
-from flip.config.begin import agree
 from flip.models import clip
 from flip.runs.errors import ConfigError, DataError
+from flip.training.agree import agree
+from flip.training.begin import begin_from, resampled
 from tests.flip.test_export import configured, loaded_of
 from tests.synthetic import make_tokenizer
 

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from flip import optim
 from flip.config.schema import Augment, ImageTower, Model, Optim, Stage, TextTower
 from flip.config.sizes import SIZES
 from flip.models import clip
+from flip.training import optimizer as optim
 
 
 def pair():

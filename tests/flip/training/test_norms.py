@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from flip import norms
-from tests.flip.test_guard import Training
+from flip.training import norms
+from tests.flip.training.test_anomaly import Training
 
 
 def norm(tensors):

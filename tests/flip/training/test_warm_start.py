@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from flip import exported, origin
+from flip import exported
 from flip.config.identity import identity
 from flip.config.merge import dump
 from flip.config.schema import Init
@@ -12,6 +12,7 @@ from flip.config.validate import validate
 from flip.runs import commit, pins
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, write_json
+from flip.training import warm_start
 from tests.jobs.outcomes import config
 
 
@@ -37,7 +38,7 @@ def source(tmp_path):
 def find(source, **fields):
     made = config(samples=25_600)
     made.init = Init(run="base/a", **fields)
-    made.init = origin.find(made, [source.path.parent, source.path.parent.parent])
+    made.init = warm_start.find(made, [source.path.parent, source.path.parent.parent])
     return made
 
 
@@ -45,9 +46,9 @@ def test_by_samples_by_stage_and_by_its_end(source):
     for fields, samples in (({"samples": 6400}, 6400), ({"stage": "pretrain"}, 12_800), ({}, 12_800)):
         init = find(source, **fields).init
         assert (init.run, init.stage, init.samples) == (str(source.path), "pretrain", samples)
-        assert origin.open_commit(init).samples == samples
-    assert origin.find(replace_init(run="a"), [source.path.parent]).samples == 12_800, "of the same sweep"
-    assert origin.find(replace_init(run=str(source.path)), []).samples == 12_800
+        assert warm_start.open_commit(init).samples == samples
+    assert warm_start.find(replace_init(run="a"), [source.path.parent]).samples == 12_800, "of the same sweep"
+    assert warm_start.find(replace_init(run=str(source.path)), []).samples == 12_800
 
 
 def replace_init(**fields):
@@ -68,7 +69,7 @@ def test_what_is_not_there_is_said(source, fields, words):
     with pytest.raises(ConfigError, match=words):
         find(source, **fields)
     with pytest.raises(ConfigError, match="init.run: there is no such run"):
-        origin.find(replace_init(run="base/b"), [source.path.parent.parent])
+        warm_start.find(replace_init(run="base/b"), [source.path.parent.parent])
 
 
 def test_one_that_is_still_to_come(source):
@@ -81,15 +82,15 @@ def test_weights_must_fit(source):
     other = replace_init(run="base/a")
     other.model.text.width *= 2
     with pytest.raises(ConfigError, match="model.text.width: cannot begin from .*base/a"):
-        origin.find(other, [source.path.parent.parent])
+        warm_start.find(other, [source.path.parent.parent])
     larger = replace_init(run="base/a")
     larger.model.image.size *= 2
-    assert origin.find(larger, [source.path.parent.parent]).samples, "positions are computed"
+    assert warm_start.find(larger, [source.path.parent.parent]).samples, "positions are computed"
     larger.model.image.patch *= 2
-    assert origin.find(larger, [source.path.parent.parent]).samples, "and patch weights resampled"
+    assert warm_start.find(larger, [source.path.parent.parent]).samples, "and patch weights resampled"
     larger.init.extend = True
     with pytest.raises(ConfigError, match="model.image.patch: cannot begin from"):
-        origin.find(larger, [source.path.parent.parent])
+        warm_start.find(larger, [source.path.parent.parent])
 
 
 @pytest.fixture
@@ -114,28 +115,28 @@ def seal(folder):
 def test_an_export_is_known_by_its_weights(export, tmp_path):
     made = replace_init(export=str(export))
     made.model.image.size *= 2
-    made.init = origin.find(made, [])
-    assert made.init.export == str(export) and origin.open_export(made.init) == export
-    assert origin.find(replace_init(export="made"), [tmp_path]) == made.init, "below the sweep or the runs root"
+    made.init = warm_start.find(made, [])
+    assert made.init.export == str(export) and warm_start.open_export(made.init) == export
+    assert warm_start.find(replace_init(export="made"), [tmp_path]) == made.init, "below the sweep or the runs root"
     made.data.decoder = made.data.resize = "pillow"
     validate(made)
     hashes = {identity(one, "")["hash"] for one in (made, replace_init())}
     moved = tmp_path / "moved"
     export.rename(moved)
     with pytest.raises(DataError, match="not there any more"):
-        origin.open_export(made.init)
+        warm_start.open_export(made.init)
     with pytest.raises(ConfigError, match="init.export: there is no export"):
-        origin.find(replace_init(export=str(export)), [])
-    made.init = origin.find(replace_init(export=str(moved)), [])
+        warm_start.find(replace_init(export=str(export)), [])
+    made.init = warm_start.find(replace_init(export=str(moved)), [])
     (moved / exported.TIMM).write_text("others")
     seal(moved)
     with pytest.raises(DataError, match="not there any more"):
-        origin.open_export(made.init)
+        warm_start.open_export(made.init)
     with pytest.raises(ConfigError, match="the export there is another one"):
-        origin.find(replace_init(**vars(made.init)), [])
+        warm_start.find(replace_init(**vars(made.init)), [])
     plain = replace_init(export=str(moved))
     plain.model.image.size *= 2
-    plain.init = origin.find(plain, [])
+    plain.init = warm_start.find(plain, [])
     assert len(hashes | {identity(plain, "")["hash"]}) == 3
 
 
@@ -143,7 +144,7 @@ def test_an_export_stands_alone_and_must_fit(export):
     other = replace_init(export=str(export))
     other.model.embed *= 2
     with pytest.raises(ConfigError, match="model.embed: cannot begin from"):
-        origin.find(other, [])
+        warm_start.find(other, [])
     with pytest.raises(ConfigError, match="init.export: stands alone"):
         validate(replace_init(export=str(export), extend=True))
     with pytest.raises(ConfigError, match="init.commit: is not resolved"):
@@ -156,11 +157,11 @@ def test_a_run_that_has_begun_needs_its_source_no_more(source, tmp_path):
     made = find(source, samples=6400)
     run.config.write_text(dump(made))
     asked = Init(run="base/a", samples=6400)
-    assert origin.kept(asked, run) is None, "nothing is committed"
+    assert warm_start.kept(asked, run) is None, "nothing is committed"
     save(run, 128)
-    assert origin.kept(asked, run) == made.init == origin.kept(replace(asked, samples=0), run)
+    assert warm_start.kept(asked, run) == made.init == warm_start.kept(replace(asked, samples=0), run)
     for other in ({"samples": 1280}, {"extend": True}, {"run": "base/b"}, {"run": "", "export": "x"}, {"stage": "x"}):
-        assert origin.kept(replace(asked, **other), run) is None
+        assert warm_start.kept(replace(asked, **other), run) is None
 
 
 def test_it_is_part_of_what_a_run_is_wherever_it_lies(source, tmp_path):
@@ -200,19 +201,19 @@ def test_a_pinned_commit_is_never_deleted(source, tmp_path):
     made = find(source, samples=1280)
     by = RunDir(tmp_path / "runs" / "more" / "b")
     by.path.mkdir(parents=True)
-    origin.pin(made.init, by)
+    warm_start.pin(made.init, by)
     save(source, 19_200)
     save(source, 20_000)
     commit.retain(source, 1, keep=1)
     assert [one.samples for one in commit.commits(source)] == [1280, 20_000]
-    assert origin.open_commit(made.init).samples == 1280
+    assert warm_start.open_commit(made.init).samples == 1280
     (pin,) = source.pins.iterdir()
     pin.write_text("{")
     with pytest.raises(OSError, match="not JSON"):
         commit.retain(source, 1, keep=1)
     assert len(commit.commits(source)) == 2, "where a pin cannot be read nothing goes"
     pin.unlink()
-    origin.pin(made.init, by)
+    warm_start.pin(made.init, by)
     write_json(by.result, {})
     commit.retain(source, 1, keep=1)
     assert [one.samples for one in commit.commits(source)] == [20_000], "who needed it is complete"
@@ -222,12 +223,12 @@ def test_pins_of_runs_that_are_gone_are_cleared_away(source, tmp_path):
     made, gone, there = find(source, samples=1280), RunDir(tmp_path / "gone"), RunDir(tmp_path / "there")
     for by in (gone, there):
         by.path.mkdir()
-        origin.pin(made.init, by)
+        warm_start.pin(made.init, by)
     assert pins.holders(source) == {gone.path, there.path}
     gone.path.rmdir()
     assert pins.holders(source) == {there.path} and len(list(source.pins.iterdir())) == 2
     assert pins.pinned(source) == {("pretrain", 1280)}
-    origin.pin(made.init, there)
+    warm_start.pin(made.init, there)
     assert len(list(source.pins.iterdir())) == 1
 
 
@@ -235,17 +236,17 @@ def test_gone_or_another_one_is_an_error(source, tmp_path):
     made = find(source, samples=6400)
     commit.remove(commit.folder(source, "pretrain", 6400, 1))
     with pytest.raises(DataError, match="not there any more"):
-        origin.pin(made.init, RunDir(tmp_path / "b"))
+        warm_start.pin(made.init, RunDir(tmp_path / "b"))
     save(source, 6400, n=2, content="other")
     with pytest.raises(DataError, match="not there any more"):
-        origin.open_commit(made.init)
+        warm_start.open_commit(made.init)
 
 
 def test_somebody_elses_run_must_be_complete(source, tmp_path, monkeypatch):
     init = find(source, samples=6400).init
-    monkeypatch.setattr(origin.os, "access", lambda *_: False)
+    monkeypatch.setattr(warm_start.os, "access", lambda *_: False)
     with pytest.raises(PermissionDenied, match="cannot be kept"):
-        origin.pin(init, RunDir(tmp_path / "b"))
+        warm_start.pin(init, RunDir(tmp_path / "b"))
     write_json(source.result, {})
-    origin.pin(init, RunDir(tmp_path / "b"))
+    warm_start.pin(init, RunDir(tmp_path / "b"))
     assert not source.pins.exists()

@@ -8,7 +8,7 @@ from flip.distributed import parallel
 from flip.distributed.shutdown import StopFlag
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
-from flip.train import train
+from flip.training.trainer import train
 from tests.arena import BATCH, configuration
 from tests.flip.data.loading import BATCH as READ
 from tests.flip.data.loading import loader

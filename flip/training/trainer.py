@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flip import flops, guard, norms, optim, step
+from flip import flops
 from flip.checkpoint import saver
 from flip.checkpoint.manager import Saving
 from flip.config import derived, merge
@@ -44,6 +44,8 @@ from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json
 from flip.tokenizer import Tokenizer
+from flip.training import anomaly, grad_cache, norms
+from flip.training import optimizer as optim
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ class Trainer:
         self.watcher = RunWatcher(run, attempt, flag) if world.first else None
         self.saving = Saving(run, attempt, world, config, watchdog)
         told = config.monitor
-        self.guard = guard.Guard(run, attempt, world.rank, told.spike, told.spike_window)
+        self.guard = anomaly.Guard(run, attempt, world.rank, told.spike, told.spike_window)
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.monitor: metrics_writer.Monitor = metrics_writer.Silent()
         if world.first:
@@ -190,7 +192,7 @@ class Trainer:
                 if self.witness is not None:
                     self.witness.saw(self.samples - span.stage.batch, batch)
                 if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
-                    self.report(span, optimizer, loss, accuracy, norm, step.positions(self.pair, batch.tokens))
+                    self.report(span, optimizer, loss, accuracy, norm, grad_cache.positions(self.pair, batch.tokens))
                 scored = self.crossed(self.config.evaluate.every, span) and self.samples < span.end
                 if self.saving.soon or scored or self.crossed(self.config.checkpoint.samples, span):
                     self.agreement.settle()
@@ -210,10 +212,10 @@ class Trainer:
         rate = optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
-        loss, accuracy = step.gradients(self.pair, inputs, compute.accumulate, self.world.device, autocast)
+        loss, accuracy = grad_cache.gradients(self.pair, inputs, compute.accumulate, self.world.device, autocast)
         norm = norms.of_gradients(self.pair)
         after = self.samples + span.stage.batch
-        self.guard.watch(optimizer, guard.Step(self.step + 1, after, span.stage.name, rate, batch.ids), loss, norm)
+        self.guard.watch(optimizer, anomaly.Step(self.step + 1, after, span.stage.name, rate, batch.ids), loss, norm)
         if self.config.optim.clip:
             torch.nn.utils.clip_grads_with_norm_(self.pair.parameters(), self.config.optim.clip, norm)
         optimizer.step()

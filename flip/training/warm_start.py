@@ -15,13 +15,13 @@ from pathlib import Path
 
 from flip import exported
 from flip.config import merge
-from flip.config.begin import agree
 from flip.config.derived import spans
 from flip.config.identity import file_digest, flatten
 from flip.config.schema import Config, Init
 from flip.runs import commit, pins
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, load_record
+from flip.training.agree import agree
 
 
 def digest(found: commit.Commit) -> str:
