@@ -8,13 +8,13 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # type checkers and editors take it for true; ``typing`` need not be imported
 if TYPE_CHECKING:
-    from flip.loaded import load
+    from flip.export.load import load
     from flip.monitoring.results import read_runs
 else:
 
     def __getattr__(name):
         # Imported at first use: importing the package must not import torch.
-        modules = {"load": "flip.loaded", "read_runs": "flip.monitoring.results"}
+        modules = {"load": "flip.export.load", "read_runs": "flip.monitoring.results"}
         if name not in modules:
             raise AttributeError(f"module 'flip' has no attribute {name!r}")
         from importlib import import_module

@@ -45,9 +45,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from tools.shards_cli.common import writing
 
     source = options.run if Path(options.run).is_dir() else find.one(options.run, roots()).path
-    from flip.export import export  # torch: a wrong name was said by now
-    from flip.exported import is_export
-    from flip.loaded import load
+    from flip.export.exporter import export  # torch: a wrong name was said by now
+    from flip.export.format import is_export
+    from flip.export.load import load
 
     if is_export(Path(source)) and not options.out:
         raise ConfigError("an export is exported again only to a folder that is named", "--out")

@@ -49,7 +49,7 @@ def predict(options: argparse.Namespace) -> list[dict[str, object]]:
         names, templates = (wording := prompts.read(options.classes)).names, wording.templates
     else:
         names, templates = [label.strip() for label in options.labels.split(",") if label.strip()], ["{}"]
-    from flip.loaded import load  # torch: what can be wrong without it was said by now
+    from flip.export.load import load  # torch: what can be wrong without it was said by now
 
     probabilities = load(run, options.device).classify(options.images, names, options.templates or templates)
     best = probabilities.topk(min(options.top, len(names)))

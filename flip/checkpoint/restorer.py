@@ -33,13 +33,13 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
-from flip import exported
 from flip.checkpoint.dcp_io import DAMAGED, Problem, raised
 from flip.checkpoint.remote import AT_ONCE, Remote, refuse_foreign
 from flip.config.schema import Init
 from flip.data.storage.retry import Patience
 from flip.distributed.collectives import all_gather_json, broadcast_json, run_on_first
 from flip.distributed.parallel import World
+from flip.export import format
 from flip.runs import commit
 from flip.runs.errors import DataError, FlipError
 from flip.runs.rundir import RunDir
@@ -233,8 +233,8 @@ def _header(files: Files, name: str) -> tuple[int, dict[str, Any]]:
     """(where the tensors' bytes begin, the header) of a safetensors file. Raises Damaged."""
     head = files.read(name, 0, HEAD)
     begin = 8 + int.from_bytes(head[:8], "little")
-    if begin > exported.HEADER_LIMIT:
-        raise commit.Damaged(f"{name} states a header of {begin:,} bytes, at most {exported.HEADER_LIMIT:,} are read")
+    if begin > format.HEADER_LIMIT:
+        raise commit.Damaged(f"{name} states a header of {begin:,} bytes, at most {format.HEADER_LIMIT:,} are read")
     if begin > len(head):
         head += files.read(name, len(head), begin)
     try:

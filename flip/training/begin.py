@@ -9,9 +9,9 @@ import torch
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
-from flip import translation
 from flip.config.schema import Config
-from flip.loaded import load
+from flip.export import weights
+from flip.export.load import load
 from flip.models import clip
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
@@ -51,4 +51,4 @@ def resampled(weight: Tensor, patch: int) -> Tensor:
 
     That is the pseudo-inverse of the resize (FlexiViT, arXiv 2212.08013, section 3.4), exact where p > q.
     """
-    return translation.as_matrix(resample_patch_embed(translation.as_convolution(weight), [patch, patch]))
+    return weights.as_matrix(resample_patch_embed(weights.as_convolution(weight), [patch, patch]))

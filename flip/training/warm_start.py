@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flip import exported
 from flip.config import merge
 from flip.config.derived import spans
 from flip.config.identity import file_digest, flatten
 from flip.config.schema import Config, Init
+from flip.export import format
 from flip.runs import commit, pins
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, load_record
@@ -96,12 +96,12 @@ def _export(config: Config, folders: Sequence[Path]) -> Init:
     """The same of an export. What it holds is verified when it is read."""
     asked = config.init
     places = [Path(asked.export).expanduser().absolute(), *(folder / asked.export for folder in folders)]
-    folder = next((place for place in places if exported.is_export(place)), None)
+    folder = next((place for place in places if format.is_export(place)), None)
     if folder is None:
         remedy = "Give the folder that tools/export.py wrote; export.json lies in it."
         raise ConfigError("init.export: there is no export", ", ".join(map(str, places)), asked.export, remedy)
-    agree(config, exported.config(folder), str(folder))
-    found = exported.digest(exported.mark(folder))
+    agree(config, format.config(folder), str(folder))
+    found = format.digest(format.mark(folder))
     if asked.commit not in ("", found):
         raise ConfigError("init.commit: the export there is another one", str(folder), found)
     return replace(asked, export=str(folder), commit=found)
@@ -148,7 +148,7 @@ def open_commit(init: Init) -> commit.Commit:
 def open_export(init: Init) -> Path:
     """The folder of the export that a resolved ``init`` names. Raises DataError where it is gone, or another one."""
     folder = Path(init.export)
-    if not exported.is_export(folder) or exported.digest(exported.mark(folder)) != init.commit:
+    if not format.is_export(folder) or format.digest(format.mark(folder)) != init.commit:
         remedy = "Put it back, or name another one: that makes another run."
         raise DataError("the export that init names is not there any more", str(folder), init.commit, remedy)
     return folder

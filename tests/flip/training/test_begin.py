@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from flip import export
+from flip.export import exporter
 from flip.models import clip
 from flip.runs.errors import ConfigError, DataError
 from flip.training.agree import agree
 from flip.training.begin import begin_from, resampled
-from tests.flip.test_export import configured, loaded_of
+from tests.flip.export.test_exporter import configured, loaded_of
 from tests.synthetic import make_tokenizer
 
 
@@ -20,7 +20,7 @@ def source(tmp_path_factory):
     tokenizer = make_tokenizer(root / "tokenizer.json")
     loaded = loaded_of(configured("portable", tokenizer), root)
     loaded.pair.logit_scale.data.fill_(3.0)
-    export.export(loaded, root / "made")
+    exporter.export(loaded, root / "made")
     return root / "made", tokenizer, loaded
 
 
@@ -102,7 +102,7 @@ def test_a_bias_that_only_one_of_them_has_is_its_own(source, tmp_path):
     pair, config = fresh(tokenizer, recipe="siglip")
     assert begin_from(pair, config, folder)["differs"].keys() == {"model.objective", "model.max_logit_scale"}
     assert float(pair.logit_bias) == -10.0 and torch.equal(pair.text.positions, loaded.pair.text.positions)
-    export.export(loaded_of(configured("siglip", tokenizer), tmp_path), tmp_path / "made")
+    exporter.export(loaded_of(configured("siglip", tokenizer), tmp_path), tmp_path / "made")
     other, config = fresh(tokenizer)
     begin_from(other, config, tmp_path / "made")
     assert other.logit_bias is None

@@ -55,7 +55,8 @@ def from_timm(tower: State) -> dict[str, Tensor]:
 def text_to_open_clip(state: State, max_logit_scale: float) -> dict[str, Tensor]:
     """The text encoder, and the logarithm of the logits' scale as our forward pass clamps it: open_clip never does.
 
-    Where there is a bias of the logits, that as well. open_clip has no mask of padding: ``flip.padding`` comes first.
+    Where there is a bias of the logits, that as well. open_clip has no mask of padding: ``flip.export.fold_padding``
+    comes first.
     """
     text = {
         "token_embedding.weight": state["text.tokens.weight"],

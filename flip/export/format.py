@@ -1,4 +1,4 @@
-"""What an exported folder says of itself (docs/export.md); ``flip.loaded`` reads its weights. No torch."""
+"""What an exported folder says of itself (docs/export.md); ``flip.export.load`` reads its weights. No torch."""
 
 from __future__ import annotations
 

@@ -12,12 +12,12 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from flip import card, exported, padding, translation
 from flip.checkpoint import tensors as tensor_file
 from flip.config import merge as configuration
 from flip.config.schema import Augment, Config, Model
 from flip.evaluation.task import merge_results
-from flip.loaded import Loaded
+from flip.export import card, fold_padding, format, weights
+from flip.export.load import Loaded
 from flip.models.clip import EPS
 from flip.monitoring.results import read_run
 from flip.runs.commit import sha256
@@ -78,9 +78,9 @@ def export(loaded: Loaded, out: str | os.PathLike[str], variant: str = "", repla
 
 
 def _refuse(place: Path, replace: bool) -> None:
-    if not place.exists() or (replace and exported.is_export(place)):
+    if not place.exists() or (replace and format.is_export(place)):
         return
-    if exported.is_export(place):
+    if format.is_export(place):
         raise ConfigError("there is an export already", place, remedy="Replace it (--replace), or name another folder.")
     raise ConfigError("exists already, and is no export", place, remedy="Name another folder.")
 
@@ -91,27 +91,27 @@ def _fill(folder: Path, place: Path, loaded: Loaded, variant: str) -> dict[str, 
     state = {name: value.detach().cpu().float() for name, value in pair.state_dict().items()}
     positions = pair.image.positions.cpu()
     if variant == "native":
-        image = translation.image_to_native(state, positions)
+        image = weights.image_to_native(state, positions)
     elif variant == "extra-block":
-        image = translation.image_to_extra(state, positions, config.model.image.layers)
+        image = weights.image_to_extra(state, positions, config.model.image.layers)
     else:
-        image = translation.image_to_timm_tower(state, positions)
+        image = weights.image_to_timm_tower(state, positions)
     shape, eps = config.model, EPS
     if shape.text.padding == "mask":
-        state, text, factor = padding.attending(state, shape.text)
+        state, text, factor = fold_padding.attending(state, shape.text)
         shape, eps = dataclasses.replace(shape, text=text), EPS * factor
     (folder / "timm").mkdir()
-    _save(image | translation.text_to_open_clip(state, pair.max_logit_scale), folder / exported.OPEN_CLIP)
-    _save(translation.to_timm(state, positions), folder / exported.TIMM)
+    _save(image | weights.text_to_open_clip(state, pair.max_logit_scale), folder / format.OPEN_CLIP)
+    _save(weights.to_timm(state, positions), folder / format.TIMM)
     _json(folder / "open_clip_config.json", open_clip_config(shape, config.augment, variant, place / "timm", eps))
     _json(folder / "timm" / "config.json", timm_config(config.model, config.augment))
-    write_text(folder / exported.TOKENIZER, loaded.tokenizer.to_json())
+    write_text(folder / format.TOKENIZER, loaded.tokenizer.to_json())
     _json(folder / "tokenizer_config.json", tokenizer_config(config.model))
-    write_text(folder / exported.CONFIG, configuration.dump(_public(config)))
-    record = {"form": exported.FORM, "variant": variant, "differences": card.differences(config), **facts(loaded)}
+    write_text(folder / format.CONFIG, configuration.dump(_public(config)))
+    record = {"form": format.FORM, "variant": variant, "differences": card.differences(config), **facts(loaded)}
     write_text(folder / "README.md", card.text(record, config))
     record["files"] = _seal(folder)
-    write_json(folder / exported.MARK, record)
+    write_json(folder / format.MARK, record)
     return record
 
 
@@ -137,7 +137,8 @@ def facts(loaded: Loaded) -> dict[str, Any]:
 def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, text_eps: float = EPS) -> dict[str, Any]:
     """open_clip_config.json. Every key that it names is one whose default is another model (docs/export.md).
 
-    ``text_eps``: of the text encoder's norms, where that is the wider one without a mask (``flip.padding``).
+    ``text_eps``: of the text encoder's norms, where that is the wider one without a mask
+    (``flip.export.fold_padding``).
     """
     both = {"norm_kwargs": {"eps": EPS}, "act_kwargs": {"approximate": "tanh"}}
     bias = {"init_logit_bias": model.logit_bias} if model.objective == "siglip" else {}
@@ -199,7 +200,7 @@ def tokenizer_config(model: Model) -> dict[str, Any]:
 def _public(config: Config) -> Config:
     """Without the places of the machine that trained it."""
     data = dataclasses.replace(
-        config.data, manifest="", tokenizer=exported.TOKENIZER, cache="",
+        config.data, manifest="", tokenizer=format.TOKENIZER, cache="",
         sets=[dataclasses.replace(one, manifest="") for one in config.data.sets],
     )  # fmt: skip
     sets = [dataclasses.replace(one, manifest="", classes="", train="") for one in config.evaluate.sets]

@@ -25,7 +25,7 @@ from flip.distributed import parallel
 from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.evaluator import DataSet, Scorer
 from flip.evaluation.team import Team
-from flip.loaded import Loaded
+from flip.export.load import Loaded
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError
@@ -267,7 +267,7 @@ def test_a_damaged_checkpoint_is_refused(run):
 
 def test_importing_the_package_is_cheap():
     script = "import flip, sys; dir(flip); sys.exit('torch' in sys.modules or hasattr(flip, 'nothing'))"
-    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[3]).returncode == 0
 
 
 def test_the_package_names_what_it_offers():

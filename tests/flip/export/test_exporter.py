@@ -15,14 +15,14 @@ from PIL import Image
 from torch.distributed import checkpoint as dcp
 
 import flip
-from flip import export
 from flip.checkpoint.saver import model_state
 from flip.config import merge as configuration
 from flip.data import decode
 from flip.data.view import EvaluationView
 from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.zero_shot import class_embeddings
-from flip.loaded import Loaded
+from flip.export import exporter
+from flip.export.load import Loaded
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError
@@ -33,7 +33,7 @@ from tools import export as command
 pytestmark = pytest.mark.long
 
 STOCK = Path(__file__).with_name("stock.py")
-RECIPES = Path(__file__).resolve().parents[2] / "sweeps" / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "sweeps" / "recipes"
 TEMPLATES = ["{}", "a picture of {}", "a {} number 3"]
 TEXTS = [
     "", "a red square", " A  RED\tSquare\n number 4 ", "AT&amp;amp;T &lt;b&gt;", "[PAD] [CLS] [SEP] [UNK] ##s",
@@ -181,7 +181,7 @@ CASES = [
 @pytest.mark.parametrize("recipe, size, variant", CASES)
 def test_open_clip_and_timm_compute_what_we_compute(recipe, size, variant, tokenizer, tmp_path):
     loaded = loaded_of(configured(recipe, tokenizer, size), tmp_path)
-    record = export.export(loaded, tmp_path / "made", variant)
+    record = exporter.export(loaded, tmp_path / "made", variant)
     assert record["variant"] == variant
     folder = tmp_path / "made"
     if variant != "timm-tower":  # which is bound to its place
@@ -205,7 +205,7 @@ def test_open_clip_and_timm_compute_what_we_compute(recipe, size, variant, token
 def test_siglip_that_sees_no_padding_is_exported_as_the_same_function(tokenizer, tmp_path):
     loaded = loaded_of(configured("siglip", tokenizer, "tiny", "model.text.padding=mask"), tmp_path)
     loaded.pair.max_logit_scale = loaded.config.model.max_logit_scale = 3.0  # the scale of logits is 5 here
-    export.export(loaded, tmp_path / "made")
+    exporter.export(loaded, tmp_path / "made")
     given = Given(loaded.config, TEXTS + BROKEN, 4)
     found, tokens = stock(tmp_path / "made", given, tmp_path), torch.from_numpy(loaded.tokenizer(given.texts))
     assert torch.equal(found["tokens"], tokens)
@@ -224,14 +224,14 @@ def test_siglip_that_sees_no_padding_is_exported_as_the_same_function(tokenizer,
 def test_without_a_first_token_padding_cannot_be_left_out(tokenizer, tmp_path):
     config = configured("paper", tokenizer, "tiny", "model.text.padding=mask")
     with pytest.raises(ConfigError, match="empty caption"):
-        export.export(loaded_of(config, tmp_path), tmp_path / "made")
+        exporter.export(loaded_of(config, tmp_path), tmp_path / "made")
     assert not (tmp_path / "made").exists()
 
 
 def test_every_key_whose_default_is_another_model_is_written(tokenizer, tmp_path):
     config = configured("portable", tokenizer, "H/14")
     vision, text = (
-        export.open_clip_config(config.model, config.augment, "native", tmp_path)["model_cfg"][key]
+        exporter.open_clip_config(config.model, config.augment, "native", tmp_path)["model_cfg"][key]
         for key in ("vision_cfg", "text_cfg")
     )
     both = {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
@@ -240,7 +240,7 @@ def test_every_key_whose_default_is_another_model_is_written(tokenizer, tmp_path
         text.items()
         >= ({"no_causal_mask": True, "pool_type": "first", "heads": 16, "hf_tokenizer_name": "local"} | both).items()
     )
-    extra = export.open_clip_config(config.model, config.augment, "extra-block", tmp_path)["model_cfg"]["vision_cfg"]
+    extra = exporter.open_clip_config(config.model, config.augment, "extra-block", tmp_path)["model_cfg"]["vision_cfg"]
     assert (extra["pool_type"], extra["layers"]) == ("tok", 33)
 
 
@@ -360,9 +360,9 @@ def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monk
         assert command.main([str(run.path), *words]) == code
         told = capsys.readouterr().err
         assert message in told and told.count("\n") == 1
-    monkeypatch.setattr(export.card, "text", lambda *_: 1 / 0)  # in the midst of it
+    monkeypatch.setattr(exporter.card, "text", lambda *_: 1 / 0)  # in the midst of it
     with pytest.raises(ZeroDivisionError):
-        export.export(flip.load(run.path), out, replace=True)
+        exporter.export(flip.load(run.path), out, replace=True)
     monkeypatch.undo()
     assert (out / "export.json").read_bytes() == before and (mine / "thesis.txt").read_text() == "mine"
     assert not run.export.exists() and {"out", "mine"} >= set(os.listdir(tmp_path)) - {"runs"}
@@ -375,11 +375,11 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(run, tmp_path):
     script = (
         "import resource, sys\n"
         "from tools import export\n"
-        "import flip.export\n"
+        "import flip.export.exporter\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "sys.exit(export.main(sys.argv[1:]))"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     arguments = [sys.executable, "-c", script, str(run.path), "--out", str(tmp_path / "out" / "x")]
     done = subprocess.run(arguments, cwd=root, capture_output=True, text=True)
     assert done.returncode == 69 and "File too large" in done.stderr and "Traceback" not in done.stderr, done.stderr
@@ -389,14 +389,14 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(run, tmp_path):
 def test_a_variant_that_cannot_hold_the_model_is_refused():
     config = configured("paper", "none.json", "emoji")
     with pytest.raises(ConfigError, match="Use the variant timm-tower"):
-        export.variant_of(config.model)
-    assert export.variant_of(config.model, "timm-tower") == "timm-tower"
+        exporter.variant_of(config.model)
+    assert exporter.variant_of(config.model, "timm-tower") == "timm-tower"
     with pytest.raises(ConfigError, match="Use extra-block, timm-tower"):
-        export.variant_of(config.model, "native")
+        exporter.variant_of(config.model, "native")
 
 
 def test_a_damaged_export_is_refused(run, tmp_path):
-    made = export.export(flip.load(run.path), tmp_path / "out")
+    made = exporter.export(flip.load(run.path), tmp_path / "out")
     assert set(made["files"]) | {"export.json"} == {
         str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
     }

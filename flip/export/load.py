@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
-from flip import exported, padding, translation
 from flip.checkpoint.remote import at_hand
 from flip.checkpoint.restorer import fill
 from flip.checkpoint.saver import model_state
@@ -23,8 +22,9 @@ from flip.data.view import EvaluationView
 from flip.evaluation import prompts
 from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.zero_shot import class_embeddings
+from flip.export import fold_padding, format, weights
+from flip.export.preprocess import Picture, Preprocess, as_pictures, as_texts
 from flip.models import clip
-from flip.preprocess import Picture, Preprocess, as_pictures, as_texts
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir
@@ -45,7 +45,8 @@ class Loaded:
         """Features (n, E), fp32 on the CPU, of norm 1; one picture gives one row, (1, E).
 
         Args:
-            images: one or many of what ``flip.preprocess.Picture`` lists (path, PIL image, array, tensor), or an array
+            images: one or many of what ``flip.export.preprocess.Picture`` lists (path, PIL image, array, tensor), or an
+            array
                 (n, height, width, 3) or a tensor (n, 3, height, width) of them.
             batch: pictures that are encoded at a time.
 
@@ -99,7 +100,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     """
     where = RunDir(source)
     exists(device)
-    if exported.is_export(where.path):
+    if format.is_export(where.path):
         if at:
             raise ConfigError("an export holds one commit, none can be chosen", str(where.path), at)
         return Loaded(*_exported(where.path), device)
@@ -121,23 +122,23 @@ def _exported(folder: Path) -> tuple[clip.Pair, Config, commit.Commit]:
     """The model of an exported folder, verified before it is read. Raises DataError, ConfigError.
 
     It is the one that was written, bit for bit, but for the logit scale, which is clamped there. A text encoder that
-    sees no padding is the same function, if not the same bits (``flip.padding``).
+    sees no padding is the same function, if not the same bits (``flip.export.fold_padding``).
     """
-    source = exported.mark(folder)
+    source = format.mark(folder)
     try:
         commit.verify(source)
     except commit.Damaged as error:
         remedy = "Copy the folder again, all files of it, or export again."
         raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
-    found = exported.config(folder)
+    found = format.config(folder)
     pair = clip.build(found.model, found.augment, "sdpa")
-    for name in (exported.OPEN_CLIP, exported.TIMM):
-        exported.check_header(folder / name)
-    tensors, tower = load_file(folder / exported.OPEN_CLIP), load_file(folder / exported.TIMM)
-    state = translation.from_timm(tower) | translation.text_from_open_clip(tensors)
-    state |= translation.projection_from_open_clip(tensors, found.model.image.layers, found.model.embed)
+    for name in (format.OPEN_CLIP, format.TIMM):
+        format.check_header(folder / name)
+    tensors, tower = load_file(folder / format.OPEN_CLIP), load_file(folder / format.TIMM)
+    state = weights.from_timm(tower) | weights.text_from_open_clip(tensors)
+    state |= weights.projection_from_open_clip(tensors, found.model.image.layers, found.model.embed)
     if found.model.text.padding == "mask":
-        state = padding.without(state, found.model.text)
+        state = fold_padding.without(state, found.model.text)
     pair.load_state_dict(state)
     return pair, found, source
 
