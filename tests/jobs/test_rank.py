@@ -180,8 +180,8 @@ def test_a_signal_that_comes_before_the_worker_listens_is_kept(tmp_path, name):
         "print('started', flush=True)\n"
         f"while not os.path.exists({str(tmp_path / 'sent')!r}): time.sleep(0.01)\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from flip import interrupt\n"
-        "flag = interrupt.install()\n"
+        "from flip.distributed import shutdown\n"
+        "flag = shutdown.install()\n"
         "print(json.dumps([flag.reason, os.environ['RANK'], os.getcwd(), sys.argv[1]]))\n"
     )
     environment = {

@@ -138,7 +138,8 @@ def test_tables_of_filters(tables):
     bombs = {path.stem: path.with_suffix(".tar") for path in tables.glob("*.parquet")}
     assert sum(path.stat().st_blocks * 512 for path in tables.glob("*.parquet")) < 8 * MB
     found = read(
-        "import pyarrow.compute, pyarrow.parquet\nfrom flip.data import filters\nfrom flip.data.storage.client import Reader",
+        "import pyarrow.compute, pyarrow.parquet\nfrom flip.data.manifest import filters\n"
+        "from flip.data.storage.client import Reader",
         "filters.parse(['score==7'], '').judge(values, Reader()) and 'read'",
         bombs,
     )
@@ -288,13 +289,13 @@ def test_pictures(tmp_path):
 
 READERS = """
     from pathlib import Path
-    from flip import exported
+    from flip.export import format as exported
     from flip.config.schema import TextTower
     from flip.config.yaml_io import read_yaml
     from flip.evaluation.images import File, Files
     from flip.data.manifest.manifest import Manifest
     from flip.data.storage.client import Reader
-    from flip.evaluation import listings, open_clip_folder, prompts
+    from flip.evaluation import annotations as listings, open_clip_folder, prompts
     from flip.tokenizer import Tokenizer
     from tools.shards_cli import making
 

@@ -65,7 +65,7 @@ def test_shares_at_once_and_then_the_manifest(data, tmp_path, capsys):
 def test_the_same_command_twice_at_once(data, tmp_path, capsys):
     """Both have begun; one is slower, and still scans when the other one is done."""
     script = (
-        "import glob, sys, time; from flip.data import gather; from tools.shards import main\n"
+        "import glob, sys, time; from flip.data.manifest import gather; from tools.shards import main\n"
         "def slow(*rest, scan=gather.scan):\n"
         "    while len(glob.glob(sys.argv[1] + '.part/*.jsonl')) < 2 and not glob.glob(sys.argv[1]): time.sleep(0.01)\n"
         "    time.sleep(float(sys.argv[3]))\n"

@@ -32,7 +32,7 @@ from tools import export as command
 
 pytestmark = pytest.mark.long
 
-STOCK = Path(__file__).with_name("stock.py")
+STOCK = Path(__file__).with_name("open_clip_reference.py")
 RECIPES = Path(__file__).resolve().parents[3] / "sweeps" / "recipes"
 TEMPLATES = ["{}", "a picture of {}", "a {} number 3"]
 TEXTS = [
@@ -89,7 +89,7 @@ class Given:
 
 
 def stock(folder, given, scratch):
-    """What stock.py finds: in a process and a working directory of its own, without hub and network."""
+    """What open_clip_reference.py finds: in a process and a working directory of its own, without hub and network."""
     for name, data in given.files.items():
         (scratch / name).write_bytes(data)
     files = [str(scratch / name) for name in given.files]
