@@ -18,10 +18,10 @@ import numpy as np
 
 from benchmarks.launcher import ROOT, Site, status
 from flip.runs.rundir import RunDir, write_json
-from jobs.cluster import Job, Shape
-from jobs.profile import Profile
-from jobs.scheduler import DEADLINE
-from jobs.slurm import SlurmCluster
+from jobs.common.cluster_profile import Profile
+from jobs.host.slurm_cli import DEADLINE
+from jobs.runs.clusters import Job, Shape
+from jobs.slurm.backend import SlurmCluster
 
 MAX_ARRAY, MAX_JOBS = 1001, 10_000
 """Defaults of MaxArraySize and MaxJobCount (slurm.conf)."""
@@ -76,7 +76,7 @@ def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
         }
         found["status"] = _one(calls.during(lambda: status(site, runs, 1)), 2)
         site.environment |= {"SLURM_JOB_ID": "57", "SLURM_RESTART_COUNT": "0"}
-        run, script = jobs[0].run, ROOT / "jobs" / "requeue.py"
+        run, script = jobs[0].run, ROOT / "jobs" / "host" / "batch_hooks.py"
         found["begin"] = calls.during(lambda: site.command(script, "begin", run.path))
         run.attempt(1).mkdir(exist_ok=True, parents=True)
         write_json(run.attempt(1) / "cause.0.json", {"cause": "stopped", "code": 75, "reason": "told to stop"})

@@ -1,7 +1,7 @@
 """The paper's largest run on 512 GPUs, by arithmetic alone: the same numbers on every machine.
 
-The arithmetic is that of the plan (``jobs.cost``, ``flip.costs``, ``flip.checkpoint.interval``); docs/scale.md has the
-sources.
+The arithmetic is that of the plan (``jobs.planning.cost``, ``flip.costs``, ``flip.checkpoint.interval``); docs/scale.md
+has the sources.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from flip.data.order import Order
 from flip.data.prefetch import MOST, THREADS
 from flip.data.storage.hedge import SHARE
 from flip.flops import parameters
-from jobs import fit, sweep
-from jobs.cost import estimate
-from jobs.profile import Profile, load_profile
+from jobs.common.cluster_profile import Profile, load_profile
+from jobs.planning import memory_fit
+from jobs.planning.cost import estimate
+from jobs.sweeps import sweep_file
 
-SWEEP = sweep.SWEEPS / "joint_scaling.yaml"
+SWEEP = sweep_file.SWEEPS / "joint_scaling.yaml"
 SETTINGS = ("resources.nodes=64", "data.samples=2e9", f"data.sample_bytes={synthetic.SAMPLE_BLOCKS * BLOCK}")
 GETS, PUTS = 5500, 3500
 """Requests a second that S3 gives at least for each prefix it has partitioned (docs/scale.md, source 1)."""
@@ -50,7 +51,7 @@ FIXED = {"1_min": 60.0, "5_min": 300.0, "15_min": 900.0, "60_min": 3600.0}
 def planned() -> tuple[Config, Profile]:
     """The run ``joint`` of the sweep on 64 nodes of the profile h100, with 2e9 samples, resolved and valid."""
     profile = load_profile("h100")
-    (run,) = sweep.load(SWEEP, SETTINGS, only="joint").runs
+    (run,) = sweep_file.load(SWEEP, SETTINGS, only="joint").runs
     node = Host(profile.cpus_per_node, int(1e9 * profile.memory_gb), bf16=True, cuda=True)
     config = resolve(run.config, node, facts(run.config))
     validate(config)
@@ -132,7 +133,7 @@ def host(config: Config) -> dict[str, Any]:
         "loader_gb_a_rank": loader / 1e9,
         "order_mb_a_rank": order.held(stream, ranks) / 1e6,
         "saving_mb_a_rank": costs.saving(config) / 1e6,
-        "node_gb": fit.on_host(config) / 1e9,
+        "node_gb": memory_fit.on_host(config) / 1e9,
         "worlds": sum(1 for ranks in range(1, data.lanes + 1) if data.lanes % ranks == 0),
         "most_ranks": data.lanes,
     }

@@ -25,9 +25,9 @@ from typing import Any
 from benchmarks import results
 from benchmarks.results import ABSENT, rounded
 from flip.runs.rundir import RunDir, write_json
-from jobs.cluster import Job, Shape
-from jobs.profile import Profile
-from jobs.slurm import SlurmCluster
+from jobs.common.cluster_profile import Profile
+from jobs.runs.clusters import Job, Shape
+from jobs.slurm.backend import SlurmCluster
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"plan": 2.0, "status": 1.0, "help": 0.3}

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
+# hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option
 
 EXAMPLES = """examples:
   python jobs/cancel.py quickstart/mask50
@@ -48,12 +49,12 @@ def cancel(args: argparse.Namespace) -> int:
     import json
 
     from flip.runs.errors import ConfigError
-    from jobs import cluster, find
-    from jobs.profile import roots
-    from jobs.table import plain
+    from jobs.common.cluster_profile import roots
+    from jobs.common.text import plain
+    from jobs.runs import clusters, select
 
-    runs = find.several(args.what, roots(args.root))
-    known = cluster.states(runs)
+    runs = select.several(args.what, roots(args.root))
+    known = clusters.states(runs)
     open_states = ("queued", "running", "waiting", "stopped", "unknown")
     chosen = [run for run in runs if known[run.path].state in open_states]
     if chosen and not args.yes:
@@ -68,7 +69,7 @@ def cancel(args: argparse.Namespace) -> int:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
             return 0
-    cluster.call_off(chosen, args.why)
+    clusters.call_off(chosen, args.why)
     names = [run.name for run in chosen]
     said = f"cancelled: {', '.join(map(plain, names))}" if names else "nothing to cancel: every run has ended"
     print(json.dumps(names) if args.json else said)
@@ -76,6 +77,6 @@ def cancel(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
+# hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import Parser
+from jobs.common.cli import Parser
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
-    from jobs.plan import Wanted
+    from jobs.planning.plan import Wanted
 
 EXAMPLES = """examples:
   python jobs/debug.py --sweep quickstart --run mask50
@@ -93,8 +94,8 @@ def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list
     from flip.config.merge import read
     from flip.runs.rundir import RunDir
     from jobs import submit
-    from jobs.profile import load_profile
-    from jobs.submission import Submission
+    from jobs.common.cluster_profile import load_profile
+    from jobs.submission.submission import Submission
 
     def submission(*more: str) -> Submission:
         words = ["--sweep", args.sweep, "--only", args.run, "--dry-run", *below, *args.overrides, *above, *more]
@@ -138,7 +139,7 @@ def in_process(run: RunDir, n: int, no_pdb: bool) -> int:
     import pdb
     import traceback
 
-    from jobs import worker
+    from jobs.runtime import worker
 
     ours = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "FLIP_ATTEMPT": str(n)}
     os.environ.update(ours)
@@ -154,8 +155,8 @@ def in_process(run: RunDir, n: int, no_pdb: bool) -> int:
 
 def in_allocation(run: RunDir, n: int) -> int:
     """The ranks are the tasks of the allocation in which this process runs, all of them."""
-    from jobs.facts import last_lines
-    from jobs.table import plain
+    from jobs.common.text import plain
+    from jobs.reporting.run_details import last_lines
 
     code = HERE.parent
     run.open_logs(n)
@@ -165,7 +166,7 @@ def in_allocation(run: RunDir, n: int) -> int:
         "--kill-on-bad-exit=1",
         "--export=ALL",
         sys.executable,
-        str(code / "jobs" / "rank.py"),
+        str(code / "jobs" / "host" / "rank_entry.py"),
         "jobs.worker",
     ]
     done = subprocess.run(words, env={**os.environ, **{key: str(value) for key, value in ours.items()}}, check=False)
@@ -175,7 +176,7 @@ def in_allocation(run: RunDir, n: int) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
-    from jobs.worker import leave
+    from jobs.common.cli import quietly
+    from jobs.runtime.worker import leave
 
     leave(quietly(main))  # threads of torch that still run would let the interpreter's end abort

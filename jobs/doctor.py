@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
+# hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import Parser
+from jobs.common.cli import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jobs.profile import Profile
-    from jobs.promises import Finding
-    from jobs.site import Site
+    from jobs.common.cluster_profile import Profile
+    from jobs.slurm.site import Site
+    from jobs.slurm.site_checks import Finding
 
 EXAMPLES = """examples:
   python jobs/doctor.py                                     the site's default partition
@@ -60,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def examine(args: argparse.Namespace) -> int:
     from flip.runs.errors import COMPLETE, CONFIG
-    from jobs import site as reading
-    from jobs.promises import NOT, findings
+    from jobs.slurm import site as reading
+    from jobs.slurm.site_checks import NOT, findings
 
     target = place(args.write, args.force) if args.write else None
     base = given(args)
@@ -86,7 +87,7 @@ def examine(args: argparse.Namespace) -> int:
 def given(args: argparse.Namespace) -> Profile:
     """The named profile, or an empty one, with what the command line says."""
     from flip.runs.errors import ConfigError
-    from jobs.profile import Profile, load_profile
+    from jobs.common.cluster_profile import Profile, load_profile
 
     profile = load_profile(args.cluster) if args.cluster else Profile(kind="slurm")
     if profile.kind != "slurm":
@@ -98,7 +99,7 @@ def given(args: argparse.Namespace) -> Profile:
 def place(name: str, force: bool) -> Path:
     """Where the profile goes. ConfigError where there is one."""
     from flip.runs.errors import ConfigError
-    from jobs.profile import PROFILES
+    from jobs.common.cluster_profile import PROFILES
 
     target = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if target.exists() and not force:
@@ -109,8 +110,8 @@ def place(name: str, force: bool) -> Path:
 def write(target: Path, content: str) -> None:
     """The file, whole. It is read back: what is written must load."""
     from flip.runs.rundir import write_text
-    from jobs.disk import unwritable
-    from jobs.profile import load_profile
+    from jobs.common.cluster_profile import load_profile
+    from jobs.common.filesystem import unwritable
 
     try:
         write_text(target, content)
@@ -121,8 +122,8 @@ def write(target: Path, content: str) -> None:
 
 def draft(profile: Profile, site: Site) -> Profile:
     """The profile with what was read of the site."""
-    from jobs.scheduler import number
-    from jobs.site import Node
+    from jobs.host.slurm_cli import number
+    from jobs.slurm.site import Node
 
     node = site.shape or Node(0, 0, 0, "")
     most = number(site.config.get("MaxArraySize", ""))
@@ -151,7 +152,7 @@ def text(profile: Profile, site: Site) -> str:
     """YAML of a drafted profile; each line says where it is from. What the profile says beside that is kept."""
     import yaml
 
-    from jobs.profile import Profile
+    from jobs.common.cluster_profile import Profile
 
     count = site.nodes[site.shape] if site.shape else 0
     limits = f"MaxTime={site.partition.get('MaxTime', '')} of the partition"
@@ -177,7 +178,7 @@ def text(profile: Profile, site: Site) -> str:
         (key, value, "as it was") for key, value in kept.items() if key not in ("name", *(row[0] for row in lines))
     ]
     done = [f"# The Slurm cluster {site.config.get('ClusterName', '')} as `python jobs/doctor.py` read it."]
-    done.append("# Every field: docs/cluster.md and jobs/profile.py.")
+    done.append("# Every field: docs/cluster.md and jobs/common/cluster_profile.py.")
     for key, value, source in lines:
         if value not in ("", {}, []):
             row = f"{key}: {yaml.safe_dump(value, default_flow_style=True, width=1000).splitlines()[0]}"
@@ -199,6 +200,6 @@ def render(found: Sequence[Finding], title: str) -> str:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

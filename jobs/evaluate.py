@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
+# hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import Parser
+from jobs.common.cli import Parser
 
 EXAMPLES = """examples:
   python jobs/evaluate.py quickstart/mask50                         the sets of the run, its newest commit
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not args.list and bool(args.run) == bool(args.model):
         made.error("name a run, or --model, or --list")
     from flip.runs.errors import FlipError
-    from jobs.evaluation import Order, listing
+    from jobs.submission.evaluation import Order, listing
 
     try:
         if args.list:
@@ -83,6 +84,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

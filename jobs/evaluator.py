@@ -1,26 +1,12 @@
-"""What runs inside an evaluation's job, once per rank; causes, exit codes and the rest as in ``jobs.worker``."""
+"""Starts an evaluation job: ``python -m jobs.evaluator RUN_DIR``.
 
-from __future__ import annotations
-
-import sys
-from functools import partial
-
-from flip.distributed import shutdown
-from flip.runs.rundir import RunDir
-from jobs import worker
-
-
-def evaluate(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str]:
-    from flip.evaluation import job
-
-    try:
-        job.evaluate(run, attempt, flag, partial(worker.note_hang, run, attempt))
-    except job.Stopped as stopped:
-        return "stopped", str(stopped)
-    return "complete", ""
-
+The code is in ``jobs.runtime.evaluator``. Records of jobs name this module, so that runs start whose snapshot is
+older or newer than the launcher, whatever the layout of its packages.
+"""
 
 if __name__ == "__main__":
-    from jobs import evaluator
+    import sys
 
-    worker.leave(worker.main(sys.argv[1], evaluator.evaluate))
+    from jobs.runtime.evaluator import main
+
+    sys.exit(main())

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
+# hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option
 
 EXAMPLES = """examples:
   python jobs/explain.py quickstart/mask50
@@ -32,12 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="the same as one JSON mapping")
     args = parser.parse_args(arguments)
     from flip.runs.errors import FlipError
-    from jobs import find
-    from jobs.facts import explain
-    from jobs.profile import roots
+    from jobs.common.cluster_profile import roots
+    from jobs.reporting.run_details import explain
+    from jobs.runs import select
 
     try:
-        facts = explain(find.one(args.run, roots(args.root)))
+        facts = explain(select.one(args.run, roots(args.root)))
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def page(facts: Mapping[str, Any]) -> str:
     """The facts as text; whatever came from files is made harmless for a terminal."""
-    from jobs.table import plain
+    from jobs.common.text import plain
 
     about, code, next_ = facts["about"], facts["code"], facts["next"]
     differs = ", ".join(f"{key} = {value}" for key, value in about["differs"].items()) or "in nothing"
@@ -86,13 +87,13 @@ def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _count(number: float | None) -> str:
-    from jobs.table import count
+    from jobs.common.text import count
 
     return count(number)
 
 
 def _state(row: Mapping[str, Any]) -> str:
-    from jobs.table import count, duration
+    from jobs.common.text import count, duration
 
     parts = [row["state"] + (f": {row['reason']}" if row.get("reason") else "")]
     if row.get("samples") is not None and row.get("total"):
@@ -132,7 +133,7 @@ def _clock(moment: float | None) -> str | None:
 
 
 def _history(attempts: list[dict[str, Any]]) -> str:
-    from jobs.table import count, duration, table
+    from jobs.common.text import count, duration, table
 
     rows = [
         {
@@ -151,7 +152,7 @@ def _history(attempts: list[dict[str, Any]]) -> str:
 
 
 def _counts(incidents: list[dict[str, Any]]) -> str:
-    from jobs.table import table
+    from jobs.common.text import table
 
     rows = [
         {
@@ -166,7 +167,7 @@ def _counts(incidents: list[dict[str, Any]]) -> str:
 
 
 def _spent(spent: Mapping[str, Any]) -> list[str]:
-    from jobs.table import duration, percent
+    from jobs.common.text import duration, percent
 
     if not spent["total"]:
         return ["time      not known"]
@@ -178,6 +179,6 @@ def _spent(spent: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
+# hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option
 
 if TYPE_CHECKING:
     import codecs
@@ -49,11 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json and args.follow:
         parser.error("--follow has no effect with --json, which lists the paths of the logs")
     from flip.runs.errors import ConfigError, FlipError
-    from jobs import find
-    from jobs.profile import roots
+    from jobs.common.cluster_profile import roots
+    from jobs.runs import select
 
     try:
-        run = find.one(args.run, roots(args.root))
+        run = select.one(args.run, roots(args.root))
         here = files(run, args.attempt, args.err, args.node)
         if args.json:
             import json
@@ -90,8 +91,8 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
     import codecs
     import time
 
-    from jobs.cluster import interval
-    from jobs.table import plain_lines
+    from jobs.common.text import plain_lines
+    from jobs.runs.clusters import interval
 
     read: dict[Path, int] = {}
     decoders: dict[Path, codecs.IncrementalDecoder] = {}
@@ -140,7 +141,7 @@ def _say_empty(attempt: int, err: bool) -> None:
 
 
 def _over(run: RunDir, attempt: int | None) -> bool:
-    from jobs.cluster import states
+    from jobs.runs.clusters import states
 
     if attempt is not None and attempt != run.newest_attempt():
         return True
@@ -148,6 +149,6 @@ def _over(run: RunDir, attempt: int | None) -> bool:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

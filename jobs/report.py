@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
+# hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option
 
 if TYPE_CHECKING:
     from flip.monitoring.results import Outcome
     from flip.runs.rundir import RunDir
-    from jobs.blocks import Block
+    from jobs.reporting.document import Block
 
 EXAMPLES = """examples:
   python jobs/report.py quickstart                     table, and runs/quickstart/report.html
@@ -72,16 +73,16 @@ def report(args: argparse.Namespace) -> int:
     import json
     import time
 
-    from jobs import find
-    from jobs.findings import findings, title
-    from jobs.markdown import markdown
-    from jobs.page import render
-    from jobs.profile import roots
+    from jobs.common.cluster_profile import roots
+    from jobs.reporting.html import render
+    from jobs.reporting.markdown import markdown
+    from jobs.reporting.report import findings, title
+    from jobs.runs import select
 
     for name in (args.csv, args.out, args.markdown):
         _check_folder(name)
     places = roots(args.root)
-    found = outcomes(find.resolve(args.what, places))
+    found = outcomes(select.resolve(args.what, places))
     if args.json:
         print(json.dumps(rows(found), indent=1))
     if args.csv:
@@ -112,7 +113,7 @@ def _own_folder(folder: Path) -> Path:
     """
     from flip.config.resolve import cache_root
     from flip.runs.ownership import is_mine, private_folder
-    from jobs.disk import unwritable
+    from jobs.common.filesystem import unwritable
 
     folder = folder.resolve()
     if is_mine(folder):
@@ -127,9 +128,9 @@ def _own_folder(folder: Path) -> Path:
 
 def _everything(folder: Path, page: str, found: Sequence[Outcome], blocks: Sequence[Block]) -> None:
     """report.html, report.md, results.csv and figures/ in the folder."""
-    from jobs.disk import unwritable
-    from jobs.figures import save
-    from jobs.markdown import markdown
+    from jobs.common.filesystem import unwritable
+    from jobs.reporting.figures import save
+    from jobs.reporting.markdown import markdown
 
     try:
         save(blocks, folder / "figures")
@@ -146,8 +147,8 @@ def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
     from dataclasses import replace
 
     from flip.monitoring.results import read_run
-    from jobs.arms import by_sweep_order
-    from jobs.cluster import states
+    from jobs.reporting.seed_groups import by_sweep_order
+    from jobs.runs.clusters import states
 
     # Path.exists raises where it may not look
     found, known = [], states(run for run in runs if os.path.exists(run.path / "job.json"))
@@ -170,10 +171,13 @@ def rows(found: Sequence[Outcome]) -> list[dict[str, Any]]:
     yes, or why not.
     """
     from flip.monitoring.results import differing, row
-    from jobs import arms, paper
+    from jobs.reporting import seed_groups
+    from jobs.sweeps import published as paper
 
     made = [row(outcome, differing(found)) for outcome in found]
-    beside = {id(outcome): arm.published for arm in arms.group(found) for outcome in arm.outcomes if arm.published}
+    beside = {
+        id(outcome): arm.published for arm in seed_groups.group(found) for outcome in arm.outcomes if arm.published
+    }
     for outcome, each in zip(found, made, strict=True):
         if (published := beside.get(id(outcome))) is None:
             continue
@@ -203,21 +207,21 @@ def _cell(value: Any) -> Any:
 
 def text(found: Sequence[Outcome], table_: str = "") -> str:
     """The table of arms, the paper's numbers beside them, what that cannot say, and why runs are not complete."""
-    from jobs import against, arms
-    from jobs.findings import damage, result_cells
-    from jobs.table import plain, table
+    from jobs.common.text import plain, table
+    from jobs.reporting import paper_comparison, seed_groups
+    from jobs.reporting.report import damage, result_cells
 
-    grouped = arms.group(found)
+    grouped = seed_groups.group(found)
     lines = [table(result_cells(grouped, found))]
     if any(arm.complete for arm in grouped):
         lines.append(
             "accuracy: top-1 (of retrieval R@1), per cent; in brackets the 95 % interval, of several seeds the range;"
             " scored in fp32 unless a column says otherwise"
         )
-        lines.append(f"samples/s, training, {arms.hours_unit(grouped)}: {arms.COUNTED}")
-        lines.append(plain(arms.verdict(grouped)))
-    if compared := against.compare(grouped, found, table_):
-        lines += ["", table(against.cells(compared)), ""]
+        lines.append(f"samples/s, training, {seed_groups.hours_unit(grouped)}: {seed_groups.COUNTED}")
+        lines.append(plain(seed_groups.verdict(grouped)))
+    if compared := paper_comparison.compare(grouped, found, table_):
+        lines += ["", table(paper_comparison.cells(compared)), ""]
     for outcome in found:
         if outcome.state != "complete":
             why = f": {outcome.reason}" if outcome.reason else ""
@@ -238,8 +242,8 @@ def _check_folder(target: str | None) -> None:
 def _save(target: str, content: str) -> None:
     """To standard output (-), or whole to a file. Raises PermissionDenied or StorageError."""
     from flip.runs.rundir import write_text
-    from jobs.disk import unwritable
-    from jobs.table import plain_lines
+    from jobs.common.filesystem import unwritable
+    from jobs.common.text import plain_lines
 
     if target == "-":
         print(plain_lines(content), end="")
@@ -253,6 +257,6 @@ def _save(target: str, content: str) -> None:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

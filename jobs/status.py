@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
+# hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flip.runs.rundir import RunDir
-    from jobs.cluster import JobState
+    from jobs.runs.clusters import JobState
 
 EXAMPLES = """examples:
   python jobs/status.py                      every sweep below RUNS_ROOT
@@ -46,21 +47,21 @@ def main(arguments: list[str] | None = None) -> int:
     if args.watch and args.json:
         parser.error("--watch is for people: ask for --json as often as you like")
     from flip.runs.errors import COMPLETE, STORAGE, FlipError
-    from jobs import find
-    from jobs.profile import roots
+    from jobs.common.cluster_profile import roots
+    from jobs.runs import select
 
     try:
-        runs = find.resolve(args.what, roots(args.root))
+        runs = select.resolve(args.what, roots(args.root))
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
     if args.watch:
-        from jobs.show import again
-        from jobs.watch import watch
+        from jobs.reporting.watch import watch
+        from jobs.submission.render import again
 
         return watch([run.path for run in runs], sys.stdout, again=again())
     if args.goodput:
-        from jobs import goodput
+        from jobs.reporting import goodput
 
         sums = goodput.of_runs(runs)
         print(json.dumps(goodput.as_dict(sums), indent=1) if args.json else goodput.render(sums))
@@ -75,7 +76,7 @@ def table(runs: list[RunDir]) -> list[dict[str, Any]]:
     step, steps, loss, phase, samples_per_second, eta_seconds, attempts, restarts, progress_time (Unix time of the last
     progress that was written), reason. Null is what the run has not written yet.
     """
-    from jobs.cluster import states
+    from jobs.runs.clusters import states
 
     known = states(runs)
     return [row(run, known[run.path]) for run in runs]
@@ -87,11 +88,11 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     from functools import partial
 
     from flip.runs.rundir import read_record
-    from jobs import ledger
-    from jobs.cluster import cluster_of
+    from jobs.host import attempts
+    from jobs.runs.clusters import cluster_of
 
     live, damage = _said(lambda: read_record(run.status))
-    last, more = _said(lambda: ledger.last(run))
+    last, more = _said(lambda: attempts.last(run))
     newest = [run.attempt(state.attempt) / name for name in ("start.json", "end.json")] if state.attempt else []
     records = (run.identity, run.path / "job.json", run.result, run.cancel, *newest)
     damaged = [_said(partial(read_record, path))[1] for path in records]
@@ -113,7 +114,7 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
 
 def _said(read: Callable[[], dict[str, Any] | None]) -> tuple[dict[str, Any], str]:
     """(what a file of a run says, ""), of one that cannot be read ({}, why): it must not hide the other runs."""
-    from jobs.cluster import UNREADABLE
+    from jobs.runs.clusters import UNREADABLE
 
     try:
         return dict(read() or {}), ""
@@ -125,8 +126,8 @@ def render(rows: list[dict[str, Any]]) -> str:
     """The table as text, one block per sweep."""
     from itertools import groupby
 
-    from jobs.table import plain
-    from jobs.table import table as aligned
+    from jobs.common.text import plain
+    from jobs.common.text import table as aligned
 
     blocks = []
     for sweep, group in groupby(rows, key=lambda r: r["sweep"]):
@@ -140,7 +141,7 @@ def render(rows: list[dict[str, Any]]) -> str:
 def _shown(r: dict[str, Any]) -> dict[str, str | None]:
     import time
 
-    from jobs.table import count, duration
+    from jobs.common.text import count, duration
 
     done = None if r["samples"] is None or not r["total"] else f"{count(r['samples'])} / {count(r['total'])}"
     return {
@@ -162,6 +163,6 @@ def _shown(r: dict[str, Any]) -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
+# hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import Parser
+from jobs.common.cli import Parser
 
 EXAMPLES = """examples:
   python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = made.parse_args(arguments)
     check_options(made, args)
     from flip.runs.errors import FlipError
-    from jobs.submission import Submission
+    from jobs.submission.submission import Submission
 
     try:
         return Submission(args).run()
@@ -79,6 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/profile.py and jobs/site.py would hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
+# hide other modules.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.pipe import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
-    from jobs.find import Roots
+    from jobs.runs.select import Roots
 
 EXAMPLES = """examples:
   python jobs/tensorboard.py quickstart                  then open the address that it prints
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     at = typed.index("--") if "--" in typed else len(typed)
     args, own = parser.parse_args(typed[:at]), typed[at + 1 :]
     from flip.runs.errors import FlipError
-    from jobs.profile import roots
+    from jobs.common.cluster_profile import roots
 
     try:
         return serve(args.what, roots(args.root), own)
@@ -82,9 +83,9 @@ def serve(what: Sequence[str], root: Roots, own: Sequence[str]) -> int:
 
 
 def _runs(what: Sequence[str], root: Roots) -> list[RunDir]:
-    from jobs import find
+    from jobs.runs import select
 
-    return find.several(what, root) if what else find.resolve(None, root)
+    return select.several(what, root) if what else select.resolve(None, root)
 
 
 def add(runs: Sequence[RunDir], folder: Path) -> list[str]:

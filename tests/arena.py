@@ -19,10 +19,10 @@ from flip.config.derived import world
 from flip.data.order import Order
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
-from jobs import processes
-from jobs.cluster import Job, Shape
-from jobs.local import LocalCluster, live_ranks
-from jobs.profile import load_profile
+from jobs.common.cluster_profile import load_profile
+from jobs.local import processes
+from jobs.local.backend import LocalCluster, live_ranks
+from jobs.runs.clusters import Job, Shape
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, INTERVAL = 16, 5

@@ -1,4 +1,4 @@
-"""The real worker with hooks that only tests want; it stands in job.json's ``module`` in place of jobs.worker.
+"""The real worker with hooks that only tests want; it stands in job.json's ``module`` in place of jobs.runtime.worker.
 
 KILL_STEP_SECONDS: a pause in every step, so that a fault can be aimed at one. KILL_BEFORE_COMMIT: path of a file; rank
 0 takes it away and dies by SIGKILL when all shards of a checkpoint are written and its commit.json is not.
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs import worker
+from jobs.runtime import worker
 
 
 def arm() -> None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "flip/data/order.py": ["tests/flip/data/test_order.py", "tests/flip/data/test_order_reference.py"],
     "flip/runs/commit.py": ["tests/flip/runs/test_commit.py", "tests/parsers/test_records.py"],
-    "jobs/policy.py": ["tests/jobs/test_policy.py", "-k", "not python"],
+    "jobs/host/restart_policy.py": ["tests/jobs/host/test_restart_policy.py", "-k", "not python"],
 }
 #: Seconds that the tests get at first, and how many times as long as that took afterwards: some mutants never end.
 DEADLINE, TIMES = 300.0, 5.0

@@ -68,7 +68,7 @@ def test_arrows_point_down(name, path):
         assert not [
             x for x in found if under(x, "flip.data.loader", "flip.data.storage.client", "flip.data.manifest.manifest")
         ]
-    if name == "jobs.worker":
+    if name == "jobs.runtime.worker":
         return
     if under(name, "jobs"):
         assert not [x for x in found if under(x, "flip.training.trainer", "tools", *HEAVY)]
@@ -87,7 +87,7 @@ for name in sys.argv[2:]:
 
 def test_no_torch():
     """Each by itself, in one process: to start one for each takes a minute."""
-    names = [n for n, _ in modules() if under(n, *LIGHT) or (under(n, "jobs") and n != "jobs.worker")]
+    names = [n for n, _ in modules() if under(n, *LIGHT) or (under(n, "jobs") and n != "jobs.runtime.worker")]
     assert len(names) > 80
     done = subprocess.run(
         [sys.executable, "-c", ALONE, " ".join(HEAVY), *names], cwd=ROOT, capture_output=True, text=True

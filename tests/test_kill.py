@@ -8,8 +8,8 @@ import pytest
 from flip.config.derived import spans
 from flip.runs import commit
 from flip.runs.rundir import read_json
-from jobs.local import LocalCluster
-from jobs.profile import load_profile
+from jobs.common.cluster_profile import load_profile
+from jobs.local.backend import LocalCluster
 from tests.arena import BATCH, INTERVAL, Arena, configuration, decoded_hashes
 from tests.synthetic import make_dataset, make_tokenizer
 from tests.verdicts import check_data, check_equal, ends, price

@@ -21,8 +21,8 @@ from flip.config.schema import Config
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.client import Reader
-from jobs import axes, sweep
-from jobs.profile import load_profile
+from jobs.common.cluster_profile import load_profile
+from jobs.sweeps import expansion, sweep_file
 from tests.synthetic import make_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,9 +197,9 @@ def test_yaml_on_pages_is_understood(page, text, tmp_path):
     keys = {key.split(".")[0] for key in read_yaml(path)}
     if keys <= Config.__dataclass_fields__.keys():
         merge([(page, read_yaml(path))])
-    elif keys <= sweep.KEYS.keys():
-        path.write_text(text if keys & set(axes.KEYS) - {"set"} else f"{text}\nruns: {{a: }}\n", encoding="utf-8")
-        sweep.load(path)
+    elif keys <= sweep_file.KEYS.keys():
+        path.write_text(text if keys & set(expansion.KEYS) - {"set"} else f"{text}\nruns: {{a: }}\n", encoding="utf-8")
+        sweep_file.load(path)
     else:
         path.write_text(text if "kind" in keys else f"kind: slurm\n{text}", encoding="utf-8")
         load_profile(str(path))

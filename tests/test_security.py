@@ -11,7 +11,7 @@ import pytest
 from flip.config.merge import merge
 from flip.runs.errors import ConfigError, StorageError, scrub
 from flip.runs.rundir import RunDir
-from jobs.snapshot import take
+from jobs.submission.snapshot import take
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for room in ("flip", "jobs", "tools") for path in (ROOT / room).rglob("*.py"))

@@ -79,6 +79,6 @@ def judged(report: Mapping[str, Any]) -> tuple[list[str], int]:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

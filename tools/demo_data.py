@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.pipe import Parser
+from jobs.common.cli import Parser
 
 _ABOUT = """\
 Fetch and build the demonstration data: pictures of some 1,400 emoji in nine sets of drawings, with
@@ -68,6 +68,6 @@ def _show(folder: Path, facts: dict, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

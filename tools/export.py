@@ -9,7 +9,7 @@ import argparse
 import json
 from typing import Any
 
-from jobs.pipe import Parser
+from jobs.common.cli import Parser
 
 EXAMPLES = """examples:
   python tools/export.py runs/quickstart/mask50                 the newest checkpoint -> its folder export/<stage>-<S>
@@ -40,11 +40,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """{"folder", and what its export.json says: variant, run, stage, samples, files, ...}."""
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import RunDir
-    from jobs import find
-    from jobs.profile import roots
+    from jobs.common.cluster_profile import roots
+    from jobs.runs import select
     from tools.shards_cli.common import writing
 
-    source = options.run if Path(options.run).is_dir() else find.one(options.run, roots()).path
+    source = options.run if Path(options.run).is_dir() else select.one(options.run, roots()).path
     from flip.export.exporter import export  # torch: a wrong name was said by now
     from flip.export.format import is_export
     from flip.export.load import load
@@ -86,6 +86,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import json
 
-from jobs.pipe import Parser
+from jobs.common.cli import Parser
 
 EXAMPLES = """examples:
   python tools/predict.py runs/quickstart/mask50 cat.png --labels "a cat,a dog"
@@ -39,12 +39,12 @@ def predict(options: argparse.Namespace) -> list[dict[str, object]]:
     """Per image the labels from the likeliest on: [{"image", "labels": [{"label", "probability"}, ...]}]."""
     from flip.evaluation import prompts
     from flip.runs.errors import ConfigError
-    from jobs import find
-    from jobs.profile import roots
+    from jobs.common.cluster_profile import roots
+    from jobs.runs import select
 
     if options.top < 1:
         raise ConfigError("must be at least 1", "--top", options.top)
-    run = options.run if Path(options.run).is_dir() else find.one(options.run, roots()).path
+    run = options.run if Path(options.run).is_dir() else select.one(options.run, roots()).path
     if options.classes:
         names, templates = (wording := prompts.read(options.classes)).names, wording.templates
     else:
@@ -87,6 +87,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import dataclasses
 
-from jobs.pipe import Parser
+from jobs.common.cli import Parser
 
 EXAMPLES = """examples:
   python tools/prompts.py imagenet --out imagenet7.json                 OpenAI's names, the paper's 7 templates
@@ -46,6 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

@@ -9,7 +9,7 @@ import argparse
 import importlib
 import json
 
-from jobs.pipe import Parser
+from jobs.common.cli import Parser
 
 MAKING = """examples:
   python tools/shards.py index 'data/{00000..00041}.tar' --out data/manifest
@@ -199,6 +199,6 @@ def _looking(commands: _Commands) -> None:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

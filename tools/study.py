@@ -74,6 +74,6 @@ def _do(options: argparse.Namespace, docs: Path) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from jobs.pipe import Parser
+from jobs.common.cli import Parser
 
 EXAMPLES = """examples:
   python tools/tokenizer.py train --captions captions.txt --vocabulary 30522 --out tokenizer.json
@@ -118,6 +118,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.pipe import quietly
+    from jobs.common.cli import quietly
 
     sys.exit(quietly(main))

@@ -63,7 +63,7 @@ def install() -> StopFlag:
     flag = StopFlag()
     for number in SIGNALS:
         signal.signal(number, lambda n, _frame: flag.set(f"signal {signal.Signals(n).name}", signal.Signals(n).name))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # jobs/rank.py holds them back until here
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # jobs/host/rank_entry.py holds them back until here
     leash = os.environ.pop("FLIP_LEASH_FD", "")
     if leash:
         threading.Thread(target=_watch, args=(int(leash), flag), name="leash", daemon=True).start()

@@ -1,6 +1,6 @@
 """Slurm's commands over the controller that does not exist: what they print, and how they fail.
 
-``call`` stands in the place of ``jobs.scheduler.call``; everything above that is the real code.
+``call`` stands in the place of ``jobs.host.slurm_cli.call``; everything above that is the real code.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.scheduler import DEADLINE, Unanswered, unanswered
+from jobs.host.slurm_cli import DEADLINE, Unanswered, unanswered
 from tests.fakeslurm.clock import EPOCH
 from tests.fakeslurm.controller import Refused
 from tests.fakeslurm.host import Script

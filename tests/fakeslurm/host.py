@@ -1,6 +1,7 @@
-"""What a batch script does on its nodes: the lines of ``jobs.batch`` in Python, around the real ``jobs.requeue``.
+"""What a batch script does on its nodes: the lines of ``jobs.slurm.batch_script`` in Python, around the real
+``jobs.host.batch_hooks``.
 
-Golden texts of the script itself, and a real bash that runs it, are in tests/jobs/test_batch.py.
+Golden texts of the script itself, and a real bash that runs it, are in tests/jobs/slurm/test_batch_script.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from flip.runs.errors import STORAGE
 from flip.runs.rundir import RunDir
-from jobs import marks, requeue, scheduler
+from jobs.host import batch_hooks, marks, slurm_cli
 from tests.fakeslurm.clock import Process
 
 
@@ -117,10 +118,10 @@ class Life:
         return made
 
     def _python(self, by, over, what, **given):
-        """``python jobs/requeue.py WHAT RUN ...``"""
+        """``python jobs/host/batch_hooks.py WHAT RUN ...``"""
         words = {"token": None, "attempt": self.attempt, "code": None, "state": None, "late": False, **given}
         args = argparse.Namespace(what=what, run=str(self.path), **words)
-        return self._process(by, lambda: requeue.act(args, self._rest), over)
+        return self._process(by, lambda: batch_hooks.act(args, self._rest), over)
 
     def _rest(self, seconds):
         """How the watcher waits: TERM wakes it."""
@@ -157,25 +158,25 @@ class Life:
 
     def _elsewhere(self, code):
         def give_back():
-            mark = marks.read(job, self.restarts, scheduler.AWAY) or marks.Mark()
+            mark = marks.read(job, self.restarts, slurm_cli.AWAY) or marks.Mark()
             if mark.starts < marks.STARTS:
                 marks.leave(job, self.restarts, mark._replace(starts=mark.starts + 1))
                 again()
-                with contextlib.suppress(scheduler.Unanswered):
-                    shown = scheduler.fields_of(scheduler.call("scontrol", "show", "job", job))["ExcNodeList"]
+                with contextlib.suppress(slurm_cli.Unanswered):
+                    shown = slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job", job))["ExcNodeList"]
                     kept = re.sub(r"(^|,)([^][,]+),\2(,|$)", r"\1", shown.replace("(null)", "")).rstrip(",")
                     out = ",".join(filter(None, [kept, self.host.name, self.host.name]))
                     wishes = f"ExcNodeList={out}", f"StartTime=now+{60 * mark.starts}"
-                    scheduler.call("scontrol", "update", f"JobId={job}", *wishes)
+                    slurm_cli.call("scontrol", "update", f"JobId={job}", *wishes)
 
         def again():
             refused = 0
             for _ in range(1440):
-                with contextlib.suppress(scheduler.Unanswered):
-                    return scheduler.call("scontrol", "requeue", job)
+                with contextlib.suppress(slurm_cli.Unanswered):
+                    return slurm_cli.call("scontrol", "requeue", job)
                 self.clock.sleep(30.0)
-                with contextlib.suppress(scheduler.Unanswered):
-                    if f"Restarts={self.restarts} " not in scheduler.call("scontrol", "show", "job", job):
+                with contextlib.suppress(slurm_cli.Unanswered):
+                    if f"Restarts={self.restarts} " not in slurm_cli.call("scontrol", "show", "job", job):
                         raise SystemExit(code)
                     refused += 1
                 if refused == 20:
@@ -183,8 +184,8 @@ class Life:
 
         def ask(*words):
             for _ in range(5):
-                with contextlib.suppress(scheduler.Unanswered):
-                    return scheduler.call("scontrol", *words)
+                with contextlib.suppress(slurm_cli.Unanswered):
+                    return slurm_cli.call("scontrol", *words)
                 self.clock.sleep(30.0)
 
         job = self.job.key
@@ -228,7 +229,7 @@ class Life:
         self._shell = False
         self.controller.shell_killed(self.job)
         for process in self._beside:
-            process.interrupt(requeue.ShellGone())
+            process.interrupt(batch_hooks.ShellGone())
 
     def end(self):
         """TERM to all, which the shell outlives."""

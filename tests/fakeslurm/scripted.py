@@ -84,7 +84,7 @@ class Rank:
             file.write(json.dumps(line) + "\n")
 
     def hear(self, name):
-        if self.log is None:  # jobs/rank.py holds it back
+        if self.log is None:  # jobs/host/rank_entry.py holds it back
             self._held.append(name)
             return
         self._write({"signal": name})

@@ -6,16 +6,16 @@ import contextlib
 from unittest import mock
 
 from flip.runs import rundir
-from jobs import ledger, orphans, requeue, scheduler
+from jobs.host import attempts, batch_hooks, orphans, slurm_cli
 
 
 @contextlib.contextmanager
 def in_place(clock, commands):
     """The code of jobs/ asks this Slurm, and lives by this clock."""
     with contextlib.ExitStack() as stack:
-        for module in (scheduler, requeue, ledger, rundir):
+        for module in (slurm_cli, batch_hooks, attempts, rundir):
             stack.enter_context(mock.patch.object(module, "time", clock.module))
-        stack.enter_context(mock.patch.object(scheduler, "call", commands.call))
+        stack.enter_context(mock.patch.object(slurm_cli, "call", commands.call))
         stack.enter_context(mock.patch.object(orphans, "end", lambda *given: []))  # it looks at this host
         stack.enter_context(mock.patch("submitit.core.utils.CommandFunction", _sbatch(commands)))
         stack.enter_context(mock.patch("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2)))
@@ -33,7 +33,7 @@ def _sbatch(commands):
         def __call__(self):
             try:
                 return commands.call(*map(str, self.words))
-            except scheduler.Unanswered as error:
+            except slurm_cli.Unanswered as error:
                 raise FailedJobError(str(error)) from error
 
     return CommandFunction

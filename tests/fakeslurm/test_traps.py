@@ -1,7 +1,7 @@
 """Ends that the exit trap or the watcher meets in an unusual way, on the Slurm that does not exist."""
 
 from flip.runs.rundir import read_json
-from jobs import requeue
+from jobs.host import batch_hooks
 from tests.fakeslurm.scene import staged
 from tests.fakeslurm.storage import trouble
 from tests.slurm.scenarios import AGAIN, SHORT
@@ -33,7 +33,7 @@ def test_a_watcher_of_a_job_that_slurm_does_not_know_asks_no_more(tmp_path):
         life = scene._jobs()[0].life
         scene.controller.forget()
         for process in life._beside:
-            process.interrupt(requeue.ShellGone())
+            process.interrupt(batch_hooks.ShellGone())
         scene.clock.run(scene.clock.now + 60.0)
         asked = len(scene.commands.noted)
         scene.clock.run(scene.clock.now + 86400.0)

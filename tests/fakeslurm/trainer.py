@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from flip.runs import commit
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import create_json, read_json
-from jobs import ledger
+from jobs.host import attempts
 
 CODES = CAUSES | {"oom": 137, "port": 70}
 PORT = "failed to bind to [::]:29500 (errno: 98 - Address already in use)"
@@ -60,7 +60,7 @@ class Trainer:
         with world.storage(self.life):
             try:
                 self.soon = bool((read_json(self.run.attempt(self.n) / "start.json") or {}).get("first_commit"))
-                self.first = self.saved = ledger.committed_samples(self.run)
+                self.first = self.saved = attempts.committed_samples(self.run)
             except OSError:
                 self.life.happened("storage")
                 self._leave("storage", "the start cannot be read")

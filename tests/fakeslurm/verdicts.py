@@ -5,7 +5,7 @@ knows of each attempt: ``Life.events``, and the commits that its ``Trainer`` mad
 from __future__ import annotations
 
 from flip.runs.rundir import read_json
-from jobs.policy import DAY, Limits
+from jobs.host.restart_policy import DAY, Limits
 
 MAY_BE = {
     "preempted": {"stopped"},

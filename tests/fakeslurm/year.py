@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json, write_json
-from jobs import folder
-from jobs import plan as planning
-from jobs.cluster import Job, Shape, states
-from jobs.plan import Wanted
-from jobs.profile import Profile
-from jobs.scheduler import AWAY
-from jobs.slurm import SlurmCluster
+from jobs.common.cluster_profile import Profile
+from jobs.host.slurm_cli import AWAY
+from jobs.planning import plan as planning
+from jobs.planning.plan import Wanted
+from jobs.runs.clusters import Job, Shape, states
+from jobs.slurm.backend import SlurmCluster
+from jobs.submission import apply as folder
 from tests.fakeslurm.clock import Clock, Process
 from tests.fakeslurm.commands import Commands
 from tests.fakeslurm.controller import Controller

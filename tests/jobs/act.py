@@ -1,8 +1,8 @@
-"""jobs/requeue.py as a batch script calls it, in this process."""
+"""jobs/host/batch_hooks.py as a batch script calls it, in this process."""
 
-from jobs import requeue
+from jobs.host import batch_hooks
 
 
 def act(*words):
     """As ``requeue.main``, which would make this process deaf to TERM, and all that it starts."""
-    return requeue.act(requeue.parser().parse_args([str(word) for word in words]))
+    return batch_hooks.act(batch_hooks.parser().parse_args([str(word) for word in words]))

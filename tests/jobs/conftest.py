@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import RunDir, read_json
-from jobs import local, processes
-from jobs.cluster import Job, Shape
-from jobs.profile import Profile
+from jobs.common.cluster_profile import Profile
+from jobs.local import backend, processes
+from jobs.runs.clusters import Job, Shape
 from tests.synthetic import make_dataset, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ class Field:
         for room in ("flip", "jobs"):
             (self.snapshot / room).symlink_to(ROOT / room)
         shutil.copy(Path(__file__).with_name("fake_worker.py"), self.snapshot)
-        self.cluster = local.LocalCluster(Profile(name="local", signal_seconds=5), peer_grace=0.5)
+        self.cluster = backend.LocalCluster(Profile(name="local", signal_seconds=5), peer_grace=0.5)
         self.worlds: dict[str, int] = {}
 
     def run(self, name="run", world=1, total=6, step=0.05, every=2, **play) -> RunDir:
@@ -77,7 +77,7 @@ class Field:
         return (read_json(self.sweep / ".supervisor" / "pid.json") or {})["pid"]
 
     def pids(self, run: RunDir) -> list[int]:
-        return [row["pid"] for row in local.live_ranks(run)]
+        return [row["pid"] for row in backend.live_ranks(run)]
 
     def journal(self) -> str:
         log = self.sweep / ".supervisor" / "log"

@@ -1,4 +1,5 @@
-"""A worker that keeps the contract of ``jobs.worker`` and trains nothing: one number, S, which it commits as it should.
+"""A worker that keeps the contract of ``jobs.runtime.worker`` and trains nothing: one number, S, which it commits as it
+should.
 
 What it does is written in RUN_DIR/play.json: {"total": S to reach, "step": seconds per step, "every": steps per commit,
 "attempts": {"<n>": {"<rank>": what}}} with what one of crash, diverge, hang (deaf to everything),

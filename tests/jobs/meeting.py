@@ -1,4 +1,5 @@
-"""What ranks do in tests/jobs/test_ranks.py: meet, say so in a file, and stay until another file is there."""
+"""What ranks do in tests/jobs/local/test_rank_processes.py: meet, say so in a file, and stay until another file is
+there."""
 
 import os
 import sys

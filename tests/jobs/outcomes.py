@@ -7,9 +7,9 @@ from flip.config.derived import spans
 from flip.config.identity import identity
 from flip.config.merge import dump, merge
 from flip.runs.rundir import RunDir, write_json
-from jobs.cost import estimate
-from jobs.plan import Wanted
-from jobs.profile import Profile
+from jobs.common.cluster_profile import Profile
+from jobs.planning.cost import estimate
+from jobs.planning.plan import Wanted
 
 SETS = [
     {"name": "validation", "manifest": "/data/noto", "classes": "/data/classes.json", "role": "validation"},

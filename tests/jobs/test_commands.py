@@ -14,9 +14,13 @@ import pytest
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
-from jobs import cancel, explain, facts, find, logs, processes, profile, report, status, watch
-from jobs.cluster import JobState
-from jobs.profile import load_profile, runs_root
+from jobs import cancel, explain, logs, report, status
+from jobs.common import cluster_profile
+from jobs.common.cluster_profile import load_profile, runs_root
+from jobs.local import processes
+from jobs.reporting import run_details, watch
+from jobs.runs import select
+from jobs.runs.clusters import JobState
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,18 +59,18 @@ def test_an_outage_of_storage_is_told_while_the_attempt_runs(root):
 
 
 def test_what_is_typed_is_found(root, monkeypatch):
-    assert names(find.resolve(None, root)) == ["one/a", "one/b", "two/a"]
-    assert names(find.resolve("one", root)) == ["one/a", "one/b"]
-    assert names(find.resolve("sweeps/one.yaml", root)) == ["one/a", "one/b"]
-    assert names(find.resolve("two/a", root)) == names([find.one(str(root / "two" / "a"), root)]) == ["two/a"]
+    assert names(select.resolve(None, root)) == ["one/a", "one/b", "two/a"]
+    assert names(select.resolve("one", root)) == ["one/a", "one/b"]
+    assert names(select.resolve("sweeps/one.yaml", root)) == ["one/a", "one/b"]
+    assert names(select.resolve("two/a", root)) == names([select.one(str(root / "two" / "a"), root)]) == ["two/a"]
     monkeypatch.chdir(root / "one")
-    assert names(find.resolve("b", root)) == ["one/b"]
+    assert names(select.resolve("b", root)) == ["one/b"]
     with pytest.raises(ConfigError, match=r"There are: one/a, one/b"):
-        find.resolve("one/c", root)
+        select.resolve("one/c", root)
     with pytest.raises(ConfigError, match=r"There are: one, two"):
-        find.resolve("three", root)
+        select.resolve("three", root)
     with pytest.raises(ConfigError, match=r"Name one: one/a, one/b"):
-        find.one("one", root)
+        select.one("one", root)
 
 
 def test_status_shows_what_the_directories_say(root, tmp_path):
@@ -109,7 +113,7 @@ def test_a_damaged_file_of_one_run_takes_no_other_from_the_table(
     assert not words or row["reason"].count(f"{name}: {words}") == 1
     for more in ([], ["--goodput"]):
         assert status.main(["one", *more, "--root", str(root)]) == 0
-    assert "b" in explain.page(facts.explain(bad))
+    assert "b" in explain.page(run_details.explain(bad))
     if row["state"] == "unknown":
         return  # who watches waits until somebody has mended it
     monkeypatch.setattr(watch, "interval", lambda _: 0.0)
@@ -164,21 +168,21 @@ def test_logs(root):
 
 
 def test_patterns_choose_runs(root):
-    assert names(find.several(["*/a"], root)) == ["one/a", "two/a"]
-    assert names(find.several(["one", "!*/a"], root)) == ["one/b"]
-    assert names(find.several(["!one/b"], root)) == ["one/a", "two/a"], "all but that"
-    assert names(find.several(["one/a", "one"], root)) == ["one/a", "one/b"], "each once"
-    assert names(find.several(["o*"], root)) == ["one/a", "one/b"], "a sweep's name"
+    assert names(select.several(["*/a"], root)) == ["one/a", "two/a"]
+    assert names(select.several(["one", "!*/a"], root)) == ["one/b"]
+    assert names(select.several(["!one/b"], root)) == ["one/a", "two/a"], "all but that"
+    assert names(select.several(["one/a", "one"], root)) == ["one/a", "one/b"], "each once"
+    assert names(select.several(["o*"], root)) == ["one/a", "one/b"], "a sweep's name"
     (root / "one" / "[b]").mkdir()
     (root / "one" / "[b]" / "config.yaml").write_text("schema: 1\n")
-    assert names(find.several(["one/[b]"], root)) == ["one/[b]"], "what is there is no pattern"
+    assert names(select.several(["one/[b]"], root)) == ["one/[b]"], "what is there is no pattern"
     for words, told in (
         (["one/x*"], "no run has such a name"),
         (["!three"], "no such sweep"),
         (["one", "!one"], "no run"),
     ):
         with pytest.raises(ConfigError, match=told):
-            find.several(words, root)
+            select.several(words, root)
 
 
 def test_runs_below_a_profiles_runs_root_are_found(root, tmp_path, monkeypatch, capsys):
@@ -190,19 +194,19 @@ def test_runs_below_a_profiles_runs_root_are_found(root, tmp_path, monkeypatch, 
     for name in ("far/x", "one/a"):
         (tmp_path / "shared" / name).mkdir(parents=True)
         (tmp_path / "shared" / name / "config.yaml").write_text("schema: 1\n")
-    monkeypatch.setattr(profile, "PROFILES", profiles)
+    monkeypatch.setattr(cluster_profile, "PROFILES", profiles)
     monkeypatch.setenv("FLIP_RUNS", str(root))
-    roots = profile.roots()
-    assert roots == [root, tmp_path / "shared"] and profile.roots(str(root)) == [root]
-    assert names(find.resolve("far", roots)) == names([find.one("far/x", roots)]) == ["far/x"]
-    assert [run.path for run in find.resolve("one/a", roots)] == [root / "one" / "a"], "RUNS_ROOT comes first"
-    assert len(find.resolve(None, roots)) == 5 and len(find.several(["*"], roots)) == 3, "a pattern is for one root"
-    assert names(find.several(["f*"], roots)) == ["far/x"]
+    roots = cluster_profile.roots()
+    assert roots == [root, tmp_path / "shared"] and cluster_profile.roots(str(root)) == [root]
+    assert names(select.resolve("far", roots)) == names([select.one("far/x", roots)]) == ["far/x"]
+    assert [run.path for run in select.resolve("one/a", roots)] == [root / "one" / "a"], "RUNS_ROOT comes first"
+    assert len(select.resolve(None, roots)) == 5 and len(select.several(["*"], roots)) == 3, "a pattern is for one root"
+    assert names(select.several(["f*"], roots)) == ["far/x"]
     for command, words in ((status, ["far"]), (explain, ["far/x"]), (logs, ["far/x", "--json"])):
         assert command.main(words) == 0, capsys.readouterr().err
     assert report.main(["far", "--json"]) == 0 and status.main([]) == 0
     with pytest.raises(ConfigError, match="There are: far/x"):
-        find.resolve("far/y", roots)
+        select.resolve("far/y", roots)
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
@@ -250,7 +254,7 @@ def test_help_ends_with_examples_and_imports_nothing_of_ours(command):
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert "examples:" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert not {name for name in imported if name.startswith(("flip", "jobs"))} - {"jobs", "jobs.pipe"}
+    assert not {name for name in imported if name.startswith(("flip", "jobs"))} - {"jobs", "jobs.common.cli"}
 
 
 def test_profiles(tmp_path, monkeypatch):

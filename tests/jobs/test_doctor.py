@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from flip.runs.errors import ConfigError
-from jobs import doctor, promises
-from jobs import site as reading
-from jobs.profile import Profile, load_profile
-from jobs.promises import HOLDS, LESS, NOT, UNKNOWN
-from jobs.site import Node, Site
+from jobs import doctor
+from jobs.common.cluster_profile import Profile, load_profile
+from jobs.slurm import site as reading
+from jobs.slurm import site_checks
+from jobs.slurm.site import Node, Site
+from jobs.slurm.site_checks import HOLDS, LESS, NOT, UNKNOWN
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -46,12 +47,12 @@ def site(config=(), partition=(), **fields):
 
 
 def judged(one, promise, profile=PROFILE):
-    (found,) = [finding for finding in promises.findings(one, profile) if promise in finding.promise]
+    (found,) = [finding for finding in site_checks.findings(one, profile) if promise in finding.promise]
     return found
 
 
 def test_a_good_site_keeps_all_promises():
-    assert {(f.verdict, f.then) for f in promises.findings(site(), PROFILE)} == {(HOLDS, "")}
+    assert {(f.verdict, f.then) for f in site_checks.findings(site(), PROFILE)} == {(HOLDS, "")}
 
 
 # fmt: off
@@ -292,7 +293,7 @@ def test_help_ends_with_examples_and_imports_nothing_of_ours():
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "examples:" in done.stdout
-    assert not {name for name in imported if name.startswith(("flip", "jobs"))} - {"jobs", "jobs.pipe"}
+    assert not {name for name in imported if name.startswith(("flip", "jobs"))} - {"jobs", "jobs.common.cli"}
 
 
 @pytest.mark.slurm

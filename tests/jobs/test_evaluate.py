@@ -18,7 +18,9 @@ from flip.models import clip
 from flip.monitoring.results import read_run
 from flip.runs import commit, pins
 from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
-from jobs import evaluate, evaluation, report, site
+from jobs import evaluate, report
+from jobs.slurm import site
+from jobs.submission import evaluation
 from tests.flip.evaluation.test_datasets import images, wds
 from tests.flip.evaluation.test_encoders import make_folder
 from tests.synthetic import make_dataset, make_tokenizer
@@ -309,7 +311,7 @@ def test_a_pairing_of_folders_and_names_by_order_is_printed(place, capsys):
 
 
 def test_help_is_quick_and_without_torch():
-    script = "import sys; from jobs import evaluate, evaluation; sys.exit('torch' in sys.modules)"
+    script = "import sys; from jobs import evaluate; from jobs.submission import evaluation; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
 
 

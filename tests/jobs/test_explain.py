@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs import explain, facts, ledger, report, slurm_state
+from jobs import explain, report
+from jobs.host import attempts
+from jobs.reporting import run_details
+from jobs.slurm import job_states
 from jobs.status import render, table
 from tests.jobs.outcomes import make
 
@@ -31,11 +34,11 @@ def place(tmp_path):
 
 
 def attempt(run, cause, code, state="RUNNING", lines=()):
-    n = ledger.begin(run, {"nodes": "n[1-2]", "job": "57_0"})
+    n = attempts.begin(run, {"nodes": "n[1-2]", "job": "57_0"})
     folder = run.open_logs(n)
     (folder / "node0.err").write_text("".join(f"{line}\n" for line in lines))
     run.write_cause(n, 0, cause, code, f"why {cause}")
-    ledger.end(run, n, code, state)
+    attempts.end(run, n, code, state)
 
 
 def queue(commands, *rows):
@@ -48,7 +51,7 @@ def test_a_run_that_waits_in_slurm_for_its_third_attempt(place, commands):
     attempt(run, "crash", 70, lines=["first", "", *(f"line {i}" for i in range(9)), "RuntimeError: boom"])
     attempt(run, "crash", 70, lines=["RuntimeError: boom again"])
     queue(commands, "PENDING||Priority|2026-11-25T14:00:00")
-    found = facts.explain(run)
+    found = run_details.explain(run)
     assert [call.split()[0] for call in commands.calls()] == ["squeue"], "one look at Slurm"
     assert found["about"]["size"] == "tiny" and found["about"]["samples"] == 12_800
     assert found["about"]["differs"] == {"stages.pretrain.mask": "0.5"}
@@ -69,7 +72,7 @@ def test_a_run_that_waits_in_slurm_for_its_third_attempt(place, commands):
 def test_what_holds_it_up_and_its_bad_steps(place, commands):
     run = RunDir(place / "demo" / "mask50")
     queue(commands, "RUNNING||None|N/A")
-    assert (facts.explain(run)["verdict"], facts.explain(run)["anomalies"]) == (None, [])
+    assert (run_details.explain(run)["verdict"], run_details.explain(run)["anomalies"]) == (None, [])
     run.metrics.mkdir(exist_ok=True)
     line = {"step": 1, "samples": 8, "loss": 1.0, "verdict": "input-bound: data-wait is 41 % of the time"}
     (run.metrics / "1.jsonl").write_text(json.dumps(line) + "\n")
@@ -77,7 +80,7 @@ def test_what_holds_it_up_and_its_bad_steps(place, commands):
     for name in ("1-9.0", "1-9.1", "2-10.0", "2-10.1", "2-9.0", "notes"):
         (run.anomalies / f"{name}.json").write_text("{}")
     (run.anomalies / "2-11.0.json.tmp.7").write_text("{")
-    found = facts.explain(run)
+    found = run_details.explain(run)
     assert found["anomalies"] == [f"anomalies/{name}.json" for name in ("1-9.0", "2-9.0", "2-10.0")]
     shown = explain.page(found)
     assert "input-bound: data-wait is 41 %" in shown and "3, the last one: anomalies/2-10.0.json" in shown
@@ -87,22 +90,22 @@ def test_a_failed_run_names_the_command_and_a_complete_one_needs_none(place, com
     run = RunDir(place / "demo" / "mask50")
     attempt(run, "config", 78, lines=["wrong"])
     queue(commands)
-    found = facts.explain(run)
+    found = run_details.explain(run)
     assert found["state"]["state"] == "failed"
     assert found["next"]["command"] == "python jobs/submit.py --sweep '/a b/demo.yaml' --only mask50 --retry"
     assert found["incidents"] == [{"cause": "config", "total": 1, "without_commit": 1, "limit": 1}]
     write_json(run.result, {"run": "mask50", "samples": 12_800, "seconds": 1.0})
-    assert facts.explain(run)["next"]["what"] == "nothing: it has finished"
+    assert run_details.explain(run)["next"]["what"] == "nothing: it has finished"
     queue(commands, "PENDING||Priority|N/A")
     (place / "demo" / "mask50" / "result.json").unlink()
-    assert facts.explain(run)["next"]["estimate"] is None
+    assert run_details.explain(run)["next"]["estimate"] is None
 
 
 def test_a_delay_is_told_with_its_end(place, commands, monkeypatch):
     run = RunDir(place / "demo" / "mask50")
     attempt(run, "storage", 69)
     queue(commands, "PENDING||BeginTime|N/A")
-    found = facts.explain(run)
+    found = run_details.explain(run)
     assert found["next"]["not_before"] == pytest.approx(read_json(run.attempt(1) / "end.json")["time"] + 30)
     assert "not before 20" in explain.page(found)
 
@@ -112,31 +115,31 @@ def test_a_log_of_many_gigabytes_is_read_from_its_end(tmp_path):
         file.truncate(1 << 40)  # sparse
         file.seek(0, os.SEEK_END)
         file.write(b"\nthe end\n")
-    assert facts.last_lines(tmp_path / "log")[-1] == "the end"
+    assert run_details.last_lines(tmp_path / "log")[-1] == "the end"
 
 
 def test_the_log_is_that_of_the_root_causes_node(place):
     run = RunDir(place / "demo" / "mask50")
-    folder = run.open_logs(ledger.begin(run, {}))
+    folder = run.open_logs(attempts.begin(run, {}))
     for name in ("node0.err", "node1.out", "job.err"):
         (folder / name).write_text(name)
-    assert [facts._log(run, 1, node).name for node in (0, 1)] == ["node0.err", "job.err"]
+    assert [run_details._log(run, 1, node).name for node in (0, 1)] == ["node0.err", "job.err"]
 
 
 def test_damaged_files_are_said_and_nothing_is_thrown(place, commands):
     run = RunDir(place / "demo" / "mask50")
     queue(commands, "RUNNING|n1|None|N/A")
     run.status.write_text("{")
-    assert "status.json: not JSON" in explain.page(facts.explain(run))
+    assert "status.json: not JSON" in explain.page(run_details.explain(run))
     run.identity.write_text("{")
     (run.path / "job.json").write_text("{")
-    assert "not known" in explain.page(facts.explain(run))
+    assert "not known" in explain.page(run_details.explain(run))
 
 
 def test_hostile_names_and_texts_reach_no_terminal(place, commands, capsys):
     run = make(place / "demo", HOSTILE, steps=0, complete=False)
     attempt(run, "crash", 70, lines=[HOSTILE])
-    for shown in (explain.page(facts.explain(run)), render(table([run]))):
+    for shown in (explain.page(run_details.explain(run)), render(table([run]))):
         assert "\\x1b[2J" in shown and "\\u202e" in shown
         assert all(c.isprintable() or c == "\n" for c in shown)
     for command in (["status"], ["report", "--out", str(place / "page.html")], ["cancel", "demo/nothing"]):
@@ -158,7 +161,7 @@ def test_the_command(place):
 def test_when_slurm_expects_to_start_it(place, commands):
     queue(commands, "PENDING||Priority|2026-11-25T14:00:00")
     run = RunDir(place / "demo" / "mask50")
-    assert slurm_state.states([run])[run.path].starts == "2026-11-25T14:00:00"
+    assert job_states.states([run])[run.path].starts == "2026-11-25T14:00:00"
 
 
 @pytest.mark.parametrize("kind", ["local", "slurm"])
@@ -170,7 +173,7 @@ def test_a_broken_result_is_no_complete_run(place, commands, kind):
     run.result.write_text('{"run": "mask50", "sam')
     run.status.write_text("\0\0")
     queue(commands)
-    found = facts.explain(run)
+    found = run_details.explain(run)
     assert found["state"]["state"] == {"local": "failed", "slurm": "unknown"}[kind]
     assert [one["attempt"] for one in found["attempts"]] == [1]
     shown = explain.page(found)
@@ -188,11 +191,11 @@ def test_an_end_that_nobody_recorded_is_that_of_the_newest_attempt(place, comman
     run = RunDir(place / "demo" / "mask50")
     write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": "local"})
     attempt(run, "crash", 70, lines=["RuntimeError: the first"])
-    n = ledger.begin(run, {"host": "here"})
+    n = attempts.begin(run, {"host": "here"})
     (run.open_logs(n) / "node0.err").write_text("the newest\n")
     if cause:
         run.write_cause(n, 0, cause, 69, "the bucket is away")
-    found = facts.explain(run)
+    found = run_details.explain(run)
     assert found["state"]["state"] == "stopped" and found["evidence"]["attempt"] == n
     assert found["evidence"]["lines"] == ["the newest"] and found["evidence"]["action"] is None
     shown = explain.page(found)
@@ -200,5 +203,5 @@ def test_an_end_that_nobody_recorded_is_that_of_the_newest_attempt(place, comman
     assert ("storage: the bucket is away" if cause else "its end was not recorded") in shown
     write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": "slurm", "site": "another"})
     queue(commands)
-    found = facts.explain(run)
+    found = run_details.explain(run)
     assert found["state"]["state"] == "unknown" and found["evidence"]["attempt"] == 1, "it may be running"

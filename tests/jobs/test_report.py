@@ -18,13 +18,15 @@ from PIL import Image
 from flip.config import merge
 from flip.monitoring.results import find_runs, read_run
 from flip.runs.rundir import read_json, write_json
-from jobs import against, arms, report
-from jobs.blocks import Table, Text
-from jobs.chart import Axis, Plot, Series, look, number, thin
-from jobs.figures import focus, legend_of
-from jobs.findings import result_cells
-from jobs.markdown import markdown
-from jobs.page import page
+from jobs import report
+from jobs.reporting import paper_comparison as against
+from jobs.reporting import seed_groups
+from jobs.reporting.charts import Axis, Plot, Series, look, number, thin
+from jobs.reporting.document import Table, Text
+from jobs.reporting.figures import focus, legend_of
+from jobs.reporting.html import page
+from jobs.reporting.markdown import markdown
+from jobs.reporting.report import result_cells
 from tests.jobs import gallery
 from tests.jobs.outcomes import make
 
@@ -76,7 +78,7 @@ def test_seeds_are_one_arm(tmp_path):
     for seed, top1 in enumerate((0.2, 0.3, 0.1)):
         make(tmp_path / "demo", f"mask50-s{seed}", seed=seed, top1=top1)
     found = outcomes(tmp_path / "demo")
-    (arm,) = arms.group(found)
+    (arm,) = seed_groups.group(found)
     score = arm.score("twemoji")
     assert arm.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
     assert score.mean == pytest.approx(0.2)
@@ -94,9 +96,9 @@ def test_a_column_says_in_which_precision_scores_were_computed(tmp_path):
         write_json(run.result, result)
     found = {name: outcomes(tmp_path / name) for name in ("old", "new", "fast")}
     mixed = [*found["old"], *found["new"], *found["fast"]]
-    told = {row["run"]: row["scored in"] for row in result_cells(arms.group(mixed), mixed)}
+    told = {row["run"]: row["scored in"] for row in result_cells(seed_groups.group(mixed), mixed)}
     assert told == {"old": "as trained", "new": "fp32", "fast": "bf16"}
-    assert "scored in" not in result_cells(arms.group(found["new"]), found["new"])[0]
+    assert "scored in" not in result_cells(seed_groups.group(found["new"]), found["new"])[0]
     assert "scored in fp32 unless a column says otherwise" in report.text(found["new"])
 
 
@@ -105,9 +107,9 @@ def test_means_are_over_complete_seeds(tmp_path):
         make(tmp_path / "demo", f"mask50-s{seed}", seed=seed)
     make(tmp_path / "demo", "mask50-s2", seed=2, steps=20, end=CRASH, complete=False, speed=10.0)
     found = outcomes(tmp_path / "demo")
-    (arm,) = arms.group(found)
+    (arm,) = seed_groups.group(found)
     assert (arm.progress("samples"), arm.progress("seconds")) == (12_800, 32)
-    assert arms.group(found[2:])[0].progress("samples") == 2560, "what there is, where none is complete"
+    assert seed_groups.group(found[2:])[0].progress("samples") == 2560, "what there is, where none is complete"
     assert result_cells([arm], found)[0]["seeds"] == "2 of 3"
 
 
@@ -204,7 +206,7 @@ def test_core_hours_are_no_gpu_hours(tmp_path):
         config.resources.gpus = gpus
         run.config.write_text(merge.dump(config), encoding="utf-8")
     found = report.outcomes(find_runs(tmp_path))
-    rows = result_cells(arms.group(found), found)
+    rows = result_cells(seed_groups.group(found), found)
     assert [(row["run"], row["GPU-hours"] == "-") for row in rows] == [("cpu", True), ("gpu", False)]
 
 
@@ -275,9 +277,9 @@ def test_more_arms_than_eyes_can_tell_are_grey(tmp_path):
     for i in range(20):
         make(tmp_path / "demo", f"r{i:02}", f"0.{i + 10}", top1=0.1 + 0.01 * i)
     found = outcomes(tmp_path / "demo")
-    styles = focus(arms.group(found), found)
+    styles = focus(seed_groups.group(found), found)
     assert [i for i, style in enumerate(styles) if style is not None] == list(range(13, 20)), "the best seven"
-    assert styles[19] == 0 and legend_of(arms.group(found), styles)[-1] == ("13 others", None)
+    assert styles[19] == 0 and legend_of(seed_groups.group(found), styles)[-1] == ("13 others", None)
     assert "13 others" in parsed(page(found)).text
 
 
@@ -288,23 +290,25 @@ def test_rows_of_other_sweeps_stand_beside(tmp_path, monkeypatch):
     more = ["stages.pretrain.warmup=25.6e6"]
     folder = gallery.sweep(tmp_path, "batch", {"mask75-16k": (0.5, "running")}, more=more)
     found = outcomes(folder)
-    lines = {line.row.row: line for line in against.compare(arms.group(found), found)}
+    lines = {line.row.row: line for line in against.compare(seed_groups.group(found), found)}
     assert list(lines) == [f"1b, {mask} %, {batch}k" for mask in (50, 75) for batch in (16, 32, 64)]
     assert lines["1b, 50 %, 32k"].run == "masking/mask50" and lines["1b, 50 %, 32k"].obstacles == []
     assert lines["1b, 50 %, 16k"].obstacles == ["stages.pretrain.warmup is 25.6 M, published 51.2 M"]
     assert lines["1b, 75 %, 16k"].obstacles[0] == "mask75-16k is running" and lines["1b, 75 %, 16k"].gap is None
     assert "not comparable yet" in report.text(found) and "agrees within 0.5" in report.text(found)
-    tuned = against.compare(arms.group(found), found, "1e")
+    tuned = against.compare(seed_groups.group(found), found, "1e")
     assert [(line.run, line.verdict) for line in tuned if line.row.row.startswith("1e, 50")] == [
         ("masking/mask50", "agrees within 0.5"),
         ("tuning/mask50", "not comparable yet"),
     ]
-    assert len({line.set for line in against.compare(arms.group(found), found, "1d")}) == 5, "whole and masked images"
+    assert len({line.set for line in against.compare(seed_groups.group(found), found, "1d")}) == 5, (
+        "whole and masked images"
+    )
 
 
 def test_flops_of_a_run_are_those_that_a_plan_adds_up(tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     for name in ("tuning", "tuning_small", "text_masking"):
         for outcome in outcomes(gallery.sweep(tmp_path, name)):
-            assert arms.flops(outcome) == pytest.approx(outcome.result["flops"], rel=1e-12)
-            assert arms.flops(outcome, 1000) < arms.flops(outcome, 2000)
+            assert seed_groups.flops(outcome) == pytest.approx(outcome.result["flops"], rel=1e-12)
+            assert seed_groups.flops(outcome, 1000) < seed_groups.flops(outcome, 2000)

@@ -26,14 +26,16 @@ from flip.monitoring.results import read_run
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, create_json, read_json, write_json
-from jobs import folder as folders
-from jobs import plan as planning
-from jobs import preflight, site, submission
-from jobs.cluster import JobState
-from jobs.goodput import of_run
-from jobs.profile import Profile
-from jobs.snapshot import Snapshot
-from jobs.submission import Submission
+from jobs.common.cluster_profile import Profile
+from jobs.planning import plan as planning
+from jobs.planning import preflight
+from jobs.reporting.goodput import of_run
+from jobs.runs.clusters import JobState
+from jobs.slurm import site
+from jobs.submission import apply as folders
+from jobs.submission import submission
+from jobs.submission.snapshot import Snapshot
+from jobs.submission.submission import Submission
 from jobs.submit import main as submit_main
 from tests.synthetic import encode, make_dataset, picture
 from tools.shards import main as shards_main

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
-from jobs import marks, promises, scheduler, site, slurm_state
-from jobs.cluster import JobState
-from jobs.profile import Profile
+from jobs.common.cluster_profile import Profile
+from jobs.host import marks, slurm_cli
+from jobs.runs.clusters import JobState
+from jobs.slurm import job_states, site, site_checks
 from tests.parsers.spoil import spoiled
 
 pytestmark = pytest.mark.timeout(60)
@@ -55,7 +56,7 @@ def answers(monkeypatch):
     def run(words, **_):
         return subprocess.CompletedProcess(words, 0, found.get(Path(words[0]).name, b""), b"")
 
-    monkeypatch.setattr(scheduler.subprocess, "run", run)
+    monkeypatch.setattr(slurm_cli.subprocess, "run", run)
     return found
 
 
@@ -71,9 +72,9 @@ def run(tmp_path_factory):
 @example("s.1f|²|50_0|RUNNING|n|None|N/A\n".encode())
 def test_any_queue(answers, run, text):
     answers |= {"squeue": text, "scontrol": CONFIG.encode()}
-    rows = scheduler.queue(["s.1f"])
+    rows = slurm_cli.queue(["s.1f"])
     assert all(isinstance(name, str) and index >= 0 for name, index in rows)
-    assert isinstance(slurm_state.states([run])[run.path], JobState)
+    assert isinstance(job_states.states([run])[run.path], JobState)
 
 
 WORD = st.text(st.sampled_from("abcdefgh[]-,.0123 ()"), max_size=8)
@@ -82,17 +83,17 @@ WORD = st.text(st.sampled_from("abcdefgh[]-,.0123 ()"), max_size=8)
 @given(st.dictionaries(st.integers(0, 999), st.tuples(WORD, WORD, st.text("ab| (),:", max_size=9)), max_size=4))
 def test_a_queue_comes_back(answers, jobs):
     answers["squeue"] = "".join(f"s.1f|{i}|7_{i}|{a}|{b}|{why}|N/A\n" for i, (a, b, why) in jobs.items()).encode()
-    expected = {("s.1f", i): scheduler.Row(f"7_{i}", a, why, b) for i, (a, b, why) in jobs.items()}
-    assert scheduler.queue(["s.1f"]) == expected
+    expected = {("s.1f", i): slurm_cli.Row(f"7_{i}", a, why, b) for i, (a, b, why) in jobs.items()}
+    assert slurm_cli.queue(["s.1f"]) == expected
 
 
 @given(printed(JOB))
 def test_any_job(answers, text):
     answers["scontrol"] = text
-    assert scheduler.state_words("50_3", 2) is None or scheduler.state_words("50_3", 2).strip()
+    assert slurm_cli.state_words("50_3", 2) is None or slurm_cli.state_words("50_3", 2).strip()
     mark = marks.read("50_3", 2)
     assert mark.starts >= 0 and mark.attempt >= 0
-    assert all(isinstance(nodes, str) for nodes in scheduler._excluded("50_3"))
+    assert all(isinstance(nodes, str) for nodes in slurm_cli._excluded("50_3"))
 
 
 @given(st.text(max_size=12) | st.sampled_from(ODD))
@@ -100,22 +101,22 @@ def test_any_job(answers, text):
 @example("0001-01-01T00:00:00")
 @example("9999-12-31T23:59:59")
 def test_any_time(text):
-    assert scheduler.seconds(text) is None or scheduler.seconds(text) >= 0
-    assert scheduler.moment(text) is None or isinstance(scheduler.moment(text), float)
-    assert scheduler.number(text) is None or scheduler.number(text) >= 0
+    assert slurm_cli.seconds(text) is None or slurm_cli.seconds(text) >= 0
+    assert slurm_cli.moment(text) is None or isinstance(slurm_cli.moment(text), float)
+    assert slurm_cli.number(text) is None or slurm_cli.number(text) >= 0
 
 
 @given(st.integers(0, 400), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
 def test_a_time_comes_back(days, hours, minutes, rest):
     text = (f"{days}-" if days else "") + f"{hours:02d}:{minutes:02d}:{rest:02d}"
-    assert scheduler.seconds(text) == ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    assert slurm_cli.seconds(text) == ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 @given(printed(CONFIG), printed(PARTITION), printed(NODES), st.text("REQU,|0123:-", max_size=20))
 @example(b"RequeueExit = 0-99999999999\nMaxArraySize = " + b"9" * 5000, PARTITION.encode(), NODES.encode(), "")
 def test_any_site(answers, config, partition, nodes, qos):
     answers |= {"scontrol": config}
-    read = scheduler.config()
+    read = slurm_cli.config()
     answers |= {"scontrol": partition}
     profile = Profile(name="x", kind="slurm", gpus_per_node=8, partition="p")
     try:
@@ -125,5 +126,5 @@ def test_any_site(answers, config, partition, nodes, qos):
     shown = dict(zip(("preempt", "grace", "wall", "submit"), qos.split("|"), strict=False))
     nodes = site.nodes_of(nodes.decode("utf-8", "replace"))
     found = site.Site(read, fields, shown, {"submit": qos}, nodes=nodes, python="3.11.7")
-    told = promises.findings(found, profile)
-    assert len(told) == len(promises.PROMISES) and all(one.verdict and one.read for one in told)
+    told = site_checks.findings(found, profile)
+    assert len(told) == len(site_checks.PROMISES) and all(one.verdict and one.read for one in told)

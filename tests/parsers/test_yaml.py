@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from flip.config.merge import dump, merge, read
 from flip.config.yaml_io import dump_yaml, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError
-from jobs.profile import Profile, load_profile
-from jobs.sweep import load
+from jobs.common.cluster_profile import Profile, load_profile
+from jobs.sweeps.sweep_file import load
 from tests.parsers.spoil import SCALARS, changed, spoiled
 
 pytestmark = pytest.mark.timeout(60)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs import processes
+from jobs.local import processes
 from tests.jobs.outcomes import make
 from tests.security.users import ROOT, TEAM, tree, until
 
@@ -108,7 +108,7 @@ SITECUSTOMIZE = "import os; open(os.environ['HOME'] + '/executed', 'w').close()"
 
 
 def test_submit_refuses_a_sweep_folder_or_code_that_another_user_prepared(users, desk):
-    take = "import sys, pathlib; from jobs import snapshot; print(snapshot.take(*map(pathlib.Path, sys.argv[1:])).path)"
+    take = "import sys, pathlib; from jobs.submission import snapshot; print(snapshot.take(*map(pathlib.Path, sys.argv[1:])).path)"
     root = users.shared
     with users.mallory.acts():
         (root / "demo").mkdir()
@@ -172,7 +172,7 @@ def submitted(folder: Path, name: str, marker: str, order: int) -> RunDir:
 
 def supervise(user, sweep: Path, **environment) -> str:
     """Run a supervisor until it ends by itself, and return its log."""
-    words = ["-c", 'exec "$0" -m jobs.supervisor "$1" > "$HOME/log" 2>&1', sys.executable, sweep]
+    words = ["-c", 'exec "$0" -m jobs.local.supervisor "$1" > "$HOME/log" 2>&1', sys.executable, sweep]
     done = user.run("sh", *words, PYTHONPATH=ROOT, **environment)
     log = user.home / "log"
     assert done.returncode == 0, log.read_text()
@@ -294,7 +294,7 @@ START = """
 import os, sys, tempfile
 from flip.distributed.parallel import set_compile_caches
 from flip.runs.rundir import RunDir
-from jobs.worker import clear_temporaries
+from jobs.runtime.worker import clear_temporaries
 for tempfile.tempdir in sys.argv[2:]:
     set_compile_caches()
     clear_temporaries(RunDir(sys.argv[1]), 2)

@@ -19,30 +19,16 @@ from flip.monitoring import metrics_reader, results
 from flip.runs import commit, pins
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, write_json
-from jobs import (
-    cluster,
-    explain,
-    facts,
-    find,
-    findings,
-    goodput,
-    ledger,
-    local,
-    logs,
-    markdown,
-    notify,
-    page,
-    plan,
-    report,
-    resubmit,
-    show,
-    slurm_state,
-    status,
-    suspects,
-    wall,
-    watch,
-)  # fmt: skip
-from jobs.profile import Profile
+from jobs import explain, logs, report, status  # fmt: skip
+from jobs.common.cluster_profile import Profile
+from jobs.host import attempts, bad_nodes, notify, wall_limit  # fmt: skip
+from jobs.local import backend  # fmt: skip
+from jobs.planning import plan  # fmt: skip
+from jobs.reporting import goodput, html, markdown, run_details, watch  # fmt: skip
+from jobs.reporting import report as findings
+from jobs.runs import clusters, resubmit, select  # fmt: skip
+from jobs.slurm import job_states  # fmt: skip
+from jobs.submission import render  # fmt: skip
 from tests.jobs.outcomes import config, make, score, wanted
 from tests.parsers.spoil import DEEP, VALUES, places, texts
 
@@ -52,7 +38,7 @@ SEARCHING = settings.default.max_examples > 100
 MANY = settings.default.max_examples // 4
 
 JOB = {
-    "kind": "local", "cluster": "local", "order": 0, "python": "/bin/false", "module": "jobs.worker",
+    "kind": "local", "cluster": "local", "order": 0, "python": "/bin/false", "module": "jobs.runtime.worker",
     "snapshot": "/nowhere", "hooks": "/nowhere", "world": 1, "env": {}, "canary": {"steps": 1, "releases": ["demo.00"]},
     "shape": {"nodes": 1, "processes": 1, "gpus": 0, "cpus": 1, "hours": 24.0}, "waits_for": "sound", "notify": None,
     "command": ["jobs/submit.py", "--sweep", "sweeps/quickstart.yaml", "--only", "victim"], "after": 0, "time": 1.0,
@@ -125,11 +111,11 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def silent_slurm(monkeypatch):
-    monkeypatch.setattr(slurm_state.scheduler, "queue", lambda names: {list_[0]: list_[1] for list_ in QUEUE})
-    monkeypatch.setattr(slurm_state.scheduler, "config", lambda: {})
+    monkeypatch.setattr(job_states.scheduler, "queue", lambda names: {list_[0]: list_[1] for list_ in QUEUE})
+    monkeypatch.setattr(job_states.scheduler, "config", lambda: {})
 
 
-QUEUE = [(("demo.77aa", 0), slurm_state.Row("7_0", "PENDING", "JobHeldUser", ""))]
+QUEUE = [(("demo.77aa", 0), job_states.Row("7_0", "PENDING", "JobHeldUser", ""))]
 
 
 @pytest.fixture(scope="module")
@@ -169,41 +155,41 @@ def read_by_commands(run, asked):
     shown += [goodput.render(accounts), json.dumps(goodput.as_dict(accounts))]
     outcomes = report.outcomes(both)
     states = {outcome.run.name: outcome.state for outcome in outcomes}
-    assert states["sound"] == "complete" and states[run.name] in cluster.STATES
+    assert states["sound"] == "complete" and states[run.name] in clusters.STATES
     blocks = findings.findings(outcomes, 1.7e9)
     table = report.rows(outcomes)
     shown += [report.text(outcomes), json.dumps(table)]
     assert [row["validation.validation.top1"] for row in table if row["run"] == "sound"] == [0.2]
     assert [row["state"] for row in results.read_runs(folder) if row["run"] == "sound"] == ["complete"]
-    told = facts.explain(run)
+    told = run_details.explain(run)
     shown += [explain.page(told), json.dumps(told)]
-    resubmit.command(run), logs.files(run, None, True), cluster.interval(both)
+    resubmit.command(run), logs.files(run, None, True), clusters.interval(both)
     found = plan.observe(folder, ["victim", "sound"])
     decided = plan.plan(asked, found, folder, retry=True)
     plan.observe(folder, ["victim"], asking=False)
     assert decided.actions[1].kind in ("changed", "complete") and found["sound"].state == "complete"
     desired = SimpleNamespace(name="demo", title="A \x1b[2J title")
-    shown += [show.summary(decided, desired, Profile()), show.details(decided, desired, Profile(), [])]
+    shown += [render.summary(decided, desired, Profile()), render.details(decided, desired, Profile(), [])]
     shown += [printed(report.csv_text(table)), printed(markdown.markdown(blocks))]
     for text in shown:
         lines = text.split("\n")
         assert all(line.isprintable() for line in lines), "no escape reaches the terminal"
         assert max(map(len, lines)) < 100_000
-    files = (page.render("x", blocks), report.csv_text(table), markdown.markdown(blocks))
+    files = (html.render("x", blocks), report.csv_text(table), markdown.markdown(blocks))
     assert all(text.encode("utf-8") for text in files)
 
 
 def read_by_hosts(run):
     """What the supervisor, the exit trap and the trainer read: these hand on OSError and ValueError."""
     calls = (
-        lambda: ledger.last(run), lambda: ledger.standing(run), lambda: ledger.after(run),
-        lambda: ledger.earlier(run, 0, 9),
-        lambda: ledger.cancelled_by(run), lambda: run.causes(1), lambda: commit.commits(run), lambda: pins.pinned(run),
-        lambda: pins.holders(run), lambda: wall.measured(run), lambda: wall.noted(run, 1),
-        lambda: wall.too_short(run, 9),
-        lambda: interval.observed(run, 9), lambda: metrics_reader.newest(run), lambda: suspects.suspect(run, 1, 1.7e9),
-        lambda: notify._whole(run), lambda: local.live_ranks(run), lambda: slurm_state.ahead_of([run]),
-        lambda: slurm_state.elsewhere([run]),
+        lambda: attempts.last(run), lambda: attempts.standing(run), lambda: attempts.after(run),
+        lambda: attempts.earlier(run, 0, 9),
+        lambda: attempts.cancelled_by(run), lambda: run.causes(1), lambda: commit.commits(run), lambda:
+        pins.pinned(run), lambda: pins.holders(run), lambda: wall_limit.measured(run), lambda: wall_limit.noted(run, 1),
+        lambda: wall_limit.too_short(run, 9),
+        lambda: interval.observed(run, 9), lambda: metrics_reader.newest(run), lambda: bad_nodes.suspect(run, 1, 1.7e9),
+        lambda: notify._whole(run), lambda: backend.live_ranks(run), lambda: job_states.ahead_of([run]),
+        lambda: job_states.elsewhere([run]),
     )  # fmt: skip
     for call in calls:
         with contextlib.suppress(OSError, ValueError, FlipError):
@@ -276,7 +262,7 @@ def test_the_row_says_which_field_of_which_file_is_wrong(scenes, name, content, 
     run = scenes["failed"]
     with replaced(run.path / name, json.dumps(content).encode()):
         (row,) = status.table([run])
-        assert row["reason"].count(words) == 1 and words in explain.page(facts.explain(run))
+        assert row["reason"].count(words) == 1 and words in explain.page(run_details.explain(run))
         assert words in report.text(report.outcomes([run]))
 
 
@@ -289,11 +275,11 @@ def test_the_row_says_which_field_of_which_file_is_wrong(scenes, name, content, 
     ["jobs/submit.py", "--sweep", "--yes", "--prune-most"],
 ])  # fmt: skip
 def test_a_command_of_another_form_is_never_shown(scenes, monkeypatch, words):
-    monkeypatch.setattr(slurm_state.scheduler, "queue", lambda names: {})
+    monkeypatch.setattr(job_states.scheduler, "queue", lambda names: {})
     for scene, kind, state in (("failed", "local", "failed"), ("running", "slurm", "stopped")):
         run = scenes[scene]
         with replaced(run.path / "job.json", json.dumps({**JOB, "kind": kind, "command": words}).encode()):
-            found = facts.explain(run)
+            found = run_details.explain(run)
             assert found["state"]["state"] == state and words[-1] not in json.dumps(found, ensure_ascii=False)
             assert "--only victim" in found["next"]["what"] and found["next"]["command"] is None
 
@@ -302,11 +288,11 @@ def test_a_command_that_is_shown_is_quoted_and_the_users_own(scenes):
     run = scenes["failed"]
     words = ["jobs/submit.py", "--sweep", "/a b/$(reboot).yaml", "data.manifest=`reboot`; reboot", "--only", "victim"]
     with replaced(run.path / "job.json", json.dumps({**JOB, "command": words}).encode()):
-        command = facts.explain(run)["next"]["command"]
+        command = run_details.explain(run)["next"]["command"]
         assert shlex.split(command) == ["python", *words, "--retry"] and command == shlex.join(shlex.split(command))
-        assert command in explain.page(facts.explain(run))
+        assert command in explain.page(run_details.explain(run))
         (run.path / "job.json").chmod(0o666)  # every user may have written it
-        found = facts.explain(run)["next"]
+        found = run_details.explain(run)["next"]
         assert found["command"] is None and "reboot" not in found["what"]
         (run.path / "job.json").chmod(0o644)
 
@@ -325,10 +311,10 @@ def test_a_folder_whose_name_is_no_text_is_no_run(tmp_path, asked):
     run = build(tmp_path, "failed")
     copied = tmp_path / "demo" / os.fsdecode(b"bad\xff\x1b[2J")
     shutil.copytree(run.path, copied)
-    assert [one.name for one in find.resolve(None, tmp_path)] == ["sound", "victim"]
+    assert [one.name for one in select.resolve(None, tmp_path)] == ["sound", "victim"]
     assert {row["run"] for row in results.read_runs(tmp_path)} == {"sound", "victim"}
     with pytest.raises(FlipError, match="no such sweep or run"):
-        find.resolve(str(copied), tmp_path)
+        select.resolve(str(copied), tmp_path)
     read_by_commands(run, asked)
 
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALICE, BOB, MALLORY, TEAM = 60501, 60502, 60503, 60600
 """Three user ids, each with a group of the same number, and a group that users can share."""
 
-PROBE = "import flip.runs.ownership, jobs.find, omegaconf, numpy"
+PROBE = "import flip.runs.ownership, jobs.runs.select, omegaconf, numpy"
 """Imports from the checkout and from the installed packages."""
 
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from flip.runs.rundir import RunDir, read_json
-from jobs import scheduler
+from jobs.host import slurm_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
@@ -63,7 +63,7 @@ runs:
 
     def job(self, name):
         record = read_json(self.run(name).path / "job.json")
-        return scheduler.queue([record["name"]])[record["name"], record["index"]]
+        return slurm_cli.queue([record["name"]])[record["name"], record["index"]]
 
     def until(self, condition, what, seconds=150):
         limit = time.monotonic() + seconds

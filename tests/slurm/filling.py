@@ -7,7 +7,7 @@ import os
 import sys
 
 from flip.runs.rundir import write_json
-from jobs import worker
+from jobs.runtime import worker
 
 
 def work(run, attempt, flag):

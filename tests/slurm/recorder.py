@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 from flip.runs.rundir import RunDir, create_json, read_json
-from jobs import cluster
-from jobs.cluster import Job, Shape
-from jobs.profile import Profile
-from jobs.scheduler import ENDED
-from jobs.slurm import SlurmCluster
+from jobs.common.cluster_profile import Profile
+from jobs.host.slurm_cli import ENDED
+from jobs.runs import clusters
+from jobs.runs.clusters import Job, Shape
+from jobs.slurm.backend import SlurmCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = ("scontrol", "squeue")
@@ -197,7 +197,7 @@ class Scene:
 
     def record(self, index=0):
         run = self.runs[index]
-        state = cluster.states([run])[run.path]
+        state = clusters.states([run])[run.path]
         job = fields_of(self.call("scontrol", "show", "job", self.id(index)))
         return {
             "queued": self._states(index, 0),

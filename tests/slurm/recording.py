@@ -5,8 +5,8 @@
 
 scenarios.json is what whoever imitates Slurm must reproduce. It holds, for each attempt of each scenario: ``states`` of
 the job in squeue, ``signals`` of each rank, the ``code`` that the exit trap saw, what it ``read`` of the job and into
-which ``words`` for ``jobs.policy`` it made that, its ``calls``, the ``decision``, and what the ``watcher`` of the limit
-did.
+which ``words`` for ``jobs.host.restart_policy`` it made that, its ``calls``, the ``decision``, and what the ``watcher``
+of the limit did.
 """
 
 import argparse

@@ -37,7 +37,7 @@ class Signals:
         self.write({"pid": os.getpid(), **{key: os.environ.get(name, "") for key, name in named.items()}})
         signal.pthread_sigmask(
             signal.SIG_UNBLOCK, [getattr(signal, f"SIG{name}") for name in STOP]
-        )  # jobs/rank.py blocks
+        )  # jobs/host/rank_entry.py blocks
 
     def write(self, line: dict[str, object]) -> None:
         with open(self.log, "a") as file:
@@ -78,7 +78,7 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
 
 
 def leave(run: RunDir, attempt: int, rank: int, told: str) -> int:
-    """Leave the cause as ``jobs.worker`` does; its code."""
+    """Leave the cause as ``jobs.runtime.worker`` does; its code."""
     cause, reason = ("stopped", f"signal {told}") if told else ("complete", "")
     host = os.environ.get("SLURMD_NODENAME", "")
     run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace="", signal=told, host=host)

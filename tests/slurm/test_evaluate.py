@@ -6,7 +6,8 @@ import time
 import pytest
 
 from flip.runs.rundir import RunDir
-from jobs import evaluate, scheduler
+from jobs import evaluate
+from jobs.host import slurm_cli
 from tests.jobs.test_evaluate import make_place
 
 pytestmark = [pytest.mark.slurm]
@@ -26,8 +27,8 @@ def test_as_a_job(start_slurm, tmp_path, monkeypatch, capsys):
     while not job.result.exists() and time.monotonic() < deadline:
         if not told and (job.attempt(1) / "start.json").exists():
             record = json.loads((job.path / "job.json").read_text())
-            rows = scheduler.queue([record["name"]])
-            scheduler.call("scontrol", "requeue", rows[record["name"], record["index"]].id)
+            rows = slurm_cli.queue([record["name"]])
+            slurm_cli.call("scontrol", "requeue", rows[record["name"], record["index"]].id)
             told = True
         time.sleep(0.5)
     assert told and job.newest_attempt() > 1

@@ -9,9 +9,9 @@ import pytest
 
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs import scheduler
-from jobs.cluster import Job, Shape, states
-from jobs.slurm import SlurmCluster
+from jobs.host import slurm_cli
+from jobs.runs.clusters import Job, Shape, states
+from jobs.slurm.backend import SlurmCluster
 from tests.slurm.desk import ROOT
 from tests.slurm.recorder import pids, profile
 from tests.slurm.scenarios import AGAIN, FOREIGN
@@ -46,8 +46,8 @@ def state(run):
 def job(run):
     """The fields of the run's job."""
     record = read_json(run.path / "job.json")
-    row = scheduler.queue([record["name"]])[record["name"], record["index"]]
-    return scheduler.fields_of(scheduler.call("scontrol", "show", "job", row.id))
+    row = slurm_cli.queue([record["name"]])[record["name"], record["index"]]
+    return slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job", row.id))
 
 
 def ready(run, ranks=1):

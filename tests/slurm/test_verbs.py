@@ -10,8 +10,8 @@ import time
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs import scheduler
-from jobs.cluster import Job, Several, Shape, states
+from jobs.host import slurm_cli
+from jobs.runs.clusters import Job, Several, Shape, states
 from tests.slurm.desk import ROOT
 from tests.slurm.recorder import profile
 from tests.slurm.scenarios import AGAIN, HERE, LONG, SHORT
@@ -85,7 +85,7 @@ def test_verbs(sweep, tmp_path):
 
     def fields(name):
         record = read_json(runs[name].path / "job.json")
-        row = scheduler.queue([record["name"]])[record["name"], record["index"]]
+        row = slurm_cli.queue([record["name"]])[record["name"], record["index"]]
         text = here.call("scontrol", "show", "job", row.id)
         return row.id, dict(word.split("=", 1) for word in text.split() if "=" in word)
 
@@ -99,7 +99,7 @@ def test_verbs(sweep, tmp_path):
     assert read_json(runs["away"].attempt(1) / "end.json")["delay"] == 30
     waited(lambda: fields("away")[1]["JobState"] == "PENDING", "its requeue")
     job, shown = fields("away")
-    ahead = scheduler.moment(shown["StartTime"]) - read_json(runs["away"].attempt(1) / "end.json")["time"]
+    ahead = slurm_cli.moment(shown["StartTime"]) - read_json(runs["away"].attempt(1) / "end.json")["time"]
     assert 25 < ahead < 60 and state("away").starts == shown["StartTime"]
     # sooner, but not within the second of the requeue: the node would still hold the job's old credential for revoked
     here.call("scontrol", "update", f"JobId={job}", "StartTime=now+3")

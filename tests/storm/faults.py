@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from jobs import scheduler
+from jobs.host import slurm_cli
 
 GRACE = 20
 """Seconds: more than a step, a save and the way out of two ranks on two busy cores."""
@@ -95,7 +95,7 @@ def time_limit(run):
     until then, as a machine can be, or it would be done before."""
     (row,) = run.ranks()
     job = run.job()
-    ran = scheduler.seconds(re.search(r"RunTime=(\S+)", run.slurm("scontrol", "show", "job", job.id))[1])
+    ran = slurm_cli.seconds(re.search(r"RunTime=(\S+)", run.slurm("scontrol", "show", "job", job.id))[1])
     minutes = 1 if ran < 25 else ran // 60 + 2
     os.kill(row["pid"], signal.SIGSTOP)
     run.slurm("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes}")

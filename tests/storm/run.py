@@ -10,8 +10,9 @@ from flip.config.derived import world
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
-from jobs import processes, scheduler
-from jobs.slurm import SlurmCluster
+from jobs.host import slurm_cli
+from jobs.local import processes
+from jobs.slurm.backend import SlurmCluster
 from tests.arena import Arena
 from tests.s3.servers import BUCKET
 from tests.storm.faults import EVERY
@@ -175,7 +176,7 @@ class StormRun(Calm):
         """The run's row in squeue, None where it is not listed."""
         record = read_json(self.run.path / "job.json")
         with self.scene.hands:
-            return scheduler.queue([record["name"]]).get((record["name"], record["index"]))
+            return slurm_cli.queue([record["name"]]).get((record["name"], record["index"]))
 
     def story(self):
         parts = [super().story(), str(self.seen)]

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from flip.data.manifest.build import index
-from jobs import snapshot
-from jobs.profile import load_profile
-from jobs.variables import telling
+from jobs.common.cluster_profile import load_profile
+from jobs.planning.variables import telling
+from jobs.submission import snapshot
 from tests.arena import BATCH, INTERVAL
 from tests.s3.proxy import Proxy
 from tests.s3.servers import BUCKET, Nanio, environment, upload
@@ -35,9 +35,9 @@ SILENT = 20
 EDITED = (
     "flip/training/trainer.py",
     "flip/training/grad_cache.py",
-    "jobs/worker.py",
-    "jobs/rank.py",
-    "jobs/requeue.py",
+    "jobs/runtime/worker.py",
+    "jobs/host/rank_entry.py",
+    "jobs/host/batch_hooks.py",
 )
 PASSED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_EC2_METADATA_DISABLED", "FLIP_WITNESS",
           "OMP_NUM_THREADS", "TMPDIR")  # fmt: skip

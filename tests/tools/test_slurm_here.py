@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.errors import ConfigError, FlipError
-from jobs.profile import load_profile
+from jobs.common.cluster_profile import load_profile
 from tests.slurm_site import require, require_shellcheck
 from tools.onebox import daemons, processes
 from tools.slurm_here import Here, main

@@ -16,8 +16,8 @@ from flip.config.yaml_io import dump_yaml
 from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
-from jobs.blocks import Table
-from jobs.sweep import load
+from jobs.reporting.document import Table
+from jobs.sweeps.sweep_file import load
 from tools.paired import calibration, design, page, pairs, rounds
 from tools.paired.design import ROUNDS, SEEDS
 from tools.paired.rounds import Found

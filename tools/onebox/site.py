@@ -231,7 +231,7 @@ class Site:
         return lines | (self._accounting() if options.accounting else {})
 
     def profile(self) -> str:
-        """A cluster profile for jobs/submit.py (jobs/profile.py)."""
+        """A cluster profile for jobs/submit.py (jobs/common/cluster_profile.py)."""
         fields = {
             "kind": "slurm",
             "partition": "low",

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.rundir import write_text
-from jobs.blocks import Block, Figure, Table, Text, heading
-from jobs.chart import Mark, Plot, Series
-from jobs.figures import files
-from jobs.markdown import markdown
+from jobs.common.text import percent, table
 from jobs.report import csv_text
-from jobs.table import percent, table
+from jobs.reporting.charts import Mark, Plot, Series
+from jobs.reporting.document import Block, Figure, Table, Text, heading
+from jobs.reporting.figures import files
+from jobs.reporting.markdown import markdown
 from tools.paired import design, pairs
 from tools.paired.design import COMPARED, ROUNDS, SEEDS, Arm, Round, Times
 from tools.paired.pairs import Difference
@@ -196,7 +196,7 @@ def differences_drawn(found: Found) -> Figure:
 
 
 def _shapes(names: Iterable[tuple[str, int | None]]) -> str:
-    from jobs.chart import look
+    from jobs.reporting.charts import look
 
     words = {"circle": "circles", "square": "squares", "triangle": "triangles", "diamond": "diamonds"}
     told = [f"{name} {words[look(style)[2]]}" for name, style in names]

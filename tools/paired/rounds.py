@@ -14,8 +14,8 @@ from flip.config.yaml_io import dump_yaml
 from flip.monitoring.results import Outcome, read_outcomes
 from flip.runs.errors import STOPPED
 from flip.runs.rundir import write_text
-from jobs.folder import trash
-from jobs.profile import runs_root
+from jobs.common.cluster_profile import runs_root
+from jobs.submission.apply import trash
 from tools.paired import calibration, design, pairs
 from tools.paired.design import ROUNDS, Round, Times
 

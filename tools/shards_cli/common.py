@@ -16,8 +16,8 @@ from tqdm import tqdm
 from flip.data.manifest.manifest import refuse_existing
 from flip.data.worker import refuse_whole_json
 from flip.runs.errors import ConfigError, PermissionDenied
-from jobs.disk import unwritable
-from jobs.table import plain
+from jobs.common.filesystem import unwritable
+from jobs.common.text import plain
 
 
 class Outcome(NamedTuple):

@@ -16,9 +16,9 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.mixture import Source, sources
 from flip.runs.errors import DATA, ConfigError, DataError
 from flip.runs.rundir import RunDir, read_record
-from jobs import find
-from jobs.profile import roots
-from jobs.table import plain
+from jobs.common.cluster_profile import roots
+from jobs.common.text import plain
+from jobs.runs import select
 from tools.shards_cli.common import Bar, Outcome, captions, lines, writing
 
 
@@ -59,7 +59,7 @@ def _sample_text(report: dict[str, Any]) -> str:
 
 def _run(typed: str) -> RunDir:
     """By the path of its folder, or as sweep/run below FLIP_RUNS."""
-    return RunDir(typed) if Path(typed).is_dir() else find.one(typed, roots())
+    return RunDir(typed) if Path(typed).is_dir() else select.one(typed, roots())
 
 
 def _same_data(run: RunDir, sources: Sequence[Source], start: int) -> None:

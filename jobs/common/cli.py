@@ -1,0 +1,81 @@
+"""What all commands share: the parser of their options, and how they end if they cannot go on.
+
+A command cannot go on if its reader has gone (``python jobs/status.py | head -1``), or if a package that it needs is
+missing (the wrong Python).
+
+Imported before arguments are parsed, so it must cost nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+CUT_OFF = 141
+"""Exit code: what a shell says of a program that SIGPIPE ended. Not that signal: a lost connection sends it too."""
+
+
+def suggestion(typed: str, known: Iterable[str]) -> str:
+    """A sentence with the known names that are nearest to a typed one; empty: none is near."""
+    near = _nearest(typed, known)
+    return f"Did you mean {' or '.join(near)}?" if near else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of every command. Options cannot be abbreviated; an unknown one is answered with the nearest."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "allow_abbrev": False})
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            near = [_nearest(word.partition("=")[0], self._options())[:1] for word in unknown]
+            hints = [f" (did you mean {names[0]}?)" if names else "" for names in near]
+            words = (word + hint for word, hint in zip(unknown, hints, strict=True))
+            self.error(f"unrecognized arguments: {' '.join(words)}")
+        return found
+
+    def _options(self) -> set[str]:
+        """Long options, those of subcommands included."""
+        found = {name for name in self._option_string_actions if name.startswith("--")}
+        for action in self._actions:
+            for below in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+                found |= below._options()
+        return found
+
+
+def _nearest(typed: str, known: Iterable[str]) -> list[str]:
+    import difflib  # only for errors: --help must be quick
+
+    return difflib.get_close_matches(typed, sorted(known))
+
+
+def add_root_option(parser: argparse.ArgumentParser) -> None:
+    """Add --root, whose value ``jobs.common.cluster_profile.roots`` takes."""
+    parser.add_argument(
+        "--root", help="where run directories live; default: FLIP_RUNS, else ./runs, then the runs_root of each profile"
+    )
+
+
+def quietly(main: Callable[[], int]) -> int:
+    """``main()``, its output written out; 141 and no word where the reader has gone; 78 where a package is missing."""
+    try:
+        try:
+            return main()
+        finally:
+            print(end="", flush=True)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("flip", "jobs", "tools"):
+            raise
+        remedy = "Run `make install`, then `source .venv/bin/activate`."
+        print(f"{error.name} is not installed for this Python ({sys.executable}). {remedy}", file=sys.stderr)
+        return 78
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for handle in (1, 2):  # what is left for them would complain at the interpreter's end
+            os.dup2(nowhere, handle)
+        return CUT_OFF

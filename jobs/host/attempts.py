@@ -1,0 +1,201 @@
+"""The attempts of a run: begun and ended here, and what follows from an end (docs/contracts.md).
+
+Standard library, Python >= 3.6. The files are the truth: attempts/<n>/start.json and end.json. ``job.json`` beside them
+is what the launcher was asked for; its ``after`` is the newest attempt at that time, whose verdicts no longer count.
+"""
+
+import socket
+import time
+
+from flip.runs import commit
+from flip.runs.errors import STORAGE
+from flip.runs.rundir import create_json, read_record, write_json
+from jobs.host import wall_limit
+from jobs.host.bad_nodes import BLAMED
+from jobs.host.restart_policy import TOLD, UNSEEN, Decision, Limits, decide
+
+if False:  # names for annotations only: Python 3.6 runs this file too
+    from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union  # noqa: F401
+
+    from flip.runs.rundir import RunDir  # noqa: F401
+
+#: What follows from an end depends on these fields of end.json.
+DECIDED = ("attempt", "action", "cause", "reason", "committed", "delay")
+#: Ends that were no fault of the run: an attempt after one without a commit commits after its first step.
+SHORT_LIVED = ("stopped", "timeout", "node")
+
+
+def begin(run, facts):
+    # type: (RunDir, Dict[str, Any]) -> int
+    """Win the next attempt and return its n. Its start.json: ``facts`` and host, resumes_from, first_commit, after.
+
+    ``resumes_from``: newest committed S (0: none). ``first_commit``: this attempt must commit after its first step,
+    because the one before was cut off without a commit. Attempts before it should have been settled.
+    """
+    previous = last(run)
+    cut_off = previous is not None and not previous["committed"] and previous["cause"] in SHORT_LIVED
+    cut_off = cut_off or bool(unended(run))
+    start = {
+        "host": socket.gethostname(),
+        "resumes_from": committed_samples(run),
+        "first_commit": cut_off,
+        "after": after(run),
+    }
+    return run.begin_attempt(dict(start, **facts))
+
+
+def end(
+    run,  # type: RunDir
+    n,  # type: int
+    code,  # type: Optional[int]
+    state,  # type: Optional[str]
+    limits=None,  # type: Optional[Limits]
+    suspect=("", ""),  # type: Tuple[str, str]
+    late=False,  # type: Union[bool, str]
+    unstarted=(),  # type: Sequence[str]
+    full="",  # type: str
+):
+    # type: (...) -> Decision
+    """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
+
+    ``code``: exit code of the attempt, None where nobody saw it. ``state``: the scheduler's words, None if unreadable.
+    ``suspect``: a node to be left out where the attempt failed, and the run that failed there too
+    (jobs/host/bad_nodes.py). ``late``, ``unstarted``: as ``policy.decide`` has them. ``full``: the caller met a full
+    disk, in the system's words: it counts as a cause beside those of the ranks, which may have been unable to write
+    theirs.
+    """
+    start = read_record(run.attempt(n) / "start.json") or {}
+    following = read_record(run.attempt(n + 1) / "start.json") or {}  # of an end that is written late
+    commits = following.get("resumes_from", committed_samples(run))
+    committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
+    committed = committed or run.got_on(n)
+    first = start["after"] if "after" in start else after(run)
+    met = [{"cause": "storage", "by": "the exit trap", "reason": full}] if full else []
+    decision = decide(
+        run.causes(n) + met,
+        code,
+        state,
+        earlier(run, first, n),
+        limits or Limits(),
+        complete=run.result.exists(),
+        cancelled=run.cancel.exists(),
+        committed=committed,
+        told=run.was_told(n),
+        late=late,
+        unstarted=unstarted,
+    )
+    if decision.cause == "cancelled":
+        decision = decision._replace(reason=cancelled_by(run))
+    node, other = suspect
+    if node and decision.action == "requeue" and decision.cause in BLAMED and node not in decision.exclude:
+        reason = "%s; without %s from now on, where %s failed as well" % (decision.reason, node, other)
+        decision = decision._replace(reason=reason, exclude=decision.exclude + (node,))
+    record = dict(decision._asdict(), attempt=n, code=code, state=state, commits=commits, committed=committed)
+    record["exclude"] = list(decision.exclude)
+    record["time"] = time.time()
+    create_json(run.attempt(n) / "end.json", record)
+    return decision_of(read_record(run.attempt(n) / "end.json") or record)
+
+
+def strand(run, n, reason):
+    # type: (RunDir, int, str) -> None
+    """Put ``reason`` before that of the end of attempt n: the start that was decided there does not come."""
+    settle(run)
+    path = run.attempt(n) / "end.json"
+    row = read_record(path) or {}
+    write_json(path, dict(row, reason="%s; %s" % (reason, row.get("reason", ""))))
+
+
+def unended(run):
+    # type: (RunDir) -> List[int]
+    """The newest attempts, back to one that has an end."""
+    found = []
+    for n in reversed(run.attempt_numbers()):
+        if (run.attempt(n) / "end.json").exists():
+            break
+        found.append(n)
+    return found[::-1]
+
+
+def settle(run, unwritten=0, before=None):
+    # type: (RunDir, int, Optional[int]) -> None
+    """Give attempts that ended unseen (their host died) an end. Only for a launcher that knows that none still runs.
+
+    ``unwritten``: an attempt whose end was seen, and could not be written: it is put down to storage. ``before``: only
+    those with a smaller number.
+    """
+    for n in unended(run):
+        if before is not None and n >= before:
+            break
+        if n == unwritten:
+            end(run, n, STORAGE, None)
+            continue
+        state = TOLD if run.was_told(n) else UNSEEN  # TOLD: killed while it saved
+        if run.met_limit(n):
+            limit = wall_limit.noted(run, n)
+            end(run, n, None, "TIMEOUT", late=wall_limit.spent(run, limit) if limit else False)
+            continue
+        end(run, n, None, state)
+
+
+def ends(run):
+    # type: (RunDir) -> Iterator[Dict[str, Any]]
+    """The recorded ends, newest first."""
+    for n in reversed(run.attempt_numbers()):
+        path = run.attempt(n) / "end.json"
+        row = read_record(path)
+        if row is not None:
+            lacking = [name for name in DECIDED if name not in row]
+            if lacking:
+                raise ValueError("%s: lacks `%s`" % (path, lacking[0]))
+            yield row
+
+
+def earlier(run, first, n):
+    # type: (RunDir, int, int) -> List[Dict[str, Any]]
+    """Ends of the attempts between ``first`` and n, oldest first, from the newest that made a commit on."""
+    found = []  # type: List[Dict[str, Any]]
+    for row in ends(run):
+        if row["attempt"] <= first or (found and found[-1]["committed"]):
+            break
+        if row["attempt"] < n:
+            found.append(row)
+    return found[::-1]
+
+
+def last(run):
+    # type: (RunDir) -> Optional[Dict[str, Any]]
+    """The newest recorded end, None where there is none."""
+    return next(ends(run), None)
+
+
+def standing(run):
+    # type: (RunDir) -> Optional[Dict[str, Any]]
+    """The newest recorded end if its verdict still counts: None where the run was submitted again since."""
+    row = last(run)
+    return row if row is not None and row["attempt"] > after(run) else None
+
+
+def after(run):
+    # type: (RunDir) -> int
+    """The newest attempt at the time of the last submission."""
+    return (read_record(run.path / "job.json") or {}).get("after", 0)
+
+
+def committed_samples(run):
+    # type: (RunDir) -> int
+    """The newest committed S, 0 where nothing is committed."""
+    present = commit.commits(run)
+    return present[-1].samples if present else 0
+
+
+def decision_of(row):
+    # type: (Dict[str, Any]) -> Decision
+    return Decision(row["action"], row["cause"], row["reason"], row["delay"], tuple(row["exclude"]))
+
+
+def cancelled_by(run):
+    # type: (RunDir) -> str
+    """Who cancelled the run and why, as a sentence."""
+    record = read_record(run.cancel) or {}
+    return "cancelled by %s: %s" % (record.get("who", "the scheduler's user"), record.get("why") or "no reason given")

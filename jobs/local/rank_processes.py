@@ -1,0 +1,242 @@
+"""The ranks of one attempt on this machine: started, watched, and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from flip.runs.errors import CAUSES, COMPLETE, STOPPED
+from flip.runs.rundir import OWNER, RunDir, read_record, write_json
+from jobs.local import processes
+
+STRAGGLE = 600.0
+"""Seconds that peers of a rank that ended well may take: they agreed on the end, only a hang takes longer."""
+REPEAT = 3.0
+"""Seconds between two SIGTERMs: one that comes while a rank starts up may be lost."""
+JOB = ("python", "module", "snapshot", "world", "env")
+"""What ``start`` needs of a job.json."""
+
+
+class Rank(Protocol):
+    """One rank: leader of its own session, so that its pid names all that it starts."""
+
+    pid: int
+    start: str
+
+    def poll(self) -> tuple[bool, int | None]:
+        """(ended, exit code as a shell would say it: 128 + signal; None where it cannot be known)."""
+
+
+class Child:
+    """A rank that this process started."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.popen, self.pid = popen, popen.pid
+        self.start = processes.start_time(popen.pid)
+
+    def poll(self) -> tuple[bool, int | None]:
+        if self.popen.returncode is None:
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return False, None
+            # still a zombie: while it is, no other process can have been given the number of its group
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self.popen.wait()
+        code = self.popen.returncode
+        return True, 128 - code if code < 0 else code
+
+
+class Orphan:
+    """A rank of a supervisor that is gone. Its code went with its parent."""
+
+    def __init__(self, pid: int, start: str) -> None:
+        self.pid, self.start = pid, start
+
+    def poll(self) -> tuple[bool, int | None]:
+        return not processes.alive(self.pid, self.start), None
+
+
+class Attempt:
+    """Attempt n of a run, from the first rank's start to the last one's end.
+
+    ``poll`` is called every fraction of a second and says when it is over. A deadline, once set, ends in SIGKILL.
+    """
+
+    def __init__(self, run: RunDir, n: int, ranks: list[Rank], leash: int | None, grace: float) -> None:
+        self.run, self.n, self.ranks, self.leash, self.grace = run, n, ranks, leash, grace
+        self.codes: dict[int, int | None] = {}
+        """Exit codes by rank, in the order of their ends."""
+        self.code: int | None = COMPLETE if leash is not None else None
+        """What stands for the attempt: the first bad code, else 75 if any, else 0; None for orphans."""
+        self.deadline = float("inf")
+        self.unseen = False
+        """Whether ranks may live that nobody recorded: then it is over at its deadline, not before."""
+        self.failure: tuple[str, str] | None = None
+        """(cause, reason) where the launcher could not start it."""
+        self.told = False
+        """Whether a rank was told to save and stop."""
+        self.store: Path | None = None
+        """The private folder of the file in which ranks publish their addresses, if there are several."""
+        self.repeat = 0.0
+        """Monotonic time of the next SIGTERM."""
+
+    def poll(self) -> bool:
+        """Whether all ranks have ended and nothing of them is left."""
+        for rank, process in enumerate(self.ranks):
+            if rank not in self.codes:
+                ended, code = process.poll()
+                if ended:
+                    self.codes[rank] = code
+                    self._note(code)
+        if (self.unseen or len(self.codes) < len(self.ranks)) and time.monotonic() < self.deadline:
+            return False
+        for process in self.ranks:
+            processes.kill_session(process.pid, process.start)
+        return all(rank in self.codes for rank in range(len(self.ranks)))
+
+    def _note(self, code: int | None) -> None:
+        if code is None:
+            return
+        if code not in (COMPLETE, STOPPED):
+            if self.code in (COMPLETE, STOPPED):
+                self.code = code
+            self.limit(self.grace)  # its peers can only wait for it
+        else:
+            self.code = code if self.code == COMPLETE else self.code
+            self.limit(STRAGGLE)
+
+    def limit(self, seconds: float) -> None:
+        """No rank lives longer than this from now on."""
+        self.deadline = min(self.deadline, time.monotonic() + seconds)
+
+    def terminate(self, seconds: float) -> None:
+        """Ask all ranks to save and stop; SIGKILL ``seconds`` after the first call. Called until they have ended."""
+        if time.monotonic() < self.repeat:
+            return
+        self.repeat = time.monotonic() + REPEAT
+        self.limit(seconds)
+        for rank, process in enumerate(self.ranks):
+            if rank not in self.codes and processes.alive(process.pid, process.start):
+                self.told = True
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        if self.store is not None:
+            shutil.rmtree(self.store, ignore_errors=True)
+        if self.leash is not None:
+            os.close(self.leash)
+            self.leash = None
+
+
+def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
+    """Start the W ranks of attempt n as ``job`` (a job.json) says. OSError where a process cannot be started.
+
+    The ranks hold the read end of a pipe whose only write end is ours: its end of file tells them that we are gone.
+    """
+    world, (leash, ours) = job["world"], os.pipe()
+    ranks: list[Rank] = []
+    record: list[dict[str, Any]] = []
+    attempt = Attempt(run, n, ranks, ours, grace)
+    handles, started = [leash], False
+    try:
+        if world > 1:
+            attempt.store = _make_store(run, n)
+        shared = _environment(job, n, world, leash, attempt.store)
+        folder = run.open_logs(n)
+        for name in ("node0.out", "node0.err"):  # one by one: the second may fail
+            handles.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+        for rank in range(world):
+            command = [job["python"], "-m", job["module"], str(run.path)]
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            popen = subprocess.Popen(
+                command,
+                cwd=job["snapshot"],
+                env={**shared, **place},
+                stdin=subprocess.DEVNULL,
+                stdout=handles[1],
+                stderr=handles[2],
+                pass_fds=[leash],
+                start_new_session=True,
+            )
+            ranks.append(Child(popen))
+            # after every one: who adopts the attempt should know of as many as can be
+            record.append({"rank": rank, "pid": popen.pid, "start": ranks[-1].start})
+            write_json(run.attempt(n) / "pids.json", record)
+        started = True
+    finally:
+        for handle in handles:
+            os.close(handle)
+        if not started:
+            attempt.limit(0.0)
+            while not attempt.poll():
+                time.sleep(0.01)
+            attempt.close()
+    return attempt
+
+
+def failed(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> Attempt:
+    """Attempt n, over before it began: this machine could not start a process of it, or not open a file."""
+    attempt = Attempt(run, n, [], None, 0.0)
+    # The latter waits, longer each time. An error without a file name: no temporary folder takes files (a full disk).
+    cause = "config" if isinstance(error, FileNotFoundError) and error.filename else "storage"
+    attempt.failure = cause, f"cannot start {job['python']} in {job['snapshot']}: {error}"
+    attempt.code = CAUSES[cause]
+    return attempt
+
+
+def adopt(run: RunDir, n: int, grace: float, patience: float) -> Attempt:
+    """Attempt n of a supervisor that died: its ranks stop by the leash within ``patience`` seconds, or are killed.
+
+    Ranks of another host, and those whose start was cut off before pids.json named them, can only be waited for.
+    """
+    record = read_record(run.attempt(n) / "pids.json") or []
+    start = read_record(run.attempt(n) / "start.json") or {}
+    local = start.get("host") == socket.gethostname()
+    ranks: list[Rank] = [Orphan(row["pid"], row["start"]) for row in record if local]
+    attempt = Attempt(run, n, ranks, None, grace)
+    attempt.unseen = len(ranks) < start.get("world", 0)  # without a start.json none was started
+    attempt.limit(patience)
+    return attempt
+
+
+def _make_store(run: RunDir, n: int) -> Path:
+    """Create the folder of the ranks' store, with mode 0700, on a local disk: its file is locked at every access.
+
+    The record in it lets a later attempt delete the folder if this supervisor is killed (``jobs.runtime.worker``).
+    """
+    folder = Path(tempfile.mkdtemp(prefix="flip-store-"))
+    try:
+        write_json(folder / OWNER, {"run": str(run.path), "attempt": n})
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _environment(job: Mapping[str, Any], n: int, world: int, leash: int, store: Path | None) -> dict[str, str]:
+    with socket.socket() as probe:  # for runs submitted with code that does not know FLIP_STORE
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ours = {
+        "PYTHONPATH": job["snapshot"],
+        "PYTHONUNBUFFERED": "1",  # ranks share a log: whole lines, at once
+        "FLIP_ATTEMPT": str(n),
+        "FLIP_SNAPSHOT": job["snapshot"],
+        "FLIP_LEASH_FD": str(leash),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "FLIP_STORE": str(store / "store") if store else "",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return {**os.environ, **job["env"], **ours}

@@ -1,0 +1,111 @@
+"""What a run will cost, by arithmetic: FLOPs, GPU-hours at an assumed utilisation, money."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flip import costs as memory
+from flip import flops
+from flip.config.schema import Compute, Config
+from flip.config.validate import plan_numbers
+from jobs.common.cluster_profile import Profile
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Sums that add up over stages and runs. ``gpu_hours`` is 0 for a run without GPUs, None if the profile does not
+    give the peak of its GPU. ``price`` is None without a price per GPU-hour."""
+
+    samples: int
+    steps: int
+    flops: float
+    gpu_hours: float | None
+    price: float | None
+
+
+@dataclass(frozen=True)
+class Device:
+    """One rank in one stage: bytes at the peak of a step (``flip.costs.device``), and seconds of a step.
+
+    The seconds are those of arithmetic at the assumed utilisation, None where the profile cannot tell.
+    """
+
+    memory: dict[str, int]
+    step_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The numbers of one run: those of ``plan_numbers``, parameters, and per stage FLOPs, GPU-hours and its device."""
+
+    parameters: dict[str, int]
+    numbers: dict[str, Any]
+    stages: list[Cost]
+    devices: list[Device]
+    cost: Cost
+
+    def as_dict(self) -> dict[str, Any]:
+        rows = zip(self.numbers["stages"], self.stages, self.devices, strict=True)
+        stages = [row | asdict(cost) | asdict(device) for row, cost, device in rows]
+        return {**self.numbers, "parameters": self.parameters, "stages": stages, "cost": asdict(self.cost)}
+
+
+def estimate(config: Config, profile: Profile) -> Estimate:
+    """The cost of a resolved, valid configuration on a cluster.
+
+    GPU-hours = samples * training FLOPs per pair / (peak * utilisation), training being 3 times the forward pass
+    (the assumption of all our plans), and 4 times where micro-batches or recomputed blocks do it once more. Samples are
+    those really drawn: whole batches. The FLOPs of the plan are those of the model, without what is done again.
+    """
+    numbers = plan_numbers(config)
+    stages, devices = [], []
+    again = passes(config.compute) / 3
+    for stage, row in zip(config.stages, numbers["stages"], strict=True):
+        samples = row["end"] - row["start"]
+        work = float(samples * flops.training_flops(config.model, stage.mask, row["positions"])["total"])
+        cost = _cost(samples, row["steps"], work, again, profile if config.resources.gpus else None)
+        seconds = cost.gpu_hours * 3600 / numbers["world"] / row["steps"] if cost.gpu_hours else None
+        stages.append(cost)
+        devices.append(Device(memory.rank(config, stage), seconds))
+    return Estimate(flops.parameters(config.model), numbers, stages, devices, total(stages))
+
+
+def passes(compute: Compute) -> int:
+    """Forward passes that a step costs: 3 (the backward one counts two), and each that is done again."""
+    return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
+
+
+def _cost(samples: int, steps: int, work: float, again: float, profile: Profile | None) -> Cost:
+    if profile is None or not profile.tflops:
+        return Cost(samples, steps, work, 0.0 if profile is None else None, None)
+    hours = again * work / (profile.tflops * 1e12 * profile.utilisation) / 3600
+    price = hours * profile.price_per_gpu_hour if profile.price_per_gpu_hour else None
+    return Cost(samples, steps, work, hours, price)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """The sum. GPU-hours are None if those of any part are; the price is that of the parts that use GPUs."""
+    costs = list(costs)
+
+    def add(values: list[float | None]) -> float | None:
+        return None if not values or None in values else sum(v for v in values if v is not None)
+
+    return Cost(
+        sum(c.samples for c in costs),
+        sum(c.steps for c in costs),
+        sum(c.flops for c in costs),
+        add([c.gpu_hours for c in costs]),
+        add([c.price for c in costs if c.gpu_hours != 0]),
+    )
+
+
+def assumption(profile: Profile) -> str:
+    """The words that go with every number of GPU-hours."""
+    if not profile.tflops:
+        return f"no GPU-hours: the profile {profile.name} names neither a known gpu nor peak_tflops"
+    return (
+        f"GPU-hours at an assumed {100 * profile.utilisation:g} % of {profile.tflops:g} TFLOP/s"
+        f" ({profile.gpu or 'a card'}; the assumption of all our plans)"
+    )

@@ -1,0 +1,390 @@
+"""Everything that can be known to be wrong before a job is queued: data, tokenizer, paths, space, memory.
+
+A check that fails raises the error that the job would have died of. What cannot be looked at from here (a nominal data
+set, a cluster's file system) is returned as skipped, so that a plan can say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flip import costs, flops
+from flip.config.derived import spans
+from flip.config.resolve import DataFacts, Host
+from flip.config.schema import Config
+from flip.config.sets import Share, shares
+from flip.data import mixture
+from flip.data.chunk import Sample
+from flip.data.decode import Undecodable
+from flip.data.manifest.manifest import Manifest
+from flip.data.storage.base import is_remote
+from flip.data.storage.client import Reader
+from flip.data.worker import captions_of, image_of, json_fields, label_of, refuse_whole_json
+from flip.evaluation import prompts
+from flip.runs import commit
+from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
+from flip.runs.rundir import RunDir
+from jobs.common.cluster_profile import Profile
+from jobs.common.filesystem import ELSEWHERE, probe, unwritable
+from jobs.common.text import count, size
+from jobs.host import wall_limit as wall
+from jobs.planning import environment_checks, memory_fit, saves, variables
+from jobs.slurm import site
+from jobs.slurm.batch_script import minutes
+
+SHARDS_LOOKED_AT = 2000
+OBJECTS_LOOKED_AT = 64
+"""At most; of more, evenly spread ones. An object in a bucket takes a request each."""
+
+SAMPLES_LOOKED_AT = 8
+"""Of a training set."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at and found right, or ``skipped``; ``detail`` says what was seen, or why not."""
+
+    name: str
+    detail: str
+    skipped: bool = False
+    runs: tuple[str, ...] = ()
+    """Names of the runs that it is about; empty: all."""
+
+
+def check(
+    config: Config, data: Sequence[DataFacts], profile: Profile, on: Host, folder: Path, dry: bool = False
+) -> list[Check]:
+    """All checks of a resolved run that will live below ``folder``. The first that fails raises its FlipError.
+
+    ``on`` is the node that ranks run on. Looks at files and leaves none behind; where it is ``dry`` it writes none.
+    """
+    _libraries(config, profile)
+    nominal = any(one.nominal for one in data)
+    return [
+        *(Check(*seen) for seen in variables.check(variables.needed(config), profile, plan=dry and nominal)),
+        *_data(config, data),
+        _tokenizer(config, nominal),
+        *_evaluations(config, nominal),
+        *(Check(*seen) for seen in environment_checks.check(config, profile, folder, plan=dry and nominal)),
+        _machine(config, profile, on),
+        *(Check(*seen) for seen in memory_fit.check(config, profile, on)),
+        _writable(profile, folder, dry),
+        *_bucket(config, dry),
+    ]
+
+
+def captions(config: Config, data: Sequence[DataFacts]) -> None:
+    """ConfigError where a new run would train on the source text of JSON members. Old runs did, and may go on."""
+    folders = [share.manifest for share, one in zip(shares(config.data), data, strict=True) if not one.nominal]
+    refuse_whole_json(config.data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
+
+
+def blocks(config: Config, data: Sequence[DataFacts], run: RunDir | None) -> None:
+    """DataError where the run would reach a block of which the manifest excepts every sample: training stops there.
+
+    ``run``: where it goes on from its newest commit; None: it begins at S = 0.
+    """
+    end = spans(config)[-1].end
+    for number, (share, one) in enumerate(zip(shares(config.data), data, strict=True)):
+        if one.nominal or (found := _blank(config, number, share, 0, end)) is None:
+            continue
+        done = commit.commits(run) if run else []
+        if done and (found := _blank(config, number, share, done[-1].samples, end)) is None:
+            continue
+        lane, begin = found
+        what = (
+            f"all {config.data.block * share.chunk} samples of the block of lane {lane} from S = {begin} are excepted"
+        )
+        remedy = (
+            f"Write a manifest without the excepted samples: python tools/shards.py drop {share.manifest} --out "
+            "NEW_FOLDER. Name it in data.manifest, or raise data.block."
+        )
+        raise DataError(f"{what}, so that training would stop there", share.manifest, remedy=remedy)
+
+
+def _blank(config: Config, number: int, share: Share, start: int, end: int) -> tuple[int, int] | None:
+    """Lane of the run, and S at which the first block begins of which nothing is good."""
+    chunks, lanes = _blank_chunks(share.manifest), config.data.lanes
+    source = mixture.order(number, config.seed, share.samples, share.chunk, config.data.block, len(share.lanes))
+    found = source.block_within(chunks, start // lanes, -(-end // lanes))
+    return found and (share.lanes[found[0]], found[1] * source.span * lanes)
+
+
+@lru_cache(maxsize=64)
+def _blank_chunks(folder: str) -> NDArray[np.int64]:
+    """Full chunks of which a manifest excepts every sample."""
+    manifest = Manifest.load(folder, check=False)
+    ids = np.fromiter(manifest.exceptions, dtype=np.int64, count=len(manifest.exceptions))
+    chunks, counts = np.unique(ids // manifest.chunk, return_counts=True)
+    return chunks[(counts == manifest.chunk) & (chunks < manifest.samples // manifest.chunk)]
+
+
+def scheduler(profile: Profile, dry: bool, execute: bool = True) -> list[Check]:
+    """Whether Slurm can be submitted to, asked once per submission, as that takes a while where it is away.
+
+    ConfigError where nothing can be submitted from here; a dry run, which may be made anywhere, only says so.
+    ``execute``: whether programs that the profile names may be run."""
+    if profile.kind != "slurm":
+        return []
+    try:
+        return [Check("Slurm", site.ready(profile, execute))]
+    except ConfigError as error:
+        if dry:
+            return [Check("Slurm", str(error).rstrip("."), True)]
+        raise
+
+
+def _data(config: Config, data: Sequence[DataFacts]) -> list[Check]:
+    return [_data_set(config, share, one) for share, one in zip(shares(config.data), data, strict=True)]
+
+
+def _data_set(config: Config, share: Share, data: DataFacts) -> Check:
+    name = f"data set {share.name}".rstrip()
+    if data.nominal:
+        return Check(name, f"the {count(data.samples)} samples are nominal: there is no manifest yet", True)
+    seen = _look_at(share.manifest)
+    _first_samples(share.manifest, tuple(config.data.captions))
+    return Check(name, seen)
+
+
+@lru_cache(maxsize=64)
+def _look_at(folder: str) -> str:
+    """Load a manifest and compare the shards' sizes. Raises DataError, PermissionDenied, StorageError."""
+    manifest, reader = Manifest.load(folder), Reader(deadline=10.0)
+    shards = len(manifest.keys)
+    looked_at = SHARDS_LOOKED_AT if shards and not is_remote(manifest.keys[0]) else OBJECTS_LOOKED_AT
+    for i in range(0, shards, max(1, shards // looked_at)):
+        key, expected = manifest.keys[i], int(manifest.shards[i, 1])
+        found = reader.stat(key).size
+        if found != expected:
+            remedy = "It is not the file that was indexed: restore it, or index the shards again."
+            raise DataError(f"the shard has {found} bytes, indexed were {expected}", key, remedy=remedy)
+    return f"{manifest.samples:,} samples in {shards:,} shards, {folder}"
+
+
+def _tokenizer(config: Config, nominal: bool) -> Check:
+    path = config.data.tokenizer
+    if nominal and not (path and Path(path).exists()):
+        return Check("tokenizer", f"{path or 'none is named'}: not on this machine", True)
+    pieces, rows = _tokenizer_size(path), config.model.text.vocabulary
+    if pieces > rows:
+        what = f"the tokenizer has {pieces} pieces, the model {rows} rows"
+        raise ConfigError(what, path, remedy=f"Set model.text.vocabulary to {pieces}, or take a smaller tokenizer.")
+    return Check("tokenizer", f"{pieces:,} pieces, {path}")
+
+
+@lru_cache(maxsize=16)
+def _tokenizer_size(path: str) -> int:
+    from flip.tokenizer import Tokenizer
+
+    return Tokenizer(path, 32, True).size
+
+
+def _evaluations(config: Config, nominal: bool) -> list[Check]:
+    checks = []
+    for item in config.evaluate.sets:
+        name = f"evaluation set {item.name}"
+        if nominal and not (Path(item.manifest) / "manifest.json").exists():
+            checks.append(Check(name, f"{item.manifest}: not on this machine", True))
+            continue
+        found = _look_at(item.manifest)
+        if item.task == "zeroshot":
+            classes = len(prompts.read(item.classes).names)
+            checks.append(Check(name, f"{found}; {classes} classes"))
+            _first_label(item.manifest, item.classes, classes)
+        elif item.task == "probe":
+            checks.append(Check(name, f"{found}; fitted on {_look_at(item.train)}"))
+        else:
+            _first_samples(item.manifest, ("txt",))
+            checks.append(Check(name, f"{found}; images and captions"))
+    return checks
+
+
+@lru_cache(maxsize=64)
+def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
+    """DataError unless one of the first samples could be trained on: training replaces single bad ones."""
+    bad: list[tuple[int, Undecodable]] = []
+    manifest = Manifest.load(folder)
+    for id, sample in islice(_samples(manifest), SAMPLES_LOOKED_AT):
+        try:
+            image_of(sample, "pillow")
+            captions_of(sample, list(captions))
+            return
+        except Undecodable as error:
+            bad.append((id, error))
+    if bad:
+        shard, ordinal = manifest.locate(bad[0][0])
+        what = f"none of the first {len(bad)} samples can be trained on; of the first one: {bad[0][1]}"
+        fields = ", ".join(dict.fromkeys(_fields(folder)))
+        remedy = f"Name what holds captions in data.captions{f'; JSON fields with text: {fields}' if fields else ''}."
+        raise DataError(what, f"{shard}, sample {ordinal}", remedy=remedy)
+
+
+def _fields(folder: str) -> Iterator[str]:
+    """What the JSON members of the first samples could offer to ``data.captions``."""
+    for _, sample in islice(_samples(Manifest.load(folder)), SAMPLES_LOOKED_AT):
+        yield from json_fields(sample)
+
+
+@lru_cache(maxsize=64)
+def _first_label(folder: str, path: str, classes: int) -> None:
+    """DataError unless the first sample is a picture with the number of a class: evaluation replaces nothing."""
+    manifest = Manifest.load(folder)
+    for id, sample in islice(_samples(manifest), 1):
+        shard, ordinal = manifest.locate(id)
+        try:
+            image_of(sample, "pillow")
+            label = label_of(sample)
+        except Undecodable as error:
+            raise DataError(str(error), f"{shard}, sample {ordinal}", remedy="Is this an evaluation set?") from error
+        if not 0 <= label < classes:
+            what = f"the label has no class name: {path} has {classes}"
+            raise DataError(what, f"{shard}, sample {ordinal}", label, "Name the classes of this data set.")
+
+
+def _samples(manifest: Manifest) -> Iterator[tuple[int, Sample]]:
+    """Ids and samples from the first on, without those excepted."""
+    reader = Reader(deadline=10.0)
+    for j in range(manifest.chunks):
+        ids = [id for id in manifest.chunk_ids(j) if id not in manifest.exceptions]
+        if ids:
+            chunk = reader.read_chunk(manifest, j)
+            yield from ((id, chunk[id - manifest.chunk_ids(j)[0]]) for id in ids)
+
+
+def _libraries(config: Config, profile: Profile) -> None:
+    """ConfigError where the decoder or the resizer is not installed; known of our own interpreter alone."""
+    if profile.kind != "local" or profile.python not in ("", sys.executable):
+        return
+    for key in ("decoder", "resize"):
+        library = getattr(config.data, key)
+        if library in ("simplejpeg", "torchvision") and find_spec(library) is None:
+            remedy = f"Install it (pip install -r requirements.txt), or set data.{key} to pillow."
+            raise ConfigError(f"data.{key}: is not installed", value=library, remedy=remedy)
+
+
+def _machine(config: Config, profile: Profile, on: Host) -> Check:
+    """GPUs must be there; too few cores only make it slow, and are said."""
+    resources = config.resources
+    if profile.kind == "local" and resources.nodes > 1:
+        raise ConfigError("resources.nodes: this machine is one node", value=resources.nodes, remedy="Set it to 1.")
+    if resources.gpus and profile.kind == "local" and not on.cuda:
+        raise ConfigError(
+            "resources.gpus: no NVIDIA driver on this machine", value=resources.gpus, remedy="Set it to 0."
+        )
+    if profile.gpus_per_node and resources.gpus > profile.gpus_per_node:
+        what = f"resources.gpus: a node of {profile.name} has {profile.gpus_per_node}"
+        raise ConfigError(what, value=resources.gpus)
+    if resources.hours > profile.hours:
+        what = f"resources.hours: an attempt on {profile.name} may last {profile.hours:g} h"
+        raise ConfigError(what, value=resources.hours, remedy="Ask for less: a run goes on in the next attempt.")
+    wanted = resources.processes * (config.compute.threads + config.data.workers)
+    if profile.kind == "slurm" and not profile.cpus_per_node:
+        detail = f"{wanted} threads and loader processes a node; the profile {profile.name} gives no cpus_per_node"
+        return Check("cores", f"{detail}: values that follow the cores were planned with the {on.cores} of here", True)
+    verdict = "" if wanted <= on.cores else ": more than there are, so it will be slow"
+    return Check("cores", f"{wanted} threads and loader processes on {on.cores} cores a node{verdict}")
+
+
+def _here(profile: Profile, folder: Path) -> Path | None:
+    """The nearest folder that exists; None where a cluster's file system is not on this machine."""
+    above = [path for path in (folder, *folder.parents) if path.is_dir()]
+    return above[0] if above and (profile.kind == "local" or folder.parent.exists()) else None
+
+
+def _writable(profile: Profile, folder: Path, dry: bool) -> Check:
+    """Probe the place where the runs will live; in a dry run ask for the permissions alone."""
+    place = _here(profile, folder)
+    if place is None:
+        return Check("runs root", f"{folder.parent}: not on this machine", True)
+    blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if blocking is not None:
+        raise ConfigError("a file is where a folder must be", str(blocking), remedy=ELSEWHERE)
+    if dry:
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionDenied("may not be written", str(place), remedy=ELSEWHERE)
+        return Check("runs root", f"{folder.parent}: may be written")
+    try:
+        probe(place)
+    except OSError as error:
+        raise unwritable(error, place) from error
+    return Check("runs root", f"{folder.parent}: files can be created, locked, renamed, linked and deleted")
+
+
+def space(configs: Mapping[Path, Config], profile: Profile, folder: Path, plan: bool) -> list[Check]:
+    """Room for the checkpoints of all runs that start or go on: path of a run -> its configuration.
+
+    Per run those kept, the last of every stage, and the one being written, less what its directory holds already.
+    ``plan``: a dry run without data, made wherever a person sits: too little room there refuses nothing.
+    """
+    here = {path: config for path, config in configs.items() if not config.checkpoint.url}
+    if not here:
+        urls = dict.fromkeys(config.checkpoint.url for config in configs.values())
+        return [Check("free space", f"checkpoints go to {', '.join(urls)}", True)] if urls else []
+    place = _here(profile, folder)
+    if place is None:
+        return [Check("free space", f"{folder.parent}: not on this machine", True)]
+    needed = sum(max(0, _checkpoint_bytes(config) - _held(path / "checkpoints")) for path, config in here.items())
+    free = shutil.disk_usage(place).free
+    runs = "1 run" if len(here) == 1 else f"{len(here)} runs"
+    if needed > free:
+        what = f"{size(free)} are free, up to {size(needed)} are needed for the checkpoints of {runs}"
+        if plan:
+            return [Check("free space", f"{place}: only {what}", True)]
+        remedy = f"Free space there, lower checkpoint.keep, or start fewer runs with --only. {ELSEWHERE}"
+        raise StorageError(what, str(place), remedy=remedy)
+    return [Check("free space", f"{size(needed)} for the checkpoints of {runs}, of {size(free)} free")]
+
+
+def _checkpoint_bytes(config: Config) -> int:
+    """Bytes that the checkpoints of a run take at most at a time."""
+    number = config.checkpoint.keep + len(config.stages) + 1
+    return costs.STATE_BYTES * flops.parameters(config.model)["total"] * number
+
+
+def _held(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # just deleted by its job; someone else's
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
+
+
+def _bucket(config: Config, dry: bool) -> list[Check]:
+    url = config.checkpoint.url
+    if url and dry:
+        return [Check("checkpoint.url", f"{url}: not written to in a dry run", True)]
+    return [Check("checkpoint.url", saves.written(url))] if url else []
+
+
+def saving(profile: Profile, run: RunDir) -> list[Check]:
+    """What the saves of a run that goes on took, against the time that a stop leaves."""
+    seen = saves.time_to_save(run, profile.signal_seconds)
+    return [Check("time to save", seen)] if seen else []
+
+
+def wall_limit(config: Config, profile: Profile, run: RunDir) -> list[Check]:
+    """A warning where the wall limit leaves an attempt no time to train: the signal to save comes before it."""
+    limit, start = 60 * minutes(config.resources.hours), wall.start_up(run)
+    left = limit - profile.signal_seconds - start
+    if profile.kind != "slurm" or left > 0:
+        return []
+    takes = f" and a start takes {wall.span(start)}" if start else ""
+    what = (
+        f"warning: {wall.span(limit)}, but the signal to save comes {wall.span(profile.signal_seconds)} before its end"
+    )
+    return [Check("resources.hours", f"{what}{takes}: no time is left to train; raise hours or lower signal_seconds")]

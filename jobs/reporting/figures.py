@@ -1,0 +1,234 @@
+"""The figures of a report: accuracy against cost, scaling curves, training curves; and their files, SVG and PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flip.monitoring.results import Outcome
+from flip.runs.rundir import write_bytes, write_text
+from jobs.common.text import percent
+from jobs.reporting import scaling_laws, seed_groups
+from jobs.reporting.charts import Mark, Plot, Point, Series, thin
+from jobs.reporting.document import Block, Figure, Table, Text, heading
+from jobs.reporting.scaling_laws import Curve
+from jobs.reporting.seed_groups import Arm
+
+MANY, BEST = 12, 7
+"""More arms than MANY cannot be told apart: the BEST keep their looks, the others are grey."""
+
+Styles = Sequence[int | None]
+
+
+def focus(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> list[int | None]:
+    """The look of every arm: its number, or None for grey."""
+    if len(grouped) <= MANY:
+        return list(range(len(grouped)))
+    roles = seed_groups.sets(outcomes)
+
+    def rank(i: int) -> tuple[float, int]:
+        scores = [score.mean for name in roles if (score := grouped[i].score(name)) is not None]
+        return (-(scores[0] if scores else -1.0), i)
+
+    best = sorted(range(len(grouped)), key=rank)[:BEST]
+    return [best.index(i) if i in best else None for i in range(len(grouped))]
+
+
+def legend_of(grouped: Sequence[Arm], styles: Styles) -> list[tuple[str, int | None]]:
+    """Names and looks, the grey ones as one."""
+    seen = [(arm.name, style) for arm, style in zip(grouped, styles, strict=True) if style is not None]
+    seen.sort(key=lambda item: item[1] or 0)
+    grey = sum(style is None for style in styles)
+    return [*seen, *([(f"{grey} others", None)] if grey else [])]
+
+
+# -- accuracy against cost ---------------------------------------------------------------------------------------------
+
+
+def accuracy(grouped: Sequence[Arm], outcomes: Sequence[Outcome], styles: Styles) -> list[Block]:
+    """A figure of three charts per set: of tests the final scores, of validation sets their course."""
+    names = legend_of(grouped, styles)
+    blocks: list[Block] = []
+    for name, role in seed_groups.sets(outcomes).items():
+        scores = [score for arm in grouped if (score := arm.score(name)) is not None]
+        chance = next((100 * score.chance for score in scores if score.chance), None)
+        level = None if chance is None else (chance, f"chance, {chance:.2g} %")
+        plots = []
+        for cost, unit in _costs(grouped):
+            series = [
+                Series(
+                    arm.name, _course(arm, name, cost) if role == "validation" else (), _marks(arm, name, cost), style
+                )
+                for arm, style in zip(grouped, styles, strict=True)
+            ]
+            plots.append(Plot(unit, f"{name}, top-1, %", series, level=level))
+        if all(plot.empty for plot in plots):
+            continue
+        said = f"{name}: markers are final scores with 95 % intervals"
+        said += ", lines the course of training." if role == "validation" else "; it is scored once, at the end."
+        blocks.append(Figure(f"accuracy-{name}", plots, said, names))
+    return [heading("Accuracy against cost"), *blocks] if blocks else []
+
+
+Cost = Callable[[Outcome, float | None, float | None], float | None]
+"""(run, S, training seconds until then) -> what that cost."""
+
+
+def _costs(grouped: Sequence[Arm]) -> list[tuple[Cost, str]]:
+    unit = seed_groups.hours_unit(grouped)
+    return [
+        (
+            lambda outcome, samples, seconds: None if seconds is None else seed_groups.hours(outcome, unit, seconds),
+            unit,
+        ),
+        (lambda outcome, samples, seconds: seed_groups.flops(outcome, samples), "training FLOPs"),
+        (lambda outcome, samples, seconds: samples, "samples seen"),
+    ]
+
+
+def _course(arm: Arm, name: str, cost: Cost) -> list[list[Point]]:
+    """A line per run: what it scored on the set, and when."""
+    lines = []
+    for outcome in arm.outcomes:
+        line = [
+            (x, 100 * item["top1"])
+            for point in outcome.curve()
+            for item in point.get("evaluations", ())
+            if item["name"] == name and (x := cost(outcome, point["samples"], point["seconds"])) is not None
+        ]
+        lines += [line] if line else []
+    return lines
+
+
+def _marks(arm: Arm, name: str, cost: Cost) -> list[Mark]:
+    """The final scores on the set."""
+    marks = []
+    for outcome in arm.outcomes:
+        x = cost(outcome, outcome.progress["samples"], outcome.progress["seconds"])
+        marks += [_mark(x, item, arm.name) for item in outcome.evaluations if item["name"] == name and x is not None]
+    return marks
+
+
+def _mark(x: float, item: dict[str, Any], arm: str) -> Mark:
+    low, high = item.get("interval") or (item["top1"], item["top1"])
+    label = f"{arm}: {percent(item['top1'])} % ({percent(low)} to {percent(high)})"
+    return Mark(x, 100 * item["top1"], 100 * low, 100 * high, label)
+
+
+# -- scaling -----------------------------------------------------------------------------------------------------------
+
+
+def scaling_figures(outcomes: Sequence[Outcome]) -> list[Block]:
+    """The error of complete runs along every axis that has at least two places, with its power laws."""
+    tests = [name for name, role in seed_groups.sets(outcomes).items() if role == "test"]
+    blocks: list[Block] = []
+    for test in tests:
+        found = scaling_laws.curves(outcomes, test)
+        plots, rows, names = [], [], []
+        for axis in dict.fromkeys(curve.axis for curve in found):
+            mine = [curve for curve in found if curve.axis == axis]
+            looks = [i if len(mine) <= MANY else None for i in range(len(mine))]
+            plots.append(Plot(axis, f"{test}, error, %", [_law(c, i) for c, i in zip(mine, looks, strict=True)],
+                              zero=False, log_x=True, log_y=True))  # fmt: skip
+            few = len(mine) <= MANY
+            names += [(f"{axis}: {curve.name}", look) for curve, look in zip(mine, looks, strict=True)] if few else []
+            names += [] if few else [(f"{axis}: {len(mine)} curves", None)]
+            rows += [_exponent(test, curve) for curve in mine if curve.law]
+        if plots:
+            said = f"Error on {test} of complete runs of one design along each axis, with 95 % intervals; both axes"
+            said += " logarithmic. Dashed, with a band of 95 %: fitted power laws." if rows else " logarithmic."
+            blocks.append(Figure(f"scaling-{test}", plots, said, names))
+        blocks += [Table(rows, text=["along", "of"])] if rows else []
+    if not blocks:
+        return []
+    if any(isinstance(block, Table) for block in blocks):
+        blocks.append(Text(
+            "error = a * x^-b by least squares in the logarithms; intervals: runs drawn again with replacement, 2000"
+            f" times, seed 0. A law needs {scaling_laws.ENOUGH} runs at three places, and says nothing beyond them.",
+            tone="quiet",
+        ))  # fmt: skip
+    return [heading("Scaling curves"), *blocks]
+
+
+def _law(curve: Curve, style: int | None) -> Series:
+    marks = [
+        Mark(t.x, 100 * t.error, 100 * t.low, 100 * t.high, f"{t.name}: error {percent(t.error)} %")
+        for t in curve.trials
+    ]
+    if curve.law is None:
+        means: dict[float, list[float]] = {}
+        for trial in curve.trials:
+            means.setdefault(trial.x, []).append(100 * trial.error)
+        line = [(x, sum(values) / len(values)) for x, values in means.items()]
+        return Series(curve.name, [line] if curve.axis != scaling_laws.AXES[0].name else [], marks, style)
+    line_ = curve.law.line(curve.trials[0].x, curve.trials[-1].x)
+    fitted, band = [(x, 100 * y) for x, y, _, _ in line_], [(x, 100 * low, 100 * high) for x, _, low, high in line_]
+    return Series(curve.name, [], marks, style, fitted, band)
+
+
+def _exponent(test: str, curve: Curve) -> dict[str, str]:
+    law = curve.law
+    assert law is not None
+    double = 100 * (2**-law.exponent - 1)
+    return {
+        "test": test,
+        "along": curve.axis,
+        "of": curve.name,
+        "runs": str(law.runs),
+        "exponent b": f"{law.exponent:.3f} ({law.low:.3f} to {law.high:.3f})",
+        "error at twice x": f"{double:+.1f} %",
+    }
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def loss(grouped: Sequence[Arm], names: Sequence[tuple[str, int | None]], styles: Styles) -> list[Block]:
+    """Training loss and accuracy within the batch against samples seen."""
+    plots = []
+    for field, label in (("loss", "training loss"), ("accuracy", "accuracy within the batch, %")):
+        series = []
+        for arm, style in zip(grouped, styles, strict=True):
+            most = 300 if style is not None else 60
+            lines = [line for outcome in arm.outcomes if (line := _line(outcome, field, most))]
+            series.append(Series(arm.name, lines, (), style))
+        plots.append(Plot("samples seen", label, series, zero=field != "loss"))
+    caption = "Means of neighbouring steps. Both depend on the batch and the mask: compare arms by their tests."
+    return [heading("Training curves"), Figure("training", plots, caption, names)]
+
+
+def _line(outcome: Outcome, field: str, most: int) -> list[Point]:
+    values = outcome.metrics[field]
+    known = values == values
+    scale = 100.0 if field == "accuracy" else 1.0
+    return thin(outcome.metrics["samples"][known], scale * values[known], most)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def save(blocks: Sequence[Block], folder: Path) -> list[Path]:
+    """Every chart as NAME.svg and NAME.png below ``folder``, which is made. Raises OSError."""
+    import resvg_py
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for block in blocks:
+        for name, plot in files(block):
+            svg = plot.svg(alone=True)
+            write_text(folder / f"{name}.svg", svg)
+            write_bytes(folder / f"{name}.png", bytes(resvg_py.svg_to_bytes(svg_string=svg)))
+            written += [folder / f"{name}.svg", folder / f"{name}.png"]
+    return written
+
+
+def files(block: Block) -> list[tuple[str, Plot]]:
+    """(name of its files, chart) of every chart of a figure."""
+    if not isinstance(block, Figure):
+        return []
+    return [(f"{_plain(block.name)}-{i}", plot) for i, plot in enumerate(block.plots, 1)]
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)

@@ -1,0 +1,51 @@
+"""A report as Markdown: for a repository, a chat, an issue. Its figures are files (jobs/reporting/figures.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from jobs.common.text import plain as visible
+from jobs.reporting.document import Block, Figure, Table, Text
+from jobs.reporting.figures import files
+
+
+def markdown(blocks: Sequence[Block], figures: str = "") -> str:
+    """The text; ``figures``: the folder, as a reader of the text finds it, that holds them. Without, they are named."""
+    return "\n\n".join(_block(block, figures) for block in blocks) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text that means itself: neither markup nor HTML, on one line."""
+    return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", escape(visible(" ".join(text.split())), quote=False))
+
+
+def _block(block: Block, figures: str) -> str:
+    if isinstance(block, Table):
+        return _table(block)
+    if isinstance(block, Figure):
+        return _figure(block, figures)
+    return _text(block)
+
+
+def _text(block: Text) -> str:
+    if block.level:
+        return f"{'#' * block.level} {plain(block.words)}"
+    return f"> {plain(block.words)}" if block.tone in ("note", "trouble") else plain(block.words)
+
+
+def _table(block: Table) -> str:
+    heads = list(block.rows[0])
+    left = {heads[0], *block.long, *block.text}
+    lines = [heads, ["---" if head in left else "--:" for head in heads]]
+    lines += [[str(row[head]) for head in heads] for row in block.rows]
+    cells = [[cell if i == 1 else plain(cell) for cell in line] for i, line in enumerate(lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _figure(block: Figure, figures: str) -> str:
+    names = ", ".join(plain(name) for name, _ in block.names)
+    images = [f"![{plain(plot.y)} against {plain(plot.x)}]({figures}/{name}.svg)" for name, plot in files(block)]
+    told = f"{plain(block.caption)} Shown: {names}." if names else plain(block.caption)
+    return "\n".join([*(images if figures else []), *([""] if figures else []), told])

@@ -1,0 +1,227 @@
+"""What a report says, as blocks (jobs/reporting/document.py): of finished, half-finished and failed sweeps alike."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from flip.monitoring.results import Outcome, differing
+from jobs.common.text import count, duration, percent
+from jobs.reporting import goodput, paper_comparison, seed_groups
+from jobs.reporting.document import Block, Table, Text, heading
+from jobs.reporting.figures import accuracy, focus, legend_of, loss, scaling_figures
+from jobs.reporting.seed_groups import Arm
+
+ROWS_PER_RUN = 6
+"""Kinds of ends that a report shows of one run; jobs/explain.py shows all attempts."""
+
+ACCURACY = (
+    "Accuracy is top-1 (of retrieval R@1) in per cent; in brackets the 95 % interval of one run, or the range of"
+    " several seeds. Scores are computed in fp32 unless a column says otherwise. Training time, hours and samples/s:"
+    f" {seed_groups.COUNTED}."
+)
+
+
+def findings(outcomes: Sequence[Outcome], now: float | None = None, table: str = "") -> list[Block]:
+    """The report, from the top. ``now``: the time that it is of, seconds. ``table``: of the paper, to stand beside."""
+    about, grouped = seed_groups.about(outcomes), seed_groups.group(outcomes)
+    styles = focus(grouped, outcomes)
+    blocks: list[Block] = [Text(title(outcomes), 1), Text(_states(outcomes, now), tone="quiet")]
+    blocks += [Text(about["notes"])] if about.get("notes") else []
+    blocks += _trouble(outcomes)
+    blocks += [heading("Results"), _results(grouped, outcomes), Text(ACCURACY, tone="quiet")]
+    blocks += [Text(words, tone="note")] if (words := _note(grouped)) else []
+    blocks += _paper(grouped, outcomes, table)
+    blocks += accuracy(grouped, outcomes, styles)
+    blocks += scaling_figures(outcomes)
+    blocks += loss(grouped, legend_of(grouped, styles), styles)
+    blocks += _time(outcomes)
+    blocks += _differences(grouped, outcomes)
+    blocks += _attempts(outcomes)
+    return blocks
+
+
+def title(outcomes: Sequence[Outcome]) -> str:
+    about = seed_groups.about(outcomes)
+    return about.get("title") or about.get("name") or ", ".join(_folders(outcomes))
+
+
+def _folders(outcomes: Sequence[Outcome]) -> list[str]:
+    return list(dict.fromkeys(outcome.run.sweep for outcome in outcomes))
+
+
+def _states(outcomes: Sequence[Outcome], now: float | None) -> str:
+    """How many runs stand where, and when that was."""
+    states = Counter(outcome.state for outcome in outcomes)
+    done = states.pop("complete", 0)
+    parts = [f"{done} of {len(outcomes)} runs complete", *(f"{n} {state}" for state, n in states.items())]
+    when = "" if now is None else time.strftime(" (%Y-%m-%d %H:%M)", time.localtime(now))
+    return f"{', '.join(_folders(outcomes))}: {', '.join(parts)}{when}"
+
+
+def _trouble(outcomes: Sequence[Outcome]) -> list[Block]:
+    """What stopped for good, and what to do about it."""
+    stopped = [outcome for outcome in outcomes if outcome.state in ("failed", "unknown", "stopped")]
+    damaged = [Text(words, tone="trouble") for words in damage(outcomes)]
+    if not stopped:
+        return [*damaged]
+    first = stopped[0]
+    lines = [f"{o.run.name} is {o.state}: {o.reason or 'no reason was left'}" for o in stopped[:ROWS_PER_RUN]]
+    lines += [f"and {len(stopped) - ROWS_PER_RUN} more"] if len(stopped) > ROWS_PER_RUN else []
+    named = shlex.quote(f"{first.run.sweep}/{first.run.name}")
+    how = f"Why: python jobs/explain.py {named}. Failed runs start again by submit --retry."
+    return [Text(f"{'; '.join(lines)}. {how}", tone="trouble"), *damaged]
+
+
+def damage(outcomes: Sequence[Outcome]) -> list[str]:
+    """A sentence for each damaged file of the runs that no run's reason names."""
+    found = [(one, words) for one in outcomes for words in one.damage if words not in one.reason]
+    return [f"A file of {one.run.name} is damaged: {words}" for one, words in found]
+
+
+def _note(grouped: Sequence[Arm]) -> str:
+    return seed_groups.verdict(grouped) if any(arm.complete for arm in grouped) else "No run is complete yet."
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def _results(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> Table:
+    fine = ("complete", "running", "queued", "waiting")
+    marked = [any(outcome.state not in fine for outcome in arm.outcomes) for arm in grouped]
+    return Table(result_cells(grouped, outcomes), marked, text=["state", "mask"])
+
+
+def result_cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[str, str]]:
+    """The rows of the results table, as text."""
+    unit, sets = seed_groups.hours_unit(grouped), seed_groups.sets(found)
+    unfinished = any(outcome.state != "complete" for outcome in found)
+    made = []
+    for arm in grouped:
+        row = {"run": arm.name, "state": arm.state}
+        if unfinished:
+            row["done"] = "-" if (share := arm.done) is None else f"{100 * share:.0f} %"
+        row["mask"] = arm.mask
+        if any(len(other.outcomes) > 1 for other in grouped):
+            done, all_ = len(arm.complete), len(arm.outcomes)
+            row["seeds"] = str(all_) if done == all_ else f"{done} of {all_}"
+        for name, role in sets.items():
+            score = arm.score(name)
+            head = name if name == role or role == "test" else f"{name} ({role})"
+            row[head] = "-" if score is None else f"{percent(score.mean)} ({percent(score.low)}-{percent(score.high)})"
+        if any(other.precision not in ("", "fp32") for other in grouped):
+            row["scored in"] = arm.precision or "-"
+        speed, spent = arm.progress("samples_per_second"), arm.progress("seconds")
+        work = arm.mean(lambda outcome: seed_groups.hours(outcome, unit))
+        row |= {
+            "samples/s": "-" if speed is None else f"{speed:,.0f}",
+            "training": duration(spent),
+            unit: "-" if work is None else f"{work:,.3g}" if work < 1000 else f"{work:,.0f}",
+            "FLOPs": "-" if (flops := arm.mean(seed_groups.flops)) is None else f"{flops:.3g}".replace("e+", "e"),
+            "samples": count(arm.progress("samples")),
+            "attempts": "/".join(str(len(outcome.attempts)) for outcome in arm.outcomes),
+        }
+        made.append(row)
+    return made
+
+
+def _paper(grouped: Sequence[Arm], outcomes: Sequence[Outcome], table: str) -> list[Block]:
+    lines = paper_comparison.compare(grouped, outcomes, table)
+    if not lines:
+        return []
+    rows = paper_comparison.cells(lines)
+    if all(row["why"] == "" for row in rows):
+        rows = [{key: value for key, value in row.items() if key != "why"} for row in rows]
+    beside = Table(rows, [bool(line.obstacles) for line in lines], ["why"], ["run", "test", "verdict"])
+    agree = sum(line.verdict.startswith("agrees") for line in lines)
+    comparable = sum(not line.obstacles for line in lines)
+    words = (
+        f"Of {len(lines)} published numbers {comparable} can be compared, {agree} of these agree. The gap is ours less"
+        " the paper's, in points. A row is comparable where data, recipe and test are what the paper's number is of."
+    )
+    return [heading("Against the paper"), beside, Text(words, tone="quiet")]
+
+
+# -- facts -------------------------------------------------------------------------------------------------------------
+
+
+def _time(outcomes: Sequence[Outcome]) -> list[Block]:
+    """What the runs' time went to, and how often and why they began again."""
+    begun = [outcome for outcome in outcomes if outcome.attempts]
+    accounts = goodput.with_sums(begun)
+    if not accounts:
+        return []
+    rows = []
+    for i, (account, row) in enumerate(zip(accounts, goodput.cells(accounts), strict=True)):
+        members = [o for o in begun if account.name == f"all of {o.run.sweep}"] if account.runs > 1 else [begun[i]]
+        causes = Counter(attempt.end.get("cause", "complete") for o in members for attempt in o.attempts)
+        told = ", ".join(f"{cause} {n}" for cause, n in causes.most_common() if cause != "complete") or "-"
+        parts = {key.removesuffix(" %"): value for key, value in row.items()}
+        restarts = sum(len(outcome.attempts) - 1 for outcome in members)
+        rows.append({**parts, "restarts": str(restarts), "incidents": told})
+    notes = [Text(words, tone="note") for words in goodput.advice(accounts)[:ROWS_PER_RUN]]
+    said = (
+        "Spent is what the run occupied; the columns after it are shares of that, in per cent. Useful: steps whose"
+        " result stands; repeated: steps done again after an interruption; lost: work of which nothing was kept."
+        " Waited: for a start, by the clock. Restarts are attempts after the first; incidents, why attempts ended."
+    )
+    return [heading("What the time went to"), Table(rows, text=["incidents"]), Text(said, tone="quiet"), *notes]
+
+
+def _differences(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> list[Block]:
+    """The value of every setting in which any two runs differ, of each run, those of an arm together."""
+    keys = differing(outcomes)
+    if not keys:
+        return []
+    rows = []
+    for arm in grouped:
+        settings = {key: arm.outcomes[0].settings[key] for key in keys if key in arm.outcomes[0].settings}
+        if "seed" in settings:
+            settings["seed"] = ", ".join(str(outcome.settings["seed"]) for outcome in arm.outcomes)
+        rows.append({"run": arm.name, "settings": _grouped(settings)})
+    said = "Every setting in which any two runs differ. One that is missing is a part that the run does not have."
+    return [heading("What differs between the runs"), Table(rows, long=["settings"]), Text(said, tone="quiet")]
+
+
+def _grouped(settings: Mapping[str, Any]) -> str:
+    """Settings by their section: model.image: width 128, layers 4; data: samples 5507."""
+    sections: dict[str, list[str]] = {}
+    for key, value in settings.items():
+        section, _, last = key.rpartition(".")
+        sections.setdefault(section, []).append(f"{last} {value}")
+    return "; ".join(f"{name}: {', '.join(words)}" if name else ", ".join(words) for name, words in sections.items())
+
+
+def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:
+    """Why attempts ended, those alike in a row together, of runs that needed several or are not complete."""
+    rows = []
+    for outcome in outcomes:
+        if not outcome.attempts or (outcome.state == "complete" and len(outcome.attempts) == 1):
+            continue
+        alike = groupby(_ends(outcome), key=lambda row: (row["ended"], row["then"], row["reason"]))
+        for same in [list(group) for _, group in alike][-ROWS_PER_RUN:]:
+            first, last = same[0]["attempt"], same[-1]["attempt"]
+            rows.append({**same[0], "attempt": first if first == last else f"{first} to {last}"})
+    return [heading("Attempts"), Table(rows, long=["reason"], text=["ended", "then"])] if rows else []
+
+
+def _ends(outcome: Outcome) -> list[dict[str, str]]:
+    rows = []
+    for attempt in outcome.attempts:
+        end = attempt.end
+        running = outcome.state if attempt is outcome.attempts[-1] else "unknown"
+        rows.append(
+            {
+                "run": outcome.run.name,
+                "attempt": str(attempt.number),
+                "began at sample": count(attempt.start.get("resumes_from")),
+                "ended": end.get("cause") or running,
+                "then": end.get("action", "-"),
+                "reason": end.get("reason") or (outcome.reason if not end else ""),
+            }
+        )
+    return rows

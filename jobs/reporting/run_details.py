@@ -1,0 +1,209 @@
+"""All that is known of one run, for ``jobs/explain.py``: from its files and one look at its cluster."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flip.config.sizes import label
+from flip.monitoring import metrics_reader
+from flip.monitoring.results import Outcome, differing, read_run
+from flip.runs.rundir import RunDir, matching, number, read_record
+from jobs.host.restart_policy import APART, FAILURES, FINAL, Limits
+from jobs.reporting import goodput
+from jobs.runs import resubmit, select
+from jobs.runs.clusters import UNREADABLE, JobState, states
+from jobs.status import row
+
+STAGE = ("samples", "batch", "mask")
+LINES = 5
+"""Of the log of the root cause."""
+WIDEST = 1000
+"""Characters of such a line that are shown."""
+TAIL = 1 << 16
+"""Bytes of a log that are looked at."""
+
+
+def explain(run: RunDir) -> dict[str, Any]:
+    """All that the page shows: sweep, run, folder, about, code, state, evidence, attempts, next, incidents, goodput,
+    verdict (of its newest metric line), anomalies (files, in the order of their steps), damaged (a sentence per file).
+
+    From the run's files and one look at its cluster, which on Slurm is one call of squeue.
+    """
+    state, outcome = states([run])[run.path], read_run(run.path)
+    now = time.time()
+    account = goodput.of_run(outcome, now if state.state == "running" else None)
+    return {
+        "sweep": run.sweep,
+        "run": run.name,
+        "folder": str(run.path),
+        "about": _about(outcome),
+        "code": _code(run),
+        "state": row(run, state),
+        "evidence": _evidence(outcome, state),
+        "attempts": [_attempt(outcome, i, state) for i in range(len(outcome.attempts))],
+        "next": _next(run, outcome, state, now),
+        "incidents": _incidents(outcome),
+        "goodput": goodput.as_dict([account])[0],
+        "verdict": metrics_reader.newest(run).get("verdict"),
+        "anomalies": _anomalies(run),
+        "damaged": outcome.damage,
+    }
+
+
+def _anomalies(run: RunDir) -> list[str]:
+    """Of every step that was written down, the file of its first rank."""
+    found: dict[tuple[int, int], str] = {}
+    for path in matching(run.anomalies, "*-*.json"):
+        n, _, step = map(number, path.name.split(".")[0].partition("-"))
+        if n is not None and step is not None:
+            found.setdefault((step, n), f"{path.parent.name}/{path.name}")
+    return [found[at] for at in sorted(found)]
+
+
+def _about(outcome: Outcome) -> dict[str, Any]:
+    """Size, samples, stages, and the settings in which the run differs from the others of its sweep."""
+
+    settings = outcome.settings
+    stages: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        room, _, rest = key.partition(".")
+        name, _, field = rest.rpartition(".")
+        if room == "stages":
+            stages.setdefault(name, {})[field] = value
+    family = [read_run(other.path) for other in select.runs_below(outcome.run.path.parent)]
+    chosen = {key: settings.get(key) for key in differing(family)} if settings else {}
+    return {
+        "size": label(settings),
+        "samples": sum(int(stage.get("samples") or 0) for stage in stages.values()) or None,
+        "stages": [{"name": name} | {k: stage.get(k) for k in STAGE} for name, stage in stages.items()],
+        "differs": chosen,
+        "init": {key: settings.get(f"init.{key}") for key in ("run", "stage", "samples", "extend", "export")}
+        if settings.get("init.run") or settings.get("init.export")
+        else None,
+    }  # fmt: skip
+
+
+def _code(run: RunDir) -> dict[str, Any]:
+    digest, job = _file(run.identity).get("code"), _file(run.path / "job.json")
+    folder = Path(job.get("snapshot") or run.path.parent / ".code" / str(digest))
+    return {"digest": digest, "folder": str(folder), "present": os.path.isdir(folder), "cluster": job.get("cluster")}
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """What a file of the run holds; empty where it cannot be read, which the state tells."""
+    try:
+        return read_record(path) or {}
+    except UNREADABLE:
+        return {}
+
+
+def _unrecorded(outcome: Outcome, state: JobState) -> Mapping[str, Any]:
+    """The end of a newest attempt that has ended without a record, from what its ranks left; empty if there is none.
+
+    That happens if its supervisor or batch script was killed: nothing was decided then.
+    """
+    attempt = outcome.attempts[-1] if outcome.attempts else None
+    if attempt is None or attempt.end or state.state in ("running", "unknown"):
+        return {}
+    cause = attempt.causes[0] if attempt.causes else {"reason": "its end was not recorded"}
+    return {key: cause.get(key) for key in ("cause", "reason", "code")}
+
+
+def _evidence(outcome: Outcome, state: JobState) -> dict[str, Any] | None:
+    """What the newest end was decided from, or of one that was not recorded what is known; None if none has ended."""
+    unrecorded = _unrecorded(outcome, state)
+    attempt = next((a for a in reversed(outcome.attempts) if a.end or unrecorded), None)
+    if attempt is None:
+        return None
+    end = attempt.end or unrecorded
+    rank = next((c["rank"] for c in attempt.causes if c["cause"] == end.get("cause")), 0)
+    log = _log(outcome.run, attempt.number, rank // int(outcome.settings.get("resources.processes") or 1))
+    keys = ("action", "cause", "reason", "code", "state")
+    found = {"attempt": attempt.number, **{key: end.get(key) for key in keys}, "rank": rank}
+    return {**found, "log": None if log is None else str(log), "lines": [] if log is None else last_lines(log)}
+
+
+def _log(run: RunDir, n: int, node: int) -> Path | None:
+    """The file that tells most of how attempt n ended on a node: its errors, the job's, what was printed."""
+    folder = run.logs / str(n)
+    names = (f"node{node}.err", "job.err", f"node{node}.out", "job.out")
+    return next((folder / n for n in names if (folder / n).is_file() and (folder / n).stat().st_size), None)
+
+
+def last_lines(path: Path, count: int = LINES) -> list[str]:
+    """The last lines that say something."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        text = file.read().decode("utf-8", "replace")
+    return [line.rstrip()[:WIDEST] for line in text.splitlines() if line.strip()][-count:]
+
+
+def _attempt(outcome: Outcome, i: int, state: JobState) -> dict[str, Any]:
+    attempt, newest = outcome.attempts[i], i == len(outcome.attempts) - 1
+    start, end = attempt.start, attempt.end or (_unrecorded(outcome, state) if newest else {})
+    seen = end.get("code") is not None and end.get("time") is not None and start.get("time") is not None
+    return {
+        "attempt": attempt.number,
+        "time": start.get("time"),
+        "where": start.get("nodes") or start.get("host"),
+        "job": start.get("job") or None,
+        "seconds": max(0.0, end["time"] - start["time"]) if seen else None,
+        "from": start.get("resumes_from"),
+        "to": end.get("commits"),
+        "cause": end.get("cause"),
+        "reason": end.get("reason"),
+        "action": end.get("action"),
+        "delay": end.get("delay"),
+    }
+
+
+def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[str, Any]:
+    """What happens by itself and when, or the command that a person types."""
+    end: Mapping[str, Any] = outcome.attempts[-1].end if outcome.attempts else {}
+    until = end["time"] + end["delay"] if state.state == "waiting" and end.get("delay") else None
+    sweep = run.path.parent.parent if resubmit.is_evaluation(run) else run.path.parent
+    said: dict[str, tuple[str, str | None]] = {
+        "complete": ("nothing: it has finished", f"python jobs/report.py {shlex.quote(sweep.name)}"),
+        "running": ("it goes on by itself", None),
+        "queued": ("it starts by itself when there is room", None),
+        "waiting": ("it starts again by itself", None),
+        "failed": ("nothing by itself: mend the cause", None),
+        "cancelled": ("nothing by itself", None),
+        "stopped": ("nothing by itself: nobody looks after it", None),
+        "unknown": ("not known: ask again when its cluster answers", None),
+    }
+    words, command = said[state.state]
+    if state.state in ("failed", "cancelled", "stopped"):
+        more, command = resubmit.command(run, retry=state.state != "stopped")
+        words += f"; {more}"
+    estimate = state.starts or None
+    return {
+        "what": words,
+        "command": command,
+        "not_before": until if until and until > now else None,
+        "estimate": estimate,
+    }
+
+
+def _incidents(outcome: Outcome) -> list[dict[str, Any]]:
+    """Ends by their cause: in all, since the newest commit or submission, and how many of these stop the run."""
+    after = _file(outcome.run.path / "job.json").get("after", 0)
+    ends = [attempt.end for attempt in outcome.attempts if attempt.end and attempt.end.get("cause") != "complete"]
+    since: list[Mapping[str, Any]] = []
+    for end in ends:
+        if end.get("attempt", 0) > after:
+            since = [] if end.get("committed") else [*since, end]
+    limits, found = Limits(), []
+    for cause in dict.fromkeys(end.get("cause", "?") for end in ends):
+        alike = FAILURES if cause in FAILURES else (cause,)
+        limit = (dict.fromkeys(FAILURES, limits.failures) | dict.fromkeys(FINAL, 1)).get(cause)
+        limit = getattr(limits, APART[cause]) if cause in APART else limit
+        counted = sum(end.get("cause") in alike for end in since)
+        total = sum(end.get("cause") == cause for end in ends)
+        found.append({"cause": cause, "total": total, "without_commit": counted, "limit": limit})
+    return found

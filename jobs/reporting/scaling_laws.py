@@ -1,0 +1,209 @@
+"""Scaling curves: runs that differ along one axis alone, and power laws of their error, with bootstrap intervals.
+
+A law is error = a * x^-b, fitted by least squares in the logarithms of both. Its interval is that of the runs at hand:
+they are drawn again with replacement (seed 0, 2000 times) and fitted again; the middle 95 % are reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flip.config.sizes import label
+from flip.monitoring.results import Outcome
+from jobs.common.text import count
+
+DRAWS = 2000
+ENOUGH = 4
+"""Runs that a law is fitted to, at least, of at least three values of x."""
+
+IGNORED = re.compile(
+    r"seed|model\.size|schema|(resources|monitor|checkpoint|evaluate)\..*|compute\.(accumulate|recompute|threads)"
+    r"|data\.(lanes|buffer|chunk|block|workers|sample_bytes|client|cache.*|deadline|timeout|hedge)|stages\..*\.warmup"
+)
+"""Settings that follow from others, or move nothing that is compared here."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One way to scale: its name, the settings that move along it, and a run's place on it."""
+
+    name: str
+    moves: re.Pattern[str]
+    place: Callable[[Outcome], float | None]
+
+
+def _stage(key: str) -> Callable[[Outcome], float | None]:
+    """A setting of the first stage."""
+
+    def place(outcome: Outcome) -> float | None:
+        found = [v for k, v in outcome.settings.items() if k.startswith("stages.") and k.endswith(f".{key}")]
+        return float(found[0]) if found else None
+
+    return place
+
+
+_SIZE = r"model\.(embed|image\.patch|(image|text)\.(width|layers|heads))"
+"""Settings that a larger model may differ in. What else the model's section holds is a method, not a size."""
+_LENGTH = r"stages\..*\.samples"
+_DATA = r"data\.(manifest|samples|sets\..*)"
+
+AXES = (
+    Axis("training FLOPs", re.compile(f"{_SIZE}|{_LENGTH}"), lambda o: o.result.get("flops")),
+    Axis("parameters", re.compile(_SIZE), lambda o: (o.result.get("parameters") or {}).get("total")),
+    Axis("samples in the data set", re.compile(_DATA), lambda o: o.settings.get("data.samples")),
+    Axis("samples seen", re.compile(_LENGTH), lambda o: o.progress["samples"]),
+    Axis("batch", re.compile(r"stages\..*\.(batch|base_lr)"), _stage("batch")),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One complete run on an axis. ``error``, ``low``, ``high``: 0..1."""
+
+    name: str
+    x: float
+    error: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """error = scale * x^-exponent. ``low``, ``high``: 95 % of the exponents of the draws."""
+
+    scale: float
+    exponent: float
+    low: float
+    high: float
+    runs: int
+    draws: NDArray[np.float64]
+    """(draws, 2): logarithm of the scale, exponent."""
+
+    def line(self, start: float, stop: float, points: int = 24) -> list[tuple[float, float, float, float]]:
+        """(x, error, low, high) from ``start`` to ``stop``, evenly in the logarithm."""
+        xs = np.geomspace(start, stop, points)
+        drawn = np.exp(self.draws[:, :1] - self.draws[:, 1:] * np.log(xs)[None, :])
+        low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+        fitted = self.scale * xs**-self.exponent
+        return [tuple(map(float, point)) for point in zip(xs, fitted, low, high, strict=True)]  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Runs of one design along one axis. ``name``: the settings by which it differs from the axis' other curves."""
+
+    axis: str
+    name: str
+    trials: list[Trial]
+    law: Law | None
+
+
+def fit(xs: Sequence[float], errors: Sequence[float], draws: int = DRAWS, seed: int = 0) -> Law | None:
+    """The law of the points; None where they are too few, or an error is 0. ``xs`` are above 0."""
+    if len(xs) < ENOUGH or len(set(xs)) < 3 or min(errors) <= 0:
+        return None
+    x, y = np.log(np.asarray(xs, float)), np.log(np.asarray(errors, float))
+    chosen = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
+    fits = _least_squares(x[chosen], y[chosen])
+    fits = fits[np.isfinite(fits).all(axis=1)]  # a draw of one x alone has no slope
+    ((intercept, slope),) = _least_squares(x[None], y[None])
+    low, high = np.quantile(-fits[:, 1], (0.025, 0.975))
+    drawn = np.stack([fits[:, 0], -fits[:, 1]], axis=1)
+    return Law(float(np.exp(intercept)), float(-slope), float(low), float(high), len(x), drawn)
+
+
+def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of points (n, k) -> (n, 2): intercept and slope, NaN where all x are one."""
+    dx, dy = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+    spread = (dx * dx).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = np.where(spread > 1e-12, (dx * dy).sum(axis=1) / spread, np.nan)
+    return np.stack([y.mean(axis=1) - slope * x.mean(axis=1), slope], axis=1)
+
+
+def curves(outcomes: Sequence[Outcome], test: str) -> list[Curve]:
+    """Curves of complete runs scored on ``test``: along every axis, each group of runs of one design.
+
+    A curve has at least two places on its axis, over FLOPs three: two costs may belong to anything.
+    """
+    scored = [(outcome, item) for outcome in outcomes for item in outcome.evaluations if item["name"] == test]
+    found = []
+    for axis in AXES:
+        placed = [
+            (float(x), outcome, item) for outcome, item in scored if (x := axis.place(outcome)) is not None and x > 0
+        ]
+        groups = [
+            part
+            for group in _grouped(placed, lambda key, axis=axis: not axis.moves.fullmatch(key))  # type: ignore[misc]
+            for part in _grouped(group, _ambiguous(group).__contains__)
+        ]
+        least = 3 if axis is AXES[0] else 2
+        groups = [group for group in groups if len({x for x, _, _ in group}) >= least]
+        varied = _varied([group[-1][1].settings for group in groups])
+        for group in groups:
+            trials = sorted((_trial(outcome, item, x) for x, outcome, item in group), key=lambda trial: trial.x)
+            law = fit([trial.x for trial in trials], [trial.error for trial in trials])
+            found.append(Curve(axis.name, _name(group[-1][1].settings, varied) or "all runs", trials, law))
+    return found
+
+
+Placed = tuple[float, Outcome, Mapping[str, Any]]
+"""A run on an axis: x, the run, its score."""
+
+
+def _grouped(placed: Sequence[Placed], fixed: Callable[[str], bool]) -> list[list[Placed]]:
+    """Runs that agree in every setting for which ``fixed`` holds and that is not ignored."""
+    groups: dict[str, list[Placed]] = {}
+    for one in placed:
+        settings = sorted((k, v) for k, v in one[1].settings.items() if fixed(k) and not IGNORED.fullmatch(k))
+        groups.setdefault(repr(settings), []).append(one)
+    return list(groups.values())
+
+
+def _ambiguous(group: Sequence[Placed]) -> set[str]:
+    """Settings in which runs at the same place of an axis differ: along that axis they must be fixed as well."""
+    places: dict[float, list[Mapping[str, Any]]] = {}
+    for x, outcome, _ in group:
+        places.setdefault(x, []).append(outcome.settings)
+    return {
+        key for tables in places.values() for key in tables[0] if len({repr(table.get(key)) for table in tables}) > 1
+    }
+
+
+def _trial(outcome: Outcome, item: Mapping[str, Any], x: float) -> Trial:
+    low, high = item.get("interval") or (item["top1"], item["top1"])
+    return Trial(outcome.run.name, x, 1 - item["top1"], 1 - high, 1 - low)
+
+
+def _varied(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys by which the tables differ; of what a named size or a data set brings along, its name or N alone."""
+    keys = dict.fromkeys(key for table in tables for key in table if not IGNORED.fullmatch(key))
+    varied = [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
+    shapes = {repr([table.get(key) for key in varied if key.startswith("model.")]) for table in tables}
+    sizes = {table.get("model.size") for table in tables}
+    if len(shapes) == len(sizes) > 1:
+        varied = ["model.size", *(key for key in varied if not key.startswith("model."))]
+    return [key for key in varied if key != "data.manifest" or "data.samples" not in varied]
+
+
+def _name(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+    shown = {**settings, "model.size": label(settings)}
+    return ", ".join(f"{_short(key)} {_value(shown.get(key))}".strip() for key in keys)
+
+
+def _short(key: str) -> str:
+    """What a dotted key is called in a legend."""
+    called = {"model.size": "", "data.samples": "data", "data.manifest": "data"}
+    if key.startswith("stages."):
+        return "seen" if key.endswith(".samples") else key.rpartition(".")[2]
+    return called.get(key, key.removeprefix("model."))
+
+
+def _value(value: Any) -> str:
+    return count(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)

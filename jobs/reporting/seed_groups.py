@@ -1,0 +1,216 @@
+"""Runs that differ in nothing but their seed, taken together: the rows of a results table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from flip import flops as arithmetic
+from flip.config.derived import positions
+from flip.config.schema import ImageTower, Model, TextTower
+from flip.evaluation.task import precision
+from flip.monitoring.results import Outcome
+from flip.runs.rundir import read_record
+from jobs.reporting.goodput import resources
+from jobs.sweeps.published import Published, published
+
+
+@dataclass(frozen=True)
+class Score:
+    """An accuracy, 0..1. ``low`` and ``high``: of one run its 95 % interval, of several the extremes."""
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+    chance: float | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row: a design, by one run or by several seeds."""
+
+    name: str
+    outcomes: Sequence[Outcome]
+    published: Published | None = None
+    """The row of the paper that it stands for."""
+
+    @property
+    def complete(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome.state == "complete"]
+
+    @property
+    def state(self) -> str:
+        """The state that all share, or how many have come to which."""
+        states = [outcome.state for outcome in self.outcomes]
+        kinds = list(dict.fromkeys(states))
+        return kinds[0] if len(kinds) == 1 else ", ".join(f"{states.count(kind)} {kind}" for kind in kinds)
+
+    @property
+    def mask(self) -> str:
+        """Mask ratios of the stages, in order."""
+        settings = self.outcomes[0].settings
+        masks = [value for key, value in settings.items() if key.startswith("stages.") and key.endswith(".mask")]
+        return " > ".join(map(str, masks)) or "-"
+
+    def score(self, name: str) -> Score | None:
+        """Final top-1 on an evaluation set; None where no run has one."""
+        found = [item for outcome in self.outcomes for item in outcome.evaluations if item["name"] == name]
+        if not found:
+            return None
+        values = [item["top1"] for item in found]
+        if len(found) == 1:
+            low, high = found[0].get("interval") or (values[0], values[0])
+        else:
+            low, high = min(values), max(values)
+        return Score(fmean(values), low, high, len(values), found[0].get("chance"))
+
+    @property
+    def precision(self) -> str:
+        """Of its final scores; several if its runs were scored in several."""
+        return ", ".join(dict.fromkeys(precision(item) for outcome in self.outcomes for item in outcome.evaluations))
+
+    def mean(self, value: Callable[[Outcome], float | None]) -> float | None:
+        """Mean over the complete runs, as of accuracy, or where none is over all; of those that have the value."""
+        values = [found for outcome in self.complete or self.outcomes if (found := value(outcome)) is not None]
+        return fmean(values) if values else None
+
+    @property
+    def done(self) -> float | None:
+        """Share of all its runs' samples that were seen; None where it is not known."""
+        seen = [outcome.progress["samples"] or 0 for outcome in self.outcomes]
+        total = sum(stage.get("samples", 0) for outcome in self.outcomes for stage in _stages(outcome.settings))
+        return min(1.0, sum(seen) / total) if total else None
+
+    def progress(self, key: str) -> float | None:
+        """Mean of samples, steps, seconds or samples_per_second, as ``mean``."""
+        return self.mean(lambda outcome: outcome.progress[key])
+
+
+COUNTED = "useful training steps; lost work, evaluation and start-up not counted"
+"""What training time, hours and samples per second are of."""
+
+
+def hours(outcome: Outcome, unit: str, seconds: float | None = None) -> float | None:
+    """Hours (``goodput.resources``) of useful training, until now or of ``seconds``.
+
+    ``unit``: ``GPU-hours`` or ``core-hours``; None for a run of the other kind.
+    """
+    seconds = outcome.progress["seconds"] if seconds is None else seconds
+    width, kind = resources(outcome.settings)
+    if seconds is None or "resources.nodes" not in outcome.settings or unit != f"{kind}-hours":
+        return None
+    return seconds * width / 3600
+
+
+def flops(outcome: Outcome, samples: float | None = None) -> float | None:
+    """Training FLOPs until now or until S = ``samples``, by arithmetic from the configuration; None where it is not
+    known."""
+    at = outcome.progress["samples"] if samples is None else samples
+    stages = _stages(outcome.settings)
+    if at is None or not stages:
+        return None
+    try:
+        model = Model(
+            embed=outcome.settings["model.embed"],
+            image=ImageTower(**_fields(outcome.settings, "model.image.", ImageTower)),
+            text=TextTower(**_fields(outcome.settings, "model.text.", TextTower)),
+        )
+        total, left = 0.0, float(at)
+        for stage in stages:
+            mine = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
+            seen = positions(model.text, str(stage.get("text_mask", "0")))
+            total += mine * arithmetic.training_flops(model, str(stage["mask"]), seen)["total"]
+            left -= mine
+        return total
+    except (KeyError, TypeError, ValueError, ArithmeticError):  # a configuration that this version cannot read
+        return None
+
+
+def _stages(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages in order, field -> value."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        if key.startswith("stages."):
+            name, _, field = key.removeprefix("stages.").rpartition(".")
+            found.setdefault(name, {})[field] = value
+    return list(found.values())
+
+
+def _fields(settings: Mapping[str, Any], prefix: str, kind: Any) -> dict[str, Any]:
+    return {name: settings[prefix + name] for name in kind.__dataclass_fields__ if prefix + name in settings}
+
+
+def hours_unit(arms: Sequence[Arm]) -> str:
+    """``GPU-hours``, or ``core-hours`` where no run has a GPU."""
+    gpus = any(outcome.settings.get("resources.gpus") for arm in arms for outcome in arm.outcomes)
+    return "GPU-hours" if gpus else "core-hours"
+
+
+def about(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """sweep.json of the folder that the runs share: name, title, notes, runs, paper; {} where there is none."""
+    folders = {outcome.run.path.parent for outcome in outcomes}
+    try:
+        return (read_record(folders.pop() / "sweep.json") or {}) if len(folders) == 1 else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def group(outcomes: Sequence[Outcome]) -> list[Arm]:
+    """Arms in the order of their first runs; runs whose configurations differ in the seed alone are one arm."""
+    paper = about(outcomes).get("paper", {})
+    found: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        design = {key: value for key, value in outcome.settings.items() if key != "seed"}
+        key = repr((outcome.run.path.parent, design)) if design else str(outcome.run.path)
+        found.setdefault(key, []).append(outcome)
+    names = {key: _name(members) for key, members in found.items()}
+    rows = {name: published(entry) for name, entry in paper.items() if entry}
+    return [Arm(names[key], members, rows.get(names[key])) for key, members in found.items()]
+
+
+def _name(members: Sequence[Outcome]) -> str:
+    """The run's name; of several, without the -s<seed> at its end."""
+    first = members[0]
+    return first.run.name.removesuffix(f"-s{first.settings.get('seed')}")
+
+
+def sets(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Evaluation set -> role, tests first, as configured or as found in results."""
+    roles: dict[str, str] = {}
+    for outcome in outcomes:
+        for key, value in outcome.settings.items():
+            if key.startswith("evaluate.sets.") and key.endswith(".role"):
+                roles[key.removeprefix("evaluate.sets.").removesuffix(".role")] = value
+        for item in outcome.evaluations:
+            roles.setdefault(item["name"], item.get("role", "test"))
+    return dict(sorted(roles.items(), key=lambda item: item[1] != "test"))
+
+
+def verdict(arms: Sequence[Arm]) -> str:
+    """What the table cannot say, in words; empty where every arm has several seeds."""
+    if not arms or all(len(arm.complete) > 1 for arm in arms):
+        return ""
+    return (
+        "One seed per arm cannot rank the arms: an interval covers the luck of the test pictures, not that of the"
+        " training run. For several seeds: python jobs/submit.py --sweep FILE --seeds 0 1 2"
+        " (quickstart: FULL=1 make quickstart)."
+    )
+
+
+def by_sweep_order(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """In the order of the sweep file, where it is known."""
+    orders: dict[Path, list[str]] = {}
+    for outcome in outcomes:
+        folder = outcome.run.path.parent
+        if folder not in orders:
+            orders[folder] = about([outcome]).get("runs", [])
+
+    def place(outcome: Outcome) -> tuple[str, int, str]:
+        order, name = orders[outcome.run.path.parent], outcome.run.name
+        return str(outcome.run.path.parent), order.index(name) if name in order else len(order), name
+
+    return sorted(outcomes, key=place)

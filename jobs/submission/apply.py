@@ -1,0 +1,241 @@
+"""The folder of a sweep, RUNS_ROOT/<sweep>: where a plan is carried out, in one commit.
+
+No run directory is ever overwritten or deleted: it is made whole under a temporary name and renamed, or moved to
+RUNS_ROOT/.trash/<time>/.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import stat
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flip.config.merge import dump
+from flip.runs.commit import commits
+from flip.runs.errors import ConfigError
+from flip.runs.ownership import closed_folder, is_mine
+from flip.runs.rundir import RunDir, read_record, sync_folder, write_json, write_text
+from flip.training import warm_start
+from jobs.common.filesystem import locked, require_trusted, writing
+from jobs.host import canary
+from jobs.planning.plan import Action, Plan, shape
+from jobs.runs import clusters
+from jobs.runs.clusters import Cluster, Job, Several
+from jobs.submission.snapshot import DIGEST, Snapshot
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
+
+PATIENCE = 600.0
+"""Seconds that pruned runs get to save and end; one that needs longer is moved by the next ``--prune``."""
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """One submit at a time per sweep folder, which is made. Raises ConfigError where another is at work."""
+    with _named_errors(folder):
+        require_trusted(closed_folder(folder))
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        with _named_errors(folder):
+            alone = locked(handle, fcntl.LOCK_EX, folder)
+        if not alone:
+            remedy = "Wait for it, or end it."
+            raise ConfigError("another submit is at work on this sweep", str(folder), remedy=remedy)
+        yield
+    finally:
+        os.close(handle)
+
+
+def apply(
+    plan: Plan,
+    snapshot: Snapshot,
+    cluster: Cluster | Several,
+    about: Mapping[str, Any],
+    steps: int = 0,
+    typed: Sequence[str] = (),
+    on_trash: Callable[[Path, Path], None] = lambda path, target: None,
+) -> list[Job]:
+    """Make the run directories of what starts, then hand them to the cluster; call it under ``lock``. What somebody has
+    cancelled since it was planned is left alone.
+
+    ``steps``: those that a canary must pass before the others of its shape start; 0: all start at once.
+
+    All directories are written under temporary names before the first is renamed, so that an error leaves none.
+    ``about`` becomes sweep.json, what a report shows of the sweep: name, title, notes, order of runs, expected numbers.
+    ``typed``: what submits the sweep again (``jobs.runs.resubmit``); with the run's name it stands in job.json.
+    ``on_trash``: called with a run directory that was moved and with its place in the trash.
+    """
+    late = called_off(plan, plan.cancelled)
+    started = [action for action in plan.starting if action.name not in late]
+    fresh = [action for action in started if action.kind == "new" or action.moves]
+    made: dict[str, Path] = {}
+    with _named_errors(plan.folder, made):
+        for action in fresh:
+            made[action.name] = temporary = plan.folder / f".new-{action.name}.{os.getpid()}"
+            temporary.mkdir(mode=0o755)
+            write_text(temporary / "config.yaml", dump(action.wanted.config))
+            write_json(temporary / "identity.json", {**action.wanted.identity, **_recorded(snapshot)})
+        write_json(plan.folder / "sweep.json", dict(about))
+        for action in fresh:
+            target = plan.folder / action.name
+            if action.moves:
+                on_trash(target, trash(target))
+            os.rename(made.pop(action.name), target)
+        sync_folder(plan.folder)
+        for action in started:
+            if action not in fresh:  # the same run to science, but where and how it computes may be new
+                if action.adopts:
+                    _adopt(action, plan.folder)
+                write_text(plan.folder / action.name / "config.yaml", dump(action.wanted.config))
+        for action in started:
+            if action.wanted.config.init.run:
+                warm_start.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
+        jobs = [_job(action, plan, snapshot, typed) for action in started]
+        jobs = with_canaries(jobs, plan.folder, steps)
+        cluster.submit(jobs)
+    return jobs
+
+
+def called_off(plan: Plan, known: Collection[str] = ()) -> list[str]:
+    """Names of runs that were to start and are cancelled, but those ``known``; after ``apply``, what came since."""
+    names = [action.name for action in plan.starting if action.name not in known]
+    return [name for name in names if RunDir(plan.folder / name).cancel.exists()]
+
+
+def with_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
+    """The same jobs; where several have a shape and code that no run of the folder has passed ``steps`` with, the first
+    of them is made their canary."""
+    alike: dict[tuple[Any, ...], list[Job]] = {}
+    for job in jobs if steps else ():
+        key = (job.cluster, job.shape, job.snapshot, job.module, *sorted(job.env.items()))
+        alike.setdefault(key, []).append(job)
+    told: dict[Path, Job] = {}
+    for first, *others in alike.values():
+        if others and not any(_proves(RunDir(path.parent), first, steps) for path in folder.glob("[!.]*/job.json")):
+            told[first.run.path] = replace(first, canary=steps)
+            told |= {job.run.path: replace(job, waits_for=first.run.name) for job in others}
+    return [told.get(job.run.path, job) for job in jobs]
+
+
+def _proves(run: RunDir, like: Job, steps: int) -> bool:
+    """Whether a run of the same shape and code has passed the steps."""
+    try:
+        record = read_record(run.path / "job.json") or {}
+        same = record.get("shape") == asdict(like.shape) and record["snapshot"] == str(like.snapshot.absolute())
+        same = same and record["module"] == like.module and like.cluster in ("", record.get("cluster"))
+        return same and canary.passed(run, steps)
+    except (ValueError, KeyError):  # damaged: it proves nothing
+        return False
+
+
+def _adopt(action: Action, folder: Path) -> None:
+    """Make the data that are wanted those of the run; ``before`` in identity.json tells until which S it had others.
+
+    It comes before config.yaml: a submission that ends between the two is made good by the next one.
+    """
+    run = RunDir(folder / action.name)
+    stored, done = read_record(run.identity) or {}, commits(run)
+    until = {"samples": done[-1].samples if done else 0, "hash": stored.get("hash")}
+    until["changes"] = [change._asdict() for change in action.changes]
+    wanted = {key: action.wanted.identity[key] for key in ("hash", "schema", "config")}
+    write_json(run.identity, {**stored, **wanted, "before": [*stored.get("before", []), until]})
+
+
+def code_of(action: Action, folder: Path) -> Path | None:
+    """The code of a run that merely goes on stays as it was. None: it gets today's, as one that failed or is new."""
+    goes_on = action.kind == "stopped" or action.adopts
+    stored = read_record(folder / action.name / "identity.json") or {} if goes_on else {}
+    code = folder / ".code" / str(stored.get("code"))
+    if not DIGEST.fullmatch(code.name) or code.parent != folder / ".code" or not code.is_dir():
+        return None
+    require_trusted(code, inside=True)
+    return code
+
+
+def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -> Job:
+    run, code = RunDir(plan.folder / action.name), code_of(action, plan.folder)
+    if code is None:
+        code = snapshot.path
+        write_json(run.identity, {**(read_record(run.identity) or {}), **_recorded(snapshot)})
+    known = action.name in plan.cancelled and not action.moves
+    again = [*typed, "--only", action.wanted.name] if typed else []
+    again += ["--changed", "keep"] if typed and action.wanted.kept else []
+    asked = shape(action.wanted.config)
+    cluster = action.wanted.cluster
+    return Job(run, code, asked, cluster=cluster, uncancels=known, command=again, hooks=snapshot.path)
+
+
+def _recorded(snapshot: Snapshot) -> dict[str, Any]:
+    return {"code": snapshot.digest, "environment": environment()}
+
+
+def environment() -> dict[str, Any]:
+    """Interpreter, platform and package versions, from their metadata: nothing is imported."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions}
+
+
+def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda path, target: None) -> list[str]:
+    """Cancel the pruned runs that are active, wait for their end, move all to the trash; call it under ``lock``.
+
+    Returns the names of those that were still saving after PATIENCE seconds: they stay, and stay cancelled.
+    ``on_trash``: as for ``apply``.
+    """
+    active = [RunDir(plan.folder / name) for name, found in plan.pruned.items() if found.active]
+    clusters.call_off(active, why)
+    end = time.monotonic() + PATIENCE
+    while active and time.monotonic() < end:
+        known = clusters.states(active)
+        active = [run for run in active if known[run.path].state in ("queued", "running", "waiting", "unknown")]
+        if active:
+            time.sleep(clusters.interval(active))
+    left = [run.name for run in active]
+    with _named_errors(plan.folder):
+        for name in plan.pruned:
+            if name not in left:
+                on_trash(plan.folder / name, trash(plan.folder / name))
+    return left
+
+
+def trash(path: Path) -> Path:
+    """Move a run directory RUNS_ROOT/<sweep>/<run> to RUNS_ROOT/.trash/<time>/<sweep>/<run> and return where.
+
+    Who may create sweeps in RUNS_ROOT may also write to its .trash, whoever created that.
+    """
+    stamp, count, root = time.strftime("%Y%m%d-%H%M%S"), 0, path.parent.parent
+    with suppress(FileExistsError):
+        (root / ".trash").mkdir()
+        (root / ".trash").chmod(stat.S_IMODE(root.stat().st_mode))
+    while True:
+        bin_ = root / ".trash" / (f"{stamp}.{count}" if count else stamp) / path.parent.name
+        target = bin_ / path.name
+        if not target.exists() and (is_mine(bin_.parent) or not bin_.parent.exists()):
+            bin_.mkdir(parents=True, exist_ok=True)
+            os.rename(path, target)
+            return target
+        count += 1
+
+
+@contextmanager
+def _named_errors(folder: Path, made: Mapping[str, Path] | None = None) -> Iterator[None]:
+    """Errors of the file system by their names; directories in ``made``, not yet renamed, vanish."""
+    try:
+        with writing(folder):
+            yield
+    finally:
+        for path in (made or {}).values():
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,326 @@
+"""A plan as people and programs read it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flip.config.identity import Change, flatten
+from flip.config.merge import to_dict
+from flip.config.sizes import SIZES, label
+from jobs.common.cluster_profile import Profile
+from jobs.common.text import count, plain, plain_lines, size, table
+from jobs.planning.cost import Cost, assumption
+from jobs.planning.plan import Action, Plan, Wanted
+from jobs.planning.preflight import Check
+from jobs.runs.clusters import Job
+from jobs.submission.dry_run import Batch
+from jobs.sweeps.sweep_file import Sweep
+
+COMMANDS = Path(__file__).resolve().parents[1]
+
+
+def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
+    """One line per run, and the sum of what starts."""
+    if plan.actions and all(action.kind == "complete" for action in plan.actions):
+        done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
+        return plain_lines("\n".join([done, *_dropped(plan)]))
+    lines = [_head(plan, sweep, profile), _overview(plan), *_dropped(plan), *_warnings(plan), *_advice(plan)]
+    return plain_lines("\n".join(lines))
+
+
+def details(
+    plan: Plan,
+    sweep: Sweep,
+    profile: Profile,
+    checks: Sequence[Check],
+    question: str = "",
+    batches: Sequence[Batch] = (),
+    script: bool = False,
+) -> str:
+    """Everything about every run, the sum, what Slurm would get, the checks done and those not possible here."""
+    lines = [_head(plan, sweep, profile)]
+    for action in plan.actions:
+        lines += ["", *_run(action)]
+    lines += ["", "all runs", _overview(plan), f"  {assumption(profile)}" if _hours(plan) else "", *_dropped(plan)]
+    lines += _advice(plan)
+    lines += ["", f"asked first: {question}"] if question else []
+    lines += _batches(batches, script)
+    for head, skipped in (("checked", False), ("not checked here", True)):
+        seen = [f"  {check.name}{_about(check.runs)}: {check.detail}" for check in checks if check.skipped == skipped]
+        lines += ["", f"{head}:", *seen] if seen else []
+    lines += ["", "dry run: nothing was written, nothing started."]
+    return plain_lines("\n".join(lines).replace("\n\n\n", "\n\n"))
+
+
+def _batches(batches: Sequence[Batch], script: bool) -> list[str]:
+    lines = ["", "batch jobs:"] if batches else []
+    for batch in batches:
+        asked, names = batch.shape, batch.runs
+        runs = _some(names)
+        cards = f", {asked.gpus} GPUs a node" if asked.gpus else ""
+        nodes = "1 node" if asked.nodes == 1 else f"{asked.nodes} nodes"
+        start = f"; {batch.start}" if batch.start else ""
+        lines.append(f"  {nodes}, {asked.processes} ranks a node{cards}, {asked.hours:g} h: {runs}{start}")
+        lines += ["", *batch.script.splitlines(), ""] if script else []
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 5 else f"{len(names)} runs, {names[0]} to {names[-1]}"
+
+
+def _about(names: Sequence[str]) -> str:
+    return f" ({_some(names)})" if names else ""
+
+
+def _head(plan: Plan, sweep: Sweep, profile: Profile) -> str:
+    title = f": {plain(sweep.title)}" if sweep.title else ""
+    runs = "1 run" if len(plan.actions) == 1 else f"{len(plan.actions)} runs"
+    where = ", ".join(clusters(plan)) or profile.name
+    kind = f" ({profile.kind})" if where == profile.name else ""
+    return f"{sweep.name}{title}\n{runs} on {where}{kind}, below {plan.folder}"
+
+
+def clusters(plan: Plan) -> list[str]:
+    """Names of the profiles that the runs go to."""
+    return list(dict.fromkeys(action.wanted.cluster for action in plan.actions if action.wanted.cluster))
+
+
+def _overview(plan: Plan) -> str:
+    if not plan.actions:
+        return "  no run of the sweep file matches --only"
+    rows = [_row(action) for action in plan.actions]
+    if len(plan.starting) > 1:
+        rows.append({**dict.fromkeys(rows[0]), "run": "sum of what starts", **_costs(plan.cost), "": ""})
+    hidden = set() if any(action.wanted.estimate.cost.gpu_hours for action in plan.actions) else {"GPU-hours"}
+    hidden |= {"cluster"} if len(clusters(plan)) < 2 else set()
+    return table([{key: value for key, value in row.items() if key not in hidden} for row in rows], indent="  ")
+
+
+def _row(action: Action) -> dict[str, Any]:
+    what = {"new": "will start", "stopped": "will go on"}.get(action.kind, "will start again" if action.starts else "")
+    estimate = action.wanted.estimate
+    said = f"{action.kind}, {what}" if what else action.kind
+    return {
+        "run": action.name,
+        "cluster": action.wanted.cluster,
+        "state": said,
+        "parameters": count(estimate.parameters["total"]),
+        **_costs(estimate.cost),
+        "": action.reason,
+    }
+
+
+def _costs(cost: Cost) -> dict[str, Any]:
+    cells: dict[str, Any] = {"samples": count(cost.samples), "steps": f"{cost.steps:,}", "FLOPs": f"{cost.flops:.2e}"}
+    cells |= {"GPU-hours": None if cost.gpu_hours is None else f"{cost.gpu_hours:,.0f}"}
+    return cells if cost.price is None else cells | {"price": f"{cost.price:,.0f}"}
+
+
+def _run(action: Action) -> list[str]:
+    wanted, numbers = action.wanted, action.wanted.estimate.numbers
+    parameters, data = wanted.estimate.parameters, numbers["data"]
+    against = [f"{change.key}: {_value(change.was)} -> {_value(change.now)}" for change in _told(wanted)]
+    lines = [
+        f"{action.name}: {action.kind}" + (f" ({plain(action.reason)})" if action.reason else ""),
+        *(f"  {'' if i else 'differs':12} {line}" for i, line in enumerate(against or ["in nothing from the base"])),
+        f"  model        {label(flatten(to_dict(wanted.config)))}: {count(parameters['total'])} parameters"
+        f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
+        *_data(data),
+        f"  ranks        {numbers['world']}, each with a buffer of {size(data['buffer_per_rank'])};"
+        f" world sizes allowed: {_worlds(numbers['worlds'])}",
+    ]
+    rows = [
+        {
+            "stage": stage["name"],
+            **_costs(cost),
+            "batch": f"{stage['batch']:,}",
+            "mask": stage["mask"],
+            "kept": f"{stage['kept']} of {stage['patches']}",
+            "passes": f"{stage['passes']:.3g}",
+            "peak lr": f"{stage['lr']:.3g}",
+            "a rank": size(device.memory["total"]),
+            "s a step": None if device.step_seconds is None else f"{device.step_seconds:.3g}",
+        }
+        for stage, cost, device in zip(numbers["stages"], wanted.estimate.stages, wanted.estimate.devices, strict=True)
+    ]
+    if not wanted.estimate.cost.gpu_hours:
+        rows = [{key: value for key, value in row.items() if key not in ("GPU-hours", "s a step")} for row in rows]
+    return [
+        *lines,
+        table(rows, indent="  "),
+        *(f"  warning: {text}" for text in wanted.warnings),
+        *(f"  note: {note}" for note in wanted.notes),
+    ]
+
+
+def _data(data: dict[str, Any]) -> list[str]:
+    sets, blocks = data["sets"], f"blocks of {data['block']}"
+    rows = [
+        f"{count(one['samples'])} samples, {one['passes']:.3g} passes;"
+        f" {one['lanes']} lanes, chunks of {one['chunk']}, {blocks}"
+        + (f"; {one['name']}, {one['lanes'] / data['lanes']:.3%} of every batch" if one["name"] else "")
+        for one in sets
+    ]
+    return [f"  {'data' if i == 0 else '':<13}{row}" for i, row in enumerate(rows)]
+
+
+def _told(wanted: Wanted) -> list[Change]:
+    """The differences from the base without what the size of the model, if it is one of them, fills in."""
+    changes = list(wanted.against_base)
+    filled = flatten(SIZES.get(wanted.config.model.size, {}), "model")
+    if all(change.key != "model.size" for change in changes):
+        return changes
+    return [change for change in changes if filled.get(change.key) != change.now]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value in (None, "") else str(value)
+
+
+def _worlds(worlds: list[int]) -> str:
+    """A list of divisors, in short where it is long."""
+    if len(worlds) <= 14:
+        return ", ".join(map(str, worlds))
+    return ", ".join(map(str, [*worlds[:10], "...", *worlds[-2:]]))
+
+
+def _hours(plan: Plan) -> bool:
+    return any(action.wanted.config.resources.gpus for action in plan.actions)
+
+
+def _dropped(plan: Plan) -> list[str]:
+    if not plan.dropped:
+        return []
+    names = ", ".join(f"{plain(name)} ({found.kind})" for name, found in plan.dropped.items())
+    if plan.prunes:
+        return [f"no longer in the sweep file, to the trash: {names}"]
+    return [f"no longer in the sweep file, left alone: {names}; --prune moves them to the trash"]
+
+
+def _warnings(plan: Plan) -> list[str]:
+    """The warnings about what starts, each once with the names of its runs."""
+    about: dict[str, list[str]] = {}
+    for action in plan.starting:
+        for text in action.wanted.warnings:
+            about.setdefault(text, []).append(action.name)
+    return [f"warning{_about(names)}: {text}" for text, names in about.items()]
+
+
+def _advice(plan: Plan) -> list[str]:
+    """What a person must say for the runs that do not start by themselves."""
+    kinds = {action.kind for action in plan.actions if not action.starts}
+    lines = []
+    if kinds & {"failed", "cancelled"}:
+        lines.append("failed and cancelled runs start again with --retry")
+    if "changed" in kinds:
+        lines.append(
+            "changed runs are refused: put the old values back, or say --changed keep (they stay as they are), fork"
+            " (new ones start beside them), restart (they go to the trash) or, where nothing but the data set changed,"
+            " data (they go on with it)"
+        )
+    return lines
+
+
+def as_dict(
+    plan: Plan,
+    sweep: Sweep,
+    profile: Profile,
+    checks: Sequence[Check],
+    question: str = "",
+    batches: Sequence[Batch] = (),
+) -> dict[str, Any]:
+    """The plan for programs."""
+    runs = [
+        {
+            "name": action.wanted.name,
+            "directory": action.name,
+            "action": action.kind,
+            "reason": action.reason,
+            "starts": action.starts,
+            "cluster": action.wanted.cluster,
+            "differs": action.wanted.differs,
+            "base": [change._asdict() for change in action.wanted.against_base],
+            "changes": [change._asdict() for change in action.changes],
+            "identity": action.wanted.identity["hash"],
+            "notes": list(action.wanted.notes),
+            "warnings": list(action.wanted.warnings),
+            **action.wanted.estimate.as_dict(),
+        }
+        for action in plan.actions
+    ]
+    return {
+        "sweep": sweep.name,
+        "title": sweep.title,
+        "cluster": profile.name,
+        "folder": str(plan.folder),
+        "runs": runs,
+        "dropped": [
+            {"name": name, "state": found.kind, "reason": found.detail, "prunes": plan.prunes}
+            for name, found in plan.dropped.items()
+        ],
+        "cost": asdict(plan.cost),
+        "question": question,
+        "batches": [asdict(batch) for batch in batches],
+        "assumption": assumption(profile),
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def canaries(jobs: Sequence[Job]) -> str:
+    """Who goes ahead of whom, a line each; empty: nobody."""
+    lines = []
+    for first in jobs:
+        behind = [job.run.name for job in jobs if job.waits_for == first.run.name]
+        names = ", ".join(behind) if len(behind) <= 5 else f"{len(behind)} runs"
+        lines += [f"canary: {first.run.name} goes ahead; after {first.canary} steps: {names}"] if behind else []
+    return "\n".join(lines)
+
+
+def trashed(path: Path, target: Path, replaced: bool) -> str:
+    """One line for a run directory ``path`` that is now ``target`` in the trash, with the command that undoes it.
+
+    If it was ``replaced``, a new run is in its place: it comes back under another name.
+    """
+    numbered = (path.with_name(f"{path.name}-old{n}") for n in itertools.count(2))
+    places = itertools.chain([path.with_name(f"{path.name}-old")], numbered)
+    place = next(place for place in places if not place.exists()) if replaced else path
+    back = shlex.join(["mv", str(target), str(place)])
+    return plain(f"moved to the trash: {path.name}; bring it back with: {back}")
+
+
+def after(plan: Plan) -> str:
+    """The commands that come next."""
+    where = shlex.quote(shorter(plan.folder))
+    lines = [
+        f"  {command('status.py')} {where}",
+        *(f"  {command('logs.py')} {where}/{action.name} -f" for action in plan.actions[:1]),
+        f"  {command('report.py')} {where}",
+        f"  {command('tensorboard.py')} {where}",
+    ]
+    return "\n".join(["next:", *lines])
+
+
+def command(name: str) -> str:
+    """How a person calls a command of ours from here, with the interpreter of this process."""
+    return shlex.join([shorter(Path(sys.executable)), shorter(COMMANDS / name)])
+
+
+def again() -> str:
+    """The command line of this process, to be typed once more."""
+    return f"{command(Path(sys.argv[0]).name)} {shlex.join(sys.argv[1:])}"
+
+
+def shorter(path: Path) -> str:
+    """A path as a person would type it from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

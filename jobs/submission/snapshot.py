@@ -1,0 +1,235 @@
+"""The code as it was when submitted: a read-only copy under the digest of its contents, shared by the runs of a sweep.
+
+Only files that a run needs are copied (``is_code``). All other files below the copied folders are listed and left out,
+because they may be credentials, whatever their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from flip.runs.errors import ConfigError
+from flip.runs.ownership import closed_folder
+from flip.runs.rundir import sync_folder
+from jobs.common.filesystem import require_trusted, unwritable, writing
+
+FOLDERS = ("flip", "jobs", "tools", "sweeps")
+"""Folders of the repository that are copied, as far as their files are code."""
+
+SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".md", ".typed")
+"""Suffixes of copied files. Compiled modules and data are not copied: a run reads data by the paths in its config."""
+
+TOP = ("pyproject.toml", "requirements*.txt", "requirements*.lock", "LICENSE")
+"""Files of the repository's root that are copied."""
+
+SECRETS = (
+    "*credential*",
+    "*secret*",
+    "*password*",
+    "*token*.y*ml",
+    "*kubeconfig*",
+    "*service-account*",
+    "*service_account*",
+)
+"""Names that are left out although their suffix is that of code, unless they are Python modules."""
+
+SKIPPED = (".git", ".venv", "venv", "runs", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
+"""Folders that the walk does not enter where there is no git to ask."""
+
+DIGEST = re.compile("[0-9a-f]{16}")
+"""Name of a snapshot's folder."""
+
+LIMIT = 50_000_000
+"""Largest snapshot, bytes: code, not data."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """``digest`` of names, modes and contents; the files are in ``path`` once ``take`` has returned."""
+
+    digest: str
+    path: Path
+    files: int
+    bytes: int
+    left_out: tuple[str, ...]
+    """Files below the copied folders that are no code, or look like secrets."""
+
+
+def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
+    """Copy the code of ``repository`` to ``into``/<digest>/, or of what is there what lacks.
+
+    Tracked, modified and untracked files that git does not ignore; without git, all but those in SKIPPED folders.
+    Raises ConfigError if it is larger than ``limit`` bytes, StorageError if it cannot be written, PermissionDenied if
+    another user may write to ``into`` or below the existing copy.
+    """
+    contents, left_out = _read(repository, limit)
+    digest = _digest(contents)
+    target = into / digest
+    total = sum(len(data) for data, _ in contents.values())
+    snapshot = Snapshot(digest, target, len(contents), total, tuple(left_out))
+    with writing(into):
+        require_trusted(closed_folder(into))
+    if os.path.lexists(target):
+        require_trusted(target, inside=True)
+        _refuse_others(contents, target)
+        _mend(contents, target)
+        with writing(target):
+            _make_caches(contents, target)
+        return snapshot
+    temporary = into / f".{digest}.{os.getpid()}"
+    try:
+        _write(contents, temporary)
+        _make_caches(contents, temporary)
+        os.rename(temporary, target)
+        sync_folder(into)
+    except OSError as error:
+        _discard(temporary)
+        if not target.exists():  # else another submit was first, with the same bytes
+            raise unwritable(error, into) from error
+    return snapshot
+
+
+def files(repository: Path) -> Iterator[PurePosixPath]:
+    """Relative paths of the files below the copied folders and of the copied top-level files, in order."""
+    listed = _git(repository)
+    for path in sorted(_walk(repository) if listed is None else listed):
+        top = len(path.parts) == 1 and any(fnmatch(path.name, pattern) for pattern in TOP)
+        if (top or path.parts[0] in FOLDERS) and (repository / path).is_file():
+            yield path
+
+
+def is_code(path: PurePosixPath, repository: Path) -> bool:
+    """Whether a file is copied: by its folder and suffix, and those of the file that a link leads to."""
+    real = (repository / path).resolve()
+    if not real.is_relative_to(repository.resolve()):
+        return False
+    return all(_is_code(name) for name in (path, PurePosixPath(real.relative_to(repository.resolve()))))
+
+
+def _is_code(path: PurePosixPath) -> bool:
+    if len(path.parts) == 1:
+        return any(fnmatch(path.name, pattern) for pattern in TOP)
+    name = path.name.lower()
+    hidden = any(part.startswith(".") for part in path.parts)
+    secret = path.suffix not in (".py", ".pyi") and any(fnmatch(name, pattern) for pattern in SECRETS)
+    return path.parts[0] in FOLDERS and path.suffix in SUFFIXES and not hidden and not secret
+
+
+def _git(repository: Path) -> list[PurePosixPath] | None:
+    """What git knows or does not ignore; None where this is no work tree of git's, or git is missing."""
+    command = ["git", "-C", str(repository), "ls-files", "-co", "--exclude-standard", "-z"]
+    if not (repository / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return [PurePosixPath(os.fsdecode(name)) for name in set(done.stdout.split(b"\0")) if name]
+
+
+def _walk(repository: Path) -> Iterator[PurePosixPath]:
+    for folder, folders, names in os.walk(repository):
+        folders[:] = [name for name in folders if not any(fnmatch(name, pattern) for pattern in SKIPPED)]
+        for name in names:
+            yield PurePosixPath((Path(folder) / name).relative_to(repository).as_posix())
+
+
+def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], list[str]]:
+    """(path -> (bytes, executable), files left out). Read once, so that digest and copy are of the same bytes."""
+    contents: dict[str, tuple[bytes, bool]] = {}
+    left_out, total = [], 0
+    for path in files(repository):
+        if not is_code(path, repository):
+            left_out.append(str(path))
+            continue
+        file = repository / path
+        total += file.stat().st_size
+        if total > limit:
+            remedy = "Keep data out of the repository, or name it in .gitignore."
+            what = f"the code to be copied is larger than {limit / 1e6:.0f} MB"
+            raise ConfigError(what, str(repository), str(path), remedy)
+        contents[str(path)] = (file.read_bytes(), os.access(file, os.X_OK))
+    if not any(name.startswith("flip/") for name in contents):
+        raise ConfigError("there is no code to copy here", str(repository))
+    return contents, left_out
+
+
+def _digest(contents: dict[str, tuple[bytes, bool]]) -> str:
+    """16 hex digits over names, modes and contents."""
+    digest = hashlib.sha256()
+    for name in sorted(contents):
+        data, executable = contents[name]
+        digest.update(f"{len(name.encode())}:{name}:{int(executable)}:{len(data)}:".encode() + data)
+    return digest.hexdigest()[:16]
+
+
+def _write(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
+    for name, (data, executable) in contents.items():
+        file = folder / name
+        closed_folder(file.parent)
+        _file(file, data, executable)
+
+
+def _make_caches(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
+    """Create the folders of Python's bytecode, which it executes: with the umask 002 it would open them to a group."""
+    for parent in {PurePosixPath(name).parent for name in contents if name.endswith(".py")}:
+        closed_folder(folder / parent / "__pycache__")
+
+
+def _file(file: Path, data: bytes, executable: bool) -> None:
+    with open(file, "wb") as out:
+        out.write(data)
+        os.fsync(out.fileno())
+    file.chmod(0o555 if executable else 0o444)
+
+
+def _refuse_others(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
+    """Raise ConfigError if a snapshot holds a file that was not submitted, such as a sitecustomize.py.
+
+    Hidden files are temporary ones of a submission that was killed; Python writes __pycache__.
+    """
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
+        if not hidden and not path.is_dir() and name.as_posix() not in contents:
+            remedy = "Move it away, or submit with another runs root."
+            raise ConfigError("a file in the copied code is not of the code", str(path), remedy=remedy)
+
+
+def _mend(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
+    """Put back what scratch's purge has deleted, file by file, or a lost mount has cut off; jobs may be reading."""
+    for name, (data, executable) in contents.items():
+        file = folder / name
+        if _contents(file) == data:
+            continue
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            closed_folder(file.parent)
+            _file(temporary, data, executable)
+            os.replace(temporary, file)
+            sync_folder(file.parent)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise unwritable(error, file) from error
+
+
+def _contents(file: Path) -> bytes | None:
+    """None: it is not there."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
+
+
+def _discard(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,201 @@
+"""What a sweep varies -> its points: settings, and the short names that tell them apart (docs/sweeps.md).
+
+entry = mapping of fields, "set": fields, "where": lines, and any of
+        "runs": {NAME: entry}      the entries, by their names
+        "list": [entry + "name"]   the entries, one after the other
+        "zip":  {AXIS: values}     the axes in step
+        "grid": {AXIS: values}     every combination of the axes
+values = [value, ...] of the field AXIS  |  entry: then AXIS is a mere label
+
+What stands side by side in an entry multiplies, in the order above. A point is called by the names on its way, joined
+by "-"; an axis of one value adds nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flip.config.schema import Config
+from flip.config.yaml_io import Place, Table
+from jobs.sweeps.constraints import Condition, parse
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+"""A name that is a folder, a part of a job's name and of command lines: nothing in it means anything to a shell."""
+NAME_RULE = "A name is made of a-z, 0-9, ., _ and -, begins with a letter or digit, and has at most 100."
+MOST = 10_000
+"""Points of a sweep."""
+_UNITS = (("b", 10**9), ("m", 10**6), ("k", 10**3))
+
+Layer = tuple[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Point:
+    name: str = ""
+    layers: tuple[Layer, ...] = ()
+    """Settings, the later above the earlier."""
+    where: tuple[Condition, ...] = ()
+
+    def __add__(self, other: Point) -> Point:
+        name = "-".join(part for part in (self.name, other.name) if part)
+        return Point(name, self.layers + other.layers, self.where + other.where)
+
+
+def points(entry: Table, place: Place) -> list[Point]:
+    """The points of an entry, at least one. Raises ConfigError for what cannot be meant."""
+    fields = {key: value for key, value in entry.items() if key not in KEYS}
+    for key in fields:
+        _no_label(key, place.child(key, entry.lines.get(key, 0)))
+        near = difflib.get_close_matches(key, KEYS)
+        if near and key not in Config.__dataclass_fields__:
+            raise place.child(key, entry.lines.get(key, 0)).error("unknown key", remedy=f"Did you mean {near[0]}?")
+    below = entry.get("set", Table())
+    if not isinstance(below, Table):
+        raise place.child("set", entry.lines.get("set", 0)).error("needs a mapping of fields", below)
+    layers = tuple((place.where, layer) for layer in (below, Table(fields, entry.lines)) if layer)
+    here = place.child("where", entry.lines.get("where", 0))
+    parts = [[Point("", layers, parse(entry["where"], here) if "where" in entry else ())]]
+    parts += [
+        read(entry[key], place.child(key, entry.lines.get(key, 0))) for key, read in _AXES.items() if key in entry
+    ]
+    return product(parts, place)
+
+
+def product(parts: Sequence[Sequence[Point]], place: Place) -> list[Point]:
+    """Every combination, the last part moving fastest."""
+    total = math.prod(map(len, parts))
+    if total > MOST:
+        raise place.error(f"makes {total:,} runs, more than {MOST:,}", remedy="Vary less at once.")
+    found = [sum(combination, Point()) for combination in itertools.product(*parts)]
+    return distinct(found, place)
+
+
+def distinct(found: list[Point], place: Place, remedy: str = "") -> list[Point]:
+    seen: set[str] = set()
+    for point in found:
+        if point.name in seen:
+            remedy = remedy or "Take the repeated value out, or give the runs names under runs."
+            raise place.error("two runs have the same name", point.name, remedy)
+        seen.add(point.name)
+    return found
+
+
+def check_name(name: Any, what: str, place: Place) -> str:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise place.error(f"not a name for a {what}", name, NAME_RULE)
+    return name
+
+
+def _runs(value: Any, place: Place) -> list[Point]:
+    table = _table(value, place)
+    found: list[Point] = []
+    for name, entry in table.items():
+        here = place.child(name, table.lines.get(name, 0))
+        check_name(name, "run", here)
+        if not isinstance(entry, (Table, type(None))):
+            raise here.error("needs a mapping of fields", entry)
+        found += [Point(name) + point for point in points(entry or Table(), here)]
+    return distinct(found, place)
+
+
+def _list(value: Any, place: Place) -> list[Point]:
+    if not isinstance(value, list) or not value:
+        raise place.error("needs a list of entries" if value else "is empty: it makes no run", value)
+    found: list[Point] = []
+    for i, entry in enumerate(value):
+        if not isinstance(entry, Table):
+            raise place.child(i).error("needs a mapping: a name and what it sets", entry)
+        here = place.child(i, min(entry.lines.values(), default=0))
+        head = Point(check_name(entry["name"], "run", here)) if "name" in entry else Point()
+        rest = Table({key: item for key, item in entry.items() if key != "name"}, entry.lines)
+        members = [head + point for point in points(rest, here)]
+        if any(not point.name for point in members):
+            raise here.error("has no name", remedy="Give it one: {name: ..., set: ...}")
+        found += members
+    return distinct(found, place)
+
+
+def _grid(value: Any, place: Place) -> list[Point]:
+    return product([distinct(axis, here) for here, axis in _axes(value, place)], place)
+
+
+def _zip(value: Any, place: Place) -> list[Point]:
+    """The first axis names the points, so that a point more leaves the names of the others alone."""
+    axes = _axes(value, place)
+    lengths = {len(axis) for _, axis in axes}
+    if len(lengths) > 1:
+        said = ", ".join(f"{here.key.removeprefix(place.key + '.')} {len(axis)}" for here, axis in axes)
+        raise place.error("its axes are of unequal length", said, "Give each the same number of values.")
+    rows = zip(*(axis for _, axis in axes), strict=True)
+    found = [sum((Point("", point.layers, point.where) for point in rest), first) for first, *rest in rows]
+    return distinct(found, place, "The first axis of a zip names its points: put one first whose values all differ.")
+
+
+def _axes(value: Any, place: Place) -> list[tuple[Place, list[Point]]]:
+    table = _table(value, place)
+    places = [place.child(key, table.lines.get(key, 0)) for key in table]
+    return [(here, _axis(key, table[key], here)) for key, here in zip(table, places, strict=True)]
+
+
+def _axis(key: str, values: Any, place: Place) -> list[Point]:
+    if isinstance(values, Table):
+        if not values.keys() & _AXES.keys() or values.keys() - KEYS:
+            raise place.error("needs a list of values, or what makes points", dict(values), f"{', '.join(_AXES)} do.")
+        return points(values, place)
+    if not isinstance(values, list) or not values:
+        raise place.error("needs a list of values, one at least", values)
+    return [_value(key, value, len(values) > 1, place) for value in values]
+
+
+def _no_label(key: str, place: Place) -> None:
+    if key in ("recipe", "schema"):
+        raise place.error("a label, no setting of a run", remedy="Name recipes at the top of the sweep.")
+
+
+def _value(key: str, value: Any, named: bool, place: Place) -> Point:
+    _no_label(key, place)
+    if any(isinstance(item, Mapping) for item in (value if isinstance(value, list) else [value])):
+        remedy = f"Give it one: {{{key}: {{list: [{{name: ..., set: ...}}, ...]}}}}."
+        raise place.error("a mapping has no short name", remedy=remedy)
+    name = slug(key, value)
+    if not name:
+        raise place.error("makes no name", value, "Name it under runs or list.")
+    return Point(name if named else "", ((place.where, Table({key: value}, {key: place.line})),))
+
+
+def _table(value: Any, place: Place) -> Table:
+    if not isinstance(value, Table) or not value:
+        raise place.error("needs a mapping" if value else "is empty: an empty sweep makes no run", value)
+    return value
+
+
+_AXES: dict[str, Callable[[Any, Place], list[Point]]] = {"runs": _runs, "list": _list, "zip": _zip, "grid": _grid}
+KEYS = ("set", "where", *_AXES)
+"""What an entry may have beside fields."""
+
+
+def slug(key: str, value: Any) -> str:
+    """A value as part of a name: text as it is (L/16: l16), anything else after the last word of its key (mask0.5)."""
+    last = key.rpartition(".")[2]
+    if isinstance(value, str):
+        return re.sub(r"[^a-z0-9._-]+", "-", value.lower().replace("/", "")).strip("-.")
+    if isinstance(value, list):
+        return "-".join([last, *(slug("", item) for item in value)])
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return last + _short(value)
+    return f"{last}-{'none' if value is None else str(value).lower()}"
+
+
+def _short(number: int | float) -> str:
+    """12.8b for 12.8e9, where two decimals are enough; else the number as it is."""
+    for unit, size in _UNITS:
+        if size <= number < 10**300 and number * 100 % size == 0:
+            return f"{number / size:g}{unit}"
+    text = f"{number:g}" if isinstance(number, float) else str(number)
+    return text if "+" not in text else str(int(number)) if number % 1 == 0 else repr(number)

@@ -1,0 +1,311 @@
+"""A sweep file -> its named runs: configurations merged, not yet resolved. The language: docs/sweeps.md.
+
+name: model_scaling             # default: the file's stem
+title: ...                      # one line, for tables and pages
+notes: ...                      # text, for pages
+cluster: h100                   # default profile
+recipe: paper                   # a file in recipes/, or a list of them, the later on top of the earlier
+set: {data: {manifest: ...}}    # fields of the configuration that all runs share
+runs: {baseline: , model: {model.size: H/14}} # what varies: runs, list, zip, grid (jobs/sweeps/expansion.py)
+where: [model.size != H/14 or stages.pretrain.mask > 0]   # the runs that are meant (jobs/sweeps/constraints.py)
+seeds: [0, 1, 2]                # each run once per seed: NAME (seed 0, the default), NAME-s1, NAME-s2
+paper: {baseline: "8, baseline"}              # published numbers, for reports: a row of paper.yaml, or {imagenet: 74.3}
+table: "8"                      # a table of paper.yaml; the report shows all of its rows
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flip.config.identity import Change, compare, flatten
+from flip.config.merge import assignment, get, merge, nest, to_dict
+from flip.config.schema import Config
+from flip.config.sizes import SIZES
+from flip.config.yaml_io import Place, Table, read_yaml
+from flip.runs.errors import ConfigError
+from jobs.common.cli import suggestion
+from jobs.sweeps import expansion
+from jobs.sweeps import published as paper
+from jobs.sweeps.expansion import NAME, NAME_RULE, Layer, Point
+
+SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
+KEYS: dict[str, tuple[tuple[type, ...], str]] = {
+    "name": ((str,), "text"),
+    "title": ((str,), "text"),
+    "notes": ((str,), "text"),
+    "cluster": ((str,), "the name of a profile"),
+    "recipe": ((str, list), "a name or a list of names"),
+    "set": ((dict,), "a mapping"),
+    "runs": ((dict,), "a mapping"),
+    "list": ((list,), "a list"),
+    "zip": ((dict,), "a mapping"),
+    "grid": ((dict,), "a mapping"),
+    "where": ((str, list), "a line or a list of lines"),
+    "seeds": ((list,), "a list"),
+    "paper": ((dict,), "a mapping"),
+    "table": ((str,), "the name of a table, in quotes"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training to be done."""
+
+    name: str
+    config: Config
+    arm: str = ""
+    """Its name without the seed."""
+    differs: dict[str, Any] = field(default_factory=dict)
+    """The settings that vary in the sweep."""
+    against_base: list[Change] = field(default_factory=list)
+    """Where it differs from recipe and ``set`` alone."""
+    given: frozenset[str] = frozenset()
+    """Keys that the sweep, its recipe or the command line set; the others have their defaults."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    name: str
+    title: str
+    notes: str
+    cluster: str
+    runs: list[Run]
+    names: list[str] = field(default_factory=list)
+    """Of all runs of the file, also those that were not asked for."""
+    paper: dict[str, Any] = field(default_factory=dict)
+    """Arm -> published numbers, with what they need (jobs/sweeps/published.py)."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """All rows of the ``table`` of the paper that the sweep stands beside."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A sweep file with the lines of its keys."""
+
+    path: Path
+    table: Table
+
+    def error(self, key: str, what: str, value: Any = None, remedy: str = "") -> ConfigError:
+        """An error at a dotted key: the line is that of the deepest part which the file has."""
+        line, here = 0, self.table
+        for part in key.split("."):
+            if not isinstance(here, Table) or part not in here:
+                break
+            line, here = here.lines.get(part, line), here[part]
+        place = f"{self.path}:{line}" if line else str(self.path)
+        return ConfigError(f"{key}: {what}" if key else what, place, value, remedy)
+
+
+def _check_keys(file: _File) -> None:
+    for key, value in file.table.items():
+        if key not in KEYS:
+            remedy = suggestion(key, KEYS) or f"Keys of a sweep: {', '.join(KEYS)}."
+            if key.partition(".")[0] in Config.__dataclass_fields__:
+                remedy = f"Fields of the configuration stand under set: set.{key}"
+            raise file.error(key, "unknown key in a sweep", remedy=remedy)
+        types, wanted = KEYS[key]
+        if not isinstance(value, types):
+            raise file.error(key, f"needs {wanted}", "nothing" if value is None else value)
+
+
+def _recipes(file: _File) -> list[Layer]:
+    """The layers of the recipes: the files, each above the ``base`` that it names, and the label."""
+    names = file.table.get("recipe", [])
+    names = [names] if isinstance(names, str) else names
+    layers: list[Layer] = []
+    for name in names:
+        if not (name and isinstance(name, str)):
+            raise file.error("recipe", "a recipe's name is missing", name, "Give a name, or a list of names.")
+        chain: list[Layer] = []
+        while name:
+            table, path = _recipe(file, name)
+            if any(where == str(path) for where, _ in chain):
+                raise ConfigError("base: the recipe is its own base", str(path), name)
+            name = table.pop("base", None)
+            chain.insert(0, (str(path), table))
+        layers += chain
+    return [*layers, (str(file.path), {"recipe": "+".join(names)})] if names else []
+
+
+def _recipe(file: _File, name: Any) -> tuple[Table, Path]:
+    folders = (file.path.parent / "recipes", SWEEPS / "recipes")
+    for path in (folder / f"{name}.yaml" for folder in folders):
+        if path.exists():
+            return read_yaml(path), path
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise file.error("recipe", "there is no such recipe", name, f"There are: {', '.join(known)}.")
+
+
+def _arms(file: _File) -> list[Point]:
+    """The runs without their seeds."""
+    varied = Table({key: value for key, value in file.table.items() if key in expansion.KEYS and key != "set"})
+    varied.lines = file.table.lines
+    return expansion.points(varied, Place(str(file.path)))
+
+
+def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
+    """At least one point; without seeds it says nothing."""
+    place = Place(str(file.path), "seeds", file.table.lines.get("seeds", 0))
+    chosen = file.table.get("seeds", []) if seeds is None else list(seeds)
+    repeated = next((seed for i, seed in enumerate(chosen) if seed in chosen[:i]), None)
+    if repeated is not None:
+        what, remedy = "a seed is repeated", "Give each seed once."
+        raise ConfigError(what, "--seeds", repeated, remedy) if seeds else place.error(what, repeated, remedy)
+    layers = [(place.where, Table({"seed": seed}, {"seed": place.line})) for seed in chosen]
+    # The default seed adds nothing to a name: seeds that are asked for later stand beside the runs that are there.
+    tails = ["" if seed == Config.seed else f"s{seed}" for seed in chosen]
+    found = [Point(tail, (layer,)) for tail, layer in zip(tails, layers, strict=True)]
+    return expansion.distinct(found, place) or [Point()]
+
+
+def _meant(file: _File, points: Sequence[Point], configs: Sequence[Config]) -> list[int]:
+    """The points that satisfy each of their conditions. ConfigError for one that holds for none that it is about."""
+    conditions = dict.fromkeys(condition for point in points for condition in point.where)
+    settings = [flatten(to_dict(config)) for config in configs]
+    known = {key for values in settings for key in values}
+    failing: set[int] = set()
+    for condition in conditions:
+        condition.check(known)
+        about = [i for i, point in enumerate(points) if condition in point.where]
+        failed = [i for i in about if not condition.holds(points[i].name, settings[i])]
+        if len(failed) == len(about):
+            raise condition.place.error("holds for none of its runs", condition.text, "Mend the line, or take it out.")
+        failing.update(failed)
+    if len(failing) == len(points):
+        lines = "; ".join(condition.text for condition in conditions)
+        raise file.error("where", "no run is left that satisfies every line", lines, "Mend a line, or take one out.")
+    return [i for i in range(len(points)) if i not in failing]
+
+
+def _varying(key: str, configs: Sequence[Config]) -> str:
+    """The key itself, or the part of it down to the named member that some of the runs lack (stages.unmasked)."""
+    parts = key.split(".")
+    for n in range(1, len(parts)):
+        if any(get(config, ".".join(parts[:n])) is None for config in configs):
+            return ".".join(parts[:n])
+    return key
+
+
+def _differing(configs: Sequence[Config], own: Sequence[Sequence[Layer]]) -> list[dict[str, Any]]:
+    """For each run the settings that its own layers or another's name, where their values are not all the same.
+
+    A member that some runs lack, say a stage, is True or False.
+    """
+    named = (key for layers in own for where, layer in layers for key in flatten(nest(layer, where)) if key)
+    rows: list[dict[str, Any]] = [{} for _ in configs]
+    for key in dict.fromkeys(_varying(key, configs) for key in named):
+        values = [get(config, key) for config in configs]
+        if any(is_dataclass(value) for value in values):
+            values = [value is not None for value in values]
+        if any(value != values[0] for value in values):
+            for row, value in zip(rows, values, strict=True):
+                row[key] = value
+    return rows
+
+
+def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) -> list[Run]:
+    """Every run: its arm once per seed. ``overrides`` change what runs do, not which there are."""
+    below: list[Layer] = [*_recipes(file), (str(file.path), file.table.get("set", Table()))]
+    arms, tails, top = _arms(file), _seeds(file, seeds), Place(str(file.path))
+    if not any(point.layers or point.name for point in (*arms, *tails)):
+        raise top.error("an empty sweep: it makes no run", remedy="Name runs under runs, or give a grid.")
+    arms = [arm if arm.name else replace(arm, name=file.path.stem.lower()) for arm in arms]
+    pairs = list(itertools.product(arms, tails))
+    points = expansion.distinct([arm + tail for arm, tail in pairs], top)
+    for point in points:
+        if not NAME.fullmatch(point.name):
+            raise top.error("makes what is not a name for a run", point.name, f"Name it under runs. {NAME_RULE}")
+    limited = any(point.where for point in points)
+    plain = [merge([*below, *point.layers]) for point in points] if limited or not overrides else []
+    meant = _meant(file, points, plain) if limited else list(range(len(points)))
+    base, layers = merge(below, overrides), [points[i].layers for i in meant]
+    configs = [merge([*below, *points[i].layers], overrides) if overrides else plain[i] for i in meant]
+    return [
+        Run(
+            points[i].name,
+            config,
+            pairs[i][0].name,
+            row,
+            compare(to_dict(base), to_dict(config)),
+            _given([*below, *own], overrides),
+        )
+        for i, config, row, own in zip(meant, configs, _differing(configs, layers), layers, strict=True)
+    ]
+
+
+def _given(layers: Sequence[Layer], overrides: Sequence[str]) -> frozenset[str]:
+    """The keys that are set by name; with ``model.size`` all that a size fills in."""
+    named = [nest(layer, where) for where, layer in [*layers, *map(assignment, overrides)]]
+    keys = {key for layer in named for key in flatten(layer)}
+    if "model.size" in keys:
+        keys |= flatten(SIZES[Config().model.size], "model").keys()
+    return frozenset(keys)
+
+
+def _paper(file: _File, arms: set[str]) -> dict[str, Any]:
+    """Published numbers by arm; a row that is named is written out."""
+    found = {}
+    for arm, numbers in file.table.get("paper", {}).items():
+        if arm not in arms:
+            raise file.error(f"paper.{arm}", "no such run in this sweep", remedy=f"Runs: {', '.join(sorted(arms))}.")
+        if isinstance(numbers, str):
+            found[arm] = _row(file, f"paper.{arm}", partial(paper.row, numbers))
+            continue
+        if not isinstance(numbers, Mapping):
+            remedy = f"For example {arm}: {{imagenet: 74.3}}, or a row of sweeps/paper.yaml: {arm}: 8, baseline"
+            raise file.error(f"paper.{arm}", "needs a mapping of evaluation sets to per cent", numbers, remedy)
+        for name, number in numbers.items():
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not -1e6 < number < 1e6:
+                raise file.error(f"paper.{arm}.{name}", "needs a number, in per cent", number)
+        found[arm] = dict(numbers)
+    return found
+
+
+def _row(file: _File, key: str, look: Callable[[], Any]) -> Any:
+    """What sweeps/paper.yaml has; its error names the sweep's line."""
+    try:
+        return look()
+    except ConfigError as error:
+        raise file.error(key, error.what, error.value, error.remedy) from error
+
+
+def no_match(path: str | Path, only: str, names: Sequence[str]) -> ConfigError:
+    remedy = f"{suggestion(only, names)} Runs: {', '.join(names)}.".strip()
+    return ConfigError("no run of the sweep matches", str(path), only, remedy)
+
+
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    only: str | None = None,
+    seeds: Sequence[int] | None = None,
+    none: bool = False,
+) -> Sweep:
+    """The runs of a sweep file, in its order, with command-line ``overrides`` (KEY=VALUE) above everything.
+
+    ``only`` keeps the runs whose names match a shell pattern, at least one unless ``none``; ``seeds`` replaces the
+    file's. Raises ConfigError for anything in the file that cannot be meant, PermissionDenied where it may not be read.
+    """
+    file = _File(Path(path), read_yaml(path))
+    _check_keys(file)
+    table = file.table
+    name = table.get("name", file.path.stem)
+    if not NAME.fullmatch(name):
+        raise file.error("name", "not a name for a sweep", name, NAME_RULE)
+    runs = _expand(file, overrides, seeds)
+    names = [run.name for run in runs]
+    published = _paper(file, {run.arm for run in runs})
+    rows = _row(file, "table", lambda: list(paper.rows(table["table"]).values())) if "table" in table else []
+    if only is not None:
+        kept = [run for run in runs if fnmatch.fnmatchcase(run.name, only)]
+        if not (kept or none):
+            raise no_match(path, only, names)
+        runs = kept
+    title, notes = table.get("title", ""), table.get("notes", "")
+    return Sweep(name, title, notes, table.get("cluster", "local"), runs, names, published, rows)

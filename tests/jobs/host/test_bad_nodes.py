@@ -1,0 +1,111 @@
+"""A node is left out when two runs fail on it and nowhere else; not when one run has a fault of its own."""
+
+import pytest
+
+from flip.runs.errors import CAUSES
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.host import attempts, bad_nodes, slurm_cli
+from tests.jobs.act import act
+
+NOW = 1_000_000.0
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """``failed(run, node, ...)``: an attempt of the run that failed on these nodes, so many seconds ago."""
+
+    def failed(name, *nodes, cause="crash", ago=60.0, ended=True):
+        run = RunDir(tmp_path / "sweep" / name)
+        run.path.mkdir(parents=True, exist_ok=True)
+        n = run.begin_attempt({"resumes_from": 0, "after": 0})
+        for rank, node in enumerate(nodes):
+            run.write_cause(n, rank, cause, CAUSES[cause], "it broke", host=node)
+        if ended:
+            write_json(run.attempt(n) / "end.json", {"attempt": n, "cause": cause, "time": NOW - ago})
+        return run, n
+
+    return failed
+
+
+def found(run, n):
+    return bad_nodes.suspect(run, n, NOW)
+
+
+def test_two_runs_agree(sweep):
+    sweep("other", "n1", cause="hang")
+    assert found(*sweep("mine", "n1", ended=False)) == ("n1", "other")
+
+
+def test_two_failures_of_one_run_are_no_two_runs(sweep):
+    sweep("mine", "n1")
+    sweep("other", "n2")
+    assert found(*sweep("mine", "n1", ended=False)) == ("", "")
+
+
+def test_who_fails_everywhere_accuses_nobody(sweep):
+    sweep("other", "n2")
+    sweep("other", "n1")
+    assert found(*sweep("mine", "n1", ended=False)) == ("", "")
+    sweep("another", "n1")
+    sweep("mine", "n3")
+    assert found(*sweep("mine", "n1", ended=False)) == ("", "")
+
+
+def test_nor_what_names_several_nodes_or_none(sweep):
+    sweep("other", "n1")
+    assert found(*sweep("mine", "n1", "n2", ended=False)) == ("", "")
+    assert found(*sweep("mine", ended=False)) == ("", "")
+
+
+@pytest.mark.parametrize("cause, ago", [("crash", 90_000.0), ("storage", 60.0), ("stopped", 60.0)])
+def test_nor_what_is_long_ago_or_no_failure_of_a_node(sweep, cause, ago):
+    sweep("other", "n1", cause=cause, ago=ago)
+    assert found(*sweep("mine", "n1", ended=False)) == ("", "")
+
+
+def test_a_damaged_neighbour_says_nothing(sweep):
+    run, n = sweep("broken", "n1")
+    (run.attempt(n) / "end.json").write_text("{")
+    mine = sweep("mine", "n1", ended=False)
+    assert found(*mine) == ("", "")
+    sweep("other", "n1")
+    assert found(*mine) == ("n1", "other")
+
+
+def test_damage_to_its_own_records_accuses_nobody_and_ends_nothing(sweep):
+    run, n = sweep("mine", "n2")
+    (run.attempt(n) / "end.json").write_text("{")
+    sweep("other", "n1")
+    assert found(*sweep("mine", "n1", ended=False)) == ("", "")
+
+
+def test_its_job_starts_again_without_the_node_and_says_why(sweep, commands, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "57")
+    monkeypatch.setattr(bad_nodes, "RECENT", float("inf"))
+    monkeypatch.setattr(slurm_cli.time, "sleep", lambda seconds: None)
+    commands("scontrol", "[ $1 = show ] && echo 'JobState=RUNNING Restarts=0 ExcNodeList=(null)'; exit 0")
+    sweep("other", "n1")
+    run, n = sweep("mine", "n1", ended=False)
+    assert act("end", run.path, "--code", "70") == 0
+    assert "scontrol update JobId=57 ExcNodeList=n1" in commands.calls()
+    end = read_json(run.attempt(n) / "end.json")
+    assert end["exclude"] == ["n1"] and end["reason"].endswith("without n1 from now on, where other failed as well")
+
+
+@pytest.mark.parametrize(
+    "reason, before, cause, action",
+    [
+        ("Address already in use", 0, "port", "requeue"),
+        ("it broke", 2, "crash", "stop"),
+        ("it broke", 1, "crash", "requeue"),
+    ],
+)
+def test_only_a_failure_that_is_tried_again_leaves_it_out(sweep, reason, before, cause, action):
+    for _ in range(before):
+        attempts.end(*sweep("mine", "n1", ended=False), 70, "RUNNING")
+    run, n = sweep("mine", ended=False)
+    run.write_cause(n, 0, "crash", CAUSES["crash"], reason, host="n1")
+    decision = attempts.end(run, n, 70, "RUNNING", suspect=("n1", "other"))
+    assert (decision.cause, decision.action) == (cause, action)
+    left_out = cause == "crash" and action == "requeue"
+    assert decision.exclude == (("n1",) if left_out else ()) and ("without n1" in decision.reason) == left_out

@@ -1,0 +1,325 @@
+"""The first run of a new shape goes ahead: here with the real supervisor, for Slurm with stand-ins."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.cluster_profile import Profile
+from jobs.host import attempts, batch_hooks, canary, slurm_cli
+from jobs.runs import clusters
+from jobs.runs.clusters import Job, Shape
+from jobs.slurm import backend
+from jobs.submission import apply
+from tests.jobs.act import act
+
+SBATCH = 'cp "$1" "$0.$$"; echo "Submitted batch job 5$(ls $0.* | wc -l)"'
+
+
+def log(run, n, *steps):
+    run.metrics.mkdir(exist_ok=True)
+    with open(run.metrics / f"{n}.jsonl", "a") as file:
+        file.writelines(json.dumps({"step": step, "loss": 2.0}) + "\n" for step in steps)
+
+
+ONE = Shape()
+
+
+def job(tmp_path, name, shape=ONE, code="code", **fields):
+    run = RunDir(tmp_path / "demo" / name)
+    run.path.mkdir(parents=True, exist_ok=True)
+    return Job(run, tmp_path / code, shape, **fields)
+
+
+def told(run):
+    state = clusters.states([run])[run.path]
+    return state.state, state.detail
+
+
+# -- which run goes ahead ----------------------------------------------------------------------------------------------
+
+
+def test_of_several_of_one_shape_and_code_the_first_goes_ahead(tmp_path):
+    large = Shape(2)
+    jobs = [job(tmp_path, "a"), job(tmp_path, "b", large), job(tmp_path, "c"), job(tmp_path, "d", code="old")]
+    found = apply.with_canaries([*jobs, job(tmp_path, "e")], tmp_path / "demo", 50)
+    assert [(one.run.name, one.canary, one.waits_for) for one in found] == [
+        ("a", 50, ""), ("b", 0, ""), ("c", 0, "a"), ("d", 0, ""), ("e", 0, "a"),
+    ]  # fmt: skip
+    assert apply.with_canaries(jobs, tmp_path / "demo", 0) == jobs
+
+
+@pytest.mark.parametrize("last, goes_ahead", [(51, False), (50, True)])
+def test_a_shape_that_has_passed_needs_no_canary(tmp_path, last, goes_ahead):
+    before = job(tmp_path, "z")
+    record = {"shape": vars(Shape()), "snapshot": str(tmp_path / "code"), "module": "jobs.worker", "after": 0}
+    write_json(before.run.path / "job.json", record)
+    before.run.begin_attempt({})
+    log(before.run, 1, 1, 20, last)
+    jobs = [job(tmp_path, "a"), job(tmp_path, "b")]
+    assert bool(apply.with_canaries(jobs, tmp_path / "demo", 50)[0].canary) == goes_ahead
+    for news in ({"snapshot": tmp_path / "new"}, {"shape": Shape(4)}):
+        assert apply.with_canaries([replace(one, **news) for one in jobs], tmp_path / "demo", 50)[0].canary
+
+
+def test_steps_count_since_the_submission_and_over_attempts(tmp_path):
+    run = job(tmp_path, "a").run
+    write_json(run.path / "job.json", {"after": 1})
+    for n, steps in ((1, (1, 100)), (2, (10, 30)), (3, (31, 59))):
+        run.begin_attempt({})
+        log(run, n, *steps)
+    assert not canary.passed(run, 50)
+    log(run, 3, 60)
+    assert canary.passed(run, 50)
+
+
+def test_a_short_run_passes_when_it_is_complete(tmp_path):
+    run = job(tmp_path, "a").run
+    write_json(run.result, {})
+    assert canary.passed(run, 50)
+
+
+# -- here --------------------------------------------------------------------------------------------------------------
+
+
+def ahead(field, steps, first, *others):
+    """Submit with a canary."""
+    jobs = [Job(run, field.snapshot, Shape(), module="fake_worker") for run in (first, *others)]
+    field.cluster.profile.parallel = 3
+    field.cluster.submit(apply.with_canaries(jobs, field.sweep, steps))
+
+
+def test_the_others_start_when_the_canary_has_passed(field):
+    first, other = field.run("a", total=200), field.run("b")
+    ahead(field, 5, first, other)
+    field.until_moving(first, 1)
+    assert field.state(other) == "queued" and other.newest_attempt() == 0
+    assert field.cluster.states([other])[other.path].detail == "waits for its canary a"
+    log(first, 1, 1, 5)
+    field.until_moving(first, 1, step=30)
+    assert other.newest_attempt() == 0, "not enough"
+    log(first, 1, 6)
+    field.until_state(other, "complete")
+    assert field.state(first) == "running"
+    clusters.call_off([first], "enough")
+    field.until(lambda: not field.left())
+
+
+def test_where_the_canary_stops_the_others_never_start_and_the_next_submission_goes_on(field):
+    first, *others = field.run("a", attempts={"1": {"0": "exit:78"}}), field.run("b"), field.run("c")
+    ahead(field, 5, first, *others)
+    field.until_state(first, "failed")
+    field.until(lambda: not field.left())
+    for run in others:
+        state = field.cluster.states([run])[run.path]
+        assert state.state == "stopped" and state.detail.startswith("its canary a is failed (exit code 78")
+    ahead(field, 5, *others)
+    field.until(lambda: not field.left())
+    assert [field.state(run) for run in (first, *others)] == ["failed", "complete", "complete"]
+
+
+# -- on Slurm ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def submitted(tmp_path, commands):
+    """Two runs behind a canary. ``submitted.queue(*rows)``: what squeue lists, (job's name, index, state, reason)."""
+    commands("sbatch", SBATCH)
+    commands("srun", "")
+    commands("scontrol", "echo 'ClusterName = far'")
+    commands("scancel", "")
+    jobs = [job(tmp_path, name) for name in "abc"]
+    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, tmp_path / "demo", 50))
+    a, b, c = runs = [one.run for one in jobs]
+
+    def queue(first="RUNNING|None", others="PENDING|JobHeldUser"):
+        names = [(read_json(run.path / "job.json") or {})["name"] for run in runs]
+        rows = [f"{names[0]}|N/A|57|{first.split('|')[0]}|n1|{first.split('|')[1]}|N/A"] if first else []
+        for i in range(2) if others else ():
+            rows.append(f"{names[1]}|{i}|52_{i}|{others.split('|')[0]}||{others.split('|')[1]}|N/A")
+        commands("squeue", "printf '%s\\n' " + " ".join(f"'{text}'" for text in rows))
+
+    commands.queue, commands.runs = queue, runs
+    queue()
+    return commands
+
+
+def asked(submitted, *names):
+    return [call for call in submitted.calls() if call.startswith(names)]
+
+
+def test_the_others_are_queued_before_it_and_held(submitted, tmp_path):
+    a, b, c = submitted.runs
+    texts = [path.read_text() for path in tmp_path.glob("sbatch.[0-9]*")]
+    (held,), (first,) = ([t for t in texts if ("\n#SBATCH --hold\n" in t) == wanted] for wanted in (True, False))
+    assert "--array=0-1" in held and "releaser" not in held and 'release "$FLIP_RUN" & releaser=$!' in first
+    record, waiting = (read_json(run.path / "job.json") for run in (a, b))
+    assert record["canary"] == {"steps": 50, "releases": [waiting["name"]]} and waiting["waits_for"] == "a"
+    assert waiting["time"] < record["time"]
+    assert told(b) == told(c) == ("queued", "waits for its canary a")
+
+
+def test_they_are_let_go_once_when_it_has_passed(submitted, monkeypatch):
+    a, b, _ = submitted.runs
+    a.begin_attempt({})
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        log(a, 1, *([1] if len(looks) == 1 else [51]))
+
+    monkeypatch.setattr(batch_hooks, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
+    assert act("release", a.path) == 0
+    assert len(looks) == 2 and asked(submitted, "scontrol release") == ["scontrol release 52"]
+    assert not canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
+    submitted.queue(others="PENDING|JobHeldAdmin")
+    assert told(b)[0] == "queued" and "scontrol release 52_0" in told(b)[1], "it is another hold"
+
+
+def test_not_to_be_seen_is_not_let_go(submitted):
+    a, b, _ = submitted.runs
+    write_json(a.result, {})
+    submitted.queue(others="")
+    assert canary.release(a) == canary.of(a)["releases"] and not asked(submitted, "scontrol release")
+    submitted.queue()
+    assert not canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
+
+
+@pytest.mark.parametrize("what", ["end", "begin", "release"])
+def test_others_that_left_the_queue_are_not_waited_for(submitted, slept, what, monkeypatch):
+    """Somebody cancelled them: two answers without them are enough, one may be wrong."""
+    a, b, _ = submitted.runs
+    n = attempts.begin(a, {})
+    write_json(a.result, {})
+    submitted.queue(others="")
+    monkeypatch.setenv("SLURM_JOB_ID", "57")
+    words = {"end": ["--code", 0, "--state", "RUNNING"], "begin": [], "release": []}[what]
+    assert act(what, a.path, *words) == 0 and a.newest_attempt() == n
+    assert slurm_cli.GONE <= slept[-1] < 3 * slurm_cli.GONE and len(asked(submitted, "squeue")) > 1
+    assert told(b) == ("stopped", "its canary a is complete: submit again")
+
+
+def test_a_wrong_answer_of_the_queue_is_asked_again(submitted, slept, tmp_path, monkeypatch):
+    a, *_ = submitted.runs
+    write_json(a.result, {})
+    queue = (tmp_path / "squeue").read_text().partition("\n")[2].partition("\n")[2]
+    submitted("squeue", f"[ $(grep -c squeue {tmp_path}/calls) -lt 3 ] && exit 0\n{queue}")
+    assert act("begin", a.path) == 0 and asked(submitted, "scontrol release") == ["scontrol release 52"]
+
+
+@pytest.mark.parametrize("line", ["{", "3", "[]", '{"loss": 1}', '{"step": null}', "\0\0"])
+def test_a_damaged_metrics_line_keeps_nobody_held(submitted, line):
+    a, *_ = submitted.runs
+    n = attempts.begin(a, {})
+    log(a, n, 1)
+    with open(a.metrics / f"{n}.jsonl", "ab") as file:
+        file.write(line.encode() + b"\n\xff\n")
+    assert not canary.passed(a, 50)
+    log(a, n, 51)
+    assert act("release", a.path) == 0 and asked(submitted, "scontrol release") == ["scontrol release 52"]
+
+
+@pytest.mark.parametrize(
+    "cause, code, called", [("config", 78, "scancel 52"), ("stopped", 75, ""), ("complete", 0, "")]
+)
+def test_its_end_is_told_to_the_others(submitted, cause, code, called, monkeypatch):
+    a, b, _ = submitted.runs
+    attempts.begin(a, {})
+    a.write_cause(1, 0, cause, code, f"why {cause}")
+    if cause == "complete":
+        write_json(a.result, {})
+    monkeypatch.setenv("SLURM_JOB_ID", "57")
+    assert act("end", a.path, "--code", code, "--state", "RUNNING") == 0
+    assert asked(submitted, "scancel") == ([called] if called else [])
+    assert asked(submitted, "scontrol release") == (["scontrol release 52"] if cause == "complete" else [])
+
+
+@pytest.mark.parametrize("last, done", [(51, "scontrol release 52"), (2, "scancel 52")])
+def test_an_end_that_nobody_saw_is_told_to_the_others_too(submitted, last, done, monkeypatch):
+    """Its node died; the next start finds that it has stopped for good."""
+    a, b, _ = submitted.runs
+    n = attempts.begin(a, {})
+    log(a, n, 1, last)
+    a.write_cause(n, 0, "data", 65, "a shard is damaged")
+    monkeypatch.setenv("SLURM_JOB_ID", "57")
+    assert act("begin", a.path) == 65
+    assert asked(submitted, "scontrol release", "scancel") == [done]
+
+
+@pytest.mark.parametrize("row", ["PENDING|JobHeldUser", "CANCELLED|None", ""])
+def test_where_it_stopped_for_good_the_others_say_so_and_are_submitted_again(submitted, row):
+    a, b, c = submitted.runs
+    n = attempts.begin(a, {})
+    a.write_cause(n, 0, "config", 78, "a key is unknown")
+    attempts.end(a, n, 78, "RUNNING")
+    submitted.queue(first="FAILED|NonZeroExitCode", others=row)
+    expected = "its canary a is failed (rank 0: a key is unknown): submit again"
+    assert told(b) == told(c) == ("stopped", expected) and told(a)[0] == "failed"
+    found = clusters.states([c, b, a])
+    assert [found[run.path].state for run in (a, b, c)] == ["failed", "stopped", "stopped"]
+    jobs = [Job(run, Path("/code")) for run in (b, c)]
+    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, a.path.parent, 50))
+    assert asked(submitted, "scancel") == (["scancel 52"] if "Held" in row else []), "what is held of the old ones"
+    assert read_json(b.path / "job.json")["canary"] and read_json(c.path / "job.json")["waits_for"] == "b"
+
+
+def test_a_canary_that_was_submitted_again_lets_only_its_own_go(submitted):
+    a, b, _ = submitted.runs
+    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit([Job(a, Path("/code"), canary=50)])
+    submitted.queue()
+    assert told(b) == ("stopped", "its canary a is running (starting): submit again")
+
+
+def test_by_hand_they_start_without_it(submitted):
+    _, b, _ = submitted.runs
+    submitted.queue(others="PENDING|Priority")
+    assert told(b) == ("queued", "in Slurm: Priority")
+    submitted.queue(others="RUNNING|None")
+    assert told(b) == ("running", "starting")
+
+
+def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
+    jobs = apply.with_canaries([job(tmp_path, name, Shape(3)) for name in "xy"], tmp_path / "demo", 50)
+    refuse = "if grep -qx '#SBATCH --hold' $1; then echo 'Submitted batch job 60'; else echo too many >&2; exit 1; fi"
+    submitted("sbatch", refuse)
+    listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
+    submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
+    with pytest.raises(ConfigError, match="too many"):
+        backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
+    assert asked(submitted, "scancel") == ["scancel 60"]
+
+
+def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, submitted):
+    """They wait for a canary that runs; called off, they would stand there as cancelled."""
+    jobs = [*[job(tmp_path, name, Shape(3)) for name in "xy"], job(tmp_path, "z", Shape(4))]
+    submitted("sbatch", "grep -q -- --nodes=4 $1 && { echo 'error: too many' >&2; exit 1; }\n" + SBATCH)
+    listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
+    submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
+    with pytest.raises(ConfigError, match="too many"):
+        backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, tmp_path / "demo", 50))
+    assert read_json(tmp_path / "demo" / "x" / "job.json")["canary"]["releases"] and not asked(submitted, "scancel")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("during", ["held", "canary"])
+def test_an_interrupted_submission_leaves_nothing_held(tmp_path, submitted, monkeypatch, error, during):
+    """Slurm has taken the array when Ctrl-C comes, or when the disk is full."""
+    jobs = apply.with_canaries([job(tmp_path, name, Shape(3)) for name in "xy"], tmp_path / "demo", 50)
+    submitted("sbatch", "echo 'Submitted batch job 60'")
+    listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
+    submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
+    really = backend.SlurmCluster._sbatch
+
+    def sbatch(self, jobs, *where):
+        number = really(self, jobs, *where)
+        if bool(jobs[0].waits_for) == (during == "held"):
+            raise error
+        return number
+
+    monkeypatch.setattr(backend.SlurmCluster, "_sbatch", sbatch)
+    with pytest.raises(type(error)):
+        backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
+    assert asked(submitted, "scancel") == ["scancel 60"]

@@ -1,0 +1,123 @@
+"""Who wants to be told is told, once, and nothing depends on it."""
+
+import json
+import sys
+import time
+
+import pytest
+
+from flip.runs.rundir import RunDir, create_json, write_json
+from jobs.host import attempts, notify
+from tests.jobs.act import act
+
+TAKES = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two submitted runs. ``heard()``: the events so far."""
+
+    class Made:
+        folder = tmp_path / "runs" / "demo"
+        words = [sys.executable, "-c", TAKES, str(tmp_path / "heard")]
+
+        def run(self, name):
+            run = RunDir(self.folder / name)
+            run.path.mkdir(parents=True)
+            write_json(run.path / "job.json", {"after": 0, "notify": self.words})
+            return run
+
+        def heard(self):
+            path = tmp_path / "heard"
+            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    made = Made()
+    made.a, made.b = made.run("a"), made.run("b")
+    write_json(made.folder / "sweep.json", {"runs": ["a", "b", "never-submitted"]})
+    return made
+
+
+def stops(run, cause="data", code=65):
+    n = attempts.begin(run, {})
+    run.write_cause(n, 0, cause, code, f"why {cause}")
+    return act("end", run.path, "--code", code, "--state", "RUNNING")
+
+
+def test_a_run_that_stops_for_good_and_the_end_of_the_sweep(sweep):
+    assert stops(sweep.a) == 0
+    (told,) = sweep.heard()
+    assert abs(told.pop("time") - time.time()) < 60
+    assert told == {
+        "event": "run_stopped", "sweep": "demo", "run": "a", "folder": str(sweep.a.path), "attempt": 1,
+        "cause": "data", "reason": "rank 0: why data",
+    }  # fmt: skip
+    attempts.begin(sweep.b, {})
+    create_json(sweep.b.result, {})
+    act("end", sweep.b.path, "--code", "0", "--state", "RUNNING")
+    ended = sweep.heard()[1]
+    assert ended["event"] == "sweep_ended"
+    assert (ended["complete"], ended["failed"], ended["cancelled"]) == (["b"], ["a"], [])
+    assert notify.ended(sweep.a, "stop") == [] and [e["event"] for e in sweep.heard()[2:]] == ["run_stopped"]
+
+
+def test_the_sweep_ends_once_more_after_a_retry(sweep):
+    stops(sweep.a)
+    stops(sweep.b)
+    write_json(sweep.a.path / "job.json", {"after": 1, "notify": sweep.words})
+    stops(sweep.a)
+    assert [e["event"] for e in sweep.heard()] == [
+        "run_stopped", "run_stopped", "sweep_ended", "run_stopped", "sweep_ended",
+    ]  # fmt: skip
+
+
+def test_what_goes_on_or_was_cancelled_by_a_person_is_no_news(sweep):
+    assert stops(sweep.a, "stopped", 75) == 78, "no batch job: nothing to requeue"
+    create_json(sweep.b.cancel, {"who": "ann"})
+    stops(sweep.b, "stopped", 75)
+    assert sweep.heard() == []
+
+
+def test_the_end_of_an_evaluation_is_not_that_of_a_sweep(sweep):
+    job = RunDir(sweep.folder / ".evaluate" / "a-1125")
+    job.path.mkdir(parents=True)
+    write_json(job.path / "job.json", {"after": 0, "notify": sweep.words})
+    attempts.begin(job, {})
+    create_json(job.result, {})
+    act("end", job.path, "--code", "0", "--state", "RUNNING")
+    assert sweep.heard() == [] and not (job.path.parent / ".notified").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["/nowhere/mail"], "No such file"),
+        ([sys.executable, "-c", "import sys; sys.exit(3)"], "ended with 3"),
+        ([sys.executable, "-c", "import time; time.sleep(60)"], "took longer"),
+        (["true"], ""),
+    ],
+)
+def test_a_command_that_fails_or_hangs_changes_nothing(sweep, words, said, monkeypatch, capsys):
+    monkeypatch.setattr(notify, "DEADLINE", 0.5)
+    write_json(sweep.a.path / "job.json", {"after": 0, "notify": words})
+    assert stops(sweep.a) == 0
+    assert said in capsys.readouterr().err and attempts.standing(sweep.a)["action"] == "stop"
+
+
+def test_an_end_that_nobody_saw_is_told_when_it_is_settled(sweep, commands):
+    commands("scontrol", "")
+    n = attempts.begin(sweep.a, {})
+    sweep.a.write_cause(n, 0, "config", 78, "a key is unknown")
+    assert act("begin", sweep.a.path) == 78
+    assert [(e["event"], e["cause"]) for e in sweep.heard()] == [("run_stopped", "config")]
+    assert act("begin", sweep.a.path) == 78 and len(sweep.heard()) == 1
+
+
+def test_the_supervisor_tells_too(field, tmp_path):
+    field.cluster.profile.notify = [sys.executable, "-c", TAKES, str(tmp_path / "heard")]
+    bad, good = field.run("a", attempts={"1": {"0": "exit:78"}}), field.run("b")
+    write_json(field.sweep / "sweep.json", {"runs": ["a", "b"]})
+    field.submit(bad, good)
+    field.until(lambda: not field.left())
+    told = [json.loads(line) for line in (tmp_path / "heard").read_text().splitlines()]
+    assert sorted(event["event"] for event in told) == ["run_stopped", "sweep_ended"]
+    assert next(event for event in told if event["event"] == "sweep_ended")["failed"] == ["a"]

@@ -1,0 +1,108 @@
+"""What earlier attempts left on a host ends with the next start; real processes, found in /proc."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.host import orphans
+from jobs.runtime import worker
+
+ROOT = Path(__file__).resolve().parents[3]
+RUNNING = "echo JobState=RUNNING Restarts=0 RunTime=00:00:10 TimeLimit=10:00:00"
+JOB = {"SLURM_JOB_ID": "58", "SLURM_JOB_NAME": "demo.77aa", "SLURM_CLUSTER_NAME": "lab"}
+
+
+@pytest.fixture
+def start():
+    """``start(words, **environment)``: a process that is ended with the test."""
+    started = []
+
+    def begin(*words, **environment):
+        process = subprocess.Popen([str(word) for word in words], env={**os.environ, **JOB, **environment})
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.begin_attempt({})
+    return run
+
+
+def watcher(start, commands, run, attempt):
+    """One that waits beside an attempt."""
+    before = len(commands.calls())
+    named = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(attempt)}
+    made = start(
+        sys.executable,
+        "-I",
+        ROOT / "jobs" / "host" / "batch_hooks.py",
+        "watch",
+        run.path,
+        "--attempt",
+        attempt,
+        **named,
+    )
+    while len(commands.calls()) == before:
+        assert made.poll() is None
+        time.sleep(0.01)
+    return made
+
+
+def test_the_next_start_ends_watchers_of_earlier_attempts_of_its_run(start, commands, run, tmp_path):
+    commands("scontrol", RUNNING)
+    other = RunDir(tmp_path / "sweep" / "other")
+    other.begin_attempt({})
+    old, new, theirs = (watcher(start, commands, *of) for of in ((run, 1), (run, 2), (other, 1)))
+    command = [sys.executable, ROOT / "jobs" / "host" / "batch_hooks.py", "begin", run.path]
+    begun = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **JOB, "SLURM_JOB_ID": "90"})
+    assert begun.stdout == "2\n"
+    assert old.wait(60) == -9 and new.poll() is None and theirs.poll() is None
+
+
+def test_the_next_start_of_a_job_ends_its_batch_shell_of_before(start, run, tmp_path, monkeypatch):
+    script = tmp_path / "job00058" / "slurm_script"
+    script.parent.mkdir()
+    script.write_text(f"touch {tmp_path}/up.$1\nwhile :; do sleep 0.1; done\n")
+    old = start("bash", script, "old")
+    same = start("bash", script, "same", SLURM_RESTART_COUNT="1")
+    others = [start("bash", script, name, **{name: "59"}) for name in JOB]
+    while len(list(tmp_path.glob("up.*"))) < 5:
+        time.sleep(0.01)
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    assert orphans.end(str(run.path), 2, "58", 1) == [old.pid]
+    assert old.wait(60) == -9 and [process.poll() for process in (same, *others)] == [None] * 4
+
+
+def test_temporary_folders_of_killed_ranks_are_deleted_by_the_next_attempt(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    program = "import os\nfrom flip.data import worker_pool as pool\npool.prepare_forkserver()\nos.kill(os.getpid(), 9)"
+    for path, n in ((run.path, 1), (run.path, 2), (tmp_path / "other", 1)):
+        named = {"FLIP_RUN": str(path), "FLIP_ATTEMPT": str(n), "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", program], env={**os.environ, **named}, cwd=ROOT)
+    (tmp_path / "pymp-nobody").mkdir()
+    assert len(list(tmp_path.glob("pymp-*"))) == 4
+    worker.clear_temporaries(run, 2)
+    left = sorted((owner["run"], owner["attempt"]) for owner in map(read_json, tmp_path.glob("pymp-*/flip.json")))
+    assert left == sorted([(str(run.path), 2), (str(tmp_path / "other"), 1)]) and (tmp_path / "pymp-nobody").exists()
+
+
+def test_a_damaged_record_of_a_temporary_folder_is_left_alone(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for i, record in enumerate([[], {"run": str(run.path)}, {"run": str(run.path), "attempt": "1"}]):
+        (tmp_path / f"pymp-{i}").mkdir()
+        write_json(tmp_path / f"pymp-{i}" / "flip.json", record)
+    worker.clear_temporaries(run, 2)
+    assert len(list(tmp_path.glob("pymp-*"))) == 3

@@ -1,0 +1,231 @@
+"""The names that ranks go by, from Slurm's; and what every task does before it becomes the worker."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.runs import errors
+from jobs.host import rank_entry
+
+ROOT = Path(__file__).resolve().parents[3]
+TASK = {
+    "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
+    "SLURM_JOB_ID": "57", "SLURM_JOB_NODELIST": "n[03-07,12],m1", "FLIP_ATTEMPT": "2",
+}  # fmt: skip
+
+
+def test_environment_of_a_rank(monkeypatch):
+    monkeypatch.setattr(rank_entry.socket, "getaddrinfo", lambda *_: [])
+    found = rank_entry.environment(TASK)
+    ours = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+    assert [found[key] for key in ours[:-1]] == ["3", "1", "1", "4", "2"]
+    assert found["MASTER_ADDR"] == "n03"
+    assert rank_entry.environment({**TASK, "MASTER_ADDR": "10.0.0.1"})["MASTER_ADDR"] == "10.0.0.1"
+
+
+def test_the_port_is_the_same_on_all_ranks_and_another_one_in_the_next_attempt():
+    ports = {rank_entry.environment({**TASK, "SLURM_PROCID": str(i)})["MASTER_PORT"] for i in range(4)}
+    later = {rank_entry.port("57", str(n)) for n in range(100)}
+    assert len(ports) == 1 and len(later) > 95 and all(10000 <= p < 30000 for p in later)
+
+
+@pytest.mark.parametrize(
+    "nodes, first, last",
+    [
+        ("n1", "n1", "n1"),
+        ("n[1-4]", "n1", "n4"),
+        ("n[03-07,12],m1", "n03", "m1"),
+        ("n[03-07,12]", "n03", "n12"),
+        ("a[2,5-9]b[01-08]-ib,c", "a2b01-ib", "c"),
+        ("c,a[2,5-9]b[01-08]-ib", "c", "a9b08-ib"),
+        ("x,y[1-2]", "x", "y2"),
+        ("", "", ""),
+    ],
+)
+def test_first_and_last_host(nodes, first, last):
+    assert (rank_entry.first_host(nodes), rank_entry.last_host(nodes)) == (first, last)
+
+
+def test_where_no_name_service_knows_the_first_node_its_address_is_taken(monkeypatch):
+    def nobody(*_):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(rank_entry.socket, "getaddrinfo", nobody)
+    assert rank_entry.environment({**TASK, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"})["MASTER_ADDR"] == "10.0.0.7"
+    assert rank_entry.environment(TASK)["MASTER_ADDR"] == "n03"
+
+
+def test_the_interface_of_a_way():
+    assert rank_entry.interface("127.0.1.1") is None and rank_entry.interface("localhost") is None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))
+            mine = probe.getsockname()[0]
+        except OSError:  # a machine that has loopback alone
+            mine = "127.0.0.1"
+    assert (rank_entry.interface(mine) in {name for _, name in socket.if_nameindex()} - {"lo"}) != mine.startswith(
+        "127."
+    )
+
+
+@pytest.mark.parametrize(
+    "given, ways, found",
+    [
+        ({}, {"n03": "eth0", "10.0.0.7": "eth1"}, "eth0"),
+        ({}, {"n03": None, "10.0.0.7": "eth1", "m1": "eth2"}, "eth1"),
+        ({}, {"n03": None, "10.0.0.7": None, "m1": "eth2"}, "eth2"),
+        ({}, {"10.0.0.7": None, "m1": "eth2"}, "eth2"),
+        ({}, {"n03": None, "10.0.0.7": None}, None),  # all nodes on one machine
+        ({"SLURM_LAUNCH_NODE_IPADDR": ""}, {"n03": None, "m1": "eth2"}, "eth2"),
+        ({"MASTER_ADDR": "a..b"}, {"m1": "eth2"}, "eth2"),
+        ({"GLOO_SOCKET_IFNAME": "ib0"}, {"n03": "eth0"}, None),
+        ({"SLURM_NNODES": "1"}, {"n03": "eth0"}, None),
+    ],
+)
+def test_gloo_is_told_the_interface_that_leads_to_rank_0(given, ways, found, monkeypatch):
+    def interface(toward):
+        toward.encode("idna")
+        if toward not in ways:
+            raise OSError("Name or service not known")
+        return ways[toward]
+
+    task = {**TASK, "MASTER_ADDR": "n03", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7", **given}
+    monkeypatch.setattr(rank_entry, "interface", interface)
+    monkeypatch.setattr(rank_entry, "loops", lambda name: True)
+    assert rank_entry.wire(task) == ({"GLOO_SOCKET_IFNAME": found} if found else {})
+    monkeypatch.setattr(rank_entry, "loops", lambda name: False)
+    assert rank_entry.wire(task) == {}, "what gloo finds by itself works"
+
+
+def test_whether_a_name_leads_back_to_its_own_machine(monkeypatch):
+    def rows(*names):
+        kinds = [socket.AF_INET6 if ":" in name else socket.AF_INET for name in names]
+        return [(kind, socket.SOCK_STREAM, 6, "", (name, 0)) for kind, name in zip(kinds, names, strict=True)]
+
+    for name in ("localhost", "127.0.1.1", "no.such.name.invalid", ".."):
+        assert rank_entry.loops(name), name
+    monkeypatch.setattr(rank_entry.socket, "getaddrinfo", lambda *_: rows("198.51.100.1", "127.0.1.1"))
+    assert rank_entry.loops("n1"), "the first is another machine's: it cannot be bound"
+    monkeypatch.setattr(rank_entry.socket, "getaddrinfo", lambda *_: rows(socket.inet_ntoa(bytes(4)), "127.0.1.1"))
+    assert not rank_entry.loops("n1")
+
+
+def spaces():
+    """Whether this user may open name spaces, with a network of its own in each."""
+    if not shutil.which("unshare") or not shutil.which("ip") or not shutil.which("hostname"):
+        return False
+    able = "mount --bind /etc/hosts /etc/hosts && hostname n0 && ip link add w1 type veth peer name w0"
+    return subprocess.run(["unshare", "-rnmu", "sh", "-c", able], capture_output=True).returncode == 0
+
+
+NODE = """
+hostname n$1; mount --bind {folder}/hosts$1 /etc/hosts; ip link set lo up
+if [ $1 = 0 ]; then unshare -nmu bash {folder}/node.sh 1 & else ip link add w1 type veth peer name w0 netns $PPID; fi
+until ip addr add 10.77.0.$((1 + $1))/24 dev w$1; do sleep 0.05; done
+ip link set w$1 up
+SLURM_PROCID=$1 SLURM_NODEID=$1 {python} {rank} mesh
+wait
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not spaces(), reason="may not open name spaces for networks here")
+def test_nodes_that_call_themselves_loopback_meet(tmp_path):
+    """Two nodes with the /etc/hosts of Debian, as name spaces that end with their processes."""
+    logs = tmp_path / "run" / "logs" / "2"
+    logs.mkdir(parents=True)
+    for n in range(2):
+        (tmp_path / f"hosts{n}").write_text(f"127.0.0.1 localhost\n127.0.1.1 n{n}\n10.77.0.{2 - n} n{1 - n}\n")
+    script = NODE.format(folder=tmp_path, python=sys.executable, rank=ROOT / "jobs" / "host" / "rank_entry.py")
+    (tmp_path / "node.sh").write_text(script)
+    (tmp_path / "mesh.py").write_text(
+        "import datetime, os\n"
+        "from torch import distributed\n"
+        "distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=30))\n"
+        "distributed.barrier()\n"
+        "print('met over', os.environ.get('GLOO_SOCKET_IFNAME'), flush=True)\n"
+    )
+    task = {**TASK, "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "n[0-1]"}
+    environment = {**os.environ, **task, "FLIP_RUN": str(tmp_path / "run"), "FLIP_SNAPSHOT": str(tmp_path)}
+    environment.pop("GLOO_SOCKET_IFNAME", None)
+    limit = ["timeout", "-s", "KILL", "100"]  # ranks hold TERM back
+    command = ["unshare", "-rnmu", *limit, "bash", str(tmp_path / "node.sh"), "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    said = done.stderr + "".join(path.read_text() for path in sorted(logs.glob("*.err")))
+    assert [path.read_text() for path in sorted(logs.glob("*.out"))] == ["met over w0\n", "met over w1\n"], said
+
+
+def test_a_node_without_the_folders_of_the_run_is_no_crash(tmp_path):
+    environment = {**os.environ, **TASK, "FLIP_RUN": str(tmp_path / "away"), "FLIP_SNAPSHOT": str(tmp_path)}
+    command = [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "late"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == rank_entry.STORAGE == errors.STORAGE and "No such file" in done.stderr
+    with open("/dev/full", "w") as full:  # as the log of a job whose disk is full
+        assert subprocess.run(command, env=environment, stderr=full).returncode == rank_entry.STORAGE
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_a_signal_that_comes_before_the_worker_listens_is_kept(tmp_path, name):
+    """A signal sent while a task starts neither kills it nor is lost; its words are in the node's log at once."""
+    run = tmp_path / "run"
+    (run / "logs" / "2").mkdir(parents=True)
+    (tmp_path / "late.py").write_text(
+        "import json, os, signal, sys, time\n"
+        "print('started', flush=True)\n"
+        f"while not os.path.exists({str(tmp_path / 'sent')!r}): time.sleep(0.01)\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from flip.distributed import shutdown\n"
+        "flag = shutdown.install()\n"
+        "print(json.dumps([flag.reason, os.environ['RANK'], os.getcwd(), sys.argv[1]]))\n"
+    )
+    environment = {
+        **os.environ,
+        **TASK,
+        "FLIP_RUN": str(run),
+        "FLIP_SNAPSHOT": str(tmp_path),
+        "PYTHONPATH": str(tmp_path),
+    }
+    task = subprocess.Popen(
+        [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "late"], env=environment, cwd="/"
+    )
+    log = run / "logs" / "2" / "node1.out"
+    while not (log.exists() and "started" in log.read_text()):
+        assert task.poll() is None
+    task.send_signal(getattr(signal, name))
+    (tmp_path / "sent").touch()
+    assert task.wait(30) == 0
+    assert json.loads(log.read_text().splitlines()[1]) == [f"signal {name}", "3", str(tmp_path), str(run)]
+
+
+def test_soft_limits_of_the_shell_that_submits_end_no_rank(tmp_path):
+    run = tmp_path / "run"
+    (run / "logs" / "2").mkdir(parents=True)
+    (tmp_path / "told.py").write_text(
+        "import json, resource\n"
+        "print(json.dumps([resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU)]))\n"
+    )
+    environment = {**os.environ, **TASK, "FLIP_RUN": str(run), "FLIP_SNAPSHOT": str(tmp_path)}
+    shell = f"ulimit -Sn 64 && ulimit -t 7200 && ulimit -St 3600 && exec {sys.executable} {ROOT}/jobs/rank.py told"
+    subprocess.run(["bash", "-c", shell], env=environment, check=True)
+    files, seconds = json.loads((run / "logs" / "2" / "node1.out").read_text())
+    assert files == [resource.getrlimit(resource.RLIMIT_NOFILE)[1]] * 2 and seconds == [7200, 7200]
+
+
+def test_a_limit_that_cannot_be_raised_stays(monkeypatch):
+    asked = []
+
+    def refuse(kind, limits):
+        asked.append(kind)
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(rank_entry.resource, "setrlimit", refuse)
+    rank_entry.raise_limits()
+    assert asked == [resource.RLIMIT_NOFILE, resource.RLIMIT_CPU]

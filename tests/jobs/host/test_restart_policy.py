@@ -1,0 +1,298 @@
+"""The table of what follows from an end: one row per case, and that the files run on the oldest Python of a host."""
+
+import ast
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flip.runs.errors import CAUSES
+from jobs.host.restart_policy import LEAVING, TOLD, Limits, decide
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def c(cause, rank=0, **facts):
+    return {"cause": cause, "code": CAUSES.get(cause, 70), "reason": f"why {cause}", "rank": rank, **facts}
+
+
+def h(*causes):
+    """History rows; a name that ends in + made a new commit."""
+    return [{"cause": cause.rstrip("+"), "committed": cause.endswith("+")} for cause in causes]
+
+
+def ask(causes=(), code=0, state="RUNNING", history=(), complete=False, cancelled=False, committed=False, **facts):
+    return decide(list(causes), code, state, list(history), Limits(), complete, cancelled, committed, **facts)
+
+
+PORT = c("crash", reason="DistNetworkError: failed to bind to [::]:29500 (errno: 98 - Address already in use).")
+
+TABLE = [
+    # name, arguments, action, cause, delay
+    ("complete", dict(complete=True), "done", "complete", 0),
+    (
+        "complete beats everything",
+        dict(complete=True, cancelled=True, code=137, state="CANCELLED"),
+        "done",
+        "complete",
+        0,
+    ),
+    ("0 without a result", dict(code=0), "requeue", "crash", 0),
+    ("complete cause without a result", dict(causes=[c("complete")], code=0), "requeue", "crash", 0),
+    ("cancel.json", dict(code=75, causes=[c("stopped")], cancelled=True), "stop", "cancelled", 0),
+    ("cancelled by the scheduler", dict(code=75, state="CANCELLED,COMPLETING"), "stop", "cancelled", 0),
+    ("cancelled, code 0", dict(code=0, state="CANCELLED"), "stop", "cancelled", 0),
+    ("stopped", dict(code=75, causes=[c("stopped")]), "requeue", "stopped", 0),
+    ("75 by code alone", dict(code=75), "requeue", "stopped", 0),
+    ("configuration", dict(code=78), "stop", "config", 0),
+    ("data", dict(code=65), "stop", "data", 0),
+    ("permission", dict(code=77), "stop", "permission", 0),
+    ("diverged", dict(code=76), "stop", "diverged", 0),
+    ("hang", dict(code=71), "requeue", "hang", 0),
+    ("crash", dict(code=70), "requeue", "crash", 0),
+    *((f"unknown code {n}", dict(code=n), "requeue", "crash", 0) for n in (1, 2, 134, 137, 139, 143, 255)),
+    ("nobody saw it", dict(code=None), "requeue", "node", 0),
+    # causes: by class, never by code
+    ("65 beside SIGABRT", dict(code=134, causes=[c("data"), c("peer_lost", 1)]), "stop", "data", 0),
+    ("78 beside a clean stop", dict(code=143, causes=[c("stopped"), c("config", 1)]), "stop", "config", 0),
+    ("stop, the rest was killed", dict(code=137, causes=[c("stopped"), c("peer_lost", 1)]), "requeue", "stopped", 0),
+    ("only echoes", dict(code=137, causes=[c("peer_lost", 1)]), "requeue", "crash", 0),
+    ("only echoes, no state", dict(code=70, state=None, causes=[c("peer_lost")]), "requeue", "node", 0),
+    (
+        "only echoes, no state, told to stop",
+        dict(code=70, state=None, causes=[c("peer_lost")], told=True),
+        "requeue",
+        "stopped",
+        0,
+    ),
+    (
+        "a crash and its echo, no state",
+        dict(code=70, state=None, causes=[c("peer_lost"), c("crash", 1)]),
+        "requeue",
+        "crash",
+        0,
+    ),
+    ("a cause of no class", dict(code=1, causes=[c("gremlins")]), "requeue", "crash", 0),
+    # states
+    ("requeued already", dict(code=75, state="PENDING"), "nothing", "stopped", 0),
+    ("node lost, requeued already", dict(code=1, state="PENDING, COMPLETING"), "nothing", "stopped", 0),
+    (
+        "cut off while it starts, its peer crashed",
+        dict(code=143, state="PENDING", causes=[c("crash")]),
+        "nothing",
+        "stopped",
+        0,
+    ),
+    ("node failed", dict(code=1, state="NODE_FAIL", causes=[c("crash")]), "requeue", "node", 0),
+    ("wall limit, clean", dict(code=75, state="TIMEOUT", causes=[c("stopped")]), "requeue", "stopped", 0),
+    ("wall limit, killed", dict(code=137, state="TIMEOUT"), "requeue", "timeout", 0),
+    ("preempted, killed", dict(code=143, state="PREEMPTED"), "requeue", "stopped", 0),
+    ("memory", dict(code=137, state="OUT_OF_MEMORY"), "requeue", "crash", 0),
+    ("TERM, no state", dict(code=143, state=None), "nothing", "crash", 0),
+    ("TERM and a clean stop, no state", dict(code=75, state=None, causes=[c("stopped")]), "nothing", "stopped", 0),
+    ("warning, no state", dict(code=75, state=None, causes=[c("stopped", signal="SIGUSR2")]), "requeue", "stopped", 0),
+    ("crash, no state", dict(code=137, state=None), "requeue", "crash", 0),
+    ("the launcher leaves", dict(code=75, state=LEAVING), "nothing", "stopped", 0),
+    ("the launcher leaves a finished run", dict(state=LEAVING, complete=True), "done", "complete", 0),
+    ("the launcher leaves a bad configuration", dict(code=78, state=LEAVING), "stop", "config", 0),
+    # an end that was ordered, whoever carried it out
+    ("killed after its grace", dict(code=137, state=f"RUNNING,{TOLD}"), "requeue", "stopped", 0),
+    ("told while it starts up", dict(code=143, state=f"RUNNING,{TOLD}"), "requeue", "stopped", 0),
+    ("told, no strike", dict(code=137, state=f"{LEAVING},{TOLD}", history=h(*["crash"] * 2)), "nothing", "stopped", 0),
+    ("told, an orphan", dict(code=None, state=f"{LEAVING},{TOLD}", history=h("node", "node")), "nothing", "stopped", 0),
+    ("told, but it crashed", dict(code=137, state=f"RUNNING,{TOLD}", causes=[c("crash")]), "requeue", "crash", 0),
+    # limits
+    ("second crash", dict(code=70, history=h("crash")), "requeue", "crash", 0),
+    ("third crash", dict(code=70, history=h("crash", "crash")), "stop", "crash", 0),
+    ("crash, timeout, hang", dict(code=71, history=h("crash", "timeout")), "stop", "hang", 0),
+    ("nodes are counted apart", dict(code=71, history=h("crash", "node", "node")), "requeue", "hang", 0),
+    ("a node that goes away ten times", dict(code=None, history=h(*["node"] * 9)), "stop", "node", 0),
+    ("three wall limits", dict(code=137, state="TIMEOUT", history=h("timeout", "timeout")), "stop", "timeout", 0),
+    ("preemption between does not reset", dict(code=70, history=h("crash", "stopped", "crash")), "stop", "crash", 0),
+    ("a commit between does", dict(code=70, history=h("crash", "crash", "stopped+")), "requeue", "crash", 0),
+    ("a commit in this one does", dict(code=70, history=h("crash", "crash"), committed=True), "requeue", "crash", 0),
+    ("cut off after two crashes", dict(code=1, state="PENDING", history=h("crash", "crash")), "nothing", "stopped", 0),
+    ("a cause that only a person can mend, requeued already", dict(code=78, state="PENDING"), "nothing", "stopped", 0),
+    ("the same with a cause file", dict(code=78, state="PENDING", causes=[c("config")]), "stop", "config", 0),
+    ("port taken", dict(code=70, causes=[PORT], history=h("crash", "crash")), "requeue", "port", 0),
+    ("port taken, the peers crashed", dict(code=1, causes=[c("crash", 1), PORT]), "requeue", "port", 0),
+    ("port no crash", dict(code=70, causes=[c("crash")], history=h("port", "port")), "requeue", "crash", 0),
+    ("port taken ten times", dict(code=70, causes=[PORT], history=h(*["port"] * 9)), "stop", "port", 0),
+    ("preemption is free", dict(code=75, history=h(*["stopped+"] * 99), committed=True), "requeue", "stopped", 0),
+    ("second without a commit", dict(code=75, history=h("stopped")), "requeue", "stopped", 0),
+    ("third without a commit", dict(code=75, history=h("stopped", "stopped")), "requeue", "stopped", 60),
+    ("fifth without a commit", dict(code=75, history=h(*["stopped"] * 4)), "requeue", "stopped", 240),
+    ("twentieth without a commit", dict(code=75, history=h(*["stopped"] * 19)), "requeue", "stopped", 3600),
+    ("third, with a commit", dict(code=75, history=h("stopped", "stopped"), committed=True), "requeue", "stopped", 0),
+    ("a commit ends the row", dict(code=75, history=h("stopped", "stopped+", "stopped")), "requeue", "stopped", 0),
+    ("storage", dict(code=69), "requeue", "storage", 30),
+    ("storage again", dict(code=69, history=h("storage", "stopped", "storage")), "requeue", "storage", 120),
+    ("storage, long", dict(code=69, history=h(*["storage"] * 20)), "requeue", "storage", 1800),
+    ("storage after a commit", dict(code=69, history=h("storage"), committed=True), "requeue", "storage", 30),
+    ("storage, the last try of a day", dict(code=69, history=h(*["storage"] * 52)), "requeue", "storage", 1800),
+    ("storage, a day is over", dict(code=69, history=h(*["storage"] * 53)), "stop", "storage", 0),
+    ("75 by code alone, no state", dict(code=75, state=None), "nothing", "stopped", 0),
+    (
+        "a clean stop beside a rank that was killed, no state",
+        dict(code=137, state=None, causes=[c("stopped")]),
+        "nothing",
+        "stopped",
+        0,
+    ),
+    ("a cause of no class beats the code", dict(code=75, causes=[c("gremlins")]), "requeue", "crash", 0),
+    ("the launcher leaves, no delay", dict(code=69, state=LEAVING), "nothing", "storage", 0),
+    ("the node did not boot", dict(code=1, state="BOOT_FAIL"), "requeue", "node", 0),
+    ("wall limit, the shell's own code", dict(code=143, state="TIMEOUT"), "requeue", "timeout", 0),
+    (
+        "port taken, as an echo has it",
+        dict(code=70, causes=[c("crash"), c("peer_lost", 1, reason="Address already in use")]),
+        "requeue",
+        "crash",
+        0,
+    ),
+    # a whole wall limit
+    ("told at the limit, nothing kept", dict(code=75, late=True), "requeue", "timeout", 0),
+    ("the third time", dict(code=75, late=True, history=h("timeout", "timeout")), "stop", "timeout", 0),
+    ("told at the limit, saved", dict(code=75, late=True, committed=True), "requeue", "stopped", 0),
+    ("told at the limit, and cancelled", dict(code=75, late=True, cancelled=True), "stop", "cancelled", 0),
+    ("told at the limit, requeued already", dict(code=75, late=True, state="PENDING"), "nothing", "timeout", 0),
+    ("a crash at the limit", dict(code=70, late=True, committed=True), "requeue", "crash", 0),
+    # nodes that start no rank
+    ("a node that starts no rank", dict(code=137, unstarted=["n2"]), "requeue", "node", 0),
+    *(
+        (
+            f"beside a {cause} of those that waited",
+            dict(code=137, causes=[c(cause)], unstarted=["n2"]),
+            "requeue",
+            "node",
+            0,
+        )
+        for cause in ("crash", "hang", "stopped")
+    ),
+    ("and the node failed", dict(code=137, state="NODE_FAIL", unstarted=["n2"]), "requeue", "node", 0),
+    ("and requeued already", dict(code=137, state="PENDING", unstarted=["n2"]), "nothing", "stopped", 0),
+    ("beside a mistake", dict(code=137, causes=[c("config")], unstarted=["n2"]), "stop", "config", 0),
+    ("hangs count with crashes", dict(code=70, history=h("hang", "hang")), "stop", "crash", 0),
+    ("storage for a day", dict(code=69, history=h(*["storage"] * 60)), "stop", "storage", 0),
+]
+
+
+@pytest.mark.parametrize("arguments, action, cause, delay", [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_table(arguments, action, cause, delay):
+    decision = ask(**arguments)
+    assert (decision.action, decision.cause, decision.delay) == (action, cause, delay), decision.reason
+
+
+def test_every_cause_has_a_row_and_every_stop_a_remedy():
+    for cause, code in CAUSES.items():
+        assert ask(causes=[c(cause)], code=code).action in ("requeue", "stop")
+    assert "why crash" in ask(causes=[c("crash")], code=70).reason
+    assert "--retry" in ask(code=70, history=h("crash", "crash")).reason
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(code=137, state="OUT_OF_MEMORY"), "out of memory (killed by the scheduler)"),
+        (dict(code=137), "killed by signal 9, as the kernel does when memory runs out"),
+        (dict(code=139), "killed by signal 11"),
+        (dict(code=255), "exit code 255, without a cause file"),
+        (dict(code=0), "ended with 0, but there is no result.json"),
+        (
+            dict(code=75, state="PENDING"),
+            "preempted, or its node failed, before a clean stop; the scheduler has requeued",
+        ),
+    ],
+)
+def test_the_reason_says_what_was_seen(arguments, words):
+    assert ask(**arguments).reason.startswith(words)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(complete=True), "complete"),
+        (dict(cancelled=True), "cancelled"),
+        (dict(state="CANCELLED"), "cancelled"),
+        (dict(code=1, state="NODE_FAIL"), "the node failed"),
+        (dict(code=137, state=f"RUNNING,{TOLD}"), "killed: told to save and stop, it did not do so in time"),
+        (dict(code=137, state="TIMEOUT"), "the wall limit came before a clean stop"),
+        (dict(code=143, state="PREEMPTED"), "preempted before a clean stop"),
+        (dict(code=None), "ended unseen: its host or its launcher went away"),
+        (dict(code=None, state="UNSEEN", causes=[c("crash")]), "ended unseen: its host or its launcher went away"),
+        (dict(code=143, state="UNSEEN"), "killed by signal 15; the job's state could not be read"),
+        (dict(code=127), "exit code 127, without a cause file"),
+        (dict(code=129), "killed by signal 1"),
+        (dict(code=159), "killed by signal 31"),
+        (dict(code=160), "exit code 160, without a cause file"),
+        (dict(code=65), "exit code 65, without a cause file"),
+        (dict(code=70, causes=[c("crash", 3)]), "rank 3: why crash"),
+        (dict(code=70, causes=[{"cause": "crash"}]), "rank ?: crash"),
+        (dict(code=75, state=LEAVING), "exit code 75, without a cause file; the launcher was told to end"),
+        (dict(code=143, state=None), "killed by signal 15; the job's state could not be read"),
+    ],
+)
+def test_the_reason_to_the_letter(arguments, words):
+    assert ask(**arguments).reason == words
+
+
+def test_the_limits_are_those_of_the_contracts():
+    assert Limits() == (3, 10, 10, 3, 60.0, 3600.0, 30.0, 1800.0, 86400)
+
+
+def test_each_allowance_is_its_own():
+    for cause, code in (("port", 70), ("node", None)):
+        limits = Limits(failures=1, ports=2, nodes=3)
+        most = {"port": 2, "node": 3}[cause]
+        for before in range(1, 4):
+            causes = [PORT] if cause == "port" else []
+            made = decide(causes, code, "RUNNING", h(*[cause] * (before - 1)), limits, False, False, False)
+            assert (made.cause, made.action) == (cause, "stop" if before >= most else "requeue")
+    made = decide([], 70, "RUNNING", [], Limits(failures=1), False, False, True)
+    assert made.action == "requeue", "it made progress"
+
+
+def test_hosts_are_excluded_for_hardware_only():
+    broken = "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
+    causes = [c("crash", host="n1", reason=broken), c("crash", 1, host="n2"), c("peer_lost", 2, host="n3")]
+    causes.append(c("peer_lost", 3, host="n4", reason=broken))  # tells of another's card
+    assert ask(causes=causes, code=70).exclude == ("n1",)
+    started = ask(code=137, unstarted=["n7"])
+    assert started.exclude == ("n7",) and started.reason.startswith("no rank could be started on n7: the mount")
+    full = ask(causes=[c("storage")], code=137, unstarted=["n7"])  # srun tells of its rank's 69 in the same words
+    assert (full.cause, full.exclude) == ("storage", ())
+
+
+def old_python() -> str:
+    """The oldest Python >= 3.6 of this machine, empty where it has none older than ours."""
+    places = [*Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin/python3")]
+    found = [str(p) for p in sorted(places, key=lambda p: [int(n) for n in p.parts[-3].split(".")])]
+    found += [p for p in (shutil.which(f"python3.{minor}") for minor in range(6, 11)) if p]
+    return next((p for p in found if subprocess.run([p, "-c", ""], check=False).returncode == 0), "")
+
+
+HOST_CODE = [ROOT / "flip" / "__init__.py", ROOT / "jobs" / "__init__.py", *ROOT.glob("flip/runs/*.py")]
+HOST_CODE += [*ROOT.glob("jobs/host/*.py")]
+
+
+@pytest.mark.parametrize("path", HOST_CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_hosts_files_are_python_3_6(path):
+    """Their syntax, on every machine; where an older Python is at hand, the test below runs them with it."""
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+@pytest.mark.skipif(not old_python(), reason="no Python older than ours here")
+def test_the_hosts_old_python_begins_and_ends_attempts(tmp_path):
+    run, script = tmp_path / "sweep" / "run", str(ROOT / "jobs" / "host" / "batch_hooks.py")
+    run.mkdir(parents=True)
+
+    def call(*arguments):
+        return subprocess.run([old_python(), script, *arguments], capture_output=True, text=True, check=False)
+
+    assert call("begin", str(run)).stdout == "1\n"
+    ended = call("end", str(run), "--code", "78", "--state", "RUNNING")
+    assert ended.returncode == 0 and '"action": "stop"' in ended.stdout, ended.stderr
+    refused = call("begin", str(run))
+    assert refused.returncode == 78 and refused.stdout == "" and "not started" in refused.stderr

@@ -1,0 +1,265 @@
+"""What Slurm's commands print, read by small stand-ins for them on PATH; tests/slurm asks the real ones."""
+
+import pytest
+
+from jobs.host import marks, slurm_cli
+
+JOB = (
+    "JobId=57 ArrayJobId=50 ArrayTaskId=3 JobName=a.b\n   Priority=1\n   JobState={state} Reason={reason}\n"
+    "   Requeue=1 Restarts={restarts}\n   RunTime={ran} TimeLimit={limit} TimeMin=N/A\n   ExcNodeList={out}\n"
+    "   EndTime=2026-11-25T09:24:14 PreemptTime={preempted}\n"
+)
+USUAL = {"state": "RUNNING", "restarts": 0, "ran": "00:10:00", "limit": "1-00:00:00", "out": "(null)"}
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    """Seconds that the scheduler's callers would have slept, waits for a command's end left out."""
+    told = []
+    monkeypatch.setattr(slurm_cli.time, "sleep", lambda seconds: told.append(seconds) if seconds >= 1 else None)
+    return told
+
+
+def show(**fields):
+    return f"cat <<'X'\n{JOB.format(**{**USUAL, 'reason': 'None', 'preempted': 'None', **fields})}X"
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({}, "RUNNING"),
+        ({"state": "COMPLETING"}, "CANCELLED"),
+        ({"state": "COMPLETING", "restarts": 3}, "PENDING"),
+        ({"state": "PENDING", "restarts": 3}, "PENDING"),
+        ({"state": "COMPLETING", "ran": "1-00:00:28"}, "TIMEOUT"),
+        ({"state": "COMPLETING", "ran": "1-00:00:28", "limit": "UNLIMITED"}, "CANCELLED"),
+        ({"state": "COMPLETING", "reason": "TimeLimit", "ran": "01:00:00"}, "TIMEOUT"),  # of a reservation
+        ({"state": "COMPLETING", "preempted": "2026-11-25T09:24:13"}, "PREEMPTED"),
+        ({"state": "COMPLETING", "preempted": "2026-11-25T09:24:02"}, "CANCELLED"),  # in the grace
+        ({"state": "COMPLETING", "preempted": "Unknown"}, "CANCELLED"),
+        ({"state": "NODE_FAIL"}, "NODE_FAIL"),
+        ({"state": "COMPLETING", "reason": "NodeDown"}, "NODE_FAIL"),  # Requeue=0: nobody cancelled it
+        ({"state": "COMPLETING", "reason": "NodeDown", "ran": "1-00:00:28"}, "NODE_FAIL"),
+        ({"state": "COMPLETING", "reason": "RaisedSignal:9(Killed)"}, "FAILED"),
+        ({"state": "COMPLETING", "reason": "DeadLine"}, "DEADLINE"),
+        ({"state": "COMPLETING", "reason": "SomethingNew"}, "UNSEEN"),
+        ({"state": "SOMETHING_NEW"}, "UNSEEN"),
+        ({"state": "EXPEDITING"}, "EXPEDITING"),
+        ({"state": "REQUEUE_HOLD", "restarts": 2}, "PENDING"),
+    ],
+)
+def test_what_becomes_of_a_job_at_its_end(commands, fields, words):
+    commands("scontrol", show(**{"restarts": 2, **fields}))
+    assert slurm_cli.state_words("50_3", 2) == words
+    assert commands.calls() == ["scontrol show job 50_3"]
+
+
+SLURMS = """BOOT_FAIL CANCELLED COMPLETED COMPLETING CONFIGURING DEADLINE EXPEDITING FAILED LAUNCH_FAILED NODE_FAIL
+OUT_OF_MEMORY PENDING POWER_UP_NODE PREEMPTED RECONFIG_FAIL REQUEUED REQUEUE_FED REQUEUE_HOLD RESIZING RESV_DEL_HOLD
+REVOKED RUNNING SIGNALING SPECIAL_EXIT STAGE_OUT STOPPED SUSPENDED TIMEOUT UPDATE_DB"""
+
+
+def test_each_state_of_slurm_has_one_meaning():
+    """The states of squeue and sacct, up to Slurm 25.11."""
+    lists = slurm_cli.WAITING + slurm_cli.BETWEEN + slurm_cli.ON_NODES + slurm_cli.ENDED
+    assert sorted(lists) == sorted(SLURMS.split())
+
+
+def test_a_silent_controller_is_no_state(commands):
+    commands("scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    assert slurm_cli.state_words("57", 0) is None
+    with pytest.raises(slurm_cli.Unanswered, match="Unable to contact"):
+        slurm_cli.cluster_name()
+    commands("scontrol", "sleep 60")
+    with pytest.raises(slurm_cli.Unanswered, match="did not answer for 0.2 s"):
+        slurm_cli.call("scontrol", "show", "config", deadline=0.2)
+
+
+@pytest.mark.parametrize("text, value", [("00:01:40", 100), ("1-02:00:00", 93600), ("UNLIMITED", None), ("", None)])
+def test_seconds(text, value):
+    assert slurm_cli.seconds(text) == value
+
+
+def test_one_element_of_an_array_is_named_by_its_index():
+    """The array's number is also the id of one of its elements: a requeue by it would be one of all."""
+    environ = {"SLURM_JOB_ID": "50", "SLURM_ARRAY_JOB_ID": "50", "SLURM_ARRAY_TASK_ID": "2"}
+    assert slurm_cli.own_job(environ) == "50_2"
+    assert slurm_cli.own_job({"SLURM_JOB_ID": "50"}) == "50" and slurm_cli.own_job({}) == ""
+
+
+def test_the_queue_is_read_in_one_call(commands):
+    lines = [
+        "demo.1f|0|50_0|RUNNING|n[1-2]|None|N/A",
+        "demo.1f|1|50_1|PENDING||(held|by admin)|2026-11-25T14:00:00",
+        "x.2|N/A|9|COMPLETED|n1|None",
+    ]
+    commands("squeue", "printf '%s\\n' " + " ".join(f"'{line}'" for line in lines))
+    rows = slurm_cli.queue(["x.2", "demo.1f", "x.2"])
+    assert {key: (row.id, row.state, row.reason) for key, row in rows.items()} == {
+        ("demo.1f", 0): ("50_0", "RUNNING", "None"),
+        ("demo.1f", 1): ("50_1", "PENDING", "(held|by admin)"),
+        ("x.2", 0): ("9", "COMPLETED", "None"),
+    }
+    assert [rows[key].start for key in rows] == ["", "2026-11-25T14:00:00", ""]
+    assert commands.calls() == ["squeue -a -h -r -t all --name=demo.1f,x.2 -o %j|%K|%i|%T|%N|%r|%S"]
+    assert slurm_cli.queue([]) == {}
+
+
+def test_requeue_then_delay_and_nodes(commands):
+    commands("scontrol", f"[ $1 = show ] && {{ {show(out='n[1-2]')}\n}}; exit 0")
+    assert slurm_cli.requeue("50_3", 0) == "requeued"
+    said = slurm_cli.requeue("50_3", 0, delay=30.4, exclude=("n9", "n4"))
+    assert said == "requeued StartTime=now+30 ExcNodeList=n[1-2],n4,n9"
+    assert [line for line in commands.calls() if "show" not in line] == [
+        "scontrol requeue 50_3",
+        "scontrol requeue 50_3",
+        "scontrol update JobId=50_3 StartTime=now+30 ExcNodeList=n[1-2],n4,n9",
+    ]
+
+
+def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_decided(
+    commands, naps, tmp_path, monkeypatch
+):
+    away = tmp_path / "away"
+    away.write_text("xx")
+    commands("scontrol", f"[ $1 = show ] && exit 1\nif [ -s {away} ]; then truncate -s -1 {away}; exit 1; fi")
+    assert slurm_cli.requeue("57", 0) == "requeued" and naps == [1.0, 2.0]
+    away.write_text("xxxxxxxx")
+    with monkeypatch.context() as patch, pytest.raises(slurm_cli.Unanswered):
+        patch.setattr(slurm_cli, "AWAY", 0.0)  # silence has its own patience
+        slurm_cli.requeue("57", 0)
+    commands("scontrol", f"[ $1 = requeue ] && exit 1\n{show()}")
+    with pytest.raises(slurm_cli.Unanswered):
+        slurm_cli.requeue("57", 0, patience=0)
+    for fields, words in (({"state": "COMPLETING"}, "CANCELLED"), ({"state": "PENDING"}, "PENDING")):
+        before = len(commands.calls())
+        commands("scontrol", show(**fields))
+        assert slurm_cli.requeue("57", 0) == f"left alone: it is {words}"
+        assert [call.split()[1] for call in commands.calls()[before:]] == ["show"], "it was not tried"
+
+
+def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands, slept, tmp_path):
+    """A controller that comes back answers one call, and not yet the next."""
+    tries = f"$(grep -c requeue {tmp_path}/calls)"
+    commands("scontrol", f"[ $1 = requeue ] && exit $(({tries} < 42))\n[ {tries} -lt 40 ] && exit 1\n{show()}")
+    assert slurm_cli.requeue("57", 0) == "requeued" and slept[-1] > 2 * slurm_cli.PATIENCE
+    refuses = f"[ $1 = requeue ] && exit 1\n[ {tries} -lt 80 ] && exit 1\n{show()}"
+    commands("scontrol", refuses)
+    begin = slept[-1]
+    with pytest.raises(slurm_cli.Unanswered):
+        slurm_cli.requeue("57", 0)
+    assert slurm_cli.PATIENCE < slept[-1] - begin < slurm_cli.AWAY, "nor is it tried for half a day"
+
+
+def test_a_job_that_slurm_knows_no_more_is_not_waited_for_half_a_day(commands, slept):
+    """As on a node that was cut off while its job was preempted, or after the controller lost its state."""
+    commands("scontrol", "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
+    assert marks.read("57", 0, patience=slurm_cli.AWAY) is None and slept[-1] == 31.0
+    with pytest.raises(slurm_cli.Gone):
+        slurm_cli.requeue("57", 0)
+    assert slept[-1] < 31.0 + 2 * slurm_cli.GONE
+    begin = slept[-1]
+    assert slurm_cli.patient_words("57", 0) == "UNSEEN", "that is an answer"
+    assert slurm_cli.outlived("57", 0) == "" and slept[-1] == begin, "nor is its limit waited for"
+
+
+def test_a_job_that_is_being_killed_loses_no_time(commands, naps, tmp_path, monkeypatch):
+    """Between TERM and KILL there are 30 seconds: no question before, and none that takes them all."""
+    asked, real = [], slurm_cli.call
+    monkeypatch.setattr(
+        slurm_cli, "call", lambda *words, **options: asked.append((words[1], options)) or real(*words, **options)
+    )
+    tries = f"$(grep -c requeue {tmp_path}/calls)"
+    commands("scontrol", f"[ $1 = requeue ] && exit $(({tries} < 4))\n{show(state='TIMEOUT')}")
+    assert slurm_cli.requeue("57", 0, ending=True) == "requeued"
+    assert [what for what, _ in asked] == ["requeue", "show"] * 3 + ["requeue"] and naps == [1.0] * 3
+    assert all(options["deadline"] == slurm_cli.BRIEF for _, options in asked)
+
+
+def test_a_requeue_whose_answer_was_lost_keeps_its_delay_and_nodes(commands, naps, tmp_path):
+    """Else storage that is away would be tried again at once, on the node that is broken."""
+    done = tmp_path / "done"
+    commands("scontrol", f"[ $1 = requeue ] && {{ touch {done}; exit 1; }}\n"
+             f"[ $1 = show ] && {{ [ -e {done} ] && {{ {show(state='PENDING', restarts=1)}\n}} || {{ {show()}\n}}; }}\n"
+             "exit 0")  # fmt: skip
+    assert slurm_cli.requeue("57", 0, delay=1800, exclude=("n4",)) == "requeued StartTime=now+1800 ExcNodeList=n4"
+    assert [call.split()[1] for call in commands.calls()].count("requeue") == 1
+    assert "scontrol update JobId=57 StartTime=now+1800 ExcNodeList=n4" in commands.calls()
+
+
+@pytest.mark.parametrize(
+    "comment, mark", [("away:3:6:12", (3, 12)), ("away:3:5:12", (0, 12)), ("mine", (0, 0)), ("(null)", (0, 0))]
+)
+def test_a_life_leaves_word_for_the_next(commands, naps, comment, mark):
+    commands("scontrol", show() + f"\necho '   AdminComment=x Comment={comment} '")
+    assert marks.read("57_3", 7) == mark
+    commands("scontrol", "exit 1")
+    assert marks.read("57_3", 7) is None and naps == [1.0, 5.0, 25.0]
+    marks.leave("57_3", 7, marks.Mark(4, 12))
+    assert commands.calls()[-1] == "scontrol update JobId=57_3 Comment=away:4:7:12"
+
+
+def test_a_straggler_does_not_requeue_the_next_life_of_its_job(commands):
+    """Its node was silent for too long; the job runs elsewhere since, one restart later."""
+    commands("scontrol", show(state="RUNNING", restarts=1))
+    assert slurm_cli.requeue("57", 0) == "left alone: it is PENDING"
+
+
+def test_a_state_is_asked_for_until_somebody_says(commands, naps, tmp_path):
+    commands("scontrol", f"echo >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -lt 3 ] && exit 1\n{show()}")
+    assert slurm_cli.patient_words("57", 0) == "RUNNING" and naps == [1.0, 2.0]
+    commands("scontrol", "exit 1")
+    assert slurm_cli.patient_words("57", 0, patience=0.5) is None
+
+
+@pytest.fixture
+def lives(commands, naps, tmp_path):
+    def outlived(*answers):
+        """What scontrol says, one after the other."""
+        for i, fields in enumerate(answers):
+            (tmp_path / f"answer{i}").write_text("exit 1" if fields.get("gone") else show(**fields))
+        (tmp_path / "asked").write_text("")
+        at = f"$(wc -l < {tmp_path}/asked)"
+        commands("scontrol", f"n={at}; echo >> {tmp_path}/asked; . {tmp_path}/answer$n")
+        naps.clear()
+        return slurm_cli.outlived("57", 0), list(naps)
+
+    return outlived
+
+
+def test_a_watcher_notices_a_limit_that_is_lowered(lives):
+    half = {"limit": "00:26:00", "ran": "00:25:10"}
+    ending = {"limit": "00:26:00", "ran": "00:26:00", "state": "COMPLETING", "reason": "TimeLimit"}
+    assert lives({"limit": "01:00:00"}, half, ending) == ("TIMEOUT", [900.0, 50.0])
+    assert lives({"limit": "01:00:00"}, {"gone": True}, half, ending) == ("TIMEOUT", [900.0, 60.0, 50.0])
+    silence = [{"gone": True}] * 3
+    lowered = {"limit": "00:27:00"}
+    assert lives(lowered, *silence, ending) == ("TIMEOUT", [900.0, 60.0, 1.0, 1.0]), "the limit comes meanwhile"
+
+
+def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(lives, monkeypatch):
+    monkeypatch.setattr(slurm_cli, "SELDOM", 3600.0)
+    hour, over = {"limit": "01:00:00"}, {"limit": "01:00:00", "ran": "01:00:20"}
+    ending = {**over, "state": "COMPLETING", "reason": "TimeLimit"}
+    assert lives(hour, over, ending) == ("TIMEOUT", [3000.0, 1.0])
+    assert lives({"limit": "UNLIMITED"}) == ("", [])
+    assert lives(hour, {**hour, "state": "COMPLETING"}) == ("", [3000.0])
+    assert lives(hour, {**over, "restarts": 1}) == ("", [3000.0])
+    assert lives(hour, {"gone": True}, {"gone": True}, ending) == ("TIMEOUT", [3000.0, 1.0, 1.0]), "KillWait is short"
+    assert lives({"gone": True}, hour, ending) == ("TIMEOUT", [60.0, 3000.0])
+    node = {**hour, "state": "COMPLETING", "reason": "NodeDown"}
+    assert lives(hour, node) == ("NODE_FAIL", [3000.0])
+    assert lives(hour, {**node, "restarts": 1}) == ("", [3000.0]), "Slurm has requeued it"
+    longer = {"limit": "02:00:00", "ran": "01:00:00"}
+    assert lives(hour, longer, {**longer, "state": "CANCELLED"}) == ("", [3000.0, 3600.0])
+
+
+def test_what_users_set_for_their_own_eyes_does_not_reach_slurm(commands, monkeypatch):
+    for name in ("SQUEUE_PARTITION", "SCANCEL_INTERACTIVE", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    commands("scontrol", "env")
+    lines = slurm_cli.call("scontrol").splitlines()
+    assert [line for line in lines if line.startswith(("SLURM_", "SQUEUE_", "SCANCEL_"))] == [
+        "SLURM_CONF=/etc/slurm.conf"
+    ]

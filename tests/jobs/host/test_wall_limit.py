@@ -1,0 +1,99 @@
+"""The wall limit against what starts and saves of a run take."""
+
+import pytest
+
+from flip.runs import commit
+from flip.runs.rundir import RunDir, write_json
+from jobs.host import wall_limit
+
+FIELDS = {"RunTime": "00:58:00", "TimeLimit": "01:00:00", "PreemptTime": "None"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir(tmp_path / "sweep" / "run")
+
+
+def attempt(run, ready=None, ended=None, code=75):
+    n = run.begin_attempt({})
+    write_json(run.attempt(n) / "start.json", {"time": 1000.0})
+    if ready is not None:
+        write_json(run.attempt(n) / "ready.json", {"time": 1000.0 + ready})
+    if ended is not None:
+        write_json(run.attempt(n) / "end.json", {"time": 1000.0 + ended, "code": code})
+    return n
+
+
+def saved(run, took):
+    path = commit.folder(run, "pretrain", 8, 1)
+    path.mkdir(parents=True)
+    commit.commit(path, {"stage": "pretrain", "samples": 8, "attempt": 1, "saving": took})
+
+
+def test_nothing_is_known_of_a_new_run(run):
+    assert (
+        wall_limit.start_up(run),
+        wall_limit.save(run),
+        wall_limit.measured(run),
+        wall_limit.too_short(run, 60),
+    ) == (0.0, 0.0, "", "")
+
+
+def test_a_start_that_came_to_an_end_before_its_first_step_took_at_least_that(run):
+    attempt(run, ended=40)
+    attempt(run, ended=30)
+    attempt(run, ended=4000, code=None)  # nobody saw it end: when is not known
+    assert wall_limit.start_up(run) == 40
+    attempt(run, ready=50, ended=60)
+    attempt(run)
+    assert wall_limit.start_up(run) == 50, "measured is better"
+
+
+def test_a_limit_below_start_and_save_is_named(run):
+    attempt(run, ready=50, ended=60)
+    saved(run, 20.0)
+    assert wall_limit.too_short(run, 71) == ""
+    assert (
+        wall_limit.too_short(run, 70)
+        == "no attempt gets on within the wall limit of 70 s: a start takes 50 s and a save 20 s"
+    )
+    assert wall_limit.too_short(run, 0) == "", "no limit is known"
+
+
+@pytest.mark.parametrize(
+    "fields, lead, words",
+    [
+        ({}, 60, "the wall limit of 60 min passed, and nothing new was kept (a start takes 50 s)"),
+        ({"RunTime": "00:50:00"}, 60, ""),
+        (
+            {"RunTime": "00:50:00"},
+            600,
+            "the wall limit of 60 min passed, and nothing new was kept (a start takes 50 s)",
+        ),
+        (
+            {"RunTime": "00:00:00", "Reason": "TimeLimit"},
+            60,
+            "the wall limit of 60 min passed, and nothing new was kept (a start takes 50 s)",
+        ),
+        ({"PreemptTime": "2026-11-25T09:24:14"}, 60, ""),
+        ({"TimeLimit": "UNLIMITED"}, 60, ""),
+    ],
+)
+def test_a_limit_is_used_up_when_its_warning_was_due(run, fields, lead, words):
+    attempt(run, ready=50)
+    write_json(run.path / "job.json", {"signal_seconds": lead})
+    assert wall_limit.used_up(run, {**FIELDS, **fields}) == words
+    assert wall_limit.used_up(run, {}) == ""
+
+
+def test_the_limit_of_an_attempt_is_noted(run):
+    n = attempt(run)
+    assert wall_limit.noted(run, n) == 0
+    wall_limit.note(run, n, 90)
+    wall_limit.note(run, n, 60)
+    assert wall_limit.noted(run, n) == 60
+
+
+@pytest.mark.parametrize("seconds, words", [(48.4, "48 s"), (1800, "30 min"), (29880, "8.3 h")])
+def test_spans(seconds, words):
+    assert wall_limit.span(seconds) == words

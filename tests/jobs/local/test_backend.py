@@ -1,0 +1,408 @@
+"""The local cluster with real processes and real signals: whatever dies, runs end as they should and nothing stays."""
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.runs import commit
+from flip.runs.errors import FlipError
+from flip.runs.rundir import read_json, write_json
+from jobs.host import attempts
+from jobs.local import backend, rank_processes, supervisor
+from jobs.runs.clusters import Job
+
+pytestmark = pytest.mark.long
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def ends(run):
+    return [(row["action"], row["cause"]) for row in reversed(list(attempts.ends(run)))]
+
+
+def log(run):
+    path = run.logs / "latest" / "node0.out"
+    return path.read_text() if path.exists() else ""
+
+
+def begin(field, run):
+    """The first attempt of a run, looked after by nobody but the test."""
+    world = field.worlds[run.name]
+    n = run.begin_attempt({"host": socket.gethostname(), "world": world, "first_commit": False})
+    job = {"python": sys.executable, "module": "fake_worker", "snapshot": str(field.snapshot), "env": {}}
+    return rank_processes.start(run, n, {**job, "world": world}, grace=0.5)
+
+
+def test_runs_go_in_order_to_the_end_and_nothing_stays(field):
+    first, second = field.run("b", world=2), field.run("a")
+    field.submit(first, second)
+    assert field.state(second) == "queued"
+    field.until(lambda: not field.left())
+    assert [field.state(run) for run in (first, second)] == ["complete", "complete"]
+    assert ends(first) == [("done", "complete")]
+    assert attempts.last(first)["time"] < read_json(second.attempt(1) / "start.json")["time"]
+    assert (first.logs / "latest" / "node0.out").read_text().count("starts at 0") == 2
+    field.submit(first, second)  # complete runs start nothing
+    field.until(lambda: not field.left())
+    assert first.newest_attempt() == second.newest_attempt() == 1
+
+
+def test_ranks_may_open_as_many_files_as_the_machine_lets_them(field):
+    run, kind = field.run(total=10_000), resource.RLIMIT_NOFILE
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (min(256, hard), hard))
+    try:
+        field.submit(run)
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+    field.until_moving(run, 1)
+    assert resource.prlimit(field.pids(run)[0], kind) == (hard, hard)
+
+
+def test_several_at_once(field):
+    runs = [field.run(name, total=40) for name in ("a", "b", "c")]
+    field.submit(*runs, parallel=2)
+    field.until_moving(runs[0], 1)
+    field.until_moving(runs[1], 1)
+    assert [field.state(run) for run in runs] == ["running", "running", "queued"]
+    field.until(lambda: not field.left())
+    assert [field.state(run) for run in runs] == ["complete"] * 3
+
+
+def test_three_crashes_without_a_commit_stop_the_run_and_a_new_submission_allows_three_more(field):
+    run = field.run(attempts={str(n): {"0": "crash"} for n in (1, 2, 3, 4)})
+    field.submit(run)
+    field.until_state(run, "failed")
+    assert ends(run) == [("requeue", "crash"), ("requeue", "crash"), ("stop", "crash")]
+    assert "3 failed attempts" in field.cluster.states([run])[run.path].detail
+    field.until(lambda: not field.left())
+    field.submit(run)
+    field.until_state(run, "complete")
+    assert ends(run)[3:] == [("requeue", "crash"), ("done", "complete")]
+
+
+def test_what_only_a_person_can_mend_stops_at_once(field):
+    run = field.run(attempts={"1": {"0": "exit:78"}})
+    field.submit(run)
+    field.until_state(run, "failed")
+    assert ends(run) == [("stop", "config")]
+
+
+def test_a_killed_rank_takes_its_peers_along_and_the_run_goes_on_from_its_commit(field):
+    run = field.run(world=2, total=60)
+    field.submit(run)
+    field.until_moving(run, 1, step=4)
+    peer, victim = field.pids(run)
+    os.kill(victim, signal.SIGKILL)
+    field.until_state(run, "complete")
+    assert ends(run) == [("requeue", "crash"), ("done", "complete")]
+    assert peer not in field.left()
+    assert read_json(run.attempt(2) / "start.json")["resumes_from"] >= 4
+    assert attempts.last(run)["commits"] == 60
+
+
+def test_a_hung_peer_is_killed_and_the_root_cause_counts(field):
+    run = field.run(world=2, attempts={"1": {"0": "hang", "1": "diverge"}})
+    field.submit(run)
+    field.until_state(run, "failed")
+    assert ends(run) == [("stop", "diverged")]
+    field.until(lambda: not field.left())
+
+
+def test_a_stopped_run_starts_again(field):
+    run = field.run(total=20, every=1000)
+    field.submit(run)
+    for number, sent in enumerate((signal.SIGTERM, signal.SIGUSR2), 1):
+        field.until_moving(run, number)
+        os.kill(field.pids(run)[0], sent)
+        field.until(lambda number=number: run.newest_attempt() > number)
+    field.until_state(run, "complete")
+    assert ends(run) == [("requeue", "stopped"), ("requeue", "stopped"), ("done", "complete")]
+    assert [read_json(run.attempt(n) / "start.json")["first_commit"] for n in (1, 2, 3)] == [False] * 3
+
+
+def test_an_attempt_after_one_cut_short_commits_its_first_step(field):
+    run = field.run(every=1000, total=5, at=2, attempts={"1": {"0": "exit:75"}, "2": {"0": "kill"}})
+    field.submit(run)
+    field.until_state(run, "complete")
+    assert [read_json(run.attempt(n) / "start.json")["first_commit"] for n in (1, 2, 3)] == [False, True, False]
+    assert read_json(run.attempt(3) / "start.json")["resumes_from"] == 1
+    assert ends(run) == [("requeue", "stopped"), ("requeue", "crash"), ("done", "complete")]
+
+
+def test_a_rank_deaf_to_a_cancel_is_killed(field):
+    field.cluster.profile.signal_seconds = 1
+    run = field.run(attempts={"1": {"0": "hang"}})
+    field.submit(run)
+    field.until(lambda: "starts at" in log(run))
+    run.cancel.write_text("{}")
+    field.cluster.cancel([run])
+    field.until(lambda: not field.left())
+    assert field.state(run) == "cancelled"
+
+
+def test_a_supervisor_killed_is_replaced_and_its_ranks_adopted(field):
+    run = field.run(world=2, total=60)
+    field.submit(run)
+    field.until_moving(run, 1, step=3)
+    os.kill(field.supervisor(), signal.SIGKILL)
+    field.submit(run)  # at once: the ranks are still on their way out
+    field.until_state(run, "complete")
+    assert ends(run) == [("requeue", "stopped"), ("done", "complete")]
+    assert "adopting attempt 1" in field.journal()
+    field.until(lambda: not field.left())
+
+
+def test_ranks_stop_by_the_leash_when_nobody_comes(field):
+    run = field.run(world=2, total=10_000)
+    field.submit(run)
+    field.until_moving(run, 1, step=2)
+    os.kill(field.supervisor(), signal.SIGKILL)
+    field.until(lambda: not field.left())
+    assert {record["cause"] for record in run.causes(1)} == {"stopped"}
+    assert field.state(run) == "stopped"
+
+
+def test_a_deaf_orphan_is_killed(field):
+    run = field.run(attempts={"1": {"0": "hang"}}, total=4)
+    field.submit(run)
+    field.until(lambda: "starts at" in log(run))
+    os.kill(field.supervisor(), signal.SIGKILL)
+    field.until(lambda: not supervisor.is_served(field.sweep))
+    attempt = supervisor.ranks.adopt(run, 1, grace=1.0, patience=0.0)
+    field.until(attempt.poll)
+    assert not field.pids(run)
+    assert supervisor.ledger.end(run, 1, attempt.code, "RUNNING").cause == "node"
+
+
+def test_cancel_saves_and_stays_ended_until_submitted_again(field):
+    run, queued = field.run("a", total=10_000, every=10_000), field.run("b")
+    field.submit(run, queued)
+    field.until_moving(run, 1, step=2)
+    command = [sys.executable, "jobs/cancel.py", str(field.sweep), "--yes", "--why", "a test"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout == "cancelled: a, b\n"
+    field.until(lambda: not field.left())
+    assert ends(run) == [("stop", "cancelled")] and "a test" in attempts.last(run)["reason"]
+    assert [field.state(r) for r in (run, queued)] == ["cancelled", "cancelled"]
+    assert commit.commits(run)
+    field.submit(queued, uncancels=True)
+    field.until_state(queued, "complete")
+    assert field.state(run) == "cancelled"
+
+
+def test_a_supervisor_told_to_end_lets_runs_save_and_a_submission_goes_on(field):
+    run = field.run(total=60)
+    field.submit(run)
+    field.until_moving(run, 1, step=2)
+    os.kill(field.supervisor(), signal.SIGTERM)
+    field.until(lambda: not field.left())
+    assert ends(run) == [("nothing", "stopped")] and field.state(run) == "stopped"
+    field.submit(run)
+    field.until_state(run, "complete")
+    assert read_json(run.attempt(2) / "start.json")["resumes_from"] >= 2
+
+
+def test_why_a_supervisor_does_not_start_is_said(field):
+    (field.sweep / ".supervisor" / "lock").mkdir(parents=True)
+    with pytest.raises(FlipError, match="the supervisor did not start .*Is a directory"):
+        field.submit(field.run())
+
+
+def test_only_one_supervisor(field):
+    run = field.run(total=10_000)
+    field.submit(run)
+    field.until_moving(run, 1)
+    first = field.supervisor()
+    command = [sys.executable, "-m", "jobs.local.supervisor", str(field.sweep)]
+    assert subprocess.run(command, cwd=field.snapshot, check=False).returncode == 0
+    assert field.supervisor() == first and len(field.left()) == 2
+    os.kill(first, signal.SIGTERM)
+    field.until(lambda: not field.left())
+
+
+def test_the_supervisor_comes_from_the_code_that_is_submitted_now(field):
+    """A run that goes on with its own older code, whose supervisor knows another protocol."""
+    (field.snapshot / "jobs").unlink()
+    (field.snapshot / "jobs").mkdir()
+    (field.snapshot / "jobs" / "supervisor.py").write_text("raise SystemExit('an older supervisor')\n")
+    run = field.run()
+    field.submit(run, hooks=ROOT)
+    field.until_state(run, "complete")
+    job = read_json(run.path / "job.json")
+    assert (job["snapshot"], job["hooks"]) == (str(field.snapshot), str(ROOT))
+
+
+def test_a_python_that_is_not_there_stops_the_run_with_its_name(field):
+    run = field.run()
+    field.cluster.profile.python = "/nowhere/python"
+    field.submit(run)
+    field.until_state(run, "failed")
+    assert "/nowhere/python" in field.cluster.states([run])[run.path].detail
+
+
+def test_a_run_that_was_completed_without_a_supervisor_gets_its_end(field):
+    done, other = field.run("a"), field.run("b")
+    field.submit(done)
+    field.until_state(done, "complete")
+    field.until(lambda: not field.left())
+    (done.attempt(1) / "end.json").unlink()  # as when supervisor and ranks ended in one moment
+    field.submit(other)
+    field.until(lambda: ends(done) == [("done", "complete")])
+    field.until_state(other, "complete")
+
+
+def test_a_rank_deaf_to_a_supervisor_that_leaves_is_killed_and_that_is_no_strike(field):
+    field.cluster.profile.signal_seconds = 1
+    run = field.run(attempts={"3": {"0": "hang"}, "1": {"0": "crash"}, "2": {"0": "crash"}})
+    field.submit(run)
+    field.until(lambda: run.newest_attempt() == 3 and "starts at" in log(run))
+    os.kill(field.supervisor(), signal.SIGTERM)
+    field.until(lambda: not field.left())
+    assert ends(run)[2:] == [("nothing", "stopped")]
+    assert "told to save and stop" in attempts.last(run)["reason"]
+
+
+def test_a_submission_while_the_supervisor_leaves_is_served(field):
+    field.cluster.profile.signal_seconds = 2
+    run = field.run(attempts={"1": {"0": "hang"}})
+    field.submit(run)
+    field.until(lambda: "starts at" in log(run))
+    os.kill(field.supervisor(), signal.SIGTERM)
+    field.until(lambda: "told to end" in field.journal())
+    field.submit(run)
+    assert supervisor.is_served(field.sweep) and run.newest_attempt() == 1
+    field.until_state(run, "complete")
+    assert ends(run) == [("nothing", "stopped"), ("done", "complete")]
+    field.until(lambda: not field.left())
+
+
+def test_a_lost_signal_is_sent_again(field, monkeypatch):
+    monkeypatch.setattr(rank_processes, "REPEAT", 0.1)
+    run = field.run(total=10_000, attempts={"1": {"0": "lose"}})
+    attempt = begin(field, run)
+    field.until_moving(run, 1)
+    field.until(lambda: attempt.terminate(30.0) or attempt.poll())
+    attempt.close()
+    assert attempt.code == 75
+
+
+def test_a_peer_that_hangs_after_a_complete_end_is_killed(field, monkeypatch):
+    monkeypatch.setattr(rank_processes, "STRAGGLE", 0.5)
+    attempt = begin(field, field.run(world=2, attempts={"1": {"1": "hang"}}))
+    field.until(attempt.poll)
+    attempt.close()
+    assert attempt.codes == {0: 0, 1: 137} and not field.left()
+
+
+@pytest.mark.parametrize("recorded", [0, 1])
+def test_ranks_that_nobody_recorded_are_waited_for(field, recorded):
+    run = field.run(world=2, total=10_000)
+    attempt = begin(field, run)
+    field.until_moving(run, 1)
+    write_json(run.attempt(1) / "pids.json", read_json(run.attempt(1) / "pids.json")[:recorded])
+    adopted = rank_processes.adopt(run, 1, grace=0.5, patience=float("inf"))
+    attempt.close()  # the leash
+    field.until(attempt.poll)
+    assert not adopted.poll()
+    adopted.limit(0.0)
+    assert adopted.poll()
+
+
+def test_every_rank_is_recorded_before_the_next_one_starts(field, monkeypatch):
+    run, known, child = field.run(world=3), [], rank_processes.Child
+
+    def count(popen):
+        known.append(len(read_json(run.attempt(1) / "pids.json") or []))
+        return child(popen)
+
+    monkeypatch.setattr(rank_processes, "Child", count)
+    attempt = begin(field, run)
+    field.until(attempt.poll)
+    attempt.close()
+    assert known == [0, 1, 2]
+
+
+def test_a_failed_start_leaves_nothing_open(field):
+    run = field.run()
+    run.logs.write_text("no folder")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(NotADirectoryError):
+        begin(field, run)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_start_that_the_machine_refuses_is_tried_again_later(field):
+    run = field.run()
+    field.cluster.submit([Job(run, field.snapshot, env={"BIG": "x" * 200_000}, module="fake_worker")])
+    field.until_state(run, "waiting")
+    assert ends(run) == [("requeue", "storage")] and "too long" in attempts.last(run)["reason"]
+    run.cancel.write_text("{}")
+    field.until(lambda: not field.left())
+
+
+def test_damage_to_one_run_is_no_matter_of_the_others(field):
+    crash = {str(n): {"0": "crash"} for n in (1, 2)}
+    bad, worse, good = field.run("a", every=1000, total=60, at=20, attempts=crash), field.run("b"), field.run("c")
+    field.submit(bad, worse, good)
+    field.until_moving(bad, 2)
+    (bad.attempt(1) / "end.json").write_text("{")
+    write_json(worse.path / "job.json", {})
+    field.until_state(good, "complete")
+    field.until(lambda: not field.left())
+    assert bad.newest_attempt() == 2 and worse.newest_attempt() == 0
+    assert (field.state(bad), field.state(good)) == ("failed", "complete")
+    assert "damaged" in field.cluster.states([bad])[bad.path].detail
+
+
+def test_a_run_whose_folder_was_deleted_is_forgotten(field):
+    run = field.run(total=10_000)
+    field.submit(run)
+    field.until_moving(run, 1)
+    run.path.rename(field.sweep.parent / "elsewhere")
+    field.until(lambda: not field.left())
+    assert "1 ranks" in field.journal() and "Traceback" not in field.journal()
+
+
+def test_files_of_one_run_that_cannot_be_read_do_not_end_the_others(field):
+    bad, good = field.run("a"), field.run("b", total=40)
+    field.submit(good)
+    field.until_moving(good, 1)
+    bad.attempts.write_text("no folder")
+    write_json(bad.path / "job.json", read_json(good.path / "job.json"))
+    field.until_state(good, "complete")
+    assert "a: [Errno 20]" in field.journal() and supervisor.is_served(field.sweep)  # it waits to try again
+    os.kill(field.supervisor(), signal.SIGTERM)
+    field.until(lambda: not field.left())
+
+
+@pytest.mark.parametrize("place", ["", "job.json"])
+def test_a_run_that_others_may_write_to_is_not_started(field, place):
+    """job.json names what is executed: one that a colleague wrote must not run with this user's rights."""
+    mine, theirs = field.run("a", total=40), field.run("b")
+    field.submit(mine, theirs)
+    (theirs.path / place).chmod(0o777)
+    field.until(lambda: not field.left())
+    assert field.state(mine) == "complete" and theirs.newest_attempt() == 0
+    assert "is not trusted: every user may write to it" in field.journal()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_record_of_another_user_signals_nobody(field, monkeypatch):
+    run, sent = field.run(total=10_000), []
+    attempt = begin(field, run)
+    field.until_moving(run, 1)
+    monkeypatch.setattr(backend.os, "kill", lambda pid, number: sent.append(pid))
+    for owner, expected in ((12345, []), (0, field.pids(run))):
+        os.chown(run.attempt(1) / "pids.json", owner, -1)
+        field.cluster.requeue(run)
+        assert sent == expected
+    monkeypatch.undo()
+    attempt.close()
+    field.until(attempt.poll)

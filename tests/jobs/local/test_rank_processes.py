@@ -1,0 +1,137 @@
+"""Ranks of one host: where they listen, and what is left of their store."""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flip.runs.rundir import OWNER, RunDir, read_json
+from jobs.local import rank_processes
+from jobs.runtime import worker
+
+ROOT = Path(__file__).resolve().parents[3]
+LISTEN = "0A"
+LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
+"""127.0.0.1 and ::1 as /proc/net has them on a little-endian machine."""
+
+pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc/net")
+
+
+def listening(pid):
+    """Addresses, as /proc/net has them, on which a process listens for TCP connections."""
+    sockets = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            sockets.add(os.readlink(link))
+        except FileNotFoundError:
+            continue
+    rows = [row.split() for kind in ("tcp", "tcp6") for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
+    return [row[1].partition(":")[0] for row in rows if row[3] == LISTEN and f"socket:[{row[9]}]" in sockets]
+
+
+def until(condition, seconds=100.0):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = RunDir(tmp_path / "sweep" / "run")
+    made.path.mkdir(parents=True)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_interface(monkeypatch):
+    """The user has chosen none."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def begin(run):
+    n = run.begin_attempt({"host": socket.gethostname(), "world": 2})
+    job = {"python": sys.executable, "module": "tests.jobs.meeting", "snapshot": str(ROOT), "env": {}, "world": 2}
+    return rank_processes.start(run, n, job, grace=0.5)
+
+
+def met(run):
+    """Process ids of the ranks once both have met."""
+    files = [run.path / f"met.{rank}" for rank in range(2)]
+    until(lambda: all(file.exists() for file in files))
+    found = [read_json(file) for file in files]
+    assert [one["interfaces"] for one in found] == [["lo", "=lo"]] * 2
+    return [one["pid"] for one in found]
+
+
+def test_ranks_of_a_local_run_listen_on_loopback_alone_and_share_a_private_file(run):
+    attempt = begin(run)
+    try:
+        assert stat.S_IMODE(attempt.store.stat().st_mode) == 0o700
+        pids = met(run)
+        addresses = [address for pid in pids for address in listening(pid)]
+        assert addresses and set(addresses) <= LOOPBACK
+        assert (attempt.store / "store").stat().st_size
+    finally:
+        (run.path / "leave").touch()
+        attempt.limit(20.0)
+        until(attempt.poll)
+        attempt.close()
+    assert attempt.code == 0, (run.logs / "1" / "node0.err").read_text()
+    assert not attempt.store.exists()
+
+
+def test_ranks_of_a_slurm_job_of_one_node_listen_on_loopback_alone(run):
+    """They share no private folder (each may be in a container), so that the store is a port."""
+    run.begin_attempt({})
+    run.open_logs(1)
+    task = {
+        "SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "elsewhere.invalid",
+        "SLURM_JOB_ID": str(os.getpid()), "FLIP_ATTEMPT": "1", "FLIP_RUN": str(run.path), "FLIP_SNAPSHOT": str(ROOT),
+    }  # fmt: skip
+    command = [sys.executable, ROOT / "jobs" / "rank.py", "tests.jobs.meeting"]
+    tasks = [
+        subprocess.Popen(command, env={**os.environ, **task, "SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)}, cwd=ROOT)
+        for r in range(2)
+    ]
+    try:
+        addresses = [address for pid in met(run) for address in listening(pid)]
+        assert addresses and set(addresses) <= LOOPBACK
+    finally:
+        (run.path / "leave").touch()
+        for one in tasks:
+            if not (run.path / "met.1").exists():
+                one.kill()
+            one.wait(30)
+    assert [one.returncode for one in tasks] == [0, 0], (run.logs / "1" / "node0.err").read_text()
+
+
+def test_the_store_of_a_supervisor_that_was_killed_goes_with_the_next_attempt(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store, other = (
+        rank_processes._make_store(run, 1),
+        rank_processes._make_store(RunDir(tmp_path / "sweep" / "other"), 1),
+    )
+    assert read_json(store / OWNER) == {"run": str(run.path), "attempt": 1}
+    worker.clear_temporaries(run, 1)
+    assert store.exists()
+    worker.clear_temporaries(run, 2)
+    assert not store.exists() and other.exists()
+
+
+def test_without_a_folder_for_the_store_the_attempt_waits(run, monkeypatch):
+    """On a full disk tempfile finds no folder: FileNotFoundError, as of an interpreter that is not there."""
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [])
+    with pytest.raises(FileNotFoundError) as error:
+        begin(run)
+    job = {"python": "python", "snapshot": str(ROOT)}
+    assert rank_processes.failed(run, 1, job, error.value).failure[0] == "storage"
+    missing = FileNotFoundError(2, "No such file or directory", "python")
+    assert rank_processes.failed(run, 1, job, missing).failure[0] == "config"

@@ -1,0 +1,150 @@
+"""What cannot fit is refused with the smallest change that fits, and that change does fit."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from flip.accelerators import ACCELERATORS, find
+from flip.config.resolve import Host, facts, resolve
+from flip.config.validate import validate
+from flip.runs.errors import ConfigError
+from jobs.common.cluster_profile import Profile, load_profile
+from jobs.planning import cost, memory_fit
+from jobs.sweeps.sweep_file import load
+
+SWEEP = Path(__file__).resolve().parents[3] / "sweeps" / "model_scaling.yaml"
+NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", "/no/cache")
+
+
+def planned(*overrides, run="baseline", on=NODE):
+    runs = load(SWEEP, ["data.decoder=pillow", "data.resize=pillow", *overrides]).runs
+    (found,) = [one.config for one in runs if one.name == run]
+    config = resolve(found, on, facts(found))
+    validate(config)
+    return config
+
+
+def refused(config, profile, on=NODE):
+    with pytest.raises(ConfigError) as error:
+        memory_fit.check(config, profile, on)
+    return error.value
+
+
+def proposals(error):
+    """Lists of overrides: the smallest change, then the others."""
+    first, others = re.fullmatch(r"The smallest change that fits: (.*?)\.(?: Or: (.*)\.)?", error.remedy).groups()
+    return [re.split(" with | and ", change) for change in [first, *(others or "").split("; ")] if change]
+
+
+def test_what_fits_says_what_it_takes():
+    seen = {
+        name: (detail, skipped) for name, detail, skipped in memory_fit.check(planned(), load_profile("h100"), NODE)
+    }
+    assert "of 80 GB: " in seen["GPU memory"][0] and "activations" in seen["GPU memory"][0]
+    assert not seen["GPU memory"][1] and "a node" in seen["memory"][0]
+
+
+def test_each_proposal_fits_and_the_one_before_it_does_not():
+    none = "compute.recompute=no"
+    error = refused(planned(none), load_profile("h100"))
+    assert "stage unmasked needs about" in error.what and "80 GB" in error.what
+    ways = proposals(error)
+    assert [way[0].partition("=")[0] for way in ways] == [
+        "compute.recompute", "compute.accumulate", "resources.nodes", "stages.pretrain.batch",
+    ]  # fmt: skip
+    for way in ways:
+        memory_fit.check(planned(none, *way), load_profile("h100"), NODE)
+    assert ways[0] == ["compute.recompute=selective"] and ways[1] == ["compute.accumulate=2"]
+
+
+@pytest.mark.parametrize("gb, first", [(40, "compute.recompute=block"), (9, "compute.accumulate=")])
+def test_a_smaller_card_needs_more(gb, first):
+    profile = Profile(name="small", kind="slurm", gpus_per_node=8, gpu_memory_gb=gb)
+    config = planned("compute.recompute=no")
+    error = refused(config, profile)
+    way = proposals(error)[0]
+    assert way[0].startswith(first), way
+    memory_fit.check(planned(*(way if "recompute" in way[0] else ["compute.recompute=no", *way])), profile, NODE)
+
+
+def test_where_nothing_helps_it_says_so():
+    tiny = Profile(name="tiny", kind="slurm", gpus_per_node=8, gpu_memory_gb=0.05)
+    assert "smaller model" in refused(planned(), tiny).remedy
+
+
+def test_what_nobody_has_said_of_a_node_is_not_checked():
+    """Whoever submits may sit at a machine that is smaller than a node, or larger."""
+    (gpu, memory) = memory_fit.check(planned(), Profile(kind="slurm", gpu="abacus"), Host(4, 10**9))
+    assert gpu[2] and "gpu_memory_gb" in gpu[1]
+    assert memory[2] and "(memory_gb)" in memory[1] and "GB a node" in memory[1]
+
+
+def test_a_host_too_small_for_a_cpu_run_is_told_the_same_way():
+    batches = [f"stages.{name}.batch=1024" for name in ("pretrain", "unmasked")]
+    config = planned("resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8", *batches)
+    small = Host(cores=8, memory=60 * 10**9)
+    error = refused(config, Profile(), small)
+    assert "a node that has" in error.what and "resources.nodes" not in error.remedy
+    assert [way[0] for way in proposals(error)][:2] == ["compute.recompute=block", "compute.accumulate=4"]
+    assert "resources.nodes" in refused(config, Profile(kind="slurm", memory_gb=60), small).remedy
+
+
+def test_waiting_for_saves_frees_memory_of_a_host_without_cards_alone():
+    """From a card DCP copies all tensors to the host before it makes a file, as a save in the background does."""
+    no, cpu = "checkpoint.background=no", ["resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8"]
+    assert memory_fit.on_host(planned(no)) == memory_fit.on_host(planned())
+    least = memory_fit.on_host(planned(no, *cpu))
+    assert least < memory_fit.on_host(planned(*cpu))
+    assert f"change that fits: {no}." in memory_fit.advise(planned(*cpu), lambda one: memory_fit.on_host(one) <= least)
+    assert no not in memory_fit.advise(planned(), lambda one: True)
+
+
+def test_loaders_too_large_for_the_host_are_refused_with_gpus_too():
+    error = refused(planned(), load_profile("h100"), Host(cores=96, memory=10**9, cuda=True))
+    assert "data.buffer" in error.remedy
+
+
+@pytest.mark.parametrize(
+    "name, found",
+    [
+        ("H100 SXM", "H100 SXM"), ("NVIDIA H100 80GB HBM3", "H100 SXM"), ("h100", "H100 SXM"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"), ("NVIDIA H100 NVL", "H100 NVL"), ("NVIDIA H200", "H200"),
+        ("NVIDIA GH200 480GB", "GH200"), ("NVIDIA A100-SXM4-80GB", "A100 80 GB"), ("a100", "A100 40 GB"),
+        ("NVIDIA L40S", "L40S"), ("l4", "L4"), ("nvidia a10", "A10"), ("a40", "A40"), ("", None), ("mi300x", None),
+    ],
+)  # fmt: skip
+def test_names_of_cards(name, found):
+    card = find(name)
+    assert (card and card.name) == found
+
+
+def test_the_table_says_where_it_is_from():
+    assert all(card.source.startswith("NVIDIA ") and card.memory_gb > 0 for card in ACCELERATORS)
+    assert len({card.name for card in ACCELERATORS}) == len(ACCELERATORS)
+    assert all(find(card.name) is card for card in ACCELERATORS)
+
+
+def test_a_profile_needs_to_name_its_card_alone():
+    known, told = Profile(gpu="a100"), Profile(gpu="a100", gpu_memory_gb=80, peak_tflops=300)
+    assert (known.tflops, known.gpu_bytes) == (312, 40e9) and (told.tflops, told.gpu_bytes) == (300, 80e9)
+    assert (Profile().tflops, Profile().gpu_bytes) == (0, 0)
+
+
+def test_steps_and_hours_count_what_is_done_again():
+    profile = load_profile("h100")
+    plain, again, both = (
+        cost.estimate(planned(*more), profile)
+        for more in ((), ["compute.recompute=block"], ["compute.recompute=block", "compute.accumulate=2"])
+    )
+    assert again.cost.gpu_hours == pytest.approx(plain.cost.gpu_hours * 4 / 3)
+    assert both.cost.gpu_hours == pytest.approx(plain.cost.gpu_hours * 5 / 3)
+    assert again.cost.flops == plain.cost.flops
+    stage = plain.as_dict()["stages"][0]
+    assert stage["step_seconds"] * stage["steps"] * 128 / 3600 == pytest.approx(stage["gpu_hours"])
+    assert stage["memory"]["total"] > stage["memory"]["weights"] > 0

@@ -1,0 +1,386 @@
+"""What is wanted against what exists; and the one commit that leaves everything or nothing."""
+
+import errno
+import fcntl
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from flip.config.identity import identity
+from flip.config.merge import dump, read
+from flip.config.resolve import Host, facts, resolve
+from flip.runs import pins
+from flip.runs.errors import ConfigError, PermissionDenied, StorageError
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.cluster_profile import Profile
+from jobs.local import supervisor
+from jobs.planning import plan as planning
+from jobs.planning.cost import estimate
+from jobs.planning.plan import Found, Wanted
+from jobs.runs import clusters as cluster
+from jobs.runs.clusters import JobState
+from jobs.submission import apply as folders
+from jobs.submission.snapshot import Snapshot
+from tests.jobs.outcomes import config, wanted
+
+
+class Fake:
+    """A cluster that remembers what it was given."""
+
+    def __init__(self, states=None):
+        self.known, self.jobs = states or {}, []
+
+    def states(self, runs):
+        return {run.path: self.known.get(run.name, JobState("stopped")) for run in runs}
+
+    def submit(self, jobs):
+        for job in jobs:
+            assert job.run.config.exists() and job.run.identity.exists(), "complete before it is handed over"
+        self.jobs += jobs
+
+
+@pytest.fixture
+def snapshot(tmp_path):
+    path = tmp_path / "demo" / ".code" / "new"
+    path.mkdir(parents=True)
+    return Snapshot("new", path, 1, 1, ())
+
+
+def found(state, want=None, **fields):
+    return Found(state, "why", identity(config(**fields), "") if want is None else want)
+
+
+def decide(state, retry=False, changed="", **fields):
+    (action,) = planning.plan([wanted(**fields)], {"a": found(state)}, "runs", retry=retry, changed=changed).actions
+    return action.kind, action.starts
+
+
+@pytest.mark.parametrize(
+    "state, kind, starts, with_retry",
+    [
+        ("complete", "complete", False, False),
+        ("running", "running", False, False),
+        ("queued", "queued", False, False),
+        ("waiting", "waiting", False, False),
+        ("stopped", "stopped", True, True),
+        ("unknown", "unknown", False, False),
+        ("failed", "failed", False, True),
+        ("cancelled", "cancelled", False, True),
+    ],
+)
+def test_what_exists_decides(state, kind, starts, with_retry):
+    assert decide(state) == (kind, starts)
+    assert decide(state, retry=True) == (kind, with_retry)
+
+
+def test_nothing_there_starts():
+    plan = planning.plan([wanted("a"), wanted("b", mask="0")], {}, "runs")
+    assert [(action.kind, action.starts) for action in plan.actions] == [("new", True)] * 2
+    assert plan.cost.samples == 2 * 12_800 and plan.cost.gpu_hours == 0
+
+
+def test_another_configuration_is_refused(tmp_path):
+    assert decide("complete", mask="0.75") == ("changed", False)
+    assert decide("complete", mask="0.75", retry=True) == ("changed", False)
+    plan = planning.plan([wanted(mask="0.75")], {"a": found("complete")}, tmp_path)
+    with pytest.raises(ConfigError, match=r"stages.pretrain.mask: '0.5' -> '0.75'.*--changed keep"):
+        plan.refuse_changed()
+    with pytest.raises(ConfigError, match="is running.*Cancel it first"):
+        decide("running", mask="0.75", changed="restart")
+    for stored, words in ((None, "cannot be read"), ({**wanted().identity, "hash": "old"}, "does not give its hash")):
+        (action,) = planning.plan([wanted()], {"a": Found("stopped", "", stored)}, tmp_path).actions
+        assert action.kind == "changed" and words in action.reason
+
+
+def settled(wants, seen, names=(), **wishes):
+    """(directory, kind, starts) of each run."""
+    plan = planning.plan(wants, seen, "runs", names, **wishes)
+    return [(action.name, action.kind, action.starts) for action in plan.actions]
+
+
+def test_a_fork_is_where_that_configuration_lives_from_then_on():
+    old, new, newer = (found("running", mask=mask) for mask in ("0.5", "0.75", "0.9"))
+    want = wanted(mask="0.75")
+    assert settled([want], {"a": old}, changed="fork") == [("a-v2", "new", True)]
+    assert settled([want], {"a": old, "a-v2": new}) == [("a-v2", "running", False)]
+    assert settled([want], {"a": old, "a-v2": newer}, changed="fork") == [("a-v3", "new", True)]
+    assert settled([wanted()], {"a": old, "a-v2": new}) == [("a", "running", False)], "the old values back"
+    assert settled([want, wanted("a-v2")], {"a": old, "a-v2": old}, changed="fork")[0] == ("a-v3", "new", True)
+    assert settled([want], {"a": old, "a-v2": new}, ["a", "a-v2"])[0][:2] == ("a", "changed"), "a run by itself"
+    tenth = {"a": old, "a-v2": old, "a-v10": newer}
+    assert settled([want], tenth, changed="fork") == [("a-v11", "new", True)]
+    plan = planning.plan([want], {"a": old, "a-v2": newer, "a-v10": new, "b-v2": new}, "runs")
+    assert list(plan.dropped) == ["b-v2"] and plan.actions[0].name == "a-v10"
+
+
+def test_dropped_runs_are_pruned_only_when_asked_and_not_the_most(tmp_path):
+    seen = {name: found("complete") for name in "abcd"}
+    plan = planning.plan([wanted("a")], seen, tmp_path, ["a", "b"])
+    assert list(plan.dropped) == ["c", "d"] and not plan.pruned, "b is in the file, only not asked for"
+    planning.plan([wanted("a")], seen, tmp_path, ["a", "b"], prunes=True).refuse_prune()
+    two = {name: seen[name] for name in "abc"}
+    with pytest.raises(ConfigError, match="2 of 3 runs"):
+        planning.plan([wanted("a")], two, tmp_path, prunes=True).refuse_prune()
+    plan = planning.plan([wanted("a")], seen, tmp_path, prunes=True)
+    with pytest.raises(ConfigError, match="3 of 4 runs.*more than half.*'b, c, d'.*--prune-most"):
+        plan.refuse_prune()
+    plan.refuse_prune(most=True)
+    lost = planning.plan([wanted("a")], {**seen, "b": found("unknown")}, tmp_path, prunes=True)
+    with pytest.raises(ConfigError, match="nobody knows whether it runs: why"):
+        lost.refuse_prune(most=True)
+
+
+def test_a_run_whose_commit_another_one_needs_does_not_go_to_the_trash(tmp_path):
+    seen = {name: found("stopped") for name in "abcd"}
+    base, child, score = (RunDir(tmp_path / name) for name in ("c", "d", ".evaluate/c-1"))
+    for run in (base, child, score):
+        run.path.mkdir(parents=True)
+    both = planning.plan([wanted("a")], seen, tmp_path, ["a", "b"], prunes=True)
+    alone = planning.plan([wanted("a")], seen, tmp_path, ["a", "b", "d"], prunes=True)
+    pins.pin(base, child, "pretrain", 64)
+    both.refuse_pinned()
+    with pytest.raises(ConfigError, match=f"a commit of it is needed by {child.path}.*Wait until"):
+        alone.refuse_pinned()
+    again = planning.plan([wanted("c", mask="0.75")], seen, tmp_path, list("abcd"), changed="restart")
+    with pytest.raises(ConfigError, match=f"needed by {child.path}"):
+        again.refuse_pinned()
+    write_json(child.result, {})
+    alone.refuse_pinned()
+    pins.pin(base, score, "pretrain", 64)
+    with pytest.raises(ConfigError, match="needed by .*evaluate/c-1"):
+        both.refuse_pinned()
+    score.config.write_text(dump(config()))
+    score.attempt(score.begin_attempt({})).joinpath("end.json").write_text('{"action": "stop", "reason": "data"}')
+    both.refuse_pinned()
+    next(base.pins.iterdir()).write_text("{")
+    with pytest.raises(ConfigError, match="not JSON.*Delete that file"):
+        both.refuse_pinned()
+
+
+def test_what_moved_is_named_and_whether_the_sweep_moved_it():
+    stored = identity(config(), "")
+    want = wanted(mask="0.75")
+    want.config.optim.eps = 1e-6
+    want = replace(want, identity=identity(want.config, ""), given=frozenset({"stages.pretrain.mask"}))
+    (action,) = planning.plan([want], {"a": found("complete", stored)}, "runs").actions
+    assert "optim.eps: 1e-08 -> 1e-06, which the sweep does not set: a default moved; " in action.reason
+    assert action.reason.endswith("(optim.eps: 1e-08 -> 1e-06, which the sweep does not set: a default moved; "
+        "stages.pretrain.mask: '0.5' -> '0.75')")  # fmt: skip
+    stored["config"]["optim"]["beta1"] = 0.5
+    (action,) = planning.plan([want], {"a": found("complete", stored)}, "runs").actions
+    assert "optim.beta1: 0.5 -> 0.9" in action.reason and "does not give its hash: edited" in action.reason
+
+
+def test_pruning_ends_what_runs_and_leaves_the_others(field):
+    a, b = field.run("a", step=0.1, total=10_000), field.run("b", step=0.1, total=10_000)
+    field.submit(a, b, parallel=2)
+    for run in (a, b):
+        field.until_moving(run, 1)
+    seen = {"a": Found("complete"), "b": Found("running")}
+    folders.prune(planning.Plan(field.sweep, [], {"b": seen["b"]}, True), "no longer there")
+    (moved,) = (field.sweep.parent / ".trash").glob("*/sweep/b")
+    assert not b.path.exists() and read_json(moved / "cancel.json")["why"] == "no longer there"
+    assert read_json(moved / "attempts" / "1" / "end.json")["action"] == "stop", "it had ended before it was moved"
+    assert field.state(a) == "running" and not [pid for pid in field.left() if str(b.path) in command_of(pid)]
+    cluster.call_off([a], "the end")
+    field.until_state(a, "cancelled")
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def test_one_that_does_not_end_stays_where_it_is(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / "demo" / name).mkdir(parents=True)
+    monkeypatch.setattr(folders, "PATIENCE", 0.0)
+    monkeypatch.setattr(cluster, "cancel", lambda *_: None)
+    plan = planning.Plan(tmp_path / "demo", [], {"a": Found("running"), "b": Found("complete")}, True)
+    assert folders.prune(plan, "why") == ["a"]
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["a"]
+
+
+def test_apply_makes_whole_directories(tmp_path, snapshot, monkeypatch):
+    cluster, folder = Fake(), tmp_path / "demo"
+    plan = planning.plan([wanted("a"), wanted("b", mask="0")], {}, folder)
+    runs = [job.run for job in folders.apply(plan, snapshot, cluster, {"name": "demo"})]
+    assert [run.name for run in runs] == ["a", "b"] and [job.snapshot for job in cluster.jobs] == [snapshot.path] * 2
+    assert read(runs[1].config) == config("0")
+    stored = read_json(runs[0].identity)
+    assert stored["hash"] == plan.actions[0].wanted.identity["hash"] and stored["code"] == "new"
+    assert "omegaconf" in stored["environment"]["packages"]
+    monkeypatch.setattr(planning, "states", Fake({"a": JobState("running", 1)}).states)
+    again = planning.observe(folder, ["a"])
+    assert again["a"].state == "running" and again["a"].identity == stored and list(again) == ["a", "b"]
+
+
+def test_an_error_leaves_nothing_half_written(tmp_path, snapshot, monkeypatch):
+    folder, written = tmp_path / "demo", folders.write_json
+
+    def full(path, value):
+        if "-b." in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        written(path, value)
+
+    monkeypatch.setattr(folders, "write_json", full)
+    cluster = Fake()
+    with pytest.raises(StorageError, match="No space left"):
+        folders.apply(planning.plan([wanted("a"), wanted("b")], {}, folder), snapshot, cluster, {})
+    assert sorted(path.name for path in folder.iterdir()) == [".code"] and not cluster.jobs
+
+
+def test_changed_goes_to_the_trash_and_is_not_deleted(tmp_path, snapshot):
+    cluster, folder = Fake(), tmp_path / "demo"
+    folders.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
+    (folder / "a" / "treasure").write_text("weights")
+    seen = planning.observe(folder, ["a"])
+    folders.apply(planning.plan([wanted(mask="0.75")], seen, folder, changed="restart"), snapshot, cluster, {})
+    assert read(folder / "a" / "config.yaml").stages[0].mask == "0.75"
+    (kept,) = (tmp_path / ".trash").glob("*/demo/a/treasure")
+    assert kept.read_text() == "weights"
+
+
+@pytest.mark.parametrize(
+    "state, starts", [("stopped", True), ("failed", True), ("cancelled", True), ("complete", False)]
+)
+def test_other_data_take_an_explicit_word(state, starts):
+    want = wanted(data="other")
+    seen = {"a": found(state)}
+    plan = planning.plan([want], seen, Path("runs"))
+    with pytest.raises(ConfigError, match=r"data.manifest: .*or data \(it goes on with the new data\)"):
+        plan.refuse_changed()
+    (action,) = planning.plan([want], seen, "runs", changed="data").actions
+    assert (action.starts, action.adopts, action.moves) == (starts, starts, False)
+
+
+def test_nothing_but_data_can_be_adopted():
+    (action,) = planning.plan(
+        [wanted(data="other", mask="0.75")], {"a": found("stopped")}, "runs", changed="data"
+    ).actions
+    assert (action.kind, action.starts) == ("changed", False)
+    with pytest.raises(ConfigError, match="Cancel it first"):
+        planning.plan([wanted(data="other")], {"a": found("running")}, "runs", changed="data")
+
+
+def test_adopted_data_are_the_run_s_from_now_on(tmp_path, snapshot):
+    folder, cluster = tmp_path / "demo", Fake()
+    folders.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
+    checkpoint = folder / "a" / "checkpoints" / "pretrain" / "96-1"
+    checkpoint.mkdir(parents=True)
+    write_json(checkpoint / "commit.json", {"samples": 96, "stage": "pretrain", "attempt": 1, "files": {}})
+    want, old = wanted(data="other"), wanted().identity["hash"]
+    seen = planning.observe(folder, ["a"])
+    folders.apply(planning.plan([want], seen, folder, changed="data"), snapshot, cluster, {})
+    stored = read_json(folder / "a" / "identity.json")
+    assert stored["hash"] == want.identity["hash"] != old and read(folder / "a" / "config.yaml") == want.config
+    (before,) = stored["before"]
+    assert (before["samples"], before["hash"]) == (96, old)
+    assert [change["key"] for change in before["changes"]] == ["data.manifest"]
+    assert [(a.kind, a.starts) for a in planning.plan([want], planning.observe(folder, ["a"]), folder).actions] == [
+        ("stopped", True)
+    ]
+
+
+def test_a_stopped_run_keeps_its_code_and_a_retried_one_gets_todays(tmp_path, snapshot):
+    folder, want = tmp_path / "demo", wanted()
+    folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
+    old = folder / ".code" / ("01" * 8)
+    old.mkdir()
+    for state, code in (("stopped", old), ("failed", snapshot.path)):
+        write_json(folder / "a" / "identity.json", {**want.identity, "code": old.name})
+        cluster = Fake()
+        seen = {"a": Found(state, "", want.identity)}
+        folders.apply(planning.plan([want], seen, folder, retry=True), snapshot, cluster, {})
+        assert (cluster.jobs[0].snapshot, cluster.jobs[0].hooks) == (code, snapshot.path)
+        assert read_json(folder / "a" / "identity.json")["code"] == code.name
+
+
+@pytest.mark.parametrize("code", ["../../elsewhere", "FOLDER/elsewhere", ".", "", "zz" * 8, 7, None])
+def test_code_outside_of_the_sweep_is_never_taken(tmp_path, snapshot, code):
+    """identity.json lies where others may have written it."""
+    folder, want = tmp_path / "demo", wanted()
+    folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
+    (tmp_path / "elsewhere").mkdir()
+    code = code.replace("FOLDER", str(tmp_path)) if isinstance(code, str) else code
+    write_json(folder / "a" / "identity.json", {**want.identity, "code": code})
+    cluster = Fake()
+    seen = {"a": Found("stopped", "", want.identity)}
+    folders.apply(planning.plan([want], seen, folder), snapshot, cluster, {})
+    assert cluster.jobs[0].snapshot == snapshot.path
+
+
+def test_a_sweep_folder_that_others_may_write_to_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "demo"
+    before = os.umask(0)
+    try:
+        with folders.lock(folder):
+            assert folder.stat().st_mode & 0o022 == 0, "closed, whatever the umask allows"
+    finally:
+        os.umask(before)
+    folder.chmod(0o777)
+    with pytest.raises(PermissionDenied, match="every user may write to it.*chmod -R go-w"), folders.lock(folder):
+        pass
+
+
+def test_a_run_that_goes_on_takes_what_is_new_outside_its_identity(tmp_path, snapshot):
+    folder = tmp_path / "demo"
+    folders.apply(planning.plan([wanted()], {}, folder), snapshot, Fake(), {})
+    want = wanted()
+    want.config.checkpoint.minutes, want.config.data.workers = 77, 3
+    seen = planning.observe(folder, ["a"])
+
+    class Looks(Fake):
+        def submit(self, jobs):
+            (job,) = jobs
+            stored = read(job.run.config)
+            assert (stored.checkpoint.minutes, stored.data.workers) == (77, 3), "before the cluster gets it"
+
+    assert folders.apply(planning.plan([want], seen, folder), snapshot, Looks(), {})
+
+
+def test_another_machine_makes_no_other_run(tmp_path, snapshot):
+    folder, asked = tmp_path / "demo", config()
+    asked.data.lanes, asked.data.buffer, asked.compute.threads = 0, 0, 0
+    asked.compute.precision = asked.compute.attention = "auto"
+    big, small = Host(64, 10**11, bf16=True), Host(2, 10**8)
+    data = facts(asked)
+    first = planning.settle(asked, big, data, [folder / "a"])
+    want = Wanted("a", first, identity(first, ""), estimate(first, Profile()))
+    folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
+    again = planning.settle(asked, small, data, [folder / "a"])
+    assert identity(again, "")["hash"] == want.identity["hash"] != identity(resolve(asked, small, data), "")["hash"]
+    assert again.data.buffer == small.memory // 4, "memory is that of the machine it goes on at"
+    asked.stages[0].batch = 96
+    assert planning.settle(asked, small, data, [folder / "a"]) == resolve(asked, small, data), "another run: all is new"
+    (folder / "a" / "config.yaml").write_text("{")
+    assert planning.settle(asked, small, data, [folder / "a"]) == resolve(asked, small, data)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_a_sentence(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
+    told = "demo: this file system has no locks .*-o flock, or choose another runs root with FLIP_RUNS"
+    with pytest.raises(ConfigError, match=told), folders.lock(tmp_path / "demo"):
+        pass
+    with pytest.raises(ConfigError, match=told):
+        supervisor.take_lock(tmp_path / "demo")
+    assert not supervisor.is_served(tmp_path / "demo")
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(StorageError, match="Input/output error"), folders.lock(tmp_path / "demo"):
+        pass
+
+
+def test_one_submit_at_a_time(tmp_path):
+    with folders.lock(tmp_path / "demo"):
+        with pytest.raises(ConfigError, match="another submit"), folders.lock(tmp_path / "demo"):
+            pass
+        assert stat.S_ISREG((tmp_path / "demo" / ".lock").stat().st_mode)
+    with folders.lock(tmp_path / "demo"):
+        pass

@@ -1,0 +1,208 @@
+"""Where the time of runs went, to the second, from directories whose every second is known; and what is advised."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from flip.config import merge
+from flip.config.merge import dump
+from flip.monitoring.results import read_run
+from flip.runs.rundir import write_json
+from jobs.reporting import goodput, seed_groups
+from jobs.reporting.advice import young
+from jobs.reporting.html import page
+from tests.jobs.outcomes import config, make
+
+HOUR = 3600.0
+
+
+def run_of(folder, *attempts, submitted=1000.0, name="a", **settings):
+    """A run whose attempts are (start.json, ready.json or None, metric lines, end.json)."""
+    run = make(folder, name, steps=0, complete=False)
+    made = config()
+    made.resources.cpus, made.checkpoint.minutes = 4, 15.0
+    for key, value in settings.items():
+        room, _, field = key.partition("_")
+        setattr(getattr(made, room), field, value)
+    run.config.write_text(dump(made), encoding="utf-8")
+    if submitted is not None:
+        write_json(run.path / "job.json", {"after": 0, "time": submitted})
+    run.metrics.mkdir()
+    for n, (start, ready, lines, end) in enumerate(attempts, 1):
+        run.attempt(n).mkdir(parents=True)
+        for file, record in (("start", start), ("ready", ready), ("end", end)):
+            if record is not None:
+                write_json(run.attempt(n) / f"{file}.json", record)
+        text = "".join(json.dumps({"attempt": n, **line}) + "\n" for line in lines)
+        (run.metrics / f"{n}.jsonl").write_text(text)
+    return run
+
+
+def line(time, samples, speed=10.0, **more):
+    return {
+        "time": time,
+        "samples": samples,
+        "step": samples // 10,
+        "samples_per_second": speed,
+        "seconds": 0.0,
+        **more,
+    }
+
+
+def end(time, commits, cause="crash", code=70, committed=True):
+    return {
+        "time": time, "commits": commits, "cause": cause, "code": code, "committed": committed, "action": "requeue",
+        "reason": "as told", "delay": 0.0,
+    }  # fmt: skip
+
+
+TWO = (
+    # ready after 50 s, 100 + 100 s of steps, 20 s of saves and 10 s of other things between them, 5 s until its end
+    (
+        {"time": 1100.0, "resumes_from": 0},
+        {"time": 1150.0, "samples": 0},
+        [line(1250.0, 1000, saving=0.0, saves=0), line(1380.0, 2000, saving=20.0, saves=1)],
+        end(1385.0, 1500),
+    ),
+    # waits 15 s, is ready after 30 s, does 500 of its samples again, 1000 new ones, and 500 of which no line tells
+    (
+        {"time": 1400.0, "resumes_from": 1500},
+        {"time": 1430.0, "samples": 1500},
+        [line(1530.0, 2500), line(1580.0, 3000)],
+        end(1640.0, 3500, "stopped", 75),
+    ),
+)
+
+
+def seconds(account):
+    """Part -> seconds, of a run on four cores."""
+    return {part: round(hours * HOUR / 4, 6) for part, hours in account.hours.items() if hours}
+
+
+def test_every_second_of_two_attempts(tmp_path):
+    account = goodput.of_run(read_run(run_of(tmp_path / "s", *TWO).path))
+    assert account.unit == "core" and account.attempts == 2 and account.interruptions == 1
+    assert seconds(account) == {
+        "starting": 50 + 30, "useful": 150 + 150 + 50, "repeated": 50, "saving": 20, "other": 10 + 10, "lost": 5,
+    }  # fmt: skip
+    assert account.total * HOUR / 4 == pytest.approx((1385 - 1100) + (1640 - 1400))
+    assert account.waiting_hours * HOUR == pytest.approx(100 + 15)
+
+
+def test_older_directories_say_less_and_nothing_is_invented(tmp_path):
+    (start, _, lines, ended), second = TWO[0], TWO[1]
+    bare = [{key: value for key, value in row.items() if key not in ("saves", "saving")} for row in lines]
+    old = run_of(tmp_path / "s", (start, None, bare, ended), (second[0], None, *second[2:]), submitted=None)
+    account = goodput.of_run(read_run(old.path))
+    assert seconds(account)["starting"] == 80, "the first line tells it"
+    assert "saving" not in seconds(account) and seconds(account)["other"] == 20 + 10 + 10
+    assert account.waiting_hours * HOUR == pytest.approx(15), "of the first attempt it is not known"
+    untimed = run_of(tmp_path / "s", (start, None, [{"samples": 10, "step": 1}], ended), submitted=None, name="b")
+    account = goodput.of_run(read_run(untimed.path))
+    assert seconds(account) == {"unknown": 285} and account.waiting_hours is None
+    assert goodput.cells([account])[0]["waited"] == "not known"
+
+
+def test_an_end_that_nobody_saw_is_the_last_sign_of_life(tmp_path):
+    """Its end.json is written when the next attempt begins, hours later maybe: that is no time of the run's."""
+    unseen = {**end(9000.0, 0, "node", None, committed=False)}
+    later = ({"time": 9000.0, "resumes_from": 0}, None, [], None)
+    account = goodput.of_run(read_run(run_of(tmp_path / "s", (*TWO[0][:3], unseen), later).path))
+    assert seconds(account) == {"starting": 50, "repeated": 200, "saving": 20, "other": 10}
+    assert account.waiting_hours * HOUR == pytest.approx(100), "and the wait after it is not known"
+
+
+def test_an_attempt_of_which_nothing_was_kept_is_lost(tmp_path):
+    gone = ({"time": 1100.0, "resumes_from": 0}, {"time": 1150.0, "samples": 0}, [], end(1300.0, 0, committed=False))
+    assert seconds(goodput.of_run(read_run(run_of(tmp_path / "s", gone).path))) == {"starting": 50, "lost": 150}
+
+
+def test_a_damaged_commit_makes_more_to_be_repeated(tmp_path):
+    second = (TWO[1][0], {"time": 1430.0, "samples": 1000}, *TWO[1][2:])
+    account = goodput.of_run(read_run(run_of(tmp_path / "s", TWO[0], second).path))
+    assert seconds(account)["repeated"] == 100
+
+
+def test_a_running_attempt_counts_to_now(tmp_path):
+    run = run_of(tmp_path / "s", (*TWO[0][:3], None))
+    assert seconds(goodput.of_run(read_run(run.path), now=1400.0))["unknown"] == 20
+    assert "unknown" not in seconds(goodput.of_run(read_run(run.path)))
+
+
+def cut(saves, saving, count=4):
+    """Attempts of 1000 s of steps each that commit once, at their half, and are killed."""
+    rows = []
+    for i in range(count):
+        t, s = 2000.0 * i, 5000 * i
+        lines = [line(t + 1000.0, s + 10_000, saves=saves, saving=saving, data_wait=0.0)]
+        start = {"time": t, "resumes_from": s}
+        rows.append((start, {"time": t, "samples": s}, lines, end(t + 1000.0, s + 5000, code=137)))
+    return rows
+
+
+def test_the_interval_of_commits_follows_from_interruptions_and_the_cost_of_a_save(tmp_path):
+    account = goodput.of_run(read_run(run_of(tmp_path / "s", *cut(1, 2.0)).path))
+    # Young: sqrt(2 * 2 s * 4000 s / 3 interruptions) = 73 s
+    assert account.interruptions == 3 and account.advice.startswith("checkpoint.minutes=1.2 in place of 15:")
+    assert account.gain == pytest.approx(young(900, 2, 4000 / 3) - young(73.03, 2, 4000 / 3), rel=1e-3)
+    quiet = run_of(tmp_path / "s", *cut(1, 2.0, count=2), name="b")
+    assert goodput.of_run(read_run(quiet.path)).advice == "", "one interruption is no rate"
+    right = run_of(tmp_path / "s", *cut(1, 2.0), name="c", checkpoint_minutes=1.2)
+    assert goodput.of_run(read_run(right.path)).advice == ""
+    unmeasured = run_of(tmp_path / "s", *cut(0, 0.0), name="d")
+    assert goodput.of_run(read_run(unmeasured.path)).advice == ""
+
+
+def test_hours_and_workers(tmp_path):
+    attempts = []
+    for i, (a, b) in enumerate(pairwise(range(0, 12_000, 4000))):
+        lines = [line(a + 3600.0, 3000 * (i + 1), data_wait=0.0)]
+        start = {"time": float(a), "resumes_from": 3000 * i}
+        ready = {"time": a + 3300.0, "samples": 3000 * i}
+        attempts.append((start, ready, lines, end(b - 400.0, 3000 * (i + 1), "stopped", 75)))
+    run = run_of(tmp_path / "s", *attempts, resources_hours=1.0)
+    assert goodput.of_run(read_run(run.path)).advice.startswith("resources.hours=2 in place of 1: 2 attempts")
+    slow = [line(100.0 * i, 1000 * i, data_wait=0.5) for i in range(1, 8)]
+    hungry = ({"time": 0.0, "resumes_from": 0}, {"time": 0.0, "samples": 0}, slow, end(700.0, 7000, "stopped", 75))
+    account = goodput.of_run(read_run(run_of(tmp_path / "s", hungry, name="b").path))
+    assert account.advice == "data.workers=2 in place of 1: steps wait 50.0 % for data"
+    assert account.gain == pytest.approx(0.25)
+
+
+def test_a_sweep_is_the_sum_and_the_page_shows_it(tmp_path):
+    run_of(tmp_path / "s", *TWO)
+    run_of(tmp_path / "s", *cut(1, 2.0), name="b")
+    outcomes = [read_run(tmp_path / "s" / name) for name in "ab"]
+    one, two, both = goodput.with_sums(outcomes)
+    assert both.runs == 2 and both.total == pytest.approx(one.total + two.total)
+    assert both.advice.startswith("b: checkpoint.minutes")
+    shares = goodput.as_dict([one, two, both])[2]["share"]
+    assert sum(shares.values()) == pytest.approx(1)
+    html = page(outcomes)
+    assert "What the time went to" in html and "all of s" in html and "b: checkpoint.minutes=1.2" in html
+
+
+def test_gpus_are_the_unit_where_there_are_some():
+    assert goodput.resources({"resources.nodes": 2, "resources.gpus": 8, "resources.processes": 8}) == (16, "GPU")
+    assert goodput.resources({"resources.processes": 2, "compute.threads": 3, "data.workers": 1}) == (8, "core")
+
+
+@pytest.mark.parametrize("resources", [{}, {"cpus": 6}, {"gpus": 2}, {"nodes": 3, "processes": 2}])
+def test_table_and_account_count_the_same_hours(tmp_path, resources):
+    """Reserved cores count, not only those that threads and loader processes would fill."""
+    run = make(tmp_path / "s", "a")
+    made = merge.read(run.config)
+    for key, value in resources.items():
+        setattr(made.resources, key, value)
+    run.config.write_text(merge.dump(made), encoding="utf-8")
+    outcome = read_run(run.path)
+    width, kind = goodput.resources(outcome.settings)
+    assert seed_groups.hours(outcome, f"{kind}-hours", 7200.0) == 2 * width
+
+
+def test_nothing_at_all(tmp_path):
+    run = make(Path(tmp_path) / "s", "a", steps=0, complete=False)
+    (account,) = goodput.with_sums([read_run(run.path)])
+    assert account.total == 0 and account.advice == "" and goodput.render([account])

@@ -1,0 +1,146 @@
+"""Power laws are found where there are any, with intervals that hold them; curves join what differs along one axis."""
+
+import numpy as np
+import pytest
+
+from flip.config import merge
+from flip.monitoring.results import read_run
+from flip.runs.rundir import read_json, write_json
+from jobs.reporting.scaling_laws import AXES, IGNORED, curves, fit
+from tests.jobs import gallery
+from tests.jobs.outcomes import make
+
+
+def test_an_exact_law_is_found_exactly():
+    xs = [1e9, 2e9, 4e9, 8e9]
+    law = fit(xs, [3.0 * x**-0.12 for x in xs])
+    assert (law.exponent, law.scale, law.runs) == (pytest.approx(0.12), pytest.approx(3.0), 4)
+    assert law.low == pytest.approx(0.12) and law.high == pytest.approx(0.12)
+    x, error, low, high = law.line(1e9, 8e9)[-1]
+    assert x == pytest.approx(8e9) and error == pytest.approx(3.0 * 8e9**-0.12)
+    assert low == pytest.approx(error) and high == pytest.approx(error)
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    random, held = np.random.default_rng(1), 0
+    for _ in range(200):
+        xs = np.repeat(np.geomspace(1e8, 1e10, 8), 3)
+        errors = 2.0 * xs**-0.1 * np.exp(random.normal(0, 0.02, len(xs)))
+        law = fit(xs.tolist(), errors.tolist(), draws=400)
+        held += law.low <= 0.1 <= law.high
+    assert 176 <= held <= 199, "95 % of 200, and what drawing 24 runs again loses"
+
+
+def test_a_fit_is_the_same_every_time():
+    xs, errors = [1.0, 2.0, 4.0, 8.0, 8.0], [0.5, 0.42, 0.36, 0.31, 0.3]
+    assert (fit(xs, errors).low, fit(xs, errors).high) == (fit(xs, errors).low, fit(xs, errors).high)
+
+
+@pytest.mark.parametrize(
+    "xs, errors",
+    [
+        ([1.0, 2.0, 4.0], [0.5, 0.4, 0.3]),  # too few runs
+        ([1.0, 1.0, 2.0, 2.0], [0.5, 0.5, 0.4, 0.4]),  # at two places alone
+        ([1.0, 2.0, 4.0, 8.0], [0.5, 0.4, 0.3, 0.0]),  # nothing is left to fall
+    ],
+)
+def test_too_little_makes_no_law(xs, errors):
+    assert fit(xs, errors) is None
+
+
+def test_curves_are_of_runs_alike_but_for_one_axis(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    folder = gallery.sweep(tmp_path, "grid_small", seeds=[0, 1])
+    found = curves([read_run(path) for path in sorted(folder.glob("[!.]*/"))], "twemoji")
+    named = {axis.name: [curve for curve in found if curve.axis == axis.name] for axis in AXES}
+    assert [len(named[axis]) for axis in named] == [2, 4, 4, 4, 0], "of 2 x 2 x 2, and batches are all alike"
+    for axis in ("parameters", "samples in the data set", "samples seen"):
+        for curve in named[axis]:
+            assert len({trial.x for trial in curve.trials}) == 2 and len(curve.trials) == 4 and curve.law is None
+    assert len({curve.name for curve in named["samples seen"]}) == 4
+    for compute in named["training FLOPs"]:  # one per data set, whose size costs no FLOPs
+        assert len(compute.trials) == 8 and compute.law.low <= compute.law.exponent <= compute.law.high
+
+
+def run_with(folder, name, flops, edit=None, top1=0.2, **fields):
+    """A complete run that cost ``flops``; ``edit`` changes its configuration."""
+    run = make(folder, name, top1=top1, **fields)
+    if edit is not None:
+        config = merge.read(run.config)
+        edit(config)
+        run.config.write_text(merge.dump(config), encoding="utf-8")
+    write_json(run.result, {**read_json(run.result), "flops": flops})
+
+
+def curves_along(folder, axis):
+    return [curve for curve in curves([read_run(p) for p in sorted(folder.iterdir())], "twemoji") if curve.axis == axis]
+
+
+METHODS = {
+    "mask": lambda config, i: setattr(config.stages[0], "mask", ("0", "0.5", "0.75", "0.25")[i]),
+    "recipe": lambda config, i: setattr(config, "recipe", ("paper", "portable", "mine", "other")[i]),
+    "batch": lambda config, i: setattr(config.stages[0], "batch", (128, 256, 512, 64)[i]),
+    "objective": lambda config, i: setattr(config.model, "objective", ("clip", "siglip", "clip", "siglip")[i]),
+    "resolution": lambda config, i: setattr(config.model.image, "size", (64, 72, 80, 96)[i]),
+    "data": lambda config, i: setattr(config.data, "manifest", f"/data/{i}"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_that_differ_share_no_curve_over_flops(tmp_path, method):
+    """Masked and unmasked runs cost different FLOPs, but nothing was scaled: no curve, and so no law."""
+    for i in range(4):
+        run_with(tmp_path, str(i), 1e12 * 2**i, lambda config, i=i: METHODS[method](config, i), top1=0.2 + i / 50)
+    assert curves_along(tmp_path, "training FLOPs") == []
+
+
+def test_model_size_and_length_share_a_curve_over_flops(tmp_path):
+    for i in range(4):
+
+        def edit(config, i=i):
+            config.model.size, config.model.image.width, config.stages[0].samples = f"s{i}", 64 * (1 + i), 12_800 << i
+
+        run_with(tmp_path, str(i), 1e12 * 2**i, edit, top1=0.2 + i / 50)
+    (curve,) = curves_along(tmp_path, "training FLOPs")
+    assert curve.law is not None and curve.law.runs == 4
+
+
+def test_one_place_on_an_axis_holds_one_design(tmp_path):
+    """Two learning rates at every batch are two curves over the batch; a rate of its own for every batch is one."""
+
+    def setting(batch, rate):
+        return lambda config: (setattr(config.stages[0], "batch", batch), setattr(config.stages[0], "base_lr", rate))
+
+    for batch in (64, 128):
+        for rate in (1e-3, 2e-3):
+            run_with(tmp_path / "grid", f"{batch}-{rate}", 1e12, setting(batch, rate))
+        run_with(tmp_path / "zip", str(batch), 1e12, setting(batch, 64 / batch * 1e-3))
+    assert [len(curve.trials) for curve in curves_along(tmp_path / "grid", "batch")] == [2, 2]
+    assert [len(curve.trials) for curve in curves_along(tmp_path / "zip", "batch")] == [2]
+
+
+def test_other_data_of_the_same_size_are_no_step_along_the_data_axis(tmp_path):
+    for i, captions in enumerate((["txt"], ["json"])):
+
+        def edit(config, i=i, captions=captions):
+            config.data.samples, config.data.captions = 5000 << i, captions
+
+        run_with(tmp_path, str(i), 1e12, edit)
+    assert curves_along(tmp_path, "samples in the data set") == []
+
+
+def test_half_a_run_is_on_no_curve(tmp_path):
+    make(tmp_path / "s", "a")
+    make(tmp_path / "s", "b", steps=50, complete=False)
+    run = make(tmp_path / "s", "c")
+    result = read_json(run.result)
+    write_json(run.result, {**result, "flops": None})
+    outcomes = [read_run(tmp_path / "s" / name) for name in "abc"]
+    assert curves(outcomes, "twemoji") == [] and curves(outcomes, "absent") == []
+
+
+def test_what_follows_from_others_separates_no_runs():
+    for key in ("resources.nodes", "data.lanes", "seed", "stages.pretrain.warmup", "compute.accumulate", "data.cache"):
+        assert IGNORED.fullmatch(key)
+    for key in ("recipe", "stages.pretrain.mask", "data.manifest", "model.image.width", "optim.beta2"):
+        assert not IGNORED.fullmatch(key)

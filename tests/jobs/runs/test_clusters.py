@@ -1,0 +1,108 @@
+"""A sweep whose runs go to several clusters: each remembers its own, and is asked there."""
+
+import json
+
+import pytest
+
+from flip.runs.errors import FlipError
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs import status
+from jobs.common.cluster_profile import Profile
+from jobs.runs import clusters
+from jobs.runs.clusters import Job, Several
+from jobs.slurm import site
+from jobs.submit import main
+from tests.jobs.outcomes import make
+
+SWEEP = """
+cluster: {folder}/near.yaml
+set:
+  model: {{size: tiny}}
+  data: {{manifest: /nowhere, samples: 1e6, tokenizer: /nowhere.json}}
+  stages: [{{name: pretrain, samples: 1e6, batch: 128}}]
+  resources: {{processes: 8, gpus: 8, cpus: 8}}
+grid:
+  place:
+    list:
+      - {{name: here}}
+      - {{name: there, resources.cluster: {folder}/far.yaml}}
+  seed: [0, 1, 2]
+"""
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    for name in ("near", "far"):
+        text = f"kind: slurm\npartition: {name}\ncpus_per_node: 64\nmemory_gb: 500\ngpus_per_node: 8\n"
+        (tmp_path / f"{name}.yaml").write_text(text)
+    (tmp_path / "demo.yaml").write_text(SWEEP.format(folder=tmp_path))
+    site._answer.cache_clear()
+    return tmp_path
+
+
+@pytest.fixture
+def answering(commands):
+    commands("scontrol", "echo 'ClusterName = lab'")
+    for name in ("srun", "squeue", "scancel"):
+        commands(name, "")
+    commands("sbatch", "echo 'Job 9 to start at 2026-11-25T14:00:00 using 8 processors on nodes n1 in partition x' >&2")
+    return commands
+
+
+def plan(desk, capsys, *words):
+    assert main(["--sweep", str(desk / "demo.yaml"), "--dry-run", *words]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def test_each_run_goes_to_its_own_and_the_plan_shows_it(desk, answering, capsys):
+    made = json.loads(plan(desk, capsys, "--json", "--script"))
+    assert {run["name"][:4]: run["cluster"] for run in made["runs"]} == {"here": "near", "ther": "far"}
+    assert [[name[:4] for name in batch["runs"]] for batch in made["batches"]] == [["here"] * 3, ["ther"] * 3]
+    assert ["--partition=far" in batch["script"] for batch in made["batches"]] == [False, True]
+    shown = plan(desk, capsys)
+    assert "6 runs on near, far, below" in shown and "cluster" in shown.split("all runs")[1]
+    above = json.loads(plan(desk, capsys, "--json", "--cluster", str(desk / "near.yaml")))
+    assert {run["cluster"] for run in above["runs"]} == {"near"}
+
+
+@pytest.mark.parametrize("answer, asked", [("echo 'ClusterName = lab'", 2), ("echo 'no contact' >&2; exit 1", 2)])
+def test_slurm_is_asked_once_per_cluster_however_many_runs_there_are(desk, answering, capsys, answer, asked):
+    answering("scontrol", answer)
+    plan(desk, capsys)
+    assert sum(call == "scontrol show config" for call in answering.calls()) == asked
+
+
+def test_runs_of_a_sweep_share_a_folder(desk, answering, capsys):
+    (desk / "far.yaml").write_text("kind: slurm\nruns_root: /elsewhere\n")
+    assert main(["--sweep", str(desk / "demo.yaml"), "--dry-run"]) == 78
+    assert "the runs root of" in capsys.readouterr().err
+
+
+def test_jobs_are_handed_to_their_own_cluster_and_remember_it(desk, answering):
+    answering("sbatch", 'cp "$1" "$0.$$"; echo "Submitted batch job 57"')
+    jobs = []
+    for name, where in (("a", "near"), ("b", "far"), ("c", "near")):
+        run = make(desk / "runs" / "demo", name, steps=0, complete=False)
+        jobs.append(Job(run, desk / "code", cluster=where))
+    Several([Profile(name=name, kind="slurm", partition=name) for name in ("near", "far")]).submit(jobs)
+    assert [read_json(job.run.path / "job.json")["cluster"] for job in jobs] == ["near", "far", "near"]
+    texts = sorted(path.read_text() for path in desk.glob("sbatch.[0-9]*"))
+    assert sorted("--partition=far" in text for text in texts) == [False, True]
+    rows = status.table([job.run for job in jobs])
+    assert [row["cluster"] for row in rows] == ["near", "far", "near"] and " far " in status.render(rows)
+    assert "cluster" not in status.render([row for row in rows if row["cluster"] == "near"])
+
+
+def test_one_that_does_not_answer_keeps_no_other_from_being_told(desk, answering, field):
+    run = field.run(total=10_000)
+    field.submit(run)
+    field.until_moving(run, 1)
+    silent = RunDir(field.sweep / "silent")
+    silent.path.mkdir()
+    write_json(silent.path / "job.json", {"kind": "slurm", "name": "x.77aa", "token": "77aa", "index": 0})
+    answering("squeue", "exit 1")
+    with pytest.raises(FlipError, match="Slurm did not do"):
+        clusters.call_off([silent, run], "enough")
+    field.until_state(run, "cancelled")
+    field.until(lambda: not field.left())

@@ -1,0 +1,129 @@
+"""What is suggested to a person who wants a run to go on does that, typed from anywhere."""
+
+import shlex
+
+import pytest
+
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs import explain
+from jobs import submit as command
+from jobs.local import backend
+from jobs.reporting import run_details
+from jobs.runs import resubmit
+from jobs.runs.clusters import Several
+from jobs.submission import submission
+from jobs.submission.snapshot import Snapshot
+from tests.jobs.outcomes import make
+
+SWEEP = """
+name: other
+set:
+  model: {{size: tiny}}
+  data: {{manifest: {data}, tokenizer: {data}/tokenizer.json, workers: 0, block: 1}}
+  stages: [{{name: pretrain, samples: 48, batch: 16, mask: {mask}}}]
+  compute: {{threads: 1}}
+runs: {{half: }}
+"""
+
+
+@pytest.fixture
+def desk(tmp_path, data, monkeypatch, capsys):
+    """``desk(*words)``: submit; the names of what starts. ``desk.write(mask)``: the sweep file."""
+    started = []
+
+    class Cluster(Several):
+        def submit(self, jobs):
+            started[:] = [job.run.name for job in jobs]
+            super().submit(jobs)
+
+    monkeypatch.setattr(submission, "Several", Cluster)
+    monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
+    monkeypatch.setattr(backend, "start_supervisor", lambda *_: None)
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "away").mkdir()
+    (tmp_path / "here.yaml").write_text("kind: local\n")
+
+    def submit(*words):
+        started.clear()
+        assert command.main([*words, "--json"]) == 0, capsys.readouterr().err
+        capsys.readouterr()
+        return list(started)
+
+    def write(mask):
+        (tmp_path / "mine.yaml").write_text(SWEEP.format(data=data, mask=mask))
+
+    submit.write, submit.folder = write, tmp_path
+    write("0.5")
+    monkeypatch.chdir(tmp_path)
+    return submit
+
+
+def coming(run):
+    found = run_details.explain(run)
+    assert explain.page(found)
+    return found["next"]["what"], found["next"]["command"]
+
+
+def test_what_is_suggested_starts_the_run_and_nothing_else(desk, monkeypatch):
+    """The sweep's name is not its file's, the profile is a file elsewhere, and settings were typed."""
+    words = ["--cluster", "here.yaml", "--seeds", "0", "1", "--changed", "fork"]
+    assert desk("--sweep", "mine.yaml", "stages.pretrain.samples=64", *words) == ["half", "half-s1"]
+    run = RunDir(desk.folder / "runs" / "other" / "half-s1")
+    assert read_json(run.path / "job.json")["cluster"] == "here"
+    what, typed = coming(run)
+    assert what == "nothing by itself: nobody looks after it; to go on from its newest commit"
+    monkeypatch.chdir(desk.folder / "away")
+    program, script, *words = shlex.split(typed)
+    assert (program, script) == ("python", "jobs/submit.py") and desk(*words) == ["half-s1"]
+
+
+def test_a_fork_goes_by_the_name_that_the_sweep_file_has(desk, monkeypatch):
+    assert desk("--sweep", "mine.yaml") == ["half"]
+    desk.write("0.25")
+    assert desk("--sweep", "mine.yaml", "--changed", "fork") == ["half-v2"]
+    sweep = desk.folder / "runs" / "other"
+    monkeypatch.chdir(desk.folder / "away")
+    what, typed = coming(RunDir(sweep / "half-v2"))
+    assert desk(*shlex.split(typed)[2:]) == ["half-v2"] and "old values" not in what
+    what, typed = coming(RunDir(sweep / "half"))
+    assert what.endswith("with its old values back in the sweep file, which means half-v2 by now")
+    desk.write("0.5")
+    assert desk(*shlex.split(typed)[2:]) == ["half"], "then"
+
+
+def test_a_run_that_was_kept_as_it_is_is_kept_again(desk):
+    desk("--sweep", "mine.yaml")
+    desk.write("0.25")
+    assert desk("--sweep", "mine.yaml", "--changed", "keep") == ["half"]
+    _, typed = coming(RunDir(desk.folder / "runs" / "other" / "half"))
+    assert desk(*shlex.split(typed)[2:]) == ["half"]
+
+
+def old(folder, name, sweep="quickstart", **record):
+    """A run as a version left it that did not note what was typed."""
+    run = make(folder / sweep, name, steps=0, complete=False)
+    write_json(run.path / "job.json", {"after": 0, "order": 0, **record})
+    return run
+
+
+def test_of_runs_that_were_submitted_before_it_is_told_as_well_as_can_be(tmp_path):
+    base, fork = (old(tmp_path, name, cluster="local") for name in ("a", "a-v2"))
+    said = "python jobs/submit.py --sweep quickstart --cluster local --only a"
+    assert resubmit.command(fork) == ("to go on from its newest commit", said)
+    assert resubmit.command(base, retry=True)[1] == f"{said} --retry"
+    assert "which means a-v2 by now" in resubmit.command(base)[0]
+    assert resubmit.command(old(tmp_path, "b-v2"))[1] == "python jobs/submit.py --sweep quickstart --only b-v2"
+    said = "submit the sweep file of quickstart again, with --cluster and the file of the profile here, with --only c"
+    assert resubmit.command(old(tmp_path, "c", cluster="here")) == (said, None)
+    said = "submit the sweep file of nowhere again, with --only a --retry"
+    assert resubmit.command(old(tmp_path, "a", "nowhere"), retry=True) == (said, None)
+    assert resubmit.command(old(tmp_path, "d", command=7))[1].endswith("--only d"), "damaged"
+
+
+def test_an_evaluation_is_ordered_anew_and_reported_with_its_sweep(tmp_path):
+    run = old(tmp_path / "demo", "a-1126-0000", ".evaluate")
+    assert coming(run) == (
+        "nothing by itself: nobody looks after it; order it anew: jobs/evaluate.py takes up none that is there", None,
+    )  # fmt: skip
+    write_json(run.result, {"run": run.name})
+    assert coming(run)[1] == "python jobs/report.py demo"

@@ -1,0 +1,124 @@
+"""The worker as a process: codes and causes of ends that need no training."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.config import merge
+from flip.config.identity import identity
+from flip.runs.errors import CONFIG, CRASH, DATA, STORAGE
+from flip.runs.rundir import RunDir, write_json
+from jobs.runtime import worker
+from tests.arena import configuration
+from tests.synthetic import make_dataset, make_tokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.begin_attempt({})
+    return run
+
+
+def work(run, before=None, **env):
+    """``before``: called in the new process, before it becomes a worker."""
+    command = [sys.executable, "-m", "jobs.worker", str(run.path)]
+    named = {"FLIP_ATTEMPT": "1", "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **named}, capture_output=True, text=True, timeout=120, preexec_fn=before
+    )
+
+
+def test_a_complete_run_started_once_more_ends_at_once(run):
+    write_json(run.result, {})
+    done = work(run)
+    assert done.returncode == 0 and run.causes(1) == []
+
+
+def test_other_code_than_the_snapshot_is_refused(run, tmp_path):
+    done = work(run, FLIP_SNAPSHOT=str(tmp_path))
+    (cause,) = run.causes(1)
+    assert done.returncode == CONFIG == cause["code"] and "snapshot" in cause["reason"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_users_mistake_is_a_paragraph(run):
+    run.config.write_text("schema: 99\n")
+    done = work(run)
+    assert done.returncode == CONFIG and "Traceback" not in done.stderr and "schema" in run.causes(1)[0]["reason"]
+
+
+def test_another_data_set_at_the_same_path_is_refused(run, tmp_path):
+    data = make_dataset(tmp_path / "data", samples=40, shards=1, chunk=1)
+    make_tokenizer(data / "tokenizer.json")
+    config = configuration(data, world=1)
+    run.config.write_text(merge.dump(config))
+    write_json(run.identity, identity(config, "code"))
+    data.rename(tmp_path / "kept")
+    done = work(run)
+    (cause,) = run.causes(1)
+    assert done.returncode == STORAGE and cause["cause"] == "storage", "a node without the file system is no verdict"
+    assert "data.manifest: " in cause["reason"] and "data.tokenizer: " in cause["reason"]
+    shutil.rmtree(tmp_path / "kept")
+    make_dataset(data, samples=40, shards=1, chunk=1, seed=5)
+    make_tokenizer(data / "tokenizer.json")
+    done = work(run, FLIP_ATTEMPT=str(run.begin_attempt({})))
+    (cause,) = run.causes(2)
+    assert done.returncode == DATA and cause["cause"] == "data" and "data.manifest" in cause["reason"]
+
+
+def test_a_signal_that_came_before_anybody_listened_is_told_as_well(run):
+    """jobs/host/rank_entry.py holds it back. An attempt that is killed then was preempted; untold, it counts as a lost
+    node."""
+
+    def hurt():
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run.config.write_text("schema: 99\n")
+    assert work(run, hurt).returncode == CONFIG
+    assert run.was_told(1) and run.causes(1)[0]["signal"] == "SIGTERM"
+
+
+FAILS = """
+import sys
+from jobs.runtime import worker
+def fail(*_):
+    raise {error}
+worker.leave(worker.main(sys.argv[1], fail))
+"""
+
+
+@pytest.mark.parametrize(
+    "error, code", [("OSError(28, 'No space left')", STORAGE), ("DataError('x')", DATA), ("KeyError(3)", CRASH)]
+)
+def test_a_full_log_changes_neither_cause_nor_code(run, error, code):
+    """The log is on the disk that is full: what cannot be printed must not hide the cause."""
+    program = FAILS.format(error=error).replace("import sys", "import sys\nfrom flip.runs.errors import DataError")
+    environment = {**os.environ, "FLIP_ATTEMPT": "1", "PYTHONPATH": str(ROOT)}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", program, str(run.path)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=full, stderr=full, timeout=120)
+    assert (done.returncode, [cause["code"] for cause in run.causes(1)]) == (code, [code])
+
+
+@pytest.mark.parametrize(
+    "error, cause",
+    [(OSError(28, "No space left on device"), "storage"), (OSError(2, "No such file"), "crash"), (KeyError(3), "crash"),
+     (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4"), "peer_lost")],
+)  # fmt: skip
+def test_errors_are_classed(run, error, cause):
+    from flip.distributed import shutdown
+
+    def fail(*_):
+        raise error
+
+    got, reason, trace = worker._judged(fail, run, 1, shutdown.StopFlag())
+    assert got == cause and str(error.args[-1]) in reason and "Traceback" in trace

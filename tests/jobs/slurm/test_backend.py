@@ -1,0 +1,353 @@
+"""Where runs on Slurm stand and what is submitted, against small stand-ins for its commands (tests/slurm: the real)."""
+
+import os
+import re
+import shlex
+import stat
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+
+from flip.runs.errors import ConfigError, FlipError, PermissionDenied
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs import cancel
+from jobs.common.cluster_profile import Profile
+from jobs.host import attempts, wall_limit
+from jobs.planning import plan as planning
+from jobs.runs import clusters
+from jobs.runs.clusters import Job, Shape
+from jobs.slurm import backend, job_states, site
+from jobs.submission import dry_run
+from tests.jobs.outcomes import wanted
+
+ROOT = Path(__file__).resolve().parents[3]
+PROFILE = Profile(name="far", kind="slurm", partition="gpu")
+CONFIG = "echo 'ClusterName = far'"
+SBATCH = 'cp "$1" "$0.$$"; env | sort > "$0.env"; echo "Submitted batch job 57"'
+
+
+@pytest.fixture
+def sweep(tmp_path, commands):
+    """``sweep(name, row)``: a run that was submitted, with this row in squeue (state, reason); None: not listed."""
+    rows = []
+
+    def make(name="a", row=None, site="far", after=0):
+        run = RunDir(tmp_path / "runs" / "demo" / name)
+        run.path.mkdir(parents=True)
+        record = {"kind": "slurm", "name": "demo.77aa", "token": "77aa", "index": len(rows), "site": site}
+        write_json(run.path / "job.json", {**record, "after": after})
+        rows.append("demo.77aa|{}|57_{}|{}|n1|{}".format(len(rows), len(rows), *row) if row else "")
+        commands("squeue", "printf '%s\\n' " + " ".join(f"'{text}'" for text in rows))
+        return run
+
+    commands("scontrol", CONFIG)
+    return make
+
+
+def ended(run, cause="stopped", code=75, state="RUNNING", **more):
+    n = attempts.begin(run, {})
+    run.write_cause(n, 0, cause, code, f"why {cause}", **more)
+    attempts.end(run, n, code, state)
+
+
+def told(run):
+    state = clusters.states([run])[run.path]
+    return state.state, state.attempt, state.detail
+
+
+def test_queued_running_and_between_attempts(sweep):
+    assert told(sweep("a", ("PENDING", "Priority"))) == ("queued", 0, "in Slurm: Priority")
+    run = sweep("b", ("RUNNING", "None"))
+    assert told(run) == ("running", 0, "starting")
+    n = attempts.begin(run, {})
+    assert told(run) == ("running", 1, "")
+    run.note_told(n, "SIGUSR2")
+    assert told(run) == ("running", 1, "told to stop")
+    waiting = sweep("c", ("PENDING", "BeginTime"))
+    ended(waiting)
+    assert told(waiting) == ("waiting", 1, "rank 0: why stopped; in Slurm: BeginTime")
+    unseen = sweep("d", ("PENDING", "BeginTime"))
+    attempts.begin(unseen, {})
+    assert told(unseen) == ("waiting", 1, "ended unseen: preempted, or its node failed; in Slurm: BeginTime")
+    held = sweep("e", ("PENDING", "job requeued in held state"))
+    assert "scontrol release 57_4" in told(held)[2]
+    assert told(sweep("f", ("SUSPENDED", "None"))) == ("running", 0, "in Slurm: SUSPENDED")
+
+
+def test_a_limit_that_is_too_short_is_named_while_the_run_goes_on(sweep):
+    run = sweep("a", ("RUNNING", "None"))
+    n = attempts.begin(run, {})
+    write_json(run.attempt(n) / "start.json", {"time": 1000.0})
+    write_json(run.attempt(n) / "ready.json", {"time": 1070.0})
+    wall_limit.note(run, n, 60)
+    assert told(run) == ("running", 1, "no attempt gets on within the wall limit of 60 s: a start takes 70 s")
+
+
+def test_a_restart_of_a_submission_is_not_an_old_attempt(sweep):
+    run = sweep("a", ("PENDING", "Priority"), after=1)
+    ended(run)
+    assert told(run) == ("queued", 1, "in Slurm: Priority")
+
+
+def test_ends(sweep):
+    failed = sweep("a")
+    ended(failed, "config", 78)
+    assert told(failed) == ("failed", 1, "rank 0: why config")
+    complete = sweep("b", ("PENDING", "BeginTime"))  # which Slurm is about to start once more
+    write_json(complete.result, {})
+    assert told(complete) == ("complete", 0, "")
+    by_hand = sweep("c", ("CANCELLED", "None"))
+    assert told(by_hand) == ("cancelled", 0, "cancelled in Slurm")
+    ours = sweep("d", ("RUNNING", "None"))
+    write_json(ours.cancel, {"who": "ann", "why": "a mistake"})
+    assert told(ours) == ("running", 0, "cancelled by ann: a mistake: it saves and stops")
+    late = sweep("l", ("PENDING", "BeginTime"))
+    late.note_limit(attempts.begin(late, {}))
+    assert told(late)[2].startswith("its wall limit came before it had saved; in Slurm")
+    gone = sweep("e")
+    ended(gone)
+    assert told(gone) == ("stopped", 1, "rank 0: why stopped; its job is not in Slurm's queue any more: submit again")
+    record = read_json(gone.path / "job.json")
+    write_json(gone.path / "job.json", {**record, "command": ["jobs/submit.py", "--sweep", "x"]})
+    assert told(gone)[2].endswith(": submit again: python jobs/submit.py --sweep x"), "the one command to type"
+    assert told(sweep("f", ("FAILED", "NonZeroExitCode")))[0] == "stopped"
+
+
+@pytest.mark.parametrize("requeue", [0, 1])
+def test_a_site_that_disables_requeue_is_noticed_at_submission(sweep, commands, capsys, requeue):
+    run = sweep("a")
+    commands("sbatch", SBATCH)
+    commands("scontrol", f"[ $2 = job ] && echo 'JobId=57\n   Requeue={requeue} Restarts=0'; {CONFIG}")
+    backend.SlurmCluster(PROFILE).submit([Job(run, ROOT, Shape(1, 1, 0, 1, 1.0))])
+    said = capsys.readouterr().err
+    assert ("warning: job 57: requeue is disabled here (Requeue=0)" in said) == (not requeue)
+    token = read_json(run.path / "job.json")["token"]
+    assert read_json(run.path.parent / ".slurm" / token / "submitted.json")["requeue"] is bool(requeue)
+
+
+def test_no_requeue_in_the_profile_is_said_before_the_submission(sweep, commands, monkeypatch):
+    for name in site.COMMANDS:
+        commands(name, CONFIG)
+    assert "each start is a new job" not in site.ready(replace(PROFILE, partition=""))
+    assert "each start is a new job" in site.ready(replace(PROFILE, partition="", options={"no-requeue": ""}))
+
+
+def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands):
+    """As Slurm 24.11 says it; the second puts what is wrong before a hint."""
+    words = {
+        "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified": "",
+        "sbatch: error: Site policy: give an account.": "sbatch: error: Batch job submission failed: Unspecified error",
+        "sbatch: unrecognized option '--nonsense=3'": 'Try "sbatch --help" for more information',
+    }
+    for i, (wrong, more) in enumerate(words.items()):
+        run = sweep(f"a{i}")
+        commands("sbatch", f"printf '%s\\n' {shlex.quote(wrong)} {shlex.quote(more)} >&2; exit 1")
+        with pytest.raises(ConfigError, match=re.escape(wrong)) as caught:
+            backend.SlurmCluster(PROFILE).submit([Job(run, ROOT, Shape(1, 1, 0, 1, 1.0))])
+        assert "partition, account, qos or options of the profile" in str(caught.value)
+        assert told(run) == ("stopped", 0, "Slurm did not say that it took its job: submit again")
+
+
+def test_what_slurm_does_not_say_is_unknown_and_what_the_files_say_is_not(sweep, commands):
+    running, complete, failed, over = (sweep(name) for name in "abcd")
+    attempts.begin(running, {})
+    write_json(complete.result, {})
+    ended(failed, "data", 65)
+    write_json(over.cancel, {"who": "ann"})
+    commands("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    found = clusters.states([running, complete, failed, over])
+    assert [found[run.path].state for run in (running, complete, failed, over)] == [
+        "unknown", "complete", "failed", "unknown",
+    ]  # fmt: skip
+    assert found[running.path].detail == "Slurm does not answer: squeue: Unable to contact slurm controller"
+
+
+def test_another_clusters_runs_are_unknown_here(sweep):
+    state = told(sweep("a", site="near"))
+    assert state == ("unknown", 0, "it was submitted to the Slurm cluster near; this is far")
+
+
+def test_damage_to_one_run_is_no_matter_of_the_others(sweep):
+    bad, good = sweep("a", ("RUNNING", "None")), sweep("b", ("RUNNING", "None"))
+    (bad.path / "job.json").write_text("{")
+    found = job_states.states([bad, good])
+    assert (found[bad.path].state, found[good.path].state) == ("unknown", "running")
+    assert "job.json" in found[bad.path].detail
+
+
+def test_two_hundred_runs_are_one_question(sweep, commands):
+    runs = [sweep(f"r{i}", ("RUNNING", "None")) for i in range(200)]
+    assert {state.state for state in clusters.states(runs).values()} == {"running"}
+    assert [call.split()[0] for call in commands.calls()] == ["squeue"]
+
+
+# -- submit and cancel -------------------------------------------------------------------------------------------------
+
+
+def jobs(tmp_path, *shapes):
+    made = []
+    for i, shape in enumerate(shapes):
+        run = RunDir(tmp_path / "runs" / "demo" / f"run{i}")
+        run.path.mkdir(parents=True)
+        made.append(Job(run, tmp_path / "code", shape))
+    return made
+
+
+def test_one_array_per_shape_and_the_place_of_each_run_is_written_before(tmp_path, commands, monkeypatch):
+    """When sbatch is called, job.json and the list of runs are there already: any job can be found afterwards."""
+    small, large = Shape(1, 2, 0, 1, 1.0), Shape(2, 8, 8, 4, 24.0)
+    look = f'ls {tmp_path}/runs/demo/*/job.json {tmp_path}/runs/demo/.slurm/*/runs >> "$0.seen"'
+    commands("sbatch", f"{look}; {SBATCH}")
+    commands("scontrol", CONFIG)
+    commands("srun", "")
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("PROXY", "y")
+    made = jobs(tmp_path, small, large, small)
+    backend.SlurmCluster(Profile(name="far", kind="slurm", env=["PROXY"])).submit(made)
+    seen = (tmp_path / "sbatch.seen").read_text().split()
+    assert len(seen) == 3 + 5, "two runs and a list at the first sbatch, three and two at the second"
+    records = [read_json(job.run.path / "job.json") for job in made]
+    assert [record["index"] for record in records] == [0, 0, 1] and records[0]["token"] == records[2]["token"]
+    folder = tmp_path / "runs" / "demo" / ".slurm" / records[0]["token"]
+    assert (folder / "runs").read_text().split() == [str(made[0].run.path), str(made[2].run.path)]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert records[0]["name"] == f"demo.{folder.name}" and records[0]["site"] == "far"
+    assert records[0]["uid"] == os.geteuid()
+    texts = [path.read_text() for path in sorted(tmp_path.glob("sbatch.[0-9]*"))]
+    assert sum("--array=0-1%2" in text for text in texts) == 1 and len(texts) == 2
+    environment = (tmp_path / "sbatch.env").read_text()
+    assert "PROXY=y" in environment and "SECRET" not in environment and os.environ["SECRET"] == "x"
+
+
+def test_what_a_dry_run_shows_is_what_sbatch_gets(tmp_path, commands):
+    commands("sbatch", SBATCH)
+    commands("scontrol", CONFIG)
+    commands("srun", "exit 1")  # submitit looks for it
+    made = jobs(tmp_path, Shape(2, 8, 8, 4, 24.0), Shape(2, 8, 8, 4, 24.0))
+    shown = dry_run.script(PROFILE, made)
+    backend.SlurmCluster(PROFILE).submit(made)
+    (text,) = (path.read_text() for path in tmp_path.glob("sbatch.[0-9]*"))
+    token = read_json(made[0].run.path / "job.json")["token"]
+    assert text.replace(token, dry_run.TOKEN) == shown and token not in shown and "--array=0-1" in shown
+
+
+TO_START = "sbatch: Job 9 to start at 2026-11-25T14:00:00 using 16 processors on nodes n[1-2] in partition gpu"
+
+
+def test_slurm_is_asked_once_per_shape_and_nothing_is_queued(tmp_path, commands, monkeypatch):
+    commands("sbatch", f'cat > "$0.script"; env > "$0.env"; echo "{TO_START}" >&2')
+    monkeypatch.setenv("SECRET", "x")
+    wants = [wanted(name) for name in "abc"]
+    for want, nodes in zip(wants, (1, 2, 1), strict=True):
+        want.config.resources.nodes = nodes
+    made = planning.plan(wants, {}, tmp_path / "demo")
+    found = dry_run.batches(made, replace(PROFILE, array_size=1))
+    assert [list(batch.runs) for batch in found] == [["a"], ["c"], ["b"]]
+    assert {batch.start for batch in found} == {"would start at 2026-11-25T14:00:00 on n[1-2], as things are now"}
+    assert commands.calls() == ["sbatch --test-only"] * 2
+    assert (tmp_path / "sbatch.script").read_text() == found[2].script
+    assert "SECRET" not in (tmp_path / "sbatch.env").read_text() and not (tmp_path / "demo").exists()
+
+
+def test_what_slurm_says_against_a_script_is_shown(tmp_path, commands):
+    commands("sbatch", "echo 'allocation failure: Invalid account' >&2; exit 1")
+    made = planning.plan([wanted("a")], {}, tmp_path / "demo")
+    (batch,) = dry_run.batches(made, PROFILE)
+    assert batch.start == "Slurm says: allocation failure: Invalid account"
+
+
+def test_many_runs_are_split_at_the_sites_limit(tmp_path):
+    groups = list(backend.arrays(jobs(tmp_path, *[Shape()] * 7), 3))
+    assert [len(group) for group in groups] == [3, 3, 1]
+
+
+def test_a_refusal_of_sbatch_is_one_paragraph(tmp_path, commands):
+    commands("scontrol", CONFIG)
+    commands("srun", "")
+    commands("sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1")
+    with pytest.raises(ConfigError, match="Invalid account.*doctor"):
+        backend.SlurmCluster(PROFILE).submit(jobs(tmp_path, Shape()))
+
+
+def test_cancel_tells_ranks_first_and_ends_them_the_second_time(sweep, commands):
+    running, pending, over, ending = (
+        sweep("a", ("RUNNING", "None")),
+        sweep("b", ("PENDING", "Priority")),
+        sweep("c", ("COMPLETED", "None")),
+        sweep("d", ("COMPLETING", "None")),
+    )
+    n = attempts.begin(running, {})
+    commands("scancel", "")
+    running.note_told(n, "SIGUSR2")  # by a preemption in grace: it saves, and must be let
+    clusters.cancel([running, pending, over, ending])
+    assert [c for c in commands.calls() if "scancel" in c] == ["scancel --signal=USR2 57_0", "scancel 57_1"]
+    clusters.cancel([running], [running.path])
+    assert commands.calls()[-1] == "scancel 57_0"
+
+
+def test_calling_off_twice_does_not_wait_for_a_save(sweep, commands):
+    run = sweep("a", ("RUNNING", "None"))
+    commands("scancel", "")
+    for call in ("scancel --signal=USR2 57_0", "scancel 57_0"):
+        clusters.call_off([run], "no longer wanted")
+        assert commands.calls()[-1] == call
+    assert read_json(run.cancel)["why"] == "no longer wanted"
+
+
+def test_a_cancel_that_cannot_be_written_keeps_no_other_from_being_cancelled(sweep, commands, capsys, monkeypatch):
+    """Its job is ended at once: without cancel.json one that saves and leaves would start again."""
+    runs = [sweep(name, ("RUNNING", "None")) for name in "abc"]
+    for run in runs:
+        run.config.write_text("schema: 1\n")
+    commands("scancel", "")
+    create = clusters.create_json
+
+    def full(path, value):
+        if path.parent.name == "b":
+            raise OSError(28, "No space left on device", str(path))
+        return create(path, value)
+
+    monkeypatch.setattr(clusters, "create_json", full)
+    root = str(runs[0].path.parents[1])
+    assert cancel.main(["demo", "--yes", "--root", root]) == 69
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "b: No space left on device" in said and "The others are cancelled." in said
+    ends = [call for call in commands.calls() if "scancel" in call]
+    assert ends == ["scancel --signal=USR2 57_0", "scancel 57_1", "scancel --signal=USR2 57_2"]
+    assert [run.cancel.exists() for run in runs] == [True, False, True]
+    commands("scancel", "echo 'Access denied' >&2; exit 1")
+    monkeypatch.setattr(clusters, "create_json", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionDenied, match="a: Permission denied; .*Besides: not told to stop .*Access denied"):
+        clusters.call_off(runs, "")
+
+
+def test_one_that_cannot_be_told_to_stop_does_not_keep_the_others_from_it(sweep, commands):
+    far, first, second = sweep("a", site="near"), sweep("b", ("RUNNING", "None")), sweep("c", ("RUNNING", "None"))
+    commands("scancel", "case $* in *57_1) echo 'Access denied' >&2; exit 1;; esac")
+    with pytest.raises(FlipError, match="a: it was submitted to the Slurm cluster near.*b: .*Access denied"):
+        clusters.cancel([far, first, second])
+    assert commands.calls()[-1] == "scancel --signal=USR2 57_2"
+    write_json(far.cancel, {"who": "ann"})
+    assert told(far)[0] == "unknown", "nobody has told it"
+
+
+def test_a_cancel_that_slurm_does_not_take_is_an_error(sweep, commands):
+    commands("scancel", "echo 'Access denied' >&2; exit 1")
+    with pytest.raises(FlipError, match="Access denied"):
+        clusters.cancel([sweep("a", ("RUNNING", "None"))])
+
+
+def test_names_hold_nothing_that_squeue_would_split():
+    assert re.fullmatch(r"[0-9a-f]{8}", backend.secrets.token_hex(4))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_record_of_another_user_signals_only_that_users_jobs(sweep, commands):
+    """It may hold the name of a job of ours."""
+    run = sweep("a", ("RUNNING", "None"))
+    os.chown(run.path / "job.json", 12345, -1)
+    commands("scancel", "")
+    backend.SlurmCluster(PROFILE).cancel([run])
+    assert commands.calls()[-1] == "scancel --signal=USR2 --user=12345 57_0"

@@ -1,0 +1,544 @@
+"""The batch script as Slurm gets it: a golden text, and a real bash that runs its protocol with a stand-in for srun."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.cluster_profile import Profile, load_profile
+from jobs.host import attempts, batch_hooks
+from jobs.runs.clusters import Job, Shape
+from jobs.slurm import batch_script
+from jobs.slurm.backend import executor_of
+from jobs.slurm.site import accepts
+from tests.slurm_site import require_shellcheck
+
+ROOT = Path(__file__).resolve().parents[3]
+GOLDEN = Path(__file__).with_name("golden")
+CODE = Path("/runs/demo/.code")
+JOB = Job(
+    RunDir("/runs/demo/a"), CODE / "c0de", Shape(2, 8, 8, 12, 23.9), {"NCCL_DEBUG": "WARN x"}, hooks=CODE / "today"
+)
+
+
+def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", monkeypatch=None):
+    """What sbatch would be given."""
+    monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))  # there may be no srun here
+    executor = executor_of(profile, job, Path(folder))
+    executor.update_parameters(**batch_script.parameters(profile, job, Path(folder), "demo.0123abcd"))
+    if elements > 1:
+        executor.parameters["map_count"] = elements
+    return executor._make_submission_file_text(executor._submitit_command_str, "0")
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("canary", {"partition": "gpu"}),
+        ("plain", {"partition": "gpu", "python": "/opt/py/bin/python"}),
+        (
+            "pyxis",
+            {
+                "account": "lab", "qos": "preemptible", "container": "nvcr.io#nvidia/pytorch:25.09-py3",
+                "container_mounts": ["/data", "/scratch/cache:/root/.cache"], "parallel": 4,
+                "options": {"exclusive": "", "constraint": "h100"},
+            },
+        ),
+        (
+            "apptainer",
+            {
+                "container": "/img/torch 2.sif", "container_runtime": "apptainer", "python": "python3.12",
+                "host_python": "/usr/bin/python3", "modules": ["cuda/12.8"], "setup": ["ulimit -n 65536"],
+                "options": {"gres": "gpu:h100:8"}, "master_addr": "10.0.0.1",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_the_script_is_the_golden_one(name, fields, monkeypatch):
+    job = replace(JOB, canary=50) if name == "canary" else JOB
+    text = script(
+        Profile(name=name, kind="slurm", **{"python": "/opt/py/bin/python", **fields}), job, monkeypatch=monkeypatch
+    )
+    path = GOLDEN / f"sbatch-{name}.sh"
+    if os.environ.get("FLIP_GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text(), "FLIP_GOLDEN=write writes what is new; read the difference"
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "hours, minutes", [(8.3, 498), (16.6, 996), (23.9, 1434), (1 / 3, 20), (0.501, 31), (24.0, 1440), (1e-9, 1)]
+)
+def test_a_limit_is_not_rounded_up_for_the_noise_of_a_product(hours, minutes, commands, tmp_path):
+    """8.3 * 60 is 498.00000000000006; a limit that is a site's own to the minute would be refused."""
+    wanted = batch_script.parameters(
+        Profile(kind="slurm"), replace(JOB, shape=Shape(hours=hours)), tmp_path, "demo.0123abcd"
+    )
+    assert wanted["time"] == minutes
+    commands("sbatch", "")
+    accepts(Profile(kind="slurm", hours=hours))
+    assert f"--time={minutes} " in commands.calls()[-1], "what doctor asks is what is submitted"
+
+
+class Stage:
+    """The protocol of one script in a real bash; srun and scontrol are small scripts in front on PATH."""
+
+    def __init__(self, folder, commands, monkeypatch):
+        self.folder, self.commands = folder / "my sweep" / ".slurm" / "77aa77aa", commands
+        self.run = RunDir(folder / "my sweep" / "run with space")
+        self.run.path.mkdir(parents=True)
+        self.folder.mkdir(parents=True)
+        (self.folder / "runs").write_text(f"/nowhere\n{self.run.path}\n")
+        write_json(self.run.path / "job.json", {"token": "77aa77aa", "after": 0})
+        job = Job(self.run, ROOT, Shape(), {}, "jobs.worker")
+        text = script(Profile(name="x", kind="slurm"), job, 2, self.folder, monkeypatch)
+        self.script = folder / "script.sh"
+        self.script.write_text(text)
+        commands("scontrol", "[ $1 = show ] && echo 'JobState=RUNNING Restarts=0'; exit 0")
+
+    def start(self, **env):
+        named = {"SLURM_JOB_ID": "58", "SLURM_ARRAY_JOB_ID": "57", "SLURM_ARRAY_TASK_ID": "1", **env}
+        return subprocess.Popen(["bash", str(self.script)], env={**os.environ, **named}, start_new_session=True)
+
+    def end(self, n=1):
+        return read_json(self.run.attempt(n) / "end.json")
+
+
+@pytest.fixture
+def stage(tmp_path, commands, monkeypatch):
+    return Stage(tmp_path, commands, monkeypatch)
+
+
+def test_a_bad_end_is_recorded_and_then_requeued(stage):
+    stage.commands("srun", "echo $FLIP_RUN $FLIP_ATTEMPT $*; exit 137")
+    bash = stage.start()
+    assert bash.wait(60) == 137
+    end = stage.end()
+    assert (end["code"], end["state"], end["cause"], end["action"]) == (137, "RUNNING", "crash", "requeue")
+    assert "scontrol requeue 57_1" in stage.commands.calls()
+    said = (stage.run.logs / "1" / "job.out").read_text().splitlines()
+    assert said[0].startswith(f"{stage.run.path} 1 ") and said[0].endswith("jobs/host/rank_entry.py jobs.worker")
+    assert json.loads(said[1])["action"] == "requeue" and said[2] == "57_1: requeued"
+    assert (stage.run.logs / "latest").resolve() == (stage.run.logs / "1").resolve()
+
+
+def test_host_hooks_come_from_the_code_that_is_submitted_now(stage, tmp_path, monkeypatch):
+    """A run that goes on with its own older code: that code's requeue.py knows other options."""
+    old = tmp_path / "old"
+    (old / "jobs").mkdir(parents=True)
+    for name in ("host/batch_hooks.py", "host/rank_entry.py"):
+        (old / "jobs" / name).write_text("import argparse\nargparse.ArgumentParser().parse_args()\n")
+    job = Job(stage.run, old, Shape(), {}, "jobs.worker", hooks=ROOT)
+    stage.script.write_text(script(Profile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
+    stage.commands("srun", "echo $PYTHONPATH $FLIP_SNAPSHOT $*; exit 75")
+    assert stage.start().wait(60) == 75
+    assert (stage.end()["cause"], stage.end()["action"]) == ("stopped", "requeue")
+    assert "scontrol requeue 57_1" in stage.commands.calls()
+    said = (stage.run.logs / "1" / "job.out").read_text().splitlines()[0]
+    assert said.startswith(f"{old} {old} ") and said.endswith(f"{ROOT}/jobs/host/rank_entry.py jobs.worker")
+
+
+DISABLED = """case $1 in
+    show) printf 'JobId=58\\n JobState=RUNNING Restarts=0\\n';;
+    write) cat {script};;
+    requeue) echo "57_1: Requested operation is presently disabled." >&2; exit 1;; esac"""
+"""scontrol, where the job has Requeue=0."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_code_of_another_user_is_not_executed(stage, tmp_path, monkeypatch):
+    """As after somebody who may write to the runs root has put another folder in its place."""
+    code = tmp_path / "code"
+    for name in ("flip", "jobs"):
+        shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+    job = Job(stage.run, code, Shape(), {}, "jobs.worker")
+    stage.script.write_text(script(Profile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
+    stage.commands("srun", "exit 0")
+    for path, owner, mode in ((code / "jobs", 12345, 0o755), (code / "flip" / "__init__.py", 0, 0o666)):
+        before = path.stat().st_mode
+        os.chown(path, owner, -1)
+        path.chmod(mode)
+        assert stage.start().wait(60) == 77 and not stage.run.attempts.exists()
+        assert f"{path}: of another user, or writable by all: not executed" in (stage.folder / "57_1.err").read_text()
+        os.chown(path, 0, -1)
+        path.chmod(before)
+    stage.start().wait(60)
+    assert stage.run.newest_attempt() == 1
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_where_requeue_is_disabled_a_new_job_follows_or_the_run_ends_at_once(stage, tmp_path, refused):
+    stage.commands("srun", "export SLURM_RESTART_COUNT=7; exit 137")
+    stage.commands("scontrol", DISABLED.format(script=stage.script))
+    stage.commands("squeue", "")
+    sbatch = "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1"
+    stage.commands("sbatch", sbatch if refused else f"cat > {tmp_path}/given; env > {tmp_path}/env; echo 99")
+    assert stage.start(SLURM_JOB_NAME="my sweep.77aa77aa").wait(60) == 137
+    assert "sbatch --parsable --dependency=afterany:58 --array=1" in stage.commands.calls()
+    assert sum(call.startswith(("sbatch", "scontrol requeue")) for call in stage.commands.calls()) == 2
+    end = stage.end()
+    assert (end["cause"], end["action"]) == ("crash", "requeue")
+    if refused:
+        refusal = "a new job was refused (sbatch: sbatch: error: QOSMaxSubmitJobPerUserLimit)"
+        assert end["reason"].startswith(f"requeue is disabled here, and {refusal}; killed by signal 9")
+        return
+    assert (tmp_path / "given").read_text() == stage.script.read_text()
+    env = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert env["FLIP_FOLLOWS"] == "1" and not {"FLIP_RUN", "FLIP_SNAPSHOT", "SLURM_JOB_ID"} & env.keys()
+    for restarts, begun in (("", 2), ("", 2), ("1", 3)):  # the successor; a second one; the first, requeued after all
+        more = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+        stage.start(SLURM_ARRAY_JOB_ID="99", SLURM_JOB_ID="99", FLIP_FOLLOWS="1", **more).wait(60)
+        assert stage.run.newest_attempt() == begun
+
+
+def test_a_node_that_lacks_something_where_requeue_is_disabled(stage, tmp_path):
+    shutil.rmtree(stage.folder)
+    stage.commands("scontrol", DISABLED.format(script=stage.script))
+    stage.commands("sbatch", f"cat > {tmp_path}/given; env > {tmp_path}/env")
+    assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
+    words = "--dependency=afterany:58 --comment=away:1:-1:0 --begin=now+0 --exclude=n7,n7 --array=1"
+    assert [call for call in stage.commands.calls() if "requeue" in call or "sbatch" in call] == [
+        "scontrol requeue 57_1",
+        f"sbatch {words}",
+    ]
+    assert (tmp_path / "given").read_text() == stage.script.read_text()
+    assert "SLURM_JOB_ID" not in (tmp_path / "env").read_text()
+
+
+@pytest.mark.parametrize("sent, heard", [("USR1", "USR2"), ("USR2", "USR2"), ("TERM", "USR1")])
+def test_the_shell_forwards_signals_to_the_ranks(stage, tmp_path, sent, heard):
+    """scancel --batch sends them to the shell alone. srun, which gets no ignored signal, passes USR1 and USR2 on; on
+    TERM it would kill the ranks."""
+    noted = "".join(f"trap 'echo {name} >> {tmp_path}/heard' {name}; " for name in ("TERM", "USR1", "USR2"))
+    stage.commands("srun", f"{noted} touch {tmp_path}/up; until [ -s {tmp_path}/heard ]; do sleep 0.05; done; exit 75")
+    bash = stage.start()
+    while not (tmp_path / "up").exists():
+        time.sleep(0.01)
+    bash.send_signal(getattr(signal, f"SIG{sent}"))
+    assert bash.wait(60) == 75 and stage.end()["code"] == 75
+    assert (tmp_path / "heard").read_text().split() == [heard]
+
+
+def test_the_shell_keeps_the_code_of_a_step_that_a_signal_killed(stage, tmp_path):
+    stage.commands("srun", "kill -9 $$")
+    assert stage.start().wait(60) == 137 and stage.end()["code"] == 137
+
+
+@pytest.mark.parametrize("what", ["complete", "cancelled", "replaced", "failed"])
+def test_where_there_is_nothing_to_do_no_attempt_begins(stage, what):
+    stage.commands("srun", "exit 0")
+    if what == "complete":
+        write_json(stage.run.result, {})
+    elif what == "cancelled":
+        write_json(stage.run.cancel, {"who": "me", "why": "a mistake"})
+    elif what == "replaced":
+        write_json(stage.run.path / "job.json", {"token": "99bb99bb", "after": 0})
+    else:
+        n = stage.run.begin_attempt({})
+        stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
+    before = stage.run.newest_attempt()
+    bash = stage.start()
+    bash.wait(60)
+    assert (bash.returncode, stage.run.newest_attempt()) == (78 if what == "failed" else 0, before)
+    assert f"{stage.run.path}: not started: " in (stage.folder / "57_1.err").read_text()
+    assert not [call for call in stage.commands.calls() if call.startswith(("srun", "scontrol requeue"))]
+
+
+def test_a_module_that_is_not_there_is_tried_on_other_nodes(stage, monkeypatch):
+    job = Job(stage.run, ROOT, Shape(), {}, "jobs.worker")
+    profile = Profile(name="x", kind="slurm", modules=["nosuch/1.0"])
+    stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
+    assert stage.start().wait(60) == 70
+    assert (stage.end()["cause"], stage.end()["action"]) == ("crash", "requeue")
+
+
+def test_a_node_that_starts_no_rank_is_left_out(stage):
+    """It is not the first of the job's: the ranks that wait for it are killed, and their codes tell nothing."""
+    stage.commands("srun", "echo 'srun: error: n2: tasks 4-7: Exited with exit code 127' >&2; exit 137")
+    assert stage.start(SLURM_JOB_NUM_NODES="4").wait(60) == 137
+    assert (stage.end()["cause"], stage.end()["action"], stage.end()["exclude"]) == ("node", "requeue", ["n2"])
+    assert "scontrol update JobId=57_1 ExcNodeList=n2" in stage.commands.calls()
+
+
+@pytest.mark.parametrize("hours, late", [(1.0, True), (0.05, False)])
+def test_three_whole_wall_limits_for_nothing_are_the_end(stage, monkeypatch, hours, late):
+    stage.commands("srun", "exit 75")
+    job = Job(stage.run, ROOT, Shape(hours=hours), {}, "jobs.worker")
+    text = script(Profile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch)
+    stage.script.write_text(text.replace("trap finish EXIT\n", "trap finish EXIT\nSECONDS=3440\n"))
+    for n in (1, 2, 3):
+        assert stage.start(SLURM_RESTART_COUNT=str(n - 1)).wait(60) == 75
+        assert stage.end(n)["cause"] == ("timeout" if late else "stopped")
+    assert stage.end(3)["action"] == ("stop" if late else "requeue")
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("(null)", "n7,n7"),
+        ("node[07-08]", "node[07-08],n7,n7"),
+        ("n3,n3", "n7,n7"),
+        ("node[07-08],n4,n3,n3", "node[07-08],n4,n7,n7"),
+        ("n3,n3,n4", "n4,n7,n7"),
+    ],
+)
+def test_nodes_that_are_left_out_stay_left_out_but_for_the_last_that_gave_the_job_back(stage, before, after):
+    """Nodes of the profile and nodes with broken hardware. A node that gave the job back is listed twice."""
+    stage.commands("scontrol", f"[ $1 = show ] && echo '   ReqNodeList=(null) ExcNodeList={before}'; exit 0")
+    shutil.rmtree(stage.folder)
+    assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
+    assert f"scontrol update JobId=57_1 ExcNodeList={after} StartTime=now+0" in stage.commands.calls()
+
+
+@pytest.mark.parametrize("what", ["folder", "interpreter"])
+def test_a_node_that_lacks_something_gives_the_job_back(stage, what):
+    """It would be idle again at once, and the next element would come to it."""
+    if what == "folder":
+        shutil.rmtree(stage.folder)
+    else:
+        stage.script.write_text(stage.script.read_text().replace(sys.executable, "/nowhere/python"))
+    assert stage.start(SLURMD_NODENAME="n7").wait(60) == (1 if what == "folder" else 127)
+    assert stage.commands.calls() == [
+        "scontrol show job 57_1",
+        "scontrol update JobId=57_1 Comment=away:1:0:0",
+        "scontrol requeue 57_1",
+        "scontrol update JobId=57_1 ExcNodeList=n7,n7 StartTime=now+0",
+    ]
+    assert stage.run.newest_attempt() == 0
+
+
+@pytest.mark.parametrize(
+    "what, requeues",
+    [("silent", 9), ("started again", 1), ("refused", 20)],
+)
+def test_a_job_is_given_back_when_slurm_answers_again(stage, tmp_path, what, requeues):
+    """A node that is cut off sees neither files nor the controller, for as long as that takes."""
+    shutil.rmtree(stage.folder)
+    stage.commands("sleep", "")
+    tries = f"$(grep -c 'scontrol requeue' {tmp_path}/calls)"
+    shown = {
+        "silent": f"[ {tries} -eq 0 ] && echo JobId=58",
+        "started again": "echo Restarts=1 Batch",
+        "refused": "echo Restarts=0 Batch",
+    }[what]
+    shown = f"[ $(grep -c 'scontrol show' {tmp_path}/calls) -gt 1 ] || exit 1; {shown}"
+    stage.commands("scontrol", f"case $1 in show) {shown};; requeue) [ {tries} -gt 8 ] && [ {what[0]} = s ];; esac")
+    assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
+    calls = stage.commands.calls()
+    assert sum(call == "scontrol requeue 57_1" for call in calls) == requeues
+    updated = "scontrol update JobId=57_1 ExcNodeList=n7,n7 StartTime=now+0" in calls
+    assert updated == (what != "started again")
+
+
+@pytest.mark.parametrize("starts, before, again", [(7, 199, 8), (7, 150, 1), (100, 199, 0)])
+def test_starts_that_come_to_nothing_are_counted_in_a_row_and_apart_from_preemptions(stage, starts, before, again):
+    shutil.rmtree(stage.folder)
+    stage.commands("scontrol", f"[ $1 = show ] && printf 'JobId=58\\n   Comment=away:{starts}:{before}:12 \\n'; exit 0")
+    assert stage.start(SLURMD_NODENAME="n7", SLURM_RESTART_COUNT="200").wait(60) == 1
+    told = [call for call in stage.commands.calls() if "show" not in call]
+    assert told[:1] == ([f"scontrol update JobId=57_1 Comment=away:{again}:200:12"] if again else [])
+    assert len(told) == (3 if again else 0), "not for ever"
+
+
+def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tmp_path):
+    """Slurm kills the shell with its trap then: what the watcher does is all that is done."""
+    limit = "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:30:20 TimeLimit=00:30:00"
+    stage.commands("srun", f"touch {tmp_path}/up; sleep 60")
+    stage.commands("scontrol", f"[ $1 = show ] && echo '{limit}'; exit 0")
+    bash = stage.start()
+    while "scontrol requeue 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+        assert bash.poll() is None
+    os.killpg(bash.pid, signal.SIGKILL)
+    bash.wait(60)
+    calls = [call for call in stage.commands.calls() if call.startswith("scontrol")]
+    assert [call.split()[1] for call in calls] == ["show", "requeue"], "it asks no more before it is killed"
+    assert stage.run.met_limit(1) and stage.end() is None
+    attempts.settle(stage.run)
+    assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
+
+
+def test_a_limit_that_was_lowered_meanwhile_is_noticed_when_slurm_ends_the_job(stage, tmp_path):
+    """The watcher has read a limit of a day, and asks again every 15 minutes; at its end a job is sent TERM."""
+    (tmp_path / "shown").write_text("JobState=RUNNING Reason=None Restarts=0 RunTime=00:10:00 TimeLimit=1-00:00:00")
+    stage.commands("scontrol", f"[ $1 = show ] && cat {tmp_path}/shown; exit 0")
+    stage.commands("srun", f"touch {tmp_path}/up; exec sleep 60")
+    bash = stage.start()
+    words = ["pgrep", "-f", f"requeue.py watch {stage.run.path}"]
+    while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+    (tmp_path / "shown").write_text(
+        "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:15:00 TimeLimit=00:15:00"
+    )
+    for pid in subprocess.run(words, capture_output=True, text=True).stdout.split():
+        os.kill(int(pid), signal.SIGTERM)
+    limit = time.monotonic() + 60
+    while "scontrol requeue 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+        assert time.monotonic() < limit
+    assert stage.run.met_limit(1) and read_json(stage.run.attempt(1) / "wall.json") == {"limit": 900}
+    os.killpg(bash.pid, signal.SIGKILL)
+    bash.wait(60)
+    attempts.settle(stage.run)
+    assert "the wall limit of 15 min passed, and nothing new was kept" in stage.end()["reason"]
+
+
+def test_three_attempts_within_a_limit_that_was_lowered_are_the_end_and_the_limit_is_named(stage):
+    """It was 24 hours at submission. Slurm says what it is now, and when a job was preempted."""
+    shown = "JobState=RUNNING Restarts=0 RunTime=00:00:50 TimeLimit=00:01:00 PreemptTime={}"
+    stage.commands("srun", "exit 75")
+    for n, preempted in ((1, "2026-11-25T09:24:14"), (2, "None"), (3, "None"), (4, "None")):
+        stage.commands("scontrol", f"[ $1 = show ] && echo '{shown.format(preempted)}'; exit 0")
+        assert stage.start().wait(60) == 75
+        assert stage.end(n)["cause"] == ("stopped" if n == 1 else "timeout")
+    assert stage.end(4)["action"] == "stop" and "the wall limit of 60 s passed" in stage.end(4)["reason"]
+
+
+def test_where_the_batch_shell_is_killed_the_watcher_requeues(stage, tmp_path):
+    """Nothing of the exit trap runs then. The end of the attempt is written by the next start."""
+    running = "JobState=RUNNING Restarts=0 RunTime=00:00:20 TimeLimit=10:00:00"
+    killed = running.replace("RUNNING", "COMPLETING Reason=RaisedSignal:9(Killed)")
+    stage.commands("srun", f"touch {tmp_path}/up; sleep 60")
+    show = f"[ -e {tmp_path}/killed ] && echo '{killed}' || echo '{running}'"
+    stage.commands("scontrol", f"[ $1 = show ] && {{ {show}; }}; exit 0")
+    bash = stage.start()
+    while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+    (tmp_path / "killed").touch()
+    bash.kill()
+    bash.wait(60)
+    while "scontrol requeue 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+    os.killpg(bash.pid, signal.SIGKILL)  # the ranks
+    assert stage.end() is None
+    attempts.settle(stage.run)
+    assert (stage.end()["cause"], stage.end()["action"]) == ("node", "requeue")
+
+
+@pytest.mark.parametrize(
+    "state, what, requeued",
+    [
+        ("RUNNING", "", True),
+        ("FAILED Reason=RaisedSignal:9(Killed)", "", True),
+        ("COMPLETING Reason=TimeLimit", "", True),
+        ("COMPLETING Reason=None", "", False),  # cancelled
+        ("PENDING Reason=BeginTime", "", False),
+        ("COMPLETING Reason=SomethingNew", "", False),
+        ("RUNNING", "complete", False),
+        ("RUNNING", "cancelled", False),
+        ("RUNNING", "stop", False),
+    ],
+)
+def test_what_the_watcher_does_for_a_shell_that_is_gone(stage, slept, monkeypatch, state, what, requeued):
+    stage.commands("scontrol", f"[ $1 = show ] && echo 'JobState={state} Restarts=0'; exit 0")
+    n = stage.run.begin_attempt({})
+    if what == "stop":
+        stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
+        attempts.end(stage.run, n, 78, "RUNNING")
+    elif what:
+        write_json(stage.run.result if what == "complete" else stage.run.cancel, {})
+    monkeypatch.setenv("SLURM_JOB_ID", "58")
+    assert batch_hooks.shell_gone(stage.run, n) == 0
+    assert ("scontrol requeue 58" in stage.commands.calls()) == requeued
+    assert stage.run.met_limit(n) == ("TimeLimit" in state)
+
+
+def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):
+    """For storage or for Slurm's answer, for ten minutes: the limit may come first, and ends the trap with the job."""
+    limit = "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:30:20 TimeLimit=00:30:00"
+    stage.commands("srun", "exit 1")
+    stage.commands(
+        "scontrol",
+        f"""[ $1 = show ] || exit 0
+    case $(ps -o args= -p $PPID) in *requeue.py\\ watch*)
+        while [ ! -e {tmp_path}/end ]; do sleep 0.05; done; echo '{limit}';;
+    *) touch {tmp_path}/end; exit 1;; esac""",
+    )
+    bash = stage.start()
+    while "scontrol requeue 57_1" not in stage.commands.calls():
+        time.sleep(0.01)
+        assert bash.poll() is None
+    assert stage.end() is None, "the trap has not got that far"
+    os.killpg(bash.pid, signal.SIGKILL)
+    bash.wait(60)
+    assert stage.run.met_limit(1)
+
+
+@pytest.mark.parametrize("what", ["begin", "end"])
+def test_a_full_disk_that_holds_the_logs_too_does_not_end_the_job(stage, what):
+    """What is said of it cannot be written either."""
+    file = stage.run.path / "job.json"
+    command = [sys.executable, "-c", FULL, str(stage.run.path), what, *(["--attempt", "1"] if what == "end" else [])]
+    stage.run.begin_attempt({})
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=full, env={**os.environ, "SLURM_JOB_ID": "58"}, timeout=60)
+    assert done.returncode == 69 and "scontrol requeue 58" in stage.commands.calls(), file
+    assert f"scontrol update JobId=58 Comment=away:1:0:{int(what == 'end')}" in stage.commands.calls()
+
+
+FULL = """
+import errno, sys
+from jobs.host import attempts as ledger, batch_hooks as requeue
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+ledger.begin = ledger.end = full
+requeue.PATIENCE = 0.0
+sys.exit(requeue.main([sys.argv[2], sys.argv[1], *sys.argv[3:]]))
+"""
+
+
+def test_a_full_disk_that_the_trap_meets_is_the_cause(tmp_path, small_disk):
+    """The ranks could not write their causes either; their exit codes say crash."""
+    run = RunDir(small_disk / "sweep" / "run")
+    run.begin_attempt({})
+    filler = small_disk / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    command = [
+        sys.executable,
+        ROOT / "jobs" / "host" / "batch_hooks.py",
+        "end",
+        run.path,
+        "--code",
+        "70",
+        "--state",
+        "RUNNING",
+    ]
+    environment = {**os.environ, "SLURM_JOB_ID": ""}
+    trap = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert "No space left on device" in trap.stderr.readline()
+    filler.unlink()
+    decision = json.loads(trap.communicate(timeout=60)[0])
+    assert (decision["cause"], decision["action"], decision["delay"]) == ("storage", "requeue", 30.0)
+    assert decision["reason"].startswith("the exit trap: [Errno 28] No space left on device")
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)
+def test_shellcheck_finds_nothing_in_the_script(path):
+    # SC1091: /etc/profile is the node's, and not ours to look at
+    done = subprocess.run([require_shellcheck(), "--exclude=SC1091", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_python_of_the_script_is_the_one_that_submits():
+    assert Profile().jobs_python == Profile().hosts_python == sys.executable
+    boxed = Profile(container="x.sif")
+    assert (boxed.jobs_python, boxed.hosts_python) == ("python3", "python3")
+
+
+@pytest.mark.parametrize("line", ['partition: "gpu\\nrm"', 'options: {mem: "1\\r2"}', 'container_mounts: ["/a\\n/b"]'])
+def test_a_profile_puts_no_line_of_its_own_into_the_script(tmp_path, line):
+    (tmp_path / "bad.yaml").write_text(f"kind: slurm\n{line}\n")
+    with pytest.raises(ConfigError, match=f"{line.partition(':')[0]}: a control character"):
+        load_profile(str(tmp_path / "bad.yaml"))

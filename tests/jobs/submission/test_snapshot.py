@@ -1,0 +1,183 @@
+"""The code that runs is the code that was submitted, without secrets."""
+
+import os
+import shutil
+import subprocess
+import sys
+from unittest.mock import Mock
+
+import pytest
+
+from flip.runs.errors import ConfigError, PermissionDenied, StorageError
+from jobs.submission.snapshot import take
+
+FILES = {
+    "flip/a.py": "A = 1\n",
+    "jobs/b.py": "B = 1\n",
+    "pyproject.toml": "",
+    "tests/t.py": "",
+    "flip/.env": "KEY=1",
+    "jobs/my.pem": "",
+    "flip/built.so": "",
+}
+
+
+@pytest.fixture(params=["git", "plain"])
+def repository(tmp_path, request):
+    root = tmp_path / "repository"
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    if request.param == "git":
+        (root / ".gitignore").write_text("*.so\n")
+        git(root, "init", "-q")
+        git(root, "add", "flip/a.py")
+    else:
+        (root / "flip" / "built.so").unlink()
+        (root / "flip" / "__pycache__").mkdir()
+        (root / "flip" / "__pycache__" / "a.pyc").write_text("")
+    return root
+
+
+def git(root, *words):
+    subprocess.run(["git", "-C", root, *words], check=True)
+
+
+def taken(snapshot):
+    return sorted(str(path.relative_to(snapshot.path)) for path in snapshot.path.rglob("*") if path.is_file())
+
+
+def test_takes_what_a_run_needs(repository, tmp_path):
+    snapshot = take(repository, tmp_path / "code")
+    assert taken(snapshot) == ["flip/a.py", "jobs/b.py", "pyproject.toml"], "untracked too; no tests, nothing ignored"
+    assert snapshot.left_out == ("flip/.env", "jobs/my.pem")
+    assert (snapshot.path / "flip/a.py").stat().st_mode & 0o222 == 0
+    assert os.listdir(tmp_path / "code") == [snapshot.digest], "nothing temporary is left"
+
+
+NO_CODE = (
+    ".envrc", "prod.env", "secrets.toml", ".s3cfg", ".pgpass", "kubeconfig", "service-account.json",
+    ".docker/config.json", "credentials", "id_ed25519", "key.pem", ".netrc", "db_password.yaml", "my-secret.yml",
+    "wandb.token", "data.bin", "a.so",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_CODE)
+@pytest.mark.parametrize("folder", ["flip", "sweeps/clusters"])
+def test_files_that_are_no_code_are_not_copied(repository, tmp_path, folder, name):
+    (repository / ".gitignore").unlink(missing_ok=True)
+    (repository / "flip/built.so").unlink(missing_ok=True)
+    (repository / folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (repository / folder / name).write_text("hush")
+    (repository / folder / "token_bucket.py").write_text("")
+    snapshot = take(repository, tmp_path / "code")
+    assert taken(snapshot) == sorted(["flip/a.py", "jobs/b.py", "pyproject.toml", f"{folder}/token_bucket.py"])
+    assert f"{folder}/{name}" in snapshot.left_out
+
+
+def test_the_digest_is_of_the_contents(repository, tmp_path):
+    first = take(repository, tmp_path / "code")
+    (repository / "tests" / "t.py").write_text("changed")
+    assert take(repository, tmp_path / "code") == first
+    (repository / "flip" / "a.py").write_text("A = 2\n")
+    second = take(repository, tmp_path / "code")
+    assert second.digest != first.digest
+    assert (first.path / "flip/a.py").read_text() == "A = 1\n" and (second.path / "flip/a.py").read_text() == "A = 2\n"
+
+
+def test_a_deleted_file_is_not_missed(repository, tmp_path):
+    (repository / "flip" / "more.py").write_text("")
+    (repository / "flip" / "a.py").unlink()
+    assert taken(take(repository, tmp_path / "code")) == ["flip/more.py", "jobs/b.py", "pyproject.toml"]
+
+
+def test_what_scratch_has_purged_of_a_snapshot_is_put_back(repository, tmp_path):
+    """File by file: one is gone with its folder, one was cut off by a lost mount, and what is whole is left alone."""
+    first = take(repository, tmp_path / "code")
+    whole, gone, cut = (first.path / name for name in ("pyproject.toml", "jobs/b.py", "flip/a.py"))
+    shutil.rmtree(gone.parent)
+    cut.chmod(0o644)
+    cut.write_text("A")
+    before = whole.stat()
+    assert take(repository, tmp_path / "code") == first
+    assert taken(first) == ["flip/a.py", "jobs/b.py", "pyproject.toml"], "whole, and nothing temporary is left"
+    assert (gone.read_text(), cut.read_text()) == ("B = 1\n", "A = 1\n")
+    assert [path.stat().st_mode & 0o777 for path in (gone, cut)] == [0o444, 0o444]
+    assert (whole.stat().st_ino, whole.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_snapshot_that_cannot_be_mended_is_a_sentence(repository, tmp_path, monkeypatch):
+    first = take(repository, tmp_path / "code")
+    (first.path / "jobs/b.py").unlink()
+    monkeypatch.setattr(os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(StorageError, match="b.py: .*No space left on device"):
+        take(repository, tmp_path / "code")
+    assert taken(first) == ["flip/a.py", "pyproject.toml"]
+
+
+def test_too_large_is_refused(repository, tmp_path):
+    (repository / "flip" / "data.py").write_bytes(bytes(2000))
+    with pytest.raises(ConfigError, match="larger.*data.py.*gitignore"):
+        take(repository, tmp_path / "code", limit=1000)
+    assert not (tmp_path / "code").exists()
+
+
+def test_a_file_that_was_not_submitted_is_refused(repository, tmp_path):
+    """Every Python imports a sitecustomize.py by itself."""
+    first = take(repository, tmp_path / "code")
+    (first.path / "sitecustomize.py").write_text("")
+    with pytest.raises(ConfigError, match="sitecustomize.py: a file in the copied code is not of the code"):
+        take(repository, tmp_path / "code")
+
+
+def test_changed_bytes_of_the_same_length_are_put_back(repository, tmp_path):
+    first = take(repository, tmp_path / "code")
+    (first.path / "flip/a.py").chmod(0o644)
+    (first.path / "flip/a.py").write_text("A = 2\n")
+    assert take(repository, tmp_path / "code") == first and (first.path / "flip/a.py").read_text() == "A = 1\n"
+
+
+@pytest.mark.parametrize("place", [".", "flip", "flip/a.py"])
+def test_a_copy_that_others_may_write_to_is_refused(repository, tmp_path, place):
+    first = take(repository, tmp_path / "code")
+    (first.path / place).chmod(0o666 | 0o111 * (place != "flip/a.py"))
+    with pytest.raises(PermissionDenied, match="is not trusted: .*every user may write to it"):
+        take(repository, tmp_path / "code")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("place", ["code", "copy", "link"])
+def test_a_copy_that_another_user_prepared_is_refused(repository, tmp_path, place):
+    first = take(repository, tmp_path / "code")
+    if place == "link":
+        first.path.rename(tmp_path / "moved")
+        first.path.symlink_to(tmp_path / "moved")
+    else:
+        os.chown(first.path if place == "copy" else first.path.parent, 12345, -1)
+    with pytest.raises(PermissionDenied, match="symbolic link" if place == "link" else "belongs to uid 12345"):
+        take(repository, tmp_path / "code")
+
+
+def test_bytecode_of_a_copy_is_closed_whatever_the_umask_allows(repository, tmp_path):
+    """Python executes it, and would create its folder with the umask."""
+    first = take(repository, tmp_path / "code")
+    before = os.umask(0)
+    try:
+        command = [sys.executable, "-c", "import flip.a"]
+        environment = {"PYTHONPATH": str(first.path), "PYTHONDONTWRITEBYTECODE": ""}
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+    finally:
+        os.umask(before)
+    assert list((first.path / "flip" / "__pycache__").iterdir())
+    assert take(repository, tmp_path / "code") == first
+
+
+def test_a_copy_is_closed_whatever_the_umask_allows(repository, tmp_path):
+    before = os.umask(0)
+    try:
+        snapshot = take(repository, tmp_path / "code")
+    finally:
+        os.umask(before)
+    assert not [
+        path for path in (snapshot.path.parent, *snapshot.path.parent.rglob("*")) if path.stat().st_mode & 0o022
+    ]

@@ -1,0 +1,185 @@
+"""Who looks at runs is not always who submitted them: what nobody else may read must not take the rest away."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from flip.runs.errors import FlipError
+from flip.runs.rundir import read_json, write_json
+from jobs import explain, report, status
+from jobs.common.cluster_profile import Profile
+from jobs.host import attempts
+from jobs.planning import plan as planning
+from jobs.runs import clusters
+from jobs.runs.clusters import Job
+from jobs.slurm import backend, job_states
+from jobs.submission import apply
+from tests.jobs.outcomes import make, wanted
+
+NOBODY = 65534
+SUBMITTED = "its job is not in Slurm's queue any more: submit again"
+
+
+@pytest.fixture
+def tmp_path():
+    """One that other users may enter, which pytest's is not."""
+    made = Path(tempfile.mkdtemp())
+    made.chmod(0o755)
+    yield made
+    for path in made.rglob("*"):
+        if path.is_dir():
+            path.chmod(0o755)
+    shutil.rmtree(made)
+
+
+@contextlib.contextmanager
+def another(*private: Path):
+    """As another user, who is kept out of the ``private`` folders; without root by their modes."""
+    modes = [(path, path.stat().st_mode) for path in private]
+    assert all(mode & 0o077 == 0 for _, mode in modes), "they are private without our help"
+    if os.geteuid() == 0:
+        os.seteuid(NOBODY)
+    else:
+        for path in private:
+            path.chmod(0)
+    try:
+        yield
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        for path, mode in modes:
+            path.chmod(mode)
+
+
+@pytest.fixture
+def sweep(tmp_path, commands):
+    """A canary a, on nodes, and b and c behind it. ``sweep.queue``: what squeue lists of (a, b and c)."""
+    commands("sbatch", 'echo "Submitted batch job 5$$"')
+    commands("srun", "")
+    commands("scontrol", "echo 'ClusterName = far'")
+    runs = [make(tmp_path / "runs" / "demo", name, steps=0, complete=False) for name in "abc"]
+    jobs = apply.with_canaries([Job(run, tmp_path / "code") for run in runs], tmp_path / "runs" / "demo", 50)
+    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
+    ahead, behind = (read_json(run.path / "job.json")["name"] for run in runs[:2])
+
+    def queue(first="RUNNING|None", others="PENDING|JobHeldUser"):
+        rows = [(ahead, "N/A", "57", first), (behind, 0, "58_0", others), (behind, 1, "58_1", others)]
+        lines = ["{}|{}|{}|{}|n1|{}|N/A".format(*row[:3], *row[3].split("|")) for row in rows if row[3]]
+        commands("squeue", "printf '%s\\n' " + " ".join(f"'{line}'" for line in lines))
+        (tmp_path / "calls").chmod(0o666)  # in which the stand-ins note who calls
+
+    commands.queue, commands.runs, commands.root = queue, runs, tmp_path / "runs"
+    commands.tokens = list((tmp_path / "runs" / "demo" / ".slurm").iterdir())
+    queue()
+    return commands
+
+
+def seen(sweep):
+    with another(*sweep.tokens):
+        found = job_states.states(sweep.runs)
+    return [(found[run.path].state, found[run.path].detail) for run in sweep.runs]
+
+
+WAITS = ("queued", "waits for its canary a")
+
+
+@pytest.mark.parametrize(
+    "first, others, expected",
+    [
+        ("RUNNING|None", "PENDING|JobHeldUser", [("running", "starting"), WAITS, WAITS]),
+        ("RUNNING|None", "PENDING|Priority", [("running", "starting")] + 2 * [("queued", "in Slurm: Priority")]),
+        ("", "RUNNING|None", [("stopped", SUBMITTED)] + 2 * [("running", "starting")]),
+        ("FAILED|None", "", [("stopped", "its job ended (FAILED): submit again")] + 2 * [("stopped", SUBMITTED)]),
+    ],
+)
+def test_where_runs_stand_is_seen_by_others_in_slurms_words(sweep, first, others, expected):
+    sweep.queue(first, others)
+    assert seen(sweep) == expected
+
+
+def test_where_slurm_hides_the_jobs_of_others_their_runs_are_unknown(sweep, monkeypatch):
+    """squeue lists nothing of them: they may run. Records of before name no user: the file's owner it is."""
+    run, mine, complete = sweep.runs
+    sweep.queue("", "")
+    sweep("scancel", "")
+    write_json(complete.result, {})
+    uid = read_json(run.path / "job.json")["uid"]
+    write_json(mine.path / "job.json", {**read_json(mine.path / "job.json"), "uid": uid + 1})
+    monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+
+    def stand(settings):
+        sweep("scontrol", f"printf '%s\\n' 'ClusterName = far' {settings}")
+        found = job_states.states([run, mine, complete])
+        return found[run.path].detail, *(state.state for state in found.values())
+
+    seen = (SUBMITTED, "stopped", "stopped", "complete")
+    why = f"this Slurm shows the jobs of {job_states._called(uid)} to nobody else (PrivateData)"
+    hidden = (why, "unknown", "stopped", "complete")
+    assert stand("") == stand("'PrivateData = accounts,users'") == seen
+    assert stand("'PrivateData             = accounts,jobs'") == hidden
+    with pytest.raises(FlipError, match=re.escape(f"not told to stop (found: 'a: {why}'")):
+        clusters.cancel([run])
+    write_json(run.identity, dict(wanted("a").identity))
+    plan = planning.plan([wanted("a")], planning.observe(run.path.parent, ["a"]), run.path.parent)
+    assert [action.kind for action in plan.actions] == ["unknown"] and not plan.starting
+    job = read_json(run.path / "job.json")
+    write_json(run.path / "job.json", {key: value for key, value in job.items() if key != "uid"})
+    assert stand("'PrivateData = jobs'") == hidden
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert stand("'PrivateData = jobs'") == seen, "root sees all"
+
+
+def test_what_waits_for_a_canary_that_has_failed_is_seen_by_others(sweep):
+    n = attempts.begin(sweep.runs[0], {})
+    sweep.runs[0].write_cause(n, 0, "config", 78, "a key is unknown")
+    attempts.end(sweep.runs[0], n, 78, "RUNNING")
+    sweep.queue(first="")
+    stuck = ("stopped", "its canary a is failed (rank 0: a key is unknown): submit again")
+    assert seen(sweep) == [("failed", "rank 0: a key is unknown"), stuck, stuck]
+
+
+def test_a_hold_after_the_canary_is_another_one(sweep):
+    write_json(sweep.runs[0].result, {})
+    held = ("queued", "in Slurm: JobHeldUser (release it with `scontrol release {}`)")
+    assert seen(sweep)[1:] == [(held[0], held[1].format(id_)) for id_ in ("58_0", "58_1")]
+
+
+def looks(sweep, capsys, command, *words):
+    """The same command once as ourselves, so that all modules are there, and once as another."""
+    found = []
+    for as_whom in (contextlib.nullcontext, lambda: another(*sweep.tokens)):
+        with as_whom():
+            assert command.main([*words, "--root", str(sweep.root)]) == 0
+        found.append(capsys.readouterr().out)
+    return found
+
+
+def test_the_commands_that_only_read_serve_others(sweep, capsys):
+    ours, theirs = looks(sweep, capsys, status, "demo", "--json")
+    assert ours == theirs and [row["state"] for row in json.loads(theirs)] == ["running", "queued", "queued"]
+    for command, words in ((explain, ["demo/b"]), (report, ["demo", "--json"]), (status, ["demo", "--goodput"])):
+        ours, theirs = looks(sweep, capsys, command, *words)
+        assert ours == theirs
+
+
+def test_a_run_that_may_not_be_read_hides_no_other(sweep, capsys):
+    hidden = sweep.runs[1].path
+    hidden.chmod(0o700)
+    sweep.tokens.append(hidden)
+    _, shown = looks(sweep, capsys, status, "demo", "--json")
+    rows = {row["run"]: row for row in json.loads(shown)}
+    assert [rows[name]["state"] for name in "abc"] == ["running", "unknown", "queued"]
+    assert f"{hidden}" in rows["b"]["reason"] and "Permission denied" in rows["b"]["reason"]
+    assert rows["b"].keys() == rows["a"].keys() and rows["b"]["samples"] is None
+    for words in (["demo"], ["demo", "--goodput"]):
+        looks(sweep, capsys, status, *words)
+    assert "cannot be read" in looks(sweep, capsys, explain, "demo/b")[1]
+    assert {row["run"]: row["state"] for row in json.loads(looks(sweep, capsys, report, "demo", "--json")[1])} == {
+        "a": "running", "b": "unknown", "c": "queued",
+    }  # fmt: skip

@@ -1,0 +1,137 @@
+"""Sweeps of the paper: planned without data, heads that say what they cost, configurations that their rows need."""
+
+import json
+import re
+
+import pytest
+
+from flip.config.identity import flatten
+from flip.config.merge import to_dict
+from flip.config.resolve import Host, facts, resolve
+from flip.config.validate import validate
+from flip.config.yaml_io import read_yaml
+from flip.monitoring.results import read_run
+from flip.runs.errors import ConfigError
+from jobs.reporting.paper_comparison import Line
+from jobs.submit import main
+from jobs.sweeps import published as paper
+from jobs.sweeps.published import Published, differences, obstacles, published
+from jobs.sweeps.sweep_file import SWEEPS, load
+from tests.jobs.outcomes import make
+
+FILES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.name != "paper.yaml")
+OF_THE_PAPER = [name for name in FILES if read_yaml(SWEEPS / f"{name}.yaml").get("paper")]
+SMALL = [name for name in FILES if name.endswith("_small")]
+TABLES = list(read_yaml(paper.RESULTS)["tables"])
+H100_NODE, LAPTOP = Host(cores=96, memory=10**12, bf16=True, cuda=True), Host(cores=2, memory=8 * 10**9)
+
+
+@pytest.fixture(autouse=True)
+def nothing_here(tmp_path, monkeypatch):
+    """No data, no Slurm."""
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PATH", "/nowhere")
+
+
+def head(name):
+    lines = (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines[: lines.index("")] if line.startswith("#")]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "quickstart"])
+def test_a_sweep_is_planned_without_its_data(name, capsys):
+    assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
+    plan = json.loads(capsys.readouterr().out)
+    assert {run["action"] for run in plan["runs"]} == {"new"}
+    command = f"python jobs/submit.py --sweep sweeps/{name}.yaml"
+    assert any(command in line for line in head(name)), "its head says how it is started"
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_a_head_says_what_is_expected_and_what_it_costs(name, capsys):
+    assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
+    plan, sweep = json.loads(capsys.readouterr().out), load(SWEEPS / f"{name}.yaml")
+    for run in plan["runs"]:
+        (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} ", line)]
+        row = published(sweep.paper[run["name"]])
+        assert f" {run['cost']['gpu_hours']:,.0f}" in line and f" {row.top1['imagenet']:.1f} %" in line
+        assert f"+- {row.within:g}" in line or row.not_yet
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_sweep_is_what_its_rows_of_the_paper_need(name):
+    sweep = load(SWEEPS / f"{name}.yaml", ["data.samples=5507"] if name == "quickstart" else [])
+    for run in sweep.runs:
+        config = resolve(run.config, LAPTOP if sweep.cluster == "local" else H100_NODE, facts(run.config))
+        validate(config)
+        if run.name in sweep.paper:
+            row = published(sweep.paper[run.name])
+            settings = flatten(to_dict(config))
+            assert row.not_yet or not list(differences(row, settings))
+            assert len(row.needs) > 30, "the recipe's values are among them"
+    if sweep.paper and sweep.cluster != "local":
+        assert {sweep.paper[name]["row"].split(",")[0] for name in sweep.paper} == {sweep.rows[0]["row"].split(",")[0]}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_row_names_a_run_that_a_sweep_has(table):
+    for name, entry in paper.rows(table).items():
+        row = published(entry)
+        assert row.run or row.not_yet, name
+        if row.run:
+            sweep, _, run = row.run.partition("/")
+            assert run in {run.arm for run in load(SWEEPS / f"{sweep}.yaml").runs}
+        assert {name.split("-")[0] for name in row.top1} == {"imagenet"}
+        assert all(50 < number < 85 for number in row.top1.values())
+
+
+def test_twins_say_that_nothing_was_published():
+    assert set(SMALL) == {"masking_small", "batch_small", "tuning_small", "grid_small"}
+    for name in SMALL:
+        sweep = load(SWEEPS / f"{name}.yaml")
+        assert not sweep.paper and "The paper has no numbers for this size" in "\n".join(head(name))
+        for run in sweep.runs:
+            assert (run.config.resources.gpus, run.config.resources.cpus, run.config.compute.threads) == (0, 2, 1)
+
+
+def test_an_unknown_row_is_named_with_those_that_are_there(tmp_path):
+    path = tmp_path / "s.yaml"
+    text = "set: {stages: [{name: pretrain, samples: 128, batch: 128}]}\nruns: {a: }\n"
+    for line, words in (("paper: {a: '1a, mask 51 %'}", "1a, mask 50 %"), ("table: 9z", "1a, 1b")):
+        path.write_text(text + line + "\n", encoding="utf-8")
+        with pytest.raises(ConfigError) as caught:
+            load(path)
+        assert words in caught.value.paragraph() and "s.yaml:3" in caught.value.paragraph()
+
+
+def test_what_makes_a_run_incomparable_is_told(tmp_path):
+    outcome = read_run(make(tmp_path / "demo", "mask50", "0.5").path)
+    row = published(paper.row("1a, mask 50 %"))
+    reasons = obstacles(row, [outcome], "imagenet")
+    for words in (
+        "model.size is tiny, published L/16",
+        "stages.pretrain.samples is 12,800, published 2.56 B",
+        "data.samples is 5,000, published 400 M",
+        "not scored on imagenet",
+    ):
+        assert words in reasons
+    assert not any("mask" in reason or "width" in reason for reason in reasons), "what is the same, or follows"
+    assert obstacles(row, [], "imagenet") == ["no run yet"]
+    masked = Published("", {}, images={"twemoji": 5000})
+    assert obstacles(masked, [outcome], "twemoji-mask0.5") == ["not scored on twemoji-mask0.5"]
+    small = Published("", {"twemoji": 20.0}, images={"twemoji": 5000})
+    assert obstacles(small, [outcome], "twemoji") == ["scored on 1,172 images of twemoji, published on 5,000"]
+    late = Published("", {}, needs={"stages.pretrain": None, "data.samples": 5500}, near={"data.samples": 0.1})
+    assert obstacles(late, [outcome], "twemoji") == ["has stages.pretrain, the published run has none"]
+    assert obstacles(Published("", {}, not_yet="no masked test"), [outcome], "twemoji") == ["no masked test"]
+
+
+def test_what_a_gap_means():
+    def verdict(ours, why=(), within=0.5):
+        return Line(Published("r", {}, within=within), "imagenet", "a", 69.6, ours, None, None, list(why)).verdict
+
+    assert verdict(70.1) == verdict(69.1) == "agrees within 0.5"
+    assert (verdict(70.2), verdict(68.0)) == ("above by more than 0.5", "below by more than 0.5")
+    assert (verdict(None), verdict(69.6, ["short"])) == ("not comparable yet", "not comparable")
+    assert verdict(69.6, within=None) == "no tolerance given"

@@ -1,0 +1,407 @@
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flip.config.derived import world
+from flip.config.identity import Change, identity
+from flip.config.resolve import Host, facts, resolve
+from flip.config.validate import validate
+from flip.config.yaml_io import Place, dump_yaml
+from flip.runs.errors import ConfigError
+from jobs.sweeps.constraints import parse
+from jobs.sweeps.sweep_file import SWEEPS, load
+
+H100_NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
+COMMON = "set: {model.size: tiny, data.samples: 1e6, stages: [{name: pretrain, samples: 1000, batch: 128}]}\n"
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Write a sweep file and load it."""
+
+    def write(text, *args, **kwargs):
+        path = tmp_path / "trial.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load(path, *args, **kwargs)
+
+    return write
+
+
+def mistake(sweep, text, *args, **kwargs):
+    with pytest.raises(ConfigError) as caught:
+        sweep(text, *args, **kwargs)
+    assert caught.value.code == 78 and "\n" not in caught.value.paragraph()
+    return caught.value.paragraph()
+
+
+@pytest.mark.parametrize(
+    "name, runs",
+    [
+        ("model_scaling", {"baseline": (128, "L/16", 12.8e9), "model": (256, "H/14", 12.8e9)}),
+        ("data_scaling", {"data": (128, "L/16", 12.8e9)}),
+        ("schedule_scaling", {"schedule": (128, "L/16", 25.6e9)}),
+        ("joint_scaling", {"model-data": (256, "H/14", 12.8e9), "joint": (256, "H/14", 25.6e9)}),
+    ],
+)
+def test_the_papers_sweeps_expand_and_validate(name, runs):
+    loaded = load(SWEEPS / f"{name}.yaml")
+    assert (loaded.name, loaded.cluster, set(loaded.paper)) == (name, "h100", set(runs))
+    for run in loaded.runs:
+        config = resolve(run.config, H100_NODE, facts(run.config))
+        assert not [note for note in validate(config) if "buffer" in note or "accuracy" in note]
+        assert (world(config), config.model.size, config.stages[0].samples) == runs[run.name]
+        assert [(s.name, s.batch, s.mask) for s in config.stages] == [
+            ("pretrain", 65536, "0.5"),
+            ("unmasked", 65536, "0"),
+        ]
+        assert config.recipe == "paper" and config.model.image.pool == "all" and config.optim.decay_logit_scale
+        assert config.stages[1].base_lr == 4e-8 and config.stages[1].samples == 128_000_000
+        assert config.stages[0].warmup == (256e6 if config.model.size == "H/14" else 51.2e6)
+
+
+def test_the_quickstart_and_the_portable_recipe():
+    loaded = load(SWEEPS / "quickstart.yaml", ["data.samples=5507"])
+    assert [run.name for run in loaded.runs] == ["mask50", "mask75", "clip"]
+    for run in loaded.runs:
+        config = resolve(run.config, Host(cores=2, memory=8 * 10**9), facts(run.config))
+        validate(config)
+        assert config.recipe == "portable" and config.model.image.pool == "patches" and config.model.text.prepend_cls
+        assert not config.optim.decay_logit_scale and config.data.lanes == 128
+        assert config.stages[0].base_lr * config.stages[0].batch / 256 == 1e-3
+    assert [s.mask for s in loaded.runs[0].config.stages] == ["0.5", "0"]
+    assert loaded.runs[0].differs["stages.unmasked"] is True and loaded.runs[2].differs["stages.unmasked"] is False
+
+
+#: What people have run directories of. A name that moves is a run that is trained twice; so is an identity.
+PINNED = {
+    "batch": {
+        "mask50-16k": "f65dd48363c6c8c1",
+        "mask50-64k": "99ef0c774051b1ad",
+        "mask75-16k": "864739d8f884ebf0",
+        "mask75-32k": "0bf44ed4b488b908",
+    },
+    "batch_small": {
+        "mask0.5-batch64": "a538aa62e331af0d",
+        "mask0.5-batch128": "395b0dd92f11023f",
+        "mask0.5-batch256": "c292bd9736ccece0",
+        "mask0.75-batch64": "8bc0c46156fca936",
+        "mask0.75-batch128": "9443053e7041d568",
+        "mask0.75-batch256": "0dc912aba0477faa",
+    },
+    "data_scaling": {"data": "b9987bc6b268ef16"},
+    "grid": {
+        "l16-laion400m-12.8b": "068fae29737a5b0b",
+        "l16-laion400m-25.6b": "6de56488a4fadd48",
+        "l16-laion2b-12.8b": "b9987bc6b268ef16",
+        "l16-laion2b-25.6b": "d87d827dcf911e0c",
+        "h14-laion400m-12.8b": "bc8ed517fe5b654f",
+        "h14-laion2b-12.8b": "10add03a098b307a",
+        "h14-laion2b-25.6b": "c1b5174c4eb81efe",
+    },
+    "grid_small": {
+        "s-half-113k": "d89d2c8183446834",
+        "s-half-225k": "66dd941293bb3c4e",
+        "s-all-113k": "d5d693ec49bc6203",
+        "s-all-225k": "395b0dd92f11023f",
+        "l-half-113k": "3f1da80d13e0efa7",
+        "l-half-225k": "561809bbcf6562ca",
+        "l-all-113k": "bb451b09306818f9",
+        "l-all-225k": "4385659b3cb2ed4e",
+    },
+    "inference": {"mask50": "fae74638742c29c6", "mask75": "7b5b0b9f7b04cdef"},
+    "joint_scaling": {"model-data": "10add03a098b307a", "joint": "c1b5174c4eb81efe"},
+    "masking": {"mask0": "5269d9803f3918ef", "mask50": "fae74638742c29c6", "mask75": "7b5b0b9f7b04cdef"},
+    "masking_small": {"mask0": "a68d2ac6cea2bb81", "mask50": "395b0dd92f11023f", "mask75": "0dc912aba0477faa"},
+    "model_scaling": {"baseline": "068fae29737a5b0b", "model": "bc8ed517fe5b654f"},
+    "quickstart": {"mask50": "c8fa0162132fb375", "mask75": "a30e3934d49cd143", "clip": "1a25b1e3bf9a3c40"},
+    "schedule_scaling": {"schedule": "6de56488a4fadd48"},
+    "sizes": {"clip-b16": "cbcc38e7d777a035", "clip-l16": "f283df04ee168ce4", "flip-b16": "baa7234d0ef035bb"},
+    "text_masking": {"random50": "2cc1fcd99c122b13", "prioritised50": "15cf2f9ad66a756b"},
+    "tuning": {"mask50": "d4e228c60b492659", "mask75": "e99287cec4d01476"},
+    "tuning_small": {
+        "mask50": "395b0dd92f11023f",
+        "mask50-tuned": "33082c01101f8c22",
+        "mask75": "9443053e7041d568",
+        "mask75-tuned": "8a391a32f70dc395",
+    },
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_names_and_identities_of_the_shipped_sweeps_stay(name, monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", "/no/cache")  # of data that are not there, the path stands in the identity
+    here = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]  # whatever is installed or fetched
+    runs = load(SWEEPS / f"{name}.yaml", here).runs
+    resolved = {run.name: resolve(run.config, H100_NODE, facts(run.config)) for run in runs}
+    assert {name: identity(config, "")["hash"][:16] for name, config in resolved.items()} == PINNED[name]
+
+
+def test_grid_runs_and_seeds_make_short_names(sweep):
+    text = COMMON + "grid: {stages.pretrain.mask: [0.5, 0.75], model.size: [tiny, L/16], seed: [3]}\n"
+    loaded = sweep(text)
+    assert [r.name for r in loaded.runs] == ["mask0.5-tiny", "mask0.5-l16", "mask0.75-tiny", "mask0.75-l16"]
+    assert loaded.runs[3].differs == {"stages.pretrain.mask": "0.75", "model.size": "L/16"}
+    assert loaded.runs[3].config.model.image.width == 1024 and loaded.runs[3].config.seed == 3
+    text = COMMON + "runs: {a: , b: {optim: {eps: 1e-6}, stages.pretrain.batch: 64}}\nseeds: [0, 7]\n"
+    loaded = sweep(text)
+    assert [(r.name, r.arm, r.config.seed) for r in loaded.runs] == [
+        ("a", "a", 0),
+        ("a-s7", "a", 7),
+        ("b", "b", 0),
+        ("b-s7", "b", 7),
+    ]
+    assert loaded.runs[0].differs == {"optim.eps": 1e-8, "stages.pretrain.batch": 128, "seed": 0}
+    assert [r.name for r in sweep(text, seeds=[5]).runs] == ["a-s5", "b-s5"]
+    assert [r.name for r in sweep(COMMON + "grid: {stages.pretrain.samples: [12.8e9, 65536]}").runs] == [
+        "samples12.8b",
+        "samples65536",
+    ]
+
+
+NESTED = """
+set: {stages: [{name: pretrain, samples: 1e6, batch: 1024}], data.samples: 1e6}
+runs:
+  plain:
+  tuned: {stages.unmasked: {samples: 1e5, batch: 512, mask: 0}}
+grid:
+  size:                                   # a labelled axis: its points carry what belongs together
+    zip: {model.size: [B/16, L/16], resources.nodes: [1, 2]}
+  data:
+    list:
+      - {name: laion400m, set: {data.manifest: /a}}
+      - name: laion2b
+        data.manifest: /b
+        grid: {stages.pretrain.mask: [0.5, 0.75]}
+"""
+
+
+def test_axes_nest_and_names_follow_the_way(sweep):
+    loaded = sweep(NESTED)
+    names = [run.name for run in loaded.runs]
+    tails = ["laion400m", "laion2b-mask0.5", "laion2b-mask0.75"]
+    assert names == [
+        f"{head}-{size}-{tail}" for head in ("plain", "tuned") for size in ("b16", "l16") for tail in tails
+    ]
+    last = loaded.runs[-1].config
+    assert (last.model.size, last.resources.nodes, last.data.manifest) == ("L/16", 2, "/b")
+    assert [(stage.name, stage.mask) for stage in last.stages] == [("pretrain", "0.75"), ("unmasked", "0")]
+    assert loaded.runs[0].against_base == [Change("data.manifest", "", "/a")]
+    assert [change.key for change in loaded.runs[5].against_base if not change.key.startswith("model.")] == [
+        "data.manifest", "resources.nodes", "stages.pretrain.mask",
+    ]  # fmt: skip
+
+
+def test_a_zip_goes_in_step_and_its_first_axis_names_it(sweep):
+    text = COMMON + "zip: {stages.pretrain.mask: [0, 0.5, 0.75], stages.pretrain.batch: [64, 128, 128]}\n"
+    assert [(r.name, r.config.stages[0].batch) for r in sweep(text).runs] == [
+        ("mask0", 64), ("mask0.5", 128), ("mask0.75", 128),
+    ]  # fmt: skip
+    more = sweep(text.replace("0.75]", "0.75, 0.9]").replace("128]", "128, 128]"))
+    assert [run.name for run in more.runs][:3] == [run.name for run in sweep(text).runs]
+
+
+@pytest.mark.parametrize(
+    "lines, left",
+    [
+        ("stages.pretrain.mask > 0.5", ["mask0.75-b16", "mask0.75-l16"]),
+        ("[stages.pretrain.mask > 0, model.size == L/16]", ["mask0.5-l16", "mask0.75-l16"]),
+        ("[model.size != 'L/16' or stages.pretrain.mask >= 0.75, seed == 0]", [
+            "mask0-b16", "mask0.5-b16", "mask0.75-b16", "mask0.75-l16",
+        ]),
+        ('["stages.pretrain.mask in [0, 0.50]", \'model.size not in ["L/16"]\']', ["mask0-b16", "mask0.5-b16"]),
+        ("stages.pretrain.warmup < stages.pretrain.mask", [
+            "mask0.5-b16", "mask0.5-l16", "mask0.75-b16", "mask0.75-l16",
+        ]),
+        ("model.text.prepend_cls == true or seed == 3", "all"),
+    ],
+)  # fmt: skip
+def test_where_keeps_what_it_says(sweep, lines, left):
+    text = COMMON + "grid: {stages.pretrain.mask: [0, 0.5, 0.75], model.size: [B/16, L/16]}\n"
+    expected = [run.name for run in sweep(text).runs] if left == "all" else left
+    assert [run.name for run in sweep(text + f"where: {lines}\n").runs] == expected
+
+
+def test_a_where_inside_is_about_its_own_runs_and_sees_the_whole_run(sweep):
+    inner = NESTED + "    where: model.size == B/16 or data.manifest == /a\n"
+    names = [run.name for run in sweep(inner).runs]
+    assert [name for name in names if "l16" in name] == ["plain-l16-laion400m", "tuned-l16-laion400m"]
+    absent = "where: stages.unmasked.batch == null or stages.unmasked.batch < 512\n"
+    assert {run.arm.split("-")[0] for run in sweep(NESTED + absent).runs} == {"plain"}
+    assert "absent" in mistake(sweep, NESTED + "where: stages.unmasked.batch < 1024\n")
+
+
+def test_what_the_sweep_sets_is_known_by_name(sweep):
+    one, other = sweep(
+        "set: {stages: [{name: one, batch: 8}]}\nruns: {a: {model: {size: L/16}}, b: {}}", ["seed=3"]
+    ).runs
+    assert {"stages.one.batch", "seed", "model.size", "model.image.width"} <= one.given
+    assert "stages.one.mask" not in one.given and not {"model.size", "model.image.width"} & other.given
+
+
+def test_a_seed_can_be_left_to_some_runs(sweep):
+    text = COMMON + "runs: {a: , b: {optim.eps: 1e-6}}\nseeds: [0, 1]\nwhere: seed == 0 or optim.eps == 1e-6\n"
+    assert [run.name for run in sweep(text).runs] == ["a", "b", "b-s1"]
+    assert [run.name for run in sweep(text, ["seed=5"]).runs] == ["a", "b", "b-s1"], "the command line moves no run"
+
+
+def test_overrides_win_and_only_keeps(sweep):
+    text = COMMON + "runs: {a: , b: {seed: 4}}\ngrid: {optim.eps: [1e-8]}\n"
+    loaded = sweep(text, ["seed=9"], only="b*")
+    assert [(r.name, r.config.seed) for r in loaded.runs] == [("b", 9)]
+    assert loaded.runs[0].differs == {}
+    assert "a, b" in mistake(sweep, text, only="c*")
+
+
+def test_recipe_siglip_is_portable_with_another_objective(sweep):
+    config, other = (sweep(f"recipe: {name}\nruns: {{a: }}\n").runs[0].config for name in ("siglip", "portable"))
+    found = config.model
+    assert (found.objective, found.temperature, found.logit_bias) == ("siglip", 0.1, -10)
+    found.objective, found.temperature = other.model.objective, other.model.temperature
+    found.max_logit_scale, config.recipe = other.model.max_logit_scale, other.recipe
+    assert config == other
+
+
+def test_recipe_portable2_is_portable_with_the_image_transform_of_open_clip(sweep):
+    config, other = (sweep(f"recipe: {name}\nruns: {{a: }}\n").runs[0].config for name in ("portable2", "portable"))
+    assert (config.evaluate.preprocess, config.data.to_rgb) == ("resize_crop", "convert")
+    assert (other.evaluate.preprocess, other.data.to_rgb) == ("crop_resize", "flatten")
+    config.evaluate, config.data, config.recipe = other.evaluate, other.data, other.recipe
+    assert config == other
+
+
+def test_recipes_lie_under_the_set(sweep, tmp_path):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/mine.yaml").write_text("base: portable\noptim: {beta1: 0.8, beta2: 0.7}\n")
+    config = sweep("recipe: mine\nset: {optim.beta1: 0.5}\nruns: {a: }\n").runs[0].config
+    assert (config.recipe, config.optim.beta1, config.optim.beta2) == ("mine", 0.5, 0.7)
+    assert config.optim.weight_decay == 0.2 and config.stages[1].samples == 128_000_000
+    assert sweep("recipe: [paper, mine]\nruns: {a: }\n").runs[0].config.recipe == "paper+mine"
+    (tmp_path / "recipes/mine.yaml").write_text("base: mine\n")
+    assert "its own base" in mistake(sweep, "recipe: mine\nruns: {a: }\n")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (COMMON, ["empty sweep", "runs"]),
+        ("", ["empty sweep"]),
+        (COMMON + "runs: {}\n", ["empty sweep"]),
+        (COMMON + "runs: []\n", [":2", "runs", "mapping"]),
+        (COMMON + "grid: {optim.eps: []}\n", [":2", "optim.eps", "list"]),
+        (COMMON + "grid: {optim.eps: 3}\n", ["optim.eps", "list"]),
+        (COMMON + "grid: {optim.eps: [1e-8, 0.00000001]}\n", [":2", "same name", "eps1e-08"]),
+        (COMMON + "grid: {model: [{size: tiny}, {size: B/16}]}\n", [":2", "grid.model", "no short name", "list"]),
+        (COMMON + "grid: {}\n", [":2", "grid", "is empty"]),
+        (COMMON + "list: []\n", [":2", "list", "is empty"]),
+        (COMMON + "zip: {}\n", [":2", "zip", "is empty"]),
+        (COMMON + "zip:\n  seed: [1, 2]\n  optim.eps: [1e-8]\n", [":2", "zip", "unequal", "seed 2, optim.eps 1"]),
+        (COMMON + "zip: {optim.eps: [1e-8, 1e-8], seed: [1, 2]}\n", [":2", "same name", "first axis"]),
+        (COMMON + "list:\n  - {name: a}\n  - {name: a}\n", [":2", "list", "same name", "'a'"]),
+        (COMMON + "list:\n  - name: a\n  - seed: 3\n", [":4", "list.1", "has no name"]),
+        (COMMON + "list:\n  - name: a\n    optim: {ebs: 1}\n", [":4", "optim.ebs", "optim.eps"]),
+        (COMMON + "list: [a]\n", [":2", "list.0", "mapping"]),
+        (COMMON + "list: [{name: ../a}]\n", [":2", "list.0", "../a", "a-z"]),
+        (COMMON + "grid:\n  x:\n    size: 3\n", [":3", "grid.x", "runs, list, zip, grid"]),
+        (COMMON + "runs:\n  a:\n    gird: {seed: [1]}\n", [":4", "runs.a.gird", "Did you mean grid"]),
+        (COMMON + "grid: {data.tokenizer: ['..', b]}\n", [":2", "makes no name", ".."]),
+        (COMMON + "grid: {recipe: [paper, portable]}\n", [":2", "grid.recipe", "a label"]),
+        (COMMON + f"grid: {{data.samples: {[*range(200)]}, seed: {[*range(99)]}}}\n", ["19,800 runs"]),
+        (COMMON + "runs: {a: , b: }\nwhere: optim.ebs > 1\n", [":3", "where", "optim.ebs", "optim.eps"]),
+        (COMMON + "runs: {a: }\nwhere: optim.eps > 1\n", [":3", "where", "holds for none", "optim.eps > 1"]),
+        (COMMON + "runs: {a: {seed: 1}, b: {}}\nwhere: [seed == 1, seed == 0]\n", [":3", "no run is left"]),
+        (COMMON + "runs: {a: }\nwhere: model.size < 3\n", [":3", "model.size is 'tiny' in run a", "order"]),
+        (COMMON + "runs: {a: }\nwhere: seed = 3\n", [":3", "not understood", "= 3"]),
+        (COMMON + "runs: {a: }\nwhere: seed == 3 and seed == 4\n", ["joined by or", "two lines"]),
+        (COMMON + "runs: {a: }\nwhere: seed ==\n", ["ends too early"]),
+        (COMMON + "runs: {a: }\nwhere: seed is 0\n", ["is does not compare"]),
+        (COMMON + "runs: {a: }\nwhere: __import__('os').system('true')\n", ["where", "not expected there"]),
+        (COMMON + "runs: {a: }\nwhere: [3]\n", ["where", "lines of comparisons", "3"]),
+        (COMMON + "runs: {a: }\nwhere: []\n", ["where", "is empty"]),
+        (COMMON + "runs: {a: }\nwhere: seed == ${x}\n", ["interpolation is off"]),
+        (COMMON + "runs: {a: }\nseeds: [1, 1]\n", [":3", "seeds", "a seed is repeated", "1"]),
+        (COMMON + "runs:\n  a:\n  b:\n  a:\n", [":5:3", "stands twice"]),
+        (COMMON + "runs: {A/B: }\n", ["runs.A/B", "a-z"]),
+        (COMMON + "runs: {a: 3}\n", ["runs.a", "mapping"]),
+        (COMMON + "runs:\n  a:\n    optim:\n      ebs: 1\n", [":5", "optim.ebs", "optim.eps"]),
+        (COMMON + "grid:\n  optim.ebs: [1, 2]\n", [":3", "optim.ebs"]),
+        (COMMON + "run: {a: }\n", [":2", "run", "Did you mean runs"]),
+        (COMMON + "optim.eps: 1\n", ["set.optim.eps"]),
+        (COMMON + "runs: {a: }\nrecipe: papr\n", [":3", "papr", "paper"]),
+        (COMMON + "runs: {a: }\npaper:\n  b: {x: 1}\n", [":4", "paper.b", "no such run"]),
+        (COMMON + "runs: {a: }\npaper:\n  a: 74.3\n", [":4", "paper.a", "mapping"]),
+        (COMMON + "runs: {a: }\npaper:\n  a:\n    x: good\n", [":5", "paper.a.x", "number", "good"]),
+        (COMMON + "runs: {a: }\npaper: {a: {x: true}}\n", [":3", "paper.a.x", "number"]),
+        (COMMON + "runs: {a: }\nseeds: [x]\n", [":3", "seed", "'x'"]),
+        (COMMON + "runs: {a: }\nname: a/b\n", ["name", "a/b"]),
+        ("- a\n", ["a mapping is needed"]),
+        (COMMON + "runs: {a: {data.tokenizer: '${x}'}}\n", ["interpolation is off"]),
+    ],
+)
+def test_mistakes_name_file_line_and_key(sweep, text, words):
+    paragraph = mistake(sweep, text)
+    for word in ["trial.yaml", *words]:
+        assert word in paragraph
+
+
+HOSTILE = st.one_of(
+    st.text(min_size=1, max_size=120),
+    st.text("ab/.-_$()`'\"; \n\t*?~&|<>\\{}\0é", min_size=1, max_size=12),
+    st.sampled_from(["..", ".hidden", "-rf", "$(touch x)", "a/../../b", "a\nb", "a" * 300, "con", "~", "latest", "A"]),
+)
+FORMS = {
+    "sweep": lambda name: {"name": name, "runs": {"a": None}},
+    "run": lambda name: {"runs": {name: None}},
+    "member": lambda name: {"list": [{"name": name}, {"name": "other"}]},
+    "label": lambda name: {"grid": {name: {"list": [{"name": "a"}, {"name": "b"}]}}},
+    "value": lambda name: {"grid": {"data.tokenizer": [name, "other"]}},
+    "nested": lambda name: {"runs": {"a": {"zip": {"data.tokenizer": [name, name + "x"]}}}},
+    "stage": lambda name: {"runs": {"a": {"stages": [{"name": name, "samples": 1000, "batch": 128}]}}},
+    "evaluation": lambda name: {"runs": {"a": {"evaluate.sets": [{"name": name, "manifest": "m", "classes": "c"}]}}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(name=HOSTILE)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_name_leaves_its_folder_or_means_anything_to_a_shell(form, name, tmp_path):
+    path = tmp_path / "trial.yaml"
+    path.write_text(COMMON + dump_yaml(FORMS[form](name)), encoding="utf-8")
+    try:
+        loaded = load(path)
+        configs = [resolve(run.config, H100_NODE, facts(run.config)) for run in loaded.runs]
+        for config in configs:
+            validate(config)
+    except ConfigError as error:
+        assert "\n" not in error.paragraph()
+        return
+    names = [loaded.name, *(run.name for run in loaded.runs)]
+    names += [part.name for config in configs for part in (*config.stages, *config.evaluate.sets)]
+    for part in names:
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", part) and shlex.quote(part) == part
+        assert (tmp_path / part).resolve().parent == tmp_path
+
+
+@given(text=st.text("abc.seed01 =!<>\"'[],()${}&*#:\\n", max_size=30))
+def test_a_where_is_understood_or_refused(text):
+    try:
+        assert all(condition.any for condition in parse(text, Place("trial.yaml", "where", 3)))
+    except ConfigError as error:
+        assert "trial.yaml" in error.paragraph()
+
+
+def test_loading_brings_no_torch():
+    root = Path(__file__).resolve().parents[3]
+    code = "import sys; from jobs.sweeps.sweep_file import load; load('sweeps/model_scaling.yaml'); "
+    code += "assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
