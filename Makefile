@@ -52,7 +52,7 @@ lock: dev  ## write requirements.lock and requirements-dev.lock anew: today's re
 		mv "$$folder/$$name.lock" . || exit 1; done
 
 slurm: dev  ## Slurm's packages for the tests, where they may be installed (root on Debian); else a line says so
-	@missing=$$($(BIN)/python tools/slurm_here.py packages --accounting) && \
+	@missing=$$($(BIN)/python tools/slurm_sandbox.py packages --accounting) && \
 		{ [ -z "$$missing" ] || tests/slurm/install.sh $$missing; }
 	@command -v shellcheck >/dev/null || tests/slurm/install.sh shellcheck || \
 		{ echo "no shellcheck: the batch scripts are not looked at by it"; [ "$$FLIP_REQUIRE_SLURM" != 1 ]; }

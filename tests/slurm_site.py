@@ -7,7 +7,7 @@ from typing import NoReturn
 import pytest
 
 from flip.runs.errors import ConfigError
-from tools.onebox import daemons
+from tools.sandbox import daemons
 
 
 def require(accounting: bool = False) -> None:

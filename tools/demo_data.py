@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     import time
 
     from flip.runs.errors import FlipError
-    from tools.demo import build
+    from tools.emoji_dataset import build
 
     cache = (arguments.cache or Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip")).expanduser().absolute()
     start = time.monotonic()

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from flip.runs.rundir import RunDir
     from jobs.common.cluster_profile import roots
     from jobs.runs import select
-    from tools.shards_cli.common import writing
+    from tools.shards_commands.output import writing
 
     source = options.run if Path(options.run).is_dir() else select.one(options.run, roots()).path
     from flip.export.exporter import export  # torch: a wrong name was said by now

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, metavar="FOLDER", help="where study.md and study/ are (default: docs)")
     options = parser.parse_args(arguments)
     from flip.runs.errors import FlipError
-    from tools.paired.rounds import ROOT, Unfinished
+    from tools.masking_study.runner import ROOT, Unfinished
 
     docs = options.docs or ROOT / "docs"
     try:
@@ -47,28 +47,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(options: argparse.Namespace, docs: Path) -> int:
     from flip.runs.rundir import write_json
-    from tools.paired import calibration, page, pairs, rounds
-    from tools.paired.design import ROUNDS
+    from tools.masking_study import calibration, paired_stats, runner, study_page
+    from tools.masking_study.design import ROUNDS
 
     kept, choices = docs / "study" / "calibration.json", docs / "study" / "choices.json"
     if options.calibrate:
         before = calibration.machine()
-        timed = rounds.calibrate(options.cluster)
+        timed = runner.calibrate(options.cluster)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, calibration.record(timed, before))
         choices.unlink(missing_ok=True)
     found = calibration.read(kept)
     times = calibration.times(found)
     if options.calibrate or options.plan:
-        print(page.plan(times))
+        print(study_page.plan(times))
         return 0
-    recorded = pairs.recorded(choices)
+    recorded = paired_stats.recorded(choices)
     if not options.page:
-        rounds.study(times, options.cluster, recorded)
-    there = rounds.collect(recorded)
+        runner.study(times, options.cluster, recorded)
+    there = runner.collect(recorded)
     if not recorded and all(one.name in there.chosen for each in ROUNDS for one in each.arms):
         write_json(choices, there.chosen)
-    for path in page.write(docs, found, there):
+    for path in study_page.write(docs, found, there):
         print(path)
     return 0
 

@@ -46,7 +46,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from flip.runs.errors import ConfigError
     from flip.tokenizer import SPECIAL
     from flip.tokenizer import train as make
-    from tools.shards_cli.common import writing
+    from tools.shards_commands.output import writing
 
     if options.out.exists():
         raise ConfigError("exists already", str(options.out), remedy="Name another file, or move this one away.")

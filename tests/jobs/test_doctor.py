@@ -300,7 +300,7 @@ def test_help_ends_with_examples_and_imports_nothing_of_ours():
 def test_a_real_site(tmp_path):
     """What is written for it is taken by it; a partition that cancels what it preempts is found out."""
     from tests.slurm_site import require
-    from tools.slurm_here import Here
+    from tools.slurm_sandbox import Here
 
     require()
     here = Here(tmp_path / "slurm", nodes=2, grace=9)

@@ -13,7 +13,6 @@ from PIL import Image
 
 from flip.config.schema import TextTower
 from flip.data import decode
-from flip.data.look import _json
 from flip.data.storage import etag, s3
 from flip.data.storage.base import Fault
 from flip.data.worker import Undecodable, captions_of, json_fields, label_of
@@ -21,6 +20,7 @@ from flip.evaluation import annotations, prompts
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer, clean, train
 from tests.parsers.spoil import DEEP, changed, spoiled, texts
+from tools.shards_commands.look import _json
 
 pytestmark = pytest.mark.timeout(60)
 

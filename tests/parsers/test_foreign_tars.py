@@ -17,10 +17,10 @@ from typing import NamedTuple
 import pytest
 import webdataset
 
-from flip.data import look
 from flip.data.manifest.build import index
 from flip.data.storage.client import Reader
 from flip.runs.errors import DataError
+from tools.shards_commands import look
 
 BSDTAR = shutil.which("bsdtar")
 FORMATS = {

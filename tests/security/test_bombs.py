@@ -297,7 +297,7 @@ READERS = """
     from flip.data.storage.client import Reader
     from flip.evaluation import annotations as listings, open_clip_folder, prompts
     from flip.tokenizer import Tokenizer
-    from tools.shards_cli import making
+    from tools.shards_commands import write as making
 
     def opened(path):
         path = Path(path)

@@ -13,7 +13,7 @@ import webdataset
 from flip.data.manifest.build import index
 from tests.slurm.scenarios import FOREIGN
 from tests.slurm_site import require
-from tools.slurm_here import Here
+from tools.slurm_sandbox import Here
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES, SHARDS = 200, 3

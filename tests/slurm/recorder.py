@@ -32,7 +32,7 @@ SETTLED = 2.0
 
 
 def profile(**fields):
-    """A profile for ``tools/slurm_here.py``."""
+    """A profile for ``tools/slurm_sandbox.py``."""
     base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5}
     return Profile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
 
@@ -288,7 +288,7 @@ def fields_of(text):
 @contextlib.contextmanager
 def slurm(folder, **options):
     """A Slurm for scenes: (here, the real squeue). The environment of this process is made fit for it and put back."""
-    from tools.slurm_here import Here
+    from tools.slurm_sandbox import Here
 
     squeue, before = shutil.which("squeue"), dict(os.environ)
     here = Here(folder / "slurm", nodes=4, **options)

@@ -85,7 +85,7 @@ def main(arguments=None):
     if args.faults < 1:
         parser.error("--faults: at least 1")
     from flip.runs.errors import FlipError
-    from tools.onebox import daemons
+    from tools.sandbox import daemons
 
     try:
         daemons.missing(accounting=False)

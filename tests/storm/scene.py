@@ -23,8 +23,8 @@ from tests.s3.servers import BUCKET, Nanio, environment, upload
 from tests.storm.deal import RUNS
 from tests.storm.faults import DEADLINE
 from tests.synthetic import make_dataset, make_tokenizer
-from tools.onebox import daemons, processes
-from tools.onebox.here import Here
+from tools.sandbox import daemons, processes
+from tools.sandbox.cluster import Here
 
 ROOT = Path(__file__).resolve().parents[2]
 PACE = 0.06

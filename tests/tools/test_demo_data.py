@@ -19,7 +19,7 @@ from PIL import Image
 
 from flip.config.resolve import DEMONSTRATION
 from flip.data.manifest.manifest import Manifest
-from tools.demo import build, packages, render, split
+from tools.emoji_dataset import build, download, render, split
 
 ROOT = Path(__file__).resolve().parents[2]
 SQUARE = '<rect width="{0}" height="{0}" fill="{1}"/>'
@@ -137,15 +137,15 @@ def test_no_network_is_69_and_leaves_nothing(tmp_path: Path) -> None:
     path = fake_npm(tmp_path / "bin", "sys.exit('request failed: getaddrinfo')")
     result = command(tmp_path / "cache", path)
     assert result.returncode == 69 and "Traceback" not in result.stderr
-    assert packages.NAMES.spec in result.stderr and "getaddrinfo" in result.stderr
+    assert download.NAMES.spec in result.stderr and "getaddrinfo" in result.stderr
     assert not (tmp_path / "cache" / "emoji").exists() and not list((tmp_path / "cache" / "packages").iterdir())
 
 
 def test_a_wrong_tarball_is_65_and_removed(tmp_path: Path) -> None:
-    body = f"(Path(sys.argv[sys.argv.index('--pack-destination') + 1]) / {packages.NAMES.file!r}).write_bytes(b'evil')"
+    body = f"(Path(sys.argv[sys.argv.index('--pack-destination') + 1]) / {download.NAMES.file!r}).write_bytes(b'evil')"
     result = command(tmp_path / "cache", fake_npm(tmp_path / "bin", body))
     assert result.returncode == 65 and "Traceback" not in result.stderr
-    assert packages.NAMES.sha512 in result.stderr and packages.NAMES.spec in result.stderr
+    assert download.NAMES.sha512 in result.stderr and download.NAMES.spec in result.stderr
     assert not list((tmp_path / "cache" / "packages").iterdir())
 
 
@@ -158,7 +158,7 @@ def test_a_cache_that_cannot_be_is_69(tmp_path: Path) -> None:
 
 def test_without_npm_it_is_taken_from_a_wheel(tmp_path: Path) -> None:
     result = command(tmp_path / "cache", tmp_path, PIP_NO_INDEX="1")
-    assert result.returncode == 69 and packages.NODE in result.stderr
+    assert result.returncode == 69 and download.NODE in result.stderr
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     store = tmp_path / "cache" / "packages"
     store.mkdir(parents=True)
 
-    def pack(package: packages.Package, files: dict[str, object]) -> packages.Package:
+    def pack(package: download.Package, files: dict[str, object]) -> download.Package:
         with tarfile.open(store / package.file, "w:gz") as tar:
             for name, value in files.items():
                 content = value.encode() if isinstance(value, str) else json.dumps(value).encode()
@@ -180,10 +180,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
         digest = hashlib.sha512((store / package.file).read_bytes()).digest()
-        return packages.Package(package.name, package.version, base64.b64encode(digest).decode())
+        return download.Package(package.name, package.version, base64.b64encode(digest).decode())
 
     vendors = {}
-    for v, (vendor, package) in enumerate(packages.VENDORS.items()):
+    for v, (vendor, package) in enumerate(download.VENDORS.items()):
         bodies = {s: SQUARE.format(8 + v, f"#{i * 28:02x}{255 - i * 25:02x}40") for i, s in enumerate(SLUGS)}
         bodies["tree"] = bodies["bat"]
         icons = {s.replace("-", "") if vendor == "fxemoji" else s: {"body": body} for s, body in bodies.items()}
@@ -194,10 +194,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     words = {chr(0x1F400 + i): {"tts": [f"the {slug}"], "default": ["x", "y"]} for i, slug in enumerate(SLUGS)}
     annotations = {"annotations": {"annotations": words}}
     files = {"annotations/en/annotations.json": annotations, "package.json": {"license": "L"}, "LICENSE": "text"}
-    names = pack(packages.NAMES, files)
-    monkeypatch.setattr(packages, "VENDORS", vendors)
-    monkeypatch.setattr(packages, "NAMES", names)
-    monkeypatch.setattr(packages, "ALL", (names, *vendors.values()))
+    names = pack(download.NAMES, files)
+    monkeypatch.setattr(download, "VENDORS", vendors)
+    monkeypatch.setattr(download, "NAMES", names)
+    monkeypatch.setattr(download, "ALL", (names, *vendors.values()))
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path / "cache"
 
@@ -259,7 +259,7 @@ def test_build_is_a_function_of_the_packages(tiny: Path) -> None:
 
 
 def test_ready_is_said_without_npm_or_packages(tmp_path: Path) -> None:
-    done = {"version": build.VERSION, "packages": {p.name: [p.version, p.sha512] for p in packages.ALL}}
+    done = {"version": build.VERSION, "packages": {p.name: [p.version, p.sha512] for p in download.ALL}}
     done |= {"counts": dict.fromkeys(("named", "drawn", "distinct", "training", "unseen"), 1), "sets": {}}
     (tmp_path / "emoji").mkdir()
     (tmp_path / "emoji" / "done.json").write_text(json.dumps(done))

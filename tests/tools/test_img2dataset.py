@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flip.data import look
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.client import Reader
 from tests.synthetic import encode, picture
 from tests.tools.test_shards_cli import call
+from tools.shards_commands import look
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 COUNT, PER_SHARD, SIDE = 70, 16, 64

@@ -20,8 +20,8 @@ from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import make_dataset
 from tests.tools.test_shards import TOOL, run
 from tests.tools.test_shards_cli import call
-from tools.shards_cli.common import Bar
-from tools.shards_cli.indexing import share
+from tools.shards_commands.index import share
+from tools.shards_commands.output import Bar
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
 from jobs.reporting.document import Table
 from jobs.sweeps.sweep_file import load
-from tools.paired import calibration, design, page, pairs, rounds
-from tools.paired.design import ROUNDS, SEEDS
-from tools.paired.rounds import Found
+from tools.masking_study import calibration, design, paired_stats, study_page
+from tools.masking_study import runner as rounds
+from tools.masking_study.design import ROUNDS, SEEDS
+from tools.masking_study.runner import Found
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = {
@@ -143,43 +144,43 @@ def test_the_best_on_the_validation_vendor_is_chosen_and_of_equals_the_smallest(
         one.trial(peak): outcome(tmp_path, one.trial(peak), validation=v, twemoji=t)
         for peak, v, t in zip(one.peaks, (0.2, 0.3, 0.3), (0.9, 0.1, 0.2), strict=True)
     }
-    assert pairs.choose(one, trials) == (one.peaks[1], dict(zip(one.peaks, (0.2, 0.3, 0.3), strict=True)))
+    assert paired_stats.choose(one, trials) == (one.peaks[1], dict(zip(one.peaks, (0.2, 0.3, 0.3), strict=True)))
     del trials[one.trial(one.peaks[0])]
     with pytest.raises(ConfigError, match="no score yet"):
-        pairs.choose(one, trials)
+        paired_stats.choose(one, trials)
 
 
 def test_what_was_chosen_once_is_trained_everywhere(tmp_path: Path) -> None:
     """Where two trials are as good as equal, another processor would choose the other one."""
     made = {one.name: one.peaks[0] for one in ARMS}
     path = tmp_path / "choices.json"
-    assert pairs.recorded(path) == {}
+    assert paired_stats.recorded(path) == {}
     write_json(path, made)
-    there = Found(pairs.recorded(path))
+    there = Found(paired_stats.recorded(path))
     trials = found(tmp_path).trials
     there.trials |= trials
     for each in ROUNDS:
         there.choose(each)
     assert there.chosen == made
-    (table,) = (block for block in page._trials(there) if isinstance(block, Table))
+    (table,) = (block for block in study_page._trials(there) if isinstance(block, Table))
     assert all(f"(these trials: {one.peaks[1]:g})" in str(table.rows[i]["chosen"]) for i, one in enumerate(ARMS))
     for wrong in ({"clip": 0.1}, made | {"clip": 0.1}, [1]):
         write_json(path, wrong)
         with pytest.raises(ConfigError, match="the chosen learning rates cannot be read"):
-            pairs.recorded(path)
-    kept = pairs.recorded(Path(__file__).resolve().parents[2] / "docs" / "study" / "choices.json")
+            paired_stats.recorded(path)
+    kept = paired_stats.recorded(Path(__file__).resolve().parents[2] / "docs" / "study" / "choices.json")
     assert kept.keys() == made.keys()
 
 
 def test_differences_are_of_pairs() -> None:
     """1, 2, 3 points: mean 2, s = 1, t(2) = 4.303: half-width 4.303 / sqrt(3) = 2.484."""
-    made = pairs.difference({0: 0.11, 1: 0.22, 2: 0.33, 7: 0.9}, {2: 0.30, 0: 0.10, 1: 0.20})
+    made = paired_stats.difference({0: 0.11, 1: 0.22, 2: 0.33, 7: 0.9}, {2: 0.30, 0: 0.10, 1: 0.20})
     assert made is not None and list(made.each) == [0, 1, 2]
     assert (made.mean, made.low, made.high) == pytest.approx((2.0, 2 - 2.4843, 2 + 2.4843), abs=1e-3)
     assert made.verdict == "undecided"
-    assert pairs.difference({0: 0.1, 1: 0.2}, {0: 0.1, 1: 0.2}) is None
+    assert paired_stats.difference({0: 0.1, 1: 0.2}, {0: 0.1, 1: 0.2}) is None
     apart = {seed: 0.2 + 0.001 * seed for seed in range(3)}
-    less, none = pairs.difference(dict.fromkeys(range(3), 0.1), apart), pairs.difference(apart, apart)
+    less, none = paired_stats.difference(dict.fromkeys(range(3), 0.1), apart), paired_stats.difference(apart, apart)
     assert less is not None and less.verdict == "less"
     assert none is not None and none.verdict == "undecided"
 
@@ -222,7 +223,7 @@ def _both(name: str) -> tuple[str, str]:
 def test_the_page_says_what_came_out_also_against_the_claim(tmp_path: Path) -> None:
     gains = {"mask50": 0.05, "mask75": -0.05, "mask50-unmasked": 0.05, "mask50-masked": 0.05}
     study = found(tmp_path, 3, gains)
-    written = page.write(tmp_path / "docs", KEPT, study)
+    written = study_page.write(tmp_path / "docs", KEPT, study)
     text = (tmp_path / "docs" / "study.md").read_text(encoding="utf-8")
     assert "mask50 is more accurate than clip: +5.0 (+5.0 to +5.0) points" in text
     assert "mask75 is less accurate than clip: -5.0" in text
@@ -242,10 +243,10 @@ def test_the_page_says_what_came_out_also_against_the_claim(tmp_path: Path) -> N
 def test_a_study_that_is_not_done_says_what_is_missing(tmp_path: Path) -> None:
     study = found(tmp_path, 2)
     del study.runs[ROUNDS[1].arms[0].run(0)]
-    page.write(tmp_path, KEPT, study)
+    study_page.write(tmp_path, KEPT, study)
     text = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert text.count("no answer, fewer than 3 pairs") == 4 and "mask75-b64 against mask75: no answer" in text
-    page.write(tmp_path, KEPT, Found())
+    study_page.write(tmp_path, KEPT, Found())
     assert "mask50 against clip: no answer" in (tmp_path / "study.md").read_text(encoding="utf-8")
 
 

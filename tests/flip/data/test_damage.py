@@ -15,12 +15,12 @@ from flip.data.manifest import tar
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import Order
-from flip.data.verify import Plan, Report, check, resized
 from flip.runs.errors import DataError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, loader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_loader import same, take
 from tests.synthetic import caption, encode, picture
+from tools.shards_commands.verify_library import Plan, Report, check, resized
 
 HURT, AT = 2, 20
 """The damage is in sample AT of shard HURT."""

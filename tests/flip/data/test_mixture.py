@@ -5,7 +5,7 @@ import pytest
 import webdataset
 
 from flip.config import schema
-from flip.data import look, masking, mixture
+from flip.data import masking, mixture
 from flip.data.loader import Loader
 from flip.data.manifest.build import index
 from flip.data.mixture import IDS, Source
@@ -14,6 +14,7 @@ from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES
 from tests.synthetic import caption, encode, make_dataset, picture
+from tools.shards_commands import look
 
 OTHER = 90
 

@@ -10,13 +10,13 @@ import tarfile
 import numpy as np
 import pytest
 
-from flip.data import look
 from flip.data.manifest import tar
 from flip.data.manifest.build import choose_chunk, index
 from flip.data.manifest.manifest import Manifest, Table, write
 from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from tests.synthetic import caption, make_dataset
+from tools.shards_commands import look
 
 
 @pytest.fixture(scope="module")

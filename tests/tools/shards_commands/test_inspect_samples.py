@@ -6,7 +6,6 @@ import os
 import pytest
 
 from flip.config import schema
-from flip.data import look
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.mixture import Source
 from flip.data.order import Order
@@ -15,6 +14,7 @@ from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
 from tests.flip.data.test_loader import spoil, take
 from tests.synthetic import caption, encode, picture
+from tools.shards_commands import look
 
 
 def config(samples=SAMPLES, **data):

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.threads import only_first_thread_ended
-from tools.onebox import processes
+from tools.sandbox import processes
 
 TELLS = 'echo began > "$1/began"; sleep 60; echo "its child has died" > "$1/told"'
 

@@ -17,11 +17,11 @@ import pytest
 from flip.runs.errors import ConfigError, FlipError
 from jobs.common.cluster_profile import load_profile
 from tests.slurm_site import require, require_shellcheck
-from tools.onebox import daemons, processes
-from tools.slurm_here import Here, main
+from tools.sandbox import daemons, processes
+from tools.slurm_sandbox import Here, main
 
 pytestmark = pytest.mark.slurm
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_here.py"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_sandbox.py"
 
 
 @pytest.fixture

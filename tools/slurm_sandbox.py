@@ -11,19 +11,19 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from tools.onebox import daemons
-from tools.onebox.here import Here
+from tools.sandbox import daemons
+from tools.sandbox.cluster import Here
 
 __all__ = ["Here"]
 EXAMPLES = """examples:
-  python tools/slurm_here.py start                     four nodes of 8 GPUs; says how jobs get there
-  python tools/slurm_here.py preempt --seconds 20      a job of higher priority takes all nodes for a while
-  python tools/slurm_here.py lose n2                   as if that machine were gone; `return n2` brings it back
-  python tools/slurm_here.py status                    daemons, nodes, jobs
-  python tools/slurm_here.py stop                      cancels what runs, leaves no process
-  apt-get install $(python tools/slurm_here.py packages)
-  python tools/slurm_here.py start --nodes 2 --grace 0 --no-user-signal --accounting --set KillWait=30
-  python tools/slurm_here.py start --accounting --preempt qos --no-requeue --job-submit site.lua --max-submit 20
+  python tools/slurm_sandbox.py start                     four nodes of 8 GPUs; says how jobs get there
+  python tools/slurm_sandbox.py preempt --seconds 20      a job of higher priority takes all nodes for a while
+  python tools/slurm_sandbox.py lose n2                   as if that machine were gone; `return n2` brings it back
+  python tools/slurm_sandbox.py status                    daemons, nodes, jobs
+  python tools/slurm_sandbox.py stop                      cancels what runs, leaves no process
+  apt-get install $(python tools/slurm_sandbox.py packages)
+  python tools/slurm_sandbox.py start --nodes 2 --grace 0 --no-user-signal --accounting --set KillWait=30
+  python tools/slurm_sandbox.py start --accounting --preempt qos --no-requeue --job-submit site.lua --max-submit 20
 """
 
 
@@ -104,7 +104,7 @@ def packages(options: argparse.Namespace) -> dict[str, Any]:
 def _started(report: dict[str, Any]) -> str:
     folder = "" if Path(report["folder"]) == _folder().resolve() else f" --folder {report['folder']}"
     first, last = report["ports"]
-    command = f"python tools/slurm_here.py {{}}{folder}".format
+    command = f"python tools/slurm_sandbox.py {{}}{folder}".format
     head = "Slurm runs" if report["started"] else "Slurm runs already"
     sizes = f"{report['nodes']} nodes of {report['gpus']} GPUs, {report['cpus']} CPUs, {report['memory']:,} MB"
     rows = {

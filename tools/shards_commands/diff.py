@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from flip.data.compare import Difference, compare
 from flip.data.manifest.manifest import Manifest
-from tools.shards_cli.common import Outcome
+from tools.shards_commands.compare import Difference, compare
+from tools.shards_commands.output import Outcome
 
 DIFFERENT = 1
 """Exit code, as diff(1) has it; errors are 65 and more."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from flip.concurrency import cores
-from flip.data import verify as checks
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.client import Reader
-from flip.data.verify import Plan, Report
 from flip.runs.errors import COMPLETE, DATA, ConfigError, FlipError
-from tools.shards_cli.common import Bar, Outcome, captions, claim, number
-from tools.shards_cli.manifests import excepting
+from tools.shards_commands import verify_library as checks
+from tools.shards_commands.manifest import excepting
+from tools.shards_commands.output import Bar, Outcome, captions, claim, number
+from tools.shards_commands.verify_library import Plan, Report
 
 INTERRUPTED = 130
 

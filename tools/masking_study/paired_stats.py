@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json
-from tools.paired.design import ROUNDS, Arm
+from tools.masking_study.design import ROUNDS, Arm
 
 T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Pairs -> the 97.5 % point of Student's t with one degree of freedom less (any table of it)."""

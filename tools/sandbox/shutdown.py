@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flip.runs.errors import FlipError
-from tools.onebox import processes
-from tools.onebox.processes import Process
-from tools.onebox.site import Site
+from tools.sandbox import processes
+from tools.sandbox.config import Site
+from tools.sandbox.processes import Process
 
 #: In this order; seconds between SIGTERM and SIGKILL.
 LIMITS = {"slurmctld": 15.0, "slurmscriptd": 5.0, "slurmdbd": 15.0, "mariadbd": 30.0, "munged": 5.0}

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied
-from tools.onebox import accounting, daemons, ending, processes
-from tools.onebox.site import Options, Site, free_block, put
+from tools.sandbox import accounting, daemons, processes, shutdown
+from tools.sandbox.config import Options, Site, free_block, put
 
 #: Seconds that a command of Slurm's gets.
 DEADLINE = 10.0
@@ -62,7 +62,7 @@ class Here:
         try:
             return cls(path.parent, **json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            remedy = "Start one: python tools/slurm_here.py start"
+            remedy = "Start one: python tools/slurm_sandbox.py start"
             raise ConfigError("no Slurm was started in this folder", path.parent, remedy=remedy) from None
         except (ValueError, TypeError) as error:
             raise ConfigError(f"not what start writes: {error}", path, remedy="Start again.") from error
@@ -87,13 +87,13 @@ class Here:
             if self.running():
                 self.site = Here.open(self.folder).site
                 return False
-            ending.end_all(self.site)  # what a crash has left
+            shutdown.end_all(self.site)  # what a crash has left
             self._choose_port()
             self._folders(keep)
             try:
                 self._up()
             except BaseException:  # Ctrl-C too: nothing half is left
-                ending.end_all(self.site)
+                shutdown.end_all(self.site)
                 raise
         return True
 
@@ -105,7 +105,7 @@ class Here:
             there = bool(processes.daemons(self.folder))
             if self.running():
                 self._empty()
-            ending.end_all(self.site)
+            shutdown.end_all(self.site)
         return there
 
     def running(self) -> bool:
@@ -136,7 +136,7 @@ class Here:
 
     def lose(self, node: str) -> None:
         """Kill a node's slurmd, its steps and their tasks. Slurm finds out after ``node_timeout`` seconds or more."""
-        ending.kill_node(self.site, self._node(node))
+        shutdown.kill_node(self.site, self._node(node))
 
     def bring_back(self, node: str) -> None:
         """Start the slurmd of a lost node again, and wait until Slurm takes it as there."""

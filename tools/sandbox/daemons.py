@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flip.runs.errors import ConfigError, FlipError
-from tools.onebox import processes
-from tools.onebox.site import Site
+from tools.sandbox import processes
+from tools.sandbox.config import Site
 
 PACKAGES = {
     "munged": "munge",

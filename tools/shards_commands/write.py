@@ -15,8 +15,8 @@ from flip.data.manifest.manifest import refuse_existing
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.ownership import read_regular
-from tools.shards_cli.common import Bar, Outcome, writing
-from tools.shards_cli.manifests import facts
+from tools.shards_commands.manifest import facts
+from tools.shards_commands.output import Bar, Outcome, writing
 
 
 def make(options: argparse.Namespace) -> Outcome:

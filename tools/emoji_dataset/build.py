@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from flip.runs.errors import PermissionDenied, StorageError
 from flip.runs.rundir import read_json, sync_folder, write_json, write_text
-from tools.demo import packages, split
-from tools.demo.split import Emoji
+from tools.emoji_dataset import download, split
+from tools.emoji_dataset.split import Emoji
 
 VERSION = 1
 """Of what is built from the packages; a higher one makes the next call build anew."""
@@ -34,7 +34,7 @@ def ready(cache: Path) -> dict[str, Any] | None:
         done = read_json(cache / FOLDER / "done.json")
     except (ValueError, OSError):  # damaged or out of reach: building mends it or says why
         return None
-    wanted = {"version": VERSION, "packages": {p.name: [p.version, p.sha512] for p in packages.ALL}}
+    wanted = {"version": VERSION, "packages": {p.name: [p.version, p.sha512] for p in download.ALL}}
     return done if done and {key: done.get(key) for key in wanted} == wanted else None
 
 
@@ -62,12 +62,12 @@ def _build(cache: Path) -> dict[str, Any]:
     store, part, final = cache / "packages", cache / f"{FOLDER}.partial", cache / FOLDER
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    with tqdm(total=len(packages.ALL), desc="fetch", unit="package", disable=None) as bar:
-        packages.fetch(packages.ALL, store, lambda _: bar.update())
+    with tqdm(total=len(download.ALL), desc="fetch", unit="package", disable=None) as bar:
+        download.fetch(download.ALL, store, lambda _: bar.update())
     emojis, pictures, counts = _classes(store)
     facts = {
         "version": VERSION,
-        "packages": {p.name: [p.version, p.sha512] for p in packages.ALL},
+        "packages": {p.name: [p.version, p.sha512] for p in download.ALL},
         "counts": counts,
         "sets": _write_sets(part, emojis, pictures),
     }
@@ -95,12 +95,12 @@ def _alone(cache: Path) -> Iterator[None]:
 
 def _classes(store: Path) -> tuple[list[Emoji], Pictures, dict[str, int]]:
     """The classes, seen and unseen, a picture for each of their drawings, and how many emoji each rule left."""
-    from tools.demo import render
+    from tools.emoji_dataset import render
 
-    vendors = packages.VENDORS
-    icons = {vendor: packages.member_json(package, store, "icons.json") for vendor, package in vendors.items()}
-    characters = packages.member_json(vendors["noto"], store, "chars.json")
-    annotations = packages.member_json(packages.NAMES, store, "annotations/en/annotations.json")
+    vendors = download.VENDORS
+    icons = {vendor: download.member_json(package, store, "icons.json") for vendor, package in vendors.items()}
+    characters = download.member_json(vendors["noto"], store, "chars.json")
+    annotations = download.member_json(download.NAMES, store, "annotations/en/annotations.json")
     names = split.named(characters, annotations["annotations"]["annotations"])
     drawn = split.drawn(names, icons)
 
@@ -198,16 +198,16 @@ def _write_licences(folder: Path, store: Path) -> None:
         "| drawings | package | by | licence |",
         "|---|---|---|---|",
     ]
-    for vendor, package in packages.VENDORS.items():
-        info = packages.member_json(package, store, "info.json")
+    for vendor, package in download.VENDORS.items():
+        info = download.member_json(package, store, "info.json")
         author, licence = info["author"], info["license"]
         by = f"[{author['name']}]({author['url']})"
         lines.append(f"| {info['name']} ({vendor}) | {package.spec} | {by} | [{licence['spdx']}]({licence['url']}) |")
-    facts = json.loads(packages.member(packages.NAMES, store, "package.json"))
+    facts = json.loads(download.member(download.NAMES, store, "package.json"))
     lines += [
         "",
-        f"Names and keywords: Unicode CLDR ({packages.NAMES.spec}, {facts['license']}), whose licence follows.",
+        f"Names and keywords: Unicode CLDR ({download.NAMES.spec}, {facts['license']}), whose licence follows.",
         "",
     ]
-    lines += [packages.member(packages.NAMES, store, "LICENSE").decode().strip(), ""]
+    lines += [download.member(download.NAMES, store, "LICENSE").decode().strip(), ""]
     write_text(folder / "LICENCES.md", "\n".join(lines))

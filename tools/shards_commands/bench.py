@@ -6,10 +6,10 @@ import argparse
 import math
 from typing import Any
 
-from flip.data import bench as benches
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import COMPLETE, ConfigError
-from tools.shards_cli.common import Outcome, captions
+from tools.shards_commands import bench_library as benches
+from tools.shards_commands.output import Outcome, captions
 
 
 def bench(options: argparse.Namespace) -> Outcome:

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from flip.data.compare import below_common, compare
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from tests.synthetic import make_dataset
+from tools.shards_commands.compare import below_common, compare
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Callable
 
 from flip.runs.errors import FlipError
-from tools.onebox import daemons
-from tools.onebox.site import CLUSTER, Site, put
+from tools.sandbox import daemons
+from tools.sandbox.config import CLUSTER, Site, put
 
 ACCOUNT = "acc"
 

@@ -13,10 +13,10 @@ from jobs.reporting.charts import Mark, Plot, Series
 from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.reporting.figures import files
 from jobs.reporting.markdown import markdown
-from tools.paired import design, pairs
-from tools.paired.design import COMPARED, ROUNDS, SEEDS, Arm, Round, Times
-from tools.paired.pairs import Difference
-from tools.paired.rounds import Found
+from tools.masking_study import design, paired_stats
+from tools.masking_study.design import COMPARED, ROUNDS, SEEDS, Arm, Round, Times
+from tools.masking_study.paired_stats import Difference
+from tools.masking_study.runner import Found
 
 TESTS = ("twemoji", "openmoji")
 """The test vendors; the first is the one that verdicts are of."""
@@ -51,7 +51,7 @@ def plan(times: Times) -> str:
 
 def write(docs: Path, calibration: Mapping[str, Any], found: Found) -> list[Path]:
     """study.md, and in study/ its figures and results.csv; the paths. Raises OSError."""
-    from tools.paired.calibration import times
+    from tools.masking_study.calibration import times
 
     folder = docs / "study"
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,8 +77,8 @@ def differences(found: Found, name: str) -> dict[tuple[str, str], Difference | N
     """(arm, compared with) -> paired difference on the set; None where too few pairs are complete."""
     made = {}
     for _, ours, theirs in COMPARED:
-        both = [pairs.scores(design.arm(arm), SEEDS, found.runs, name) for arm in (ours, theirs)]
-        made[ours, theirs] = pairs.difference(*both)
+        both = [paired_stats.scores(design.arm(arm), SEEDS, found.runs, name) for arm in (ours, theirs)]
+        made[ours, theirs] = paired_stats.difference(*both)
     return made
 
 
@@ -112,7 +112,7 @@ def answers(found: Found) -> list[Block]:
 
 def _sentence(ours: str, theirs: str, found: Difference | None) -> str:
     if found is None:
-        return f"{ours} against {theirs}: no answer, fewer than {pairs.LEAST} pairs are complete."
+        return f"{ours} against {theirs}: no answer, fewer than {paired_stats.LEAST} pairs are complete."
     told = {"more": "is more accurate than", "less": "is less accurate than", "undecided": "is not told apart from"}
     return f"{ours} {told[found.verdict]} {theirs}: {_interval(found)} points on {TESTS[0]}."
 
@@ -134,7 +134,7 @@ def results(found: Found, times: Times) -> list[Block]:
             peak = found.chosen.get(one.name)
             row["peak lr"] = "-" if peak is None else f"{peak:g}"
             for name in (*TESTS, "validation"):
-                values = list(pairs.scores(one, SEEDS, found.runs, name).values())
+                values = list(paired_stats.scores(one, SEEDS, found.runs, name).values())
                 mean = f"{percent(sum(values) / len(values))} ({', '.join(map(percent, values))})" if values else "-"
                 row[name] = mean
             made.append(row)
@@ -261,7 +261,7 @@ def _trials(found: Found) -> list[Block]:
         told = ", ".join(f"{peak:g}: {percent(value)}" for peak, value in found.scores[one.name].items())
         chosen = found.chosen[one.name]
         edge = " (edge of the tried)" if chosen in (one.peaks[0], one.peaks[-1]) else ""
-        best, _ = pairs.choose(one, found.trials)
+        best, _ = paired_stats.choose(one, found.trials)
         other = f" (these trials: {best:g})" if best != chosen else ""
         cells.append({"arm": one.name, column: told, "chosen": f"{chosen:g}{edge}{other}"})
     return [heading("Trials"), Table(cells, text=[column, "chosen"])] if cells else []
@@ -288,4 +288,4 @@ def _rows(each: Round, found: Found, times: Times) -> Iterable[dict[str, Any]]:
             }
             row |= {"peak_lr": peak, "samples": samples, "cost": round(samples * times[one.work], 1)}
             row["seconds"] = round(outcome.result["seconds"], 1)
-            yield row | {s: pairs.score(outcome, s) for s in ("validation", *TESTS)}
+            yield row | {s: paired_stats.score(outcome, s) for s in ("validation", *TESTS)}

@@ -18,9 +18,9 @@ from flip.data.manifest.build import merge
 from flip.data.manifest.filters import Filters
 from flip.data.manifest.gather import gather
 from flip.data.manifest.manifest import Manifest, write
-from flip.data.verify import kind
 from flip.runs.errors import ConfigError, DataError
-from tools.shards_cli.common import Bar, Outcome, claim, writing
+from tools.shards_commands.output import Bar, Outcome, claim, writing
+from tools.shards_commands.verify_library import kind
 
 
 def info(options: argparse.Namespace) -> Outcome:

@@ -16,8 +16,8 @@ from flip.runs.errors import STOPPED
 from flip.runs.rundir import write_text
 from jobs.common.cluster_profile import runs_root
 from jobs.submission.apply import trash
-from tools.paired import calibration, design, pairs
-from tools.paired.design import ROUNDS, Round, Times
+from tools.masking_study import calibration, design, paired_stats
+from tools.masking_study.design import ROUNDS, Round, Times
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +41,7 @@ class Found:
 
     def choose(self, each: Round) -> None:
         for one in each.arms:
-            best, self.scores[one.name] = pairs.choose(one, self.trials)
+            best, self.scores[one.name] = paired_stats.choose(one, self.trials)
             self.chosen.setdefault(one.name, best)
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from flip.config import merge
 from flip.config.derived import Span, spans
-from flip.data import look
-from flip.data.look import Found, Taken
 from flip.data.manifest.manifest import Manifest
 from flip.data.mixture import Source, sources
 from flip.runs.errors import DATA, ConfigError, DataError
@@ -19,7 +17,9 @@ from flip.runs.rundir import RunDir, read_record
 from jobs.common.cluster_profile import roots
 from jobs.common.text import plain
 from jobs.runs import select
-from tools.shards_cli.common import Bar, Outcome, captions, lines, writing
+from tools.shards_commands import look
+from tools.shards_commands.look import Found, Taken
+from tools.shards_commands.output import Bar, Outcome, captions, lines, writing
 
 
 def inspect(options: argparse.Namespace) -> Outcome:

@@ -24,8 +24,8 @@ from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.storage.base import Stat, is_remote
 from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError
-from tools.shards_cli.common import Bar, Outcome, claim, names, writing
-from tools.shards_cli.manifests import facts
+from tools.shards_commands.manifest import facts
+from tools.shards_commands.output import Bar, Outcome, claim, names, writing
 
 
 def index(options: argparse.Namespace) -> Outcome:

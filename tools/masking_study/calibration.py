@@ -14,7 +14,7 @@ from typing import Any
 from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json
-from tools.paired import design
+from tools.masking_study import design
 
 SKIPPED = 2
 """Logged intervals at the start of a run that are not timed: caches and threads are cold."""
