@@ -7,6 +7,6 @@ older or newer than the launcher, whatever the layout of its packages.
 if __name__ == "__main__":
     import sys
 
-    from jobs.runtime.evaluator import main
+    from jobs.runtime import evaluator, worker
 
-    sys.exit(main())
+    worker.leave(worker.main(sys.argv[1], evaluator.evaluate))

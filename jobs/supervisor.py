@@ -6,6 +6,10 @@ The code is in ``jobs.local.supervisor``; code of an earlier release may start t
 if __name__ == "__main__":
     import sys
 
-    from jobs.local.supervisor import main
+    from flip.runs.errors import ConfigError
+    from jobs.local import supervisor
 
-    sys.exit(main())
+    try:
+        sys.exit(supervisor.main(sys.argv[1]))
+    except ConfigError as error:
+        sys.exit(str(error))

@@ -7,6 +7,6 @@ older or newer than the launcher, whatever the layout of its packages.
 if __name__ == "__main__":
     import sys
 
-    from jobs.runtime.worker import main
+    from jobs.runtime import worker
 
-    sys.exit(main())
+    worker.leave(worker.main(sys.argv[1]))

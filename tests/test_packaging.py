@@ -42,7 +42,7 @@ def test_commands_hide_no_module_of_others(command, tmp_path):
 
 
 def test_the_list_of_commands_is_whole():
-    assert {"submit.py", "status.py", "report.py", "requeue.py", "debug.py", "tensorboard.py"} <= set(COMMANDS)
+    assert {"submit.py", "status.py", "report.py", "debug.py", "tensorboard.py"} <= set(COMMANDS)
 
 
 @pytest.fixture(scope="module")

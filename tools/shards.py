@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     module, function = options.run_by.split(":")
     try:
-        found = getattr(importlib.import_module(f"tools.shards_cli.{module}"), function)(options)
+        found = getattr(importlib.import_module(f"tools.shards_commands.{module}"), function)(options)
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
@@ -62,7 +62,7 @@ class _Commands:
         self.commands = self.parser.add_subparsers(required=True, metavar="command")
 
     def add(self, name: str, run_by: str, about: str, examples: str) -> argparse.ArgumentParser:
-        """``run_by``: module:function in tools/shards_cli, imported when the command runs."""
+        """``run_by``: module:function in tools/shards_commands, imported when the command runs."""
         one = self.commands.add_parser(name, help=about, description=about, epilog=examples, formatter_class=_Shape)
         one.set_defaults(run_by=run_by)
         one.add_argument("--json", action="store_true", help="print JSON")
@@ -85,7 +85,7 @@ def _making(commands: _Commands) -> None:
         "Walk shards and write their manifest. What was scanned is kept in OUT.part until then: after a stop the same "
         "command goes on. Exit code 65 where shards are damaged, when all others are scanned."
     )
-    one = commands.add("index", "indexing:index", about, MAKING)
+    one = commands.add("index", "index:index", about, MAKING)
     one.add_argument("shards", nargs="+", help=".tar files, s3:// or file:// URLs; braces and wildcards are expanded")
     one.add_argument("--out", required=True, help="folder of the new manifest")
     first = one.add_mutually_exclusive_group()
@@ -113,12 +113,12 @@ def _making(commands: _Commands) -> None:
     one.add_argument("--filter", action="append", default=[], metavar="'COLUMN OP VALUE'", help=about)
     about = "keep samples with a caption of so many characters, both included, as 5:1000, 5: or :1000"
     one.add_argument("--caption-length", default="", metavar="MIN:MAX", help=about)
-    one = commands.add("info", "manifests:info", "What a manifest holds.", MAKING)
+    one = commands.add("info", "manifest:info", "What a manifest holds.", MAKING)
     one.add_argument("manifest", help="its folder")
     one.add_argument(
         "--batch", type=int, default=4096, help="B that lanes and buffer are shown for (default: %(default)s)"
     )
-    one = commands.add("make", "making:make", "Write images and captions as shards, then index them.", MAKING)
+    one = commands.add("make", "write:make", "Write images and captions as shards, then index them.", MAKING)
     one.add_argument("table", help="CSV with a header, or JSON lines")
     one.add_argument("--images", help="folder that the image column is relative to; default: the table's")
     one.add_argument("--out", required=True, help="folder for shards and manifest")
@@ -126,7 +126,7 @@ def _making(commands: _Commands) -> None:
     one.add_argument("--image", default="image", help="column of the image's path (default: %(default)s)")
     one.add_argument("--caption", default="caption", help="column of the caption (default: %(default)s)")
     about = "Write a new manifest of the same shards whose exception list names some samples more."
-    one = commands.add("except", "manifests:leave_out", about, MAKING)
+    one = commands.add("except", "manifest:leave_out", about, MAKING)
     one.add_argument("manifest", help="its folder; it stays as it is")
     one.add_argument("--ids", required=True, help="sample ids, as 7,512-767")
     one.add_argument("--reason", default="left out by hand", help="stands in the list and in the log")
@@ -135,7 +135,7 @@ def _making(commands: _Commands) -> None:
         "Write a new manifest of the same shards without the samples that the exception list names. "
         "Reads the shards again; sample ids are others, so runs that use it are new runs."
     )
-    one = commands.add("drop", "manifests:drop", about, MAKING)
+    one = commands.add("drop", "manifest:drop", about, MAKING)
     one.add_argument("manifest", help="its folder; it stays as it is")
     one.add_argument("--workers", type=int, default=0, help="processes, of 200 MB each; default: one per core")
     one.add_argument("--out", required=True, help="folder of the new manifest")
@@ -146,7 +146,7 @@ def _checking(commands: _Commands) -> None:
         "Read shards again: length, CRC32, headers, and every image and caption as training reads them. "
         "Exit code 65 where something bad was found that --out did not put into an exception list."
     )
-    one = commands.add("verify", "checking:verify", about, CHECKING)
+    one = commands.add("verify", "verify:verify", about, CHECKING)
     one.add_argument("manifest", help="its folder; it stays as it is")
     some = one.add_mutually_exclusive_group()
     some.add_argument("--sample", type=float, metavar="SHARE", help="check this share of the chunks, drawn at random")
@@ -161,7 +161,7 @@ def _checking(commands: _Commands) -> None:
     one.add_argument("--examples", type=int, default=3, help="samples named per reason (default: %(default)s)")
 
     about = "How fast one core reads, walks, decodes and crops, which of these limits, and how many workers it takes."
-    one = commands.add("bench", "benching:bench", about, CHECKING)
+    one = commands.add("bench", "bench:bench", about, CHECKING)
     one.add_argument("manifest", help="its folder")
     one.add_argument("--seconds", type=float, default=20.0, help="in all, about (default: %(default)s)")
     one.add_argument("--want", type=float, default=0.0, metavar="X", help="images/s that the workers are counted for")
@@ -176,7 +176,7 @@ def _checking(commands: _Commands) -> None:
 
 def _looking(commands: _Commands) -> None:
     about = "One sample of a manifest (--id), or all samples of a step of a run (--run with --step or --samples)."
-    one = commands.add("inspect", "looking:inspect", about, CHECKING)
+    one = commands.add("inspect", "inspect_samples:inspect", about, CHECKING)
     one.add_argument("manifest", nargs="?", help="its folder (not with --run)")
     one.add_argument("--id", type=int, help="sample id")
     one.add_argument("--captions", help=CAPTIONS)
@@ -193,7 +193,7 @@ def _looking(commands: _Commands) -> None:
     )
 
     about = "What differs between two manifests, and whether a run's order would. Exit code 0: nothing, 1: something."
-    one = commands.add("diff", "comparing:diff", about, CHECKING)
+    one = commands.add("diff", "diff:diff", about, CHECKING)
     one.add_argument("old", help="folder of a manifest")
     one.add_argument("new", help="folder of another")
 

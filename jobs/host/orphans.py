@@ -1,7 +1,7 @@
 """Ends processes of earlier attempts of a run that are left on this host: watchers, and batch shells without a job.
 
 They are left where Slurm loses track of them: its daemon was killed, or the batch shell was, and what it had started
-survived. Standard library, Python >= 3.6: ``requeue.py begin`` calls it on the host.
+survived. Standard library, Python >= 3.6: ``batch_hooks.py begin`` calls it on the host.
 """
 
 import os
@@ -12,7 +12,7 @@ from jobs.host import slurm_cli
 if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Dict, Iterator, List, Tuple  # noqa: F401
 
-#: What ``requeue.py`` does beside the ranks for as long as its attempt lasts.
+#: What ``batch_hooks.py`` does beside the ranks for as long as its attempt lasts.
 BESIDE = ("watch", "release")
 
 
@@ -40,7 +40,7 @@ def end(path, n, job, restarts):
 
 def _watcher(words, environ, path, n):
     # type: (List[str], Dict[str, str], str, int) -> bool
-    ours = [word.endswith("/requeue.py") for word in words]
+    ours = [word.endswith(("/batch_hooks.py", "/requeue.py")) for word in words]
     what = words[ours.index(True) + 1 :][:1] if any(ours) else []
     attempt = slurm_cli.number(environ.get("FLIP_ATTEMPT", ""))
     beside = bool(what) and what[0] in BESIDE and environ.get("FLIP_RUN") == path

@@ -1,4 +1,5 @@
-"""What every task of a Slurm step starts: ``python SNAPSHOT/jobs/rank.py MODULE``. It becomes the worker of one rank.
+"""What every task of a Slurm step starts: ``python SNAPSHOT/jobs/host/rank_entry.py MODULE``. It becomes the worker of
+one rank.
 
 It holds back the signals that tell a run to stop until the worker listens (they stay pending over exec, so none is
 lost and none kills), opens the log of its node, puts the names that ranks go by into the environment, and execs.

@@ -2,8 +2,8 @@
 
 All that is known of a job is its name, ``<sweep>.<token>``, and its place in the array, both written into job.json
 before sbatch is called: whatever happens to this process then, a job can be found, and one that was replaced does
-nothing (``requeue.py begin`` compares the token). What runs is named in the batch script; submitit's pickles carry a
-function and the run's path, as it wants it, and nothing reads them.
+nothing (``batch_hooks.py begin`` compares the token). What runs is named in the batch script; submitit's pickles carry
+a function and the run's path, as it wants it, and nothing reads them.
 """
 
 from __future__ import annotations

@@ -311,7 +311,8 @@ def test_a_pairing_of_folders_and_names_by_order_is_printed(place, capsys):
 
 
 def test_help_is_quick_and_without_torch():
-    script = "import sys; from jobs import evaluate; from jobs.submission import evaluation; sys.exit('torch' in sys.modules)"
+    script = "import sys; from jobs import evaluate; from jobs.submission import evaluation; "
+    script += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
 
 

@@ -108,7 +108,8 @@ SITECUSTOMIZE = "import os; open(os.environ['HOME'] + '/executed', 'w').close()"
 
 
 def test_submit_refuses_a_sweep_folder_or_code_that_another_user_prepared(users, desk):
-    take = "import sys, pathlib; from jobs.submission import snapshot; print(snapshot.take(*map(pathlib.Path, sys.argv[1:])).path)"
+    take = "import sys, pathlib; from jobs.submission import snapshot; "
+    take += "print(snapshot.take(*map(pathlib.Path, sys.argv[1:])).path)"
     root = users.shared
     with users.mallory.acts():
         (root / "demo").mkdir()

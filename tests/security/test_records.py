@@ -111,8 +111,8 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def silent_slurm(monkeypatch):
-    monkeypatch.setattr(job_states.scheduler, "queue", lambda names: {list_[0]: list_[1] for list_ in QUEUE})
-    monkeypatch.setattr(job_states.scheduler, "config", lambda: {})
+    monkeypatch.setattr(job_states.slurm_cli, "queue", lambda names: {list_[0]: list_[1] for list_ in QUEUE})
+    monkeypatch.setattr(job_states.slurm_cli, "config", lambda: {})
 
 
 QUEUE = [(("demo.77aa", 0), job_states.Row("7_0", "PENDING", "JobHeldUser", ""))]
@@ -275,7 +275,7 @@ def test_the_row_says_which_field_of_which_file_is_wrong(scenes, name, content, 
     ["jobs/submit.py", "--sweep", "--yes", "--prune-most"],
 ])  # fmt: skip
 def test_a_command_of_another_form_is_never_shown(scenes, monkeypatch, words):
-    monkeypatch.setattr(job_states.scheduler, "queue", lambda names: {})
+    monkeypatch.setattr(job_states.slurm_cli, "queue", lambda names: {})
     for scene, kind, state in (("failed", "local", "failed"), ("running", "slurm", "stopped")):
         run = scenes[scene]
         with replaced(run.path / "job.json", json.dumps({**JOB, "kind": kind, "command": words}).encode()):

@@ -111,7 +111,7 @@ def test_what_a_killed_batch_shell_leaves_ends_with_its_job_or_with_the_next_sta
     watchers = []
     for run in runs:
         ready(run)
-        watchers += of(f"requeue.py watch {run.path}")
+        watchers += of(f"batch_hooks.py watch {run.path}")
         (shell,) = pids(f"/job{int(job(run)['JobId']):05d}/slurm_script")
         os.kill(shell, signal.SIGKILL)
         os.kill(watchers[-1], signal.SIGSTOP)  # within requeue.LEARNS; before, the kernel would continue it
@@ -126,8 +126,8 @@ def test_what_a_killed_batch_shell_leaves_ends_with_its_job_or_with_the_next_sta
     waited(purged, "Slurm to forget the job", 200)
     assert [state(run) for run in runs] == ["stopped", "stopped"]
     os.kill(watchers[0], signal.SIGCONT)
-    waited(lambda: watchers[0] not in of("requeue.py watch"), "the watcher whose job is gone")
+    waited(lambda: watchers[0] not in of("batch_hooks.py watch"), "the watcher whose job is gone")
     submit(tmp_path / "orphans", "stays")
     waited(lambda: state(runs[1]) == "complete", "the second attempt")
-    assert watchers[1] not in of("requeue.py watch") and runs[0].newest_attempt() == 1
-    waited(lambda: not of(f"requeue.py watch {tmp_path}"), "the second attempt's watcher")
+    assert watchers[1] not in of("batch_hooks.py watch") and runs[0].newest_attempt() == 1
+    waited(lambda: not of(f"batch_hooks.py watch {tmp_path}"), "the second attempt's watcher")

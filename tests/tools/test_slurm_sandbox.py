@@ -270,7 +270,7 @@ def test_command(folder):
         return subprocess.run(words, capture_output=True, text=True, cwd="/", timeout=120)
 
     none = tool("status")
-    assert none.returncode == 78 and "slurm_here.py start" in none.stderr
+    assert none.returncode == 78 and "slurm_sandbox.py start" in none.stderr
     started = tool("start", "--nodes", "2", "--port", "0")
     assert f"export SLURM_CONF={folder}/slurm.conf" in started.stdout and started.returncode == 0, started.stderr
     assert "runs already" in tool("start").stdout

@@ -213,7 +213,8 @@ def test_soft_limits_of_the_shell_that_submits_end_no_rank(tmp_path):
         "print(json.dumps([resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU)]))\n"
     )
     environment = {**os.environ, **TASK, "FLIP_RUN": str(run), "FLIP_SNAPSHOT": str(tmp_path)}
-    shell = f"ulimit -Sn 64 && ulimit -t 7200 && ulimit -St 3600 && exec {sys.executable} {ROOT}/jobs/rank.py told"
+    entry = ROOT / "jobs" / "host" / "rank_entry.py"
+    shell = f"ulimit -Sn 64 && ulimit -t 7200 && ulimit -St 3600 && exec {sys.executable} {entry} told"
     subprocess.run(["bash", "-c", shell], env=environment, check=True)
     files, seconds = json.loads((run / "logs" / "2" / "node1.out").read_text())
     assert files == [resource.getrlimit(resource.RLIMIT_NOFILE)[1]] * 2 and seconds == [7200, 7200]

@@ -95,7 +95,7 @@ def test_ranks_of_a_slurm_job_of_one_node_listen_on_loopback_alone(run):
         "SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "elsewhere.invalid",
         "SLURM_JOB_ID": str(os.getpid()), "FLIP_ATTEMPT": "1", "FLIP_RUN": str(run.path), "FLIP_SNAPSHOT": str(ROOT),
     }  # fmt: skip
-    command = [sys.executable, ROOT / "jobs" / "rank.py", "tests.jobs.meeting"]
+    command = [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "tests.jobs.meeting"]
     tasks = [
         subprocess.Popen(command, env={**os.environ, **task, "SLURM_PROCID": str(r), "SLURM_LOCALID": str(r)}, cwd=ROOT)
         for r in range(2)

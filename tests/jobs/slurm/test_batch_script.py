@@ -133,9 +133,9 @@ def test_a_bad_end_is_recorded_and_then_requeued(stage):
 
 
 def test_host_hooks_come_from_the_code_that_is_submitted_now(stage, tmp_path, monkeypatch):
-    """A run that goes on with its own older code: that code's requeue.py knows other options."""
+    """A run that goes on with its own older code: that code's batch_hooks.py knows other options."""
     old = tmp_path / "old"
-    (old / "jobs").mkdir(parents=True)
+    (old / "jobs" / "host").mkdir(parents=True)
     for name in ("host/batch_hooks.py", "host/rank_entry.py"):
         (old / "jobs" / name).write_text("import argparse\nargparse.ArgumentParser().parse_args()\n")
     job = Job(stage.run, old, Shape(), {}, "jobs.worker", hooks=ROOT)
@@ -374,7 +374,7 @@ def test_a_limit_that_was_lowered_meanwhile_is_noticed_when_slurm_ends_the_job(s
     stage.commands("scontrol", f"[ $1 = show ] && cat {tmp_path}/shown; exit 0")
     stage.commands("srun", f"touch {tmp_path}/up; exec sleep 60")
     bash = stage.start()
-    words = ["pgrep", "-f", f"requeue.py watch {stage.run.path}"]
+    words = ["pgrep", "-f", f"batch_hooks.py watch {stage.run.path}"]
     while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
         time.sleep(0.01)
     (tmp_path / "shown").write_text(
@@ -460,7 +460,7 @@ def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):
     stage.commands(
         "scontrol",
         f"""[ $1 = show ] || exit 0
-    case $(ps -o args= -p $PPID) in *requeue.py\\ watch*)
+    case $(ps -o args= -p $PPID) in *batch_hooks.py\\ watch*)
         while [ ! -e {tmp_path}/end ]; do sleep 0.05; done; echo '{limit}';;
     *) touch {tmp_path}/end; exit 1;; esac""",
     )

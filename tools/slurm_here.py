@@ -1,0 +1,11 @@
+"""The former name of tools/slurm_sandbox.py, kept for one release."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.slurm_sandbox import main
+
+if __name__ == "__main__":
+    sys.exit(main())
