@@ -42,7 +42,7 @@ SECRETS = (
 )
 """Names that are left out although their suffix is that of code, unless they are Python modules."""
 
-SKIPPED = (".git", ".venv", "venv", "runs", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
+SKIPPED = (".git", ".venv", "venv", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 """Folders that the walk does not enter where there is no git to ask."""
 
 DIGEST = re.compile("[0-9a-f]{16}")

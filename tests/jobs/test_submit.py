@@ -328,7 +328,7 @@ def test_from_submission_to_report_and_nothing_twice(desk):
     assert spent.waiting_hours is not None and (outcome.run.attempt(1) / "ready.json").exists()
     assert 3600 * spent.total < 4 * 600, "no hour is invented"
     code = read_json(outcome.run.identity)["code"]
-    assert (desk.runs / "demo" / ".code" / code / "flip" / "train.py").exists()
+    assert (desk.runs / "demo" / ".code" / code / "flip" / "training" / "trainer.py").exists()
     again = desk.submit()
     assert again.returncode == 0 and "complete, all 2 runs; nothing to start" in again.stdout
     assert [outcome.run.newest_attempt() for outcome in (read_run(desk.runs / "demo" / "half"),)] == [1]

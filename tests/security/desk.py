@@ -16,7 +16,7 @@ class Desk:
         self.stub, self.sweep, self.site = self.place / "python", self.place / "demo.yaml", self.place / "site.yaml"
         self.stub.write_text(
             f"""#!/bin/sh
-if [ "$2" != jobs.runtime.worker ]; then exec {sys.executable} "$@"; fi
+if [ "$2" != jobs.worker ]; then exec {sys.executable} "$@"; fi
 pwd > "$HOME/ran"
 echo '{{"samples": 32}}' > "$3/result.json"
 """

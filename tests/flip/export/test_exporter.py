@@ -280,7 +280,7 @@ def run(tokenizer, tmp_path):
         "manifest": "/private/a",
     }
     scores = [score, score | {"name": "b", "task": "zeroshot", "precision": "fp32"}]
-    write_json(run.eval / "unmasked-96.json", {"stage": "unmasked", "evaluations": scores})
+    write_json(run.eval / "unmasked-96.json", {"stage": "unmasked", "samples": 96, "evaluations": scores})
     return run
 
 

@@ -175,10 +175,10 @@ def test_a_deaf_orphan_is_killed(field):
     field.until(lambda: "starts at" in log(run))
     os.kill(field.supervisor(), signal.SIGKILL)
     field.until(lambda: not supervisor.is_served(field.sweep))
-    attempt = supervisor.ranks.adopt(run, 1, grace=1.0, patience=0.0)
+    attempt = rank_processes.adopt(run, 1, grace=1.0, patience=0.0)
     field.until(attempt.poll)
     assert not field.pids(run)
-    assert supervisor.ledger.end(run, 1, attempt.code, "RUNNING").cause == "node"
+    assert supervisor.attempts.end(run, 1, attempt.code, "RUNNING").cause == "node"
 
 
 def test_cancel_saves_and_stays_ended_until_submitted_again(field):
