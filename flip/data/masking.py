@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.order import Keys, key, uniform
+from flip.rng import Keys, key, uniform
 
 CROP, FLIP, MASK, TEXT, CAPTION, AUGMENT = 1, 2, 3, 4, 5, 6
 

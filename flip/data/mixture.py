@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from flip.config.schema import Data
 from flip.config.sets import shares
 from flip.data.manifest.manifest import Manifest
-from flip.data.order import Order, key
+from flip.data.order import Order
+from flip.rng import key
 
 IDS = 1 << 48
 """Sample ids of set s begin at s times this."""

@@ -13,41 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.rng import Keys, key
+
 VERSION = 1
 """Stands in checkpoints beside S. Another order needs another number."""
 
 Ints = NDArray[np.int64]
-Keys = NDArray[np.uint64]
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _CHUNKS = 1 << 63
 _SHUFFLE = _CHUNKS + 1
 _U = np.uint64
 _SEARCHED = 1 << 20
 """Places of chunks that ``block_within`` computes at once: 8 MB of each array."""
-
-
-def mix(z: Any) -> Keys:
-    """SplitMix64's finaliser (Steele, Lea, Flood 2014), elementwise on uint64."""
-    with np.errstate(over="ignore"):  # NumPy warns of wrapping scalars, not of wrapping arrays
-        z = (z ^ (z >> _U(30))) * _MULTIPLIERS[0]
-        z = (z ^ (z >> _U(27))) * _MULTIPLIERS[1]
-        return z ^ (z >> _U(31))
-
-
-def key(*values: Any) -> Keys:
-    """Fold integers in 0 .. 2^64-1 (numbers or arrays that broadcast) into one uint64 each."""
-    h: Any = _U(0)
-    with np.errstate(over="ignore"):
-        for value in values:
-            h = mix(h + (_GOLDEN + np.asarray(value, dtype=np.uint64)))
-    return h
-
-
-def uniform(keys: Any) -> NDArray[np.float64]:
-    """Numbers in [0, 1): the top 53 bits of each key / 2^53."""
-    return (keys >> _U(11)).astype(np.float64) * 2.0**-53
 
 
 def permute(seed: int, visit: Any, chunks: int, c: Any) -> Ints:

@@ -16,9 +16,9 @@ from flip.config import schema
 from flip.config.derived import kept, patches
 from flip.data import decode, masking
 from flip.data.decode import Pixels
-from flip.data.order import key
 from flip.data.view import EvaluationView
 from flip.models.clip import Pair
+from flip.rng import key
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
 

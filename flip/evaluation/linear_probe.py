@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flip.data.order import key
 from flip.evaluation.features import nothing
 from flip.evaluation.metrics import fingerprint, finite, places, verdict
+from flip.rng import key
 from flip.runs.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flip.config import schema
-from flip.data.order import key
 from flip.models.transformer import EPS, Layout, blocks, pick
+from flip.rng import key
 
 STD = 0.02
 

@@ -9,7 +9,8 @@ from flip.data import masking, mixture
 from flip.data.loader import Loader
 from flip.data.manifest.build import index
 from flip.data.mixture import IDS, Source
-from flip.data.order import Order, key
+from flip.data.order import Order
+from flip.rng import key
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES
