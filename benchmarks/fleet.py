@@ -21,11 +21,11 @@ from flip.config.derived import world
 from flip.config.resolve import Host, buffer_bytes, facts, resolve
 from flip.config.schema import Config, Stage
 from flip.config.validate import validate
+from flip.costs import parameters
 from flip.data.manifest.manifest import BLOCK
 from flip.data.order import Order
 from flip.data.prefetch import MOST, THREADS
 from flip.data.storage.hedge import SHARE
-from flip.flops import parameters
 from jobs.common.cluster_profile import Profile, load_profile
 from jobs.planning import memory_fit
 from jobs.planning.cost import estimate

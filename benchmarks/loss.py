@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.results import rounded
-from flip.flops import LOSS_TILE, loss_bytes
+from flip.costs import LOSS_TILE, loss_bytes
 
 WIDTH = 512
 """E of B/16."""

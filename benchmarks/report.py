@@ -26,7 +26,7 @@ from benchmarks import results
 from benchmarks.results import rounded
 from flip.config.derived import spans
 from flip.config.merge import dump, merge
-from flip.flops import parameters, training_flops
+from flip.costs import parameters, training_flops
 from flip.runs.rundir import RunDir, write_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,7 +33,7 @@ from benchmarks import forms, results
 from benchmarks.forms import LEFT_OUT, OURS, PEER, Case
 from benchmarks.profiles import REST
 from benchmarks.results import rounded
-from flip import flops
+from flip import costs
 from flip.config.sizes import SIZES
 
 WARM = {"cpu": 2, "cuda": 4}
@@ -110,7 +110,7 @@ def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Our steps at all mask ratios, in turn: to the one with the smallest mask, beside what FLOPs foretell."""
     batch = chosen.large_batch or max(1, chosen.batch // 2)
     found = _in_turn([Case(OURS, chosen.large, batch, tuple(chosen.masks))], chosen)
-    work = [flops.training_flops(forms.model(chosen.large), mask)["total"] for mask in chosen.masks]
+    work = [costs.training_flops(forms.model(chosen.large), mask)["total"] for mask in chosen.masks]
     rows = []
     for mask, one, count in zip(chosen.masks, found, work, strict=True):
         row = {"b": batch, "mask": mask, "milliseconds": rounded(1000 * one.median), "peak_MB": round(one.peak / 1e6)}

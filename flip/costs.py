@@ -1,15 +1,76 @@
-"""The memory of a run by arithmetic, before it has any: of a device in training, and of a host's loaders.
+"""What a run costs by arithmetic, before it starts: parameters, FLOPs, memory of devices and hosts, peaks of GPUs.
 
-No torch, so that planning is instant. Held against real steps by benchmarks/memory.py, on CPUs; on CUDA nothing was
-measured yet.
+No torch, so that planning is instant. FLOPs of a step are those of its matrix products, forward and backward. Memory is
+held against real steps by benchmarks/memory.py, on CPUs; on CUDA nothing was measured yet. Peaks are the datasheets'.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 from flip.config.derived import kept, positions, world
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
 from flip.config.sets import shares
-from flip.flops import loss_bytes, parameters, tokens
+
+LOSS_TILE = 1024
+"""Columns of logits that the loss holds at once. On a CPU more are not faster (benchmarks/loss.py)."""
+
+
+def parameters(model: Model) -> dict[str, int]:
+    """Trainable parameters: ``image``, ``text`` and ``total``, which counts the logit scale (and bias) too."""
+    image, text = model.image, model.text
+    pixels = 3 * image.patch**2
+    counts = {
+        "image": pixels * image.width + 2 * image.width + _blocks(image) + image.width * model.embed,
+        "text": (text.vocabulary + text.length) * text.width + _blocks(text) + text.width * model.embed,
+    }
+    return counts | {"total": sum(counts.values()) + 1 + (model.objective == "siglip")}
+
+
+def _blocks(tower: ImageTower | TextTower) -> int:
+    """The blocks and the LayerNorm after them."""
+    return tower.layers * (12 * tower.width**2 + 13 * tower.width) + 2 * tower.width
+
+
+def tokens(image: ImageTower, mask: str) -> int:
+    """Length of the image tower's sequence: the visible patches and the class token."""
+    return kept(image, mask) + 1
+
+
+def forward_flops(model: Model, mask: str, positions: float | None = None) -> dict[str, int]:
+    """Forward FLOPs of one pair at a mask ratio: ``image``, ``text``, ``total``. The loss is left out.
+
+    ``positions``: of a caption that are computed, a mean, where text masking or masked padding leaves fewer than all.
+    """
+    image, text = model.image, model.text
+    visible = tokens(image, mask)
+    embedding = 2 * (visible - 1) * 3 * image.patch**2 * image.width
+    counts = {
+        "image": embedding + _forward(image, visible) + 2 * image.width * model.embed,
+        "text": _forward(text, text.length if positions is None else positions) + 2 * text.width * model.embed,
+    }
+    return counts | {"total": sum(counts.values())}
+
+
+def _forward(tower: ImageTower | TextTower, length: float) -> int:
+    return round(tower.layers * (24 * length * tower.width**2 + 4 * length**2 * tower.width))
+
+
+def training_flops(model: Model, mask: str, positions: float | None = None) -> dict[str, int]:
+    """FLOPs of one pair in training: three forward passes, the backward one counting two. The basis of MFU."""
+    return {name: 3 * count for name, count in forward_flops(model, mask, positions).items()}
+
+
+def loss_bytes(local: int, world: int, embed: int, tile: int = LOSS_TILE) -> int:
+    """Bytes that the loss of b = ``local`` pairs on each of W ranks holds at most, fp32: O(b * tile), never O(b * B).
+
+    Three tiles of logits (backward), all ranks' texts with their gradient, the rank's own features with theirs, and
+    log-sum-exp of rows and columns.
+    """
+    whole = local * world
+    return 4 * (3 * local * min(tile, whole) + 2 * whole * embed + 2 * 2 * local * embed + 4 * (local + whole))
+
 
 SAVED, SELECTED, TEMPORARY = 17, 9, 12
 """Values of the width per token. Saved by a block for its backward pass: its two inputs, two norms, q, k, v, the heads'
@@ -149,3 +210,52 @@ def rank(config: Config, stage: Stage) -> dict[str, int]:
     """``device`` of a resolved configuration's stage."""
     ranks, left = world(config), positions(config.model.text, stage.text_mask)
     return device(config.model, config.compute, stage.batch // ranks, stage.mask, ranks, left)
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    name: str
+    pattern: str
+    """Of its names, in lower case: those that people and drivers give it, and Slurm's gres."""
+    memory_gb: float
+    tflops: float
+    """Dense bf16 with fp32 sums, TFLOP/s."""
+    source: str
+
+
+#: The first whose pattern is found in a name counts. A bare ``a100`` is taken for the smaller one.
+ACCELERATORS = (
+    Accelerator("B200", r"\bb200", 180, 2250, "NVIDIA HGX B200 data sheet: 4500 with sparsity"),
+    Accelerator("GH200", r"gh200", 96, 989, "NVIDIA GH200 data sheet: 1979 with sparsity"),
+    Accelerator("H200 NVL", r"\bh200.*nvl", 141, 835, "NVIDIA H200 data sheet: 1671 with sparsity"),
+    Accelerator("H200", r"h200", 141, 989, "NVIDIA H200 data sheet: 1979 with sparsity"),
+    Accelerator("H100 NVL", r"h100.*nvl", 94, 835, "NVIDIA H100 data sheet: 1671 with sparsity"),
+    Accelerator("H100 PCIe", r"h100.*pcie", 80, 756, "NVIDIA H100 data sheet: 1513 with sparsity"),
+    Accelerator("H100 SXM", r"h100", 80, 989, "NVIDIA H100 data sheet: 1979 with sparsity"),
+    Accelerator("A100 80 GB", r"a100.*80", 80, 312, "NVIDIA A100 data sheet"),
+    Accelerator("A100 40 GB", r"a100", 40, 312, "NVIDIA A100 data sheet"),
+    Accelerator("L40S", r"l40s", 48, 362, "NVIDIA L40S data sheet"),
+    Accelerator("L4", r"\bl4\b", 24, 121, "NVIDIA L4 data sheet: 242 with sparsity"),
+    Accelerator("A40", r"\ba40\b", 48, 150, "NVIDIA A40 data sheet"),
+    Accelerator("A10", r"\ba10\b", 24, 125, "NVIDIA A10 data sheet"),
+)
+
+
+def find(name: str) -> Accelerator | None:
+    """The card of that name, as ``H100 SXM``, ``NVIDIA A100-SXM4-80GB`` or gres ``h100``; None: not in the table."""
+    name = name.lower()
+    return next((card for card in ACCELERATORS if re.search(card.pattern, name)), None)
+
+
+_SPEED = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
+"""Precision -> tensor-core rate relative to bf16. It is the same for every card of the table."""
+
+
+def peak_flops(name: str, precision: str) -> float | None:
+    """Dense datasheet peak of a device in FLOP/s, or None if it is unknown.
+
+    ``name``: as ``torch.cuda.get_device_name`` returns it. ``precision``: ``bf16``, ``fp16``, ``tf32`` or ``fp32``. The
+    last does not run on tensor cores and has no peak here. A MIG slice has only a part of its card's rate: unknown.
+    """
+    card = None if " MIG " in name else find(name)
+    return None if card is None or precision not in _SPEED else 1e12 * card.tflops * _SPEED[precision]

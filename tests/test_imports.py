@@ -13,14 +13,14 @@ HEAVY = ("torch", "torchvision", "timm")
 #: What host and launcher share: no torch.
 LIGHT = (
     "flip.config",
-    "flip.flops",
+    "flip.costs",
     "flip.runs.rundir",
     "flip.runs.commit",
     "flip.runs.errors",
     "flip.monitoring.results",
     "flip.distributed.shutdown",
 )
-LIGHT += ("flip.costs", "flip.accelerators", "flip.runs.pins", "flip.training.warm_start", "flip.export.format")
+LIGHT += ("flip.costs", "flip.costs", "flip.runs.pins", "flip.training.warm_start", "flip.export.format")
 LIGHT += ("flip.evaluation.datasets", "flip.evaluation.forms", "flip.evaluation.prompts", "flip.evaluation.task")
 LIGHT += ("flip.evaluation.open_clip_folder",)
 #: What loader processes and the tools for shards load.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from flip.flops import LOSS_TILE
+from flip.costs import LOSS_TILE
 
 # Newer torch renamed both and warns of the old names at every call.
 _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor

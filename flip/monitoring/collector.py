@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flip import accelerators, flops
+from flip import costs
 from flip.checkpoint.manager import Saving
 from flip.config.derived import Span
 from flip.config.schema import Config
@@ -58,7 +58,7 @@ class Utilisation:
         if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
             precision = "tf32"
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self._datasheet, self._world = accelerators.peak_flops(name, precision), world
+        self._datasheet, self._world = costs.peak_flops(name, precision), world
         self._measured = measure_matmul_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def of(self, speed: float) -> dict[str, float | None]:
@@ -114,7 +114,7 @@ class Instruments:
         weights, change = norms.of_weights(optimizer, self._world.size)
         window.beside("checkpoint", self._saving.seconds - self._saved)
         speed = window.samples / window.seconds
-        cost, whole = (flops.training_flops(model, ratio, positions)["total"] for ratio in (mask, "0"))
+        cost, whole = (costs.training_flops(model, ratio, positions)["total"] for ratio in (mask, "0"))
         shares = window.shares(self.profiler.communication)
         verdict, changed = self._verdict.judge(shares)
         if changed and self._world.first:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flip import flops
+from flip import costs
 from flip.checkpoint import saver
 from flip.checkpoint.manager import Saving
 from flip.config import derived, merge
@@ -331,14 +331,14 @@ class Trainer:
             return
         last = commit.commits(self.run)[-1]
         cost = sum(
-            (span.end - span.start) * flops.training_flops(self.config.model, span.stage.mask, positions)["total"]
+            (span.end - span.start) * costs.training_flops(self.config.model, span.stage.mask, positions)["total"]
             for span in self.spans
             for positions in [derived.positions(self.config.model.text, span.stage.text_mask)]
         )
         create_json(self.run.result, {
             "run": self.run.name, "stage": last.stage, "samples": self.samples, "steps": self.step,
             "seconds": self.seconds, "samples_per_second": self.samples / self.seconds, "world": self.world.size,
-            "parameters": flops.parameters(self.config.model), "flops": cost, "evaluations": evaluations,
+            "parameters": costs.parameters(self.config.model), "flops": cost, "evaluations": evaluations,
             "commit": {"path": str(last.path.relative_to(self.run.path)), "samples": last.samples},
             "attempts": self.attempt, "replaced": replaced, "manifest": self.loader.digest,
             "peak_memory": self.tally.peak_memory(), "time": time.time(),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from flip.accelerators import find
+from flip.costs import find
 from flip.runs.errors import ConfigError, PermissionDenied
 from jobs.common.cli import suggestion
 
@@ -43,7 +43,7 @@ class Profile:
     """Memory of a node, GB; 0: as this machine says."""
     gpus_per_node: int = 0
     gpu: str = ""
-    """Name of the card, as shown in plans and looked up in ``flip/accelerators.py``."""
+    """Name of the card, as shown in plans and looked up in ``flip/costs.py``."""
     gpu_memory_gb: float = 0.0
     """Memory of a card, GB; 0: as the table says of ``gpu``, else unknown: whether a run fits is not checked then."""
     peak_tflops: float = 0.0

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flip import costs as flops
 from flip import costs as memory
-from flip import flops
 from flip.config.schema import Compute, Config
 from flip.config.validate import plan_numbers
 from jobs.common.cluster_profile import Profile

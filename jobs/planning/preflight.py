@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flip import costs, flops
+from flip import costs
 from flip.config.derived import spans
 from flip.config.resolve import DataFacts, Host
 from flip.config.schema import Config
@@ -351,7 +351,7 @@ def space(configs: Mapping[Path, Config], profile: Profile, folder: Path, plan: 
 def _checkpoint_bytes(config: Config) -> int:
     """Bytes that the checkpoints of a run take at most at a time."""
     number = config.checkpoint.keep + len(config.stages) + 1
-    return costs.STATE_BYTES * flops.parameters(config.model)["total"] * number
+    return costs.STATE_BYTES * costs.parameters(config.model)["total"] * number
 
 
 def _held(folder: Path) -> int:

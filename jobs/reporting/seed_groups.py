@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flip import flops as arithmetic
+from flip import costs as arithmetic
 from flip.config.derived import positions
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.task import precision

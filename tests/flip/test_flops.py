@@ -2,7 +2,7 @@
 
 import pytest
 
-from flip import flops
+from flip import costs
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.config.sizes import SIZES
 
@@ -14,11 +14,11 @@ def sized(name):
 
 @pytest.mark.parametrize("name, millions", [("B/16", 139.8), ("L/16", 413.0), ("H/14", 966.4)])
 def test_parameters(name, millions):
-    assert flops.parameters(sized(name))["total"] == pytest.approx(millions * 1e6, rel=1e-3)
+    assert costs.parameters(sized(name))["total"] == pytest.approx(millions * 1e6, rel=1e-3)
 
 
 def test_parameters_of_b16_to_the_last_one():
-    assert flops.parameters(sized("B/16"))["total"] == 139_776_001
+    assert costs.parameters(sized("B/16"))["total"] == 139_776_001
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_parameters_of_b16_to_the_last_one():
 )
 def test_forward_flops(name, image, text, share, ratios):
     model = sized(name)
-    found = [flops.forward_flops(model, mask) for mask in ("0", "0.5", "0.75")]
+    found = [costs.forward_flops(model, mask) for mask in ("0", "0.5", "0.75")]
     for count, mask in zip(
         found, (0, 0.5, 0.75), strict=True
     ):  # the table embeds masked patches too; ours never sees them
@@ -41,24 +41,24 @@ def test_forward_flops(name, image, text, share, ratios):
     assert found[0]["text"] / 1e9 == pytest.approx(text, abs=0.006)
     assert 100 * found[0]["text"] / found[0]["image"] == pytest.approx(share, abs=0.01)
     assert [f["total"] / found[0]["total"] for f in found[1:]] == pytest.approx(ratios, abs=6e-4)
-    assert flops.training_flops(model, "0.5")["text"] == 3 * found[1]["text"]
+    assert costs.training_flops(model, "0.5")["text"] == 3 * found[1]["text"]
 
 
 def test_cost_of_masking_as_published():
     """The paper reports 0.52 and 0.28 of the unmasked cost for L/16."""
-    whole, half, quarter = (flops.forward_flops(sized("L/16"), mask)["total"] for mask in ("0", "0.5", "0.75"))
+    whole, half, quarter = (costs.forward_flops(sized("L/16"), mask)["total"] for mask in ("0", "0.5", "0.75"))
     assert (round(half / whole, 2), round(quarter / whole, 2)) == (0.52, 0.28)
 
 
 def test_cost_of_masked_text_as_published():
     """Table 1c: half of the positions, at 75 % of the patches masked, take 0.92 of the time."""
-    whole, half = (flops.training_flops(sized("L/16"), "0.75", positions)["total"] for positions in (None, 16))
+    whole, half = (costs.training_flops(sized("L/16"), "0.75", positions)["total"] for positions in (None, 16))
     assert round(half / whole, 2) == 0.92
-    assert flops.training_flops(sized("L/16"), "0.75", 32)["total"] == whole
+    assert costs.training_flops(sized("L/16"), "0.75", 32)["total"] == whole
 
 
 def test_the_loss_grows_with_the_texts_and_not_with_the_square_of_the_batch():
-    sizes = [flops.loss_bytes(256, world, 768, tile=512) for world in (1, 2, 4, 8)]
+    sizes = [costs.loss_bytes(256, world, 768, tile=512) for world in (1, 2, 4, 8)]
     per_text = 4 * (2 * 768 + 4)  # it, its gradient, and what is kept of its column
     assert [b - a for a, b in zip(sizes[1:], sizes[2:], strict=False)] == [512 * per_text, 1024 * per_text]
     assert sizes[1] - sizes[0] == 256 * per_text + 4 * 3 * 256 * 256  # the tile was not full before

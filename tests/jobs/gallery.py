@@ -9,7 +9,7 @@ from flip.config.derived import spans
 from flip.config.identity import identity
 from flip.config.merge import dump
 from flip.config.resolve import Host, facts, resolve
-from flip.flops import parameters
+from flip.costs import parameters
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import Profile
 from jobs.planning.cost import estimate

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flip import costs, flops
+from flip import costs
 from flip.config.schema import Augment, Compute, ImageTower, Model, TextTower
 from flip.config.sizes import SIZES
 from flip.data.masking import keep as draw_keep
@@ -287,7 +287,7 @@ def test_arithmetic_counts_the_built_model(name, objective):
     with torch.device("meta"):
         pair = clip.build(config, Augment(), "sdpa")
     counted = {tower: sum(p.numel() for p in getattr(pair, tower).parameters()) for tower in ("image", "text")}
-    assert flops.parameters(config) == counted | {"total": sum(p.numel() for p in pair.parameters())}
+    assert costs.parameters(config) == counted | {"total": sum(p.numel() for p in pair.parameters())}
 
 
 @pytest.mark.parametrize("mask, kept", [("0", 64), ("0.75", 16)])

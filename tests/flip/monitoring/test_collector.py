@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flip import accelerators
+from flip import costs
 from flip.monitoring import collector
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -23,7 +23,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
     ],
 )
 def test_datasheet_peak_by_device_name_and_precision(name, precision, tflops):
-    assert accelerators.peak_flops(name, precision) == (None if tflops is None else 1e12 * tflops)
+    assert costs.peak_flops(name, precision) == (None if tflops is None else 1e12 * tflops)
 
 
 def test_mfu_is_a_share_of_the_datasheet_peak(monkeypatch):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flip.accelerators import ACCELERATORS, find
 from flip.config.resolve import Host, facts, resolve
 from flip.config.validate import validate
+from flip.costs import ACCELERATORS, find
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import Profile, load_profile
 from jobs.planning import cost, memory_fit
