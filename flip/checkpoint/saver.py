@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from flip.background import Background
 from flip.checkpoint.dcp_io import Problem, Writer, own_part, raised
 from flip.checkpoint.remote import Remote, base, marked, verify
 from flip.checkpoint.restorer import Restorer
+from flip.concurrency import Background
 from flip.data.storage.retry import Patience
 from flip.distributed.collectives import all_gather_json
 from flip.distributed.parallel import World

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from flip.concurrency import prepare_forkserver
 from flip.config import schema
 from flip.config.sets import Share, shares
 from flip.costs import SLOTS
@@ -21,7 +22,7 @@ from flip.data.mixture import Source
 from flip.data.storage.counters import Counters
 from flip.data.storage.outage import Board
 from flip.data.worker import Part, Replaced, Spec, Streams
-from flip.data.worker_pool import Pool, prepare_forkserver
+from flip.data.worker_pool import Pool
 from flip.runs.errors import ConfigError, DataError
 
 __all__ = ["Batch", "Loader", "prepare_forkserver"]

@@ -15,9 +15,9 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from flip.concurrency import Threads
 from flip.data.chunk import Chunk
 from flip.data.order import Order
-from flip.data.threads import Threads
 
 THREADS = 8
 """Reads at once of one worker."""

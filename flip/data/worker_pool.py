@@ -14,16 +14,15 @@ import math
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable
-from multiprocessing import connection, forkserver, resource_tracker, util
+from multiprocessing import connection, util
 from multiprocessing.context import ForkServerProcess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flip.concurrency import leave_with_parent
 from flip.costs import SLOTS
 from flip.data.masking import Kept
 from flip.data.mixture import sources
@@ -32,61 +31,8 @@ from flip.data.storage.outage import Outage
 from flip.data.worker import Part, Replaced, Spec, Streams
 from flip.distributed.shutdown import SIGNALS
 from flip.runs.errors import FlipError
-from flip.runs.rundir import OWNER, write_json
 
 _ALIGN = 64
-_ADDRESS = 107 - len("/pymp-abcdefgh/listener-abcdefgh")
-"""Bytes of the folder below which multiprocessing's sockets lie: a Unix socket's path has no more than 107."""
-
-
-def prepare_forkserver(torch: bool = False) -> None:
-    """Start the fork server deaf to the signals that stop a run; this process's own handlers lose none meanwhile.
-
-    Server and workers inherit a mask that blocks them. Ignoring them here for a moment would drop what comes then.
-
-    What it imports here its workers need not import again. ``torch``: also torch, for ``resize: torchvision`` (it is
-    right without, only slower to start and larger).
-    """
-    names = (*SIGNALS, signal.SIGINT)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, names)
-    # The server finds our modules by its environment: it does not get this process's sys.path.
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *([path] if path else [])])
-    try:
-        multiprocessing.get_context("forkserver").set_forkserver_preload(
-            ["flip.data.worker_pool", *(["torch.nn.functional"] if torch else [])]
-        )
-        _leave_long_folder()
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, names)  # the line above unblocks some of them
-        forkserver.ensure_running()
-        _sign_folder()
-    finally:
-        if path is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = path
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _leave_long_folder() -> None:
-    """A job may have a TMPDIR of its own whose path is too long for a socket's: /tmp then, for sockets alone."""
-    usual = tempfile.gettempdir()
-    if len(os.fsencode(usual)) > _ADDRESS:
-        tempfile.tempdir = "/tmp"
-        try:
-            util.get_temp_dir()  # it is made once, and kept for this process and its children
-        finally:
-            tempfile.tempdir = usual
-
-
-def _sign_folder() -> None:
-    """Leave in multiprocessing's temporary folder whose it is, so that a later attempt can delete what a killed rank
-    left."""
-    if {"FLIP_RUN", "FLIP_ATTEMPT"} <= os.environ.keys():
-        owner = {"run": os.environ["FLIP_RUN"], "attempt": int(os.environ["FLIP_ATTEMPT"])}
-        with contextlib.suppress(OSError):
-            write_json(Path(util.get_temp_dir()) / OWNER, owner)
 
 
 class Pool:
@@ -211,13 +157,6 @@ def _work(
     finally:
         if stream is not None:
             stream.close()
-
-
-def leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _error(message: dict[str, Any]) -> FlipError:

@@ -100,7 +100,7 @@ def host() -> str:
 
 def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str]:
     _check_identity(run)
-    from flip.data.worker_pool import prepare_forkserver
+    from flip.concurrency import prepare_forkserver
 
     prepare_forkserver()  # it gets ready while this process imports torch
     from flip.training.trainer import Stopped, train

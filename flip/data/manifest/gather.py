@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from flip import concurrency
+from flip.concurrency import Threads
 from flip.data.manifest.manifest import MARK, refuse_existing
 from flip.data.manifest.scan import REMEDY, Scan, file_stat, scan
 from flip.data.manifest.scans import Scans, Shard
 from flip.data.storage.base import Stat, is_remote
 from flip.data.storage.client import Reader
-from flip.data.threads import Threads
 from flip.runs.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

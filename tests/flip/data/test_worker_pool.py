@@ -30,7 +30,7 @@ from pathlib import Path
 from tests.flip.data.loading import BATCH, loader
 
 if __name__ == "__main__":
-    from flip.data.loader import prepare_forkserver
+    from flip.concurrency import prepare_forkserver
     prepare_forkserver()
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGUSR2, lambda *_: None)

@@ -38,7 +38,7 @@ def test_a_signal_while_the_fork_server_starts_is_not_lost_and_does_not_reach_it
     body = (
         "import threading, time, multiprocessing\n"
         "from multiprocessing import forkserver\n"
-        "from flip.data import worker_pool as pool\n"
+        "from flip import concurrency as pool\n"
         "start = pool.forkserver.ensure_running\n"
         "def hurt():\n"
         "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGUSR2)\n"

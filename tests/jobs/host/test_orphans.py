@@ -88,7 +88,7 @@ def test_the_next_start_of_a_job_ends_its_batch_shell_of_before(start, run, tmp_
 
 def test_temporary_folders_of_killed_ranks_are_deleted_by_the_next_attempt(run, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    program = "import os\nfrom flip.data import worker_pool as pool\npool.prepare_forkserver()\nos.kill(os.getpid(), 9)"
+    program = "import os\nfrom flip import concurrency as pool\npool.prepare_forkserver()\nos.kill(os.getpid(), 9)"
     for path, n in ((run.path, 1), (run.path, 2), (tmp_path / "other", 1)):
         named = {"FLIP_RUN": str(path), "FLIP_ATTEMPT": str(n), "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", program], env={**os.environ, **named}, cwd=ROOT)
