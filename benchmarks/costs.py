@@ -14,11 +14,11 @@ from benchmarks.pipelines import AUGMENT, BLOCK, LANES, LENGTH, PATCH, SIZE, Wor
 from benchmarks.results import rounded
 from flip.data import augment as augmenting
 from flip.data import decode, masking
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import Order
 from flip.data.storage.checksums import crc32
-from flip.data.storage.client import Reader
 from flip.data.worker import captions_of, image_of
 from flip.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ REPEATS = 5
 
 def measure(work: Work) -> list[dict[str, Any]]:
     """Microseconds of computing of a sample, stage by stage; medians over REPEATS. What a stage makes is let go of."""
-    manifest, reader, tokenizer = Manifest.load(work.manifest), Reader(), Tokenizer(work.tokenizer, LENGTH, True)
+    manifest, reader, tokenizer = Manifest.load(work.manifest), ChunkReader(), Tokenizer(work.tokenizer, LENGTH, True)
     reads = [
         read[:3] for j in range(min(manifest.chunks, max(1, HELD // work.chunk))) for read in manifest.chunk_reads(j)
     ]

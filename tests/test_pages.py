@@ -18,9 +18,9 @@ import pytest
 
 from flip.config.merge import _paths, merge, read_yaml
 from flip.config.schema import Config
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
-from flip.data.storage.client import Reader
 from jobs.common.cluster_profile import load_profile
 from jobs.sweeps import expansion, sweep_file
 from tests.synthetic import make_dataset
@@ -218,4 +218,4 @@ def test_filtered_shards_are_written_again(tmp_path):
 
 def texts(manifest: Manifest):
     for j in range(manifest.chunks):
-        yield from zip(manifest.chunk_ids(j), Reader().read_chunk(manifest, j), strict=True)
+        yield from zip(manifest.chunk_ids(j), ChunkReader().read_chunk(manifest, j), strict=True)

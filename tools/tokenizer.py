@@ -66,12 +66,12 @@ def captions(source: str, member: str) -> Iterator[str]:
     from flip.runs.errors import DataError
 
     if Path(source).is_dir():
+        from flip.data.chunk_reader import ChunkReader
         from flip.data.manifest.manifest import Manifest
-        from flip.data.storage.client import Reader
         from flip.data.worker import Undecodable, captions_of, refuse_whole_json
 
         refuse_whole_json([member], "--member")
-        manifest, reader = Manifest.load(source), Reader()
+        manifest, reader = Manifest.load(source), ChunkReader()
         for j in range(manifest.chunks):
             for sample in reader.read_chunk(manifest, j):
                 with suppress(Undecodable):  # a sample without a caption

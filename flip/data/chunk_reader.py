@@ -1,4 +1,6 @@
-"""Chunks kept as files on this node's disk: what was read once is not fetched again. It never changes what is read.
+"""Chunks of a data set: read by one range each, checked, their samples found, and kept on the node's own disk.
+
+``ChunkReader`` reads them from storage or from ``Cache``, which never changes what is read:
 
     FOLDER/flip-chunks-<uid>/<digest of the manifest>/<chunk>    the chunk's bytes, as storage has them
     FOLDER/flip-chunks-<uid>/size                                about the sum of their lengths, locked by its writer
@@ -12,21 +14,36 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
+from flip.data.storage.base import Fault, Storage
 from flip.data.storage.checksums import crc32
+from flip.data.storage.client import StorageClient
+from flip.data.storage.counters import Counters
+from flip.data.storage.outage import Outage
+from flip.data.storage.retry import Clock, Patience
+from flip.runs.errors import DataError
 from flip.runs.ownership import private_folder, read_regular
 
 ROOM = 0.1
 """Share of the bytes allowed that is freed at once: looking for the oldest files takes a while."""
 
 log = logging.getLogger("flip.data")
+
+Sample = dict[str, memoryview]
+"""Member (extension) -> its bytes, a view of the chunk's buffer."""
+Reads = Sequence[tuple[int, int, int, int]]
+"""As ``Table.chunk_places`` gives them."""
 
 
 class Cache:
@@ -122,3 +139,104 @@ class Cache:
             first = self.failures == 1
         if first:
             log.warning("the cache of chunks does without a file, and will not tell of others: %s", what)
+
+
+@dataclass
+class Chunk:
+    """Chunk j of a manifest: its bytes, with the right CRC, a piece for each of ``manifest.chunk_places(j)``."""
+
+    manifest: Manifest
+    j: int
+    pieces: Sequence[bytes | memoryview]
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """Found when they are first asked for, by the thread that asks: one that reads in the background would only
+        take the interpreter from it. Raises DataError where the bytes are not the tar that was indexed.
+        """
+        manifest, j = self.manifest, self.j
+        found: list[Sample] = []
+        for piece, (shard, start, _, count) in zip(self.pieces, manifest.chunk_places(j), strict=True):
+            held, picks = manifest.picks(shard, manifest.chunk_ids(j).start + len(found), count)
+            view = memoryview(piece)
+            try:
+                walked = tar.indexed(view, held)
+            except tar.Broken as error:
+                raise rot(manifest, j, f"{error} after {start} of {manifest.keys[shard]}") from error
+            members = (walked[i].members.items() for i in picks)
+            found += [{name: view[at : at + size] for name, (at, size) in one} for one in members]
+        return found
+
+
+def rot(manifest: Manifest, j: int, what: str) -> DataError:
+    """Bytes that storage will not give back as they were indexed."""
+    ids = manifest.chunk_ids(j)
+    first, last = ids.start, ids.stop - 1
+    where = ", ".join(f"{key} bytes {start}-{stop}" for key, start, stop, _ in manifest.chunk_reads(j))
+    return DataError(
+        f"chunk {j} (samples {first} to {last}) is damaged: {what}",
+        where,
+        remedy="Restore the shard, or leave the samples out: "
+        f"python tools/shards.py except {manifest.folder} --ids {first}-{last} --out NEW_FOLDER",
+    )
+
+
+class ChunkReader(StorageClient):
+    """Reads chunks of manifests, checked against their CRC. Threads may share one.
+
+    ``cache``: chunks are looked for there first, and kept; all else as in ``StorageClient``.
+    """
+
+    def __init__(
+        self, deadline: float | None = None, patience: Patience | None = None, clock: Clock | None = None,
+        remote: Storage | None = None, cache: Cache | None = None, report: Callable[[Outage], None] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(deadline, patience, clock, remote, report)
+        self._cache = cache
+
+    @property
+    def counters(self) -> Counters:
+        """A copy of the counts until now, with those of the cache."""
+        found = super().counters
+        if self._cache is not None:
+            found.cache_hits, found.cache_misses = self._cache.hits, self._cache.misses
+            found.cache_failures = self._cache.failures
+        return found
+
+    def read_chunk(self, manifest: Manifest, j: int) -> list[Sample]:
+        """The samples of chunk j. Raises as ``read`` does."""
+        return self.fetch(manifest, j).samples
+
+    def fetch(self, manifest: Manifest, j: int) -> Chunk:
+        """Chunk j, its bytes checked against the manifest's CRC. Raises as ``read`` does."""
+        return Chunk(manifest, j, self._cached(manifest, j, manifest.chunk_places(j)))
+
+    def _cached(self, manifest: Manifest, j: int, reads: Reads) -> Sequence[bytes | memoryview]:
+        """The bytes of a chunk, with the right CRC, a piece for each read."""
+        if self._cache is None:
+            return self._checked(manifest, j, reads)
+        whole = self._cache.get(manifest, j)
+        if whole is None:
+            pieces = self._checked(manifest, j, reads)
+            self._cache.put(manifest, j, pieces)
+            return pieces
+        ends = list(itertools.accumulate(stop - start for _, start, stop, _ in reads))
+        return [whole[start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
+
+    def _checked(self, manifest: Manifest, j: int, reads: Reads) -> Sequence[bytes]:
+        """``_cached`` from storage."""
+        attempts, seen = self._attempts(), set[int]()
+        while True:
+            pieces = [
+                self._read(attempts, manifest.keys[shard], start, stop, manifest.etags[shard])
+                for shard, start, stop, _ in reads
+            ]
+            crc = 0
+            for piece in pieces:
+                crc = crc32(piece, crc)
+            if crc == manifest.checksums[j]:
+                return pieces
+            if crc in seen:
+                raise rot(manifest, j, f"CRC32 {crc:#010x}, indexed was {int(manifest.checksums[j]):#010x}")
+            seen.add(crc)
+            self._failed(attempts, manifest.keys[reads[0][0]], Fault("checksum", f"chunk {j} has a wrong CRC32"))

@@ -18,8 +18,6 @@ from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 Pixels = NDArray[np.uint8]
 """(height, width, 3), RGB."""
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
-"""Members of a sample that can be its image, the first one present."""
 LIMIT = 1 << 26
 """Most pixels that an image may have; read from its header before anything is decompressed."""
 

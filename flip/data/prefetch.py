@@ -16,7 +16,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from flip.concurrency import Threads
-from flip.data.chunk import Chunk
+from flip.data.chunk_reader import Chunk
 from flip.data.order import Order
 
 THREADS = 8

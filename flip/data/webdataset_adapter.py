@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import Order
 from flip.data.prefetch import Prefetch
-from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ class Samples:
     cannot decode is that stage's matter. Iterate it in one process: it reads ahead in threads of its own.
 
     Raises ConfigError where the numbers do not fit each other, or in one of several worker processes of a DataLoader,
-    which would all yield the same samples; DataError and StorageError as ``Reader.fetch``.
+    which would all yield the same samples; DataError and StorageError as ``ChunkReader.fetch``.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Samples:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         _refuse_workers()
         manifest, order, size = self.manifest, self.order, self.manifest.chunk
-        read, position = partial(Reader().fetch, manifest), self.start
+        read, position = partial(ChunkReader().fetch, manifest), self.start
         ahead = Prefetch(order, self.lanes, position, read, self._useless, self._bytes)
         try:
             while True:

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
-from flip.data.chunk import Sample
-from flip.data.chunk_reader import Cache
+from flip.data.chunk_reader import Cache, ChunkReader, Sample
 from flip.data.decode import Pixels, Undecodable
+from flip.data.manifest import tar
 from flip.data.masking import Kept
 from flip.data.mixture import Source
 from flip.data.prefetch import Prefetch
-from flip.data.storage.client import Reader
 from flip.data.storage.counters import Counters
 from flip.data.storage.obstore_storage import Obstore
 from flip.data.storage.outage import Outage
@@ -116,7 +115,7 @@ class Streams:
         patience = Patience(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge)
         cache = Cache(data.cache, data.cache_bytes) if data.cache else None
         remote = Obstore(data.timeout) if data.client == "obstore" else None
-        self.reader = Reader(patience=patience, remote=remote, cache=cache, report=report)
+        self.reader = ChunkReader(patience=patience, remote=remote, cache=cache, report=report)
         position, count = start // spec.data.lanes, batch // spec.data.lanes
         self._streams = list[tuple[Stream, slice]]()
         for source in sources:
@@ -157,7 +156,7 @@ class Stream:
     """
 
     def __init__(
-        self, spec: Spec, source: Source, lanes: range, position: int, count: int, kept: Kept, reader: Reader
+        self, spec: Spec, source: Source, lanes: range, position: int, count: int, kept: Kept, reader: ChunkReader
     ) -> None:
         self.spec, self.manifest, self.lanes, self.kept = spec, source.manifest, lanes, kept
         self.first_id, self.order = source.first_id, source.order(spec.seed, spec.data.block)
@@ -291,7 +290,7 @@ def image_of(sample: Sample, decoder: str, conversion: str = "flatten") -> Pixel
 
 def encoded_image(sample: Sample) -> memoryview:
     """A sample's image member as it is stored. Raises Undecodable if there is none."""
-    for extension in decode.EXTENSIONS:
+    for extension in tar.EXTENSIONS:
         if extension in sample:
             return sample[extension]
     raise Undecodable(f"no image among its members {sorted(sample)}")

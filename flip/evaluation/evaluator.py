@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flip.config import schema
-from flip.data.chunk import Sample
+from flip.data.chunk_reader import Sample
 from flip.data.storage.retry import Patience
 from flip.data.worker import captions_of, label_of
 from flip.evaluation import prompts

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flip.data.chunk import Sample
+from flip.data.chunk_reader import Sample
 from flip.evaluation.encoders import Encoder
 from flip.evaluation.images import Images, Viewed, ahead
 from flip.evaluation.team import Team

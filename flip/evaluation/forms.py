@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.resolve import cache_root
-from flip.data.decode import EXTENSIONS
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import MARK
+from flip.data.manifest.tar import EXTENSIONS
 from flip.data.storage.base import Stat, is_remote
-from flip.data.storage.client import Reader
 from flip.data.storage.retry import Patience
 from flip.evaluation import annotations as listings
 from flip.evaluation.images import File, Files, Images, Shards
@@ -99,7 +99,7 @@ def _named(file: Path, split: str) -> Place:
 
 def _shards(root: str, split: str) -> Place | None:
     """Of a split's own folder, or of those directly in ``root``."""
-    reader = Reader()
+    reader = ChunkReader()
     for prefix in [f"{root}/{name}/" for name in SPLITS[split]] + [f"{root}/"]:
         if not is_remote(prefix) and not Path(prefix).is_dir():
             continue

@@ -17,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flip.data.chunk import Sample
+from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import Undecodable, open_image
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.storage.base import Stat
-from flip.data.storage.client import Reader
 from flip.data.storage.retry import Patience
 from flip.data.worker import encoded_image
 from flip.runs.errors import ConfigError, DataError
@@ -75,7 +74,7 @@ class Shards:
         self.where, self.digest = str(self.manifest.folder), self.manifest.digest
         self.stamp = self.digest
         self.count = self.manifest.samples - len(self.manifest.exceptions)
-        self._reader = Reader(patience=patience)
+        self._reader = ChunkReader(patience=patience)
 
     @cached_property
     def _good(self) -> NDArray[np.int64]:
@@ -114,7 +113,7 @@ class Files:
         if not files:
             raise ConfigError("there are no images here", where or root)
         self.files, self.root, self.where, self.count = files, root, where or root, len(files)
-        self._reader = Reader(patience=patience)
+        self._reader = ChunkReader(patience=patience)
 
     @cached_property
     def digest(self) -> str:

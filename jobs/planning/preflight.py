@@ -26,11 +26,10 @@ from flip.config.resolve import DataFacts, Host
 from flip.config.schema import Config
 from flip.config.sets import Share, shares
 from flip.data import mixture
-from flip.data.chunk import Sample
+from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import Undecodable
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import is_remote
-from flip.data.storage.client import Reader
 from flip.data.worker import captions_of, image_of, json_fields, label_of, refuse_whole_json
 from flip.evaluation import prompts
 from flip.runs import commit
@@ -162,7 +161,7 @@ def _data_set(config: Config, share: Share, data: DataFacts) -> Check:
 @lru_cache(maxsize=64)
 def _look_at(folder: str) -> str:
     """Load a manifest and compare the shards' sizes. Raises DataError, PermissionDenied, StorageError."""
-    manifest, reader = Manifest.load(folder), Reader(deadline=10.0)
+    manifest, reader = Manifest.load(folder), ChunkReader(deadline=10.0)
     shards = len(manifest.keys)
     looked_at = SHARDS_LOOKED_AT if shards and not is_remote(manifest.keys[0]) else OBJECTS_LOOKED_AT
     for i in range(0, shards, max(1, shards // looked_at)):
@@ -256,7 +255,7 @@ def _first_label(folder: str, path: str, classes: int) -> None:
 
 def _samples(manifest: Manifest) -> Iterator[tuple[int, Sample]]:
     """Ids and samples from the first on, without those excepted."""
-    reader = Reader(deadline=10.0)
+    reader = ChunkReader(deadline=10.0)
     for j in range(manifest.chunks):
         ids = [id for id in manifest.chunk_ids(j) if id not in manifest.exceptions]
         if ids:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pytest
 import webdataset
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
-from flip.data.storage.client import Reader
 from flip.runs.errors import DataError
 from tools.shards_commands import look
 
@@ -302,7 +302,7 @@ def ours(path, out):
     except DataError as error:
         return error
     keys = [look.sample(manifest, id).key for id in range(manifest.samples)]
-    members = [Reader().read_chunk(manifest, id)[0] for id in range(manifest.samples)]
+    members = [ChunkReader().read_chunk(manifest, id)[0] for id in range(manifest.samples)]
     return list(zip(keys, [{name: bytes(data) for name, data in one.items()} for one in members], strict=True))
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import filters
-from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError
 from tests.parsers.spoil import spoiled
 
@@ -43,7 +43,7 @@ FORMS = [
 def read(path, data):
     path.write_bytes(data)
     texts = ["text==a", "number<2", "count>=3"]
-    return filters._table(str(path), [filters.Filter.parse(text) for text in texts], Reader())
+    return filters._table(str(path), [filters.Filter.parse(text) for text in texts], ChunkReader())
 
 
 @pytest.mark.parametrize("data", FORMS)

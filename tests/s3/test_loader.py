@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from flip.data.storage.client import Reader
+from flip.data.chunk_reader import ChunkReader
 from flip.data.storage.retry import Patience
 from flip.evaluation import forms
 from flip.evaluation.images import Shards
@@ -65,7 +65,7 @@ def expected(original):
 
 def test_nothing_happens(original, server, proxied, remote, expected):
     proxied(server)
-    made, reader = remote(), Reader()
+    made, reader = remote(), ChunkReader()
     assert reader.list(made.keys[0]) == {made.keys[0]: reader.stat(made.keys[0])}
     source = loader(original, folder=made.folder, workers=1)
     assert same(take(source), expected)

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
-from flip.data.storage.client import Reader
 from flip.data.storage.retry import Patience
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 from tests.s3.conftest import ROOT, lead_to, on_nanio, on_weed
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.s3
 
 
 def impatient(**fields):
-    return Reader(patience=Patience(**{"deadline": 1.5, "timeout": 5, "first": 0.05} | fields))
+    return ChunkReader(patience=Patience(**{"deadline": 1.5, "timeout": 5, "first": 0.05} | fields))
 
 
 def texts(manifest, reader):
@@ -228,7 +228,7 @@ def test_the_rest_of_another_object_is_not_appended(original, server, prefix, pr
     proxy, reader, key = proxied(server), impatient(deadline=30), f"s3://{BUCKET}/{prefix}/00000.tar"
     size = (original / "00000.tar").stat().st_size
     proxy.plan(["reset"], 1, limit=1)
-    renew = Reader._failed
+    renew = ChunkReader._failed
 
     def replace(self, attempts, key, fault):
         files(server.address).pipe_file(f"{BUCKET}/{prefix}/00000.tar", b"z" * size)
@@ -280,7 +280,7 @@ def test_a_client_does_not_survive_a_fork(server, proxied, remote):
     """The child of a process that has read makes its own client: with the inherited one it would hang or fail."""
     proxied(server)
     script = (
-        "import os, sys; from flip.data.storage.client import Reader\n"
+        "import os, sys; from flip.data.chunk_reader import ChunkReader as Reader\n"
         f"reader, key = Reader(deadline=5), 's3://{BUCKET}/set/00000.tar'\n"
         "whole = reader.read(key, 0, 4096)\n"
         "child = os.fork()\n"

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
-from flip.data.storage.client import Reader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.s3.servers import BUCKET, files
 from tools.shards import main
@@ -122,7 +122,9 @@ def test_filters_read_the_parquet_objects(original, own, proxied, tmp_path, caps
     assert (facts["samples"], facts["seen"], facts["dropped"]) == (153, 203, {"number>=50": 50})
     found, whole = Manifest.load(tmp_path / "m"), Manifest.load(original)
     assert [found.locate(id)[1] for id in (0, 30, 31)] == [10, 40, 0]
-    ours, theirs = ([bytes(one["txt"]) for one in Reader().read_chunk(*what)] for what in ((found, 0), (whole, 25)))
+    ours, theirs = (
+        [bytes(one["txt"]) for one in ChunkReader().read_chunk(*what)] for what in ((found, 0), (whole, 25))
+    )
     assert ours == theirs
     files(own.address).rm(f"{BUCKET}/set/00002.parquet")
     assert main([*arguments, str(tmp_path / "n")]) == 65

@@ -139,7 +139,7 @@ def test_tables_of_filters(tables):
     assert sum(path.stat().st_blocks * 512 for path in tables.glob("*.parquet")) < 8 * MB
     found = read(
         "import pyarrow.compute, pyarrow.parquet\nfrom flip.data.manifest import filters\n"
-        "from flip.data.storage.client import Reader",
+        "from flip.data.chunk_reader import ChunkReader as Reader",
         "filters.parse(['score==7'], '').judge(values, Reader()) and 'read'",
         bombs,
     )
@@ -185,7 +185,9 @@ def test_sparse_shards(tmp_path):
     hole(tmp_path / "sample.tar", half, *parts)
     cases = {path.stem: path for path in tmp_path.glob("*.tar")}
     assert sum(path.stat().st_blocks * 512 for path in cases.values()) < 8 * MB
-    program = "from flip.data.manifest.scan import file_stat, scan\nfrom flip.data.storage.client import Reader"
+    program = (
+        "from flip.data.manifest.scan import file_stat, scan\nfrom flip.data.chunk_reader import ChunkReader as Reader"
+    )
     found = read(program, "scan(values, file_stat(values), Reader())", cases, ALLOWANCE + tar.SAMPLE_LIMIT)
     extension = f"at most {tar.EXTENSION_LIMIT:,} are read; they begin at byte 0"
     sentences = {
@@ -294,7 +296,7 @@ READERS = """
     from flip.config.yaml_io import read_yaml
     from flip.evaluation.images import File, Files
     from flip.data.manifest.manifest import Manifest
-    from flip.data.storage.client import Reader
+    from flip.data.chunk_reader import ChunkReader as Reader
     from flip.evaluation import annotations as listings, open_clip_folder, prompts
     from flip.tokenizer import Tokenizer
     from tools.shards_commands import write as making

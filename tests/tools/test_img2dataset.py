@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
-from flip.data.storage.client import Reader
 from tests.synthetic import encode, picture
 from tests.tools.test_shards_cli import call
 from tools.shards_commands import look
@@ -118,7 +118,7 @@ def samples(folder):
     """Number of the link -> the members of its sample."""
     manifest, found = Manifest.load(folder), {}
     for j in range(manifest.chunks):
-        for id, sample in zip(manifest.chunk_ids(j), Reader().read_chunk(manifest, j), strict=True):
+        for id, sample in zip(manifest.chunk_ids(j), ChunkReader().read_chunk(manifest, j), strict=True):
             members = {name: bytes(data) for name, data in sample.items()}
             facts = json.loads(members["json"])
             assert look.sample(manifest, id).key == facts["key"] and facts["status"] == "success"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
-from flip.data.storage.client import Reader
 from tests.synthetic import encode, make_dataset, picture
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "shards.py"
@@ -42,7 +42,7 @@ def test_make(tmp_path, kind, mark):
     made = run("make", tmp_path / f"t.{kind}", "--out", tmp_path / "out", "--per-shard", 2)
     assert made.returncode == 0, made.stderr
     manifest = Manifest.load(tmp_path / "out")
-    samples = [s for j in range(manifest.chunks) for s in Reader().read_chunk(manifest, j)]
+    samples = [s for j in range(manifest.chunks) for s in ChunkReader().read_chunk(manifest, j)]
     assert [bytes(s["txt"]).decode() for s in samples] == [f"number {i}" for i in range(5)]
     assert bytes(samples[4]["png"]) == encode(picture(4, 16)) and json.loads(bytes(samples[0]["json"])) == {
         "source": "here"

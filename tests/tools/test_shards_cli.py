@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from flip.config import merge
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, Table, write
 from flip.data.order import Order
-from flip.data.storage.client import Reader
 from flip.runs.errors import StorageError
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import caption, encode, make_dataset, picture
@@ -267,7 +267,7 @@ def test_drop_leaves_out_what_is_excepted(data, capsys):
     code, found = call(capsys, "drop", data.parent / "less", "--out", data.parent / "good", "--json")
     assert code == 0 and (found["samples"], found["exceptions"], found["chunk"]) == (110, 0, 4), found
     assert found["dropped"] == {f"not excepted in {data.parent / 'less'}": 10}
-    old, new, reader = Manifest.load(data), Manifest.load(data.parent / "good"), Reader()
+    old, new, reader = Manifest.load(data), Manifest.load(data.parent / "good"), ChunkReader()
     good = [id for id in range(120) if id not in {3, *range(40, 48), 119}]
     assert [new.locate(id) for id in range(110)] == [old.locate(id) for id in good]
     samples = [bytes(s["txt"]) for j in range(new.chunks) for s in reader.read_chunk(new, j)]

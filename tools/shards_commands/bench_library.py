@@ -18,12 +18,11 @@ import numpy as np
 from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
-from flip.data.chunk import Sample
+from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import Undecodable
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import permute
-from flip.data.storage.client import Reader
 from flip.data.worker import Spec, captions_of, image_of
 from flip.runs.errors import ConfigError, DataError
 
@@ -84,7 +83,7 @@ def bench(manifest: Manifest, spec: Spec, mask: str, seconds: float) -> list[Sta
     _check_mask(spec.patches, mask)
     if manifest.samples < manifest.chunk:
         raise ConfigError("there is no whole chunk", str(manifest.folder), manifest.samples)
-    reader, share = Reader(), seconds / len(STAGES)
+    reader, share = ChunkReader(), seconds / len(STAGES)
     chunks = _chunks(manifest, spec.seed)
     pieces, samples = _hold(manifest, reader, chunks)
     return [
@@ -153,7 +152,9 @@ def _chunks(manifest: Manifest, seed: int) -> Iterator[int]:
         visit += 1
 
 
-def _hold(manifest: Manifest, reader: Reader, chunks: Iterator[int]) -> tuple[list[list[bytes]], list[list[Sample]]]:
+def _hold(
+    manifest: Manifest, reader: ChunkReader, chunks: Iterator[int]
+) -> tuple[list[list[bytes]], list[list[Sample]]]:
     pieces, samples, held = list[list[bytes]](), list[list[Sample]](), 0
     for _ in range(manifest.samples // manifest.chunk):
         j = next(chunks)
@@ -170,7 +171,7 @@ def _again(items: list[_T]) -> Iterator[_T]:
         yield from items
 
 
-def _read(manifest: Manifest, reader: Reader, j: int) -> Work:
+def _read(manifest: Manifest, reader: ChunkReader, j: int) -> Work:
     got = [len(reader.read(key, start, stop)) for key, start, stop, _ in manifest.chunk_reads(j)]
     return len(manifest.chunk_ids(j)), sum(got), 0
 
@@ -195,7 +196,7 @@ def _decode(chunk: list[Sample], spec: Spec) -> Work:
 class _Whole:
     """What a worker does with a chunk: read, CRC, walk, decode, crop, cut the visible patches; no tokenizer."""
 
-    def __init__(self, manifest: Manifest, reader: Reader, spec: Spec, mask: str) -> None:
+    def __init__(self, manifest: Manifest, reader: ChunkReader, spec: Spec, mask: str) -> None:
         self.manifest, self.reader, self.spec = manifest, reader, spec
         self.kept = masking.kept(spec.patches, mask)
 

@@ -16,13 +16,13 @@ from typing import Any
 import braceexpand
 
 from flip.concurrency import cores
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import filters
 from flip.data.manifest.build import merge, refuse_filters
 from flip.data.manifest.census import Completeness, Incomplete
 from flip.data.manifest.gather import Damaged, Gathered, as_path, gather, listed, part_folder, sorted_keys
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.storage.base import Stat, is_remote
-from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError
 from tools.shards_commands.manifest import facts
 from tools.shards_commands.output import Bar, Outcome, claim, names, writing
@@ -116,7 +116,7 @@ def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, Stat]]:
 def objects(pattern: str) -> dict[str, Stat]:
     """Objects among which those are that match a pattern with wildcards; of one without, none."""
     prefix = re.split(r"[*?[]", pattern)[0]
-    return {} if prefix == pattern else Reader(deadline=60.0).list(prefix)
+    return {} if prefix == pattern else ChunkReader(deadline=60.0).list(prefix)
 
 
 def without_stats(keys: Sequence[str], known: Mapping[str, Stat]) -> dict[str, int]:

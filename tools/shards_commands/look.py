@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 from flip.config import schema
 from flip.config.sets import shares
 from flip.data import decode, masking
-from flip.data.chunk import Sample
+from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import Undecodable
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.mixture import Source
-from flip.data.storage.client import Reader
 from flip.data.worker import captions_of, image_of
 from flip.runs.errors import ConfigError, DataError
 
@@ -41,11 +40,11 @@ class Found:
     damage: str | None
 
 
-def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",), reader: Reader | None = None) -> Found:
+def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",), reader: ChunkReader | None = None) -> Found:
     """Sample ``id`` of a manifest. Raises ConfigError where there is none of that id, StorageError."""
     if not 0 <= id < manifest.samples:
         raise ConfigError(f"sample ids of this manifest are 0 .. {manifest.samples - 1}", "id", id)
-    reader, chunk = reader or Reader(), id // manifest.chunk
+    reader, chunk = reader or ChunkReader(), id // manifest.chunk
     shard, ordinal = manifest.locate(id)
     key, members, damage = None, Sample(), None
     try:
@@ -53,7 +52,7 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",), read
         key = _key(manifest, chunk, id % manifest.chunk, reader)
     except DataError as error:
         damage = error.paragraph()
-    name = next((extension for extension in decode.EXTENSIONS if extension in members), None)
+    name = next((extension for extension in tar.EXTENSIONS if extension in members), None)
     image = (name, bytes(members[name])) if name else None
     try:
         lines = captions_of(members, list(captions))
@@ -66,7 +65,7 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",), read
     )  # fmt: skip
 
 
-def _key(manifest: Manifest, chunk: int, place: int, reader: Reader) -> str:
+def _key(manifest: Manifest, chunk: int, place: int, reader: ChunkReader) -> str:
     id = manifest.chunk_ids(chunk).start
     for shard, start, stop, count in manifest.chunk_places(chunk):
         if place < count:
@@ -123,7 +122,7 @@ class Taken(NamedTuple):
 
 def batch(
     config: schema.Config, sources: Sequence[Source], start: int, size: int, read: bool = True,
-    reader: Reader | None = None,
+    reader: ChunkReader | None = None,
 ) -> Iterator[Taken]:  # fmt: skip
     """The global batch of ``size`` samples from S = ``start`` on, lane by lane, as it comes.
 
@@ -138,10 +137,10 @@ def batch(
             raise ConfigError(what, str(source.manifest.folder), found, "Is it the run's own?")
     each, first = size // config.data.lanes, start // config.data.lanes
     for source in sources:
-        yield from _of_set(config, source, range(first, first + each), (reader or Reader()) if read else None)
+        yield from _of_set(config, source, range(first, first + each), (reader or ChunkReader()) if read else None)
 
 
-def _of_set(config: schema.Config, source: Source, positions: range, reader: Reader | None) -> Iterator[Taken]:
+def _of_set(config: schema.Config, source: Source, positions: range, reader: ChunkReader | None) -> Iterator[Taken]:
     order, manifest = source.order(config.seed, config.data.block), source.manifest
     bad = dict(manifest.exceptions)
     for lane in range(order.lanes):
@@ -158,7 +157,7 @@ def _of_set(config: schema.Config, source: Source, positions: range, reader: Rea
 class _Lane:
     """The chunks of one lane's present blocks: read once, let go with the lane."""
 
-    def __init__(self, config: schema.Config, source: Source, reader: Reader | None, bad: dict[int, str]) -> None:
+    def __init__(self, config: schema.Config, source: Source, reader: ChunkReader | None, bad: dict[int, str]) -> None:
         self.config, self.manifest, self.first_id = config, source.manifest, source.first_id
         self.reader, self.bad = reader, bad
         self.chunks: dict[int, list[Sample]] = {}

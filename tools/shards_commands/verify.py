@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flip.concurrency import cores
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
-from flip.data.storage.client import Reader
 from flip.runs.errors import COMPLETE, DATA, ConfigError, FlipError
 from tools.shards_commands import verify_library as checks
 from tools.shards_commands.manifest import excepting
@@ -30,7 +30,7 @@ def verify(options: argparse.Namespace) -> Outcome:
     if options.out:
         claim(Path(options.out).absolute())
     report, begin = Report(), time.monotonic()
-    report.resized, report.zeros = checks.resized(manifest, plan), checks.zeros(manifest, Reader())
+    report.resized, report.zeros = checks.resized(manifest, plan), checks.zeros(manifest, ChunkReader())
     ended = _run(manifest, plan, options.workers or cores(), report)
     found = _facts(manifest, report, len(plan.chunks), time.monotonic() - begin, options)
     if isinstance(ended, FlipError):

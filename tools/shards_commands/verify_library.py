@@ -17,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 
 from flip import concurrency
+from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import Undecodable
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import BLOCK
-from flip.data.storage.client import Reader
 from flip.data.worker import captions_of, image_of
 from flip.runs.errors import ConfigError, DataError
 
@@ -136,11 +136,11 @@ def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Generator[Part, N
 
 
 def _looker(folder: str, plan: Plan) -> Callable[[Sequence[int]], Part]:
-    manifest, reader = Manifest.load(folder, check=False), Reader()
+    manifest, reader = Manifest.load(folder, check=False), ChunkReader()
     return lambda chunks: look(manifest, plan, chunks, reader)
 
 
-def look(manifest: Manifest, plan: Plan, chunks: Sequence[int], reader: Reader) -> Part:
+def look(manifest: Manifest, plan: Plan, chunks: Sequence[int], reader: ChunkReader) -> Part:
     """One task: these chunks, in this process. Samples that the manifest excepts are not looked at."""
     bad, bad_chunks, samples, size = list[tuple[int, str]](), 0, 0, 0
     for j in chunks:
@@ -184,7 +184,7 @@ def resized(manifest: Manifest, plan: Plan) -> list[str]:
     return found
 
 
-def zeros(manifest: Manifest, reader: Reader) -> list[str]:
+def zeros(manifest: Manifest, reader: ChunkReader) -> list[str]:
     """Shards that are zeros from the first block on, which older releases indexed as shards without samples. No chunk
     reads them. Raises StorageError, PermissionDenied.
     """
@@ -204,7 +204,7 @@ def _tasks(manifest: Manifest, plan: Plan) -> Iterator[list[int]]:
     yield from (list(plan.chunks[at : at + step]) for at in range(0, len(plan.chunks), step))
 
 
-def _chunk(manifest: Manifest, plan: Plan, j: int, ids: Sequence[int], reader: Reader) -> list[tuple[int, str]]:
+def _chunk(manifest: Manifest, plan: Plan, j: int, ids: Sequence[int], reader: ChunkReader) -> list[tuple[int, str]]:
     try:
         samples = reader.read_chunk(manifest, j)
     except DataError as error:

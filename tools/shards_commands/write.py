@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flip.data.decode import EXTENSIONS
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import refuse_existing
-from flip.data.manifest.tar import SAMPLE_LIMIT
+from flip.data.manifest.tar import EXTENSIONS, SAMPLE_LIMIT
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.ownership import read_regular
 from tools.shards_commands.manifest import facts

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flip.data.decode import EXTENSIONS
-from flip.data.manifest.tar import Sample
+from flip.data.manifest.tar import EXTENSIONS, Sample
 from flip.runs.errors import DataError
 
 MOST = 256

@@ -22,7 +22,7 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.scan import Judge
 from flip.data.manifest.tar import Sample
 from flip.data.storage.base import is_remote
-from flip.data.storage.client import Reader
+from flip.data.storage.client import StorageClient
 from flip.data.storage.etag import ETag
 from flip.runs.errors import ConfigError, DataError, StorageError
 
@@ -130,7 +130,7 @@ class Filters:
         """Why a sample is dropped; code c of ``dropped`` means the one at c - 1."""
         return [NO_ROW, *(reason for name in self.names for reason in (name, f"{name}: no value"))]
 
-    def judge(self, key: str, reader: Reader) -> Judge:
+    def judge(self, key: str, reader: StorageClient) -> Judge:
         """What tells, of samples of a shard: 0 where one is kept, else the code of the reason. Reads the parquet file.
 
         Raises ConfigError (no such column, or of another type) and DataError (no parquet file, or a damaged one), both
@@ -251,7 +251,7 @@ def _by_columns(keys: Any, filters: Sequence[Any], samples: Sequence[Sample]) ->
     return found
 
 
-def _table(where: str, filters: Sequence[Filter], reader: Reader) -> tuple[Any, list[Any]]:
+def _table(where: str, filters: Sequence[Filter], reader: StorageClient) -> tuple[Any, list[Any]]:
     """The keys of a parquet file's rows, as strings, and for each filter whether it holds in a row: pyarrow arrays."""
     import pyarrow as pa
 
@@ -284,7 +284,7 @@ def _refuse_repeated(keys: Any, where: str) -> None:
         raise DataError("the parquet file has rows of one key", where, remedy="Is it the one that img2dataset wrote?")
 
 
-def _bytes(where: str, reader: Reader) -> bytes:
+def _bytes(where: str, reader: StorageClient) -> bytes:
     try:
         stat = reader.stat(where)
     except DataError as error:

@@ -17,7 +17,7 @@ from flip.data.manifest.manifest import MARK, refuse_existing
 from flip.data.manifest.scan import REMEDY, Scan, file_stat, scan
 from flip.data.manifest.scans import Scans, Shard
 from flip.data.storage.base import Stat, is_remote
-from flip.data.storage.client import Reader
+from flip.data.storage.client import StorageClient
 from flip.runs.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def gather(
 
 
 def _asked(keys: Sequence[str], known: Mapping[str, Stat]) -> tuple[list[Shard], dict[str, DataError]]:
-    reader = Reader()
+    reader = StorageClient()
 
     def ask(key: str) -> Stat | DataError:
         try:
@@ -175,7 +175,7 @@ def _asked(keys: Sequence[str], known: Mapping[str, Stat]) -> tuple[list[Shard],
 
 
 def _scanner(filters: Filters | None) -> Callable[[Shard], tuple[Shard, Scan | DataError]]:
-    reader = Reader()
+    reader = StorageClient()
 
     def one(shard: Shard) -> tuple[Shard, Scan | DataError]:
         try:

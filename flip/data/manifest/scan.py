@@ -21,7 +21,7 @@ from flip.data.manifest.census import Census, Counting
 from flip.data.manifest.manifest import BLOCK
 from flip.data.storage.base import Stat, is_remote
 from flip.data.storage.checksums import crc32
-from flip.data.storage.client import Reader
+from flip.data.storage.client import StorageClient
 from flip.data.storage.etag import ETag
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 
@@ -77,8 +77,8 @@ class Scan(NamedTuple):
         return int(self.head[0] + self.blocks.sum(dtype=np.int64)) * BLOCK
 
 
-def scan(key: str, stat: Stat, reader: Reader, filters: Filters | None = None) -> Scan:
-    """Read a shard once and walk it. Raises DataError naming shard and byte; what ``Reader.read`` does, and
+def scan(key: str, stat: Stat, reader: StorageClient, filters: Filters | None = None) -> Scan:
+    """Read a shard once and walk it. Raises DataError naming shard and byte; what ``StorageClient.read`` does, and
     ``Filters.judge``.
 
     A byte that was spoiled on its way here would be the truth from now on, so an object is checked by its ETag or,
@@ -169,7 +169,9 @@ def _check_rest(pieces: Iterator[bytes], at: int) -> None:
         at += len(piece)
 
 
-def _read(key: str, stat: Stat, parts: Sequence[int], reader: Reader, judge: Judge) -> tuple[Scan | tar.Broken, str]:
+def _read(
+    key: str, stat: Stat, parts: Sequence[int], reader: StorageClient, judge: Judge
+) -> tuple[Scan | tar.Broken, str]:
     """What one reading found, and the ETag that an object's bytes have as far as they were read."""
     etag = ETag(parts)
 

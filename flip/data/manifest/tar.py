@@ -13,11 +13,14 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
-BLOCK = 512
+from flip.data.storage.checksums import BLOCK
+
 SAMPLE_LIMIT = 256 << 20
 """Bytes of a sample, or of members between two samples, in a shard that is indexed. A reader holds a whole sample."""
 EXTENSION_LIMIT = 1 << 20
 """Bytes of the extension headers of one member."""
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+"""Members of a sample that can be its image, the first one present."""
 _ZERO = bytes(BLOCK)
 _HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x").unpack_from
 """Name, size, type, magic, prefix."""

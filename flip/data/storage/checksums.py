@@ -11,9 +11,10 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from flip.data.manifest.manifest import BLOCK
+__all__ = ["BLOCK", "chunked", "crc32"]
 
-__all__ = ["chunked", "crc32"]
+BLOCK = 512
+"""Bytes of a block of a tar, in which the lengths of parts are counted."""
 
 Tables = list[NDArray[np.uint32]]
 """Per power of two of blocks: where a CRC goes over that many blocks of zeros, by its bytes, (4, 256)."""

@@ -7,25 +7,17 @@ what cannot pass (no such shard, another one, bytes that are wrong twice in the 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
-from flip.data.chunk import Chunk, Sample, rot
-from flip.data.chunk_reader import Cache
-from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import Fault, Got, Local, Stat, Storage, answered, is_remote
-from flip.data.storage.checksums import crc32
 from flip.data.storage.counters import Counters
 from flip.data.storage.hedge import SHARE, Hedge, first_good
 from flip.data.storage.outage import Outage, Outages
 from flip.data.storage.retry import Attempts, Clock, Do, Gate, Patience
-
-Reads = Sequence[tuple[int, int, int, int]]
-"""As ``Table.chunk_places`` gives them."""
 
 _T = TypeVar("_T")
 
@@ -39,34 +31,30 @@ class _Sent(Generic[_T]):
     answer: Future[_T]
 
 
-class Reader:
+class StorageClient:
     """Reads local files and, by keys ``s3://bucket/path``, object storage. Threads may share one.
 
     ``deadline``: seconds of outage that a read rides out; ``patience`` has the rest, which seldom needs a change.
-    ``cache``: where chunks are looked for first, and kept. ``report``: takes outages; by default they are logged.
+    ``report``: takes outages; by default they are logged.
     """
 
     def __init__(
         self, deadline: float | None = None, patience: Patience | None = None, clock: Clock | None = None,
-        remote: Storage | None = None, cache: Cache | None = None, report: Callable[[Outage], None] | None = None,
+        remote: Storage | None = None, report: Callable[[Outage], None] | None = None,
     ) -> None:  # fmt: skip
         self.patience = patience or Patience()
         if deadline is not None:
             self.patience = dataclasses.replace(self.patience, deadline=deadline)
         self._clock, self._gate = clock or Clock(), Gate(self.patience.requests)
         self._hedge, self._outages = Hedge(self.patience.hedge), Outages(report, self._clock)
-        self._local, self._remote, self._cache = Local(), remote, cache
+        self._local, self._remote = Local(), remote
         self._lock, self._counters, self._granted = threading.Lock(), Counters(), False
 
     @property
     def counters(self) -> Counters:
         """A copy of the counts until now."""
         with self._lock:
-            found = dataclasses.replace(self._counters, retries=dict(self._counters.retries), cap=self._gate.cap)
-        if self._cache is not None:
-            found.cache_hits, found.cache_misses = self._cache.hits, self._cache.misses
-            found.cache_failures = self._cache.failures
-        return found
+            return dataclasses.replace(self._counters, retries=dict(self._counters.retries), cap=self._gate.cap)
 
     def read(self, key: str, start: int, stop: int, etag: str = "") -> bytes:
         """Bytes [start, stop) of a shard. ``etag``: the one that it must have, where known.
@@ -74,14 +62,6 @@ class Reader:
         Raises DataError, PermissionDenied, StorageError, or ConfigError where no storage has such an address.
         """
         return self._read(self._attempts(), key, start, stop, etag)
-
-    def read_chunk(self, manifest: Manifest, j: int) -> list[Sample]:
-        """The samples of chunk j. Raises as ``read`` does."""
-        return self.fetch(manifest, j).samples
-
-    def fetch(self, manifest: Manifest, j: int) -> Chunk:
-        """Chunk j, its bytes checked against the manifest's CRC. Raises as ``read`` does."""
-        return Chunk(manifest, j, self._cached(manifest, j, manifest.chunk_places(j)))
 
     def stat(self, key: str) -> Stat:
         """Size and ETag (``""``: a local file). Raises as ``read`` does."""
@@ -100,36 +80,6 @@ class Reader:
             return self._persist(prefix, lambda _: answered(request))
 
         return dict(sorted(self._storage(prefix).list(prefix, each)))
-
-    def _cached(self, manifest: Manifest, j: int, reads: Reads) -> Sequence[bytes | memoryview]:
-        """The bytes of a chunk, with the right CRC, a piece for each read."""
-        if self._cache is None:
-            return self._checked(manifest, j, reads)
-        whole = self._cache.get(manifest, j)
-        if whole is None:
-            pieces = self._checked(manifest, j, reads)
-            self._cache.put(manifest, j, pieces)
-            return pieces
-        ends = list(itertools.accumulate(stop - start for _, start, stop, _ in reads))
-        return [whole[start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
-
-    def _checked(self, manifest: Manifest, j: int, reads: Reads) -> Sequence[bytes]:
-        """``_cached`` from storage."""
-        attempts, seen = self._attempts(), set[int]()
-        while True:
-            pieces = [
-                self._read(attempts, manifest.keys[shard], start, stop, manifest.etags[shard])
-                for shard, start, stop, _ in reads
-            ]
-            crc = 0
-            for piece in pieces:
-                crc = crc32(piece, crc)
-            if crc == manifest.checksums[j]:
-                return pieces
-            if crc in seen:
-                raise rot(manifest, j, f"CRC32 {crc:#010x}, indexed was {int(manifest.checksums[j]):#010x}")
-            seen.add(crc)
-            self._failed(attempts, manifest.keys[reads[0][0]], Fault("checksum", f"chunk {j} has a wrong CRC32"))
 
     def _read(self, attempts: Attempts, key: str, start: int, stop: int, etag: str) -> bytes:
         """Where a body broke off, the next attempt goes on from the byte reached, if it is of the same object."""

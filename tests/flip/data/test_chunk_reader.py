@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flip.data.chunk_reader import Cache
+from flip.data.chunk_reader import Cache, ChunkReader
 from flip.data.manifest.manifest import Manifest
-from flip.data.storage.client import Reader
 from tests.flip.data.loading import BATCH, loader
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -76,7 +75,7 @@ def test_batches_are_the_same_with_it(original, tmp_path, expected, workers):
 
 def test_what_is_damaged_is_replaced(manifest, tmp_path):
     cache = Cache(tmp_path, 10**9)
-    reader = Reader(cache=cache)
+    reader = ChunkReader(cache=cache)
     texts = [bytes(sample["txt"]) for sample in reader.read_chunk(manifest, 3)]
     (path,) = kept(tmp_path)
     good = path.read_bytes()
@@ -93,7 +92,7 @@ def test_what_is_damaged_is_replaced(manifest, tmp_path):
 
 def test_a_chunk_in_two_shards(manifest, tmp_path):
     j = next(j for j in range(manifest.chunks) if len(manifest.chunk_reads(j)) == 2)
-    reader = Reader(cache=Cache(tmp_path, 10**9))
+    reader = ChunkReader(cache=Cache(tmp_path, 10**9))
     first, again = (reader.read_chunk(manifest, j) for _ in range(2))
     assert [s.keys() for s in first] == [s.keys() for s in again] and reader.counters.cache_hits == 1
     assert [bytes(v) for s in first for v in s.values()] == [bytes(v) for s in again for v in s.values()]
@@ -157,7 +156,7 @@ def test_processes_share_it(original, manifest, tmp_path):
     """Four of them, with less room than they want: all read what is right, and together they keep to the bytes."""
     script = (
         "import sys; from flip.data.chunk_reader import Cache; from flip.data.manifest.manifest import Manifest\n"
-        "from flip.data.storage.client import Reader\n"
+        "from flip.data.chunk_reader import ChunkReader as Reader\n"
         f"manifest, cache = Manifest.load({str(original)!r}), Cache({str(tmp_path)!r}, 100_000)\n"
         "reader, plain = Reader(cache=cache), Reader()\n"
         "for j in [*range(60), *range(20, 60), *range(60, 0, -1)]:\n"
@@ -186,7 +185,7 @@ def no_room(size):
 
 def test_a_full_disk_is_no_error(manifest, tmp_path, caplog):
     cache = Cache(tmp_path, 10**9)
-    reader = Reader(cache=cache)
+    reader = ChunkReader(cache=cache)
     with caplog.at_level(logging.WARNING, "flip.data"), no_room(512):
         for j in range(5):
             assert len(reader.read_chunk(manifest, j)) == manifest.chunk
@@ -198,12 +197,12 @@ def test_a_full_disk_is_no_error(manifest, tmp_path, caplog):
 
 def test_no_folder_is_no_error(manifest, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    reader = Reader(cache=Cache(tmp_path / "file", 10**9))
+    reader = ChunkReader(cache=Cache(tmp_path / "file", 10**9))
     assert len(reader.read_chunk(manifest, 0)) == manifest.chunk and reader.counters.cache_failures > 0
 
 
 def test_threads_share_it(manifest, tmp_path):
-    reader = Reader(cache=Cache(tmp_path, 60_000))
+    reader = ChunkReader(cache=Cache(tmp_path, 60_000))
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(lambda j: len(reader.read_chunk(manifest, j % 40)), range(400)))
     assert set(read) == {manifest.chunk}

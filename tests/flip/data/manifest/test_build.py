@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import chunks, gather
 from flip.data.manifest.build import index, merge
 from flip.data.manifest.census import Census, Kind
@@ -20,7 +21,6 @@ from flip.data.manifest.manifest import write
 from flip.data.manifest.scan import Scan, scan
 from flip.data.manifest.scans import Scans, Shard
 from flip.data.storage.base import Stat
-from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import caption, make_dataset
@@ -250,7 +250,7 @@ def test_old_samples_keep_their_ids(folder, tmp_path):
     new = merge(gather.gather(late, tmp_path / "new"), tmp_path / "new", old=old)
     assert new.keys == [*early, *late] and new.exceptions == {3: "bad"} and new.settings == {}
     assert [new.locate(id) for id in range(old.samples)] == [old.locate(id) for id in range(old.samples)]
-    texts = [bytes(s["txt"]).decode() for j in range(new.chunks) for s in Reader().read_chunk(new, j)]
+    texts = [bytes(s["txt"]).decode() for j in range(new.chunks) for s in ChunkReader().read_chunk(new, j)]
     assert texts == [caption(i) for i in (*range(17, 61), *range(17))]
     with pytest.raises(ConfigError, match="in the old manifest already.*00003.tar"):
         sorted_keys([late[0], early[1]], old.keys)

@@ -12,13 +12,13 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import filters
 from flip.data.manifest import kept as kept_samples
 from flip.data.manifest.build import index, merge
 from flip.data.manifest.filters import Filter, Filters, Length
 from flip.data.manifest.gather import gather
 from flip.data.manifest.manifest import Manifest, write
-from flip.data.storage.client import Reader
 from flip.evaluation.images import Shards
 from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import CHUNK, SAMPLES, loader
@@ -39,7 +39,7 @@ def paths(folder):
 
 def samples(manifest):
     """All members of all samples, chunk by chunk, as (extension, bytes)."""
-    chunks = (Reader().read_chunk(manifest, j) for j in range(manifest.chunks))
+    chunks = (ChunkReader().read_chunk(manifest, j) for j in range(manifest.chunks))
     return [[{name: bytes(data) for name, data in one.items()} for one in chunk] for chunk in chunks]
 
 
@@ -158,8 +158,8 @@ def test_bytes_of_what_is_read_over_are_checked_too(tmp_path):
     ]  # fmt: skip
     rot(found, 0, at=1024 + 514)
     with pytest.raises(DataError, match=r"samples 0 to 1\) is damaged: CRC32"):
-        Reader().read_chunk(found, 0)
-    assert len(Reader().read_chunk(found, 1)) == 1
+        ChunkReader().read_chunk(found, 0)
+    assert len(ChunkReader().read_chunk(found, 1)) == 1
 
 
 def test_bench_counts_the_kept_samples_and_the_bytes_of_all(tmp_path):

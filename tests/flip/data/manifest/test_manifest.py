@@ -10,10 +10,10 @@ import tarfile
 import numpy as np
 import pytest
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import tar
 from flip.data.manifest.build import choose_chunk, index
 from flip.data.manifest.manifest import Manifest, Table, write
-from flip.data.storage.client import Reader
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from tests.synthetic import caption, make_dataset
 from tools.shards_commands import look
@@ -30,7 +30,7 @@ def folder(original, tmp_path):
 
 
 def texts(manifest):
-    return [bytes(s["txt"]).decode() for j in range(manifest.chunks) for s in Reader().read_chunk(manifest, j)]
+    return [bytes(s["txt"]).decode() for j in range(manifest.chunks) for s in ChunkReader().read_chunk(manifest, j)]
 
 
 def write_tar(path, members, format=tarfile.GNU_FORMAT):
@@ -103,7 +103,7 @@ def test_every_kind_of_tar(tmp_path, format):
         ("./a", ["txt", "seg.png"]), ("b", ["txt", "json"]), (deep, ["txt"])
     ]  # fmt: skip
     manifest = index([str(tmp_path / "x.tar")], tmp_path / "m", chunk=1)
-    got = [Reader().read_chunk(manifest, j)[0] for j in range(3)]
+    got = [ChunkReader().read_chunk(manifest, j)[0] for j in range(3)]
     assert (
         bytes(got[0]["seg.png"]) == b"2" * 513 and bytes(got[1]["txt"]) == bytes(1024) and bytes(got[2]["txt"]) == b"3"
     )
@@ -281,22 +281,22 @@ def test_rot_names_the_samples_and_the_remedy(folder):
         file.seek(start + 700)
         file.write(bytes([byte ^ 4]))
     with pytest.raises(DataError, match=r"samples 40 to 47.*CRC32.*except .* --ids 40-47"):
-        Reader().read_chunk(manifest, 5)
-    Reader().read_chunk(manifest, 3)
+        ChunkReader().read_chunk(manifest, 5)
+    ChunkReader().read_chunk(manifest, 3)
 
 
 def test_missing_and_shortened_shards(folder):
     manifest = Manifest.load(folder)
     os.truncate(manifest.keys[6], 512 * 9)
     with pytest.raises(DataError, match=r"00006\.tar: the shard ends at byte 4608"):
-        Reader().read_chunk(manifest, 7)
+        ChunkReader().read_chunk(manifest, 7)
     os.unlink(manifest.keys[6])
     with pytest.raises(DataError, match="missing"):
-        Reader().read_chunk(manifest, 7)
+        ChunkReader().read_chunk(manifest, 7)
 
 
 def test_other_trouble_is_retried_until_the_deadline(tmp_path):
-    reader = Reader(deadline=0.3)
+    reader = ChunkReader(deadline=0.3)
     with pytest.raises(StorageError, match="Is a directory"):
         reader.read(str(tmp_path), 0, 10)
     assert reader.counters.retries["io"] > 1

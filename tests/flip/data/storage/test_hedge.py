@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.storage import hedge
 from flip.data.storage.base import Fault, Got, answered
-from flip.data.storage.client import Reader
 from flip.data.storage.hedge import LONG, SHARE, Hedge
 from flip.data.storage.retry import Patience
 from tests.flip.data.storage.test_retry import Time
@@ -33,7 +33,7 @@ class Slow:
 def reading(then, late=None, hedge=0.01):
     """A reader of such a storage. ``late``: what to do instead of waiting for an answer; the request is late then."""
     time = Time()
-    reader = Reader(patience=Patience(hedge=hedge), clock=time.clock, remote=Slow(then))
+    reader = ChunkReader(patience=Patience(hedge=hedge), clock=time.clock, remote=Slow(then))
     reader.pauses, reader._granted = time.pauses, True
     if late:
         reader._hedge.late = lambda answer, long=False: not answer.done() and (late(answer), True)[1]

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.storage.base import Fault, Got, answered
-from flip.data.storage.client import Reader
 from flip.data.storage.outage import AFTER, Board, Outage, Outages
 from flip.data.storage.retry import Attempts, Patience
 from flip.runs.errors import StorageError
@@ -64,7 +64,7 @@ def test_a_reader_reports_what_it_meets():
             return Got(b"0123456789", "E")
 
     time, seen = Time(), []
-    reader = Reader(clock=time.clock, remote=Down(), report=seen.append)
+    reader = ChunkReader(clock=time.clock, remote=Down(), report=seen.append)
     assert reader.read("s3://b/k", 0, 10) == b"0123456789"
     assert [one.over for one in seen][-1] and not any(one.over for one in seen[:-1]) and len(seen) >= 3
 

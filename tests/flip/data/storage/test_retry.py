@@ -2,8 +2,8 @@
 
 import pytest
 
+from flip.data.chunk_reader import ChunkReader
 from flip.data.storage.base import Fault, Got, Stat, answered, at_once
-from flip.data.storage.client import Reader
 from flip.data.storage.retry import TABLE, Attempts, Clock, Do, Gate, Patience
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 
@@ -129,7 +129,7 @@ class Script:
 
 
 def read(script, etag=""):
-    reader = Reader(remote=script, clock=Time().clock)
+    reader = ChunkReader(remote=script, clock=Time().clock)
     return reader.read("s3://b/k", 10, 20, etag), reader.counters
 
 
@@ -177,5 +177,5 @@ def test_each_page_of_a_listing_has_its_own_deadline():
 
     faults = {page: [Fault("slowdown", "503")] for page in pages[99::100]}
     script = Slow(*(answer for page in pages for answer in [*faults.get(page, []), page]))
-    assert Reader(remote=script, clock=time.clock, patience=patience).list("s3://b/") == dict(sorted(pages))
+    assert ChunkReader(remote=script, clock=time.clock, patience=patience).list("s3://b/") == dict(sorted(pages))
     assert not script.answers and len(time.pauses) == 3
