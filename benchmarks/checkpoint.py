@@ -136,7 +136,7 @@ def _rank(work: dict[str, Any]) -> int:
             settle()
             times[way]["written"].append(time.perf_counter() - begin)
             times[way]["slowed"].append(statistics.median(beside) / usual)
-    times["bytes"] = sum(checkpoint.local(tensor).nbytes for tensor in state.values()) * world.size
+    times["bytes"] = sum(parallel.local(tensor).nbytes for tensor in state.values()) * world.size
     if world.first:
         print(json.dumps(times), flush=True)
     parallel.stop()

@@ -19,7 +19,7 @@ from jobs.runtime import worker
 
 def arm() -> None:
     """Put the hooks in. Imports the trainer only after the worker's signal handlers stand."""
-    from flip.checkpoint import saver
+    from flip.distributed import parallel
     from flip.runs import commit
     from flip.training import trainer
 
@@ -39,7 +39,7 @@ def arm() -> None:
 
     def hurt_gradients(pair, *rest):
         found = gradients(pair, *rest)
-        saver.local(pair.text.blocks[0].mlp.fc1.weight.grad)[-1, -1] = float("nan")
+        parallel.local(pair.text.blocks[0].mlp.fc1.weight.grad)[-1, -1] = float("nan")
         return found
 
     def deadly_mark(path, record, known):

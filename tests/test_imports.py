@@ -20,7 +20,7 @@ LIGHT = (
     "flip.monitoring.results",
     "flip.distributed.shutdown",
 )
-LIGHT += ("flip.costs", "flip.costs", "flip.runs.pins", "flip.training.warm_start", "flip.export.format")
+LIGHT += ("flip.costs", "flip.costs", "flip.runs.pins", "flip.training.warm_start", "flip.checkpoint.export_record")
 LIGHT += ("flip.evaluation.datasets", "flip.evaluation.forms", "flip.evaluation.prompts", "flip.evaluation.task")
 LIGHT += ("flip.evaluation.open_clip_folder",)
 #: What loader processes and the tools for shards load.

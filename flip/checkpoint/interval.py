@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flip.monitoring import metrics_reader
+from flip.runs import rundir
 from flip.runs.rundir import RunDir, read_record
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def observed(run: RunDir, attempt: int) -> tuple[float, int]:
         ready = _time(_record(run.attempt(n) / "ready.json"))
         if n >= attempt or ready is None:
             continue
-        logged = map(_time, metrics_reader.newest_first(run.metrics / f"{n}.jsonl"))
+        logged = map(_time, rundir.newest_first(run.metrics / f"{n}.jsonl"))
         lived += max(0.0, next((time for time in logged if time is not None), ready) - ready)
         cut += _record(run.attempt(n) / "end.json").get("code") != 75
     return lived, cut

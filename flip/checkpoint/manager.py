@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from flip.checkpoint.interval import Interval
 from flip.checkpoint.saver import Checkpointer, model_state
-from flip.config import merge
 from flip.config.schema import Config
 from flip.data import order
 from flip.data.storage.retry import Patience
@@ -22,10 +20,6 @@ from flip.models.clip import Pair
 from flip.runs.commit import Commit
 from flip.runs.errors import DataError
 from flip.runs.rundir import RunDir, read_record
-from flip.training.agree import as_they_are
-from flip.training.warm_start import open_export
-
-log = logging.getLogger(__name__)
 
 
 class Saving:
@@ -49,25 +43,16 @@ class Saving:
         self.saves, self.seconds = 0, 0.0
         """Saves of this attempt, and the seconds that steps waited for them."""
 
-    def restore(self, pair: Pair, config: Config) -> Commit | None:
-        """Fill the weights from the newest commit and return it, None where there is none.
+    def restore(self, pair: Pair, warm_start: Callable[[], Commit | None]) -> Commit | None:
+        """Fill the weights from the newest commit and return it, or None if there is none.
 
-        The first attempt of a run with ``init`` goes on from that commit instead, or takes its weights alone.
+        ``warm_start`` is called if the run has no commit: it may fill the weights, or return a commit of another run to
+        continue from.
         """
         # A rank that reads by itself may not see the file yet, decide otherwise and never meet the others again.
         record = run_on_first(lambda: (read_record(self._start) or {}).get("first_commit"), self._world.control)
         self.soon = bool(record)
-        self.source, init = self.checkpointer.newest(), config.init
-        if self.source is None and init.export:
-            self._begin(pair, config, open_export(init))
-        elif self.source is None and init.run:
-            origin = self.checkpointer.origin(init)
-            if init.extend:
-                self.source = origin
-            elif as_they_are(config, merge.read(RunDir(init.run).config)):
-                self.checkpointer.load(origin, model_state(pair))
-            else:
-                self._begin(pair, config, Path(init.run), f"{origin.stage}/{origin.path.name}")
+        self.source = self.checkpointer.newest() or warm_start()
         if self.source is not None:
             found = self.source.record["order"]
             if found != order.VERSION:
@@ -79,17 +64,6 @@ class Saving:
             self.checkpointer.load(self.source, model_state(pair))
         self._at = time.monotonic()
         return self.source
-
-    def _begin(self, pair: Pair, config: Config, source: Path, at: str = "") -> None:
-        """With weights that are made of another model's, by each rank for itself."""
-        from flip.training.begin import begin_from  # timm, a second that other runs need not pay
-
-        self._watchdog.beat(f"beginning from {source}", times=LONG)
-        made = begin_from(pair, config, source, at)
-        self.checkpointer.parent = f"{source}/checkpoints/{at}" if at else str(source)
-        if self._world.first:
-            differs = "; ".join(f"{key}: {there} there, {here} here" for key, (there, here) in made["differs"].items())
-            log.info("begins with the weights of %s; %s", source, differs or "it is the same model")
 
     def due(self) -> bool:
         """Whether a save is due by the clock of the first rank; False on every other rank."""

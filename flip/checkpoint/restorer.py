@@ -33,17 +33,15 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
+from flip.checkpoint import export_record
 from flip.checkpoint.dcp_io import DAMAGED, Problem, raised
 from flip.checkpoint.remote import AT_ONCE, Remote, refuse_foreign
-from flip.config.schema import Init
 from flip.data.storage.retry import Patience
 from flip.distributed.collectives import all_gather_json, broadcast_json, run_on_first
 from flip.distributed.parallel import World
-from flip.export import format
 from flip.runs import commit
 from flip.runs.errors import DataError, FlipError
 from flip.runs.rundir import RunDir
-from flip.training.warm_start import open_commit
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +98,18 @@ class Restorer:
             )
         return None
 
-    def origin(self, init: Init) -> commit.Commit:
-        """The commit of another run that ``init`` names, verified. DataError where it is not what was submitted."""
-        problem = self._together(lambda: open_commit(init))
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0."""
+        return self._world.first
+
+    def open_other(self, find: Callable[[], commit.Commit], run: str) -> commit.Commit:
+        """The verified commit of another ``run`` that ``find`` returns on every rank. Raises DataError if one
+        cannot."""
+        problem = self._together(find)
         if problem is not None:
-            raise DataError(f"the run cannot begin: {problem.text}", init.run)
-        self.parent = str(open_commit(init).path)
+            raise DataError(f"the run cannot begin: {problem.text}", run)
+        self.parent = str(find().path)
         return self.open(Path(self.parent))
 
     def open(self, path: Path) -> commit.Commit:
@@ -233,8 +237,10 @@ def _header(files: Files, name: str) -> tuple[int, dict[str, Any]]:
     """(where the tensors' bytes begin, the header) of a safetensors file. Raises Damaged."""
     head = files.read(name, 0, HEAD)
     begin = 8 + int.from_bytes(head[:8], "little")
-    if begin > format.HEADER_LIMIT:
-        raise commit.Damaged(f"{name} states a header of {begin:,} bytes, at most {format.HEADER_LIMIT:,} are read")
+    if begin > export_record.HEADER_LIMIT:
+        raise commit.Damaged(
+            f"{name} states a header of {begin:,} bytes, at most {export_record.HEADER_LIMIT:,} are read"
+        )
     if begin > len(head):
         head += files.read(name, len(head), begin)
     try:

@@ -24,7 +24,7 @@ from flip.checkpoint.restorer import Restorer
 from flip.concurrency import Background
 from flip.data.storage.retry import Patience
 from flip.distributed.collectives import all_gather_json
-from flip.distributed.parallel import World
+from flip.distributed.parallel import World, local
 from flip.runs import commit
 from flip.runs.errors import Diverged, FlipError, Superseded
 from flip.runs.rundir import RunDir
@@ -223,8 +223,3 @@ class Checkpointer(Restorer):
                 what += f", {shutil.disk_usage(self._run.path).free:,} are free, and a second try failed as well"
             remedy = "Free space or mend the storage; the run goes on from the commit before."
         return raised(problem)(what, path, remedy=remedy)
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor that may be sharded."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]

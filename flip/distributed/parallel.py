@@ -257,6 +257,11 @@ def copy_number(tensor: torch.Tensor) -> int:
     return number
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that may be sharded."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The full value of a tensor that may be sharded. Collective: call it on all ranks."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]

@@ -10,10 +10,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from flip.checkpoint import export_record
 from flip.config import identity
 from flip.config.schema import SCHEMA
 from flip.config.yaml_io import dump_yaml, read_yaml
-from flip.export import format
 from flip.runs.commit import Commit, Damaged, sha256
 from flip.runs.commit import verify as verify_files
 from flip.runs.errors import ConfigError, DataError
@@ -41,7 +41,7 @@ def check(folder: str) -> bool:
         remedy = "Weights are read as safetensors alone, as open_clip.push_to_hf_hub and our export write them."
         raise ConfigError(f"is no folder of open_clip: {lacking[0]} is missing", folder, remedy=remedy)
     weights = Path(folder) / FILES[1]
-    format.check_header(weights)
+    export_record.check_header(weights)
     try:
         with safe_open(weights, framework="np"):
             pass
@@ -69,9 +69,9 @@ def verify(folder: str) -> None:
 
     A change of a file in EDITED is logged. Raises DataError if another file differs or is missing.
     """
-    if not format.is_export(Path(folder)):
+    if not export_record.is_export(Path(folder)):
         return
-    mark = format.mark(Path(folder))
+    mark = export_record.mark(Path(folder))
     files = mark.record["files"]
     edited = {name: facts for name, facts in files.items() if name in EDITED}
     try:

@@ -12,11 +12,12 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from flip.checkpoint import export_record
 from flip.checkpoint import tensors as tensor_file
 from flip.config import merge as configuration
 from flip.config.schema import Augment, Config, Model
 from flip.evaluation.task import merge_results
-from flip.export import card, fold_padding, format, weights
+from flip.export import card, fold_padding, weights
 from flip.export.load import Loaded
 from flip.models.clip import EPS
 from flip.monitoring.results import read_run
@@ -78,9 +79,9 @@ def export(loaded: Loaded, out: str | os.PathLike[str], variant: str = "", repla
 
 
 def _refuse(place: Path, replace: bool) -> None:
-    if not place.exists() or (replace and format.is_export(place)):
+    if not place.exists() or (replace and export_record.is_export(place)):
         return
-    if format.is_export(place):
+    if export_record.is_export(place):
         raise ConfigError("there is an export already", place, remedy="Replace it (--replace), or name another folder.")
     raise ConfigError("exists already, and is no export", place, remedy="Name another folder.")
 
@@ -101,17 +102,17 @@ def _fill(folder: Path, place: Path, loaded: Loaded, variant: str) -> dict[str, 
         state, text, factor = fold_padding.attending(state, shape.text)
         shape, eps = dataclasses.replace(shape, text=text), EPS * factor
     (folder / "timm").mkdir()
-    _save(image | weights.text_to_open_clip(state, pair.max_logit_scale), folder / format.OPEN_CLIP)
-    _save(weights.to_timm(state, positions), folder / format.TIMM)
+    _save(image | weights.text_to_open_clip(state, pair.max_logit_scale), folder / export_record.OPEN_CLIP)
+    _save(weights.to_timm(state, positions), folder / export_record.TIMM)
     _json(folder / "open_clip_config.json", open_clip_config(shape, config.augment, variant, place / "timm", eps))
     _json(folder / "timm" / "config.json", timm_config(config.model, config.augment))
-    write_text(folder / format.TOKENIZER, loaded.tokenizer.to_json())
+    write_text(folder / export_record.TOKENIZER, loaded.tokenizer.to_json())
     _json(folder / "tokenizer_config.json", tokenizer_config(config.model))
-    write_text(folder / format.CONFIG, configuration.dump(_public(config)))
-    record = {"form": format.FORM, "variant": variant, "differences": card.differences(config), **facts(loaded)}
+    write_text(folder / export_record.CONFIG, configuration.dump(_public(config)))
+    record = {"form": export_record.FORM, "variant": variant, "differences": card.differences(config), **facts(loaded)}
     write_text(folder / "README.md", card.text(record, config))
     record["files"] = _seal(folder)
-    write_json(folder / format.MARK, record)
+    write_json(folder / export_record.MARK, record)
     return record
 
 
@@ -200,7 +201,7 @@ def tokenizer_config(model: Model) -> dict[str, Any]:
 def _public(config: Config) -> Config:
     """Without the places of the machine that trained it."""
     data = dataclasses.replace(
-        config.data, manifest="", tokenizer=format.TOKENIZER, cache="",
+        config.data, manifest="", tokenizer=export_record.TOKENIZER, cache="",
         sets=[dataclasses.replace(one, manifest="") for one in config.data.sets],
     )  # fmt: skip
     sets = [dataclasses.replace(one, manifest="", classes="", train="") for one in config.evaluate.sets]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
+from flip.checkpoint import export_record
 from flip.checkpoint.remote import at_hand
 from flip.checkpoint.restorer import fill
 from flip.checkpoint.saver import model_state
@@ -22,7 +23,7 @@ from flip.data.view import EvaluationView
 from flip.evaluation import prompts
 from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.zero_shot import class_embeddings
-from flip.export import fold_padding, format, weights
+from flip.export import fold_padding, weights
 from flip.export.preprocess import Picture, Preprocess, as_pictures, as_texts
 from flip.models import clip
 from flip.runs import commit
@@ -100,7 +101,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     """
     where = RunDir(source)
     exists(device)
-    if format.is_export(where.path):
+    if export_record.is_export(where.path):
         if at:
             raise ConfigError("an export holds one commit, none can be chosen", str(where.path), at)
         return Loaded(*_exported(where.path), device)
@@ -124,17 +125,17 @@ def _exported(folder: Path) -> tuple[clip.Pair, Config, commit.Commit]:
     It is the one that was written, bit for bit, but for the logit scale, which is clamped there. A text encoder that
     sees no padding is the same function, if not the same bits (``flip.export.fold_padding``).
     """
-    source = format.mark(folder)
+    source = export_record.mark(folder)
     try:
         commit.verify(source)
     except commit.Damaged as error:
         remedy = "Copy the folder again, all files of it, or export again."
         raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
-    found = format.config(folder)
+    found = export_record.config(folder)
     pair = clip.build(found.model, found.augment, "sdpa")
-    for name in (format.OPEN_CLIP, format.TIMM):
-        format.check_header(folder / name)
-    tensors, tower = load_file(folder / format.OPEN_CLIP), load_file(folder / format.TIMM)
+    for name in (export_record.OPEN_CLIP, export_record.TIMM):
+        export_record.check_header(folder / name)
+    tensors, tower = load_file(folder / export_record.OPEN_CLIP), load_file(folder / export_record.TIMM)
     state = weights.from_timm(tower) | weights.text_from_open_clip(tensors)
     state |= weights.projection_from_open_clip(tensors, found.model.image.layers, found.model.embed)
     if found.model.text.padding == "mask":

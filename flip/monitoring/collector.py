@@ -17,13 +17,12 @@ from flip import costs
 from flip.checkpoint.manager import Saving
 from flip.config.derived import Span
 from flip.config.schema import Config
-from flip.distributed import parallel
+from flip.distributed import norms, parallel
 from flip.distributed.parallel import World
 from flip.monitoring.profiler import Profiler
 from flip.monitoring.shares import Verdict, Window
 from flip.monitoring.tally import Tally
 from flip.runs.rundir import RunDir
-from flip.training import norms
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.runs import records
 from flip.runs.ownership import open_regular
-from flip.runs.rundir import RunDir, matching, number
+from flip.runs.rundir import RunDir, matching, newest_first, number
 
 Column = NDArray[np.float64]
 Columns = Mapping[str, Column]
@@ -24,8 +22,6 @@ FIELDS = (
     "cpu_seconds",
 )  # fmt: skip
 """What is read of a line; where a line lacks it, NaN."""
-_LINE = 1 << 16
-"""Bytes that no line reaches."""
 
 
 @dataclass(frozen=True)
@@ -113,24 +109,6 @@ def newest(run: RunDir) -> dict[str, Any]:
     """The newest whole metric line with every field; empty if there is none yet."""
     lines = (line for _, path in sorted(_numbered(run).items(), reverse=True) for line in newest_first(path))
     return next(lines, {})
-
-
-def newest_first(path: Path) -> Iterator[dict[str, Any]]:
-    """The last lines of one file (64 KiB of it), the newest first; damaged lines are left out.
-
-    A file that does not exist or cannot be read has none.
-    """
-    try:
-        with open_regular(path) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _LINE))
-            lines = file.read().split(b"\n")[:-1]
-    except (OSError, ValueError):
-        return
-    for line in reversed(lines):
-        try:
-            yield records.checked(records.parse(line), records.LINE)
-        except ValueError:
-            continue
 
 
 def _lines(path: Path) -> dict[str, Column]:

@@ -12,11 +12,14 @@ from pathlib import Path
 
 from flip.runs import records
 from flip.runs.errors import DataError, scrub
-from flip.runs.ownership import create_beside, read_regular
+from flip.runs.ownership import create_beside, open_regular, read_regular
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Any, Dict, Iterator, List, Optional  # noqa: F401
 
+
+#: Bytes that no line of metrics reaches.
+LINE_LIMIT = 1 << 16
 
 #: Name of the record in a rank's temporary folder: {run, attempt}, its owner.
 OWNER = "flip.json"
@@ -125,6 +128,25 @@ def load_record(path, fields=None):
         return read_record(path, fields) or {}
     except ValueError as error:
         raise DataError("a record is damaged", path, str(error))
+
+
+def newest_first(path):
+    # type: (Path) -> Iterator[Dict[str, Any]]
+    """Yield the last lines of a file of metrics (64 KiB of it), the newest first; damaged lines are left out.
+
+    A file that does not exist or cannot be read has none.
+    """
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LINE_LIMIT))
+            lines = file.read().split(b"\n")[:-1]
+    except (OSError, ValueError):
+        return
+    for line in reversed(lines):
+        try:
+            yield records.checked(records.parse(line), records.LINE)
+        except ValueError:
+            continue
 
 
 def matching(folder, pattern):

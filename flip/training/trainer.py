@@ -27,7 +27,7 @@ from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.storage.retry import Patience
 from flip.data.view import EvaluationView
-from flip.distributed import parallel
+from flip.distributed import norms, parallel
 from flip.distributed.collectives import run_on_first
 from flip.distributed.shutdown import CANCELLED, Agreement, RunWatcher, StopFlag
 from flip.distributed.watchdog import LONG, Watchdog
@@ -44,7 +44,7 @@ from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json
 from flip.tokenizer import Tokenizer
-from flip.training import anomaly, grad_cache, norms
+from flip.training import anomaly, grad_cache, initial_weights
 from flip.training import optimizer as optim
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,8 @@ class Trainer:
         parallel.place(self.pair, self.world, compute)
         clip.initialise(self.pair, self.config.seed)
         parallel.check(self.pair)
-        source = self.saving.restore(self.pair, self.config)
+        start = partial(initial_weights.apply, self.pair, self.config, self.saving.checkpointer, self.watchdog)
+        source = self.saving.restore(self.pair, start)
         if source is not None:
             self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
         self.tally = Tally(self.world, self.loader, source)

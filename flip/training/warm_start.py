@@ -13,15 +13,49 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from flip.checkpoint import export_record
 from flip.config import merge
 from flip.config.derived import spans
 from flip.config.identity import file_digest, flatten
+from flip.config.merge import get
 from flip.config.schema import Config, Init
-from flip.export import format
 from flip.runs import commit, pins
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, load_record
-from flip.training.agree import agree
+
+#: Where these differ, the weights do not fit, or fit and mean something else.
+_EQUAL = (
+    "model.embed", "model.image.width", "model.image.layers", "model.image.heads", "model.text.width",
+    "model.text.layers", "model.text.heads", "model.text.length", "model.text.vocabulary",
+)  # fmt: skip
+#: Where these differ, other weights are made of those there, which have no moments.
+_MADE = ("model.image.patch", "model.objective")
+#: Where these differ, the weights fit, and what they compute is another function: training has to make up for it.
+_TOLD = (
+    "model.image.size", "model.image.pool", "model.text.prepend_cls", "model.text.repair", "model.text.padding",
+    "model.max_logit_scale", "augment.mean", "augment.std", "data.to_rgb", "evaluate.preprocess",
+)  # fmt: skip
+
+
+def agree(config: Config, source: Config, where: str, extend: bool = False) -> dict[str, list[object]]:
+    """Key -> [there, here] of what differs and may. Raises ConfigError where ``config`` cannot begin from ``source``.
+
+    Size and patch of the image may differ: positions are computed for the new grid, the patch weights resampled. The
+    patch may not where ``extend``: moments go on as well. ``where``: what the source is called in errors.
+    """
+    for key in (*_EQUAL, *_MADE * extend):
+        if get(config, key) != get(source, key):
+            free = "image size, pool and texts" if extend else "image size, patch, pool, objective and texts"
+            remedy = f"It must be {get(source, key)!r}, as there; what may differ is {free}."
+            raise ConfigError(f"cannot begin from {where}", key, get(config, key), remedy)
+    return {
+        key: [get(source, key), get(config, key)] for key in (*_MADE, *_TOLD) if get(config, key) != get(source, key)
+    }
+
+
+def as_they_are(config: Config, source: Config) -> bool:
+    """Whether all weights are those of the source."""
+    return all(get(config, key) == get(source, key) for key in _MADE)
 
 
 def digest(found: commit.Commit) -> str:
@@ -96,12 +130,12 @@ def _export(config: Config, folders: Sequence[Path]) -> Init:
     """The same of an export. What it holds is verified when it is read."""
     asked = config.init
     places = [Path(asked.export).expanduser().absolute(), *(folder / asked.export for folder in folders)]
-    folder = next((place for place in places if format.is_export(place)), None)
+    folder = next((place for place in places if export_record.is_export(place)), None)
     if folder is None:
         remedy = "Give the folder that tools/export.py wrote; export.json lies in it."
         raise ConfigError("init.export: there is no export", ", ".join(map(str, places)), asked.export, remedy)
-    agree(config, format.config(folder), str(folder))
-    found = format.digest(format.mark(folder))
+    agree(config, export_record.config(folder), str(folder))
+    found = export_record.digest(export_record.mark(folder))
     if asked.commit not in ("", found):
         raise ConfigError("init.commit: the export there is another one", str(folder), found)
     return replace(asked, export=str(folder), commit=found)
@@ -148,7 +182,7 @@ def open_commit(init: Init) -> commit.Commit:
 def open_export(init: Init) -> Path:
     """The folder of the export that a resolved ``init`` names. Raises DataError where it is gone, or another one."""
     folder = Path(init.export)
-    if not format.is_export(folder) or format.digest(format.mark(folder)) != init.commit:
+    if not export_record.is_export(folder) or export_record.digest(export_record.mark(folder)) != init.commit:
         remedy = "Put it back, or name another one: that makes another run."
         raise DataError("the export that init names is not there any more", str(folder), init.commit, remedy)
     return folder

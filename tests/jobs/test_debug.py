@@ -16,7 +16,7 @@ from flip.checkpoint.remote import at_hand
 from flip.config.merge import read
 from flip.runs import commit, pins
 from flip.runs.rundir import RunDir, read_json
-from flip.training.begin import resampled
+from flip.training.initial_weights import resampled
 from jobs import debug
 from tests.synthetic import make_dataset, make_tokenizer
 

@@ -86,7 +86,7 @@ def state(world):
 def fill(tensors, samples):
     """Values that S alone decides."""
     for number, tensor in enumerate(tensors.values()):
-        local = checkpoint.local(tensor)
+        local = parallel.local(tensor)
         local.copy_(torch.arange(local.numel()).view(local.shape) * 0.5 + samples + 1000 * number)
 
 
@@ -101,7 +101,7 @@ def rank(run, n, doom, url):
         if newest is not None:
             saver.load(newest, found)
             fill(wanted, samples)
-            if any(not torch.equal(checkpoint.local(found[name]), checkpoint.local(wanted[name])) for name in wanted):
+            if any(not torch.equal(parallel.local(found[name]), parallel.local(wanted[name])) for name in wanted):
                 return 3
         doom.arm()
         fill(found, samples + EACH)

@@ -24,12 +24,12 @@ def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path,
     run = RunDir(tmp_path / "sweep" / "run")
     run.begin_attempt({"first_commit": here})
     saving = Saving(run, 1, world, schema.Config(), Watchdog(0, print))
-    saving.restore(nn.Identity(), schema.Config())
+    saving.restore(nn.Identity(), lambda: None)
     assert saving.soon == here
     monkeypatch.setattr("flip.checkpoint.manager.run_on_first", lambda function, group: there)
     second = Saving(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
     monkeypatch.setattr(second.checkpointer, "newest", lambda: None)
-    second.restore(nn.Identity(), schema.Config())
+    second.restore(nn.Identity(), lambda: None)
     assert second.soon == there
 
 

@@ -21,11 +21,11 @@ from flip import costs
 from flip.checkpoint import restorer
 from flip.checkpoint import saver as checkpoint
 from flip.config import schema
-from flip.distributed import parallel
+from flip.distributed import norms, parallel
 from flip.models import clip
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir
-from flip.training import grad_cache, norms
+from flip.training import grad_cache
 from flip.training import optimizer as optim
 from tests.flip.models.test_clip import inputs, sized, visible
 
@@ -119,16 +119,16 @@ def restored(how, world, folder):
     optimizer = optim.build(pair.named_parameters(), schema.Optim())
     state = checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer)
     checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2).save(state, "pretrain", B)
-    expected = {name: checkpoint.local(tensor).clone() for name, tensor in state.items()}
+    expected = {name: parallel.local(tensor).clone() for name, tensor in state.items()}
     for tensor in state.values():
-        checkpoint.local(tensor).fill_(-1)
+        parallel.local(tensor).fill_(-1)
     saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
     newest = saver.newest()
     safetensors.safe_open = lambda filename, **more: opened.append(filename) or open_one(filename, **more)
     restorer._header = lambda files, name: opened.append(name) or header(files, name)
     saver.load(newest, checkpoint.model_state(pair))
     saver.load(newest, checkpoint.optimizer_state(pair, optimizer))
-    whole = all(torch.equal(checkpoint.local(state[name]), tensor) for name, tensor in expected.items())
+    whole = all(torch.equal(parallel.local(state[name]), tensor) for name, tensor in expected.items())
     seen = torch.tensor([len(opened), whole])
     distributed.barrier()
     if world.first:

@@ -11,10 +11,10 @@ from torch import distributed
 
 from flip.checkpoint import saver
 from flip.config import schema
-from flip.distributed import parallel
+from flip.distributed import norms, parallel
 from flip.runs.errors import Diverged
 from flip.runs.rundir import RunDir, read_json
-from flip.training import grad_cache, norms, optimizer
+from flip.training import grad_cache, optimizer
 from flip.training.anomaly import MOST, Guard, Spikes, Step
 from tests.flip.models.test_clip import tiny
 from tests.flip.models.test_loss import free_port  # noqa: F401
@@ -46,7 +46,7 @@ class Training:
 
     def state(self):
         found = saver.model_state(self.pair) | saver.optimizer_state(self.pair, self.optimizer)
-        return {name: saver.local(tensor).clone() for name, tensor in found.items()}
+        return {name: parallel.local(tensor).clone() for name, tensor in found.items()}
 
 
 def changed(before, after):
@@ -55,7 +55,7 @@ def changed(before, after):
 
 def hurt_gradient(value):
     def hurt(pair, loss):
-        local = saver.local(pair.text.blocks[0].mlp.fc1.weight.grad)
+        local = parallel.local(pair.text.blocks[0].mlp.fc1.weight.grad)
         local[-1, -1] = value
         return loss
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from flip.checkpoint import export_record
 from flip.config.identity import identity
 from flip.config.merge import dump
 from flip.config.schema import Init
 from flip.config.validate import validate
-from flip.export import format
 from flip.runs import commit, pins
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, write_json
@@ -98,18 +98,18 @@ def export(tmp_path):
     """What submission sees of one; its weights are a line each."""
     folder = tmp_path / "made"
     (folder / "timm").mkdir(parents=True)
-    (folder / format.CONFIG).write_text(dump(config()))
-    for name in (format.OPEN_CLIP, format.TIMM):
+    (folder / export_record.CONFIG).write_text(dump(config()))
+    for name in (export_record.OPEN_CLIP, export_record.TIMM):
         (folder / name).write_text(f"weights of {name}")
     seal(folder)
     return folder
 
 
 def seal(folder):
-    paths = {name: folder / name for name in (format.OPEN_CLIP, format.TIMM)}
+    paths = {name: folder / name for name in (export_record.OPEN_CLIP, export_record.TIMM)}
     files = {name: {"bytes": path.stat().st_size, "sha256": commit.sha256(path)} for name, path in paths.items()}
-    record = {"form": format.FORM, "stage": "pretrain", "samples": 64, "attempt": 1, "files": files}
-    write_json(folder / format.MARK, record)
+    record = {"form": export_record.FORM, "stage": "pretrain", "samples": 64, "attempt": 1, "files": files}
+    write_json(folder / export_record.MARK, record)
 
 
 def test_an_export_is_known_by_its_weights(export, tmp_path):
@@ -128,7 +128,7 @@ def test_an_export_is_known_by_its_weights(export, tmp_path):
     with pytest.raises(ConfigError, match="init.export: there is no export"):
         warm_start.find(replace_init(export=str(export)), [])
     made.init = warm_start.find(replace_init(export=str(moved)), [])
-    (moved / format.TIMM).write_text("others")
+    (moved / export_record.TIMM).write_text("others")
     seal(moved)
     with pytest.raises(DataError, match="not there any more"):
         warm_start.open_export(made.init)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from flip.training import norms
+from flip.distributed import norms
 from tests.flip.training.test_anomaly import Training
 
 

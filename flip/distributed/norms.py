@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, distributed, nn
 
-from flip.checkpoint.saver import local
 from flip.distributed import parallel
+from flip.distributed.parallel import local
 
 
 def of_gradients(pair: nn.Module) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from flip.export import exporter
 from flip.models import clip
 from flip.runs.errors import ConfigError, DataError
-from flip.training.agree import agree
-from flip.training.begin import begin_from, resampled
+from flip.training.initial_weights import begin_from, resampled
+from flip.training.warm_start import agree
 from tests.flip.export.test_exporter import configured, loaded_of
 from tests.synthetic import make_tokenizer
 

@@ -1,21 +1,62 @@
-"""A model that begins with the weights of another: a run's commit or an export, of another image or patch size too."""
+"""The first weights of a run, if not from its seed: those of another run's commit or an export (``init``).
+
+``apply`` does what ``flip.training.warm_start`` has found. An image or patch size may differ: patch weights are
+resampled.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
+from flip.checkpoint.saver import Checkpointer, model_state
+from flip.config import merge
 from flip.config.schema import Config
-from flip.export import weights
-from flip.export.load import load
+from flip.distributed.watchdog import LONG, Watchdog
 from flip.models import clip
+from flip.runs import commit
 from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir
 from flip.tokenizer import Tokenizer
-from flip.training.agree import agree
+from flip.training.warm_start import agree, as_they_are, open_commit, open_export
+
+log = logging.getLogger(__name__)
+
+
+def apply(pair: clip.Pair, config: Config, checkpointer: Checkpointer, watchdog: Watchdog) -> commit.Commit | None:
+    """Fill the weights of a run without commits as ``init`` says, if it says anything. Collective.
+
+    Returns the commit of another run to continue from if ``init.extend`` is set, else None.
+    """
+    init = config.init
+    if init.export:
+        _convert(pair, config, checkpointer, watchdog, open_export(init))
+    elif init.run:
+        source = checkpointer.open_other(lambda: open_commit(init), init.run)
+        if init.extend:
+            return source
+        if as_they_are(config, merge.read(RunDir(init.run).config)):
+            checkpointer.load(source, model_state(pair))
+        else:
+            _convert(pair, config, checkpointer, watchdog, Path(init.run), f"{source.stage}/{source.path.name}")
+    return None
+
+
+def _convert(
+    pair: clip.Pair, config: Config, checkpointer: Checkpointer, watchdog: Watchdog, source: Path, at: str = ""
+) -> None:
+    """Fill the weights with those of another model, converted by each rank for itself."""
+    watchdog.beat(f"beginning from {source}", times=LONG)
+    made = begin_from(pair, config, source, at)
+    checkpointer.parent = f"{source}/checkpoints/{at}" if at else str(source)
+    differs = "; ".join(f"{key}: {there} there, {here} here" for key, (there, here) in made["differs"].items())
+    if checkpointer.is_first:
+        log.info("begins with the weights of %s; %s", source, differs or "it is the same model")
 
 
 @torch.no_grad()
@@ -27,6 +68,8 @@ def begin_from(pair: clip.Pair, config: Config, source: str | os.PathLike[str], 
     samples, manifest, and ``differs``: key -> [there, here] of what is another function of the same weights.
     Raises ConfigError where model or tokenizer do not fit, DataError where the source is damaged.
     """
+    from flip.export.load import load
+
     other = load(source, at=at, url=config.checkpoint.url)
     differs = agree(config, other.config, str(source))
     own = Tokenizer.of(config.data.tokenizer, config.model.text)
@@ -51,4 +94,8 @@ def resampled(weight: Tensor, patch: int) -> Tensor:
 
     That is the pseudo-inverse of the resize (FlexiViT, arXiv 2212.08013, section 3.4), exact where p > q.
     """
+    from timm.layers.patch_embed import resample_patch_embed
+
+    from flip.export import weights
+
     return weights.as_matrix(resample_patch_embed(weights.as_convolution(weight), [patch, patch]))
