@@ -19,22 +19,23 @@ from jobs.runtime import worker
 
 def arm() -> None:
     """Put the hooks in. Imports the trainer only after the worker's signal handlers stand."""
+    from flip.checkpoint import saver
     from flip.distributed import parallel
     from flip.runs import commit
     from flip.training import trainer
 
     pause = float(os.environ.get("KILL_STEP_SECONDS", "0"))
     trap = Path(os.environ.get("KILL_BEFORE_COMMIT", "/nonexistent"))
-    step, mark, save = trainer.Trainer.train_step, commit.commit, trainer.checkpoint.Checkpointer.save
+    step, mark, save = trainer.Trainer.train_step, commit.commit, saver.Checkpointer.save
 
     def slow_step(self, *rest):
         time.sleep(pause)
         return step(self, *rest)
 
-    hurt, gradients = os.environ.get("KILL_GRADIENT", ""), trainer.step.gradients
+    hurt, gradients = os.environ.get("KILL_GRADIENT", ""), trainer.grad_cache.gradients
 
     def hurt_step(self, *rest):
-        trainer.step.gradients = hurt_gradients if hurt == f"{self.world.rank}:{self.step + 1}" else gradients
+        trainer.grad_cache.gradients = hurt_gradients if hurt == f"{self.world.rank}:{self.step + 1}" else gradients
         return slow_step(self, *rest)
 
     def hurt_gradients(pair, *rest):
@@ -54,7 +55,7 @@ def arm() -> None:
         save(self, *rest, **record)
 
     if "KILL_FILE_BYTES" in os.environ:
-        trainer.checkpoint.Checkpointer.save = cramped_save  # type: ignore[method-assign]
+        saver.Checkpointer.save = cramped_save  # type: ignore[method-assign]
     trainer.Trainer.train_step, commit.commit = hurt_step, deadly_mark  # type: ignore[method-assign]
 
 
