@@ -1,4 +1,4 @@
-"""Arrows between rooms point down only, and no command but the worker waits for torch."""
+"""Imports point one way: between packages, between files, and never to torch in a command that does not train."""
 
 import ast
 import subprocess
@@ -10,23 +10,38 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("flip", "jobs", "tools")
 HEAVY = ("torch", "torchvision", "timm")
-#: What host and launcher share: no torch.
-LIGHT = (
-    "flip.config",
-    "flip.costs",
-    "flip.runs.rundir",
-    "flip.runs.commit",
-    "flip.runs.errors",
-    "flip.monitoring.results",
-    "flip.distributed.shutdown",
-)
-LIGHT += ("flip.costs", "flip.costs", "flip.runs.pins", "flip.training.warm_start", "flip.checkpoint.export_record")
+
+#: Packages in their order: a file imports only its own package and packages of earlier rows. A row may hold several
+#: that do not import each other. ``flip`` and ``jobs`` stand for the files in these folders themselves.
+ORDER = [
+    ["flip.runs"],
+    ["flip.config"],
+    ["flip.distributed"],
+    ["flip"],  # rng, costs, tokenizer, concurrency
+    ["flip.data.storage"],
+    ["flip.data.manifest"],
+    ["flip.data"],
+    ["flip.models"],
+    ["flip.checkpoint"],
+    ["flip.evaluation"],
+    ["flip.monitoring"],
+    ["flip.export"],
+    ["flip.training"],
+    ["jobs.host"],
+    ["jobs.common"],
+    ["jobs.sweeps", "jobs.slurm", "jobs.local", "jobs.runtime"],
+    ["jobs.runs"],
+    ["jobs.planning"],
+    ["jobs.submission", "jobs.reporting"],
+    ["jobs"],
+]
+LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
+
+#: Modules that need no torch, beside all of jobs/ but its worker: the launcher, the host and loader processes use them.
+LIGHT = ("flip.runs", "flip.config", "flip.costs", "flip.rng", "flip.distributed.shutdown", "flip.monitoring.results")
+LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.storage")
 LIGHT += ("flip.evaluation.datasets", "flip.evaluation.forms", "flip.evaluation.prompts", "flip.evaluation.task")
-LIGHT += ("flip.evaluation.open_clip_folder",)
-#: What loader processes and the tools for shards load.
-LIGHT += tuple(
-    f"flip.data.{name}" for name in ("stream", "pool", "index", "verify", "look", "compare", "bench", "filters")
-)
+LIGHT += ("flip.evaluation.open_clip_folder", "flip.data.worker", "flip.data.worker_pool", "flip.data.chunk_reader")
 
 
 def modules():
@@ -36,10 +51,21 @@ def modules():
             yield name.removesuffix(".__init__"), path
 
 
+FILES = dict(modules())
+
+
 def imports(path, everywhere=True):
-    """Names that a file imports; with everywhere=False only those of its top level."""
+    """Names that a file imports; with everywhere=False only those of its top level. Imports for types do not count."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "False")
+        for inner in ast.walk(node)
+    }
     for node in ast.walk(tree) if everywhere else tree.body:
+        if node in typing:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -47,31 +73,52 @@ def imports(path, everywhere=True):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def package(name):
+    """The package in ORDER that a module of flip/ or jobs/ belongs to."""
+    return name if name in LEVEL and FILES[name].name == "__init__.py" else name.rpartition(".")[0] or name
+
+
 def under(name, *rooms):
     return any(name == room or name.startswith(room + ".") for room in rooms)
 
 
-@pytest.mark.parametrize("name, path", modules(), ids=lambda v: v if isinstance(v, str) else "")
-def test_arrows_point_down(name, path):
-    found = set(imports(path))
+@pytest.mark.parametrize("name", [name for name in FILES if under(name, "flip", "jobs")])
+def test_a_file_imports_only_packages_below_its_own(name):
+    own = LEVEL[package(name)]
+    for other in {other for other in imports(FILES[name]) if other in FILES and under(other, "flip", "jobs")}:
+        if FILES[other].name == "__init__.py" or package(other) == package(name) or name in ("flip", "jobs.__main__"):
+            continue
+        assert LEVEL[package(other)] < own, f"{name} imports {other}, which is no lower package"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rooms(name):
+    """flip/ never imports the launcher or tools; of the launcher, only the worker waits for the trainer."""
+    found = set(imports(FILES[name]))
     if under(name, "flip"):
         assert not [x for x in found if under(x, "jobs", "tools", "tests", "benchmarks")]
-    if under(name, "flip.data"):
-        assert not [
-            x
-            for x in found
-            if under(
-                x, "flip.models.clip", "flip.training.trainer", "flip.training.optimizer", "flip.distributed.parallel"
-            )
-        ]
-    if under(name, "flip.models.clip"):
-        assert not [
-            x for x in found if under(x, "flip.data.loader", "flip.data.storage.client", "flip.data.manifest.manifest")
-        ]
-    if name == "jobs.runtime.worker":
-        return
-    if under(name, "jobs"):
+    if under(name, "jobs.host"):
+        assert not [x for x in found if under(x, "flip") and not under(x, "flip.runs") and x != "flip"]
+    if under(name, "jobs") and not under(name, "jobs.runtime"):
         assert not [x for x in found if under(x, "flip.training.trainer", "tools", *HEAVY)]
+
+
+def test_no_file_is_in_a_cycle():
+    edges = {name: {x for x in imports(path) if x in FILES and x != name} for name, path in FILES.items()}
+    edges = {name: {x for x in found if FILES[x].name != "__init__.py"} for name, found in edges.items()}
+    done, cycles = set(), []
+
+    def visit(name, trail):
+        if name in trail:
+            cycles.append(" -> ".join([*trail[trail.index(name) :], name]))
+        elif name not in done:
+            for other in sorted(edges[name]):
+                visit(other, [*trail, name])
+            done.add(name)
+
+    for name in edges:
+        visit(name, [])
+    assert not cycles
 
 
 ALONE = """
@@ -87,8 +134,8 @@ for name in sys.argv[2:]:
 
 def test_no_torch():
     """Each by itself, in one process: to start one for each takes a minute."""
-    names = [n for n, _ in modules() if under(n, *LIGHT) or (under(n, "jobs") and n != "jobs.runtime.worker")]
-    assert len(names) > 80
+    names = [name for name in FILES if under(name, *LIGHT) or (under(name, "jobs") and not under(name, "jobs.runtime"))]
+    assert len(names) > 80 and not [light for light in LIGHT if light not in FILES]
     done = subprocess.run(
         [sys.executable, "-c", ALONE, " ".join(HEAVY), *names], cwd=ROOT, capture_output=True, text=True
     )
