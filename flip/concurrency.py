@@ -111,8 +111,9 @@ def run(
         for number in range(workers):
             ours, theirs = context.Pipe()
             work = (prepare, arguments, theirs)
-            processes.append(context.Process(target=_work, args=work, daemon=True, name=f"{name}-{number}"))
-            processes[-1].start()
+            process = context.Process(target=_work, args=work, daemon=True, name=f"{name}-{number}")
+            process.start()
+            processes.append(process)  # only now: one that was never started cannot be killed
             theirs.close()  # so that the end of the process is the end of the pipe
             pipes.append(ours)
         yield from _share_out(iter(tasks), pipes)

@@ -1,0 +1,11 @@
+"""How does S, the number of samples seen, become a batch?
+
+- ``order``: which sample ids batch S holds, in any world; ``mixture``: several data sets in one order.
+- ``chunk_reader`` reads chunks and keeps them on the node; ``prefetch`` decides when.
+- ``decode``, ``augment``, ``masking``: bytes to visible patches; ``view``: pictures as evaluation sees them.
+- ``worker`` produces the parts of batches, ``worker_pool`` runs it in processes, ``loader`` joins the parts.
+- ``webdataset_adapter``: the same samples for other trainers.
+
+``flip.data.storage`` and ``flip.data.manifest`` are packages of their own below this one. May import both,
+``flip.config`` and the leaves ``rng``, ``costs``, ``tokenizer`` and ``concurrency``.
+"""

@@ -1,0 +1,8 @@
+"""What do the two towers compute, and what is the loss?
+
+- ``clip``: both encoders, their initial weights and the logit scale; names of parameters are part of the file format.
+- ``transformer``: the block and the layout of packed texts.
+- ``loss``: InfoNCE and the sigmoid loss over all ranks, in tiles.
+
+May import ``flip.config``, ``flip.rng`` and ``flip.costs``.
+"""
