@@ -24,9 +24,7 @@ LIGHT += ("flip.costs", "flip.accelerators", "flip.runs.pins", "flip.training.wa
 LIGHT += ("flip.evaluation.datasets", "flip.evaluation.forms", "flip.evaluation.prompts", "flip.evaluation.task")
 LIGHT += ("flip.evaluation.open_clip_folder",)
 #: What loader processes and the tools for shards load.
-LIGHT += tuple(
-    f"flip.data.{name}" for name in ("stream", "pool", "index", "verify", "look", "compare", "bench", "filters")
-)
+LIGHT += ("flip.data.worker", "flip.data.worker_pool", "flip.data.manifest", "tools.shards_commands")
 
 
 def modules():

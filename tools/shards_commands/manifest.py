@@ -20,7 +20,6 @@ from flip.data.manifest.gather import gather
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError, DataError
 from tools.shards_commands.output import Bar, Outcome, claim, writing
-from tools.shards_commands.verify_library import kind
 
 
 def info(options: argparse.Namespace) -> Outcome:
@@ -101,3 +100,8 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         found |= {name: manifest.settings[name] for name in ("seen", "filters", "dropped")}
         found["samples_read_per_sample"] = round(manifest.seen / manifest.samples, 2)
     return found
+
+
+def kind(reason: str) -> str:
+    """The reason without its numbers, by which bad samples are counted."""
+    return re.sub(r"\b(0x[0-9a-f]+|\d+)\b", "N", reason)
