@@ -34,12 +34,12 @@ STAGES = ("read", "walk", "decode", "whole")
 _T = TypeVar("_T")
 
 HELD = 64 << 20
-"""Bytes of chunks that stages without reading work on, over and over."""
+"""Bytes of chunks held in memory for the stages that do not read."""
 
 
 @dataclass
 class Stage:
-    """One stage alone. ``cpu`` counts this process's time on all of its threads."""
+    """Measurement of one stage. ``cpu``: seconds of this process on all of its threads."""
 
     name: str
     samples: int
@@ -56,32 +56,32 @@ class Stage:
 
     @property
     def wall_us(self) -> float:
-        """Microseconds of a sample."""
+        """Microseconds per sample."""
         return 1e6 * self.seconds / self.samples
 
     @property
     def cpu_us(self) -> float:
-        """Microseconds of computing of a sample."""
+        """CPU microseconds per sample."""
         return 1e6 * self.cpu / self.samples
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``limit``: read, walk, decode, or view (crop, resize, patches): where most of a sample's time goes."""
+    """``limit``: the stage that takes most of a sample's time: read, walk, decode, or view (crop, resize, patches)."""
 
     limit: str
     shares: dict[str, float]
-    """Stage -> share of the time of a sample; ``view`` is what decoding and reading leave of the whole."""
+    """Stage -> share of the time per sample; ``view`` is the remainder."""
     per_worker: float
-    """Samples per second of one worker that does all."""
+    """Samples per second of one worker."""
     workers: int
-    """Workers for what is wanted, each with a core of its own; 0: nothing was asked."""
+    """Workers needed for ``--want``, one core each; 0 if it was not given."""
     wanted_bytes: float
-    """Bytes per second that the storage has to give them."""
+    """Bytes per second that storage must deliver to these workers."""
 
 
 def measure_stages(manifest: Manifest, spec: Spec, mask: str, seconds: float) -> list[Stage]:
-    """The stages, in the order of STAGES. Raises ConfigError, DataError, StorageError."""
+    """Measure all stages, in the order of STAGES. Raises ConfigError, DataError, StorageError."""
     if not seconds > 0:
         raise ConfigError("must be above 0", "seconds", seconds)
     _check_mask(spec.patches, mask)
@@ -99,7 +99,7 @@ def measure_stages(manifest: Manifest, spec: Spec, mask: str, seconds: float) ->
 
 
 def judge(stages: list[Stage], mean_bytes: float, want: float = 0.0) -> Verdict:
-    """Which stage limits, and how many workers give ``want`` samples per second."""
+    """Name the limiting stage, and the number of workers that deliver ``want`` samples per second."""
     by_name = {stage.name: stage for stage in stages}
     whole = by_name["whole"]
     spent = {name: min(by_name[name].wall_us, whole.wall_us) for name in ("read", "walk", "decode")}
@@ -113,7 +113,7 @@ def judge(stages: list[Stage], mean_bytes: float, want: float = 0.0) -> Verdict:
 def spec_of(
     manifest: Manifest, captions: list[str], decoder: str, resize: str, size: int, patch: int, seed: int
 ) -> Spec:
-    """A configuration of the default recipe for these sizes. Raises ConfigError."""
+    """Worker configuration of the default recipe for these sizes. Raises ConfigError."""
     if not 0 < patch <= size or size % patch:
         raise ConfigError("the side of a patch must divide the side of the view", "patch", patch, f"Size is {size}.")
     data = schema.Data(chunk=manifest.chunk, lanes=1, decoder=decoder, resize=resize, captions=captions)
@@ -132,7 +132,7 @@ def _check_mask(patches: int, mask: str) -> None:
 
 
 Work = tuple[int, int, int]
-"""Samples done, bytes of them, samples skipped."""
+"""Samples done, their bytes, samples skipped."""
 
 
 def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterator[_T]) -> Stage:
@@ -148,7 +148,7 @@ def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterato
 
 
 def _chunks(manifest: Manifest, seed: int) -> Iterator[int]:
-    """Whole chunks in a drawn order, pass after pass."""
+    """Complete chunks in random order, epoch after epoch."""
     count, visit = manifest.samples // manifest.chunk, 0
     while True:
         for at in range(0, count, 1024):
@@ -196,7 +196,7 @@ def _decode(chunk: list[Sample], spec: Spec) -> Work:
 
 
 class _Whole:
-    """What a worker does with a chunk: read, CRC, walk, decode, crop, cut the visible patches; no tokenizer."""
+    """The work of a loader process on a chunk: read, CRC, walk, decode, crop, cut visible patches; no tokenizer."""
 
     def __init__(self, manifest: Manifest, reader: Reader, spec: Spec, mask: str) -> None:
         self.manifest, self.reader, self.spec = manifest, reader, spec
@@ -221,13 +221,13 @@ class _Whole:
 
 
 def cached(manifest: Manifest) -> bool:
-    """Whether reads may come from this machine's memory and not from the storage: local shards that fit into it."""
+    """Whether reads may have come from the page cache: the shards are local and fit into memory."""
     local = not any("://" in key for key in manifest.keys)
     return local and int(manifest.shards[:, 1].sum()) < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def bench(options: argparse.Namespace) -> Outcome:
-    """What each stage of the data's way costs a core here."""
+    """Measure each stage of the data pipeline on one core of this machine."""
     if not 0 <= options.want < math.inf:
         raise ConfigError("must be a number, and not negative", "--want", options.want)
     manifest = Manifest.load(options.manifest)

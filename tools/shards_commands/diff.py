@@ -16,7 +16,7 @@ from flip.data.manifest.manifest import Manifest, Table
 from tools.shards_commands.output import Outcome
 
 DIFFERENT = 1
-"""Exit code, as diff(1) has it; errors are 65 and more."""
+"""Exit code if the manifests differ, as for diff(1). Errors have codes of 65 and more."""
 SHOWN = 20
 
 Shards = dict[str, tuple[int, int]]
@@ -25,13 +25,13 @@ Shards = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Change:
-    """A shard of one name in both manifests, with other numbers or other bytes."""
+    """A shard that is in both manifests, with different numbers or different bytes."""
 
     name: str
     samples: tuple[int, int]
     bytes: tuple[int, int]
     content: bool = False
-    """The numbers are the same, the CRC of a chunk that reads it is not."""
+    """The numbers are equal, but the CRC of a chunk of this shard differs."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +43,28 @@ class Difference:
     removed: list[str] = field(default_factory=list)
     changed: list[Change] = field(default_factory=list)
     excepted: dict[int, str] = field(default_factory=dict)
-    """Samples that only the new one excepts: id -> reason."""
+    """Samples that only the new manifest excludes: id -> reason."""
     readmitted: dict[int, str] = field(default_factory=dict)
-    """Samples that only the old one excepts."""
+    """Samples that only the old manifest excludes."""
     filters: tuple[list[str], list[str]] = ([], [])
-    """As they were asked for when the shards were indexed."""
+    """Filters given when the shards were indexed."""
     order_changes: bool = False
-    """Whether global batch t of a run would name other samples."""
+    """Whether global batch t of a run would contain other samples."""
     ids_stay: bool = True
-    """Whether each sample of the old one has its id in the new one too."""
+    """Whether each sample of the old manifest has the same id in the new one."""
 
     @property
     def equal(self) -> bool:
-        """The same data set: where it lies does not matter."""
+        """Whether both are the same data set, regardless of location."""
         return self.digest[0] == self.digest[1]
 
 
 def compare(old: Manifest, new: Manifest) -> Difference:
-    """From ``old`` to ``new``. Shards are matched by name: by their keys where any is in both, else by the part of the
-    key below the folder that all shards of a manifest share."""
+    """The difference from ``old`` to ``new``.
+
+    Shards are matched by key if any key is in both, else by the part of the key below the folder that all shards of a
+    manifest share.
+    """
     same_place = bool(set(old.keys) & set(new.keys))
     before, after = shards(old, same_place), shards(new, same_place)
     touched = _touched(old, new, list(before))
@@ -87,7 +90,7 @@ def compare(old: Manifest, new: Manifest) -> Difference:
 
 
 def _same_kept(old: Table, new: Table) -> bool:
-    """Whether the same places of the tars are kept."""
+    """Whether both keep the same positions of the tars."""
     if old.kept is None or new.kept is None:
         return old.kept is new.kept
     counts = np.array_equal(old.kept.tars[:, 0], new.kept.tars[:, 0])
@@ -101,7 +104,7 @@ def shards(table: Table, whole_keys: bool) -> Shards:
 
 
 def below_common(keys: Sequence[str]) -> list[str]:
-    """Keys without the folders that all of them begin with."""
+    """Keys without their common leading folders."""
     parts = [key.split("/") for key in keys]
     depth = 0
     while all(len(one) > depth + 1 and one[depth] == parts[0][depth] for one in parts):
@@ -110,8 +113,7 @@ def below_common(keys: Sequence[str]) -> list[str]:
 
 
 def _touched(old: Manifest, new: Manifest, names: Sequence[str]) -> set[str]:
-    """Shards read by chunks of another CRC. Only where the new one has all that the old one has, with more after it or
-    not: else chunks are not the same samples."""
+    """Names of shards whose chunks have a different CRC; empty unless ``new`` begins with all samples of ``old``."""
     tables: list[tuple[Any, Any]] = [(old.shards, new.shards), (old.offsets, new.offsets)]
     if old.chunk != new.chunk or not all(np.array_equal(a, b[: len(a)]) for a, b in tables):
         return set()
@@ -127,7 +129,7 @@ def _touched(old: Manifest, new: Manifest, names: Sequence[str]) -> set[str]:
 
 
 def diff(options: argparse.Namespace) -> Outcome:
-    """What differs between two manifests."""
+    """Compare two manifests."""
     found = compare(Manifest.load(options.old), Manifest.load(options.new))
     report = {"equal": found.equal, **asdict(found)}
     for name in ("excepted", "readmitted"):  # JSON knows no numbers for names

@@ -35,7 +35,7 @@ from tools.shards_commands.output import Bar, Outcome, captions, lines, writing
 
 @dataclass(frozen=True)
 class Found:
-    """One sample. ``image``: its member, None where there is none; ``damage``: why its bytes are not to be had."""
+    """One sample. ``image``: its image member, if any; ``damage``: why its bytes cannot be read, if so."""
 
     id: int
     shard: str
@@ -47,14 +47,14 @@ class Found:
     """Extension -> bytes."""
     image: tuple[str, bytes] | None
     picture: dict[str, Any] | None
-    """Format, width, height and mode as the header says; ``undecodable`` where training could not use it."""
+    """Format, width, height and mode from the header; ``undecodable``: why training cannot use it."""
     captions: list[str]
     json: Any
     damage: str | None
 
 
 def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",), reader: Reader | None = None) -> Found:
-    """Sample ``id`` of a manifest. Raises ConfigError where there is none of that id, StorageError."""
+    """Read sample ``id`` of a manifest. Raises ConfigError if the id does not exist, StorageError."""
     if not 0 <= id < manifest.samples:
         raise ConfigError(f"sample ids of this manifest are 0 .. {manifest.samples - 1}", "id", id)
     reader, chunk = reader or Reader(), id // manifest.chunk
@@ -101,7 +101,7 @@ def _picture(data: bytes) -> dict[str, Any]:
 
 
 def _json(members: Sample) -> Any:
-    """Where it holds NaN or an infinity, which Python alone writes and reads, None."""
+    """The parsed json member, with None for NaN and infinities, which are not valid JSON; else its text."""
     if "json" not in members:
         return None
     text = bytes(members["json"]).decode("utf-8", "replace")
@@ -117,7 +117,7 @@ def _finite(text: str) -> float | None:
 
 
 class Taken(NamedTuple):
-    """A sample of a global batch: what stands at its place."""
+    """One position of a global batch, and the sample used there."""
 
     lane: int
     visit: int
@@ -125,20 +125,20 @@ class Taken(NamedTuple):
     shard: str
     ordinal: int
     stands_for: int | None
-    """The id that the order names, where this one stands in for it."""
+    """The id that the order names, if this sample replaces it."""
     caption: str | None
-    """The caption that was drawn; None where samples are not read."""
+    """The drawn caption; None if samples are not read."""
 
 
 def batch(
     config: schema.Config, sources: Sequence[Source], start: int, size: int, read: bool = True,
     reader: Reader | None = None,
 ) -> Iterator[Taken]:  # fmt: skip
-    """The global batch of ``size`` samples from S = ``start`` on, lane by lane, as it comes.
+    """Yield the global batch of ``size`` samples that starts at S = ``start``, lane by lane.
 
-    ``read``: read and decode, so that samples that cannot be decoded are replaced as in training; without it only those
-    that the manifests except are. Raises DataError, StorageError, or ConfigError where a manifest is not the one that
-    the configuration was made for.
+    With ``read``, samples are decoded, and undecodable samples are replaced as in training. Without it, only samples
+    that the manifests exclude are replaced. Raises DataError, StorageError, or ConfigError if a manifest does not match
+    the configuration.
     """
     for share, source in zip(shares(config.data), sources, strict=True):
         found, planned = (source.manifest.samples, source.manifest.chunk), (share.samples, share.chunk)
@@ -165,7 +165,7 @@ def _of_set(config: schema.Config, source: Source, positions: range, reader: Rea
 
 
 class _Lane:
-    """The chunks of one lane's present blocks: read once, let go with the lane."""
+    """Chunks of the current blocks of one lane, each read once."""
 
     def __init__(self, config: schema.Config, source: Source, reader: Reader | None, bad: dict[int, str]) -> None:
         self.config, self.manifest, self.first_id = config, source.manifest, source.first_id
@@ -173,7 +173,7 @@ class _Lane:
         self.chunks: dict[int, list[Sample]] = {}
 
     def good(self, ids: list[int], visits: list[int], n: int) -> tuple[int, str | None]:
-        """As ``Stream``: place n or the next good one, cyclic; and its caption."""
+        """The first decodable position from n on (cyclic), as in training, and its caption."""
         for m in ((n + step) % len(ids) for step in range(len(ids))):
             if ids[m] in self.bad:
                 continue
@@ -198,7 +198,7 @@ class _Lane:
 
 
 def inspect(options: argparse.Namespace) -> Outcome:
-    """What stands at an id of a manifest, or at a step of a run."""
+    """Show the sample of an id, or the samples of a step of a run."""
     if options.run:
         if options.manifest or options.id is not None or options.save or options.captions:
             raise ConfigError(
@@ -233,14 +233,15 @@ def _sample_text(report: dict[str, Any]) -> str:
 
 
 def _run(typed: str) -> RunDir:
-    """By the path of its folder, or as sweep/run below FLIP_RUNS."""
+    """Resolve a run by its folder, or as SWEEP/RUN below FLIP_RUNS."""
     return RunDir(typed) if Path(typed).is_dir() else select.one(typed, roots())
 
 
 def _same_data(run: RunDir, sources: Sequence[Source], start: int) -> None:
-    """Raises DataError where a manifest was made anew since the run was submitted: its ids are other samples.
+    """Check that the manifests are those of the run.
 
-    ConfigError where the run had other data at S = ``start``.
+    Raises DataError if a manifest was rebuilt after the submission (its ids name other samples), and ConfigError if the
+    run used other data at S = ``start``.
     """
     try:
         stored = read_record(run.identity) or {}
@@ -298,7 +299,7 @@ def _steps_before(all_spans: list[Span], span: Span) -> int:
 
 
 def _place(all_spans: list[Span], step: int | None, samples: int | None) -> tuple[Span, int]:
-    """The stage of a step, and S before it. ``samples``: S after it, or any number that it passed over."""
+    """The stage of a step, and S before the step. ``samples``: S after the step, or any S that the step passes."""
     if step is None and samples is None:
         raise ConfigError("which step?", remedy="Give --step T or --samples S, as in metrics/*.jsonl.")
     for span in all_spans:

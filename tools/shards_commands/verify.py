@@ -34,22 +34,22 @@ from tools.shards_commands.output import Bar, Outcome, captions, claim, number
 INTERRUPTED = 130
 CONFIDENCE = 0.95
 _TASK = 256
-"""Samples of a task, about: a process is not asked for each of single samples."""
+"""Approximate number of samples per task."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is looked at. ``captions``: members that hold them; ``decode``: images and captions too."""
+    """What to check. ``captions``: the caption members; ``decode``: whether to decode images and captions."""
 
     chunks: Sequence[int]
     decode: bool = True
     captions: Sequence[str] = ("txt",)
     decoder: str = "simplejpeg"
-    """Both decoders refuse the same files; this one is faster."""
+    """Both decoders reject the same files; this one is faster."""
 
 
 class Bad(NamedTuple):
-    """A sample that training could not use."""
+    """A sample that training cannot use."""
 
     id: int
     shard: str
@@ -58,7 +58,7 @@ class Bad(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one task found. ``bad``: (sample id, reason)."""
+    """Result of one task. ``bad``: (sample id, reason)."""
 
     chunks: int
     bad_chunks: int
@@ -69,8 +69,8 @@ class Part(NamedTuple):
 
 @dataclass
 class Report:
-    """The sum of all parts so far. ``resized``: shards whose file has another length than the indexed one.
-    ``zeros``: shards without a member."""
+    """Sum of all parts so far. ``resized``: shards whose length differs from the indexed length; ``zeros``: shards
+    without a member."""
 
     chunks: int = 0
     bad_chunks: int = 0
@@ -88,7 +88,7 @@ class Report:
         self.bad.update(part.bad)
 
     def reasons(self) -> dict[str, int]:
-        """Kind of reason -> samples, the most frequent first."""
+        """Kind of reason -> number of samples, most frequent first."""
         return dict(Counter(map(kind, self.bad.values())).most_common())
 
     def examples(self, manifest: Manifest, count: int) -> dict[str, list[Bad]]:
@@ -101,17 +101,16 @@ class Report:
 
 
 def draw(manifest: Manifest, count: int, seed: int) -> list[int]:
-    """``count`` different chunks, in order, all equally likely. Raises ConfigError where there are not so many."""
+    """Draw ``count`` different chunks uniformly; sorted. Raises ConfigError if there are fewer."""
     if not 0 < count <= manifest.chunks:
         raise ConfigError(f"the manifest has {manifest.chunks} chunks; so many cannot be drawn", value=count)
     return sorted(np.random.default_rng(seed).choice(manifest.chunks, count, replace=False).tolist())
 
 
 def upper_bound(bad: int, n: int, confidence: float = CONFIDENCE) -> float:
-    """The one-sided Clopper-Pearson limit: the share p at which so few bad among n are seen with 1 - confidence.
+    """One-sided Clopper-Pearson upper bound of the share of bad chunks, given ``bad`` among ``n`` drawn.
 
-    n are drawn without replacement, so it is on the safe side. Without a bad one it is 1 - (1 - confidence)^(1/n),
-    about 3/n.
+    Conservative, as the draw is without replacement. For ``bad == 0`` it is 1 - (1 - confidence)^(1/n), about 3/n.
     """
     if bad >= n:
         return 1.0
@@ -130,7 +129,7 @@ def _at_most(k: int, n: int, p: float) -> float:
 
 
 def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Generator[Part, None, None]:
-    """What each task found, as it ends, in no order. ``workers``: processes; 0: this one does all itself.
+    """Yield the result of each task in order of completion. ``workers``: processes; 0: run in this process.
 
     Closing the iterator (Ctrl-C does) ends the processes at once. Raises StorageError, PermissionDenied.
     """
@@ -144,7 +143,7 @@ def _looker(folder: str, plan: Plan) -> Callable[[Sequence[int]], Part]:
 
 
 def look(manifest: Manifest, plan: Plan, chunks: Sequence[int], reader: Reader) -> Part:
-    """One task: these chunks, in this process. Samples that the manifest excepts are not looked at."""
+    """Check these chunks in this process. Samples that the manifest excludes are skipped."""
     bad, bad_chunks, samples, size = list[tuple[int, str]](), 0, 0, 0
     for j in chunks:
         ids = [id for id in manifest.chunk_ids(j) if id not in manifest.exceptions]
@@ -157,7 +156,7 @@ def look(manifest: Manifest, plan: Plan, chunks: Sequence[int], reader: Reader) 
 
 
 def chunk_bytes(manifest: Manifest, j: int) -> int:
-    """Bytes that chunk j is read with."""
+    """Bytes read for chunk j."""
     return sum(stop - start for _, start, stop, _ in manifest.chunk_reads(j))
 
 
@@ -169,7 +168,7 @@ def planned_bytes(manifest: Manifest, plan: Plan) -> int:
 
 
 def resized(manifest: Manifest, plan: Plan) -> list[str]:
-    """Local shards of a plan whose file does not have the indexed length: cut off, replaced or appended to."""
+    """Local shards of a plan whose file length differs from the index: truncated, replaced or appended to."""
     rows: Iterable[int] = range(len(manifest.keys))
     if len(plan.chunks) < manifest.chunks:
         ids = [id for j in plan.chunks for id in (manifest.chunk_ids(j).start, manifest.chunk_ids(j).stop - 1)]
@@ -188,8 +187,9 @@ def resized(manifest: Manifest, plan: Plan) -> list[str]:
 
 
 def zeros(manifest: Manifest, reader: Reader) -> list[str]:
-    """Shards that are zeros from the first block on, which older releases indexed as shards without samples. No chunk
-    reads them. Raises StorageError, PermissionDenied.
+    """Shards that start with a block of zeros, which older releases indexed as shards without samples.
+
+    No chunk reads them. Raises StorageError, PermissionDenied.
     """
     found = []
     for row in np.flatnonzero((manifest.kept.tars if manifest.kept else manifest.shards)[:, 0] == 0).tolist():
@@ -224,7 +224,7 @@ def _chunk(manifest: Manifest, plan: Plan, j: int, ids: Sequence[int], reader: R
 
 
 def _without_folders(manifest: Manifest, j: int, error: DataError) -> str:
-    """The reason as it may stand in an exception list, and so in a digest: the same where the data was moved to."""
+    """The reason without folder names: it becomes part of the digest, which must not depend on the location."""
     reason = error.what
     for key, *_ in manifest.chunk_reads(j):
         reason = reason.replace(key, os.path.basename(key))
@@ -232,7 +232,7 @@ def _without_folders(manifest: Manifest, j: int, error: DataError) -> str:
 
 
 def verify(options: argparse.Namespace) -> Outcome:
-    """Read chunks again, all or some; with --out, write a manifest that excepts what is bad."""
+    """Check all or some chunks; with ``--out``, write a manifest that excludes the bad samples."""
     if options.workers < 0:
         raise ConfigError("must not be negative", "--workers", options.workers)
     manifest = Manifest.load(options.manifest)
@@ -266,7 +266,7 @@ def _chunks(manifest: Manifest, options: argparse.Namespace) -> range | list[int
 
 
 def _run(manifest: Manifest, plan: Plan, workers: int, report: Report) -> FlipError | KeyboardInterrupt | None:
-    """Fill the report; what ended it before all was looked at. What was found by then stands in it."""
+    """Fill the report; returns the error that ended the check early, if any."""
     total = planned_bytes(manifest, plan)
     with Bar("verifying", "B") as bar, closing(check(manifest, plan, min(workers, len(plan.chunks)))) as parts:
         try:

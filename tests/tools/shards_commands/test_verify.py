@@ -158,5 +158,5 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGINT)
     out, err = child.communicate(timeout=60)
-    assert (child.returncode, "Traceback" in err) == (130, False) and "interrupted" in out + err
+    assert (child.returncode, "Traceback" in err) == (130, False) and "interrupted" in out + err, err
     assert not psutil.wait_procs(family, timeout=20)[1]
