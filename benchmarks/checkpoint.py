@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import results
-from benchmarks.results import rounded
+from benchmarks.lib import results
+from benchmarks.lib.results import rounded
 
 WIDTH = 1024
 BLOCKING, BACKGROUND, TORCH = "blocking", "background", "torch async_save"

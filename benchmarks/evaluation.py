@@ -24,8 +24,8 @@ from functools import cache
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
-from benchmarks import results
-from benchmarks.results import rounded
+from benchmarks.lib import results
+from benchmarks.lib.results import rounded
 
 OURS, PEER = "ours", "clip_benchmark"
 WIDTH, CAPTIONS, BATCH = 512, 5, 256

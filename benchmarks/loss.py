@@ -21,8 +21,8 @@ from contextlib import ExitStack
 from multiprocessing import get_context
 from typing import Any
 
-from benchmarks import results
-from benchmarks.results import rounded
+from benchmarks.lib import results
+from benchmarks.lib.results import rounded
 from flip.costs import LOSS_TILE, loss_bytes
 
 WIDTH = 512

@@ -20,9 +20,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-from benchmarks import results
+from benchmarks.lib import results
+from benchmarks.lib.results import rounded
 from benchmarks.loss import device
-from benchmarks.results import rounded
 from flip import costs
 from flip.config.derived import kept
 from flip.config.schema import Augment, Compute, ImageTower, Model, Optim, TextTower

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import results, synthetic
-from benchmarks.results import median, rounded
+from benchmarks.lib import results, synthetic
+from benchmarks.lib.results import median, rounded
 from flip.data import masking
 from flip.data.manifest import manifest
 from flip.data.manifest.manifest import Manifest
@@ -157,16 +157,8 @@ def permutation(ids: int, ours: Order, seed: int) -> dict[str, Any]:
         "bytes": shuffled.nbytes,
         "extrapolated_to_N_seconds": rounded(seconds * ours.samples / ids),
         "computed_for_N_bytes": shuffled.itemsize * ours.samples,
-        "ours_held_bytes_by_W": {str(world): held(ours, world) for world in WORLDS},
+        "ours_held_bytes_by_W": {str(world): synthetic.held_bytes(ours, world) for world in WORLDS},
     }
-
-
-def held(order: Order, world: int) -> int:
-    """Bytes that the order holds for a rank in the middle of a stream: ids and visits of the blocks it keeps."""
-    count = order.span // 2 + 1
-    for step in range(4):
-        order.part(range(order.lanes // world), step * count, count)
-    return sum(field.nbytes for block in order._held.values() for field in block)
 
 
 if __name__ == "__main__":

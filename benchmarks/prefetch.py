@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import results, synthetic
-from benchmarks.results import rounded
+from benchmarks.lib import results, synthetic
+from benchmarks.lib.results import rounded
 from flip.config.schema import Data
 from flip.data.manifest.manifest import BLOCK, Table
 from flip.data.order import Order

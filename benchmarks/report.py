@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import results
-from benchmarks.results import rounded
+from benchmarks.lib import results
+from benchmarks.lib.results import rounded
 from flip.config.derived import spans
 from flip.config.merge import dump, merge
 from flip.costs import parameters, training_flops

@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import pictures, pipelines, results, served, synthetic
-from benchmarks.pipelines import AUGMENT, BLOCK, PATCH, SIZE, Work
-from benchmarks.results import rounded
+from benchmarks.lib import photo_shards, pipelines, results, s3_datasets, synthetic
+from benchmarks.lib.pipelines import AUGMENT, BLOCK, PATCH, SIZE, Work
+from benchmarks.lib.results import rounded
 from flip.config import schema
 from flip.data.manifest import manifest
 from flip.data.manifest.manifest import Manifest, Table
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=4096, help="that exist, 256 px (default: %(default)s)")
     parser.add_argument("--chunk", type=int, default=256, help="R (default: %(default)s)")
     parser.add_argument("--peer", type=int, default=20_000_000, help="of mosaicml-streaming (default: %(default)s)")
-    parser.add_argument("--server", choices=served.SERVERS, default="weed", help="default: %(default)s")
+    parser.add_argument("--server", choices=s3_datasets.SERVERS, default="weed", help="default: %(default)s")
     results.options(parser, "resume")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
@@ -64,9 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     """The whole report."""
     facts = results.machine()
-    with tempfile.TemporaryDirectory(prefix="flip-resume-") as name, served.serving(chosen.server, Path(name)) as there:
+    with (
+        tempfile.TemporaryDirectory(prefix="flip-resume-") as name,
+        s3_datasets.serving(chosen.server, Path(name)) as there,
+    ):
         folder = Path(name)
-        one = served.prepare(pictures.KINDS[0], chosen.samples, chosen.chunk, EACH * COUNT, there, folder, chosen.seed)
+        one = s3_datasets.prepare(
+            photo_shards.KINDS[0], chosen.samples, chosen.chunk, EACH * COUNT, there, folder, chosen.seed
+        )
         work = repeat(one, chosen.shards, folder / "all")
         return {
             "benchmark": "resume",
@@ -101,7 +106,7 @@ def ours(work: Work, share: float, rounds: int) -> dict[str, Any]:
     start = int(share * work.samples) // step * step
     found = []
     for _ in range(rounds):
-        with served.alone() as process:
+        with s3_datasets.alone() as process:
             found.append(process.submit(_first, work, start).result())
     load, first, size = (statistics.median(column) for column in zip(*found, strict=True))
     return {
@@ -127,7 +132,7 @@ def _first(work: Work, start: int) -> tuple[float, float, float]:
 
 def skipping(one: Work, samples: int, rounds: int) -> list[dict[str, Any]]:
     """webdataset: its rate of reading alone, and the seconds until S that follow from it."""
-    with served.alone() as process:
+    with s3_datasets.alone() as process:
         rate = statistics.median(process.submit(_read, one).result() for _ in range(rounds))
     return [
         {"passes": share, "reads_samples_per_s": rounded(rate), "computed_seconds": rounded(share * samples / rate)}
@@ -145,14 +150,14 @@ def mosaicml(one: Work, samples: int, folder: Path) -> list[dict[str, Any]]:
     """Its seconds from the state to the first sample, in a fresh process and an empty cache each."""
     if not find_spec("streaming"):
         return [{"passes": share, "note": "not installed"} for share in SHARES]
-    index = json.loads((folder / f"{pictures.KINDS[0].side}-mds" / "index.json").read_text())
+    index = json.loads((folder / f"{photo_shards.KINDS[0].side}-mds" / "index.json").read_text())
     times = max(1, samples // one.samples)
     index["shards"] = list(itertools.islice(itertools.cycle(index["shards"]), times * len(index["shards"])))
     remote = one.mds.removeprefix("s3://")
     files(one.address).pipe_file(f"{remote}/index.json", json.dumps(index).encode())
     rows = []
     for share in SHARES:
-        with served.alone() as process:
+        with s3_datasets.alone() as process:
             seconds = process.submit(_resumed, one, int(share * times * one.samples), str(folder / "cache")).result()
         rows.append({"passes": share, "N": times * one.samples, "first_sample_seconds": rounded(seconds)})
     return rows

@@ -16,9 +16,10 @@ import math
 import tempfile
 from typing import Any
 
-from benchmarks import burst, controller, fleet, interruptions, marked, prefetch, results, synthetic
-from benchmarks.burst import Burst
-from benchmarks.interruptions import Life
+from benchmarks import prefetch
+from benchmarks.lib import burst, controller, fleet, interruptions, page_numbers, results, synthetic
+from benchmarks.lib.burst import Burst
+from benchmarks.lib.interruptions import Life
 from benchmarks.prefetch import Case, Fleet
 from flip.config.derived import world
 from flip.config.schema import Config
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     report = measure(chosen.seed, chosen.quick)
     if chosen.page:
         try:
-            text = marked.fill(chosen.page.read_text(encoding="utf-8"), report)
+            text = page_numbers.fill(chosen.page.read_text(encoding="utf-8"), report)
         except KeyError as error:
             parser.error(f"{chosen.page}: no number is called {error.args[0]}")
         chosen.page.write_text(text, encoding="utf-8")

@@ -29,10 +29,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from benchmarks import forms, results
-from benchmarks.forms import LEFT_OUT, OURS, PEER, Case
-from benchmarks.profiles import REST
-from benchmarks.results import rounded
+from benchmarks.lib import results, training_steps
+from benchmarks.lib.profiles import REST
+from benchmarks.lib.results import rounded
+from benchmarks.lib.training_steps import LEFT_OUT, OURS, PEER, Case
 from flip import costs
 from flip.config.sizes import SIZES
 
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     report |= {
         "size": chosen.size,
         "b": chosen.batch,
-        "tokens_of_a_caption": rounded(forms.lengths(chosen.batch, 0).mean()),
+        "tokens_of_a_caption": rounded(training_steps.lengths(chosen.batch, 0).mean()),
     }
     report |= {"beside_the_peer": rows, "masked": {"size": chosen.large, "cases": masked}}
     results.publish(report | ({"gpu": GPU} if chosen.device == "cpu" else {}), chosen)
@@ -110,7 +110,7 @@ def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Our steps at all mask ratios, in turn: to the one with the smallest mask, beside what FLOPs foretell."""
     batch = chosen.large_batch or max(1, chosen.batch // 2)
     found = _in_turn([Case(OURS, chosen.large, batch, tuple(chosen.masks))], chosen)
-    work = [costs.training_flops(forms.model(chosen.large), mask)["total"] for mask in chosen.masks]
+    work = [costs.training_flops(training_steps.model(chosen.large), mask)["total"] for mask in chosen.masks]
     rows = []
     for mask, one, count in zip(chosen.masks, found, work, strict=True):
         row = {"b": batch, "mask": mask, "milliseconds": rounded(1000 * one.median), "peak_MB": round(one.peak / 1e6)}
@@ -163,7 +163,7 @@ def _work(pipe: Connection, case: Case, chosen: argparse.Namespace) -> None:
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(chosen.seed)
     cuda = chosen.device == "cuda"
-    steps = (forms.peer if case.form == PEER else forms.ours)(torch, case, chosen)
+    steps = (training_steps.peer if case.form == PEER else training_steps.ours)(torch, case, chosen)
 
     def timed(i: int) -> float:
         begin = time.perf_counter()

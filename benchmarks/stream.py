@@ -1,10 +1,10 @@
 """One core, object storage -> batches: ours beside open_clip's pipeline, webdataset and mosaicml-streaming.
 
-Synthetic photographs (benchmarks/pictures.py) lie in an S3 server on the other cores. The pipelines work off a pass
-over them in turns, a batch each, with all that they do on one core (benchmarks/turns.py), round after round. The clock
-starts with the third batch: clients are made and buffers full by then, and those of peers, which read no further than
-the pass, are empty at its end, while ours are full again. Medians count; of ratios the median over the rounds of two
-passes of one round. `costs` tells where ours spends its time, each stage alone, in warm caches.
+Synthetic photographs (benchmarks/lib/photo_shards.py) lie in an S3 server on the other cores. The pipelines work off a
+pass over them in turns, a batch each, with all that they do on one core (benchmarks/lib/interleaved.py), round after
+round. The clock starts with the third batch: clients are made and buffers full by then, and those of peers, which read
+no further than the pass, are empty at its end, while ours are full again. Medians count; of ratios the median over the
+rounds of two passes of one round. `costs` tells where ours spends its time, each stage alone, in warm caches.
 Peers come with `make bench-install`.
 """
 
@@ -25,10 +25,10 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks import costs, pictures, results, served, turns
-from benchmarks.pipelines import BLOCK, LANES, PIPELINES, SHUFFLE, Work
-from benchmarks.results import rounded
-from benchmarks.turns import Pass
+from benchmarks.lib import interleaved, photo_shards, results, s3_datasets, sample_costs
+from benchmarks.lib.interleaved import Pass
+from benchmarks.lib.pipelines import BLOCK, LANES, PIPELINES, SHUFFLE, Work
+from benchmarks.lib.results import rounded
 
 OURS = "ours, mask 0.5"
 GOALS = {
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--samples", type=int, default=4096, help="of 256 px; of 384 px two thirds (default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=256, help="default: %(default)s")
-    parser.add_argument("--server", choices=served.SERVERS, default="weed", help="default: %(default)s")
+    parser.add_argument("--server", choices=s3_datasets.SERVERS, default="weed", help="default: %(default)s")
     results.options(parser, "stream")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
@@ -72,12 +72,12 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     chunk = min(CHUNK, chosen.samples // 16)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flip-stream-")))
-        address = stack.enter_context(served.serving(chosen.server, folder))
+        address = stack.enter_context(s3_datasets.serving(chosen.server, folder))
         here = [name for name in PIPELINES if all(map(find_spec, NEEDS.get(name, ())))]
-        processes = {name: stack.enter_context(served.alone()) for name in here}
-        for kind in pictures.KINDS[: 1 if chosen.quick else None]:
-            samples = chosen.samples * pictures.KINDS[0].side // kind.side // 64 * 64
-            work = served.prepare(kind, samples, chunk, chosen.batch, address, folder, chosen.seed)
+        processes = {name: stack.enter_context(s3_datasets.alone()) for name in here}
+        for kind in photo_shards.KINDS[: 1 if chosen.quick else None]:
+            samples = chosen.samples * photo_shards.KINDS[0].side // kind.side // 64 * 64
+            work = s3_datasets.prepare(kind, samples, chunk, chosen.batch, address, folder, chosen.seed)
             sets[kind.name] = {"samples": samples} | compare(processes, work, chosen.rounds)
     settings = {"server": chosen.server, "rounds": chosen.rounds, "batch": chosen.batch}
     return {
@@ -93,9 +93,9 @@ def compare(processes: dict[str, ProcessPoolExecutor], work: Work, rounds: int) 
     """All pipelines over one set."""
     for name, process in processes.items():
         process.submit(warm, name, work).result()
-    found = [turns.passes(processes, partial(begin, work), work.samples) for _ in range(rounds)]
+    found = [interleaved.passes(processes, partial(begin, work), work.samples) for _ in range(rounds)]
     passes = {name: [one[name] for one in found] for name in processes}
-    stages = processes[OURS].submit(costs.measure, work).result()
+    stages = processes[OURS].submit(sample_costs.measure, work).result()
     whole, alone = statistics.median(one.cpu for one in passes[OURS]), sum(row["us"] for row in stages)
     rest = [{"stage": "all else", "us": rounded(whole - alone)}, {"stage": "whole", "us": rounded(whole)}]
     return {"pipelines": [row(name, passes) for name in PIPELINES], "costs": stages + rest}

@@ -24,9 +24,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks.profiles import profiles
-from benchmarks.row import NOT_MEASURED, Row, number
-from benchmarks.rows import ROWS
+from benchmarks.lib.profiles import profiles
+from benchmarks.lib.table_rows import NOT_MEASURED, ROWS, Row, number
 from flip.runs.rundir import write_text
 
 ROOT = Path(__file__).resolve().parents[1]

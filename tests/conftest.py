@@ -3,7 +3,10 @@
 pytest tests/parsers --hypothesis-profile=search    # other examples each time, fifty times as many
 """
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+pytest.register_assert_rewrite("tests.harness")
 
 #: Folders of fixtures may serve all examples of a test.
 SHARED = [HealthCheck.function_scoped_fixture]

@@ -10,7 +10,7 @@ from flip.runs import commit
 from flip.runs.rundir import read_json
 from jobs.common.cluster_profile import load_profile
 from jobs.local.backend import LocalCluster
-from tests.arena import BATCH, INTERVAL, Arena, configuration, decoded_hashes
+from tests.harness.training_run import BATCH, INTERVAL, TrainingRun, configuration, decoded_hashes
 from tests.synthetic import make_dataset, make_tokenizer
 from tests.verdicts import check_data, check_equal, ends, price
 
@@ -66,7 +66,7 @@ def hurt(arena):
 def test_a_run_killed_many_times_ends_with_the_same_bits(world, data, tmp_path):
     config = configuration(data, world)
     config.checkpoint.background = "no" if world == 1 else "yes"
-    calm, storm = Arena(tmp_path, "calm", config, pause=0), Arena(tmp_path, "storm", config)
+    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
     (tmp_path / "tmp").mkdir()
     calm.env["TMPDIR"] = str(tmp_path / "tmp")
     calm.env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "compiled")  # torch makes a folder for it when it is imported
@@ -85,7 +85,7 @@ def test_siglip_on_masked_texts_without_padding_resumes_to_the_same_bits(data, t
     config.model.objective, config.model.temperature, config.model.max_logit_scale = "siglip", 0.1, 10_000.0
     config.model.text.padding = "mask"
     config.stages[0].text_mask, config.stages[0].text_masking = "0.5", "prioritised"
-    calm, storm = Arena(tmp_path, "calm", config, pause=0), Arena(tmp_path, "storm", config)
+    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
     for arena in (calm, storm):
         arena.submit()
     storm.wait_step(7)
@@ -101,11 +101,11 @@ def test_siglip_on_masked_texts_without_padding_resumes_to_the_same_bits(data, t
 def test_a_rank_that_hangs_is_ended_and_the_run_goes_on(data, tmp_path):
     """The peers of a stopped process see no error: they wait. The same bits at the end."""
     config = configuration(data, world=2)
-    calm = Arena(tmp_path, "calm", config, pause=0)
+    calm = TrainingRun(tmp_path, "calm", config, pause=0)
     calm.submit()
     calm.wait_over()
     config.monitor.hang_minutes, config.data.deadline = 0.15, 5.0
-    arena = Arena(tmp_path, "hung", config)
+    arena = TrainingRun(tmp_path, "hung", config)
     arena.submit()
     arena.wait_step(7)
     arena.kill(rank=1, number=signal.SIGSTOP)
@@ -121,7 +121,7 @@ def test_a_rank_that_hangs_is_ended_and_the_run_goes_on(data, tmp_path):
 
 def test_a_disk_that_fills_is_waited_for(data, tmp_path):
     """69, the partial checkpoint freed, the older commits kept, and it goes on by itself when there is room again."""
-    arena = Arena(tmp_path, "full", configuration(data, world=1, samples=(12, 4)))
+    arena = TrainingRun(tmp_path, "full", configuration(data, world=1, samples=(12, 4)))
     arena.env["KILL_FILE_BYTES"] = "300000"
     arena.submit()
     arena.wait(lambda: arena.run.newest_attempt() and ends(arena, 1)[0], "the end of the attempt")
@@ -139,7 +139,7 @@ def test_a_disk_that_fills_is_waited_for(data, tmp_path):
 def test_a_diverging_run_stops_for_good_and_commits_nothing_of_it(data, tmp_path):
     config = configuration(data, world=1, samples=(12, 4))
     config.stages[0].base_lr = 1e30
-    arena = Arena(tmp_path, "wild", config, pause=0)
+    arena = TrainingRun(tmp_path, "wild", config, pause=0)
     arena.submit()
     arena.wait(lambda: arena.run.newest_attempt() and ends(arena, 1)[0], "the end of the attempt")
     (end,) = ends(arena, 1)
@@ -151,7 +151,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_not_taken(data, tmp_path):
     """76 on all ranks, with the samples of each written down, and the commit before stays the newest."""
     config = configuration(data, world=2, samples=(12, 4))
     config.monitor.log_every = 100
-    arena = Arena(tmp_path, "nan", config, pause=0)
+    arena = TrainingRun(tmp_path, "nan", config, pause=0)
     arena.env["KILL_GRADIENT"] = "1:10"  # a multiple of the interval: it would be committed next
     arena.submit()
     arena.wait(lambda: arena.run.newest_attempt() and ends(arena, 1)[0], "the end of the attempt")
@@ -167,7 +167,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_not_taken(data, tmp_path):
 
 def test_who_lost_a_peer_ends_by_himself(data, tmp_path):
     """Within a step, and not by the launcher's hand: a rank that is killed leaves no cause of its own."""
-    arena = Arena(tmp_path, "lost", configuration(data, world=2, samples=(12, 4)))
+    arena = TrainingRun(tmp_path, "lost", configuration(data, world=2, samples=(12, 4)))
     arena.cluster = LocalCluster(load_profile("local"), peer_grace=100)
     arena.submit()
     arena.wait_step(3)
@@ -211,7 +211,7 @@ def test_random_faults(seed, data, tmp_path):
     """The same by chance: faults of random kinds at random steps, both world sizes."""
     rng = random.Random(seed)
     config = configuration(data, world=1 + seed % 2, precision=("fp32", "bf16")[seed // 2 % 2])
-    calm, storm = Arena(tmp_path, "calm", config, pause=0), Arena(tmp_path, "storm", config)
+    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
     calm.submit()
     calm.wait_over()
     storm.submit()

@@ -7,7 +7,7 @@ import pytest
 
 from flip.config.derived import spans, world
 from flip.runs import commit
-from tests.arena import BATCH, Arena, configuration, decoded_hashes
+from tests.harness.training_run import BATCH, TrainingRun, configuration, decoded_hashes
 from tests.synthetic import make_dataset, make_tokenizer
 from tests.verdicts import check_attempts, check_data, check_equal
 
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def calm(data, tmp_path_factory):
     """Four ranks, left alone."""
-    arena = Arena(tmp_path_factory.mktemp("calm"), "calm", configured(data), pause=0)
+    arena = TrainingRun(tmp_path_factory.mktemp("calm"), "calm", configured(data), pause=0)
     arena.submit()
     arena.wait_over(240)
     return arena
@@ -39,7 +39,7 @@ def configured(data, samples=LENGTHS):
 
 
 def test_four_ranks_go_on_bit_for_bit(data, calm, tmp_path):
-    arena = Arena(tmp_path, "storm", configured(data))
+    arena = TrainingRun(tmp_path, "storm", configured(data))
     arena.submit()
     arena.wait_step(8)
     arena.kill(rank=2)
@@ -54,7 +54,7 @@ def test_four_ranks_go_on_bit_for_bit(data, calm, tmp_path):
 
 def test_four_ranks_then_two_then_four(data, calm, tmp_path):
     """The same global batches; losses as those of four ranks to 1e-5."""
-    arena = Arena(tmp_path, "moved", configured(data))
+    arena = TrainingRun(tmp_path, "moved", configured(data))
     for size, step in ((4, 8), (2, 16), (4, None)):
         arena.config.resources.processes = arena.world = size
         arena.save_config()
@@ -77,7 +77,9 @@ def test_copies_of_the_weights_go_on_bit_for_bit_from_a_url(data, tmp_path):
     """Two copies over two ranks each: what a killed run wrote beside its steps holds all moments, on a disk or not."""
     config = configured(data, (8, 3))
     config.compute.replicate = 2
-    calm, storm = (Arena(tmp_path, name, deepcopy(config), pause) for name, pause in (("calm", 0), ("storm", 0.05)))
+    calm, storm = (
+        TrainingRun(tmp_path, name, deepcopy(config), pause) for name, pause in (("calm", 0), ("storm", 0.05))
+    )
     calm.submit()
     calm.wait_over(240)
     storm.config.checkpoint.url = str(tmp_path / "bucket")

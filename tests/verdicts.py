@@ -4,7 +4,7 @@ import torch
 
 from flip.config.derived import spans
 from flip.runs.rundir import read_json
-from tests.arena import BATCH, INTERVAL
+from tests.harness.training_run import BATCH, INTERVAL
 
 
 def check_equal(calm, storm, scores=6):

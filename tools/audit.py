@@ -1,4 +1,4 @@
-"""python tools/audit.py: known vulnerabilities of the packages in this environment, by pip-audit (make audit)."""
+"""List known vulnerabilities of the packages in this environment, using pip-audit (``make audit``)."""
 
 import sys
 from pathlib import Path
@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 FOUND = 1
-"""Exit code where there is one."""
+"""Exit code if a vulnerability is known."""
 REMEDY = "Try again where the index of Python packages and its advisories can be reached."
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Known vulnerabilities of the packages in this environment.",
-        epilog="exit codes: 0 none is known, 1 some are, 69 nobody could be asked",
+        description="List known vulnerabilities of the packages in this environment.",
+        epilog="exit codes: 0 none known, 1 some known, 69 the package index could not be reached",
     )
     parser.parse_args(arguments)
     from flip.runs.errors import FlipError

@@ -1,4 +1,4 @@
-"""The demonstration data: real, open-licence image-text pairs, fetched by package name, built once into the cache."""
+"""Fetch and build the demonstration data: openly licensed image-text pairs, built once into the cache."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ tokenizer.json and LICENCES.md. The fetched packages stay in packages/; they may
 
 _EXAMPLES = """\
 examples:
-  python tools/demo_data.py                      into FLIP_CACHE, default ~/.cache/flip; at once where it is there
+  python tools/demo_data.py                      into FLIP_CACHE, default ~/.cache/flip; returns at once if it exists
   python tools/demo_data.py --cache /data/flip
-  python tools/demo_data.py --force --json       build anew from the fetched packages; print facts as JSON"""
+  python tools/demo_data.py --force --json       build again from the fetched packages; print facts as JSON"""
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, help="folder of the cache (default: FLIP_CACHE, else ~/.cache/flip)")
-    parser.add_argument("--force", action="store_true", help="build anew what is there")
+    parser.add_argument("--force", action="store_true", help="build again even if the data exists")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     arguments = parser.parse_args(argv)
 

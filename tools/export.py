@@ -1,4 +1,4 @@
-"""Export a trained model: a folder that open_clip, timm and flip.load read, without a network and from anywhere."""
+"""Export a trained model to a self-contained folder that open_clip, timm and flip.load read without a network."""
 
 import sys
 from pathlib import Path
@@ -28,10 +28,10 @@ variants (default: native or extra-block, as the model needs; docs/export.md):
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS")
-    parser.add_argument("--commit", default="", metavar="STAGE/S", help="which checkpoint (default: the newest)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the new folder (default RUN/export/<stage>-<S>)")
+    parser.add_argument("--commit", default="", metavar="STAGE/S", help="checkpoint to export (default: the newest)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to create (default: RUN/export/<stage>-<S>)")
     parser.add_argument("--variant", choices=("native", "extra-block", "timm-tower"), default="", help="see below")
-    parser.add_argument("--replace", action="store_true", help="an export that is there gives way")
+    parser.add_argument("--replace", action="store_true", help="replace an existing export")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""What a trained model says of some images: the probability of each label."""
+"""Classify images with a trained model: print the probability of each label."""
 
 import sys
 from pathlib import Path
@@ -24,10 +24,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("images", nargs="+", metavar="image", help="image files")
     labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--labels", help="labels with commas between them")
+    labels.add_argument("--labels", help="labels, separated by commas")
     labels.add_argument("--classes", help='a JSON file {"names": [...], "templates": [...]}')
     parser.add_argument(
-        "--templates", nargs="+", metavar="T", help="prompts, {} where the label goes (default: {} alone)"
+        "--templates", nargs="+", metavar="T", help="prompt templates; {} is replaced by the label (default: {})"
     )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="labels shown per image (default 5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")

@@ -1,4 +1,4 @@
-"""Write the names and templates of a zero-shot set as the JSON file that ``evaluate.sets`` takes."""
+"""Write the class names and prompt templates of a zero-shot data set as the JSON file that ``evaluate.sets`` takes."""
 
 import sys
 from pathlib import Path
@@ -13,14 +13,14 @@ from jobs.common.cli import Parser
 EXAMPLES = """examples:
   python tools/prompts.py imagenet --out imagenet7.json                 OpenAI's names, the paper's 7 templates
   python tools/prompts.py imagenet --templates 80 --out imagenet80.json
-  python tools/prompts.py /data/wds_pets --out pets.json                what a wds_* set brings
+  python tools/prompts.py /data/wds_pets --out pets.json                names and templates of the data set itself
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("of", help="imagenet, or the folder of a wds_* set")
-    parser.add_argument("--templates", type=int, default=7, help="of imagenet: 7 (default) or 80")
+    parser.add_argument("of", help="imagenet, or the folder of a wds_* data set")
+    parser.add_argument("--templates", type=int, default=7, help="number of templates for imagenet: 7 (default) or 80")
     parser.add_argument("--out", required=True, metavar="FILE")
     options = parser.parse_args(arguments)
     from flip.evaluation import prompts

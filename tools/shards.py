@@ -1,4 +1,4 @@
-"""Shards and manifests: make shards, index them, check them, look into them, leave out what is bad."""
+"""Create, index, verify and inspect shards, and exclude bad samples."""
 
 import sys
 from pathlib import Path
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print(text: str) -> None:
-    """A key or a path may hold bytes that are no text, and a terminal may lack a letter: those show as escapes."""
+    """Print with escapes for invalid bytes in keys and paths, and for characters that the terminal cannot show."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
 
@@ -82,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _making(commands: _Commands) -> None:
     about = (
-        "Walk shards and write their manifest. What was scanned is kept in OUT.part until then: after a stop the same "
-        "command goes on. Exit code 65 where shards are damaged, when all others are scanned."
+        "Scan shards and write their manifest. Results are kept in OUT.part meanwhile: if the command is interrupted, "
+        "run it again to continue. Exit code 65 if shards are damaged, after all others have been scanned."
     )
     one = commands.add("index", "index:index", about, MAKING)
     one.add_argument("shards", nargs="+", help=".tar files, s3:// or file:// URLs; braces and wildcards are expanded")
@@ -91,10 +91,12 @@ def _making(commands: _Commands) -> None:
     first = one.add_mutually_exclusive_group()
     first.add_argument("--chunk", type=int, default=0, help="R, samples per read; default: by the number of samples")
     first.add_argument(
-        "--add", metavar="MANIFEST", help="put its shards first, unread, with its R: their samples keep their ids"
+        "--add",
+        metavar="MANIFEST",
+        help="extend this manifest: its shards come first, are not read, and their samples keep their ids",
     )
-    one.add_argument("--workers", type=int, default=0, help="processes, of 200 MB each; default: one per core")
-    one.add_argument("--skip-damaged", action="store_true", help="leave out shards that are missing or no whole tar")
+    one.add_argument("--workers", type=int, default=0, help="processes of 200 MB each (default: one per core)")
+    one.add_argument("--skip-damaged", action="store_true", help="leave out shards that are missing or incomplete")
     about = "a complete sample has an image and one of these: captions, or the label cls of a set to evaluate on"
     one.add_argument("--captions", default="txt,cls", metavar="A,B", help=f"{about} (default: %(default)s)")
     one.add_argument(
@@ -107,33 +109,35 @@ def _making(commands: _Commands) -> None:
     one.add_argument(
         "--part",
         metavar="I/N",
-        help="only scan the I-th of N shares, for the same command without it; slurm: this task's",
+        help="only scan part I of N, before the same command without --part; slurm: by the array task",
     )
-    about = "keep samples with this in the shard's parquet file, as 'punsafe<0.5'; OP: < <= > >= == !=; repeatable"
+    about = (
+        "keep samples whose row in the shard's parquet file matches, as 'punsafe<0.5'; OP: < <= > >= == !=; repeatable"
+    )
     one.add_argument("--filter", action="append", default=[], metavar="'COLUMN OP VALUE'", help=about)
-    about = "keep samples with a caption of so many characters, both included, as 5:1000, 5: or :1000"
+    about = "keep samples with a caption of MIN to MAX characters, inclusive, as 5:1000, 5: or :1000"
     one.add_argument("--caption-length", default="", metavar="MIN:MAX", help=about)
-    one = commands.add("info", "manifest:info", "What a manifest holds.", MAKING)
+    one = commands.add("info", "manifest:info", "Describe a manifest.", MAKING)
     one.add_argument("manifest", help="its folder")
     one.add_argument(
-        "--batch", type=int, default=4096, help="B that lanes and buffer are shown for (default: %(default)s)"
+        "--batch", type=int, default=4096, help="batch size for which lanes and buffer are shown (default: %(default)s)"
     )
     one = commands.add("make", "write:make", "Write images and captions as shards, then index them.", MAKING)
     one.add_argument("table", help="CSV with a header, or JSON lines")
-    one.add_argument("--images", help="folder that the image column is relative to; default: the table's")
+    one.add_argument("--images", help="folder that image paths are relative to (default: the folder of the table)")
     one.add_argument("--out", required=True, help="folder for shards and manifest")
     one.add_argument("--per-shard", type=int, default=1000, help="samples per shard (default: %(default)s)")
-    one.add_argument("--image", default="image", help="column of the image's path (default: %(default)s)")
-    one.add_argument("--caption", default="caption", help="column of the caption (default: %(default)s)")
-    about = "Write a new manifest of the same shards whose exception list names some samples more."
+    one.add_argument("--image", default="image", help="column with the image path (default: %(default)s)")
+    one.add_argument("--caption", default="caption", help="column with the caption (default: %(default)s)")
+    about = "Write a new manifest of the same shards that excludes further samples."
     one = commands.add("except", "manifest:leave_out", about, MAKING)
     one.add_argument("manifest", help="its folder; it stays as it is")
     one.add_argument("--ids", required=True, help="sample ids, as 7,512-767")
-    one.add_argument("--reason", default="left out by hand", help="stands in the list and in the log")
+    one.add_argument("--reason", default="left out by hand", help="reason recorded in the exception list and in logs")
     one.add_argument("--out", required=True, help="folder of the new manifest")
     about = (
-        "Write a new manifest of the same shards without the samples that the exception list names. "
-        "Reads the shards again; sample ids are others, so runs that use it are new runs."
+        "Write a new manifest of the same shards without the excluded samples. "
+        "Scans the shards again. Sample ids change, so runs that use it are new runs."
     )
     one = commands.add("drop", "manifest:drop", about, MAKING)
     one.add_argument("manifest", help="its folder; it stays as it is")
@@ -143,39 +147,41 @@ def _making(commands: _Commands) -> None:
 
 def _checking(commands: _Commands) -> None:
     about = (
-        "Read shards again: length, CRC32, headers, and every image and caption as training reads them. "
-        "Exit code 65 where something bad was found that --out did not put into an exception list."
+        "Check shards against their manifest: length, CRC32, headers, and every image and caption as in training. "
+        "Exit code 65 if bad data was found, unless --out has excluded it."
     )
     one = commands.add("verify", "verify:verify", about, CHECKING)
     one.add_argument("manifest", help="its folder; it stays as it is")
     some = one.add_mutually_exclusive_group()
     some.add_argument("--sample", type=float, metavar="SHARE", help="check this share of the chunks, drawn at random")
     some.add_argument("--chunks", type=int, metavar="N", help="check N chunks, drawn at random")
-    one.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
+    one.add_argument("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
     one.add_argument(
         "--decode", action=argparse.BooleanOptionalAction, default=True, help="decode images and captions (default)"
     )
     one.add_argument("--captions", help=CAPTIONS)
-    one.add_argument("--workers", type=int, default=0, help="processes; default: one per core")
-    one.add_argument("--out", help="folder of a new manifest that excepts what was found bad")
-    one.add_argument("--examples", type=int, default=3, help="samples named per reason (default: %(default)s)")
+    one.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    one.add_argument("--out", help="write a new manifest to this folder that excludes the bad samples")
+    one.add_argument("--examples", type=int, default=3, help="samples listed per reason (default: %(default)s)")
 
-    about = "How fast one core reads, walks, decodes and crops, which of these limits, and how many workers it takes."
+    about = (
+        "Measure reading, tar parsing, decoding and cropping on one core; name the bottleneck and the workers needed."
+    )
     one = commands.add("bench", "bench:bench", about, CHECKING)
     one.add_argument("manifest", help="its folder")
-    one.add_argument("--seconds", type=float, default=20.0, help="in all, about (default: %(default)s)")
-    one.add_argument("--want", type=float, default=0.0, metavar="X", help="images/s that the workers are counted for")
+    one.add_argument("--seconds", type=float, default=20.0, help="approximate total time (default: %(default)s)")
+    one.add_argument("--want", type=float, default=0.0, metavar="X", help="compute the workers needed for X images/s")
     one.add_argument("--captions", help=CAPTIONS)
     one.add_argument("--decoder", choices=("simplejpeg", "pillow"), default="simplejpeg")
     one.add_argument("--resize", choices=("torchvision", "pillow"), default="torchvision")
     one.add_argument("--size", type=int, default=224, help="side of the view, pixels (default: %(default)s)")
     one.add_argument("--patch", type=int, default=16, help="side of a patch, pixels (default: %(default)s)")
     one.add_argument("--mask", default="0.5", help="share of patches dropped (default: %(default)s)")
-    one.add_argument("--seed", type=int, default=0, help="of the draw of chunks and crops (default: %(default)s)")
+    one.add_argument("--seed", type=int, default=0, help="seed for chunks and crops (default: %(default)s)")
 
 
 def _looking(commands: _Commands) -> None:
-    about = "One sample of a manifest (--id), or all samples of a step of a run (--run with --step or --samples)."
+    about = "Show one sample of a manifest (--id), or all samples of a step of a run (--run with --step or --samples)."
     one = commands.add("inspect", "inspect_samples:inspect", about, CHECKING)
     one.add_argument("manifest", nargs="?", help="its folder (not with --run)")
     one.add_argument("--id", type=int, help="sample id")
@@ -183,19 +189,21 @@ def _looking(commands: _Commands) -> None:
     one.add_argument("--save", metavar="FILE", help="write the image's bytes to this new file")
     one.add_argument("--run", metavar="RUN", help="a run: its folder, or sweep/run below FLIP_RUNS")
     where = one.add_mutually_exclusive_group()
-    where.add_argument("--step", type=int, help="step, as in the run's metrics: the first is 1")
-    where.add_argument("--samples", type=int, help="S as in metrics and TensorBoard: the step that reached it")
+    where.add_argument("--step", type=int, help="step number as in the metrics of the run; the first is 1")
+    where.add_argument("--samples", type=int, help="the step that reached S samples, as in metrics and TensorBoard")
     one.add_argument(
         "--read",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="read the samples: captions, and which stood in for bad ones; --no-read: ids alone, at once",
+        help="read the samples to show captions and replacements; --no-read shows ids only, at once",
     )
 
-    about = "What differs between two manifests, and whether a run's order would. Exit code 0: nothing, 1: something."
+    about = (
+        "Compare two manifests, and say whether the sample order of a run changes. Exit code 0: equal, 1: different."
+    )
     one = commands.add("diff", "diff:diff", about, CHECKING)
     one.add_argument("old", help="folder of a manifest")
-    one.add_argument("new", help="folder of another")
+    one.add_argument("new", help="folder of the other manifest")
 
 
 if __name__ == "__main__":

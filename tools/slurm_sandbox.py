@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: virtual nodes with fake GPUs, to see preemption and lost nodes at home."""
+"""Run a real Slurm on this machine, with virtual nodes and fake GPUs, to try preemption and node failures."""
 
 import sys
 from pathlib import Path
@@ -16,11 +16,11 @@ from tools.sandbox.cluster import Here
 
 __all__ = ["Here"]
 EXAMPLES = """examples:
-  python tools/slurm_sandbox.py start                     four nodes of 8 GPUs; says how jobs get there
+  python tools/slurm_sandbox.py start                     four nodes of 8 GPUs; prints how to submit jobs
   python tools/slurm_sandbox.py preempt --seconds 20      a job of higher priority takes all nodes for a while
-  python tools/slurm_sandbox.py lose n2                   as if that machine were gone; `return n2` brings it back
+  python tools/slurm_sandbox.py lose n2                   simulates a node failure; `return n2` brings it back
   python tools/slurm_sandbox.py status                    daemons, nodes, jobs
-  python tools/slurm_sandbox.py stop                      cancels what runs, leaves no process
+  python tools/slurm_sandbox.py stop                      cancels all jobs and ends all processes
   apt-get install $(python tools/slurm_sandbox.py packages)
   python tools/slurm_sandbox.py start --nodes 2 --grace 0 --no-user-signal --accounting --set KillWait=30
   python tools/slurm_sandbox.py start --accounting --preempt qos --no-requeue --job-submit site.lua --max-submit 20
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def start(options: argparse.Namespace) -> dict[str, Any]:
-    """Start a Slurm; where one runs in the folder already, say how to use it."""
+    """Start a Slurm; if one is running in the folder already, show how to use it."""
     names = "nodes gpus cpus memory grace kill_wait user_signal accounting select node_timeout settings port"
     names += " preempt requeue max_submit"
     given = {name: getattr(options, name) for name in names.split()}
@@ -67,18 +67,18 @@ def _script(path: Path | None) -> str:
 
 
 def stop(options: argparse.Namespace) -> dict[str, Any]:
-    """Cancel all jobs and end all processes of the folder's Slurm."""
+    """Cancel all jobs and end all processes of the Slurm in the folder."""
     here = Here.open(options.folder)
     return {"folder": str(here.folder), "stopped": here.stop()}
 
 
 def status(options: argparse.Namespace) -> dict[str, Any]:
-    """Daemons, nodes and jobs."""
+    """Show daemons, nodes and jobs."""
     return Here.open(options.folder).status()
 
 
 def lose(options: argparse.Namespace) -> dict[str, Any]:
-    """Kill all processes of a node, as if its machine were gone."""
+    """Kill all processes of a node, as if its machine had failed."""
     here = Here.open(options.folder)
     here.lose(options.node)
     return {"node": options.node, "down_after": here.site.options.node_timeout}
@@ -91,13 +91,13 @@ def bring_back(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def preempt(options: argparse.Namespace) -> dict[str, Any]:
-    """Submit a job of higher priority over whole nodes, so that what runs in the partition low has to go."""
+    """Submit a job of higher priority for whole nodes, which preempts jobs in partition low."""
     here = Here.open(options.folder)
     return {"job": here.preempt(options.nodes or here.site.options.nodes, options.seconds, options.nodelist)}
 
 
 def packages(options: argparse.Namespace) -> dict[str, Any]:
-    """Debian's packages that a Slurm here needs and that are missing, on one line; nothing where all are there."""
+    """Print the Debian packages that are missing on this machine, on one line; empty if none."""
     return {"missing": daemons.lacking(options.accounting)}
 
 
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=run.__doc__, description=run.__doc__, epilog=EXAMPLES, formatter_class=form
         )
-        where = "all of its state is here (default: slurm in FLIP_CACHE, else ~/.cache/flip/slurm)"
+        where = "folder with all of its state (default: slurm in FLIP_CACHE, else ~/.cache/flip/slurm)"
         command.add_argument("--folder", type=Path, default=_folder(), help=where)
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(run=run, show=show)
@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _start_options(add("start", start, _started))
     command = add("packages", packages, lambda report: " ".join(report["missing"]))
-    command.add_argument("--accounting", action="store_true", help="with those of slurmdbd and MariaDB")
+    command.add_argument("--accounting", action="store_true", help="include packages of slurmdbd and MariaDB")
     gone = "stopped: {folder}; no process is left".format
     add("stop", stop, lambda report: gone(**report) if report["stopped"] else f"did not run: {report['folder']}")
     add("status", status, _state)
@@ -160,42 +160,44 @@ def _parser() -> argparse.ArgumentParser:
     back = add("return", bring_back, lambda report: f"{report['node']} is back")
     back.add_argument("node", help="n1, n2, ...")
     command = add("preempt", preempt, lambda report: f"submitted job {report['job']} of higher priority")
-    command.add_argument("--nodes", type=int, help="how many (default: all)")
-    command.add_argument("--seconds", type=int, default=60, help="how long it holds them (default: %(default)s)")
-    command.add_argument("-w", "--nodelist", default="", help="these nodes and no others, such as n[1-2]")
+    command.add_argument("--nodes", type=int, help="number of nodes (default: all)")
+    command.add_argument("--seconds", type=int, default=60, help="duration of the job (default: %(default)s)")
+    command.add_argument("-w", "--nodelist", default="", help="use exactly these nodes, such as n[1-2]")
     return parser
 
 
 def _start_options(command: argparse.ArgumentParser) -> None:
     whole = {
         "nodes": (4, "virtual nodes"),
-        "gpus": (8, "fake GPUs per node; none with --select linear, which cannot share them out"),
-        "cpus": (16, "CPUs per node, more than there are is fine"),
+        "gpus": (8, "fake GPUs per node; none with --select linear, which cannot allocate them"),
+        "cpus": (16, "CPUs per node; may exceed those of the machine"),
         "memory": (64000, "MB per node"),
-        "grace": (30, "seconds between the signal and the end of what is preempted (GraceTime of low)"),
+        "grace": (30, "seconds between the signal and the end of a preempted job (GraceTime of low)"),
         "kill-wait": (5, "seconds between TERM and KILL (KillWait)"),
         "node-timeout": (30, "seconds until a silent node is down (SlurmdTimeout)"),
-        "port": (0, "first of a row of ports; 0: a free one"),
+        "port": (0, "first of a block of ports; 0: choose free ones"),
     }
     for name, (value, text) in whole.items():
         command.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default: {value})")
     text = "preemption sends TERM, not the job's own signal (no PreemptParameters=send_user_signal)"
     command.add_argument("--no-user-signal", dest="user_signal", action="store_false", help=text)
-    command.add_argument("--accounting", action="store_true", help="with slurmdbd and MariaDB, for sacct; account acc")
     command.add_argument(
-        "--select", choices=("cons_tres", "linear"), default="cons_tres", help="how nodes are shared out"
+        "--accounting", action="store_true", help="start slurmdbd and MariaDB too, for sacct; account acc"
     )
-    text = "what decides who is preempted: partition or QOS, each low and high; qos needs --accounting"
+    command.add_argument(
+        "--select", choices=("cons_tres", "linear"), default="cons_tres", help="how nodes are allocated (SelectType)"
+    )
+    text = "preempt by partition or by QOS, each low and high; qos needs --accounting"
     command.add_argument("--preempt", choices=("partition", "qos"), default="partition", help=text)
     text = "jobs are not requeued unless they ask for it (JobRequeue=0)"
     command.add_argument("--no-requeue", dest="requeue", action="store_false", help=text)
     text = "a script that checks and changes jobs at submission (job_submit.lua)"
     command.add_argument("--job-submit", type=Path, metavar="FILE", help=text)
-    text = "most jobs of this user in the queue (MaxSubmitJobs of the association; needs --accounting)"
+    text = "maximum number of queued jobs of this user (MaxSubmitJobs of the association; needs --accounting)"
     command.add_argument("--max-submit", type=int, default=0, metavar="N", help=text)
-    text = "a further line of slurm.conf, or another value of one (repeatable)"
+    text = "add or replace a line of slurm.conf (repeatable)"
     command.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help=text)
-    command.add_argument("--keep", action="store_true", help="go on with the jobs and their numbers of the last time")
+    command.add_argument("--keep", action="store_true", help="keep the jobs and job numbers of the last start")
 
 
 if __name__ == "__main__":

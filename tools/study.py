@@ -9,10 +9,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 EXAMPLES = """examples:
-  python tools/study.py                 train what is missing, then write docs/study.md; the same command goes on
-  python tools/study.py --page          write the page of what is there
-  python tools/study.py --calibrate     measure step times anew (minutes, on a quiet machine): another study
-  python tools/study.py --plan          the arms, their lengths and cost
+  python tools/study.py                 train missing runs, then write docs/study.md; run it again to continue
+  python tools/study.py --page          write the page from the complete runs
+  python tools/study.py --calibrate     measure step times again (minutes, on a quiet machine): a new study
+  python tools/study.py --plan          show the arms, their lengths and cost
 The data: python tools/demo_data.py
 """
 
@@ -23,10 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--calibrate", action="store_true", help="measure step times, write them to the calibration file")
-    one.add_argument("--page", action="store_true", help="write the page of the runs that are complete")
+    one.add_argument("--page", action="store_true", help="write the page from the runs that are complete")
     one.add_argument("--plan", action="store_true", help="show the arms and what they cost, start nothing")
     parser.add_argument("--cluster", default="pair", metavar="NAME", help="profile (default: pair, two runs at a time)")
-    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="where study.md and study/ are (default: docs)")
+    parser.add_argument("--docs", type=Path, metavar="FOLDER", help="folder for study.md and study/ (default: docs)")
     options = parser.parse_args(arguments)
     from flip.runs.errors import FlipError
     from tools.masking_study.runner import ROOT, Unfinished

@@ -1,4 +1,4 @@
-"""Train a WordPiece tokenizer on captions, or see what one makes of a text."""
+"""Train a WordPiece tokenizer on captions, or show the tokens of a text."""
 
 import sys
 from pathlib import Path
@@ -25,10 +25,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="command")
     train_ = commands.add_parser("train", help="write a tokenizer.json", epilog=EXAMPLES, formatter_class=raw)
-    train_.add_argument("--captions", nargs="+", required=True, metavar="FILE|MANIFEST", help="lines, or data sets")
+    train_.add_argument(
+        "--captions",
+        nargs="+",
+        required=True,
+        metavar="FILE|MANIFEST",
+        help="text files with one caption per line, or manifests",
+    )
     about = "member of a sample that holds captions, or json:FIELD (default txt)"
     train_.add_argument("--member", default="txt", help=about)
-    train_.add_argument("--vocabulary", type=int, required=True, metavar="N", help="most entries")
+    train_.add_argument("--vocabulary", type=int, required=True, metavar="N", help="maximum number of entries")
     train_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
     train_.add_argument("--json", action="store_true", help="print JSON")
     train_.set_defaults(run=train)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import order, pictures, pipelines, prefetch, rows, stream, synthetic, table
+from benchmarks import prefetch, stream, table
+from benchmarks.lib import photo_shards, pipelines, synthetic, table_rows
 from flip.data import decode
 from flip.data.order import Order
 from flip.data.prefetch import due, phase
@@ -32,7 +33,7 @@ def report(name, *arguments, cwd):
     assert written == json.loads(result.stdout) and written["benchmark"] == name
     assert set(written["machine"]) >= {"processor", "cores", "load_before", "python", "numpy"}
     assert written["took"]["seconds"] > 0 <= written["took"]["cores_of_others"]
-    made = rows.ROWS[name](written)
+    made = table_rows.ROWS[name](written)
     assert all(row.what and row.ours for row in made) and len({row.what for row in made}) == len(made)
     assert f"| {name}.json |" in table.page({name: written})
     return written
@@ -76,7 +77,7 @@ def test_step(tmp_path):
 
 def test_loss(tmp_path):
     found = report("loss", "--quick", cwd=tmp_path)
-    assert found["farthest_from_float64"] <= rows.EXACT
+    assert found["farthest_from_float64"] <= table_rows.EXACT
     assert [(row["B"], row["form"]) for row in found["cases"] if row["form"] != "open_clip"] == [
         (256, "whole"),
         (512, "whole"),
@@ -125,12 +126,12 @@ def test_resume(tmp_path):
 
 def test_pictures_cost_what_photographs_do():
     """A JPEG decodes in a time that its bytes set: they are as many as LAION's, and no two pictures are equal."""
-    for kind, low, high in zip(pictures.KINDS, (20_000, 45_000), (28_000, 65_000), strict=True):
-        made = pictures.samples(kind, 12, 1)
+    for kind, low, high in zip(photo_shards.KINDS, (20_000, 45_000), (28_000, 65_000), strict=True):
+        made = photo_shards.samples(kind, 12, 1)
         assert low < np.mean([len(image) for image, _ in made]) < high and len({image for image, _ in made}) == 12
         shapes = [decode.decode(image).shape for image, _ in made]
         assert {min(shape[:2]) for shape in shapes} == {kind.side} and (len(set(shapes)) == 1) == kind.square
-        assert made == pictures.samples(kind, 12, 1) and all(3 <= len(text.split()) <= 20 for _, text in made)
+        assert made == photo_shards.samples(kind, 12, 1) and all(3 <= len(text.split()) <= 20 for _, text in made)
 
 
 def test_launcher(tmp_path):
@@ -159,7 +160,7 @@ def test_text_and_mistakes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", sorted(set(rows.ROWS) - set(table.ON_A_GPU)))
+@pytest.mark.parametrize("name", sorted(set(table_rows.ROWS) - set(table.ON_A_GPU)))
 def test_help(name, tmp_path):
     assert "--out" in run(name, "--help", cwd=tmp_path).stdout
 
@@ -203,4 +204,4 @@ def test_the_plan_asks_the_real_order_and_the_real_rule():
 
 def test_the_order_held_is_counted():
     stream = Order(1, 100_000, 16, 4, 512)
-    assert order.held(stream, 8) == 2 * 2 * 8 * 64 * stream.span
+    assert synthetic.held_bytes(stream, 8) == 2 * 2 * 8 * 64 * stream.span

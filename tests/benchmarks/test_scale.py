@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from benchmarks import burst, controller, fleet, interruptions, marked
-from benchmarks.burst import Burst
-from benchmarks.interruptions import History, Life
+from benchmarks.lib import burst, controller, fleet, interruptions, page_numbers
+from benchmarks.lib.burst import Burst
+from benchmarks.lib.interruptions import History, Life
 from flip.checkpoint import interval
 from flip.config.merge import to_dict
 from flip.runs.rundir import RunDir
@@ -21,10 +21,10 @@ LIVES = [Life(3600.0, 120.0, 4.0, 0.0), Life(7200.0, 300.0, 1.0, 60.0), Life(400
 
 
 def test_the_page_has_the_numbers_of_the_file():
-    assert marked.fill(PAGE, FOUND) == PAGE
+    assert page_numbers.fill(PAGE, FOUND) == PAGE
     rows = re.findall(r"^\| `([\w.]+)` \|", PAGE, re.MULTILINE)
     assert len(rows) == len(set(rows)) > 60
-    assert marked.fill(PAGE.replace("| 0.1793 |", "| 0.1794 |"), FOUND) == PAGE
+    assert page_numbers.fill(PAGE.replace("| 0.1793 |", "| 0.1794 |"), FOUND) == PAGE
 
 
 def test_the_arithmetic_of_the_file_is_that_of_the_code():
@@ -47,7 +47,7 @@ def test_the_script(tmp_path):
     done = run("scale", "--quick", "--json", "--out", tmp_path / "scale.json", "--page", page, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))
-    events = marked.shown(found["simulated"]["8_h_blocking"]["events"])
+    events = page_numbers.shown(found["simulated"]["8_h_blocking"]["events"])
     assert page.read_text(encoding="utf-8") == (
         "| | |\n| `run.gpus` | 512 | of them |\n\nat 0.1793 (`run.step_s`) seconds\n\n| | `events` |\n"
         f"| `simulated.8_h_blocking` | {events} |\n"

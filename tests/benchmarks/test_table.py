@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import table
-from benchmarks.row import NOT_MEASURED, Row, goal, limited
+from benchmarks.lib.table_rows import NOT_MEASURED, Row, goal, limited
 
 FOUND = table.read(table.RESULTS)
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tests.fakeslurm.scene import play
+from tests.harness.simulated_scene import play
 from tests.slurm import recording
 from tests.slurm.scenarios import SCENARIOS
 

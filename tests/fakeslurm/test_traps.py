@@ -2,8 +2,8 @@
 
 from flip.runs.rundir import read_json
 from jobs.host import batch_hooks
-from tests.fakeslurm.scene import staged
 from tests.fakeslurm.storage import trouble
+from tests.harness.simulated_scene import staged
 from tests.slurm.scenarios import AGAIN, SHORT
 
 

@@ -1,10 +1,7 @@
 """One run here and now, in a copy; and what a branch and an extended run make of another's commit."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from flip.runs import commit, pins
 from flip.runs.rundir import RunDir, read_json
 from flip.training.initial_weights import resampled
 from jobs import debug
+from tests.harness.command_line import JobsCommandLine
 from tests.synthetic import make_dataset, make_tokenizer
 
 pytestmark = pytest.mark.long
@@ -32,42 +30,10 @@ def data(tmp_path_factory):
     return folder
 
 
-class Desk:
-    def __init__(self, folder, data):
-        self.folder, self.runs = folder, folder / "runs"
-        self.head = f"""
-set:
-  model: {{size: tiny}}
-  data: {{manifest: {data}, tokenizer: {data}/tokenizer.json, workers: 0, block: 1, lanes: 8}}
-  stages: [{{name: pretrain, samples: 48, batch: 16, base_lr: 0.01}}]
-  checkpoint: {{samples: 16, keep: 9}}
-  compute: {{threads: 1}}
-"""
-
-    def type(self, command, *words, runs="runs:\n  base: {}\n", code=0):
-        (self.folder / "demo.yaml").write_text(self.head + runs)
-        return self.call(command, "--sweep", self.folder / "demo.yaml", *words, code=code)
-
-    def call(self, command, *words, code=0, room="jobs"):
-        line = [sys.executable, ROOT / room / f"{command}.py", *words]
-        environment = {**os.environ, "FLIP_RUNS": str(self.runs), "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder)}
-        done = subprocess.run(
-            line, capture_output=True, text=True, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    def run(self, name):
-        return RunDir(self.runs / "demo" / name)
-
-    def tree(self):
-        return {path: path.stat().st_mtime_ns for path in self.runs.rglob("*")}
-
-
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, data):
     """With a run ``base`` that is complete."""
-    made = Desk(tmp_path_factory.mktemp("desk"), data)
+    made = JobsCommandLine(tmp_path_factory.mktemp("desk"), data)
     made.type("submit", "--watch")
     return made
 

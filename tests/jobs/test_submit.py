@@ -37,6 +37,7 @@ from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
 from jobs.submission.submission import Submission
 from jobs.submit import main as submit_main
+from tests.harness.command_line import SubmitCommandLine
 from tests.synthetic import encode, make_dataset, picture
 from tools.shards import main as shards_main
 
@@ -44,41 +45,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SCALING = ("model_scaling", "data_scaling", "schedule_scaling", "joint_scaling")
 
 
-class Desk:
-    """A folder with data and a sweep file, and the command line."""
-
-    def __init__(self, folder, data):
-        self.folder, self.runs, self.sweep = folder, folder / "runs", folder / "demo.yaml"
-        self.text = f"""
-title: A demonstration
-set:
-  model: {{size: tiny}}
-  data: {{manifest: {data}, tokenizer: {data}/tokenizer.json, workers: 0, block: 1}}
-  stages: [{{name: pretrain, samples: 48, batch: 16}}]
-  compute: {{threads: 1}}
-  evaluate:
-    sets: [{{name: small, manifest: {data}, classes: {data}/classes.json}}]
-runs:
-  half: {{stages.pretrain.mask: 0.5}}
-  whole: {{stages.pretrain.mask: 0}}
-"""
-        self.sweep.write_text(self.text)
-
-    def submit(self, *words, sweep=None, env=None):
-        command = [sys.executable, ROOT / "jobs" / "submit.py", "--sweep", sweep or self.sweep, *words]
-        environment = {**os.environ, "FLIP_RUNS": str(self.runs), "OMP_NUM_THREADS": "1", **(env or {})}
-        return subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env=environment)
-
-    def refuses(self, code, words, *arguments):
-        done = self.submit(*arguments)
-        assert (done.returncode, done.stdout) == (code, ""), done.stderr
-        assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
-        assert not list(self.runs.glob("*/[!.]*"))
-
-
 @pytest.fixture
 def desk(tmp_path, data):
-    return Desk(tmp_path, data)
+    return SubmitCommandLine(tmp_path, data)
 
 
 @pytest.mark.parametrize("name", SCALING)

@@ -20,7 +20,7 @@ from flip.evaluation import annotations, prompts
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer, clean, train
 from tests.parsers.spoil import DEEP, changed, spoiled, texts
-from tools.shards_commands.look import _json
+from tools.shards_commands.inspect_samples import _json
 
 pytestmark = pytest.mark.timeout(60)
 

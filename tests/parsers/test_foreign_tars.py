@@ -20,7 +20,7 @@ import webdataset
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
 from flip.runs.errors import DataError
-from tools.shards_commands import look
+from tools.shards_commands import inspect_samples
 
 BSDTAR = shutil.which("bsdtar")
 FORMATS = {
@@ -301,7 +301,7 @@ def ours(path, out):
         manifest = index([str(path)], out, chunk=1)
     except DataError as error:
         return error
-    keys = [look.sample(manifest, id).key for id in range(manifest.samples)]
+    keys = [inspect_samples.sample(manifest, id).key for id in range(manifest.samples)]
     members = [ChunkReader().read_chunk(manifest, id)[0] for id in range(manifest.samples)]
     return list(zip(keys, [{name: bytes(data) for name, data in one.items()} for one in members], strict=True))
 

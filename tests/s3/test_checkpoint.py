@@ -25,8 +25,8 @@ from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
-from tests.arena import Arena, configuration
 from tests.flip.checkpoint.test_saver import state_of, trained
+from tests.harness.training_run import TrainingRun, configuration
 from tests.s3.conftest import lead_to, on_nanio
 from tests.s3.servers import BUCKET, Nanio, environment, files
 from tests.synthetic import make_dataset, make_tokenizer
@@ -204,7 +204,7 @@ def test_a_run_with_its_checkpoints_in_a_bucket(tmp_path, monkeypatch):
     server = Nanio(tmp_path / "nanio").start()
     try:
         files(server.address).mkdir(BUCKET)
-        calm, storm = (Arena(tmp_path, name, configured(data)) for name in ("calm", "storm"))
+        calm, storm = (TrainingRun(tmp_path, name, configured(data)) for name in ("calm", "storm"))
         calm.submit()
         storm.env |= environment(server.address)
         lead_to(monkeypatch, server.address)  # weights() reads from there as well

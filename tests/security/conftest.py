@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.harness.user_command_line import UserCommandLine
 from tests.security import users as harness
-from tests.security.desk import Desk
 from tests.synthetic import make_dataset, make_tokenizer
 
 
@@ -38,4 +38,4 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def desk(users, data):
-    return Desk(users, data)
+    return UserCommandLine(users, data)

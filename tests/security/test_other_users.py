@@ -14,8 +14,9 @@ import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.local import processes
+from tests.harness.common import wait_until
 from tests.jobs.outcomes import make
-from tests.security.users import ROOT, TEAM, tree, until
+from tests.security.users import ROOT, TEAM, tree
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("symlinks")]
 
@@ -177,7 +178,7 @@ def supervise(user, sweep: Path, **environment) -> str:
     done = user.run("sh", *words, PYTHONPATH=ROOT, **environment)
     log = user.home / "log"
     assert done.returncode == 0, log.read_text()
-    until(lambda: " ends\n" in log.read_text(), "the supervisor did not end")
+    wait_until(lambda: " ends\n" in log.read_text(), "the supervisor's end")
     return log.read_text()
 
 

@@ -16,7 +16,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -219,11 +218,3 @@ def tree(folder: Path) -> dict[str, tuple[int, ...]]:
     paths = [folder, *folder.rglob("*")]
     facts = {str(path): path.lstat() for path in paths}
     return {name: (info.st_mode, info.st_uid, info.st_size, info.st_mtime_ns) for name, info in facts.items()}
-
-
-def until(condition, what: str, seconds: float = 60.0) -> None:
-    """Wait until a condition holds; fail with ``what`` after ``seconds``."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.slurm.recorder import Scene, slurm
+from tests.harness.slurm_scene import SlurmScene, slurm
 from tests.slurm.scenarios import SCENARIOS
 
 FILE = Path(__file__).with_name("scenarios.json")
@@ -33,7 +33,7 @@ def perform(name, here, squeue, folder):
     scenario = SCENARIOS[name]
     here.set_grace(scenario.grace)
     here.call("scontrol", "update", "PartitionName=low", f"PreemptMode={scenario.mode}")
-    scene = Scene(here, squeue, folder, name)
+    scene = SlurmScene(here, squeue, folder, name)
     try:
         scenario.act(scene)
         scene.over()

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from flip.runs.rundir import RunDir, read_json
-from tests.slurm.desk import ROOT, STEPS, Desk
+from tests.harness.command_line import STEPS, SlurmCommandLine
+from tests.harness.common import ROOT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.kill]
 CANARY = 20
@@ -15,7 +16,7 @@ CANARY = 20
 
 @pytest.fixture
 def desk(start_slurm, tmp_path, emoji):
-    made = Desk(start_slurm(nodes=4, gpus=0, cpus=2), tmp_path, emoji, canary=CANARY)
+    made = SlurmCommandLine(start_slurm(nodes=4, gpus=0, cpus=2), tmp_path, emoji, canary=CANARY)
     made.text = made.text.partition("runs:")[0] + "runs: {ahead: {}, second: {}, other: {}}\n"
     return made
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.slurm.desk import STEPS, Desk
+from tests.harness.command_line import STEPS, SlurmCommandLine
 
 pytestmark = [pytest.mark.slurm]
 SHORT = 160
@@ -12,7 +12,7 @@ SHORT = 160
 
 @pytest.fixture
 def desk(start_slurm, tmp_path, emoji):
-    desk = Desk(start_slurm(nodes=3, gpus=0, cpus=2), tmp_path, emoji)
+    desk = SlurmCommandLine(start_slurm(nodes=3, gpus=0, cpus=2), tmp_path, emoji)
     desk.text = desk.text.replace(f"samples: {STEPS * 16}", f"samples: {SHORT}").split("runs:\n")[0]
     return desk
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tests.harness.slurm_scene import slurm
 from tests.slurm import recording
-from tests.slurm.recorder import slurm
 from tests.slurm.scenarios import SCENARIOS
 from tests.slurm_site import require
 

@@ -4,12 +4,12 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from flip.runs.errors import FlipError
+from tests.harness.common import wait_until
 from tests.slurm.scenarios import JOB_SUBMIT
 
 pytestmark = pytest.mark.slurm
@@ -29,10 +29,7 @@ def job(here, number):
 
 
 def until(here, number, **wanted):
-    limit = time.monotonic() + 90
-    while not wanted.items() <= (found := job(here, number)).items():
-        assert time.monotonic() < limit, found
-        time.sleep(0.1)
+    wait_until(lambda: wanted.items() <= job(here, number).items(), str(wanted), story=lambda: job(here, number))
 
 
 def doctor(*words):

@@ -5,14 +5,14 @@ import time
 import pytest
 
 from flip.runs.rundir import create_json, read_json
-from tests.slurm.desk import STEPS, Desk
+from tests.harness.command_line import STEPS, SlurmCommandLine
 
 pytestmark = [pytest.mark.slurm, pytest.mark.kill]
 
 
 @pytest.fixture
 def desk(start_slurm, tmp_path, emoji):
-    return Desk(start_slurm(nodes=4, gpus=0, cpus=2), tmp_path, emoji)
+    return SlurmCommandLine(start_slurm(nodes=4, gpus=0, cpus=2), tmp_path, emoji)
 
 
 def test_an_array_of_three_one_preempted_one_crashing_one_clean(desk):

@@ -12,8 +12,8 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import slurm_cli
 from jobs.runs.clusters import Job, Shape, states
 from jobs.slurm.backend import SlurmCluster
-from tests.slurm.desk import ROOT
-from tests.slurm.recorder import pids, profile
+from tests.harness.common import ROOT, wait_until
+from tests.harness.slurm_scene import pids, profile
 from tests.slurm.scenarios import AGAIN, FOREIGN
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -31,14 +31,6 @@ def submit(folder, *names, play=AGAIN, module="tests.slurm.scripted", nodes=1):
     return runs
 
 
-def waited(condition, what, seconds=120):
-    limit = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < limit, f"waited in vain for {what}"
-        time.sleep(0.1)
-    return found
-
-
 def state(run):
     return states([run])[run.path].state
 
@@ -51,7 +43,7 @@ def job(run):
 
 
 def ready(run, ranks=1):
-    waited(lambda: len(list(run.path.glob("signals/1.*.jsonl"))) == ranks, "its ranks")
+    wait_until(lambda: len(list(run.path.glob("signals/1.*.jsonl"))) == ranks, "its ranks")
 
 
 def test_a_full_disk_is_waited_for(foreign_site, tmp_path):
@@ -63,14 +55,14 @@ def test_a_full_disk_is_waited_for(foreign_site, tmp_path):
     try:
         (run,) = submit(disk / "full", "run", module="tests.slurm.filling")
         filler = run.path / "filler"
-        waited(
+        wait_until(
             lambda: filler.exists() and not os.statvfs(disk).f_bavail and not of(f"tests.slurm.filling {run.path}"),
             "a full disk",
         )
         time.sleep(2.0)  # the trap meets it
         assert not run.causes(1) and not (run.attempt(1) / "end.json").exists()
         filler.unlink()
-        waited(lambda: state(run) == "complete", "its second attempt")
+        wait_until(lambda: state(run) == "complete", "its second attempt")
         end = read_json(run.attempt(1) / "end.json")
         assert (end["cause"], end["code"], end["delay"]) == ("storage", 70, 30.0), end
     finally:
@@ -97,7 +89,7 @@ def test_a_job_without_requeue_continues_after_lost_nodes(lost, start_slurm, tmp
     nodes = set(here.call("scontrol", "show", "hostnames", fields["NodeList"]).split()) - {fields["BatchHost"]}
     for node in sorted(nodes):
         here.lose(node)
-    waited(lambda: state(run) == "complete", "the next job", 240)
+    wait_until(lambda: state(run) == "complete", "the next job", 240)
     end = read_json(run.attempt(1) / "end.json")
     assert end["action"] == "requeue" and end["cause"] in ("node", "stopped"), end
     assert end["state"] == "NODE_FAIL" or lost > 1, end
@@ -123,11 +115,11 @@ def test_what_a_killed_batch_shell_leaves_ends_with_its_job_or_with_the_next_sta
         except FlipError as error:
             return "Invalid job id" in str(error)
 
-    waited(purged, "Slurm to forget the job", 200)
+    wait_until(purged, "Slurm to forget the job", 200)
     assert [state(run) for run in runs] == ["stopped", "stopped"]
     os.kill(watchers[0], signal.SIGCONT)
-    waited(lambda: watchers[0] not in of("batch_hooks.py watch"), "the watcher whose job is gone")
+    wait_until(lambda: watchers[0] not in of("batch_hooks.py watch"), "the watcher whose job is gone")
     submit(tmp_path / "orphans", "stays")
-    waited(lambda: state(runs[1]) == "complete", "the second attempt")
+    wait_until(lambda: state(runs[1]) == "complete", "the second attempt")
     assert watchers[1] not in of("batch_hooks.py watch") and runs[0].newest_attempt() == 1
-    waited(lambda: not of(f"batch_hooks.py watch {tmp_path}"), "the second attempt's watcher")
+    wait_until(lambda: not of(f"batch_hooks.py watch {tmp_path}"), "the second attempt's watcher")

@@ -5,15 +5,14 @@ nothing: a delay, a node left out, news of ends, two profiles at once, patterns,
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.host import slurm_cli
 from jobs.runs.clusters import Job, Several, Shape, states
-from tests.slurm.desk import ROOT
-from tests.slurm.recorder import profile
+from tests.harness.common import ROOT, wait_until
+from tests.harness.slurm_scene import profile
 from tests.slurm.scenarios import AGAIN, HERE, LONG, SHORT
 
 pytestmark = [pytest.mark.slurm]
@@ -59,14 +58,6 @@ def sweep(start_slurm, tmp_path):
     return here, {job.run.name: job.run for job in jobs}, heard
 
 
-def waited(condition, what, seconds=90):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.2)
-    return found
-
-
 def test_verbs(sweep, tmp_path):
     here, runs, heard = sweep
 
@@ -92,37 +83,37 @@ def test_verbs(sweep, tmp_path):
     # two profiles, each with its partition
     assert fields("done")[1]["Partition"] == "high" and fields("stays")[1]["Partition"] == "low"
     # a log that is followed goes on to the run's end
-    waited(lambda: state("stays").attempt == 1, "its start")
+    wait_until(lambda: state("stays").attempt == 1, "its start")
     follower = typed("logs", "demo/stays", "--follow")
     # storage that is away is waited for, by Slurm
-    waited(lambda: state("away").state == "waiting", "an attempt without storage")
+    wait_until(lambda: state("away").state == "waiting", "an attempt without storage")
     assert read_json(runs["away"].attempt(1) / "end.json")["delay"] == 30
-    waited(lambda: fields("away")[1]["JobState"] == "PENDING", "its requeue")
+    wait_until(lambda: fields("away")[1]["JobState"] == "PENDING", "its requeue")
     job, shown = fields("away")
     ahead = slurm_cli.moment(shown["StartTime"]) - read_json(runs["away"].attempt(1) / "end.json")["time"]
     assert 25 < ahead < 60 and state("away").starts == shown["StartTime"]
     # sooner, but not within the second of the requeue: the node would still hold the job's old credential for revoked
     here.call("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     # a node whose card is broken is left out
-    waited(lambda: state("broken").state == "complete", "another node")
+    wait_until(lambda: state("broken").state == "complete", "another node")
     first, second = (read_json(runs["broken"].attempt(n) / "start.json")["nodes"] for n in (1, 2))
     assert first != second and fields("broken")[1]["ExcNodeList"] == first
     # so is one that can start no rank, though the job's first node, where the batch script runs, can
-    waited(lambda: state("lacking").state == "complete", "two other nodes")
+    wait_until(lambda: state("lacking").state == "complete", "two other nodes")
     end = read_json(runs["lacking"].attempt(1) / "end.json")
     nodes = here.call("scontrol", "show", "hostnames", read_json(runs["lacking"].attempt(1) / "start.json")["nodes"])
     assert (end["cause"], end["exclude"]) == ("node", nodes.split()[1:]) and len(end["exclude"]) == 1
     # cancel by patterns: those after a ! are left alone
     for name in ("gone1", "gone2"):
-        waited(lambda name=name: (runs[name].path / "signals" / "1.0.jsonl").exists(), "its ranks")
+        wait_until(lambda name=name: (runs[name].path / "signals" / "1.0.jsonl").exists(), "its ranks")
     assert json.loads(said("cancel", "demo/[gs]*", "!demo/stays", "--yes", "--json")) == ["gone1", "gone2"]
-    waited(lambda: state("gone1").state == state("gone2").state == "cancelled", "both ends")
+    wait_until(lambda: state("gone1").state == state("gone2").state == "cancelled", "both ends")
     assert state("stays").state == "running" and follower.poll() is None
     said("cancel", "demo/stays", "--yes")
     assert "==> logs/1/job.out <==" in follower.communicate(timeout=60)[0] and follower.returncode == 0
     # who wants to know is told: of the run that stopped for good, and once of the end of all
-    waited(lambda: state("away").state == "complete", "the run that waited")
-    waited(lambda: heard.exists() and "sweep_ended" in heard.read_text(), "the end of the sweep")
+    wait_until(lambda: state("away").state == "complete", "the run that waited")
+    wait_until(lambda: heard.exists() and "sweep_ended" in heard.read_text(), "the end of the sweep")
     events = [json.loads(line) for line in heard.read_text().splitlines()]
     assert [(event["event"], event.get("run")) for event in events] == [("run_stopped", "wrong"), ("sweep_ended", None)]
     assert events[1]["failed"] == ["wrong"] and sorted(events[1]["cancelled"]) == ["gone1", "gone2", "stays"]

@@ -97,13 +97,13 @@ def main(arguments=None):
 
 
 def storm(args):
+    from tests.harness.storm_site import StormSite
     from tests.storm.deal import deal
-    from tests.storm.scene import Scene
 
     print(f"seed {args.seed}, {args.faults} faults", flush=True)
     folder = args.folder.absolute() if args.folder else Path(tempfile.mkdtemp(prefix="storm-"))
     folder.mkdir(exist_ok=not args.folder)
-    scene = Scene(folder, deal(args.seed, args.faults), lambda text: print(text, flush=True))
+    scene = StormSite(folder, deal(args.seed, args.faults), lambda text: print(text, flush=True))
     held = False
     try:
         scene.start()

@@ -7,7 +7,7 @@ from flip.config.derived import spans
 from flip.data.storage import s3
 from flip.runs import commit
 from flip.runs.rundir import read_json
-from tests.arena import BATCH, INTERVAL, decoded_hashes
+from tests.harness.training_run import BATCH, INTERVAL, decoded_hashes
 from tests.s3.servers import BUCKET, SECRET
 from tests.storm.faults import EVERY
 from tests.verdicts import check_data, check_equal

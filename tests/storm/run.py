@@ -13,7 +13,7 @@ from flip.runs.rundir import RunDir, read_json
 from jobs.host import slurm_cli
 from jobs.local import processes
 from jobs.slurm.backend import SlurmCluster
-from tests.arena import Arena
+from tests.harness.training_run import TrainingRun
 from tests.s3.servers import BUCKET
 from tests.storm.faults import EVERY
 
@@ -41,7 +41,7 @@ class Done:
     began: float = field(default_factory=time.monotonic)
 
 
-class Calm(Arena):
+class Calm(TrainingRun):
     """The same run left alone, on this machine without Slurm, its data in files."""
 
     def __init__(self, runs, name):

@@ -20,7 +20,7 @@ from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
 from tests.synthetic import encode, picture
 from tests.tools.test_shards_cli import call
-from tools.shards_commands import look
+from tools.shards_commands import inspect_samples
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 COUNT, PER_SHARD, SIDE = 70, 16, 64
@@ -121,7 +121,7 @@ def samples(folder):
         for id, sample in zip(manifest.chunk_ids(j), ChunkReader().read_chunk(manifest, j), strict=True):
             members = {name: bytes(data) for name, data in sample.items()}
             facts = json.loads(members["json"])
-            assert look.sample(manifest, id).key == facts["key"] and facts["status"] == "success"
+            assert inspect_samples.sample(manifest, id).key == facts["key"] and facts["status"] == "success"
             number = int(facts["url"].rpartition("/")[2].removesuffix(".jpg"))
             assert number not in found, "twice"
             found[number] = members

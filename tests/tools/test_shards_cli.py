@@ -19,7 +19,7 @@ from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import caption, encode, make_dataset, picture
 from tests.tools.test_shards import TOOL, run
 from tools.shards import main
-from tools.shards_commands.verify_library import Part
+from tools.shards_commands.verify import Part
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_what_was_found_before_the_storage_went_is_told(data, capsys, monkeypatc
         yield Part(3, 1, 12, 1000, [(5, "ugly")])
         raise StorageError("away", "there")
 
-    monkeypatch.setattr("tools.shards_commands.verify_library.check", parts)
+    monkeypatch.setattr("tools.shards_commands.verify.check", parts)
     code, text = call(capsys, "verify", data, "--out", data.parent / "new")
     assert code == 69 and text.startswith("until then: 12 samples in 3 of 30 chunks") and "1 x ugly" in text
     assert text.endswith("there: away.\n") and not (data.parent / "new").exists()

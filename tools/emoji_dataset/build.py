@@ -1,4 +1,4 @@
-"""The demonstration data from packages to shards, manifests, class names and tokenizer: whole or not there at all."""
+"""Builds the demonstration data from packages: shards, manifests, class names, tokenizer; complete or absent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tools.emoji_dataset import download, split
 from tools.emoji_dataset.split import Emoji
 
 VERSION = 1
-"""Of what is built from the packages; a higher one makes the next call build anew."""
+"""Version of the build; a higher one makes the next call build again."""
 VOCABULARY = 4000
 SHARDS = {"train": 8, "unseen": 2}
 FOLDER = "emoji"
@@ -29,7 +29,7 @@ Pictures = dict[tuple[str, str], bytes]
 
 
 def ready(cache: Path) -> dict[str, Any] | None:
-    """The facts in done.json where the data is there and as this version builds it, else None."""
+    """The facts in done.json if the data exists and was built by this version, else None."""
     try:
         done = read_json(cache / FOLDER / "done.json")
     except (ValueError, OSError):  # damaged or out of reach: building mends it or says why
@@ -94,7 +94,7 @@ def _alone(cache: Path) -> Iterator[None]:
 
 
 def _classes(store: Path) -> tuple[list[Emoji], Pictures, dict[str, int]]:
-    """The classes, seen and unseen, a picture for each of their drawings, and how many emoji each rule left."""
+    """Classes (seen and unseen), an image for each drawing, and the number of emoji left by each rule."""
     from tools.emoji_dataset import render
 
     vendors = download.VENDORS
@@ -122,7 +122,7 @@ def _classes(store: Path) -> tuple[list[Emoji], Pictures, dict[str, int]]:
 
 
 def _write_sets(folder: Path, emojis: Sequence[Emoji], pictures: Pictures) -> dict[str, Any]:
-    """Shards, manifests and class names. Returns per set: samples, digest, role."""
+    """Write shards, manifests and class names. Returns samples, digest and role of each set."""
     seen = [emoji for emoji in emojis if not emoji.unseen]
     unseen = [emoji for emoji in emojis if emoji.unseen]
     roles = {"train": "training", split.VALIDATION: "validation", "unseen": "test"} | dict.fromkeys(split.TEST, "test")
@@ -164,7 +164,7 @@ def _samples(
 
 
 def _write_shards(folder: Path, samples: Sequence[dict[str, Any]], shards: int) -> Any:
-    """Samples dealt out to webdataset shards in order, and their manifest. The same samples give the same bytes."""
+    """Write samples to webdataset shards in order, and their manifest. Equal samples give equal bytes."""
     from webdataset import TarWriter
 
     from flip.data.manifest.build import index

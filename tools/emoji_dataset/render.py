@@ -1,4 +1,4 @@
-"""Drawings to pictures: SVG -> 64 px RGB on white -> PNG, the same bytes everywhere; and which of them look alike."""
+"""Renders SVG drawings to 64 px PNG with the same bytes everywhere, and finds drawings that look alike."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 64
-"""Side of a picture, pixels."""
+"""Side of an image, pixels."""
 THUMB = 16
 ALIKE = 0.02
-"""Two drawings look alike where the root mean square difference of their thumbnails is below this (white is 1)."""
+"""Two drawings look alike if the root mean square difference of their thumbnails is below this (white is 1)."""
 
 
 def svg(icons: Mapping[str, Any], name: str) -> str:
-    """The drawing as a document of its own, on a square canvas."""
+    """The drawing as an SVG document with a square canvas."""
     icon = icons["icons"][name]
     width, height = (icon.get(key, icons.get(key, 16)) for key in ("width", "height"))
     side = max(width, height)
@@ -35,7 +35,7 @@ def svg(icons: Mapping[str, Any], name: str) -> str:
 
 
 def picture(document: str) -> NDArray[np.uint8]:
-    """(SIZE, SIZE, 3) uint8, RGB, what is transparent on white."""
+    """RGB as (SIZE, SIZE, 3) uint8, transparent parts on white."""
     import resvg_py
     from PIL import Image
 
@@ -58,7 +58,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(THUMB * THUMB * 3,) in [0, 1]: means over squares."""
+    """Means over squares, (THUMB * THUMB * 3,) in [0, 1]."""
     step = SIZE // THUMB
     return (pixels.reshape(THUMB, step, THUMB, step, 3).mean((1, 3), dtype=np.float32) / 255).reshape(-1)
 

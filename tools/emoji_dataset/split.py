@@ -1,4 +1,4 @@
-"""Which emoji are classes, which of them training never sees, and their captions. Pure: no files, no network."""
+"""Chooses classes, held-out classes and captions; pure functions without files or network."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ TEMPLATES = (
     "a small picture of {}",
     "a colourful drawing of {}",
 )
-"""Training captions that hold the name. The first PROMPTS of them are the zero-shot templates."""
+"""Training captions with the name. The first PROMPTS are the zero-shot templates."""
 PROMPTS = 5
 KEYWORD_LISTS = 3
 """Beside the 7 templates: 30 % of the lines, from which a caption is drawn evenly."""
 
 _VARIANT = re.compile(r"family-|(wo)?man-|.*(couple|kiss|facing-right$|-thirty$)")
-"""Families, one sex of a person, couples and kisses, mirrored figures, half hours: drawn too alike to tell apart."""
+"""Families, one sex of a person, couples and kisses, mirrored figures, half hours: too similar to distinguish."""
 
 
 @dataclass(frozen=True)
 class Emoji:
-    """A class: its slug, CLDR's name and keywords, and vendor -> name of that vendor's drawing."""
+    """A class: slug, CLDR name and keywords, and vendor -> name of the drawing."""
 
     slug: str
     name: str
@@ -65,7 +65,7 @@ def named(characters: Mapping[str, str], annotations: Mapping[str, Any]) -> list
 
 
 def drawn(names: list[tuple[str, str, tuple[str, ...]]], icons: Mapping[str, Mapping[str, Any]]) -> list[Emoji]:
-    """The named emoji that both test vendors and two of the others have drawn. ``icons``: vendor -> icons.json."""
+    """The named emoji drawn by both test vendors and two others. ``icons``: vendor -> icons.json."""
     slugs = {slug for slug, *_ in names}
     result = []
     for slug, name, keywords in names:

@@ -17,13 +17,13 @@ from flip.runs.rundir import read_json
 from tools.masking_study import design
 
 SKIPPED = 2
-"""Logged intervals at the start of a run that are not timed: caches and threads are cold."""
+"""Logged intervals at the start of a run that are not timed, because caches and threads are cold."""
 UNEVEN = 0.2
-"""The quartiles of a kind of work lie no farther apart than this share of the median; else too much else ran."""
+"""Maximum distance of the quartiles as a share of the median; above it, the machine was too busy."""
 
 
 def machine() -> dict[str, Any]:
-    """What the times are of: processor, cores, load of the last minute."""
+    """The machine of the measurement: processor, cores, load of the last minute."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     return {
@@ -58,7 +58,7 @@ def _spread(work: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def noisy(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The runs of those kinds of work whose intervals are too uneven to go by."""
+    """The runs of the kinds of work whose intervals vary too much to be used."""
     found = measured(outcomes)
     uneven = {
         work
@@ -69,7 +69,7 @@ def noisy(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def record(outcomes: Sequence[Outcome], before: Mapping[str, Any]) -> dict[str, Any]:
-    """What the study keeps. ``before``: the machine as it was when the measurement began."""
+    """The calibration record. ``before``: the machine when the measurement started."""
     return {
         "what": "processor seconds per sample of the one process that a run is: reading, decoding, cropping, forward,"
         " backward, optimiser; two runs side by side; median over intervals between metric lines, and quartiles",
@@ -80,7 +80,7 @@ def record(outcomes: Sequence[Outcome], before: Mapping[str, Any]) -> dict[str, 
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The record. Raises ConfigError where it is missing, damaged or lacks a kind of work."""
+    """Read the record. Raises ConfigError if it is missing, damaged or lacks a kind of work."""
     remedy = "Measure on a quiet machine: python tools/study.py --calibrate"
     try:
         found = read_json(path)

@@ -1,4 +1,4 @@
-"""What the study compares, at what cost, and the ordinary sweeps that do it: arithmetic, no files."""
+"""Arms, rounds and comparisons of the study, their cost, and the sweeps that train them; arithmetic without files."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ SECONDS = 360.0
 """Core-seconds of training of a run, by the calibration: the size of the whole study (``core_seconds``). Much less says
 nothing: in the first 15,000 samples clip stays at the loss of chance, where trials of 60 core-seconds ended."""
 TRIAL = 0.5
-"""A trial of a learning rate lasts this share of its arm's runs."""
+"""Length of a learning-rate trial as a share of the runs of its arm."""
 TUNING = 0.15
-"""A tuning lasts this share of SECONDS, on top of the run that it begins with."""
+"""Length of a tuning as a share of SECONDS, in addition to the run that it starts from."""
 SEEDS = (0, 1, 2)
 TRIAL_SEED = 9
-"""Of no run that is compared."""
+"""Seed of trials; no compared run has it."""
 WARMUP = 0.05
 """Share of a stage."""
 PROBE = 2560
-"""Samples of a run that the calibration times."""
+"""Samples of a calibration run."""
 
 PEAKS = (5e-4, 1e-3, 2e-3)
 """Peak learning rates that are tried from scratch, the same in every arm."""
 TUNING_PEAKS = (1e-4, 2e-4, 4e-4)
-"""The same of tunings."""
+"""Peak learning rates that are tried for tunings."""
 
 Times = Mapping[str, float]
 """``Arm.work`` -> core-seconds per sample."""
@@ -32,7 +32,7 @@ Times = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Arm:
-    """One design that is compared. ``after``: the arm whose final weights it begins with; empty: from scratch."""
+    """One compared design. ``after``: the arm whose final weights it starts from; empty: from scratch."""
 
     name: str
     mask: str
@@ -41,7 +41,7 @@ class Arm:
 
     @property
     def work(self) -> str:
-        """What decides its time per sample."""
+        """The kind of work, which determines the time per sample."""
         return f"mask {self.mask}, batch {self.batch}"
 
     @property
@@ -53,7 +53,7 @@ class Arm:
         return TUNING_PEAKS if self.after else PEAKS
 
     def trial(self, peak: float) -> str:
-        """The name of its trial."""
+        """Name of its trial."""
         return f"{self.name}-lr{peak:g}"
 
     def run(self, seed: int) -> str:
@@ -63,7 +63,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Round:
-    """Arms whose learning rates are chosen together, then their runs. A later round needs those before it."""
+    """Arms whose learning rates are chosen together, then their runs. Rounds depend on earlier rounds."""
 
     name: str
     title: str
@@ -92,7 +92,7 @@ ROUNDS = (
     ),
     Round("batch", "The batch at equal cost", (Arm("mask75-b64", "0.75", 64), Arm("mask75-b256", "0.75", 256))),
 )
-"""The most important first: where time ends early, the last are missing."""
+"""The most important first: if the study is stopped early, the last are missing."""
 
 COMPARED = (
     ("masking", "mask50", "clip"),
@@ -113,7 +113,7 @@ VALIDATION = {
     "classes": "cache:emoji/classes.json",
     "role": "validation",
 }
-"""The only set of a trial; of the other runs, those of recipe emoji."""
+"""The only evaluation set of a trial; other runs use those of the recipe emoji."""
 
 BASE: dict[str, Any] = {
     "data": {"workers": 0},  # one process is the whole run: its seconds are core-seconds, reading included
@@ -127,7 +127,7 @@ def arm(name: str) -> Arm:
 
 
 def core_seconds() -> float:
-    """Of training, by the calibration, in the whole study."""
+    """Core-seconds of training in the whole study, by the calibration."""
     arms = [one for each in ROUNDS for one in each.arms]
     return sum(one.seconds * (len(one.peaks) * (1 if one.after else TRIAL) + len(SEEDS)) for one in arms)
 
@@ -146,7 +146,7 @@ def stage(one: Arm, peak: float, times: Times, share: float = 1.0) -> dict[str, 
 
 
 def calibration() -> dict[str, Any]:
-    """The sweep that is timed: a short run per kind of work, two alike side by side, as the study runs them."""
+    """The calibration sweep: a short run per kind of work, two at a time, as in the study."""
     works = {one.work: one for each in ROUNDS for one in each.arms if not one.after}
     fields = {
         one.name: {"stages.pretrain": _probe(one), "monitor.log_every": 256 // one.batch} for one in works.values()
@@ -174,7 +174,7 @@ def trials(each: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, 
 
 
 def runs(each: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, Any]:
-    """One run per seed and arm, at the peaks that were chosen."""
+    """One run per seed and arm, at the chosen peak learning rates."""
     made: dict[str, dict[str, Any]] = {}
     for seed in SEEDS:
         for one in each.arms:

@@ -1,4 +1,4 @@
-"""What the runs say: the learning rates that trials choose, and paired differences between arms with intervals."""
+"""Learning rates chosen by trials, and paired differences between arms with confidence intervals."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from flip.runs.rundir import read_json
 from tools.masking_study.design import ROUNDS, Arm
 
 T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Pairs -> the 97.5 % point of Student's t with one degree of freedom less (any table of it)."""
+"""Number of pairs -> 97.5 % quantile of Student's t with one degree of freedom less."""
 
 LEAST = 3
-"""Pairs that an interval is given of, at least."""
+"""Minimum number of pairs for an interval."""
 
 
 def score(outcome: Outcome, name: str) -> float | None:
@@ -83,7 +83,7 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differ
 
 
 def scores(one: Arm, seeds: Sequence[int], found: Mapping[str, Outcome], name: str) -> dict[int, float]:
-    """Seed -> final score on the set, of the arm's complete runs."""
+    """Seed -> final score on the set, for the complete runs of the arm."""
     made = {}
     for seed in seeds:
         outcome = found.get(one.run(seed))

@@ -1,4 +1,4 @@
-"""The study's runs: each round's sweeps are written, submitted as anybody would, and read when they are complete."""
+"""Runs of the study: writes and submits the sweeps of each round, and reads the complete runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Unfinished(Exception):
-    """A sweep did not complete; the argument is the exit code of its submission, which has said why."""
+    """A sweep did not complete. The argument is the exit code of the submission, which has printed the reason."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
 
 
 def collect(recorded: Mapping[str, float]) -> Found:
-    """What is complete: runs of rounds whose learning rates are known, and the trials of whole rounds."""
+    """Read the complete runs of rounds with known learning rates, and the trials of complete rounds."""
     found = Found(dict(recorded))
     for each in ROUNDS:
         trials = outcomes(each.trials)
@@ -104,6 +104,6 @@ def submit(sweep: Mapping[str, Any], profile: str) -> None:
 
 
 def outcomes(sweep: str) -> dict[str, Outcome]:
-    """Run -> outcome, of the complete runs of a sweep."""
+    """Run -> outcome, for the complete runs of a sweep."""
     found = read_outcomes(runs_root() / sweep)
     return {outcome.run.name: outcome for outcome in found if outcome.result}

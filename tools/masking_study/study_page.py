@@ -1,4 +1,4 @@
-"""docs/study.md: what was asked, how, and what came out, whatever that is; with its figures and the runs as CSV."""
+"""Writes docs/study.md (question, method, results), its figures, and the runs as CSV."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tools.masking_study.paired_stats import Difference
 from tools.masking_study.runner import Found
 
 TESTS = ("twemoji", "openmoji")
-"""The test vendors; the first is the one that verdicts are of."""
+"""The test vendors; the verdicts are about the first."""
 
 HEAD = """\
 # A small study: what does masking buy at equal cost?
@@ -50,7 +50,7 @@ def plan(times: Times) -> str:
 
 
 def write(docs: Path, calibration: Mapping[str, Any], found: Found) -> list[Path]:
-    """study.md, and in study/ its figures and results.csv; the paths. Raises OSError."""
+    """Write study.md, and figures and results.csv in study/; returns the paths. Raises OSError."""
     from tools.masking_study.calibration import times
 
     folder = docs / "study"
@@ -74,7 +74,7 @@ def write(docs: Path, calibration: Mapping[str, Any], found: Found) -> list[Path
 
 
 def differences(found: Found, name: str) -> dict[tuple[str, str], Difference | None]:
-    """(arm, compared with) -> paired difference on the set; None where too few pairs are complete."""
+    """(arm, compared with) -> paired difference on the set; None if too few pairs are complete."""
     made = {}
     for _, ours, theirs in COMPARED:
         both = [paired_stats.scores(design.arm(arm), SEEDS, found.runs, name) for arm in (ours, theirs)]
@@ -83,7 +83,7 @@ def differences(found: Found, name: str) -> dict[tuple[str, str], Difference | N
 
 
 def answers(found: Found) -> list[Block]:
-    """A sentence per comparison, and the table of differences."""
+    """One sentence per comparison, and the table of differences."""
     first = differences(found, TESTS[0])
     columns = {name: differences(found, name) for name in (*TESTS, "validation")}
     cells, said = [], []
@@ -126,7 +126,7 @@ def _by_seed(found: Difference | None) -> str:
 
 
 def results(found: Found, times: Times) -> list[Block]:
-    """The table of arms: what each was, what it cost, what each seed scored."""
+    """Table of arms: design, cost, and the score of each seed."""
     made = []
     for each in ROUNDS:
         for one in each.arms:
@@ -166,7 +166,7 @@ def _length(one: Arm, times: Times) -> dict[str, str]:
 
 
 def course(found: Found, times: Times) -> Figure:
-    """Validation accuracy on the way against calibrated cost, of the arms from scratch, a line per seed."""
+    """Validation accuracy against calibrated cost during training, for arms from scratch, one line per seed."""
     series = []
     for style, one in enumerate(ROUNDS[0].arms):
         lines = []
@@ -181,7 +181,7 @@ def course(found: Found, times: Times) -> Figure:
 
 
 def differences_drawn(found: Found) -> Figure:
-    """The table of differences as marks: one series per test vendor."""
+    """The differences as marks, one series per test vendor."""
     series = []
     for style, name in enumerate(TESTS):
         marks = []
@@ -245,7 +245,7 @@ def method(calibration: Mapping[str, Any], found: Found) -> list[Block]:
 
 
 def _views(found: Found) -> str:
-    """The field that chooses the order of resize and crop, with the value of the runs."""
+    """The field for the order of resize and crop, with its value in the runs."""
     outcomes = [*found.runs.values(), *found.trials.values()]
     # Runs from before the field have the order that is its default.
     values = {outcome.settings.get("evaluate.preprocess", "crop_resize") for outcome in outcomes}
@@ -254,7 +254,7 @@ def _views(found: Found) -> str:
 
 
 def _trials(found: Found) -> list[Block]:
-    """Validation scores of all trials; a choice at the edge of what was tried is marked."""
+    """Validation scores of all trials; a choice at the edge of the tried range is marked."""
     cells = []
     column = "validation top-1, %, by peak lr"
     for one in (one for each in ROUNDS for one in each.arms if one.name in found.scores):

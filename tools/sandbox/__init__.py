@@ -1,0 +1,13 @@
+"""A real Slurm on one machine, below one folder: virtual nodes with fake GPUs, for tests and for trying preemption.
+
+How is a Slurm cluster configured, started, damaged and stopped without root and without leftovers?
+
+- `cluster.Here`: the public interface: start, stop, preempt, lose and return nodes, call Slurm's commands.
+- `config`: options, paths, ports and the text of the configuration files.
+- `daemons`: munged, slurmctld, slurmd and their start; which packages are missing.
+- `accounting`: slurmdbd and MariaDB, the QOS and the association.
+- `processes`: finds the processes of the cluster in /proc; no pid is stored.
+- `shutdown`: ends the whole cluster, or one node as if its machine had failed.
+
+The command is ``tools/slurm_sandbox.py``. Imports flip.runs only; no jobs, no third-party package.
+"""

@@ -1,4 +1,4 @@
-"""slurmdbd and its MariaDB: their files, their first start, and who may submit."""
+"""slurmdbd and its MariaDB: configuration files, start, and the account that may submit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ACCOUNT = "acc"
 
 
 def write(site: Site) -> None:
-    """Configuration, with a password that is a new one at every start: MariaDB is told it each time."""
+    """Write the configuration with a new password for each start; MariaDB gets it at start."""
     word = secrets.token_hex(16)
     port, database = site.database_ports
     lines = {
@@ -65,7 +65,7 @@ def up(site: Site, call: Callable[..., str]) -> None:
 
 
 def _limits(site: Site, call: Callable[..., str]) -> None:
-    """The QOS low and high, the second of which preempts the first, and the association's limit."""
+    """Create the QOS low and high (high preempts low) and the limit of the association."""
     options, wanted = site.options, []
     if options.preempt == "qos":
         present = call("sacctmgr", "-n", "-P", "show", "qos", "format=name", timeout=30).split()
@@ -82,12 +82,12 @@ def _limits(site: Site, call: Callable[..., str]) -> None:
 
 
 def set_grace(call: Callable[..., str], seconds: int) -> None:
-    """GraceTime of the QOS low."""
+    """Set GraceTime of the QOS low."""
     call("sacctmgr", "-i", "modify", "qos", "low", "set", f"GraceTime={seconds}", timeout=30)
 
 
 def make_database(site: Site) -> None:
-    """An empty data directory of MariaDB, where there is none."""
+    """Create an empty data directory of MariaDB unless one exists."""
     folder = site / "database"
     if (folder / "mysql").exists():
         return

@@ -1,4 +1,4 @@
-"""``Here``: a real Slurm of virtual nodes with fake GPUs on this machine, all of it below one folder."""
+"""``Here``: a real Slurm on this machine with virtual nodes and fake GPUs, all of it below one folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EMPTIED = ("run", "log", "state", "spool", "database")
 
 
 class Here:
-    """A Slurm in ``folder``. Where one runs there, or ran there last, ``Here.open`` knows its options."""
+    """A Slurm in ``folder``. ``Here.open`` reads the options of the one that was started there last."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Here:
         return True
 
     def stop(self) -> bool:
-        """Cancel all jobs, give them the time to end, end all processes. False where there was none."""
+        """Cancel all jobs, wait for their end, end all processes. Returns False if there was none."""
         if not self.site.conf.exists():
             return False
         with self._alone():
@@ -109,12 +109,12 @@ class Here:
         return there
 
     def running(self) -> bool:
-        """Whether the controller and munge run; nodes may be lost."""
+        """Whether slurmctld and munged run; nodes may be down."""
         pids = daemons.pids(self.site)
         return bool(pids["munged"] and pids["slurmctld"])
 
     def call(self, *words: str, timeout: float = DEADLINE) -> str:
-        """Standard output of a command of Slurm's; FlipError with its words where it fails or does not answer."""
+        """Run a Slurm command and return its standard output. Raises FlipError if it fails or does not answer."""
         try:
             done = subprocess.run(
                 words,
@@ -139,14 +139,14 @@ class Here:
         shutdown.kill_node(self.site, self._node(node))
 
     def bring_back(self, node: str) -> None:
-        """Start the slurmd of a lost node again, and wait until Slurm takes it as there."""
+        """Start the slurmd of a lost node again, and wait until Slurm reports the node as up."""
         daemon = daemons.slurmd(self.site, self._node(node))
         if not daemons.pids(self.site)[daemon.name]:
             child = daemons.launch(self.site, daemon)
             daemons.up(self.site, child, daemon, lambda: self._usable(node))
 
     def preempt(self, nodes: int = 2, seconds: int = 20, nodelist: str = "") -> str:
-        """Submit a job of higher priority that takes whole nodes, those of ``nodelist`` where given; its id."""
+        """Submit a job of higher priority for whole nodes (those of ``nodelist`` if given); returns its id."""
         where = f"--nodelist={nodelist}" if nodelist else f"--nodes={nodes}"
         high = "qos" if self.site.options.preempt == "qos" else "partition"
         words = [
@@ -161,14 +161,14 @@ class Here:
         return self.call("sbatch", *words, where, f"--wrap=exec sleep {seconds}").strip().partition(";")[0]
 
     def set_grace(self, seconds: int) -> None:
-        """GraceTime of the partition or QOS low, until the next start."""
+        """Set GraceTime of the partition or QOS low until the next start."""
         if self.site.options.preempt == "qos":
             accounting.set_grace(self.call, seconds)
             return
         self.call("scontrol", "update", "PartitionName=low", f"GraceTime={seconds}")
 
     def status(self) -> dict[str, Any]:
-        """Daemons and their pids (0: does not run), nodes, jobs; the latter two empty where Slurm does not run."""
+        """Daemons with their pids (0: not running), nodes and jobs; both empty if Slurm does not run."""
         found: dict[str, Any] = {"folder": str(self.folder), "port": self.site.options.port, "running": self.running()}
         found["daemons"] = daemons.pids(self.site)
         found["nodes"], found["jobs"] = [], []
@@ -245,7 +245,7 @@ class Here:
             return False
 
     def _usable(self, node: str) -> bool:
-        """Its slurmd listens, and the controller knows: until it finds out, a lost node looks as before."""
+        """Whether its slurmd listens and slurmctld knows. Until slurmctld notices, a lost node looks unchanged."""
         if not daemons.listens(self.site.address, self.site.options.port + 1 + self.site.names.index(node)):
             return False
         try:
@@ -255,7 +255,7 @@ class Here:
         return bool(re.fullmatch("idle|mixed|allocated|completing", state))
 
     def _empty(self) -> None:
-        """Cancel all jobs until the queue is empty, or the time is up that they have to end."""
+        """Cancel all jobs until the queue is empty or their time to end is over."""
         limit = time.monotonic() + self.site.options.kill_wait + 15
         pids = daemons.pids(self.site)
         lost = [node for node in self.site.names if not pids[f"slurmd.{node}"]]

@@ -1,4 +1,4 @@
-"""What one folder's Slurm consists of: the options, the places, the ports, and the text of its configuration files."""
+"""Options, paths, ports and configuration files of the Slurm in a folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CRED_EXPIRE = 5
 
 @dataclass(frozen=True)
 class Options:
-    """How the Slurm is made; sizes are per node."""
+    """Options of the Slurm; sizes are per node."""
 
     nodes: int = 4
     gpus: int = 8
@@ -43,15 +43,15 @@ class Options:
     node_timeout: int = 30
     """SlurmdTimeout, seconds until a silent node is down."""
     settings: tuple[str, ...] = ()
-    """Further lines KEY=VALUE of slurm.conf; they replace ours of the same key."""
+    """Further lines KEY=VALUE of slurm.conf; they replace default lines with the same key."""
     port: int = 0
-    """The first of a block of ports; 0: chosen at start."""
+    """First of a block of ports; 0: chosen at start."""
     preempt: str = "partition"
-    """What decides who is preempted: the partition (low, high), or the QOS (low, high), which needs accounting."""
+    """Preemption by partition (low, high), or by QOS (low, high), which needs accounting."""
     requeue: bool = True
-    """JobRequeue, the site's default for jobs that do not ask."""
+    """JobRequeue, the default for jobs that do not specify it."""
     job_submit: str = ""
-    """Text of job_submit.lua; empty: no such plugin."""
+    """Text of job_submit.lua; empty: no plugin."""
     max_submit: int = 0
     """MaxSubmitJobs of the user's association; 0: no limit."""
 
@@ -85,7 +85,7 @@ class Options:
 
     @property
     def cards(self) -> int:
-        """The GPUs that Slurm hands out: with select/linear none, whose jobs get them and whose steps then do not."""
+        """GPUs that Slurm allocates; none with select/linear, whose jobs would get them but not their steps."""
         return 0 if self.select == "linear" else self.gpus
 
     @property
@@ -95,7 +95,7 @@ class Options:
 
     @property
     def ports(self) -> int:
-        """How many ports are needed: slurmctld, slurmds, and with accounting slurmdbd and MariaDB."""
+        """Number of ports needed: slurmctld, slurmds, and with accounting slurmdbd and MariaDB."""
         return 1 + self.nodes + (2 if self.accounting else 0)
 
 
@@ -125,12 +125,12 @@ class Site:
 
     @property
     def database_ports(self) -> tuple[int, int]:
-        """Of slurmdbd and of MariaDB."""
+        """Ports of slurmdbd and MariaDB."""
         first = self.options.port + 1 + self.options.nodes
         return first, first + 1
 
     def check(self) -> None:
-        """ConfigError where the folder cannot hold a Slurm."""
+        """Raise ConfigError if the folder cannot hold a Slurm."""
         text = str(self.folder)
         if not re.fullmatch(r"[\w./+-]+", text):
             remedy = "Name one of letters, digits and ._-+ with --folder: it stands in Slurm's files and in shells."
@@ -142,7 +142,7 @@ class Site:
             raise ConfigError("the folder holds something else", "option folder", text, "Name a new or empty folder.")
 
     def write(self) -> None:
-        """All configuration files. The folders are there."""
+        """Write all configuration files; the folders must exist."""
         for number in range(self.options.cards):
             gpu = self / "dev" / f"gpu{number}"
             if not gpu.is_symlink():  # Slurm wants a character device, and only looks at it
@@ -158,7 +158,7 @@ class Site:
             put(self / name, text.encode())
 
     def slurm_conf(self) -> str:
-        """The main file. What each odd line is for: docs/slurm_at_home.md."""
+        """slurm.conf. docs/slurm_at_home.md explains the unusual lines."""
         options = self.options
         lines = self._fixed() | self._chosen()
         for key, value in (line.split("=", 1) for line in options.settings):
@@ -261,7 +261,7 @@ class Site:
 
 
 def put(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """A file that appears whole."""
+    """Write a file atomically."""
     new = path.with_name(f"{path.name}.tmp.{os.getpid()}")
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(data)
@@ -269,7 +269,7 @@ def put(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 
 def user_name() -> str:
-    """Of the user we are."""
+    """Name of the current user."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -290,7 +290,7 @@ def loopback() -> tuple[str, bool]:
 
 
 def free_block(count: int, first: int = 0) -> int:
-    """The first of ``count`` free ports in a row: ``first``, or any."""
+    """First of ``count`` consecutive free ports: ``first``, or any."""
     if first:
         taken = [port for port in range(first, first + count) if not _free(port)]
         if taken:

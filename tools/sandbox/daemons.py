@@ -32,7 +32,7 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Daemon:
-    """One of them: what is started, with which words, and the working directory by which it is found again."""
+    """One daemon: its command, and the working directory by which it is found again."""
 
     name: str
     program: str
@@ -40,18 +40,18 @@ class Daemon:
     words: tuple[str, ...]
 
     def log(self, site: Site) -> Path:
-        """What it says. In the foreground all of them say it to their terminal, too."""
+        """Its log file. In the foreground, daemons also log to their terminal."""
         return site / "log" / f"{self.name}.out"
 
 
 def lacking(accounting: bool) -> list[str]:
-    """Names of Debian's packages that a Slurm here would need and that are not installed."""
+    """Names of the required Debian packages that are not installed."""
     wanted = PACKAGES | (ACCOUNTING if accounting else {})
     return sorted({package for program, package in wanted.items() if not shutil.which(program, path=search_path())})
 
 
 def missing(accounting: bool) -> None:
-    """ConfigError where this machine cannot run a Slurm."""
+    """Raise ConfigError if this machine cannot run a Slurm."""
     if not sys.platform.startswith("linux"):
         raise ConfigError("a Slurm at home needs Linux", value=sys.platform)
     packages = lacking(accounting)
@@ -61,12 +61,12 @@ def missing(accounting: bool) -> None:
 
 
 def search_path() -> str:
-    """PATH with the folders of daemons, which users' shells often leave out."""
+    """PATH with the folders of daemons, which are often missing in user shells."""
     return os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def environment(site: Site) -> dict[str, str]:
-    """Ours without what a job or another Slurm has put there."""
+    """Environment of this process without variables of a job or of another Slurm."""
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH", "SRUN", "SALLOC"))
     }
@@ -118,13 +118,13 @@ def mariadbd(site: Site) -> Daemon:
 
 
 def wanted(site: Site) -> list[Daemon]:
-    """All that make up the site."""
+    """All daemons of the site."""
     database = [mariadbd(site), slurmdbd(site)] if site.options.accounting else []
     return [munged(site), *database, slurmctld(site), *(slurmd(site, node) for node in site.names)]
 
 
 def pids(site: Site) -> dict[str, int]:
-    """Name of each daemon of the site -> its pid, 0 where it does not run."""
+    """Name of each daemon of the site -> its pid, 0 if it does not run."""
     there = processes.daemons(site.folder)
     return {
         daemon.name: next((p.pid for p in there.get(daemon.place, []) if p.name == daemon.program), 0)
@@ -133,7 +133,7 @@ def pids(site: Site) -> dict[str, int]:
 
 
 def launch(site: Site, daemon: Daemon) -> subprocess.Popen[bytes]:
-    """Start a daemon; it is not waited for."""
+    """Start a daemon without waiting for it."""
     with open(daemon.log(site), "ab") as out:
         return subprocess.Popen(
             [daemon.program, *daemon.words],
@@ -147,12 +147,12 @@ def launch(site: Site, daemon: Daemon) -> subprocess.Popen[bytes]:
 
 
 def one(site: Site, daemon: Daemon, ready: Callable[[], bool]) -> None:
-    """Start a daemon and wait for it."""
+    """Start a daemon and wait until it is ready."""
     up(site, launch(site, daemon), daemon, ready)
 
 
 def up(site: Site, child: subprocess.Popen[bytes], daemon: Daemon, ready: Callable[[], bool]) -> None:
-    """Wait until ``ready()``; FlipError with the log's last lines where the daemon ends before, or is too slow."""
+    """Wait until ``ready()``. Raises FlipError with the last lines of the log if the daemon ends or takes too long."""
     limit = time.monotonic() + PATIENCE
     while not ready():
         if child.poll() is not None or time.monotonic() > limit:

@@ -19,7 +19,7 @@ DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmscriptd", "slurm
 
 @dataclass(frozen=True)
 class Process:
-    """A living process; with its start time it cannot be taken for another one."""
+    """A running process; its start time distinguishes it from a later process with the same pid."""
 
     pid: int
     parent: int
@@ -28,7 +28,7 @@ class Process:
 
 
 def table() -> dict[int, Process]:
-    """Pid -> process, zombies left out: an init that does not reap keeps them for ever."""
+    """Pid -> process without zombies, which an init that does not reap would keep for ever."""
     found = {}
     for entry in os.listdir("/proc"):
         process = _read(int(entry)) if entry.isdigit() else None
@@ -38,7 +38,7 @@ def table() -> dict[int, Process]:
 
 
 def daemons(folder: Path) -> dict[Path, list[Process]]:
-    """Working directory -> the daemons that stand in it or below ``folder``."""
+    """Working directory -> the daemons that run in it, for directories in ``folder`` or below."""
     found: dict[Path, list[Process]] = {}
     for process in table().values():
         if process.name in DAEMONS:
@@ -68,7 +68,7 @@ def tasks(steps: Iterable[Process], marks: Collection[Collection[str]]) -> list[
 
 
 def alive(process: Process) -> bool:
-    """Whether that very process still runs."""
+    """Whether this process still runs."""
     with contextlib.suppress(ChildProcessError):  # one of ours: reaped here, else it would stay a zombie
         os.waitpid(process.pid, os.WNOHANG)
     now = _read(process.pid)
@@ -76,12 +76,12 @@ def alive(process: Process) -> bool:
 
 
 def state(pid: int) -> str:
-    """Its letter in /proc, X where it is gone."""
+    """Its state letter in /proc, X if it has ended."""
     return _stat(pid)[1][0]
 
 
 def kill(processes: Iterable[Process], number: int = signal.SIGKILL) -> None:
-    """Send a signal to those that are still there."""
+    """Send a signal to the processes that still run."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             if alive(process):
@@ -89,7 +89,7 @@ def kill(processes: Iterable[Process], number: int = signal.SIGKILL) -> None:
 
 
 def freeze(processes: Collection[Process], seconds: float = 2.0) -> None:
-    """SIGSTOP; returns when all stand still or are gone, after ``seconds`` at the latest."""
+    """Send SIGSTOP; returns when all are stopped or have ended, after ``seconds`` at the latest."""
     kill(processes, signal.SIGSTOP)
     limit = time.monotonic() + seconds
     while any(state(process.pid) not in "TZX" for process in processes) and time.monotonic() < limit:
@@ -97,7 +97,7 @@ def freeze(processes: Collection[Process], seconds: float = 2.0) -> None:
 
 
 def children_first(processes: Collection[Process]) -> list[Process]:
-    """The same, each after all of them that it started."""
+    """The same processes, children before parents."""
     parents = {process.pid: process.parent for process in processes}
 
     def depth(pid: int) -> int:
@@ -107,7 +107,7 @@ def children_first(processes: Collection[Process]) -> list[Process]:
 
 
 def gone(processes: Iterable[Process], seconds: float) -> bool:
-    """Wait until all are gone; False where ``seconds`` did not do."""
+    """Wait until all have ended; False after ``seconds``."""
     left, limit = list(processes), time.monotonic() + seconds
     while True:
         left = [process for process in left if alive(process)]
@@ -117,7 +117,7 @@ def gone(processes: Iterable[Process], seconds: float) -> bool:
 
 
 def end(processes: Collection[Process], seconds: float) -> None:
-    """SIGTERM, SIGKILL after ``seconds``; returns when they are gone."""
+    """Send SIGTERM, and SIGKILL after ``seconds``; returns when all have ended."""
     kill(processes, signal.SIGTERM)
     if not gone(processes, seconds):
         kill(processes)
@@ -132,7 +132,7 @@ def _read(pid: int) -> Process | None:
 
 
 def _stat(pid: int) -> tuple[str, list[str]]:
-    """Name, and what /proc says from the state on."""
+    """Name, and the fields of /proc/PID/stat from the state on."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:  # gone, or gone while we read
@@ -149,7 +149,7 @@ def _place(pid: int) -> Path | None:
 
 
 def _environment(pid: int) -> set[bytes]:
-    """NAME=VALUE, as the process was given it."""
+    """NAME=VALUE entries of the environment that the process started with."""
     try:
         return set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
     except OSError:  # gone, or somebody else's

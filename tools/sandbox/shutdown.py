@@ -1,4 +1,4 @@
-"""How a Slurm in one folder ends: all of it, or one node as if its machine were gone. Nothing is left."""
+"""End the Slurm in a folder without leftovers, or one node as if its machine had failed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMITS = {"slurmctld": 15.0, "slurmscriptd": 5.0, "slurmdbd": 15.0, "mariadbd": 
 
 
 def kill_node(site: Site, node: str) -> None:
-    """As if the machine were gone: slurmd, its slurmstepds, their tasks, by SIGKILL in this order."""
+    """Simulate a machine failure: SIGKILL slurmd, its slurmstepds and their tasks, in this order."""
     _kill(site, [p for p in processes.daemons(site.folder).get(site.spool(node), []) if p.name == "slurmd"])
     kill_steps(site, [node])
 
@@ -38,7 +38,7 @@ def kill_steps(site: Site, nodes: Sequence[str]) -> None:
 
 
 def end_all(site: Site) -> None:
-    """No process is left: slurmds, steps and tasks, slurmctld, slurmdbd, MariaDB, munged."""
+    """End all processes: slurmds, steps and tasks, slurmctld, slurmdbd, MariaDB, munged."""
     nodes = [place.name for place in processes.daemons(site.folder) if place.parent == site / "spool"]
     _end(site, "slurmd", 10.0)
     kill_steps(site, sorted({*nodes, *site.names}))

@@ -1,4 +1,4 @@
-"""The command index."""
+"""`shards index`: scans tar shards and writes their manifest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tools.shards_commands.output import Bar, Outcome, claim, names, writing
 
 
 def index(options: argparse.Namespace) -> Outcome:
-    """Walk shards and write their manifest; with --part, only scan a share of them for the command that does."""
+    """Scan shards and write their manifest; with ``--part``, only scan one part of them for a later command."""
     if options.workers < 0:
         raise ConfigError("must not be negative", "--workers", options.workers)
     if not 0 <= options.min_complete <= 1:
@@ -77,7 +77,7 @@ def _gathered(found: Gathered, seconds: float) -> dict[str, Any]:
 
 
 def share(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
-    """I and N of I/N, 1 <= I <= N, or of the Slurm array whose task this is. Raises ConfigError."""
+    """I and N of ``I/N``, or of the Slurm array task for ``slurm``. Raises ConfigError unless 1 <= I <= N."""
     if text == "slurm":
         try:
             task, first, count = (int(environment[f"SLURM_ARRAY_TASK_{x}"]) for x in ("ID", "MIN", "COUNT"))
@@ -94,8 +94,10 @@ def share(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, Stat]]:
-    """Shards of patterns with braces ({00000..00041}, {a,b}) and wildcards; one without a match stands for itself.
-    Second: all objects that a listing showed on the way. Raises ConfigError where a brace has no other."""
+    """Expand braces ({00000..00041}, {a,b}) and wildcards. A pattern without a match is returned as it is.
+
+    Also returns all objects that were listed on the way. Raises ConfigError if braces are unbalanced.
+    """
     keys, known = list[str](), dict[str, Stat]()
     for pattern in patterns:
         try:
@@ -114,14 +116,16 @@ def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, Stat]]:
 
 
 def objects(pattern: str) -> dict[str, Stat]:
-    """Objects among which those are that match a pattern with wildcards; of one without, none."""
+    """List the objects below the fixed prefix of a pattern; none if it has no wildcard."""
     prefix = re.split(r"[*?[]", pattern)[0]
     return {} if prefix == pattern else ChunkReader(deadline=60.0).list(prefix)
 
 
 def without_stats(keys: Sequence[str], known: Mapping[str, Stat]) -> dict[str, int]:
-    """How many shards lack the _stats.json that img2dataset writes last; nothing where none has one, or none lacks it.
-    A hint only: whether a shard is whole is told by its end mark."""
+    """Number of shards without the _stats.json that img2dataset writes last; empty if none or all have one.
+
+    A hint only: the end marker of the tar decides whether a shard is complete.
+    """
     beside = set(known)
     for folder in {os.path.dirname(key) for key in keys if not is_remote(key)}:
         with suppress(OSError):

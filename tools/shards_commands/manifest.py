@@ -1,4 +1,4 @@
-"""Commands about manifests: info, except, drop."""
+"""`shards info`, `except` and `drop`: describe a manifest, exclude samples from it, rebuild it without them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from flip.data.manifest.gather import gather
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError, DataError
 from tools.shards_commands.output import Bar, Outcome, claim, writing
-from tools.shards_commands.verify_library import kind
 
 
 def info(options: argparse.Namespace) -> Outcome:
-    """What a manifest holds, and what training on it would hold in memory."""
+    """Describe a manifest, and the memory that training on it needs for shuffling."""
     if options.batch < 1:
         raise ConfigError("must be at least 1", "--batch", options.batch)
     manifest = Manifest.load(options.manifest)
@@ -50,7 +49,7 @@ def info(options: argparse.Namespace) -> Outcome:
 
 
 def leave_out(options: argparse.Namespace) -> Outcome:
-    """Write a new manifest of the same shards whose exception list names some samples more."""
+    """Write a new manifest of the same shards that excludes further samples."""
     old = Manifest.load(options.manifest)
     exceptions = dict[int, str]()
     for part in options.ids.split(","):
@@ -63,7 +62,7 @@ def leave_out(options: argparse.Namespace) -> Outcome:
 
 
 def drop(options: argparse.Namespace) -> Outcome:
-    """Write a new manifest without the samples that the old one excepts. The shards stay, and are read again."""
+    """Write a new manifest without the excluded samples. The shards stay as they are and are scanned again."""
     old, out = Manifest.load(options.manifest), Path(options.out).absolute()
     if not old.exceptions:
         raise ConfigError("excepts no sample: there is nothing to drop", str(old.folder))
@@ -79,7 +78,7 @@ def drop(options: argparse.Namespace) -> Outcome:
 
 
 def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifest:
-    """A new manifest of the same shards that excepts these samples beside those that the old one does."""
+    """Write a new manifest of the same shards that excludes ``exceptions`` as well."""
     with writing(out):
         return write(out, old, old.checksums, {**old.exceptions, **exceptions}, old.settings)
 
@@ -101,3 +100,8 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         found |= {name: manifest.settings[name] for name in ("seen", "filters", "dropped")}
         found["samples_read_per_sample"] = round(manifest.seen / manifest.samples, 2)
     return found
+
+
+def kind(reason: str) -> str:
+    """The reason without its numbers, by which bad samples are counted."""
+    return re.sub(r"\b(0x[0-9a-f]+|\d+)\b", "N", reason)

@@ -1,4 +1,4 @@
-"""What the commands share: progress, errors of writing, and how a report is shown."""
+"""What the shards commands share: results and their display, progress bars, errors while writing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jobs.common.text import plain
 
 
 class Outcome(NamedTuple):
-    """What a command found; printed as JSON, or as ``text``, by default a line per name."""
+    """Result of a command, printed as JSON or as ``text`` (default: one line per name)."""
 
     report: dict[str, Any]
     code: int = 0
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """A line per name; below the name of a table or a list, a line per entry. Text of files is escaped."""
+    """One line per name; for a table or list, one line per entry below the name. Text from files is escaped."""
     width = max((len(name) for name, value in report.items() if not isinstance(value, (dict, list))), default=0)
     for name, value in report.items():
         name = plain(name.replace("_", " "))
@@ -48,7 +48,7 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def names(text: str, option: str) -> list[str]:
-    """a,b as [a, b]. Raises ConfigError where there is none."""
+    """Split ``a,b`` into ``[a, b]``. Raises ConfigError if it is empty."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise ConfigError("names nothing", option, text, "Write names with commas between them, as txt,alt.")
@@ -56,7 +56,7 @@ def names(text: str, option: str) -> list[str]:
 
 
 def captions(options: argparse.Namespace) -> list[str]:
-    """The members that --captions names, by default txt. Raises ConfigError."""
+    """The members that ``--captions`` names; default: txt. Raises ConfigError."""
     found = names("txt" if options.captions is None else options.captions, "--captions")
     refuse_whole_json(found, "--captions")
     return found
@@ -72,7 +72,7 @@ def number(value: Any) -> str:
 
 @contextmanager
 def writing(out: str | Path) -> Iterator[None]:
-    """Errors of the file system inside are those of writing ``out``."""
+    """Convert file system errors inside to errors about writing ``out``."""
     try:
         yield
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
@@ -82,7 +82,7 @@ def writing(out: str | Path) -> Iterator[None]:
 
 
 def claim(out: Path) -> None:
-    """What would keep a manifest from being written to ``out`` is told before hours of reading. Leaves no folder."""
+    """Check that a manifest can be written to ``out`` before hours of reading. Creates no folder."""
     refuse_existing(out)
     there = out.exists()
     with writing(out):
@@ -96,8 +96,11 @@ def claim(out: Path) -> None:
 
 
 class Bar:
-    """A progress bar on a terminal, a line every ``every`` seconds elsewhere; called with what is done, what there is,
-    and a word beside. What the first call says to be done was so before: the time left follows from the rest."""
+    """Progress: a bar on a terminal, else a line every ``every`` seconds.
+
+    Called with the amount done, the total and a short note. The amount of the first call counts as done before the
+    start: the estimate of the time left is based on the rest.
+    """
 
     def __init__(self, what: str, unit: str, every: float = 60.0) -> None:
         self.what, self.unit, self.every, self.before = what, unit, every, -1

@@ -1,4 +1,4 @@
-"""The command make: images and captions to shards."""
+"""`shards make`: writes a table of images and captions as shards and indexes them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make(options: argparse.Namespace) -> Outcome:
 
 
 def extension(name: Any, where: str) -> str:
-    """The member that an image file becomes. Raises DataError for a name that training would not know."""
+    """The member name of an image file. Raises DataError if training does not read images of that extension."""
     found = Path(str(name)).suffix.lower().lstrip(".").replace("jpeg", "jpg")
     if found not in EXTENSIONS:
         raise DataError("no known extension of an image", where, name, f"Known are: {', '.join(EXTENSIONS)}.")
@@ -69,7 +69,7 @@ def read(path: Path, where: str) -> bytes:
 
 
 def table(path: str, *columns: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of a CSV file with a header, or of a file with a JSON object per line."""
+    """Yield the rows of a CSV file with a header, or of a JSON-lines file. Raises ConfigError."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:  # Excel's "CSV UTF-8" begins with a mark
             rows = map(json.loads, file) if path.endswith((".jsonl", ".json")) else csv.DictReader(file)

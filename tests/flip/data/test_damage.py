@@ -20,7 +20,7 @@ from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, loader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_loader import same, take
 from tests.synthetic import caption, encode, picture
-from tools.shards_commands.verify_library import Plan, Report, check, resized
+from tools.shards_commands.verify import Plan, Report, check, resized
 
 HURT, AT = 2, 20
 """The damage is in sample AT of shard HURT."""

@@ -15,7 +15,7 @@ from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES
 from tests.synthetic import caption, encode, make_dataset, picture
-from tools.shards_commands import look
+from tools.shards_commands import inspect_samples
 
 OTHER = 90
 
@@ -59,7 +59,7 @@ def test_a_batch_is_each_set_s_own_stream(original, other, start):
 @pytest.mark.parametrize("start", [0, 7 * BATCH])
 def test_what_is_shown_of_a_step_is_the_loader_s_batch(original, other, start):
     data = mixed(original, other)
-    taken = list(look.batch(schema.Config(seed=11, data=data), mixture.sources(data), start, BATCH))
+    taken = list(inspect_samples.batch(schema.Config(seed=11, data=data), mixture.sources(data), start, BATCH))
     batch = take(data, start, 1)[0]
     tokens = Tokenizer(data.tokenizer, 8, True)([one.caption for one in taken])
     assert [one.id for one in taken] == batch.ids.tolist() and tokens.tolist() == batch.tokens.tolist()

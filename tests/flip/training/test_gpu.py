@@ -9,9 +9,9 @@ from flip.distributed.shutdown import StopFlag
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from flip.training.trainer import train
-from tests.arena import BATCH, configuration
 from tests.flip.data.loading import BATCH as READ
 from tests.flip.data.loading import loader
+from tests.harness.training_run import BATCH, configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
 pytestmark = pytest.mark.gpu

@@ -20,7 +20,7 @@ from flip.evaluation.evaluator import DataSet, Scorer
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
 from flip.training.trainer import Stopped, Trainer, train
-from tests.arena import configuration
+from tests.harness.training_run import configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
 

@@ -8,13 +8,14 @@ import pytest
 from flip.config.merge import read
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
-from tests.jobs.test_debug import Desk, weights
+from tests.harness.command_line import JobsCommandLine
+from tests.jobs.test_debug import weights
 from tests.synthetic import make_dataset, make_tokenizer
 
 pytestmark = pytest.mark.long
 
 
-class Away(Desk):
+class Away(JobsCommandLine):
     """Checkpoints go to a folder that stands for a bucket, and are scored on the data that they are trained on."""
 
     def __init__(self, folder, data):

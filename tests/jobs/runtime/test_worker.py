@@ -14,7 +14,7 @@ from flip.config.identity import identity
 from flip.runs.errors import CONFIG, CRASH, DATA, STORAGE
 from flip.runs.rundir import RunDir, write_json
 from jobs.runtime import worker
-from tests.arena import configuration
+from tests.harness.training_run import configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -5,29 +5,29 @@ import pytest
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import SAMPLES
-from tools.shards_commands import bench_library
-from tools.shards_commands.bench_library import Stage, judge
+from tools.shards_commands import bench
+from tools.shards_commands.bench import Stage, judge
 
 
 def test_stages_run(original):
     manifest = Manifest.load(original)
-    spec = bench_library.spec_of(manifest, ["txt"], "simplejpeg", "pillow", 24, 8, 0)
-    stages = bench_library.bench(manifest, spec, "0.5", 0.05)
-    assert tuple(stage.name for stage in stages) == bench_library.STAGES
+    spec = bench.spec_of(manifest, ["txt"], "simplejpeg", "pillow", 24, 8, 0)
+    stages = bench.measure_stages(manifest, spec, "0.5", 0.05)
+    assert tuple(stage.name for stage in stages) == bench.STAGES
     for stage in stages:
         assert stage.samples > 0 and stage.bytes > 0 and stage.seconds > 0 and stage.skipped == 0
-    assert bench_library.cached(manifest)
+    assert bench.cached(manifest)
 
 
 def test_what_it_refuses(original):
     manifest = Manifest.load(original)
-    spec = bench_library.spec_of(manifest, ["alt"], "pillow", "pillow", 24, 8, 0)
+    spec = bench.spec_of(manifest, ["alt"], "pillow", "pillow", 24, 8, 0)
     with pytest.raises(ConfigError, match="seconds"):
-        bench_library.bench(manifest, spec, "0.5", 0)
+        bench.measure_stages(manifest, spec, "0.5", 0)
     with pytest.raises(DataError, match="no sample"):
-        bench_library.bench(manifest, spec, "0.5", 0.02)
+        bench.measure_stages(manifest, spec, "0.5", 0.02)
     with pytest.raises(ConfigError, match="divide"):
-        bench_library.spec_of(manifest, ["txt"], "pillow", "pillow", 25, 8, 0)
+        bench.spec_of(manifest, ["txt"], "pillow", "pillow", 25, 8, 0)
 
 
 def test_verdict():
@@ -43,6 +43,6 @@ def test_verdict():
 
 
 def test_chunks_are_drawn_without_end(original):
-    chunks = bench_library._chunks(Manifest.load(original), 3)
+    chunks = bench._chunks(Manifest.load(original), 3)
     passes = [[next(chunks) for _ in range(SAMPLES // 2)] for _ in range(2)]
     assert sorted(passes[0]) == sorted(passes[1]) == list(range(SAMPLES // 2)) and passes[0] != passes[1]

@@ -7,7 +7,7 @@ import pytest
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from tests.synthetic import make_dataset
-from tools.shards_commands.compare import below_common, compare
+from tools.shards_commands.diff import below_common, compare
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
 from tests.flip.data.test_loader import spoil, take
 from tests.synthetic import caption, encode, picture
-from tools.shards_commands import look
+from tools.shards_commands import inspect_samples
 
 
 def config(samples=SAMPLES, **data):
@@ -28,60 +28,60 @@ def whole(manifest):
 
 def test_a_sample(original):
     manifest = Manifest.load(original)
-    found = look.sample(manifest, 123)
+    found = inspect_samples.sample(manifest, 123)
     assert (found.id, found.ordinal, found.chunk, found.key) == (123, 2, 61, "000030123")
     assert os.path.basename(found.shard) == "00003.tar" and found.excepted is None and found.damage is None
     assert found.image == ("png", encode(picture(123, 32))) and found.captions == caption(123).split("\n")
     assert found.picture == {"format": "PNG", "width": 32, "height": 32, "mode": "RGB"}
     assert found.json == {"number": 123} and list(found.members) == ["cls", "json", "png", "txt"]
-    assert look.sample(manifest, 121).key == "000030121"  # the second shard of its chunk
-    assert look.sample(manifest, 120).key == "000020120"
+    assert inspect_samples.sample(manifest, 121).key == "000030121"  # the second shard of its chunk
+    assert inspect_samples.sample(manifest, 120).key == "000020120"
     for id in (-1, SAMPLES):
         with pytest.raises(ConfigError, match="0 .. 202"):
-            look.sample(manifest, id)
+            inspect_samples.sample(manifest, id)
 
 
 def test_a_bad_sample(folder):
     manifest = spoil(folder, {3})
     known = write(folder.parent / "known", manifest, manifest.checksums, {3: "seen before"})
-    found = look.sample(known, 3)
+    found = inspect_samples.sample(known, 3)
     assert found.excepted == "seen before" and "undecodable" in found.picture and found.captions
     with open(manifest.keys[0], "r+b") as file:
         file.write(b"rot")
-    rotten = look.sample(known, 1)
+    rotten = inspect_samples.sample(known, 1)
     assert "CRC32" in rotten.damage and rotten.image is None and rotten.ordinal == 1
 
 
 @pytest.mark.parametrize("start", [0, 5 * BATCH])
 def test_a_step_is_the_loader_s_batch(original, start):
     manifest = Manifest.load(original)
-    taken = list(look.batch(config(), whole(manifest), start, BATCH))
+    taken = list(inspect_samples.batch(config(), whole(manifest), start, BATCH))
     batch = take(loader(original), start, 1)[0]
     tokens = Tokenizer(str(original.parent / "tokenizer.json"), 8, True)([one.caption for one in taken])
     assert [one.id for one in taken] == batch.ids.tolist() and tokens.tolist() == batch.tokens.tolist()
     order = Order(11, SAMPLES, CHUNK, BLOCK, LANES)
     assert [one.visit for one in taken] == order.batch(start, BATCH)[1].tolist()
     assert [one.lane for one in taken] == [lane for lane in range(LANES) for _ in range(BATCH // LANES)]
-    ids = list(look.batch(config(), whole(manifest), start, BATCH, read=False))
+    ids = list(inspect_samples.batch(config(), whole(manifest), start, BATCH, read=False))
     assert [one._replace(caption=None) for one in taken] == ids
 
 
 def test_stand_ins_are_the_loader_s(original, folder):
     manifest = spoil(folder, {3, 50, 51, 120})
     known = write(folder.parent / "known", manifest, manifest.checksums, {7: "known", 90: "known"})
-    taken = list(look.batch(config(200), whole(known), 0, 192))
+    taken = list(inspect_samples.batch(config(200), whole(known), 0, 192))
     batch = take(loader(original, folder=known.folder, max_replaced=0.1), 0, 1, batch=192)[0]
     assert [one.id for one in taken] == batch.ids.tolist()
     replaced = {one.stands_for for one in taken} - {None}
     assert len(replaced - {7, 90}) == batch.replaced > 0 and replaced & {7, 90}
-    unread = look.batch(config(200), whole(known), 0, 192, read=False)
+    unread = inspect_samples.batch(config(200), whole(known), 0, 192, read=False)
     assert {one.stands_for for one in unread} - {None} == replaced & {7, 90}
     nothing = write(folder.parent / "nothing", manifest, manifest.checksums, dict.fromkeys(range(200), "all"))
     with pytest.raises(DataError, match="none of the 6 samples"):
-        list(look.batch(config(200), whole(nothing), 0, 48, read=False))
+        list(inspect_samples.batch(config(200), whole(nothing), 0, 48, read=False))
 
 
 def test_another_manifest_is_refused(original):
     other = dataclasses.replace(config(), data=schema.Data(samples=200, chunk=CHUNK, lanes=LANES))
     with pytest.raises(ConfigError, match="planned for N = 200"):
-        next(look.batch(other, whole(Manifest.load(original)), 0, BATCH))
+        next(inspect_samples.batch(other, whole(Manifest.load(original)), 0, BATCH))

@@ -15,8 +15,8 @@ from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from tests.flip.data.loading import CHUNK, SAMPLES
 from tests.synthetic import make_dataset
-from tools.shards_commands import verify_library
-from tools.shards_commands.verify_library import Part, Plan, Report, check, draw, kind, resized, upper_bound
+from tools.shards_commands import verify
+from tools.shards_commands.verify import Part, Plan, Report, check, draw, kind, resized, upper_bound
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -39,11 +39,7 @@ def test_whole_shards(original):
     manifest = Manifest.load(original)
     report = checked(manifest)
     assert (report.chunks, report.samples, report.bad, report.bad_chunks) == (manifest.chunks, SAMPLES, {}, 0)
-    assert (
-        report.bytes
-        == manifest.shards[:, 2].sum()
-        == verify_library.planned_bytes(manifest, Plan(range(manifest.chunks)))
-    )
+    assert report.bytes == manifest.shards[:, 2].sum() == verify.planned_bytes(manifest, Plan(range(manifest.chunks)))
     assert checked(manifest, captions=["txt", "alt"]).bad == {}
     assert len(checked(manifest, captions=["alt"]).bad) == SAMPLES
     assert checked(manifest, captions=["alt"], decode=False).bad == {}
@@ -87,9 +83,7 @@ def test_a_changed_length_is_found(folder):
 
 def test_storage_trouble_is_no_finding(folder, monkeypatch):
     manifest = Manifest.load(folder)
-    monkeypatch.setattr(
-        verify_library.ChunkReader, "read_chunk", lambda *_: (_ for _ in ()).throw(StorageError("away", "there"))
-    )
+    monkeypatch.setattr(verify.ChunkReader, "read_chunk", lambda *_: (_ for _ in ()).throw(StorageError("away", "there")))
     with pytest.raises(StorageError, match="there: away"):
         checked(manifest)
 
@@ -103,7 +97,7 @@ def test_errors_of_processes_arrive(folder):
 
 
 def test_a_process_that_dies_is_noticed(original, monkeypatch):
-    monkeypatch.setattr(verify_library, "_TASK", CHUNK)
+    monkeypatch.setattr(verify, "_TASK", CHUNK)
     manifest = Manifest.load(original)
     parts = check(manifest, Plan(range(manifest.chunks)), 2)
     next(parts)
@@ -164,5 +158,5 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGINT)
     out, err = child.communicate(timeout=60)
-    assert (child.returncode, "Traceback" in err) == (130, False) and "interrupted" in out + err
+    assert (child.returncode, "Traceback" in err) == (130, False) and "interrupted" in out + err, err
     assert not psutil.wait_procs(family, timeout=20)[1]

@@ -26,8 +26,8 @@ from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_loader import take
 from tests.synthetic import encode, picture
 from tests.tools.shards_commands.test_verify import checked, rot
-from tools.shards_commands import bench_library, look, verify_library
-from tools.shards_commands.compare import compare
+from tools.shards_commands import bench, inspect_samples, verify
+from tools.shards_commands.diff import compare
 
 LONG = Filters(length=Length(10, None))
 """Keeps what the tests give a long caption."""
@@ -95,9 +95,9 @@ def test_reading_is_that_of_shards_without_them(tmp_path_factory, content, chunk
     assert samples(found) == samples(less)
     places = [(str(root / "all" / f"{n}.tar"), i) for n, one in enumerate(content) for i, (k, _) in enumerate(one) if k]
     assert [found.locate(id) for id in range(found.samples)] == places
-    keys = [look.sample(found, id).key for id in range(found.samples)]
+    keys = [inspect_samples.sample(found, id).key for id in range(found.samples)]
     assert keys == [str(ordinal) for _, ordinal in places]
-    assert found.read_bytes == sum(verify_library.chunk_bytes(found, j) for j in range(found.chunks))
+    assert found.read_bytes == sum(verify.chunk_bytes(found, j) for j in range(found.chunks))
     assert found.seen == sum(map(len, content)) and (found.kept is None) == (found.seen == found.samples)
     assert found.digest == Manifest.load(root / "m").digest and (found.digest == less.digest) == (found.kept is None)
 
@@ -137,11 +137,7 @@ def test_verify_and_except_go_by_the_kept_samples(both, tmp_path):
     found, _ = both
     report = checked(found, workers=1)
     assert (report.samples, report.bad, report.bytes) == (found.samples, {}, found.read_bytes)
-    assert (
-        verify_library.planned_bytes(found, verify_library.Plan(range(found.chunks)))
-        == found.read_bytes
-        < found.shards[:, 2].sum()
-    )
+    assert verify.planned_bytes(found, verify.Plan(range(found.chunks))) == found.read_bytes < found.shards[:, 2].sum()
     less = write(tmp_path / "less", found, found.checksums, {7: "ugly"}, found.settings)
     assert less.kept is not None and less.settings == found.settings and less.digest != found.digest
     assert checked(less).samples == found.samples - 1 and samples(less) == samples(found)
@@ -168,8 +164,8 @@ def test_bench_counts_the_kept_samples_and_the_bytes_of_all(tmp_path):
         members += [(f"{i}.png", image), (f"{i}.txt", b"long enough" if i % 2 else b"short")]
     write_tar(tmp_path / "0.tar", members)
     found = index(paths(tmp_path), tmp_path / "m", 2, filters=LONG)
-    spec = bench_library.spec_of(found, ["txt"], "pillow", "pillow", 16, 8, 0)
-    for stage in bench_library.bench(found, spec, "0", 0.1)[:2]:
+    spec = bench.spec_of(found, ["txt"], "pillow", "pillow", 16, 8, 0)
+    for stage in bench.measure_stages(found, spec, "0", 0.1)[:2]:
         assert stage.bytes / stage.samples == pytest.approx(found.mean_bytes, rel=0.1), stage.name
 
 

@@ -16,7 +16,7 @@ from flip.data.manifest.build import choose_chunk, index
 from flip.data.manifest.manifest import Manifest, Table, write
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from tests.synthetic import caption, make_dataset
-from tools.shards_commands import look
+from tools.shards_commands import inspect_samples
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +178,8 @@ def test_a_manifest_by_the_old_rule_for_names_is_read_as_it_was(tmp_path, monkey
         old.setattr(tar.samples, "__defaults__", (*tar.samples.__defaults__[:-1], tar._split_before))
         made = index([str(tmp_path / "x.tar")], tmp_path / "m", 2)
     assert made.samples == 4 and texts(made) == ["0", "1", "2", "3"]
-    assert [look.sample(made, id).key for id in range(4)] == ["a", "d/c", "e", "h"]
-    assert set(look.sample(made, 2).members) == {"txt", "jpg"}
+    assert [inspect_samples.sample(made, id).key for id in range(4)] == ["a", "d/c", "e", "h"]
+    assert set(inspect_samples.sample(made, 2).members) == {"txt", "jpg"}
     with pytest.raises(DataError, match="two members txt"):
         index([str(tmp_path / "x.tar")], tmp_path / "n", 2)
 

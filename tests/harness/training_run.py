@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import tarfile
-import time
 from pathlib import Path
 
 from PIL import Image
@@ -18,13 +17,13 @@ from flip.config import merge
 from flip.config.derived import world
 from flip.data.order import Order
 from flip.runs import commit
-from flip.runs.rundir import RunDir, read_json
+from flip.runs.rundir import read_json
 from jobs.common.cluster_profile import load_profile
 from jobs.local import processes
 from jobs.local.backend import LocalCluster, live_ranks
 from jobs.runs.clusters import Job, Shape
+from tests.harness.common import ROOT, make_run, wait_until
 
-ROOT = Path(__file__).resolve().parents[1]
 BATCH, INTERVAL = 16, 5
 """Pairs per step, and steps between commits."""
 
@@ -56,14 +55,12 @@ def configuration(data, world, samples=(44, 16), precision="fp32"):
     return merge.merge([("test", layer)])
 
 
-class Arena:
+class TrainingRun:
     """A run directory, and hands to start, hurt and watch it."""
 
     def __init__(self, folder, name, config, pause=0.05):
-        self.run = RunDir(folder / "sweep" / name)
-        self.run.path.mkdir(parents=True)
+        self.run = make_run(folder / "sweep" / name, merge.dump(config))
         self.config, self.world = config, world(config)
-        self.save_config()
         self.trap = folder / f"{name}.trap"
         self.env = {
             "FLIP_WITNESS": "1", "KILL_STEP_SECONDS": str(pause), "KILL_BEFORE_COMMIT": str(self.trap),
@@ -94,11 +91,14 @@ class Arena:
         return read_json(self.run.path.parent / ".supervisor" / "pid.json")["pid"]
 
     def wait(self, condition, what, seconds=120):
-        end = time.monotonic() + seconds
-        while not condition():
+        def met():
+            if condition():
+                return True
             failed = any((read_json(p) or {}).get("action") == "stop" for p in self.ends())
-            assert time.monotonic() < end and (not failed or condition()), f"waited in vain for {what}\n{self.story()}"
-            time.sleep(0.01)
+            assert not failed or condition(), f"waited in vain for {what}\n{self.story()}"
+            return False
+
+        wait_until(met, what, seconds, 0.01, self.story)
 
     def ends(self):
         return [self.run.attempt(n) / "end.json" for n in self.run.attempt_numbers()]

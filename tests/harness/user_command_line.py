@@ -4,10 +4,10 @@ import json
 import shutil
 import sys
 
-from tests.security.users import until
+from tests.harness.common import wait_until
 
 
-class Desk:
+class UserCommandLine:
     """Submits the sweep as a user. Its ranks write down where their code is, and complete without training."""
 
     def __init__(self, users, data):
@@ -46,4 +46,4 @@ runs: {{half: {{stages.pretrain.mask: 0.5}}}}
             done = user.python("jobs/status.py", sweep, "--json", FLIP_RUNS=root)
             return done.returncode == 0 and json.loads(done.stdout)[0]["state"] == "complete"
 
-        until(over, f"{root / sweep} did not complete")
+        wait_until(over, f"the end of {root / sweep}")

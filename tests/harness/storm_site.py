@@ -11,13 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 from flip.data.manifest.build import index
 from jobs.common.cluster_profile import load_profile
 from jobs.planning.variables import telling
 from jobs.submission import snapshot
-from tests.arena import BATCH, INTERVAL
+from tests.harness.common import ROOT
+from tests.harness.training_run import BATCH, INTERVAL
 from tests.s3.proxy import Proxy
 from tests.s3.servers import BUCKET, Nanio, environment, upload
 from tests.storm.deal import RUNS
@@ -26,7 +26,6 @@ from tests.synthetic import make_dataset, make_tokenizer
 from tools.sandbox import daemons, processes
 from tools.sandbox.cluster import Here
 
-ROOT = Path(__file__).resolve().parents[2]
 PACE = 0.06
 """Seconds between two reads of the data, four to a step: a fault that aims at a step shall find it there."""
 NODES = 6
@@ -43,7 +42,7 @@ PASSED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_EC2_M
           "OMP_NUM_THREADS", "TMPDIR")  # fmt: skip
 
 
-class Scene:
+class StormSite:
     def __init__(self, folder, dealt, say):
         self.folder, self.dealt, self._say = folder, dealt, say
         self.runs, self.calm, self.tree = folder / "runs", folder / "calm", folder / "tree"

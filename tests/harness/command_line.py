@@ -1,20 +1,79 @@
-"""What a person does on a cluster, typed as they type it: a real Slurm, real training, the commands of jobs/."""
+"""The commands of jobs/ as a user types them, on small real data: a folder for runs, a sweep file, a command line."""
 
 import json
-import os
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import slurm_cli
+from tests.harness.common import run_script, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
+"""Steps of a run of SlurmCommandLine."""
 
 
-class Desk:
+class SubmitCommandLine:
+    """A folder with data and a sweep file, and the command line."""
+
+    def __init__(self, folder, data):
+        self.folder, self.runs, self.sweep = folder, folder / "runs", folder / "demo.yaml"
+        self.text = f"""
+title: A demonstration
+set:
+  model: {{size: tiny}}
+  data: {{manifest: {data}, tokenizer: {data}/tokenizer.json, workers: 0, block: 1}}
+  stages: [{{name: pretrain, samples: 48, batch: 16}}]
+  compute: {{threads: 1}}
+  evaluate:
+    sets: [{{name: small, manifest: {data}, classes: {data}/classes.json}}]
+runs:
+  half: {{stages.pretrain.mask: 0.5}}
+  whole: {{stages.pretrain.mask: 0}}
+"""
+        self.sweep.write_text(self.text)
+
+    def submit(self, *words, sweep=None, env=None):
+        words = ("--sweep", sweep or self.sweep, *words)
+        return run_script("jobs/submit.py", *words, cwd=self.folder, runs=self.runs, env=env)
+
+    def refuses(self, code, words, *arguments):
+        done = self.submit(*arguments)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert not list(self.runs.glob("*/[!.]*"))
+
+
+class JobsCommandLine:
+    """Any command of jobs/ or tools/ on a local sweep of a tiny model."""
+
+    def __init__(self, folder, data):
+        self.folder, self.runs = folder, folder / "runs"
+        self.head = f"""
+set:
+  model: {{size: tiny}}
+  data: {{manifest: {data}, tokenizer: {data}/tokenizer.json, workers: 0, block: 1, lanes: 8}}
+  stages: [{{name: pretrain, samples: 48, batch: 16, base_lr: 0.01}}]
+  checkpoint: {{samples: 16, keep: 9}}
+  compute: {{threads: 1}}
+"""
+
+    def type(self, command, *words, runs="runs:\n  base: {}\n", code=0):
+        (self.folder / "demo.yaml").write_text(self.head + runs)
+        return self.call(command, "--sweep", self.folder / "demo.yaml", *words, code=code)
+
+    def call(self, command, *words, code=0, room="jobs"):
+        script, env = f"{room}/{command}.py", {"TMPDIR": str(self.folder)}
+        done = run_script(script, *words, cwd=self.folder, runs=self.runs, env=env)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def run(self, name):
+        return RunDir(self.runs / "demo" / name)
+
+    def tree(self):
+        return {path: path.stat().st_mtime_ns for path in self.runs.rglob("*")}
+
+
+class SlurmCommandLine:
     """A Slurm with whole nodes for every run, a folder for runs, and the command line."""
 
     def __init__(self, here, folder, data, canary=0):
@@ -44,9 +103,7 @@ runs:
 
     def type(self, command, *words, code=0):
         """Standard output of ``python jobs/COMMAND.py``, which must end with this code."""
-        line = [sys.executable, ROOT / "jobs" / f"{command}.py", *words]
-        environment = {**os.environ, "FLIP_RUNS": str(self.runs), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(line, capture_output=True, text=True, cwd=self.folder, env=environment, timeout=120)
+        done = run_script(f"jobs/{command}.py", *words, cwd=self.folder, runs=self.runs, timeout=120)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -66,10 +123,7 @@ runs:
         return slurm_cli.queue([record["name"]])[record["name"], record["index"]]
 
     def until(self, condition, what, seconds=150):
-        limit = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < limit, f"waited in vain for {what}\n{self.type('status', 'demo')}\n{self.logs()}"
-            time.sleep(0.2)
+        wait_until(condition, what, seconds, 0.2, lambda: f"{self.type('status', 'demo')}\n{self.logs()}")
 
     def until_step(self, name, step, attempt=1):
         def there():

@@ -12,9 +12,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from benchmarks import interruptions, order, synthetic
-from benchmarks.interruptions import Life
-from benchmarks.results import rounded
+from benchmarks.lib import interruptions, synthetic
+from benchmarks.lib.interruptions import Life
+from benchmarks.lib.results import rounded
 from flip import costs
 from flip.checkpoint.interval import LEAST
 from flip.config.derived import world
@@ -131,7 +131,7 @@ def host(config: Config) -> dict[str, Any]:
         "lane_block_mb": stream.span * data.sample_bytes / 1e6,
         "buffer_gb": usual / 1e9,
         "loader_gb_a_rank": loader / 1e9,
-        "order_mb_a_rank": order.held(stream, ranks) / 1e6,
+        "order_mb_a_rank": synthetic.held_bytes(stream, ranks) / 1e6,
         "saving_mb_a_rank": costs.saving(config) / 1e6,
         "node_gb": memory_fit.on_host(config) / 1e9,
         "worlds": sum(1 for ranks in range(1, data.lanes + 1) if data.lanes % ranks == 0),
@@ -202,7 +202,7 @@ def measured() -> dict[str, float]:
     writes in a second (two ranks on two cores)."""
 
     def read(name: str) -> Any:
-        return json.loads((Path(__file__).parent / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        return json.loads((Path(__file__).parents[1] / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
     pipelines = {row["pipeline"]: row for row in read("stream")["sets"]["384 px"]["pipelines"]}
     ways = {row["way"]: row for row in read("checkpoint")["cases"] if row["ranks"] == 2}

@@ -16,14 +16,14 @@ import threading
 import time
 from pathlib import Path
 
-from flip.runs.rundir import RunDir, create_json, read_json
+from flip.runs.rundir import create_json, read_json
 from jobs.common.cluster_profile import Profile
 from jobs.host.slurm_cli import ENDED
 from jobs.runs import clusters
 from jobs.runs.clusters import Job, Shape
 from jobs.slurm.backend import SlurmCluster
+from tests.harness.common import ROOT, make_run, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 CALLS = ("scontrol", "squeue")
 SHOW_JOB = ["show", "job"]
 READ = ("JobState", "Reason", "Restarts", "RunTime", "TimeLimit", "EndTime", "PreemptTime")
@@ -78,7 +78,7 @@ def install(folder):
     return folder
 
 
-class Scene:
+class SlurmScene:
     """One submission to the Slurm ``here``, whose SLURM_CONF and shims stand in this process's environment."""
 
     def __init__(self, here, squeue, folder, name):
@@ -92,9 +92,8 @@ class Scene:
     def submit(self, *plays, hours=0.5, cpus=1, gpus=0, **fields):
         """One run per play, all in one array; they are watched from now on."""
         for index, play in enumerate(plays):
-            run = RunDir(self.folder / f"run{index}")
-            (run.path / "calls").mkdir(parents=True)
-            (run.path / "play.json").write_text(json.dumps(play))
+            run = make_run(self.folder / f"run{index}", "", play)
+            (run.path / "calls").mkdir()
             self.runs.append(run)
             self.seen.append([])
         self.cluster = SlurmCluster(profile(hours=hours, **fields))
@@ -149,10 +148,7 @@ class Scene:
         return {rank: lines for rank, lines in found.items() if lines}
 
     def until(self, condition, what):
-        limit = time.monotonic() + self.patience
-        while not condition():
-            assert time.monotonic() < limit, f"{self.name}: waited in vain for {what}\n{self.story()}"
-            time.sleep(0.05)
+        wait_until(condition, f"{what} ({self.name})", self.patience, 0.05, self.story)
 
     def over(self):
         """Until every job has ended and stays so."""

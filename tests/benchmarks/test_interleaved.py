@@ -11,7 +11,7 @@ from functools import partial
 import psutil
 import pytest
 
-from benchmarks import results, served, turns
+from benchmarks.lib import interleaved, results, s3_datasets
 
 pytestmark = pytest.mark.long
 
@@ -50,24 +50,24 @@ def busy(log, name):
 
 @pytest.fixture
 def processes():
-    with served.alone() as one, served.alone() as two:
+    with s3_datasets.alone() as one, s3_datasets.alone() as two:
         yield {"one": one, "two": two}
 
 
 def test_each_has_its_turn_and_its_own_clock(processes, tmp_path):
     begin, log = time.monotonic(), tmp_path / "log"
-    found = turns.passes(processes, partial(busy, log), TURNS)
+    found = interleaved.passes(processes, partial(busy, log), TURNS)
     took = time.monotonic() - begin
     assert log.read_text(encoding="utf-8").split() == ["one", "two"] * TURNS and list(found) == ["one", "two"]
-    seconds = [(TURNS - turns.BEFORE) / each.rate for each in found.values()]
-    assert sum(seconds) < took and min(seconds) >= (TURNS - turns.BEFORE) * NAP, "no time belongs to both"
+    seconds = [(TURNS - interleaved.BEFORE) / each.rate for each in found.values()]
+    assert sum(seconds) < took and min(seconds) >= (TURNS - interleaved.BEFORE) * NAP, "no time belongs to both"
     assert all(0 < each.cpu <= 1.05e6 / each.rate for each in found.values())
 
 
 @pytest.mark.parametrize("name, error", [("fails", ValueError), ("dies", BrokenProcessPool)])
 def test_one_that_fails_leaves_none_behind(processes, tmp_path, name, error):
     with pytest.raises(error):
-        turns.passes({"one": processes["one"], name: processes["two"]}, partial(busy, tmp_path / "log"), TURNS)
+        interleaved.passes({"one": processes["one"], name: processes["two"]}, partial(busy, tmp_path / "log"), TURNS)
     process = processes["one"].submit(os.getpid).result()  # it stood still, closed its batches, and can be used again
     assert process in [child.pid for child in psutil.Process().children(recursive=True)]
 
@@ -77,7 +77,7 @@ def leave_a_note(path):
 
 
 def test_what_a_pipeline_registers_for_its_exit_is_done(tmp_path):
-    with served.alone() as one:
+    with s3_datasets.alone() as one:
         one.submit(leave_a_note, tmp_path / "note").result()
     assert (tmp_path / "note").read_text() == "released"
 
@@ -90,7 +90,7 @@ def burn(seconds):
 
 def test_what_a_process_used_is_ours_after_its_end_too():
     _, before = results._used()
-    with served.alone() as one:
+    with s3_datasets.alone() as one:
         one.submit(burn, 1).result()
         assert results._used()[1] - before >= 1
     assert results._used()[1] - before >= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.row import number
+from benchmarks.lib.table_rows import number
 
 REST = "all else"
 """What a profile does not name."""

@@ -11,9 +11,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pictures
-from benchmarks.pictures import Kind
-from benchmarks.pipelines import Work
+from benchmarks.lib import photo_shards
+from benchmarks.lib.photo_shards import Kind
+from benchmarks.lib.pipelines import Work
 from flip.data.manifest.build import index
 from flip.tokenizer import train
 from tests.s3.servers import BUCKET, KEY, SECRET, Nanio, Server, Weed, files
@@ -51,7 +51,7 @@ def serving(name: str, folder: Path) -> Iterator[str]:
 def alone() -> ProcessPoolExecutor:
     """A process of its own on the measured core, with one thread for torch: more would wait for each other there."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "webdataset", "benchmarks.pipelines"])  # imported once for all
+    context.set_forkserver_preload(["torch", "webdataset", "benchmarks.lib.pipelines"])  # imported once for all
     return ProcessPoolExecutor(1, context, _settle, (cores()[0],))
 
 
@@ -71,9 +71,9 @@ def _settle(core: int) -> None:
 
 def prepare(kind: Kind, samples: int, chunk: int, batch: int, address: str, folder: Path, seed: int) -> Work:
     """Make a set, upload it, and index what is there."""
-    pairs = pictures.samples(kind, samples, seed)
+    pairs = photo_shards.samples(kind, samples, seed)
     name, there = f"{kind.side}", files(address)
-    local = pictures.write(pairs, folder / name, SHARDS)
+    local = photo_shards.write(pairs, folder / name, SHARDS)
     shards = tuple(f"{name}/{path.name}" for path in local)
     for path, key in zip(local, shards, strict=True):
         there.pipe_file(f"{BUCKET}/{key}", path.read_bytes())

@@ -1,6 +1,6 @@
 """What Slurm's controller is asked by a sweep, counted at our own commands; and what its limit on requests makes of it.
 
-Commands of Slurm are stand-ins that note every call (``benchmarks.launcher.Site``); each is one request to the
+Commands of Slurm are stand-ins that note every call (``slurm_stub.Site``); each is one request to the
 controller, or a few. The limit is Slurm's own (slurm.conf, ``rl_enable``, off by default): a bucket of tokens per user,
 filled at a steady rate; who finds it empty is told to sleep for a second, and asks again.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.launcher import ROOT, Site, status
+from benchmarks.lib.slurm_stub import ROOT, Site, status
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import Profile
 from jobs.host.slurm_cli import DEADLINE

@@ -14,15 +14,15 @@ from tests.fakeslurm.host import Life
 from tests.fakeslurm.scripted import Scripted
 from tests.fakeslurm.seams import in_place
 from tests.fakeslurm.site import Site
-from tests.slurm import recorder
-from tests.slurm.recorder import READ, Scene, fields_of, masked
+from tests.harness import slurm_scene
+from tests.harness.slurm_scene import READ, SlurmScene, fields_of, masked
 from tests.slurm.scenarios import SCENARIOS
 
 POLL = 0.05
 
 
-class FakeScene(Scene):
-    """A scene whose Slurm is not there. What it looks at, and what it writes down, is ``Scene``'s."""
+class SimulatedScene(SlurmScene):
+    """A scene whose Slurm is not there. What it looks at, and what it writes down, is ``SlurmScene``'s."""
 
     def __init__(self, clock, controller, commands, folder, name):
         here = SimpleNamespace(call=commands.call, lose=controller.lose, bring_back=controller.bring_back)
@@ -85,8 +85,8 @@ def staged(name, folder, storage=None, **settings):
 
     controller = Controller(clock, Site(requeue_delay=6.0, **settings), ["n1", "n2", "n3", "n4"], life)
     commands = Commands(clock, controller)
-    with in_place(clock, commands), mock.patch.object(recorder, "time", clock.module):
-        yield FakeScene(clock, controller, commands, folder, name)
+    with in_place(clock, commands), mock.patch.object(slurm_scene, "time", clock.module):
+        yield SimulatedScene(clock, controller, commands, folder, name)
 
 
 def play(name, folder):

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pipelines import AUGMENT, BLOCK, LANES, LENGTH, PATCH, SIZE, Work
-from benchmarks.results import rounded
+from benchmarks.lib.pipelines import AUGMENT, BLOCK, LANES, LENGTH, PATCH, SIZE, Work
+from benchmarks.lib.results import rounded
 from flip.data import augment as augmenting
 from flip.data import decode, masking
 from flip.data.chunk_reader import ChunkReader

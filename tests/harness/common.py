@@ -1,0 +1,42 @@
+"""What the builders share: waiting for a condition, running a command, creating a run directory."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from flip.runs.rundir import RunDir
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def wait_until(condition, what, seconds=120.0, pause=0.05, story=None):
+    """Call ``condition`` until its result is true, and return that. Fails after ``seconds`` with ``what`` and the text
+    of ``story()``."""
+    limit = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < limit, f"waited in vain for {what}\n{story() if story else ''}"
+        time.sleep(pause)
+    return result
+
+
+def run_script(script, *words, cwd, runs, timeout=None, env=None):
+    """The completed process of ``python SCRIPT WORDS`` with ``runs`` as FLIP_RUNS; ``script`` is below the root."""
+    environment = {**os.environ, "FLIP_RUNS": str(runs), "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run(
+        [sys.executable, ROOT / script, *words], capture_output=True, text=True, cwd=cwd, env=environment,
+        stdin=subprocess.DEVNULL, timeout=timeout,
+    )  # fmt: skip
+
+
+def make_run(path, config="schema: 1\n", play=None):
+    """A new run directory with this config.yaml (none if empty) and, for scripted ranks, this play.json."""
+    run = RunDir(path)
+    run.path.mkdir(parents=True)
+    if config:
+        run.config.write_text(config, encoding="utf-8")
+    if play is not None:
+        (run.path / "play.json").write_text(json.dumps(play))
+    return run

@@ -1,0 +1,74 @@
+"""A sweep folder whose runs are done by the fake worker, under the real supervisor."""
+
+import shutil
+from pathlib import Path
+
+from flip.runs.rundir import RunDir, read_json
+from jobs.common.cluster_profile import Profile
+from jobs.local import backend, processes
+from jobs.runs.clusters import Job, Shape
+from tests.harness.common import ROOT, make_run, wait_until
+
+
+class LocalSweep:
+    """Runs of one sweep, and what a test wants to do to them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sweep = folder / "runs" / "sweep"
+        self.sweep.mkdir(parents=True)
+        self.snapshot = folder / "snapshot"
+        self.snapshot.mkdir()
+        for room in ("flip", "jobs"):
+            (self.snapshot / room).symlink_to(ROOT / room)
+        shutil.copy(ROOT / "tests" / "jobs" / "fake_worker.py", self.snapshot)
+        self.cluster = backend.LocalCluster(Profile(name="local", signal_seconds=5), peer_grace=0.5)
+        self.worlds: dict[str, int] = {}
+
+    def run(self, name="run", world=1, total=6, step=0.05, every=2, **play) -> RunDir:
+        run = make_run(self.sweep / name, play={"total": total, "step": step, "every": every, **play})
+        self.worlds[name] = world
+        return run
+
+    def submit(self, *runs: RunDir, parallel=1, **fields) -> None:
+        self.cluster.profile.parallel = parallel
+        shapes = [Shape(processes=self.worlds[r.name]) for r in runs]
+        self.cluster.submit(
+            [Job(r, self.snapshot, s, module="fake_worker", **fields) for r, s in zip(runs, shapes, strict=True)]
+        )
+
+    def state(self, run: RunDir) -> str:
+        return self.cluster.states([run])[run.path].state
+
+    def until(self, condition, seconds=40.0):
+        wait_until(condition, "a state of the sweep", seconds, 0.02, self.journal)
+
+    def until_state(self, run: RunDir, *states: str) -> None:
+        self.until(lambda: self.state(run) in states)
+
+    def until_moving(self, run: RunDir, n: int, step: int = 1) -> None:
+        """Until attempt n has done some steps."""
+        self.until(lambda: run.newest_attempt() == n and (read_json(run.status) or {}).get("attempt") == n)
+        self.until(lambda: (read_json(run.status) or {})["step"] >= step)
+
+    def supervisor(self) -> int:
+        return (read_json(self.sweep / ".supervisor" / "pid.json") or {})["pid"]
+
+    def pids(self, run: RunDir) -> list[int]:
+        return [row["pid"] for row in backend.live_ranks(run)]
+
+    def journal(self) -> str:
+        log = self.sweep / ".supervisor" / "log"
+        return log.read_text() if log.exists() else "no journal"
+
+    def left(self) -> list[int]:
+        """Living processes that name this sweep."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            pid = int(entry.name)
+            if str(self.sweep).encode() in words and processes.alive(pid, processes.start_time(pid)):
+                found.append(pid)
+        return found
