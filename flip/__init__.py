@@ -4,7 +4,7 @@ The host's Python >= 3.6 reads this file too.
 """
 
 __all__ = ["__version__", "load", "read_runs"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 TYPE_CHECKING = False  # type checkers and editors take it for true; ``typing`` need not be imported
 if TYPE_CHECKING:

@@ -116,7 +116,7 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_is_in_the_index():
     listed = LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
-    assert {path.name for path in PAGES if path.parent.name == "docs" and path.stem != "index"} <= set(listed)
+    assert {path.name for path in PAGES if path.parent == ROOT / "docs" and path.stem != "index"} <= set(listed)
 
 
 def test_files_and_settings_that_are_named_exist():

@@ -83,7 +83,9 @@ def test_a_changed_length_is_found(folder):
 
 def test_storage_trouble_is_no_finding(folder, monkeypatch):
     manifest = Manifest.load(folder)
-    monkeypatch.setattr(verify.ChunkReader, "read_chunk", lambda *_: (_ for _ in ()).throw(StorageError("away", "there")))
+    monkeypatch.setattr(
+        verify.ChunkReader, "read_chunk", lambda *_: (_ for _ in ()).throw(StorageError("away", "there"))
+    )
     with pytest.raises(StorageError, match="there: away"):
         checked(manifest)
 
