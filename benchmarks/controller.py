@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.launcher import ROOT, Site, status
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job, Shape
 from jobs.host.slurm_cli import DEADLINE
-from jobs.runs.clusters import Job, Shape
 from jobs.slurm.backend import SlurmCluster
 
 MAX_ARRAY, MAX_JOBS = 1001, 10_000

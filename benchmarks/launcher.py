@@ -26,7 +26,7 @@ from benchmarks import results
 from benchmarks.results import ABSENT, rounded
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import Profile
-from jobs.runs.clusters import Job, Shape
+from jobs.common.job import Job, Shape
 from jobs.slurm.backend import SlurmCluster
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flip.runs.rundir import RunDir
-    from jobs.runs.clusters import JobState
+    from jobs.common.job import JobState
 
 EXAMPLES = """examples:
   python jobs/status.py                      every sweep below RUNS_ROOT
@@ -114,7 +114,7 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
 
 def _said(read: Callable[[], dict[str, Any] | None]) -> tuple[dict[str, Any], str]:
     """(what a file of a run says, ""), of one that cannot be read ({}, why): it must not hide the other runs."""
-    from jobs.runs.clusters import UNREADABLE
+    from jobs.common.job import UNREADABLE
 
     try:
         return dict(read() or {}), ""

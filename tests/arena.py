@@ -20,9 +20,9 @@ from flip.data.order import Order
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import load_profile
+from jobs.common.job import Job, Shape
 from jobs.local import processes
 from jobs.local.backend import LocalCluster, live_ranks
-from jobs.runs.clusters import Job, Shape
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, INTERVAL = 16, 5

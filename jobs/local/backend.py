@@ -18,13 +18,13 @@ from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import UNREADABLE, Job, JobState, is_complete, unread
 from jobs.host import attempts, canary
 from jobs.local import processes, supervisor
-from jobs.runs.clusters import UNREADABLE, Job, JobState, is_complete, unread
 
 
 class LocalCluster:
-    """See ``jobs.runs.clusters.Cluster``. Knows nothing that is not in the files: any number of them may exist."""
+    """See ``jobs.common.job.Cluster``. Knows nothing that is not in the files: any number of them may exist."""
 
     def __init__(self, profile: Profile, peer_grace: float = 20.0) -> None:
         self.profile, self.peer_grace = profile, peer_grace

@@ -25,8 +25,9 @@ from flip.monitoring.results import read_run
 from flip.runs import pins
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.rundir import RunDir, read_record
+from jobs.common.job import Shape
 from jobs.planning.cost import Cost, Estimate, total
-from jobs.runs.clusters import Shape, states
+from jobs.runs.clusters import states
 
 EVALUATIONS = ".evaluate"
 """Folder of a sweep with the run directories of its evaluations."""
@@ -79,7 +80,7 @@ class Found:
 class Action:
     wanted: Wanted
     kind: str
-    """``new`` (no folder), ``changed`` (another configuration), or its state, one of ``jobs.runs.clusters.STATES``."""
+    """``new`` (no folder), ``changed`` (another configuration), or its state, one of ``jobs.common.job.STATES``."""
     reason: str = ""
     starts: bool = False
     moves: bool = False

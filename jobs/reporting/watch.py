@@ -13,9 +13,10 @@ from typing import Any, TextIO
 
 from flip.runs.errors import CAUSES, COMPLETE, CRASH, STOPPED
 from flip.runs.rundir import RunDir
+from jobs.common.job import UNREADABLE
 from jobs.common.text import count, duration, plain, table
 from jobs.host import attempts
-from jobs.runs.clusters import UNREADABLE, interval
+from jobs.runs.clusters import interval
 from jobs.status import table as read_table
 
 INTERRUPTED = 130

@@ -12,8 +12,8 @@ from typing import Any
 from flip.runs.ownership import untrusted
 from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import PROFILES
+from jobs.common.job import record_of
 from jobs.runs import select
-from jobs.runs.clusters import record_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

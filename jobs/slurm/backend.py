@@ -22,9 +22,9 @@ from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job, JobState
 from jobs.host import canary, slurm_cli
 from jobs.host.slurm_cli import BETWEEN, ENDED, WAITING, Unanswered
-from jobs.runs.clusters import Job, JobState
 from jobs.slurm import batch_script, job_states
 from jobs.slurm.job_states import ahead_of, elsewhere, rows_of
 
@@ -35,7 +35,7 @@ NOT_REQUEUED = (
 
 
 class SlurmCluster:
-    """See ``jobs.runs.clusters.Cluster``. Knows nothing but the files and Slurm: any number of them may exist."""
+    """See ``jobs.common.job.Cluster``. Knows nothing but the files and Slurm: any number of them may exist."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile

@@ -15,8 +15,8 @@ from typing import Any
 from flip.runs.errors import ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job
 from jobs.host.marks import STARTS
-from jobs.runs.clusters import Job
 
 PASSED = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
 """What jobs get of the environment that submits, besides the names in the profile: a job must not depend on what

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.rundir import RunDir, read_record
+from jobs.common.job import UNREADABLE, JobState, is_complete, unread
 from jobs.host import attempts, canary, slurm_cli, wall_limit
 from jobs.host.slurm_cli import ENDED, WAITING, Row, Unanswered
-from jobs.runs import resubmit
-from jobs.runs.clusters import UNREADABLE, JobState, is_complete, unread
 
 LIMIT = "its wall limit came before it had saved"
 
@@ -130,9 +129,7 @@ def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
     gone = f"its job ended ({row.state})" if row else "its job is not in Slurm's queue any more"
     if row is None and n <= after and not _taken(run):
         gone = "Slurm did not say that it took its job"
-    command = resubmit.command(run)[1]
-    again = f"submit again: {command}" if command else "submit again"
-    return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: {again}"])))
+    return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: submit again"])), resubmit=True)
 
 
 def _taken(run: RunDir) -> bool:

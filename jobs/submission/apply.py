@@ -26,10 +26,11 @@ from flip.runs.ownership import closed_folder, is_mine
 from flip.runs.rundir import RunDir, read_record, sync_folder, write_json, write_text
 from flip.training import warm_start
 from jobs.common.filesystem import locked, require_trusted, writing
+from jobs.common.job import Cluster, Job
 from jobs.host import canary
 from jobs.planning.plan import Action, Plan, shape
 from jobs.runs import clusters
-from jobs.runs.clusters import Cluster, Job, Several
+from jobs.runs.clusters import Several
 from jobs.submission.snapshot import DIGEST, Snapshot
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job, Shape
 from jobs.host.slurm_cli import DEADLINE
 from jobs.planning.plan import Plan, shape
-from jobs.runs.clusters import Job, Shape
 from jobs.slurm import backend, batch_script
 from jobs.submission.apply import code_of
 

@@ -30,12 +30,13 @@ from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 from jobs.common.cluster_profile import load_profile, roots, runs_root
 from jobs.common.filesystem import require_trusted, writing
+from jobs.common.job import Job
 from jobs.common.text import duration, percent, plain, table
 from jobs.planning import preflight, variables
 from jobs.planning.plan import EVALUATIONS, shape
 from jobs.reporting.watch import ENDED, INTERRUPTED, code_of
 from jobs.runs import select
-from jobs.runs.clusters import Job, interval, open_cluster, states
+from jobs.runs.clusters import interval, open_cluster, states
 from jobs.submission import submission
 from jobs.submission.snapshot import take
 

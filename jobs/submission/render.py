@@ -15,11 +15,11 @@ from flip.config.identity import Change, flatten
 from flip.config.merge import to_dict
 from flip.config.sizes import SIZES, label
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job
 from jobs.common.text import count, plain, plain_lines, size, table
 from jobs.planning.cost import Cost, assumption
 from jobs.planning.plan import Action, Plan, Wanted
 from jobs.planning.preflight import Check
-from jobs.runs.clusters import Job
 from jobs.submission.dry_run import Batch
 from jobs.sweeps.sweep_file import Sweep
 

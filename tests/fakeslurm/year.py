@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json, write_json
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job, Shape
 from jobs.host.slurm_cli import AWAY
 from jobs.planning import plan as planning
 from jobs.planning.plan import Wanted
-from jobs.runs.clusters import Job, Shape, states
+from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmCluster
 from jobs.submission import apply as folder
 from tests.fakeslurm.clock import Clock, Process

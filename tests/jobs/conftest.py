@@ -12,8 +12,8 @@ import pytest
 
 from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job, Shape
 from jobs.local import backend, processes
-from jobs.runs.clusters import Job, Shape
 from tests.synthetic import make_dataset, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

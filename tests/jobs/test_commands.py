@@ -17,10 +17,10 @@ from flip.runs.rundir import RunDir, write_json
 from jobs import cancel, explain, logs, report, status
 from jobs.common import cluster_profile
 from jobs.common.cluster_profile import load_profile, runs_root
+from jobs.common.job import JobState
 from jobs.local import processes
 from jobs.reporting import run_details, watch
 from jobs.runs import select
-from jobs.runs.clusters import JobState
 
 ROOT = Path(__file__).resolve().parents[2]
 

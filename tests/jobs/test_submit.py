@@ -27,10 +27,10 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, create_json, read_json, write_json
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import JobState
 from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.reporting.goodput import of_run
-from jobs.runs.clusters import JobState
 from jobs.slurm import site
 from jobs.submission import apply as folders
 from jobs.submission import submission

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import JobState
 from jobs.host import marks, slurm_cli
-from jobs.runs.clusters import JobState
 from jobs.slurm import job_states, site, site_checks
 from tests.parsers.spoil import spoiled
 

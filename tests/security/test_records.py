@@ -26,6 +26,7 @@ from jobs.local import backend  # fmt: skip
 from jobs.planning import plan  # fmt: skip
 from jobs.reporting import goodput, html, markdown, run_details, watch  # fmt: skip
 from jobs.reporting import report as findings
+from jobs.common.job import STATES  # fmt: skip
 from jobs.runs import clusters, resubmit, select  # fmt: skip
 from jobs.slurm import job_states  # fmt: skip
 from jobs.submission import render  # fmt: skip
@@ -155,7 +156,7 @@ def read_by_commands(run, asked):
     shown += [goodput.render(accounts), json.dumps(goodput.as_dict(accounts))]
     outcomes = report.outcomes(both)
     states = {outcome.run.name: outcome.state for outcome in outcomes}
-    assert states["sound"] == "complete" and states[run.name] in clusters.STATES
+    assert states["sound"] == "complete" and states[run.name] in STATES
     blocks = findings.findings(outcomes, 1.7e9)
     table = report.rows(outcomes)
     shown += [report.text(outcomes), json.dumps(table)]

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from flip.runs.rundir import RunDir, create_json, read_json
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job, Shape
 from jobs.host.slurm_cli import ENDED
 from jobs.runs import clusters
-from jobs.runs.clusters import Job, Shape
 from jobs.slurm.backend import SlurmCluster
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,9 @@ import pytest
 
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.job import Job, Shape
 from jobs.host import slurm_cli
-from jobs.runs.clusters import Job, Shape, states
+from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmCluster
 from tests.slurm.desk import ROOT
 from tests.slurm.recorder import pids, profile

@@ -10,8 +10,9 @@ import time
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.job import Job, Shape
 from jobs.host import slurm_cli
-from jobs.runs.clusters import Job, Several, Shape, states
+from jobs.runs.clusters import Several, states
 from tests.slurm.desk import ROOT
 from tests.slurm.recorder import profile
 from tests.slurm.scenarios import AGAIN, HERE, LONG, SHORT

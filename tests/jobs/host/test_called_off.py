@@ -4,9 +4,9 @@ import pytest
 
 from flip.runs.rundir import RunDir, create_json, read_json
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job
 from jobs.local import backend as local
 from jobs.planning import plan as planning
-from jobs.runs.clusters import Job
 from jobs.slurm import backend as slurm
 from jobs.submission import apply as folder
 from jobs.submission.snapshot import Snapshot

@@ -9,9 +9,9 @@ import pytest
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job, Shape
 from jobs.host import attempts, batch_hooks, canary, slurm_cli
 from jobs.runs import clusters
-from jobs.runs.clusters import Job, Shape
 from jobs.slurm import backend
 from jobs.submission import apply
 from tests.jobs.act import act

@@ -17,12 +17,12 @@ from flip.runs import pins
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import JobState
 from jobs.local import supervisor
 from jobs.planning import plan as planning
 from jobs.planning.cost import estimate
 from jobs.planning.plan import Found, Wanted
 from jobs.runs import clusters as cluster
-from jobs.runs.clusters import JobState
 from jobs.submission import apply as folders
 from jobs.submission.snapshot import Snapshot
 from tests.jobs.outcomes import config, wanted

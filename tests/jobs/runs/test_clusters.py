@@ -8,8 +8,9 @@ from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import status
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job
 from jobs.runs import clusters
-from jobs.runs.clusters import Job, Several
+from jobs.runs.clusters import Several
 from jobs.slurm import site
 from jobs.submit import main
 from tests.jobs.outcomes import make

@@ -14,10 +14,10 @@ from flip.runs.errors import ConfigError, FlipError, PermissionDenied
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import cancel
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job, Shape
 from jobs.host import attempts, wall_limit
 from jobs.planning import plan as planning
 from jobs.runs import clusters
-from jobs.runs.clusters import Job, Shape
 from jobs.slurm import backend, job_states, site
 from jobs.submission import dry_run
 from tests.jobs.outcomes import wanted

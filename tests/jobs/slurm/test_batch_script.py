@@ -16,8 +16,8 @@ import pytest
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import Profile, load_profile
+from jobs.common.job import Job, Shape
 from jobs.host import attempts, batch_hooks
-from jobs.runs.clusters import Job, Shape
 from jobs.slurm import batch_script
 from jobs.slurm.backend import executor_of
 from jobs.slurm.site import accepts

@@ -14,10 +14,10 @@ from flip.runs.errors import FlipError
 from flip.runs.rundir import read_json, write_json
 from jobs import explain, report, status
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import Job
 from jobs.host import attempts
 from jobs.planning import plan as planning
 from jobs.runs import clusters
-from jobs.runs.clusters import Job
 from jobs.slurm import backend, job_states
 from jobs.submission import apply
 from tests.jobs.outcomes import make, wanted
