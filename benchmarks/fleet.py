@@ -27,11 +27,12 @@ from flip.data.prefetch import MOST, THREADS
 from flip.data.storage.hedge import SHARE
 from flip.flops import parameters
 from jobs.common.cluster_profile import Profile, load_profile
+from jobs.common.paths import SWEEPS
 from jobs.planning import memory_fit
 from jobs.planning.cost import estimate
 from jobs.sweeps import sweep_file
 
-SWEEP = sweep_file.SWEEPS / "joint_scaling.yaml"
+SWEEP = SWEEPS / "joint_scaling.yaml"
 SETTINGS = ("resources.nodes=64", "data.samples=2e9", f"data.sample_bytes={synthetic.SAMPLE_BLOCKS * BLOCK}")
 GETS, PUTS = 5500, 3500
 """Requests a second that S3 gives at least for each prefix it has partitioned (docs/scale.md, source 1)."""

@@ -99,7 +99,7 @@ def given(args: argparse.Namespace) -> Profile:
 def place(name: str, force: bool) -> Path:
     """Where the profile goes. ConfigError where there is one."""
     from flip.runs.errors import ConfigError
-    from jobs.common.cluster_profile import PROFILES
+    from jobs.common.paths import PROFILES
 
     target = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if target.exists() and not force:

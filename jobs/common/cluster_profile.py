@@ -13,10 +13,10 @@ from typing import Any, get_type_hints
 from flip.accelerators import find
 from flip.runs.errors import ConfigError, PermissionDenied
 from jobs.common.cli import suggestion
+from jobs.common.paths import PROFILES
 
 KINDS = ("local", "slurm")
 CONTAINERS = ("pyxis", "apptainer")
-PROFILES = Path(__file__).resolve().parents[2] / "sweeps" / "clusters"
 
 
 @dataclass

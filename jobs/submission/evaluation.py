@@ -31,6 +31,7 @@ from flip.runs.rundir import RunDir, load_record, write_json, write_text
 from jobs.common.cluster_profile import load_profile, roots, runs_root
 from jobs.common.filesystem import require_trusted, writing
 from jobs.common.job import Job
+from jobs.common.paths import REPOSITORY
 from jobs.common.text import duration, percent, plain, table
 from jobs.planning import preflight, variables
 from jobs.planning.plan import EVALUATIONS, shape
@@ -76,7 +77,7 @@ class Order:
         with writing(subject.path.parent):
             require_trusted(closed_folder(subject.path.parent))
         job = self._make(subject, task, config)
-        snapshot = take(submission.REPOSITORY, subject.path.parent / ".code")
+        snapshot = take(REPOSITORY, subject.path.parent / ".code")
         cache = {"FLIP_CACHE": str(cache_root())}
         with writing(job.path):
             open_cluster(self.profile).submit([Job(job, snapshot.path, shape(config), cache, "jobs.evaluator")])

@@ -16,14 +16,13 @@ from flip.config.merge import to_dict
 from flip.config.sizes import SIZES, label
 from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job
+from jobs.common.paths import COMMANDS
 from jobs.common.text import count, plain, plain_lines, size, table
 from jobs.planning.cost import Cost, assumption
 from jobs.planning.plan import Action, Plan, Wanted
 from jobs.planning.preflight import Check
 from jobs.submission.dry_run import Batch
 from jobs.sweeps.sweep_file import Sweep
-
-COMMANDS = Path(__file__).resolve().parents[1]
 
 
 def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:

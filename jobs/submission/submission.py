@@ -22,6 +22,7 @@ from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
 from jobs.common.cli import suggestion
 from jobs.common.cluster_profile import Profile, load_profile, runs_root
+from jobs.common.paths import REPOSITORY, SWEEPS
 from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.planning.cost import estimate, total
@@ -32,9 +33,7 @@ from jobs.submission import render
 from jobs.submission.apply import apply, called_off, lock, prune
 from jobs.submission.dry_run import Batch, batches
 from jobs.submission.snapshot import take
-from jobs.sweeps.sweep_file import SWEEPS, Run, Sweep, load, no_match
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from jobs.sweeps.sweep_file import Run, Sweep, load, no_match
 
 CONFIRM_ABOVE = 100.0
 """GPU-hours that start without a question."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from flip.config.identity import flatten
@@ -12,9 +11,9 @@ from flip.config.sizes import SIZES
 from flip.config.yaml_io import read_yaml
 from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
+from jobs.common.paths import SWEEPS
 from jobs.common.text import count
 
-SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 RESULTS = SWEEPS / "paper.yaml"
 
 RESERVED = ("row", "title", "run", "not_yet", "needs", "near", "images", "within")

@@ -30,11 +30,11 @@ from flip.config.sizes import SIZES
 from flip.config.yaml_io import Place, Table, read_yaml
 from flip.runs.errors import ConfigError
 from jobs.common.cli import suggestion
+from jobs.common.paths import SWEEPS
 from jobs.sweeps import expansion
 from jobs.sweeps import published as paper
 from jobs.sweeps.expansion import NAME, NAME_RULE, Layer, Point
 
-SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "name": ((str,), "text"),
     "title": ((str,), "text"),

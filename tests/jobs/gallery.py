@@ -12,8 +12,9 @@ from flip.config.resolve import Host, facts, resolve
 from flip.flops import parameters
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import Profile
+from jobs.common.paths import SWEEPS
 from jobs.planning.cost import estimate
-from jobs.sweeps.sweep_file import SWEEPS, load
+from jobs.sweeps.sweep_file import load
 from tests.jobs.outcomes import score
 
 NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)

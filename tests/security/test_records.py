@@ -21,12 +21,12 @@ from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, write_json
 from jobs import explain, logs, report, status  # fmt: skip
 from jobs.common.cluster_profile import Profile
+from jobs.common.job import STATES  # fmt: skip
 from jobs.host import attempts, bad_nodes, notify, wall_limit  # fmt: skip
 from jobs.local import backend  # fmt: skip
 from jobs.planning import plan  # fmt: skip
 from jobs.reporting import goodput, html, markdown, run_details, watch  # fmt: skip
 from jobs.reporting import report as findings
-from jobs.common.job import STATES  # fmt: skip
 from jobs.runs import clusters, resubmit, select  # fmt: skip
 from jobs.slurm import job_states  # fmt: skip
 from jobs.submission import render  # fmt: skip
