@@ -73,7 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
     from jobs.submission.submission import Submission
 
     try:
-        return Submission(args).run()
+        code, watched = Submission(args).run()
+        if watched is None:
+            return code
+        from jobs.common.cli import again
+        from jobs.reporting.status import watch
+
+        return watch(watched, sys.stdout, again=again())
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code

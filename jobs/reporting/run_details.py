@@ -16,9 +16,9 @@ from flip.runs.rundir import RunDir, matching, number, read_record
 from jobs.common.job import UNREADABLE, JobState
 from jobs.host.restart_policy import APART, FAILURES, FINAL, Limits
 from jobs.reporting import goodput
+from jobs.reporting.status import row
 from jobs.runs import resubmit, select
 from jobs.runs.clusters import states
-from jobs.status import row
 
 STAGE = ("samples", "batch", "mask")
 LINES = 5

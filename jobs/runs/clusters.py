@@ -11,13 +11,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flip.runs.errors import FlipError
+from flip.runs.errors import CAUSES, CRASH, FlipError
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, create_json
 from jobs.common.cluster_profile import Profile
 from jobs.common.filesystem import unwritable
 from jobs.common.job import UNREADABLE, Cluster, Job, JobState, record_of, unread
+from jobs.host import attempts
 from jobs.runs import resubmit
+
+INTERRUPTED = 130
+"""What a shell expects of a command that Ctrl-C ended: a script that waits for results must not go on."""
+
+ENDED = ("complete", "failed", "cancelled", "stopped")
 
 
 def open_cluster(profile: Profile) -> Cluster:
@@ -115,6 +121,14 @@ def _uncancelled(unwritten: Mapping[Path, OSError], untold: str) -> FlipError:
     remedy = "The others are cancelled. Of these, jobs on Slurm were told to end at once, and those here go on: "
     remedy += f"mend it, and cancel again.{f' Besides: {untold}' if untold else ''}"
     return type(unwritable(first, ""))("cancel.json could not be written", value=value, remedy=remedy)
+
+
+def code_of(run: RunDir) -> int:
+    """The exit code of a run that has failed: of its cause, or that of a crash where nobody can read one."""
+    try:
+        return CAUSES.get((attempts.last(run) or {}).get("cause", "")) or CRASH  # "complete", with a damaged result
+    except UNREADABLE:  # its row says so
+        return CRASH
 
 
 def interval(runs: Iterable[RunDir]) -> float:

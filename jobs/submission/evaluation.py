@@ -35,9 +35,8 @@ from jobs.common.paths import REPOSITORY
 from jobs.common.text import duration, percent, plain, table
 from jobs.planning import preflight, variables
 from jobs.planning.plan import EVALUATIONS, shape
-from jobs.reporting.watch import ENDED, INTERRUPTED, code_of
 from jobs.runs import select
-from jobs.runs.clusters import interval, open_cluster, states
+from jobs.runs.clusters import ENDED, INTERRUPTED, code_of, interval, open_cluster, states
 from jobs.submission import submission
 from jobs.submission.snapshot import take
 

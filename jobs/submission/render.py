@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +12,9 @@ from typing import Any
 from flip.config.identity import Change, flatten
 from flip.config.merge import to_dict
 from flip.config.sizes import SIZES, label
+from jobs.common.cli import command, shorter
 from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job
-from jobs.common.paths import COMMANDS
 from jobs.common.text import count, plain, plain_lines, size, table
 from jobs.planning.cost import Cost, assumption
 from jobs.planning.plan import Action, Plan, Wanted
@@ -307,19 +305,3 @@ def after(plan: Plan) -> str:
         f"  {command('tensorboard.py')} {where}",
     ]
     return "\n".join(["next:", *lines])
-
-
-def command(name: str) -> str:
-    """How a person calls a command of ours from here, with the interpreter of this process."""
-    return shlex.join([shorter(Path(sys.executable)), shorter(COMMANDS / name)])
-
-
-def again() -> str:
-    """The command line of this process, to be typed once more."""
-    return f"{command(Path(sys.argv[0]).name)} {shlex.join(sys.argv[1:])}"
-
-
-def shorter(path: Path) -> str:
-    """A path as a person would type it from here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

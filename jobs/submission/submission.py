@@ -60,8 +60,8 @@ class Submission:
         if not str(self.folder).isprintable():
             raise ConfigError("no folder for runs: a control character is in its path", value=str(self.folder))
 
-    def run(self) -> int:
-        """The exit code."""
+    def run(self) -> tuple[int, list[Path] | None]:
+        """The exit code, and with --watch the directories of the runs to watch."""
         dry, wanted = self.args.dry_run, self.wanted()
         new = not self.folder.exists()
         if new:  # a refusal must not leave the folder that the lock makes
@@ -79,16 +79,12 @@ class Submission:
                 self._confirm(question)
                 self._commit(plan)
         if plan.actions and all(action.kind == "unknown" for action in plan.actions):
-            return STORAGE
-        if dry:
-            return COMPLETE
-        if self.args.watch:
-            from jobs.reporting.watch import watch
-
-            return watch([self.folder / action.name for action in plan.actions], sys.stdout, again=render.again())
-        if not self.args.json:
+            return STORAGE, None
+        if self.args.watch and not dry:
+            return COMPLETE, [self.folder / action.name for action in plan.actions]
+        if not (dry or self.args.json):
             print(render.after(plan))
-        return COMPLETE
+        return COMPLETE, None
 
     def wanted(self) -> list[Wanted]:
         """The runs, resolved and checked."""

@@ -19,7 +19,8 @@ from jobs.common import cluster_profile
 from jobs.common.cluster_profile import load_profile, runs_root
 from jobs.common.job import JobState
 from jobs.local import processes
-from jobs.reporting import run_details, watch
+from jobs.reporting import run_details
+from jobs.reporting import status as run_status
 from jobs.runs import select
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,9 +54,9 @@ def names(runs):
 def test_an_outage_of_storage_is_told_while_the_attempt_runs(root):
     run, text = RunDir(root / "one" / "b"), "storage does not answer since 14:03:05, 12 retries, the last: 503"
     write_json(run.status, {"attempt": 1, "storage": text})
-    assert status.row(run, JobState("running", 1))["reason"] == text
-    assert status.row(run, JobState("pending", 1))["reason"] == ""
-    assert status.row(run, JobState("running", 2))["reason"] == "", "that was an older attempt"
+    assert run_status.row(run, JobState("running", 1))["reason"] == text
+    assert run_status.row(run, JobState("pending", 1))["reason"] == ""
+    assert run_status.row(run, JobState("running", 2))["reason"] == "", "that was an older attempt"
 
 
 def test_what_is_typed_is_found(root, monkeypatch):
@@ -116,9 +117,9 @@ def test_a_damaged_file_of_one_run_takes_no_other_from_the_table(
     assert "b" in explain.page(run_details.explain(bad))
     if row["state"] == "unknown":
         return  # who watches waits until somebody has mended it
-    monkeypatch.setattr(watch, "interval", lambda _: 0.0)
+    monkeypatch.setattr(run_status, "interval", lambda _: 0.0)
     lines = io.StringIO()
-    assert watch.watch([bad.path, root / "one" / "a"], lines, poll=0.01) in (70, 75)
+    assert run_status.watch([bad.path, root / "one" / "a"], lines, poll=0.01) in (70, 75)
     assert "a: complete" in lines.getvalue()
 
 

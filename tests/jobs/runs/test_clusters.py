@@ -6,9 +6,9 @@ import pytest
 
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs import status
 from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job
+from jobs.reporting import status as run_status
 from jobs.runs import clusters
 from jobs.runs.clusters import Several
 from jobs.slurm import site
@@ -90,9 +90,9 @@ def test_jobs_are_handed_to_their_own_cluster_and_remember_it(desk, answering):
     assert [read_json(job.run.path / "job.json")["cluster"] for job in jobs] == ["near", "far", "near"]
     texts = sorted(path.read_text() for path in desk.glob("sbatch.[0-9]*"))
     assert sorted("--partition=far" in text for text in texts) == [False, True]
-    rows = status.table([job.run for job in jobs])
-    assert [row["cluster"] for row in rows] == ["near", "far", "near"] and " far " in status.render(rows)
-    assert "cluster" not in status.render([row for row in rows if row["cluster"] == "near"])
+    rows = run_status.table([job.run for job in jobs])
+    assert [row["cluster"] for row in rows] == ["near", "far", "near"] and " far " in run_status.render(rows)
+    assert "cluster" not in run_status.render([row for row in rows if row["cluster"] == "near"])
 
 
 def test_one_that_does_not_answer_keeps_no_other_from_being_told(desk, answering, field):
