@@ -154,15 +154,16 @@ def patiently(do, attempt=None):
                 break
         time.sleep(wait)
         wait = min(60.0, 2 * wait)
-    from jobs.host import marks, slurm_cli
+    from jobs.host import slurm_cli
 
     job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restarts_of(os.environ)
     # a requeue waits for Slurm as long: what is to be left with it must not be lost before
-    heard = marks.read(job, restarts, slurm_cli.AWAY) if job else marks.Mark(marks.STARTS)
-    before = heard or marks.Mark()
-    if before.starts < marks.STARTS:
-        mark = marks.Mark(before.starts + 1, attempt or before.attempt)
-        marks.leave(job, restarts, mark, patience=0.0 if heard else slurm_cli.AWAY)
+    before = slurm_cli.FailedStarts(slurm_cli.MAX_FAILED_STARTS)  # without a job nothing starts again
+    heard = slurm_cli.read_failed_starts(job, restarts, slurm_cli.AWAY) if job else before
+    before = heard or slurm_cli.FailedStarts()
+    if before.starts < slurm_cli.MAX_FAILED_STARTS:
+        mark = slurm_cli.FailedStarts(before.starts + 1, attempt or before.attempt)
+        slurm_cli.record_failed_starts(job, restarts, mark, patience=0.0 if heard else slurm_cli.AWAY)
         start_again(LATER, (), attempt=attempt)
     return STORAGE
 
@@ -218,13 +219,13 @@ def settled(run, before=None):
     Of one whose end could not be written the scheduler knows. While that is silent they are left open: the end of this
     attempt, or the next begin, asks again, and no end is put down to what it was not.
     """
-    from jobs.host import attempts, marks, slurm_cli
+    from jobs.host import attempts, slurm_cli
 
     if not [n for n in attempts.unended(run) if before is None or n < before]:
         return False
-    job, mark = slurm_cli.own_job(os.environ), marks.Mark()  # type: Any, Any
+    job, mark = slurm_cli.own_job(os.environ), slurm_cli.FailedStarts()  # type: Any, Any
     if job:
-        mark = marks.read(job, slurm_cli.restarts_of(os.environ))
+        mark = slurm_cli.read_failed_starts(job, slurm_cli.restarts_of(os.environ))
     if mark is None:
         say("%s: nobody says how its last attempt ended; that is asked again" % run.path)
         return False
@@ -247,7 +248,7 @@ def end(path, n, code, state, late=False, met=None):
     """Record the end of attempt n and do what follows from it. ``met``: the error of an earlier try of this."""
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import RunDir
-    from jobs.host import attempts, bad_nodes, slurm_cli, unstarted, wall_limit
+    from jobs.host import attempts, bad_nodes, slurm_cli, wall_limit
 
     run, seen = RunDir(path), {}  # type: Any, dict
     n = run.newest_attempt() if n is None else n
@@ -259,7 +260,7 @@ def end(path, n, code, state, late=False, met=None):
         settled(run, n)
     suspect = bad_nodes.suspect(run, n, time.time())
     among = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-    lost = unstarted.nodes(str(run.logs / str(n) / "job.err"), among)
+    lost = bad_nodes.unstarted(str(run.logs / str(n) / "job.err"), among)
     late = wall_limit.used_up(run, seen) or late  # type: ignore[assignment]
     full = str(met) if met is not None and met.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     decision = attempts.end(run, n, code, state, suspect=suspect, late=late, unstarted=lost, full=full)

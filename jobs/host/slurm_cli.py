@@ -1,7 +1,8 @@
 """Slurm's commands: the one place that calls them, each with a deadline, and that reads what they print.
 
 Standard library, Python >= 3.6: the exit trap on the host uses it too. Only plain output is read, whose fields have
-been there for many years: no plugin, no accounting.
+been there for many years: no plugin, no accounting. The job's comment carries ``FailedStarts`` from one start of a job
+that cannot write to its run to the next.
 """
 
 import os
@@ -365,3 +366,46 @@ def restarts_of(environ):
     # type: (Mapping[str, str]) -> int
     """How often Slurm has started this job again."""
     return int(environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+#: Starts of a job in a row at most that come to nothing, for want of the run's files: two days of them.
+MAX_FAILED_STARTS = 100
+
+
+class FailedStarts(NamedTuple):
+    """What starts of a job that could not write to its run leave with the scheduler: ``Comment=away:1:17:5``.
+
+    The second number is the restart that left it; -1: the job's predecessor (jobs/host/successor.py).
+    """
+
+    starts: int = 0
+    """In a row, all of which came to nothing; a preemption or a start that went well ends the row."""
+    attempt: int = 0
+    """The one whose end could not be written; 0: none."""
+
+
+def read_failed_starts(job, restarts, patience=0.0):
+    # type: (str, int, float) -> Optional[FailedStarts]
+    """What earlier lives of the job left, if they left something; None: nobody says, for so many seconds and more."""
+    try:
+        text = insist("scontrol", "show", "job", job, patience=patience)
+    except Unanswered:
+        return None
+    comment = fields_of(text).get("Comment", "")
+    found = re.match(r"away:([0-9]{1,9}):(-1|[0-9]{1,9}):([0-9]{1,9})$", comment)
+    if not found:
+        return FailedStarts()
+    starts, life, attempt = (int(part) for part in found.groups())
+    return FailedStarts(starts if life == restarts - 1 else 0, attempt)
+
+
+def record_failed_starts(job, restarts, failed, patience=0.0):
+    # type: (str, int, FailedStarts, float) -> None
+    """For the next life of the job; before its requeue, after which this one may be killed at once. Silence is waited
+    for as with ``read_failed_starts``.
+    """
+    words = "JobId=" + job, "Comment=away:%d:%d:%d" % (failed.starts, restarts, failed.attempt)
+    try:
+        insist("scontrol", "update", *words, patience=patience)
+    except Unanswered:  # a start more than there might be
+        pass

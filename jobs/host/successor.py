@@ -62,7 +62,7 @@ def _submit(job, restarts, attempt, delay, exclude):
     excluded = ([] if present == "(null)" else [present]) + sorted(exclude)
     words += ["--exclude=" + ",".join(excluded)] if excluded else []
     away = re.match(r"away:([0-9]+):%d:([0-9]+)$" % restarts, fields.get("Comment", ""))
-    words += ["--comment=away:%s:-1:%s" % away.groups()] if away else []  # see jobs/host/marks.py
+    words += ["--comment=away:%s:-1:%s" % away.groups()] if away else []  # see jobs/host/slurm_cli.py
     id_ = slurm_cli.call("sbatch", "--parsable", *words, text=script, env=_environment(attempt)).strip()
     return "requeue is disabled for this job; submitted its successor %s" % id_.partition(";")[0]
 

@@ -25,7 +25,7 @@ from typing import NoReturn
 from flip.distributed import shutdown
 from flip.runs.errors import CAUSES, ConfigError, DataError, FlipError, StorageError, scrub
 from flip.runs.rundir import OWNER, RunDir, load_record, read_json
-from jobs.host.symptoms import PEER_GONE
+from jobs.host.restart_policy import PEER_GONE
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG)
 """Errors of files that pass by themselves or by somebody's hand, and say nothing against the run."""

@@ -16,7 +16,7 @@ from flip.runs.errors import ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job
-from jobs.host.marks import STARTS
+from jobs.host.slurm_cli import MAX_FAILED_STARTS
 
 PASSED = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
 """What jobs get of the environment that submits, besides the names in the profile: a job must not depend on what
@@ -87,12 +87,12 @@ ELSEWHERE = [
     "elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array",
     "  code=$?",
     '  case $code in 1|2|4|126|127|13[0-9]) ;; *) exit "$code";; esac  # others are what `begin` means',
-    "  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as marks.Mark: starts in a row that came to nothing",
+    "  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as slurm_cli.FailedStarts: starts in a row for nothing",
     '  until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the trap does',
     r"""  mark=$(sed -En 's/^ *Comment=away:([0-9]+:-?[0-9]+:[0-9]+).*/\1/p' <<< "$shown")""",
     '  IFS=: read -r past last ended <<< "$mark"',
     '  [ "${last:-x}" != $((life - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended',
-    f'  [ "$starts" -lt {STARTS} ] || exit "$code"',
+    f'  [ "$starts" -lt {MAX_FAILED_STARTS} ] || exit "$code"',
     '  ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"',
     # nodes that Slurm already excludes (profile, broken hardware) stay excluded. A node that gave the job back is
     # listed twice; the next one replaces it, so that an outage of all nodes cannot exclude them all

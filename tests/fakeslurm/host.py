@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flip.runs.errors import STORAGE
 from flip.runs.rundir import RunDir
-from jobs.host import batch_hooks, marks, slurm_cli
+from jobs.host import batch_hooks, slurm_cli
 from tests.fakeslurm.clock import Process
 
 
@@ -158,9 +158,9 @@ class Life:
 
     def _elsewhere(self, code):
         def give_back():
-            mark = marks.read(job, self.restarts, slurm_cli.AWAY) or marks.Mark()
-            if mark.starts < marks.STARTS:
-                marks.leave(job, self.restarts, mark._replace(starts=mark.starts + 1))
+            mark = slurm_cli.read_failed_starts(job, self.restarts, slurm_cli.AWAY) or slurm_cli.FailedStarts()
+            if mark.starts < slurm_cli.MAX_FAILED_STARTS:
+                slurm_cli.record_failed_starts(job, self.restarts, mark._replace(starts=mark.starts + 1))
                 again()
                 with contextlib.suppress(slurm_cli.Unanswered):
                     shown = slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job", job))["ExcNodeList"]

@@ -11,7 +11,7 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import Profile
 from jobs.common.job import JobState
-from jobs.host import marks, slurm_cli
+from jobs.host import slurm_cli
 from jobs.slurm import job_states, site, site_checks
 from tests.parsers.spoil import spoiled
 
@@ -91,7 +91,7 @@ def test_a_queue_comes_back(answers, jobs):
 def test_any_job(answers, text):
     answers["scontrol"] = text
     assert slurm_cli.state_words("50_3", 2) is None or slurm_cli.state_words("50_3", 2).strip()
-    mark = marks.read("50_3", 2)
+    mark = slurm_cli.read_failed_starts("50_3", 2)
     assert mark.starts >= 0 and mark.attempt >= 0
     assert all(isinstance(nodes, str) for nodes in slurm_cli._excluded("50_3"))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.host import marks, slurm_cli
+from jobs.host import slurm_cli
 
 JOB = (
     "JobId=57 ArrayJobId=50 ArrayTaskId=3 JobName=a.b\n   Priority=1\n   JobState={state} Reason={reason}\n"
@@ -154,7 +154,7 @@ def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands,
 def test_a_job_that_slurm_knows_no_more_is_not_waited_for_half_a_day(commands, slept):
     """As on a node that was cut off while its job was preempted, or after the controller lost its state."""
     commands("scontrol", "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
-    assert marks.read("57", 0, patience=slurm_cli.AWAY) is None and slept[-1] == 31.0
+    assert slurm_cli.read_failed_starts("57", 0, patience=slurm_cli.AWAY) is None and slept[-1] == 31.0
     with pytest.raises(slurm_cli.Gone):
         slurm_cli.requeue("57", 0)
     assert slept[-1] < 31.0 + 2 * slurm_cli.GONE
@@ -192,10 +192,10 @@ def test_a_requeue_whose_answer_was_lost_keeps_its_delay_and_nodes(commands, nap
 )
 def test_a_life_leaves_word_for_the_next(commands, naps, comment, mark):
     commands("scontrol", show() + f"\necho '   AdminComment=x Comment={comment} '")
-    assert marks.read("57_3", 7) == mark
+    assert slurm_cli.read_failed_starts("57_3", 7) == mark
     commands("scontrol", "exit 1")
-    assert marks.read("57_3", 7) is None and naps == [1.0, 5.0, 25.0]
-    marks.leave("57_3", 7, marks.Mark(4, 12))
+    assert slurm_cli.read_failed_starts("57_3", 7) is None and naps == [1.0, 5.0, 25.0]
+    slurm_cli.record_failed_starts("57_3", 7, slurm_cli.FailedStarts(4, 12))
     assert commands.calls()[-1] == "scontrol update JobId=57_3 Comment=away:4:7:12"
 
 
