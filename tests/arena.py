@@ -21,7 +21,7 @@ from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import load_profile
 from jobs.common.job import Job, Shape
-from jobs.local import processes
+from jobs.local import rank_processes
 from jobs.local.backend import LocalCluster, live_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +134,7 @@ class Arena:
         pid = self.supervisor()
         os.kill(pid, signal.SIGKILL)
         self.faults += 1
-        self.wait(lambda: not processes.alive(pid, processes.start_time(pid)), "the supervisor's end")
+        self.wait(lambda: not rank_processes.alive(pid, rank_processes.start_time(pid)), "the supervisor's end")
         self.wait(lambda: not self.ranks(), "the ranks' end by their leash")
 
     def damage_newest(self):

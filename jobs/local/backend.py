@@ -20,7 +20,7 @@ from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.cluster_profile import Profile
 from jobs.common.job import UNREADABLE, Job, JobState, is_complete, unread
 from jobs.host import attempts, canary
-from jobs.local import processes, supervisor
+from jobs.local import rank_processes, supervisor
 
 
 class LocalCluster:
@@ -143,7 +143,7 @@ def _state(run: RunDir, served: bool) -> JobState:
 def live_ranks(run: RunDir) -> list[dict[str, Any]]:
     """Rows {rank, pid, start} of the newest attempt's processes that still run here."""
     rows = read_record(run.attempt(run.newest_attempt()) / "pids.json") or []
-    return [row for row in rows if processes.alive(row["pid"], row["start"])]
+    return [row for row in rows if rank_processes.alive(row["pid"], row["start"])]
 
 
 def start_supervisor(sweep: Path, code: Path) -> None:

@@ -1,4 +1,7 @@
-"""The ranks of one attempt on this machine: started, watched, and never left behind."""
+"""The ranks of one attempt on this machine: started, watched, and never left behind.
+
+A process is known by its pid and its start time: a pid alone may have been given to another process since.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,60 @@ from typing import Any, Protocol
 
 from flip.runs.errors import CAUSES, COMPLETE, STOPPED
 from flip.runs.rundir import OWNER, RunDir, read_record, write_json
-from jobs.local import processes
+
+
+def start_time(pid: int) -> str:
+    """When the process began, in the system's own words (ticks since boot); empty if there is none."""
+    if not Path("/proc/self/stat").exists():
+        shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return shown.stdout.strip()
+    fields = _stat(pid)
+    return fields[19] if fields else ""
+
+
+def alive(pid: int, start: str) -> bool:
+    """Whether that very process still runs (a zombie does not)."""
+    return bool(start) and start_time(pid) == start and not _over(_stat(pid))
+
+
+def session(leader: int) -> list[int]:
+    """Pids of the living processes in the session that ``leader`` opened, whether or not it still lives."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(entry.name))
+        if fields and not _over(fields) and fields[3] == str(leader):
+            found.append(int(entry.name))
+    return found
+
+
+def kill_session(leader: int, start: str) -> None:
+    """SIGKILL whatever is left of a rank: its process group and those of its session that left the group.
+
+    Does nothing where the leader's pid has been given to another process since.
+    """
+    if start_time(leader) not in ("", start):
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+    for pid in session(leader):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _over(fields: list[str]) -> bool:
+    """Whether nothing of a process can run any more. Its first thread may be a zombie while others still end: 17 is the
+    number of threads."""
+    return bool(fields) and fields[0] in "ZX" and int(fields[17]) < 2
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat after the name (which may hold anything): state, ppid, pgrp, session, ... 19: start."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:  # gone, or gone while we read
+        return []
+    return text.rpartition(")")[2].split()
+
 
 STRAGGLE = 600.0
 """Seconds that peers of a rank that ended well may take: they agreed on the end, only a hang takes longer."""
@@ -41,7 +97,7 @@ class Child:
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self.popen, self.pid = popen, popen.pid
-        self.start = processes.start_time(popen.pid)
+        self.start = start_time(popen.pid)
 
     def poll(self) -> tuple[bool, int | None]:
         if self.popen.returncode is None:
@@ -62,7 +118,7 @@ class Orphan:
         self.pid, self.start = pid, start
 
     def poll(self) -> tuple[bool, int | None]:
-        return not processes.alive(self.pid, self.start), None
+        return not alive(self.pid, self.start), None
 
 
 class Attempt:
@@ -100,7 +156,7 @@ class Attempt:
         if (self.unseen or len(self.codes) < len(self.ranks)) and time.monotonic() < self.deadline:
             return False
         for process in self.ranks:
-            processes.kill_session(process.pid, process.start)
+            kill_session(process.pid, process.start)
         return all(rank in self.codes for rank in range(len(self.ranks)))
 
     def _note(self, code: int | None) -> None:
@@ -125,7 +181,7 @@ class Attempt:
         self.repeat = time.monotonic() + REPEAT
         self.limit(seconds)
         for rank, process in enumerate(self.ranks):
-            if rank not in self.codes and processes.alive(process.pid, process.start):
+            if rank not in self.codes and alive(process.pid, process.start):
                 self.told = True
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)

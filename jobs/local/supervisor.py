@@ -31,7 +31,7 @@ from jobs.common.filesystem import locked
 from jobs.host import attempts, canary, notify
 from jobs.host.rank_entry import raise_limits
 from jobs.host.restart_policy import LEAVING, TOLD
-from jobs.local import processes, rank_processes
+from jobs.local import rank_processes
 
 POLL = 0.2
 SCAN = 1.0
@@ -241,7 +241,7 @@ def main(folder: str) -> int:
         return 0
     child = os.fork()
     if child:
-        write_json(sweep / ".supervisor" / "pid.json", {"pid": child, "start": processes.start_time(child)})
+        write_json(sweep / ".supervisor" / "pid.json", {"pid": child, "start": rank_processes.start_time(child)})
         return 0
     os.setsid()
     raise_limits()  # ranks inherit them

@@ -13,7 +13,7 @@ import pytest
 from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job, Shape
-from jobs.local import backend, processes
+from jobs.local import backend, rank_processes
 from tests.synthetic import make_dataset, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +92,7 @@ class Field:
             except OSError:
                 continue
             pid = int(entry.name)
-            if str(self.sweep).encode() in words and processes.alive(pid, processes.start_time(pid)):
+            if str(self.sweep).encode() in words and rank_processes.alive(pid, rank_processes.start_time(pid)):
                 found.append(pid)
         return found
 

@@ -18,7 +18,7 @@ from jobs import cancel, explain, logs, report, status
 from jobs.common import cluster_profile
 from jobs.common.cluster_profile import load_profile, runs_root
 from jobs.common.job import JobState
-from jobs.local import processes
+from jobs.local import rank_processes
 from jobs.reporting import run_details
 from jobs.reporting import status as run_status
 from jobs.runs import select
@@ -236,7 +236,7 @@ def test_cancel_asks_first(root):
 
 def test_processes_of_another_user_keep_no_other_run_from_being_cancelled(root, monkeypatch, capsys):
     bad, me = RunDir(root / "one" / "b"), os.getpid()
-    write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": me, "start": processes.start_time(me)}])
+    write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": me, "start": rank_processes.start_time(me)}])
     monkeypatch.setattr(os, "kill", Mock(side_effect=PermissionError(1, "Operation not permitted")))
     assert cancel.main(["one/b", "two/a", "--yes", "--root", str(root)]) == 70
     assert "not told to stop (found: 'b: [Errno 1] Operation not permitted')" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import slurm_cli
-from jobs.local import processes
+from jobs.local import rank_processes
 from jobs.slurm.backend import SlurmCluster
 from tests.arena import Arena
 from tests.s3.servers import BUCKET
@@ -161,7 +161,7 @@ class StormRun(Calm):
 
     @staticmethod
     def alive(pid):
-        return processes.alive(pid, processes.start_time(pid))
+        return rank_processes.alive(pid, rank_processes.start_time(pid))
 
     @staticmethod
     def pending(pid, number):
