@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before a job is queued: data, tokenizer, paths, space, memory.
+"""Everything that can be known to be wrong before a job is queued: data, tokenizer, paths, space, memory, checkpoints.
 
 A check that fails raises the error that the job would have died of. What cannot be looked at from here (a nominal data
 set, a cluster's file system) is returned as skipped, so that a plan can say so.
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip import costs, flops
+from flip.checkpoint.remote import Remote
 from flip.config.derived import spans
 from flip.config.resolve import DataFacts, Host
 from flip.config.schema import Config
@@ -31,16 +32,18 @@ from flip.data.decode import Undecodable
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import is_remote
 from flip.data.storage.client import Reader
+from flip.data.storage.retry import Patience
 from flip.data.worker import captions_of, image_of, json_fields, label_of, refuse_whole_json
 from flip.evaluation import prompts
 from flip.runs import commit
+from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import Profile
 from jobs.common.filesystem import ELSEWHERE, probe, unwritable
 from jobs.common.text import count, size
 from jobs.host import wall_limit as wall
-from jobs.planning import environment_checks, memory_fit, saves, variables
+from jobs.planning import environment_checks, memory_fit
 from jobs.slurm import site
 from jobs.slurm.batch_script import minutes
 
@@ -73,11 +76,16 @@ def check(
     _libraries(config, profile)
     nominal = any(one.nominal for one in data)
     return [
-        *(Check(*seen) for seen in variables.check(variables.needed(config), profile, plan=dry and nominal)),
+        *(
+            Check(*seen)
+            for seen in environment_checks.check_variables(
+                environment_checks.needed(config), profile, plan=dry and nominal
+            )
+        ),
         *_data(config, data),
         _tokenizer(config, nominal),
         *_evaluations(config, nominal),
-        *(Check(*seen) for seen in environment_checks.check(config, profile, folder, plan=dry and nominal)),
+        *(Check(*seen) for seen in environment_checks.check_container(config, profile, folder, plan=dry and nominal)),
         _machine(config, profile, on),
         *(Check(*seen) for seen in memory_fit.check(config, profile, on)),
         _writable(profile, folder, dry),
@@ -368,12 +376,12 @@ def _bucket(config: Config, dry: bool) -> list[Check]:
     url = config.checkpoint.url
     if url and dry:
         return [Check("checkpoint.url", f"{url}: not written to in a dry run", True)]
-    return [Check("checkpoint.url", saves.written(url))] if url else []
+    return [Check("checkpoint.url", written(url))] if url else []
 
 
 def saving(profile: Profile, run: RunDir) -> list[Check]:
     """What the saves of a run that goes on took, against the time that a stop leaves."""
-    seen = saves.time_to_save(run, profile.signal_seconds)
+    seen = time_to_save(run, profile.signal_seconds)
     return [Check("time to save", seen)] if seen else []
 
 
@@ -388,3 +396,30 @@ def wall_limit(config: Config, profile: Profile, run: RunDir) -> list[Check]:
         f"warning: {wall.span(limit)}, but the signal to save comes {wall.span(profile.signal_seconds)} before its end"
     )
     return [Check("resources.hours", f"{what}{takes}: no time is left to train; raise hours or lower signal_seconds")]
+
+
+@lru_cache(maxsize=16)
+def written(url: str, deadline: float = 10.0) -> str:
+    """Write an object where checkpoints will lie, and delete it. Raises what a save would, after the deadline."""
+    place = url if "://" in url else f"file://{url}"
+    remote = Remote(f"{place.rstrip('/')}/.probe-{os.getpid()}", Patience(deadline=deadline))
+    remote.put("probe", b"probe")
+    remote.remove()
+    return f"{url}: objects can be written and deleted"
+
+
+def time_to_save(run: RunDir, seconds: float) -> str:
+    """What the commits of a run took, beside the ``seconds`` before its end at which it is told to stop.
+
+    A stop waits for the save under way, trains to the end of two steps (ranks agree a step late), and saves once more;
+    no second time where S is the one that is being saved.
+    """
+    known = [one.record for one in commits(run)]
+    took = max((float(one.get("saving", 0.0)) for one in known), default=0.0)
+    step = max((one["seconds"] / one["step"] for one in known if one.get("step")), default=0.0)
+    if not took:
+        return ""
+    enough = 2 * took + 2 * step <= seconds
+    verdict = "" if enough else ": too late for a save under way, two steps and one more save; raise signal_seconds"
+    steps = f", a step {step:.1f} s" if step else ""
+    return f"{took:.1f} s at most until now{steps}, the warning comes {seconds:g} s before the end{verdict}"

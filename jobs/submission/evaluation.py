@@ -33,7 +33,7 @@ from jobs.common.filesystem import require_trusted, writing
 from jobs.common.job import Job
 from jobs.common.paths import REPOSITORY
 from jobs.common.text import duration, percent, plain, table
-from jobs.planning import preflight, variables
+from jobs.planning import environment_checks, preflight
 from jobs.planning.plan import EVALUATIONS, shape
 from jobs.runs import select
 from jobs.runs.clusters import ENDED, INTERRUPTED, code_of, interval, open_cluster, states
@@ -211,7 +211,7 @@ class Order:
         places = [config.checkpoint.url]
         for one in task.sets:
             places += own[one["name"]] if one["path"] == CONFIGURED else [one["path"] or task.data]
-        variables.check(places, self.profile)
+        environment_checks.check_variables(places, self.profile)
 
     def _make(self, subject: RunDir, task: Task, config: Config) -> RunDir:
         """Its directory, complete, with pins on its commits, before it is handed over; or nothing of it."""

@@ -28,7 +28,7 @@ runs: {{a: }}
 @pytest.fixture
 def there(tmp_path, monkeypatch):
     """Data, and a cache below the home with the tokenizer."""
-    monkeypatch.setattr(environment_checks, "ITS_OWN", ("~",))  # tests live in /tmp
+    monkeypatch.setattr(environment_checks, "APPTAINER_BINDS", ("~",))  # tests live in /tmp
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("FLIP_CACHE", raising=False)
     make_dataset(tmp_path / "data", samples=48, shards=2, size=16, classes=4)
@@ -47,7 +47,7 @@ def config(there, *overrides):
 def check(there, *seen, runtime="pyxis", plan=False, overrides=(), **fields):
     told = {"kind": "slurm", "container": "x.sqsh", "container_mounts": list(seen), **fields}
     profile = Profile(name="mine", container_runtime=runtime, **told)
-    return environment_checks.check(config(there, *overrides), profile, there / "runs/demo", plan)
+    return environment_checks.check_container(config(there, *overrides), profile, there / "runs/demo", plan)
 
 
 def refused(there, *seen, **more):
@@ -99,9 +99,9 @@ def test_a_runs_root_that_a_list_of_mounts_would_split_is_refused(there, runtime
     (there / name).mkdir()
     profile = Profile(name="mine", kind="slurm", container="x.sqsh", container_runtime=runtime)
     with pytest.raises(ConfigError, match="PATH:PLACE.*must have neither.*FLIP_RUNS=FOLDER") as caught:
-        environment_checks.check(config(there), profile, there / name / "demo")
+        environment_checks.check_container(config(there), profile, there / name / "demo")
     assert caught.value.value == str(there / name / "demo")
-    assert environment_checks.check(config(there), Profile(kind="slurm"), there / name / "demo") == []
+    assert environment_checks.check_container(config(there), Profile(kind="slurm"), there / name / "demo") == []
 
 
 def test_apptainer_brings_the_home(there):
