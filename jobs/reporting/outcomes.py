@@ -20,7 +20,6 @@ from jobs.reporting import paper_comparison, seed_groups
 from jobs.reporting.report import damage, result_cells
 from jobs.reporting.seed_groups import by_sweep_order
 from jobs.runs.clusters import states
-from jobs.sweeps import published as paper
 
 
 def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
@@ -54,7 +53,7 @@ def rows(found: Sequence[Outcome]) -> list[dict[str, Any]]:
             continue
         each["paper.row"] = published.row
         for name, number in published.top1.items():
-            why = "; ".join(paper.obstacles(published, [outcome], name))
+            why = "; ".join(paper_comparison.obstacles(published, [outcome], name))
             each |= {f"paper.{name}.top1": number / 100, f"paper.{name}.comparable": why or "yes"}
     keys = dict.fromkeys(key for each in made for key in each)
     return [{key: each.get(key) for key in keys} for each in made]

@@ -13,10 +13,10 @@ from flip.config.yaml_io import read_yaml
 from flip.monitoring.results import read_run
 from flip.runs.errors import ConfigError
 from jobs.common.paths import SWEEPS
-from jobs.reporting.paper_comparison import Line
+from jobs.reporting.paper_comparison import Line, differences, obstacles
 from jobs.submit import main
 from jobs.sweeps import published as paper
-from jobs.sweeps.published import Published, differences, obstacles, published
+from jobs.sweeps.published import Published, published
 from jobs.sweeps.sweep_file import load
 from tests.jobs.outcomes import make
 
