@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.launcher import ROOT, Site, status
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import Profile
-from jobs.common.job import Job, Shape
+from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import DEADLINE
 from jobs.slurm.backend import SlurmCluster
 
@@ -68,7 +68,7 @@ def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
             run = RunDir(sweep / f"run{i}")
             run.path.mkdir(parents=True)
             run.config.write_text("schema: 1\n", encoding="utf-8")
-            jobs.append(Job(run, ROOT, Shape(1, 8, 8, 12, 24.0)))
+            jobs.append(Job(run, ROOT, JobResources(1, 8, 8, 12, 24.0)))
         found = {
             "submit": calls.during(
                 lambda: SlurmCluster(Profile(name="bench", kind="slurm", python=sys.executable)).submit(jobs)

@@ -26,13 +26,13 @@ from benchmarks import results
 from benchmarks.results import ABSENT, rounded
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import Profile
-from jobs.common.job import Job, Shape
+from jobs.common.job import Job, JobResources
 from jobs.slurm.backend import SlurmCluster
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"plan": 2.0, "status": 1.0, "help": 0.3}
 """Seconds."""
-SHAPES = (Shape(1, 8, 8, 12, 24.0), Shape(4, 8, 8, 12, 24.0))
+SHAPES = (JobResources(1, 8, 8, 12, 24.0), JobResources(4, 8, 8, 12, 24.0))
 NO_COMMANDS = ("supervisor", "worker", "evaluator", "rank")
 """Files that can be run, but that nobody types."""
 OURS, LOOP, HYDRA_RUN = "ours", "a loop of submitit.submit", "a Hydra multirun"

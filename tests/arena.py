@@ -20,7 +20,7 @@ from flip.data.order import Order
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import load_profile
-from jobs.common.job import Job, Shape
+from jobs.common.job import Job, JobResources
 from jobs.local import rank_processes
 from jobs.local.backend import LocalCluster, live_ranks
 
@@ -84,7 +84,7 @@ class Arena:
         self.run.config.write_text(merge.dump(self.config), encoding="utf-8")
 
     def shape(self):
-        return Shape(processes=self.world)
+        return JobResources(processes=self.world)
 
     def ranks(self):
         """Rows {rank, pid} of the newest attempt's living processes."""

@@ -18,7 +18,7 @@ STATES = ("queued", "running", "waiting", "complete", "failed", "cancelled", "st
 
 
 @dataclass(frozen=True)
-class Shape:
+class JobResources:
     """The resources of one run; runs of one shape can share an array."""
 
     nodes: int = 1
@@ -44,7 +44,7 @@ class Job:
     run: RunDir
     snapshot: Path
     """The run's own code (flip/, jobs/): working directory and PYTHONPATH of its ranks; a run that goes on keeps it."""
-    shape: Shape = Shape()
+    shape: JobResources = JobResources()
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of ranks; stands in files, so never a secret."""
     module: str = "jobs.worker"
@@ -88,7 +88,7 @@ UNREADABLE = (OSError, ValueError, KeyError)
 """What a run's files raise that may not be read, are no JSON, or lack something: no matter of other runs."""
 
 
-def unread(run: RunDir, error: Exception, damaged: str = "unknown") -> JobState:
+def unreadable_state(run: RunDir, error: Exception, damaged: str = "unknown") -> JobState:
     """The state of a run whose files raised one of UNREADABLE. ``damaged``: where it is what they hold."""
     try:
         n = run.newest_attempt()
@@ -116,7 +116,7 @@ def record_of(run: RunDir) -> dict[str, Any]:
         return {}
 
 
-class Cluster(Protocol):
+class Backend(Protocol):
     """The hands. Jobs given to one call of ``submit`` belong to one sweep folder."""
 
     def submit(self, jobs: Sequence[Job]) -> None:

@@ -18,13 +18,13 @@ from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.cluster_profile import Profile
-from jobs.common.job import UNREADABLE, Job, JobState, is_complete, unread
+from jobs.common.job import UNREADABLE, Job, JobState, is_complete, unreadable_state
 from jobs.host import attempts, canary
 from jobs.local import rank_processes, supervisor
 
 
 class LocalCluster:
-    """See ``jobs.common.job.Cluster``. Knows nothing that is not in the files: any number of them may exist."""
+    """See ``jobs.common.job.Backend``. Knows nothing that is not in the files: any number of them may exist."""
 
     def __init__(self, profile: Profile, peer_grace: float = 20.0) -> None:
         self.profile, self.peer_grace = profile, peer_grace
@@ -105,7 +105,7 @@ def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
                 served[sweep] = supervisor.is_served(sweep)
             found[run.path] = _state(run, served[sweep])
         except UNREADABLE as error:
-            found[run.path] = unread(run, error, damaged="failed")
+            found[run.path] = unreadable_state(run, error, damaged="failed")
     return found
 
 

@@ -25,7 +25,7 @@ from flip.monitoring.results import read_run
 from flip.runs import pins
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.rundir import RunDir, read_record
-from jobs.common.job import Shape
+from jobs.common.job import JobResources
 from jobs.planning.cost import Cost, Estimate, total
 from jobs.runs.clusters import states
 
@@ -314,8 +314,8 @@ def _list(changes: Sequence[Change], given: Collection[str], most: int = 5) -> s
     return "; ".join(told) + (f"; and {len(changes) - most} more" if len(changes) > most else "")
 
 
-def shape(config: Config) -> Shape:
+def shape(config: Config) -> JobResources:
     """What a resolved run asks its cluster for."""
     asked = config.resources
     cpus = asked.cpus or config.compute.threads + config.data.workers
-    return Shape(asked.nodes, asked.processes, asked.gpus, cpus, asked.hours)
+    return JobResources(asked.nodes, asked.processes, asked.gpus, cpus, asked.hours)

@@ -16,7 +16,7 @@ from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, create_json
 from jobs.common.cluster_profile import Profile
 from jobs.common.filesystem import unwritable
-from jobs.common.job import UNREADABLE, Cluster, Job, JobState, record_of, unread
+from jobs.common.job import UNREADABLE, Backend, Job, JobState, record_of, unreadable_state
 from jobs.host import attempts
 from jobs.runs import resubmit
 
@@ -26,7 +26,7 @@ INTERRUPTED = 130
 ENDED = ("complete", "failed", "cancelled", "stopped")
 
 
-def open_cluster(profile: Profile) -> Cluster:
+def open_cluster(profile: Profile) -> Backend:
     """The cluster of a profile."""
     if profile.kind == "slurm":
         from jobs.slurm.backend import SlurmCluster
@@ -62,12 +62,12 @@ def _with_command(run: RunDir, state: JobState) -> JobState:
     try:
         command = resubmit.command(run)[1]
     except UNREADABLE as error:
-        return unread(run, error)
+        return unreadable_state(run, error)
     return replace(state, detail=f"{state.detail}: {command}") if command else state
 
 
 def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
-    """``Cluster.cancel`` of the clusters that look after the runs. All are told before a trouble is raised."""
+    """``Backend.cancel`` of the clusters that look after the runs. All are told before a trouble is raised."""
     troubles = []
     for kind, group in _by_kind(runs).items():
         try:

@@ -35,7 +35,7 @@ NOT_REQUEUED = (
 
 
 class SlurmCluster:
-    """See ``jobs.common.job.Cluster``. Knows nothing but the files and Slurm: any number of them may exist."""
+    """See ``jobs.common.job.Backend``. Knows nothing but the files and Slurm: any number of them may exist."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.rundir import RunDir, read_record
-from jobs.common.job import UNREADABLE, JobState, is_complete, unread
+from jobs.common.job import UNREADABLE, JobState, is_complete, unreadable_state
 from jobs.host import attempts, canary, slurm_cli, wall_limit
 from jobs.host.slurm_cli import ENDED, WAITING, Row, Unanswered
 
@@ -36,7 +36,7 @@ def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
             if path in ahead and found[path].state in ("queued", "stopped", "cancelled") and not run.cancel.exists():
                 found[path] = _behind(run, ahead[path], rows.get(path), found[path], found[ahead[path].path])
         except UNREADABLE as error:
-            found[path] = unread(run, error)
+            found[path] = unreadable_state(run, error)
     return {run.path: found[run.path] for run in runs}
 
 

@@ -26,7 +26,7 @@ from flip.runs.ownership import closed_folder, is_mine
 from flip.runs.rundir import RunDir, read_record, sync_folder, write_json, write_text
 from flip.training import warm_start
 from jobs.common.filesystem import locked, require_trusted, writing
-from jobs.common.job import Cluster, Job
+from jobs.common.job import Backend, Job
 from jobs.host import canary
 from jobs.planning.plan import Action, Plan, shape
 from jobs.runs import clusters
@@ -59,7 +59,7 @@ def lock(folder: Path) -> Iterator[None]:
 def apply(
     plan: Plan,
     snapshot: Snapshot,
-    cluster: Cluster | Several,
+    cluster: Backend | Several,
     about: Mapping[str, Any],
     steps: int = 0,
     typed: Sequence[str] = (),

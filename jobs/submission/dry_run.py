@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import Profile
-from jobs.common.job import Job, Shape
+from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import DEADLINE
 from jobs.planning.plan import Plan, shape
 from jobs.slurm import backend, batch_script
@@ -30,7 +30,7 @@ class Batch:
     """One sbatch call to come."""
 
     runs: Sequence[str]
-    shape: Shape
+    shape: JobResources
     script: str
     start: str
     """When Slurm would start it, in words; empty where it was not asked."""
@@ -48,7 +48,7 @@ def batches(plan: Plan, profile: Profile, asking: bool = True) -> list[Batch]:
         for action in plan.starting
         if (config := action.wanted.config)
     ]
-    asked: dict[Shape, str] = {}
+    asked: dict[JobResources, str] = {}
     found = []
     for group in backend.arrays(jobs, profile.array_size):
         text, size = script(profile, group), group[0].shape

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json, write_json
 from jobs.common.cluster_profile import Profile
-from jobs.common.job import Job, Shape
+from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import AWAY
 from jobs.planning import plan as planning
 from jobs.planning.plan import Wanted
@@ -284,7 +284,7 @@ class World:
                 raise
 
     def _shape(self, name):
-        return Shape(nodes=self.likes[name].nodes, processes=8, gpus=8, cpus=8, hours=HOURS)
+        return JobResources(nodes=self.likes[name].nodes, processes=8, gpus=8, cpus=8, hours=HOURS)
 
     def _cancel(self, name):
         run = self.run(name)

@@ -12,7 +12,7 @@ import pytest
 
 from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import Profile
-from jobs.common.job import Job, Shape
+from jobs.common.job import Job, JobResources
 from jobs.local import backend, rank_processes
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -51,7 +51,7 @@ class Field:
 
     def submit(self, *runs: RunDir, parallel=1, **fields) -> None:
         self.cluster.profile.parallel = parallel
-        shapes = [Shape(processes=self.worlds[r.name]) for r in runs]
+        shapes = [JobResources(processes=self.worlds[r.name]) for r in runs]
         self.cluster.submit(
             [Job(r, self.snapshot, s, module="fake_worker", **fields) for r, s in zip(runs, shapes, strict=True)]
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from flip.runs.rundir import RunDir, create_json, read_json
 from jobs.common.cluster_profile import Profile
-from jobs.common.job import Job, Shape
+from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import ENDED
 from jobs.runs import clusters
 from jobs.slurm.backend import SlurmCluster
@@ -98,7 +98,7 @@ class Scene:
             self.runs.append(run)
             self.seen.append([])
         self.cluster = SlurmCluster(profile(hours=hours, **fields))
-        shape = Shape(nodes=2, processes=1, gpus=gpus, cpus=cpus, hours=hours)
+        shape = JobResources(nodes=2, processes=1, gpus=gpus, cpus=cpus, hours=hours)
         self.cluster.submit([Job(run, ROOT, shape, module="tests.slurm.scripted") for run in self.runs])
         self.watch()
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.common.job import Job, Shape
+from jobs.common.job import Job, JobResources
 from jobs.host import slurm_cli
 from jobs.runs.clusters import Several, states
 from tests.slurm.desk import ROOT
@@ -48,7 +48,7 @@ def sweep(start_slurm, tmp_path):
         write_json(run.identity, {"hash": name})
         run.config.write_text("schema: 1\n")  # commands find runs by it
         cluster = {"done": "second", "lacking": "third"}.get(name, "first")
-        shape = Shape(nodes=2 if name == "lacking" else 1, cpus=1, hours=0.5)
+        shape = JobResources(nodes=2 if name == "lacking" else 1, cpus=1, hours=0.5)
         jobs.append(Job(run, ROOT, shape, module="tests.slurm.scripted", cluster=cluster))
     (tmp_path / "python").write_text(LACKS.format(python=sys.executable))
     (tmp_path / "python").chmod(0o755)

@@ -9,7 +9,7 @@ import pytest
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import Profile
-from jobs.common.job import Job, Shape
+from jobs.common.job import Job, JobResources
 from jobs.host import attempts, batch_hooks, canary, slurm_cli
 from jobs.runs import clusters
 from jobs.slurm import backend
@@ -25,7 +25,7 @@ def log(run, n, *steps):
         file.writelines(json.dumps({"step": step, "loss": 2.0}) + "\n" for step in steps)
 
 
-ONE = Shape()
+ONE = JobResources()
 
 
 def job(tmp_path, name, shape=ONE, code="code", **fields):
@@ -43,7 +43,7 @@ def told(run):
 
 
 def test_of_several_of_one_shape_and_code_the_first_goes_ahead(tmp_path):
-    large = Shape(2)
+    large = JobResources(2)
     jobs = [job(tmp_path, "a"), job(tmp_path, "b", large), job(tmp_path, "c"), job(tmp_path, "d", code="old")]
     found = apply.with_canaries([*jobs, job(tmp_path, "e")], tmp_path / "demo", 50)
     assert [(one.run.name, one.canary, one.waits_for) for one in found] == [
@@ -55,13 +55,13 @@ def test_of_several_of_one_shape_and_code_the_first_goes_ahead(tmp_path):
 @pytest.mark.parametrize("last, goes_ahead", [(51, False), (50, True)])
 def test_a_shape_that_has_passed_needs_no_canary(tmp_path, last, goes_ahead):
     before = job(tmp_path, "z")
-    record = {"shape": vars(Shape()), "snapshot": str(tmp_path / "code"), "module": "jobs.worker", "after": 0}
+    record = {"shape": vars(JobResources()), "snapshot": str(tmp_path / "code"), "module": "jobs.worker", "after": 0}
     write_json(before.run.path / "job.json", record)
     before.run.begin_attempt({})
     log(before.run, 1, 1, 20, last)
     jobs = [job(tmp_path, "a"), job(tmp_path, "b")]
     assert bool(apply.with_canaries(jobs, tmp_path / "demo", 50)[0].canary) == goes_ahead
-    for news in ({"snapshot": tmp_path / "new"}, {"shape": Shape(4)}):
+    for news in ({"snapshot": tmp_path / "new"}, {"shape": JobResources(4)}):
         assert apply.with_canaries([replace(one, **news) for one in jobs], tmp_path / "demo", 50)[0].canary
 
 
@@ -87,7 +87,7 @@ def test_a_short_run_passes_when_it_is_complete(tmp_path):
 
 def ahead(field, steps, first, *others):
     """Submit with a canary."""
-    jobs = [Job(run, field.snapshot, Shape(), module="fake_worker") for run in (first, *others)]
+    jobs = [Job(run, field.snapshot, JobResources(), module="fake_worker") for run in (first, *others)]
     field.cluster.profile.parallel = 3
     field.cluster.submit(apply.with_canaries(jobs, field.sweep, steps))
 
@@ -282,7 +282,7 @@ def test_by_hand_they_start_without_it(submitted):
 
 
 def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
-    jobs = apply.with_canaries([job(tmp_path, name, Shape(3)) for name in "xy"], tmp_path / "demo", 50)
+    jobs = apply.with_canaries([job(tmp_path, name, JobResources(3)) for name in "xy"], tmp_path / "demo", 50)
     refuse = "if grep -qx '#SBATCH --hold' $1; then echo 'Submitted batch job 60'; else echo too many >&2; exit 1; fi"
     submitted("sbatch", refuse)
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
@@ -294,7 +294,7 @@ def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
 
 def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, submitted):
     """They wait for a canary that runs; called off, they would stand there as cancelled."""
-    jobs = [*[job(tmp_path, name, Shape(3)) for name in "xy"], job(tmp_path, "z", Shape(4))]
+    jobs = [*[job(tmp_path, name, JobResources(3)) for name in "xy"], job(tmp_path, "z", JobResources(4))]
     submitted("sbatch", "grep -q -- --nodes=4 $1 && { echo 'error: too many' >&2; exit 1; }\n" + SBATCH)
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
@@ -307,7 +307,7 @@ def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, sub
 @pytest.mark.parametrize("during", ["held", "canary"])
 def test_an_interrupted_submission_leaves_nothing_held(tmp_path, submitted, monkeypatch, error, during):
     """Slurm has taken the array when Ctrl-C comes, or when the disk is full."""
-    jobs = apply.with_canaries([job(tmp_path, name, Shape(3)) for name in "xy"], tmp_path / "demo", 50)
+    jobs = apply.with_canaries([job(tmp_path, name, JobResources(3)) for name in "xy"], tmp_path / "demo", 50)
     submitted("sbatch", "echo 'Submitted batch job 60'")
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')

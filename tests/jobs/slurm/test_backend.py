@@ -14,7 +14,7 @@ from flip.runs.errors import ConfigError, FlipError, PermissionDenied
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import cancel
 from jobs.common.cluster_profile import Profile
-from jobs.common.job import Job, Shape
+from jobs.common.job import Job, JobResources
 from jobs.host import attempts, wall_limit
 from jobs.planning import plan as planning
 from jobs.runs import clusters
@@ -120,7 +120,7 @@ def test_a_site_that_disables_requeue_is_noticed_at_submission(sweep, commands, 
     run = sweep("a")
     commands("sbatch", SBATCH)
     commands("scontrol", f"[ $2 = job ] && echo 'JobId=57\n   Requeue={requeue} Restarts=0'; {CONFIG}")
-    backend.SlurmCluster(PROFILE).submit([Job(run, ROOT, Shape(1, 1, 0, 1, 1.0))])
+    backend.SlurmCluster(PROFILE).submit([Job(run, ROOT, JobResources(1, 1, 0, 1, 1.0))])
     said = capsys.readouterr().err
     assert ("warning: job 57: requeue is disabled here (Requeue=0)" in said) == (not requeue)
     token = read_json(run.path / "job.json")["token"]
@@ -145,7 +145,7 @@ def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands)
         run = sweep(f"a{i}")
         commands("sbatch", f"printf '%s\\n' {shlex.quote(wrong)} {shlex.quote(more)} >&2; exit 1")
         with pytest.raises(ConfigError, match=re.escape(wrong)) as caught:
-            backend.SlurmCluster(PROFILE).submit([Job(run, ROOT, Shape(1, 1, 0, 1, 1.0))])
+            backend.SlurmCluster(PROFILE).submit([Job(run, ROOT, JobResources(1, 1, 0, 1, 1.0))])
         assert "partition, account, qos or options of the profile" in str(caught.value)
         assert told(run) == ("stopped", 0, "Slurm did not say that it took its job: submit again")
 
@@ -197,7 +197,7 @@ def jobs(tmp_path, *shapes):
 
 def test_one_array_per_shape_and_the_place_of_each_run_is_written_before(tmp_path, commands, monkeypatch):
     """When sbatch is called, job.json and the list of runs are there already: any job can be found afterwards."""
-    small, large = Shape(1, 2, 0, 1, 1.0), Shape(2, 8, 8, 4, 24.0)
+    small, large = JobResources(1, 2, 0, 1, 1.0), JobResources(2, 8, 8, 4, 24.0)
     look = f'ls {tmp_path}/runs/demo/*/job.json {tmp_path}/runs/demo/.slurm/*/runs >> "$0.seen"'
     commands("sbatch", f"{look}; {SBATCH}")
     commands("scontrol", CONFIG)
@@ -225,7 +225,7 @@ def test_what_a_dry_run_shows_is_what_sbatch_gets(tmp_path, commands):
     commands("sbatch", SBATCH)
     commands("scontrol", CONFIG)
     commands("srun", "exit 1")  # submitit looks for it
-    made = jobs(tmp_path, Shape(2, 8, 8, 4, 24.0), Shape(2, 8, 8, 4, 24.0))
+    made = jobs(tmp_path, JobResources(2, 8, 8, 4, 24.0), JobResources(2, 8, 8, 4, 24.0))
     shown = dry_run.script(PROFILE, made)
     backend.SlurmCluster(PROFILE).submit(made)
     (text,) = (path.read_text() for path in tmp_path.glob("sbatch.[0-9]*"))
@@ -259,7 +259,7 @@ def test_what_slurm_says_against_a_script_is_shown(tmp_path, commands):
 
 
 def test_many_runs_are_split_at_the_sites_limit(tmp_path):
-    groups = list(backend.arrays(jobs(tmp_path, *[Shape()] * 7), 3))
+    groups = list(backend.arrays(jobs(tmp_path, *[JobResources()] * 7), 3))
     assert [len(group) for group in groups] == [3, 3, 1]
 
 
@@ -268,7 +268,7 @@ def test_a_refusal_of_sbatch_is_one_paragraph(tmp_path, commands):
     commands("srun", "")
     commands("sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1")
     with pytest.raises(ConfigError, match="Invalid account.*doctor"):
-        backend.SlurmCluster(PROFILE).submit(jobs(tmp_path, Shape()))
+        backend.SlurmCluster(PROFILE).submit(jobs(tmp_path, JobResources()))
 
 
 def test_cancel_tells_ranks_first_and_ends_them_the_second_time(sweep, commands):
