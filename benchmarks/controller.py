@@ -21,7 +21,7 @@ from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import DEADLINE
-from jobs.slurm.backend import SlurmCluster
+from jobs.slurm.backend import SlurmBackend
 
 MAX_ARRAY, MAX_JOBS = 1001, 10_000
 """Defaults of MaxArraySize and MaxJobCount (slurm.conf)."""
@@ -71,7 +71,7 @@ def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
             jobs.append(Job(run, ROOT, JobResources(1, 8, 8, 12, 24.0)))
         found = {
             "submit": calls.during(
-                lambda: SlurmCluster(Profile(name="bench", kind="slurm", python=sys.executable)).submit(jobs)
+                lambda: SlurmBackend(Profile(name="bench", kind="slurm", python=sys.executable)).submit(jobs)
             )
         }
         found["status"] = _one(calls.during(lambda: status(site, runs, 1)), 2)

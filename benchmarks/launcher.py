@@ -27,7 +27,7 @@ from benchmarks.results import ABSENT, rounded
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job, JobResources
-from jobs.slurm.backend import SlurmCluster
+from jobs.slurm.backend import SlurmBackend
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"plan": 2.0, "status": 1.0, "help": 0.3}
@@ -164,7 +164,7 @@ class Site:
             run = RunDir(folder / f"run{i}")
             run.path.mkdir(parents=True)
             jobs.append(Job(run, ROOT, SHAPES[i % len(SHAPES)]))
-        SlurmCluster(Profile(name="bench", kind="slurm")).submit(jobs)
+        SlurmBackend(Profile(name="bench", kind="slurm")).submit(jobs)
 
     # -- peers ---------------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ def cancel(args: argparse.Namespace) -> int:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
             return 0
-    clusters.call_off(chosen, args.why)
+    clusters.request_cancel(chosen, args.why)
     names = [run.name for run in chosen]
     said = f"cancelled: {', '.join(map(plain, names))}" if names else "nothing to cancel: every run has ended"
     print(json.dumps(names) if args.json else said)

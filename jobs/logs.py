@@ -92,13 +92,13 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
     import time
 
     from jobs.common.text import plain_lines
-    from jobs.runs.clusters import interval
+    from jobs.runs.clusters import poll_interval
 
     read: dict[Path, int] = {}
     decoders: dict[Path, codecs.IncrementalDecoder] = {}
     over, asked = not on, float("-inf")
     while True:
-        if on and time.monotonic() >= asked + interval([run]):  # before reading: the last lines are not missed
+        if on and time.monotonic() >= asked + poll_interval([run]):  # before reading: the last lines are not missed
             over, asked = _over(run, attempt), time.monotonic()
         for path in files(run, attempt, err, node):
             if path not in read and (len(read) or attempt is None) and on:

@@ -22,7 +22,7 @@ from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import load_profile
 from jobs.common.job import Job, JobResources
 from jobs.local import rank_processes
-from jobs.local.backend import LocalCluster, live_ranks
+from jobs.local.backend import LocalBackend, live_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, INTERVAL = 16, 5
@@ -75,7 +75,7 @@ class Arena:
     # -- hands -------------------------------------------------------------------------------------------------------
 
     def open(self):
-        return LocalCluster(load_profile("local"))
+        return LocalBackend(load_profile("local"))
 
     def submit(self):
         self.cluster.submit([Job(self.run, ROOT, self.shape(), self.env, module="tests.kill_worker")])

@@ -1,4 +1,4 @@
-"""The local cluster: runs on this machine, looked after by one detached supervisor per sweep folder."""
+"""The local backend: runs on this machine, looked after by one detached supervisor per sweep folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jobs.host import attempts, canary
 from jobs.local import rank_processes, supervisor
 
 
-class LocalCluster:
+class LocalBackend:
     """See ``jobs.common.job.Backend``. Knows nothing that is not in the files: any number of them may exist."""
 
     def __init__(self, profile: Profile, peer_grace: float = 20.0) -> None:

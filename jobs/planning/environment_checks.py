@@ -19,7 +19,7 @@ from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import Profile
-from jobs.slurm.batch_script import PASSED, mounts
+from jobs.slurm.batch_script import FORWARDED_ENV, mounts
 
 APPTAINER_BINDS = ("~", "/tmp", "/var/tmp")
 """What apptainer binds, unless the site has it otherwise. Pyxis binds nothing by itself."""
@@ -130,7 +130,7 @@ def check_variables(places: Iterable[str], profile: Profile, plan: bool = False)
         return []
     names, schemes = client_variables(found, os.environ), ", ".join(found)
     setup = "\n".join(profile.setup)
-    given = {*PASSED, *profile.env, *(name for name in names if re.search(rf"\b{re.escape(name)}\b", setup))}
+    given = {*FORWARDED_ENV, *profile.env, *(name for name in names if re.search(rf"\b{re.escape(name)}\b", setup))}
     missing = [name for name in names if name not in given]
     if not missing:
         told = f"go with jobs: {', '.join(names)}" if names else "are not set here"

@@ -20,7 +20,7 @@ from jobs.common.job import UNREADABLE, JobState
 from jobs.common.text import count, duration, plain
 from jobs.common.text import table as aligned
 from jobs.host import attempts
-from jobs.runs.clusters import ENDED, INTERRUPTED, cluster_of, code_of, interval, states
+from jobs.runs.clusters import ENDED, INTERRUPTED, cluster_of, code_of, poll_interval, states
 
 QUIET = 30.0
 """Seconds between lines of a run where nothing changed but its progress, without a terminal."""
@@ -114,7 +114,7 @@ def watch(paths: Iterable[Path], out: TextIO | None = None, again: str = "", pol
             # a supervisor lets go of its lock for an instant before it ends, and may take it again
             if quiet >= (3 if any(row["state"] == "stopped" for row in rows) else 1):
                 break
-            time.sleep(max(poll, interval(runs)))
+            time.sleep(max(poll, poll_interval(runs)))
     except KeyboardInterrupt:
         print(f"\nthe runs go on without you; to come back: {again}", file=out, flush=True)
         return INTERRUPTED

@@ -26,15 +26,15 @@ INTERRUPTED = 130
 ENDED = ("complete", "failed", "cancelled", "stopped")
 
 
-def open_cluster(profile: Profile) -> Backend:
+def open_backend(profile: Profile) -> Backend:
     """The cluster of a profile."""
     if profile.kind == "slurm":
-        from jobs.slurm.backend import SlurmCluster
+        from jobs.slurm.backend import SlurmBackend
 
-        return SlurmCluster(profile)
-    from jobs.local.backend import LocalCluster
+        return SlurmBackend(profile)
+    from jobs.local.backend import LocalBackend
 
-    return LocalCluster(profile)
+    return LocalBackend(profile)
 
 
 def kind_of(run: RunDir) -> str:
@@ -51,7 +51,7 @@ def states(runs: Iterable[RunDir]) -> dict[Path, JobState]:
     """Path of a run -> its state, as the cluster says that it is on; one call of squeue for all on Slurm."""
     runs, found = list(runs), dict[Path, JobState]()
     for kind, group in _by_kind(runs).items():
-        found |= open_cluster(Profile(kind=kind)).states(group)
+        found |= open_backend(Profile(kind=kind)).states(group)
     return {run.path: _with_command(run, found[run.path]) for run in runs}
 
 
@@ -71,14 +71,14 @@ def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
     troubles = []
     for kind, group in _by_kind(runs).items():
         try:
-            open_cluster(Profile(kind=kind)).cancel(group, again)
+            open_backend(Profile(kind=kind)).cancel(group, again)
         except FlipError as error:
             troubles.append(error)
     if troubles:
         raise troubles[0]
 
 
-class Several:
+class MultiBackend:
     """Clusters by the names of their profiles: each job goes to its own. Only ``submit`` needs to know."""
 
     def __init__(self, profiles: Iterable[Profile]) -> None:
@@ -86,10 +86,10 @@ class Several:
 
     def submit(self, jobs: Sequence[Job]) -> None:
         for name, profile in self.profiles.items():
-            open_cluster(profile).submit([job for job in jobs if job.cluster == name])
+            open_backend(profile).submit([job for job in jobs if job.cluster == name])
 
 
-def call_off(runs: Iterable[RunDir], why: str) -> None:
+def request_cancel(runs: Iterable[RunDir], why: str) -> None:
     """Write the runs' cancel.json and have them ended; those that were told before are not waited for.
 
     Each by itself: what could not be done for some is raised, as a FlipError, when all the others have been told.
@@ -131,7 +131,7 @@ def code_of(run: RunDir) -> int:
         return CRASH
 
 
-def interval(runs: Iterable[RunDir]) -> float:
+def poll_interval(runs: Iterable[RunDir]) -> float:
     """Seconds between two looks at runs by somebody who waits: Slurm's controller is everybody's."""
     return 10.0 if any(kind_of(run) == "slurm" for run in runs) else 0.5
 

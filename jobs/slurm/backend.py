@@ -1,4 +1,4 @@
-"""The Slurm cluster: runs as batch jobs over submitit, one array per shape of resources.
+"""The Slurm backend: runs as batch jobs over submitit, one array per shape of resources.
 
 All that is known of a job is its name, ``<sweep>.<token>``, and its place in the array, both written into job.json
 before sbatch is called: whatever happens to this process then, a job can be found, and one that was replaced does
@@ -34,7 +34,7 @@ NOT_REQUEUED = (
 )
 
 
-class SlurmCluster:
+class SlurmBackend:
     """See ``jobs.common.job.Backend``. Knows nothing but the files and Slurm: any number of them may exist."""
 
     def __init__(self, profile: Profile) -> None:
@@ -115,7 +115,7 @@ class SlurmCluster:
         executor = executor_of(self.profile, jobs[0], folder)
         executor.update_parameters(**batch_script.parameters(self.profile, jobs[0], folder, name))
         try:
-            with only([*batch_script.PASSED, *self.profile.env]):
+            with batch_script.clean_environment([*batch_script.FORWARDED_ENV, *self.profile.env]):
                 submitted = executor.map_array(_named, [str(job.run.path) for job in jobs])
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             remedy = (
@@ -222,21 +222,6 @@ def _answered() -> Iterator[None]:
     except Unanswered as error:
         remedy = "Run it where Slurm's commands work, and when its controller answers."
         raise FlipError("Slurm did not do what it was asked", value=str(error), remedy=remedy) from error
-
-
-@contextlib.contextmanager
-def only(names: Sequence[str]) -> Iterator[None]:
-    """Within, the environment of this process, which submitit's sbatch inherits, holds these names alone.
-
-    ``--export=NAMES`` would do it too, but makes Slurm load the user's login environment on the node.
-    """
-    before = dict(os.environ)
-    try:
-        for name in before.keys() - set(names):
-            del os.environ[name]
-        yield
-    finally:
-        os.environ.update(before)
 
 
 def _retire(runs: Sequence[RunDir]) -> None:

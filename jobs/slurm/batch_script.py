@@ -6,9 +6,11 @@ The decision to start again is taken on the host, outside the trainer and its co
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,24 @@ from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job
 from jobs.host.slurm_cli import MAX_FAILED_STARTS
 
-PASSED = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
+FORWARDED_ENV = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
 """What jobs get of the environment that submits, besides the names in the profile: a job must not depend on what
 happens to be set there, and a secret that is not named stays behind."""
+
+
+@contextlib.contextmanager
+def clean_environment(names: Sequence[str]) -> Iterator[None]:
+    """Within, the environment of this process, which submitit's sbatch inherits, holds these names alone.
+
+    ``--export=NAMES`` would do it too, but makes Slurm load the user's login environment on the node.
+    """
+    before = dict(os.environ)
+    try:
+        for name in before.keys() - set(names):
+            del os.environ[name]
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str, Any]:
@@ -37,12 +54,12 @@ def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str,
         "time": minutes(shape.hours),
         "signal_delay_s": profile.signal_seconds,
         "wckey": None,  # a site that checks them knows none called submitit
-        "setup": lines(profile, job, folder),
-        "srun_args": step(profile, job),
+        "setup": setup_lines(profile, job, folder),
+        "srun_args": srun_args(profile, job),
         "additional_parameters": {
             "requeue": True,
             "signal": f"USR2@{profile.signal_seconds}",
-            "export": "ALL",  # of the little that ``slurm.only`` leaves
+            "export": "ALL",  # of the little that ``clean_environment`` leaves
             # what every node has: one that lacks the shared folders must get as far as to say so
             **dict.fromkeys(("output", "error"), "/dev/null"),
             "chdir": "/",
@@ -64,7 +81,7 @@ def minutes(hours: float) -> int:
     return max(1, math.ceil(round(hours * 60, 6)))  # Slurm takes 0 as no limit
 
 
-ELSEWHERE = [
+NODE_FAULT_HANDLER = [
     "follow() (  # Slurm does not requeue this job: the same script as a new one, as jobs/host/successor.py does it",
     '  text=$(scontrol write batch_script "$id" -) || exit',
     '  words=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")',
@@ -132,7 +149,7 @@ def _ownership(*code: Path) -> list[str]:
     ]
 
 
-def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
+def setup_lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     """The script before ``srun``. TERM comes to it with a preemption without grace, and with scancel."""
     snapshot = Path(job.snapshot).absolute()
     # -I: whatever modules and setup lines say to Pythons is said to another one
@@ -152,7 +169,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     return [
         "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
         "trap '' TERM USR1 USR2  # what is begun here is finished",
-        *ELSEWHERE,
+        *NODE_FAULT_HANDLER,
         f"said={shlex.quote(str(folder))}/$id",
         'exec >>"$said.out" 2>>"$said.err" || elsewhere',
         *_ownership(snapshot, job.host_code),
@@ -197,7 +214,7 @@ def _modules(names: Sequence[str]) -> list[str]:
     return [bring, f"module load {load} || exit 70"]
 
 
-def step(profile: Profile, job: Job) -> list[str]:
+def srun_args(profile: Profile, job: Job) -> list[str]:
     """Arguments of ``srun``. One rank's bad end must not kill the others while they save: they get ``peer_seconds``.
 
     ``all``: what tasks say before they have their own log, as that there is no such interpreter, goes to the job's.

@@ -19,8 +19,7 @@ from jobs.common.cluster_profile import Profile, runs_root
 from jobs.common.filesystem import probe
 from jobs.host import slurm_cli
 from jobs.host.slurm_cli import number
-from jobs.slurm.backend import only
-from jobs.slurm.batch_script import PASSED, minutes
+from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment, minutes
 
 GPUS = re.compile(r"\bgpu:(?:([^:,()]+):)?([0-9]{1,9})(?=[,(\s]|$)")
 """In a node's gres: ``gpu:8``, ``gpu:h100:8(S:0-1)``, ``gpu:4090:4,gpu:a40:2``."""
@@ -62,7 +61,7 @@ def _interpreter(profile: Profile) -> None:
     if python is None:
         return
     try:
-        with only([*PASSED, *profile.env]):
+        with clean_environment([*FORWARDED_ENV, *profile.env]):
             slurm_cli.call(python, "-Ic", PYTHON)
     except slurm_cli.Unanswered as error:
         remedy = f"In the profile {profile.name} name another (host_python: /usr/bin/python3), or what it needs (env: "
@@ -216,7 +215,7 @@ def read(profile: Profile) -> Site:
     ask(said, "squeue --json", "squeue", "--json", "--name=none")
     ask(said, "sacct", "sacct", "-n", "-X", "-S", "now")
     python = shutil.which(profile.hosts_python) or profile.hosts_python
-    with only([*PASSED, *profile.env]):
+    with clean_environment([*FORWARDED_ENV, *profile.env]):
         version = ask(said, "python", python, "-Ic", "import sys; print('%d.%d.%d' % sys.version_info[:3])").strip()
     said["submitit"] = "" if find_spec("submitit") else "not installed"
     root = runs_root(profile)
@@ -302,7 +301,7 @@ def accepts(profile: Profile) -> str:
     given = {key: value for key, value in options.items() if value or key == "requeue"} | profile.options
     words = [f"--{key}={value}" if value else f"--{key}" for key, value in given.items()]
     said: dict[str, str] = {}
-    with only([*PASSED, *profile.env]):
+    with clean_environment([*FORWARDED_ENV, *profile.env]):
         ask(said, "sbatch", "sbatch", "--test-only", *words, "--wrap=true")
     return said["sbatch"]
 

@@ -30,7 +30,7 @@ from jobs.common.job import Backend, Job
 from jobs.host import canary
 from jobs.planning.plan import Action, Plan, shape
 from jobs.runs import clusters
-from jobs.runs.clusters import Several
+from jobs.runs.clusters import MultiBackend
 from jobs.submission.snapshot import DIGEST, Snapshot
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
@@ -59,7 +59,7 @@ def lock(folder: Path) -> Iterator[None]:
 def apply(
     plan: Plan,
     snapshot: Snapshot,
-    cluster: Backend | Several,
+    cluster: Backend | MultiBackend,
     about: Mapping[str, Any],
     steps: int = 0,
     typed: Sequence[str] = (),
@@ -197,13 +197,13 @@ def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda 
     ``on_trash``: as for ``apply``.
     """
     active = [RunDir(plan.folder / name) for name, found in plan.pruned.items() if found.active]
-    clusters.call_off(active, why)
+    clusters.request_cancel(active, why)
     end = time.monotonic() + PATIENCE
     while active and time.monotonic() < end:
         known = clusters.states(active)
         active = [run for run in active if known[run.path].state in ("queued", "running", "waiting", "unknown")]
         if active:
-            time.sleep(clusters.interval(active))
+            time.sleep(clusters.poll_interval(active))
     left = [run.name for run in active]
     with _named_errors(plan.folder):
         for name in plan.pruned:

@@ -73,7 +73,7 @@ def script(profile: Profile, jobs: Sequence[Job]) -> str:
 def start(text: str, profile: Profile) -> str:
     """What Slurm says to a script, in words."""
     try:
-        with backend.only([*batch_script.PASSED, *profile.env]):
+        with batch_script.clean_environment([*batch_script.FORWARDED_ENV, *profile.env]):
             done = subprocess.run(
                 ["sbatch", "--test-only"], input=text, capture_output=True, text=True, timeout=DEADLINE, check=False
             )

@@ -36,7 +36,7 @@ from jobs.common.text import duration, percent, plain, table
 from jobs.planning import environment_checks, preflight
 from jobs.planning.plan import EVALUATIONS, shape
 from jobs.runs import select
-from jobs.runs.clusters import ENDED, INTERRUPTED, code_of, interval, open_cluster, states
+from jobs.runs.clusters import ENDED, INTERRUPTED, code_of, open_backend, poll_interval, states
 from jobs.submission import submission
 from jobs.submission.snapshot import take
 
@@ -79,7 +79,7 @@ class Order:
         snapshot = take(REPOSITORY, subject.path.parent / ".code")
         cache = {"FLIP_CACHE": str(cache_root())}
         with writing(job.path):
-            open_cluster(self.profile).submit([Job(job, snapshot.path, shape(config), cache, "jobs.evaluator")])
+            open_backend(self.profile).submit([Job(job, snapshot.path, shape(config), cache, "jobs.evaluator")])
         if not self.args.json:
             print(f"{subject.sweep}/{subject.name}: the job is {job.path}", flush=True)
         if self.args.detach:
@@ -245,7 +245,7 @@ class Order:
                 state = states([job])[job.path]
                 if state.state in ENDED:
                     break
-                time.sleep(interval([job]))
+                time.sleep(poll_interval([job]))
         except KeyboardInterrupt:
             print(f"\nit goes on without you: python jobs/status.py {shlex.quote(str(job.path))}")
             return INTERRUPTED

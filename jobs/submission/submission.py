@@ -28,7 +28,7 @@ from jobs.planning import preflight
 from jobs.planning.cost import estimate, total
 from jobs.planning.plan import Plan, Wanted
 from jobs.runs import resubmit
-from jobs.runs.clusters import Several
+from jobs.runs.clusters import MultiBackend
 from jobs.submission import render
 from jobs.submission.apply import apply, called_off, lock, prune
 from jobs.submission.dry_run import Batch, batches
@@ -278,7 +278,7 @@ class Submission:
             hidden = ", ".join(snapshot.left_out)
             self._say(f"not copied, because they are no code or look like secrets: {hidden}" if hidden else "")
             steps = 0 if self.args.no_canary else self.profile.canary
-            cluster = Several(self._profiles())
+            cluster = MultiBackend(self._profiles())
             again = resubmit.typed(self.args, self.file)
             jobs = apply(plan, snapshot, cluster, self._about(plan), steps, again, self._trashed)
             self._say(render.canaries(jobs))

@@ -14,7 +14,7 @@ from jobs.host.slurm_cli import AWAY
 from jobs.planning import plan as planning
 from jobs.planning.plan import Wanted
 from jobs.runs.clusters import states
-from jobs.slurm.backend import SlurmCluster
+from jobs.slurm.backend import SlurmBackend
 from jobs.submission import apply as folder
 from tests.fakeslurm.clock import Clock, Process
 from tests.fakeslurm.commands import Commands
@@ -278,7 +278,7 @@ class World:
                 if ahead and (ahead[1] in names or found[ahead[1]].state in ("failed", "cancelled")):
                     self.behind.add((self.clock.now, name))
             try:
-                SlurmCluster(Profile(name="fake", kind="slurm", python="python3")).submit(jobs)
+                SlurmBackend(Profile(name="fake", kind="slurm", python="python3")).submit(jobs)
             except FlipError:
                 self.excuses.append(self.clock.now)  # they may be queued or not: looking again settles it
                 raise
@@ -292,7 +292,7 @@ class World:
         create_json(run.cancel, {"who": "ann", "why": "not needed any more", "time": 0})
         for body in list(self.bodies.get(name, ())):
             self.clock.at(body.like.step, body.look)
-        SlurmCluster(Profile(kind="slurm")).cancel([run])
+        SlurmBackend(Profile(kind="slurm")).cancel([run])
 
     def states(self):
         return {path.name: state for path, state in states([self.run(name) for name in self.likes]).items()}

@@ -38,7 +38,7 @@ class Field:
         for room in ("flip", "jobs"):
             (self.snapshot / room).symlink_to(ROOT / room)
         shutil.copy(Path(__file__).with_name("fake_worker.py"), self.snapshot)
-        self.cluster = backend.LocalCluster(Profile(name="local", signal_seconds=5), peer_grace=0.5)
+        self.cluster = backend.LocalBackend(Profile(name="local", signal_seconds=5), peer_grace=0.5)
         self.worlds: dict[str, int] = {}
 
     def run(self, name="run", world=1, total=6, step=0.05, every=2, **play) -> RunDir:

@@ -117,7 +117,7 @@ def test_a_damaged_file_of_one_run_takes_no_other_from_the_table(
     assert "b" in explain.page(run_details.explain(bad))
     if row["state"] == "unknown":
         return  # who watches waits until somebody has mended it
-    monkeypatch.setattr(run_status, "interval", lambda _: 0.0)
+    monkeypatch.setattr(run_status, "poll_interval", lambda _: 0.0)
     lines = io.StringIO()
     assert run_status.watch([bad.path, root / "one" / "a"], lines, poll=0.01) in (70, 75)
     assert "a: complete" in lines.getvalue()

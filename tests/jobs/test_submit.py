@@ -177,7 +177,7 @@ def test_a_whole_json_member_is_refused_and_its_fields_are_named(desk, with_json
 def test_a_run_that_trains_on_a_whole_json_member_may_go_on(desk, with_json, monkeypatch, capsys):
     """As it was begun by a version that took it: the same sweep again changes nothing, another run is refused."""
     monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
-    monkeypatch.setattr(submission.Several, "submit", lambda *_: None)
+    monkeypatch.setattr(submission.MultiBackend, "submit", lambda *_: None)
     with monkeypatch.context() as before:
         before.setattr(preflight, "captions", lambda *_: None)
         code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
@@ -343,7 +343,7 @@ class Typed:
     def __init__(self, desk, capsys, monkeypatch):
         self.desk, self.capsys, self.started = desk, capsys, []
         monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
-        monkeypatch.setattr(submission, "Several", lambda _: self)
+        monkeypatch.setattr(submission, "MultiBackend", lambda _: self)
         monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
 

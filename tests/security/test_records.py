@@ -166,7 +166,7 @@ def read_by_commands(run, asked):
     assert [row["state"] for row in results.read_runs(folder) if row["run"] == "sound"] == ["complete"]
     told = run_details.explain(run)
     shown += [explain.page(told), json.dumps(told)]
-    resubmit.command(run), logs.files(run, None, True), clusters.interval(both)
+    resubmit.command(run), logs.files(run, None, True), clusters.poll_interval(both)
     found = plan.observe(folder, ["victim", "sound"])
     decided = plan.plan(asked, found, folder, retry=True)
     plan.observe(folder, ["victim"], asking=False)

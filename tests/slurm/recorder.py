@@ -21,7 +21,7 @@ from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import ENDED
 from jobs.runs import clusters
-from jobs.slurm.backend import SlurmCluster
+from jobs.slurm.backend import SlurmBackend
 
 ROOT = Path(__file__).resolve().parents[2]
 CALLS = ("scontrol", "squeue")
@@ -97,7 +97,7 @@ class Scene:
             (run.path / "play.json").write_text(json.dumps(play))
             self.runs.append(run)
             self.seen.append([])
-        self.cluster = SlurmCluster(profile(hours=hours, **fields))
+        self.cluster = SlurmBackend(profile(hours=hours, **fields))
         shape = JobResources(nodes=2, processes=1, gpus=gpus, cpus=cpus, hours=hours)
         self.cluster.submit([Job(run, ROOT, shape, module="tests.slurm.scripted") for run in self.runs])
         self.watch()

@@ -12,7 +12,7 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job, JobResources
 from jobs.host import slurm_cli
 from jobs.runs.clusters import states
-from jobs.slurm.backend import SlurmCluster
+from jobs.slurm.backend import SlurmBackend
 from tests.slurm.desk import ROOT
 from tests.slurm.recorder import pids, profile
 from tests.slurm.scenarios import AGAIN, FOREIGN
@@ -28,7 +28,7 @@ def submit(folder, *names, play=AGAIN, module="tests.slurm.scripted", nodes=1):
             run.path.mkdir(parents=True)
             write_json(run.path / "play.json", play)
     shape = JobResources(nodes=nodes, cpus=1, hours=0.5)
-    SlurmCluster(profile(peer_seconds=5)).submit([Job(run, ROOT, shape, module=module) for run in runs])
+    SlurmBackend(profile(peer_seconds=5)).submit([Job(run, ROOT, shape, module=module) for run in runs])
     return runs
 
 

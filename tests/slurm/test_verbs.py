@@ -12,7 +12,7 @@ import pytest
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job, JobResources
 from jobs.host import slurm_cli
-from jobs.runs.clusters import Several, states
+from jobs.runs.clusters import MultiBackend, states
 from tests.slurm.desk import ROOT
 from tests.slurm.recorder import profile
 from tests.slurm.scenarios import AGAIN, HERE, LONG, SHORT
@@ -56,7 +56,7 @@ def sweep(start_slurm, tmp_path):
     told = {"notify": [sys.executable, "-c", NOTES, str(heard)]}
     third = {"name": "third", "python": str(tmp_path / "python"), "host_python": sys.executable, "peer_seconds": 5}
     others = profile(name="second", partition="high", **told), profile(**third, **told)
-    Several([profile(name="first", **told), *others]).submit(jobs)
+    MultiBackend([profile(name="first", **told), *others]).submit(jobs)
     return here, {job.run.name: job.run for job in jobs}, heard
 
 

@@ -12,7 +12,7 @@ from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import slurm_cli
 from jobs.local import rank_processes
-from jobs.slurm.backend import SlurmCluster
+from jobs.slurm.backend import SlurmBackend
 from tests.arena import Arena
 from tests.s3.servers import BUCKET
 from tests.storm.faults import EVERY
@@ -57,7 +57,7 @@ class StormRun(Calm):
         super().__init__(scene.runs, name)
         self.scene, self.here, self.profile, self.rng = scene, scene.here, scene.profile, rng
         self.line = scene.lines[name]
-        self.cluster = SlurmCluster(self.profile)
+        self.cluster = SlurmBackend(self.profile)
         self.done, self.seen = [], []
         """Strikes; (state, attempt) as ``status`` told them, one after the other, without repetitions."""
         self.quiet = threading.Event()

@@ -23,7 +23,7 @@ def cluster(request, commands, monkeypatch):
     commands("srun", "")
     commands("scontrol", "echo 'ClusterName = far'")
     commands("squeue", "")
-    kind = {"local": local.LocalCluster, "slurm": slurm.SlurmCluster}[request.param]
+    kind = {"local": local.LocalBackend, "slurm": slurm.SlurmBackend}[request.param]
     return kind(Profile(name="here", kind=request.param))
 
 
@@ -91,7 +91,7 @@ def test_it_is_the_new_order_that_is_no_longer_cancelled(tmp_path, cluster, monk
     run, seen = RunDir(tmp_path / "demo" / "a"), []
     run.path.mkdir(parents=True)
     create_json(run.cancel, WHO)
-    module = local if isinstance(cluster, local.LocalCluster) else slurm
+    module = local if isinstance(cluster, local.LocalBackend) else slurm
     write = module.write_json
 
     def written(path, value):

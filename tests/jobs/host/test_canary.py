@@ -104,7 +104,7 @@ def test_the_others_start_when_the_canary_has_passed(field):
     log(first, 1, 6)
     field.until_state(other, "complete")
     assert field.state(first) == "running"
-    clusters.call_off([first], "enough")
+    clusters.request_cancel([first], "enough")
     field.until(lambda: not field.left())
 
 
@@ -132,7 +132,7 @@ def submitted(tmp_path, commands):
     commands("scontrol", "echo 'ClusterName = far'")
     commands("scancel", "")
     jobs = [job(tmp_path, name) for name in "abc"]
-    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, tmp_path / "demo", 50))
+    backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, tmp_path / "demo", 50))
     a, b, c = runs = [one.run for one in jobs]
 
     def queue(first="RUNNING|None", others="PENDING|JobHeldUser"):
@@ -261,14 +261,14 @@ def test_where_it_stopped_for_good_the_others_say_so_and_are_submitted_again(sub
     found = clusters.states([c, b, a])
     assert [found[run.path].state for run in (a, b, c)] == ["failed", "stopped", "stopped"]
     jobs = [Job(run, Path("/code")) for run in (b, c)]
-    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, a.path.parent, 50))
+    backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, a.path.parent, 50))
     assert asked(submitted, "scancel") == (["scancel 52"] if "Held" in row else []), "what is held of the old ones"
     assert read_json(b.path / "job.json")["canary"] and read_json(c.path / "job.json")["waits_for"] == "b"
 
 
 def test_a_canary_that_was_submitted_again_lets_only_its_own_go(submitted):
     a, b, _ = submitted.runs
-    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit([Job(a, Path("/code"), canary=50)])
+    backend.SlurmBackend(Profile(name="far", kind="slurm")).submit([Job(a, Path("/code"), canary=50)])
     submitted.queue()
     assert told(b) == ("stopped", "its canary a is running (starting): submit again")
 
@@ -288,7 +288,7 @@ def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
     with pytest.raises(ConfigError, match="too many"):
-        backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
+        backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(jobs)
     assert asked(submitted, "scancel") == ["scancel 60"]
 
 
@@ -299,7 +299,7 @@ def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, sub
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
     with pytest.raises(ConfigError, match="too many"):
-        backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, tmp_path / "demo", 50))
+        backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, tmp_path / "demo", 50))
     assert read_json(tmp_path / "demo" / "x" / "job.json")["canary"]["releases"] and not asked(submitted, "scancel")
 
 
@@ -311,7 +311,7 @@ def test_an_interrupted_submission_leaves_nothing_held(tmp_path, submitted, monk
     submitted("sbatch", "echo 'Submitted batch job 60'")
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
-    really = backend.SlurmCluster._sbatch
+    really = backend.SlurmBackend._sbatch
 
     def sbatch(self, jobs, *where):
         number = really(self, jobs, *where)
@@ -319,7 +319,7 @@ def test_an_interrupted_submission_leaves_nothing_held(tmp_path, submitted, monk
             raise error
         return number
 
-    monkeypatch.setattr(backend.SlurmCluster, "_sbatch", sbatch)
+    monkeypatch.setattr(backend.SlurmBackend, "_sbatch", sbatch)
     with pytest.raises(type(error)):
-        backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
+        backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(jobs)
     assert asked(submitted, "scancel") == ["scancel 60"]

@@ -186,7 +186,7 @@ def test_pruning_ends_what_runs_and_leaves_the_others(field):
     assert not b.path.exists() and read_json(moved / "cancel.json")["why"] == "no longer there"
     assert read_json(moved / "attempts" / "1" / "end.json")["action"] == "stop", "it had ended before it was moved"
     assert field.state(a) == "running" and not [pid for pid in field.left() if str(b.path) in command_of(pid)]
-    cluster.call_off([a], "the end")
+    cluster.request_cancel([a], "the end")
     field.until_state(a, "cancelled")
 
 

@@ -65,7 +65,7 @@ def sweep(tmp_path, commands):
     commands("scontrol", "echo 'ClusterName = far'")
     runs = [make(tmp_path / "runs" / "demo", name, steps=0, complete=False) for name in "abc"]
     jobs = apply.with_canaries([Job(run, tmp_path / "code") for run in runs], tmp_path / "runs" / "demo", 50)
-    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
+    backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(jobs)
     ahead, behind = (read_json(run.path / "job.json")["name"] for run in runs[:2])
 
     def queue(first="RUNNING|None", others="PENDING|JobHeldUser"):
