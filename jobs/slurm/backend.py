@@ -24,7 +24,7 @@ from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job, JobState
 from jobs.host import canary, slurm_cli
-from jobs.host.slurm_cli import BETWEEN, ENDED, WAITING, Unanswered
+from jobs.host.slurm_cli import BETWEEN, ENDED, WAITING, SlurmUnavailable
 from jobs.slurm import batch_script, job_states
 from jobs.slurm.job_states import ahead_of, elsewhere, rows_of
 
@@ -59,7 +59,7 @@ class SlurmBackend:
                 for job in group:
                     held.pop(job.run.name, None)  # theirs is there
         except BaseException:  # Ctrl-C included: nothing would ever release a held job whose canary was not submitted
-            with contextlib.suppress(Unanswered):
+            with contextlib.suppress(SlurmUnavailable):
                 canary.call_off([name for names in held.values() for name in names])
             raise
 
@@ -148,7 +148,7 @@ class SlurmBackend:
             save = row.state not in WAITING and run.path not in again
             try:
                 slurm_cli.call("scancel", *(["--signal=USR2"] if save else []), *_owned(run), row.id)
-            except Unanswered as error:
+            except SlurmUnavailable as error:
                 troubles.append(f"{run.name}: {error}")
         if troubles:
             remedy = "Where cancel.json is written nothing starts again; cancel again where Slurm can be asked."
@@ -174,7 +174,7 @@ def requeued(id_: str) -> bool | None:
         return {"1": True, "0": False}.get(
             slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job", id_)).get("Requeue", "")
         )
-    except Unanswered:
+    except SlurmUnavailable:
         return None
 
 
@@ -219,13 +219,13 @@ def _named(path: str) -> str:
 def _answered() -> Iterator[None]:
     try:
         yield
-    except Unanswered as error:
+    except SlurmUnavailable as error:
         remedy = "Run it where Slurm's commands work, and when its controller answers."
         raise FlipError("Slurm did not do what it was asked", value=str(error), remedy=remedy) from error
 
 
 def _retire(runs: Sequence[RunDir]) -> None:
     """Take what is held for a canary of an earlier submission from the queue. Let go later, it would do nothing."""
-    with contextlib.suppress(Unanswered):
+    with contextlib.suppress(SlurmUnavailable):
         records = [read_record(path / "job.json") or {} for path in ahead_of(runs)]
         canary.call_off([record["name"] for record in records if "name" in record])

@@ -13,7 +13,7 @@ from typing import Any
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.job import UNREADABLE, JobState, is_complete, unreadable_state
 from jobs.host import attempts, canary, slurm_cli, wall_limit
-from jobs.host.slurm_cli import ENDED, WAITING, Row, Unanswered
+from jobs.host.slurm_cli import ENDED, WAITING, Row, SlurmUnavailable
 
 LIMIT = "its wall limit came before it had saved"
 
@@ -27,7 +27,7 @@ def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
     try:
         rows = rows_of(asked.values())
         silence = elsewhere([run for run in asked.values() if run.path not in rows])
-    except Unanswered as error:
+    except SlurmUnavailable as error:
         silence = {path: f"Slurm does not answer: {error}" for path in asked}
     found = {}
     for path, run in {**{run.path: run for run in ahead.values()}, **asked}.items():
@@ -66,7 +66,7 @@ def _behind(run: RunDir, ahead: RunDir, row: Row | None, alone: JobState, canary
 
 
 def rows_of(runs: Iterable[RunDir]) -> dict[Path, Row]:
-    """Path of a run -> its row in the queue, where there is one. Raises Unanswered."""
+    """Path of a run -> its row in the queue, where there is one. Raises SlurmUnavailable."""
     places = {}
     for run in runs:
         with contextlib.suppress(*UNREADABLE):
@@ -79,7 +79,7 @@ def rows_of(runs: Iterable[RunDir]) -> dict[Path, Row]:
 
 def elsewhere(absent: Sequence[RunDir]) -> dict[Path, str]:
     """Why the Slurm that answers here cannot speak for a run that it does not list: it was submitted to another, or by
-    another, whose jobs it does not show. Raises Unanswered."""
+    another, whose jobs it does not show. Raises SlurmUnavailable."""
     found: dict[Path, str] = {}
     config = slurm_cli.config() if absent else {}
     site, me = config.get("ClusterName", ""), os.geteuid()

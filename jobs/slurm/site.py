@@ -63,7 +63,7 @@ def _interpreter(profile: Profile) -> None:
     try:
         with clean_environment([*FORWARDED_ENV, *profile.env]):
             slurm_cli.call(python, "-Ic", PYTHON)
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         remedy = f"In the profile {profile.name} name another (host_python: /usr/bin/python3), or what it needs (env: "
         remedy += "[LD_LIBRARY_PATH]): modules are loaded after it has begun, for the ranks."
         what = "the batch script's Python does not run in the environment of jobs"
@@ -85,18 +85,18 @@ def _unset(profile: Profile) -> list[str]:
 def _answer(partition: str, name: str) -> str:
     try:
         called = slurm_cli.cluster_name()
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         raise _silent(name, error) from error
     for part in filter(None, partition.split(",")):
         try:
             slurm_cli.call("scontrol", "-a", "show", "partition", part)
-        except slurm_cli.Unanswered as error:
+        except slurm_cli.SlurmUnavailable as error:
             remedy = "`sinfo` lists what there is."
             raise ConfigError("no such partition", f"{name}, partition", part, remedy) from error
     return f"the cluster {called} answers" + (f", it has the partition {partition}" if partition else "")
 
 
-def _silent(name: str, error: slurm_cli.Unanswered) -> ConfigError:
+def _silent(name: str, error: slurm_cli.SlurmUnavailable) -> ConfigError:
     return ConfigError("Slurm does not answer", name, str(error), "Is its controller up?")
 
 
@@ -205,7 +205,7 @@ def read(profile: Profile) -> Site:
     said: dict[str, str] = {}
     try:
         config = slurm_cli.config()
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         raise _silent(profile.name or "scontrol", error) from error
     partition = _partition(profile)
     association = _association(said, profile, config)
@@ -257,7 +257,7 @@ def ask(said: dict[str, str], question: str, *words: str) -> str:
     said[question] = ""
     try:
         return slurm_cli.call(*words, deadline=DEADLINE)
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         said[question] = str(error)
         return ""
 
@@ -267,7 +267,7 @@ def _partition(profile: Profile) -> dict[str, str]:
     name = profile.partition.partition(",")[0]
     try:
         text = slurm_cli.call("scontrol", "-a", "-o", "show", "partition", *([name] if name else []), deadline=DEADLINE)
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         if not name or "did not answer" in str(error):
             raise _silent(profile.name or "scontrol", error) from error
         raise ConfigError("no such partition", "--partition", name, "`sinfo` lists what there is.") from error

@@ -1,4 +1,4 @@
-"""What Slurm's commands print, cut off, mixed up, or of another release: rows and words, or Unanswered."""
+"""What Slurm's commands print, cut off, mixed up, or of another release: rows and words, or SlurmUnavailable."""
 
 import subprocess
 from pathlib import Path

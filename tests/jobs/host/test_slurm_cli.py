@@ -68,10 +68,10 @@ def test_each_state_of_slurm_has_one_meaning():
 def test_a_silent_controller_is_no_state(commands):
     commands("scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     assert slurm_cli.state_words("57", 0) is None
-    with pytest.raises(slurm_cli.Unanswered, match="Unable to contact"):
+    with pytest.raises(slurm_cli.SlurmUnavailable, match="Unable to contact"):
         slurm_cli.cluster_name()
     commands("scontrol", "sleep 60")
-    with pytest.raises(slurm_cli.Unanswered, match="did not answer for 0.2 s"):
+    with pytest.raises(slurm_cli.SlurmUnavailable, match="did not answer for 0.2 s"):
         slurm_cli.call("scontrol", "show", "config", deadline=0.2)
 
 
@@ -125,11 +125,11 @@ def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_deci
     commands("scontrol", f"[ $1 = show ] && exit 1\nif [ -s {away} ]; then truncate -s -1 {away}; exit 1; fi")
     assert slurm_cli.requeue("57", 0) == "requeued" and naps == [1.0, 2.0]
     away.write_text("xxxxxxxx")
-    with monkeypatch.context() as patch, pytest.raises(slurm_cli.Unanswered):
+    with monkeypatch.context() as patch, pytest.raises(slurm_cli.SlurmUnavailable):
         patch.setattr(slurm_cli, "AWAY", 0.0)  # silence has its own patience
         slurm_cli.requeue("57", 0)
     commands("scontrol", f"[ $1 = requeue ] && exit 1\n{show()}")
-    with pytest.raises(slurm_cli.Unanswered):
+    with pytest.raises(slurm_cli.SlurmUnavailable):
         slurm_cli.requeue("57", 0, patience=0)
     for fields, words in (({"state": "COMPLETING"}, "CANCELLED"), ({"state": "PENDING"}, "PENDING")):
         before = len(commands.calls())
@@ -146,7 +146,7 @@ def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands,
     refuses = f"[ $1 = requeue ] && exit 1\n[ {tries} -lt 80 ] && exit 1\n{show()}"
     commands("scontrol", refuses)
     begin = slept[-1]
-    with pytest.raises(slurm_cli.Unanswered):
+    with pytest.raises(slurm_cli.SlurmUnavailable):
         slurm_cli.requeue("57", 0)
     assert slurm_cli.PATIENCE < slept[-1] - begin < slurm_cli.AWAY, "nor is it tried for half a day"
 
@@ -155,12 +155,12 @@ def test_a_job_that_slurm_knows_no_more_is_not_waited_for_half_a_day(commands, s
     """As on a node that was cut off while its job was preempted, or after the controller lost its state."""
     commands("scontrol", "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
     assert slurm_cli.read_failed_starts("57", 0, patience=slurm_cli.AWAY) is None and slept[-1] == 31.0
-    with pytest.raises(slurm_cli.Gone):
+    with pytest.raises(slurm_cli.JobNotFound):
         slurm_cli.requeue("57", 0)
     assert slept[-1] < 31.0 + 2 * slurm_cli.GONE
     begin = slept[-1]
     assert slurm_cli.patient_words("57", 0) == "UNSEEN", "that is an answer"
-    assert slurm_cli.outlived("57", 0) == "" and slept[-1] == begin, "nor is its limit waited for"
+    assert slurm_cli.wait_for_time_limit("57", 0) == "" and slept[-1] == begin, "nor is its limit waited for"
 
 
 def test_a_job_that_is_being_killed_loses_no_time(commands, naps, tmp_path, monkeypatch):
@@ -222,7 +222,7 @@ def lives(commands, naps, tmp_path):
         at = f"$(wc -l < {tmp_path}/asked)"
         commands("scontrol", f"n={at}; echo >> {tmp_path}/asked; . {tmp_path}/answer$n")
         naps.clear()
-        return slurm_cli.outlived("57", 0), list(naps)
+        return slurm_cli.wait_for_time_limit("57", 0), list(naps)
 
     return outlived
 
