@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from jobs.common.cluster_profile import Profile
     from jobs.slurm.site import Site
-    from jobs.slurm.site_checks import Finding
+    from jobs.slurm.site_checks import CheckResult
 
 EXAMPLES = """examples:
   python jobs/doctor.py                                     the site's default partition
@@ -188,7 +188,7 @@ def text(profile: Profile, site: Site) -> str:
     return "\n".join([*done, ""])
 
 
-def render(found: Sequence[Finding], title: str) -> str:
+def render(found: Sequence[CheckResult], title: str) -> str:
     """A line per promise; what follows from one that does not hold stands below it."""
     wide, verdict = (max(len(finding[i]) for finding in found) for i in (0, 1))
     lines = [title]

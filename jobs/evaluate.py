@@ -71,13 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not args.list and bool(args.run) == bool(args.model):
         made.error("name a run, or --model, or --list")
     from flip.runs.errors import FlipError
-    from jobs.submission.evaluation import Order, listing
+    from jobs.submission.evaluation import EvaluationRequest, listing
 
     try:
         if args.list:
             print(listing(args.data, args.json))
             return 0
-        return Order(args).run()
+        return EvaluationRequest(args).run()
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code

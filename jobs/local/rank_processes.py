@@ -111,7 +111,7 @@ class Child:
         return True, 128 - code if code < 0 else code
 
 
-class Orphan:
+class AdoptedRank:
     """A rank of a supervisor that is gone. Its code went with its parent."""
 
     def __init__(self, pid: int, start: str) -> None:
@@ -121,17 +121,17 @@ class Orphan:
         return not alive(self.pid, self.start), None
 
 
-class Attempt:
+class LocalAttempt:
     """Attempt n of a run, from the first rank's start to the last one's end.
 
     ``poll`` is called every fraction of a second and says when it is over. A deadline, once set, ends in SIGKILL.
     """
 
-    def __init__(self, run: RunDir, n: int, ranks: list[Rank], leash: int | None, grace: float) -> None:
-        self.run, self.n, self.ranks, self.leash, self.grace = run, n, ranks, leash, grace
+    def __init__(self, run: RunDir, n: int, ranks: list[Rank], lifeline: int | None, grace: float) -> None:
+        self.run, self.n, self.ranks, self.lifeline, self.grace = run, n, ranks, lifeline, grace
         self.codes: dict[int, int | None] = {}
         """Exit codes by rank, in the order of their ends."""
-        self.code: int | None = COMPLETE if leash is not None else None
+        self.code: int | None = COMPLETE if lifeline is not None else None
         """What stands for the attempt: the first bad code, else 75 if any, else 0; None for orphans."""
         self.deadline = float("inf")
         self.unseen = False
@@ -189,25 +189,25 @@ class Attempt:
     def close(self) -> None:
         if self.store is not None:
             shutil.rmtree(self.store, ignore_errors=True)
-        if self.leash is not None:
-            os.close(self.leash)
-            self.leash = None
+        if self.lifeline is not None:
+            os.close(self.lifeline)
+            self.lifeline = None
 
 
-def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
+def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> LocalAttempt:
     """Start the W ranks of attempt n as ``job`` (a job.json) says. OSError where a process cannot be started.
 
     The ranks hold the read end of a pipe whose only write end is ours: its end of file tells them that we are gone.
     """
-    world, (leash, ours) = job["world"], os.pipe()
+    world, (lifeline, ours) = job["world"], os.pipe()
     ranks: list[Rank] = []
     record: list[dict[str, Any]] = []
-    attempt = Attempt(run, n, ranks, ours, grace)
-    handles, started = [leash], False
+    attempt = LocalAttempt(run, n, ranks, ours, grace)
+    handles, started = [lifeline], False
     try:
         if world > 1:
             attempt.store = _make_store(run, n)
-        shared = _environment(job, n, world, leash, attempt.store)
+        shared = _environment(job, n, world, lifeline, attempt.store)
         folder = run.open_logs(n)
         for name in ("node0.out", "node0.err"):  # one by one: the second may fail
             handles.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
@@ -221,7 +221,7 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
                 stdin=subprocess.DEVNULL,
                 stdout=handles[1],
                 stderr=handles[2],
-                pass_fds=[leash],
+                pass_fds=[lifeline],
                 start_new_session=True,
             )
             ranks.append(Child(popen))
@@ -240,9 +240,9 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
     return attempt
 
 
-def failed(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> Attempt:
+def failed(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> LocalAttempt:
     """Attempt n, over before it began: this machine could not start a process of it, or not open a file."""
-    attempt = Attempt(run, n, [], None, 0.0)
+    attempt = LocalAttempt(run, n, [], None, 0.0)
     # The latter waits, longer each time. An error without a file name: no temporary folder takes files (a full disk).
     cause = "config" if isinstance(error, FileNotFoundError) and error.filename else "storage"
     attempt.failure = cause, f"cannot start {job['python']} in {job['snapshot']}: {error}"
@@ -250,16 +250,16 @@ def failed(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> Attem
     return attempt
 
 
-def adopt(run: RunDir, n: int, grace: float, patience: float) -> Attempt:
-    """Attempt n of a supervisor that died: its ranks stop by the leash within ``patience`` seconds, or are killed.
+def adopt(run: RunDir, n: int, grace: float, patience: float) -> LocalAttempt:
+    """Attempt n of a supervisor that died: its ranks stop by the lifeline within ``patience`` seconds, or are killed.
 
     Ranks of another host, and those whose start was cut off before pids.json named them, can only be waited for.
     """
     record = read_record(run.attempt(n) / "pids.json") or []
     start = read_record(run.attempt(n) / "start.json") or {}
     local = start.get("host") == socket.gethostname()
-    ranks: list[Rank] = [Orphan(row["pid"], row["start"]) for row in record if local]
-    attempt = Attempt(run, n, ranks, None, grace)
+    ranks: list[Rank] = [AdoptedRank(row["pid"], row["start"]) for row in record if local]
+    attempt = LocalAttempt(run, n, ranks, None, grace)
     attempt.unseen = len(ranks) < start.get("world", 0)  # without a start.json none was started
     attempt.limit(patience)
     return attempt
@@ -279,7 +279,7 @@ def _make_store(run: RunDir, n: int) -> Path:
     return folder
 
 
-def _environment(job: Mapping[str, Any], n: int, world: int, leash: int, store: Path | None) -> dict[str, str]:
+def _environment(job: Mapping[str, Any], n: int, world: int, lifeline: int, store: Path | None) -> dict[str, str]:
     with socket.socket() as probe:  # for runs submitted with code that does not know FLIP_STORE
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -288,7 +288,7 @@ def _environment(job: Mapping[str, Any], n: int, world: int, leash: int, store: 
         "PYTHONUNBUFFERED": "1",  # ranks share a log: whole lines, at once
         "FLIP_ATTEMPT": str(n),
         "FLIP_SNAPSHOT": job["snapshot"],
-        "FLIP_LEASH_FD": str(leash),
+        "FLIP_LEASH_FD": str(lifeline),
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
         "FLIP_STORE": str(store / "store") if store else "",

@@ -19,7 +19,7 @@ REQUEUE_DELAY = (25, 11)
 """The first release that reads SchedulerParameters=requeue_delay."""
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """``read``: what was seen. ``then``: where not ``holds``, the remedy or the consequence, as a sentence."""
 
     promise: str
@@ -28,9 +28,9 @@ class Finding(NamedTuple):
     then: str = ""
 
 
-def findings(site: Site, profile: Profile) -> list[Finding]:
+def findings(site: Site, profile: Profile) -> list[CheckResult]:
     """One per promise, in the order in which a person would want to know."""
-    return [Finding(name, *judge(site, profile)) for name, judge in PROMISES.items()]
+    return [CheckResult(name, *judge(site, profile)) for name, judge in PROMISES.items()]
 
 
 Verdict = tuple[str, str] | tuple[str, str, str]

@@ -26,7 +26,7 @@ _START = re.compile(r"Job \S+ to start at (?P<time>\S+).* processors on (?:nodes
 
 
 @dataclass(frozen=True)
-class Batch:
+class PlannedJob:
     """One sbatch call to come."""
 
     runs: Sequence[str]
@@ -36,7 +36,7 @@ class Batch:
     """When Slurm would start it, in words; empty where it was not asked."""
 
 
-def batches(plan: Plan, profile: Profile, asking: bool = True) -> list[Batch]:
+def batches(plan: Plan, profile: Profile, asking: bool = True) -> list[PlannedJob]:
     """Of the runs that start, in the order of their submission. With ``asking`` False Slurm is not asked."""
     jobs = [
         Job(
@@ -54,7 +54,7 @@ def batches(plan: Plan, profile: Profile, asking: bool = True) -> list[Batch]:
         text, size = script(profile, group), group[0].shape
         if size not in asked:
             asked[size] = start(text, profile) if asking else ""
-        found.append(Batch([job.run.name for job in group], size, text, asked[size]))
+        found.append(PlannedJob([job.run.name for job in group], size, text, asked[size]))
     return found
 
 

@@ -58,7 +58,7 @@ def listing(data: str, as_json: bool = False) -> str:
     return json.dumps(rows, indent=1) if as_json else f"data root: {root}\n" + table(rows)
 
 
-class Order:
+class EvaluationRequest:
     """One call of the command."""
 
     def __init__(self, args: argparse.Namespace) -> None:

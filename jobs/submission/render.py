@@ -19,7 +19,7 @@ from jobs.common.text import count, plain, plain_lines, size, table
 from jobs.planning.cost import Cost, assumption
 from jobs.planning.plan import Action, Plan, Wanted
 from jobs.planning.preflight import Check
-from jobs.submission.dry_run import Batch
+from jobs.submission.dry_run import PlannedJob
 from jobs.sweeps.sweep_file import Sweep
 
 
@@ -38,7 +38,7 @@ def details(
     profile: Profile,
     checks: Sequence[Check],
     question: str = "",
-    batches: Sequence[Batch] = (),
+    batches: Sequence[PlannedJob] = (),
     script: bool = False,
 ) -> str:
     """Everything about every run, the sum, what Slurm would get, the checks done and those not possible here."""
@@ -56,7 +56,7 @@ def details(
     return plain_lines("\n".join(lines).replace("\n\n\n", "\n\n"))
 
 
-def _batches(batches: Sequence[Batch], script: bool) -> list[str]:
+def _batches(batches: Sequence[PlannedJob], script: bool) -> list[str]:
     lines = ["", "batch jobs:"] if batches else []
     for batch in batches:
         asked, names = batch.shape, batch.runs
@@ -234,7 +234,7 @@ def as_dict(
     profile: Profile,
     checks: Sequence[Check],
     question: str = "",
-    batches: Sequence[Batch] = (),
+    batches: Sequence[PlannedJob] = (),
 ) -> dict[str, Any]:
     """The plan for programs."""
     runs = [

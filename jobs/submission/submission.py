@@ -31,7 +31,7 @@ from jobs.runs import resubmit
 from jobs.runs.clusters import MultiBackend
 from jobs.submission import render
 from jobs.submission.apply import apply, called_off, lock, prune
-from jobs.submission.dry_run import Batch, batches
+from jobs.submission.dry_run import PlannedJob, batches
 from jobs.submission.snapshot import take
 from jobs.sweeps.sweep_file import Run, Sweep, load, no_match
 
@@ -55,7 +55,7 @@ class Submission:
         """What was looked at, each once and in order, and the names of the runs that it is about (none: all)."""
         self.nominal = False
         """Whether a dry run plans with claims about data that are not here."""
-        self.batches: Sequence[Batch] = ()
+        self.batches: Sequence[PlannedJob] = ()
         """What Slurm would get, known in a dry run."""
         if not str(self.folder).isprintable():
             raise ConfigError("no folder for runs: a control character is in its path", value=str(self.folder))
