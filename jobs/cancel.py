@@ -53,7 +53,7 @@ def cancel(args: argparse.Namespace) -> int:
     from jobs.common.text import plain
     from jobs.runs import clusters, select
 
-    runs = select.several(args.what, roots(args.root))
+    runs = select.select_many(args.what, roots(args.root))
     known = clusters.states(runs)
     open_states = ("queued", "running", "waiting", "stopped", "unknown")
     chosen = [run for run in runs if known[run.path].state in open_states]

@@ -21,7 +21,7 @@ from jobs.common.cli import Parser
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
-    from jobs.planning.plan import Wanted
+    from jobs.planning.plan import ResolvedRun
 
 EXAMPLES = """examples:
   python jobs/debug.py --sweep quickstart --run mask50
@@ -86,7 +86,7 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     return in_allocation(run, n) if allocated else in_process(run, n, args.no_pdb)
 
 
-def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list[str]) -> tuple[Wanted, RunDir]:
+def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list[str]) -> tuple[ResolvedRun, RunDir]:
     """The run as a submission would have it, and where the real one is or would be; settings below and above those
     that were typed."""
     from dataclasses import replace
@@ -110,7 +110,7 @@ def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list
     return made.wanted()[0], real
 
 
-def scratch(wanted: Wanted, real: RunDir, args: argparse.Namespace) -> RunDir:
+def scratch(wanted: ResolvedRun, real: RunDir, args: argparse.Namespace) -> RunDir:
     """A run directory with this configuration and, where the real one has it, the newest commit."""
     import shutil
 

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     from jobs.runs import select
 
     try:
-        facts = explain(select.one(args.run, roots(args.root)))
+        facts = explain(select.select_one(args.run, roots(args.root)))
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code

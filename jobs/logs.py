@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     from jobs.runs import select
 
     try:
-        run = select.one(args.run, roots(args.root))
+        run = select.select_one(args.run, roots(args.root))
         here = files(run, args.attempt, args.err, args.node)
         if args.json:
             import json

@@ -82,7 +82,7 @@ def report(args: argparse.Namespace) -> int:
     for name in (args.csv, args.out, args.markdown):
         _check_folder(name)
     places = roots(args.root)
-    found = outcomes(select.resolve(args.what, places))
+    found = outcomes(select.select(args.what, places))
     if args.json:
         print(json.dumps(rows(found), indent=1))
     if args.csv:

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     from jobs.runs import select
 
     try:
-        runs = select.resolve(args.what, roots(args.root))
+        runs = select.select(args.what, roots(args.root))
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code

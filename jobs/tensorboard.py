@@ -85,7 +85,7 @@ def serve(what: Sequence[str], root: Roots, own: Sequence[str]) -> int:
 def _runs(what: Sequence[str], root: Roots) -> list[RunDir]:
     from jobs.runs import select
 
-    return select.several(what, root) if what else select.resolve(None, root)
+    return select.select_many(what, root) if what else select.select(None, root)
 
 
 def add(runs: Sequence[RunDir], folder: Path) -> list[str]:

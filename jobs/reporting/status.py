@@ -20,7 +20,7 @@ from jobs.common.job import UNREADABLE, JobState
 from jobs.common.text import count, duration, plain
 from jobs.common.text import table as aligned
 from jobs.host import attempts
-from jobs.runs.clusters import ENDED, INTERRUPTED, cluster_of, code_of, poll_interval, states
+from jobs.runs.clusters import ENDED, INTERRUPTED, cluster_of, exit_code_of, poll_interval, states
 
 QUIET = 30.0
 """Seconds between lines of a run where nothing changed but its progress, without a terminal."""
@@ -133,7 +133,7 @@ def _code(runs: Sequence[RunDir], rows: Sequence[dict[str, Any]]) -> int:
     codes = []
     for run, row in zip(runs, rows, strict=True):
         if row["state"] == "failed":
-            codes.append(code_of(run))
+            codes.append(exit_code_of(run))
         elif row["state"] != "complete":
             codes.append(STOPPED)
     return max(codes, key=lambda code: (code != STOPPED, code), default=COMPLETE)

@@ -123,7 +123,7 @@ def _uncancelled(unwritten: Mapping[Path, OSError], untold: str) -> FlipError:
     return type(unwritable(first, ""))("cancel.json could not be written", value=value, remedy=remedy)
 
 
-def code_of(run: RunDir) -> int:
+def exit_code_of(run: RunDir) -> int:
     """The exit code of a run that has failed: of its cause, or that of a crash where nobody can read one."""
     try:
         return CAUSES.get((attempts.last(run) or {}).get("cause", "")) or CRASH  # "complete", with a damaged result

@@ -28,7 +28,7 @@ from flip.training import warm_start
 from jobs.common.filesystem import locked, require_trusted, writing
 from jobs.common.job import Backend, Job
 from jobs.host import canary
-from jobs.planning.plan import Action, Plan, shape
+from jobs.planning.plan import Action, Plan, resources_of
 from jobs.runs import clusters
 from jobs.runs.clusters import MultiBackend
 from jobs.submission.snapshot import DIGEST, Snapshot
@@ -151,7 +151,7 @@ def _adopt(action: Action, folder: Path) -> None:
     write_json(run.identity, {**stored, **wanted, "before": [*stored.get("before", []), until]})
 
 
-def code_of(action: Action, folder: Path) -> Path | None:
+def snapshot_of(action: Action, folder: Path) -> Path | None:
     """The code of a run that merely goes on stays as it was. None: it gets today's, as one that failed or is new."""
     goes_on = action.kind == "stopped" or action.adopts
     stored = read_record(folder / action.name / "identity.json") or {} if goes_on else {}
@@ -163,14 +163,14 @@ def code_of(action: Action, folder: Path) -> Path | None:
 
 
 def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -> Job:
-    run, code = RunDir(plan.folder / action.name), code_of(action, plan.folder)
+    run, code = RunDir(plan.folder / action.name), snapshot_of(action, plan.folder)
     if code is None:
         code = snapshot.path
         write_json(run.identity, {**(read_record(run.identity) or {}), **_recorded(snapshot)})
     known = action.name in plan.cancelled and not action.moves
     again = [*typed, "--only", action.wanted.name] if typed else []
     again += ["--changed", "keep"] if typed and action.wanted.kept else []
-    asked = shape(action.wanted.config)
+    asked = resources_of(action.wanted.config)
     cluster = action.wanted.cluster
     return Job(run, code, asked, cluster=cluster, uncancels=known, command=again, hooks=snapshot.path)
 

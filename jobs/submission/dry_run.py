@@ -14,9 +14,9 @@ from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import DEADLINE
-from jobs.planning.plan import Plan, shape
+from jobs.planning.plan import Plan, resources_of
 from jobs.slurm import backend, batch_script
-from jobs.submission.apply import code_of
+from jobs.submission.apply import snapshot_of
 
 CODE, TOKEN = "CODE", "TOKEN"
 """What stands for the digest of the code and for the name of the submission, which are made when it is one."""
@@ -41,8 +41,8 @@ def batches(plan: Plan, profile: Profile, asking: bool = True) -> list[PlannedJo
     jobs = [
         Job(
             RunDir(plan.folder / action.name),
-            code_of(action, plan.folder) or plan.folder / ".code" / CODE,
-            shape(config),
+            snapshot_of(action, plan.folder) or plan.folder / ".code" / CODE,
+            resources_of(config),
             hooks=plan.folder / ".code" / CODE,
         )
         for action in plan.starting

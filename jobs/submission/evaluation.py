@@ -34,9 +34,9 @@ from jobs.common.job import Job
 from jobs.common.paths import REPOSITORY
 from jobs.common.text import duration, percent, plain, table
 from jobs.planning import environment_checks, preflight
-from jobs.planning.plan import EVALUATIONS, shape
+from jobs.planning.plan import EVALUATIONS, resources_of
 from jobs.runs import select
-from jobs.runs.clusters import ENDED, INTERRUPTED, code_of, open_backend, poll_interval, states
+from jobs.runs.clusters import ENDED, INTERRUPTED, exit_code_of, open_backend, poll_interval, states
 from jobs.submission import submission
 from jobs.submission.snapshot import take
 
@@ -69,7 +69,7 @@ class EvaluationRequest:
     def run(self) -> int:
         """The exit code."""
         known = [self.root] if self.args.root else [self.root, *roots()]
-        subject = self._foreign() if self.args.model else select.one(self.args.run, known)
+        subject = self._foreign() if self.args.model else select.select_one(self.args.run, known)
         task = self._task(subject)
         config = self._config(subject, task)
         self._check(config, task)
@@ -79,7 +79,7 @@ class EvaluationRequest:
         snapshot = take(REPOSITORY, subject.path.parent / ".code")
         cache = {"FLIP_CACHE": str(cache_root())}
         with writing(job.path):
-            open_backend(self.profile).submit([Job(job, snapshot.path, shape(config), cache, "jobs.evaluator")])
+            open_backend(self.profile).submit([Job(job, snapshot.path, resources_of(config), cache, "jobs.evaluator")])
         if not self.args.json:
             print(f"{subject.sweep}/{subject.name}: the job is {job.path}", flush=True)
         if self.args.detach:
@@ -251,7 +251,7 @@ class EvaluationRequest:
             return INTERRUPTED
         if state.state != "complete":
             print(plain(f"{state.state}: {state.detail} (python jobs/logs.py {shlex.quote(str(job.path))})"))
-            return code_of(job) if state.state == "failed" else STOPPED
+            return exit_code_of(job) if state.state == "failed" else STOPPED
         results = load_record(job.result).get("evaluations", [])
         print(json.dumps(results, indent=1) if self.args.json else table([row(one) for one in results]))
         if not self.args.json:

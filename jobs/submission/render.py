@@ -17,7 +17,7 @@ from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job
 from jobs.common.text import count, plain, plain_lines, size, table
 from jobs.planning.cost import Cost, assumption
-from jobs.planning.plan import Action, Plan, Wanted
+from jobs.planning.plan import Action, Plan, ResolvedRun
 from jobs.planning.preflight import Check
 from jobs.submission.dry_run import PlannedJob
 from jobs.sweeps.sweep_file import Sweep
@@ -169,7 +169,7 @@ def _data(data: dict[str, Any]) -> list[str]:
     return [f"  {'data' if i == 0 else '':<13}{row}" for i, row in enumerate(rows)]
 
 
-def _told(wanted: Wanted) -> list[Change]:
+def _told(wanted: ResolvedRun) -> list[Change]:
     """The differences from the base without what the size of the model, if it is one of them, fills in."""
     changes = list(wanted.against_base)
     filled = flatten(SIZES.get(wanted.config.model.size, {}), "model")

@@ -26,7 +26,7 @@ from jobs.common.paths import REPOSITORY, SWEEPS
 from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.planning.cost import estimate, total
-from jobs.planning.plan import Plan, Wanted
+from jobs.planning.plan import Plan, ResolvedRun
 from jobs.runs import resubmit
 from jobs.runs.clusters import MultiBackend
 from jobs.submission import render
@@ -86,7 +86,7 @@ class Submission:
             print(render.after(plan))
         return COMPLETE, None
 
-    def wanted(self) -> list[Wanted]:
+    def wanted(self) -> list[ResolvedRun]:
         """The runs, resolved and checked."""
         for run in self.sweep.runs:
             self._place(run)
@@ -116,7 +116,7 @@ class Submission:
         """Each once, in the order of the runs."""
         return list({profile.name: profile for profile, _ in self.places.values()}.values())
 
-    def _want(self, run: Run) -> Wanted:
+    def _want(self, run: Run) -> ResolvedRun:
         """Resolve, validate and check one run; its errors name it."""
         try:
             dry = self.args.dry_run
@@ -141,7 +141,7 @@ class Submission:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
             raise type(error)(error.what, where, error.value, error.remedy) from error
         resolved = flatten(to_dict(config))
-        return Wanted(
+        return ResolvedRun(
             run.name,
             config,
             identity(config, ""),
@@ -182,7 +182,7 @@ class Submission:
         path, there = self.folder / run.name, [other.name for other in self.folder.glob(f"{run.name}-v*")]
         beside = planning.forks(run.name, there, self.sweep.names)
         places = [path, *(self.folder / fork for fork in beside)]
-        config = planning.settle(run.config, on, data, places)
+        config = planning.resolve_stable(run.config, on, data, places)
         if self.args.changed != "keep" or not (path / "identity.json").exists():
             return config, ()
         try:
@@ -207,9 +207,9 @@ class Submission:
         slurm = any(profile.kind == "slurm" for profile in self._profiles())
         return not (self.args.dry_run and slurm and shutil.which("squeue") is None)
 
-    def _plan(self, wanted: Sequence[Wanted]) -> Plan:
+    def _plan(self, wanted: Sequence[ResolvedRun]) -> Plan:
         args = self.args
-        found = planning.observe(self.folder, [run.name for run in wanted], self._asking())
+        found = planning.scan_runs(self.folder, [run.name for run in wanted], self._asking())
         names, changed, only = self.sweep.names, args.changed or "", args.only or "*"
         plan = planning.plan(wanted, found, self.folder, names, args.retry, changed, self.prunes, only)
         if not (plan.actions or plan.dropped):

@@ -12,7 +12,7 @@ from jobs.common.cluster_profile import Profile
 from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import AWAY
 from jobs.planning import plan as planning
-from jobs.planning.plan import Wanted
+from jobs.planning.plan import ResolvedRun
 from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
 from jobs.submission import apply as folder
@@ -262,8 +262,8 @@ class World:
     def _submit(self):
         """What ``jobs/submit.py`` does, without the checks of configurations."""
         with folder.lock(self.folder):
-            found = planning.observe(self.folder, list(self.likes))
-            wanted = [Wanted(name, None, {"hash": name}, None) for name in self.likes]
+            found = planning.scan_runs(self.folder, list(self.likes))
+            wanted = [ResolvedRun(name, None, {"hash": name}, None) for name in self.likes]
             # a directory without a job is what an interrupted submit leaves: it is there, and stopped
             starting = planning.plan(wanted, found, self.folder).starting
             self.over = not starting and all(one.state in OVER for one in found.values())

@@ -60,18 +60,18 @@ def test_an_outage_of_storage_is_told_while_the_attempt_runs(root):
 
 
 def test_what_is_typed_is_found(root, monkeypatch):
-    assert names(select.resolve(None, root)) == ["one/a", "one/b", "two/a"]
-    assert names(select.resolve("one", root)) == ["one/a", "one/b"]
-    assert names(select.resolve("sweeps/one.yaml", root)) == ["one/a", "one/b"]
-    assert names(select.resolve("two/a", root)) == names([select.one(str(root / "two" / "a"), root)]) == ["two/a"]
+    assert names(select.select(None, root)) == ["one/a", "one/b", "two/a"]
+    assert names(select.select("one", root)) == ["one/a", "one/b"]
+    assert names(select.select("sweeps/one.yaml", root)) == ["one/a", "one/b"]
+    assert names(select.select("two/a", root)) == names([select.select_one(str(root / "two" / "a"), root)]) == ["two/a"]
     monkeypatch.chdir(root / "one")
-    assert names(select.resolve("b", root)) == ["one/b"]
+    assert names(select.select("b", root)) == ["one/b"]
     with pytest.raises(ConfigError, match=r"There are: one/a, one/b"):
-        select.resolve("one/c", root)
+        select.select("one/c", root)
     with pytest.raises(ConfigError, match=r"There are: one, two"):
-        select.resolve("three", root)
+        select.select("three", root)
     with pytest.raises(ConfigError, match=r"Name one: one/a, one/b"):
-        select.one("one", root)
+        select.select_one("one", root)
 
 
 def test_status_shows_what_the_directories_say(root, tmp_path):
@@ -169,21 +169,21 @@ def test_logs(root):
 
 
 def test_patterns_choose_runs(root):
-    assert names(select.several(["*/a"], root)) == ["one/a", "two/a"]
-    assert names(select.several(["one", "!*/a"], root)) == ["one/b"]
-    assert names(select.several(["!one/b"], root)) == ["one/a", "two/a"], "all but that"
-    assert names(select.several(["one/a", "one"], root)) == ["one/a", "one/b"], "each once"
-    assert names(select.several(["o*"], root)) == ["one/a", "one/b"], "a sweep's name"
+    assert names(select.select_many(["*/a"], root)) == ["one/a", "two/a"]
+    assert names(select.select_many(["one", "!*/a"], root)) == ["one/b"]
+    assert names(select.select_many(["!one/b"], root)) == ["one/a", "two/a"], "all but that"
+    assert names(select.select_many(["one/a", "one"], root)) == ["one/a", "one/b"], "each once"
+    assert names(select.select_many(["o*"], root)) == ["one/a", "one/b"], "a sweep's name"
     (root / "one" / "[b]").mkdir()
     (root / "one" / "[b]" / "config.yaml").write_text("schema: 1\n")
-    assert names(select.several(["one/[b]"], root)) == ["one/[b]"], "what is there is no pattern"
+    assert names(select.select_many(["one/[b]"], root)) == ["one/[b]"], "what is there is no pattern"
     for words, told in (
         (["one/x*"], "no run has such a name"),
         (["!three"], "no such sweep"),
         (["one", "!one"], "no run"),
     ):
         with pytest.raises(ConfigError, match=told):
-            select.several(words, root)
+            select.select_many(words, root)
 
 
 def test_runs_below_a_profiles_runs_root_are_found(root, tmp_path, monkeypatch, capsys):
@@ -199,15 +199,17 @@ def test_runs_below_a_profiles_runs_root_are_found(root, tmp_path, monkeypatch, 
     monkeypatch.setenv("FLIP_RUNS", str(root))
     roots = cluster_profile.roots()
     assert roots == [root, tmp_path / "shared"] and cluster_profile.roots(str(root)) == [root]
-    assert names(select.resolve("far", roots)) == names([select.one("far/x", roots)]) == ["far/x"]
-    assert [run.path for run in select.resolve("one/a", roots)] == [root / "one" / "a"], "RUNS_ROOT comes first"
-    assert len(select.resolve(None, roots)) == 5 and len(select.several(["*"], roots)) == 3, "a pattern is for one root"
-    assert names(select.several(["f*"], roots)) == ["far/x"]
+    assert names(select.select("far", roots)) == names([select.select_one("far/x", roots)]) == ["far/x"]
+    assert [run.path for run in select.select("one/a", roots)] == [root / "one" / "a"], "RUNS_ROOT comes first"
+    assert len(select.select(None, roots)) == 5 and len(select.select_many(["*"], roots)) == 3, (
+        "a pattern is for one root"
+    )
+    assert names(select.select_many(["f*"], roots)) == ["far/x"]
     for command, words in ((status, ["far"]), (explain, ["far/x"]), (logs, ["far/x", "--json"])):
         assert command.main(words) == 0, capsys.readouterr().err
     assert report.main(["far", "--json"]) == 0 and status.main([]) == 0
     with pytest.raises(ConfigError, match="There are: far/x"):
-        select.resolve("far/y", roots)
+        select.select("far/y", roots)
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])

@@ -167,9 +167,9 @@ def read_by_commands(run, asked):
     told = run_details.explain(run)
     shown += [explain.page(told), json.dumps(told)]
     resubmit.command(run), logs.files(run, None, True), clusters.poll_interval(both)
-    found = plan.observe(folder, ["victim", "sound"])
+    found = plan.scan_runs(folder, ["victim", "sound"])
     decided = plan.plan(asked, found, folder, retry=True)
-    plan.observe(folder, ["victim"], asking=False)
+    plan.scan_runs(folder, ["victim"], asking=False)
     assert decided.actions[1].kind in ("changed", "complete") and found["sound"].state == "complete"
     desired = SimpleNamespace(name="demo", title="A \x1b[2J title")
     shown += [render.summary(decided, desired, Profile()), render.details(decided, desired, Profile(), [])]
@@ -314,10 +314,10 @@ def test_a_folder_whose_name_is_no_text_is_no_run(tmp_path, asked):
     run = build(tmp_path, "failed")
     copied = tmp_path / "demo" / os.fsdecode(b"bad\xff\x1b[2J")
     shutil.copytree(run.path, copied)
-    assert [one.name for one in select.resolve(None, tmp_path)] == ["sound", "victim"]
+    assert [one.name for one in select.select(None, tmp_path)] == ["sound", "victim"]
     assert {row["run"] for row in results.read_runs(tmp_path)} == {"sound", "victim"}
     with pytest.raises(FlipError, match="no such sweep or run"):
-        select.resolve(str(copied), tmp_path)
+        select.select(str(copied), tmp_path)
     read_by_commands(run, asked)
 
 

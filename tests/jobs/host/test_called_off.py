@@ -35,7 +35,7 @@ def sweep(tmp_path):
 
     def plan(*names, **words):
         wants = [wanted(name) for name in names]
-        return planning.plan(wants, planning.observe(place, names), place, **words)
+        return planning.plan(wants, planning.scan_runs(place, names), place, **words)
 
     plan.place, plan.snapshot = place, Snapshot("new", place / ".code" / "new", 1, 1, ())
     return plan
@@ -82,7 +82,7 @@ def test_one_that_is_begun_again_has_a_new_directory_and_no_cancel(sweep, cluste
     apply(sweep, sweep("a"), cluster)
     create_json(sweep.place / "a" / "cancel.json", WHO)
     want = wanted("a", mask="0.75")
-    plan = planning.plan([want], planning.observe(sweep.place, ["a"]), sweep.place, changed="restart")
+    plan = planning.plan([want], planning.scan_runs(sweep.place, ["a"]), sweep.place, changed="restart")
     assert apply(sweep, plan, cluster) == ["a"] and folder.called_off(plan) == []
 
 

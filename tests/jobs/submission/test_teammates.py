@@ -126,7 +126,7 @@ def test_where_slurm_hides_the_jobs_of_others_their_runs_are_unknown(sweep, monk
     with pytest.raises(FlipError, match=re.escape(f"not told to stop (found: 'a: {why}'")):
         clusters.cancel([run])
     write_json(run.identity, dict(wanted("a").identity))
-    plan = planning.plan([wanted("a")], planning.observe(run.path.parent, ["a"]), run.path.parent)
+    plan = planning.plan([wanted("a")], planning.scan_runs(run.path.parent, ["a"]), run.path.parent)
     assert [action.kind for action in plan.actions] == ["unknown"] and not plan.starting
     job = read_json(run.path / "job.json")
     write_json(run.path / "job.json", {key: value for key, value in job.items() if key != "uid"})
