@@ -12,7 +12,7 @@ from flip.config.sizes import SIZES
 from flip.monitoring.results import Outcome, read_run
 from jobs.common.text import count
 from jobs.reporting import seed_groups
-from jobs.reporting.seed_groups import Arm
+from jobs.reporting.seed_groups import SeedGroup
 from jobs.sweeps.published import Published, published, rows
 
 SHOWN = 3
@@ -48,7 +48,7 @@ class Line:
         return f"{'above' if self.gap > 0 else 'below'} by more than {self.row.within:g}"
 
 
-def compare(grouped: Sequence[Arm], outcomes: Sequence[Outcome], table: str = "") -> list[Line]:
+def compare(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: str = "") -> list[Line]:
     """A line for every published number of an arm, and of the rows of the sweep's table that other sweeps have.
 
     ``table``: the rows of that one in their place. Raises ConfigError where there is no such table.
@@ -66,7 +66,7 @@ def compare(grouped: Sequence[Arm], outcomes: Sequence[Outcome], table: str = ""
     return sorted(found, key=lambda line: order.get(line.row.row, len(order)))
 
 
-def _lines(row: Published, name: str, arm: Arm | None) -> list[Line]:
+def _lines(row: Published, name: str, arm: SeedGroup | None) -> list[Line]:
     lines = []
     for which, number in row.top1.items():
         why = obstacles(row, arm.outcomes if arm else [], which)
@@ -76,14 +76,14 @@ def _lines(row: Published, name: str, arm: Arm | None) -> list[Line]:
     return lines
 
 
-def _elsewhere(row: Published, root: Path) -> Arm | None:
+def _elsewhere(row: Published, root: Path) -> SeedGroup | None:
     """The arm of another sweep that has the row: its run, and those of more seeds."""
     if not row.run:
         return None
     sweep, _, name = row.run.partition("/")
     folders = [root / sweep / name, *sorted((root / sweep).glob(f"{name}-s[0-9]*"))]
     runs = [read_run(folder) for folder in folders if (folder / "config.yaml").is_file()]
-    return Arm(row.run, runs) if runs else None
+    return SeedGroup(row.run, runs) if runs else None
 
 
 def cells(lines: Sequence[Line]) -> list[dict[str, str]]:
