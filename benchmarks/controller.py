@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.launcher import ROOT, Site, status
 from flip.runs.rundir import RunDir, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import DEADLINE
 from jobs.slurm.backend import SlurmBackend
@@ -71,7 +71,7 @@ def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
             jobs.append(Job(run, ROOT, JobResources(1, 8, 8, 12, 24.0)))
         found = {
             "submit": calls.during(
-                lambda: SlurmBackend(Profile(name="bench", kind="slurm", python=sys.executable)).submit(jobs)
+                lambda: SlurmBackend(ClusterProfile(name="bench", kind="slurm", python=sys.executable)).submit(jobs)
             )
         }
         found["status"] = _one(calls.during(lambda: status(site, runs, 1)), 2)

@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.results import ABSENT, rounded
 from flip.runs.rundir import RunDir, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.slurm.backend import SlurmBackend
 
@@ -164,7 +164,7 @@ class Site:
             run = RunDir(folder / f"run{i}")
             run.path.mkdir(parents=True)
             jobs.append(Job(run, ROOT, SHAPES[i % len(SHAPES)]))
-        SlurmBackend(Profile(name="bench", kind="slurm")).submit(jobs)
+        SlurmBackend(ClusterProfile(name="bench", kind="slurm")).submit(jobs)
 
     # -- peers ---------------------------------------------------------------------------------------------------------
 

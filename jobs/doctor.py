@@ -19,7 +19,7 @@ from jobs.common.cli import Parser
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jobs.common.cluster_profile import Profile
+    from jobs.common.cluster_profile import ClusterProfile
     from jobs.slurm.site import Site
     from jobs.slurm.site_checks import CheckResult
 
@@ -84,12 +84,12 @@ def examine(args: argparse.Namespace) -> int:
     return CONFIG if any(finding.verdict == NOT for finding in found) else COMPLETE
 
 
-def given(args: argparse.Namespace) -> Profile:
+def given(args: argparse.Namespace) -> ClusterProfile:
     """The named profile, or an empty one, with what the command line says."""
     from flip.runs.errors import ConfigError
-    from jobs.common.cluster_profile import Profile, load_profile
+    from jobs.common.cluster_profile import ClusterProfile, load_profile
 
-    profile = load_profile(args.cluster) if args.cluster else Profile(kind="slurm")
+    profile = load_profile(args.cluster) if args.cluster else ClusterProfile(kind="slurm")
     if profile.kind != "slurm":
         raise ConfigError("not a profile of a Slurm cluster", f"{profile.name}, kind", profile.kind)
     words = {key: getattr(args, key) for key in ("partition", "account", "qos") if getattr(args, key)}
@@ -120,7 +120,7 @@ def write(target: Path, content: str) -> None:
     load_profile(str(target))
 
 
-def draft(profile: Profile, site: Site) -> Profile:
+def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
     """The profile with what was read of the site."""
     from jobs.host.slurm_cli import number
     from jobs.slurm.site import Node
@@ -148,11 +148,11 @@ def draft(profile: Profile, site: Site) -> Profile:
     )
 
 
-def text(profile: Profile, site: Site) -> str:
+def text(profile: ClusterProfile, site: Site) -> str:
     """YAML of a drafted profile; each line says where it is from. What the profile says beside that is kept."""
     import yaml
 
-    from jobs.common.cluster_profile import Profile
+    from jobs.common.cluster_profile import ClusterProfile
 
     count = site.nodes[site.shape] if site.shape else 0
     limits = f"MaxTime={site.partition.get('MaxTime', '')} of the partition"
@@ -172,7 +172,7 @@ def text(profile: Profile, site: Site) -> str:
         ("array_size", profile.array_size, f"MaxArraySize={site.config.get('MaxArraySize', '')}, less one"),
         ("options", profile.options, ", ".join(filter(None, [site.config.get("SelectType"), site.memory_share]))),
     ]
-    usual = asdict(Profile())
+    usual = asdict(ClusterProfile())
     kept = {key: value for key, value in asdict(profile).items() if value != usual[key]}
     lines += [
         (key, value, "as it was") for key, value in kept.items() if key not in ("name", *(row[0] for row in lines))

@@ -17,7 +17,7 @@ from flip.runs import ownership
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import UNREADABLE, Job, JobState, is_complete, unreadable_state
 from jobs.host import attempts, canary
 from jobs.local import rank_processes, supervisor
@@ -26,7 +26,7 @@ from jobs.local import rank_processes, supervisor
 class LocalBackend:
     """See ``jobs.common.job.Backend``. Knows nothing that is not in the files: any number of them may exist."""
 
-    def __init__(self, profile: Profile, peer_grace: float = 20.0) -> None:
+    def __init__(self, profile: ClusterProfile, peer_grace: float = 20.0) -> None:
         self.profile, self.peer_grace = profile, peer_grace
 
     def submit(self, jobs: Sequence[Job]) -> None:

@@ -18,7 +18,7 @@ from flip.config.sets import shares
 from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote
 from flip.runs.errors import ConfigError
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.slurm.batch_script import FORWARDED_ENV, mounts
 
 APPTAINER_BINDS = ("~", "/tmp", "/var/tmp")
@@ -27,7 +27,9 @@ MAX_NAMED = 4
 """Folders that are named one by one."""
 
 
-def check_container(config: Config, profile: Profile, sweep: Path, plan: bool = False) -> list[tuple[str, str, bool]]:
+def check_container(
+    config: Config, profile: ClusterProfile, sweep: Path, plan: bool = False
+) -> list[tuple[str, str, bool]]:
     """(name, what was seen, whether it could not be looked at), where the profile has a container.
 
     ConfigError where it hides what a resolved run reads: each of its jobs would end for that. ``plan``: a dry run
@@ -75,7 +77,7 @@ def _places(manifest: str) -> Sequence[str]:
     return list(dict.fromkeys(os.path.dirname(key) for key in Manifest.load(manifest).keys if not is_remote(key)))
 
 
-def _seen(profile: Profile, sweep: Path) -> list[str]:
+def _seen(profile: ClusterProfile, sweep: Path) -> list[str]:
     """Folders that are at the same path inside."""
     pairs = [mount.split(":")[:2] for mount in mounts(profile, sweep)]
     if profile.container_runtime == "apptainer":
@@ -119,7 +121,7 @@ IRRELEVANT = re.compile(
 which is the last that is asked for credentials."""
 
 
-def check_variables(places: Iterable[str], profile: Profile, plan: bool = False) -> list[tuple[str, str, bool]]:
+def check_variables(places: Iterable[str], profile: ClusterProfile, plan: bool = False) -> list[tuple[str, str, bool]]:
     """(name, what was seen, whether it could not be looked at), where jobs on Slurm read or write in a bucket.
 
     ``places``: the manifests, folders and addresses that they need. ConfigError where variables that lead there are not

@@ -39,7 +39,7 @@ from flip.runs import commit
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import ELSEWHERE, probe, unwritable
 from jobs.common.text import count, size
 from jobs.host import wall_limit as wall
@@ -67,7 +67,7 @@ class Check:
 
 
 def check(
-    config: Config, data: Sequence[DataFacts], profile: Profile, on: Host, folder: Path, dry: bool = False
+    config: Config, data: Sequence[DataFacts], profile: ClusterProfile, on: Host, folder: Path, dry: bool = False
 ) -> list[Check]:
     """All checks of a resolved run that will live below ``folder``. The first that fails raises its FlipError.
 
@@ -139,7 +139,7 @@ def _blank_chunks(folder: str) -> NDArray[np.int64]:
     return chunks[(counts == manifest.chunk) & (chunks < manifest.samples // manifest.chunk)]
 
 
-def scheduler(profile: Profile, dry: bool, execute: bool = True) -> list[Check]:
+def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[Check]:
     """Whether Slurm can be submitted to, asked once per submission, as that takes a while where it is away.
 
     ConfigError where nothing can be submitted from here; a dry run, which may be made anywhere, only says so.
@@ -272,7 +272,7 @@ def _samples(manifest: Manifest) -> Iterator[tuple[int, Sample]]:
             yield from ((id, chunk[id - manifest.chunk_ids(j)[0]]) for id in ids)
 
 
-def _libraries(config: Config, profile: Profile) -> None:
+def _libraries(config: Config, profile: ClusterProfile) -> None:
     """ConfigError where the decoder or the resizer is not installed; known of our own interpreter alone."""
     if profile.kind != "local" or profile.python not in ("", sys.executable):
         return
@@ -283,7 +283,7 @@ def _libraries(config: Config, profile: Profile) -> None:
             raise ConfigError(f"data.{key}: is not installed", value=library, remedy=remedy)
 
 
-def _machine(config: Config, profile: Profile, on: Host) -> Check:
+def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
     """GPUs must be there; too few cores only make it slow, and are said."""
     resources = config.resources
     if profile.kind == "local" and resources.nodes > 1:
@@ -306,13 +306,13 @@ def _machine(config: Config, profile: Profile, on: Host) -> Check:
     return Check("cores", f"{wanted} threads and loader processes on {on.cores} cores a node{verdict}")
 
 
-def _here(profile: Profile, folder: Path) -> Path | None:
+def _here(profile: ClusterProfile, folder: Path) -> Path | None:
     """The nearest folder that exists; None where a cluster's file system is not on this machine."""
     above = [path for path in (folder, *folder.parents) if path.is_dir()]
     return above[0] if above and (profile.kind == "local" or folder.parent.exists()) else None
 
 
-def _writable(profile: Profile, folder: Path, dry: bool) -> Check:
+def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
     """Probe the place where the runs will live; in a dry run ask for the permissions alone."""
     place = _here(profile, folder)
     if place is None:
@@ -331,7 +331,7 @@ def _writable(profile: Profile, folder: Path, dry: bool) -> Check:
     return Check("runs root", f"{folder.parent}: files can be created, locked, renamed, linked and deleted")
 
 
-def space(configs: Mapping[Path, Config], profile: Profile, folder: Path, plan: bool) -> list[Check]:
+def space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path, plan: bool) -> list[Check]:
     """Room for the checkpoints of all runs that start or go on: path of a run -> its configuration.
 
     Per run those kept, the last of every stage, and the one being written, less what its directory holds already.
@@ -379,13 +379,13 @@ def _bucket(config: Config, dry: bool) -> list[Check]:
     return [Check("checkpoint.url", written(url))] if url else []
 
 
-def saving(profile: Profile, run: RunDir) -> list[Check]:
+def saving(profile: ClusterProfile, run: RunDir) -> list[Check]:
     """What the saves of a run that goes on took, against the time that a stop leaves."""
     seen = time_to_save(run, profile.signal_seconds)
     return [Check("time to save", seen)] if seen else []
 
 
-def wall_limit(config: Config, profile: Profile, run: RunDir) -> list[Check]:
+def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Check]:
     """A warning where the wall limit leaves an attempt no time to train: the signal to save comes before it."""
     limit, start = 60 * minutes(config.resources.hours), wall.start_up(run)
     left = limit - profile.signal_seconds - start

@@ -14,7 +14,7 @@ from pathlib import Path
 from flip.runs.errors import CAUSES, CRASH, FlipError
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, create_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
 from jobs.common.job import UNREADABLE, Backend, Job, JobState, record_of, unreadable_state
 from jobs.host import attempts
@@ -26,7 +26,7 @@ INTERRUPTED = 130
 ENDED = ("complete", "failed", "cancelled", "stopped")
 
 
-def open_backend(profile: Profile) -> Backend:
+def open_backend(profile: ClusterProfile) -> Backend:
     """The cluster of a profile."""
     if profile.kind == "slurm":
         from jobs.slurm.backend import SlurmBackend
@@ -51,7 +51,7 @@ def states(runs: Iterable[RunDir]) -> dict[Path, JobState]:
     """Path of a run -> its state, as the cluster says that it is on; one call of squeue for all on Slurm."""
     runs, found = list(runs), dict[Path, JobState]()
     for kind, group in _by_kind(runs).items():
-        found |= open_backend(Profile(kind=kind)).states(group)
+        found |= open_backend(ClusterProfile(kind=kind)).states(group)
     return {run.path: _with_command(run, found[run.path]) for run in runs}
 
 
@@ -71,7 +71,7 @@ def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
     troubles = []
     for kind, group in _by_kind(runs).items():
         try:
-            open_backend(Profile(kind=kind)).cancel(group, again)
+            open_backend(ClusterProfile(kind=kind)).cancel(group, again)
         except FlipError as error:
             troubles.append(error)
     if troubles:
@@ -81,7 +81,7 @@ def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
 class MultiBackend:
     """Clusters by the names of their profiles: each job goes to its own. Only ``submit`` needs to know."""
 
-    def __init__(self, profiles: Iterable[Profile]) -> None:
+    def __init__(self, profiles: Iterable[ClusterProfile]) -> None:
         self.profiles = {profile.name: profile for profile in profiles}
 
     def submit(self, jobs: Sequence[Job]) -> None:

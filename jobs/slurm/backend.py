@@ -21,7 +21,7 @@ from typing import Any
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobState
 from jobs.host import canary, slurm_cli
 from jobs.host.slurm_cli import BETWEEN, ENDED, WAITING, SlurmUnavailable
@@ -37,7 +37,7 @@ NOT_REQUEUED = (
 class SlurmBackend:
     """See ``jobs.common.job.Backend``. Knows nothing but the files and Slurm: any number of them may exist."""
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: ClusterProfile) -> None:
         self.profile = profile
 
     # -- submit ------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def _new_name(jobs: Sequence[Job]) -> str:
     return f"{jobs[0].run.path.parent.name.lstrip('.')}.{secrets.token_hex(4)}"
 
 
-def executor_of(profile: Profile, job: Job, folder: Path) -> Any:
+def executor_of(profile: ClusterProfile, job: Job, folder: Path) -> Any:
     """submitit's Slurm executor, whose command is ours."""
     from submitit import SlurmExecutor
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from flip.runs.errors import ConfigError
 from jobs.common import filesystem
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.host.slurm_cli import MAX_FAILED_STARTS
 
@@ -40,7 +40,7 @@ def clean_environment(names: Sequence[str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str, Any]:
+def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> dict[str, Any]:
     """Keywords for submitit's ``update_parameters``. ``job``: any of the array, they differ in their run alone.
 
     ``folder``: the submission's, with the list ``runs``: line i + 1 is the run directory of element i.
@@ -149,7 +149,7 @@ def _ownership(*code: Path) -> list[str]:
     ]
 
 
-def setup_lines(profile: Profile, job: Job, folder: Path) -> list[str]:
+def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     """The script before ``srun``. TERM comes to it with a preemption without grace, and with scancel."""
     snapshot = Path(job.snapshot).absolute()
     # -I: whatever modules and setup lines say to Pythons is said to another one
@@ -196,7 +196,7 @@ def setup_lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     ]
 
 
-def _late(profile: Profile, job: Job) -> list[str]:
+def _late(profile: ClusterProfile, job: Job) -> list[str]:
     """Whether the attempt had its whole wall limit: its warning comes up to a minute early. Of very short ones, which
     are that all the time, it is not asked.
     """
@@ -214,7 +214,7 @@ def _modules(names: Sequence[str]) -> list[str]:
     return [bring, f"module load {load} || exit 70"]
 
 
-def srun_args(profile: Profile, job: Job) -> list[str]:
+def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
     """Arguments of ``srun``. One rank's bad end must not kill the others while they save: they get ``peer_seconds``.
 
     ``all``: what tasks say before they have their own log, as that there is no such interpreter, goes to the job's.
@@ -226,7 +226,7 @@ def srun_args(profile: Profile, job: Job) -> list[str]:
     return words
 
 
-def command(profile: Profile, job: Job) -> str:
+def command(profile: ClusterProfile, job: Job) -> str:
     """What srun starts, once per rank, as a line of shell."""
     rank = job.host_code / "jobs" / "host" / "rank_entry.py"
     words = [profile.jobs_python, str(rank), job.module]
@@ -236,7 +236,7 @@ def command(profile: Profile, job: Job) -> str:
     return shlex.join(words)
 
 
-def mounts(profile: Profile, sweep: Path) -> list[str]:
+def mounts(profile: ClusterProfile, sweep: Path) -> list[str]:
     """PATH:PLACE of what the container sees: the sweep's folder (runs, code, submissions) at its own path, and more.
 
     ConfigError where these words cannot say that folder."""
@@ -247,7 +247,7 @@ def mounts(profile: Profile, sweep: Path) -> list[str]:
     return [folder if ":" in folder else f"{folder}:{folder}" for folder in folders]
 
 
-def _mounts(profile: Profile, job: Job) -> str:
+def _mounts(profile: ClusterProfile, job: Job) -> str:
     sweep = job.run.path.parent
     sweep = sweep.parent if sweep.name.startswith(".") else sweep  # an evaluation's job lies in a folder of the sweep's
     return ",".join(mounts(profile, sweep))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flip.runs.errors import ConfigError
-from jobs.common.cluster_profile import Profile, runs_root
+from jobs.common.cluster_profile import ClusterProfile, runs_root
 from jobs.common.filesystem import probe
 from jobs.host import slurm_cli
 from jobs.host.slurm_cli import number
@@ -35,7 +35,7 @@ SHARED = ("afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs", "ora
 """Beginnings of the names of file systems that several machines see."""
 
 
-def ready(profile: Profile, execute: bool = True) -> str:
+def ready(profile: ClusterProfile, execute: bool = True) -> str:
     """A sentence about the Slurm that answers here. ConfigError where a submission from here cannot go through.
 
     ``execute``: also run the Python that the profile names for batch scripts.
@@ -54,7 +54,7 @@ def ready(profile: Profile, execute: bool = True) -> str:
     return answer + (disabled if "no-requeue" in profile.options else "")
 
 
-def _interpreter(profile: Profile) -> None:
+def _interpreter(profile: ClusterProfile) -> None:
     """ConfigError where the batch script's Python is here and does not run with what jobs get: every node would be
     taken for one that lacks it. One that is on the nodes alone is not known of."""
     python = shutil.which(profile.hosts_python)
@@ -77,7 +77,7 @@ def _commands() -> None:
         raise ConfigError("Slurm's commands are not on this machine", "PATH", ", ".join(missing), remedy)
 
 
-def _unset(profile: Profile) -> list[str]:
+def _unset(profile: ClusterProfile) -> list[str]:
     return [name for name in profile.env if name not in os.environ]
 
 
@@ -199,7 +199,7 @@ class Site:
 # -- asking ------------------------------------------------------------------------------------------------------------
 
 
-def read(profile: Profile) -> Site:
+def read(profile: ClusterProfile) -> Site:
     """Ask everything. ConfigError where there is nobody to ask; a question in vain stands in ``said``."""
     _commands()
     said: dict[str, str] = {}
@@ -225,7 +225,7 @@ def read(profile: Profile) -> Site:
     return Site(config, partition, qos, association, nodes_of(rows), said, version, places, unset)
 
 
-def _association(said: dict[str, str], profile: Profile, config: Mapping[str, str]) -> dict[str, str]:
+def _association(said: dict[str, str], profile: ClusterProfile, config: Mapping[str, str]) -> dict[str, str]:
     """The user's association in the profile's account, or in the default one; empty where there is no accounting."""
     if config.get("AccountingStorageType", "(null)") in ("(null)", "accounting_storage/none"):
         return {}
@@ -262,7 +262,7 @@ def ask(said: dict[str, str], question: str, *words: str) -> str:
         return ""
 
 
-def _partition(profile: Profile) -> dict[str, str]:
+def _partition(profile: ClusterProfile) -> dict[str, str]:
     """The fields of the profile's (first) partition, or of the site's default one."""
     name = profile.partition.partition(",")[0]
     try:
@@ -292,7 +292,7 @@ def nodes_of(text: str) -> Counter[Node]:
     return Counter(found.values())
 
 
-def accepts(profile: Profile) -> str:
+def accepts(profile: ClusterProfile) -> str:
     """What sbatch says against a job of one node with the profile's options; "" where it would take it."""
     options: dict[str, str] = {key: getattr(profile, key) for key in ("partition", "account", "qos")}
     options |= {"nodes": "1", "ntasks": "1", "time": str(minutes(profile.hours)), "requeue": ""}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flip.runs.rundir import RunDir
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import DEADLINE
 from jobs.planning.plan import Plan, resources_of
@@ -36,7 +36,7 @@ class PlannedJob:
     """When Slurm would start it, in words; empty where it was not asked."""
 
 
-def batches(plan: Plan, profile: Profile, asking: bool = True) -> list[PlannedJob]:
+def batches(plan: Plan, profile: ClusterProfile, asking: bool = True) -> list[PlannedJob]:
     """Of the runs that start, in the order of their submission. With ``asking`` False Slurm is not asked."""
     jobs = [
         Job(
@@ -58,7 +58,7 @@ def batches(plan: Plan, profile: Profile, asking: bool = True) -> list[PlannedJo
     return found
 
 
-def script(profile: Profile, jobs: Sequence[Job]) -> str:
+def script(profile: ClusterProfile, jobs: Sequence[Job]) -> str:
     """The batch script of jobs of one shape, but for CODE and TOKEN."""
     sweep = jobs[0].run.path.parent
     folder = sweep / ".slurm" / TOKEN
@@ -70,7 +70,7 @@ def script(profile: Profile, jobs: Sequence[Job]) -> str:
     return text
 
 
-def start(text: str, profile: Profile) -> str:
+def start(text: str, profile: ClusterProfile) -> str:
     """What Slurm says to a script, in words."""
     try:
         with batch_script.clean_environment([*batch_script.FORWARDED_ENV, *profile.env]):

@@ -13,7 +13,7 @@ from flip.config.identity import Change, flatten
 from flip.config.merge import to_dict
 from flip.config.sizes import SIZES, label
 from jobs.common.cli import command, shorter
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.common.text import count, plain, plain_lines, size, table
 from jobs.planning.cost import Cost, assumption
@@ -23,7 +23,7 @@ from jobs.submission.dry_run import PlannedJob
 from jobs.sweeps.sweep_file import Sweep
 
 
-def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
+def summary(plan: Plan, sweep: Sweep, profile: ClusterProfile) -> str:
     """One line per run, and the sum of what starts."""
     if plan.actions and all(action.kind == "complete" for action in plan.actions):
         done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
@@ -35,7 +35,7 @@ def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
 def details(
     plan: Plan,
     sweep: Sweep,
-    profile: Profile,
+    profile: ClusterProfile,
     checks: Sequence[Check],
     question: str = "",
     batches: Sequence[PlannedJob] = (),
@@ -77,7 +77,7 @@ def _about(names: Sequence[str]) -> str:
     return f" ({_some(names)})" if names else ""
 
 
-def _head(plan: Plan, sweep: Sweep, profile: Profile) -> str:
+def _head(plan: Plan, sweep: Sweep, profile: ClusterProfile) -> str:
     title = f": {plain(sweep.title)}" if sweep.title else ""
     runs = "1 run" if len(plan.actions) == 1 else f"{len(plan.actions)} runs"
     where = ", ".join(clusters(plan)) or profile.name
@@ -231,7 +231,7 @@ def _advice(plan: Plan) -> list[str]:
 def as_dict(
     plan: Plan,
     sweep: Sweep,
-    profile: Profile,
+    profile: ClusterProfile,
     checks: Sequence[Check],
     question: str = "",
     batches: Sequence[PlannedJob] = (),

@@ -21,7 +21,7 @@ from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
 from jobs.common.cli import suggestion
-from jobs.common.cluster_profile import Profile, load_profile, runs_root
+from jobs.common.cluster_profile import ClusterProfile, load_profile, runs_root
 from jobs.common.paths import REPOSITORY, SWEEPS
 from jobs.planning import plan as planning
 from jobs.planning import preflight
@@ -49,7 +49,7 @@ class Submission:
         self.sweep: Sweep = load(self.file, args.overrides, args.only, args.seeds, none=self.prunes)
         self.profile = load_profile(args.cluster or self.sweep.cluster)
         self.folder = runs_root(self.profile) / self.sweep.name
-        self.places: dict[str, tuple[Profile, Host]] = {}
+        self.places: dict[str, tuple[ClusterProfile, Host]] = {}
         """Name of a profile, as the sweep says it -> the profile, and a node of it."""
         self.checks: dict[preflight.Check, list[str]] = {}
         """What was looked at, each once and in order, and the names of the runs that it is about (none: all)."""
@@ -94,13 +94,13 @@ class Submission:
             self._checked(preflight.scheduler(profile, self.args.dry_run, self._may_execute(profile)))
         return [self._want(run) for run in self.sweep.runs]
 
-    def _may_execute(self, profile: Profile) -> bool:
+    def _may_execute(self, profile: ClusterProfile) -> bool:
         """Whether programs that a profile names may run: in a dry run not if the sweep alone names its file."""
         by_sweep = [self.sweep.cluster, *(run.config.resources.cluster for run in self.sweep.runs)]
         files = [name for name in by_sweep if name.endswith((".yaml", ".yml"))]
         return not (self.args.dry_run and not self.args.cluster and profile in map(load_profile, files))
 
-    def _place(self, run: Run) -> tuple[Profile, Host]:
+    def _place(self, run: Run) -> tuple[ClusterProfile, Host]:
         """The profile of the cluster that a run goes to, and a node there."""
         asked = "" if self.args.cluster else run.config.resources.cluster
         if asked not in self.places:
@@ -112,7 +112,7 @@ class Submission:
             self.places[asked] = profile, node(profile)
         return self.places[asked]
 
-    def _profiles(self) -> list[Profile]:
+    def _profiles(self) -> list[ClusterProfile]:
         """Each once, in the order of the runs."""
         return list({profile.name: profile for profile, _ in self.places.values()}.values())
 
@@ -321,7 +321,7 @@ def sweep_file(typed: str) -> Path:
     raise ConfigError("no such sweep file", str(places[0].absolute()), remedy=remedy)
 
 
-def node(profile: Profile) -> Host:
+def node(profile: ClusterProfile) -> Host:
     """One run's share of a node of the cluster: as the profile says, or this machine."""
     here = host()
     if profile.kind == "local":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import AWAY
 from jobs.planning import plan as planning
@@ -278,7 +278,7 @@ class World:
                 if ahead and (ahead[1] in names or found[ahead[1]].state in ("failed", "cancelled")):
                     self.behind.add((self.clock.now, name))
             try:
-                SlurmBackend(Profile(name="fake", kind="slurm", python="python3")).submit(jobs)
+                SlurmBackend(ClusterProfile(name="fake", kind="slurm", python="python3")).submit(jobs)
             except FlipError:
                 self.excuses.append(self.clock.now)  # they may be queued or not: looking again settles it
                 raise
@@ -292,7 +292,7 @@ class World:
         create_json(run.cancel, {"who": "ann", "why": "not needed any more", "time": 0})
         for body in list(self.bodies.get(name, ())):
             self.clock.at(body.like.step, body.look)
-        SlurmBackend(Profile(kind="slurm")).cancel([run])
+        SlurmBackend(ClusterProfile(kind="slurm")).cancel([run])
 
     def states(self):
         return {path.name: state for path, state in states([self.run(name) for name in self.likes]).items()}

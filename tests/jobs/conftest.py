@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import RunDir, read_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.local import backend, rank_processes
 from tests.synthetic import make_dataset, make_tokenizer
@@ -38,7 +38,7 @@ class Field:
         for room in ("flip", "jobs"):
             (self.snapshot / room).symlink_to(ROOT / room)
         shutil.copy(Path(__file__).with_name("fake_worker.py"), self.snapshot)
-        self.cluster = backend.LocalBackend(Profile(name="local", signal_seconds=5), peer_grace=0.5)
+        self.cluster = backend.LocalBackend(ClusterProfile(name="local", signal_seconds=5), peer_grace=0.5)
         self.worlds: dict[str, int] = {}
 
     def run(self, name="run", world=1, total=6, step=0.05, every=2, **play) -> RunDir:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import JobState
 from jobs.host import slurm_cli
 from jobs.slurm import job_states, site, site_checks
@@ -118,7 +118,7 @@ def test_any_site(answers, config, partition, nodes, qos):
     answers |= {"scontrol": config}
     read = slurm_cli.config()
     answers |= {"scontrol": partition}
-    profile = Profile(name="x", kind="slurm", gpus_per_node=8, partition="p")
+    profile = ClusterProfile(name="x", kind="slurm", gpus_per_node=8, partition="p")
     try:
         fields = site._partition(profile)
     except ConfigError:

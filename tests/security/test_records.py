@@ -20,7 +20,7 @@ from flip.runs import commit, pins
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, write_json
 from jobs import explain, logs, report  # fmt: skip
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import STATES  # fmt: skip
 from jobs.host import attempts, bad_nodes, notify, wall_limit  # fmt: skip
 from jobs.local import backend  # fmt: skip
@@ -172,7 +172,10 @@ def read_by_commands(run, asked):
     plan.scan_runs(folder, ["victim"], asking=False)
     assert decided.actions[1].kind in ("changed", "complete") and found["sound"].state == "complete"
     desired = SimpleNamespace(name="demo", title="A \x1b[2J title")
-    shown += [render.summary(decided, desired, Profile()), render.details(decided, desired, Profile(), [])]
+    shown += [
+        render.summary(decided, desired, ClusterProfile()),
+        render.details(decided, desired, ClusterProfile(), []),
+    ]
     shown += [printed(run_outcomes.csv_text(table)), printed(markdown.markdown(blocks))]
     for text in shown:
         lines = text.split("\n")

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from flip.runs.rundir import RunDir, create_json, read_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import ENDED
 from jobs.runs import clusters
@@ -34,7 +34,7 @@ SETTLED = 2.0
 def profile(**fields):
     """A profile for ``tools/slurm_sandbox.py``."""
     base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5}
-    return Profile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
+    return ClusterProfile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
 
 
 SHIM = """#!{python} -SE

@@ -3,7 +3,7 @@
 import pytest
 
 from flip.runs.rundir import RunDir, create_json, read_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.local import backend as local
 from jobs.planning import plan as planning
@@ -24,7 +24,7 @@ def cluster(request, commands, monkeypatch):
     commands("scontrol", "echo 'ClusterName = far'")
     commands("squeue", "")
     kind = {"local": local.LocalBackend, "slurm": slurm.SlurmBackend}[request.param]
-    return kind(Profile(name="here", kind=request.param))
+    return kind(ClusterProfile(name="here", kind=request.param))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host import attempts, batch_hooks, canary, slurm_cli
 from jobs.runs import clusters
@@ -132,7 +132,9 @@ def submitted(tmp_path, commands):
     commands("scontrol", "echo 'ClusterName = far'")
     commands("scancel", "")
     jobs = [job(tmp_path, name) for name in "abc"]
-    backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, tmp_path / "demo", 50))
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
+        apply.with_canaries(jobs, tmp_path / "demo", 50)
+    )
     a, b, c = runs = [one.run for one in jobs]
 
     def queue(first="RUNNING|None", others="PENDING|JobHeldUser"):
@@ -261,14 +263,14 @@ def test_where_it_stopped_for_good_the_others_say_so_and_are_submitted_again(sub
     found = clusters.states([c, b, a])
     assert [found[run.path].state for run in (a, b, c)] == ["failed", "stopped", "stopped"]
     jobs = [Job(run, Path("/code")) for run in (b, c)]
-    backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, a.path.parent, 50))
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, a.path.parent, 50))
     assert asked(submitted, "scancel") == (["scancel 52"] if "Held" in row else []), "what is held of the old ones"
     assert read_json(b.path / "job.json")["canary"] and read_json(c.path / "job.json")["waits_for"] == "b"
 
 
 def test_a_canary_that_was_submitted_again_lets_only_its_own_go(submitted):
     a, b, _ = submitted.runs
-    backend.SlurmBackend(Profile(name="far", kind="slurm")).submit([Job(a, Path("/code"), canary=50)])
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit([Job(a, Path("/code"), canary=50)])
     submitted.queue()
     assert told(b) == ("stopped", "its canary a is running (starting): submit again")
 
@@ -288,7 +290,7 @@ def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
     with pytest.raises(ConfigError, match="too many"):
-        backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(jobs)
+        backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(jobs)
     assert asked(submitted, "scancel") == ["scancel 60"]
 
 
@@ -299,7 +301,9 @@ def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, sub
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
     with pytest.raises(ConfigError, match="too many"):
-        backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, tmp_path / "demo", 50))
+        backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
+            apply.with_canaries(jobs, tmp_path / "demo", 50)
+        )
     assert read_json(tmp_path / "demo" / "x" / "job.json")["canary"]["releases"] and not asked(submitted, "scancel")
 
 
@@ -321,5 +325,5 @@ def test_an_interrupted_submission_leaves_nothing_held(tmp_path, submitted, monk
 
     monkeypatch.setattr(backend.SlurmBackend, "_sbatch", sbatch)
     with pytest.raises(type(error)):
-        backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(jobs)
+        backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(jobs)
     assert asked(submitted, "scancel") == ["scancel 60"]

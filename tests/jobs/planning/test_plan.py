@@ -16,7 +16,7 @@ from flip.config.resolve import Host, facts, resolve
 from flip.runs import pins
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import JobState
 from jobs.local import supervisor
 from jobs.planning import plan as planning
@@ -352,7 +352,7 @@ def test_another_machine_makes_no_other_run(tmp_path, snapshot):
     big, small = Host(64, 10**11, bf16=True), Host(2, 10**8)
     data = facts(asked)
     first = planning.resolve_stable(asked, big, data, [folder / "a"])
-    want = ResolvedRun("a", first, identity(first, ""), estimate(first, Profile()))
+    want = ResolvedRun("a", first, identity(first, ""), estimate(first, ClusterProfile()))
     folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
     again = planning.resolve_stable(asked, small, data, [folder / "a"])
     assert identity(again, "")["hash"] == want.identity["hash"] != identity(resolve(asked, small, data), "")["hash"]

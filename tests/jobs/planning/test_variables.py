@@ -8,7 +8,7 @@ import pytest
 from flip.config.merge import merge
 from flip.config.resolve import DataFacts, Host
 from flip.runs.errors import ConfigError
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import environment_checks, preflight
 from tests.synthetic import make_dataset
 
@@ -31,7 +31,7 @@ def config(there, *settings, data="files"):
 
 
 def profile(kind="slurm", **fields):
-    return Profile(name="mine", kind=kind, **fields)
+    return ClusterProfile(name="mine", kind=kind, **fields)
 
 
 def check(made, *profile, **more):

@@ -6,7 +6,7 @@ import pytest
 
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.reporting import status as run_status
 from jobs.runs import clusters
@@ -86,7 +86,7 @@ def test_jobs_are_handed_to_their_own_cluster_and_remember_it(desk, answering):
     for name, where in (("a", "near"), ("b", "far"), ("c", "near")):
         run = make(desk / "runs" / "demo", name, steps=0, complete=False)
         jobs.append(Job(run, desk / "code", cluster=where))
-    MultiBackend([Profile(name=name, kind="slurm", partition=name) for name in ("near", "far")]).submit(jobs)
+    MultiBackend([ClusterProfile(name=name, kind="slurm", partition=name) for name in ("near", "far")]).submit(jobs)
     assert [read_json(job.run.path / "job.json")["cluster"] for job in jobs] == ["near", "far", "near"]
     texts = sorted(path.read_text() for path in desk.glob("sbatch.[0-9]*"))
     assert sorted("--partition=far" in text for text in texts) == [False, True]

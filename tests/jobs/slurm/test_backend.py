@@ -13,7 +13,7 @@ import pytest
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import cancel
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host import attempts, wall_limit
 from jobs.planning import plan as planning
@@ -23,7 +23,7 @@ from jobs.submission import dry_run
 from tests.jobs.outcomes import wanted
 
 ROOT = Path(__file__).resolve().parents[3]
-PROFILE = Profile(name="far", kind="slurm", partition="gpu")
+PROFILE = ClusterProfile(name="far", kind="slurm", partition="gpu")
 CONFIG = "echo 'ClusterName = far'"
 SBATCH = 'cp "$1" "$0.$$"; env | sort > "$0.env"; echo "Submitted batch job 57"'
 
@@ -205,7 +205,7 @@ def test_one_array_per_shape_and_the_place_of_each_run_is_written_before(tmp_pat
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("PROXY", "y")
     made = jobs(tmp_path, small, large, small)
-    backend.SlurmBackend(Profile(name="far", kind="slurm", env=["PROXY"])).submit(made)
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm", env=["PROXY"])).submit(made)
     seen = (tmp_path / "sbatch.seen").read_text().split()
     assert len(seen) == 3 + 5, "two runs and a list at the first sbatch, three and two at the second"
     records = [read_json(job.run.path / "job.json") for job in made]

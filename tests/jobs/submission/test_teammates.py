@@ -13,7 +13,7 @@ import pytest
 from flip.runs.errors import FlipError
 from flip.runs.rundir import read_json, write_json
 from jobs import explain, report, status
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.host import attempts
 from jobs.planning import plan as planning
@@ -65,7 +65,7 @@ def sweep(tmp_path, commands):
     commands("scontrol", "echo 'ClusterName = far'")
     runs = [make(tmp_path / "runs" / "demo", name, steps=0, complete=False) for name in "abc"]
     jobs = apply.with_canaries([Job(run, tmp_path / "code") for run in runs], tmp_path / "runs" / "demo", 50)
-    backend.SlurmBackend(Profile(name="far", kind="slurm")).submit(jobs)
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(jobs)
     ahead, behind = (read_json(run.path / "job.json")["name"] for run in runs[:2])
 
     def queue(first="RUNNING|None", others="PENDING|JobHeldUser"):
