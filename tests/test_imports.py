@@ -74,6 +74,30 @@ def test_arrows_point_down(name, path):
         assert not [x for x in found if under(x, "flip.training.trainer", "tools", *HEAVY)]
 
 
+#: Packages of jobs/: each imports only what stands behind it.
+ORDER = ("", "submission", "reporting", "planning", "runs", "slurm", "local", "runtime", "sweeps", "common", "host")
+#: Those that do not import each other.
+APART = ({"submission", "reporting"}, {"slurm", "local", "runtime"}, {"common", "host"})
+
+
+def package(name):
+    """The package of jobs/ that a module is in; empty: a command."""
+    part = name.split(".")[1:2]
+    return part[0] if part and part[0] in ORDER else ""
+
+
+@pytest.mark.parametrize(
+    "name, path", [item for item in modules() if under(item[0], "jobs")], ids=lambda v: str(v)[:40]
+)
+def test_packages_of_jobs_have_an_order(name, path):
+    own, found = package(name), {n for n, _ in modules()} & set(imports(path)) - {"jobs"}
+    for other in {package(n) for n in found if under(n, "jobs")} - {own}:
+        assert ORDER.index(own) < ORDER.index(other), f"{name} imports jobs.{other}"
+        assert not any({own, other} <= apart for apart in APART), f"{name} imports jobs.{other}"
+    if own == "host":
+        assert all(under(n, "jobs.host", "flip.runs") for n in found)
+
+
 ALONE = """
 import importlib, sys
 for name in sys.argv[2:]:
