@@ -117,7 +117,7 @@ def record_of(run: RunDir) -> dict[str, Any]:
 
 
 class Backend(Protocol):
-    """The hands. Jobs given to one call of ``submit`` belong to one sweep folder."""
+    """Submits jobs, knows their states and ends them. The jobs of one ``submit`` call belong to one sweep folder."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start them, in this order as room allows. A failed or cancelled one begins a new allowance."""

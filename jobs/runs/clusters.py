@@ -27,7 +27,7 @@ ENDED = ("complete", "failed", "cancelled", "stopped")
 
 
 def open_backend(profile: ClusterProfile) -> Backend:
-    """The cluster of a profile."""
+    """The backend of a profile."""
     if profile.kind == "slurm":
         from jobs.slurm.backend import SlurmBackend
 
@@ -38,7 +38,7 @@ def open_backend(profile: ClusterProfile) -> Backend:
 
 
 def kind_of(run: RunDir) -> str:
-    """The kind of the cluster that the run was submitted to last; ``local`` where it never was."""
+    """The kind of the backend that the run was submitted to last; ``local`` where it never was."""
     return record_of(run).get("kind", "local")
 
 
@@ -48,7 +48,7 @@ def cluster_of(run: RunDir) -> str | None:
 
 
 def states(runs: Iterable[RunDir]) -> dict[Path, JobState]:
-    """Path of a run -> its state, as the cluster says that it is on; one call of squeue for all on Slurm."""
+    """Path of a run -> its state, from its backend; one call of squeue for all runs on Slurm."""
     runs, found = list(runs), dict[Path, JobState]()
     for kind, group in _by_kind(runs).items():
         found |= open_backend(ClusterProfile(kind=kind)).states(group)
@@ -67,7 +67,7 @@ def _with_command(run: RunDir, state: JobState) -> JobState:
 
 
 def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
-    """``Backend.cancel`` of the clusters that look after the runs. All are told before a trouble is raised."""
+    """``Backend.cancel`` for runs of any backend. All backends are called before an error is raised."""
     troubles = []
     for kind, group in _by_kind(runs).items():
         try:
@@ -79,7 +79,7 @@ def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
 
 
 class MultiBackend:
-    """Clusters by the names of their profiles: each job goes to its own. Only ``submit`` needs to know."""
+    """Backends by the names of their profiles: ``submit`` gives each job to its own."""
 
     def __init__(self, profiles: Iterable[ClusterProfile]) -> None:
         self.profiles = {profile.name: profile for profile in profiles}
