@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/cancel.py quickstart/mask50
@@ -35,13 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_root_option(parser)
     parser.add_argument("--json", action="store_true", help="names of the cancelled runs as a JSON list")
     args = parser.parse_args(arguments)
-    from flip.runs.errors import FlipError
-
-    try:
-        return cancel(args)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    return run_command(lambda: cancel(args))
 
 
 def cancel(args: argparse.Namespace) -> int:
@@ -76,6 +70,4 @@ def cancel(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, quietly, run_command
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
@@ -49,13 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
-    from flip.runs.errors import FlipError
-
-    try:
-        return debug(args, allocation(os.environ))
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    return run_command(lambda: debug(args, allocation(os.environ)))
 
 
 def allocation(environ: Mapping[str, str]) -> list[int]:
@@ -175,7 +169,6 @@ def in_allocation(run: RunDir, n: int) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
     from jobs.runtime.worker import leave
 
     leave(quietly(main))  # threads of torch that still run would let the interpreter's end abort

@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 if TYPE_CHECKING:
     from flip.monitoring.results import Outcome
@@ -44,13 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE", help=f"the HTML page; {where}")
     args = parser.parse_args(arguments)
     _check_options(parser, args)
-    from flip.runs.errors import FlipError
-
-    try:
-        return report(args)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    return run_command(lambda: report(args))
 
 
 def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -168,6 +162,4 @@ def _save(target: str, content: str) -> None:
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 # Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, again, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch
@@ -68,23 +68,19 @@ def main(arguments: list[str] | None = None) -> int:
     made = parser()
     args = made.parse_args(arguments)
     check_options(made, args)
-    from flip.runs.errors import FlipError
+    return run_command(lambda: submit(args))
+
+
+def submit(args: argparse.Namespace) -> int:
     from jobs.submission.submission import Submission
 
-    try:
-        code, watched = Submission(args).run()
-        if watched is None:
-            return code
-        from jobs.common.cli import again
-        from jobs.reporting.status import watch
+    code, watched = Submission(args).run()
+    if watched is None:
+        return code
+    from jobs.reporting.status import watch
 
-        return watch(watched, sys.stdout, again=again())
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    return watch(watched, sys.stdout, again=again())
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

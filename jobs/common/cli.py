@@ -63,6 +63,17 @@ def add_root_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def run_command(work: Callable[[], int]) -> int:
+    """The exit code of ``work()``; if it raises a FlipError, that is printed, and its code is returned."""
+    from flip.runs.errors import FlipError  # not before the options are parsed
+
+    try:
+        return work()
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+
+
 def quietly(main: Callable[[], int]) -> int:
     """``main()``, its output written out; 141 and no word where the reader has gone; 78 where a package is missing."""
     try:
