@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
-# hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/cancel.py quickstart/mask50
@@ -36,13 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_root_option(parser)
     parser.add_argument("--json", action="store_true", help="names of the cancelled runs as a JSON list")
     args = parser.parse_args(arguments)
-    from flip.runs.errors import FlipError
-
-    try:
-        return cancel(args)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    return run_command(lambda: cancel(args))
 
 
 def cancel(args: argparse.Namespace) -> int:
@@ -53,7 +46,7 @@ def cancel(args: argparse.Namespace) -> int:
     from jobs.common.text import plain
     from jobs.runs import clusters, select
 
-    runs = select.several(args.what, roots(args.root))
+    runs = select.select_many(args.what, roots(args.root))
     known = clusters.states(runs)
     open_states = ("queued", "running", "waiting", "stopped", "unknown")
     chosen = [run for run in runs if known[run.path].state in open_states]
@@ -69,7 +62,7 @@ def cancel(args: argparse.Namespace) -> int:
             answer = ""
         if answer.strip().lower() not in ("y", "yes"):
             return 0
-    clusters.call_off(chosen, args.why)
+    clusters.request_cancel(chosen, args.why)
     names = [run.name for run in chosen]
     said = f"cancelled: {', '.join(map(plain, names))}" if names else "nothing to cancel: every run has ended"
     print(json.dumps(names) if args.json else said)
@@ -77,6 +70,4 @@ def cancel(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
-# hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, quietly, run_command
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
-    from jobs.planning.plan import Wanted
+    from jobs.planning.plan import ResolvedRun
 
 EXAMPLES = """examples:
   python jobs/debug.py --sweep quickstart --run mask50
@@ -50,13 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
-    from flip.runs.errors import FlipError
-
-    try:
-        return debug(args, allocation(os.environ))
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    return run_command(lambda: debug(args, allocation(os.environ)))
 
 
 def allocation(environ: Mapping[str, str]) -> list[int]:
@@ -86,7 +79,7 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     return in_allocation(run, n) if allocated else in_process(run, n, args.no_pdb)
 
 
-def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list[str]) -> tuple[Wanted, RunDir]:
+def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list[str]) -> tuple[ResolvedRun, RunDir]:
     """The run as a submission would have it, and where the real one is or would be; settings below and above those
     that were typed."""
     from dataclasses import replace
@@ -110,7 +103,7 @@ def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list
     return made.wanted()[0], real
 
 
-def scratch(wanted: Wanted, real: RunDir, args: argparse.Namespace) -> RunDir:
+def scratch(wanted: ResolvedRun, real: RunDir, args: argparse.Namespace) -> RunDir:
     """A run directory with this configuration and, where the real one has it, the newest commit."""
     import shutil
 
@@ -176,7 +169,6 @@ def in_allocation(run: RunDir, n: int) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
     from jobs.runtime.worker import leave
 
     leave(quietly(main))  # threads of torch that still run would let the interpreter's end abort

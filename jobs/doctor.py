@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
-# hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, quietly, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jobs.common.cluster_profile import Profile
+    from jobs.common.cluster_profile import ClusterProfile
     from jobs.slurm.site import Site
-    from jobs.slurm.site_checks import Finding
+    from jobs.slurm.site_checks import CheckResult
 
 EXAMPLES = """examples:
   python jobs/doctor.py                                     the site's default partition
@@ -50,13 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="replace the file that is there")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     args = parser.parse_args(arguments)
-    from flip.runs.errors import FlipError
-
-    try:
-        return examine(args)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    return run_command(lambda: examine(args))
 
 
 def examine(args: argparse.Namespace) -> int:
@@ -84,12 +77,12 @@ def examine(args: argparse.Namespace) -> int:
     return CONFIG if any(finding.verdict == NOT for finding in found) else COMPLETE
 
 
-def given(args: argparse.Namespace) -> Profile:
+def given(args: argparse.Namespace) -> ClusterProfile:
     """The named profile, or an empty one, with what the command line says."""
     from flip.runs.errors import ConfigError
-    from jobs.common.cluster_profile import Profile, load_profile
+    from jobs.common.cluster_profile import ClusterProfile, load_profile
 
-    profile = load_profile(args.cluster) if args.cluster else Profile(kind="slurm")
+    profile = load_profile(args.cluster) if args.cluster else ClusterProfile(kind="slurm")
     if profile.kind != "slurm":
         raise ConfigError("not a profile of a Slurm cluster", f"{profile.name}, kind", profile.kind)
     words = {key: getattr(args, key) for key in ("partition", "account", "qos") if getattr(args, key)}
@@ -99,7 +92,7 @@ def given(args: argparse.Namespace) -> Profile:
 def place(name: str, force: bool) -> Path:
     """Where the profile goes. ConfigError where there is one."""
     from flip.runs.errors import ConfigError
-    from jobs.common.cluster_profile import PROFILES
+    from jobs.common.paths import PROFILES
 
     target = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if target.exists() and not force:
@@ -120,7 +113,7 @@ def write(target: Path, content: str) -> None:
     load_profile(str(target))
 
 
-def draft(profile: Profile, site: Site) -> Profile:
+def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
     """The profile with what was read of the site."""
     from jobs.host.slurm_cli import number
     from jobs.slurm.site import Node
@@ -148,11 +141,11 @@ def draft(profile: Profile, site: Site) -> Profile:
     )
 
 
-def text(profile: Profile, site: Site) -> str:
+def text(profile: ClusterProfile, site: Site) -> str:
     """YAML of a drafted profile; each line says where it is from. What the profile says beside that is kept."""
     import yaml
 
-    from jobs.common.cluster_profile import Profile
+    from jobs.common.cluster_profile import ClusterProfile
 
     count = site.nodes[site.shape] if site.shape else 0
     limits = f"MaxTime={site.partition.get('MaxTime', '')} of the partition"
@@ -172,7 +165,7 @@ def text(profile: Profile, site: Site) -> str:
         ("array_size", profile.array_size, f"MaxArraySize={site.config.get('MaxArraySize', '')}, less one"),
         ("options", profile.options, ", ".join(filter(None, [site.config.get("SelectType"), site.memory_share]))),
     ]
-    usual = asdict(Profile())
+    usual = asdict(ClusterProfile())
     kept = {key: value for key, value in asdict(profile).items() if value != usual[key]}
     lines += [
         (key, value, "as it was") for key, value in kept.items() if key not in ("name", *(row[0] for row in lines))
@@ -188,7 +181,7 @@ def text(profile: Profile, site: Site) -> str:
     return "\n".join([*done, ""])
 
 
-def render(found: Sequence[Finding], title: str) -> str:
+def render(found: Sequence[CheckResult], title: str) -> str:
     """A line per promise; what follows from one that does not hold stands below it."""
     wide, verdict = (max(len(finding[i]) for finding in found) for i in (0, 1))
     lines = [title]
@@ -200,6 +193,4 @@ def render(found: Sequence[Finding], title: str) -> str:
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

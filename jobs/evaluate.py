@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
-# hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/evaluate.py quickstart/mask50                         the sets of the run, its newest commit
@@ -70,20 +69,17 @@ def main(arguments: list[str] | None = None) -> int:
     args = made.parse_args(arguments)
     if not args.list and bool(args.run) == bool(args.model):
         made.error("name a run, or --model, or --list")
-    from flip.runs.errors import FlipError
-    from jobs.submission.evaluation import Order, listing
+    return run_command(lambda: evaluate(args))
 
-    try:
-        if args.list:
-            print(listing(args.data, args.json))
-            return 0
-        return Order(args).run()
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+
+def evaluate(args: argparse.Namespace) -> int:
+    from jobs.submission.evaluation import EvaluationRequest, listing
+
+    if args.list:
+        print(listing(args.data, args.json))
+        return 0
+    return EvaluationRequest(args).run()
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

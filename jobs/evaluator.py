@@ -1,12 +1,12 @@
 """Starts an evaluation job: ``python -m jobs.evaluator RUN_DIR``.
 
-The code is in ``jobs.runtime.evaluator``. Records of jobs name this module, so that runs start whose snapshot is
+The code is in ``jobs.runtime.worker``. Records of jobs name this module, so that runs start whose snapshot is
 older or newer than the launcher, whatever the layout of its packages.
 """
 
 if __name__ == "__main__":
     import sys
 
-    from jobs.runtime import evaluator, worker
+    from jobs.runtime import worker
 
-    worker.leave(worker.main(sys.argv[1], evaluator.evaluate))
+    worker.leave(worker.main(sys.argv[1], worker.evaluate))

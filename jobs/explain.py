@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
-# hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option, quietly
 
 EXAMPLES = """examples:
   python jobs/explain.py quickstart/mask50
@@ -38,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     from jobs.runs import select
 
     try:
-        facts = explain(select.one(args.run, roots(args.root)))
+        facts = explain(select.select_one(args.run, roots(args.root)))
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
@@ -179,6 +178,4 @@ def _spent(spent: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
-# hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option, quietly
 
 if TYPE_CHECKING:
     import codecs
@@ -54,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     from jobs.runs import select
 
     try:
-        run = select.one(args.run, roots(args.root))
+        run = select.select_one(args.run, roots(args.root))
         here = files(run, args.attempt, args.err, args.node)
         if args.json:
             import json
@@ -92,13 +91,13 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
     import time
 
     from jobs.common.text import plain_lines
-    from jobs.runs.clusters import interval
+    from jobs.runs.clusters import poll_interval
 
     read: dict[Path, int] = {}
     decoders: dict[Path, codecs.IncrementalDecoder] = {}
     over, asked = not on, float("-inf")
     while True:
-        if on and time.monotonic() >= asked + interval([run]):  # before reading: the last lines are not missed
+        if on and time.monotonic() >= asked + poll_interval([run]):  # before reading: the last lines are not missed
             over, asked = _over(run, attempt), time.monotonic()
         for path in files(run, attempt, err, node):
             if path not in read and (len(read) or attempt is None) and on:
@@ -149,6 +148,4 @@ def _over(run: RunDir, attempt: int | None) -> bool:
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

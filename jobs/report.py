@@ -7,18 +7,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
-# hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 if TYPE_CHECKING:
     from flip.monitoring.results import Outcome
-    from flip.runs.rundir import RunDir
     from jobs.reporting.document import Block
 
 EXAMPLES = """examples:
@@ -46,13 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE", help=f"the HTML page; {where}")
     args = parser.parse_args(arguments)
     _check_options(parser, args)
-    from flip.runs.errors import FlipError
-
-    try:
-        return report(args)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    return run_command(lambda: report(args))
 
 
 def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -76,13 +68,14 @@ def report(args: argparse.Namespace) -> int:
     from jobs.common.cluster_profile import roots
     from jobs.reporting.html import render
     from jobs.reporting.markdown import markdown
+    from jobs.reporting.outcomes import csv_text, outcomes, rows, text
     from jobs.reporting.report import findings, title
     from jobs.runs import select
 
     for name in (args.csv, args.out, args.markdown):
         _check_folder(name)
     places = roots(args.root)
-    found = outcomes(select.resolve(args.what, places))
+    found = outcomes(select.select(args.what, places))
     if args.json:
         print(json.dumps(rows(found), indent=1))
     if args.csv:
@@ -131,6 +124,7 @@ def _everything(folder: Path, page: str, found: Sequence[Outcome], blocks: Seque
     from jobs.common.filesystem import unwritable
     from jobs.reporting.figures import save
     from jobs.reporting.markdown import markdown
+    from jobs.reporting.outcomes import csv_text, rows
 
     try:
         save(blocks, folder / "figures")
@@ -139,95 +133,6 @@ def _everything(folder: Path, page: str, found: Sequence[Outcome], blocks: Seque
     _save(str(folder / "report.html"), page)
     _save(str(folder / "report.md"), markdown(blocks, "figures"))
     _save(str(folder / "results.csv"), csv_text(rows(found)))
-
-
-def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
-    """What the runs came to, in the sweep's order; their states are the cluster's, which knows what still lives."""
-    from concurrent.futures import ThreadPoolExecutor
-    from dataclasses import replace
-
-    from flip.monitoring.results import read_run
-    from jobs.reporting.seed_groups import by_sweep_order
-    from jobs.runs.clusters import states
-
-    # Path.exists raises where it may not look
-    found, known = [], states(run for run in runs if os.path.exists(run.path / "job.json"))
-    for run in runs:
-        outcome = read_run(run.path)
-        state = known.get(run.path)
-        damaged = outcome.state == "unknown"  # no complete run without its settings and result
-        if state is not None and not (damaged and state.state == "complete"):
-            outcome = replace(outcome, state=state.state, reason=state.detail or outcome.reason)
-        found.append(outcome)
-    with ThreadPoolExecutor(2) as pool:  # metric lines are read outside of the interpreter's lock
-        list(pool.map(lambda outcome: outcome.metrics, found))
-    return by_sweep_order(found)
-
-
-def rows(found: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """One flat mapping per run, as ``flip.monitoring.results.read_runs`` makes them, all with the same keys.
-
-    Of a run with published numbers also ``paper.row``, and for each test ``paper.SET.top1`` (0..1) and ``.comparable``:
-    yes, or why not.
-    """
-    from flip.monitoring.results import differing, row
-    from jobs.reporting import seed_groups
-    from jobs.sweeps import published as paper
-
-    made = [row(outcome, differing(found)) for outcome in found]
-    beside = {
-        id(outcome): arm.published for arm in seed_groups.group(found) for outcome in arm.outcomes if arm.published
-    }
-    for outcome, each in zip(found, made, strict=True):
-        if (published := beside.get(id(outcome))) is None:
-            continue
-        each["paper.row"] = published.row
-        for name, number in published.top1.items():
-            why = "; ".join(paper.obstacles(published, [outcome], name))
-            each |= {f"paper.{name}.top1": number / 100, f"paper.{name}.comparable": why or "yes"}
-    keys = dict.fromkeys(key for each in made for key in each)
-    return [{key: each.get(key) for key in keys} for each in made]
-
-
-def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    import csv
-    import io
-
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writerow({key: _cell(key) for key in rows[0]})
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-    return out.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula, behind an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
-def text(found: Sequence[Outcome], table_: str = "") -> str:
-    """The table of arms, the paper's numbers beside them, what that cannot say, and why runs are not complete."""
-    from jobs.common.text import plain, table
-    from jobs.reporting import paper_comparison, seed_groups
-    from jobs.reporting.report import damage, result_cells
-
-    grouped = seed_groups.group(found)
-    lines = [table(result_cells(grouped, found))]
-    if any(arm.complete for arm in grouped):
-        lines.append(
-            "accuracy: top-1 (of retrieval R@1), per cent; in brackets the 95 % interval, of several seeds the range;"
-            " scored in fp32 unless a column says otherwise"
-        )
-        lines.append(f"samples/s, training, {seed_groups.hours_unit(grouped)}: {seed_groups.COUNTED}")
-        lines.append(plain(seed_groups.verdict(grouped)))
-    if compared := paper_comparison.compare(grouped, found, table_):
-        lines += ["", table(paper_comparison.cells(compared)), ""]
-    for outcome in found:
-        if outcome.state != "complete":
-            why = f": {outcome.reason}" if outcome.reason else ""
-            lines.append(plain(f"{outcome.run.name} is {outcome.state}{why}"))
-    lines += map(plain, damage(found))
-    return "\n".join(line for line in lines if line or compared)
 
 
 def _check_folder(target: str | None) -> None:
@@ -257,6 +162,4 @@ def _save(target: str, content: str) -> None:
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

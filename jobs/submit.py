@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
-# hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, again, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch
@@ -69,17 +68,19 @@ def main(arguments: list[str] | None = None) -> int:
     made = parser()
     args = made.parse_args(arguments)
     check_options(made, args)
-    from flip.runs.errors import FlipError
+    return run_command(lambda: submit(args))
+
+
+def submit(args: argparse.Namespace) -> int:
     from jobs.submission.submission import Submission
 
-    try:
-        return Submission(args).run()
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    code, watched = Submission(args).run()
+    if watched is None:
+        return code
+    from jobs.reporting.status import watch
+
+    return watch(watched, sys.stdout, again=again())
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

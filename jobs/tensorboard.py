@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/common/cluster_profile.py and jobs/slurm/site.py would
-# hide other modules.
+# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from jobs.common.cli import Parser, add_root_option
+from jobs.common.cli import Parser, add_root_option, run_command
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
@@ -42,14 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     typed = sys.argv[1:] if arguments is None else arguments
     at = typed.index("--") if "--" in typed else len(typed)
     args, own = parser.parse_args(typed[:at]), typed[at + 1 :]
-    from flip.runs.errors import FlipError
     from jobs.common.cluster_profile import roots
 
-    try:
-        return serve(args.what, roots(args.root), own)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    return run_command(lambda: serve(args.what, roots(args.root), own))
 
 
 def serve(what: Sequence[str], root: Roots, own: Sequence[str]) -> int:
@@ -85,7 +79,7 @@ def serve(what: Sequence[str], root: Roots, own: Sequence[str]) -> int:
 def _runs(what: Sequence[str], root: Roots) -> list[RunDir]:
     from jobs.runs import select
 
-    return select.several(what, root) if what else select.resolve(None, root)
+    return select.select_many(what, root) if what else select.select(None, root)
 
 
 def add(runs: Sequence[RunDir], folder: Path) -> list[str]:

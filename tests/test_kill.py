@@ -9,7 +9,7 @@ from flip.config.derived import spans
 from flip.runs import commit
 from flip.runs.rundir import read_json
 from jobs.common.cluster_profile import load_profile
-from jobs.local.backend import LocalCluster
+from jobs.local.backend import LocalBackend
 from tests.harness.training_run import BATCH, INTERVAL, TrainingRun, configuration, decoded_hashes
 from tests.synthetic import make_dataset, make_tokenizer
 from tests.verdicts import check_data, check_equal, ends, price
@@ -168,7 +168,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_not_taken(data, tmp_path):
 def test_who_lost_a_peer_ends_by_himself(data, tmp_path):
     """Within a step, and not by the launcher's hand: a rank that is killed leaves no cause of its own."""
     arena = TrainingRun(tmp_path, "lost", configuration(data, world=2, samples=(12, 4)))
-    arena.cluster = LocalCluster(load_profile("local"), peer_grace=100)
+    arena.cluster = LocalBackend(load_profile("local"), peer_grace=100)
     arena.submit()
     arena.wait_step(3)
     arena.kill(rank=1)

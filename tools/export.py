@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from jobs.runs import select
     from tools.shards_commands.output import writing
 
-    source = options.run if Path(options.run).is_dir() else select.one(options.run, roots()).path
+    source = options.run if Path(options.run).is_dir() else select.select_one(options.run, roots()).path
     from flip.checkpoint.export_record import is_export
     from flip.export.exporter import export  # torch: a wrong name was said by now
     from flip.export.load import load

@@ -44,7 +44,7 @@ def predict(options: argparse.Namespace) -> list[dict[str, object]]:
 
     if options.top < 1:
         raise ConfigError("must be at least 1", "--top", options.top)
-    run = options.run if Path(options.run).is_dir() else select.one(options.run, roots()).path
+    run = options.run if Path(options.run).is_dir() else select.select_one(options.run, roots()).path
     if options.classes:
         names, templates = (wording := prompts.read(options.classes)).names, wording.templates
     else:

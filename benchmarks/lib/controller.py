@@ -18,10 +18,10 @@ import numpy as np
 
 from benchmarks.lib.slurm_stub import ROOT, Site, status
 from flip.runs.rundir import RunDir, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import DEADLINE
-from jobs.runs.clusters import Job, Shape
-from jobs.slurm.backend import SlurmCluster
+from jobs.slurm.backend import SlurmBackend
 
 MAX_ARRAY, MAX_JOBS = 1001, 10_000
 """Defaults of MaxArraySize and MaxJobCount (slurm.conf)."""
@@ -68,10 +68,10 @@ def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
             run = RunDir(sweep / f"run{i}")
             run.path.mkdir(parents=True)
             run.config.write_text("schema: 1\n", encoding="utf-8")
-            jobs.append(Job(run, ROOT, Shape(1, 8, 8, 12, 24.0)))
+            jobs.append(Job(run, ROOT, JobResources(1, 8, 8, 12, 24.0)))
         found = {
             "submit": calls.during(
-                lambda: SlurmCluster(Profile(name="bench", kind="slurm", python=sys.executable)).submit(jobs)
+                lambda: SlurmBackend(ClusterProfile(name="bench", kind="slurm", python=sys.executable)).submit(jobs)
             )
         }
         found["status"] = _one(calls.during(lambda: status(site, runs, 1)), 2)

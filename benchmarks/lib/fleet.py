@@ -26,12 +26,13 @@ from flip.data.manifest.manifest import BLOCK
 from flip.data.order import Order
 from flip.data.prefetch import MOST, THREADS
 from flip.data.storage.hedge import SHARE
-from jobs.common.cluster_profile import Profile, load_profile
+from jobs.common.cluster_profile import ClusterProfile, load_profile
+from jobs.common.paths import SWEEPS
 from jobs.planning import memory_fit
 from jobs.planning.cost import estimate
 from jobs.sweeps import sweep_file
 
-SWEEP = sweep_file.SWEEPS / "joint_scaling.yaml"
+SWEEP = SWEEPS / "joint_scaling.yaml"
 SETTINGS = ("resources.nodes=64", "data.samples=2e9", f"data.sample_bytes={synthetic.SAMPLE_BLOCKS * BLOCK}")
 GETS, PUTS = 5500, 3500
 """Requests a second that S3 gives at least for each prefix it has partitioned (docs/scale.md, source 1)."""
@@ -48,7 +49,7 @@ COSTS = {"background": 1.0, "blocking": 10.0}
 FIXED = {"1_min": 60.0, "5_min": 300.0, "15_min": 900.0, "60_min": 3600.0}
 
 
-def planned() -> tuple[Config, Profile]:
+def planned() -> tuple[Config, ClusterProfile]:
     """The run ``joint`` of the sweep on 64 nodes of the profile h100, with 2e9 samples, resolved and valid."""
     profile = load_profile("h100")
     (run,) = sweep_file.load(SWEEP, SETTINGS, only="joint").runs
@@ -58,7 +59,7 @@ def planned() -> tuple[Config, Profile]:
     return config, profile
 
 
-def arithmetic(config: Config, profile: Profile, speeds: dict[str, float]) -> dict[str, Any]:
+def arithmetic(config: Config, profile: ClusterProfile, speeds: dict[str, float]) -> dict[str, Any]:
     """All of it. ``speeds``: those of ``measured``."""
     run = the_run(config, profile)
     found = {
@@ -72,7 +73,7 @@ def arithmetic(config: Config, profile: Profile, speeds: dict[str, float]) -> di
     return shorter(found)
 
 
-def the_run(config: Config, profile: Profile) -> dict[str, Any]:
+def the_run(config: Config, profile: ClusterProfile) -> dict[str, Any]:
     plan = estimate(config, profile)
     step = plan.devices[0].step_seconds or 0.0
     return {

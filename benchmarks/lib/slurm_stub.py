@@ -13,14 +13,14 @@ from typing import Any
 
 from benchmarks.lib import results
 from flip.runs.rundir import RunDir, write_json
-from jobs.common.cluster_profile import Profile
-from jobs.runs.clusters import Job, Shape
-from jobs.slurm.backend import SlurmCluster
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job, JobResources
+from jobs.slurm.backend import SlurmBackend
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {"plan": 2.0, "status": 1.0, "help": 0.3}
 """Seconds."""
-SHAPES = (Shape(1, 8, 8, 12, 24.0), Shape(4, 8, 8, 12, 24.0))
+SHAPES = (JobResources(1, 8, 8, 12, 24.0), JobResources(4, 8, 8, 12, 24.0))
 
 HYDRA = """
 import hydra, submitit
@@ -103,7 +103,7 @@ class Site:
             run = RunDir(folder / f"run{i}")
             run.path.mkdir(parents=True)
             jobs.append(Job(run, ROOT, SHAPES[i % len(SHAPES)]))
-        SlurmCluster(Profile(name="bench", kind="slurm")).submit(jobs)
+        SlurmBackend(ClusterProfile(name="bench", kind="slurm")).submit(jobs)
 
     # -- peers ---------------------------------------------------------------------------------------------------------
 

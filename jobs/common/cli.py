@@ -1,4 +1,4 @@
-"""What all commands share: the parser of their options, and how they end if they cannot go on.
+"""What all commands share: the parser of their options, how they end if they cannot go on, how they are typed.
 
 A command cannot go on if its reader has gone (``python jobs/status.py | head -1``), or if a package that it needs is
 missing (the wrong Python).
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 CUT_OFF = 141
@@ -61,6 +63,17 @@ def add_root_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def run_command(work: Callable[[], int]) -> int:
+    """The exit code of ``work()``; if it raises a FlipError, that is printed, and its code is returned."""
+    from flip.runs.errors import FlipError  # not before the options are parsed
+
+    try:
+        return work()
+    except FlipError as error:
+        print(error, file=sys.stderr)
+        return error.code
+
+
 def quietly(main: Callable[[], int]) -> int:
     """``main()``, its output written out; 141 and no word where the reader has gone; 78 where a package is missing."""
     try:
@@ -79,3 +92,21 @@ def quietly(main: Callable[[], int]) -> int:
         for handle in (1, 2):  # what is left for them would complain at the interpreter's end
             os.dup2(nowhere, handle)
         return CUT_OFF
+
+
+def command(name: str) -> str:
+    """How a person calls a command of ours from here, with the interpreter of this process."""
+    from jobs.common.paths import COMMANDS  # only where it is shown: --help must be quick
+
+    return shlex.join([shorter(Path(sys.executable)), shorter(COMMANDS / name)])
+
+
+def again() -> str:
+    """The command line of this process, to be typed once more."""
+    return f"{command(Path(sys.argv[0]).name)} {shlex.join(sys.argv[1:])}"
+
+
+def shorter(path: Path) -> str:
+    """A path as a person would type it from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

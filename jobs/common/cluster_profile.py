@@ -13,14 +13,14 @@ from typing import Any, get_type_hints
 from flip.costs import find
 from flip.runs.errors import ConfigError, PermissionDenied
 from jobs.common.cli import suggestion
+from jobs.common.paths import PROFILES
 
 KINDS = ("local", "slurm")
 CONTAINERS = ("pyxis", "apptainer")
-PROFILES = Path(__file__).resolve().parents[2] / "sweeps" / "clusters"
 
 
 @dataclass
-class Profile:
+class ClusterProfile:
     """All paths mean the same on the host that submits and on the nodes."""
 
     name: str = ""
@@ -110,7 +110,7 @@ class Profile:
         return self.host_python or ("python3" if self.container else self.jobs_python)
 
 
-def load_profile(name: str) -> Profile:
+def load_profile(name: str) -> ClusterProfile:
     """The profile called ``name`` in sweeps/clusters, or in the YAML file at that path. Mistakes raise ConfigError."""
     from flip.config.merge import read_yaml  # brings OmegaConf, which the commands that read no profile do not pay for
 
@@ -120,13 +120,13 @@ def load_profile(name: str) -> Profile:
         remedy = f"{suggestion(name, known)} There are: {', '.join(known)}; or give a YAML file.".strip()
         raise ConfigError("no such cluster profile", str(path), name, remedy)
     values = dict(read_yaml(path))
-    hints = get_type_hints(Profile)
+    hints = get_type_hints(ClusterProfile)
     for key, value in values.items():
         if key not in hints:
             near = difflib.get_close_matches(str(key), list(hints), n=3) or list(hints)
             raise ConfigError("unknown key in a cluster profile", str(path), key, f"Nearest: {', '.join(near)}.")
         values[key] = _typed(value, hints[key], f"{path}, {key}")
-    profile = Profile(**{"name": path.stem, **values})
+    profile = ClusterProfile(**{"name": path.stem, **values})
     _check(profile, path)
     return profile
 
@@ -156,7 +156,7 @@ BOUND = ("gpu-bind", "gpus-per-task", "ntasks-per-gpu")
 """With these a rank sees one card alone, and not those by whose number it is called."""
 
 
-def _check(profile: Profile, path: Path) -> None:
+def _check(profile: ClusterProfile, path: Path) -> None:
     for name in profile.options:
         if name in OURS:
             raise ConfigError("sbatch's option is set by us", f"{path}, options", name, "Take it out.")
@@ -188,7 +188,7 @@ def _check(profile: Profile, path: Path) -> None:
             raise ConfigError("not the name of an environment variable", f"{path}, env", name, remedy)
 
 
-def runs_root(profile: Profile | None = None) -> Path:
+def runs_root(profile: ClusterProfile | None = None) -> Path:
     """RUNS_ROOT: the profile's, else FLIP_RUNS, else ./runs."""
     chosen = (profile.runs_root if profile else "") or os.environ.get("FLIP_RUNS", "") or "runs"
     return Path(chosen).expanduser().absolute()

@@ -1,17 +1,23 @@
-"""Nodes on which two runs of a sweep fail and neither fails elsewhere: left out, as those with broken hardware are.
+"""Nodes that a run's next starts leave out: two runs failed on them (``suspect``), or no rank started (``unstarted``).
 
 Not every broken node says so: a bad link or card may show as a hang, or as a crash in other words. One run that fails
 may have a fault of its own, and so may one that fails on every node; two that agree on one node hardly have.
+
+On a node without the mount or the interpreter no rank starts. If it is the first node, the batch script sees it. For
+another node there is no cause file, and the ranks that wait for it are killed, so that the step's exit code tells
+nothing; but srun writes on the first node how every task ended.
+
 Standard library, Python >= 3.6: the exit trap on the host uses it.
 """
 
 import os
+import re
 
 from flip.runs.rundir import RunDir, read_record
 from jobs.host.restart_policy import DAY
 
 if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Iterator, Optional, Set, Tuple  # noqa: F401
+    from typing import Iterator, List, Optional, Set, Tuple  # noqa: F401
 
 #: Ends that a node may be to blame for.
 BLAMED = ("crash", "hang")
@@ -63,3 +69,29 @@ def _neighbours(run):
         path = run.path.parent / name
         if name != run.name and (path / "attempts").is_dir():
             yield RunDir(path)
+
+
+#: Exit codes before the worker: no such file, not to be run, no such command; jobs/host/rank_entry.py's own, of files
+#: and folders.
+UNSTARTED_CODES = (2, 126, 127, 69)
+#: A line of srun, one per node that its tasks ended on alike.
+SRUN_EXIT_LINE = re.compile(
+    r"^srun: error: ([^\s:\[\],]+): tasks? [0-9,\-]+: Exited with exit code ([0-9]{1,3})$", re.MULTILINE
+)
+#: Bytes of the log's end that are looked at.
+TAIL_BYTES = 1 << 16
+
+
+def unstarted(path, among):
+    # type: (str, int) -> List[str]
+    """Names from a job's standard error, sorted. None of them where more than half of ``among`` nodes are named: then
+    it is what they share, which comes back, and a job that left out all nodes would never start again.
+    """
+    try:
+        with open(path, "rb") as log:
+            log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
+            text = log.read().decode("utf-8", "replace")
+    except OSError:  # what it would say is a hint only
+        return []
+    found = sorted({name for name, code in SRUN_EXIT_LINE.findall(text) if int(code) in UNSTARTED_CODES})
+    return found if 2 * len(found) <= among else []

@@ -102,17 +102,19 @@ def until_term(seconds):
 
 def act(args, rest=None):
     # type: (argparse.Namespace, Optional[Callable[[float], None]]) -> int
-    """Do what was asked; the exit code. ``rest``: how the watcher waits (scheduler.outlived)."""
+    """Do what was asked; the exit code. ``rest``: how the watcher waits (slurm_cli.wait_for_time_limit)."""
     from flip.runs.errors import DATA, FlipError
 
     try:
         if args.what == "begin":
-            return patiently(lambda met: begin(args.run, args.token))
+            return retry_on_oserror(lambda met: begin(args.run, args.token))
         if args.what == "watch":
             return watch(args.run, args.attempt, rest)
         if args.what == "release":
             return release(args.run)
-        return patiently(lambda met: end(args.run, args.attempt, args.code, args.state, args.late, met), args.attempt)
+        return retry_on_oserror(
+            lambda met: end(args.run, args.attempt, args.code, args.state, args.late, met), args.attempt
+        )
     except ShellGone:  # of a canary: the next start has a process of its own that releases the others
         return 0
     except FlipError as error:
@@ -132,7 +134,7 @@ def say(text, stream=None):
         pass
 
 
-def patiently(do, attempt=None):
+def retry_on_oserror(do, attempt=None):
     # type: (Callable[[Optional[OSError]], int], Optional[int]) -> int
     """Try again while files make trouble: an attempt that cannot be recorded must not be the run's end. ``do`` is
     given the error of the try before.
@@ -154,15 +156,16 @@ def patiently(do, attempt=None):
                 break
         time.sleep(wait)
         wait = min(60.0, 2 * wait)
-    from jobs.host import marks, slurm_cli
+    from jobs.host import slurm_cli
 
     job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restarts_of(os.environ)
     # a requeue waits for Slurm as long: what is to be left with it must not be lost before
-    heard = marks.read(job, restarts, slurm_cli.AWAY) if job else marks.Mark(marks.STARTS)
-    before = heard or marks.Mark()
-    if before.starts < marks.STARTS:
-        mark = marks.Mark(before.starts + 1, attempt or before.attempt)
-        marks.leave(job, restarts, mark, patience=0.0 if heard else slurm_cli.AWAY)
+    before = slurm_cli.FailedStarts(slurm_cli.MAX_FAILED_STARTS)  # without a job nothing starts again
+    heard = slurm_cli.read_failed_starts(job, restarts, slurm_cli.AWAY) if job else before
+    before = heard or slurm_cli.FailedStarts()
+    if before.starts < slurm_cli.MAX_FAILED_STARTS:
+        mark = slurm_cli.FailedStarts(before.starts + 1, attempt or before.attempt)
+        slurm_cli.record_failed_starts(job, restarts, mark, patience=0.0 if heard else slurm_cli.AWAY)
         start_again(LATER, (), attempt=attempt)
     return STORAGE
 
@@ -194,15 +197,15 @@ def begin(path, token):
     if idle:
         say("%s: not started: %s" % (run.path, idle))
         if run.result.exists():
-            others(run, "done")
+            settle_canary(run, "done")
         return 0
     unseen = settled(run)
     verdict = attempts.standing(run)
     if verdict is not None and verdict["action"] == "stop":
         say("%s: not started: %s" % (run.path, verdict["reason"]))
         if unseen:  # else its exit trap has done this
-            others(run, "stop")
-            tell(run, "stop")
+            settle_canary(run, "stop")
+            send_notification(run, "stop")
         return CAUSES.get(verdict["cause"], CAUSES["crash"])
     n = attempts.begin(run, facts())
     orphans.end(str(run.path), n, slurm_cli.own_job(os.environ), slurm_cli.restarts_of(os.environ))
@@ -218,13 +221,13 @@ def settled(run, before=None):
     Of one whose end could not be written the scheduler knows. While that is silent they are left open: the end of this
     attempt, or the next begin, asks again, and no end is put down to what it was not.
     """
-    from jobs.host import attempts, marks, slurm_cli
+    from jobs.host import attempts, slurm_cli
 
     if not [n for n in attempts.unended(run) if before is None or n < before]:
         return False
-    job, mark = slurm_cli.own_job(os.environ), marks.Mark()  # type: Any, Any
+    job, mark = slurm_cli.own_job(os.environ), slurm_cli.FailedStarts()  # type: Any, Any
     if job:
-        mark = marks.read(job, slurm_cli.restarts_of(os.environ))
+        mark = slurm_cli.read_failed_starts(job, slurm_cli.restarts_of(os.environ))
     if mark is None:
         say("%s: nobody says how its last attempt ended; that is asked again" % run.path)
         return False
@@ -247,7 +250,7 @@ def end(path, n, code, state, late=False, met=None):
     """Record the end of attempt n and do what follows from it. ``met``: the error of an earlier try of this."""
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import RunDir
-    from jobs.host import attempts, bad_nodes, slurm_cli, unstarted, wall_limit
+    from jobs.host import attempts, bad_nodes, slurm_cli, wall_limit
 
     run, seen = RunDir(path), {}  # type: Any, dict
     n = run.newest_attempt() if n is None else n
@@ -259,7 +262,7 @@ def end(path, n, code, state, late=False, met=None):
         settled(run, n)
     suspect = bad_nodes.suspect(run, n, time.time())
     among = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-    lost = unstarted.nodes(str(run.logs / str(n) / "job.err"), among)
+    lost = bad_nodes.unstarted(str(run.logs / str(n) / "job.err"), among)
     late = wall_limit.used_up(run, seen) or late  # type: ignore[assignment]
     full = str(met) if met is not None and met.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     decision = attempts.end(run, n, code, state, suspect=suspect, late=late, unstarted=lost, full=full)
@@ -267,12 +270,12 @@ def end(path, n, code, state, late=False, met=None):
     if decision.action == "requeue":
         requeue_job(decision, run, n)
     else:
-        others(run, decision.action)
-        tell(run, decision.action)
+        settle_canary(run, decision.action)
+        send_notification(run, decision.action)
     return 0
 
 
-def tell(run, action):
+def send_notification(run, action):
     # type: (Any, str) -> None
     """Those who want to know; the last thing that is done."""
     from jobs.host import notify
@@ -281,7 +284,7 @@ def tell(run, action):
         say(trouble)
 
 
-def others(run, action):
+def settle_canary(run, action):
     # type: (Any, str) -> None
     """What the end of a canary means for the jobs that wait for it. Slurm is waited for as with a requeue."""
     from jobs.host import canary, slurm_cli
@@ -295,7 +298,7 @@ def others(run, action):
             if action == "nothing" or released(run, absent):
                 return None
             trouble = "some of them are not in Slurm's queue"  # type: object
-        except slurm_cli.Unanswered as error:
+        except slurm_cli.SlurmUnavailable as error:
             trouble = error
         if time.time() + wait > begin + (slurm_cli.AWAY if action == "done" else PATIENCE):
             say("%s: the jobs that wait for it were not released: %s; submit again" % (run.path, trouble))
@@ -334,7 +337,7 @@ def release(path):
             record = canary.of(run)
             if not record.get("releases") or (canary.passed(run, record["steps"]) and released(run, absent)):
                 return 0
-        except (OSError, ValueError, slurm_cli.Unanswered) as error:
+        except (OSError, ValueError, slurm_cli.SlurmUnavailable) as error:
             say(error)
         time.sleep(LOOK)
 
@@ -353,9 +356,9 @@ def watch(path, n, rest=None):
     n = run.newest_attempt() if n is None else n
     job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restarts_of(os.environ)
     try:
-        state = slurm_cli.outlived(job, restarts, rest, lambda limit: note_wall(run, n, limit))
+        state = slurm_cli.wait_for_time_limit(job, restarts, rest, lambda limit: note_wall(run, n, limit))
     except ShellGone:
-        return patiently(lambda met: shell_gone(run, n), n)
+        return retry_on_oserror(lambda met: shell_gone(run, n), n)
     if state == "TIMEOUT":
         try:
             run.note_limit(n)
@@ -425,7 +428,7 @@ def start_again(delay, exclude, ending=False, run=None, attempt=None):
         say("%s: %s" % (job, slurm_cli.requeue(job, restarts, delay, exclude, ending=ending)), sys.stdout)
     except slurm_cli.Disabled:
         succeed(job, restarts, delay, exclude, run, attempt)
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         say("%s was not requeued: %s; submit again" % (job, error))
 
 
@@ -439,13 +442,13 @@ def succeed(job, restarts, delay, exclude, run, attempt):
 
     try:
         say("%s: %s" % (job, successor.submit(job, restarts, attempt, delay, exclude)), sys.stdout)
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         reason = "requeue is disabled here, and a new job was refused (%s)" % error
         say("%s: %s; submit again" % (job, reason))
         if run is not None and attempt is not None:
             attempts.strand(run, attempt, reason)
-            others(run, "stop")
-            tell(run, "stop")
+            settle_canary(run, "stop")
+            send_notification(run, "stop")
 
 
 if __name__ == "__main__":

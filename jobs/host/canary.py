@@ -103,7 +103,7 @@ def release(run):
     # type: (RunDir) -> List[str]
     """Release the jobs in Slurm's queue that wait for this canary. Returns the names of those that were not listed.
 
-    Raises Unanswered, OSError.
+    Raises SlurmUnavailable, OSError.
     """
     waiting = [name for name in of(run).get("releases", []) if not _mark(run, name).exists()]
     rows = slurm_cli.queue(waiting)
@@ -118,7 +118,7 @@ def release(run):
 
 def call_off(names):
     # type: (List[str]) -> None
-    """Take held jobs from Slurm's queue. Raises Unanswered."""
+    """Take held jobs from Slurm's queue. Raises SlurmUnavailable."""
     held = {row.id.partition("_")[0] for row in slurm_cli.queue(names).values() if lets_go(row)}
     if held:
         slurm_cli.call("scancel", *sorted(held))

@@ -32,7 +32,7 @@ def main():
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
     raise_limits()
     os.environ.update(environment(os.environ))
-    os.environ.update(wire(os.environ))
+    os.environ.update(gloo_interface(os.environ))
     try:
         open_log(os.environ)
         os.chdir(os.environ["FLIP_SNAPSHOT"])
@@ -120,7 +120,7 @@ def last_host(nodes):
     return re.sub(r"\[[^\]]*?([^,\-\]]*)\]", r"\1", last.group(0)) if last else ""
 
 
-def wire(given):
+def gloo_interface(given):
     # type: (Mapping[str, str]) -> Dict[str, str]
     """GLOO_SOCKET_IFNAME for a node that the others could not reach: gloo tells them the address of its own name, which
     is 127.0.1.1 in the /etc/hosts of Debian and Ubuntu.
@@ -129,7 +129,11 @@ def wire(given):
     address from which srun starts, or leads to the last node. Where gloo finds an address that is no loopback's, and
     where nothing is found here, all stays as it was.
     """
-    if int(given["SLURM_NNODES"]) < 2 or given.get("GLOO_SOCKET_IFNAME") or not loops(socket.gethostname()):
+    if (
+        int(given["SLURM_NNODES"]) < 2
+        or given.get("GLOO_SOCKET_IFNAME")
+        or not resolves_to_loopback(socket.gethostname())
+    ):
         return {}
     known = (given["MASTER_ADDR"], given.get("SLURM_LAUNCH_NODE_IPADDR"), last_host(given["SLURM_JOB_NODELIST"]))
     for toward in filter(None, known):
@@ -142,7 +146,7 @@ def wire(given):
     return {}
 
 
-def loops(name):
+def resolves_to_loopback(name):
     # type: (str) -> bool
     """Whether gloo, which takes the first address of a name that can be bound, and else loopback, takes loopback."""
     try:

@@ -1,16 +1,40 @@
-"""What follows from the end of an attempt: one pure function (docs/contracts.md, Causes and exit codes).
+"""Decides what follows from the end of an attempt: ``decide`` (docs/contracts.md, Causes and exit codes).
 
-Standard library, Python >= 3.6. Nothing here looks at files or clocks: the ledger does, and the table is testable.
+Standard library, Python >= 3.6. ``decide`` is a pure function: files and clocks are read by ``jobs.host.attempts``.
+The patterns at the top classify the message of a crash. Add a message that belongs to one of them there, and as an
+example to the test.
 """
 
 import re
 from typing import NamedTuple
 
 from flip.runs.errors import CAUSES, PRECEDENCE
-from jobs.host.symptoms import HARDWARE, PORT_TAKEN
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union  # noqa: F401
+
+#: The port of the rendezvous was free when the launcher looked, and taken when rank 0 wanted it.
+PORT_TAKEN = re.compile("EADDRINUSE|address already in use", re.IGNORECASE)
+
+#: The cards of one node, or their driver (CUDA's and PyTorch's words): it may go well on another one. Errors that a
+#: kernel's mistake causes as well, such as an illegal access or a launch failure, are not among them.
+HARDWARE = re.compile(
+    "uncorrectable (ECC|NVLink) error"
+    "|or a hardware error"
+    "|no CUDA-capable device is detected"
+    "|No CUDA GPUs are available"
+    "|CUDA-capable device\\(s\\) is/are busy or unavailable"
+    "|system not yet initialized"
+    "|CUDA driver initialization failed"
+    "|Found no NVIDIA driver on your system"
+    "|GPU is lost|fallen off the bus",
+    re.IGNORECASE,
+)
+
+#: gloo's and NCCL's words for a peer that is gone.
+PEER_GONE = re.compile(
+    "Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited", re.IGNORECASE
+)
 
 #: Causes that only a person can mend.
 FINAL = ("config", "permission", "data", "diverged")

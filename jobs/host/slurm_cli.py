@@ -1,7 +1,8 @@
 """Slurm's commands: the one place that calls them, each with a deadline, and that reads what they print.
 
 Standard library, Python >= 3.6: the exit trap on the host uses it too. Only plain output is read, whose fields have
-been there for many years: no plugin, no accounting.
+been there for many years: no plugin, no accounting. The job's comment carries ``FailedStarts`` from one start of a job
+that cannot write to its run to the next.
 """
 
 import os
@@ -62,15 +63,15 @@ THEIRS = re.compile("(SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT|SBATCH)_|SLURM_(CLUSTE
 START = re.compile(r"(.*?)(?:\|(?:(\d{4}-\d\d-\d\dT[\d:]+)|N/A))?$")
 
 
-class Unanswered(Exception):
+class SlurmUnavailable(Exception):
     """Slurm did not answer, or said no. The text is its own."""
 
 
-class Gone(Unanswered):
+class JobNotFound(SlurmUnavailable):
     """Slurm answered that it knows no such job: no more is to be waited for."""
 
 
-class Disabled(Unanswered):
+class Disabled(SlurmUnavailable):
     """Slurm does not requeue this job: it has Requeue=0, by the site's settings or those of the job."""
 
 
@@ -89,7 +90,7 @@ class Row(NamedTuple):
 
 def call(*words, **options):
     # type: (*str, **Any) -> str
-    """Standard output of a command of Slurm's. Raises Unanswered with its words.
+    """Standard output of a command of Slurm's. Raises SlurmUnavailable with its words.
 
     Options: ``deadline`` in seconds, ``text`` for its standard input, ``env`` in place of this process's environment.
     """
@@ -101,9 +102,9 @@ def call(*words, **options):
             line, input=text.encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=deadline, env=ours
         )
     except subprocess.TimeoutExpired:
-        raise Unanswered("%s did not answer for %g s" % (words[0], deadline)) from None
+        raise SlurmUnavailable("%s did not answer for %g s" % (words[0], deadline)) from None
     except OSError as error:
-        raise Unanswered("%s: %s" % (words[0], error.strerror or error)) from error
+        raise SlurmUnavailable("%s: %s" % (words[0], error.strerror or error)) from error
     if done.returncode != 0:
         said = reason(words[0], done.stderr.decode("utf-8", "replace")) or "exit code %d" % done.returncode
         raise unanswered(words[0], said)
@@ -120,9 +121,9 @@ def reason(command, text):
 
 
 def unanswered(command, said):
-    # type: (str, str) -> Unanswered
+    # type: (str, str) -> SlurmUnavailable
     """What a command that failed said."""
-    kind = Gone if "Invalid job id" in said else Disabled if "presently disabled" in said else Unanswered
+    kind = JobNotFound if "Invalid job id" in said else Disabled if "presently disabled" in said else SlurmUnavailable
     return kind("%s: %s" % (command, said))
 
 
@@ -151,9 +152,9 @@ def state_words(job, restarts, deadline=DEADLINE, seen=None):
     """
     try:
         fields = fields_of(call("scontrol", "show", "job", job, deadline=deadline))
-    except Gone:
+    except JobNotFound:
         return UNSEEN
-    except Unanswered:
+    except SlurmUnavailable:
         return None
     if seen is not None:
         seen.update(fields)
@@ -183,7 +184,7 @@ def patient_words(job, restarts, patience=PATIENCE, seen=None):
         wait = min(30.0, 2 * wait)
 
 
-def outlived(job, restarts, rest=None, told=None):
+def wait_for_time_limit(job, restarts, rest=None, told=None):
     # type: (str, int, Optional[Callable[[float], None]], Optional[Callable[[int], None]]) -> str
     """Wait until Slurm ends a job for its wall limit, or for lost nodes; return TIMEOUT or NODE_FAIL.
 
@@ -199,9 +200,9 @@ def outlived(job, restarts, rest=None, told=None):
         near = left is not None and left <= DEADLINE + PAUSE
         try:
             fields = fields_of(call("scontrol", "show", "job", job, deadline=BRIEF if near else DEADLINE))
-        except Gone:
+        except JobNotFound:
             return ""
-        except Unanswered:
+        except SlurmUnavailable:
             time.sleep(1.0 if near else PAUSE)
             if left is not None:
                 left -= DEADLINE + PAUSE
@@ -254,7 +255,7 @@ def queue(names):
     # type: (Iterable[str]) -> Dict[Tuple[str, int], Row]
     """(job name, array index; 0 for a job alone) -> row, in one call. What ended minutes ago is listed still.
 
-    Where a job has a successor (jobs/host/successor.py), the row is that of the newest. Raises Unanswered.
+    Where a job has a successor (jobs/host/successor.py), the row is that of the newest. Raises SlurmUnavailable.
     """
     asked = sorted(set(names))
     if not asked:
@@ -274,26 +275,26 @@ def queue(names):
 
 def cluster_name():
     # type: () -> str
-    """ClusterName of the site that answers here. Raises Unanswered."""
+    """ClusterName of the site that answers here. Raises SlurmUnavailable."""
     return config().get("ClusterName", "")
 
 
 def config():
     # type: () -> Dict[str, str]
-    """The site's configuration as ``scontrol show config`` prints it. Raises Unanswered."""
+    """The site's configuration as ``scontrol show config`` prints it. Raises SlurmUnavailable."""
     lines = (line.partition("=") for line in call("scontrol", "show", "config").splitlines())
     return {key.strip(): value.strip() for key, mark, value in lines if mark}
 
 
-def insist(*words, **options):
+def call_with_retry(*words, **options):
     # type: (*str, **float) -> str
     """``call``, again after 1, 5 and 25 seconds, then every minute for ``patience`` seconds, if the job is known."""
     end, wait = time.time() + options.get("patience", 0.0), 1.0
     while True:
         try:
             return call(*words)
-        except Unanswered as error:
-            if wait > 25.0 and (time.time() > end or isinstance(error, Gone)):
+        except SlurmUnavailable as error:
+            if wait > 25.0 and (time.time() > end or isinstance(error, JobNotFound)):
                 raise
         time.sleep(wait)
         wait = min(60.0, 5 * wait)
@@ -304,9 +305,9 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
     """Start a job again, after ``delay`` seconds and without nodes ``exclude``; what happened, in words.
 
     Before each try the job's state is looked at: one that Slurm has started again, or somebody cancelled, is left so.
-    A refusal is tried again for ``patience`` seconds, an unknown job for GONE, silence for AWAY, then Unanswered is
-    raised. The caller may be killed as soon as the requeue is through, so delay and nodes come after it: before it they
-    are refused anyway. Disabled is raised at once.
+    A refusal is tried again for ``patience`` seconds, an unknown job for GONE, silence for AWAY; then
+    SlurmUnavailable is raised. The caller may be killed as soon as the requeue is through, so delay and nodes come
+    after it: before it they are refused anyway. Disabled is raised at once.
     ``ending``: Slurm ends the job for its limit at this moment, so that no time is lost with questions and waits.
     """
     deadline, wait, tried = BRIEF if ending else DEADLINE, 1.0, False
@@ -322,8 +323,8 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
             break
         except Disabled:
             raise
-        except Unanswered as error:
-            tried, now, gone = True, time.time(), isinstance(error, Gone)
+        except SlurmUnavailable as error:
+            tried, now, gone = True, time.time(), isinstance(error, JobNotFound)
             # after hours of silence the first refusal is not the last word
             silent = words is None and not gone
             refused_until = None if silent else refused_until or now + (min(GONE, patience) if gone else patience)
@@ -338,7 +339,7 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
     if wishes:
         try:
             call("scontrol", "update", "JobId=" + job, *wishes)
-        except Unanswered as error:  # it starts all the same
+        except SlurmUnavailable as error:  # it starts all the same
             return "requeued, but %s was refused: %s" % (" ".join(wishes), error)
     return " ".join(["requeued"] + wishes)
 
@@ -347,7 +348,7 @@ def _excluded(job):
     # type: (str) -> List[str]
     try:
         present = fields_of(call("scontrol", "show", "job", job)).get("ExcNodeList", "")
-    except Unanswered:
+    except SlurmUnavailable:
         return []
     return [present] if present and present != "(null)" else []
 
@@ -365,3 +366,46 @@ def restarts_of(environ):
     # type: (Mapping[str, str]) -> int
     """How often Slurm has started this job again."""
     return int(environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+#: Starts of a job in a row at most that come to nothing, for want of the run's files: two days of them.
+MAX_FAILED_STARTS = 100
+
+
+class FailedStarts(NamedTuple):
+    """What starts of a job that could not write to its run leave with the scheduler: ``Comment=away:1:17:5``.
+
+    The second number is the restart that left it; -1: the job's predecessor (jobs/host/successor.py).
+    """
+
+    starts: int = 0
+    """In a row, all of which came to nothing; a preemption or a start that went well ends the row."""
+    attempt: int = 0
+    """The one whose end could not be written; 0: none."""
+
+
+def read_failed_starts(job, restarts, patience=0.0):
+    # type: (str, int, float) -> Optional[FailedStarts]
+    """What earlier lives of the job left, if they left something; None: nobody says, for so many seconds and more."""
+    try:
+        text = call_with_retry("scontrol", "show", "job", job, patience=patience)
+    except SlurmUnavailable:
+        return None
+    comment = fields_of(text).get("Comment", "")
+    found = re.match(r"away:([0-9]{1,9}):(-1|[0-9]{1,9}):([0-9]{1,9})$", comment)
+    if not found:
+        return FailedStarts()
+    starts, life, attempt = (int(part) for part in found.groups())
+    return FailedStarts(starts if life == restarts - 1 else 0, attempt)
+
+
+def record_failed_starts(job, restarts, failed, patience=0.0):
+    # type: (str, int, FailedStarts, float) -> None
+    """For the next life of the job; before its requeue, after which this one may be killed at once. Silence is waited
+    for as with ``read_failed_starts``.
+    """
+    words = "JobId=" + job, "Comment=away:%d:%d:%d" % (failed.starts, restarts, failed.attempt)
+    try:
+        call_with_retry("scontrol", "update", *words, patience=patience)
+    except SlurmUnavailable:  # a start more than there might be
+        pass

@@ -30,13 +30,13 @@ def submit(job, restarts, attempt, delay=0.0, exclude=(), patience=slurm_cli.PAT
     """Submit a successor of our job, to start after ``delay`` seconds and without nodes ``exclude``; what happened, in
     words. ``attempt``: the one that ends now; None: not known.
 
-    A controller that does not answer is asked again for ``patience`` seconds. Raises Unanswered where it refuses.
+    A controller that does not answer is asked again for ``patience`` seconds. Raises SlurmUnavailable where it refuses.
     """
     end, wait = time.time() + patience, 1.0
     while True:
         try:
             return _submit(job, restarts, attempt, delay, exclude)
-        except slurm_cli.Unanswered:
+        except slurm_cli.SlurmUnavailable:
             state = slurm_cli.state_words(job, restarts)
             if state == "CANCELLED":
                 return "left alone: it is CANCELLED"
@@ -62,7 +62,7 @@ def _submit(job, restarts, attempt, delay, exclude):
     excluded = ([] if present == "(null)" else [present]) + sorted(exclude)
     words += ["--exclude=" + ",".join(excluded)] if excluded else []
     away = re.match(r"away:([0-9]+):%d:([0-9]+)$" % restarts, fields.get("Comment", ""))
-    words += ["--comment=away:%s:-1:%s" % away.groups()] if away else []  # see jobs/host/marks.py
+    words += ["--comment=away:%s:-1:%s" % away.groups()] if away else []  # see jobs/host/slurm_cli.py
     id_ = slurm_cli.call("sbatch", "--parsable", *words, text=script, env=_environment(attempt)).strip()
     return "requeue is disabled for this job; submitted its successor %s" % id_.partition(";")[0]
 

@@ -1,4 +1,4 @@
-"""The local cluster: runs on this machine, looked after by one detached supervisor per sweep folder."""
+"""The local backend: runs on this machine, looked after by one detached supervisor per sweep folder."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from flip.runs import ownership
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import UNREADABLE, Job, JobState, is_complete, unreadable_state
 from jobs.host import attempts, canary
-from jobs.local import processes, supervisor
-from jobs.runs.clusters import UNREADABLE, Job, JobState, is_complete, unread
+from jobs.local import rank_processes, supervisor
 
 
-class LocalCluster:
-    """See ``jobs.runs.clusters.Cluster``. Knows nothing that is not in the files: any number of them may exist."""
+class LocalBackend:
+    """See ``jobs.common.job.Backend``. Knows nothing that is not in the files: any number of them may exist."""
 
-    def __init__(self, profile: Profile, peer_grace: float = 20.0) -> None:
+    def __init__(self, profile: ClusterProfile, peer_grace: float = 20.0) -> None:
         self.profile, self.peer_grace = profile, peer_grace
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -105,7 +105,7 @@ def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
                 served[sweep] = supervisor.is_served(sweep)
             found[run.path] = _state(run, served[sweep])
         except UNREADABLE as error:
-            found[run.path] = unread(run, error, damaged="failed")
+            found[run.path] = unreadable_state(run, error, damaged="failed")
     return found
 
 
@@ -143,7 +143,7 @@ def _state(run: RunDir, served: bool) -> JobState:
 def live_ranks(run: RunDir) -> list[dict[str, Any]]:
     """Rows {rank, pid, start} of the newest attempt's processes that still run here."""
     rows = read_record(run.attempt(run.newest_attempt()) / "pids.json") or []
-    return [row for row in rows if processes.alive(row["pid"], row["start"])]
+    return [row for row in rows if rank_processes.alive(row["pid"], row["start"])]
 
 
 def start_supervisor(sweep: Path, code: Path) -> None:

@@ -1,4 +1,7 @@
-"""The ranks of one attempt on this machine: started, watched, and never left behind."""
+"""The ranks of one attempt on this machine: started, watched, and never left behind.
+
+A process is known by its pid and its start time: a pid alone may have been given to another process since.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,60 @@ from typing import Any, Protocol
 
 from flip.runs.errors import CAUSES, COMPLETE, STOPPED
 from flip.runs.rundir import OWNER, RunDir, read_record, write_json
-from jobs.local import processes
+
+
+def start_time(pid: int) -> str:
+    """When the process began, in the system's own words (ticks since boot); empty if there is none."""
+    if not Path("/proc/self/stat").exists():
+        shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return shown.stdout.strip()
+    fields = _stat(pid)
+    return fields[19] if fields else ""
+
+
+def alive(pid: int, start: str) -> bool:
+    """Whether that very process still runs (a zombie does not)."""
+    return bool(start) and start_time(pid) == start and not _over(_stat(pid))
+
+
+def session(leader: int) -> list[int]:
+    """Pids of the living processes in the session that ``leader`` opened, whether or not it still lives."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(entry.name))
+        if fields and not _over(fields) and fields[3] == str(leader):
+            found.append(int(entry.name))
+    return found
+
+
+def kill_session(leader: int, start: str) -> None:
+    """SIGKILL whatever is left of a rank: its process group and those of its session that left the group.
+
+    Does nothing where the leader's pid has been given to another process since.
+    """
+    if start_time(leader) not in ("", start):
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+    for pid in session(leader):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _over(fields: list[str]) -> bool:
+    """Whether nothing of a process can run any more. Its first thread may be a zombie while others still end: 17 is the
+    number of threads."""
+    return bool(fields) and fields[0] in "ZX" and int(fields[17]) < 2
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat after the name (which may hold anything): state, ppid, pgrp, session, ... 19: start."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:  # gone, or gone while we read
+        return []
+    return text.rpartition(")")[2].split()
+
 
 STRAGGLE = 600.0
 """Seconds that peers of a rank that ended well may take: they agreed on the end, only a hang takes longer."""
@@ -41,7 +97,7 @@ class Child:
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self.popen, self.pid = popen, popen.pid
-        self.start = processes.start_time(popen.pid)
+        self.start = start_time(popen.pid)
 
     def poll(self) -> tuple[bool, int | None]:
         if self.popen.returncode is None:
@@ -55,27 +111,27 @@ class Child:
         return True, 128 - code if code < 0 else code
 
 
-class Orphan:
+class AdoptedRank:
     """A rank of a supervisor that is gone. Its code went with its parent."""
 
     def __init__(self, pid: int, start: str) -> None:
         self.pid, self.start = pid, start
 
     def poll(self) -> tuple[bool, int | None]:
-        return not processes.alive(self.pid, self.start), None
+        return not alive(self.pid, self.start), None
 
 
-class Attempt:
+class LocalAttempt:
     """Attempt n of a run, from the first rank's start to the last one's end.
 
     ``poll`` is called every fraction of a second and says when it is over. A deadline, once set, ends in SIGKILL.
     """
 
-    def __init__(self, run: RunDir, n: int, ranks: list[Rank], leash: int | None, grace: float) -> None:
-        self.run, self.n, self.ranks, self.leash, self.grace = run, n, ranks, leash, grace
+    def __init__(self, run: RunDir, n: int, ranks: list[Rank], lifeline: int | None, grace: float) -> None:
+        self.run, self.n, self.ranks, self.lifeline, self.grace = run, n, ranks, lifeline, grace
         self.codes: dict[int, int | None] = {}
         """Exit codes by rank, in the order of their ends."""
-        self.code: int | None = COMPLETE if leash is not None else None
+        self.code: int | None = COMPLETE if lifeline is not None else None
         """What stands for the attempt: the first bad code, else 75 if any, else 0; None for orphans."""
         self.deadline = float("inf")
         self.unseen = False
@@ -100,7 +156,7 @@ class Attempt:
         if (self.unseen or len(self.codes) < len(self.ranks)) and time.monotonic() < self.deadline:
             return False
         for process in self.ranks:
-            processes.kill_session(process.pid, process.start)
+            kill_session(process.pid, process.start)
         return all(rank in self.codes for rank in range(len(self.ranks)))
 
     def _note(self, code: int | None) -> None:
@@ -125,7 +181,7 @@ class Attempt:
         self.repeat = time.monotonic() + REPEAT
         self.limit(seconds)
         for rank, process in enumerate(self.ranks):
-            if rank not in self.codes and processes.alive(process.pid, process.start):
+            if rank not in self.codes and alive(process.pid, process.start):
                 self.told = True
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)
@@ -133,25 +189,25 @@ class Attempt:
     def close(self) -> None:
         if self.store is not None:
             shutil.rmtree(self.store, ignore_errors=True)
-        if self.leash is not None:
-            os.close(self.leash)
-            self.leash = None
+        if self.lifeline is not None:
+            os.close(self.lifeline)
+            self.lifeline = None
 
 
-def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
+def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> LocalAttempt:
     """Start the W ranks of attempt n as ``job`` (a job.json) says. OSError where a process cannot be started.
 
     The ranks hold the read end of a pipe whose only write end is ours: its end of file tells them that we are gone.
     """
-    world, (leash, ours) = job["world"], os.pipe()
+    world, (lifeline, ours) = job["world"], os.pipe()
     ranks: list[Rank] = []
     record: list[dict[str, Any]] = []
-    attempt = Attempt(run, n, ranks, ours, grace)
-    handles, started = [leash], False
+    attempt = LocalAttempt(run, n, ranks, ours, grace)
+    handles, started = [lifeline], False
     try:
         if world > 1:
             attempt.store = _make_store(run, n)
-        shared = _environment(job, n, world, leash, attempt.store)
+        shared = _environment(job, n, world, lifeline, attempt.store)
         folder = run.open_logs(n)
         for name in ("node0.out", "node0.err"):  # one by one: the second may fail
             handles.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
@@ -165,7 +221,7 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
                 stdin=subprocess.DEVNULL,
                 stdout=handles[1],
                 stderr=handles[2],
-                pass_fds=[leash],
+                pass_fds=[lifeline],
                 start_new_session=True,
             )
             ranks.append(Child(popen))
@@ -184,9 +240,9 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> Attempt:
     return attempt
 
 
-def failed(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> Attempt:
+def failed(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> LocalAttempt:
     """Attempt n, over before it began: this machine could not start a process of it, or not open a file."""
-    attempt = Attempt(run, n, [], None, 0.0)
+    attempt = LocalAttempt(run, n, [], None, 0.0)
     # The latter waits, longer each time. An error without a file name: no temporary folder takes files (a full disk).
     cause = "config" if isinstance(error, FileNotFoundError) and error.filename else "storage"
     attempt.failure = cause, f"cannot start {job['python']} in {job['snapshot']}: {error}"
@@ -194,16 +250,16 @@ def failed(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> Attem
     return attempt
 
 
-def adopt(run: RunDir, n: int, grace: float, patience: float) -> Attempt:
-    """Attempt n of a supervisor that died: its ranks stop by the leash within ``patience`` seconds, or are killed.
+def adopt(run: RunDir, n: int, grace: float, patience: float) -> LocalAttempt:
+    """Attempt n of a supervisor that died: its ranks stop by the lifeline within ``patience`` seconds, or are killed.
 
     Ranks of another host, and those whose start was cut off before pids.json named them, can only be waited for.
     """
     record = read_record(run.attempt(n) / "pids.json") or []
     start = read_record(run.attempt(n) / "start.json") or {}
     local = start.get("host") == socket.gethostname()
-    ranks: list[Rank] = [Orphan(row["pid"], row["start"]) for row in record if local]
-    attempt = Attempt(run, n, ranks, None, grace)
+    ranks: list[Rank] = [AdoptedRank(row["pid"], row["start"]) for row in record if local]
+    attempt = LocalAttempt(run, n, ranks, None, grace)
     attempt.unseen = len(ranks) < start.get("world", 0)  # without a start.json none was started
     attempt.limit(patience)
     return attempt
@@ -223,7 +279,7 @@ def _make_store(run: RunDir, n: int) -> Path:
     return folder
 
 
-def _environment(job: Mapping[str, Any], n: int, world: int, leash: int, store: Path | None) -> dict[str, str]:
+def _environment(job: Mapping[str, Any], n: int, world: int, lifeline: int, store: Path | None) -> dict[str, str]:
     with socket.socket() as probe:  # for runs submitted with code that does not know FLIP_STORE
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -232,7 +288,7 @@ def _environment(job: Mapping[str, Any], n: int, world: int, leash: int, store: 
         "PYTHONUNBUFFERED": "1",  # ranks share a log: whole lines, at once
         "FLIP_ATTEMPT": str(n),
         "FLIP_SNAPSHOT": job["snapshot"],
-        "FLIP_LEASH_FD": str(leash),
+        "FLIP_LEASH_FD": str(lifeline),
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
         "FLIP_STORE": str(store / "store") if store else "",

@@ -3,7 +3,7 @@
     python -m jobs.local.supervisor SWEEP_DIR
 
 It detaches itself and returns at once. One per sweep folder: it holds a lock on .supervisor/lock, and another that
-finds it held ends. It loads no torch. When it dies, whatever the reason, its ranks see the end of their leash and
+finds it held ends. It loads no torch. When it dies, whatever the reason, its ranks see the end of their lifeline and
 stop; the next one adopts what is left. What goes wrong with the files of one run is no matter of the others; any other
 error in here is left to end it, with the traceback in .supervisor/log.
 """
@@ -31,14 +31,14 @@ from jobs.common.filesystem import locked
 from jobs.host import attempts, canary, notify
 from jobs.host.rank_entry import raise_limits
 from jobs.host.restart_policy import LEAVING, TOLD
-from jobs.local import processes, rank_processes
+from jobs.local import rank_processes
 
 POLL = 0.2
 SCAN = 1.0
 RETRY = 30.0
 """Seconds until something is tried again that failed because of the machine (a full disk, no more processes)."""
 ADOPTION = GRACE + 10.0
-"""Seconds that ranks of a dead supervisor get at least: their leash gives them GRACE to save and stop."""
+"""Seconds that ranks of a dead supervisor get at least: their lifeline gives them GRACE to save and stop."""
 
 log = logging.getLogger("supervisor")
 
@@ -71,7 +71,7 @@ class Supervisor:
         self.settings = Settings(sweep)
         self.submission = submission(sweep)
         """The newest one at the time of the order to end."""
-        self.active: dict[Path, rank_processes.Attempt] = {}
+        self.active: dict[Path, rank_processes.LocalAttempt] = {}
         self.not_before: dict[tuple[Path, int], float] = {}
         """(run, attempt whose verdict stands) -> monotonic time before which the run does not start again."""
         self.resting: dict[Path, float] = {}
@@ -214,7 +214,7 @@ class Supervisor:
                 self.active.pop(path, None)
         return ended
 
-    def conclude(self, attempt: rank_processes.Attempt) -> None:
+    def conclude(self, attempt: rank_processes.LocalAttempt) -> None:
         """Record the end, then act on it."""
         attempt.close()
         run, n = attempt.run, attempt.n
@@ -241,7 +241,7 @@ def main(folder: str) -> int:
         return 0
     child = os.fork()
     if child:
-        write_json(sweep / ".supervisor" / "pid.json", {"pid": child, "start": processes.start_time(child)})
+        write_json(sweep / ".supervisor" / "pid.json", {"pid": child, "start": rank_processes.start_time(child)})
         return 0
     os.setsid()
     raise_limits()  # ranks inherit them

@@ -10,7 +10,7 @@ from flip import costs as flops
 from flip import costs as memory
 from flip.config.schema import Compute, Config
 from flip.config.validate import plan_numbers
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Estimate:
         return {**self.numbers, "parameters": self.parameters, "stages": stages, "cost": asdict(self.cost)}
 
 
-def estimate(config: Config, profile: Profile) -> Estimate:
+def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     """The cost of a resolved, valid configuration on a cluster.
 
     GPU-hours = samples * training FLOPs per pair / (peak * utilisation), training being 3 times the forward pass
@@ -77,7 +77,7 @@ def passes(compute: Compute) -> int:
     return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
 
 
-def _cost(samples: int, steps: int, work: float, again: float, profile: Profile | None) -> Cost:
+def _cost(samples: int, steps: int, work: float, again: float, profile: ClusterProfile | None) -> Cost:
     if profile is None or not profile.tflops:
         return Cost(samples, steps, work, 0.0 if profile is None else None, None)
     hours = again * work / (profile.tflops * 1e12 * profile.utilisation) / 3600
@@ -101,7 +101,7 @@ def total(costs: Iterable[Cost]) -> Cost:
     )
 
 
-def assumption(profile: Profile) -> str:
+def assumption(profile: ClusterProfile) -> str:
     """The words that go with every number of GPU-hours."""
     if not profile.tflops:
         return f"no GPU-hours: the profile {profile.name} names neither a known gpu nor peak_tflops"

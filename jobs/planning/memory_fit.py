@@ -10,7 +10,7 @@ from flip.config.derived import world
 from flip.config.resolve import Host
 from flip.config.schema import Config, Stage
 from flip.runs.errors import ConfigError
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.text import size
 
 LIBRARIES = 400_000_000
@@ -31,7 +31,7 @@ def on_host(config: Config) -> int:
     return config.resources.processes * (LIBRARIES + loader + costs.saving(config) + model)
 
 
-def check(config: Config, profile: Profile, on: Host) -> list[tuple[str, str, bool]]:
+def check(config: Config, profile: ClusterProfile, on: Host) -> list[tuple[str, str, bool]]:
     """(name, what was seen, whether it could not be looked at) of device and host; ConfigError for what cannot fit."""
     found: list[tuple[str, str, bool]] = []
     card = profile.gpu_bytes if config.resources.gpus else 0

@@ -25,15 +25,16 @@ from flip.monitoring.results import read_run
 from flip.runs import pins
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.rundir import RunDir, read_record
+from jobs.common.job import JobResources
 from jobs.planning.cost import Cost, Estimate, total
-from jobs.runs.clusters import Shape, states
+from jobs.runs.clusters import states
 
 EVALUATIONS = ".evaluate"
 """Folder of a sweep with the run directories of its evaluations."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ResolvedRun:
     """A run of the sweep file: resolved, validated, estimated."""
 
     name: str
@@ -53,7 +54,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Found:
+class ExistingRun:
     """What exists of a run: its state and why, and the stored identity (None: it cannot be read)."""
 
     state: str
@@ -71,15 +72,15 @@ class Found:
         """Whether a process of it may be there, or come."""
         return self.kind in ("queued", "running", "waiting", "unknown")
 
-    def holds(self, wanted: Wanted) -> bool:
+    def holds(self, wanted: ResolvedRun) -> bool:
         return self.identity is not None and self.identity.get("hash") == wanted.identity["hash"]
 
 
 @dataclass(frozen=True)
 class Action:
-    wanted: Wanted
+    wanted: ResolvedRun
     kind: str
-    """``new`` (no folder), ``changed`` (another configuration), or its state, one of ``jobs.runs.clusters.STATES``."""
+    """``new`` (no folder), ``changed`` (another configuration), or its state, one of ``jobs.common.job.STATES``."""
     reason: str = ""
     starts: bool = False
     moves: bool = False
@@ -102,7 +103,7 @@ class Plan:
     folder: Path
     """RUNS_ROOT/<sweep>."""
     actions: Sequence[Action]
-    dropped: Mapping[str, Found] = field(default_factory=dict)
+    dropped: Mapping[str, ExistingRun] = field(default_factory=dict)
     """Runs in the folder that the sweep file no longer has, by name."""
     prunes: bool = False
     """Whether they go to the trash; else they are left alone."""
@@ -116,7 +117,7 @@ class Plan:
         return [action for action in self.actions if action.starts]
 
     @property
-    def pruned(self) -> Mapping[str, Found]:
+    def pruned(self) -> Mapping[str, ExistingRun]:
         return self.dropped if self.prunes else {}
 
     @property
@@ -177,7 +178,7 @@ def forks(name: str, existing: Collection[str], others: Collection[str]) -> list
     return [fork for number in sorted(numbers, key=int) if (fork := f"{name}-v{number}") not in others]
 
 
-def settle(config: Config, on: Host, data: Sequence[DataFacts], paths: Sequence[Path]) -> Config:
+def resolve_stable(config: Config, on: Host, data: Sequence[DataFacts], paths: Sequence[Path]) -> Config:
     """``config`` resolved. Where a run at one of ``paths`` differs from it in the machine alone, it stays that run.
 
     What follows a machine's cores and memory would else make another run of one that is submitted from elsewhere. It
@@ -197,7 +198,7 @@ def settle(config: Config, on: Host, data: Sequence[DataFacts], paths: Sequence[
     return fresh
 
 
-def observe(folder: Path, names: Collection[str], asking: bool = True) -> dict[str, Found]:
+def scan_runs(folder: Path, names: Collection[str], asking: bool = True) -> dict[str, ExistingRun]:
     """What exists of the named runs and of all others there, each run's state by the cluster that it is on.
 
     With ``asking`` False no scheduler is asked: states are as the files tell.
@@ -217,13 +218,13 @@ def observe(folder: Path, names: Collection[str], asking: bool = True) -> dict[s
         else:
             outcome = read_run(run.path)
             state, detail = outcome.state, outcome.reason
-        found[run.name] = Found(state, detail, stored, run.name in cancelled)
+        found[run.name] = ExistingRun(state, detail, stored, run.name in cancelled)
     return found
 
 
 def plan(
-    wanted: Sequence[Wanted],
-    found: Mapping[str, Found],
+    wanted: Sequence[ResolvedRun],
+    found: Mapping[str, ExistingRun],
     folder: Path,
     names: Collection[str] = (),
     retry: bool = False,
@@ -246,7 +247,7 @@ def plan(
 
 
 def _action(
-    wanted: Wanted, all_found: Mapping[str, Found], names: Collection[str], retry: bool, changed: str
+    wanted: ResolvedRun, all_found: Mapping[str, ExistingRun], names: Collection[str], retry: bool, changed: str
 ) -> Action:
     found, fork = all_found.get(wanted.name), ""
     if found is None:
@@ -262,7 +263,9 @@ def _action(
     return Action(wanted, found.kind, "; ".join(filter(None, [found.detail, kept])), starts, fork=fork)
 
 
-def _changed(wanted: Wanted, found: Found, forked: Sequence[str], names: Collection[str], changed: str) -> Action:
+def _changed(
+    wanted: ResolvedRun, found: ExistingRun, forked: Sequence[str], names: Collection[str], changed: str
+) -> Action:
     changes, why = _explained(found.identity, wanted)
     reason = f"the run directory holds another configuration ({why})"
     adopts = changed == "data" and _of_data(changes) and found.kind != "complete"
@@ -289,7 +292,7 @@ def _of_data(changes: Sequence[Change]) -> bool:
     return bool(changes) and all(change.of_data for change in changes)
 
 
-def _explained(stored: Mapping[str, Any] | None, wanted: Wanted) -> tuple[list[Change], str]:
+def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[list[Change], str]:
     """(on which keys a stored identity differs from the one wanted, that in words)."""
     changes = _changes(stored, wanted.config)
     if not stored or not isinstance(stored.get("config"), dict):
@@ -313,8 +316,8 @@ def _list(changes: Sequence[Change], given: Collection[str], most: int = 5) -> s
     return "; ".join(told) + (f"; and {len(changes) - most} more" if len(changes) > most else "")
 
 
-def shape(config: Config) -> Shape:
+def resources_of(config: Config) -> JobResources:
     """What a resolved run asks its cluster for."""
     asked = config.resources
     cpus = asked.cpus or config.compute.threads + config.data.workers
-    return Shape(asked.nodes, asked.processes, asked.gpus, cpus, asked.hours)
+    return JobResources(asked.nodes, asked.processes, asked.gpus, cpus, asked.hours)

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before a job is queued: data, tokenizer, paths, space, memory.
+"""Everything that can be known to be wrong before a job is queued: data, tokenizer, paths, space, memory, checkpoints.
 
 A check that fails raises the error that the job would have died of. What cannot be looked at from here (a nominal data
 set, a cluster's file system) is returned as skipped, so that a plan can say so.
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip import costs
+from flip.checkpoint.remote import Remote
 from flip.config.derived import spans
 from flip.config.resolve import DataFacts, Host
 from flip.config.schema import Config
@@ -30,16 +31,18 @@ from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import Undecodable
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import is_remote
+from flip.data.storage.retry import Patience
 from flip.data.worker import captions_of, image_of, json_fields, label_of, refuse_whole_json
 from flip.evaluation import prompts
 from flip.runs import commit
+from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import ELSEWHERE, probe, unwritable
 from jobs.common.text import count, size
 from jobs.host import wall_limit as wall
-from jobs.planning import environment_checks, memory_fit, saves, variables
+from jobs.planning import environment_checks, memory_fit
 from jobs.slurm import site
 from jobs.slurm.batch_script import minutes
 
@@ -63,7 +66,7 @@ class Check:
 
 
 def check(
-    config: Config, data: Sequence[DataFacts], profile: Profile, on: Host, folder: Path, dry: bool = False
+    config: Config, data: Sequence[DataFacts], profile: ClusterProfile, on: Host, folder: Path, dry: bool = False
 ) -> list[Check]:
     """All checks of a resolved run that will live below ``folder``. The first that fails raises its FlipError.
 
@@ -72,11 +75,16 @@ def check(
     _libraries(config, profile)
     nominal = any(one.nominal for one in data)
     return [
-        *(Check(*seen) for seen in variables.check(variables.needed(config), profile, plan=dry and nominal)),
+        *(
+            Check(*seen)
+            for seen in environment_checks.check_variables(
+                environment_checks.needed(config), profile, plan=dry and nominal
+            )
+        ),
         *_data(config, data),
         _tokenizer(config, nominal),
         *_evaluations(config, nominal),
-        *(Check(*seen) for seen in environment_checks.check(config, profile, folder, plan=dry and nominal)),
+        *(Check(*seen) for seen in environment_checks.check_container(config, profile, folder, plan=dry and nominal)),
         _machine(config, profile, on),
         *(Check(*seen) for seen in memory_fit.check(config, profile, on)),
         _writable(profile, folder, dry),
@@ -130,7 +138,7 @@ def _blank_chunks(folder: str) -> NDArray[np.int64]:
     return chunks[(counts == manifest.chunk) & (chunks < manifest.samples // manifest.chunk)]
 
 
-def scheduler(profile: Profile, dry: bool, execute: bool = True) -> list[Check]:
+def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[Check]:
     """Whether Slurm can be submitted to, asked once per submission, as that takes a while where it is away.
 
     ConfigError where nothing can be submitted from here; a dry run, which may be made anywhere, only says so.
@@ -263,7 +271,7 @@ def _samples(manifest: Manifest) -> Iterator[tuple[int, Sample]]:
             yield from ((id, chunk[id - manifest.chunk_ids(j)[0]]) for id in ids)
 
 
-def _libraries(config: Config, profile: Profile) -> None:
+def _libraries(config: Config, profile: ClusterProfile) -> None:
     """ConfigError where the decoder or the resizer is not installed; known of our own interpreter alone."""
     if profile.kind != "local" or profile.python not in ("", sys.executable):
         return
@@ -274,7 +282,7 @@ def _libraries(config: Config, profile: Profile) -> None:
             raise ConfigError(f"data.{key}: is not installed", value=library, remedy=remedy)
 
 
-def _machine(config: Config, profile: Profile, on: Host) -> Check:
+def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
     """GPUs must be there; too few cores only make it slow, and are said."""
     resources = config.resources
     if profile.kind == "local" and resources.nodes > 1:
@@ -297,13 +305,13 @@ def _machine(config: Config, profile: Profile, on: Host) -> Check:
     return Check("cores", f"{wanted} threads and loader processes on {on.cores} cores a node{verdict}")
 
 
-def _here(profile: Profile, folder: Path) -> Path | None:
+def _here(profile: ClusterProfile, folder: Path) -> Path | None:
     """The nearest folder that exists; None where a cluster's file system is not on this machine."""
     above = [path for path in (folder, *folder.parents) if path.is_dir()]
     return above[0] if above and (profile.kind == "local" or folder.parent.exists()) else None
 
 
-def _writable(profile: Profile, folder: Path, dry: bool) -> Check:
+def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
     """Probe the place where the runs will live; in a dry run ask for the permissions alone."""
     place = _here(profile, folder)
     if place is None:
@@ -322,7 +330,7 @@ def _writable(profile: Profile, folder: Path, dry: bool) -> Check:
     return Check("runs root", f"{folder.parent}: files can be created, locked, renamed, linked and deleted")
 
 
-def space(configs: Mapping[Path, Config], profile: Profile, folder: Path, plan: bool) -> list[Check]:
+def space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path, plan: bool) -> list[Check]:
     """Room for the checkpoints of all runs that start or go on: path of a run -> its configuration.
 
     Per run those kept, the last of every stage, and the one being written, less what its directory holds already.
@@ -367,16 +375,16 @@ def _bucket(config: Config, dry: bool) -> list[Check]:
     url = config.checkpoint.url
     if url and dry:
         return [Check("checkpoint.url", f"{url}: not written to in a dry run", True)]
-    return [Check("checkpoint.url", saves.written(url))] if url else []
+    return [Check("checkpoint.url", written(url))] if url else []
 
 
-def saving(profile: Profile, run: RunDir) -> list[Check]:
+def saving(profile: ClusterProfile, run: RunDir) -> list[Check]:
     """What the saves of a run that goes on took, against the time that a stop leaves."""
-    seen = saves.time_to_save(run, profile.signal_seconds)
+    seen = time_to_save(run, profile.signal_seconds)
     return [Check("time to save", seen)] if seen else []
 
 
-def wall_limit(config: Config, profile: Profile, run: RunDir) -> list[Check]:
+def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Check]:
     """A warning where the wall limit leaves an attempt no time to train: the signal to save comes before it."""
     limit, start = 60 * minutes(config.resources.hours), wall.start_up(run)
     left = limit - profile.signal_seconds - start
@@ -387,3 +395,30 @@ def wall_limit(config: Config, profile: Profile, run: RunDir) -> list[Check]:
         f"warning: {wall.span(limit)}, but the signal to save comes {wall.span(profile.signal_seconds)} before its end"
     )
     return [Check("resources.hours", f"{what}{takes}: no time is left to train; raise hours or lower signal_seconds")]
+
+
+@lru_cache(maxsize=16)
+def written(url: str, deadline: float = 10.0) -> str:
+    """Write an object where checkpoints will lie, and delete it. Raises what a save would, after the deadline."""
+    place = url if "://" in url else f"file://{url}"
+    remote = Remote(f"{place.rstrip('/')}/.probe-{os.getpid()}", Patience(deadline=deadline))
+    remote.put("probe", b"probe")
+    remote.remove()
+    return f"{url}: objects can be written and deleted"
+
+
+def time_to_save(run: RunDir, seconds: float) -> str:
+    """What the commits of a run took, beside the ``seconds`` before its end at which it is told to stop.
+
+    A stop waits for the save under way, trains to the end of two steps (ranks agree a step late), and saves once more;
+    no second time where S is the one that is being saved.
+    """
+    known = [one.record for one in commits(run)]
+    took = max((float(one.get("saving", 0.0)) for one in known), default=0.0)
+    step = max((one["seconds"] / one["step"] for one in known if one.get("step")), default=0.0)
+    if not took:
+        return ""
+    enough = 2 * took + 2 * step <= seconds
+    verdict = "" if enough else ": too late for a save under way, two steps and one more save; raise signal_seconds"
+    steps = f", a step {step:.1f} s" if step else ""
+    return f"{took:.1f} s at most until now{steps}, the warning comes {seconds:g} s before the end{verdict}"

@@ -13,7 +13,7 @@ from jobs.reporting import scaling_laws, seed_groups
 from jobs.reporting.charts import Mark, Plot, Point, Series, thin
 from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.reporting.scaling_laws import Curve
-from jobs.reporting.seed_groups import Arm
+from jobs.reporting.seed_groups import SeedGroup
 
 MANY, BEST = 12, 7
 """More arms than MANY cannot be told apart: the BEST keep their looks, the others are grey."""
@@ -21,7 +21,7 @@ MANY, BEST = 12, 7
 Styles = Sequence[int | None]
 
 
-def focus(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> list[int | None]:
+def focus(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[int | None]:
     """The look of every arm: its number, or None for grey."""
     if len(grouped) <= MANY:
         return list(range(len(grouped)))
@@ -35,7 +35,7 @@ def focus(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> list[int | Non
     return [best.index(i) if i in best else None for i in range(len(grouped))]
 
 
-def legend_of(grouped: Sequence[Arm], styles: Styles) -> list[tuple[str, int | None]]:
+def legend_of(grouped: Sequence[SeedGroup], styles: Styles) -> list[tuple[str, int | None]]:
     """Names and looks, the grey ones as one."""
     seen = [(arm.name, style) for arm, style in zip(grouped, styles, strict=True) if style is not None]
     seen.sort(key=lambda item: item[1] or 0)
@@ -46,7 +46,7 @@ def legend_of(grouped: Sequence[Arm], styles: Styles) -> list[tuple[str, int | N
 # -- accuracy against cost ---------------------------------------------------------------------------------------------
 
 
-def accuracy(grouped: Sequence[Arm], outcomes: Sequence[Outcome], styles: Styles) -> list[Block]:
+def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: Styles) -> list[Block]:
     """A figure of three charts per set: of tests the final scores, of validation sets their course."""
     names = legend_of(grouped, styles)
     blocks: list[Block] = []
@@ -75,7 +75,7 @@ Cost = Callable[[Outcome, float | None, float | None], float | None]
 """(run, S, training seconds until then) -> what that cost."""
 
 
-def _costs(grouped: Sequence[Arm]) -> list[tuple[Cost, str]]:
+def _costs(grouped: Sequence[SeedGroup]) -> list[tuple[Cost, str]]:
     unit = seed_groups.hours_unit(grouped)
     return [
         (
@@ -87,7 +87,7 @@ def _costs(grouped: Sequence[Arm]) -> list[tuple[Cost, str]]:
     ]
 
 
-def _course(arm: Arm, name: str, cost: Cost) -> list[list[Point]]:
+def _course(arm: SeedGroup, name: str, cost: Cost) -> list[list[Point]]:
     """A line per run: what it scored on the set, and when."""
     lines = []
     for outcome in arm.outcomes:
@@ -101,7 +101,7 @@ def _course(arm: Arm, name: str, cost: Cost) -> list[list[Point]]:
     return lines
 
 
-def _marks(arm: Arm, name: str, cost: Cost) -> list[Mark]:
+def _marks(arm: SeedGroup, name: str, cost: Cost) -> list[Mark]:
     """The final scores on the set."""
     marks = []
     for outcome in arm.outcomes:
@@ -184,7 +184,7 @@ def _exponent(test: str, curve: Curve) -> dict[str, str]:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def loss(grouped: Sequence[Arm], names: Sequence[tuple[str, int | None]], styles: Styles) -> list[Block]:
+def loss(grouped: Sequence[SeedGroup], names: Sequence[tuple[str, int | None]], styles: Styles) -> list[Block]:
     """Training loss and accuracy within the batch against samples seen."""
     plots = []
     for field, label in (("loss", "training loss"), ("accuracy", "accuracy within the batch, %")):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from flip.config.identity import flatten
+from flip.config.sizes import SIZES
 from flip.monitoring.results import Outcome, read_run
+from jobs.common.text import count
 from jobs.reporting import seed_groups
-from jobs.reporting.seed_groups import Arm
-from jobs.sweeps.published import Published, obstacles, published, rows
+from jobs.reporting.seed_groups import SeedGroup
+from jobs.sweeps.published import Published, published, rows
 
 SHOWN = 3
 """Reasons that a table spells out; the others are counted."""
@@ -44,7 +48,7 @@ class Line:
         return f"{'above' if self.gap > 0 else 'below'} by more than {self.row.within:g}"
 
 
-def compare(grouped: Sequence[Arm], outcomes: Sequence[Outcome], table: str = "") -> list[Line]:
+def compare(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: str = "") -> list[Line]:
     """A line for every published number of an arm, and of the rows of the sweep's table that other sweeps have.
 
     ``table``: the rows of that one in their place. Raises ConfigError where there is no such table.
@@ -62,7 +66,7 @@ def compare(grouped: Sequence[Arm], outcomes: Sequence[Outcome], table: str = ""
     return sorted(found, key=lambda line: order.get(line.row.row, len(order)))
 
 
-def _lines(row: Published, name: str, arm: Arm | None) -> list[Line]:
+def _lines(row: Published, name: str, arm: SeedGroup | None) -> list[Line]:
     lines = []
     for which, number in row.top1.items():
         why = obstacles(row, arm.outcomes if arm else [], which)
@@ -72,14 +76,14 @@ def _lines(row: Published, name: str, arm: Arm | None) -> list[Line]:
     return lines
 
 
-def _elsewhere(row: Published, root: Path) -> Arm | None:
+def _elsewhere(row: Published, root: Path) -> SeedGroup | None:
     """The arm of another sweep that has the row: its run, and those of more seeds."""
     if not row.run:
         return None
     sweep, _, name = row.run.partition("/")
     folders = [root / sweep / name, *sorted((root / sweep).glob(f"{name}-s[0-9]*"))]
     runs = [read_run(folder) for folder in folders if (folder / "config.yaml").is_file()]
-    return Arm(row.run, runs) if runs else None
+    return SeedGroup(row.run, runs) if runs else None
 
 
 def cells(lines: Sequence[Line]) -> list[dict[str, str]]:
@@ -102,3 +106,60 @@ def cells(lines: Sequence[Line]) -> list[dict[str, str]]:
             }
         )
     return made
+
+
+def obstacles(row: Published, outcomes: Sequence[Outcome], test: str) -> list[str]:
+    """Why the runs' number on a test set does not mean what the row's means; empty: they are comparable."""
+    if row.not_yet:
+        return [row.not_yet]
+    if not outcomes:
+        return ["no run yet"]
+    found = dict.fromkeys(reason for outcome in outcomes for reason in _obstacles(row, outcome, test))
+    return list(found)
+
+
+def _obstacles(row: Published, outcome: Outcome, test: str) -> Iterator[str]:
+    if outcome.state != "complete":
+        yield f"{outcome.run.name} is {outcome.state}"
+    if outcome.settings:
+        yield from differences(row, outcome.settings)
+    if outcome.state != "complete":
+        return
+    scored = {item["name"]: item.get("n") for item in outcome.evaluations}
+    wanted = next((n for name, n in row.images.items() if test == name or test.startswith(f"{name}-")), None)
+    if test not in scored:
+        yield f"not scored on {test}"
+    elif wanted not in (None, scored[test]):
+        yield f"scored on {scored[test]:,} images of {test}, published on {wanted:,}"
+
+
+def differences(row: Published, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Each key whose value in the flat ``settings`` is not what the row needs, in words."""
+    size = row.needs.get("model.size")
+    filled = flatten(SIZES[size], "model") if size in SIZES and settings.get("model.size") != size else {}
+    for key, wanted in row.needs.items():
+        if key in filled:  # the other size says it
+            continue
+        if wanted is None:
+            if any(other == key or other.startswith(f"{key}.") for other in settings):
+                yield f"has {key}, the published run has none"
+            continue
+        is_ = settings.get(key)
+        if not _same(is_, wanted, row.near.get(key, 0.0)):
+            yield f"{key} is {_word(is_)}, published {_word(wanted)}"
+
+
+def _same(value: Any, wanted: Any, near: float) -> bool:
+    if isinstance(value, list) and isinstance(wanted, list):
+        return len(value) == len(wanted) and all(_same(a, b, near) for a, b in zip(value, wanted, strict=True))
+    try:
+        left, right = float(value), float(wanted)
+    except (TypeError, ValueError):
+        return str(value) == str(wanted)
+    return abs(left - right) <= max(near, 1e-9) * abs(right)
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "absent"
+    return count(value) if isinstance(value, (int, float)) and value >= 1000 else str(value)

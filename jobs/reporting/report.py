@@ -14,7 +14,7 @@ from jobs.common.text import count, duration, percent
 from jobs.reporting import goodput, paper_comparison, seed_groups
 from jobs.reporting.document import Block, Table, Text, heading
 from jobs.reporting.figures import accuracy, focus, legend_of, loss, scaling_figures
-from jobs.reporting.seed_groups import Arm
+from jobs.reporting.seed_groups import SeedGroup
 
 ROWS_PER_RUN = 6
 """Kinds of ends that a report shows of one run; jobs/explain.py shows all attempts."""
@@ -83,20 +83,20 @@ def damage(outcomes: Sequence[Outcome]) -> list[str]:
     return [f"A file of {one.run.name} is damaged: {words}" for one, words in found]
 
 
-def _note(grouped: Sequence[Arm]) -> str:
+def _note(grouped: Sequence[SeedGroup]) -> str:
     return seed_groups.verdict(grouped) if any(arm.complete for arm in grouped) else "No run is complete yet."
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def _results(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> Table:
+def _results(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> Table:
     fine = ("complete", "running", "queued", "waiting")
     marked = [any(outcome.state not in fine for outcome in arm.outcomes) for arm in grouped]
     return Table(result_cells(grouped, outcomes), marked, text=["state", "mask"])
 
 
-def result_cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[str, str]]:
+def result_cells(grouped: Sequence[SeedGroup], found: Sequence[Outcome]) -> list[dict[str, str]]:
     """The rows of the results table, as text."""
     unit, sets = seed_groups.hours_unit(grouped), seed_groups.sets(found)
     unfinished = any(outcome.state != "complete" for outcome in found)
@@ -129,7 +129,7 @@ def result_cells(grouped: Sequence[Arm], found: Sequence[Outcome]) -> list[dict[
     return made
 
 
-def _paper(grouped: Sequence[Arm], outcomes: Sequence[Outcome], table: str) -> list[Block]:
+def _paper(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: str) -> list[Block]:
     lines = paper_comparison.compare(grouped, outcomes, table)
     if not lines:
         return []
@@ -172,7 +172,7 @@ def _time(outcomes: Sequence[Outcome]) -> list[Block]:
     return [heading("What the time went to"), Table(rows, text=["incidents"]), Text(said, tone="quiet"), *notes]
 
 
-def _differences(grouped: Sequence[Arm], outcomes: Sequence[Outcome]) -> list[Block]:
+def _differences(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Block]:
     """The value of every setting in which any two runs differ, of each run, those of an arm together."""
     keys = differing(outcomes)
     if not keys:

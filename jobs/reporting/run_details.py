@@ -13,11 +13,12 @@ from flip.config.sizes import label
 from flip.monitoring import metrics_reader
 from flip.monitoring.results import Outcome, differing, read_run
 from flip.runs.rundir import RunDir, matching, number, read_record
+from jobs.common.job import UNREADABLE, JobState
 from jobs.host.restart_policy import APART, FAILURES, FINAL, Limits
 from jobs.reporting import goodput
+from jobs.reporting.status import row
 from jobs.runs import resubmit, select
-from jobs.runs.clusters import UNREADABLE, JobState, states
-from jobs.status import row
+from jobs.runs.clusters import states
 
 STAGE = ("samples", "batch", "mask")
 LINES = 5

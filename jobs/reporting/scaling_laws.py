@@ -74,7 +74,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Law:
+class PowerLaw:
     """error = scale * x^-exponent. ``low``, ``high``: 95 % of the exponents of the draws."""
 
     scale: float
@@ -101,10 +101,10 @@ class Curve:
     axis: str
     name: str
     trials: list[Trial]
-    law: Law | None
+    law: PowerLaw | None
 
 
-def fit(xs: Sequence[float], errors: Sequence[float], draws: int = DRAWS, seed: int = 0) -> Law | None:
+def fit(xs: Sequence[float], errors: Sequence[float], draws: int = DRAWS, seed: int = 0) -> PowerLaw | None:
     """The law of the points; None where they are too few, or an error is 0. ``xs`` are above 0."""
     if len(xs) < ENOUGH or len(set(xs)) < 3 or min(errors) <= 0:
         return None
@@ -115,7 +115,7 @@ def fit(xs: Sequence[float], errors: Sequence[float], draws: int = DRAWS, seed: 
     ((intercept, slope),) = _least_squares(x[None], y[None])
     low, high = np.quantile(-fits[:, 1], (0.025, 0.975))
     drawn = np.stack([fits[:, 0], -fits[:, 1]], axis=1)
-    return Law(float(np.exp(intercept)), float(-slope), float(low), float(high), len(x), drawn)
+    return PowerLaw(float(np.exp(intercept)), float(-slope), float(low), float(high), len(x), drawn)
 
 
 def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -30,7 +30,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Arm:
+class SeedGroup:
     """One row: a design, by one run or by several seeds."""
 
     name: str
@@ -144,7 +144,7 @@ def _fields(settings: Mapping[str, Any], prefix: str, kind: Any) -> dict[str, An
     return {name: settings[prefix + name] for name in kind.__dataclass_fields__ if prefix + name in settings}
 
 
-def hours_unit(arms: Sequence[Arm]) -> str:
+def hours_unit(arms: Sequence[SeedGroup]) -> str:
     """``GPU-hours``, or ``core-hours`` where no run has a GPU."""
     gpus = any(outcome.settings.get("resources.gpus") for arm in arms for outcome in arm.outcomes)
     return "GPU-hours" if gpus else "core-hours"
@@ -159,7 +159,7 @@ def about(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         return {}
 
 
-def group(outcomes: Sequence[Outcome]) -> list[Arm]:
+def group(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
     """Arms in the order of their first runs; runs whose configurations differ in the seed alone are one arm."""
     paper = about(outcomes).get("paper", {})
     found: dict[str, list[Outcome]] = {}
@@ -169,7 +169,7 @@ def group(outcomes: Sequence[Outcome]) -> list[Arm]:
         found.setdefault(key, []).append(outcome)
     names = {key: _name(members) for key, members in found.items()}
     rows = {name: published(entry) for name, entry in paper.items() if entry}
-    return [Arm(names[key], members, rows.get(names[key])) for key, members in found.items()]
+    return [SeedGroup(names[key], members, rows.get(names[key])) for key, members in found.items()]
 
 
 def _name(members: Sequence[Outcome]) -> str:
@@ -190,7 +190,7 @@ def sets(outcomes: Sequence[Outcome]) -> dict[str, str]:
     return dict(sorted(roles.items(), key=lambda item: item[1] != "test"))
 
 
-def verdict(arms: Sequence[Arm]) -> str:
+def verdict(arms: Sequence[SeedGroup]) -> str:
     """What the table cannot say, in words; empty where every arm has several seeds."""
     if not arms or all(len(arm.complete) > 1 for arm in arms):
         return ""

@@ -1,145 +1,44 @@
-"""The small protocol that both kinds of cluster keep (submit, states, cancel, requeue), and which one a run is on."""
+"""Submitted runs, whatever their backend: opens the backend of a run, asks for states, cancels.
+
+A run's job.json names the kind of its backend; runs of several backends can be given to one call.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
-from flip.runs.errors import FlipError
+from flip.runs.errors import CAUSES, CRASH, FlipError
 from flip.runs.ownership import user_name
-from flip.runs.rundir import RunDir, create_json, read_record
-from jobs.common.cluster_profile import Profile
+from flip.runs.rundir import RunDir, create_json
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
+from jobs.common.job import UNREADABLE, Backend, Job, JobState, record_of, unreadable_state
+from jobs.host import attempts
+from jobs.runs import resubmit
 
-STATES = ("queued", "running", "waiting", "complete", "failed", "cancelled", "stopped", "unknown")
-"""``waiting``: between two attempts, starts again by itself. ``stopped``: nobody looks after it, submit again.
-``failed``: for good. ``unknown``: the scheduler did not answer, or a file of the run is damaged."""
+INTERRUPTED = 130
+"""What a shell expects of a command that Ctrl-C ended: a script that waits for results must not go on."""
 
-
-@dataclass(frozen=True)
-class Shape:
-    """The resources of one run; runs of one shape can share an array."""
-
-    nodes: int = 1
-    processes: int = 1
-    """Ranks per node."""
-    gpus: int = 0
-    """Per node."""
-    cpus: int = 1
-    """CPU cores per process."""
-    hours: float = 24.0
-    """Wall limit of one attempt."""
-
-    @property
-    def world(self) -> int:
-        """W, ranks."""
-        return self.nodes * self.processes
+ENDED = ("complete", "failed", "cancelled", "stopped")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run to be started: its directory (complete, with config.yaml), its code, its resources."""
-
-    run: RunDir
-    snapshot: Path
-    """The run's own code (flip/, jobs/): working directory and PYTHONPATH of its ranks; a run that goes on keeps it."""
-    shape: Shape = Shape()
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Added to the environment of ranks; stands in files, so never a secret."""
-    module: str = "jobs.worker"
-    """Run by every rank as ``python -m MODULE RUN_DIR``."""
-    canary: int = 0
-    """Steps that it must pass before those start that wait for it (``jobs.host.canary``); 0: none waits for it."""
-    cluster: str = ""
-    """Name of the profile that it goes to; empty where there is one alone."""
-    uncancels: bool = False
-    """Whether its cancel.json goes: whoever submits knew of it. One that was written since is a cancel of this."""
-    command: Sequence[str] = ()
-    """What submits it again: a command of ours, from the repository, and its words."""
-    waits_for: str = ""
-    """Name of the run, of the same call, that must pass before this one starts."""
-    hooks: Path | None = None
-    """The code that is submitted now; None: ``snapshot``. See ``host_code``."""
-
-    @property
-    def host_code(self) -> Path:
-        """The code of everything outside the ranks: batch script hooks, rank entry, supervisor.
-
-        Not the run's own: the batch script and these files must agree on options, and the script is written today.
-        """
-        return Path(self.hooks or self.snapshot).absolute()
-
-
-@dataclass(frozen=True)
-class JobState:
-    """Where a run stands. ``state`` is one of STATES; ``detail`` is a sentence for people."""
-
-    state: str
-    attempt: int = 0
-    detail: str = ""
-    starts: str = ""
-    """When the scheduler expects to start it, in its own words; empty where it does not say."""
-
-
-UNREADABLE = (OSError, ValueError, KeyError)
-"""What a run's files raise that may not be read, are no JSON, or lack something: no matter of other runs."""
-
-
-def unread(run: RunDir, error: Exception, damaged: str = "unknown") -> JobState:
-    """The state of a run whose files raised one of UNREADABLE. ``damaged``: where it is what they hold."""
-    try:
-        n = run.newest_attempt()
-    except OSError:
-        n = 0
-    if isinstance(error, OSError):
-        return JobState("unknown", n, f"it cannot be read: {error.filename or run.path}: {error.strerror or error}")
-    return JobState(damaged, n, f"a file of it is damaged: {error}")
-
-
-def is_complete(run: RunDir) -> bool:
-    """Whether result.json exists. A damaged one raises ValueError, which names it and the remedy."""
-    try:
-        return read_record(run.result) is not None
-    except ValueError as error:
-        remedy = "Delete it and submit again: the run resumes at its end and writes it anew"
-        raise ValueError(f"{error}. {remedy}") from error
-
-
-class Cluster(Protocol):
-    """The hands. Jobs given to one call of ``submit`` belong to one sweep folder."""
-
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Start them, in this order as room allows. A failed or cancelled one begins a new allowance."""
-
-    def states(self, runs: Sequence[RunDir]) -> dict[Path, JobState]:
-        """Path of a run -> its state."""
-
-    def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
-        """See to it that runs whose cancel.json is written end and stay ended. Returns at once.
-
-        ``again``: paths of those that were told before; they are ended without waiting for a save."""
-
-    def requeue(self, run: RunDir) -> None:
-        """Let the running attempt save, stop and start again."""
-
-
-def open_cluster(profile: Profile) -> Cluster:
-    """The cluster of a profile."""
+def open_backend(profile: ClusterProfile) -> Backend:
+    """The backend of a profile."""
     if profile.kind == "slurm":
-        from jobs.slurm.backend import SlurmCluster
+        from jobs.slurm.backend import SlurmBackend
 
-        return SlurmCluster(profile)
-    from jobs.local.backend import LocalCluster
+        return SlurmBackend(profile)
+    from jobs.local.backend import LocalBackend
 
-    return LocalCluster(profile)
+    return LocalBackend(profile)
 
 
 def kind_of(run: RunDir) -> str:
-    """The kind of the cluster that the run was submitted to last; ``local`` where it never was."""
+    """The kind of the backend that the run was submitted to last; ``local`` where it never was."""
     return record_of(run).get("kind", "local")
 
 
@@ -148,46 +47,49 @@ def cluster_of(run: RunDir) -> str | None:
     return record_of(run).get("cluster")
 
 
-def record_of(run: RunDir) -> dict[str, Any]:
-    """job.json; empty where it was never submitted, or nobody can read it: what reads more of it says so."""
-    try:
-        return read_record(run.path / "job.json") or {}
-    except UNREADABLE:
-        return {}
-
-
 def states(runs: Iterable[RunDir]) -> dict[Path, JobState]:
-    """Path of a run -> its state, as the cluster says that it is on; one call of squeue for all on Slurm."""
-    found: dict[Path, JobState] = {}
+    """Path of a run -> its state, from its backend; one call of squeue for all runs on Slurm."""
+    runs, found = list(runs), dict[Path, JobState]()
     for kind, group in _by_kind(runs).items():
-        found |= open_cluster(Profile(kind=kind)).states(group)
-    return found
+        found |= open_backend(ClusterProfile(kind=kind)).states(group)
+    return {run.path: _with_command(run, found[run.path]) for run in runs}
+
+
+def _with_command(run: RunDir, state: JobState) -> JobState:
+    """The state with the command that submits the run again, if there is one."""
+    if not state.resubmit:
+        return state
+    try:
+        command = resubmit.command(run)[1]
+    except UNREADABLE as error:
+        return unreadable_state(run, error)
+    return replace(state, detail=f"{state.detail}: {command}") if command else state
 
 
 def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
-    """``Cluster.cancel`` of the clusters that look after the runs. All are told before a trouble is raised."""
+    """``Backend.cancel`` for runs of any backend. All backends are called before an error is raised."""
     troubles = []
     for kind, group in _by_kind(runs).items():
         try:
-            open_cluster(Profile(kind=kind)).cancel(group, again)
+            open_backend(ClusterProfile(kind=kind)).cancel(group, again)
         except FlipError as error:
             troubles.append(error)
     if troubles:
         raise troubles[0]
 
 
-class Several:
-    """Clusters by the names of their profiles: each job goes to its own. Only ``submit`` needs to know."""
+class MultiBackend:
+    """Backends by the names of their profiles: ``submit`` gives each job to its own."""
 
-    def __init__(self, profiles: Iterable[Profile]) -> None:
+    def __init__(self, profiles: Iterable[ClusterProfile]) -> None:
         self.profiles = {profile.name: profile for profile in profiles}
 
     def submit(self, jobs: Sequence[Job]) -> None:
         for name, profile in self.profiles.items():
-            open_cluster(profile).submit([job for job in jobs if job.cluster == name])
+            open_backend(profile).submit([job for job in jobs if job.cluster == name])
 
 
-def call_off(runs: Iterable[RunDir], why: str) -> None:
+def request_cancel(runs: Iterable[RunDir], why: str) -> None:
     """Write the runs' cancel.json and have them ended; those that were told before are not waited for.
 
     Each by itself: what could not be done for some is raised, as a FlipError, when all the others have been told.
@@ -221,7 +123,15 @@ def _uncancelled(unwritten: Mapping[Path, OSError], untold: str) -> FlipError:
     return type(unwritable(first, ""))("cancel.json could not be written", value=value, remedy=remedy)
 
 
-def interval(runs: Iterable[RunDir]) -> float:
+def exit_code_of(run: RunDir) -> int:
+    """The exit code of a run that has failed: of its cause, or that of a crash where nobody can read one."""
+    try:
+        return CAUSES.get((attempts.last(run) or {}).get("cause", "")) or CRASH  # "complete", with a damaged result
+    except UNREADABLE:  # its row says so
+        return CRASH
+
+
+def poll_interval(runs: Iterable[RunDir]) -> float:
     """Seconds between two looks at runs by somebody who waits: Slurm's controller is everybody's."""
     return 10.0 if any(kind_of(run) == "slurm" for run in runs) else 0.5
 

@@ -11,11 +11,9 @@ from typing import Any
 
 from flip.runs.ownership import untrusted
 from flip.runs.rundir import RunDir
-from jobs.common.cluster_profile import PROFILES
+from jobs.common.job import record_of
+from jobs.common.paths import PROFILES, REPOSITORY, SWEEPS
 from jobs.runs import select
-from jobs.runs.clusters import record_of
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def typed(args: argparse.Namespace, file: Path) -> list[str]:
@@ -31,7 +29,7 @@ def typed(args: argparse.Namespace, file: Path) -> list[str]:
 def _path(path: Path) -> str:
     """As it is found from anywhere: a sweep file of the repository by its place in there."""
     path = path.expanduser().absolute()
-    return str(path.relative_to(REPOSITORY)) if path.parent == REPOSITORY / "sweeps" else str(path)
+    return str(path.relative_to(REPOSITORY)) if path.parent == SWEEPS else str(path)
 
 
 def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
@@ -49,7 +47,7 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
     back = f" with its old values back in the sweep file, which means {newest} by now" if newest != run.name else ""
     cluster = record.get("cluster")
     known = not cluster or (PROFILES / f"{cluster}.yaml").exists()
-    if not words and known and (REPOSITORY / "sweeps" / f"{run.sweep}.yaml").exists():  # an older version's record
+    if not words and known and (SWEEPS / f"{run.sweep}.yaml").exists():  # an older version's record
         words = ["jobs/submit.py", "--sweep", run.sweep, *(["--cluster", cluster] if cluster else []), "--only", name]
     if words:
         return f"to go on from its newest commit{back}", f"python {shlex.join([*words, *options])}"

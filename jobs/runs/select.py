@@ -43,7 +43,7 @@ def sweeps(root: Path) -> list[Path]:
     return [path for path in sorted(root.iterdir()) if not path.name.startswith(".") and runs_below(path)]
 
 
-def resolve(typed: str | None, root: Roots) -> list[RunDir]:
+def select(typed: str | None, root: Roots) -> list[RunDir]:
     """The runs meant, at least one. ConfigError that names what exists where there are none.
 
     ``typed``: None (every sweep), a sweep's name, ``sweep/run``, the path of a sweep's or of a run's folder, or of a
@@ -62,8 +62,8 @@ def resolve(typed: str | None, root: Roots) -> list[RunDir]:
     return found
 
 
-def several(typed: Sequence[str], root: Roots) -> list[RunDir]:
-    """The runs that any of the words means: as ``resolve`` takes them, or patterns (``*``, ``?``, ``[..]``) of
+def select_many(typed: Sequence[str], root: Roots) -> list[RunDir]:
+    """The runs that any of the words means: as ``select`` takes them, or patterns (``*``, ``?``, ``[..]``) of
     ``sweep/run``. A word after ``!`` takes its runs out; where there are no others, out of all. ConfigError where a
     word means nothing, so that a typing error is not taken for all or for none, and where nothing is left.
 
@@ -82,7 +82,7 @@ def several(typed: Sequence[str], root: Roots) -> list[RunDir]:
 
 def _meant(word: str, roots: Sequence[Path]) -> list[RunDir]:
     if not set(word) & set("*?[") or any((root / word).exists() for root in roots):
-        return resolve(word, roots)
+        return select(word, roots)
     pattern = word if "/" in word else f"{word}/*"
     for root in roots:
         runs = [run for sweep in sweeps(root) for run in runs_below(sweep)]
@@ -91,9 +91,9 @@ def _meant(word: str, roots: Sequence[Path]) -> list[RunDir]:
     raise ConfigError("no run has such a name", _names(roots), word, _what_exists(None, roots))
 
 
-def one(typed: str, root: Roots) -> RunDir:
+def select_one(typed: str, root: Roots) -> RunDir:
     """The single run meant; ConfigError where several are."""
-    found = resolve(typed, root)
+    found = select(typed, root)
     if len(found) > 1:
         names = ", ".join(plain(f"{run.sweep}/{run.name}") for run in found)
         raise ConfigError("several runs are meant", str(found[0].path.parent), typed, f"Name one: {names}.")

@@ -1,8 +1,8 @@
-"""What runs inside a job, once per rank: environment -> training -> cause and exit code.
+"""What runs inside a job, once per rank: environment -> training or an evaluation -> cause and exit code.
 
-The attempt's number (FLIP_ATTEMPT) was won on the host before any rank started. Signals are caught before anything slow
-is imported. The last line is ``os._exit``: interpreter shutdown can hang on loader workers that ignore SIGTERM,
-and the code must leave.
+``jobs/worker.py`` and ``jobs/evaluator.py`` start it. The attempt's number (FLIP_ATTEMPT) was won on the host before
+any rank started. Signals are caught before anything slow is imported. The last line is ``os._exit``: interpreter
+shutdown can hang on loader workers that ignore SIGTERM, and the code must leave.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import NoReturn
 from flip.distributed import shutdown
 from flip.runs.errors import CAUSES, ConfigError, DataError, FlipError, StorageError, scrub
 from flip.runs.rundir import OWNER, RunDir, load_record, read_json
-from jobs.host.symptoms import PEER_GONE
+from jobs.host.restart_policy import PEER_GONE
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG)
 """Errors of files that pass by themselves or by somebody's hand, and say nothing against the run."""
@@ -112,6 +112,17 @@ def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str
     return "complete", ""
 
 
+def evaluate(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str]:
+    """The work of a rank of an evaluation job, as ``_train`` is that of a rank of a run."""
+    from flip.evaluation import job
+
+    try:
+        job.evaluate(run, attempt, flag, partial(note_hang, run, attempt))
+    except job.Stopped as stopped:
+        return "stopped", str(stopped)
+    return "complete", ""
+
+
 def _judged(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str, str]:
     """(cause, reason, traceback or empty) of this rank's end."""
     try:
@@ -180,9 +191,3 @@ def leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError):  # a full disk must not change the exit code
             stream.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    from jobs.runtime import worker  # by its name, so that nothing is ever known as __main__
-
-    worker.leave(worker.main(sys.argv[1]))

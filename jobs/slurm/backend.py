@@ -1,4 +1,4 @@
-"""The Slurm cluster: runs as batch jobs over submitit, one array per shape of resources.
+"""The Slurm backend: runs as batch jobs over submitit, one array per shape of resources.
 
 All that is known of a job is its name, ``<sweep>.<token>``, and its place in the array, both written into job.json
 before sbatch is called: whatever happens to this process then, a job can be found, and one that was replaced does
@@ -21,10 +21,10 @@ from typing import Any
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job, JobState
 from jobs.host import canary, slurm_cli
-from jobs.host.slurm_cli import BETWEEN, ENDED, WAITING, Unanswered
-from jobs.runs.clusters import Job, JobState
+from jobs.host.slurm_cli import BETWEEN, ENDED, WAITING, SlurmUnavailable
 from jobs.slurm import batch_script, job_states
 from jobs.slurm.job_states import ahead_of, elsewhere, rows_of
 
@@ -34,10 +34,10 @@ NOT_REQUEUED = (
 )
 
 
-class SlurmCluster:
-    """See ``jobs.runs.clusters.Cluster``. Knows nothing but the files and Slurm: any number of them may exist."""
+class SlurmBackend:
+    """See ``jobs.common.job.Backend``. Knows nothing but the files and Slurm: any number of them may exist."""
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: ClusterProfile) -> None:
         self.profile = profile
 
     # -- submit ------------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ class SlurmCluster:
                 for job in group:
                     held.pop(job.run.name, None)  # theirs is there
         except BaseException:  # Ctrl-C included: nothing would ever release a held job whose canary was not submitted
-            with contextlib.suppress(Unanswered):
+            with contextlib.suppress(SlurmUnavailable):
                 canary.call_off([name for names in held.values() for name in names])
             raise
 
@@ -115,7 +115,7 @@ class SlurmCluster:
         executor = executor_of(self.profile, jobs[0], folder)
         executor.update_parameters(**batch_script.parameters(self.profile, jobs[0], folder, name))
         try:
-            with only([*batch_script.PASSED, *self.profile.env]):
+            with batch_script.clean_environment([*batch_script.FORWARDED_ENV, *self.profile.env]):
                 submitted = executor.map_array(_named, [str(job.run.path) for job in jobs])
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             remedy = (
@@ -148,7 +148,7 @@ class SlurmCluster:
             save = row.state not in WAITING and run.path not in again
             try:
                 slurm_cli.call("scancel", *(["--signal=USR2"] if save else []), *_owned(run), row.id)
-            except Unanswered as error:
+            except SlurmUnavailable as error:
                 troubles.append(f"{run.name}: {error}")
         if troubles:
             remedy = "Where cancel.json is written nothing starts again; cancel again where Slurm can be asked."
@@ -174,7 +174,7 @@ def requeued(id_: str) -> bool | None:
         return {"1": True, "0": False}.get(
             slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job", id_)).get("Requeue", "")
         )
-    except Unanswered:
+    except SlurmUnavailable:
         return None
 
 
@@ -194,7 +194,7 @@ def _new_name(jobs: Sequence[Job]) -> str:
     return f"{jobs[0].run.path.parent.name.lstrip('.')}.{secrets.token_hex(4)}"
 
 
-def executor_of(profile: Profile, job: Job, folder: Path) -> Any:
+def executor_of(profile: ClusterProfile, job: Job, folder: Path) -> Any:
     """submitit's Slurm executor, whose command is ours."""
     from submitit import SlurmExecutor
 
@@ -219,28 +219,13 @@ def _named(path: str) -> str:
 def _answered() -> Iterator[None]:
     try:
         yield
-    except Unanswered as error:
+    except SlurmUnavailable as error:
         remedy = "Run it where Slurm's commands work, and when its controller answers."
         raise FlipError("Slurm did not do what it was asked", value=str(error), remedy=remedy) from error
 
 
-@contextlib.contextmanager
-def only(names: Sequence[str]) -> Iterator[None]:
-    """Within, the environment of this process, which submitit's sbatch inherits, holds these names alone.
-
-    ``--export=NAMES`` would do it too, but makes Slurm load the user's login environment on the node.
-    """
-    before = dict(os.environ)
-    try:
-        for name in before.keys() - set(names):
-            del os.environ[name]
-        yield
-    finally:
-        os.environ.update(before)
-
-
 def _retire(runs: Sequence[RunDir]) -> None:
     """Take what is held for a canary of an earlier submission from the queue. Let go later, it would do nothing."""
-    with contextlib.suppress(Unanswered):
+    with contextlib.suppress(SlurmUnavailable):
         records = [read_record(path / "job.json") or {} for path in ahead_of(runs)]
         canary.call_off([record["name"] for record in records if "name" in record])

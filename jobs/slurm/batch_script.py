@@ -6,24 +6,41 @@ The decision to start again is taken on the host, outside the trainer and its co
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import ConfigError
 from jobs.common import filesystem
-from jobs.common.cluster_profile import Profile
-from jobs.host.marks import STARTS
-from jobs.runs.clusters import Job
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job
+from jobs.host.slurm_cli import MAX_FAILED_STARTS
 
-PASSED = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
+FORWARDED_ENV = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
 """What jobs get of the environment that submits, besides the names in the profile: a job must not depend on what
 happens to be set there, and a secret that is not named stays behind."""
 
 
-def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def clean_environment(names: Sequence[str]) -> Iterator[None]:
+    """Within, the environment of this process, which submitit's sbatch inherits, holds these names alone.
+
+    ``--export=NAMES`` would do it too, but makes Slurm load the user's login environment on the node.
+    """
+    before = dict(os.environ)
+    try:
+        for name in before.keys() - set(names):
+            del os.environ[name]
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> dict[str, Any]:
     """Keywords for submitit's ``update_parameters``. ``job``: any of the array, they differ in their run alone.
 
     ``folder``: the submission's, with the list ``runs``: line i + 1 is the run directory of element i.
@@ -37,12 +54,12 @@ def parameters(profile: Profile, job: Job, folder: Path, name: str) -> dict[str,
         "time": minutes(shape.hours),
         "signal_delay_s": profile.signal_seconds,
         "wckey": None,  # a site that checks them knows none called submitit
-        "setup": lines(profile, job, folder),
-        "srun_args": step(profile, job),
+        "setup": setup_lines(profile, job, folder),
+        "srun_args": srun_args(profile, job),
         "additional_parameters": {
             "requeue": True,
             "signal": f"USR2@{profile.signal_seconds}",
-            "export": "ALL",  # of the little that ``slurm.only`` leaves
+            "export": "ALL",  # of the little that ``clean_environment`` leaves
             # what every node has: one that lacks the shared folders must get as far as to say so
             **dict.fromkeys(("output", "error"), "/dev/null"),
             "chdir": "/",
@@ -64,7 +81,7 @@ def minutes(hours: float) -> int:
     return max(1, math.ceil(round(hours * 60, 6)))  # Slurm takes 0 as no limit
 
 
-ELSEWHERE = [
+NODE_FAULT_HANDLER = [
     "follow() (  # Slurm does not requeue this job: the same script as a new one, as jobs/host/successor.py does it",
     '  text=$(scontrol write batch_script "$id" -) || exit',
     '  words=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")',
@@ -87,12 +104,12 @@ ELSEWHERE = [
     "elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array",
     "  code=$?",
     '  case $code in 1|2|4|126|127|13[0-9]) ;; *) exit "$code";; esac  # others are what `begin` means',
-    "  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as marks.Mark: starts in a row that came to nothing",
+    "  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as slurm_cli.FailedStarts: starts in a row for nothing",
     '  until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the trap does',
     r"""  mark=$(sed -En 's/^ *Comment=away:([0-9]+:-?[0-9]+:[0-9]+).*/\1/p' <<< "$shown")""",
     '  IFS=: read -r past last ended <<< "$mark"',
     '  [ "${last:-x}" != $((life - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended',
-    f'  [ "$starts" -lt {STARTS} ] || exit "$code"',
+    f'  [ "$starts" -lt {MAX_FAILED_STARTS} ] || exit "$code"',
     '  ask update JobId="$id" Comment="away:$((starts + 1)):$life:$attempt"',
     # nodes that Slurm already excludes (profile, broken hardware) stay excluded. A node that gave the job back is
     # listed twice; the next one replaces it, so that an outage of all nodes cannot exclude them all
@@ -132,7 +149,7 @@ def _ownership(*code: Path) -> list[str]:
     ]
 
 
-def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
+def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     """The script before ``srun``. TERM comes to it with a preemption without grace, and with scancel."""
     snapshot = Path(job.snapshot).absolute()
     # -I: whatever modules and setup lines say to Pythons is said to another one
@@ -152,7 +169,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     return [
         "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
         "trap '' TERM USR1 USR2  # what is begun here is finished",
-        *ELSEWHERE,
+        *NODE_FAULT_HANDLER,
         f"said={shlex.quote(str(folder))}/$id",
         'exec >>"$said.out" 2>>"$said.err" || elsewhere',
         *_ownership(snapshot, job.host_code),
@@ -179,7 +196,7 @@ def lines(profile: Profile, job: Job, folder: Path) -> list[str]:
     ]
 
 
-def _late(profile: Profile, job: Job) -> list[str]:
+def _late(profile: ClusterProfile, job: Job) -> list[str]:
     """Whether the attempt had its whole wall limit: its warning comes up to a minute early. Of very short ones, which
     are that all the time, it is not asked.
     """
@@ -197,7 +214,7 @@ def _modules(names: Sequence[str]) -> list[str]:
     return [bring, f"module load {load} || exit 70"]
 
 
-def step(profile: Profile, job: Job) -> list[str]:
+def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
     """Arguments of ``srun``. One rank's bad end must not kill the others while they save: they get ``peer_seconds``.
 
     ``all``: what tasks say before they have their own log, as that there is no such interpreter, goes to the job's.
@@ -209,7 +226,7 @@ def step(profile: Profile, job: Job) -> list[str]:
     return words
 
 
-def command(profile: Profile, job: Job) -> str:
+def command(profile: ClusterProfile, job: Job) -> str:
     """What srun starts, once per rank, as a line of shell."""
     rank = job.host_code / "jobs" / "host" / "rank_entry.py"
     words = [profile.jobs_python, str(rank), job.module]
@@ -219,7 +236,7 @@ def command(profile: Profile, job: Job) -> str:
     return shlex.join(words)
 
 
-def mounts(profile: Profile, sweep: Path) -> list[str]:
+def mounts(profile: ClusterProfile, sweep: Path) -> list[str]:
     """PATH:PLACE of what the container sees: the sweep's folder (runs, code, submissions) at its own path, and more.
 
     ConfigError where these words cannot say that folder."""
@@ -230,7 +247,7 @@ def mounts(profile: Profile, sweep: Path) -> list[str]:
     return [folder if ":" in folder else f"{folder}:{folder}" for folder in folders]
 
 
-def _mounts(profile: Profile, job: Job) -> str:
+def _mounts(profile: ClusterProfile, job: Job) -> str:
     sweep = job.run.path.parent
     sweep = sweep.parent if sweep.name.startswith(".") else sweep  # an evaluation's job lies in a folder of the sweep's
     return ",".join(mounts(profile, sweep))

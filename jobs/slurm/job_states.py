@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.rundir import RunDir, read_record
+from jobs.common.job import UNREADABLE, JobState, is_complete, unreadable_state
 from jobs.host import attempts, canary, slurm_cli, wall_limit
-from jobs.host.slurm_cli import ENDED, WAITING, Row, Unanswered
-from jobs.runs import resubmit
-from jobs.runs.clusters import UNREADABLE, JobState, is_complete, unread
+from jobs.host.slurm_cli import ENDED, WAITING, Row, SlurmUnavailable
 
 LIMIT = "its wall limit came before it had saved"
 
@@ -28,7 +27,7 @@ def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
     try:
         rows = rows_of(asked.values())
         silence = elsewhere([run for run in asked.values() if run.path not in rows])
-    except Unanswered as error:
+    except SlurmUnavailable as error:
         silence = {path: f"Slurm does not answer: {error}" for path in asked}
     found = {}
     for path, run in {**{run.path: run for run in ahead.values()}, **asked}.items():
@@ -37,7 +36,7 @@ def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
             if path in ahead and found[path].state in ("queued", "stopped", "cancelled") and not run.cancel.exists():
                 found[path] = _behind(run, ahead[path], rows.get(path), found[path], found[ahead[path].path])
         except UNREADABLE as error:
-            found[path] = unread(run, error)
+            found[path] = unreadable_state(run, error)
     return {run.path: found[run.path] for run in runs}
 
 
@@ -67,7 +66,7 @@ def _behind(run: RunDir, ahead: RunDir, row: Row | None, alone: JobState, canary
 
 
 def rows_of(runs: Iterable[RunDir]) -> dict[Path, Row]:
-    """Path of a run -> its row in the queue, where there is one. Raises Unanswered."""
+    """Path of a run -> its row in the queue, where there is one. Raises SlurmUnavailable."""
     places = {}
     for run in runs:
         with contextlib.suppress(*UNREADABLE):
@@ -80,7 +79,7 @@ def rows_of(runs: Iterable[RunDir]) -> dict[Path, Row]:
 
 def elsewhere(absent: Sequence[RunDir]) -> dict[Path, str]:
     """Why the Slurm that answers here cannot speak for a run that it does not list: it was submitted to another, or by
-    another, whose jobs it does not show. Raises Unanswered."""
+    another, whose jobs it does not show. Raises SlurmUnavailable."""
     found: dict[Path, str] = {}
     config = slurm_cli.config() if absent else {}
     site, me = config.get("ClusterName", ""), os.geteuid()
@@ -130,9 +129,7 @@ def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
     gone = f"its job ended ({row.state})" if row else "its job is not in Slurm's queue any more"
     if row is None and n <= after and not _taken(run):
         gone = "Slurm did not say that it took its job"
-    command = resubmit.command(run)[1]
-    again = f"submit again: {command}" if command else "submit again"
-    return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: {again}"])))
+    return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: submit again"])), resubmit=True)
 
 
 def _taken(run: RunDir) -> bool:

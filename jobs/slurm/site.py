@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flip.runs.errors import ConfigError
-from jobs.common.cluster_profile import Profile, runs_root
+from jobs.common.cluster_profile import ClusterProfile, runs_root
 from jobs.common.filesystem import probe
 from jobs.host import slurm_cli
 from jobs.host.slurm_cli import number
-from jobs.slurm.backend import only
-from jobs.slurm.batch_script import PASSED, minutes
+from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment, minutes
 
 GPUS = re.compile(r"\bgpu:(?:([^:,()]+):)?([0-9]{1,9})(?=[,(\s]|$)")
 """In a node's gres: ``gpu:8``, ``gpu:h100:8(S:0-1)``, ``gpu:4090:4,gpu:a40:2``."""
@@ -36,7 +35,7 @@ SHARED = ("afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs", "ora
 """Beginnings of the names of file systems that several machines see."""
 
 
-def ready(profile: Profile, execute: bool = True) -> str:
+def ready(profile: ClusterProfile, execute: bool = True) -> str:
     """A sentence about the Slurm that answers here. ConfigError where a submission from here cannot go through.
 
     ``execute``: also run the Python that the profile names for batch scripts.
@@ -55,16 +54,16 @@ def ready(profile: Profile, execute: bool = True) -> str:
     return answer + (disabled if "no-requeue" in profile.options else "")
 
 
-def _interpreter(profile: Profile) -> None:
+def _interpreter(profile: ClusterProfile) -> None:
     """ConfigError where the batch script's Python is here and does not run with what jobs get: every node would be
     taken for one that lacks it. One that is on the nodes alone is not known of."""
     python = shutil.which(profile.hosts_python)
     if python is None:
         return
     try:
-        with only([*PASSED, *profile.env]):
+        with clean_environment([*FORWARDED_ENV, *profile.env]):
             slurm_cli.call(python, "-Ic", PYTHON)
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         remedy = f"In the profile {profile.name} name another (host_python: /usr/bin/python3), or what it needs (env: "
         remedy += "[LD_LIBRARY_PATH]): modules are loaded after it has begun, for the ranks."
         what = "the batch script's Python does not run in the environment of jobs"
@@ -78,7 +77,7 @@ def _commands() -> None:
         raise ConfigError("Slurm's commands are not on this machine", "PATH", ", ".join(missing), remedy)
 
 
-def _unset(profile: Profile) -> list[str]:
+def _unset(profile: ClusterProfile) -> list[str]:
     return [name for name in profile.env if name not in os.environ]
 
 
@@ -86,18 +85,18 @@ def _unset(profile: Profile) -> list[str]:
 def _answer(partition: str, name: str) -> str:
     try:
         called = slurm_cli.cluster_name()
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         raise _silent(name, error) from error
     for part in filter(None, partition.split(",")):
         try:
             slurm_cli.call("scontrol", "-a", "show", "partition", part)
-        except slurm_cli.Unanswered as error:
+        except slurm_cli.SlurmUnavailable as error:
             remedy = "`sinfo` lists what there is."
             raise ConfigError("no such partition", f"{name}, partition", part, remedy) from error
     return f"the cluster {called} answers" + (f", it has the partition {partition}" if partition else "")
 
 
-def _silent(name: str, error: slurm_cli.Unanswered) -> ConfigError:
+def _silent(name: str, error: slurm_cli.SlurmUnavailable) -> ConfigError:
     return ConfigError("Slurm does not answer", name, str(error), "Is its controller up?")
 
 
@@ -200,13 +199,13 @@ class Site:
 # -- asking ------------------------------------------------------------------------------------------------------------
 
 
-def read(profile: Profile) -> Site:
+def read(profile: ClusterProfile) -> Site:
     """Ask everything. ConfigError where there is nobody to ask; a question in vain stands in ``said``."""
     _commands()
     said: dict[str, str] = {}
     try:
         config = slurm_cli.config()
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         raise _silent(profile.name or "scontrol", error) from error
     partition = _partition(profile)
     association = _association(said, profile, config)
@@ -216,7 +215,7 @@ def read(profile: Profile) -> Site:
     ask(said, "squeue --json", "squeue", "--json", "--name=none")
     ask(said, "sacct", "sacct", "-n", "-X", "-S", "now")
     python = shutil.which(profile.hosts_python) or profile.hosts_python
-    with only([*PASSED, *profile.env]):
+    with clean_environment([*FORWARDED_ENV, *profile.env]):
         version = ask(said, "python", python, "-Ic", "import sys; print('%d.%d.%d' % sys.version_info[:3])").strip()
     said["submitit"] = "" if find_spec("submitit") else "not installed"
     root = runs_root(profile)
@@ -226,7 +225,7 @@ def read(profile: Profile) -> Site:
     return Site(config, partition, qos, association, nodes_of(rows), said, version, places, unset)
 
 
-def _association(said: dict[str, str], profile: Profile, config: Mapping[str, str]) -> dict[str, str]:
+def _association(said: dict[str, str], profile: ClusterProfile, config: Mapping[str, str]) -> dict[str, str]:
     """The user's association in the profile's account, or in the default one; empty where there is no accounting."""
     if config.get("AccountingStorageType", "(null)") in ("(null)", "accounting_storage/none"):
         return {}
@@ -258,17 +257,17 @@ def ask(said: dict[str, str], question: str, *words: str) -> str:
     said[question] = ""
     try:
         return slurm_cli.call(*words, deadline=DEADLINE)
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         said[question] = str(error)
         return ""
 
 
-def _partition(profile: Profile) -> dict[str, str]:
+def _partition(profile: ClusterProfile) -> dict[str, str]:
     """The fields of the profile's (first) partition, or of the site's default one."""
     name = profile.partition.partition(",")[0]
     try:
         text = slurm_cli.call("scontrol", "-a", "-o", "show", "partition", *([name] if name else []), deadline=DEADLINE)
-    except slurm_cli.Unanswered as error:
+    except slurm_cli.SlurmUnavailable as error:
         if not name or "did not answer" in str(error):
             raise _silent(profile.name or "scontrol", error) from error
         raise ConfigError("no such partition", "--partition", name, "`sinfo` lists what there is.") from error
@@ -293,7 +292,7 @@ def nodes_of(text: str) -> Counter[Node]:
     return Counter(found.values())
 
 
-def accepts(profile: Profile) -> str:
+def accepts(profile: ClusterProfile) -> str:
     """What sbatch says against a job of one node with the profile's options; "" where it would take it."""
     options: dict[str, str] = {key: getattr(profile, key) for key in ("partition", "account", "qos")}
     options |= {"nodes": "1", "ntasks": "1", "time": str(minutes(profile.hours)), "requeue": ""}
@@ -302,7 +301,7 @@ def accepts(profile: Profile) -> str:
     given = {key: value for key, value in options.items() if value or key == "requeue"} | profile.options
     words = [f"--{key}={value}" if value else f"--{key}" for key, value in given.items()]
     said: dict[str, str] = {}
-    with only([*PASSED, *profile.env]):
+    with clean_environment([*FORWARDED_ENV, *profile.env]):
         ask(said, "sbatch", "sbatch", "--test-only", *words, "--wrap=true")
     return said["sbatch"]
 

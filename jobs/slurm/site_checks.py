@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from flip.runs.errors import CAUSES
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.host.slurm_cli import number
 from jobs.slurm.site import SHARED, Site
 
@@ -19,7 +19,7 @@ REQUEUE_DELAY = (25, 11)
 """The first release that reads SchedulerParameters=requeue_delay."""
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """``read``: what was seen. ``then``: where not ``holds``, the remedy or the consequence, as a sentence."""
 
     promise: str
@@ -28,15 +28,15 @@ class Finding(NamedTuple):
     then: str = ""
 
 
-def findings(site: Site, profile: Profile) -> list[Finding]:
+def findings(site: Site, profile: ClusterProfile) -> list[CheckResult]:
     """One per promise, in the order in which a person would want to know."""
-    return [Finding(name, *judge(site, profile)) for name, judge in PROMISES.items()]
+    return [CheckResult(name, *judge(site, profile)) for name, judge in PROMISES.items()]
 
 
 Verdict = tuple[str, str] | tuple[str, str, str]
 
 
-def _accepted(site: Site, profile: Profile) -> Verdict:
+def _accepted(site: Site, profile: ClusterProfile) -> Verdict:
     said = site.said.get("sbatch --test-only")
     if said is None or "did not answer" in said:
         return UNKNOWN, said or "sbatch --test-only was not asked", "Ask once more when the controller is less busy."
@@ -45,14 +45,14 @@ def _accepted(site: Site, profile: Profile) -> Verdict:
     return HOLDS, f"sbatch --test-only takes a job of one node, {profile.hours:g} h, in {profile.partition}"
 
 
-def _version(site: Site, profile: Profile) -> Verdict:
+def _version(site: Site, profile: ClusterProfile) -> Verdict:
     read = f"Slurm {site.config.get('SLURM_VERSION', 'of an unknown version')}; the tests run on 24.11"
     if site.version and site.version < OLDEST:
         return LESS, read, "Nobody has tried it on releases before 20.11."
     return (HOLDS if site.version else UNKNOWN), read, "" if site.version else "Ask `sbatch --version`."
 
 
-def _nodes(site: Site, profile: Profile) -> Verdict:
+def _nodes(site: Site, profile: ClusterProfile) -> Verdict:
     node = site.shape
     if site.said.get("nodes"):
         return UNKNOWN, site.said["nodes"], "Compare the profile with `sinfo` yourself."
@@ -72,14 +72,14 @@ def _nodes(site: Site, profile: Profile) -> Verdict:
     return HOLDS, read
 
 
-def _memory(site: Site, profile: Profile) -> Verdict:
+def _memory(site: Site, profile: ClusterProfile) -> Verdict:
     share = site.memory_share
     if not share or any(key.startswith("mem") for key in profile.options):
         return HOLDS, "the profile asks for it" if share else "it is not counted, or all of a node is theirs"
     return LESS, share, "That is all a job gets that does not ask: give options: {mem-per-cpu: ...} in the profile."
 
 
-def _again(site: Site, profile: Profile) -> Verdict:
+def _again(site: Site, profile: ClusterProfile) -> Verdict:
     mode, grace = site.preemption
     kind = site.config.get("PreemptType", "")
     read = f"{kind}, PreemptMode={mode or '?'}, GraceTime={grace} s; jobs ask for --requeue"
@@ -101,7 +101,7 @@ def _again(site: Site, profile: Profile) -> Verdict:
     return UNKNOWN, site.said.get("qos") or read, "Say which QOS jobs get: --qos, or qos in the profile."
 
 
-def _warned(site: Site, profile: Profile) -> Verdict:
+def _warned(site: Site, profile: ClusterProfile) -> Verdict:
     mode, grace = site.preemption
     told = "send_user_signal" in site.config.get("PreemptParameters", "")
     read = f"GraceTime={grace} s, KillWait={site.kill_wait} s, {'USR2' if told else 'TERM'} at the beginning"
@@ -116,7 +116,7 @@ def _warned(site: Site, profile: Profile) -> Verdict:
     return HOLDS, read
 
 
-def _limit(site: Site, profile: Profile) -> Verdict:
+def _limit(site: Site, profile: ClusterProfile) -> Verdict:
     most, asked = site.longest, profile.hours * 3600
     read = f"USR2 comes {profile.signal_seconds} s before the limit of {profile.hours:g} h; the site allows "
     read += f"{most / 3600:g} h" if most else "any"
@@ -129,7 +129,7 @@ def _limit(site: Site, profile: Profile) -> Verdict:
     return HOLDS, f"{read}; a job that outlives it is requeued all the same"
 
 
-def _crash(site: Site, profile: Profile) -> Verdict:
+def _crash(site: Site, profile: ClusterProfile) -> Verdict:
     most = number(site.config.get("MaxBatchRequeue", ""))
     read = f"the job's exit trap calls scontrol requeue; MaxBatchRequeue={'not set' if most is None else most}"
     starts, holds = (_codes(site.config.get(key, "")) for key in ("RequeueExit", "RequeueExitHold"))
@@ -145,11 +145,11 @@ def _crash(site: Site, profile: Profile) -> Verdict:
     return HOLDS, read
 
 
-def _cancel(site: Site, profile: Profile) -> Verdict:
+def _cancel(site: Site, profile: ClusterProfile) -> Verdict:
     return HOLDS, "cancel.json is looked at before every start, the job's state before every requeue"
 
 
-def _truth(site: Site, profile: Profile) -> Verdict:
+def _truth(site: Site, profile: ClusterProfile) -> Verdict:
     age = number(site.config.get("MinJobAge", ""))
     read = f"run directories say it; squeue lists ended jobs for {'?' if age is None else age} s (MinJobAge)"
     if age is not None and age < 60:
@@ -157,7 +157,7 @@ def _truth(site: Site, profile: Profile) -> Verdict:
     return HOLDS, read
 
 
-def _lost(site: Site, profile: Profile) -> Verdict:
+def _lost(site: Site, profile: ClusterProfile) -> Verdict:
     limit = number(site.config.get("SlurmdTimeout", ""))
     back = "; lost nodes come back by hand alone" if site.config.get("ReturnToService") == "0" else ""
     if limit is None:
@@ -167,7 +167,7 @@ def _lost(site: Site, profile: Profile) -> Verdict:
     return HOLDS, f"noticed after {limit} s or more (SlurmdTimeout), then Slurm starts the job again{back}"
 
 
-def _sweep(site: Site, profile: Profile) -> Verdict:
+def _sweep(site: Site, profile: ClusterProfile) -> Verdict:
     most, jobs = number(site.config.get("MaxArraySize", "")), site.config.get("MaxJobCount", "?")
     name, submit = site.submit_limit
     read = f"MaxArraySize={'?' if most is None else most}, MaxJobCount={jobs}"
@@ -186,7 +186,7 @@ def _sweep(site: Site, profile: Profile) -> Verdict:
     return HOLDS, f"{read}; bigger sweeps make more arrays of {profile.array_size}"
 
 
-def _delay(site: Site, profile: Profile) -> Verdict:
+def _delay(site: Site, profile: ClusterProfile) -> Verdict:
     wait, whence = _requeue_delay(site)
     read = f"about {wait} s from a requeue to the next start at the earliest ({whence})"
     return (LESS, read, "Every preemption costs that.") if wait > CRED_EXPIRE + 1 else (HOLDS, read)
@@ -208,14 +208,14 @@ def _parameters(site: Site, key: str) -> dict[str, str]:
     return {name: value for name, mark, value in parts if mark}
 
 
-def _finished(site: Site, profile: Profile) -> Verdict:
+def _finished(site: Site, profile: ClusterProfile) -> Verdict:
     mode, grace = site.preemption
     if mode == "REQUEUE" and grace and site.version < FIXED:
         return HOLDS, "Slurm may start a finished job once more here (GraceTime, before 26.05): it leaves at once"
     return HOLDS, "a job that is started once more leaves at once"
 
 
-def _python(site: Site, profile: Profile) -> Verdict:
+def _python(site: Site, profile: ClusterProfile) -> Verdict:
     name = profile.hosts_python
     if site.said.get("python"):
         return NOT, site.said["python"], "Name a Python >= 3.6 that the nodes' hosts have: host_python in the profile."
@@ -227,7 +227,7 @@ def _python(site: Site, profile: Profile) -> Verdict:
     return UNKNOWN, read, f"Nodes must have it too: `srun -N1 -p {profile.partition} {name} --version` shows it."
 
 
-def _root(site: Site, profile: Profile) -> Verdict:
+def _root(site: Site, profile: ClusterProfile) -> Verdict:
     trouble, kind = site.said.get("runs root", ""), site.places.get("runs root", "")
     if trouble:
         return NOT, trouble, "Name a folder that may be written: runs_root in the profile, or FLIP_RUNS."
@@ -237,18 +237,18 @@ def _root(site: Site, profile: Profile) -> Verdict:
     return UNKNOWN, f"may be written; {kind or 'its file system is not known'}", then
 
 
-def _plain(site: Site, profile: Profile) -> Verdict:
+def _plain(site: Site, profile: ClusterProfile) -> Verdict:
     words = [f"{name} {'does not answer' if site.said.get(name) else 'answers'}" for name in ("squeue --json", "sacct")]
     return HOLDS, "; ".join(words)
 
 
-def _environment(site: Site, profile: Profile) -> Verdict:
+def _environment(site: Site, profile: ClusterProfile) -> Verdict:
     if site.unset:
         return NOT, f"not set here: {', '.join(site.unset)}", "Export them, or take them out of the profile's env."
     return HOLDS, f"sbatch --export=ALL of a few names{' and ' + ', '.join(profile.env) if profile.env else ''}"
 
 
-def _submitit(site: Site, profile: Profile) -> Verdict:
+def _submitit(site: Site, profile: ClusterProfile) -> Verdict:
     if site.said.get("submitit"):
         return NOT, "submitit is not installed", "pip install -r requirements.txt"
     return HOLDS, "submitit and sbatch, srun, squeue, scancel, scontrol are here"

@@ -26,10 +26,11 @@ from flip.runs.ownership import closed_folder, is_mine
 from flip.runs.rundir import RunDir, read_record, sync_folder, write_json, write_text
 from flip.training import warm_start
 from jobs.common.filesystem import locked, require_trusted, writing
+from jobs.common.job import Backend, Job
 from jobs.host import canary
-from jobs.planning.plan import Action, Plan, shape
+from jobs.planning.plan import Action, Plan, resources_of
 from jobs.runs import clusters
-from jobs.runs.clusters import Cluster, Job, Several
+from jobs.runs.clusters import MultiBackend
 from jobs.submission.snapshot import DIGEST, Snapshot
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
@@ -58,7 +59,7 @@ def lock(folder: Path) -> Iterator[None]:
 def apply(
     plan: Plan,
     snapshot: Snapshot,
-    cluster: Cluster | Several,
+    cluster: Backend | MultiBackend,
     about: Mapping[str, Any],
     steps: int = 0,
     typed: Sequence[str] = (),
@@ -150,7 +151,7 @@ def _adopt(action: Action, folder: Path) -> None:
     write_json(run.identity, {**stored, **wanted, "before": [*stored.get("before", []), until]})
 
 
-def code_of(action: Action, folder: Path) -> Path | None:
+def snapshot_of(action: Action, folder: Path) -> Path | None:
     """The code of a run that merely goes on stays as it was. None: it gets today's, as one that failed or is new."""
     goes_on = action.kind == "stopped" or action.adopts
     stored = read_record(folder / action.name / "identity.json") or {} if goes_on else {}
@@ -162,14 +163,14 @@ def code_of(action: Action, folder: Path) -> Path | None:
 
 
 def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -> Job:
-    run, code = RunDir(plan.folder / action.name), code_of(action, plan.folder)
+    run, code = RunDir(plan.folder / action.name), snapshot_of(action, plan.folder)
     if code is None:
         code = snapshot.path
         write_json(run.identity, {**(read_record(run.identity) or {}), **_recorded(snapshot)})
     known = action.name in plan.cancelled and not action.moves
     again = [*typed, "--only", action.wanted.name] if typed else []
     again += ["--changed", "keep"] if typed and action.wanted.kept else []
-    asked = shape(action.wanted.config)
+    asked = resources_of(action.wanted.config)
     cluster = action.wanted.cluster
     return Job(run, code, asked, cluster=cluster, uncancels=known, command=again, hooks=snapshot.path)
 
@@ -196,13 +197,13 @@ def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda 
     ``on_trash``: as for ``apply``.
     """
     active = [RunDir(plan.folder / name) for name, found in plan.pruned.items() if found.active]
-    clusters.call_off(active, why)
+    clusters.request_cancel(active, why)
     end = time.monotonic() + PATIENCE
     while active and time.monotonic() < end:
         known = clusters.states(active)
         active = [run for run in active if known[run.path].state in ("queued", "running", "waiting", "unknown")]
         if active:
-            time.sleep(clusters.interval(active))
+            time.sleep(clusters.poll_interval(active))
     left = [run.name for run in active]
     with _named_errors(plan.folder):
         for name in plan.pruned:

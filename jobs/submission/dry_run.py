@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flip.runs.rundir import RunDir
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import DEADLINE
-from jobs.planning.plan import Plan, shape
-from jobs.runs.clusters import Job, Shape
+from jobs.planning.plan import Plan, resources_of
 from jobs.slurm import backend, batch_script
-from jobs.submission.apply import code_of
+from jobs.submission.apply import snapshot_of
 
 CODE, TOKEN = "CODE", "TOKEN"
 """What stands for the digest of the code and for the name of the submission, which are made when it is one."""
@@ -26,39 +26,39 @@ _START = re.compile(r"Job \S+ to start at (?P<time>\S+).* processors on (?:nodes
 
 
 @dataclass(frozen=True)
-class Batch:
+class PlannedJob:
     """One sbatch call to come."""
 
     runs: Sequence[str]
-    shape: Shape
+    shape: JobResources
     script: str
     start: str
     """When Slurm would start it, in words; empty where it was not asked."""
 
 
-def batches(plan: Plan, profile: Profile, asking: bool = True) -> list[Batch]:
+def batches(plan: Plan, profile: ClusterProfile, asking: bool = True) -> list[PlannedJob]:
     """Of the runs that start, in the order of their submission. With ``asking`` False Slurm is not asked."""
     jobs = [
         Job(
             RunDir(plan.folder / action.name),
-            code_of(action, plan.folder) or plan.folder / ".code" / CODE,
-            shape(config),
+            snapshot_of(action, plan.folder) or plan.folder / ".code" / CODE,
+            resources_of(config),
             hooks=plan.folder / ".code" / CODE,
         )
         for action in plan.starting
         if (config := action.wanted.config)
     ]
-    asked: dict[Shape, str] = {}
+    asked: dict[JobResources, str] = {}
     found = []
     for group in backend.arrays(jobs, profile.array_size):
         text, size = script(profile, group), group[0].shape
         if size not in asked:
             asked[size] = start(text, profile) if asking else ""
-        found.append(Batch([job.run.name for job in group], size, text, asked[size]))
+        found.append(PlannedJob([job.run.name for job in group], size, text, asked[size]))
     return found
 
 
-def script(profile: Profile, jobs: Sequence[Job]) -> str:
+def script(profile: ClusterProfile, jobs: Sequence[Job]) -> str:
     """The batch script of jobs of one shape, but for CODE and TOKEN."""
     sweep = jobs[0].run.path.parent
     folder = sweep / ".slurm" / TOKEN
@@ -70,10 +70,10 @@ def script(profile: Profile, jobs: Sequence[Job]) -> str:
     return text
 
 
-def start(text: str, profile: Profile) -> str:
+def start(text: str, profile: ClusterProfile) -> str:
     """What Slurm says to a script, in words."""
     try:
-        with backend.only([*batch_script.PASSED, *profile.env]):
+        with batch_script.clean_environment([*batch_script.FORWARDED_ENV, *profile.env]):
             done = subprocess.run(
                 ["sbatch", "--test-only"], input=text, capture_output=True, text=True, timeout=DEADLINE, check=False
             )

@@ -30,12 +30,13 @@ from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 from jobs.common.cluster_profile import load_profile, roots, runs_root
 from jobs.common.filesystem import require_trusted, writing
+from jobs.common.job import Job
+from jobs.common.paths import REPOSITORY
 from jobs.common.text import duration, percent, plain, table
-from jobs.planning import preflight, variables
-from jobs.planning.plan import EVALUATIONS, shape
-from jobs.reporting.watch import ENDED, INTERRUPTED, code_of
+from jobs.planning import environment_checks, preflight
+from jobs.planning.plan import EVALUATIONS, resources_of
 from jobs.runs import select
-from jobs.runs.clusters import Job, interval, open_cluster, states
+from jobs.runs.clusters import ENDED, INTERRUPTED, exit_code_of, open_backend, poll_interval, states
 from jobs.submission import submission
 from jobs.submission.snapshot import take
 
@@ -57,7 +58,7 @@ def listing(data: str, as_json: bool = False) -> str:
     return json.dumps(rows, indent=1) if as_json else f"data root: {root}\n" + table(rows)
 
 
-class Order:
+class EvaluationRequest:
     """One call of the command."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -68,17 +69,17 @@ class Order:
     def run(self) -> int:
         """The exit code."""
         known = [self.root] if self.args.root else [self.root, *roots()]
-        subject = self._foreign() if self.args.model else select.one(self.args.run, known)
+        subject = self._foreign() if self.args.model else select.select_one(self.args.run, known)
         task = self._task(subject)
         config = self._config(subject, task)
         self._check(config, task)
         with writing(subject.path.parent):
             require_trusted(closed_folder(subject.path.parent))
         job = self._make(subject, task, config)
-        snapshot = take(submission.REPOSITORY, subject.path.parent / ".code")
+        snapshot = take(REPOSITORY, subject.path.parent / ".code")
         cache = {"FLIP_CACHE": str(cache_root())}
         with writing(job.path):
-            open_cluster(self.profile).submit([Job(job, snapshot.path, shape(config), cache, "jobs.evaluator")])
+            open_backend(self.profile).submit([Job(job, snapshot.path, resources_of(config), cache, "jobs.evaluator")])
         if not self.args.json:
             print(f"{subject.sweep}/{subject.name}: the job is {job.path}", flush=True)
         if self.args.detach:
@@ -210,7 +211,7 @@ class Order:
         places = [config.checkpoint.url]
         for one in task.sets:
             places += own[one["name"]] if one["path"] == CONFIGURED else [one["path"] or task.data]
-        variables.check(places, self.profile)
+        environment_checks.check_variables(places, self.profile)
 
     def _make(self, subject: RunDir, task: Task, config: Config) -> RunDir:
         """Its directory, complete, with pins on its commits, before it is handed over; or nothing of it."""
@@ -244,13 +245,13 @@ class Order:
                 state = states([job])[job.path]
                 if state.state in ENDED:
                     break
-                time.sleep(interval([job]))
+                time.sleep(poll_interval([job]))
         except KeyboardInterrupt:
             print(f"\nit goes on without you: python jobs/status.py {shlex.quote(str(job.path))}")
             return INTERRUPTED
         if state.state != "complete":
             print(plain(f"{state.state}: {state.detail} (python jobs/logs.py {shlex.quote(str(job.path))})"))
-            return code_of(job) if state.state == "failed" else STOPPED
+            return exit_code_of(job) if state.state == "failed" else STOPPED
         results = load_record(job.result).get("evaluations", [])
         print(json.dumps(results, indent=1) if self.args.json else table([row(one) for one in results]))
         if not self.args.json:

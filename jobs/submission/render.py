@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,19 +12,18 @@ from typing import Any
 from flip.config.identity import Change, flatten
 from flip.config.merge import to_dict
 from flip.config.sizes import SIZES, label
-from jobs.common.cluster_profile import Profile
+from jobs.common.cli import command, shorter
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job
 from jobs.common.text import count, plain, plain_lines, size, table
 from jobs.planning.cost import Cost, assumption
-from jobs.planning.plan import Action, Plan, Wanted
+from jobs.planning.plan import Action, Plan, ResolvedRun
 from jobs.planning.preflight import Check
-from jobs.runs.clusters import Job
-from jobs.submission.dry_run import Batch
+from jobs.submission.dry_run import PlannedJob
 from jobs.sweeps.sweep_file import Sweep
 
-COMMANDS = Path(__file__).resolve().parents[1]
 
-
-def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
+def summary(plan: Plan, sweep: Sweep, profile: ClusterProfile) -> str:
     """One line per run, and the sum of what starts."""
     if plan.actions and all(action.kind == "complete" for action in plan.actions):
         done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
@@ -38,10 +35,10 @@ def summary(plan: Plan, sweep: Sweep, profile: Profile) -> str:
 def details(
     plan: Plan,
     sweep: Sweep,
-    profile: Profile,
+    profile: ClusterProfile,
     checks: Sequence[Check],
     question: str = "",
-    batches: Sequence[Batch] = (),
+    batches: Sequence[PlannedJob] = (),
     script: bool = False,
 ) -> str:
     """Everything about every run, the sum, what Slurm would get, the checks done and those not possible here."""
@@ -59,7 +56,7 @@ def details(
     return plain_lines("\n".join(lines).replace("\n\n\n", "\n\n"))
 
 
-def _batches(batches: Sequence[Batch], script: bool) -> list[str]:
+def _batches(batches: Sequence[PlannedJob], script: bool) -> list[str]:
     lines = ["", "batch jobs:"] if batches else []
     for batch in batches:
         asked, names = batch.shape, batch.runs
@@ -80,7 +77,7 @@ def _about(names: Sequence[str]) -> str:
     return f" ({_some(names)})" if names else ""
 
 
-def _head(plan: Plan, sweep: Sweep, profile: Profile) -> str:
+def _head(plan: Plan, sweep: Sweep, profile: ClusterProfile) -> str:
     title = f": {plain(sweep.title)}" if sweep.title else ""
     runs = "1 run" if len(plan.actions) == 1 else f"{len(plan.actions)} runs"
     where = ", ".join(clusters(plan)) or profile.name
@@ -172,7 +169,7 @@ def _data(data: dict[str, Any]) -> list[str]:
     return [f"  {'data' if i == 0 else '':<13}{row}" for i, row in enumerate(rows)]
 
 
-def _told(wanted: Wanted) -> list[Change]:
+def _told(wanted: ResolvedRun) -> list[Change]:
     """The differences from the base without what the size of the model, if it is one of them, fills in."""
     changes = list(wanted.against_base)
     filled = flatten(SIZES.get(wanted.config.model.size, {}), "model")
@@ -234,10 +231,10 @@ def _advice(plan: Plan) -> list[str]:
 def as_dict(
     plan: Plan,
     sweep: Sweep,
-    profile: Profile,
+    profile: ClusterProfile,
     checks: Sequence[Check],
     question: str = "",
-    batches: Sequence[Batch] = (),
+    batches: Sequence[PlannedJob] = (),
 ) -> dict[str, Any]:
     """The plan for programs."""
     runs = [
@@ -308,19 +305,3 @@ def after(plan: Plan) -> str:
         f"  {command('tensorboard.py')} {where}",
     ]
     return "\n".join(["next:", *lines])
-
-
-def command(name: str) -> str:
-    """How a person calls a command of ours from here, with the interpreter of this process."""
-    return shlex.join([shorter(Path(sys.executable)), shorter(COMMANDS / name)])
-
-
-def again() -> str:
-    """The command line of this process, to be typed once more."""
-    return f"{command(Path(sys.argv[0]).name)} {shlex.join(sys.argv[1:])}"
-
-
-def shorter(path: Path) -> str:
-    """A path as a person would type it from here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

@@ -21,20 +21,19 @@ from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
 from jobs.common.cli import suggestion
-from jobs.common.cluster_profile import Profile, load_profile, runs_root
+from jobs.common.cluster_profile import ClusterProfile, load_profile, runs_root
+from jobs.common.paths import REPOSITORY, SWEEPS
 from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.planning.cost import estimate, total
-from jobs.planning.plan import Plan, Wanted
+from jobs.planning.plan import Plan, ResolvedRun
 from jobs.runs import resubmit
-from jobs.runs.clusters import Several
+from jobs.runs.clusters import MultiBackend
 from jobs.submission import render
 from jobs.submission.apply import apply, called_off, lock, prune
-from jobs.submission.dry_run import Batch, batches
+from jobs.submission.dry_run import PlannedJob, batches
 from jobs.submission.snapshot import take
-from jobs.sweeps.sweep_file import SWEEPS, Run, Sweep, load, no_match
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from jobs.sweeps.sweep_file import Run, Sweep, load, no_match
 
 CONFIRM_ABOVE = 100.0
 """GPU-hours that start without a question."""
@@ -50,19 +49,19 @@ class Submission:
         self.sweep: Sweep = load(self.file, args.overrides, args.only, args.seeds, none=self.prunes)
         self.profile = load_profile(args.cluster or self.sweep.cluster)
         self.folder = runs_root(self.profile) / self.sweep.name
-        self.places: dict[str, tuple[Profile, Host]] = {}
+        self.places: dict[str, tuple[ClusterProfile, Host]] = {}
         """Name of a profile, as the sweep says it -> the profile, and a node of it."""
         self.checks: dict[preflight.Check, list[str]] = {}
         """What was looked at, each once and in order, and the names of the runs that it is about (none: all)."""
         self.nominal = False
         """Whether a dry run plans with claims about data that are not here."""
-        self.batches: Sequence[Batch] = ()
+        self.batches: Sequence[PlannedJob] = ()
         """What Slurm would get, known in a dry run."""
         if not str(self.folder).isprintable():
             raise ConfigError("no folder for runs: a control character is in its path", value=str(self.folder))
 
-    def run(self) -> int:
-        """The exit code."""
+    def run(self) -> tuple[int, list[Path] | None]:
+        """The exit code, and with --watch the directories of the runs to watch."""
         dry, wanted = self.args.dry_run, self.wanted()
         new = not self.folder.exists()
         if new:  # a refusal must not leave the folder that the lock makes
@@ -80,18 +79,14 @@ class Submission:
                 self._confirm(question)
                 self._commit(plan)
         if plan.actions and all(action.kind == "unknown" for action in plan.actions):
-            return STORAGE
-        if dry:
-            return COMPLETE
-        if self.args.watch:
-            from jobs.reporting.watch import watch
-
-            return watch([self.folder / action.name for action in plan.actions], sys.stdout, again=render.again())
-        if not self.args.json:
+            return STORAGE, None
+        if self.args.watch and not dry:
+            return COMPLETE, [self.folder / action.name for action in plan.actions]
+        if not (dry or self.args.json):
             print(render.after(plan))
-        return COMPLETE
+        return COMPLETE, None
 
-    def wanted(self) -> list[Wanted]:
+    def wanted(self) -> list[ResolvedRun]:
         """The runs, resolved and checked."""
         for run in self.sweep.runs:
             self._place(run)
@@ -99,13 +94,13 @@ class Submission:
             self._checked(preflight.scheduler(profile, self.args.dry_run, self._may_execute(profile)))
         return [self._want(run) for run in self.sweep.runs]
 
-    def _may_execute(self, profile: Profile) -> bool:
+    def _may_execute(self, profile: ClusterProfile) -> bool:
         """Whether programs that a profile names may run: in a dry run not if the sweep alone names its file."""
         by_sweep = [self.sweep.cluster, *(run.config.resources.cluster for run in self.sweep.runs)]
         files = [name for name in by_sweep if name.endswith((".yaml", ".yml"))]
         return not (self.args.dry_run and not self.args.cluster and profile in map(load_profile, files))
 
-    def _place(self, run: Run) -> tuple[Profile, Host]:
+    def _place(self, run: Run) -> tuple[ClusterProfile, Host]:
         """The profile of the cluster that a run goes to, and a node there."""
         asked = "" if self.args.cluster else run.config.resources.cluster
         if asked not in self.places:
@@ -117,11 +112,11 @@ class Submission:
             self.places[asked] = profile, node(profile)
         return self.places[asked]
 
-    def _profiles(self) -> list[Profile]:
+    def _profiles(self) -> list[ClusterProfile]:
         """Each once, in the order of the runs."""
         return list({profile.name: profile for profile, _ in self.places.values()}.values())
 
-    def _want(self, run: Run) -> Wanted:
+    def _want(self, run: Run) -> ResolvedRun:
         """Resolve, validate and check one run; its errors name it."""
         try:
             dry = self.args.dry_run
@@ -146,7 +141,7 @@ class Submission:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
             raise type(error)(error.what, where, error.value, error.remedy) from error
         resolved = flatten(to_dict(config))
-        return Wanted(
+        return ResolvedRun(
             run.name,
             config,
             identity(config, ""),
@@ -187,7 +182,7 @@ class Submission:
         path, there = self.folder / run.name, [other.name for other in self.folder.glob(f"{run.name}-v*")]
         beside = planning.forks(run.name, there, self.sweep.names)
         places = [path, *(self.folder / fork for fork in beside)]
-        config = planning.settle(run.config, on, data, places)
+        config = planning.resolve_stable(run.config, on, data, places)
         if self.args.changed != "keep" or not (path / "identity.json").exists():
             return config, ()
         try:
@@ -212,9 +207,9 @@ class Submission:
         slurm = any(profile.kind == "slurm" for profile in self._profiles())
         return not (self.args.dry_run and slurm and shutil.which("squeue") is None)
 
-    def _plan(self, wanted: Sequence[Wanted]) -> Plan:
+    def _plan(self, wanted: Sequence[ResolvedRun]) -> Plan:
         args = self.args
-        found = planning.observe(self.folder, [run.name for run in wanted], self._asking())
+        found = planning.scan_runs(self.folder, [run.name for run in wanted], self._asking())
         names, changed, only = self.sweep.names, args.changed or "", args.only or "*"
         plan = planning.plan(wanted, found, self.folder, names, args.retry, changed, self.prunes, only)
         if not (plan.actions or plan.dropped):
@@ -283,7 +278,7 @@ class Submission:
             hidden = ", ".join(snapshot.left_out)
             self._say(f"not copied, because they are no code or look like secrets: {hidden}" if hidden else "")
             steps = 0 if self.args.no_canary else self.profile.canary
-            cluster = Several(self._profiles())
+            cluster = MultiBackend(self._profiles())
             again = resubmit.typed(self.args, self.file)
             jobs = apply(plan, snapshot, cluster, self._about(plan), steps, again, self._trashed)
             self._say(render.canaries(jobs))
@@ -326,7 +321,7 @@ def sweep_file(typed: str) -> Path:
     raise ConfigError("no such sweep file", str(places[0].absolute()), remedy=remedy)
 
 
-def node(profile: Profile) -> Host:
+def node(profile: ClusterProfile) -> Host:
     """One run's share of a node of the cluster: as the profile says, or this machine."""
     here = host()
     if profile.kind == "local":

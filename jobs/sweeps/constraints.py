@@ -108,10 +108,10 @@ def parse(lines: Any, place: Place) -> tuple[Condition, ...]:
             raise place.error("needs lines of comparisons", "nothing" if text is None else text, _FORM)
         if "${" in text:
             raise place.error("interpolation is off", text, "Write the value itself.")
-    return tuple(Condition(text, place, tuple(_Line(text, place).comparisons())) for text in texts)
+    return tuple(Condition(text, place, tuple(_Parser(text, place).comparisons())) for text in texts)
 
 
-class _Line:
+class _Parser:
     """A line, token by token."""
 
     def __init__(self, text: str, place: Place) -> None:

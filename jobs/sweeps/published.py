@@ -1,20 +1,17 @@
-"""The paper's results: which row of which table a run stands for, and what makes the two differ."""
+"""The paper's results, as sweeps/paper.yaml has them: which row of which table a run stands for, and what it needs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from flip.config.identity import flatten
 from flip.config.sizes import SIZES
 from flip.config.yaml_io import read_yaml
-from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
-from jobs.common.text import count
+from jobs.common.paths import SWEEPS
 
-SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 RESULTS = SWEEPS / "paper.yaml"
 
 RESERVED = ("row", "title", "run", "not_yet", "needs", "near", "images", "within")
@@ -40,9 +37,6 @@ class Published:
     """Configuration key -> share by which its value may miss."""
     images: Mapping[str, int] = field(default_factory=dict)
     """Evaluation set -> images that are scored."""
-
-
-# -- the file ----------------------------------------------------------------------------------------------------------
 
 
 def rows(table: str) -> dict[str, dict[str, Any]]:
@@ -87,63 +81,3 @@ def published(entry: Mapping[str, Any]) -> Published:
     top1 = {key: value for key, value in entry.items() if key not in RESERVED}
     known = {key: entry[key] for key in RESERVED if key in entry and key != "title"}
     return Published(**{"row": "", **known}, top1=top1)
-
-
-# -- a run against its row ---------------------------------------------------------------------------------------------
-
-
-def obstacles(row: Published, outcomes: Sequence[Outcome], test: str) -> list[str]:
-    """Why the runs' number on a test set does not mean what the row's means; empty: they are comparable."""
-    if row.not_yet:
-        return [row.not_yet]
-    if not outcomes:
-        return ["no run yet"]
-    found = dict.fromkeys(reason for outcome in outcomes for reason in _obstacles(row, outcome, test))
-    return list(found)
-
-
-def _obstacles(row: Published, outcome: Outcome, test: str) -> Iterator[str]:
-    if outcome.state != "complete":
-        yield f"{outcome.run.name} is {outcome.state}"
-    if outcome.settings:
-        yield from differences(row, outcome.settings)
-    if outcome.state != "complete":
-        return
-    scored = {item["name"]: item.get("n") for item in outcome.evaluations}
-    wanted = next((n for name, n in row.images.items() if test == name or test.startswith(f"{name}-")), None)
-    if test not in scored:
-        yield f"not scored on {test}"
-    elif wanted not in (None, scored[test]):
-        yield f"scored on {scored[test]:,} images of {test}, published on {wanted:,}"
-
-
-def differences(row: Published, settings: Mapping[str, Any]) -> Iterator[str]:
-    """Each key whose value in the flat ``settings`` is not what the row needs, in words."""
-    size = row.needs.get("model.size")
-    filled = flatten(SIZES[size], "model") if size in SIZES and settings.get("model.size") != size else {}
-    for key, wanted in row.needs.items():
-        if key in filled:  # the other size says it
-            continue
-        if wanted is None:
-            if any(other == key or other.startswith(f"{key}.") for other in settings):
-                yield f"has {key}, the published run has none"
-            continue
-        is_ = settings.get(key)
-        if not _same(is_, wanted, row.near.get(key, 0.0)):
-            yield f"{key} is {_word(is_)}, published {_word(wanted)}"
-
-
-def _same(value: Any, wanted: Any, near: float) -> bool:
-    if isinstance(value, list) and isinstance(wanted, list):
-        return len(value) == len(wanted) and all(_same(a, b, near) for a, b in zip(value, wanted, strict=True))
-    try:
-        left, right = float(value), float(wanted)
-    except (TypeError, ValueError):
-        return str(value) == str(wanted)
-    return abs(left - right) <= max(near, 1e-9) * abs(right)
-
-
-def _word(value: Any) -> str:
-    if value is None:
-        return "absent"
-    return count(value) if isinstance(value, (int, float)) and value >= 1000 else str(value)

@@ -30,11 +30,11 @@ from flip.config.sizes import SIZES
 from flip.config.yaml_io import Place, Table, read_yaml
 from flip.runs.errors import ConfigError
 from jobs.common.cli import suggestion
+from jobs.common.paths import SWEEPS
 from jobs.sweeps import expansion
 from jobs.sweeps import published as paper
 from jobs.sweeps.expansion import NAME, NAME_RULE, Layer, Point
 
-SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "name": ((str,), "text"),
     "title": ((str,), "text"),
@@ -164,7 +164,7 @@ def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
     return expansion.distinct(found, place) or [Point()]
 
 
-def _meant(file: _File, points: Sequence[Point], configs: Sequence[Config]) -> list[int]:
+def _filter(file: _File, points: Sequence[Point], configs: Sequence[Config]) -> list[int]:
     """The points that satisfy each of their conditions. ConfigError for one that holds for none that it is about."""
     conditions = dict.fromkeys(condition for point in points for condition in point.where)
     settings = [flatten(to_dict(config)) for config in configs]
@@ -223,7 +223,7 @@ def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) 
             raise top.error("makes what is not a name for a run", point.name, f"Name it under runs. {NAME_RULE}")
     limited = any(point.where for point in points)
     plain = [merge([*below, *point.layers]) for point in points] if limited or not overrides else []
-    meant = _meant(file, points, plain) if limited else list(range(len(points)))
+    meant = _filter(file, points, plain) if limited else list(range(len(points)))
     base, layers = merge(below, overrides), [points[i].layers for i in meant]
     configs = [merge([*below, *points[i].layers], overrides) if overrides else plain[i] for i in meant]
     return [

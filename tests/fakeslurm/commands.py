@@ -9,7 +9,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.host.slurm_cli import DEADLINE, Unanswered, unanswered
+from jobs.host.slurm_cli import DEADLINE, SlurmUnavailable, unanswered
 from tests.fakeslurm.clock import EPOCH
 from tests.fakeslurm.controller import Refused
 from tests.fakeslurm.host import Script
@@ -36,7 +36,7 @@ class Commands:
             trouble = "silent"
         if trouble == "silent":
             self._wait(options.get("deadline", DEADLINE))
-            raise Unanswered(f"{words[0]} did not answer for {options.get('deadline', DEADLINE):g} s")
+            raise SlurmUnavailable(f"{words[0]} did not answer for {options.get('deadline', DEADLINE):g} s")
         if trouble == "refused":
             raise self._unanswered(record, AWAY)
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flip.runs.errors import STORAGE
 from flip.runs.rundir import RunDir
-from jobs.host import batch_hooks, marks, slurm_cli
+from jobs.host import batch_hooks, slurm_cli
 from tests.fakeslurm.clock import Process
 
 
@@ -158,11 +158,11 @@ class Life:
 
     def _elsewhere(self, code):
         def give_back():
-            mark = marks.read(job, self.restarts, slurm_cli.AWAY) or marks.Mark()
-            if mark.starts < marks.STARTS:
-                marks.leave(job, self.restarts, mark._replace(starts=mark.starts + 1))
+            mark = slurm_cli.read_failed_starts(job, self.restarts, slurm_cli.AWAY) or slurm_cli.FailedStarts()
+            if mark.starts < slurm_cli.MAX_FAILED_STARTS:
+                slurm_cli.record_failed_starts(job, self.restarts, mark._replace(starts=mark.starts + 1))
                 again()
-                with contextlib.suppress(slurm_cli.Unanswered):
+                with contextlib.suppress(slurm_cli.SlurmUnavailable):
                     shown = slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job", job))["ExcNodeList"]
                     kept = re.sub(r"(^|,)([^][,]+),\2(,|$)", r"\1", shown.replace("(null)", "")).rstrip(",")
                     out = ",".join(filter(None, [kept, self.host.name, self.host.name]))
@@ -172,10 +172,10 @@ class Life:
         def again():
             refused = 0
             for _ in range(1440):
-                with contextlib.suppress(slurm_cli.Unanswered):
+                with contextlib.suppress(slurm_cli.SlurmUnavailable):
                     return slurm_cli.call("scontrol", "requeue", job)
                 self.clock.sleep(30.0)
-                with contextlib.suppress(slurm_cli.Unanswered):
+                with contextlib.suppress(slurm_cli.SlurmUnavailable):
                     if f"Restarts={self.restarts} " not in slurm_cli.call("scontrol", "show", "job", job):
                         raise SystemExit(code)
                     refused += 1
@@ -184,7 +184,7 @@ class Life:
 
         def ask(*words):
             for _ in range(5):
-                with contextlib.suppress(slurm_cli.Unanswered):
+                with contextlib.suppress(slurm_cli.SlurmUnavailable):
                     return slurm_cli.call("scontrol", *words)
                 self.clock.sleep(30.0)
 

@@ -33,7 +33,7 @@ def _sbatch(commands):
         def __call__(self):
             try:
                 return commands.call(*map(str, self.words))
-            except slurm_cli.Unanswered as error:
+            except slurm_cli.SlurmUnavailable as error:
                 raise FailedJobError(str(error)) from error
 
     return CommandFunction

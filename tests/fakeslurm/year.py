@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import AWAY
 from jobs.planning import plan as planning
-from jobs.planning.plan import Wanted
-from jobs.runs.clusters import Job, Shape, states
-from jobs.slurm.backend import SlurmCluster
+from jobs.planning.plan import ResolvedRun
+from jobs.runs.clusters import states
+from jobs.slurm.backend import SlurmBackend
 from jobs.submission import apply as folder
 from tests.fakeslurm.clock import Clock, Process
 from tests.fakeslurm.commands import Commands
@@ -261,8 +262,8 @@ class World:
     def _submit(self):
         """What ``jobs/submit.py`` does, without the checks of configurations."""
         with folder.lock(self.folder):
-            found = planning.observe(self.folder, list(self.likes))
-            wanted = [Wanted(name, None, {"hash": name}, None) for name in self.likes]
+            found = planning.scan_runs(self.folder, list(self.likes))
+            wanted = [ResolvedRun(name, None, {"hash": name}, None) for name in self.likes]
             # a directory without a job is what an interrupted submit leaves: it is there, and stopped
             starting = planning.plan(wanted, found, self.folder).starting
             self.over = not starting and all(one.state in OVER for one in found.values())
@@ -277,13 +278,13 @@ class World:
                 if ahead and (ahead[1] in names or found[ahead[1]].state in ("failed", "cancelled")):
                     self.behind.add((self.clock.now, name))
             try:
-                SlurmCluster(Profile(name="fake", kind="slurm", python="python3")).submit(jobs)
+                SlurmBackend(ClusterProfile(name="fake", kind="slurm", python="python3")).submit(jobs)
             except FlipError:
                 self.excuses.append(self.clock.now)  # they may be queued or not: looking again settles it
                 raise
 
     def _shape(self, name):
-        return Shape(nodes=self.likes[name].nodes, processes=8, gpus=8, cpus=8, hours=HOURS)
+        return JobResources(nodes=self.likes[name].nodes, processes=8, gpus=8, cpus=8, hours=HOURS)
 
     def _cancel(self, name):
         run = self.run(name)
@@ -291,7 +292,7 @@ class World:
         create_json(run.cancel, {"who": "ann", "why": "not needed any more", "time": 0})
         for body in list(self.bodies.get(name, ())):
             self.clock.at(body.like.step, body.look)
-        SlurmCluster(Profile(kind="slurm")).cancel([run])
+        SlurmBackend(ClusterProfile(kind="slurm")).cancel([run])
 
     def states(self):
         return {path.name: state for path, state in states([self.run(name) for name in self.likes]).items()}

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 from flip.runs.rundir import RunDir, read_json
-from jobs.common.cluster_profile import Profile
-from jobs.local import backend, processes
-from jobs.runs.clusters import Job, Shape
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job, JobResources
+from jobs.local import backend, rank_processes
 from tests.harness.common import ROOT, make_run, wait_until
 
 
@@ -21,7 +21,7 @@ class LocalSweep:
         for room in ("flip", "jobs"):
             (self.snapshot / room).symlink_to(ROOT / room)
         shutil.copy(ROOT / "tests" / "jobs" / "fake_worker.py", self.snapshot)
-        self.cluster = backend.LocalCluster(Profile(name="local", signal_seconds=5), peer_grace=0.5)
+        self.cluster = backend.LocalBackend(ClusterProfile(name="local", signal_seconds=5), peer_grace=0.5)
         self.worlds: dict[str, int] = {}
 
     def run(self, name="run", world=1, total=6, step=0.05, every=2, **play) -> RunDir:
@@ -31,7 +31,7 @@ class LocalSweep:
 
     def submit(self, *runs: RunDir, parallel=1, **fields) -> None:
         self.cluster.profile.parallel = parallel
-        shapes = [Shape(processes=self.worlds[r.name]) for r in runs]
+        shapes = [JobResources(processes=self.worlds[r.name]) for r in runs]
         self.cluster.submit(
             [Job(r, self.snapshot, s, module="fake_worker", **fields) for r, s in zip(runs, shapes, strict=True)]
         )
@@ -69,6 +69,6 @@ class LocalSweep:
             except OSError:
                 continue
             pid = int(entry.name)
-            if str(self.sweep).encode() in words and processes.alive(pid, processes.start_time(pid)):
+            if str(self.sweep).encode() in words and rank_processes.alive(pid, rank_processes.start_time(pid)):
                 found.append(pid)
         return found

@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 from flip.runs.rundir import create_json, read_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import ENDED
 from jobs.runs import clusters
-from jobs.runs.clusters import Job, Shape
-from jobs.slurm.backend import SlurmCluster
+from jobs.slurm.backend import SlurmBackend
 from tests.harness.common import ROOT, make_run, wait_until
 
 CALLS = ("scontrol", "squeue")
@@ -34,7 +34,7 @@ SETTLED = 2.0
 def profile(**fields):
     """A profile for ``tools/slurm_sandbox.py``."""
     base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5}
-    return Profile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
+    return ClusterProfile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
 
 
 SHIM = """#!{python} -SE
@@ -96,8 +96,8 @@ class SlurmScene:
             (run.path / "calls").mkdir()
             self.runs.append(run)
             self.seen.append([])
-        self.cluster = SlurmCluster(profile(hours=hours, **fields))
-        shape = Shape(nodes=2, processes=1, gpus=gpus, cpus=cpus, hours=hours)
+        self.cluster = SlurmBackend(profile(hours=hours, **fields))
+        shape = JobResources(nodes=2, processes=1, gpus=gpus, cpus=cpus, hours=hours)
         self.cluster.submit([Job(run, ROOT, shape, module="tests.slurm.scripted") for run in self.runs])
         self.watch()
 

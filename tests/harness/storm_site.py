@@ -14,7 +14,7 @@ import time
 
 from flip.data.manifest.build import index
 from jobs.common.cluster_profile import load_profile
-from jobs.planning.variables import telling
+from jobs.planning.environment_checks import client_variables
 from jobs.submission import snapshot
 from tests.harness.common import ROOT
 from tests.harness.training_run import BATCH, INTERVAL
@@ -72,7 +72,7 @@ class StormSite:
         make_dataset(self.folder / "scored", samples=32, shards=1, chunk=4, classes=8, seed=1)
         self.server.start()
         upload(self.server, data)
-        for name in telling(["s3"], os.environ):
+        for name in client_variables(["s3"], os.environ):
             del os.environ[name]  # this machine's, as its certificates: submit would ask for them to be passed on
         settings = environment(self.server.address)
         os.environ.update(settings | {"FLIP_WITNESS": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder / "tmp")})

@@ -19,9 +19,9 @@ from flip.data.order import Order
 from flip.runs import commit
 from flip.runs.rundir import read_json
 from jobs.common.cluster_profile import load_profile
-from jobs.local import processes
-from jobs.local.backend import LocalCluster, live_ranks
-from jobs.runs.clusters import Job, Shape
+from jobs.common.job import Job, JobResources
+from jobs.local import rank_processes
+from jobs.local.backend import LocalBackend, live_ranks
 from tests.harness.common import ROOT, make_run, wait_until
 
 BATCH, INTERVAL = 16, 5
@@ -72,7 +72,7 @@ class TrainingRun:
     # -- hands -------------------------------------------------------------------------------------------------------
 
     def open(self):
-        return LocalCluster(load_profile("local"))
+        return LocalBackend(load_profile("local"))
 
     def submit(self):
         self.cluster.submit([Job(self.run, ROOT, self.shape(), self.env, module="tests.kill_worker")])
@@ -81,7 +81,7 @@ class TrainingRun:
         self.run.config.write_text(merge.dump(self.config), encoding="utf-8")
 
     def shape(self):
-        return Shape(processes=self.world)
+        return JobResources(processes=self.world)
 
     def ranks(self):
         """Rows {rank, pid} of the newest attempt's living processes."""
@@ -134,7 +134,7 @@ class TrainingRun:
         pid = self.supervisor()
         os.kill(pid, signal.SIGKILL)
         self.faults += 1
-        self.wait(lambda: not processes.alive(pid, processes.start_time(pid)), "the supervisor's end")
+        self.wait(lambda: not rank_processes.alive(pid, rank_processes.start_time(pid)), "the supervisor's end")
         self.wait(lambda: not self.ranks(), "the ranks' end by their leash")
 
     def damage_newest(self):

@@ -11,9 +11,10 @@ from flip.config.merge import dump
 from flip.config.resolve import Host, facts, resolve
 from flip.costs import parameters
 from flip.runs.rundir import RunDir, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.paths import SWEEPS
 from jobs.planning.cost import estimate
-from jobs.sweeps.sweep_file import SWEEPS, load
+from jobs.sweeps.sweep_file import load
 from tests.jobs.outcomes import score
 
 NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
@@ -41,7 +42,7 @@ class Play:
         self.run, self.config, self.row, self.lines = run, config, row, lines
         self.chance = random.Random(f"{run.name} {config.seed}")
         self.total = spans(config)[-1].end
-        self.cost = estimate(config, Profile()).cost.flops
+        self.cost = estimate(config, ClusterProfile()).cost.flops
         gpus = config.resources.nodes * config.resources.gpus
         self.seconds = self.cost / (gpus * 0.4 * 989e12 if gpus else 2.2e11)
         run.path.mkdir()

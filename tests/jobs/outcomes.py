@@ -7,9 +7,9 @@ from flip.config.derived import spans
 from flip.config.identity import identity
 from flip.config.merge import dump, merge
 from flip.runs.rundir import RunDir, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning.cost import estimate
-from jobs.planning.plan import Wanted
+from jobs.planning.plan import ResolvedRun
 
 SETS = [
     {"name": "validation", "manifest": "/data/noto", "classes": "/data/classes.json", "role": "validation"},
@@ -33,7 +33,7 @@ def config(mask="0.5", seed=0, samples=12_800, data="train"):
 def wanted(name="a", **fields):
     """A run as the plan gets it."""
     made = config(**fields)
-    return Wanted(name, made, identity(made, ""), estimate(made, Profile()))
+    return ResolvedRun(name, made, identity(made, ""), estimate(made, ClusterProfile()))
 
 
 def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, complete=True, speed=400.0):

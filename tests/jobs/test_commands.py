@@ -17,10 +17,11 @@ from flip.runs.rundir import RunDir, write_json
 from jobs import cancel, explain, logs, report, status
 from jobs.common import cluster_profile
 from jobs.common.cluster_profile import load_profile, runs_root
-from jobs.local import processes
-from jobs.reporting import run_details, watch
+from jobs.common.job import JobState
+from jobs.local import rank_processes
+from jobs.reporting import run_details
+from jobs.reporting import status as run_status
 from jobs.runs import select
-from jobs.runs.clusters import JobState
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,24 +54,24 @@ def names(runs):
 def test_an_outage_of_storage_is_told_while_the_attempt_runs(root):
     run, text = RunDir(root / "one" / "b"), "storage does not answer since 14:03:05, 12 retries, the last: 503"
     write_json(run.status, {"attempt": 1, "storage": text})
-    assert status.row(run, JobState("running", 1))["reason"] == text
-    assert status.row(run, JobState("pending", 1))["reason"] == ""
-    assert status.row(run, JobState("running", 2))["reason"] == "", "that was an older attempt"
+    assert run_status.row(run, JobState("running", 1))["reason"] == text
+    assert run_status.row(run, JobState("pending", 1))["reason"] == ""
+    assert run_status.row(run, JobState("running", 2))["reason"] == "", "that was an older attempt"
 
 
 def test_what_is_typed_is_found(root, monkeypatch):
-    assert names(select.resolve(None, root)) == ["one/a", "one/b", "two/a"]
-    assert names(select.resolve("one", root)) == ["one/a", "one/b"]
-    assert names(select.resolve("sweeps/one.yaml", root)) == ["one/a", "one/b"]
-    assert names(select.resolve("two/a", root)) == names([select.one(str(root / "two" / "a"), root)]) == ["two/a"]
+    assert names(select.select(None, root)) == ["one/a", "one/b", "two/a"]
+    assert names(select.select("one", root)) == ["one/a", "one/b"]
+    assert names(select.select("sweeps/one.yaml", root)) == ["one/a", "one/b"]
+    assert names(select.select("two/a", root)) == names([select.select_one(str(root / "two" / "a"), root)]) == ["two/a"]
     monkeypatch.chdir(root / "one")
-    assert names(select.resolve("b", root)) == ["one/b"]
+    assert names(select.select("b", root)) == ["one/b"]
     with pytest.raises(ConfigError, match=r"There are: one/a, one/b"):
-        select.resolve("one/c", root)
+        select.select("one/c", root)
     with pytest.raises(ConfigError, match=r"There are: one, two"):
-        select.resolve("three", root)
+        select.select("three", root)
     with pytest.raises(ConfigError, match=r"Name one: one/a, one/b"):
-        select.one("one", root)
+        select.select_one("one", root)
 
 
 def test_status_shows_what_the_directories_say(root, tmp_path):
@@ -116,9 +117,9 @@ def test_a_damaged_file_of_one_run_takes_no_other_from_the_table(
     assert "b" in explain.page(run_details.explain(bad))
     if row["state"] == "unknown":
         return  # who watches waits until somebody has mended it
-    monkeypatch.setattr(watch, "interval", lambda _: 0.0)
+    monkeypatch.setattr(run_status, "poll_interval", lambda _: 0.0)
     lines = io.StringIO()
-    assert watch.watch([bad.path, root / "one" / "a"], lines, poll=0.01) in (70, 75)
+    assert run_status.watch([bad.path, root / "one" / "a"], lines, poll=0.01) in (70, 75)
     assert "a: complete" in lines.getvalue()
 
 
@@ -168,21 +169,21 @@ def test_logs(root):
 
 
 def test_patterns_choose_runs(root):
-    assert names(select.several(["*/a"], root)) == ["one/a", "two/a"]
-    assert names(select.several(["one", "!*/a"], root)) == ["one/b"]
-    assert names(select.several(["!one/b"], root)) == ["one/a", "two/a"], "all but that"
-    assert names(select.several(["one/a", "one"], root)) == ["one/a", "one/b"], "each once"
-    assert names(select.several(["o*"], root)) == ["one/a", "one/b"], "a sweep's name"
+    assert names(select.select_many(["*/a"], root)) == ["one/a", "two/a"]
+    assert names(select.select_many(["one", "!*/a"], root)) == ["one/b"]
+    assert names(select.select_many(["!one/b"], root)) == ["one/a", "two/a"], "all but that"
+    assert names(select.select_many(["one/a", "one"], root)) == ["one/a", "one/b"], "each once"
+    assert names(select.select_many(["o*"], root)) == ["one/a", "one/b"], "a sweep's name"
     (root / "one" / "[b]").mkdir()
     (root / "one" / "[b]" / "config.yaml").write_text("schema: 1\n")
-    assert names(select.several(["one/[b]"], root)) == ["one/[b]"], "what is there is no pattern"
+    assert names(select.select_many(["one/[b]"], root)) == ["one/[b]"], "what is there is no pattern"
     for words, told in (
         (["one/x*"], "no run has such a name"),
         (["!three"], "no such sweep"),
         (["one", "!one"], "no run"),
     ):
         with pytest.raises(ConfigError, match=told):
-            select.several(words, root)
+            select.select_many(words, root)
 
 
 def test_runs_below_a_profiles_runs_root_are_found(root, tmp_path, monkeypatch, capsys):
@@ -198,15 +199,17 @@ def test_runs_below_a_profiles_runs_root_are_found(root, tmp_path, monkeypatch, 
     monkeypatch.setenv("FLIP_RUNS", str(root))
     roots = cluster_profile.roots()
     assert roots == [root, tmp_path / "shared"] and cluster_profile.roots(str(root)) == [root]
-    assert names(select.resolve("far", roots)) == names([select.one("far/x", roots)]) == ["far/x"]
-    assert [run.path for run in select.resolve("one/a", roots)] == [root / "one" / "a"], "RUNS_ROOT comes first"
-    assert len(select.resolve(None, roots)) == 5 and len(select.several(["*"], roots)) == 3, "a pattern is for one root"
-    assert names(select.several(["f*"], roots)) == ["far/x"]
+    assert names(select.select("far", roots)) == names([select.select_one("far/x", roots)]) == ["far/x"]
+    assert [run.path for run in select.select("one/a", roots)] == [root / "one" / "a"], "RUNS_ROOT comes first"
+    assert len(select.select(None, roots)) == 5 and len(select.select_many(["*"], roots)) == 3, (
+        "a pattern is for one root"
+    )
+    assert names(select.select_many(["f*"], roots)) == ["far/x"]
     for command, words in ((status, ["far"]), (explain, ["far/x"]), (logs, ["far/x", "--json"])):
         assert command.main(words) == 0, capsys.readouterr().err
     assert report.main(["far", "--json"]) == 0 and status.main([]) == 0
     with pytest.raises(ConfigError, match="There are: far/x"):
-        select.resolve("far/y", roots)
+        select.select("far/y", roots)
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
@@ -235,7 +238,7 @@ def test_cancel_asks_first(root):
 
 def test_processes_of_another_user_keep_no_other_run_from_being_cancelled(root, monkeypatch, capsys):
     bad, me = RunDir(root / "one" / "b"), os.getpid()
-    write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": me, "start": processes.start_time(me)}])
+    write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": me, "start": rank_processes.start_time(me)}])
     monkeypatch.setattr(os, "kill", Mock(side_effect=PermissionError(1, "Operation not permitted")))
     assert cancel.main(["one/b", "two/a", "--yes", "--root", str(root)]) == 70
     assert "not told to stop (found: 'b: [Errno 1] Operation not permitted')" in capsys.readouterr().err

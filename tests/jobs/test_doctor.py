@@ -10,7 +10,7 @@ import pytest
 
 from flip.runs.errors import ConfigError
 from jobs import doctor
-from jobs.common.cluster_profile import Profile, load_profile
+from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.slurm import site as reading
 from jobs.slurm import site_checks
 from jobs.slurm.site import Node, Site
@@ -29,7 +29,9 @@ PARTITION = {
     "OverTimeLimit": "NONE", "DefMemPerNode": "UNLIMITED",
 }  # fmt: skip
 EIGHT = Node(96, 1031000, 8, "h100")
-PROFILE = Profile("far", "slurm", partition="gpu", gpus_per_node=8, cpus_per_node=96, hours=24.0, host_python="py")
+PROFILE = ClusterProfile(
+    "far", "slurm", partition="gpu", gpus_per_node=8, cpus_per_node=96, hours=24.0, host_python="py"
+)
 DELAY = {"SchedulerParameters": "bf_interval=2,requeue_delay=5", "AuthInfo": "cred_expire=1200"}
 FORTY = {"MaxSubmitJobs": "40"}
 NO_QOS = {"PreemptType": "preempt/qos"}
@@ -155,7 +157,7 @@ def test_nodes_by_their_shape():
 )
 def test_the_profile_that_is_written_loads_and_fits(tmp_path, config, partition, fields):
     one = site(config, partition)
-    made = doctor.draft(Profile(kind="slurm", account="007", runs_root="/data/runs"), one)
+    made = doctor.draft(ClusterProfile(kind="slurm", account="007", runs_root="/data/runs"), one)
     doctor.write(tmp_path / "mine.yaml", doctor.text(made, one))
     loaded = load_profile(str(tmp_path / "mine.yaml"))
     assert {key: getattr(loaded, key) for key in fields} == fields
@@ -168,7 +170,7 @@ def test_the_profile_that_is_written_loads_and_fits(tmp_path, config, partition,
 def test_what_a_profile_says_beside_the_site_is_kept(tmp_path):
     fields = {"modules": ["cuda/12.4"], "env": ["PROXY"], "peer_seconds": 7, "peak_tflops": 989.0, "parallel": 4}
     one = site()
-    doctor.write(tmp_path / "mine.yaml", doctor.text(doctor.draft(Profile(kind="slurm", **fields), one), one))
+    doctor.write(tmp_path / "mine.yaml", doctor.text(doctor.draft(ClusterProfile(kind="slurm", **fields), one), one))
     loaded = load_profile(str(tmp_path / "mine.yaml"))
     assert {key: getattr(loaded, key) for key in fields} == fields
 
@@ -267,7 +269,7 @@ def test_no_commands_no_controller_no_default(far, tmp_path, monkeypatch, capsys
     (tmp_path / "srun").unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="not on this machine.*srun"):
-        reading.ready(Profile(kind="slurm"))
+        reading.ready(ClusterProfile(kind="slurm"))
     assert doctor.main([]) == 78 and "srun" in capsys.readouterr().err
 
 
@@ -281,11 +283,11 @@ def test_a_python_that_does_not_run_as_jobs_call_it_is_found_out_before_a_node_i
     own, fields = str(tmp_path / "modpython"), {"kind": "slurm", "name": "mine", "modules": ["python/3.11"]}
     for python, host, said in ((own, "", lacks), ("python3", own, lacks), ("python3", "oldpython", "it is Python 3.4")):
         with pytest.raises(ConfigError) as caught:
-            reading.ready(Profile(python=python, host_python=host, **fields))
+            reading.ready(ClusterProfile(python=python, host_python=host, **fields))
         assert caught.value.where == str(tmp_path / (host or python)) and said in str(caught.value)
         assert "mine" in caught.value.remedy and "host_python: /usr/bin/python3" in caught.value.remedy
     for more in ({"env": ["LD_LIBRARY_PATH"]}, {"host_python": sys.executable}, {"host_python": "/only/on/nodes"}):
-        assert reading.ready(Profile(python=own, **fields, **more)).startswith("the cluster far answers")
+        assert reading.ready(ClusterProfile(python=own, **fields, **more)).startswith("the cluster far answers")
 
 
 def test_help_ends_with_examples_and_imports_nothing_of_ours():

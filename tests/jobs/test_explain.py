@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs import explain, report
+from jobs import explain
 from jobs.host import attempts
+from jobs.reporting import outcomes as results
 from jobs.reporting import run_details
+from jobs.reporting.status import render, table
 from jobs.slurm import job_states
-from jobs.status import render, table
 from tests.jobs.outcomes import make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,9 +180,9 @@ def test_a_broken_result_is_no_complete_run(place, commands, kind):
     shown = explain.page(found)
     assert "Delete it and submit again" in shown and "no attempt has begun" not in shown
     (row,) = table([run])
-    (outcome,) = report.outcomes([run])
+    (outcome,) = results.outcomes([run])
     assert outcome.state == row["state"] == found["state"]["state"]
-    for words in (shown, row["reason"], report.text([outcome])):
+    for words in (shown, row["reason"], results.text([outcome])):
         assert "result.json: not JSON" in words and "status.json: not JSON" in words
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from flip.config import merge
 from flip.monitoring.results import find_runs, read_run
 from flip.runs.rundir import read_json, write_json
-from jobs import report
+from jobs.reporting import outcomes as results
 from jobs.reporting import paper_comparison as against
 from jobs.reporting import seed_groups
 from jobs.reporting.charts import Axis, Plot, Series, look, number, thin
@@ -56,7 +56,7 @@ def command(*words, root):
 
 
 def outcomes(folder):
-    return report.outcomes([read_run(path.parent).run for path in sorted(folder.glob("*/config.yaml"))])
+    return results.outcomes([read_run(path.parent).run for path in sorted(folder.glob("*/config.yaml"))])
 
 
 def test_table(sweep):
@@ -82,7 +82,7 @@ def test_seeds_are_one_arm(tmp_path):
     score = arm.score("twemoji")
     assert arm.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
     assert score.mean == pytest.approx(0.2)
-    assert "20.0 (10.0-30.0)" in report.text(found) and "cannot rank" not in report.text(found)
+    assert "20.0 (10.0-30.0)" in results.text(found) and "cannot rank" not in results.text(found)
 
 
 def test_a_column_says_in_which_precision_scores_were_computed(tmp_path):
@@ -99,7 +99,7 @@ def test_a_column_says_in_which_precision_scores_were_computed(tmp_path):
     told = {row["run"]: row["scored in"] for row in result_cells(seed_groups.group(mixed), mixed)}
     assert told == {"old": "as trained", "new": "fp32", "fast": "bf16"}
     assert "scored in" not in result_cells(seed_groups.group(found["new"]), found["new"])[0]
-    assert "scored in fp32 unless a column says otherwise" in report.text(found["new"])
+    assert "scored in fp32 unless a column says otherwise" in results.text(found["new"])
 
 
 def test_means_are_over_complete_seeds(tmp_path):
@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_is_named_before_anything_is_printed(sweep):
 
 def test_text_in_a_table_is_no_formula_of_a_spreadsheet():
     rows = [{"run": "=HYPERLINK(1)", "reason": "@x", "loss": -1.5, "sweep": "a"}]
-    assert report.csv_text(rows) == "run,reason,loss,sweep\n'=HYPERLINK(1),'@x,-1.5,a\n"
+    assert results.csv_text(rows) == "run,reason,loss,sweep\n'=HYPERLINK(1),'@x,-1.5,a\n"
 
 
 def test_csv_and_json_have_a_row_per_run(sweep):
@@ -205,7 +205,7 @@ def test_core_hours_are_no_gpu_hours(tmp_path):
         config = merge.read(run.config)
         config.resources.gpus = gpus
         run.config.write_text(merge.dump(config), encoding="utf-8")
-    found = report.outcomes(find_runs(tmp_path))
+    found = results.outcomes(find_runs(tmp_path))
     rows = result_cells(seed_groups.group(found), found)
     assert [(row["run"], row["GPU-hours"] == "-") for row in rows] == [("cpu", True), ("gpu", False)]
 
@@ -295,7 +295,7 @@ def test_rows_of_other_sweeps_stand_beside(tmp_path, monkeypatch):
     assert lines["1b, 50 %, 32k"].run == "masking/mask50" and lines["1b, 50 %, 32k"].obstacles == []
     assert lines["1b, 50 %, 16k"].obstacles == ["stages.pretrain.warmup is 25.6 M, published 51.2 M"]
     assert lines["1b, 75 %, 16k"].obstacles[0] == "mask75-16k is running" and lines["1b, 75 %, 16k"].gap is None
-    assert "not comparable yet" in report.text(found) and "agrees within 0.5" in report.text(found)
+    assert "not comparable yet" in results.text(found) and "agrees within 0.5" in results.text(found)
     tuned = against.compare(seed_groups.group(found), found, "1e")
     assert [(line.run, line.verdict) for line in tuned if line.row.row.startswith("1e, 50")] == [
         ("masking/mask50", "agrees within 0.5"),

@@ -26,11 +26,11 @@ from flip.monitoring.results import read_run
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, create_json, read_json, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import JobState
 from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.reporting.goodput import of_run
-from jobs.runs.clusters import JobState
 from jobs.slurm import site
 from jobs.submission import apply as folders
 from jobs.submission import submission
@@ -146,7 +146,7 @@ def test_a_whole_json_member_is_refused_and_its_fields_are_named(desk, with_json
 def test_a_run_that_trains_on_a_whole_json_member_may_go_on(desk, with_json, monkeypatch, capsys):
     """As it was begun by a version that took it: the same sweep again changes nothing, another run is refused."""
     monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
-    monkeypatch.setattr(submission.Several, "submit", lambda *_: None)
+    monkeypatch.setattr(submission.MultiBackend, "submit", lambda *_: None)
     with monkeypatch.context() as before:
         before.setattr(preflight, "captions", lambda *_: None)
         code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
@@ -217,7 +217,7 @@ def test_what_is_not_installed_is_said(monkeypatch):
     config = Config()
     config.data.decoder = "simplejpeg"
     with pytest.raises(ConfigError, match="data.decoder: is not installed"):
-        preflight._libraries(config, Profile(name="local"))
+        preflight._libraries(config, ClusterProfile(name="local"))
 
 
 @pytest.mark.parametrize(
@@ -231,19 +231,19 @@ def test_a_wall_limit_that_leaves_no_time_to_train(tmp_path, hours, start, words
         n = run.begin_attempt({})
         write_json(run.attempt(n) / "start.json", {"time": 1000.0})
         write_json(run.attempt(n) / "ready.json", {"time": 1000.0 + start})
-    found = preflight.wall_limit(config, Profile(kind="slurm", signal_seconds=120 if start else 180), run)
+    found = preflight.wall_limit(config, ClusterProfile(kind="slurm", signal_seconds=120 if start else 180), run)
     assert bool(found) == bool(words) and all(words in check.detail and "warning" in check.detail for check in found)
-    assert preflight.wall_limit(config, Profile(kind="local", signal_seconds=600), run) == []
+    assert preflight.wall_limit(config, ClusterProfile(kind="local", signal_seconds=600), run) == []
 
 
 def test_a_dry_run_writes_nothing(desk, monkeypatch):
     monkeypatch.setattr(preflight, "probe", lambda _: pytest.fail("wrote a probe"))
     place = desk.folder / "runs" / "x"
-    assert "may be written" in preflight._writable(Profile(name="local"), place, True).detail
+    assert "may be written" in preflight._writable(ClusterProfile(name="local"), place, True).detail
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
         with pytest.raises(PermissionDenied):
-            preflight._writable(Profile(name="local"), place, True)
+            preflight._writable(ClusterProfile(name="local"), place, True)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -252,13 +252,13 @@ def test_a_place_without_links_is_found_out_before_a_run_ends_there(tmp_path, mo
     """gcsfuse, vfat: no end of an attempt could be recorded."""
     monkeypatch.setattr(os, name, Mock(side_effect=OSError(number, os.strerror(number))))
     with pytest.raises(ConfigError, match=f"{tmp_path}: this file system has no {kind} links .*FLIP_RUNS=FOLDER"):
-        preflight._writable(Profile(name="local"), tmp_path / "runs" / "x", False)
+        preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
     assert site.unusable(tmp_path / "runs") == f"{tmp_path}: this file system has no {kind} links"
     monkeypatch.setattr(os, name, Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(StorageError, match="No space left"):
-        preflight._writable(Profile(name="local"), tmp_path / "runs" / "x", False)
+        preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
     monkeypatch.undo()
-    assert not preflight._writable(Profile(name="local"), tmp_path / "runs" / "x", False).skipped
+    assert not preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False).skipped
     assert not list(tmp_path.iterdir()), "nothing is left"
 
 
@@ -312,7 +312,7 @@ class Typed:
     def __init__(self, desk, capsys, monkeypatch):
         self.desk, self.capsys, self.started = desk, capsys, []
         monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
-        monkeypatch.setattr(submission, "Several", lambda _: self)
+        monkeypatch.setattr(submission, "MultiBackend", lambda _: self)
         monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
 

@@ -1,4 +1,4 @@
-"""What Slurm's commands print, cut off, mixed up, or of another release: rows and words, or Unanswered."""
+"""What Slurm's commands print, cut off, mixed up, or of another release: rows and words, or SlurmUnavailable."""
 
 import subprocess
 from pathlib import Path
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
-from jobs.common.cluster_profile import Profile
-from jobs.host import marks, slurm_cli
-from jobs.runs.clusters import JobState
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import JobState
+from jobs.host import slurm_cli
 from jobs.slurm import job_states, site, site_checks
 from tests.parsers.spoil import spoiled
 
@@ -91,7 +91,7 @@ def test_a_queue_comes_back(answers, jobs):
 def test_any_job(answers, text):
     answers["scontrol"] = text
     assert slurm_cli.state_words("50_3", 2) is None or slurm_cli.state_words("50_3", 2).strip()
-    mark = marks.read("50_3", 2)
+    mark = slurm_cli.read_failed_starts("50_3", 2)
     assert mark.starts >= 0 and mark.attempt >= 0
     assert all(isinstance(nodes, str) for nodes in slurm_cli._excluded("50_3"))
 
@@ -118,7 +118,7 @@ def test_any_site(answers, config, partition, nodes, qos):
     answers |= {"scontrol": config}
     read = slurm_cli.config()
     answers |= {"scontrol": partition}
-    profile = Profile(name="x", kind="slurm", gpus_per_node=8, partition="p")
+    profile = ClusterProfile(name="x", kind="slurm", gpus_per_node=8, partition="p")
     try:
         fields = site._partition(profile)
     except ConfigError:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flip.config.merge import dump, merge, read
 from flip.config.yaml_io import dump_yaml, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError
-from jobs.common.cluster_profile import Profile, load_profile
+from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.sweeps.sweep_file import load
 from tests.parsers.spoil import SCALARS, changed, spoiled
 
@@ -106,7 +106,7 @@ def test_nothing_of_python_is_made_of_a_tag(text):
 @example("hours: 1e999")
 def test_any_profile(tmp_path, text):
     found = understood(tmp_path / "trial.yaml", text, lambda path: load_profile(str(path)))
-    assert found is None or (isinstance(found, Profile) and found.gpu_bytes >= 0 and found.tflops >= 0)
+    assert found is None or (isinstance(found, ClusterProfile) and found.gpu_bytes >= 0 and found.tflops >= 0)
 
 
 VALUES = st.recursive(

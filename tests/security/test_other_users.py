@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.local import processes
+from jobs.local import rank_processes
 from tests.harness.common import wait_until
 from tests.jobs.outcomes import make
 from tests.security.users import ROOT, TEAM, tree
@@ -255,7 +255,7 @@ def test_the_cache_of_chunks_deletes_and_trusts_nothing_of_another_place(users, 
 def test_cancel_ends_no_process_that_a_record_of_another_user_names(users, hers):
     started = users.alice.run("sh", "-c", "setsid sleep 600 > /dev/null 2>&1 & echo $!")
     pid = int(started.stdout)
-    begin = processes.start_time(pid)
+    begin = rank_processes.start_time(pid)
     with users.mallory.acts(umask=0):
         hers.result.unlink()
         (hers.attempt(1) / "end.json").unlink()
@@ -266,7 +266,7 @@ def test_cancel_ends_no_process_that_a_record_of_another_user_names(users, hers)
     assert json.loads(listed.stdout)[0]["state"] == "running", "the record is believed, as far as it can be"
     done = users.alice.python("jobs/cancel.py", hers.path, "--yes")
     assert done.returncode == 0 and hers.cancel.exists(), done.stderr
-    assert processes.alive(pid, begin)
+    assert rank_processes.alive(pid, begin)
 
 
 def test_cancel_signals_no_job_of_mine_that_a_record_of_another_user_names(users, hers):

@@ -19,13 +19,16 @@ from flip.monitoring import metrics_reader, results
 from flip.runs import commit, pins
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, write_json
-from jobs import explain, logs, report, status  # fmt: skip
-from jobs.common.cluster_profile import Profile
+from jobs import explain, logs, report  # fmt: skip
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import STATES  # fmt: skip
 from jobs.host import attempts, bad_nodes, notify, wall_limit  # fmt: skip
 from jobs.local import backend  # fmt: skip
 from jobs.planning import plan  # fmt: skip
-from jobs.reporting import goodput, html, markdown, run_details, watch  # fmt: skip
+from jobs.reporting import goodput, html, markdown, run_details  # fmt: skip
+from jobs.reporting import outcomes as run_outcomes
 from jobs.reporting import report as findings
+from jobs.reporting import status as run_status
 from jobs.runs import clusters, resubmit, select  # fmt: skip
 from jobs.slurm import job_states  # fmt: skip
 from jobs.submission import render  # fmt: skip
@@ -145,37 +148,40 @@ def read_by_commands(run, asked):
     """What status, watch, report, explain, logs, a plan and ``flip.read_runs`` do with all runs of the folder."""
     folder = run.path.parent
     both = [run, RunDir(folder / "sound")]
-    rows = status.table(both)
-    shown = [status.render(rows), json.dumps(rows)]
+    rows = run_status.table(both)
+    shown = [run_status.render(rows), json.dumps(rows)]
     assert rows[1]["state"] == "complete" and rows[1]["samples"] is None and not rows[1]["reason"], rows[1]
-    watch._Lines(io.StringIO()).draw(rows)
-    watch._Terminal(io.StringIO()).draw(rows)
-    watch._code(both, rows)
+    run_status._Lines(io.StringIO()).draw(rows)
+    run_status._Terminal(io.StringIO()).draw(rows)
+    run_status._code(both, rows)
     accounts = goodput.of_runs(both)
     shown += [goodput.render(accounts), json.dumps(goodput.as_dict(accounts))]
-    outcomes = report.outcomes(both)
+    outcomes = run_outcomes.outcomes(both)
     states = {outcome.run.name: outcome.state for outcome in outcomes}
-    assert states["sound"] == "complete" and states[run.name] in clusters.STATES
+    assert states["sound"] == "complete" and states[run.name] in STATES
     blocks = findings.findings(outcomes, 1.7e9)
-    table = report.rows(outcomes)
-    shown += [report.text(outcomes), json.dumps(table)]
+    table = run_outcomes.rows(outcomes)
+    shown += [run_outcomes.text(outcomes), json.dumps(table)]
     assert [row["validation.validation.top1"] for row in table if row["run"] == "sound"] == [0.2]
     assert [row["state"] for row in results.read_runs(folder) if row["run"] == "sound"] == ["complete"]
     told = run_details.explain(run)
     shown += [explain.page(told), json.dumps(told)]
-    resubmit.command(run), logs.files(run, None, True), clusters.interval(both)
-    found = plan.observe(folder, ["victim", "sound"])
+    resubmit.command(run), logs.files(run, None, True), clusters.poll_interval(both)
+    found = plan.scan_runs(folder, ["victim", "sound"])
     decided = plan.plan(asked, found, folder, retry=True)
-    plan.observe(folder, ["victim"], asking=False)
+    plan.scan_runs(folder, ["victim"], asking=False)
     assert decided.actions[1].kind in ("changed", "complete") and found["sound"].state == "complete"
     desired = SimpleNamespace(name="demo", title="A \x1b[2J title")
-    shown += [render.summary(decided, desired, Profile()), render.details(decided, desired, Profile(), [])]
-    shown += [printed(report.csv_text(table)), printed(markdown.markdown(blocks))]
+    shown += [
+        render.summary(decided, desired, ClusterProfile()),
+        render.details(decided, desired, ClusterProfile(), []),
+    ]
+    shown += [printed(run_outcomes.csv_text(table)), printed(markdown.markdown(blocks))]
     for text in shown:
         lines = text.split("\n")
         assert all(line.isprintable() for line in lines), "no escape reaches the terminal"
         assert max(map(len, lines)) < 100_000
-    files = (html.render("x", blocks), report.csv_text(table), markdown.markdown(blocks))
+    files = (html.render("x", blocks), run_outcomes.csv_text(table), markdown.markdown(blocks))
     assert all(text.encode("utf-8") for text in files)
 
 
@@ -261,9 +267,9 @@ def test_any_value_in_a_configuration(scenes, asked, data):
 def test_the_row_says_which_field_of_which_file_is_wrong(scenes, name, content, words):
     run = scenes["failed"]
     with replaced(run.path / name, json.dumps(content).encode()):
-        (row,) = status.table([run])
+        (row,) = run_status.table([run])
         assert row["reason"].count(words) == 1 and words in explain.page(run_details.explain(run))
-        assert words in report.text(report.outcomes([run]))
+        assert words in run_outcomes.text(run_outcomes.outcomes([run]))
 
 
 @pytest.mark.parametrize("words", [
@@ -311,10 +317,10 @@ def test_a_folder_whose_name_is_no_text_is_no_run(tmp_path, asked):
     run = build(tmp_path, "failed")
     copied = tmp_path / "demo" / os.fsdecode(b"bad\xff\x1b[2J")
     shutil.copytree(run.path, copied)
-    assert [one.name for one in select.resolve(None, tmp_path)] == ["sound", "victim"]
+    assert [one.name for one in select.select(None, tmp_path)] == ["sound", "victim"]
     assert {row["run"] for row in results.read_runs(tmp_path)} == {"sound", "victim"}
     with pytest.raises(FlipError, match="no such sweep or run"):
-        select.resolve(str(copied), tmp_path)
+        select.select(str(copied), tmp_path)
     read_by_commands(run, asked)
 
 
@@ -322,7 +328,7 @@ def test_no_cell_and_no_heading_of_a_csv_is_a_formula(tmp_path):
     run = make(tmp_path / "demo", "=1+1", steps=100, complete=False, end={**END, "reason": "@SUM(A1)"})
     result = {"stage": "pretrain", "samples": 3200, "evaluations": [{**SCORE, "role": "=cmd()"}]}
     write_json(run.result, result)
-    rows = report.rows(report.outcomes([run]))
-    cells = [cell for line in csv.reader(io.StringIO(report.csv_text(rows))) for cell in line]
+    rows = run_outcomes.rows(run_outcomes.outcomes([run]))
+    cells = [cell for line in csv.reader(io.StringIO(run_outcomes.csv_text(rows))) for cell in line]
     assert "'=cmd().imagenet.top1" in cells and "'=1+1" in cells
     assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]

@@ -9,9 +9,10 @@ import pytest
 
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.job import Job, JobResources
 from jobs.host import slurm_cli
-from jobs.runs.clusters import Job, Shape, states
-from jobs.slurm.backend import SlurmCluster
+from jobs.runs.clusters import states
+from jobs.slurm.backend import SlurmBackend
 from tests.harness.common import ROOT, wait_until
 from tests.harness.slurm_scene import pids, profile
 from tests.slurm.scenarios import AGAIN, FOREIGN
@@ -26,8 +27,8 @@ def submit(folder, *names, play=AGAIN, module="tests.slurm.scripted", nodes=1):
         if not run.path.exists():
             run.path.mkdir(parents=True)
             write_json(run.path / "play.json", play)
-    shape = Shape(nodes=nodes, cpus=1, hours=0.5)
-    SlurmCluster(profile(peer_seconds=5)).submit([Job(run, ROOT, shape, module=module) for run in runs])
+    shape = JobResources(nodes=nodes, cpus=1, hours=0.5)
+    SlurmBackend(profile(peer_seconds=5)).submit([Job(run, ROOT, shape, module=module) for run in runs])
     return runs
 
 

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.job import Job, JobResources
 from jobs.host import slurm_cli
-from jobs.runs.clusters import Job, Several, Shape, states
+from jobs.runs.clusters import MultiBackend, states
 from tests.harness.common import ROOT, wait_until
 from tests.harness.slurm_scene import profile
 from tests.slurm.scenarios import AGAIN, HERE, LONG, SHORT
@@ -46,7 +47,7 @@ def sweep(start_slurm, tmp_path):
         write_json(run.identity, {"hash": name})
         run.config.write_text("schema: 1\n")  # commands find runs by it
         cluster = {"done": "second", "lacking": "third"}.get(name, "first")
-        shape = Shape(nodes=2 if name == "lacking" else 1, cpus=1, hours=0.5)
+        shape = JobResources(nodes=2 if name == "lacking" else 1, cpus=1, hours=0.5)
         jobs.append(Job(run, ROOT, shape, module="tests.slurm.scripted", cluster=cluster))
     (tmp_path / "python").write_text(LACKS.format(python=sys.executable))
     (tmp_path / "python").chmod(0o755)
@@ -54,7 +55,7 @@ def sweep(start_slurm, tmp_path):
     told = {"notify": [sys.executable, "-c", NOTES, str(heard)]}
     third = {"name": "third", "python": str(tmp_path / "python"), "host_python": sys.executable, "peer_seconds": 5}
     others = profile(name="second", partition="high", **told), profile(**third, **told)
-    Several([profile(name="first", **told), *others]).submit(jobs)
+    MultiBackend([profile(name="first", **told), *others]).submit(jobs)
     return here, {job.run.name: job.run for job in jobs}, heard
 
 

@@ -11,8 +11,8 @@ from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
 from jobs.host import slurm_cli
-from jobs.local import processes
-from jobs.slurm.backend import SlurmCluster
+from jobs.local import rank_processes
+from jobs.slurm.backend import SlurmBackend
 from tests.harness.training_run import TrainingRun
 from tests.s3.servers import BUCKET
 from tests.storm.faults import EVERY
@@ -57,7 +57,7 @@ class StormRun(Calm):
         super().__init__(scene.runs, name)
         self.scene, self.here, self.profile, self.rng = scene, scene.here, scene.profile, rng
         self.line = scene.lines[name]
-        self.cluster = SlurmCluster(self.profile)
+        self.cluster = SlurmBackend(self.profile)
         self.done, self.seen = [], []
         """Strikes; (state, attempt) as ``status`` told them, one after the other, without repetitions."""
         self.quiet = threading.Event()
@@ -161,7 +161,7 @@ class StormRun(Calm):
 
     @staticmethod
     def alive(pid):
-        return processes.alive(pid, processes.start_time(pid))
+        return rank_processes.alive(pid, rank_processes.start_time(pid))
 
     @staticmethod
     def pending(pid, number):

@@ -8,11 +8,11 @@ from typing import Any
 
 from flip.runs.rundir import write_text
 from jobs.common.text import percent, table
-from jobs.report import csv_text
 from jobs.reporting.charts import Mark, Plot, Series
 from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.reporting.figures import files
 from jobs.reporting.markdown import markdown
+from jobs.reporting.outcomes import csv_text
 from tools.masking_study import design, paired_stats
 from tools.masking_study.design import COMPARED, ROUNDS, SEEDS, Arm, Round, Times
 from tools.masking_study.paired_stats import Difference

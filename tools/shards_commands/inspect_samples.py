@@ -233,7 +233,7 @@ def _sample_text(report: dict[str, Any]) -> str:
 
 def _run(typed: str) -> RunDir:
     """Resolve a run by its folder, or as SWEEP/RUN below FLIP_RUNS."""
-    return RunDir(typed) if Path(typed).is_dir() else select.one(typed, roots())
+    return RunDir(typed) if Path(typed).is_dir() else select.select_one(typed, roots())
 
 
 def _same_data(run: RunDir, sources: Sequence[Source], start: int) -> None:

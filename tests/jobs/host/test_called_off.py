@@ -3,10 +3,10 @@
 import pytest
 
 from flip.runs.rundir import RunDir, create_json, read_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job
 from jobs.local import backend as local
 from jobs.planning import plan as planning
-from jobs.runs.clusters import Job
 from jobs.slurm import backend as slurm
 from jobs.submission import apply as folder
 from jobs.submission.snapshot import Snapshot
@@ -23,8 +23,8 @@ def cluster(request, commands, monkeypatch):
     commands("srun", "")
     commands("scontrol", "echo 'ClusterName = far'")
     commands("squeue", "")
-    kind = {"local": local.LocalCluster, "slurm": slurm.SlurmCluster}[request.param]
-    return kind(Profile(name="here", kind=request.param))
+    kind = {"local": local.LocalBackend, "slurm": slurm.SlurmBackend}[request.param]
+    return kind(ClusterProfile(name="here", kind=request.param))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def sweep(tmp_path):
 
     def plan(*names, **words):
         wants = [wanted(name) for name in names]
-        return planning.plan(wants, planning.observe(place, names), place, **words)
+        return planning.plan(wants, planning.scan_runs(place, names), place, **words)
 
     plan.place, plan.snapshot = place, Snapshot("new", place / ".code" / "new", 1, 1, ())
     return plan
@@ -82,7 +82,7 @@ def test_one_that_is_begun_again_has_a_new_directory_and_no_cancel(sweep, cluste
     apply(sweep, sweep("a"), cluster)
     create_json(sweep.place / "a" / "cancel.json", WHO)
     want = wanted("a", mask="0.75")
-    plan = planning.plan([want], planning.observe(sweep.place, ["a"]), sweep.place, changed="restart")
+    plan = planning.plan([want], planning.scan_runs(sweep.place, ["a"]), sweep.place, changed="restart")
     assert apply(sweep, plan, cluster) == ["a"] and folder.called_off(plan) == []
 
 
@@ -91,7 +91,7 @@ def test_it_is_the_new_order_that_is_no_longer_cancelled(tmp_path, cluster, monk
     run, seen = RunDir(tmp_path / "demo" / "a"), []
     run.path.mkdir(parents=True)
     create_json(run.cancel, WHO)
-    module = local if isinstance(cluster, local.LocalCluster) else slurm
+    module = local if isinstance(cluster, local.LocalBackend) else slurm
     write = module.write_json
 
     def written(path, value):

@@ -8,10 +8,10 @@ import pytest
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job, JobResources
 from jobs.host import attempts, batch_hooks, canary, slurm_cli
 from jobs.runs import clusters
-from jobs.runs.clusters import Job, Shape
 from jobs.slurm import backend
 from jobs.submission import apply
 from tests.jobs.act import act
@@ -25,7 +25,7 @@ def log(run, n, *steps):
         file.writelines(json.dumps({"step": step, "loss": 2.0}) + "\n" for step in steps)
 
 
-ONE = Shape()
+ONE = JobResources()
 
 
 def job(tmp_path, name, shape=ONE, code="code", **fields):
@@ -43,7 +43,7 @@ def told(run):
 
 
 def test_of_several_of_one_shape_and_code_the_first_goes_ahead(tmp_path):
-    large = Shape(2)
+    large = JobResources(2)
     jobs = [job(tmp_path, "a"), job(tmp_path, "b", large), job(tmp_path, "c"), job(tmp_path, "d", code="old")]
     found = apply.with_canaries([*jobs, job(tmp_path, "e")], tmp_path / "demo", 50)
     assert [(one.run.name, one.canary, one.waits_for) for one in found] == [
@@ -55,13 +55,13 @@ def test_of_several_of_one_shape_and_code_the_first_goes_ahead(tmp_path):
 @pytest.mark.parametrize("last, goes_ahead", [(51, False), (50, True)])
 def test_a_shape_that_has_passed_needs_no_canary(tmp_path, last, goes_ahead):
     before = job(tmp_path, "z")
-    record = {"shape": vars(Shape()), "snapshot": str(tmp_path / "code"), "module": "jobs.worker", "after": 0}
+    record = {"shape": vars(JobResources()), "snapshot": str(tmp_path / "code"), "module": "jobs.worker", "after": 0}
     write_json(before.run.path / "job.json", record)
     before.run.begin_attempt({})
     log(before.run, 1, 1, 20, last)
     jobs = [job(tmp_path, "a"), job(tmp_path, "b")]
     assert bool(apply.with_canaries(jobs, tmp_path / "demo", 50)[0].canary) == goes_ahead
-    for news in ({"snapshot": tmp_path / "new"}, {"shape": Shape(4)}):
+    for news in ({"snapshot": tmp_path / "new"}, {"shape": JobResources(4)}):
         assert apply.with_canaries([replace(one, **news) for one in jobs], tmp_path / "demo", 50)[0].canary
 
 
@@ -87,7 +87,7 @@ def test_a_short_run_passes_when_it_is_complete(tmp_path):
 
 def ahead(field, steps, first, *others):
     """Submit with a canary."""
-    jobs = [Job(run, field.snapshot, Shape(), module="fake_worker") for run in (first, *others)]
+    jobs = [Job(run, field.snapshot, JobResources(), module="fake_worker") for run in (first, *others)]
     field.cluster.profile.parallel = 3
     field.cluster.submit(apply.with_canaries(jobs, field.sweep, steps))
 
@@ -104,7 +104,7 @@ def test_the_others_start_when_the_canary_has_passed(field):
     log(first, 1, 6)
     field.until_state(other, "complete")
     assert field.state(first) == "running"
-    clusters.call_off([first], "enough")
+    clusters.request_cancel([first], "enough")
     field.until(lambda: not field.left())
 
 
@@ -132,7 +132,9 @@ def submitted(tmp_path, commands):
     commands("scontrol", "echo 'ClusterName = far'")
     commands("scancel", "")
     jobs = [job(tmp_path, name) for name in "abc"]
-    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, tmp_path / "demo", 50))
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
+        apply.with_canaries(jobs, tmp_path / "demo", 50)
+    )
     a, b, c = runs = [one.run for one in jobs]
 
     def queue(first="RUNNING|None", others="PENDING|JobHeldUser"):
@@ -261,14 +263,14 @@ def test_where_it_stopped_for_good_the_others_say_so_and_are_submitted_again(sub
     found = clusters.states([c, b, a])
     assert [found[run.path].state for run in (a, b, c)] == ["failed", "stopped", "stopped"]
     jobs = [Job(run, Path("/code")) for run in (b, c)]
-    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, a.path.parent, 50))
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, a.path.parent, 50))
     assert asked(submitted, "scancel") == (["scancel 52"] if "Held" in row else []), "what is held of the old ones"
     assert read_json(b.path / "job.json")["canary"] and read_json(c.path / "job.json")["waits_for"] == "b"
 
 
 def test_a_canary_that_was_submitted_again_lets_only_its_own_go(submitted):
     a, b, _ = submitted.runs
-    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit([Job(a, Path("/code"), canary=50)])
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit([Job(a, Path("/code"), canary=50)])
     submitted.queue()
     assert told(b) == ("stopped", "its canary a is running (starting): submit again")
 
@@ -282,24 +284,26 @@ def test_by_hand_they_start_without_it(submitted):
 
 
 def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
-    jobs = apply.with_canaries([job(tmp_path, name, Shape(3)) for name in "xy"], tmp_path / "demo", 50)
+    jobs = apply.with_canaries([job(tmp_path, name, JobResources(3)) for name in "xy"], tmp_path / "demo", 50)
     refuse = "if grep -qx '#SBATCH --hold' $1; then echo 'Submitted batch job 60'; else echo too many >&2; exit 1; fi"
     submitted("sbatch", refuse)
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
     with pytest.raises(ConfigError, match="too many"):
-        backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
+        backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(jobs)
     assert asked(submitted, "scancel") == ["scancel 60"]
 
 
 def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, submitted):
     """They wait for a canary that runs; called off, they would stand there as cancelled."""
-    jobs = [*[job(tmp_path, name, Shape(3)) for name in "xy"], job(tmp_path, "z", Shape(4))]
+    jobs = [*[job(tmp_path, name, JobResources(3)) for name in "xy"], job(tmp_path, "z", JobResources(4))]
     submitted("sbatch", "grep -q -- --nodes=4 $1 && { echo 'error: too many' >&2; exit 1; }\n" + SBATCH)
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
     with pytest.raises(ConfigError, match="too many"):
-        backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, tmp_path / "demo", 50))
+        backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
+            apply.with_canaries(jobs, tmp_path / "demo", 50)
+        )
     assert read_json(tmp_path / "demo" / "x" / "job.json")["canary"]["releases"] and not asked(submitted, "scancel")
 
 
@@ -307,11 +311,11 @@ def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, sub
 @pytest.mark.parametrize("during", ["held", "canary"])
 def test_an_interrupted_submission_leaves_nothing_held(tmp_path, submitted, monkeypatch, error, during):
     """Slurm has taken the array when Ctrl-C comes, or when the disk is full."""
-    jobs = apply.with_canaries([job(tmp_path, name, Shape(3)) for name in "xy"], tmp_path / "demo", 50)
+    jobs = apply.with_canaries([job(tmp_path, name, JobResources(3)) for name in "xy"], tmp_path / "demo", 50)
     submitted("sbatch", "echo 'Submitted batch job 60'")
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
-    really = backend.SlurmCluster._sbatch
+    really = backend.SlurmBackend._sbatch
 
     def sbatch(self, jobs, *where):
         number = really(self, jobs, *where)
@@ -319,7 +323,7 @@ def test_an_interrupted_submission_leaves_nothing_held(tmp_path, submitted, monk
             raise error
         return number
 
-    monkeypatch.setattr(backend.SlurmCluster, "_sbatch", sbatch)
+    monkeypatch.setattr(backend.SlurmBackend, "_sbatch", sbatch)
     with pytest.raises(type(error)):
-        backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
+        backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(jobs)
     assert asked(submitted, "scancel") == ["scancel 60"]

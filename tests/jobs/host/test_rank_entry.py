@@ -99,10 +99,10 @@ def test_gloo_is_told_the_interface_that_leads_to_rank_0(given, ways, found, mon
 
     task = {**TASK, "MASTER_ADDR": "n03", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7", **given}
     monkeypatch.setattr(rank_entry, "interface", interface)
-    monkeypatch.setattr(rank_entry, "loops", lambda name: True)
-    assert rank_entry.wire(task) == ({"GLOO_SOCKET_IFNAME": found} if found else {})
-    monkeypatch.setattr(rank_entry, "loops", lambda name: False)
-    assert rank_entry.wire(task) == {}, "what gloo finds by itself works"
+    monkeypatch.setattr(rank_entry, "resolves_to_loopback", lambda name: True)
+    assert rank_entry.gloo_interface(task) == ({"GLOO_SOCKET_IFNAME": found} if found else {})
+    monkeypatch.setattr(rank_entry, "resolves_to_loopback", lambda name: False)
+    assert rank_entry.gloo_interface(task) == {}, "what gloo finds by itself works"
 
 
 def test_whether_a_name_leads_back_to_its_own_machine(monkeypatch):
@@ -111,11 +111,11 @@ def test_whether_a_name_leads_back_to_its_own_machine(monkeypatch):
         return [(kind, socket.SOCK_STREAM, 6, "", (name, 0)) for kind, name in zip(kinds, names, strict=True)]
 
     for name in ("localhost", "127.0.1.1", "no.such.name.invalid", ".."):
-        assert rank_entry.loops(name), name
+        assert rank_entry.resolves_to_loopback(name), name
     monkeypatch.setattr(rank_entry.socket, "getaddrinfo", lambda *_: rows("198.51.100.1", "127.0.1.1"))
-    assert rank_entry.loops("n1"), "the first is another machine's: it cannot be bound"
+    assert rank_entry.resolves_to_loopback("n1"), "the first is another machine's: it cannot be bound"
     monkeypatch.setattr(rank_entry.socket, "getaddrinfo", lambda *_: rows(socket.inet_ntoa(bytes(4)), "127.0.1.1"))
-    assert not rank_entry.loops("n1")
+    assert not rank_entry.resolves_to_loopback("n1")
 
 
 def spaces():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.host import marks, slurm_cli
+from jobs.host import slurm_cli
 
 JOB = (
     "JobId=57 ArrayJobId=50 ArrayTaskId=3 JobName=a.b\n   Priority=1\n   JobState={state} Reason={reason}\n"
@@ -68,10 +68,10 @@ def test_each_state_of_slurm_has_one_meaning():
 def test_a_silent_controller_is_no_state(commands):
     commands("scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     assert slurm_cli.state_words("57", 0) is None
-    with pytest.raises(slurm_cli.Unanswered, match="Unable to contact"):
+    with pytest.raises(slurm_cli.SlurmUnavailable, match="Unable to contact"):
         slurm_cli.cluster_name()
     commands("scontrol", "sleep 60")
-    with pytest.raises(slurm_cli.Unanswered, match="did not answer for 0.2 s"):
+    with pytest.raises(slurm_cli.SlurmUnavailable, match="did not answer for 0.2 s"):
         slurm_cli.call("scontrol", "show", "config", deadline=0.2)
 
 
@@ -125,11 +125,11 @@ def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_deci
     commands("scontrol", f"[ $1 = show ] && exit 1\nif [ -s {away} ]; then truncate -s -1 {away}; exit 1; fi")
     assert slurm_cli.requeue("57", 0) == "requeued" and naps == [1.0, 2.0]
     away.write_text("xxxxxxxx")
-    with monkeypatch.context() as patch, pytest.raises(slurm_cli.Unanswered):
+    with monkeypatch.context() as patch, pytest.raises(slurm_cli.SlurmUnavailable):
         patch.setattr(slurm_cli, "AWAY", 0.0)  # silence has its own patience
         slurm_cli.requeue("57", 0)
     commands("scontrol", f"[ $1 = requeue ] && exit 1\n{show()}")
-    with pytest.raises(slurm_cli.Unanswered):
+    with pytest.raises(slurm_cli.SlurmUnavailable):
         slurm_cli.requeue("57", 0, patience=0)
     for fields, words in (({"state": "COMPLETING"}, "CANCELLED"), ({"state": "PENDING"}, "PENDING")):
         before = len(commands.calls())
@@ -146,7 +146,7 @@ def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands,
     refuses = f"[ $1 = requeue ] && exit 1\n[ {tries} -lt 80 ] && exit 1\n{show()}"
     commands("scontrol", refuses)
     begin = slept[-1]
-    with pytest.raises(slurm_cli.Unanswered):
+    with pytest.raises(slurm_cli.SlurmUnavailable):
         slurm_cli.requeue("57", 0)
     assert slurm_cli.PATIENCE < slept[-1] - begin < slurm_cli.AWAY, "nor is it tried for half a day"
 
@@ -154,13 +154,13 @@ def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands,
 def test_a_job_that_slurm_knows_no_more_is_not_waited_for_half_a_day(commands, slept):
     """As on a node that was cut off while its job was preempted, or after the controller lost its state."""
     commands("scontrol", "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
-    assert marks.read("57", 0, patience=slurm_cli.AWAY) is None and slept[-1] == 31.0
-    with pytest.raises(slurm_cli.Gone):
+    assert slurm_cli.read_failed_starts("57", 0, patience=slurm_cli.AWAY) is None and slept[-1] == 31.0
+    with pytest.raises(slurm_cli.JobNotFound):
         slurm_cli.requeue("57", 0)
     assert slept[-1] < 31.0 + 2 * slurm_cli.GONE
     begin = slept[-1]
     assert slurm_cli.patient_words("57", 0) == "UNSEEN", "that is an answer"
-    assert slurm_cli.outlived("57", 0) == "" and slept[-1] == begin, "nor is its limit waited for"
+    assert slurm_cli.wait_for_time_limit("57", 0) == "" and slept[-1] == begin, "nor is its limit waited for"
 
 
 def test_a_job_that_is_being_killed_loses_no_time(commands, naps, tmp_path, monkeypatch):
@@ -192,10 +192,10 @@ def test_a_requeue_whose_answer_was_lost_keeps_its_delay_and_nodes(commands, nap
 )
 def test_a_life_leaves_word_for_the_next(commands, naps, comment, mark):
     commands("scontrol", show() + f"\necho '   AdminComment=x Comment={comment} '")
-    assert marks.read("57_3", 7) == mark
+    assert slurm_cli.read_failed_starts("57_3", 7) == mark
     commands("scontrol", "exit 1")
-    assert marks.read("57_3", 7) is None and naps == [1.0, 5.0, 25.0]
-    marks.leave("57_3", 7, marks.Mark(4, 12))
+    assert slurm_cli.read_failed_starts("57_3", 7) is None and naps == [1.0, 5.0, 25.0]
+    slurm_cli.record_failed_starts("57_3", 7, slurm_cli.FailedStarts(4, 12))
     assert commands.calls()[-1] == "scontrol update JobId=57_3 Comment=away:4:7:12"
 
 
@@ -222,7 +222,7 @@ def lives(commands, naps, tmp_path):
         at = f"$(wc -l < {tmp_path}/asked)"
         commands("scontrol", f"n={at}; echo >> {tmp_path}/asked; . {tmp_path}/answer$n")
         naps.clear()
-        return slurm_cli.outlived("57", 0), list(naps)
+        return slurm_cli.wait_for_time_limit("57", 0), list(naps)
 
     return outlived
 

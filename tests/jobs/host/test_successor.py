@@ -86,7 +86,7 @@ def test_a_refusal_is_final(slurm, state):
     if state == "CANCELLED":
         assert successor.submit("57_3", 0, 4) == "left alone: it is CANCELLED"
         return
-    with pytest.raises(slurm_cli.Unanswered, match="QOSMaxSubmitJobPerUserLimit"):
+    with pytest.raises(slurm_cli.SlurmUnavailable, match="QOSMaxSubmitJobPerUserLimit"):
         successor.submit("57_3", 0, 4)
     assert len(slurm.sbatch()) == 1
 

@@ -2,17 +2,17 @@
 
 import pytest
 
-from jobs.host import unstarted
+from jobs.host import bad_nodes
 
 LOST = "srun: error: n2: task 1: Exited with exit code 2\n"
 
 
 def found(tmp_path, text, among=4):
     (tmp_path / "job.err").write_text(text)
-    return unstarted.nodes(str(tmp_path / "job.err"), among)
+    return bad_nodes.unstarted(str(tmp_path / "job.err"), among)
 
 
-@pytest.mark.parametrize("code", unstarted.CODES)
+@pytest.mark.parametrize("code", bad_nodes.UNSTARTED_CODES)
 def test_it_is_named(tmp_path, code):
     text = f"x\nsrun: error: n-2.site: tasks 4-5,7: Exited with exit code {code}\nsrun: error: n1: task 0: Killed\n"
     assert found(tmp_path, text) == ["n-2.site"]
@@ -30,5 +30,7 @@ def test_most_of_the_nodes_are_not_left_out(tmp_path):
 
 
 def test_a_log_that_is_not_there_or_long(tmp_path):
-    assert unstarted.nodes(str(tmp_path / "nothing"), 4) == []
-    assert found(tmp_path, LOST + "x" * unstarted.LAST) == [] and found(tmp_path, "x" * unstarted.LAST + "\n" + LOST)
+    assert bad_nodes.unstarted(str(tmp_path / "nothing"), 4) == []
+    assert found(tmp_path, LOST + "x" * bad_nodes.TAIL_BYTES) == [] and found(
+        tmp_path, "x" * bad_nodes.TAIL_BYTES + "\n" + LOST
+    )

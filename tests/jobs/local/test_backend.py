@@ -13,9 +13,9 @@ import pytest
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import read_json, write_json
+from jobs.common.job import Job
 from jobs.host import attempts
 from jobs.local import backend, rank_processes, supervisor
-from jobs.runs.clusters import Job
 
 pytestmark = pytest.mark.long
 

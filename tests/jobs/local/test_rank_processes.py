@@ -13,6 +13,7 @@ import pytest
 from flip.runs.rundir import OWNER, RunDir, read_json
 from jobs.local import rank_processes
 from jobs.runtime import worker
+from tests.threads import only_first_thread_ended
 
 ROOT = Path(__file__).resolve().parents[3]
 LISTEN = "0A"
@@ -135,3 +136,12 @@ def test_without_a_folder_for_the_store_the_attempt_waits(run, monkeypatch):
     assert rank_processes.failed(run, 1, job, error.value).failure[0] == "storage"
     missing = FileNotFoundError(2, "No such file or directory", "python")
     assert rank_processes.failed(run, 1, job, missing).failure[0] == "config"
+
+
+def test_a_process_runs_until_its_last_thread_ends():
+    """A rank that was killed may still write in another thread when its first one is a zombie."""
+    with only_first_thread_ended() as pid:
+        start = rank_processes.start_time(pid)
+        assert rank_processes.alive(pid, start) and rank_processes.session(pid) == [pid]
+        rank_processes.kill_session(pid, start)
+    assert not rank_processes.alive(pid, start) and rank_processes.session(pid) == []

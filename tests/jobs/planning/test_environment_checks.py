@@ -8,7 +8,7 @@ import pytest
 from flip.config.resolve import Host, facts, resolve
 from flip.data.manifest.build import index
 from flip.runs.errors import ConfigError
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import environment_checks
 from jobs.slurm.batch_script import mounts
 from jobs.sweeps.sweep_file import load
@@ -28,7 +28,7 @@ runs: {{a: }}
 @pytest.fixture
 def there(tmp_path, monkeypatch):
     """Data, and a cache below the home with the tokenizer."""
-    monkeypatch.setattr(environment_checks, "ITS_OWN", ("~",))  # tests live in /tmp
+    monkeypatch.setattr(environment_checks, "APPTAINER_BINDS", ("~",))  # tests live in /tmp
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("FLIP_CACHE", raising=False)
     make_dataset(tmp_path / "data", samples=48, shards=2, size=16, classes=4)
@@ -46,8 +46,8 @@ def config(there, *overrides):
 
 def check(there, *seen, runtime="pyxis", plan=False, overrides=(), **fields):
     told = {"kind": "slurm", "container": "x.sqsh", "container_mounts": list(seen), **fields}
-    profile = Profile(name="mine", container_runtime=runtime, **told)
-    return environment_checks.check(config(there, *overrides), profile, there / "runs/demo", plan)
+    profile = ClusterProfile(name="mine", container_runtime=runtime, **told)
+    return environment_checks.check_container(config(there, *overrides), profile, there / "runs/demo", plan)
 
 
 def refused(there, *seen, **more):
@@ -78,7 +78,7 @@ def test_all_that_is_read_must_be_mounted(there):
 )
 def test_a_mount_at_another_place_shows_nothing_there(there, mount, seen):
     given = mount.replace("{}", str(there / "data"))
-    assert mounts(Profile(container_mounts=[given]), there)[1].startswith(f"{there}/data")
+    assert mounts(ClusterProfile(container_mounts=[given]), there)[1].startswith(f"{there}/data")
     if seen:
         check(there, given, str(there / "home"))
     else:
@@ -97,11 +97,11 @@ def test_the_sweeps_own_folder_is_seen(there):
 @pytest.mark.parametrize("name", ["a:b", "a,b"])
 def test_a_runs_root_that_a_list_of_mounts_would_split_is_refused(there, runtime, name):
     (there / name).mkdir()
-    profile = Profile(name="mine", kind="slurm", container="x.sqsh", container_runtime=runtime)
+    profile = ClusterProfile(name="mine", kind="slurm", container="x.sqsh", container_runtime=runtime)
     with pytest.raises(ConfigError, match="PATH:PLACE.*must have neither.*FLIP_RUNS=FOLDER") as caught:
-        environment_checks.check(config(there), profile, there / name / "demo")
+        environment_checks.check_container(config(there), profile, there / name / "demo")
     assert caught.value.value == str(there / name / "demo")
-    assert environment_checks.check(config(there), Profile(kind="slurm"), there / name / "demo") == []
+    assert environment_checks.check_container(config(there), ClusterProfile(kind="slurm"), there / name / "demo") == []
 
 
 def test_apptainer_brings_the_home(there):

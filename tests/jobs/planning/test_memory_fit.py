@@ -9,7 +9,7 @@ from flip.config.resolve import Host, facts, resolve
 from flip.config.validate import validate
 from flip.costs import ACCELERATORS, find
 from flip.runs.errors import ConfigError
-from jobs.common.cluster_profile import Profile, load_profile
+from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.planning import cost, memory_fit
 from jobs.sweeps.sweep_file import load
 
@@ -65,7 +65,7 @@ def test_each_proposal_fits_and_the_one_before_it_does_not():
 
 @pytest.mark.parametrize("gb, first", [(40, "compute.recompute=block"), (9, "compute.accumulate=")])
 def test_a_smaller_card_needs_more(gb, first):
-    profile = Profile(name="small", kind="slurm", gpus_per_node=8, gpu_memory_gb=gb)
+    profile = ClusterProfile(name="small", kind="slurm", gpus_per_node=8, gpu_memory_gb=gb)
     config = planned("compute.recompute=no")
     error = refused(config, profile)
     way = proposals(error)[0]
@@ -74,13 +74,13 @@ def test_a_smaller_card_needs_more(gb, first):
 
 
 def test_where_nothing_helps_it_says_so():
-    tiny = Profile(name="tiny", kind="slurm", gpus_per_node=8, gpu_memory_gb=0.05)
+    tiny = ClusterProfile(name="tiny", kind="slurm", gpus_per_node=8, gpu_memory_gb=0.05)
     assert "smaller model" in refused(planned(), tiny).remedy
 
 
 def test_what_nobody_has_said_of_a_node_is_not_checked():
     """Whoever submits may sit at a machine that is smaller than a node, or larger."""
-    (gpu, memory) = memory_fit.check(planned(), Profile(kind="slurm", gpu="abacus"), Host(4, 10**9))
+    (gpu, memory) = memory_fit.check(planned(), ClusterProfile(kind="slurm", gpu="abacus"), Host(4, 10**9))
     assert gpu[2] and "gpu_memory_gb" in gpu[1]
     assert memory[2] and "(memory_gb)" in memory[1] and "GB a node" in memory[1]
 
@@ -89,10 +89,10 @@ def test_a_host_too_small_for_a_cpu_run_is_told_the_same_way():
     batches = [f"stages.{name}.batch=1024" for name in ("pretrain", "unmasked")]
     config = planned("resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8", *batches)
     small = Host(cores=8, memory=60 * 10**9)
-    error = refused(config, Profile(), small)
+    error = refused(config, ClusterProfile(), small)
     assert "a node that has" in error.what and "resources.nodes" not in error.remedy
     assert [way[0] for way in proposals(error)][:2] == ["compute.recompute=block", "compute.accumulate=4"]
-    assert "resources.nodes" in refused(config, Profile(kind="slurm", memory_gb=60), small).remedy
+    assert "resources.nodes" in refused(config, ClusterProfile(kind="slurm", memory_gb=60), small).remedy
 
 
 def test_waiting_for_saves_frees_memory_of_a_host_without_cards_alone():
@@ -131,9 +131,9 @@ def test_the_table_says_where_it_is_from():
 
 
 def test_a_profile_needs_to_name_its_card_alone():
-    known, told = Profile(gpu="a100"), Profile(gpu="a100", gpu_memory_gb=80, peak_tflops=300)
+    known, told = ClusterProfile(gpu="a100"), ClusterProfile(gpu="a100", gpu_memory_gb=80, peak_tflops=300)
     assert (known.tflops, known.gpu_bytes) == (312, 40e9) and (told.tflops, told.gpu_bytes) == (300, 80e9)
-    assert (Profile().tflops, Profile().gpu_bytes) == (0, 0)
+    assert (ClusterProfile().tflops, ClusterProfile().gpu_bytes) == (0, 0)
 
 
 def test_steps_and_hours_count_what_is_done_again():

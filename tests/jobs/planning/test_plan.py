@@ -16,13 +16,13 @@ from flip.config.resolve import Host, facts, resolve
 from flip.runs import pins
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import JobState
 from jobs.local import supervisor
 from jobs.planning import plan as planning
 from jobs.planning.cost import estimate
-from jobs.planning.plan import Found, Wanted
+from jobs.planning.plan import ExistingRun, ResolvedRun
 from jobs.runs import clusters as cluster
-from jobs.runs.clusters import JobState
 from jobs.submission import apply as folders
 from jobs.submission.snapshot import Snapshot
 from tests.jobs.outcomes import config, wanted
@@ -51,7 +51,7 @@ def snapshot(tmp_path):
 
 
 def found(state, want=None, **fields):
-    return Found(state, "why", identity(config(**fields), "") if want is None else want)
+    return ExistingRun(state, "why", identity(config(**fields), "") if want is None else want)
 
 
 def decide(state, retry=False, changed="", **fields):
@@ -92,7 +92,7 @@ def test_another_configuration_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is running.*Cancel it first"):
         decide("running", mask="0.75", changed="restart")
     for stored, words in ((None, "cannot be read"), ({**wanted().identity, "hash": "old"}, "does not give its hash")):
-        (action,) = planning.plan([wanted()], {"a": Found("stopped", "", stored)}, tmp_path).actions
+        (action,) = planning.plan([wanted()], {"a": ExistingRun("stopped", "", stored)}, tmp_path).actions
         assert action.kind == "changed" and words in action.reason
 
 
@@ -180,13 +180,13 @@ def test_pruning_ends_what_runs_and_leaves_the_others(field):
     field.submit(a, b, parallel=2)
     for run in (a, b):
         field.until_moving(run, 1)
-    seen = {"a": Found("complete"), "b": Found("running")}
+    seen = {"a": ExistingRun("complete"), "b": ExistingRun("running")}
     folders.prune(planning.Plan(field.sweep, [], {"b": seen["b"]}, True), "no longer there")
     (moved,) = (field.sweep.parent / ".trash").glob("*/sweep/b")
     assert not b.path.exists() and read_json(moved / "cancel.json")["why"] == "no longer there"
     assert read_json(moved / "attempts" / "1" / "end.json")["action"] == "stop", "it had ended before it was moved"
     assert field.state(a) == "running" and not [pid for pid in field.left() if str(b.path) in command_of(pid)]
-    cluster.call_off([a], "the end")
+    cluster.request_cancel([a], "the end")
     field.until_state(a, "cancelled")
 
 
@@ -202,7 +202,7 @@ def test_one_that_does_not_end_stays_where_it_is(tmp_path, monkeypatch):
         (tmp_path / "demo" / name).mkdir(parents=True)
     monkeypatch.setattr(folders, "PATIENCE", 0.0)
     monkeypatch.setattr(cluster, "cancel", lambda *_: None)
-    plan = planning.Plan(tmp_path / "demo", [], {"a": Found("running"), "b": Found("complete")}, True)
+    plan = planning.Plan(tmp_path / "demo", [], {"a": ExistingRun("running"), "b": ExistingRun("complete")}, True)
     assert folders.prune(plan, "why") == ["a"]
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["a"]
 
@@ -217,7 +217,7 @@ def test_apply_makes_whole_directories(tmp_path, snapshot, monkeypatch):
     assert stored["hash"] == plan.actions[0].wanted.identity["hash"] and stored["code"] == "new"
     assert "omegaconf" in stored["environment"]["packages"]
     monkeypatch.setattr(planning, "states", Fake({"a": JobState("running", 1)}).states)
-    again = planning.observe(folder, ["a"])
+    again = planning.scan_runs(folder, ["a"])
     assert again["a"].state == "running" and again["a"].identity == stored and list(again) == ["a", "b"]
 
 
@@ -240,7 +240,7 @@ def test_changed_goes_to_the_trash_and_is_not_deleted(tmp_path, snapshot):
     cluster, folder = Fake(), tmp_path / "demo"
     folders.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
     (folder / "a" / "treasure").write_text("weights")
-    seen = planning.observe(folder, ["a"])
+    seen = planning.scan_runs(folder, ["a"])
     folders.apply(planning.plan([wanted(mask="0.75")], seen, folder, changed="restart"), snapshot, cluster, {})
     assert read(folder / "a" / "config.yaml").stages[0].mask == "0.75"
     (kept,) = (tmp_path / ".trash").glob("*/demo/a/treasure")
@@ -276,14 +276,14 @@ def test_adopted_data_are_the_run_s_from_now_on(tmp_path, snapshot):
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "commit.json", {"samples": 96, "stage": "pretrain", "attempt": 1, "files": {}})
     want, old = wanted(data="other"), wanted().identity["hash"]
-    seen = planning.observe(folder, ["a"])
+    seen = planning.scan_runs(folder, ["a"])
     folders.apply(planning.plan([want], seen, folder, changed="data"), snapshot, cluster, {})
     stored = read_json(folder / "a" / "identity.json")
     assert stored["hash"] == want.identity["hash"] != old and read(folder / "a" / "config.yaml") == want.config
     (before,) = stored["before"]
     assert (before["samples"], before["hash"]) == (96, old)
     assert [change["key"] for change in before["changes"]] == ["data.manifest"]
-    assert [(a.kind, a.starts) for a in planning.plan([want], planning.observe(folder, ["a"]), folder).actions] == [
+    assert [(a.kind, a.starts) for a in planning.plan([want], planning.scan_runs(folder, ["a"]), folder).actions] == [
         ("stopped", True)
     ]
 
@@ -296,7 +296,7 @@ def test_a_stopped_run_keeps_its_code_and_a_retried_one_gets_todays(tmp_path, sn
     for state, code in (("stopped", old), ("failed", snapshot.path)):
         write_json(folder / "a" / "identity.json", {**want.identity, "code": old.name})
         cluster = Fake()
-        seen = {"a": Found(state, "", want.identity)}
+        seen = {"a": ExistingRun(state, "", want.identity)}
         folders.apply(planning.plan([want], seen, folder, retry=True), snapshot, cluster, {})
         assert (cluster.jobs[0].snapshot, cluster.jobs[0].hooks) == (code, snapshot.path)
         assert read_json(folder / "a" / "identity.json")["code"] == code.name
@@ -311,7 +311,7 @@ def test_code_outside_of_the_sweep_is_never_taken(tmp_path, snapshot, code):
     code = code.replace("FOLDER", str(tmp_path)) if isinstance(code, str) else code
     write_json(folder / "a" / "identity.json", {**want.identity, "code": code})
     cluster = Fake()
-    seen = {"a": Found("stopped", "", want.identity)}
+    seen = {"a": ExistingRun("stopped", "", want.identity)}
     folders.apply(planning.plan([want], seen, folder), snapshot, cluster, {})
     assert cluster.jobs[0].snapshot == snapshot.path
 
@@ -334,7 +334,7 @@ def test_a_run_that_goes_on_takes_what_is_new_outside_its_identity(tmp_path, sna
     folders.apply(planning.plan([wanted()], {}, folder), snapshot, Fake(), {})
     want = wanted()
     want.config.checkpoint.minutes, want.config.data.workers = 77, 3
-    seen = planning.observe(folder, ["a"])
+    seen = planning.scan_runs(folder, ["a"])
 
     class Looks(Fake):
         def submit(self, jobs):
@@ -351,16 +351,18 @@ def test_another_machine_makes_no_other_run(tmp_path, snapshot):
     asked.compute.precision = asked.compute.attention = "auto"
     big, small = Host(64, 10**11, bf16=True), Host(2, 10**8)
     data = facts(asked)
-    first = planning.settle(asked, big, data, [folder / "a"])
-    want = Wanted("a", first, identity(first, ""), estimate(first, Profile()))
+    first = planning.resolve_stable(asked, big, data, [folder / "a"])
+    want = ResolvedRun("a", first, identity(first, ""), estimate(first, ClusterProfile()))
     folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
-    again = planning.settle(asked, small, data, [folder / "a"])
+    again = planning.resolve_stable(asked, small, data, [folder / "a"])
     assert identity(again, "")["hash"] == want.identity["hash"] != identity(resolve(asked, small, data), "")["hash"]
     assert again.data.buffer == small.memory // 4, "memory is that of the machine it goes on at"
     asked.stages[0].batch = 96
-    assert planning.settle(asked, small, data, [folder / "a"]) == resolve(asked, small, data), "another run: all is new"
+    assert planning.resolve_stable(asked, small, data, [folder / "a"]) == resolve(asked, small, data), (
+        "another run: all is new"
+    )
     (folder / "a" / "config.yaml").write_text("{")
-    assert planning.settle(asked, small, data, [folder / "a"]) == resolve(asked, small, data)
+    assert planning.resolve_stable(asked, small, data, [folder / "a"]) == resolve(asked, small, data)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])

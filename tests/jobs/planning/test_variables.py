@@ -8,8 +8,8 @@ import pytest
 from flip.config.merge import merge
 from flip.config.resolve import DataFacts, Host
 from flip.runs.errors import ConfigError
-from jobs.common.cluster_profile import Profile
-from jobs.planning import preflight, variables
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.planning import environment_checks, preflight
 from tests.synthetic import make_dataset
 
 NAMES = re.compile("AWS_|FSSPEC_|GOOGLE_|.*_PROXY$", re.IGNORECASE)
@@ -31,11 +31,11 @@ def config(there, *settings, data="files"):
 
 
 def profile(kind="slurm", **fields):
-    return Profile(name="mine", kind=kind, **fields)
+    return ClusterProfile(name="mine", kind=kind, **fields)
 
 
 def check(made, *profile, **more):
-    return variables.check(variables.needed(made), *profile, **more)
+    return environment_checks.check_variables(environment_checks.needed(made), *profile, **more)
 
 
 def refused(made, **fields):

@@ -11,7 +11,7 @@ from flip.config.merge import dump
 from flip.monitoring.results import read_run
 from flip.runs.rundir import write_json
 from jobs.reporting import goodput, seed_groups
-from jobs.reporting.advice import young
+from jobs.reporting.goodput import young
 from jobs.reporting.html import page
 from tests.jobs.outcomes import config, make
 

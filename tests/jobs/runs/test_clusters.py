@@ -6,10 +6,11 @@ import pytest
 
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs import status
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job
+from jobs.reporting import status as run_status
 from jobs.runs import clusters
-from jobs.runs.clusters import Job, Several
+from jobs.runs.clusters import MultiBackend
 from jobs.slurm import site
 from jobs.submit import main
 from tests.jobs.outcomes import make
@@ -85,13 +86,13 @@ def test_jobs_are_handed_to_their_own_cluster_and_remember_it(desk, answering):
     for name, where in (("a", "near"), ("b", "far"), ("c", "near")):
         run = make(desk / "runs" / "demo", name, steps=0, complete=False)
         jobs.append(Job(run, desk / "code", cluster=where))
-    Several([Profile(name=name, kind="slurm", partition=name) for name in ("near", "far")]).submit(jobs)
+    MultiBackend([ClusterProfile(name=name, kind="slurm", partition=name) for name in ("near", "far")]).submit(jobs)
     assert [read_json(job.run.path / "job.json")["cluster"] for job in jobs] == ["near", "far", "near"]
     texts = sorted(path.read_text() for path in desk.glob("sbatch.[0-9]*"))
     assert sorted("--partition=far" in text for text in texts) == [False, True]
-    rows = status.table([job.run for job in jobs])
-    assert [row["cluster"] for row in rows] == ["near", "far", "near"] and " far " in status.render(rows)
-    assert "cluster" not in status.render([row for row in rows if row["cluster"] == "near"])
+    rows = run_status.table([job.run for job in jobs])
+    assert [row["cluster"] for row in rows] == ["near", "far", "near"] and " far " in run_status.render(rows)
+    assert "cluster" not in run_status.render([row for row in rows if row["cluster"] == "near"])
 
 
 def test_one_that_does_not_answer_keeps_no_other_from_being_told(desk, answering, field):
@@ -103,6 +104,6 @@ def test_one_that_does_not_answer_keeps_no_other_from_being_told(desk, answering
     write_json(silent.path / "job.json", {"kind": "slurm", "name": "x.77aa", "token": "77aa", "index": 0})
     answering("squeue", "exit 1")
     with pytest.raises(FlipError, match="Slurm did not do"):
-        clusters.call_off([silent, run], "enough")
+        clusters.request_cancel([silent, run], "enough")
     field.until_state(run, "cancelled")
     field.until(lambda: not field.left())

@@ -10,7 +10,7 @@ from jobs import submit as command
 from jobs.local import backend
 from jobs.reporting import run_details
 from jobs.runs import resubmit
-from jobs.runs.clusters import Several
+from jobs.runs.clusters import MultiBackend
 from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
 from tests.jobs.outcomes import make
@@ -31,12 +31,12 @@ def desk(tmp_path, data, monkeypatch, capsys):
     """``desk(*words)``: submit; the names of what starts. ``desk.write(mask)``: the sweep file."""
     started = []
 
-    class Cluster(Several):
+    class Cluster(MultiBackend):
         def submit(self, jobs):
             started[:] = [job.run.name for job in jobs]
             super().submit(jobs)
 
-    monkeypatch.setattr(submission, "Several", Cluster)
+    monkeypatch.setattr(submission, "MultiBackend", Cluster)
     monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
     monkeypatch.setattr(backend, "start_supervisor", lambda *_: None)
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))

@@ -13,17 +13,17 @@ import pytest
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import cancel
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job, JobResources
 from jobs.host import attempts, wall_limit
 from jobs.planning import plan as planning
 from jobs.runs import clusters
-from jobs.runs.clusters import Job, Shape
 from jobs.slurm import backend, job_states, site
 from jobs.submission import dry_run
 from tests.jobs.outcomes import wanted
 
 ROOT = Path(__file__).resolve().parents[3]
-PROFILE = Profile(name="far", kind="slurm", partition="gpu")
+PROFILE = ClusterProfile(name="far", kind="slurm", partition="gpu")
 CONFIG = "echo 'ClusterName = far'"
 SBATCH = 'cp "$1" "$0.$$"; env | sort > "$0.env"; echo "Submitted batch job 57"'
 
@@ -120,7 +120,7 @@ def test_a_site_that_disables_requeue_is_noticed_at_submission(sweep, commands, 
     run = sweep("a")
     commands("sbatch", SBATCH)
     commands("scontrol", f"[ $2 = job ] && echo 'JobId=57\n   Requeue={requeue} Restarts=0'; {CONFIG}")
-    backend.SlurmCluster(PROFILE).submit([Job(run, ROOT, Shape(1, 1, 0, 1, 1.0))])
+    backend.SlurmBackend(PROFILE).submit([Job(run, ROOT, JobResources(1, 1, 0, 1, 1.0))])
     said = capsys.readouterr().err
     assert ("warning: job 57: requeue is disabled here (Requeue=0)" in said) == (not requeue)
     token = read_json(run.path / "job.json")["token"]
@@ -145,7 +145,7 @@ def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands)
         run = sweep(f"a{i}")
         commands("sbatch", f"printf '%s\\n' {shlex.quote(wrong)} {shlex.quote(more)} >&2; exit 1")
         with pytest.raises(ConfigError, match=re.escape(wrong)) as caught:
-            backend.SlurmCluster(PROFILE).submit([Job(run, ROOT, Shape(1, 1, 0, 1, 1.0))])
+            backend.SlurmBackend(PROFILE).submit([Job(run, ROOT, JobResources(1, 1, 0, 1, 1.0))])
         assert "partition, account, qos or options of the profile" in str(caught.value)
         assert told(run) == ("stopped", 0, "Slurm did not say that it took its job: submit again")
 
@@ -197,7 +197,7 @@ def jobs(tmp_path, *shapes):
 
 def test_one_array_per_shape_and_the_place_of_each_run_is_written_before(tmp_path, commands, monkeypatch):
     """When sbatch is called, job.json and the list of runs are there already: any job can be found afterwards."""
-    small, large = Shape(1, 2, 0, 1, 1.0), Shape(2, 8, 8, 4, 24.0)
+    small, large = JobResources(1, 2, 0, 1, 1.0), JobResources(2, 8, 8, 4, 24.0)
     look = f'ls {tmp_path}/runs/demo/*/job.json {tmp_path}/runs/demo/.slurm/*/runs >> "$0.seen"'
     commands("sbatch", f"{look}; {SBATCH}")
     commands("scontrol", CONFIG)
@@ -205,7 +205,7 @@ def test_one_array_per_shape_and_the_place_of_each_run_is_written_before(tmp_pat
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("PROXY", "y")
     made = jobs(tmp_path, small, large, small)
-    backend.SlurmCluster(Profile(name="far", kind="slurm", env=["PROXY"])).submit(made)
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm", env=["PROXY"])).submit(made)
     seen = (tmp_path / "sbatch.seen").read_text().split()
     assert len(seen) == 3 + 5, "two runs and a list at the first sbatch, three and two at the second"
     records = [read_json(job.run.path / "job.json") for job in made]
@@ -225,9 +225,9 @@ def test_what_a_dry_run_shows_is_what_sbatch_gets(tmp_path, commands):
     commands("sbatch", SBATCH)
     commands("scontrol", CONFIG)
     commands("srun", "exit 1")  # submitit looks for it
-    made = jobs(tmp_path, Shape(2, 8, 8, 4, 24.0), Shape(2, 8, 8, 4, 24.0))
+    made = jobs(tmp_path, JobResources(2, 8, 8, 4, 24.0), JobResources(2, 8, 8, 4, 24.0))
     shown = dry_run.script(PROFILE, made)
-    backend.SlurmCluster(PROFILE).submit(made)
+    backend.SlurmBackend(PROFILE).submit(made)
     (text,) = (path.read_text() for path in tmp_path.glob("sbatch.[0-9]*"))
     token = read_json(made[0].run.path / "job.json")["token"]
     assert text.replace(token, dry_run.TOKEN) == shown and token not in shown and "--array=0-1" in shown
@@ -259,7 +259,7 @@ def test_what_slurm_says_against_a_script_is_shown(tmp_path, commands):
 
 
 def test_many_runs_are_split_at_the_sites_limit(tmp_path):
-    groups = list(backend.arrays(jobs(tmp_path, *[Shape()] * 7), 3))
+    groups = list(backend.arrays(jobs(tmp_path, *[JobResources()] * 7), 3))
     assert [len(group) for group in groups] == [3, 3, 1]
 
 
@@ -268,7 +268,7 @@ def test_a_refusal_of_sbatch_is_one_paragraph(tmp_path, commands):
     commands("srun", "")
     commands("sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1")
     with pytest.raises(ConfigError, match="Invalid account.*doctor"):
-        backend.SlurmCluster(PROFILE).submit(jobs(tmp_path, Shape()))
+        backend.SlurmBackend(PROFILE).submit(jobs(tmp_path, JobResources()))
 
 
 def test_cancel_tells_ranks_first_and_ends_them_the_second_time(sweep, commands):
@@ -291,7 +291,7 @@ def test_calling_off_twice_does_not_wait_for_a_save(sweep, commands):
     run = sweep("a", ("RUNNING", "None"))
     commands("scancel", "")
     for call in ("scancel --signal=USR2 57_0", "scancel 57_0"):
-        clusters.call_off([run], "no longer wanted")
+        clusters.request_cancel([run], "no longer wanted")
         assert commands.calls()[-1] == call
     assert read_json(run.cancel)["why"] == "no longer wanted"
 
@@ -320,7 +320,7 @@ def test_a_cancel_that_cannot_be_written_keeps_no_other_from_being_cancelled(swe
     commands("scancel", "echo 'Access denied' >&2; exit 1")
     monkeypatch.setattr(clusters, "create_json", Mock(side_effect=PermissionError(13, "Permission denied")))
     with pytest.raises(PermissionDenied, match="a: Permission denied; .*Besides: not told to stop .*Access denied"):
-        clusters.call_off(runs, "")
+        clusters.request_cancel(runs, "")
 
 
 def test_one_that_cannot_be_told_to_stop_does_not_keep_the_others_from_it(sweep, commands):
@@ -349,5 +349,5 @@ def test_a_record_of_another_user_signals_only_that_users_jobs(sweep, commands):
     run = sweep("a", ("RUNNING", "None"))
     os.chown(run.path / "job.json", 12345, -1)
     commands("scancel", "")
-    backend.SlurmCluster(PROFILE).cancel([run])
+    backend.SlurmBackend(PROFILE).cancel([run])
     assert commands.calls()[-1] == "scancel --signal=USR2 --user=12345 57_0"

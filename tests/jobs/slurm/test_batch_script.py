@@ -15,9 +15,9 @@ import pytest
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.common.cluster_profile import Profile, load_profile
+from jobs.common.cluster_profile import ClusterProfile, load_profile
+from jobs.common.job import Job, JobResources
 from jobs.host import attempts, batch_hooks
-from jobs.runs.clusters import Job, Shape
 from jobs.slurm import batch_script
 from jobs.slurm.backend import executor_of
 from jobs.slurm.site import accepts
@@ -27,7 +27,11 @@ ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = Path(__file__).with_name("golden")
 CODE = Path("/runs/demo/.code")
 JOB = Job(
-    RunDir("/runs/demo/a"), CODE / "c0de", Shape(2, 8, 8, 12, 23.9), {"NCCL_DEBUG": "WARN x"}, hooks=CODE / "today"
+    RunDir("/runs/demo/a"),
+    CODE / "c0de",
+    JobResources(2, 8, 8, 12, 23.9),
+    {"NCCL_DEBUG": "WARN x"},
+    hooks=CODE / "today",
 )
 
 
@@ -67,7 +71,9 @@ def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", mo
 def test_the_script_is_the_golden_one(name, fields, monkeypatch):
     job = replace(JOB, canary=50) if name == "canary" else JOB
     text = script(
-        Profile(name=name, kind="slurm", **{"python": "/opt/py/bin/python", **fields}), job, monkeypatch=monkeypatch
+        ClusterProfile(name=name, kind="slurm", **{"python": "/opt/py/bin/python", **fields}),
+        job,
+        monkeypatch=monkeypatch,
     )
     path = GOLDEN / f"sbatch-{name}.sh"
     if os.environ.get("FLIP_GOLDEN") == "write":
@@ -82,11 +88,11 @@ def test_the_script_is_the_golden_one(name, fields, monkeypatch):
 def test_a_limit_is_not_rounded_up_for_the_noise_of_a_product(hours, minutes, commands, tmp_path):
     """8.3 * 60 is 498.00000000000006; a limit that is a site's own to the minute would be refused."""
     wanted = batch_script.parameters(
-        Profile(kind="slurm"), replace(JOB, shape=Shape(hours=hours)), tmp_path, "demo.0123abcd"
+        ClusterProfile(kind="slurm"), replace(JOB, shape=JobResources(hours=hours)), tmp_path, "demo.0123abcd"
     )
     assert wanted["time"] == minutes
     commands("sbatch", "")
-    accepts(Profile(kind="slurm", hours=hours))
+    accepts(ClusterProfile(kind="slurm", hours=hours))
     assert f"--time={minutes} " in commands.calls()[-1], "what doctor asks is what is submitted"
 
 
@@ -100,8 +106,8 @@ class Stage:
         self.folder.mkdir(parents=True)
         (self.folder / "runs").write_text(f"/nowhere\n{self.run.path}\n")
         write_json(self.run.path / "job.json", {"token": "77aa77aa", "after": 0})
-        job = Job(self.run, ROOT, Shape(), {}, "jobs.worker")
-        text = script(Profile(name="x", kind="slurm"), job, 2, self.folder, monkeypatch)
+        job = Job(self.run, ROOT, JobResources(), {}, "jobs.worker")
+        text = script(ClusterProfile(name="x", kind="slurm"), job, 2, self.folder, monkeypatch)
         self.script = folder / "script.sh"
         self.script.write_text(text)
         commands("scontrol", "[ $1 = show ] && echo 'JobState=RUNNING Restarts=0'; exit 0")
@@ -138,8 +144,8 @@ def test_host_hooks_come_from_the_code_that_is_submitted_now(stage, tmp_path, mo
     (old / "jobs" / "host").mkdir(parents=True)
     for name in ("host/batch_hooks.py", "host/rank_entry.py"):
         (old / "jobs" / name).write_text("import argparse\nargparse.ArgumentParser().parse_args()\n")
-    job = Job(stage.run, old, Shape(), {}, "jobs.worker", hooks=ROOT)
-    stage.script.write_text(script(Profile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
+    job = Job(stage.run, old, JobResources(), {}, "jobs.worker", hooks=ROOT)
+    stage.script.write_text(script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
     stage.commands("srun", "echo $PYTHONPATH $FLIP_SNAPSHOT $*; exit 75")
     assert stage.start().wait(60) == 75
     assert (stage.end()["cause"], stage.end()["action"]) == ("stopped", "requeue")
@@ -161,8 +167,8 @@ def test_code_of_another_user_is_not_executed(stage, tmp_path, monkeypatch):
     code = tmp_path / "code"
     for name in ("flip", "jobs"):
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
-    job = Job(stage.run, code, Shape(), {}, "jobs.worker")
-    stage.script.write_text(script(Profile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
+    job = Job(stage.run, code, JobResources(), {}, "jobs.worker")
+    stage.script.write_text(script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
     stage.commands("srun", "exit 0")
     for path, owner, mode in ((code / "jobs", 12345, 0o755), (code / "flip" / "__init__.py", 0, 0o666)):
         before = path.stat().st_mode
@@ -255,8 +261,8 @@ def test_where_there_is_nothing_to_do_no_attempt_begins(stage, what):
 
 
 def test_a_module_that_is_not_there_is_tried_on_other_nodes(stage, monkeypatch):
-    job = Job(stage.run, ROOT, Shape(), {}, "jobs.worker")
-    profile = Profile(name="x", kind="slurm", modules=["nosuch/1.0"])
+    job = Job(stage.run, ROOT, JobResources(), {}, "jobs.worker")
+    profile = ClusterProfile(name="x", kind="slurm", modules=["nosuch/1.0"])
     stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
     assert stage.start().wait(60) == 70
     assert (stage.end()["cause"], stage.end()["action"]) == ("crash", "requeue")
@@ -273,8 +279,8 @@ def test_a_node_that_starts_no_rank_is_left_out(stage):
 @pytest.mark.parametrize("hours, late", [(1.0, True), (0.05, False)])
 def test_three_whole_wall_limits_for_nothing_are_the_end(stage, monkeypatch, hours, late):
     stage.commands("srun", "exit 75")
-    job = Job(stage.run, ROOT, Shape(hours=hours), {}, "jobs.worker")
-    text = script(Profile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch)
+    job = Job(stage.run, ROOT, JobResources(hours=hours), {}, "jobs.worker")
+    text = script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch)
     stage.script.write_text(text.replace("trap finish EXIT\n", "trap finish EXIT\nSECONDS=3440\n"))
     for n in (1, 2, 3):
         assert stage.start(SLURM_RESTART_COUNT=str(n - 1)).wait(60) == 75
@@ -532,8 +538,8 @@ def test_shellcheck_finds_nothing_in_the_script(path):
 
 
 def test_the_python_of_the_script_is_the_one_that_submits():
-    assert Profile().jobs_python == Profile().hosts_python == sys.executable
-    boxed = Profile(container="x.sif")
+    assert ClusterProfile().jobs_python == ClusterProfile().hosts_python == sys.executable
+    boxed = ClusterProfile(container="x.sif")
     assert (boxed.jobs_python, boxed.hosts_python) == ("python3", "python3")
 
 

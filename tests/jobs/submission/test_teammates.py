@@ -13,11 +13,11 @@ import pytest
 from flip.runs.errors import FlipError
 from flip.runs.rundir import read_json, write_json
 from jobs import explain, report, status
-from jobs.common.cluster_profile import Profile
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job
 from jobs.host import attempts
 from jobs.planning import plan as planning
 from jobs.runs import clusters
-from jobs.runs.clusters import Job
 from jobs.slurm import backend, job_states
 from jobs.submission import apply
 from tests.jobs.outcomes import make, wanted
@@ -65,7 +65,7 @@ def sweep(tmp_path, commands):
     commands("scontrol", "echo 'ClusterName = far'")
     runs = [make(tmp_path / "runs" / "demo", name, steps=0, complete=False) for name in "abc"]
     jobs = apply.with_canaries([Job(run, tmp_path / "code") for run in runs], tmp_path / "runs" / "demo", 50)
-    backend.SlurmCluster(Profile(name="far", kind="slurm")).submit(jobs)
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(jobs)
     ahead, behind = (read_json(run.path / "job.json")["name"] for run in runs[:2])
 
     def queue(first="RUNNING|None", others="PENDING|JobHeldUser"):
@@ -126,7 +126,7 @@ def test_where_slurm_hides_the_jobs_of_others_their_runs_are_unknown(sweep, monk
     with pytest.raises(FlipError, match=re.escape(f"not told to stop (found: 'a: {why}'")):
         clusters.cancel([run])
     write_json(run.identity, dict(wanted("a").identity))
-    plan = planning.plan([wanted("a")], planning.observe(run.path.parent, ["a"]), run.path.parent)
+    plan = planning.plan([wanted("a")], planning.scan_runs(run.path.parent, ["a"]), run.path.parent)
     assert [action.kind for action in plan.actions] == ["unknown"] and not plan.starting
     job = read_json(run.path / "job.json")
     write_json(run.path / "job.json", {key: value for key, value in job.items() if key != "uid"})

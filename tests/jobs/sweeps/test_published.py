@@ -12,11 +12,12 @@ from flip.config.validate import validate
 from flip.config.yaml_io import read_yaml
 from flip.monitoring.results import read_run
 from flip.runs.errors import ConfigError
-from jobs.reporting.paper_comparison import Line
+from jobs.common.paths import SWEEPS
+from jobs.reporting.paper_comparison import Line, differences, obstacles
 from jobs.submit import main
 from jobs.sweeps import published as paper
-from jobs.sweeps.published import Published, differences, obstacles, published
-from jobs.sweeps.sweep_file import SWEEPS, load
+from jobs.sweeps.published import Published, published
+from jobs.sweeps.sweep_file import load
 from tests.jobs.outcomes import make
 
 FILES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.name != "paper.yaml")

@@ -14,8 +14,9 @@ from flip.config.resolve import Host, facts, resolve
 from flip.config.validate import validate
 from flip.config.yaml_io import Place, dump_yaml
 from flip.runs.errors import ConfigError
+from jobs.common.paths import SWEEPS
 from jobs.sweeps.constraints import parse
-from jobs.sweeps.sweep_file import SWEEPS, load
+from jobs.sweeps.sweep_file import load
 
 H100_NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
 COMMON = "set: {model.size: tiny, data.samples: 1e6, stages: [{name: pretrain, samples: 1000, batch: 128}]}\n"

@@ -42,7 +42,7 @@ ask() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }
 elsewhere() {  # a node that lacks what the others have, a mount or the interpreter, must not eat a whole array
   code=$?
   case $code in 1|2|4|126|127|13[0-9]) ;; *) exit "$code";; esac  # others are what `begin` means
-  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as marks.Mark: starts in a row that came to nothing
+  life=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as slurm_cli.FailedStarts: starts in a row for nothing
   until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the trap does
   mark=$(sed -En 's/^ *Comment=away:([0-9]+:-?[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
   IFS=: read -r past last ended <<< "$mark"

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from flip.runs.rundir import write_json
-from jobs.reporting import watch
+from jobs.reporting import status as run_status
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -25,17 +25,17 @@ def test_worst_code_and_both_ways_of_telling(field):
     write_json(left.cancel, {"who": "me", "why": "", "time": 0})
     field.submit(good, bad)
     lines = io.StringIO()
-    assert watch.watch([good.path, left.path, bad.path], lines, poll=0.05) == 76
+    assert run_status.watch([good.path, left.path, bad.path], lines, poll=0.05) == 76
     told = lines.getvalue()
     assert "good: complete" in told and "bad: failed" in told and "as told" in told
     assert "\x1b" not in told
     screen = Terminal()
-    assert watch.watch([good.path], screen) == 0
+    assert run_status.watch([good.path], screen) == 0
     assert "#" * 20 in screen.getvalue() and "\x1b[2K" in screen.getvalue()
 
 
 def test_runs_that_nobody_looks_after_are_no_reason_to_wait(field):
-    assert watch.watch([field.run().path], io.StringIO()) == 75
+    assert run_status.watch([field.run().path], io.StringIO()) == 75
 
 
 def test_interrupt_leaves_the_runs_going(field):
@@ -44,7 +44,7 @@ def test_interrupt_leaves_the_runs_going(field):
     # As from a terminal: a test run in the background inherits SIGINT ignored, and so would the command.
     script = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from jobs.reporting.watch import watch; sys.exit(watch([sys.argv[1]], again='COME BACK'))"
+        "from jobs.reporting.status import watch; sys.exit(watch([sys.argv[1]], again='COME BACK'))"
     )
     looker = subprocess.Popen([sys.executable, "-c", script, run.path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     field.until_moving(run, 1)

@@ -1,0 +1,93 @@
+"""The outcomes of runs, and the short forms of a report: rows for JSON and CSV, and the text for a terminal.
+
+The blocks of the page and of the Markdown report come from ``jobs.reporting.report``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from flip.monitoring.results import Outcome, differing, read_run, row
+from flip.runs.rundir import RunDir
+from jobs.common.text import plain, table
+from jobs.reporting import paper_comparison, seed_groups
+from jobs.reporting.report import damage, result_cells
+from jobs.reporting.seed_groups import by_sweep_order
+from jobs.runs.clusters import states
+
+
+def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
+    """What the runs came to, in the sweep's order; their states are the cluster's, which knows what still lives."""
+    # Path.exists raises where it may not look
+    found, known = [], states(run for run in runs if os.path.exists(run.path / "job.json"))
+    for run in runs:
+        outcome = read_run(run.path)
+        state = known.get(run.path)
+        damaged = outcome.state == "unknown"  # no complete run without its settings and result
+        if state is not None and not (damaged and state.state == "complete"):
+            outcome = replace(outcome, state=state.state, reason=state.detail or outcome.reason)
+        found.append(outcome)
+    with ThreadPoolExecutor(2) as pool:  # metric lines are read outside of the interpreter's lock
+        list(pool.map(lambda outcome: outcome.metrics, found))
+    return by_sweep_order(found)
+
+
+def rows(found: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """One flat mapping per run, as ``flip.monitoring.results.read_runs`` makes them, all with the same keys.
+
+    Of a run with published numbers also ``paper.row``, and for each test ``paper.SET.top1`` (0..1) and ``.comparable``:
+    yes, or why not.
+    """
+    made = [row(outcome, differing(found)) for outcome in found]
+    beside = {
+        id(outcome): arm.published for arm in seed_groups.group(found) for outcome in arm.outcomes if arm.published
+    }
+    for outcome, each in zip(found, made, strict=True):
+        if (published := beside.get(id(outcome))) is None:
+            continue
+        each["paper.row"] = published.row
+        for name, number in published.top1.items():
+            why = "; ".join(paper_comparison.obstacles(published, [outcome], name))
+            each |= {f"paper.{name}.top1": number / 100, f"paper.{name}.comparable": why or "yes"}
+    keys = dict.fromkeys(key for each in made for key in each)
+    return [{key: each.get(key) for key in keys} for each in made]
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writerow({key: _cell(key) for key in rows[0]})
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula, behind an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def text(found: Sequence[Outcome], table_: str = "") -> str:
+    """The table of arms, the paper's numbers beside them, what that cannot say, and why runs are not complete."""
+    grouped = seed_groups.group(found)
+    lines = [table(result_cells(grouped, found))]
+    if any(arm.complete for arm in grouped):
+        lines.append(
+            "accuracy: top-1 (of retrieval R@1), per cent; in brackets the 95 % interval, of several seeds the range;"
+            " scored in fp32 unless a column says otherwise"
+        )
+        lines.append(f"samples/s, training, {seed_groups.hours_unit(grouped)}: {seed_groups.COUNTED}")
+        lines.append(plain(seed_groups.verdict(grouped)))
+    if compared := paper_comparison.compare(grouped, found, table_):
+        lines += ["", table(paper_comparison.cells(compared)), ""]
+    for outcome in found:
+        if outcome.state != "complete":
+            why = f": {outcome.reason}" if outcome.reason else ""
+            lines.append(plain(f"{outcome.run.name} is {outcome.state}{why}"))
+    lines += map(plain, damage(found))
+    return "\n".join(line for line in lines if line or compared)
