@@ -291,7 +291,7 @@ def test_pictures(tmp_path):
 
 READERS = """
     from pathlib import Path
-    from flip.export import format as exported
+    from flip.checkpoint import export_record as exported
     from flip.config.schema import TextTower
     from flip.config.yaml_io import read_yaml
     from flip.evaluation.images import File, Files

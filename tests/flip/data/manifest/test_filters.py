@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import filters
 from flip.data.manifest import kept as kept_samples
+from flip.data.manifest import manifest as manifests
 from flip.data.manifest.build import index, merge
 from flip.data.manifest.filters import Filter, Filters, Length
 from flip.data.manifest.gather import gather
@@ -52,7 +53,8 @@ def members(path):
     return found
 
 
-def test_an_unfiltered_manifest_is_byte_for_byte_what_it_was(tmp_path):
+def test_an_unfiltered_manifest_is_byte_for_byte_what_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifests, "TOOL", "flip 0.1.0")
     write_tar(tmp_path / "x.tar", [("a.txt", b"1"), ("b.txt", b"2"), ("c.txt", b"3")])
     write_tar(tmp_path / "y.tar", [("d.txt", b"4" * 600), ("d.json", b"{}")])
     found, digest = index(paths(tmp_path), tmp_path, chunk=2), hashlib.sha256()
