@@ -100,3 +100,12 @@ def test_every_test_that_the_page_names_exists():
         "tests/security/" + name for name in re.findall(r"`(test_\w+\.py)", page)
     ]
     assert len(files) > 15 and not [file for file in files if not (ROOT / file).is_file()]
+
+
+def test_no_log_line_of_a_library_shows_a_password():
+    program = (
+        "import logging, sys; from flip.runs.errors import start_logging; start_logging(sys.stdout, 'rank 0 ')\n"
+        "logging.getLogger('urllib3').warning('retry %s', 'https://me:p@ss@proxy/x?sig=s3cret')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "rank 0 WARNING retry https://...@proxy/x?sig=..." in done.stdout, done.stdout

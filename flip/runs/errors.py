@@ -4,7 +4,11 @@ Standard library, Python >= 3.6: the exit trap on the host reads this file with 
 The code of a process is only a hint; the cause it leaves in ``attempts/<n>/cause.<rank>.json`` is the fact.
 """
 
+import logging
 import re
+
+if False:  # names for annotations only: Python 3.6 runs this file too
+    from typing import Any  # noqa: F401
 
 COMPLETE = 0
 DATA = 65
@@ -59,6 +63,22 @@ def scrub(text):
     # type: (str) -> str
     """The text without names, passwords and credentials in its addresses."""
     return PARAMETERS.sub(r"\1=...", USERINFO.sub("...@", text))
+
+
+class ScrubbedFormatter(logging.Formatter):
+    """Formats lines of a log without credentials in addresses, whichever library wrote them."""
+
+    def format(self, record):
+        # type: (logging.LogRecord) -> str
+        return scrub(super().format(record))
+
+
+def start_logging(stream, words=""):
+    # type: (Any, str) -> None
+    """Log from level INFO on to ``stream``, each line with the time, ``words`` and the level."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(ScrubbedFormatter("%(asctime)s " + words + "%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 class FlipError(Exception):

@@ -24,7 +24,7 @@ from typing import Any
 
 from flip.distributed.shutdown import GRACE
 from flip.runs import ownership
-from flip.runs.errors import CAUSES, ConfigError
+from flip.runs.errors import CAUSES, ConfigError, start_logging
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
@@ -245,7 +245,7 @@ def main(folder: str) -> int:
         return 0
     os.setsid()
     raise_limits()  # ranks inherit them
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    start_logging(sys.stderr)
     supervisor = Supervisor(sweep)
 
     def leave(number: int, frame: object) -> None:

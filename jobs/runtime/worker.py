@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flip.distributed import shutdown
-from flip.runs.errors import CAUSES, ConfigError, DataError, FlipError, StorageError, scrub
+from flip.runs.errors import CAUSES, ConfigError, DataError, FlipError, StorageError, scrub, start_logging
 from flip.runs.rundir import OWNER, RunDir, load_record, read_json
 from jobs.host.restart_policy import PEER_GONE
 
@@ -43,9 +43,7 @@ def main(path: str, work: Work | None = None) -> int:
     flag = shutdown.install()
     faulthandler.enable()
     run, rank = RunDir(path), int(os.environ.get("RANK", 0))
-    logging.basicConfig(
-        format=f"%(asctime)s rank {rank} %(levelname)s %(message)s", level=logging.INFO, stream=sys.stdout
-    )
+    start_logging(sys.stdout, f"rank {rank} ")
     if run.result.exists():  # a cluster may start a finished job once more
         return 0
     attempt = int(os.environ["FLIP_ATTEMPT"])
@@ -142,7 +140,7 @@ def in_process(run: RunDir, attempt: int) -> None:
     """Train as the only rank, in the calling process; what goes wrong comes out as it is (jobs/debug.py)."""
     from flip.training.trainer import Stopped, train
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stdout)
+    start_logging(sys.stdout)
     _check_identity(run)
     try:
         train(run, attempt, shutdown.install(), lambda what: None)
