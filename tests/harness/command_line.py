@@ -139,5 +139,5 @@ runs:
         return "\n".join(f"--- {p}\n{p.read_text()[-800:]}" for p in sorted(self.runs.glob("demo/*/logs/*/*.err")))
 
     def processes(self):
-        lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        lines = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         return [line for line in lines.splitlines() if str(self.runs) in line]

@@ -186,7 +186,7 @@ class TrainingRun:
 
     def leftovers(self):
         """Processes that name this run, and files with temporary names."""
-        running = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        running = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
         files = [p for p in self.run.path.parent.rglob("*") if ".tmp." in p.name or ".new." in p.name]
         return [line for line in running.splitlines() if str(self.run.path) in line], files
 

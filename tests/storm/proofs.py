@@ -144,8 +144,8 @@ def nothing_left(storm):
     """nothing is left: no job, no process, no temporary file, no object that no commit names, no secret in a file"""
     queued = storm.scene.here.call("squeue", "-h", "-o", "%i %T %j").strip()
     assert not queued, queued
-    lines = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    running = [line for line in lines if str(storm.scene.runs) in line]
+    done = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True)
+    running = [line for line in done.stdout.splitlines() if str(storm.scene.runs) in line]
     assert not running, "\n".join(running)
     for run in storm.runs:
         assert run.leftovers() == ([], []), run.leftovers()

@@ -21,6 +21,7 @@ from jobs.host import attempts, batch_hooks
 from jobs.slurm import batch_script
 from jobs.slurm.backend import executor_of
 from jobs.slurm.site import accepts
+from tests.harness.common import wait_until
 from tests.slurm_site import require_shellcheck
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -466,14 +467,12 @@ def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):
     stage.commands(
         "scontrol",
         f"""[ $1 = show ] || exit 0
-    case $(ps -o args= -p $PPID) in *batch_hooks.py\\ watch*)
+    case $(tr '\\0' ' ' < /proc/$PPID/cmdline) in *batch_hooks.py\\ watch*)
         while [ ! -e {tmp_path}/end ]; do sleep 0.05; done; echo '{limit}';;
     *) touch {tmp_path}/end; exit 1;; esac""",
     )
     bash = stage.start()
-    while "scontrol requeue 57_1" not in stage.commands.calls():
-        time.sleep(0.01)
-        assert bash.poll() is None
+    wait_until(lambda: "scontrol requeue 57_1" in stage.commands.calls(), "the watcher's requeue", seconds=120)
     assert stage.end() is None, "the trap has not got that far"
     os.killpg(bash.pid, signal.SIGKILL)
     bash.wait(60)
