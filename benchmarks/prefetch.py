@@ -38,7 +38,7 @@ from flip.config.schema import Data
 from flip.data.manifest.manifest import BLOCK, Table
 from flip.data.order import Order
 from flip.data.prefetch import LEAD, MOST, due, phase
-from flip.data.storage.hedge import SHARE
+from flip.data.storage.retry import SHARE
 from flip.data.worker_pool import SLOTS
 
 Q, HEDGE = 4, Data.hedge

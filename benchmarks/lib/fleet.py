@@ -25,7 +25,7 @@ from flip.costs import parameters
 from flip.data.manifest.manifest import BLOCK
 from flip.data.order import Order
 from flip.data.prefetch import MOST, THREADS
-from flip.data.storage.hedge import SHARE
+from flip.data.storage.retry import SHARE
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import SWEEPS
 from jobs.planning import memory_fit

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 
 from flip.data.storage.base import Fault, is_remote
 from flip.data.storage.fsspec_storage import Anywhere
-from flip.data.storage.outage import Outages
-from flip.data.storage.retry import Attempts, Do, Patience, Words
+from flip.data.storage.retry import Attempts, Do, Outages, Patience, Words
 from flip.data.storage.s3 import S3
 from flip.runs import commit, ownership
 from flip.runs.errors import PermissionDenied

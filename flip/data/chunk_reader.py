@@ -28,10 +28,8 @@ from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import Fault, Storage
 from flip.data.storage.checksums import crc32
-from flip.data.storage.client import StorageClient
-from flip.data.storage.counters import Counters
-from flip.data.storage.outage import Outage
-from flip.data.storage.retry import Clock, Patience
+from flip.data.storage.client import Counters, StorageClient
+from flip.data.storage.retry import Clock, Outage, Patience
 from flip.runs.errors import DataError
 from flip.runs.ownership import private_folder, read_regular
 

@@ -19,8 +19,8 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.masking import Kept
 from flip.data.memory import Memory, memory, part_bytes
 from flip.data.mixture import Source
-from flip.data.storage.counters import Counters
-from flip.data.storage.outage import Board
+from flip.data.storage.client import Counters
+from flip.data.storage.retry import Board
 from flip.data.worker import Part, Replaced, Spec, Streams
 from flip.data.worker_pool import Pool
 from flip.runs.errors import ConfigError, DataError

@@ -27,10 +27,9 @@ from flip.data.manifest import tar
 from flip.data.masking import Kept
 from flip.data.mixture import Source
 from flip.data.prefetch import Prefetch
-from flip.data.storage.counters import Counters
+from flip.data.storage.client import Counters
 from flip.data.storage.obstore_storage import Obstore
-from flip.data.storage.outage import Outage
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import Outage, Patience
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 

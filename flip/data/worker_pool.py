@@ -26,8 +26,8 @@ from flip.concurrency import leave_with_parent
 from flip.costs import SLOTS
 from flip.data.masking import Kept
 from flip.data.mixture import sources
-from flip.data.storage.counters import Counters
-from flip.data.storage.outage import Outage
+from flip.data.storage.client import Counters
+from flip.data.storage.retry import Outage
 from flip.data.worker import Part, Replaced, Spec, Streams
 from flip.distributed.shutdown import SIGNALS
 from flip.runs.errors import FlipError

@@ -13,8 +13,9 @@ from PIL import Image
 
 from flip.config.schema import TextTower
 from flip.data import decode
-from flip.data.storage import etag, s3
+from flip.data.storage import s3
 from flip.data.storage.base import Fault
+from flip.data.storage.checksums import ETag
 from flip.data.worker import Undecodable, captions_of, json_fields, label_of
 from flip.evaluation import annotations, prompts
 from flip.runs.errors import ConfigError, DataError
@@ -166,14 +167,14 @@ def test_any_head_of_a_reply(reply, wanted):
 
 @given(st.lists(st.binary(max_size=30), max_size=5), st.lists(st.integers(1, 40), max_size=4))
 def test_an_etag_is_that_of_the_parts_however_the_bytes_come(pieces, parts):
-    whole, found = b"".join(pieces), etag.ETag(parts)
+    whole, found = b"".join(pieces), ETag(parts)
     for piece in pieces:
         found.update(piece)
     cut, at = [], 0
     for size in parts:
         cut.append(whole[at : at + size])
         at += size
-    once = etag.ETag(parts)
+    once = ETag(parts)
     once.update(whole)
     assert found.text() == once.text()
     if at == len(whole) and parts:

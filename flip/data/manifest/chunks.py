@@ -44,5 +44,5 @@ class Chunks:
 
     def _put_together(self, count: int) -> None:
         crcs, blocks = np.concatenate(self._crcs), np.concatenate(self._blocks)
-        self._checksums.append(checksums.chunked(crcs[:count], blocks[:count], self._chunk))
+        self._checksums.append(checksums.combine(crcs[:count], blocks[:count], self._chunk))
         self._crcs, self._blocks, self._waiting = [crcs[count:]], [blocks[count:]], self._waiting - count

@@ -22,8 +22,8 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.scan import Judge
 from flip.data.manifest.tar import Sample
 from flip.data.storage.base import is_remote
+from flip.data.storage.checksums import ETag
 from flip.data.storage.client import StorageClient
-from flip.data.storage.etag import ETag
 from flip.runs.errors import ConfigError, DataError, StorageError
 
 Codes = NDArray[np.uint8]

@@ -20,9 +20,8 @@ from flip.data.manifest import tar
 from flip.data.manifest.census import Census, Counting
 from flip.data.manifest.manifest import BLOCK
 from flip.data.storage.base import Stat, is_remote
-from flip.data.storage.checksums import crc32
+from flip.data.storage.checksums import ETag, crc32
 from flip.data.storage.client import StorageClient
-from flip.data.storage.etag import ETag
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 
 if TYPE_CHECKING:

@@ -1,9 +1,10 @@
 """How are bytes fetched from S3 or a disk, and what is retried?
 
-- ``base``: the interface of a storage, faults and local files; ``s3``, ``obstore_storage``, ``fsspec_storage``.
+- ``base``: the interface of a storage, its errors, and local files.
+- ``s3``, ``obstore_storage``, ``fsspec_storage``: object storage.
 - ``client``: ``StorageClient`` reads ranges with retries, second requests and a limit on concurrency.
-- ``retry``: which fault is retried, how long and how often; ``hedge``: second requests; ``outage``: what users see.
-- ``checksums``: CRC32 of parts and of their concatenation; ``etag``; ``counters``.
+- ``retry``: which errors are retried, for how long and how often; second requests; reports of outages.
+- ``checksums``: CRC32 of bytes and of concatenations, ETags.
 
 May import ``flip.runs``.
 """

@@ -1,70 +1,61 @@
-"""CRC32 of bytes, and of concatenations from the CRCs of their parts: shards are read once, before it is known how they
-are chunked.
-
-crc(A + B) is crc(A), carried on over len(B) zero bytes, xor crc(B). Carrying on over zeros is linear in the 32 bits:
-one matrix per power of two of the length.
-"""
+"""CRC32 of bytes and of concatenations, and ETags: a shard is read once, before the size of its chunks is known."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
-from isal.isal_zlib import crc32
+from isal.isal_zlib import crc32, crc32_combine
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "chunked", "crc32"]
+__all__ = ["BLOCK", "ETag", "combine", "crc32"]
 
 BLOCK = 512
-"""Bytes of a block of a tar, in which the lengths of parts are counted."""
+"""Bytes of a block of a tar; the lengths of samples are counted in blocks."""
 
-Tables = list[NDArray[np.uint32]]
-"""Per power of two of blocks: where a CRC goes over that many blocks of zeros, by its bytes, (4, 256)."""
-
-
-def chunked(crcs: NDArray[np.uint32], blocks: NDArray[np.uint32], chunk: int) -> NDArray[np.uint32]:
-    """CRC of every ``chunk`` neighbouring parts (the last ones: of what is left), from each part's CRC and length."""
-    fill = -len(crcs) % chunk  # empty parts change nothing
-    parts = np.pad(crcs, (0, fill)).reshape(-1, chunk)
-    lengths = np.pad(blocks, (0, fill)).reshape(-1, chunk)
-    tables = _tables(int(lengths.max(initial=0)).bit_length())
-    whole = parts[:, 0].copy()
-    for n in range(1, chunk):
-        whole = _carried(whole, lengths[:, n], tables) ^ parts[:, n]
-    return whole
+_md5 = partial(hashlib.md5, usedforsecurity=False)
 
 
-def _carried(crcs: NDArray[np.uint32], blocks: NDArray[np.uint32], tables: Tables) -> NDArray[np.uint32]:
-    """The CRCs after as many blocks of zeros more."""
-    crcs = crcs.copy()
-    for power, table in enumerate(tables):
-        chosen = (blocks >> power & 1).astype(bool)
-        crcs[chosen] = _times(table, crcs[chosen])
-    return crcs
+def combine(crcs: NDArray[np.uint32], blocks: NDArray[np.uint32], chunk: int) -> NDArray[np.uint32]:
+    """Return the CRC of every ``chunk`` neighbouring samples, from each sample's CRC and length in blocks.
+
+    The last chunk has what is left.
+    """
+    sizes = (blocks.astype(np.int64) * BLOCK).tolist()
+    combined = crcs[::chunk].tolist()
+    for i, (crc, size) in enumerate(zip(crcs.tolist(), sizes, strict=True)):
+        if i % chunk:
+            combined[i // chunk] = crc32_combine(combined[i // chunk], crc, size)
+    return np.array(combined, dtype=np.uint32)
 
 
-def _tables(powers: int) -> Tables:
-    tables, matrix = Tables(), _block()
-    for _ in range(powers):
-        tables.append(_by_bytes(matrix))
-        matrix = _times(tables[-1], matrix)
-    return tables
+class ETag:
+    """The ETag of an object, from its bytes: their MD5 or, after an upload in parts, the MD5 of the parts' MD5s.
 
+    Args:
+        parts: sizes of the parts; empty if the object was uploaded in one request.
+    """
 
-def _block() -> NDArray[np.uint32]:
-    """Where each bit of a CRC goes over one block of zeros; the constant part of CRC32 is taken off."""
-    zeros = bytes(BLOCK)
-    constant = crc32(zeros, 0)
-    return np.array([crc32(zeros, 1 << bit) ^ constant for bit in range(32)], dtype=np.uint32)
+    def __init__(self, parts: Sequence[int] = ()) -> None:
+        self._sizes, self._digests, self._current = list(parts), list[bytes](), _md5()
 
+    def update(self, data: bytes) -> None:
+        """Add the next bytes of the object."""
+        view = memoryview(data)
+        while self._sizes and len(view) >= self._sizes[0]:
+            size = self._sizes.pop(0)
+            self._current.update(view[:size])
+            self._digests.append(self._current.digest())
+            view, self._current = view[size:], _md5()
+        self._current.update(view)
+        if self._sizes:
+            self._sizes[0] -= len(view)
 
-def _by_bytes(matrix: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """A matrix over GF(2), 32 columns, as the products with each byte at each of its four places."""
-    table, byte = np.zeros((4, 256), dtype=np.uint32), np.arange(256, dtype=np.uint32)
-    for bit in range(32):
-        table[bit // 8] ^= matrix[bit] * (byte >> bit % 8 & 1)
-    return table
-
-
-def _times(table: NDArray[np.uint32], vectors: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The product with each vector."""
-    first, second, third, fourth = (table[place][vectors >> 8 * place & 255] for place in range(4))
-    return first ^ second ^ third ^ fourth
+    def text(self) -> str:
+        """The ETag of the bytes so far."""
+        if not self._sizes and not self._digests:
+            return self._current.hexdigest()
+        rest = [self._current.digest()] if self._sizes else []
+        return f"{_md5(b''.join(self._digests + rest)).hexdigest()}-{len(self._digests)}"

@@ -10,9 +10,8 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flip.data.storage import s3_faults
 from flip.data.storage.base import Fault, Got, ends_early
-from flip.data.storage.s3 import S3, SLOWEST, split
+from flip.data.storage.s3 import S3, SLOWEST, classify_obstore_error, split
 from flip.runs.errors import ConfigError
 
 _PIECE = 1 << 20
@@ -50,7 +49,7 @@ class Obstore(S3):
         except TimeoutError as error:
             raise Fault("stall", str(error), b"".join(pieces), etag) from error
         except (obstore.exceptions.BaseError, OSError) as error:  # a FileNotFoundError is one of its own
-            fault = s3_faults.told(error)
+            fault = classify_obstore_error(error)
             raise Fault(fault.kind, str(fault), b"".join(pieces), etag) from error
         data = b"".join(pieces)
         if len(data) != stop - start:

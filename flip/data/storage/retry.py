@@ -1,24 +1,26 @@
-"""What to do after a failed attempt, by class of failure, and how many requests may be under way at once.
+"""Retries, second requests, concurrency limit and outage reports of storage clients.
 
-Exponential back-off with full jitter, under a deadline in minutes: a fleet must ride out an outage of its storage, and
-must not come back all at once when it ends.
+Failed requests are retried with exponential back-off and full jitter until a deadline in minutes, so that many clients
+survive an outage of their storage and do not all return at once when it ends.
 """
 
 from __future__ import annotations
 
 import enum
+import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from flip.data.storage.base import Fault
 from flip.runs.errors import DataError, FlipError, PermissionDenied, StorageError
 
-if TYPE_CHECKING:
-    from flip.data.storage.outage import Outages
+log = logging.getLogger("flip.data")
 
 
 class Words(NamedTuple):
@@ -72,7 +74,7 @@ class Patience:
     longest: float = 30.0
     """Upper bound of every pause."""
     hedge: float = 0.0
-    """Seconds without an answer after which a range is asked for a second time (``flip.data.storage.hedge``); 0:
+    """Seconds without an answer after which a range is asked for a second time (``flip.data.storage.retry``); 0:
     never."""
     requests: int = 16
     """Requests under way at once at most, per reader."""
@@ -189,3 +191,165 @@ class Gate:
                 if self._good >= self.cap:
                     self.cap, self._good = self.cap + 1, 0
             self._changed.notify_all()
+
+
+SHARE = 0.05
+"""Second requests at most, as a share of all requests; the first one is free."""
+LONG = 5
+"""Times the usual delay: what the first requests of all are waited for, as the client is still being made; and what any
+late request is waited for once more before it gets a second one that the share does not allow.
+"""
+_RECENT = 200
+"""Answers that are looked at."""
+
+_T = TypeVar("_T")
+
+
+class Hedge:
+    """``after``: seconds without an answer before which no request is late; 0: none ever is. Threads may share one."""
+
+    def __init__(self, after: float) -> None:
+        self._after, self._lock = after, threading.Lock()
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+
+    def took(self, seconds: float) -> None:
+        """An answer came so long after its first request."""
+        with self._lock:
+            self._recent.append(seconds)
+
+    @property
+    def delay(self) -> float:
+        """Seconds after which a request is late: ``after``, and no less than all but ``SHARE`` of the last ones took.
+
+        They are of about one size: a chunk's.
+        """
+        with self._lock:
+            recent = sorted(self._recent)
+        return max(self._after, recent[int((1 - SHARE) * len(recent))]) if recent else self._after
+
+    def late(self, answer: Future[_T], long: bool = False) -> bool:
+        """Wait for an answer for as long as it may take (``long``: ``LONG`` times as long); whether it is late."""
+        if not self._after or answer.done():
+            return False
+        return not wait([answer], self.delay * (LONG if long else 1)).done
+
+
+def first_good(answers: Sequence[Future[_T]]) -> Future[_T]:
+    """Wait for the first that ends without an error; the first one where none does."""
+    pending = set(answers)
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for answer in done:
+            if answer.exception() is None:
+                return answer
+    return answers[0]
+
+
+AFTER = 10.0
+"""Seconds without a successful request after which an outage is reported, and between two later reports of it."""
+
+
+class Outage(NamedTuple):
+    """No request has succeeded for ``seconds``, though ``retries`` were made; ``over``: until now."""
+
+    since: float
+    """Unix time."""
+    seconds: float
+    retries: int
+    fault: str
+    """The last one."""
+    over: bool = False
+
+    def __str__(self) -> str:
+        if self.over:
+            return f"storage answers again, after {self.seconds:.0f} s and {self.retries} retries"
+        since = time.strftime("%H:%M:%S", time.localtime(self.since))
+        return f"storage does not answer since {since}, {self.retries} retries, the last: {self.fault}"
+
+
+class Outages:
+    """Notices that no request of this process succeeds. Threads may share one.
+
+    ``report`` is called after ``AFTER`` seconds, again while it lasts, and once when it is over; by default that is a
+    warning in the log when it begins and one when it ends.
+    """
+
+    def __init__(self, report: Callable[[Outage], None] | None = None, clock: Clock | None = None) -> None:
+        self._report, self._clock = report or Board().add, clock or Clock()
+        self._lock = threading.Lock()
+        self._answered = self._clock.now()
+        self._since = self._reported = 0.0
+        self._retries, self._fault = 0, ""
+
+    def succeeded(self) -> None:
+        """A request did."""
+        with self._lock:
+            self._answered = self._clock.now()
+            over = self._outage(over=True) if self._reported else None
+            self._retries, self._reported = 0, 0.0
+        if over:
+            self._report(over)
+
+    def failed(self, begin: float, fault: Fault) -> None:
+        """A request did that was first made at ``begin``, by the clock."""
+        with self._lock:
+            if not self._retries:
+                self._since = max(self._answered, begin)
+            self._retries, self._fault = self._retries + 1, str(fault)
+
+    def sleep(self, seconds: float) -> None:
+        """The pause after a failure; a report that is due in the middle of it is not late."""
+        with self._lock:
+            due = max(0.0, (self._reported or self._since) + AFTER - self._clock.now())
+        if due < seconds:
+            self._clock.sleep(due)
+            self._look()
+            seconds -= due
+        self._clock.sleep(seconds)
+
+    def _look(self) -> None:
+        """Report an outage that has lasted, unless another thread has done so."""
+        with self._lock:
+            now = self._clock.now()
+            if not self._retries or now < (self._reported or self._since) + AFTER:
+                return
+            self._reported, found = now, self._outage()
+        self._report(found)
+
+    def _outage(self, over: bool = False) -> Outage:
+        seconds = self._clock.now() - self._since
+        return Outage(time.time() - seconds, seconds, self._retries, self._fault, over)
+
+
+class Board:
+    """The outages that several processes report, as one: of all of them a warning when it begins and when it ends.
+
+    ``show`` is called with its text at each report, and with None when it is over.
+    """
+
+    def __init__(self) -> None:
+        self.show: Callable[[str | None], None] = lambda text: None
+        self._lock = threading.Lock()
+        self._open: dict[int, Outage] = {}
+
+    def add(self, outage: Outage, process: int = 0) -> None:
+        """What a process reports."""
+        with self._lock:
+            first = not self._open
+            if outage.over:
+                self._open.pop(process, None)
+            else:
+                self._open[process] = outage
+            if self._open:
+                least = min(self._open.values())
+                outage = least._replace(retries=sum(one.retries for one in self._open.values()), fault=outage.fault)
+            if first or outage.over:
+                log.warning("%s", outage)
+            self.show(None if outage.over else str(outage))
+
+    def clear(self) -> None:
+        """The processes are gone."""
+        with self._lock:
+            if self._open:
+                self._open.clear()
+                self.show(None)

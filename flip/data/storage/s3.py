@@ -19,9 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from flip.data.storage import s3_faults
 from flip.data.storage.base import Each, Fault, Got, Stat, at_once, ends_early
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, scrub
 
 _PIECE = 1 << 20
 SLOWEST = 1 << 16
@@ -159,8 +158,8 @@ class S3:
             async with asyncio.timeout(self.timeout + (stop - start) / SLOWEST):
                 while piece := await body.read(_PIECE):
                     pieces.append(piece)
-        except s3_faults.passing() as error:  # what came until here need not be asked for again
-            fault = s3_faults.fault(error)
+        except transient_errors() as error:  # what came until here need not be asked for again
+            fault = classify_error(error)
             raise Fault(fault.kind, str(fault), b"".join(pieces), etag) from error
         finally:
             body.close()
@@ -182,13 +181,13 @@ class S3:
                 # The client itself, not ``call_s3``: that one repeats, and its errors have lost their status.
                 await files.set_session()
                 return await request(await files.get_s3(split(key)[0]))
-            except s3_faults.passing() as error:
-                raise s3_faults.fault(error) from error
+            except transient_errors() as error:
+                raise classify_error(error) from error
             except RuntimeError as error:
                 if "still expired" not in str(error):
                     raise
                 raise Fault("expired", str(error)) from error  # botocore's: those that the provider handed out just now
-            except s3_faults.lasting() as error:
+            except permanent_errors() as error:
                 remedy = "Check AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE and ~/.aws, and the name of the bucket."
                 raise ConfigError(f"object storage cannot be addressed: {error}", key, remedy=remedy) from error
 
@@ -245,3 +244,94 @@ def _check(key: str, reply: dict[str, Any], start: int, stop: int) -> None:
         raise ends_early(key, size, stop)
     if (first, last) != (start, stop - 1) or length > stop - start:
         raise Fault("short", f"bytes {first}-{last} came for {start}-{stop - 1}")
+
+
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+_SLOW = {
+    "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests",
+    "RequestLimitExceeded", "BandwidthLimitExceeded",
+}  # fmt: skip
+_SERVER = {"InternalError", "RequestTimeout"}
+_STATUS, _CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
+
+
+def transient_errors() -> tuple[type[BaseException], ...]:
+    """What ``classify_error`` knows: trouble of network, server or credentials."""
+    import aiohttp
+    from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+
+    return (
+        boto.ClientError, boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, ResponseParserError,
+        *_no_credentials(), *_stale_credentials(), aiohttp.ClientError, OSError,
+    )  # fmt: skip
+
+
+def permanent_errors() -> tuple[type[BaseException], ...]:
+    """Mistakes in an address, a name or a configuration file."""
+    from botocore import exceptions as boto
+
+    return (
+        boto.ProfileNotFound, boto.ParamValidationError, boto.ConfigParseError, boto.ConfigNotFound,
+        boto.ValidationError, boto.MissingParametersError, ValueError,
+    )  # fmt: skip
+
+
+def classify_error(error: BaseException) -> Fault:
+    """The class of one of ``transient_errors``."""
+    from botocore.exceptions import ClientError, ConnectTimeoutError, ReadTimeoutError
+    from botocore.parsers import ResponseParserError
+
+    if isinstance(error, ClientError):
+        return _answer(error)
+    text = scrub(str(error)) or type(error).__name__
+    if isinstance(error, _no_credentials()):
+        return Fault("denied", text)
+    if isinstance(error, _stale_credentials()):
+        return Fault("expired", text)
+    if isinstance(error, ReadTimeoutError | ConnectTimeoutError | TimeoutError):
+        return Fault("stall", text)
+    return Fault("server" if isinstance(error, ResponseParserError) else "connection", text)
+
+
+def classify_obstore_error(error: BaseException) -> Fault:
+    """The class of an error of obstore, by its text: it tells no more."""
+    text = scrub(str(error).split("\n\nDebug source", 1)[0])
+    status, code = _STATUS.search(text), _CODE.search(text)
+    if status:
+        return _by_code(int(status[1]), code[1] if code else status[1])
+    return Fault("stall" if "kind: Timeout" in str(error) else "connection", text)
+
+
+def _answer(error: object) -> Fault:
+    reply = getattr(error, "response", {})
+    status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return _by_code(status, reply.get("Error", {}).get("Code", ""))
+
+
+def _by_code(status: int, code: str) -> Fault:
+    """An answer that is an error, by its code, else by its status: HEAD and proxies send no code."""
+    text = f"{status} {code}" if code != str(status) else code
+    if code in _EXPIRED:
+        return Fault("expired", text)
+    if code in _SLOW or status in (429, 503):
+        return Fault("slowdown", text)
+    if code in _SERVER or status == 408 or (status >= 500 and status != 501):
+        return Fault("server", text)
+    if status == 404:
+        return Fault("missing", text)
+    if status in (412, 416):
+        return Fault("changed", text)
+    return Fault("denied" if status in (401, 403) else "refused", text)
+
+
+def _no_credentials() -> tuple[type[BaseException], ...]:
+    from botocore import exceptions as boto
+
+    return boto.NoCredentialsError, boto.PartialCredentialsError, boto.NoAuthTokenError
+
+
+def _stale_credentials() -> tuple[type[BaseException], ...]:
+    from botocore import exceptions as boto
+
+    return boto.CredentialRetrievalError, boto.MetadataRetrievalError, boto.TokenRetrievalError, boto.SSOError

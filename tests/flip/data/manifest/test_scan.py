@@ -11,7 +11,7 @@ import pytest
 from flip.data.manifest import tar
 from flip.data.manifest.census import APPLE_DOUBLE, Kind
 from flip.data.manifest.scan import walk
-from flip.data.storage.etag import ETag
+from flip.data.storage.checksums import ETag
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_damage import AROUND, WHOLE, Spots
 

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from flip.data.storage.checksums import chunked, crc32
+from flip.data.storage.checksums import combine, crc32
 
 
 def test_it_is_the_one_of_zip_and_png():
@@ -24,4 +24,4 @@ def test_of_parts_is_of_the_whole(chunk):
     parts = [random.bytes(512 * int(n)) for n in blocks]
     crcs = np.array([zlib.crc32(part) for part in parts], dtype=np.uint32)
     whole = [zlib.crc32(b"".join(parts[at : at + chunk])) for at in range(0, len(parts), chunk)]
-    assert chunked(crcs, blocks, chunk).tolist() == whole
+    assert combine(crcs, blocks, chunk).tolist() == whole

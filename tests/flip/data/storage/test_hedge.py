@@ -6,10 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from flip.data.chunk_reader import ChunkReader
-from flip.data.storage import hedge
+from flip.data.storage import retry
 from flip.data.storage.base import Fault, Got, answered
-from flip.data.storage.hedge import LONG, SHARE, Hedge
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import LONG, SHARE, Hedge, Patience
 from tests.flip.data.storage.test_retry import Time
 
 GOOD = Got(b"0123456789", "E")
@@ -140,7 +139,7 @@ def test_never():
 
 def test_a_long_wait_is_some_times_the_usual_one(monkeypatch):
     waited = []
-    monkeypatch.setattr(hedge, "wait", lambda answers, seconds: waited.append(seconds) or SimpleNamespace(done=()))
+    monkeypatch.setattr(retry, "wait", lambda answers, seconds: waited.append(seconds) or SimpleNamespace(done=()))
     assert Hedge(2.0).late(Future()) and Hedge(2.0).late(Future(), long=True) and waited == [2.0, 2.0 * LONG]
 
 

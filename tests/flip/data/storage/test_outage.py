@@ -6,8 +6,7 @@ import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.storage.base import Fault, Got, answered
-from flip.data.storage.outage import AFTER, Board, Outage, Outages
-from flip.data.storage.retry import Attempts, Patience
+from flip.data.storage.retry import AFTER, Attempts, Board, Outage, Outages, Patience
 from flip.runs.errors import StorageError
 from tests.flip.data.storage.test_retry import Time
 
