@@ -6,18 +6,14 @@ is what the launcher was asked for; its ``after`` is the newest attempt at that 
 
 import socket
 import time
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from flip.runs import commit
 from flip.runs.errors import STORAGE
-from flip.runs.rundir import create_json, read_record, write_json
+from flip.runs.rundir import RunDir, create_json, read_record, write_json
 from jobs.host import wall_limit
 from jobs.host.bad_nodes import BLAMED
 from jobs.host.restart_policy import TOLD, UNSEEN, Decision, Limits, decide
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union  # noqa: F401
-
-    from flip.runs.rundir import RunDir  # noqa: F401
 
 #: What follows from an end depends on these fields of end.json.
 DECIDED = ("attempt", "action", "cause", "reason", "committed", "delay")
@@ -25,8 +21,7 @@ DECIDED = ("attempt", "action", "cause", "reason", "committed", "delay")
 SHORT_LIVED = ("stopped", "timeout", "node")
 
 
-def begin(run, facts):
-    # type: (RunDir, Dict[str, Any]) -> int
+def begin(run: RunDir, facts: Dict[str, Any]) -> int:
     """Win the next attempt and return its n. Its start.json: ``facts`` and host, resumes_from, first_commit, after.
 
     ``resumes_from``: newest committed S (0: none). ``first_commit``: this attempt must commit after its first step,
@@ -45,17 +40,16 @@ def begin(run, facts):
 
 
 def end(
-    run,  # type: RunDir
-    n,  # type: int
-    code,  # type: Optional[int]
-    state,  # type: Optional[str]
-    limits=None,  # type: Optional[Limits]
-    suspect=("", ""),  # type: Tuple[str, str]
-    late=False,  # type: Union[bool, str]
-    unstarted=(),  # type: Sequence[str]
-    full="",  # type: str
-):
-    # type: (...) -> Decision
+    run: RunDir,
+    n: int,
+    code: Optional[int],
+    state: Optional[str],
+    limits: Optional[Limits] = None,
+    suspect: Tuple[str, str] = ("", ""),
+    late: Union[bool, str] = False,
+    unstarted: Sequence[str] = (),
+    full: str = "",
+) -> Decision:
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
     ``code``: exit code of the attempt, None where nobody saw it. ``state``: the scheduler's words, None if unreadable.
@@ -97,8 +91,7 @@ def end(
     return decision_of(read_record(run.attempt(n) / "end.json") or record)
 
 
-def strand(run, n, reason):
-    # type: (RunDir, int, str) -> None
+def strand(run: RunDir, n: int, reason: str) -> None:
     """Put ``reason`` before that of the end of attempt n: the start that was decided there does not come."""
     settle(run)
     path = run.attempt(n) / "end.json"
@@ -106,8 +99,7 @@ def strand(run, n, reason):
     write_json(path, dict(row, reason="%s; %s" % (reason, row.get("reason", ""))))
 
 
-def unended(run):
-    # type: (RunDir) -> List[int]
+def unended(run: RunDir) -> List[int]:
     """The newest attempts, back to one that has an end."""
     found = []
     for n in reversed(run.attempt_numbers()):
@@ -117,8 +109,7 @@ def unended(run):
     return found[::-1]
 
 
-def settle(run, unwritten=0, before=None):
-    # type: (RunDir, int, Optional[int]) -> None
+def settle(run: RunDir, unwritten: int = 0, before: Optional[int] = None) -> None:
     """Give attempts that ended unseen (their host died) an end. Only for a launcher that knows that none still runs.
 
     ``unwritten``: an attempt whose end was seen, and could not be written: it is put down to storage. ``before``: only
@@ -138,8 +129,7 @@ def settle(run, unwritten=0, before=None):
         end(run, n, None, state)
 
 
-def ends(run):
-    # type: (RunDir) -> Iterator[Dict[str, Any]]
+def ends(run: RunDir) -> Iterator[Dict[str, Any]]:
     """The recorded ends, newest first."""
     for n in reversed(run.attempt_numbers()):
         path = run.attempt(n) / "end.json"
@@ -151,10 +141,9 @@ def ends(run):
             yield row
 
 
-def earlier(run, first, n):
-    # type: (RunDir, int, int) -> List[Dict[str, Any]]
+def earlier(run: RunDir, first: int, n: int) -> List[Dict[str, Any]]:
     """Ends of the attempts between ``first`` and n, oldest first, from the newest that made a commit on."""
-    found = []  # type: List[Dict[str, Any]]
+    found: List[Dict[str, Any]] = []
     for row in ends(run):
         if row["attempt"] <= first or (found and found[-1]["committed"]):
             break
@@ -163,39 +152,33 @@ def earlier(run, first, n):
     return found[::-1]
 
 
-def last(run):
-    # type: (RunDir) -> Optional[Dict[str, Any]]
+def last(run: RunDir) -> Optional[Dict[str, Any]]:
     """The newest recorded end, None where there is none."""
     return next(ends(run), None)
 
 
-def standing(run):
-    # type: (RunDir) -> Optional[Dict[str, Any]]
+def standing(run: RunDir) -> Optional[Dict[str, Any]]:
     """The newest recorded end if its verdict still counts: None where the run was submitted again since."""
     row = last(run)
     return row if row is not None and row["attempt"] > after(run) else None
 
 
-def after(run):
-    # type: (RunDir) -> int
+def after(run: RunDir) -> int:
     """The newest attempt at the time of the last submission."""
     return (read_record(run.path / "job.json") or {}).get("after", 0)
 
 
-def committed_samples(run):
-    # type: (RunDir) -> int
+def committed_samples(run: RunDir) -> int:
     """The newest committed S, 0 where nothing is committed."""
     present = commit.commits(run)
     return present[-1].samples if present else 0
 
 
-def decision_of(row):
-    # type: (Dict[str, Any]) -> Decision
+def decision_of(row: Dict[str, Any]) -> Decision:
     return Decision(row["action"], row["cause"], row["reason"], row["delay"], tuple(row["exclude"]))
 
 
-def cancelled_by(run):
-    # type: (RunDir) -> str
+def cancelled_by(run: RunDir) -> str:
     """Who cancelled the run and why, as a sentence."""
     record = read_record(run.cancel) or {}
     return "cancelled by %s: %s" % (record.get("who", "the scheduler's user"), record.get("why") or "no reason given")

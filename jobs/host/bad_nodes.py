@@ -12,12 +12,10 @@ Standard library, Python >= 3.6: the exit trap on the host uses it.
 
 import os
 import re
+from typing import Iterator, List, Optional, Set, Tuple
 
 from flip.runs.rundir import RunDir, read_record
 from jobs.host.restart_policy import DAY
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Iterator, List, Optional, Set, Tuple  # noqa: F401
 
 #: Ends that a node may be to blame for.
 BLAMED = ("crash", "hang")
@@ -25,8 +23,7 @@ BLAMED = ("crash", "hang")
 RECENT = DAY
 
 
-def suspect(run, n, now):
-    # type: (RunDir, int, float) -> Tuple[str, str]
+def suspect(run: RunDir, n: int, now: float) -> Tuple[str, str]:
     """The node on which attempt n failed and another run did as well, and that run's name; ("", "") where none is.
 
     ``now``: seconds, as in end.json. Raises OSError where the sweep's folder cannot be read.
@@ -39,17 +36,15 @@ def suspect(run, n, now):
     return "", ""
 
 
-def failed_on(run, n):
-    # type: (RunDir, int) -> Optional[str]
+def failed_on(run: RunDir, n: int) -> Optional[str]:
     """The one node that the causes of attempt n name; None where they name none, or several."""
     named = {str(record["host"]) for record in run.causes(n) if record["cause"] in BLAMED and record.get("host")}
     return named.pop() if len(named) == 1 else None
 
 
-def failures(run, now):
-    # type: (RunDir, float) -> Set[Optional[str]]
+def failures(run: RunDir, now: float) -> Set[Optional[str]]:
     """The nodes on which the run's attempts of the last day failed; None among them: it cannot be told which."""
-    found = set()  # type: Set[Optional[str]]
+    found: Set[Optional[str]] = set()
     try:
         for n in reversed(run.attempt_numbers()):
             end = read_record(run.attempt(n) / "end.json")
@@ -62,8 +57,7 @@ def failures(run, now):
     return found
 
 
-def _neighbours(run):
-    # type: (RunDir) -> Iterator[RunDir]
+def _neighbours(run: RunDir) -> Iterator[RunDir]:
     """The other runs of its sweep that have begun."""
     for name in sorted(os.listdir(str(run.path.parent))):
         path = run.path.parent / name
@@ -82,8 +76,7 @@ SRUN_EXIT_LINE = re.compile(
 TAIL_BYTES = 1 << 16
 
 
-def unstarted(path, among):
-    # type: (str, int) -> List[str]
+def unstarted(path: str, among: int) -> List[str]:
     """Names from a job's standard error, sorted. None of them where more than half of ``among`` nodes are named: then
     it is what they share, which comes back, and a job that left out all nodes would never start again.
     """

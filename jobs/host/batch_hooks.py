@@ -19,13 +19,10 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any, Callable, List, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Callable, List, Optional  # noqa: F401
-
-    from jobs.host.restart_policy import Decision  # noqa: F401
 
 EXAMPLES = """examples:
   python3 jobs/host/batch_hooks.py begin runs/masking/mask50
@@ -40,8 +37,7 @@ LEARNS = 2.0
 LOOK = 10.0
 
 
-def main(arguments=None):
-    # type: (Any) -> int
+def main(arguments: Any = None) -> int:
     args = parser().parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # they would cut the decision off
         signal.signal(number, signal.SIG_IGN)
@@ -56,13 +52,11 @@ class ShellGone(Exception):
     """The batch shell ended without its exit trap, which ends this process otherwise."""
 
 
-def follow_shell():
-    # type: () -> None
+def follow_shell() -> None:
     """Have ShellGone raised when the batch shell, this process's parent, is gone. Linux; elsewhere nothing happens."""
     shell = os.getppid()
 
-    def gone(*_):
-        # type: (Any) -> None
+    def gone(*_: Any) -> None:
         if os.getppid() != shell:  # scancel --full may send the same signal
             raise ShellGone()
 
@@ -75,8 +69,7 @@ def follow_shell():
         return
 
 
-def parser():
-    # type: () -> argparse.ArgumentParser
+def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description="Begin or end an attempt of a run, on the host.",
         epilog=EXAMPLES,
@@ -94,14 +87,12 @@ def parser():
     return made
 
 
-def until_term(seconds):
-    # type: (float) -> None
+def until_term(seconds: float) -> None:
     """Wait, but not beyond a TERM, which is what Slurm sends to all processes of a job at its limit."""
     signal.sigtimedwait([signal.SIGTERM], seconds)
 
 
-def act(args, rest=None):
-    # type: (argparse.Namespace, Optional[Callable[[float], None]]) -> int
+def act(args: argparse.Namespace, rest: Optional[Callable[[float], None]] = None) -> int:
     """Do what was asked; the exit code. ``rest``: how the watcher waits (slurm_cli.wait_for_time_limit)."""
     from flip.runs.errors import DATA, FlipError
 
@@ -125,8 +116,7 @@ def act(args, rest=None):
         return DATA
 
 
-def say(text, stream=None):
-    # type: (object, Any) -> None
+def say(text: object, stream: Any = None) -> None:
     """Print where it can be printed."""
     try:
         print(text, file=stream or sys.stderr, flush=True)
@@ -134,8 +124,7 @@ def say(text, stream=None):
         pass
 
 
-def retry_on_oserror(do, attempt=None):
-    # type: (Callable[[Optional[OSError]], int], Optional[int]) -> int
+def retry_on_oserror(do: Callable[[Optional[OSError]], int], attempt: Optional[int] = None) -> int:
     """Try again while files make trouble: an attempt that cannot be recorded must not be the run's end. ``do`` is
     given the error of the try before.
 
@@ -145,7 +134,7 @@ def retry_on_oserror(do, attempt=None):
     from flip.runs.errors import STORAGE
 
     end_, wait = time.time() + PATIENCE, 1.0
-    met = None  # type: Optional[OSError]
+    met: Optional[OSError] = None
     while True:
         try:
             return do(met)
@@ -170,8 +159,7 @@ def retry_on_oserror(do, attempt=None):
     return STORAGE
 
 
-def begin(path, token):
-    # type: (str, Optional[str]) -> int
+def begin(path: str, token: Optional[str]) -> int:
     """Win the next attempt and print its number. Prints nothing, and is content, where there is nothing to do:
     complete (Slurm may start a finished job once more), cancelled, or submitted again as another job.
     """
@@ -214,8 +202,7 @@ def begin(path, token):
     return 0
 
 
-def settled(run, before=None):
-    # type: (Any, Optional[int]) -> bool
+def settled(run: Any, before: Optional[int] = None) -> bool:
     """Give attempts that nobody saw end an end, those before one; whether there were some.
 
     Of one whose end could not be written the scheduler knows. While that is silent they are left open: the end of this
@@ -225,7 +212,8 @@ def settled(run, before=None):
 
     if not [n for n in attempts.unended(run) if before is None or n < before]:
         return False
-    job, mark = slurm_cli.own_job(os.environ), slurm_cli.FailedStarts()  # type: Any, Any
+    job = slurm_cli.own_job(os.environ)
+    mark: Any = slurm_cli.FailedStarts()
     if job:
         mark = slurm_cli.read_failed_starts(job, slurm_cli.restarts_of(os.environ))
     if mark is None:
@@ -235,8 +223,7 @@ def settled(run, before=None):
     return True
 
 
-def facts():
-    # type: () -> dict
+def facts() -> dict:
     """Where this attempt runs, for its start.json."""
     from jobs.host import slurm_cli
 
@@ -245,14 +232,21 @@ def facts():
     return dict(found, **{key: os.environ[name] for key, name in named.items() if name in os.environ})
 
 
-def end(path, n, code, state, late=False, met=None):
-    # type: (str, Optional[int], Optional[int], Optional[str], bool, Optional[OSError]) -> int
+def end(
+    path: str,
+    n: Optional[int],
+    code: Optional[int],
+    state: Optional[str],
+    late: bool = False,
+    met: Optional[OSError] = None,
+) -> int:
     """Record the end of attempt n and do what follows from it. ``met``: the error of an earlier try of this."""
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import RunDir
     from jobs.host import attempts, bad_nodes, slurm_cli, wall_limit
 
-    run, seen = RunDir(path), {}  # type: Any, dict
+    seen: dict = {}
+    run: Any = RunDir(path)
     n = run.newest_attempt() if n is None else n
     if n not in run.attempt_numbers():
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/host/batch_hooks.py begin`.")
@@ -275,8 +269,7 @@ def end(path, n, code, state, late=False, met=None):
     return 0
 
 
-def send_notification(run, action):
-    # type: (Any, str) -> None
+def send_notification(run: Any, action: str) -> None:
     """Those who want to know; the last thing that is done."""
     from jobs.host import notify
 
@@ -284,20 +277,19 @@ def send_notification(run, action):
         say(trouble)
 
 
-def settle_canary(run, action):
-    # type: (Any, str) -> None
+def settle_canary(run: Any, action: str) -> None:
     """What the end of a canary means for the jobs that wait for it. Slurm is waited for as with a requeue."""
     from jobs.host import canary, slurm_cli
 
     record, begin, wait = canary.of(run), time.time(), 1.0
-    absent = []  # type: List[float]
+    absent: List[float] = []
     while record.get("releases"):
         try:
             if action == "stop" and not canary.passed(run, record["steps"]):
                 return canary.call_off(record["releases"])
             if action == "nothing" or released(run, absent):
                 return None
-            trouble = "some of them are not in Slurm's queue"  # type: object
+            trouble: object = "some of them are not in Slurm's queue"
         except slurm_cli.SlurmUnavailable as error:
             trouble = error
         if time.time() + wait > begin + (slurm_cli.AWAY if action == "done" else PATIENCE):
@@ -308,8 +300,7 @@ def settle_canary(run, action):
     return None
 
 
-def released(run, absent):
-    # type: (Any, List[float]) -> bool
+def released(run: Any, absent: List[float]) -> bool:
     """Release the jobs that wait for a canary; whether that is done. ``absent``: times of earlier answers of squeue
     that lacked some of them. After two such answers, scheduler.GONE seconds apart, these jobs are gone.
     """
@@ -325,13 +316,12 @@ def released(run, absent):
     return True
 
 
-def release(path):
-    # type: (str) -> int
+def release(path: str) -> int:
     from flip.runs.rundir import RunDir
     from jobs.host import canary, slurm_cli
 
     run = RunDir(path)
-    absent = []  # type: List[float]
+    absent: List[float] = []
     while True:
         try:
             record = canary.of(run)
@@ -342,8 +332,7 @@ def release(path):
         time.sleep(LOOK)
 
 
-def watch(path, n, rest=None):
-    # type: (str, Optional[int], Optional[Callable[[float], None]]) -> int
+def watch(path: str, n: Optional[int], rest: Optional[Callable[[float], None]] = None) -> int:
     """Start the job again when Slurm ends it for its wall limit, or for lost nodes without a requeue.
 
     The exit trap may come too late for that: between TERM and KILL there is KillWait, and srun waits as long for tasks
@@ -369,8 +358,7 @@ def watch(path, n, rest=None):
     return 0
 
 
-def note_wall(run, n, limit):
-    # type: (Any, Any, int) -> None
+def note_wall(run: Any, n: Any, limit: int) -> None:
     """Record the wall limit, for `status` and for an end that leaves no time to ask."""
     from jobs.host import wall_limit
 
@@ -380,8 +368,7 @@ def note_wall(run, n, limit):
         say(error)
 
 
-def shell_gone(run, n):
-    # type: (Any, int) -> int
+def shell_gone(run: Any, n: int) -> int:
     """Do what the exit trap of a batch shell that was killed would have done: requeue the job, unless it has been
     requeued or cancelled, or nobody says so. The end of attempt n is left to the next begin: its ranks may be saving.
     """
@@ -403,8 +390,7 @@ def shell_gone(run, n):
     return 0
 
 
-def requeue_job(decision, run, n):
-    # type: (Decision, Any, int) -> None
+def requeue_job(decision: Any, run: Any, n: int) -> None:
     """Start the batch job again through its scheduler. Outside of one there is nothing to start: ConfigError."""
     from flip.runs.errors import ConfigError
     from jobs.host import slurm_cli
@@ -419,8 +405,9 @@ def requeue_job(decision, run, n):
     start_again(decision.delay, decision.exclude, run=run, attempt=n)
 
 
-def start_again(delay, exclude, ending=False, run=None, attempt=None):
-    # type: (float, tuple, bool, Any, Optional[int]) -> None
+def start_again(
+    delay: float, exclude: tuple, ending: bool = False, run: Any = None, attempt: Optional[int] = None
+) -> None:
     from jobs.host import slurm_cli
 
     job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restarts_of(os.environ)
@@ -432,8 +419,7 @@ def start_again(delay, exclude, ending=False, run=None, attempt=None):
         say("%s was not requeued: %s; submit again" % (job, error))
 
 
-def succeed(job, restarts, delay, exclude, run, attempt):
-    # type: (str, int, float, tuple, Any, Optional[int]) -> None
+def succeed(job: str, restarts: int, delay: float, exclude: tuple, run: Any, attempt: Optional[int]) -> None:
     """Submit a successor of a job that Slurm does not requeue. Where that is refused too, record why the run ends here.
 
     ``run``: None where its files cannot be written.

@@ -11,23 +11,19 @@ run that waits for one ``waits_for``, its name. Standard library, Python >= 3.6.
 
 import json
 import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
 
 from flip.runs.rundir import RunDir, create_json, read_record
 from jobs.host import attempts, slurm_cli
 
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from pathlib import Path  # noqa: F401
-    from typing import Any, Dict, Iterator, List, Optional  # noqa: F401
 
-
-def of(run):
-    # type: (RunDir) -> Dict[str, Any]
+def of(run: RunDir) -> Dict[str, Any]:
     """What job.json says of a canary; empty for any other run."""
     return (read_record(run.path / "job.json") or {}).get("canary") or {}
 
 
-def passed(run, steps):
-    # type: (RunDir, int) -> bool
+def passed(run: RunDir, steps: int) -> bool:
     """Whether a run has logged so many steps since it was submitted, whatever cut it short in between, or is done."""
     if run.result.exists():
         return True
@@ -36,8 +32,7 @@ def passed(run, steps):
     return bool(logged) and max(logged) - min(logged) >= steps  # a loss that is not finite is never logged
 
 
-def _steps(run, n):
-    # type: (RunDir, int) -> Iterator[int]
+def _steps(run: RunDir, n: int) -> Iterator[int]:
     """The steps that attempt n logged. A damaged line counts as absent: it must not keep others held."""
     try:
         lines = (run.metrics / ("%d.jsonl" % n)).read_bytes().split(b"\n")[:-1]
@@ -52,8 +47,7 @@ def _steps(run, n):
             yield step
 
 
-def awaited(run, job):
-    # type: (RunDir, Dict[str, Any]) -> Optional[RunDir]
+def awaited(run: RunDir, job: Dict[str, Any]) -> Optional[RunDir]:
     """The canary for which a run waits; None where there is none, or its job on Slurm was let go.
 
     Where nobody but the submitter can tell, it may be waited for: see ``let_go``.
@@ -62,14 +56,12 @@ def awaited(run, job):
     return RunDir(run.path.parent / name) if name and not let_go(run, job) else None
 
 
-def let_go(run, job):
-    # type: (RunDir, Dict[str, Any]) -> Optional[bool]
+def let_go(run: RunDir, job: Dict[str, Any]) -> Optional[bool]:
     """Whether a job that waits on Slurm was let go; None where its submission is somebody else's to read."""
     return there(_mark(run, job["name"])) if "token" in job else False
 
 
-def there(mark):
-    # type: (Path) -> Optional[bool]
+def there(mark: Path) -> Optional[bool]:
     """Whether a file of a submission exists; None: not known, as its folder (0700) belongs to another user."""
     try:
         os.stat(str(mark))
@@ -80,27 +72,23 @@ def there(mark):
     return True
 
 
-def holds(ahead, job):
-    # type: (RunDir, Dict[str, Any]) -> bool
+def holds(ahead: RunDir, job: Dict[str, Any]) -> bool:
     """Whether it is for this submission of the canary that a job waits: one that was submitted again has another."""
     record = of(ahead)
     return bool(record) and ("token" not in job or job["name"] in record["releases"])
 
 
-def stuck(ahead, state, reason):
-    # type: (RunDir, str, str) -> str
+def stuck(ahead: RunDir, state: str, reason: str) -> str:
     """Why nobody will let a run go any more: where its canary stands, as a sentence."""
     return "its canary %s is %s%s: submit again" % (ahead.name, state, " (%s)" % reason if reason else "")
 
 
-def lets_go(row):
-    # type: (slurm_cli.Row) -> bool
+def lets_go(row: slurm_cli.Row) -> bool:
     """Whether a job is held as ``sbatch --hold`` does it, so that it can be let go."""
     return row.state == "PENDING" and "held" in row.reason.lower()
 
 
-def release(run):
-    # type: (RunDir) -> List[str]
+def release(run: RunDir) -> List[str]:
     """Release the jobs in Slurm's queue that wait for this canary. Returns the names of those that were not listed.
 
     Raises SlurmUnavailable, OSError.
@@ -116,15 +104,13 @@ def release(run):
     return [name for name in waiting if not _mark(run, name).exists()]
 
 
-def call_off(names):
-    # type: (List[str]) -> None
+def call_off(names: List[str]) -> None:
     """Take held jobs from Slurm's queue. Raises SlurmUnavailable."""
     held = {row.id.partition("_")[0] for row in slurm_cli.queue(names).values() if lets_go(row)}
     if held:
         slurm_cli.call("scancel", *sorted(held))
 
 
-def _mark(run, name):
-    # type: (RunDir, str) -> Path
+def _mark(run: RunDir, name: str) -> Path:
     """Exists when the jobs of that name were let go. They are told by their token, the end of the name."""
     return run.path.parent / ".slurm" / name.rpartition(".")[2] / "released.json"

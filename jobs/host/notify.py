@@ -11,24 +11,21 @@ import hashlib
 import json
 import subprocess
 import time
+from typing import Any, Dict, List, Optional
 
 from flip.runs.rundir import RunDir, create_json, read_record
 from jobs.host import attempts
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, List, Optional  # noqa: F401
 
 #: Seconds that the command gets.
 DEADLINE = 30.0
 
 
-def ended(run, action):
-    # type: (RunDir, str) -> List[str]
+def ended(run: RunDir, action: str) -> List[str]:
     """Tell what follows from the decision ``action`` about a run. What went wrong with it, in words; raises nothing.
 
     A person who cancels a run is not told of it.
     """
-    troubles = []  # type: List[str]
+    troubles: List[str] = []
     try:
         words = (read_record(run.path / "job.json") or {}).get("notify") or []
         if not words or action not in ("stop", "done"):
@@ -46,14 +43,13 @@ def ended(run, action):
     return troubles
 
 
-def _whole(run):
-    # type: (RunDir) -> Optional[Dict[str, Any]]
+def _whole(run: RunDir) -> Optional[Dict[str, Any]]:
     """The event of the sweep's end; None where a run of it may go on, and for all but the first who sees this end.
 
     Jobs of evaluations, whose folder is no sweep, have none.
     """
     sweep = run.path.parent
-    found = {"complete": [], "failed": [], "cancelled": []}  # type: Dict[str, List[str]]
+    found: Dict[str, List[str]] = {"complete": [], "failed": [], "cancelled": []}
     names = (read_record(sweep / "sweep.json") or {}).get("runs", [])
     ends = []
     for other in [RunDir(sweep / name) for name in names if (sweep / name / "job.json").exists()]:
@@ -77,8 +73,7 @@ def _whole(run):
     return dict(found, event="sweep_ended", sweep=sweep.name, folder=str(sweep))
 
 
-def _call(words, event):
-    # type: (List[str], Dict[str, Any]) -> List[str]
+def _call(words: List[str], event: Dict[str, Any]) -> List[str]:
     text = json.dumps(dict(event, time=time.time()), sort_keys=True).encode()
     try:
         process = subprocess.Popen(

@@ -6,18 +6,15 @@ survived. Standard library, Python >= 3.6: ``batch_hooks.py begin`` calls it on 
 
 import os
 import signal
+from typing import Dict, Iterator, List, Tuple
 
 from jobs.host import slurm_cli
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Dict, Iterator, List, Tuple  # noqa: F401
 
 #: What ``batch_hooks.py`` does beside the ranks for as long as its attempt lasts.
 BESIDE = ("watch", "release")
 
 
-def end(path, n, job, restarts):
-    # type: (str, int, str, int) -> List[int]
+def end(path: str, n: int, job: str, restarts: int) -> List[int]:
     """SIGKILL this user's processes of attempts before ``n`` of the run at ``path``; their pids.
 
     A watcher is known by its command line and by FLIP_RUN and FLIP_ATTEMPT in its environment, a batch shell as an
@@ -38,8 +35,7 @@ def end(path, n, job, restarts):
     return found
 
 
-def _watcher(words, environ, path, n):
-    # type: (List[str], Dict[str, str], str, int) -> bool
+def _watcher(words: List[str], environ: Dict[str, str], path: str, n: int) -> bool:
     ours = [word.endswith(("/batch_hooks.py", "/requeue.py")) for word in words]
     what = words[ours.index(True) + 1 :][:1] if any(ours) else []
     attempt = slurm_cli.number(environ.get("FLIP_ATTEMPT", ""))
@@ -47,8 +43,7 @@ def _watcher(words, environ, path, n):
     return beside and attempt is not None and attempt < n
 
 
-def _shell(words, environ, job, restarts):
-    # type: (List[str], Dict[str, str], str, int) -> bool
+def _shell(words: List[str], environ: Dict[str, str], job: str, restarts: int) -> bool:
     """Slurm names every batch script slurm_script. Another cluster may have a job of the same number."""
     script = any(word.endswith("/slurm_script") for word in words[:2])
     same = all(environ.get(name) == os.environ.get(name) for name in ("SLURM_JOB_NAME", "SLURM_CLUSTER_NAME"))
@@ -57,8 +52,7 @@ def _shell(words, environ, job, restarts):
     return slurm_cli.restarts_of(environ) < restarts
 
 
-def _processes():
-    # type: () -> Iterator[Tuple[int, str]]
+def _processes() -> Iterator[Tuple[int, str]]:
     """(pid, start time) of this user's processes, without this one."""
     try:
         names = os.listdir("/proc")
@@ -73,21 +67,18 @@ def _processes():
             continue
 
 
-def _started(pid):
-    # type: (int) -> str
+def _started(pid: int) -> str:
     """Field 22 of /proc/PID/stat, counted after the name, which may hold anything."""
     text = "\0".join(_read(pid, "stat")).rpartition(")")[2].split()
     return text[19] if len(text) > 19 else ""
 
 
-def _environment(pid):
-    # type: (int) -> Dict[str, str]
+def _environment(pid: int) -> Dict[str, str]:
     """The environment that a process was started with."""
     return {key: value for key, _, value in (word.partition("=") for word in _read(pid, "environ"))}
 
 
-def _read(pid, name):
-    # type: (int, str) -> List[str]
+def _read(pid: int, name: str) -> List[str]:
     """The words of a file of /proc/PID; none where it cannot be read."""
     try:
         with open("/proc/%d/%s" % (pid, name), "rb") as file:

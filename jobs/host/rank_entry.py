@@ -15,9 +15,7 @@ import signal
 import socket
 import struct
 import sys
-
-if False:  # names for annotations only: any Python runs this file
-    from typing import Dict, Mapping, Optional  # noqa: F401
+from typing import Dict, Mapping, Optional
 
 #: Below the ports that systems give out by themselves.
 PORTS = (10000, 30000)
@@ -27,8 +25,7 @@ STORAGE = 69
 SIOCGIFADDR = 0x8915
 
 
-def main():
-    # type: () -> None
+def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
     raise_limits()
     os.environ.update(environment(os.environ))
@@ -45,8 +42,7 @@ def main():
     os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
 
 
-def raise_limits():
-    # type: () -> None
+def raise_limits() -> None:
     """Soft limits up to the hard ones: Slurm hands on those of the shell that submits. Of files every rank needs three
     per rank of the run and more, beyond the usual 1024 of a shell; seconds of CPU are few where login nodes count them.
     """
@@ -58,8 +54,7 @@ def raise_limits():
             continue
 
 
-def open_log(environ):
-    # type: (Mapping[str, str]) -> None
+def open_log(environ: Mapping[str, str]) -> None:
     """Standard output and error go to the files of this node and attempt."""
     logs = os.path.join(environ["FLIP_RUN"], "logs", environ["FLIP_ATTEMPT"])
     for number, kind in ((1, "out"), (2, "err")):
@@ -69,8 +64,7 @@ def open_log(environ):
         os.close(handle)
 
 
-def environment(given):
-    # type: (Mapping[str, str]) -> Dict[str, str]
+def environment(given: Mapping[str, str]) -> Dict[str, str]:
     """RANK, LOCAL_RANK, NODE_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, from Slurm's names.
 
     A MASTER_ADDR that is there already stays. The port follows from job and attempt: the same on all ranks, and another
@@ -88,14 +82,12 @@ def environment(given):
     }
 
 
-def port(job, attempt):
-    # type: (str, str) -> int
+def port(job: str, attempt: str) -> int:
     digest = hashlib.sha256(("%s/%s" % (job, attempt)).encode()).digest()
     return PORTS[0] + int.from_bytes(digest[:8], "big") % (PORTS[1] - PORTS[0])
 
 
-def address(given):
-    # type: (Mapping[str, str]) -> str
+def address(given: Mapping[str, str]) -> str:
     """Of rank 0 for the others: the first node's name, or the address from which srun starts where no name service
     knows it (srun runs on the first node)."""
     name = first_host(given["SLURM_JOB_NODELIST"])
@@ -106,22 +98,19 @@ def address(given):
     return name
 
 
-def first_host(nodes):
-    # type: (str) -> str
+def first_host(nodes: str) -> str:
     """The first name of a list of Slurm's: ``n[03-07,12],m1`` -> ``n03``. A container has no scontrol to ask."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     return re.sub(r"\[([^,\-\]]*)[^\]]*\]", r"\1", first.group(0)) if first else ""
 
 
-def last_host(nodes):
-    # type: (str) -> str
+def last_host(nodes: str) -> str:
     """The last name: ``n[03-07,12]`` -> ``n12``."""
     last = re.search(r"(?:[^,\[\]]|\[[^\]]*\])+$", nodes)
     return re.sub(r"\[[^\]]*?([^,\-\]]*)\]", r"\1", last.group(0)) if last else ""
 
 
-def gloo_interface(given):
-    # type: (Mapping[str, str]) -> Dict[str, str]
+def gloo_interface(given: Mapping[str, str]) -> Dict[str, str]:
     """GLOO_SOCKET_IFNAME for a node that the others could not reach: gloo tells them the address of its own name, which
     is 127.0.1.1 in the /etc/hosts of Debian and Ubuntu.
 
@@ -146,8 +135,7 @@ def gloo_interface(given):
     return {}
 
 
-def resolves_to_loopback(name):
-    # type: (str) -> bool
+def resolves_to_loopback(name: str) -> bool:
     """Whether gloo, which takes the first address of a name that can be bound, and else loopback, takes loopback."""
     try:
         found = socket.getaddrinfo(name, None, 0, socket.SOCK_STREAM)
@@ -163,8 +151,7 @@ def resolves_to_loopback(name):
     return True
 
 
-def interface(toward):
-    # type: (str) -> Optional[str]
+def interface(toward: str) -> Optional[str]:
     """Name of the interface by which packets to a host leave, by IPv4. None where it is the loopback's. OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((toward, 9))  # sends nothing

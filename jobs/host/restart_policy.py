@@ -6,12 +6,9 @@ example to the test.
 """
 
 import re
-from typing import NamedTuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from flip.runs.errors import CAUSES, PRECEDENCE
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union  # noqa: F401
 
 #: The port of the rendezvous was free when the launcher looked, and taken when rank 0 wanted it.
 PORT_TAKEN = re.compile("EADDRINUSE|address already in use", re.IGNORECASE)
@@ -82,19 +79,18 @@ class Decision(NamedTuple):
 
 
 def decide(
-    causes,  # type: List[Dict[str, Any]]
-    code,  # type: Optional[int]
-    state,  # type: Optional[str]
-    history,  # type: List[Dict[str, Any]]
-    limits,  # type: Limits
-    complete,  # type: bool
-    cancelled,  # type: bool
-    committed,  # type: bool
-    told=False,  # type: bool
-    late=False,  # type: Union[bool, str]
-    unstarted=(),  # type: Sequence[str]
-):
-    # type: (...) -> Decision
+    causes: List[Dict[str, Any]],
+    code: Optional[int],
+    state: Optional[str],
+    history: List[Dict[str, Any]],
+    limits: Limits,
+    complete: bool,
+    cancelled: bool,
+    committed: bool,
+    told: bool = False,
+    late: Union[bool, str] = False,
+    unstarted: Sequence[str] = (),
+) -> Decision:
     """What to do after an attempt.
 
     ``causes``: what its processes left (rundir.causes). ``code``: its exit code, None where nobody saw it end.
@@ -131,8 +127,13 @@ def decide(
     return decision._replace(exclude=tuple(sorted(hosts)))
 
 
-def root_cause(causes, code, words, told=False, unstarted=()):
-    # type: (List[Dict[str, Any]], Optional[int], Set[str], bool, Sequence[str]) -> Tuple[str, str]
+def root_cause(
+    causes: List[Dict[str, Any]],
+    code: Optional[int],
+    words: Set[str],
+    told: bool = False,
+    unstarted: Sequence[str] = (),
+) -> Tuple[str, str]:
     """(cause, reason): a root cause beats its echoes by class, never by clock; codes and states are hints."""
     root = _first_by_class(causes)
     # how ranks end that waited for those of a node that started none is no cause
@@ -172,8 +173,7 @@ def root_cause(causes, code, words, told=False, unstarted=()):
     return "crash", _killed_by(code)
 
 
-def _first_by_class(causes):
-    # type: (List[Dict[str, Any]]) -> Optional[Dict[str, Any]]
+def _first_by_class(causes: List[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
     """The root among the causes; a cause of no known class is a crash. Echoes and ``complete`` explain no bad end."""
     for name in PRECEDENCE:
         if name not in ("complete", "peer_lost"):
@@ -184,30 +184,26 @@ def _first_by_class(causes):
     return None
 
 
-def _told_by(record):
-    # type: (Dict[str, Any]) -> str
+def _told_by(record: Dict[str, Any]) -> str:
     who = record.get("by") or "rank %s" % record.get("rank", "?")
     return "%s: %s" % (who, record.get("reason") or record["cause"])
 
 
-def _killed_by(code):
-    # type: (int) -> str
+def _killed_by(code: int) -> str:
     if 128 < code < 160:
         hint = ", as the kernel does when memory runs out" if code == 137 else ""
         return "killed by signal %d%s" % (code - 128, hint)
     return "exit code %d, without a cause file" % code
 
 
-def _told_to_end(causes, code):
-    # type: (List[Dict[str, Any]], Optional[int]) -> bool
+def _told_to_end(causes: List[Dict[str, Any]], code: Optional[int]) -> bool:
     """Whether it was TERM that ended the job. The warning signal (USR2) comes from limits and preemption alone."""
     stops = [c for c in causes if c["cause"] == "stopped"]
     warned = any("USR2" in str(c.get("signal", "")) for c in stops)
     return (code == 143 or code == 75 or bool(stops)) and not warned
 
 
-def _by_cause(cause, reason, history, limits, committed):
-    # type: (str, str, List[Dict[str, Any]], Limits, bool) -> Decision
+def _by_cause(cause: str, reason: str, history: List[Dict[str, Any]], limits: Limits, committed: bool) -> Decision:
     if cause in FINAL:
         return Decision("stop", cause, reason)
     since = _since_commit(history, committed)
@@ -228,17 +224,15 @@ def _by_cause(cause, reason, history, limits, committed):
     return Decision("requeue", cause, reason)
 
 
-def _since_commit(history, committed):
-    # type: (List[Dict[str, Any]], bool) -> List[Dict[str, Any]]
+def _since_commit(history: List[Dict[str, Any]], committed: bool) -> List[Dict[str, Any]]:
     """The earlier attempts after the last one that made progress."""
-    since = []  # type: List[Dict[str, Any]]
+    since: List[Dict[str, Any]] = []
     for row in history:
         since = [] if row["committed"] else since + [row]
     return [] if committed else since
 
 
-def _unstarted_delay(history, limits, committed):
-    # type: (List[Dict[str, Any]], Limits, bool) -> float
+def _unstarted_delay(history: List[Dict[str, Any]], limits: Limits, committed: bool) -> float:
     """Wait before the next start when preemption came before the first commit several times in a row."""
     in_a_row = 0 if committed else 1
     for row in reversed(history if in_a_row else []):
@@ -250,7 +244,6 @@ def _unstarted_delay(history, limits, committed):
     return backoff(in_a_row - limits.unstarted, limits.unstarted_first, limits.unstarted_longest)
 
 
-def backoff(i, first, longest):
-    # type: (int, float, float) -> float
+def backoff(i: int, first: float, longest: float) -> float:
     """Delay number i = 0, 1, ...: doubles from ``first`` to ``longest``."""
     return float(min(longest, first * 2 ** min(i, 60)))

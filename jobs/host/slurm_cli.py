@@ -11,12 +11,9 @@ import shutil
 import subprocess
 import time
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
 from jobs.host.restart_policy import UNSEEN
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple  # noqa: F401
 
 #: Seconds that one command gets. A controller that is away makes clients wait.
 DEADLINE = 30.0
@@ -88,8 +85,7 @@ class Row(NamedTuple):
     """When Slurm began it, or expects to; empty where it does not say."""
 
 
-def call(*words, **options):
-    # type: (*str, **Any) -> str
+def call(*words: str, **options: Any) -> str:
     """Standard output of a command of Slurm's. Raises SlurmUnavailable with its words.
 
     Options: ``deadline`` in seconds, ``text`` for its standard input, ``env`` in place of this process's environment.
@@ -111,8 +107,7 @@ def call(*words, **options):
     return done.stdout.decode("utf-8", "replace")
 
 
-def reason(command, text):
-    # type: (str, str) -> str
+def reason(command: str, text: str) -> str:
     """Why a command failed, from its standard error: its own lines, of which the site's come before Slurm's, and the
     last of all."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
@@ -120,15 +115,13 @@ def reason(command, text):
     return "; ".join(own + [line for line in lines[-1:] if line not in own])
 
 
-def unanswered(command, said):
-    # type: (str, str) -> SlurmUnavailable
+def unanswered(command: str, said: str) -> SlurmUnavailable:
     """What a command that failed said."""
     kind = JobNotFound if "Invalid job id" in said else Disabled if "presently disabled" in said else SlurmUnavailable
     return kind("%s: %s" % (command, said))
 
 
-def own_job(environ):
-    # type: (Mapping[str, str]) -> str
+def own_job(environ: Mapping[str, str]) -> str:
     """The batch job that this process belongs to, "" outside of one.
 
     An element of an array by its index: the number of the whole array is also that of one of its elements, and a
@@ -139,8 +132,9 @@ def own_job(environ):
     return environ.get("SLURM_JOB_ID", "")
 
 
-def state_words(job, restarts, deadline=DEADLINE, seen=None):
-    # type: (str, int, float, Optional[Dict[str, str]]) -> Optional[str]
+def state_words(
+    job: str, restarts: int, deadline: float = DEADLINE, seen: Optional[Dict[str, str]] = None
+) -> Optional[str]:
     """The state of a job whose script is at its end, in the words that ``jobs.host.restart_policy`` reads; None: no
     answer.
 
@@ -172,8 +166,9 @@ def state_words(job, restarts, deadline=DEADLINE, seen=None):
     return ENDING.get(reason, UNSEEN)
 
 
-def patient_words(job, restarts, patience=PATIENCE, seen=None):
-    # type: (str, int, float, Optional[Dict[str, str]]) -> Optional[str]
+def patient_words(
+    job: str, restarts: int, patience: float = PATIENCE, seen: Optional[Dict[str, str]] = None
+) -> Optional[str]:
     """``state_words``, asked again for ``patience`` seconds while nobody says."""
     end, wait = time.time() + patience, 1.0
     while True:
@@ -184,8 +179,12 @@ def patient_words(job, restarts, patience=PATIENCE, seen=None):
         wait = min(30.0, 2 * wait)
 
 
-def wait_for_time_limit(job, restarts, rest=None, told=None):
-    # type: (str, int, Optional[Callable[[float], None]], Optional[Callable[[int], None]]) -> str
+def wait_for_time_limit(
+    job: str,
+    restarts: int,
+    rest: Optional[Callable[[float], None]] = None,
+    told: Optional[Callable[[int], None]] = None,
+) -> str:
     """Wait until Slurm ends a job for its wall limit, or for lost nodes; return TIMEOUT or NODE_FAIL.
 
     Returns "" if the job has no limit, has been requeued, or ends for another reason. Asks seldom, as limits are seldom
@@ -195,7 +194,7 @@ def wait_for_time_limit(job, restarts, rest=None, told=None):
     Slurm reports another one.
     """
     left = None  # seconds until the limit, or fewer, as far as anybody said
-    before = None  # type: Optional[int]
+    before: Optional[int] = None
     while True:
         near = left is not None and left <= DEADLINE + PAUSE
         try:
@@ -225,15 +224,13 @@ def wait_for_time_limit(job, restarts, rest=None, told=None):
             return state if state in ("TIMEOUT", "NODE_FAIL") else ""
 
 
-def number(text):
-    # type: (str) -> Optional[int]
+def number(text: str) -> Optional[int]:
     """The number that a value begins with: ``30 sec`` -> 30; None for UNLIMITED, NONE, (null) and the like."""
     found = re.match("[0-9]{1,18}(?![0-9])", text)
     return int(found.group(0)) if found else None
 
 
-def moment(text):
-    # type: (str) -> Optional[float]
+def moment(text: str) -> Optional[float]:
     """Seconds of a time as Slurm prints it; None for None, Unknown and the like. Only for differences."""
     try:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp()
@@ -241,8 +238,7 @@ def moment(text):
         return None
 
 
-def seconds(text):
-    # type: (str) -> Optional[int]
+def seconds(text: str) -> Optional[int]:
     """[days-]hours:minutes:seconds; None for UNLIMITED and the like."""
     found = re.match(r"(?:([0-9]{1,9})-)?([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})$", text)
     if not found:
@@ -251,8 +247,7 @@ def seconds(text):
     return ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
-def queue(names):
-    # type: (Iterable[str]) -> Dict[Tuple[str, int], Row]
+def queue(names: Iterable[str]) -> Dict[Tuple[str, int], Row]:
     """(job name, array index; 0 for a job alone) -> row, in one call. What ended minutes ago is listed still.
 
     Where a job has a successor (jobs/host/successor.py), the row is that of the newest. Raises SlurmUnavailable.
@@ -261,7 +256,7 @@ def queue(names):
     if not asked:
         return {}
     text = call("squeue", "-a", "-h", "-r", "-t", "all", "--name=" + ",".join(asked), "-o", "%j|%K|%i|%T|%N|%r|%S")
-    found = {}  # type: Dict[Tuple[str, int], Row]
+    found: Dict[Tuple[str, int], Row] = {}
     for line in text.splitlines():
         cells = line.split("|", 5)
         if len(cells) == 6:
@@ -273,21 +268,18 @@ def queue(names):
     return found
 
 
-def cluster_name():
-    # type: () -> str
+def cluster_name() -> str:
     """ClusterName of the site that answers here. Raises SlurmUnavailable."""
     return config().get("ClusterName", "")
 
 
-def config():
-    # type: () -> Dict[str, str]
+def config() -> Dict[str, str]:
     """The site's configuration as ``scontrol show config`` prints it. Raises SlurmUnavailable."""
     lines = (line.partition("=") for line in call("scontrol", "show", "config").splitlines())
     return {key.strip(): value.strip() for key, mark, value in lines if mark}
 
 
-def call_with_retry(*words, **options):
-    # type: (*str, **float) -> str
+def call_with_retry(*words: str, **options: float) -> str:
     """``call``, again after 1, 5 and 25 seconds, then every minute for ``patience`` seconds, if the job is known."""
     end, wait = time.time() + options.get("patience", 0.0), 1.0
     while True:
@@ -300,8 +292,14 @@ def call_with_retry(*words, **options):
         wait = min(60.0, 5 * wait)
 
 
-def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=False):
-    # type: (str, int, float, Iterable[str], float, bool) -> str
+def requeue(
+    job: str,
+    restarts: int,
+    delay: float = 0.0,
+    exclude: Iterable[str] = (),
+    patience: float = PATIENCE,
+    ending: bool = False,
+) -> str:
     """Start a job again, after ``delay`` seconds and without nodes ``exclude``; what happened, in words.
 
     Before each try the job's state is looked at: one that Slurm has started again, or somebody cancelled, is left so.
@@ -311,8 +309,9 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
     ``ending``: Slurm ends the job for its limit at this moment, so that no time is lost with questions and waits.
     """
     deadline, wait, tried = BRIEF if ending else DEADLINE, 1.0, False
-    words = "TIMEOUT" if ending else state_words(job, restarts)  # type: Optional[str]
-    silent_until, refused_until = time.time() + AWAY, None  # type: float, Optional[float]
+    words: Optional[str] = "TIMEOUT" if ending else state_words(job, restarts)
+    silent_until = time.time() + AWAY
+    refused_until: Optional[float] = None
     while True:
         if tried and words == "PENDING":
             break  # our own try was carried out, and its answer lost: delay and nodes are still to be told
@@ -344,8 +343,7 @@ def requeue(job, restarts, delay=0.0, exclude=(), patience=PATIENCE, ending=Fals
     return " ".join(["requeued"] + wishes)
 
 
-def _excluded(job):
-    # type: (str) -> List[str]
+def _excluded(job: str) -> List[str]:
     try:
         present = fields_of(call("scontrol", "show", "job", job)).get("ExcNodeList", "")
     except SlurmUnavailable:
@@ -353,17 +351,15 @@ def _excluded(job):
     return [present] if present and present != "(null)" else []
 
 
-def fields_of(text):
-    # type: (str) -> Dict[str, str]
+def fields_of(text: str) -> Dict[str, str]:
     """Key=value pairs of ``scontrol show job``; of a key that stands twice the first."""
-    found = {}  # type: Dict[str, str]
+    found: Dict[str, str] = {}
     for key, value in re.findall(r"\b(\w+)=(\S*)", text):
         found.setdefault(key, value)
     return found
 
 
-def restarts_of(environ):
-    # type: (Mapping[str, str]) -> int
+def restarts_of(environ: Mapping[str, str]) -> int:
     """How often Slurm has started this job again."""
     return int(environ.get("SLURM_RESTART_COUNT") or 0)
 
@@ -384,8 +380,7 @@ class FailedStarts(NamedTuple):
     """The one whose end could not be written; 0: none."""
 
 
-def read_failed_starts(job, restarts, patience=0.0):
-    # type: (str, int, float) -> Optional[FailedStarts]
+def read_failed_starts(job: str, restarts: int, patience: float = 0.0) -> Optional[FailedStarts]:
     """What earlier lives of the job left, if they left something; None: nobody says, for so many seconds and more."""
     try:
         text = call_with_retry("scontrol", "show", "job", job, patience=patience)
@@ -399,8 +394,7 @@ def read_failed_starts(job, restarts, patience=0.0):
     return FailedStarts(starts if life == restarts - 1 else 0, attempt)
 
 
-def record_failed_starts(job, restarts, failed, patience=0.0):
-    # type: (str, int, FailedStarts, float) -> None
+def record_failed_starts(job: str, restarts: int, failed: FailedStarts, patience: float = 0.0) -> None:
     """For the next life of the job; before its requeue, after which this one may be killed at once. Silence is waited
     for as with ``read_failed_starts``.
     """

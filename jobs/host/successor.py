@@ -8,25 +8,28 @@ predecessor has ended, and only if no attempt has begun in between. Standard lib
 import os
 import re
 import time
+from typing import Dict, Iterable, Mapping, Optional
 
 from jobs.host import slurm_cli
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Dict, Iterable, List, Mapping, Optional  # noqa: F401
 
 #: In the environment of a successor: the attempt of its predecessor.
 FOLLOWS = "FLIP_FOLLOWS"
 
 
-def superseded(newest, environ):
-    # type: (int, Mapping[str, str]) -> bool
+def superseded(newest: int, environ: Mapping[str, str]) -> bool:
     """Whether an attempt has begun since this job was submitted as a successor; ``newest``: the run's newest."""
     follows = slurm_cli.number(environ.get(FOLLOWS, ""))
     return follows is not None and not slurm_cli.restarts_of(environ) and newest > follows
 
 
-def submit(job, restarts, attempt, delay=0.0, exclude=(), patience=slurm_cli.PATIENCE):
-    # type: (str, int, Optional[int], float, Iterable[str], float) -> str
+def submit(
+    job: str,
+    restarts: int,
+    attempt: Optional[int],
+    delay: float = 0.0,
+    exclude: Iterable[str] = (),
+    patience: float = slurm_cli.PATIENCE,
+) -> str:
     """Submit a successor of our job, to start after ``delay`` seconds and without nodes ``exclude``; what happened, in
     words. ``attempt``: the one that ends now; None: not known.
 
@@ -46,8 +49,7 @@ def submit(job, restarts, attempt, delay=0.0, exclude=(), patience=slurm_cli.PAT
         wait = min(60.0, 2 * wait)
 
 
-def _submit(job, restarts, attempt, delay, exclude):
-    # type: (str, int, Optional[int], float, Iterable[str]) -> str
+def _submit(job: str, restarts: int, attempt: Optional[int], delay: float, exclude: Iterable[str]) -> str:
     name, index = os.environ.get("SLURM_JOB_NAME", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
     row = slurm_cli.queue([name]).get((name, slurm_cli.number(index) or 0))
     if row is not None and row.id != job:
@@ -67,8 +69,7 @@ def _submit(job, restarts, attempt, delay, exclude):
     return "requeue is disabled for this job; submitted its successor %s" % id_.partition(";")[0]
 
 
-def _environment(attempt):
-    # type: (Optional[int]) -> Dict[str, str]
+def _environment(attempt: Optional[int]) -> Dict[str, str]:
     """What our own job was given when it began, without what belongs to that job. The batch shell is our parent: what
     its script has loaded and exported since is not in /proc."""
     try:

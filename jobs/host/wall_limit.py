@@ -4,33 +4,27 @@ Administrators change limits of running jobs, so the limit is read from Slurm an
 Standard library, Python >= 3.6: the exit trap on the host uses it.
 """
 
+from typing import Dict
+
 from flip.runs import commit
-from flip.runs.rundir import read_record, write_json
+from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.host import slurm_cli
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Dict  # noqa: F401
-
-    from flip.runs.rundir import RunDir  # noqa: F401
 
 #: Seconds by which the warning may come earlier than asked for, and a few for the ranks to leave.
 EARLY = 75
 
 
-def note(run, n, limit):
-    # type: (RunDir, int, int) -> None
+def note(run: RunDir, n: int, limit: int) -> None:
     """Record the limit of attempt n, in seconds."""
     write_json(run.attempt(n) / "wall.json", {"limit": limit})
 
 
-def noted(run, n):
-    # type: (RunDir, int) -> int
+def noted(run: RunDir, n: int) -> int:
     """The limit of attempt n in seconds, 0 where none is recorded."""
     return int((read_record(run.attempt(n) / "wall.json") or {}).get("limit", 0))
 
 
-def start_up(run):
-    # type: (RunDir) -> float
+def start_up(run: RunDir) -> float:
     """Seconds from the newest start to its first step, 0.0 where nothing is known. Where no start got that far, the
     longest of them, as a start takes at least that."""
     cut = [0.0]
@@ -43,30 +37,26 @@ def start_up(run):
     return max(cut)
 
 
-def save(run):
-    # type: (RunDir) -> float
+def save(run: RunDir) -> float:
     """Seconds of the longest save, 0.0 where nothing is known."""
     return max([0.0] + [float(one.record.get("saving", 0.0)) for one in commit.commits(run)])
 
 
-def measured(run):
-    # type: (RunDir) -> str
+def measured(run: RunDir) -> str:
     """What is known of starts and saves, in words; empty: nothing."""
     start, kept = start_up(run), save(run)
     parts = ["a start takes %s" % span(start)] if start else []
     return " and ".join(parts + (["a save %s" % span(kept)] if kept else []))
 
 
-def too_short(run, limit):
-    # type: (RunDir, int) -> str
+def too_short(run: RunDir, limit: int) -> str:
     """Why no attempt gets on within a limit of so many seconds, in words; empty where one may."""
     if not limit or start_up(run) + save(run) < limit:
         return ""
     return "no attempt gets on within the wall limit of %s: %s" % (span(limit), measured(run))
 
 
-def used_up(run, fields):
-    # type: (RunDir, Dict[str, str]) -> str
+def used_up(run: RunDir, fields: Dict[str, str]) -> str:
     """That a job whose attempt ends has used up its limit but for the time to save, in words; empty where it has not,
     or was preempted. ``fields``: of ``scontrol show job``."""
     ran, limit = slurm_cli.seconds(fields.get("RunTime", "")), slurm_cli.seconds(fields.get("TimeLimit", ""))
@@ -77,15 +67,13 @@ def used_up(run, fields):
     return spent(run, limit) if over or ran >= limit - lead - EARLY else ""
 
 
-def spent(run, limit):
-    # type: (RunDir, int) -> str
+def spent(run: RunDir, limit: int) -> str:
     """That the limit, in seconds, passed for nothing, in words."""
     known = measured(run)
     return "the wall limit of %s passed, and nothing new was kept%s" % (span(limit), " (%s)" % known if known else "")
 
 
-def span(seconds):
-    # type: (float) -> str
+def span(seconds: float) -> str:
     """``48 s``, ``30 min``, ``8.3 h``."""
     if seconds < 120:
         return "%.0f s" % seconds
