@@ -1,16 +1,15 @@
-"""Collectives for small values: JSON instead of pickles, so that nothing that another rank sends can execute.
+"""Collectives of small values and of shared work, over a process group of all ranks that takes CPU tensors.
 
-Values are those of JSON: None, bool, int, float, str, lists, and dicts with string keys. Floats keep all their bits;
-NaN and infinities are allowed. Every rank gets the decoded value, the sender too, so that a value that JSON changes (a
-tuple, a key that is a number) shows with a single rank as well.
-
-``group``: a process group of all ranks that takes CPU tensors; None: there are no other ranks.
+Values travel as JSON instead of pickles, so that nothing that another rank sends can execute: None, bool, int, float,
+str, lists, and dicts with string keys. Floats keep all their bits. Every rank gets the decoded value, the sender too.
+``group`` None: there are no other ranks.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -103,3 +102,45 @@ def _encoded(value: Any) -> Tensor:
 
 def _decoded(data: Tensor) -> Any:
     return json.loads(data.numpy().tobytes())
+
+
+@dataclass(frozen=True)
+class RankGroup:
+    """Ranks that share the batches of an evaluation. All methods but ``shard`` are collective.
+
+    ``group``: a process group of all ranks that takes CPU tensors; None: one rank.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+
+    @property
+    def is_rank0(self) -> bool:
+        return self.rank == 0
+
+    def shard(self, batches: int, rank: int | None = None) -> range:
+        """The batches of this rank (or of ``rank``): a contiguous range; sizes differ by at most one between ranks."""
+        rank = self.rank if rank is None else rank
+        return range(rank * batches // self.size, (rank + 1) * batches // self.size)
+
+    def gather(self, part: Tensor, rows: list[int]) -> Tensor | None:
+        """Concatenate the tensors of all ranks on rank 0; None on the others. ``rows``: number of rows by rank."""
+        if self.size == 1:
+            return part
+        padded = torch.zeros(max(rows), *part.shape[1:], dtype=part.dtype)
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in rows] if self.is_rank0 else None
+        distributed.gather(padded, parts, dst=0, group=self.group)
+        return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)]) if parts is not None else None
+
+    def all_gather_object(self, value: _T) -> list[_T]:
+        """Return the JSON values of all ranks, by rank, on all ranks."""
+        return all_gather_json(value, self.group)
+
+    def on_rank0(self, function: Callable[[], _T]) -> _T:
+        """Return the JSON value that ``function`` computes on rank 0; a FlipError is raised on all ranks."""
+        return run_on_first(function, self.group)
+
+
+SINGLE_RANK = RankGroup()

@@ -3,7 +3,7 @@
 - ``datasets``, ``forms``, ``annotations``, ``images``: data sets by name, in the forms in which people have them.
 - ``task``: what a result is; ``zero_shot``, ``prompts``, ``retrieval``, ``linear_probe``, ``metrics``: the scores.
 - ``encoders``, ``foreign``, ``open_clip_folder``: models of ours and of open_clip; ``features``, ``cache``: embeddings.
-- ``evaluator`` scores a model on data sets, ``team`` shares the work out to ranks, ``job`` is the whole of it.
+- ``evaluator`` scores a model on a data set, ``job`` is the evaluation job.
 
 May import ``flip.data``, ``flip.models``, ``flip.checkpoint`` and ``flip.distributed``.
 """

@@ -26,7 +26,7 @@ from flip.runs.rundir import sync_folder
 log = logging.getLogger(__name__)
 
 
-class Cache:
+class FeatureCache:
     """``folder``: of one model."""
 
     def __init__(self, root: os.PathLike[str] | str, model: str) -> None:

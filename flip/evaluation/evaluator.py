@@ -14,15 +14,15 @@ from flip.config import schema
 from flip.data.chunk_reader import Sample
 from flip.data.storage.retry import Patience
 from flip.data.worker import captions_of, label_of
+from flip.distributed.collectives import SINGLE_RANK, RankGroup
 from flip.evaluation import prompts
-from flip.evaluation.cache import Cache
+from flip.evaluation.cache import FeatureCache
 from flip.evaluation.encoders import Encoder
 from flip.evaluation.features import Embedded, embed_images, embed_texts, nothing
 from flip.evaluation.images import Images, Shards
 from flip.evaluation.linear_probe import probe
 from flip.evaluation.prompts import Prompts
 from flip.evaluation.retrieval import retrieve
-from flip.evaluation.team import ALONE, Team
 from flip.evaluation.zero_shot import class_embeddings, classify
 
 
@@ -52,9 +52,9 @@ class Scorer:
 
     encoder: Encoder
     batch: int = 256
-    team: Team = ALONE
+    ranks: RankGroup = SINGLE_RANK
     progress: Callable[[], None] = nothing
-    cache: Cache | None = None
+    cache: FeatureCache | None = None
     device: torch.device | str = "cpu"
     """Where rank 0 fits a probe."""
     cost: float = 0.0
@@ -72,7 +72,7 @@ class Scorer:
         begin = time.perf_counter()
         found = {"zeroshot": self._zeroshot, "retrieval": self._retrieval, "probe": self._probe}[data.task](data)
         encoder = self.encoder
-        about = self.team.lead(
+        about = self.ranks.on_rank0(
             lambda: {"data": data.images.digest, "view": encoder.looks, "precision": encoder.precision}
         )
         seconds = time.perf_counter() - begin
@@ -87,20 +87,20 @@ class Scorer:
             assert classes is not None and found is not None
             return classify(found.features, torch.tensor(found.of, dtype=torch.int64), classes, data.name)
 
-        return {"": self.team.lead(judge)}
+        return {"": self.ranks.on_rank0(judge)}
 
     def _retrieval(self, data: DataSet) -> dict[str, dict[str, Any]]:
-        found = embed_images(self.encoder, data.images, _captions, self.batch, self.team, self.progress)
-        captions = self.team.lead(lambda: found.of if found is not None else [])
+        found = embed_images(self.encoder, data.images, _captions, self.batch, self.ranks, self.progress)
+        captions = self.ranks.on_rank0(lambda: found.of if found is not None else [])
         texts = [text for one in captions for text in one]
-        embedded = embed_texts(self.encoder, texts, self.batch, self.team, self.progress)
+        embedded = embed_texts(self.encoder, texts, self.batch, self.ranks, self.progress)
         owners = torch.tensor([i for i, one in enumerate(captions) for _ in one], dtype=torch.int64)
 
         def judge() -> dict[str, dict[str, Any]]:
             assert embedded is not None and found is not None
             return retrieve(found.features, embedded, owners, data.name)
 
-        return {f"-{direction}": one for direction, one in self.team.lead(judge).items()}
+        return {f"-{direction}": one for direction, one in self.ranks.on_rank0(judge).items()}
 
     def _probe(self, data: DataSet) -> dict[str, dict[str, Any]]:
         assert data.train is not None
@@ -112,17 +112,17 @@ class Scorer:
             found = probe(parts[0], parts[1], data.name, self.device, self.cost, self.progress)
             return found | {"train": {"data": data.train.digest, "n": len(train.of)}}
 
-        return {"-probe": self.team.lead(judge)}
+        return {"-probe": self.ranks.on_rank0(judge)}
 
     def _classes(self, wording: Prompts) -> Tensor | None:
         """(C, E) on rank 0, kept for the next evaluation of this model."""
         cache, held = self.cache, None
         path = cache.path("texts", wording.names, wording.templates, self.batch) if cache else None
-        if cache and path and self.team.first:
+        if cache and path and self.ranks.is_rank0:
             held = cache.get(path)
-        if self.team.lead(lambda: held is not None):
+        if self.ranks.on_rank0(lambda: held is not None):
             return held["features"] if held else None
-        found = class_embeddings(self.encoder, wording.names, wording.templates, self.batch, self.team, self.progress)
+        found = class_embeddings(self.encoder, wording.names, wording.templates, self.batch, self.ranks, self.progress)
         if cache and path and found is not None:
             cache.put(path, {"features": found})
         return found
@@ -130,12 +130,16 @@ class Scorer:
     def _images(self, images: Images) -> Embedded | None:
         """Features and labels on rank 0, kept for the next evaluation of this model."""
         cache, held = self.cache, None
-        path = cache.path("images", images.stamp, self.encoder.looks, self.batch) if cache and self.team.first else None
+        path = (
+            cache.path("images", images.stamp, self.encoder.looks, self.batch)
+            if cache and self.ranks.is_rank0
+            else None
+        )
         if cache and path:
             held = cache.get(path)
-        if self.team.lead(lambda: held is not None):
+        if self.ranks.on_rank0(lambda: held is not None):
             return Embedded(held["features"], held["labels"].tolist(), held["ids"]) if held else None
-        found = embed_images(self.encoder, images, label_of, self.batch, self.team, self.progress)
+        found = embed_images(self.encoder, images, label_of, self.batch, self.ranks, self.progress)
         if cache and path and found is not None:
             labels = torch.tensor(found.of, dtype=torch.int64)
             cache.put(path, {"features": found.features, "labels": labels, "ids": found.ids})

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from flip.data.chunk_reader import Sample
+from flip.distributed.collectives import RankGroup
 from flip.evaluation.encoders import Encoder
 from flip.evaluation.images import Images, Viewed, ahead
-from flip.evaluation.team import Team
 
 
 def nothing() -> None:
@@ -36,7 +36,7 @@ class Embedded(NamedTuple):
 
 
 def embed_images(
-    encoder: Encoder, images: Images, of: Callable[[Sample], Any], batch: int, team: Team,
+    encoder: Encoder, images: Images, of: Callable[[Sample], Any], batch: int, ranks: RankGroup,
     progress: Callable[[], None] = nothing,
 ) -> Embedded | None:  # fmt: skip
     """All images, on rank 0; None elsewhere. Collective. ``of``: what else to read of a sample; raises Undecodable.
@@ -47,48 +47,48 @@ def embed_images(
     told: list[Any] = []
     seen: list[int] = []
     features = [torch.empty(0, encoder.width)]
-    for views, ids, more in _together(encoder, images, of, batches, team):
+    for views, ids, more in _together(encoder, images, of, batches, ranks):
         features.append(encoder.image(views, ids)[: len(more)])
         told, seen = told + more, seen + ids.tolist()[: len(more)]
         progress()
-    rows = [sum(len(batches[k]) for k in team.share(len(batches), rank)) for rank in range(team.size)]
-    whole, numbers = team.gather(torch.cat(features), rows), team.gather(torch.tensor(seen, dtype=torch.int64), rows)
-    everything = team.everything(told)
+    rows = [sum(len(batches[k]) for k in ranks.shard(len(batches), rank)) for rank in range(ranks.size)]
+    whole, numbers = ranks.gather(torch.cat(features), rows), ranks.gather(torch.tensor(seen, dtype=torch.int64), rows)
+    gathered = ranks.all_gather_object(told)
     if whole is None or numbers is None:
         return None
-    return Embedded(whole, [one for part in everything for one in part], numbers)
+    return Embedded(whole, [one for part in gathered for one in part], numbers)
 
 
 def embed_texts(
-    encoder: Encoder, texts: Sequence[str], batch: int, team: Team, progress: Callable[[], None] = nothing
+    encoder: Encoder, texts: Sequence[str], batch: int, ranks: RankGroup, progress: Callable[[], None] = nothing
 ) -> Tensor | None:
     """(n, E) of all texts, on rank 0; None elsewhere. Collective: all ranks name the same texts."""
     batches = _batches(len(texts), batch)
-    ours, features = team.share(len(batches)), [torch.empty(0, encoder.width)]
-    for step in range(_most(len(batches), team)):
+    ours, features = ranks.shard(len(batches)), [torch.empty(0, encoder.width)]
+    for step in range(_most(len(batches), ranks)):
         part = batches[ours[step]] if step < len(ours) else None
         found = encoder.text([texts[i] for i in part] if part else [""])
         features += [found] if part else []
         progress()
-    rows = [sum(len(batches[k]) for k in team.share(len(batches), rank)) for rank in range(team.size)]
-    return team.gather(torch.cat(features), rows)
+    rows = [sum(len(batches[k]) for k in ranks.shard(len(batches), rank)) for rank in range(ranks.size)]
+    return ranks.gather(torch.cat(features), rows)
 
 
 def _batches(count: int, batch: int) -> list[range]:
     return [range(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
-def _most(batches: int, team: Team) -> int:
+def _most(batches: int, ranks: RankGroup) -> int:
     """How many times every rank encodes: as often as the one with most, since encoding is collective under sharding."""
-    return max(len(team.share(batches, rank)) for rank in range(team.size))
+    return max(len(ranks.shard(batches, rank)) for rank in range(ranks.size))
 
 
 def _together(
-    encoder: Encoder, images: Images, of: Callable[[Sample], Any], batches: list[range], team: Team
+    encoder: Encoder, images: Images, of: Callable[[Sample], Any], batches: list[range], ranks: RankGroup
 ) -> Iterator[tuple[Tensor, Tensor, list[Any]]]:
     """(views, ids, what was read) of this rank's batches; one that has run out gives a grey image and nothing read."""
-    parts = ahead(images, [batches[k] for k in team.share(len(batches))], encoder.view, of)
-    for _ in range(_most(len(batches), team)):
+    parts = ahead(images, [batches[k] for k in ranks.shard(len(batches))], encoder.view, of)
+    for _ in range(_most(len(batches), ranks)):
         part = next(parts, None)
         found = part or [Viewed(0, encoder.view(np.full((32, 32, 3), 127, dtype=np.uint8)), None)]
         ids = torch.tensor([one.id for one in found], dtype=torch.int64)

@@ -21,17 +21,17 @@ from flip.config import merge, schema
 from flip.data.storage.retry import Patience
 from flip.data.view import EvaluationView
 from flip.distributed import parallel
+from flip.distributed.collectives import RankGroup
 from flip.distributed.shutdown import StopFlag
 from flip.distributed.watchdog import LONG, Watchdog
 from flip.evaluation import datasets, foreign, open_clip_folder, prompts
-from flip.evaluation.cache import Cache
+from flip.evaluation.cache import FeatureCache
 from flip.evaluation.datasets import Found, Wanted
 from flip.evaluation.encoders import Encoder, PairEncoder
 from flip.evaluation.evaluator import DataSet, Scorer
 from flip.evaluation.forms import Place
 from flip.evaluation.metrics import told
 from flip.evaluation.task import COLUMNS, CONFIGURED, Task, keep_result, suffix
-from flip.evaluation.team import Team
 from flip.models import clip
 from flip.runs import commit, pins
 from flip.runs.commit import Commit
@@ -74,7 +74,7 @@ class Evaluation:
         self.watchdog, self.flag = watchdog, flag
         self.subject = RunDir(task.subject)
         # rank 0 may index shards or fit a probe meanwhile: the group that waits longest
-        self.team = Team(world.rank, world.size, world.storage)
+        self.ranks = RankGroup(world.rank, world.size, world.storage)
         self.patience = Patience(deadline=config.data.deadline, timeout=config.data.timeout)
         self.autocast = parallel.autocast(config.compute, world)
 
@@ -82,7 +82,7 @@ class Evaluation:
         """All results, those of an earlier life of the job included."""
         self.watchdog.beat("looking for the data sets", times=LONG)
         sets = [
-            Found.of(self.team.lead(lambda one=one: dataclasses.asdict(self._find(Wanted(**one)))))  # type: ignore[misc]
+            Found.of(self.ranks.on_rank0(lambda one=one: dataclasses.asdict(self._find(Wanted(**one)))))  # type: ignore[misc]
             for one in self.task.sets
         ]
         results = []
@@ -121,9 +121,9 @@ class Evaluation:
         if self.task.model:
             folder = self.task.model.partition(":")[2]
             self._beat("verifying the model")
-            digest = self.team.lead(partial(self._verified, folder))
+            digest = self.ranks.on_rank0(partial(self._verified, folder))
             return [{"path": folder, "stage": "foreign", "samples": 0, "digest": digest}]
-        names = self.team.lead(lambda: list(self.task.commits) or self._newest())
+        names = self.ranks.on_rank0(lambda: list(self.task.commits) or self._newest())
         return [self._commit(name) for name in names]
 
     @staticmethod
@@ -186,7 +186,7 @@ class Evaluation:
     # -- results -----------------------------------------------------------------------------------------------------
 
     def _score(self, found: Found, encoder: Encoder, about: dict[str, Any]) -> list[dict[str, Any]]:
-        done = self.team.lead(lambda: self._done(found, about))
+        done = self.ranks.on_rank0(lambda: self._done(found, about))
         if done:
             return done
         self._beat(f"evaluating {found.name}")
@@ -196,9 +196,9 @@ class Evaluation:
             # a sharded pair rounds otherwise in bf16; a foreign model is whole on every rank
             whole = ("sharded",) if self.world.size > 1 and not self.task.model else ()
             kind = "-".join((str(about["digest"])[:32], compute.device, compute.precision, compute.attention, *whole))
-            cache = Cache(self.task.cache, kind)
+            cache = FeatureCache(self.task.cache, kind)
         scorer = Scorer(
-            encoder, self.task.batch, self.team, partial(self._beat, f"evaluating {found.name}"), cache,
+            encoder, self.task.batch, self.ranks, partial(self._beat, f"evaluating {found.name}"), cache,
             self.world.device, self.task.cost,
         )  # fmt: skip
         results = scorer.score(self._open(found))

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flip.distributed.collectives import SINGLE_RANK, RankGroup
 from flip.evaluation import prompts
 from flip.evaluation.encoders import Encoder
 from flip.evaluation.features import embed_texts, nothing
 from flip.evaluation.metrics import fingerprint, finite, places, verdict
-from flip.evaluation.team import ALONE, Team
 from flip.runs.errors import DataError
 
 TILE = 4096
@@ -20,7 +20,7 @@ TILE = 4096
 
 
 def class_embeddings(
-    encoder: Encoder, names: Sequence[str], templates: Sequence[str], batch: int = 256, team: Team = ALONE,
+    encoder: Encoder, names: Sequence[str], templates: Sequence[str], batch: int = 256, ranks: RankGroup = SINGLE_RANK,
     progress: Callable[[], None] = nothing,
 ) -> Tensor | None:  # fmt: skip
     """(C, E) fp32 on rank 0, None elsewhere: prompts normalised, averaged over the templates, normalised again.
@@ -28,7 +28,7 @@ def class_embeddings(
     ``batch`` prompts are encoded at a time. Collective.
     """
     texts = [prompt for name in names for prompt in prompts.fill(name, templates)]
-    found = embed_texts(encoder, texts, batch, team, progress)
+    found = embed_texts(encoder, texts, batch, ranks, progress)
     if found is None:
         return None
     return torch.nn.functional.normalize(found.unflatten(0, (len(names), len(templates))).mean(dim=1), dim=-1)

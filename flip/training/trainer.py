@@ -28,13 +28,12 @@ from flip.data.loader import Batch, Loader
 from flip.data.storage.retry import Patience
 from flip.data.view import EvaluationView
 from flip.distributed import norms, parallel
-from flip.distributed.collectives import run_on_first
+from flip.distributed.collectives import RankGroup, run_on_first
 from flip.distributed.shutdown import CANCELLED, Agreement, RunWatcher, StopFlag
 from flip.distributed.watchdog import LONG, Watchdog
 from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.evaluator import DataSet, Scorer
 from flip.evaluation.metrics import told
-from flip.evaluation.team import Team
 from flip.models import clip
 from flip.monitoring import metrics_writer
 from flip.monitoring.collector import Instruments
@@ -284,14 +283,14 @@ class Trainer:
         """Results of the present weights on these sets, in fp32. Raises Stopped if a stop is agreed between two."""
         encoder, data = self.encoder(), self.config.data
         patience = Patience(deadline=data.deadline, timeout=data.timeout)
-        team = Team(self.world.rank, self.world.size, self.world.control)
+        ranks = RankGroup(self.world.rank, self.world.size, self.world.control)
         results = []
         for item in items:
             if self.agreement.now(bool(self.flag)):
                 raise Stopped(self.told())
             self.watchdog.beat(f"evaluating {item.name}")
             scorer = Scorer(
-                encoder, self.config.evaluate.batch, team, partial(self.watchdog.beat, f"evaluating {item.name}"),
+                encoder, self.config.evaluate.batch, ranks, partial(self.watchdog.beat, f"evaluating {item.name}"),
                 device=self.world.device,
             )  # fmt: skip
             with torch.compiler.set_stance("force_eager"):  # as jobs/evaluate.py does, and each shape comes seldom

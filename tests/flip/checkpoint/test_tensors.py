@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from flip.checkpoint import tensors
-from flip.evaluation.cache import Cache
+from flip.evaluation.cache import FeatureCache
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002])
@@ -32,7 +32,7 @@ def test_a_file_has_the_permissions_of_the_umask(mode, tmp_path):
 
 
 def test_cached_features_have_the_permissions_of_the_umask(mode, tmp_path):
-    cache = Cache(tmp_path, "model")
+    cache = FeatureCache(tmp_path, "model")
     path = cache.path("images", 1)
     cache.put(path, {"features": torch.zeros(2, 3)})
     assert permissions(path) == mode

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
 from flip.evaluation import linear_probe as probing
-from flip.evaluation.cache import Cache
+from flip.evaluation.cache import FeatureCache
 from flip.evaluation.evaluator import DataSet, Scorer
 from flip.evaluation.linear_probe import choose, fit, probe
 from flip.runs.errors import DataError
@@ -106,7 +106,7 @@ def test_what_cannot_be_fitted():
 def test_of_shards_with_kept_features(encoder, data, tmp_path, monkeypatch):
     other = make_dataset(tmp_path / "train", samples=80, shards=2, classes=7, seed=5)
     item = DataSet.of(EvaluationSet("squares", str(data), task="probe", train=str(other)))
-    cache = Cache(tmp_path / "cache", "model")
+    cache = FeatureCache(tmp_path / "cache", "model")
     (first,) = Scorer(encoder, 16, cache=cache, cost=1.0).score(item)
     assert (first["name"], first["n"], first["train"]["n"]) == ("squares-probe", 50, 80)
     assert first["train"]["data"] != first["data"]
@@ -119,5 +119,5 @@ def test_of_shards_with_kept_features(encoder, data, tmp_path, monkeypatch):
         path.write_bytes(path.read_bytes()[:100])
     (mended,) = Scorer(encoder, 16, cache=cache, cost=1.0).score(item)
     assert {**mended, "seconds": 0} == {**first, "seconds": 0}
-    Scorer(encoder, 16, cache=Cache(tmp_path / "cache", "another"), cost=1.0).score(item)
+    Scorer(encoder, 16, cache=FeatureCache(tmp_path / "cache", "another"), cost=1.0).score(item)
     assert len(list((tmp_path / "cache" / "another").iterdir())) == 2

@@ -14,9 +14,9 @@ import torch
 from flip.config import schema
 from flip.config.schema import Augment, EvaluationSet
 from flip.distributed import parallel
+from flip.distributed.collectives import RankGroup
 from flip.evaluation.evaluator import DataSet, Scorer
 from flip.evaluation.images import File, Files
-from flip.evaluation.team import Team
 from flip.models import clip
 from flip.runs.errors import DataError, Diverged
 from tests.flip.evaluation.conftest import CONFIG, built, encoder_of
@@ -39,7 +39,7 @@ def rank_main(rank, world, port, folder, results):
     trained = parallel.place(built(), here, compute)
     pair = parallel.in_fp32(trained, empty, here, compute)
     assert (pair is trained) == (precision == "fp32")
-    team = Team(here.rank, here.size, here.control)
+    ranks = RankGroup(here.rank, here.size, here.control)
     found = []
     data, classes = str(folder), str(folder / "classes.json")
     sets = [
@@ -48,7 +48,7 @@ def rank_main(rank, world, port, folder, results):
         EvaluationSet("probe", data, task="probe", train=str(folder / "train")),
     ]
     for looks in ({}, {"mask": "0.5"}, {"mask": "0.75", "ensemble": True}):
-        scorer = Scorer(encoder_of(pair, folder, **looks), 4, team, cost=1.0)
+        scorer = Scorer(encoder_of(pair, folder, **looks), 4, ranks, cost=1.0)
         for item in sets if not looks else sets[:1]:
             found += scorer.score(DataSet.of(item))
             parallel.reshard(pair)

@@ -22,9 +22,9 @@ from flip.checkpoint import saver as checkpoint
 from flip.config import merge as configuration
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
+from flip.distributed.collectives import RankGroup
 from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.evaluator import DataSet, Scorer
-from flip.evaluation.team import Team
 from flip.export.load import Loaded
 from flip.models import clip
 from flip.runs import commit
@@ -46,8 +46,8 @@ def built(config):
 def score(pair, config, world=None):
     item = EvaluationSet("synthetic", config.data.manifest, f"{config.data.manifest}/classes.json")
     encoder = PairEncoder(pair, Tokenizer(config.data.tokenizer, 32, True), config.model.image)
-    team = Team(world.rank, world.size, world.control) if world else Team()
-    (found,) = Scorer(encoder, 4, team).score(DataSet.of(item))
+    ranks = RankGroup(world.rank, world.size, world.control) if world else RankGroup()
+    (found,) = Scorer(encoder, 4, ranks).score(DataSet.of(item))
     return found
 
 
