@@ -1,7 +1,7 @@
 """The image encoder, the text encoder, and the pair of them (docs/recipe.md).
 
-Letters: b images or captions, K visible patches of P, T tokens, D a tower's width, E the shared embedding. The blocks
-are timm's. Activations have autocast's dtype where autocast is on, the residual stream too; pooling, projection and
+Dimensions: b images or captions, K of P patches visible, T tokens, D the width of a tower, E the shared embedding.
+Activations have autocast's dtype where autocast is on, the residual stream too; pooling, projection and
 normalisation are fp32 always: they cost nothing and decide the precision of the loss.
 """
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flip.config import schema
-from flip.models.transformer import EPS, Layout, blocks, pick
+from flip.models.transformer import EPS, PackedLayout, build_blocks, pack
 from flip.rng import key
 
 STD = 0.02
@@ -32,7 +32,7 @@ def build(model: schema.Model, augment: schema.Augment, attention: str, recomput
     """
     pair = Pair(model, augment, attention)
     for block in (*pair.image.blocks, *pair.text.blocks):
-        block.recompute = recompute  # type: ignore[assignment]
+        block.activation_checkpointing = recompute  # type: ignore[assignment]
     return pair
 
 
@@ -66,7 +66,7 @@ class ImageEncoder(nn.Module):
         self.pool = tower.pool
         self.patch = nn.Linear(3 * tower.patch**2, tower.width)
         self.class_token = nn.Parameter(torch.zeros(tower.width))
-        self.blocks = blocks(tower, attention)
+        self.blocks = build_blocks(tower, attention)
         self.norm = nn.LayerNorm(tower.width, eps=EPS)
         self.projection = nn.Linear(tower.width, embed, bias=False)
         with torch.device("cpu"):  # known numbers, in a model without memory too
@@ -98,12 +98,12 @@ class TextEncoder(nn.Module):
         """Fill packed rows up to one of 32 lengths: compiled blocks are compiled for each length anew."""
         self.tokens = nn.Embedding(tower.vocabulary, tower.width)
         self.positions = nn.Parameter(torch.zeros(tower.length, tower.width))
-        self.blocks = blocks(tower, attention)
+        self.blocks = build_blocks(tower, attention)
         self.norm = nn.LayerNorm(tower.width, eps=EPS)
         self.projection = nn.Linear(tower.width, embed, bias=False)
 
     def rows(self, tokens: Tensor) -> Tensor | None:
-        """``Layout.rows`` of a batch (b, T), None where padding is attended to.
+        """``PackedLayout.token_indices`` of a batch (b, T), None where padding is attended to.
 
         ``forward`` finds them by itself, but on a GPU it then waits for the device: better find them on the host.
         """
@@ -128,14 +128,14 @@ class TextEncoder(nn.Module):
         else:
             held = _held(tokens)
             at = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) if places is None else places
-            chosen, at = (pick(field.reshape(-1, 1), rows).squeeze(1) for field in (tokens, at))
+            chosen, at = (pack(field.reshape(-1, 1), rows).squeeze(1) for field in (tokens, at))
             x = self.tokens(chosen) + self._positions(at)
             lengths = held.sum(dim=1)
             bias = torch.zeros(held.shape, dtype=_dtype(x), device=x.device).masked_fill_(~held, -torch.inf)
-            layout = Layout(rows, lengths.cumsum(0) - lengths, bias[:, None, None])
+            layout = PackedLayout(rows, lengths.cumsum(0) - lengths, bias[:, None, None])
         x = x.to(_dtype(x))
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, layout, first=number == len(self.blocks))
+            x = block(x, layout, cls_only=number == len(self.blocks))
         return _project(self.norm(x), self.projection)
 
     def _positions(self, places: Tensor | None) -> Tensor:

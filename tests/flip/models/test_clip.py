@@ -195,7 +195,6 @@ def test_all_patches_kept_is_no_mask():
 
 
 @torch.no_grad()
-@torch.no_grad()
 def test_the_image_encoder_is_exported_with_any_batch(tmp_path):
     """torch.export keeps the batch a symbol: a constant in the graph would freeze the batch of the example."""
     image = tiny(attention="sdpa").image.eval()
@@ -326,7 +325,7 @@ def _gradients(recompute, precision="fp32", compiled=False, padding="attend"):
     pair, (patches, keep, _), tokens = tiny(padding=padding), inputs(8), captions()
     pair.text.few_shapes = compiled
     for block in (*pair.image.blocks, *pair.text.blocks):
-        block.recompute = recompute
+        block.activation_checkpointing = recompute
         if compiled:
             block.compile(dynamic=False)
     kept = []

@@ -81,7 +81,7 @@ def rank_main(rank, world, port, kind, micro, results):
     here = parallel.start(compute)
     pair = tiny(**kind)
     for block in (*pair.image.blocks, *pair.text.blocks):
-        block.recompute = "block" if micro > 1 else "no"
+        block.activation_checkpointing = "block" if micro > 1 else "no"
     parallel.place(pair, here, compute)
     share = B // world
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]

@@ -1,0 +1,31 @@
+"""The transformer block against timm's."""
+
+from functools import partial
+
+import pytest
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from flip.models.transformer import EPS, TransformerBlock
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_block_computes_what_timm_computes(fused, precision):
+    """Outputs and gradients to the last bit; names of parameters, in timm's order."""
+    reference = Block(
+        48, 3, qkv_bias=True, act_layer=partial(nn.GELU, approximate="tanh"), norm_layer=partial(nn.LayerNorm, eps=EPS)
+    )
+    reference.attn.fused_attn = fused
+    block = TransformerBlock(48, 3, fused)
+    assert list(block.state_dict()) == list(reference.state_dict())
+    block.load_state_dict(reference.state_dict())
+    x = torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        outputs = block(x), reference(x)
+    for output in outputs:
+        output.float().square().sum().backward()
+    assert torch.equal(*outputs)
+    for p, q in zip(block.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
