@@ -106,7 +106,7 @@ COMMANDS = [
     ("tools/shards", ["index", "data/*.tar", "--out", "m"], 65, ["data/*.tar", "missing", "its pattern"]),
     ("tools/shards", ["index", "bad.yaml", "--out", "m"], 65, ["bad.yaml", "not a whole tar", "--skip-damaged"]),
     ("tools/tokenizer", ["show", "no.json", "a"], 78, ["no.json", "no such tokenizer", "tokenizer.py train"]),
-    ("tools/prompts", ["imagnet", "--out", "x.json"], 78, ["imagnet", "no such folder", "the word imagenet"]),
+    ("tools/prompts", ["imagnet", "--out", "x.json"], 78, ["imagnet", "folder does not exist", "the word imagenet"]),
     ("tools/predict", ["other/run", "x.png", "--labels", "a"], 78, ["'other/run'", "There are: emoji"]),
     ("tools/export", ["other/run"], 78, ["'other/run'", "There are: emoji"]),
 ]  # fmt: skip

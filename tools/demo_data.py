@@ -8,11 +8,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, quietly, run_command
 
 _ABOUT = """\
-Fetch and build the demonstration data: pictures of some 1,400 emoji in nine sets of drawings, with
-Unicode's names and keywords.
+Fetch and build the demonstration data: pictures of about 1,400 emoji by nine vendors, with Unicode's
+names and keywords.
 
 Below the cache it leaves emoji/train (six vendors), emoji/noto-v1 (validation vendor), emoji/twemoji and emoji/openmoji
 (test vendors), emoji/unseen (classes that training never sees), each with its manifest, and classes.json,
@@ -30,44 +30,38 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, help="folder of the cache (default: FLIP_CACHE, else ~/.cache/flip)")
     parser.add_argument("--force", action="store_true", help="build again even if the data exists")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
-    arguments = parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    return run_command(lambda: prepare(options))
 
+
+def prepare(options: argparse.Namespace) -> int:
+    import json
     import os
     import time
 
-    from flip.runs.errors import FlipError
     from tools.emoji_dataset import build
 
-    cache = (arguments.cache or Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip")).expanduser().absolute()
-    start = time.monotonic()
-    try:
-        facts = None if arguments.force else build.ready(cache)
-        state = "ready" if facts else "built"
-        facts = facts or build.build(cache, arguments.force)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
-    _show(cache / build.FOLDER, facts | {"state": state, "seconds": round(time.monotonic() - start, 1)}, arguments.json)
+    cache = (options.cache or Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip")).expanduser().absolute()
+    start_time = time.monotonic()
+    facts = None if options.force else build.ready(cache)
+    state = "ready" if facts else "built"
+    facts = facts or build.build(cache, options.force)
+    facts |= {"state": state, "seconds": round(time.monotonic() - start_time, 1), "path": str(cache / build.FOLDER)}
+    print(json.dumps(facts, indent=1, sort_keys=True) if options.json else _text(facts))
     return 0
 
 
-def _show(folder: Path, facts: dict, as_json: bool) -> None:
-    import json
-
-    if as_json:
-        print(json.dumps(facts | {"path": str(folder)}, indent=1, sort_keys=True))
-        return
-    print(f"{facts['state']}: {folder} ({facts['seconds']} s)")
+def _text(facts: dict) -> str:
     counts = facts["counts"]
-    print(
+    lines = [
+        f"{facts['state']}: {facts['path']} ({facts['seconds']} s)",
         f"emoji with a name {counts['named']}, drawn by enough vendors {counts['drawn']}, "
-        f"told apart {counts['distinct']}: {counts['training']} classes of training, {counts['unseen']} unseen"
-    )
+        f"distinct {counts['distinct']}: {counts['training']} training classes, {counts['unseen']} unseen",
+    ]
     for name, item in sorted(facts["sets"].items()):
-        print(f"  {name:10} {item['role']:10} {item['samples']:6d} samples  {item['digest'][:12]}")
+        lines.append(f"  {name:10} {item['role']:10} {item['samples']:6d} samples  {item['digest'][:12]}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

@@ -9,7 +9,7 @@ import argparse
 import json
 from typing import Any
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, quietly, run_command
 
 EXAMPLES = """examples:
   python tools/export.py runs/quickstart/mask50                 the newest checkpoint -> its folder export/<stage>-<S>
@@ -25,7 +25,7 @@ variants (default: native or extra-block, as the model needs; docs/export.md):
 """
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS")
     parser.add_argument("--commit", default="", metavar="STAGE/S", help="checkpoint to export (default: the newest)")
@@ -33,11 +33,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--variant", choices=("native", "extra-block", "timm-tower"), default="", help="see below")
     parser.add_argument("--replace", action="store_true", help="replace an existing export")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    return run_command(lambda: export(options))
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """{"folder", and what its export.json says: variant, run, stage, samples, files, ...}."""
+def export(options: argparse.Namespace) -> int:
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import RunDir
     from jobs.common.cluster_profile import roots
@@ -46,20 +46,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     source = options.run if Path(options.run).is_dir() else select.select_one(options.run, roots()).path
     from flip.checkpoint.export_record import is_export
-    from flip.export.exporter import export  # torch: a wrong name was said by now
+    from flip.export import exporter  # imports torch: after the run's name was checked
     from flip.export.load import load
 
     if is_export(Path(source)) and not options.out:
-        raise ConfigError("an export is exported again only to a folder that is named", "--out")
+        raise ConfigError("required to export an exported folder again", "--out")
     loaded = load(source, at=options.commit)
     name = f"{loaded.source.stage}-{loaded.source.samples}"
     out = options.out.expanduser() if options.out else RunDir(source).export / name
     with writing(out):
-        record = export(loaded, out, options.variant, options.replace)
-    return {"folder": str(out.absolute()), **record}
+        record = exporter.export(loaded, out, options.variant, options.replace)
+    report = {"folder": str(out.absolute()), **record}
+    print(json.dumps(report, indent=1) if options.json else _text(report))
+    return 0
 
 
-def told(report: dict[str, Any]) -> str:
+def _text(report: dict[str, Any]) -> str:
     size = sum(file["bytes"] for file in report["files"].values()) / 1e6
     what = f"{report['run']} at {report['stage']}/{report['samples']}, variant {report['variant']}, {size:,.0f} MB"
     return "\n".join((
@@ -68,24 +70,9 @@ def told(report: dict[str, Any]) -> str:
         f"  open_clip.create_model_from_pretrained('local-dir:{report['folder']}')",
         f"  timm.create_model('local-dir:{report['folder']}/timm', pretrained=True)",
         *(f"  {sentence}" for sentence in report["differences"]),
-        "  README.md there says what it is and what it cannot do",
+        "  its README.md describes the model and the limits of the export",
     ))  # fmt: skip
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    from flip.runs.errors import FlipError
-
-    try:
-        report = run(options)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
-    print(json.dumps(report, indent=1) if options.json else told(report))
-    return 0
-
-
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import json
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, quietly, run_command
 
 EXAMPLES = """examples:
   python tools/predict.py runs/quickstart/mask50 cat.png --labels "a cat,a dog"
@@ -17,7 +17,7 @@ EXAMPLES = """examples:
 """
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS; or an exported folder"
@@ -32,11 +32,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=5, metavar="K", help="labels shown per image (default 5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    return run_command(lambda: predict(options))
 
 
-def predict(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Per image the labels from the likeliest on: [{"image", "labels": [{"label", "probability"}, ...]}]."""
+def predict(options: argparse.Namespace) -> int:
     from flip.evaluation import prompts
     from flip.runs.errors import ConfigError
     from jobs.common.cluster_profile import roots
@@ -46,47 +46,28 @@ def predict(options: argparse.Namespace) -> list[dict[str, object]]:
         raise ConfigError("must be at least 1", "--top", options.top)
     run = options.run if Path(options.run).is_dir() else select.select_one(options.run, roots()).path
     if options.classes:
-        names, templates = (wording := prompts.read(options.classes)).names, wording.templates
+        classes = prompts.read(options.classes)
+        names, templates = classes.names, classes.templates
     else:
         names, templates = [label.strip() for label in options.labels.split(",") if label.strip()], ["{}"]
-    from flip.export.load import load  # torch: what can be wrong without it was said by now
+    from flip.export.load import load  # imports torch: after all checks that do not need it
 
     probabilities = load(run, options.device).classify(options.images, names, options.templates or templates)
     best = probabilities.topk(min(options.top, len(names)))
-    return [
+    rows = zip(options.images, best.values.tolist(), best.indices.tolist(), strict=True)
+    report = [
         {"image": image, "labels": [{"label": names[c], "probability": p} for p, c in zip(*row, strict=True)]}
-        for image, row in zip(
-            options.images, zip(best.values.tolist(), best.indices.tolist(), strict=True), strict=True
-        )
+        for image, *row in rows
     ]
-
-
-def table(found: list[dict[str, object]]) -> str:
-    """One line per image and label; the image stands on its first."""
-    lines: list[str] = []
-    width = max(len(str(entry["image"])) for entry in found)
-    for entry in found:
-        image = str(entry["image"])
-        for row in entry["labels"]:  # type: ignore[attr-defined]
-            lines.append(f"{image:{width}}  {row['probability']:6.1%}  {row['label']}")
-            image = ""
-    return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    from flip.runs.errors import FlipError
-
-    try:
-        found = predict(options)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
-    print(json.dumps(found, indent=1) if options.json else table(found))
+    if options.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    width = max(map(len, options.images))
+    for entry in report:
+        for i, row in enumerate(entry["labels"]):  # the image is named on its first line only
+            print(f"{'' if i else entry['image']:{width}}  {row['probability']:6.1%}  {row['label']}")
     return 0
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import dataclasses
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, quietly, run_command
 
 EXAMPLES = """examples:
   python tools/prompts.py imagenet --out imagenet7.json                 OpenAI's names, the paper's 7 templates
@@ -23,29 +23,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--templates", type=int, default=7, help="number of templates for imagenet: 7 (default) or 80")
     parser.add_argument("--out", required=True, metavar="FILE")
     options = parser.parse_args(arguments)
-    from flip.evaluation import prompts
-    from flip.runs.errors import ConfigError, FlipError
-    from flip.runs.rundir import write_json
+    return run_command(lambda: write(options))
 
+
+def write(options: argparse.Namespace) -> int:
+    from flip.evaluation import prompts
+    from flip.runs.errors import ConfigError
+    from flip.runs.rundir import write_json
+    from jobs.common.filesystem import unwritable
+
+    classes = prompts.imagenet(options.templates) if options.of == "imagenet" else prompts.of_folder(options.of)
+    if classes is None and not Path(options.of).is_dir():
+        remedy = "Give the folder of a wds_* data set, or the word imagenet."
+        raise ConfigError("folder does not exist", options.of, remedy=remedy)
+    if classes is None:
+        raise ConfigError("has no names and templates", options.of, remedy=f"Files: {', '.join(prompts.WDS)}.")
     try:
-        found = prompts.imagenet(options.templates) if options.of == "imagenet" else prompts.of_folder(options.of)
-        if found is None and not Path(options.of).is_dir():
-            remedy = "Give the folder of a wds_* set, or the word imagenet."
-            raise ConfigError("there is no such folder", options.of, remedy=remedy)
-        if found is None:
-            raise ConfigError("brings no names and templates", options.of, remedy=f"Files: {', '.join(prompts.WDS)}.")
-        write_json(Path(options.out), dataclasses.asdict(found))
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+        write_json(Path(options.out), dataclasses.asdict(classes))
     except OSError as error:
-        print(f"{options.out}: cannot be written: {error.strerror}", file=sys.stderr)
-        return 77 if isinstance(error, PermissionError) else 69
-    print(f"{options.out}: {len(found.names)} names, {len(found.templates)} templates")
+        raise unwritable(error, options.out, "Choose another --out.") from error
+    print(f"{options.out}: {len(classes.names)} names, {len(classes.templates)} templates")
     return 0
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, quietly, run_command
 
 EXAMPLES = """examples:
   python tools/tokenizer.py train --captions captions.txt --vocabulary 30522 --out tokenizer.json
@@ -20,18 +20,13 @@ EXAMPLES = """examples:
 """
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def main(arguments: list[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="command")
     train_ = commands.add_parser("train", help="write a tokenizer.json", epilog=EXAMPLES, formatter_class=raw)
-    train_.add_argument(
-        "--captions",
-        nargs="+",
-        required=True,
-        metavar="FILE|MANIFEST",
-        help="text files with one caption per line, or manifests",
-    )
+    about = "text files with one caption per line, or manifests"
+    train_.add_argument("--captions", nargs="+", required=True, metavar="FILE|MANIFEST", help=about)
     about = "member of a sample that holds captions, or json:FIELD (default txt)"
     train_.add_argument("--member", default="txt", help=about)
     train_.add_argument("--vocabulary", type=int, required=True, metavar="N", help="maximum number of entries")
@@ -44,18 +39,30 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     show_.add_argument("--length", type=int, default=32, metavar="T", help="tokens per caption (default 32)")
     show_.add_argument("--json", action="store_true", help="print JSON")
     show_.set_defaults(run=show)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    return run_command(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    report = options.run(options)
+    if options.json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+        return 0
+    for name, value in report.items():
+        text = " ".join(f"{piece}:{i}" for i, piece in value) if isinstance(value, list) else value
+        print(f"{name}: {text}")
+    return 0
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
-    """Write a tokenizer, never over another file."""
+    """Train a tokenizer and write it to a new file."""
     from flip.runs.errors import ConfigError
     from flip.tokenizer import SPECIAL
     from flip.tokenizer import train as make
     from tools.shards_commands.output import writing
 
     if options.out.exists():
-        raise ConfigError("exists already", str(options.out), remedy="Name another file, or move this one away.")
+        raise ConfigError("already exists", str(options.out), remedy="Name another file, or move this one away.")
     if options.vocabulary <= len(SPECIAL):
         raise ConfigError(f"a vocabulary needs more than {len(SPECIAL)} entries", "--vocabulary", options.vocabulary)
     texts = [line for source in options.captions for line in captions(source, options.member)]
@@ -105,25 +112,5 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
-    from flip.runs.errors import FlipError
-
-    try:
-        report = options.run(options)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
-    if options.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
-        return 0
-    for name, value in report.items():
-        text = " ".join(f"{piece}:{i}" for i, piece in value) if isinstance(value, list) else value
-        print(f"{name}: {text}")
-    return 0
-
-
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.errors import StorageError
-from tools.audit import judged
+from tools.audit import summary
 
 AUDIT = Path(__file__).resolve().parents[2] / "tools" / "audit.py"
 GOOD = {"name": "numpy", "version": "2.0", "vulns": []}
@@ -18,20 +18,20 @@ UNKNOWN = {"name": "torch", "skip_reason": "not found"}
 
 
 def test_what_is_known():
-    assert judged({"dependencies": [GOOD]}) == (["1 of 1 packages looked up: no known vulnerabilities"], 0)
-    lines, found = judged({"dependencies": [GOOD, BAD, UNKNOWN]})
+    assert summary({"dependencies": [GOOD]}) == (["1 of 1 packages looked up: no known vulnerabilities"], 0)
+    lines, found = summary({"dependencies": [GOOD, BAD, UNKNOWN]})
     assert found == 2 and lines == [
-        "jinja2 2.10: PYSEC-1, mended in 2.10.1",
-        "jinja2 2.10: CVE-2, mended in no release yet",
+        "jinja2 2.10: PYSEC-1, fixed in 2.10.1",
+        "jinja2 2.10: CVE-2, fixed in no release yet",
         "not looked up, the index does not have these releases: torch",
         "2 of 3 packages looked up: 2 known vulnerabilities",
     ]
 
 
 @pytest.mark.parametrize("packages", [[UNKNOWN], []])
-def test_nobody_who_could_be_asked_is_not_all_well(packages):
+def test_no_package_looked_up_is_an_error(packages):
     with pytest.raises(StorageError, match="could be looked up"):
-        judged({"dependencies": packages})
+        summary({"dependencies": packages})
 
 
 @pytest.mark.parametrize(

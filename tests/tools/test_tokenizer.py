@@ -24,7 +24,7 @@ def test_trains_on_lines_and_on_a_manifest_alike(tmp_path, capsys):
         assert report["captions"] == 60 and report["entries"] == Tokenizer(tmp_path / out, 32, True).size
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert tokenizer.main(command) == 78  # never over another file
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert tokenizer.main(["show", str(tmp_path / "a.json"), "red square"]) == 0
     assert "red:" in capsys.readouterr().out
 
