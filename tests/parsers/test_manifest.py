@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flip.data.manifest import manifest as manifests
-from flip.data.manifest.kept import Kept
-from flip.data.manifest.manifest import Manifest, Table
+from flip.data.manifest.manifest import Kept, Manifest, Table
 from flip.runs.errors import DataError
 from tests.parsers.spoil import DEEP, changed, spoiled, texts
 

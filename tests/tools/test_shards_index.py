@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from flip.data.manifest.gather import part_folder
+from flip.data.manifest.build import part_folder
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError
 from tests.flip.data.manifest.test_manifest import write_tar
@@ -65,12 +65,12 @@ def test_shares_at_once_and_then_the_manifest(data, tmp_path, capsys):
 def test_the_same_command_twice_at_once(data, tmp_path, capsys):
     """Both have begun; one is slower, and still scans when the other one is done."""
     script = (
-        "import glob, sys, time; from flip.data.manifest import gather; from tools.shards import main\n"
-        "def slow(*rest, scan=gather.scan):\n"
+        "import glob, sys, time; from flip.data.manifest import build; from tools.shards import main\n"
+        "def slow(*rest, scan=build.scan):\n"
         "    while len(glob.glob(sys.argv[1] + '.part/*.jsonl')) < 2 and not glob.glob(sys.argv[1]): time.sleep(0.01)\n"
         "    time.sleep(float(sys.argv[3]))\n"
         "    return scan(*rest)\n"
-        "gather.scan = slow\n"
+        "build.scan = slow\n"
         "sys.exit(main(['index', sys.argv[2], '--chunk', '4', '--out', sys.argv[1]]))"
     )
     out, named = tmp_path / "m", data / "*.tar"

@@ -18,9 +18,18 @@ import braceexpand
 from flip.concurrency import cores
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import filters
-from flip.data.manifest.build import merge, refuse_filters
+from flip.data.manifest.build import (
+    Damaged,
+    Gathered,
+    as_path,
+    gather,
+    listed,
+    merge,
+    part_folder,
+    refuse_filters,
+    sorted_keys,
+)
 from flip.data.manifest.census import Completeness, Incomplete
-from flip.data.manifest.gather import Damaged, Gathered, as_path, gather, listed, part_folder, sorted_keys
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.storage.base import Stat, is_remote
 from flip.runs.errors import ConfigError

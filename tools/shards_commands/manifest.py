@@ -14,9 +14,8 @@ import numpy as np
 from flip.concurrency import cores
 from flip.config.resolve import DataFacts, buffer_bytes, default_lanes, host
 from flip.config.schema import Config, Stage
-from flip.data.manifest.build import merge
+from flip.data.manifest.build import gather, merge
 from flip.data.manifest.filters import Filters
-from flip.data.manifest.gather import gather
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError, DataError
 from tools.shards_commands.output import Bar, Outcome, claim, writing

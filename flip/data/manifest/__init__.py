@@ -1,11 +1,12 @@
 """What is a data set, and how is it built from tar shards?
 
-- ``manifest``: the files of a manifest, reading and writing them; ``kept``: samples that filters leave out.
-- ``tar``: headers of tars as webdataset reads them; ``scan``, ``scans``: one shard, and the journal of many.
-- ``build``: the manifest of shards; ``gather``: scans in processes; ``chunks``: its tables.
-- ``filters`` and ``parquet``: samples chosen by columns; ``census``: which members samples have.
+- ``manifest``: ``Manifest`` and its files; which samples filters keep.
+- ``tar``: headers of tars as webdataset reads them.
+- ``scan``: one pass over a shard, and the journal of scans; ``census``: which members samples have.
+- ``build``: scans shards in processes and writes their manifest.
+- ``filters`` and ``parquet``: samples chosen by columns.
 
-May import ``flip.data.storage``, ``flip.concurrency`` and ``flip.tokenizer``.
+May import ``flip.data.storage``, ``flip.concurrency``, ``flip.config`` and ``flip.tokenizer``.
 """
 
 __all__ = ["Manifest"]

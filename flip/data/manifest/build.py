@@ -1,37 +1,211 @@
-"""Making a manifest of shards, local or in object storage.
+"""Builds the manifest of tar shards: scans them in several processes, then assembles the tables.
 
-Each shard is read once: the CRC of a chunk is put together from those of its samples, as how many make a chunk is known
-when all are counted.
+Each shard is read once: the CRC of a chunk is combined from the CRCs of its samples, because the chunk size follows
+from the number of samples. Finished scans are kept beside the output folder, and a later call uses them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
+from numpy.typing import NDArray
 
+from flip import concurrency
+from flip.concurrency import Threads
+from flip.config.resolve import default_chunk
 from flip.data.manifest import manifest as manifests
 from flip.data.manifest.census import Completeness
-from flip.data.manifest.chunks import Chunks
-from flip.data.manifest.gather import Gathered, Progress, gather, listed, sorted_keys
-from flip.data.manifest.kept import Keeping
-from flip.data.manifest.manifest import Manifest, Table
-from flip.data.manifest.scan import Scan
-from flip.data.manifest.scans import Shard
+from flip.data.manifest.manifest import MARK, Keeping, Manifest, Table, refuse_existing
+from flip.data.manifest.scan import REMEDY, Scan, Scans, Shard, file_stat, scan
+from flip.data.storage import checksums
+from flip.data.storage.base import Stat, is_remote
+from flip.data.storage.client import StorageClient
 from flip.runs.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from flip.data.manifest.filters import Filters
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes done, bytes in all, and a word on the shards; first with what need not be done."""
+
+_THREADS = 16
+"""Shards that are asked for their sizes at once."""
+
+_WORTH = 64 << 20
+"""Bytes to read for which one process more is worth its start."""
+
+_NAMED = 3
+
+_FILE = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.DOTALL | re.IGNORECASE)
+_CHAINED = re.compile(":{2}")
+_URL = re.compile(r"pipe:|[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+
+
+class Damaged(DataError):
+    """Shards that cannot be indexed. ``errors``: shard -> what is wrong with it."""
+
+    def __init__(self, errors: Mapping[str, DataError], shards: int, kept: Path) -> None:
+        self.errors = dict(errors)
+        first = list(errors.values())[:_NAMED]
+        where, what, remedy = first[0].where, first[0].what, first[0].remedy
+        if len(errors) > 1:
+            named = "; ".join(f"{error.where}: {error.what}" for error in first)
+            more = f"; and {len(errors) - _NAMED:,} more" if len(errors) > _NAMED else ""
+            where, what = "", f"{len(errors):,} of {shards:,} shards cannot be indexed: {named}{more}"
+            remedy = remedy if len({error.remedy for error in errors.values()}) == 1 else REMEDY
+        if kept.exists():
+            remedy += f" The scans of the others are kept in {kept}: give the same command again."
+        super().__init__(what, where, remedy=remedy)
+
+
+@dataclass
+class Gathered:
+    """``shards``: those that have a scan, sorted by key; ``reused``: how many had one before; ``read``: bytes of
+    the others."""
+
+    scans: Scans
+    shards: list[Shard]
+    reused: int
+    read: int
+    damaged: dict[str, DataError] = field(default_factory=dict)
+
+
+def listed(damaged: Mapping[str, DataError]) -> list[dict[str, str]]:
+    """As they stand in reports and in a manifest's settings."""
+    return [{"shard": key, "reason": error.what} for key, error in damaged.items()]
+
+
+def part_folder(out: Path) -> Path:
+    """Where scans are kept until the manifest ``out`` is written."""
+    return out.with_name(f"{out.name}.part")
+
+
+def as_path(shard: str) -> str:
+    """A path for a URL file://; all else as it is."""
+    match = _FILE.fullmatch(shard)
+    return unquote(match[1], errors="surrogateescape") if match else shard
+
+
+def _key(shard: str) -> str:
+    """A URL s3:// or an absolute path. Raises ConfigError for what is in no storage of ours: it is no file that is
+    missing below the working directory."""
+    shard = as_path(shard)
+    if "::s3://" in shard or (_CHAINED.search(shard) and not is_remote(shard) and not os.path.lexists(shard)):
+        raise ConfigError("several shards in one name", shard, remedy="Name them one by one, or as {a,b}.tar.")
+    if is_remote(shard):
+        return shard
+    if _URL.match(shard) and not os.path.lexists(shard):
+        remedy = "Fetch it first; of a storage that speaks S3 (AWS_ENDPOINT_URL) name it s3://BUCKET/KEY."
+        raise ConfigError("shards are files or s3:// objects, and this is neither", shard, remedy=remedy)
+    return os.path.abspath(shard)
+
+
+def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
+    """URLs and absolute paths. Raises ConfigError (none, one named twice, among ``old``, or in no storage of ours)."""
+    keys = sorted(map(_key, shards))
+    if not keys:
+        raise ConfigError("no shards to index", remedy="Name at least one .tar file.")
+    for key, after in pairwise(keys):
+        if key == after or "\n" in key:
+            raise ConfigError("a shard is named twice, or its name holds a line break", value=key)
+    for key in sorted(set(old).intersection(keys))[:1]:
+        raise ConfigError("a shard is in the old manifest already", value=key, remedy="Name the new ones alone.")
+    return keys
+
+
+def gather(
+    keys: Sequence[str], out: Path, progress: Progress | None = None, workers: int = 0,
+    known: Mapping[str, Stat] | None = None, skip_damaged: bool = False, filters: Filters | None = None,
+) -> Gathered:  # fmt: skip
+    """Scan the shards that have no scan beside ``out`` yet. ``workers``: processes at most; below 2 this one does it.
+    ``known``: what a listing told of objects, which are then not asked for one by one.
+
+    Raises, when all others are scanned, Damaged unless ``skip_damaged``; before that where one is missing. Further
+    PermissionDenied, StorageError, and OSError where ``out`` cannot be written. What is scanned by then is kept.
+    ConfigError where another process has written the manifest meanwhile: then nothing is kept.
+    """
+    folder = part_folder(out)
+    shards, damaged = _asked(keys, known or {})
+    if damaged and not skip_damaged:
+        raise Damaged(damaged, len(keys), folder)
+    scans = Scans(folder, filters.names if filters else ())
+    todo = [shard for shard in shards if shard not in scans]
+    total, left = sum(shard.stat.size for shard in shards), sum(shard.stat.size for shard in todo)
+    done, ended = total - left, len(shards) - len(todo)
+    processes = min(workers, len(todo), 1 + left // _WORTH)
+    answers = concurrency.run(_scanner, (filters,), todo, processes if processes > 1 else 0, "index")
+    try:
+        if todo:
+            scans.begin()  # what cannot be written is told before hours of reading
+        _tell(progress, done, total, ended, len(shards))
+        for shard, found in answers:
+            refuse_existing(out)
+            if isinstance(found, DataError):
+                damaged[shard.key] = found
+            else:
+                scans.add(shard, found)
+            done, ended = done + shard.stat.size, ended + 1
+            _tell(progress, done, total, ended, len(shards))
+    finally:
+        answers.close()
+        (scans.remove if (out / MARK).exists() else scans.close)()
+    damaged = dict(sorted(damaged.items()))
+    if damaged and not skip_damaged:
+        raise Damaged(damaged, len(keys), folder)
+    return Gathered(scans, [s for s in shards if s.key not in damaged], len(shards) - len(todo), left, damaged)
+
+
+def _asked(keys: Sequence[str], known: Mapping[str, Stat]) -> tuple[list[Shard], dict[str, DataError]]:
+    reader = StorageClient()
+
+    def ask(key: str) -> Stat | DataError:
+        try:
+            return known.get(key) or (reader.stat(key) if is_remote(key) else file_stat(key))
+        except DataError as error:
+            return error
+
+    threads = Threads(ask, min(_THREADS, len(keys)))
+    try:
+        answers = [threads.submit(key) for key in keys]
+        found = [(key, answer.result()) for key, answer in zip(keys, answers, strict=True)]
+    finally:
+        threads.close()
+    return (
+        [Shard(key, stat) for key, stat in found if isinstance(stat, Stat)],
+        {key: error for key, error in found if isinstance(error, DataError)},
+    )
+
+
+def _scanner(filters: Filters | None) -> Callable[[Shard], tuple[Shard, Scan | DataError]]:
+    reader = StorageClient()
+
+    def one(shard: Shard) -> tuple[Shard, Scan | DataError]:
+        try:
+            return shard, scan(shard.key, shard.stat, reader, filters)
+        except DataError as error:
+            return shard, error
+
+    return one
+
+
+def _tell(progress: Progress | None, done: int, total: int, ended: int, shards: int) -> None:
+    if progress:
+        progress(done, total, f"{ended:,} of {shards:,} shards")
 
 
 def index(
     shards: Sequence[str], out: os.PathLike[str] | str, chunk: int = 0, progress: Progress | None = None,
     workers: int = 0, filters: Filters | None = None,
 ) -> Manifest:  # fmt: skip
-    """Walk the shards, sorted by name, and write their manifest to ``out``. ``chunk``: R; 0: ``choose_chunk``.
+    """Walk the shards, sorted by name, and write their manifest to ``out``. ``chunk``: R; 0: ``default_chunk``.
     ``filters``: which samples are kept; by default all.
 
     ``.tail`` of the result counts the samples that training leaves out. Raises ConfigError (no shards, one named twice,
@@ -40,7 +214,7 @@ def index(
     scanned until then is kept beside ``out`` and used by the next call.
     """
     out, keys = Path(out).absolute(), sorted_keys(shards)
-    manifests.refuse_existing(out)
+    refuse_existing(out)
     return merge(gather(keys, out, progress, workers, filters=filters), out, chunk, filters=filters)
 
 
@@ -66,7 +240,7 @@ def merge(
         _tell_why_none(found, filters, out)
     if not samples:
         raise DataError("the shards hold no samples", str(out), remedy="Members must be named KEY.EXTENSION.")
-    chunk = old.chunk if old else chunk or choose_chunk(samples)
+    chunk = old.chunk if old else chunk or default_chunk(samples)
     if not old and not 0 < chunk <= samples:
         raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
     chunks, keeping, counts = Chunks(chunk, old), Keeping(), np.zeros(256, dtype=np.int64)
@@ -108,7 +282,7 @@ def _scan(found: Gathered, shard: Shard, out: Path) -> Scan:
     try:
         return found.scans.read(shard)
     except DataError:
-        manifests.refuse_existing(out)  # whoever wrote it meanwhile has removed the scans
+        refuse_existing(out)  # whoever wrote it meanwhile has removed the scans
         raise
 
 
@@ -120,6 +294,40 @@ def _settings(found: Gathered, keys: Sequence[str], old: Manifest | None) -> dic
     return settings | ({"left_out": left_out} if left_out else {})
 
 
-def choose_chunk(samples: int) -> int:
-    """R: the largest power of two up to 256 that leaves at least 4096 chunks, else 1."""
-    return next((r for r in (256, 128, 64, 32, 16, 8, 4, 2) if samples >= 4096 * r), 1)
+_GROUP = 1 << 22
+"""Samples whose CRCs are put together at once: enough for numpy, 32 MB."""
+
+
+class Chunks:
+    """Chunks of ``chunk`` samples. ``old``: they go on where those of a manifest with that R end, whose last one, if it
+    is not full, takes in the first samples that are added."""
+
+    def __init__(self, chunk: int, old: Manifest | None = None) -> None:
+        self._chunk, self._samples = chunk, old.samples if old else 0
+        self._offsets: list[NDArray[np.uint32]] = [old.offsets] if old else []
+        full = self._samples // chunk
+        self._checksums: list[NDArray[np.uint32]] = [old.checksums[:full]] if old else []
+        crcs, blocks = np.zeros((2, self._samples % chunk), dtype=np.uint32)
+        if old and len(crcs):
+            crcs[0] = old.checksums[full]  # of all of them, the others are empty; how long the first is does not matter
+        self._crcs, self._blocks, self._waiting = [crcs], [blocks], len(crcs)
+
+    def add(self, scan: Scan) -> None:
+        """The next shard."""
+        self._offsets.append(scan.starts[-self._samples % self._chunk :: self._chunk])
+        self._crcs.append(scan.crcs)
+        self._blocks.append(scan.blocks)
+        self._samples += len(scan.crcs)
+        self._waiting += len(scan.crcs)
+        if self._waiting >= max(_GROUP, self._chunk):
+            self._put_together(self._waiting // self._chunk * self._chunk)
+
+    def tables(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Offsets (blocks) and CRCs, per chunk, when all are added."""
+        self._put_together(self._waiting)
+        return np.concatenate(self._offsets), np.concatenate(self._checksums)
+
+    def _put_together(self, count: int) -> None:
+        crcs, blocks = np.concatenate(self._crcs), np.concatenate(self._blocks)
+        self._checksums.append(checksums.combine(crcs[:count], blocks[:count], self._chunk))
+        self._crcs, self._blocks, self._waiting = [crcs[count:]], [blocks[count:]], self._waiting - count

@@ -1,21 +1,21 @@
 """The manifest: the immutable description of a data set, a folder of JSON and raw little-endian arrays.
 
     manifest.json      version, digest, samples, chunk (R), mean_bytes, settings, tool, files (name -> bytes, sha256)
-                       (settings.left_out: shards that were to be indexed and are not here, and why)
-    keys.txt           one shard per line: relative to this folder where it lies below it, else absolute, or s3://...
+                       (settings.left_out: shards that could not be indexed, and why)
+    keys.txt           one shard per line: a path relative to this folder if it is below it, an absolute path, or s3://
     etags.txt          per shard: the ETag of the object that was indexed; empty for files (since version 2)
     shards.i64         rows of (samples, bytes of the file, end of its last member), as int64
-    offsets.u32        per chunk: where its first sample starts in its shard, in blocks of 512 bytes, as uint32
+    offsets.u32        per chunk: start of its first sample in its shard, in blocks of 512 bytes, as uint32
     checksums.u32      per chunk: CRC32 over its bytes, as uint32
     exceptions.jsonl   samples known to be bad: {"id", "shard", "ordinal", "reason"}
-    tars.u32           version 3 alone, per shard: (samples in the tar, block at which its first kept one starts)
-    kept.bits          version 3 alone: a bit per sample of the tars, 1 where the filters kept it (``kept.py``)
+    tars.u32           version 3 only, per shard: (samples in the tar, block of its first kept sample), as uint32
+    kept.bits          version 3 only: a bit per sample of the tars, 1 if the filters kept it (``Kept``)
 
-A sample id is a position in the concatenation of all shards; where samples were filtered out, in that of the kept ones,
-and then all counts are of those. Chunk j holds ids jR .. (j+1)R - 1, the last one what is left; training passes over a
-last chunk that is not full. A chunk reads from its first sample's start to the next chunk's, through the end of each
-shard that lies between: so a chunk that crosses a border is two reads, and both are exact. Samples that were filtered
-out are read over, but for those before the first kept one of a shard. The digest leaves out keys and ETags: a data set
+A sample id is a position in the concatenation of all shards. If samples were filtered out, ids and all counts are of
+the kept samples only. Chunk j holds ids jR .. (j+1)R - 1, the last chunk holds the rest; training skips a last chunk
+that is not full. A chunk reads from the start of its first sample to the start of the next chunk, through the end of
+each shard in between: a chunk that crosses a shard border is two reads, and both are exact. Reads include samples that
+were filtered out, except those before the first kept sample of a shard. The digest excludes keys and ETags: a data set
 that was moved or uploaded again is the same.
 """
 
@@ -36,11 +36,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip import __version__
-from flip.data.manifest.kept import Kept
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import sync_folder
+
+PIECE = 1 << 24
+"""Bytes whose bits are counted at once."""
+_ONES = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
+
+
+class Kept:
+    """``tars``: per shard (samples in the tar, block of 512 bytes at which the first kept one starts), as uint32.
+
+    ``bits``: a bit per sample of the tars, 1 for kept, from the lowest bit of a byte up; each shard begins a new byte.
+    """
+
+    def __init__(self, tars: NDArray[np.uint32], bits: NDArray[np.uint8]) -> None:
+        self.tars, self.bits = tars, bits
+        self._first = np.concatenate([[0], np.cumsum((tars[:, 0].astype(np.int64) + 7) // 8)])
+
+    @property
+    def seen(self) -> int:
+        """Samples in the tars."""
+        return int(self.tars[:, 0].sum(dtype=np.int64))
+
+    def fits(self, samples: NDArray[np.int64]) -> bool:
+        """Whether this is of shards of so many kept samples: that many bits are set in each."""
+        if len(self.tars) != len(samples) or len(self.bits) != self._first[-1]:
+            return False
+        some = np.flatnonzero(self.tars[:, 0])  # of the others there is no byte
+        first, found = self._first[some], np.zeros(len(samples), dtype=np.int64)
+        for start in range(0, len(self.bits), PIECE):
+            ones = _ONES[self.bits[start : start + PIECE]]
+            low = np.searchsorted(first, start, side="right") - 1
+            high = np.searchsorted(first, start + PIECE)
+            found[some[low:high]] += np.add.reduceat(ones, np.maximum(first[low:high] - start, 0), dtype=np.int64)
+        return bool((found == samples).all())
+
+    def start(self, shard: int) -> int:
+        """The byte at which a shard's first kept sample starts: nothing before it is read."""
+        return int(self.tars[shard, 1]) * BLOCK
+
+    def ordinals(self, shard: int) -> NDArray[np.int64]:
+        """Places in the tar of a shard's kept samples, ascending. Reads a shard's bits: of 10,000 samples 1.25 kB."""
+        bits = self.bits[self._first[shard] : self._first[shard + 1]]
+        return np.flatnonzero(np.unpackbits(bits, count=int(self.tars[shard, 0]), bitorder="little"))
+
+    def picks(self, shard: int, k: int, count: int) -> tuple[int, list[int]]:
+        """Of a read from the start of a shard's kept sample k to that of k + count, or to the end of the shard: how
+        many samples of the tar it holds, and which of them are kept."""
+        ordinals = self.ordinals(shard)
+        stop = ordinals[k + count] if k + count < len(ordinals) else self.tars[shard, 0]
+        return int(stop) - int(ordinals[k]), (ordinals[k : k + count] - ordinals[k]).tolist()
+
+
+class Keeping:
+    """Puts a ``Kept`` together, a shard at a time: two billion marks need not be in memory."""
+
+    def __init__(self) -> None:
+        self._tars, self._bits, self._whole = list[tuple[int, int]](), list[NDArray[np.uint8]](), True
+
+    def add(self, mask: NDArray[np.bool_], start: int) -> None:
+        """The next shard: which of its samples are kept, and the block at which the first of them starts."""
+        self._tars.append((len(mask), start))
+        self._bits.append(np.packbits(mask, bitorder="little"))
+        self._whole = self._whole and bool(mask.all())
+
+    def kept(self) -> Kept | None:
+        """None where every sample is kept."""
+        return None if self._whole else Kept(np.array(self._tars, dtype=np.uint32), np.concatenate(self._bits))
+
 
 VERSION = 2
 """Version 1 has no ETags, so none are checked; it is read as before."""

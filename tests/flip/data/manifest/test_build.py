@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 
 from flip.data.chunk_reader import ChunkReader
-from flip.data.manifest import chunks, gather
-from flip.data.manifest.build import index, merge
+from flip.data.manifest import build
+from flip.data.manifest.build import Damaged, index, merge, part_folder, sorted_keys
 from flip.data.manifest.census import Census, Kind
-from flip.data.manifest.gather import Damaged, part_folder, sorted_keys
 from flip.data.manifest.manifest import write
-from flip.data.manifest.scan import Scan, scan
-from flip.data.manifest.scans import Scans, Shard
+from flip.data.manifest.scan import Scan, Scans, Shard, scan
 from flip.data.storage.base import Stat
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from tests.flip.data.manifest.test_manifest import write_tar
@@ -51,7 +49,7 @@ def scanned(monkeypatch):
         keys.append(key)
         return scan(key, *rest)
 
-    monkeypatch.setattr(gather, "scan", noted)
+    monkeypatch.setattr(build, "scan", noted)
     return keys
 
 
@@ -83,7 +81,7 @@ def stopped(folder, out, count):
 
 
 def test_processes_make_the_same(folder, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(gather, "_WORTH", 1 << 10)
+    monkeypatch.setattr(build, "_WORTH", 1 << 10)
     seen = set()
     made = index(
         shards(folder), tmp_path / "m", 8,
@@ -186,7 +184,7 @@ def test_damaged_shards_are_told_together(folder, tmp_path, scanned):
     for number in (1, 2):
         shutil.copy(tmp_path / "data" / "00000.tar", shards(folder)[number])
     del scanned[:]
-    found = gather.gather(shards(folder), tmp_path / "m", skip_damaged=True)
+    found = build.gather(shards(folder), tmp_path / "m", skip_damaged=True)
     assert len(scanned) == 4 and found.reused == 3 and list(found.damaged) == [shards(folder)[i] for i in (4, 5)]
     made = merge(found, tmp_path / "m", 8)
     assert made.keys == [shards(folder)[i] for i in (0, 1, 2, 3, 6)]
@@ -204,10 +202,10 @@ def test_a_missing_shard_is_told_before_the_others_are_read(folder, tmp_path, sc
     ):
         index([*shards(folder), *gone], tmp_path / "m")
     assert not scanned and not (tmp_path / "m.part").exists()
-    found = gather.gather([*gone, *shards(folder)], tmp_path / "m", skip_damaged=True)
+    found = build.gather([*gone, *shards(folder)], tmp_path / "m", skip_damaged=True)
     assert len(found.shards) == 7 and list(found.damaged) == gone
     with pytest.raises(DataError, match="no samples"):
-        merge(gather.gather(gone, tmp_path / "none", skip_damaged=True), tmp_path / "none")
+        merge(build.gather(gone, tmp_path / "none", skip_damaged=True), tmp_path / "none")
 
 
 def test_other_trouble_ends_it_and_keeps_what_was_scanned(folder, tmp_path, monkeypatch):
@@ -216,19 +214,19 @@ def test_other_trouble_ends_it_and_keeps_what_was_scanned(folder, tmp_path, monk
             raise PermissionDenied("may not be read", key)
         return scan(key, *rest)
 
-    monkeypatch.setattr(gather, "scan", denied)
+    monkeypatch.setattr(build, "scan", denied)
     with pytest.raises(PermissionDenied):
         index(shards(folder), tmp_path / "m")
     monkeypatch.undo()
-    assert gather.gather(shards(folder), tmp_path / "m").reused == 2
+    assert build.gather(shards(folder), tmp_path / "m").reused == 2
     with pytest.raises(ConfigError, match=r"1 \.\. 61"):
         index(shards(folder), tmp_path / "m", 62)
-    assert gather.gather(shards(folder), tmp_path / "m").reused == 7
+    assert build.gather(shards(folder), tmp_path / "m").reused == 7
 
 
 @pytest.mark.parametrize("group", [1, 3, 8, 20])
 def test_chunks_of_a_few_at_a_time(folder, whole, tmp_path, monkeypatch, group):
-    monkeypatch.setattr(chunks, "_GROUP", group)
+    monkeypatch.setattr(build, "_GROUP", group)
     assert contents(index(shards(folder), tmp_path / "m", 8).folder) == whole
 
 
@@ -237,7 +235,7 @@ def test_added_shards_give_what_all_at_once_do(folder, tmp_path, scanned, old, c
     """52 samples in six shards: of 20 the last chunk holds 12 of two shards; of 52 and of 8 (one shard) it is full."""
     before = index(shards(folder)[:old], tmp_path / "old", chunk)
     del scanned[:]
-    found = gather.gather(shards(folder)[old:], tmp_path / "new")
+    found = build.gather(shards(folder)[old:], tmp_path / "new")
     new = merge(found, tmp_path / "new", old=before)
     assert scanned == shards(folder)[old:], "the old ones are not read"
     assert contents(new.folder) == contents(index(shards(folder), tmp_path / "all", chunk).folder)
@@ -247,7 +245,7 @@ def test_old_samples_keep_their_ids(folder, tmp_path):
     late, early = shards(folder)[:2], shards(folder)[2:]
     made = index(early, tmp_path / "m", 4)
     old = write(tmp_path / "old", made, made.checksums, {3: "bad"}, {"left_out": [{"shard": late[0], "reason": "cut"}]})
-    new = merge(gather.gather(late, tmp_path / "new"), tmp_path / "new", old=old)
+    new = merge(build.gather(late, tmp_path / "new"), tmp_path / "new", old=old)
     assert new.keys == [*early, *late] and new.exceptions == {3: "bad"} and new.settings == {}
     assert [new.locate(id) for id in range(old.samples)] == [old.locate(id) for id in range(old.samples)]
     texts = [bytes(s["txt"]).decode() for j in range(new.chunks) for s in ChunkReader().read_chunk(new, j)]
@@ -271,18 +269,18 @@ def test_another_index_of_the_manifest_that_is_sooner(folder, whole, tmp_path, m
         scanned.append(key)
         return scan(key, *rest)
 
-    def asking(key, ask=gather.file_stat):
+    def asking(key, ask=build.file_stat):
         if key == keys[6]:
             sooner()
         return ask(key)
 
     if when == "asking":
-        monkeypatch.setattr(gather, "file_stat", asking)
+        monkeypatch.setattr(build, "file_stat", asking)
     elif when != "merging":
-        monkeypatch.setattr(gather, "scan", scanning)
+        monkeypatch.setattr(build, "scan", scanning)
     with pytest.raises(ConfigError, match="m: there is a manifest already"):
         if when == "merging":
-            found = gather.gather(keys, out)
+            found = build.gather(keys, out)
             sooner()
             merge(found, out, 8)
         index(keys, out, 8)
@@ -292,7 +290,7 @@ def test_another_index_of_the_manifest_that_is_sooner(folder, whole, tmp_path, m
 
 def test_scans_that_go_meanwhile_are_no_fault_of_the_folder(folder, tmp_path, monkeypatch):
     """Without a manifest: a hand, or a file system that shows it late. And a folder that goes as it is made."""
-    found = gather.gather(shards(folder), tmp_path / "m")
+    found = build.gather(shards(folder), tmp_path / "m")
     shutil.rmtree(part_folder(tmp_path / "m"))
     with pytest.raises(DataError, match=r"jsonl: it was changed or removed meanwhile\. Give the same command again"):
         merge(found, tmp_path / "m")

@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import filters
-from flip.data.manifest import kept as kept_samples
 from flip.data.manifest import manifest as manifests
-from flip.data.manifest.build import index, merge
+from flip.data.manifest.build import gather, index, merge
 from flip.data.manifest.filters import Filter, Filters, Length
-from flip.data.manifest.gather import gather
 from flip.data.manifest.manifest import Manifest, write
 from flip.evaluation.images import Shards
 from flip.runs.errors import ConfigError, DataError
@@ -228,8 +226,8 @@ def test_a_length_counts_characters_of_the_cleaned_caption(tmp_path):
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 100])
 def test_bits_are_counted_piece_by_piece(monkeypatch, piece):
-    monkeypatch.setattr(kept_samples, "PIECE", piece)
-    draw, keeping, counts = np.random.default_rng(3), kept_samples.Keeping(), []
+    monkeypatch.setattr(manifests, "PIECE", piece)
+    draw, keeping, counts = np.random.default_rng(3), manifests.Keeping(), []
     for size in (0, 9, 40, 0, 0, 1, 8, 0):
         mask = draw.random(size) < 0.5
         keeping.add(mask, 0)

@@ -12,7 +12,7 @@ import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import tar
-from flip.data.manifest.build import choose_chunk, index
+from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, Table, write
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from tests.synthetic import caption, make_dataset
@@ -238,10 +238,6 @@ def test_a_file_system_without_hard_links(folder, tmp_path, monkeypatch, code):
     assert write(tmp_path / "m", made, made.checksums).digest == made.digest
     with pytest.raises(ConfigError, match="there is a manifest already"):
         write(tmp_path / "m", made, made.checksums)
-
-
-def test_chunk_by_size():
-    assert [choose_chunk(n) for n in (1, 8191, 8192, 100_000, 1_048_576, 2_000_000_000)] == [1, 1, 2, 16, 256, 256]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "keys.txt", "shards.i64", "offsets.u32", "checksums.u32"])
