@@ -9,13 +9,13 @@ CHECKED := flip jobs tools tests benchmarks
 BENCHMARKS := order prefetch memory launcher report evaluation checkpoint loss resume stream step
 PEERS := .venv-bench/bin
 
-# What counts on its own pace runs alone; the rest on all cores, four at most. What takes minutes or starts servers is no
-# part of the quick check.
+# Tiers of tests. Tests that kill processes or use a real Slurm run one after another; the others on all cores, four at most.
 ALONE := kill or slurm
 LONG := $(ALONE) or s3 or browser or long
-TOGETHER := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+PYTEST := $(BIN)/python -m pytest --durations 30
+TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install dev lock slurm browser bsdtar test check lint types quickstart study audit storm bench bench-install clean
+.PHONY: help install dev lock slurm browser bsdtar check test test-all lint types quickstart study audit storm bench bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -66,12 +66,16 @@ bsdtar: install  ## bsdtar for the tests of other writers' tars, where it may be
 	@command -v bsdtar >/dev/null || FLIP_REQUIRE_SLURM= tests/slurm/install.sh libarchive-tools || \
 		echo "no bsdtar: the tests skip the tars that it writes"
 
-test: lint types slurm browser bsdtar  ## all that CI runs: lint, types, quick tests, kill-and-resume, a real Slurm (35 minutes on two cores, 45 on slow ones)
-	$(TOGETHER) -m "not slow and not gpu and not ($(ALONE))"
-	$(BIN)/python -m pytest -m "not slow and not gpu and ($(ALONE))"
-
-check: lint types  ## the quick part, about five minutes: no Slurm, no S3 server, no long training
+check: lint types  ## lint, types and unit tests (three minutes on two cores): no Slurm, no S3 server, no long training
 	$(TOGETHER) -m "not slow and not gpu and not ($(LONG))"
+
+test: lint types slurm browser bsdtar  ## what CI runs: check, and one or two of each long kind of test (20 minutes on two cores)
+	$(TOGETHER) -m "not slow and not gpu and not ($(ALONE))"
+	$(PYTEST) -m "not slow and not gpu and ($(ALONE))"
+
+test-all: lint types slurm browser bsdtar  ## all tests but those of a GPU: each scenario, storm and numeric comparison (hours)
+	$(TOGETHER) --hypothesis-profile all -m "not gpu and not ($(ALONE))"
+	$(PYTEST) --hypothesis-profile all -m "not gpu and ($(ALONE))"
 
 lint: dev  ## ruff: lint and format
 	$(BIN)/ruff check $(CHECKED)

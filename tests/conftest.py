@@ -1,6 +1,8 @@
-"""How properties are searched: in CI few examples, the same each time; by hand as many as you like.
+"""Profiles of hypothesis: how many examples of a property are tried.
 
-pytest tests/parsers --hypothesis-profile=search    # other examples each time, fifty times as many
+- ``ci``: 25, the same each time; the default, and that of ``make check`` and ``make test``.
+- ``all``: 100, the same each time; ``make test-all``.
+- ``search``: 5,000, others each time; by hand: ``pytest tests/parsers --hypothesis-profile=search``.
 """
 
 import pytest
@@ -8,11 +10,12 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests.harness")
 
-#: Folders of fixtures may serve all examples of a test.
+#: A fixture of a function, such as a folder, serves all examples of a test.
 SHARED = [HealthCheck.function_scoped_fixture]
 
-settings.register_profile(
-    "ci", max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=SHARED
-)
+for name, examples in (("ci", 25), ("all", 100)):
+    settings.register_profile(
+        name, max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=SHARED
+    )
 settings.register_profile("search", max_examples=5000, deadline=None, suppress_health_check=SHARED)
 settings.load_profile("ci")

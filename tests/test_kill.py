@@ -62,7 +62,7 @@ def hurt(arena):
     return damaged
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_killed_many_times_ends_with_the_same_bits(world, data, tmp_path):
     config = configuration(data, world)
     config.checkpoint.background = "no" if world == 1 else "yes"
@@ -80,6 +80,7 @@ def test_a_run_killed_many_times_ends_with_the_same_bits(world, data, tmp_path):
     check_data(storm, decoded_hashes(data))
 
 
+@pytest.mark.slow
 def test_siglip_on_masked_texts_without_padding_resumes_to_the_same_bits(data, tmp_path):
     config = configuration(data, world=2, samples=(12, 4))
     config.model.objective, config.model.temperature, config.model.max_logit_scale = "siglip", 0.1, 10_000.0
@@ -98,6 +99,7 @@ def test_siglip_on_masked_texts_without_padding_resumes_to_the_same_bits(data, t
     assert len(biases) == 16 and len(set(biases)) > 10 and abs(biases[0] + 10) < 0.1  # it is trained
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_ended_and_the_run_goes_on(data, tmp_path):
     """The peers of a stopped process see no error: they wait. The same bits at the end."""
     config = configuration(data, world=2)
@@ -119,6 +121,7 @@ def test_a_rank_that_hangs_is_ended_and_the_run_goes_on(data, tmp_path):
     assert arena.leftovers() == ([], [])
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_is_waited_for(data, tmp_path):
     """69, the partial checkpoint freed, the older commits kept, and it goes on by itself when there is room again."""
     arena = TrainingRun(tmp_path, "full", configuration(data, world=1, samples=(12, 4)))
@@ -165,6 +168,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_not_taken(data, tmp_path):
     assert arena.leftovers() == ([], [])
 
 
+@pytest.mark.slow
 def test_who_lost_a_peer_ends_by_himself(data, tmp_path):
     """Within a step, and not by the launcher's hand: a rank that is killed leaves no cause of its own."""
     arena = TrainingRun(tmp_path, "lost", configuration(data, world=2, samples=(12, 4)))

@@ -11,7 +11,7 @@ from tests.harness.training_run import BATCH, TrainingRun, configuration, decode
 from tests.synthetic import make_dataset, make_tokenizer
 from tests.verdicts import check_attempts, check_data, check_equal
 
-pytestmark = pytest.mark.kill
+pytestmark = [pytest.mark.kill, pytest.mark.slow]
 
 LENGTHS = 24, 8
 

@@ -30,6 +30,7 @@ def live(folder, seed, runs, nodes, weather=None):
     return world, states
 
 
+@pytest.mark.slow
 def test_two_hundred_runs(folder):
     """Enough weather that every cause and every way to end is there; without it this test would prove little."""
     world, states = live(folder, 0, runs=200, nodes=40)
@@ -45,7 +46,7 @@ def test_two_hundred_runs(folder):
     assert stops >= {"crash", "node", "cancelled"}
 
 
-@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 5))])
 def test_by_chance(seed, folder):
     live(folder, seed, runs=30, nodes=8)
 

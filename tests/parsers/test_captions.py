@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -83,7 +83,6 @@ def picture(form):
 PICTURES = [picture(form) for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")]
 
 
-@settings(max_examples=200)
 @given(st.sampled_from(PICTURES).flatmap(spoiled) | st.binary(max_size=40))
 def test_any_picture(data):
     for decoder in ("pillow", "simplejpeg"):

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flip.data.manifest import manifest as manifests
@@ -126,7 +126,6 @@ def test_a_file_that_is_missing_or_a_folder(good, place):
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\0/"), min_size=1, max_size=12)
 
 
-@settings(max_examples=20)
 @given(data=st.data())
 def test_what_was_written_comes_back(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("written") / "m"

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flip.data.chunk_reader import ChunkReader
@@ -56,7 +56,6 @@ def test_any_form_gives_the_same(tmp_path, data):
     assert count.to_pylist() == [one >= 3 for one in rows["count"]]
 
 
-@settings(max_examples=300)
 @given(st.sampled_from(FORMS).flatmap(spoiled))
 def test_any_damage(tmp_path, data):
     try:

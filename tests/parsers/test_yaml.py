@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flip.config.merge import dump, merge, read
@@ -67,7 +67,6 @@ def understood(path, text, reader):
         return None
 
 
-@settings(max_examples=60)
 @given(text_of(SWEEP))
 @example("a: &a [1]\n" + BOMB + "grid: {seed: *j}")
 @example("a: &a {x: 1}\n" + MERGED + "set: *j")

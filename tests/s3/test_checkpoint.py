@@ -177,6 +177,7 @@ def test_a_straggler_whose_folder_was_taken_leaves_nothing_at_the_url(world, run
     assert not [path for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 @on_nanio
 @pytest.mark.parametrize("size, least", [(1, 16), (2, 22)])
@@ -196,6 +197,7 @@ def test_a_kill_at_every_write_leaves_a_loadable_checkpoint(server, size, least,
     assert int(done.stdout) >= least, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.kill
 def test_a_run_with_its_checkpoints_in_a_bucket(tmp_path, monkeypatch):
     """Killed and stopped, it ends with the same bits as one with a disk, of two ranks on one node."""

@@ -38,7 +38,6 @@ from tests.parsers.spoil import DEEP, VALUES, places, texts
 pytestmark = pytest.mark.timeout(300)
 
 SEARCHING = settings.default.max_examples > 100
-MANY = settings.default.max_examples // 4
 
 JOB = {
     "kind": "local", "cluster": "local", "order": 0, "python": "/bin/false", "module": "jobs.runtime.worker",
@@ -211,7 +210,6 @@ def check(run, name, content, asked):
 
 @pytest.mark.parametrize("scene", SCENES)
 @given(data=st.data())
-@settings(max_examples=MANY)
 def test_any_value_in_any_record(scenes, asked, scene, data):
     run = scenes[scene]
     name = data.draw(st.sampled_from([n for n in NAMES if n.endswith(".json") and (run.path / n).exists()]))
@@ -245,7 +243,6 @@ def test_each_record_as_something_else(scenes, asked, name):
 
 
 @given(data=st.data())
-@settings(max_examples=MANY)
 def test_any_value_in_a_configuration(scenes, asked, data):
     values = to_dict(config())
     *above, last = data.draw(st.sampled_from([path for path in places(values) if path]))

@@ -68,7 +68,8 @@ class Scenario:
     """Attempts and state at the end, as they must be: a recording of something else is refused."""
     torn: bool = False
     """Whether the first attempt's trap lives to its end is a matter of a second."""
-    slow: bool = False
+    ci: bool = False
+    """Whether ``make test`` plays it on a real Slurm; ``make test-all`` plays them all, the simulated Slurm too."""
 
 
 SCENARIOS: dict[str, Scenario] = {}
@@ -94,10 +95,10 @@ def preempted(scene, play=AGAIN):
     scene.until(lambda: scene.rows[0]["state"] not in ("RUNNING",), "a reaction")
 
 
-scenario("a job of higher priority; no grace, warning signal on")(preempted)
+scenario("a job of higher priority; no grace, warning signal on", ci=True)(preempted)
 
 
-@scenario("a job of higher priority; no grace, warning signal off", options=MUTE, slow=True)
+@scenario("a job of higher priority; no grace, warning signal off", options=MUTE)
 def preempted_mute(scene):
     preempted(scene)
 
@@ -107,14 +108,12 @@ def preempted_grace(scene):
     preempted(scene)
 
 
-@scenario("a job of higher priority; grace, warning signal off", options=MUTE, grace=GRACE, slow=True)
+@scenario("a job of higher priority; grace, warning signal off", options=MUTE, grace=GRACE)
 def preempted_grace_mute(scene):
     preempted(scene)
 
 
-@scenario(
-    "a job of higher priority; grace; the ranks do not obey the warning, but the TERM after it", grace=GRACE, slow=True
-)
+@scenario("a job of higher priority; grace; the ranks do not obey the warning, but the TERM after it", grace=GRACE)
 def preempted_grace_late(scene):
     preempted(scene, {**AGAIN, "ignore": ["USR2"]})
 
@@ -134,7 +133,6 @@ def preempted_for_good(scene):
     "a job of higher priority, where preemption cancels; grace, warning signal on",
     mode="CANCEL",
     grace=GRACE,
-    slow=True,
 )
 def preempted_for_good_grace(scene):
     preempted(scene)
@@ -144,7 +142,6 @@ def preempted_for_good_grace(scene):
     "preempted with grace; then scancel; the ranks of the second attempt obey nothing and are killed",
     grace=GRACE,
     ends=(2, "cancelled"),
-    slow=True,
 )
 def scancelled_after_grace(scene):
     preempted(scene, {**AGAIN, "attempts": {"2": DEAF}})
@@ -163,7 +160,7 @@ def finished_in_grace(scene):
     scene.preempt()
 
 
-@scenario("SIGKILL to rank 1; the other is ended by srun's --wait")
+@scenario("SIGKILL to rank 1; the other is ended by srun's --wait", ci=True)
 def rank_killed(scene):
     scene.submit(AGAIN, peer_seconds=2)
     scene.ready()
@@ -189,7 +186,6 @@ def lose(scene, rank):
     "the second node dies; the first, with the batch script and rank 0, notices nothing",
     options=WATCHFUL,
     torn=True,
-    slow=True,
 )
 def node_lost(scene):
     lose(scene, rank=1)
@@ -214,7 +210,7 @@ def warned_batch(scene):
     scene.call("scancel", "--batch", "--signal=USR1", scene.id())
 
 
-@scenario("scancel --full --signal=USR1: the batch shell, srun and the ranks get it", slow=True)
+@scenario("scancel --full --signal=USR1: the batch shell, srun and the ranks get it")
 def warned_full(scene):
     scene.submit(AGAIN)
     scene.ready()
@@ -230,12 +226,12 @@ def shell_killed(scene, play=AGAIN):
 scenario("SIGKILL to the batch shell; the watcher beside the ranks requeues the job")(shell_killed)
 
 
-@scenario("SIGKILL to the batch shell; accounting, QOS, JobRequeue=0", options=FOREIGN, slow=True)
+@scenario("SIGKILL to the batch shell; accounting, QOS, JobRequeue=0", options=FOREIGN)
 def foreign_shell_killed(scene):
     shell_killed(scene)
 
 
-@scenario("scancel --batch --signal=USR1; accounting, QOS, JobRequeue=0", options=FOREIGN, slow=True)
+@scenario("scancel --batch --signal=USR1; accounting, QOS, JobRequeue=0", options=FOREIGN)
 def foreign_warned_batch(scene):
     warned_batch(scene)
 
@@ -245,17 +241,17 @@ def limit(scene, ignore, save=1.0):
     scene.submit({**AGAIN, "ignore": ignore, "save": save}, hours=WAITING_MINUTE, signal_seconds=30)
 
 
-@scenario("the time limit; the ranks obey the warning", slow=True)
+@scenario("the time limit; the ranks obey the warning")
 def limit_obeyed(scene):
     limit(scene, [])
 
 
-@scenario("the time limit; the ranks do not obey the warning, but the TERM after it", slow=True)
+@scenario("the time limit; the ranks do not obey the warning, but the TERM after it")
 def limit_late(scene):
     limit(scene, ["USR2"], save=3.0)  # the watcher, who looks every second, is there before the trap
 
 
-@scenario("the time limit; the ranks obey nothing and are killed", slow=True)
+@scenario("the time limit; the ranks obey nothing and are killed")
 def limit_deaf(scene):
     limit(scene, ["USR2", "TERM", "USR1"])
 
@@ -272,13 +268,12 @@ def lowered(scene, play):
     "the time limit is lowered to a minute, which leaves no time to train",
     options=FOREIGN,
     ends=(3, "failed"),
-    slow=True,
 )
 def limit_lowered(scene):
     lowered(scene, {"steps": LONG, "save": 1.0})
 
 
-@scenario("the time limit is lowered to a minute; the ranks obey nothing and are killed", options=FOREIGN, slow=True)
+@scenario("the time limit is lowered to a minute; the ranks obey nothing and are killed", options=FOREIGN)
 def limit_lowered_deaf(scene):
     lowered(scene, DEAF)
 
@@ -336,7 +331,7 @@ def element(scene, hurt, act):
     act(hurt)
 
 
-@scenario("element 0 of an array is preempted", slow=True)
+@scenario("element 0 of an array is preempted")
 def first_element_preempted(scene):
     element(scene, 0, scene.preempt)
 
@@ -346,12 +341,12 @@ def last_element_preempted(scene):
     element(scene, 1, scene.preempt)
 
 
-@scenario("SIGKILL to a rank of element 0 of an array", slow=True)
+@scenario("SIGKILL to a rank of element 0 of an array")
 def first_element_killed(scene):
     element(scene, 0, lambda hurt: scene.kill(rank=1, index=hurt))
 
 
-@scenario("SIGKILL to a rank of element 1, which has the array's own id", slow=True)
+@scenario("SIGKILL to a rank of element 1, which has the array's own id")
 def last_element_killed(scene):
     element(scene, 1, lambda hurt: scene.kill(rank=1, index=hurt))
 
@@ -400,6 +395,6 @@ def requeue_disabled_refused(scene):
     warned(scene)
 
 
-@scenario("SIGKILL to the batch shell, where the job has Requeue=0: a successor goes on", options=FOREIGN, slow=True)
+@scenario("SIGKILL to the batch shell, where the job has Requeue=0: a successor goes on", options=FOREIGN)
 def requeue_disabled_shell_killed(scene):
     shell_killed(scene)

@@ -10,7 +10,7 @@ from flip.runs.rundir import RunDir, read_json
 from tests.harness.command_line import STEPS, SlurmCommandLine
 from tests.harness.common import ROOT
 
-pytestmark = [pytest.mark.slurm, pytest.mark.kill]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.kill]
 CANARY = 20
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.harness.command_line import STEPS, SlurmCommandLine
 
-pytestmark = [pytest.mark.slurm]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 SHORT = 160
 
 

@@ -10,7 +10,7 @@ from jobs import evaluate
 from jobs.host import slurm_cli
 from tests.jobs.test_evaluate import make_place
 
-pytestmark = [pytest.mark.slurm]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 @pytest.mark.timeout(900)

@@ -41,7 +41,7 @@ def stage(tmp_path_factory):
 
 @pytest.mark.slurm
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if SCENARIOS[name].slow else []) for name in ORDER]
+    "name", [pytest.param(name, marks=[] if SCENARIOS[name].ci else [pytest.mark.slow]) for name in ORDER]
 )
 def test_as_recorded(name, stage):
     played = recording.perform(name, *stage(SCENARIOS[name].options))

@@ -7,7 +7,7 @@ import pytest
 from flip.runs.rundir import create_json, read_json
 from tests.harness.command_line import STEPS, SlurmCommandLine
 
-pytestmark = [pytest.mark.slurm, pytest.mark.kill]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.kill]
 
 
 @pytest.fixture

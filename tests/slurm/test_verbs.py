@@ -16,7 +16,7 @@ from tests.harness.common import ROOT, wait_until
 from tests.harness.slurm_scene import profile
 from tests.slurm.scenarios import AGAIN, HERE, LONG, SHORT
 
-pytestmark = [pytest.mark.slurm]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 BROKEN = "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
 PLAYS = {
     "done": {"steps": SHORT},

@@ -108,6 +108,7 @@ def test_profile_is_one(here):
     assert profile.env == ["SLURM_CONF"]
 
 
+@pytest.mark.slow
 def test_preempted_and_started_again(here):
     number, out = submit(here, "trap 'echo told' TERM; echo on; sleep 600 & wait; wait", "--nodes=3")
     until(lambda: runs(here, number) and out.exists() and "on" in out.read_text())
@@ -118,6 +119,7 @@ def test_preempted_and_started_again(here):
     until(lambda: not job(here, number))
 
 
+@pytest.mark.slow
 def test_preempt_takes_the_nodes_it_is_told_to(here):
     number = here.preempt(nodelist="n[2-3]", seconds=600)
     assert until(lambda: runs(here, number))["nodes"] == "n[2-3]"
@@ -125,6 +127,7 @@ def test_preempt_takes_the_nodes_it_is_told_to(here):
     until(lambda: not job(here, number))
 
 
+@pytest.mark.slow
 def test_lost_node(here):
     script = "srun bash -c 'setsid sleep 601 & exec sleep 602'"
     number, _ = submit(here, script, "--nodes=2", "--nodelist=n[2-3]", "--requeue")
@@ -141,6 +144,7 @@ def test_lost_node(here):
     until(lambda: not job(here, number))
 
 
+@pytest.mark.slow
 def test_set_grace(here):
     here.set_grace(7)
     assert "GraceTime=7" in here.call("scontrol", "show", "partition", "low")
@@ -164,6 +168,7 @@ def test_mistakes_are_named(here):
         here.call("srun", "sleep", "3", timeout=0.2)
 
 
+@pytest.mark.slow
 def test_stop_leaves_nothing(folder):
     here = Here(folder, nodes=2, kill_wait=2)
     here.start()
@@ -193,6 +198,7 @@ def test_what_a_crash_left_is_cleaned(folder):
     assert not sleepers(folder)
 
 
+@pytest.mark.slow
 def test_keep_goes_on_with_the_numbers(folder):
     here = Here(folder, nodes=1)
     here.start()
@@ -219,6 +225,7 @@ def test_port_in_use(folder):
             Here(folder, port=other.getsockname()[1]).start()
 
 
+@pytest.mark.slow
 def test_accounting_and_whole_nodes(folder):
     require(accounting=True)
     here = Here(folder, nodes=2, accounting=True, select="linear", settings=["killwait=3"])
@@ -233,6 +240,7 @@ def test_accounting_and_whole_nodes(folder):
     assert not listening(here)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 def test_without_root(folder):
     shutil.chown(folder.parent, "nobody")

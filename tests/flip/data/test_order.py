@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flip import rng
@@ -64,13 +64,11 @@ def test_uniform_numbers_are_the_upper_bits():
     assert rng.uniform(keys).tolist() == [0.0, 0.0, 2.0**-53, 0.5, 1 - 2.0**-53]
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5000), st.integers(0, 2**64 - 1), st.integers(0, 1000))
 def test_permutation_is_a_bijection(chunks, seed, visit):
     assert sorted(order.permute(seed, visit, chunks, np.arange(chunks)).tolist()) == list(range(chunks))
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_every_pass_holds_every_chunk_once(data):
     r, q, lanes = (data.draw(st.integers(1, high)) for high in (5, 4, 6))
@@ -82,7 +80,6 @@ def test_every_pass_holds_every_chunk_once(data):
         assert sorted(ids.tolist()) == list(range(chunks * r)) and set(visits.tolist()) == {visit}
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_start_any_batch_any_lanes(data):
     r, q, lanes = (data.draw(st.integers(1, high)) for high in (4, 3, 6))
@@ -116,7 +113,6 @@ def test_unpermute_is_the_inverse(seed, visit, chunks):
     assert order.unpermute(seed, visit, chunks, order.permute(seed, visit, chunks, places)).tolist() == places.tolist()
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 2**64 - 1), st.integers(8, 60), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4),
     st.integers(0, 90), st.integers(1, 400), st.data(),

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flip.config.derived import world
@@ -374,7 +374,6 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @given(name=HOSTILE)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_name_leaves_its_folder_or_means_anything_to_a_shell(form, name, tmp_path):
     path = tmp_path / "trial.yaml"
     path.write_text(COMMON + dump_yaml(FORMS[form](name)), encoding="utf-8")

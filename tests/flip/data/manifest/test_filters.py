@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flip.data.chunk_reader import ChunkReader
@@ -71,7 +71,6 @@ def bits(*shards):
     return [[(bit == "1", 0) for bit in one] for one in shards]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(bits("1111", "0110", "111"), 3)  # a chunk over a border, first and last of a shard left out
 @example(bits("0001", "0000", "", "0100"), 2)  # over shards with nothing kept, and one with nothing in it
 @example(bits("000", "00", "0010", "000"), 1)  # nothing kept before and after
