@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from flip.checkpoint.dcp_io import Problem, Writer, own_part, raised
 from flip.checkpoint.remote import Remote, base, marked, verify
 from flip.checkpoint.restorer import Restorer
-from flip.concurrency import Background
+from flip.concurrency import DaemonExecutor
 from flip.data.storage.retry import Patience
 from flip.distributed.collectives import all_gather_json
 from flip.distributed.parallel import World, local
@@ -78,9 +79,11 @@ class Checkpointer(Restorer):
         """Seconds that saves waited for the one before them."""
         self.took = 0.0
         """Seconds of the newest save, until its commit was read back."""
-        self._thread = Background("checkpoint")
+        self._executor: DaemonExecutor | None = None
+        self._pending: Future[None] | None = None
         self._stager: DefaultStager | None = None
         if background:
+            self._executor = DaemonExecutor(1, "checkpoint")
             card = world.device.type == "cuda"
             self._stager = DefaultStager(
                 StagingOptions(
@@ -103,20 +106,22 @@ class Checkpointer(Restorer):
         self.close()
         self.waited += time.perf_counter() - begin
         write = partial(self._write, stage=stage, samples=samples, record=record, begin=time.perf_counter())
-        if self._stager is None:
+        if self._stager is None or self._executor is None:
             write(state)
             return
-        copy = self._stager.stage(state)
-        self._thread.begin(partial(write, copy))
+        self._pending = self._executor.submit(write, self._stager.stage(state))
 
     @property
     def failed(self) -> bool:
         """Whether the save in the background has failed on this rank; the others' fails at about the same time."""
-        return self._thread.failed
+        pending = self._pending
+        return pending is not None and pending.done() and pending.exception() is not None
 
     def wait(self) -> None:
         """Return when no save is under way any more. Raises what ``save`` raises."""
-        self._thread.wait()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def _write(
         self, state: dict[str, torch.Tensor], stage: str, samples: int, record: dict[str, Any], begin: float

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from flip.concurrency import Threads
+from flip.concurrency import DaemonExecutor
 from flip.data.chunk_reader import Chunk
 from flip.data.order import Order
 
@@ -50,7 +50,7 @@ class Prefetch:
         """Per lane: block number -> number of a chunk -> the chunk."""
         self._asked: list[dict[int, int]] = [{} for _ in lanes]
         """Per lane: block number -> how many of its chunks were asked for."""
-        self._pool = Threads(read, THREADS)
+        self._pool, self._read = DaemonExecutor(THREADS, "read"), read
         self._pace, self._at, self._asking = 0.0, time.monotonic(), order.span
         self._phases = [phase(lane) for lane in lanes]
         self._begin(*divmod(start, order.span))
@@ -103,7 +103,7 @@ class Prefetch:
     def _ask(self, a: int, k: int, j: int) -> Future[Chunk]:
         chunks = self._held[a].setdefault(k, {})
         if j not in chunks:
-            chunks[j] = self._pool.submit(j)
+            chunks[j] = self._pool.submit(self._read, j)
             self.bytes += self._size(j)
         return chunks[j]
 

@@ -31,18 +31,18 @@ def _refuse(kind, task):
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_every_task_is_answered_once(workers):
-    assert sorted(concurrency.run(adding, (10,), range(20), workers, "adder")) == list(range(10, 30))
-    assert list(concurrency.run(adding, (10,), [], workers, "adder")) == []
+    assert sorted(concurrency.map_in_processes(adding, (10,), range(20), workers, "adder")) == list(range(10, 30))
+    assert list(concurrency.map_in_processes(adding, (10,), [], workers, "adder")) == []
     assert not [one for one in multiprocessing.active_children() if one.name.startswith("adder-")]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_a_process_is_raised_as_it_was(workers):
     with pytest.raises(DataError) as error:
-        list(concurrency.run(refusing, ("at once",), range(9), workers, "refuser"))
+        list(concurrency.map_in_processes(refusing, ("at once",), range(9), workers, "refuser"))
     assert (error.value.where, error.value.value, error.value.remedy) == ("here", 7, "Look elsewhere.")
     with pytest.raises(ConfigError, match="not this one"):
-        list(concurrency.run(refusing, ("later",), range(9), workers, "refuser"))
+        list(concurrency.map_in_processes(refusing, ("later",), range(9), workers, "refuser"))
 
 
 def test_the_error_of_one_that_ended_before_it_got_its_tasks():
@@ -55,17 +55,17 @@ def test_the_error_of_one_that_ended_before_it_got_its_tasks():
         yield 2
 
     with pytest.raises(DataError, match="no such thing"):
-        list(concurrency.run(refusing, ("at once",), tasks(), 1, "refuser"))
+        list(concurrency.map_in_processes(refusing, ("at once",), tasks(), 1, "refuser"))
 
 
 def test_one_that_dies_is_noticed():
     with pytest.raises(FlipError, match="ended by itself.*fewer workers") as error:
-        list(concurrency.run(refusing, ("dies",), range(9), 2, "refuser"))
+        list(concurrency.map_in_processes(refusing, ("dies",), range(9), 2, "refuser"))
     assert error.value.code == 70
 
 
 def test_closing_ends_the_processes():
-    answers = concurrency.run(adding, (1,), range(1000), 2, "adder")
+    answers = concurrency.map_in_processes(adding, (1,), range(1000), 2, "adder")
     assert next(answers) in range(1, 5)
     answers.close()
     assert not [one for one in multiprocessing.active_children() if one.name.startswith("adder-")]

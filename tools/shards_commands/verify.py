@@ -134,7 +134,7 @@ def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Generator[Part, N
     Closing the iterator (Ctrl-C does) ends the processes at once. Raises StorageError, PermissionDenied.
     """
     arguments = (str(manifest.folder), replace(plan, chunks=()))
-    return concurrency.run(_looker, arguments, _tasks(manifest, plan), workers, "verify")
+    return concurrency.map_in_processes(_looker, arguments, _tasks(manifest, plan), workers, "verify")
 
 
 def _looker(folder: str, plan: Plan) -> Callable[[Sequence[int]], Part]:

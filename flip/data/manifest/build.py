@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip import concurrency
-from flip.concurrency import Threads
+from flip.concurrency import DaemonExecutor
 from flip.config.resolve import default_chunk
 from flip.data.manifest import manifest as manifests
 from flip.data.manifest.census import Completeness
@@ -141,7 +141,7 @@ def gather(
     total, left = sum(shard.stat.size for shard in shards), sum(shard.stat.size for shard in todo)
     done, ended = total - left, len(shards) - len(todo)
     processes = min(workers, len(todo), 1 + left // _WORTH)
-    answers = concurrency.run(_scanner, (filters,), todo, processes if processes > 1 else 0, "index")
+    answers = concurrency.map_in_processes(_scanner, (filters,), todo, processes if processes > 1 else 0, "index")
     try:
         if todo:
             scans.begin()  # what cannot be written is told before hours of reading
@@ -172,9 +172,9 @@ def _asked(keys: Sequence[str], known: Mapping[str, Stat]) -> tuple[list[Shard],
         except DataError as error:
             return error
 
-    threads = Threads(ask, min(_THREADS, len(keys)))
+    threads = DaemonExecutor(min(_THREADS, len(keys)), "stat")
     try:
-        answers = [threads.submit(key) for key in keys]
+        answers = [threads.submit(ask, key) for key in keys]
         found = [(key, answer.result()) for key, answer in zip(keys, answers, strict=True)]
     finally:
         threads.close()
