@@ -36,9 +36,11 @@ def _numeric(text: str) -> bool:
 
 
 def count(number: float | None) -> str:
-    """A number of things in words: 950, 12,800, 413 M, 12.8 B; - for None."""
+    """A number of things: 950, 12,800, 413 M, 12.8 B, 5.1e20; - for None."""
     if number is None:
         return "-"
+    if number >= 1e15:
+        return f"{number:.3g}".replace("e+", "e")
     for scale, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if number >= scale:
             return f"{number / scale:.4g} {unit}"

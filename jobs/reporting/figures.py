@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flip.monitoring.results import Outcome
 from flip.runs.rundir import write_bytes, write_text
 from jobs.common.text import percent
-from jobs.reporting import scaling_laws, seed_groups
+from jobs.reporting import charts, scaling_laws, seed_groups
 from jobs.reporting.charts import Mark, Plot, Point, Series, thin
 from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.reporting.scaling_laws import Curve
@@ -200,7 +202,7 @@ def loss(grouped: Sequence[SeedGroup], names: Sequence[tuple[str, int | None]], 
 
 def _line(outcome: Outcome, field: str, most: int) -> list[Point]:
     values = outcome.metrics[field]
-    known = values == values
+    known = np.isfinite(values)
     scale = 100.0 if field == "accuracy" else 1.0
     return thin(outcome.metrics["samples"][known], scale * values[known], most)
 
@@ -210,15 +212,12 @@ def _line(outcome: Outcome, field: str, most: int) -> list[Point]:
 
 def save(blocks: Sequence[Block], folder: Path) -> list[Path]:
     """Every chart as NAME.svg and NAME.png below ``folder``, which is made. Raises OSError."""
-    import resvg_py
-
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for block in blocks:
         for name, plot in files(block):
-            svg = plot.svg(alone=True)
-            write_text(folder / f"{name}.svg", svg)
-            write_bytes(folder / f"{name}.png", bytes(resvg_py.svg_to_bytes(svg_string=svg)))
+            write_text(folder / f"{name}.svg", charts.svg(plot))
+            write_bytes(folder / f"{name}.png", charts.png(plot))
             written += [folder / f"{name}.svg", folder / f"{name}.png"]
     return written
 

@@ -8,7 +8,6 @@ from html import escape
 
 from flip.monitoring.results import Outcome
 from jobs.reporting import charts
-from jobs.reporting.charts import legend
 from jobs.reporting.document import Block, Figure, Table, Text
 from jobs.reporting.report import findings, title
 
@@ -36,7 +35,8 @@ figure { margin: .8rem 0; }
 .charts > svg { width: 100%; height: auto; }
 .legend { list-style: none; padding: 0; margin: .3rem 0; display: flex; flex-wrap: wrap; gap: .15rem 1.1rem;
   font-size: .88rem; }
-.legend svg.key { width: 34px; height: 14px; vertical-align: middle; stroke-width: 2; }
+.legend svg.key { width: 34px; height: 14px; vertical-align: middle; }
+.charts text { font-family: system-ui, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif !important; }
 .note, .bad { border-left: 4px solid #0072b2; padding: .3rem .8rem; background: #f2f7fb; }
 .bad { border-color: #d55e00; background: #fdf4ee; }
 @media (max-width: 40rem) { body { padding: .6rem .8rem; } th, td { padding: .3rem .5rem; }
@@ -62,7 +62,7 @@ def render(name: str, blocks: Sequence[Block]) -> str:
     head = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(name)}</title>\n<style>{STYLE}{charts.STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
     )
     return head + "\n".join(map(_block, blocks)) + "\n</body>\n</html>\n"
 
@@ -104,6 +104,8 @@ def _cell(text: str) -> str:
 
 
 def _figure(block: Figure) -> str:
-    drawn = "\n".join(plot.svg() for plot in block.plots)
+    empty = '<p class="quiet">Nothing to draw yet.</p>'
+    drawn = "\n".join(empty if plot.empty else charts.inline(charts.svg(plot)) for plot in block.plots)
+    names = "".join(f"<li>{charts.key(style)} {escape(name)}</li>" for name, style in block.names)
     caption = f"<figcaption>{escape(block.caption)}</figcaption>"
-    return f'<figure><div class="charts">{drawn}</div>{legend(block.names)}{caption}</figure>'
+    return f'<figure><div class="charts">{drawn}</div><ul class="legend">{names}</ul>{caption}</figure>'

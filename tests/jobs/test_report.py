@@ -21,7 +21,7 @@ from flip.runs.rundir import read_json, write_json
 from jobs.reporting import outcomes as results
 from jobs.reporting import paper_comparison as against
 from jobs.reporting import seed_groups
-from jobs.reporting.charts import Axis, Plot, Series, look, number, thin
+from jobs.reporting.charts import Mark, Plot, Series, look, png, svg, thin, tick
 from jobs.reporting.document import Table, Text
 from jobs.reporting.figures import focus, legend_of
 from jobs.reporting.html import page
@@ -183,9 +183,8 @@ def test_page_shows_everything_and_fetches_nothing(sweep):
     assert sum(tag == "figure" for tag, _ in found.tags) == 4, "two test sets, the validation set, training curves"
     for tag, attributes in found.tags:
         assert tag not in ("script", "link", "img", "iframe") and not {"src", "href"} & attributes.keys()
-    lines = re.findall(r'<path d="M([^"]*)" class="line"', html)
-    assert lines[0].count("L") == 3, "four scores on the validation set, and no other set's"
-    assert "url(" not in html and "@import" not in html
+    assert ("mask50", 4) in lines_of(html), "four scores on the validation set, and no other set's"
+    assert not re.search(r"url\((?!#)", html) and "@import" not in html
     assert "mask50: 25.0 % (22.5 to 27.5)" in found.text, "the mark of the final score"
     assert "mask50: 24.0 % (21.6 to 26.4)" in found.text, "and that of the other set"
 
@@ -217,20 +216,37 @@ def test_page_of_nothing_but_a_damaged_run(tmp_path):
     assert "not JSON" in html and "No run is complete yet" in html
 
 
-def test_axis_and_thinning():
-    assert Axis(0, 23, 0, 100).ticks() == [0, 5, 10, 15, 20]
-    assert Axis(0.0, 0.1, 0, 1).ticks(5) == pytest.approx([0, 0.02, 0.04, 0.06, 0.08, 0.1])
-    assert Axis(0, 10, 100, 0)(2.5) == 75
+def test_thinning_and_ticks():
     assert thin(np.arange(1000), 2 * np.arange(1000), 10)[0] == (49.5, 99) and thin(np.empty(0), np.empty(0)) == []
-    assert len({look(i) for i in range(28)}) == 28
-    assert "Nothing to draw" in Plot("x", "y", [Series("a")]).svg()
-    assert "<path" in Plot("x", "y", [Series("a", [[(0.0, 0.0)]])]).svg(), "one point at the origin is no division by 0"
-    assert "<path" in Plot("x", "y", [Series("a", [[(3.0, 2.0)]])], log_x=True, log_y=True).svg()
-    assert Axis(1, 1000, 0, 300, log=True).ticks() == pytest.approx([1, 10, 100, 1000])
-    assert Axis(1, 1000, 0, 300, log=True)(10) == 100
-    assert [number(v) for v in (0, 0.25, 400, 12_800, 2.56e9, 5.1e20, 1e-5)] == [
-        "0", "0.25", "400", "12.8k", "2.56B", "5.1e20", "1e-5",
+    assert [tick(v) for v in (0, 0.25, 400, 12_800, 2.56e9, 5.1e20, 1e-5)] == [
+        "0", "0.25", "400", "12,800", "2.56 B", "5.1e20", "1e-5",
     ]  # fmt: skip
+
+
+def test_styles_differ_without_colour():
+    looks = [look(i) for i in range(28)]
+    assert len(set(looks)) == len({(dash, shape) for _, dash, shape in looks}) == 28
+
+
+def lines_of(drawn):
+    """(title, points) of the lines in an SVG."""
+    found = re.findall(r'<g><title>([^<]*)</title>\s*<path d="([^"]*)"', drawn)
+    return [(title, path.count("L") + 1) for title, path in found]
+
+
+def test_charts_of_few_points():
+    assert "Nothing to draw" in svg(Plot("x", "y", [Series("a")]))
+    assert lines_of(svg(Plot("x", "y", [Series("a", [[(0.0, 0.0)]])]))) == [("a", 1)], "one point at the origin"
+    assert lines_of(svg(Plot("x", "y", [Series("a", [[(3.0, 2.0)]])], log_x=True, log_y=True))) == [("a", 1)]
+
+
+def test_charts_are_deterministic_and_names_are_text():
+    harm = "$x^2$ <script>&\x1b"
+    plot = Plot(harm, "y", [Series(harm, [[(1.0, 2.0), (2.0, 3.0)]], [Mark(1, 2, 1, 3, harm)])], level=(2, harm))
+    assert svg(plot) == svg(plot) and png(plot) == png(plot)
+    texts = [element.text for element in ElementTree.fromstring(svg(plot)).iter() if element.text]
+    assert texts.count("$x^2$ <script>&\\x1b") == 4, "label, level, and titles of line and mark"
+    assert not re.search(r"<metadata|date|id=\"\w+_\d+\"", svg(plot))
 
 
 def test_a_folder_holds_all_of_it(sweep, tmp_path):

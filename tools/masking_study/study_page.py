@@ -8,6 +8,7 @@ from typing import Any
 
 from flip.runs.rundir import write_text
 from jobs.common.text import percent, table
+from jobs.reporting import charts
 from jobs.reporting.charts import Mark, Plot, Series
 from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.reporting.figures import files
@@ -60,7 +61,7 @@ def write(docs: Path, calibration: Mapping[str, Any], found: Found) -> list[Path
     written = []
     for block in drawn:
         for name, plot in files(block):
-            write_text(folder / f"{name}.svg", plot.svg(alone=True))
+            write_text(folder / f"{name}.svg", charts.svg(plot))
             written.append(folder / f"{name}.svg")
     if found.runs or found.trials:
         write_text(folder / "results.csv", csv_text(rows(found, each_second)))
