@@ -34,7 +34,7 @@ def write_text(path, text):
 def write_bytes(path, data):
     # type: (os.PathLike | str, bytes) -> None
     """As ``write_text``."""
-    temporary = _write_new(path, data)
+    temporary = write_new(path, data)
     try:
         os.replace(str(temporary), str(path))
     except OSError:
@@ -43,16 +43,16 @@ def write_bytes(path, data):
     sync_folder(Path(path).parent)
 
 
-def _write_new(path, data):
-    # type: (os.PathLike | str, bytes) -> Path
-    """Write and sync a new file beside ``path``, under a name that nobody can prepare, and return its path."""
-    temporary, handle = create_beside(path)
+def write_new(path, data, mode=0o644):
+    # type: (os.PathLike | str, bytes, int) -> Path
+    """Write and sync a new file with a random name beside ``path`` and return its path."""
+    temporary, handle = create_beside(path, mode)
     try:
         with open(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+    except BaseException:
         temporary.unlink()
         raise
     return temporary
@@ -71,7 +71,7 @@ def _to_json(value):
 def create_json(path, value):
     # type: (os.PathLike | str, Any) -> bool
     """Like write_json, but the first writer wins: returns False and changes nothing if the file exists."""
-    temporary = _write_new(path, _to_json(value).encode("utf-8"))
+    temporary = write_new(path, _to_json(value).encode("utf-8"))
     try:
         os.link(str(temporary), str(path))
     except FileExistsError:

@@ -25,7 +25,6 @@ import errno
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import BufferedReader
@@ -39,7 +38,7 @@ from flip import __version__
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
-from flip.runs.rundir import sync_folder
+from flip.runs.rundir import sync_folder, write_new
 
 PIECE = 1 << 24
 """Bytes whose bits are counted at once."""
@@ -379,26 +378,21 @@ def _map(path: Path, kind: str, facts: Mapping[str, Any]) -> NDArray[Any]:
 
 def _create(path: Path, content: bytes) -> bool:
     """Create a file with this content in one step. Returns False, and changes nothing, if it exists."""
-    private, file = path.with_name(f"{path.name}.tmp.{uuid.uuid4().hex}"), None
-    while file is None:
+    private: Path | None = None
+    while private is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another index has removed the folder, which was still empty
-            file = open(private, "xb")  # noqa: SIM115  (closed below)
+            private = write_new(path, content, 0o666)
     try:
-        with file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(private, path)
-        except FileExistsError:  # perhaps by this call: NFS can lose the answer
-            return os.path.samefile(private, path)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            if path.exists():
-                return False
-            os.replace(private, path)  # such file systems have nothing exclusive
+        os.link(private, path)
+    except FileExistsError:  # perhaps by this call: NFS can lose the answer
+        return os.path.samefile(private, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            return False
+        os.replace(private, path)  # such file systems have nothing exclusive
     finally:
         private.unlink(missing_ok=True)
     sync_folder(path.parent)
