@@ -115,11 +115,11 @@ def write(target: Path, content: str) -> None:
 
 def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
     """The profile with what was read of the site."""
-    from jobs.host.slurm_cli import number
+    from jobs.host.slurm_cli import parse_int
     from jobs.slurm.site import Node
 
     node = site.shape or Node(0, 0, 0, "")
-    most = number(site.config.get("MaxArraySize", ""))
+    most = parse_int(site.config.get("MaxArraySize", ""))
     hours = max(0.01, int(site.longest / 36) / 100) if site.longest else UNLIMITED
     options = dict(profile.options)
     if node.gpus and "cons_tres" not in site.config.get("SelectType", "cons_tres"):

@@ -12,34 +12,34 @@ from flip.runs import commit
 from flip.runs.errors import STORAGE
 from flip.runs.rundir import RunDir, create_json, read_record, write_json
 from jobs.host import wall_limit
-from jobs.host.bad_nodes import BLAMED
-from jobs.host.restart_policy import TOLD, UNSEEN, Decision, Limits, decide
+from jobs.host.bad_nodes import NODE_SUSPECT_CAUSES
+from jobs.host.restart_policy import STOP_REQUESTED, UNKNOWN, Decision, Limits, decide
 
 #: What follows from an end depends on these fields of end.json.
-DECIDED = ("attempt", "action", "cause", "reason", "committed", "delay")
+REQUIRED_FIELDS = ("attempt", "action", "cause", "reason", "committed", "delay")
 #: Ends that were no fault of the run: an attempt after one without a commit commits after its first step.
-SHORT_LIVED = ("stopped", "timeout", "node")
+INTERRUPTED = ("stopped", "timeout", "node")
 
 
-def begin(run: RunDir, facts: Dict[str, Any]) -> int:
+def start_attempt(run: RunDir, facts: Dict[str, Any]) -> int:
     """Win the next attempt and return its n. Its start.json: ``facts`` and host, resumes_from, first_commit, after.
 
     ``resumes_from``: newest committed S (0: none). ``first_commit``: this attempt must commit after its first step,
     because the one before was cut off without a commit. Attempts before it should have been settled.
     """
-    previous = last(run)
-    cut_off = previous is not None and not previous["committed"] and previous["cause"] in SHORT_LIVED
+    previous = last_end(run)
+    cut_off = previous is not None and not previous["committed"] and previous["cause"] in INTERRUPTED
     cut_off = cut_off or bool(unended(run))
     start = {
         "host": socket.gethostname(),
         "resumes_from": committed_samples(run),
         "first_commit": cut_off,
-        "after": after(run),
+        "after": submitted_after(run),
     }
     return run.begin_attempt(dict(start, **facts))
 
 
-def end(
+def end_attempt(
     run: RunDir,
     n: int,
     code: Optional[int],
@@ -63,13 +63,13 @@ def end(
     commits = following.get("resumes_from", committed_samples(run))
     committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
     committed = committed or run.got_on(n)
-    first = start["after"] if "after" in start else after(run)
+    first = start["after"] if "after" in start else submitted_after(run)
     met = [{"cause": "storage", "by": "the exit trap", "reason": full}] if full else []
     decision = decide(
         run.causes(n) + met,
         code,
         state,
-        earlier(run, first, n),
+        earlier_ends(run, first, n),
         limits or Limits(),
         complete=run.result.exists(),
         cancelled=run.cancel.exists(),
@@ -79,9 +79,9 @@ def end(
         unstarted=unstarted,
     )
     if decision.cause == "cancelled":
-        decision = decision._replace(reason=cancelled_by(run))
+        decision = decision._replace(reason=cancel_reason(run))
     node, other = suspect
-    if node and decision.action == "requeue" and decision.cause in BLAMED and node not in decision.exclude:
+    if node and decision.action == "requeue" and decision.cause in NODE_SUSPECT_CAUSES and node not in decision.exclude:
         reason = "%s; without %s from now on, where %s failed as well" % (decision.reason, node, other)
         decision = decision._replace(reason=reason, exclude=decision.exclude + (node,))
     record = dict(decision._asdict(), attempt=n, code=code, state=state, commits=commits, committed=committed)
@@ -91,9 +91,9 @@ def end(
     return decision_of(read_record(run.attempt(n) / "end.json") or record)
 
 
-def strand(run: RunDir, n: int, reason: str) -> None:
+def record_failed_restart(run: RunDir, n: int, reason: str) -> None:
     """Put ``reason`` before that of the end of attempt n: the start that was decided there does not come."""
-    settle(run)
+    end_abandoned(run)
     path = run.attempt(n) / "end.json"
     row = read_record(path) or {}
     write_json(path, dict(row, reason="%s; %s" % (reason, row.get("reason", ""))))
@@ -109,7 +109,7 @@ def unended(run: RunDir) -> List[int]:
     return found[::-1]
 
 
-def settle(run: RunDir, unwritten: int = 0, before: Optional[int] = None) -> None:
+def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None) -> None:
     """Give attempts that ended unseen (their host died) an end. Only for a launcher that knows that none still runs.
 
     ``unwritten``: an attempt whose end was seen, and could not be written: it is put down to storage. ``before``: only
@@ -119,14 +119,14 @@ def settle(run: RunDir, unwritten: int = 0, before: Optional[int] = None) -> Non
         if before is not None and n >= before:
             break
         if n == unwritten:
-            end(run, n, STORAGE, None)
+            end_attempt(run, n, STORAGE, None)
             continue
-        state = TOLD if run.was_told(n) else UNSEEN  # TOLD: killed while it saved
+        state = STOP_REQUESTED if run.was_told(n) else UNKNOWN  # TOLD: killed while it saved
         if run.met_limit(n):
-            limit = wall_limit.noted(run, n)
-            end(run, n, None, "TIMEOUT", late=wall_limit.spent(run, limit) if limit else False)
+            limit = wall_limit.recorded_limit(run, n)
+            end_attempt(run, n, None, "TIMEOUT", late=wall_limit.no_progress(run, limit) if limit else False)
             continue
-        end(run, n, None, state)
+        end_attempt(run, n, None, state)
 
 
 def ends(run: RunDir) -> Iterator[Dict[str, Any]]:
@@ -135,13 +135,13 @@ def ends(run: RunDir) -> Iterator[Dict[str, Any]]:
         path = run.attempt(n) / "end.json"
         row = read_record(path)
         if row is not None:
-            lacking = [name for name in DECIDED if name not in row]
+            lacking = [name for name in REQUIRED_FIELDS if name not in row]
             if lacking:
                 raise ValueError("%s: lacks `%s`" % (path, lacking[0]))
             yield row
 
 
-def earlier(run: RunDir, first: int, n: int) -> List[Dict[str, Any]]:
+def earlier_ends(run: RunDir, first: int, n: int) -> List[Dict[str, Any]]:
     """Ends of the attempts between ``first`` and n, oldest first, from the newest that made a commit on."""
     found: List[Dict[str, Any]] = []
     for row in ends(run):
@@ -152,18 +152,18 @@ def earlier(run: RunDir, first: int, n: int) -> List[Dict[str, Any]]:
     return found[::-1]
 
 
-def last(run: RunDir) -> Optional[Dict[str, Any]]:
+def last_end(run: RunDir) -> Optional[Dict[str, Any]]:
     """The newest recorded end, None where there is none."""
     return next(ends(run), None)
 
 
-def standing(run: RunDir) -> Optional[Dict[str, Any]]:
+def current_end(run: RunDir) -> Optional[Dict[str, Any]]:
     """The newest recorded end if its verdict still counts: None where the run was submitted again since."""
-    row = last(run)
-    return row if row is not None and row["attempt"] > after(run) else None
+    row = last_end(run)
+    return row if row is not None and row["attempt"] > submitted_after(run) else None
 
 
-def after(run: RunDir) -> int:
+def submitted_after(run: RunDir) -> int:
     """The newest attempt at the time of the last submission."""
     return (read_record(run.path / "job.json") or {}).get("after", 0)
 
@@ -178,7 +178,7 @@ def decision_of(row: Dict[str, Any]) -> Decision:
     return Decision(row["action"], row["cause"], row["reason"], row["delay"], tuple(row["exclude"]))
 
 
-def cancelled_by(run: RunDir) -> str:
+def cancel_reason(run: RunDir) -> str:
     """Who cancelled the run and why, as a sentence."""
     record = read_record(run.cancel) or {}
     return "cancelled by %s: %s" % (record.get("who", "the scheduler's user"), record.get("why") or "no reason given")

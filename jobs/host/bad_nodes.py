@@ -18,12 +18,12 @@ from flip.runs.rundir import RunDir, read_record
 from jobs.host.restart_policy import DAY
 
 #: Ends that a node may be to blame for.
-BLAMED = ("crash", "hang")
+NODE_SUSPECT_CAUSES = ("crash", "hang")
 #: Seconds for which a failure counts: a node that is looked after by then is a new one.
 RECENT = DAY
 
 
-def suspect(run: RunDir, n: int, now: float) -> Tuple[str, str]:
+def find_suspect(run: RunDir, n: int, now: float) -> Tuple[str, str]:
     """The node on which attempt n failed and another run did as well, and that run's name; ("", "") where none is.
 
     ``now``: seconds, as in end.json. Raises OSError where the sweep's folder cannot be read.
@@ -38,7 +38,9 @@ def suspect(run: RunDir, n: int, now: float) -> Tuple[str, str]:
 
 def failed_on(run: RunDir, n: int) -> Optional[str]:
     """The one node that the causes of attempt n name; None where they name none, or several."""
-    named = {str(record["host"]) for record in run.causes(n) if record["cause"] in BLAMED and record.get("host")}
+    named = {
+        str(record["host"]) for record in run.causes(n) if record["cause"] in NODE_SUSPECT_CAUSES and record.get("host")
+    }
     return named.pop() if len(named) == 1 else None
 
 
@@ -50,7 +52,7 @@ def failures(run: RunDir, now: float) -> Set[Optional[str]]:
             end = read_record(run.attempt(n) / "end.json")
             if end is not None and now - end["time"] > RECENT:
                 break
-            if end is not None and end["cause"] in BLAMED:
+            if end is not None and end["cause"] in NODE_SUSPECT_CAUSES:
                 found.add(failed_on(run, n))
     except (OSError, ValueError, KeyError, TypeError):  # moved away just now, or damaged: it accuses nobody
         found.add(None)
@@ -76,7 +78,7 @@ SRUN_EXIT_LINE = re.compile(
 TAIL_BYTES = 1 << 16
 
 
-def unstarted(path: str, among: int) -> List[str]:
+def unstartable_nodes(path: str, among: int) -> List[str]:
     """Names from a job's standard error, sorted. None of them where more than half of ``among`` nodes are named: then
     it is what they share, which comes back, and a job that left out all nodes would never start again.
     """

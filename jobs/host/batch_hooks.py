@@ -147,14 +147,14 @@ def retry_on_oserror(do: Callable[[Optional[OSError]], int], attempt: Optional[i
         wait = min(60.0, 2 * wait)
     from jobs.host import slurm_cli
 
-    job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restarts_of(os.environ)
+    job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ)
     # a requeue waits for Slurm as long: what is to be left with it must not be lost before
     before = slurm_cli.FailedStarts(slurm_cli.MAX_FAILED_STARTS)  # without a job nothing starts again
-    heard = slurm_cli.read_failed_starts(job, restarts, slurm_cli.AWAY) if job else before
+    heard = slurm_cli.read_failed_starts(job, restarts, slurm_cli.OUTAGE_SECONDS) if job else before
     before = heard or slurm_cli.FailedStarts()
     if before.starts < slurm_cli.MAX_FAILED_STARTS:
         mark = slurm_cli.FailedStarts(before.starts + 1, attempt or before.attempt)
-        slurm_cli.record_failed_starts(job, restarts, mark, patience=0.0 if heard else slurm_cli.AWAY)
+        slurm_cli.record_failed_starts(job, restarts, mark, patience=0.0 if heard else slurm_cli.OUTAGE_SECONDS)
         start_again(LATER, (), attempt=attempt)
     return STORAGE
 
@@ -181,22 +181,22 @@ def begin(path: str, token: Optional[str]) -> int:
     elif run.result.exists():
         idle = "it is complete"
     elif read_record(run.cancel) is not None:  # opened, not looked for: NFS remembers for a while what was not there
-        idle = attempts.cancelled_by(run)
+        idle = attempts.cancel_reason(run)
     if idle:
         say("%s: not started: %s" % (run.path, idle))
         if run.result.exists():
             settle_canary(run, "done")
         return 0
     unseen = settled(run)
-    verdict = attempts.standing(run)
+    verdict = attempts.current_end(run)
     if verdict is not None and verdict["action"] == "stop":
         say("%s: not started: %s" % (run.path, verdict["reason"]))
         if unseen:  # else its exit trap has done this
             settle_canary(run, "stop")
             send_notification(run, "stop")
         return CAUSES.get(verdict["cause"], CAUSES["crash"])
-    n = attempts.begin(run, facts())
-    orphans.end(str(run.path), n, slurm_cli.own_job(os.environ), slurm_cli.restarts_of(os.environ))
+    n = attempts.start_attempt(run, facts())
+    orphans.kill_orphans(str(run.path), n, slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ))
     run.open_logs(n)
     print(n)
     return 0
@@ -215,11 +215,11 @@ def settled(run: Any, before: Optional[int] = None) -> bool:
     job = slurm_cli.own_job(os.environ)
     mark: Any = slurm_cli.FailedStarts()
     if job:
-        mark = slurm_cli.read_failed_starts(job, slurm_cli.restarts_of(os.environ))
+        mark = slurm_cli.read_failed_starts(job, slurm_cli.restart_count(os.environ))
     if mark is None:
         say("%s: nobody says how its last attempt ended; that is asked again" % run.path)
         return False
-    attempts.settle(run, mark.attempt, before)
+    attempts.end_abandoned(run, mark.attempt, before)
     return True
 
 
@@ -251,15 +251,15 @@ def end(
     if n not in run.attempt_numbers():
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/host/batch_hooks.py begin`.")
     if state is None and slurm_cli.own_job(os.environ):
-        state = slurm_cli.patient_words(slurm_cli.own_job(os.environ), slurm_cli.restarts_of(os.environ), seen=seen)
+        state = slurm_cli.wait_for_state(slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ), seen=seen)
     if state is not None:
         settled(run, n)
-    suspect = bad_nodes.suspect(run, n, time.time())
+    suspect = bad_nodes.find_suspect(run, n, time.time())
     among = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-    lost = bad_nodes.unstarted(str(run.logs / str(n) / "job.err"), among)
-    late = wall_limit.used_up(run, seen) or late  # type: ignore[assignment]
+    lost = bad_nodes.unstartable_nodes(str(run.logs / str(n) / "job.err"), among)
+    late = wall_limit.limit_reached(run, seen) or late  # type: ignore[assignment]
     full = str(met) if met is not None and met.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    decision = attempts.end(run, n, code, state, suspect=suspect, late=late, unstarted=lost, full=full)
+    decision = attempts.end_attempt(run, n, code, state, suspect=suspect, late=late, unstarted=lost, full=full)
     say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
         requeue_job(decision, run, n)
@@ -273,7 +273,7 @@ def send_notification(run: Any, action: str) -> None:
     """Those who want to know; the last thing that is done."""
     from jobs.host import notify
 
-    for trouble in notify.ended(run, action):
+    for trouble in notify.send_events(run, action):
         say(trouble)
 
 
@@ -281,18 +281,18 @@ def settle_canary(run: Any, action: str) -> None:
     """What the end of a canary means for the jobs that wait for it. Slurm is waited for as with a requeue."""
     from jobs.host import canary, slurm_cli
 
-    record, begin, wait = canary.of(run), time.time(), 1.0
+    record, begin, wait = canary.canary_record(run), time.time(), 1.0
     absent: List[float] = []
     while record.get("releases"):
         try:
             if action == "stop" and not canary.passed(run, record["steps"]):
-                return canary.call_off(record["releases"])
+                return canary.cancel_held_jobs(record["releases"])
             if action == "nothing" or released(run, absent):
                 return None
             trouble: object = "some of them are not in Slurm's queue"
         except slurm_cli.SlurmUnavailable as error:
             trouble = error
-        if time.time() + wait > begin + (slurm_cli.AWAY if action == "done" else PATIENCE):
+        if time.time() + wait > begin + (slurm_cli.OUTAGE_SECONDS if action == "done" else PATIENCE):
             say("%s: the jobs that wait for it were not released: %s; submit again" % (run.path, trouble))
             return None
         time.sleep(wait)
@@ -310,7 +310,7 @@ def released(run: Any, absent: List[float]) -> bool:
     if not missing:
         return True
     absent.append(time.time())
-    if absent[-1] - absent[0] < slurm_cli.GONE:
+    if absent[-1] - absent[0] < slurm_cli.UNKNOWN_JOB_SECONDS:
         return False
     say("%s: not in Slurm's queue any more: %s; submit again" % (run.path, ", ".join(missing)))
     return True
@@ -324,7 +324,7 @@ def release(path: str) -> int:
     absent: List[float] = []
     while True:
         try:
-            record = canary.of(run)
+            record = canary.canary_record(run)
             if not record.get("releases") or (canary.passed(run, record["steps"]) and released(run, absent)):
                 return 0
         except (OSError, ValueError, slurm_cli.SlurmUnavailable) as error:
@@ -343,7 +343,7 @@ def watch(path: str, n: Optional[int], rest: Optional[Callable[[float], None]] =
 
     run = RunDir(path)
     n = run.newest_attempt() if n is None else n
-    job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restarts_of(os.environ)
+    job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ)
     try:
         state = slurm_cli.wait_for_time_limit(job, restarts, rest, lambda limit: note_wall(run, n, limit))
     except ShellGone:
@@ -363,7 +363,7 @@ def note_wall(run: Any, n: Any, limit: int) -> None:
     from jobs.host import wall_limit
 
     try:
-        wall_limit.note(run, n, limit)
+        wall_limit.record_limit(run, n, limit)
     except OSError as error:
         say(error)
 
@@ -374,13 +374,13 @@ def shell_gone(run: Any, n: int) -> int:
     """
     from flip.runs.rundir import read_record
     from jobs.host import slurm_cli
-    from jobs.host.restart_policy import UNSEEN
+    from jobs.host.restart_policy import UNKNOWN
 
     time.sleep(LEARNS)
-    words = slurm_cli.patient_words(slurm_cli.own_job(os.environ), slurm_cli.restarts_of(os.environ))
+    words = slurm_cli.wait_for_state(slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ))
     ended = read_record(run.attempt(n) / "end.json") or {"action": "requeue"}  # the trap may have got that far
     over = run.result.exists() or run.cancel.exists() or ended["action"] != "requeue"
-    if over or words in (None, UNSEEN, "PENDING", "CANCELLED"):
+    if over or words in (None, UNKNOWN, "PENDING", "CANCELLED"):
         say("%s: the batch shell is gone; its job (%s) is left alone" % (run.path, words))
         return 0
     say("%s: the batch shell was killed (%s)" % (run.path, words))
@@ -410,10 +410,10 @@ def start_again(
 ) -> None:
     from jobs.host import slurm_cli
 
-    job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restarts_of(os.environ)
+    job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ)
     try:
         say("%s: %s" % (job, slurm_cli.requeue(job, restarts, delay, exclude, ending=ending)), sys.stdout)
-    except slurm_cli.Disabled:
+    except slurm_cli.RequeueDisabled:
         succeed(job, restarts, delay, exclude, run, attempt)
     except slurm_cli.SlurmUnavailable as error:
         say("%s was not requeued: %s; submit again" % (job, error))
@@ -432,7 +432,7 @@ def succeed(job: str, restarts: int, delay: float, exclude: tuple, run: Any, att
         reason = "requeue is disabled here, and a new job was refused (%s)" % error
         say("%s: %s; submit again" % (job, reason))
         if run is not None and attempt is not None:
-            attempts.strand(run, attempt, reason)
+            attempts.record_failed_restart(run, attempt, reason)
             settle_canary(run, "stop")
             send_notification(run, "stop")
 

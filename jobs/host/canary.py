@@ -18,7 +18,7 @@ from flip.runs.rundir import RunDir, create_json, read_record
 from jobs.host import attempts, slurm_cli
 
 
-def of(run: RunDir) -> Dict[str, Any]:
+def canary_record(run: RunDir) -> Dict[str, Any]:
     """What job.json says of a canary; empty for any other run."""
     return (read_record(run.path / "job.json") or {}).get("canary") or {}
 
@@ -27,7 +27,7 @@ def passed(run: RunDir, steps: int) -> bool:
     """Whether a run has logged so many steps since it was submitted, whatever cut it short in between, or is done."""
     if run.result.exists():
         return True
-    after = attempts.after(run)
+    after = attempts.submitted_after(run)
     logged = [step for n in run.attempt_numbers() if n > after for step in _steps(run, n)]
     return bool(logged) and max(logged) - min(logged) >= steps  # a loss that is not finite is never logged
 
@@ -47,21 +47,21 @@ def _steps(run: RunDir, n: int) -> Iterator[int]:
             yield step
 
 
-def awaited(run: RunDir, job: Dict[str, Any]) -> Optional[RunDir]:
+def canary_of(run: RunDir, job: Dict[str, Any]) -> Optional[RunDir]:
     """The canary for which a run waits; None where there is none, or its job on Slurm was let go.
 
     Where nobody but the submitter can tell, it may be waited for: see ``let_go``.
     """
     name = job.get("waits_for")
-    return RunDir(run.path.parent / name) if name and not let_go(run, job) else None
+    return RunDir(run.path.parent / name) if name and not was_released(run, job) else None
 
 
-def let_go(run: RunDir, job: Dict[str, Any]) -> Optional[bool]:
+def was_released(run: RunDir, job: Dict[str, Any]) -> Optional[bool]:
     """Whether a job that waits on Slurm was let go; None where its submission is somebody else's to read."""
-    return there(_mark(run, job["name"])) if "token" in job else False
+    return file_exists(_mark(run, job["name"])) if "token" in job else False
 
 
-def there(mark: Path) -> Optional[bool]:
+def file_exists(mark: Path) -> Optional[bool]:
     """Whether a file of a submission exists; None: not known, as its folder (0700) belongs to another user."""
     try:
         os.stat(str(mark))
@@ -72,18 +72,18 @@ def there(mark: Path) -> Optional[bool]:
     return True
 
 
-def holds(ahead: RunDir, job: Dict[str, Any]) -> bool:
+def is_current(ahead: RunDir, job: Dict[str, Any]) -> bool:
     """Whether it is for this submission of the canary that a job waits: one that was submitted again has another."""
-    record = of(ahead)
+    record = canary_record(ahead)
     return bool(record) and ("token" not in job or job["name"] in record["releases"])
 
 
-def stuck(ahead: RunDir, state: str, reason: str) -> str:
+def stuck_reason(ahead: RunDir, state: str, reason: str) -> str:
     """Why nobody will let a run go any more: where its canary stands, as a sentence."""
     return "its canary %s is %s%s: submit again" % (ahead.name, state, " (%s)" % reason if reason else "")
 
 
-def lets_go(row: slurm_cli.Row) -> bool:
+def is_held(row: slurm_cli.QueueRow) -> bool:
     """Whether a job is held as ``sbatch --hold`` does it, so that it can be let go."""
     return row.state == "PENDING" and "held" in row.reason.lower()
 
@@ -93,10 +93,10 @@ def release(run: RunDir) -> List[str]:
 
     Raises SlurmUnavailable, OSError.
     """
-    waiting = [name for name in of(run).get("releases", []) if not _mark(run, name).exists()]
+    waiting = [name for name in canary_record(run).get("releases", []) if not _mark(run, name).exists()]
     rows = slurm_cli.queue(waiting)
     for name in waiting:
-        held = {row.id.partition("_")[0] for (job, _), row in rows.items() if job == name and lets_go(row)}
+        held = {row.id.partition("_")[0] for (job, _), row in rows.items() if job == name and is_held(row)}
         if held:
             slurm_cli.call("scontrol", "release", ",".join(sorted(held)))
         if any(job == name for job, _ in rows):
@@ -104,9 +104,9 @@ def release(run: RunDir) -> List[str]:
     return [name for name in waiting if not _mark(run, name).exists()]
 
 
-def call_off(names: List[str]) -> None:
+def cancel_held_jobs(names: List[str]) -> None:
     """Take held jobs from Slurm's queue. Raises SlurmUnavailable."""
-    held = {row.id.partition("_")[0] for row in slurm_cli.queue(names).values() if lets_go(row)}
+    held = {row.id.partition("_")[0] for row in slurm_cli.queue(names).values() if is_held(row)}
     if held:
         slurm_cli.call("scancel", *sorted(held))
 

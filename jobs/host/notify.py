@@ -20,7 +20,7 @@ from jobs.host import attempts
 DEADLINE = 30.0
 
 
-def ended(run: RunDir, action: str) -> List[str]:
+def send_events(run: RunDir, action: str) -> List[str]:
     """Tell what follows from the decision ``action`` about a run. What went wrong with it, in words; raises nothing.
 
     A person who cancels a run is not told of it.
@@ -30,7 +30,7 @@ def ended(run: RunDir, action: str) -> List[str]:
         words = (read_record(run.path / "job.json") or {}).get("notify") or []
         if not words or action not in ("stop", "done"):
             return troubles
-        row = attempts.last(run) or {}
+        row = attempts.last_end(run) or {}
         if action == "stop" and row.get("cause") != "cancelled":
             facts = {key: row.get(key) for key in ("attempt", "cause", "reason")}
             event = dict(facts, event="run_stopped", sweep=run.sweep, run=run.name, folder=str(run.path))
@@ -53,7 +53,7 @@ def _whole(run: RunDir) -> Optional[Dict[str, Any]]:
     names = (read_record(sweep / "sweep.json") or {}).get("runs", [])
     ends = []
     for other in [RunDir(sweep / name) for name in names if (sweep / name / "job.json").exists()]:
-        verdict = attempts.standing(other)
+        verdict = attempts.current_end(other)
         if other.result.exists():
             how = "complete"
         elif other.cancel.exists() or (verdict is not None and verdict["cause"] == "cancelled"):
@@ -63,7 +63,7 @@ def _whole(run: RunDir) -> Optional[Dict[str, Any]]:
         else:
             return None
         found[how].append(other.name)
-        ends.append([other.name, how, attempts.after(other)])
+        ends.append([other.name, how, attempts.submitted_after(other)])
     if not ends:
         return None
     name = hashlib.sha256(json.dumps(ends).encode()).hexdigest()[:16]

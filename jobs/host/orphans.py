@@ -11,10 +11,10 @@ from typing import Dict, Iterator, List, Tuple
 from jobs.host import slurm_cli
 
 #: What ``batch_hooks.py`` does beside the ranks for as long as its attempt lasts.
-BESIDE = ("watch", "release")
+WATCHERS = ("watch", "release")
 
 
-def end(path: str, n: int, job: str, restarts: int) -> List[int]:
+def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
     """SIGKILL this user's processes of attempts before ``n`` of the run at ``path``; their pids.
 
     A watcher is known by its command line and by FLIP_RUN and FLIP_ATTEMPT in its environment, a batch shell as an
@@ -38,8 +38,8 @@ def end(path: str, n: int, job: str, restarts: int) -> List[int]:
 def _watcher(words: List[str], environ: Dict[str, str], path: str, n: int) -> bool:
     ours = [word.endswith(("/batch_hooks.py", "/requeue.py")) for word in words]
     what = words[ours.index(True) + 1 :][:1] if any(ours) else []
-    attempt = slurm_cli.number(environ.get("FLIP_ATTEMPT", ""))
-    beside = bool(what) and what[0] in BESIDE and environ.get("FLIP_RUN") == path
+    attempt = slurm_cli.parse_int(environ.get("FLIP_ATTEMPT", ""))
+    beside = bool(what) and what[0] in WATCHERS and environ.get("FLIP_RUN") == path
     return beside and attempt is not None and attempt < n
 
 
@@ -49,7 +49,7 @@ def _shell(words: List[str], environ: Dict[str, str], job: str, restarts: int) -
     same = all(environ.get(name) == os.environ.get(name) for name in ("SLURM_JOB_NAME", "SLURM_CLUSTER_NAME"))
     if not (job and script and same and slurm_cli.own_job(environ) == job):
         return False
-    return slurm_cli.restarts_of(environ) < restarts
+    return slurm_cli.restart_count(environ) < restarts
 
 
 def _processes() -> Iterator[Tuple[int, str]]:
@@ -59,7 +59,7 @@ def _processes() -> Iterator[Tuple[int, str]]:
     except OSError:
         return
     for name in names:
-        pid = slurm_cli.number(name)
+        pid = slurm_cli.parse_int(name)
         try:
             if pid is not None and pid != os.getpid() and os.stat("/proc/%d" % pid).st_uid == os.geteuid():
                 yield pid, _started(pid)

@@ -38,14 +38,14 @@ FINAL = ("config", "permission", "data", "diverged")
 #: A few of these without progress stop the run. ``timeout``: no clean stop in time.
 FAILURES = ("crash", "hang", "timeout")
 #: Causes with an allowance of their own (see Limits).
-APART = {"port": "ports", "node": "nodes"}
+OWN_LIMITS = {"port": "ports", "node": "nodes"}
 
 #: State given by a launcher that was itself told to end: nothing starts again until somebody submits.
-LEAVING = "LEAVING"
+LAUNCHER_STOPPED = "LEAVING"
 #: State given by a launcher that had told the ranks to save and stop before they ended.
-TOLD = "TOLD"
+STOP_REQUESTED = "TOLD"
 #: State given where nobody saw how the job ended, or the scheduler's state is not a known one.
-UNSEEN = "UNSEEN"
+UNKNOWN = "UNSEEN"
 
 DAY = 24 * 3600
 
@@ -114,9 +114,9 @@ def decide(
         return decision
     if "PENDING" in words:
         return decision._replace(action="nothing", reason=reason + "; the scheduler has requeued it already")
-    if LEAVING in words:
+    if LAUNCHER_STOPPED in words:
         return decision._replace(action="nothing", delay=0.0, reason=reason + "; the launcher was told to end")
-    unread = not words or (words == {UNSEEN} and code is not None)  # without a code: the job was started again since
+    unread = not words or (words == {UNKNOWN} and code is not None)  # without a code: the job was started again since
     if unread and _told_to_end(causes, code):
         # scancel and preemption both send TERM: a requeue could raise a cancelled job from the dead
         return decision._replace(action="nothing", reason=reason + "; the job's state could not be read")
@@ -142,7 +142,7 @@ def root_cause(
         return root["cause"], _told_by(root)
     if words & {"NODE_FAIL", "BOOT_FAIL"}:
         return "node", "the node failed"
-    if UNSEEN in words and code is None:  # what looks like a crash may be a rank that lost its peers with their node
+    if UNKNOWN in words and code is None:  # what looks like a crash may be a rank that lost its peers with their node
         return "node", "ended unseen: its host or its launcher went away"
     if "PENDING" in words:  # what looks like a crash then is a rank that was cut off, or the peer of one
         return "stopped", "preempted, or its node failed, before a clean stop"
@@ -151,7 +151,7 @@ def root_cause(
     if root:
         taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)
         return "port" if taken else "crash", _told_by(root)
-    if TOLD in words and code in (None, 137, 143):
+    if STOP_REQUESTED in words and code in (None, 137, 143):
         return "stopped", "killed: told to save and stop, it did not do so in time"
     if "TIMEOUT" in words:
         return "timeout", "the wall limit came before a clean stop"
@@ -161,7 +161,7 @@ def root_cause(
         return "crash", "out of memory (killed by the scheduler)"
     if code is None:
         return "node", "ended unseen: its host or its launcher went away"
-    if not words - {UNSEEN} and any(c["cause"] == "peer_lost" for c in causes):
+    if not words - {UNKNOWN} and any(c["cause"] == "peer_lost" for c in causes):
         if told:
             return "stopped", "told to save and stop, but a rank went away before it had"
         return "node", "a rank went away unseen, and nobody says what became of the job: a network, or a node"
@@ -216,7 +216,7 @@ def _by_cause(cause: str, reason: str, history: List[Dict[str, Any]], limits: Li
             remedy = "gave up after %d tries without a new commit; see that storage answers, then submit with --retry"
             return Decision("stop", cause, "%s; %s" % (reason, remedy % tries))
         return Decision("requeue", cause, reason, waits[-1])
-    alike, most = ((cause,), getattr(limits, APART[cause])) if cause in APART else (FAILURES, limits.failures)
+    alike, most = ((cause,), getattr(limits, OWN_LIMITS[cause])) if cause in OWN_LIMITS else (FAILURES, limits.failures)
     failures = sum(row["cause"] in alike for row in since) + (not committed)
     if failures >= most:
         remedy = "%d failed attempts without a new commit; read the logs, mend the cause, then submit with --retry"

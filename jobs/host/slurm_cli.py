@@ -13,36 +13,36 @@ import time
 from datetime import datetime
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
 
-from jobs.host.restart_policy import UNSEEN
+from jobs.host.restart_policy import UNKNOWN
 
 #: Seconds that one command gets. A controller that is away makes clients wait.
 DEADLINE = 30.0
 #: The same where the job is about to be killed: KillWait is 30 seconds by default.
-BRIEF = 5.0
+SHORT_DEADLINE = 5.0
 #: Seconds after which a job's wall limit is asked for again: administrators change limits of running jobs.
-SELDOM = 900.0
+LIMIT_POLL_SECONDS = 900.0
 #: Seconds until it is asked for once more where nobody answers.
-PAUSE = 60.0
+UNANSWERED_POLL_SECONDS = 60.0
 #: Seconds for which a requeue is tried again that Slurm refuses, and for which a silent one is asked for a state.
-PATIENCE = 600.0
+RETRY_SECONDS = 600.0
 #: Seconds for which a requeue is tried again while Slurm does not answer at all, as while it is being upgraded.
-AWAY = 12 * 3600.0
+OUTAGE_SECONDS = 12 * 3600.0
 #: Seconds after which a job that Slurm still does not know, or does not list, counts as gone: one answer may be wrong.
-GONE = 60.0
+UNKNOWN_JOB_SECONDS = 60.0
 #: Seconds between Slurm's two notes of one event.
-SAME = 3.0
+SAME_EVENT_SECONDS = 3.0
 #: Slurm's job states: the job waits in the queue; signals to it are refused or delayed; it is on nodes; it is over.
 WAITING = (
     "PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "RECONFIG_FAIL",
 )  # fmt: skip
-BETWEEN = ("COMPLETING", "CONFIGURING", "POWER_UP_NODE", "STAGE_OUT")
+TRANSITIONAL = ("COMPLETING", "CONFIGURING", "POWER_UP_NODE", "STAGE_OUT")
 ON_NODES = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "EXPEDITING", "UPDATE_DB")
 ENDED = (
     "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
     "REVOKED", "LAUNCH_FAILED",
 )  # fmt: skip
 #: The state that a job will have, by the reason that Slurm shows while it is COMPLETING.
-ENDING = {
+STATE_BY_REASON = {
     "None": "CANCELLED",
     "TimeLimit": "TIMEOUT",
     "NodeDown": "NODE_FAIL",
@@ -54,7 +54,7 @@ ENDING = {
     "SystemFailure": "FAILED",
 }
 #: What users set for their own eyes: filters, questions, another cluster, another form of times.
-THEIRS = re.compile("(SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT|SBATCH)_|SLURM_(CLUSTERS|TIME_FORMAT|BITSTR_LEN)$")
+USER_SETTINGS = re.compile("(SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT|SBATCH)_|SLURM_(CLUSTERS|TIME_FORMAT|BITSTR_LEN)$")
 
 #: A reason, which may hold anything, and a time or N/A.
 START = re.compile(r"(.*?)(?:\|(?:(\d{4}-\d\d-\d\dT[\d:]+)|N/A))?$")
@@ -68,11 +68,11 @@ class JobNotFound(SlurmUnavailable):
     """Slurm answered that it knows no such job: no more is to be waited for."""
 
 
-class Disabled(SlurmUnavailable):
+class RequeueDisabled(SlurmUnavailable):
     """Slurm does not requeue this job: it has Requeue=0, by the site's settings or those of the job."""
 
 
-class Row(NamedTuple):
+class QueueRow(NamedTuple):
     """One job or array element as squeue lists it."""
 
     id: str
@@ -91,7 +91,7 @@ def call(*words: str, **options: Any) -> str:
     Options: ``deadline`` in seconds, ``text`` for its standard input, ``env`` in place of this process's environment.
     """
     deadline, text = options.get("deadline", DEADLINE), options.get("text", "")
-    ours = {name: value for name, value in options.get("env", os.environ).items() if not THEIRS.match(name)}
+    ours = {name: value for name, value in options.get("env", os.environ).items() if not USER_SETTINGS.match(name)}
     line = [shutil.which(words[0]) or words[0]] + list(words[1:])  # on our PATH, whatever that of ``env`` is
     try:
         done = subprocess.run(
@@ -102,12 +102,12 @@ def call(*words: str, **options: Any) -> str:
     except OSError as error:
         raise SlurmUnavailable("%s: %s" % (words[0], error.strerror or error)) from error
     if done.returncode != 0:
-        said = reason(words[0], done.stderr.decode("utf-8", "replace")) or "exit code %d" % done.returncode
-        raise unanswered(words[0], said)
+        said = failure_text(words[0], done.stderr.decode("utf-8", "replace")) or "exit code %d" % done.returncode
+        raise command_error(words[0], said)
     return done.stdout.decode("utf-8", "replace")
 
 
-def reason(command: str, text: str) -> str:
+def failure_text(command: str, text: str) -> str:
     """Why a command failed, from its standard error: its own lines, of which the site's come before Slurm's, and the
     last of all."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
@@ -115,9 +115,15 @@ def reason(command: str, text: str) -> str:
     return "; ".join(own + [line for line in lines[-1:] if line not in own])
 
 
-def unanswered(command: str, said: str) -> SlurmUnavailable:
+def command_error(command: str, said: str) -> SlurmUnavailable:
     """What a command that failed said."""
-    kind = JobNotFound if "Invalid job id" in said else Disabled if "presently disabled" in said else SlurmUnavailable
+    kind = (
+        JobNotFound
+        if "Invalid job id" in said
+        else RequeueDisabled
+        if "presently disabled" in said
+        else SlurmUnavailable
+    )
     return kind("%s: %s" % (command, said))
 
 
@@ -132,7 +138,7 @@ def own_job(environ: Mapping[str, str]) -> str:
     return environ.get("SLURM_JOB_ID", "")
 
 
-def state_words(
+def job_state(
     job: str, restarts: int, deadline: float = DEADLINE, seen: Optional[Dict[str, str]] = None
 ) -> Optional[str]:
     """The state of a job whose script is at its end, in the words that ``jobs.host.restart_policy`` reads; None: no
@@ -147,32 +153,37 @@ def state_words(
     try:
         fields = fields_of(call("scontrol", "show", "job", job, deadline=deadline))
     except JobNotFound:
-        return UNSEEN
+        return UNKNOWN
     except SlurmUnavailable:
         return None
     if seen is not None:
         seen.update(fields)
     state, reason = fields.get("JobState", ""), fields.get("Reason", "").partition(":")[0]
-    if (number(fields.get("Restarts", "")) or 0) > restarts or state in WAITING:
+    if (parse_int(fields.get("Restarts", "")) or 0) > restarts or state in WAITING:
         return "PENDING"
     if state != "COMPLETING":
-        return state if state in BETWEEN + ON_NODES + ENDED else UNSEEN if state else None
-    ran, limit = seconds(fields.get("RunTime", "")), seconds(fields.get("TimeLimit", ""))
+        return state if state in TRANSITIONAL + ON_NODES + ENDED else UNKNOWN if state else None
+    ran, limit = parse_duration(fields.get("RunTime", "")), parse_duration(fields.get("TimeLimit", ""))
     if reason == "None" and ran is not None and limit is not None and ran >= limit:
         return "TIMEOUT"
-    preempted, ended = moment(fields.get("PreemptTime", "")), moment(fields.get("EndTime", ""))
-    if reason == "None" and preempted is not None and ended is not None and abs(ended - preempted) <= SAME:
+    preempted, ended = timestamp(fields.get("PreemptTime", "")), timestamp(fields.get("EndTime", ""))
+    if (
+        reason == "None"
+        and preempted is not None
+        and ended is not None
+        and abs(ended - preempted) <= SAME_EVENT_SECONDS
+    ):
         return "PREEMPTED"
-    return ENDING.get(reason, UNSEEN)
+    return STATE_BY_REASON.get(reason, UNKNOWN)
 
 
-def patient_words(
-    job: str, restarts: int, patience: float = PATIENCE, seen: Optional[Dict[str, str]] = None
+def wait_for_state(
+    job: str, restarts: int, patience: float = RETRY_SECONDS, seen: Optional[Dict[str, str]] = None
 ) -> Optional[str]:
     """``state_words``, asked again for ``patience`` seconds while nobody says."""
     end, wait = time.time() + patience, 1.0
     while True:
-        words = state_words(job, restarts, seen=seen)
+        words = job_state(job, restarts, seen=seen)
         if words is not None or time.time() + wait > end:
             return words
         time.sleep(wait)
@@ -196,41 +207,41 @@ def wait_for_time_limit(
     left = None  # seconds until the limit, or fewer, as far as anybody said
     before: Optional[int] = None
     while True:
-        near = left is not None and left <= DEADLINE + PAUSE
+        near = left is not None and left <= DEADLINE + UNANSWERED_POLL_SECONDS
         try:
-            fields = fields_of(call("scontrol", "show", "job", job, deadline=BRIEF if near else DEADLINE))
+            fields = fields_of(call("scontrol", "show", "job", job, deadline=SHORT_DEADLINE if near else DEADLINE))
         except JobNotFound:
             return ""
         except SlurmUnavailable:
-            time.sleep(1.0 if near else PAUSE)
+            time.sleep(1.0 if near else UNANSWERED_POLL_SECONDS)
             if left is not None:
-                left -= DEADLINE + PAUSE
+                left -= DEADLINE + UNANSWERED_POLL_SECONDS
             continue
-        ran, limit = seconds(fields.get("RunTime", "")), seconds(fields.get("TimeLimit", ""))
-        if ran is None or limit is None or (number(fields.get("Restarts", "")) or 0) > restarts:
+        ran, limit = parse_duration(fields.get("RunTime", "")), parse_duration(fields.get("TimeLimit", ""))
+        if ran is None or limit is None or (parse_int(fields.get("Restarts", "")) or 0) > restarts:
             return ""
         if told is not None and limit != before:
             told(limit)
             before = limit
         if fields.get("JobState") == "RUNNING":
             left = max(1.0, limit - ran)
-            nap = min(left, SELDOM)
+            nap = min(left, LIMIT_POLL_SECONDS)
             (rest or time.sleep)(nap)
             left -= nap
         else:
             state, reason = fields.get("JobState", ""), fields.get("Reason", "").partition(":")[0]
             if state == "COMPLETING":
-                state = "TIMEOUT" if ran >= limit else ENDING.get(reason, "")
+                state = "TIMEOUT" if ran >= limit else STATE_BY_REASON.get(reason, "")
             return state if state in ("TIMEOUT", "NODE_FAIL") else ""
 
 
-def number(text: str) -> Optional[int]:
+def parse_int(text: str) -> Optional[int]:
     """The number that a value begins with: ``30 sec`` -> 30; None for UNLIMITED, NONE, (null) and the like."""
     found = re.match("[0-9]{1,18}(?![0-9])", text)
     return int(found.group(0)) if found else None
 
 
-def moment(text: str) -> Optional[float]:
+def timestamp(text: str) -> Optional[float]:
     """Seconds of a time as Slurm prints it; None for None, Unknown and the like. Only for differences."""
     try:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp()
@@ -238,7 +249,7 @@ def moment(text: str) -> Optional[float]:
         return None
 
 
-def seconds(text: str) -> Optional[int]:
+def parse_duration(text: str) -> Optional[int]:
     """[days-]hours:minutes:seconds; None for UNLIMITED and the like."""
     found = re.match(r"(?:([0-9]{1,9})-)?([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})$", text)
     if not found:
@@ -247,7 +258,7 @@ def seconds(text: str) -> Optional[int]:
     return ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
-def queue(names: Iterable[str]) -> Dict[Tuple[str, int], Row]:
+def queue(names: Iterable[str]) -> Dict[Tuple[str, int], QueueRow]:
     """(job name, array index; 0 for a job alone) -> row, in one call. What ended minutes ago is listed still.
 
     Where a job has a successor (jobs/host/successor.py), the row is that of the newest. Raises SlurmUnavailable.
@@ -256,15 +267,15 @@ def queue(names: Iterable[str]) -> Dict[Tuple[str, int], Row]:
     if not asked:
         return {}
     text = call("squeue", "-a", "-h", "-r", "-t", "all", "--name=" + ",".join(asked), "-o", "%j|%K|%i|%T|%N|%r|%S")
-    found: Dict[Tuple[str, int], Row] = {}
+    found: Dict[Tuple[str, int], QueueRow] = {}
     for line in text.splitlines():
         cells = line.split("|", 5)
         if len(cells) == 6:
             name, index, id_, state, nodes, rest = cells
             reason, start = START.findall(rest)[0]
-            known = found.get((name, number(index) or 0))
-            if known is None or (number(known.id) or 0) < (number(id_) or 0):
-                found[name, number(index) or 0] = Row(id_, state, reason, nodes, start)
+            known = found.get((name, parse_int(index) or 0))
+            if known is None or (parse_int(known.id) or 0) < (parse_int(id_) or 0):
+                found[name, parse_int(index) or 0] = QueueRow(id_, state, reason, nodes, start)
     return found
 
 
@@ -297,7 +308,7 @@ def requeue(
     restarts: int,
     delay: float = 0.0,
     exclude: Iterable[str] = (),
-    patience: float = PATIENCE,
+    patience: float = RETRY_SECONDS,
     ending: bool = False,
 ) -> str:
     """Start a job again, after ``delay`` seconds and without nodes ``exclude``; what happened, in words.
@@ -308,9 +319,9 @@ def requeue(
     after it: before it they are refused anyway. Disabled is raised at once.
     ``ending``: Slurm ends the job for its limit at this moment, so that no time is lost with questions and waits.
     """
-    deadline, wait, tried = BRIEF if ending else DEADLINE, 1.0, False
-    words: Optional[str] = "TIMEOUT" if ending else state_words(job, restarts)
-    silent_until = time.time() + AWAY
+    deadline, wait, tried = SHORT_DEADLINE if ending else DEADLINE, 1.0, False
+    words: Optional[str] = "TIMEOUT" if ending else job_state(job, restarts)
+    silent_until = time.time() + OUTAGE_SECONDS
     refused_until: Optional[float] = None
     while True:
         if tried and words == "PENDING":
@@ -320,18 +331,20 @@ def requeue(
         try:
             call("scontrol", "requeue", job, deadline=deadline)
             break
-        except Disabled:
+        except RequeueDisabled:
             raise
         except SlurmUnavailable as error:
             tried, now, gone = True, time.time(), isinstance(error, JobNotFound)
             # after hours of silence the first refusal is not the last word
             silent = words is None and not gone
-            refused_until = None if silent else refused_until or now + (min(GONE, patience) if gone else patience)
+            refused_until = (
+                None if silent else refused_until or now + (min(UNKNOWN_JOB_SECONDS, patience) if gone else patience)
+            )
             if now + wait > (refused_until or silent_until):
                 raise error
         time.sleep(wait)
         wait = wait if ending else min(60.0, 2 * wait)
-        words = state_words(job, restarts, deadline)
+        words = job_state(job, restarts, deadline)
     wishes = ["StartTime=now+%d" % round(delay)] if delay >= 1 else []
     if exclude:
         wishes.append("ExcNodeList=" + ",".join(_excluded(job) + sorted(exclude)))
@@ -359,7 +372,7 @@ def fields_of(text: str) -> Dict[str, str]:
     return found
 
 
-def restarts_of(environ: Mapping[str, str]) -> int:
+def restart_count(environ: Mapping[str, str]) -> int:
     """How often Slurm has started this job again."""
     return int(environ.get("SLURM_RESTART_COUNT") or 0)
 

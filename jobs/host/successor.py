@@ -18,8 +18,8 @@ FOLLOWS = "FLIP_FOLLOWS"
 
 def superseded(newest: int, environ: Mapping[str, str]) -> bool:
     """Whether an attempt has begun since this job was submitted as a successor; ``newest``: the run's newest."""
-    follows = slurm_cli.number(environ.get(FOLLOWS, ""))
-    return follows is not None and not slurm_cli.restarts_of(environ) and newest > follows
+    follows = slurm_cli.parse_int(environ.get(FOLLOWS, ""))
+    return follows is not None and not slurm_cli.restart_count(environ) and newest > follows
 
 
 def submit(
@@ -28,7 +28,7 @@ def submit(
     attempt: Optional[int],
     delay: float = 0.0,
     exclude: Iterable[str] = (),
-    patience: float = slurm_cli.PATIENCE,
+    patience: float = slurm_cli.RETRY_SECONDS,
 ) -> str:
     """Submit a successor of our job, to start after ``delay`` seconds and without nodes ``exclude``; what happened, in
     words. ``attempt``: the one that ends now; None: not known.
@@ -40,7 +40,7 @@ def submit(
         try:
             return _submit(job, restarts, attempt, delay, exclude)
         except slurm_cli.SlurmUnavailable:
-            state = slurm_cli.state_words(job, restarts)
+            state = slurm_cli.job_state(job, restarts)
             if state == "CANCELLED":
                 return "left alone: it is CANCELLED"
             if state is not None or time.time() + wait > end:  # Slurm answers, so it was a refusal
@@ -51,7 +51,7 @@ def submit(
 
 def _submit(job: str, restarts: int, attempt: Optional[int], delay: float, exclude: Iterable[str]) -> str:
     name, index = os.environ.get("SLURM_JOB_NAME", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    row = slurm_cli.queue([name]).get((name, slurm_cli.number(index) or 0))
+    row = slurm_cli.queue([name]).get((name, slurm_cli.parse_int(index) or 0))
     if row is not None and row.id != job:
         return "left alone: job %s continues its run" % row.id
     fields = slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job", job))

@@ -14,17 +14,17 @@ from jobs.host import slurm_cli
 EARLY = 75
 
 
-def note(run: RunDir, n: int, limit: int) -> None:
+def record_limit(run: RunDir, n: int, limit: int) -> None:
     """Record the limit of attempt n, in seconds."""
     write_json(run.attempt(n) / "wall.json", {"limit": limit})
 
 
-def noted(run: RunDir, n: int) -> int:
+def recorded_limit(run: RunDir, n: int) -> int:
     """The limit of attempt n in seconds, 0 where none is recorded."""
     return int((read_record(run.attempt(n) / "wall.json") or {}).get("limit", 0))
 
 
-def start_up(run: RunDir) -> float:
+def startup_seconds(run: RunDir) -> float:
     """Seconds from the newest start to its first step, 0.0 where nothing is known. Where no start got that far, the
     longest of them, as a start takes at least that."""
     cut = [0.0]
@@ -37,43 +37,49 @@ def start_up(run: RunDir) -> float:
     return max(cut)
 
 
-def save(run: RunDir) -> float:
+def save_seconds(run: RunDir) -> float:
     """Seconds of the longest save, 0.0 where nothing is known."""
     return max([0.0] + [float(one.record.get("saving", 0.0)) for one in commit.commits(run)])
 
 
 def measured(run: RunDir) -> str:
     """What is known of starts and saves, in words; empty: nothing."""
-    start, kept = start_up(run), save(run)
-    parts = ["a start takes %s" % span(start)] if start else []
-    return " and ".join(parts + (["a save %s" % span(kept)] if kept else []))
+    start, kept = startup_seconds(run), save_seconds(run)
+    parts = ["a start takes %s" % format_seconds(start)] if start else []
+    return " and ".join(parts + (["a save %s" % format_seconds(kept)] if kept else []))
 
 
 def too_short(run: RunDir, limit: int) -> str:
     """Why no attempt gets on within a limit of so many seconds, in words; empty where one may."""
-    if not limit or start_up(run) + save(run) < limit:
+    if not limit or startup_seconds(run) + save_seconds(run) < limit:
         return ""
-    return "no attempt gets on within the wall limit of %s: %s" % (span(limit), measured(run))
+    return "no attempt gets on within the wall limit of %s: %s" % (format_seconds(limit), measured(run))
 
 
-def used_up(run: RunDir, fields: Dict[str, str]) -> str:
+def limit_reached(run: RunDir, fields: Dict[str, str]) -> str:
     """That a job whose attempt ends has used up its limit but for the time to save, in words; empty where it has not,
     or was preempted. ``fields``: of ``scontrol show job``."""
-    ran, limit = slurm_cli.seconds(fields.get("RunTime", "")), slurm_cli.seconds(fields.get("TimeLimit", ""))
-    if ran is None or limit is None or slurm_cli.moment(fields.get("PreemptTime", "")) is not None:
+    ran, limit = (
+        slurm_cli.parse_duration(fields.get("RunTime", "")),
+        slurm_cli.parse_duration(fields.get("TimeLimit", "")),
+    )
+    if ran is None or limit is None or slurm_cli.timestamp(fields.get("PreemptTime", "")) is not None:
         return ""
     lead = (read_record(run.path / "job.json") or {}).get("signal_seconds", 0)
     over = fields.get("Reason") == "TimeLimit"  # of one that is requeued already RunTime is 0
-    return spent(run, limit) if over or ran >= limit - lead - EARLY else ""
+    return no_progress(run, limit) if over or ran >= limit - lead - EARLY else ""
 
 
-def spent(run: RunDir, limit: int) -> str:
+def no_progress(run: RunDir, limit: int) -> str:
     """That the limit, in seconds, passed for nothing, in words."""
     known = measured(run)
-    return "the wall limit of %s passed, and nothing new was kept%s" % (span(limit), " (%s)" % known if known else "")
+    return "the wall limit of %s passed, and nothing new was kept%s" % (
+        format_seconds(limit),
+        " (%s)" % known if known else "",
+    )
 
 
-def span(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """``48 s``, ``30 min``, ``8.3 h``."""
     if seconds < 120:
         return "%.0f s" % seconds

@@ -112,7 +112,7 @@ def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
 def _state(run: RunDir, served: bool) -> JobState:
     n = run.newest_attempt()
     running = n > 0 and not (run.attempt(n) / "end.json").exists() and (served or bool(live_ranks(run)))
-    cancelled = attempts.cancelled_by(run) if run.cancel.exists() else ""
+    cancelled = attempts.cancel_reason(run) if run.cancel.exists() else ""
     if running:
         detail = cancelled or ("" if served else "its supervisor is gone")
         return JobState("running", n, f"{detail}: it saves and stops" if detail else "")
@@ -123,16 +123,20 @@ def _state(run: RunDir, served: bool) -> JobState:
     job = read_record(run.path / "job.json")
     if job is None:
         return JobState("stopped", n, "never submitted")
-    verdict = attempts.standing(run)
+    verdict = attempts.current_end(run)
     if verdict is not None and verdict["action"] == "stop":
         return JobState("failed" if verdict["cause"] != "cancelled" else "cancelled", n, verdict["reason"])
     reason = verdict["reason"] if verdict else ""
-    ahead = canary.awaited(run, job)
-    if n <= attempts.after(run) and ahead is not None and not canary.passed(ahead, canary.of(ahead).get("steps", 0)):
+    ahead = canary.canary_of(run, job)
+    if (
+        n <= attempts.submitted_after(run)
+        and ahead is not None
+        and not canary.passed(ahead, canary.canary_record(ahead).get("steps", 0))
+    ):
         standing = _state(ahead, served)
         if served and standing.state in ("queued", "running", "waiting"):
             return JobState("queued", n, f"waits for its canary {ahead.name}")
-        return JobState("stopped", n, canary.stuck(ahead, standing.state, standing.detail))
+        return JobState("stopped", n, canary.stuck_reason(ahead, standing.state, standing.detail))
     if not served:
         return JobState("stopped", n, "; ".join(filter(None, [reason, "no supervisor is running: submit again"])))
     if verdict is not None and verdict["delay"] > 0:

@@ -30,7 +30,7 @@ from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
 from jobs.host import attempts, canary, notify
 from jobs.host.rank_entry import raise_limits
-from jobs.host.restart_policy import LEAVING, TOLD
+from jobs.host.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED
 from jobs.local import rank_processes
 
 POLL = 0.2
@@ -133,7 +133,7 @@ class Supervisor:
                 run, job = RunDir(path), read_record(path / "job.json")
                 if job is not None and job.get("kind", "local") != "local":
                     continue  # another cluster looks after it
-                verdict = attempts.standing(run)
+                verdict = attempts.current_end(run)
                 over = run.result.exists() or (verdict is not None and verdict["action"] in ("stop", "done"))
                 waits = not over and job is not None and self.waits(run, job)
                 if job is not None and (self.unended(run) or not (over or waits or run.cancel.exists())):
@@ -142,8 +142,8 @@ class Supervisor:
 
     def waits(self, run: RunDir, job: dict[str, Any]) -> bool:
         """Whether its canary has not passed. One that stopped for good never will: then nobody waits for anything."""
-        ahead = canary.awaited(run, job)
-        return ahead is not None and not canary.passed(ahead, canary.of(ahead).get("steps", 0))
+        ahead = canary.canary_of(run, job)
+        return ahead is not None and not canary.passed(ahead, canary.canary_record(ahead).get("steps", 0))
 
     @contextlib.contextmanager
     def apart(self, path: Path) -> Iterator[None]:
@@ -169,7 +169,7 @@ class Supervisor:
 
     def due(self, run: RunDir) -> float:
         """When the run may start, by this machine's monotonic clock."""
-        verdict = attempts.standing(run)
+        verdict = attempts.current_end(run)
         key = (run.path, verdict["attempt"] if verdict else 0)
         if key not in self.not_before:
             wait = min(verdict["delay"], verdict["time"] + verdict["delay"] - time.time()) if verdict else 0.0
@@ -186,7 +186,7 @@ class Supervisor:
             return
         job = {key: job[key] for key in rank_processes.JOB}  # a damaged one is found before an attempt begins
         facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": ""}
-        n = attempts.begin(run, facts)
+        n = attempts.start_attempt(run, facts)
         try:
             attempt = rank_processes.start(run, n, job, self.settings.peer_grace)
         except OSError as error:  # its end is written as any other's, so that delays and limits apply
@@ -221,15 +221,15 @@ class Supervisor:
         if attempt.failure:
             cause, reason = attempt.failure
             run.write_cause(n, 0, cause, CAUSES[cause], reason)
-        state = LEAVING if self.leaving else "RUNNING"
-        decision = attempts.end(run, n, attempt.code, f"{state},{TOLD}" if attempt.told else state)
+        state = LAUNCHER_STOPPED if self.leaving else "RUNNING"
+        decision = attempts.end_attempt(run, n, attempt.code, f"{state},{STOP_REQUESTED}" if attempt.told else state)
         self.not_before[run.path, n] = time.monotonic() + decision.delay
         log.info("%s: attempt %d: %s: %s: %s", run.name, n, decision.action, decision.cause, decision.reason)
         threading.Thread(target=self.tell, args=(run, decision.action)).start()  # it may take a while
 
     @staticmethod
     def tell(run: RunDir, action: str) -> None:
-        for trouble in notify.ended(run, action):
+        for trouble in notify.send_events(run, action):
             log.error("%s: %s", run.name, trouble)
 
 

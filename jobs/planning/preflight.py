@@ -386,14 +386,13 @@ def saving(profile: ClusterProfile, run: RunDir) -> list[Check]:
 
 def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Check]:
     """A warning where the wall limit leaves an attempt no time to train: the signal to save comes before it."""
-    limit, start = 60 * minutes(config.resources.hours), wall.start_up(run)
+    limit, start = 60 * minutes(config.resources.hours), wall.startup_seconds(run)
     left = limit - profile.signal_seconds - start
     if profile.kind != "slurm" or left > 0:
         return []
-    takes = f" and a start takes {wall.span(start)}" if start else ""
-    what = (
-        f"warning: {wall.span(limit)}, but the signal to save comes {wall.span(profile.signal_seconds)} before its end"
-    )
+    takes = f" and a start takes {wall.format_seconds(start)}" if start else ""
+    lead = wall.format_seconds(profile.signal_seconds)
+    what = f"warning: {wall.format_seconds(limit)}, but the signal to save comes {lead} before its end"
     return [Check("resources.hours", f"{what}{takes}: no time is left to train; raise hours or lower signal_seconds")]
 
 

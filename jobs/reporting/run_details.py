@@ -14,7 +14,7 @@ from flip.monitoring import metrics_reader
 from flip.monitoring.results import Outcome, differing, read_run
 from flip.runs.rundir import RunDir, matching, number, read_record
 from jobs.common.job import UNREADABLE, JobState
-from jobs.host.restart_policy import APART, FAILURES, FINAL, Limits
+from jobs.host.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from jobs.reporting import goodput
 from jobs.reporting.status import row
 from jobs.runs import resubmit, select
@@ -203,7 +203,7 @@ def _incidents(outcome: Outcome) -> list[dict[str, Any]]:
     for cause in dict.fromkeys(end.get("cause", "?") for end in ends):
         alike = FAILURES if cause in FAILURES else (cause,)
         limit = (dict.fromkeys(FAILURES, limits.failures) | dict.fromkeys(FINAL, 1)).get(cause)
-        limit = getattr(limits, APART[cause]) if cause in APART else limit
+        limit = getattr(limits, OWN_LIMITS[cause]) if cause in OWN_LIMITS else limit
         counted = sum(end.get("cause") in alike for end in since)
         total = sum(end.get("cause") == cause for end in ends)
         found.append({"cause": cause, "total": total, "without_commit": counted, "limit": limit})

@@ -39,7 +39,7 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     """One run's row. Speed and ETA are those of a running attempt only. What a damaged file would say is None; the
     reason names it."""
     live, damage = _said(lambda: read_record(run.status))
-    last, more = _said(lambda: attempts.last(run))
+    last, more = _said(lambda: attempts.last_end(run))
     newest = [run.attempt(state.attempt) / name for name in ("start.json", "end.json")] if state.attempt else []
     records = (run.identity, run.path / "job.json", run.result, run.cancel, *newest)
     damaged = [_said(partial(read_record, path))[1] for path in records]

@@ -126,7 +126,7 @@ def _uncancelled(unwritten: Mapping[Path, OSError], untold: str) -> FlipError:
 def exit_code_of(run: RunDir) -> int:
     """The exit code of a run that has failed: of its cause, or that of a crash where nobody can read one."""
     try:
-        return CAUSES.get((attempts.last(run) or {}).get("cause", "")) or CRASH  # "complete", with a damaged result
+        return CAUSES.get((attempts.last_end(run) or {}).get("cause", "")) or CRASH  # "complete", with a damaged result
     except UNREADABLE:  # its row says so
         return CRASH
 

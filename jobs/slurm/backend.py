@@ -24,7 +24,7 @@ from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobState
 from jobs.host import canary, slurm_cli
-from jobs.host.slurm_cli import BETWEEN, ENDED, WAITING, SlurmUnavailable
+from jobs.host.slurm_cli import ENDED, TRANSITIONAL, WAITING, SlurmUnavailable
 from jobs.slurm import batch_script, job_states
 from jobs.slurm.job_states import ahead_of, elsewhere, rows_of
 
@@ -60,7 +60,7 @@ class SlurmBackend:
                     held.pop(job.run.name, None)  # theirs is there
         except BaseException:  # Ctrl-C included: nothing would ever release a held job whose canary was not submitted
             with contextlib.suppress(SlurmUnavailable):
-                canary.call_off([name for names in held.values() for name in names])
+                canary.cancel_held_jobs([name for names in held.values() for name in names])
             raise
 
     def _submit_array(
@@ -121,7 +121,7 @@ class SlurmBackend:
             remedy = (
                 "Correct partition, account, qos or options of the profile (`python jobs/doctor.py`), submit again."
             )
-            refusal = slurm_cli.reason("sbatch", str(error)) or type(error).__name__
+            refusal = slurm_cli.failure_text("sbatch", str(error)) or type(error).__name__
             raise ConfigError("sbatch refused the job", self.profile.name, refusal, remedy) from error
         return str(submitted[0].job_id).partition("_")[0]
 
@@ -143,7 +143,7 @@ class SlurmBackend:
             row = rows.get(run.path)
             if row is None or row.state in ENDED:
                 continue
-            if row.state in BETWEEN and run.path not in again:
+            if row.state in TRANSITIONAL and run.path not in again:
                 continue  # it ends already, and its trap or its next start sees cancel.json
             save = row.state not in WAITING and run.path not in again
             try:
@@ -228,4 +228,4 @@ def _retire(runs: Sequence[RunDir]) -> None:
     """Take what is held for a canary of an earlier submission from the queue. Let go later, it would do nothing."""
     with contextlib.suppress(SlurmUnavailable):
         records = [read_record(path / "job.json") or {} for path in ahead_of(runs)]
-        canary.call_off([record["name"] for record in records if "name" in record])
+        canary.cancel_held_jobs([record["name"] for record in records if "name" in record])

@@ -13,14 +13,14 @@ from typing import Any
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.job import UNREADABLE, JobState, is_complete, unreadable_state
 from jobs.host import attempts, canary, slurm_cli, wall_limit
-from jobs.host.slurm_cli import ENDED, WAITING, Row, SlurmUnavailable
+from jobs.host.slurm_cli import ENDED, WAITING, QueueRow, SlurmUnavailable
 
 LIMIT = "its wall limit came before it had saved"
 
 
 def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
     """Path of a run -> state, by its files and one call of squeue. What Slurm does not say is ``unknown``."""
-    rows: dict[Path, Row] = {}
+    rows: dict[Path, QueueRow] = {}
     silence: dict[Path, str] = {}
     ahead = ahead_of(runs)
     asked = {run.path: run for run in [*runs, *ahead.values()]}
@@ -46,26 +46,26 @@ def ahead_of(runs: Iterable[RunDir]) -> dict[Path, RunDir]:
     for run in runs:
         with contextlib.suppress(*UNREADABLE):  # its state says so
             job = read_record(run.path / "job.json") or {}
-            ahead = canary.awaited(run, job) if run.newest_attempt() <= job.get("after", 0) else None
+            ahead = canary.canary_of(run, job) if run.newest_attempt() <= job.get("after", 0) else None
             if ahead is not None:
                 found[run.path] = ahead
     return found
 
 
-def _behind(run: RunDir, ahead: RunDir, row: Row | None, alone: JobState, canarys: JobState) -> JobState:
+def _behind(run: RunDir, ahead: RunDir, row: QueueRow | None, alone: JobState, canarys: JobState) -> JobState:
     """Where a run stands whose job is held for a canary; ``alone``: what is to be said without."""
-    if row is not None and row.state in WAITING and not canary.lets_go(row):
+    if row is not None and row.state in WAITING and not canary.is_held(row):
         return alone  # somebody let it go
     job = read_record(run.path / "job.json") or {}
-    if canary.let_go(run, job) is None and (row is None or row.state in ENDED or canarys.state == "complete"):
+    if canary.was_released(run, job) is None and (row is None or row.state in ENDED or canarys.state == "complete"):
         return alone  # to anybody but its submitter it waits as long as Slurm says that it is held
-    if canarys.state in ("queued", "running", "waiting", "unknown") and canary.holds(ahead, job):
+    if canarys.state in ("queued", "running", "waiting", "unknown") and canary.is_current(ahead, job):
         held = row is not None and row.state in WAITING
         return JobState("queued", alone.attempt, f"waits for its canary {ahead.name}") if held else alone
-    return JobState("stopped", alone.attempt, canary.stuck(ahead, canarys.state, canarys.detail))
+    return JobState("stopped", alone.attempt, canary.stuck_reason(ahead, canarys.state, canarys.detail))
 
 
-def rows_of(runs: Iterable[RunDir]) -> dict[Path, Row]:
+def rows_of(runs: Iterable[RunDir]) -> dict[Path, QueueRow]:
     """Path of a run -> its row in the queue, where there is one. Raises SlurmUnavailable."""
     places = {}
     for run in runs:
@@ -108,8 +108,8 @@ def _called(uid: int) -> str:
         return f"user {uid}"
 
 
-def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
-    n, after, verdict = run.newest_attempt(), attempts.after(run), attempts.standing(run)
+def _state(run: RunDir, row: QueueRow | None, silence: str) -> JobState:
+    n, after, verdict = run.newest_attempt(), attempts.submitted_after(run), attempts.current_end(run)
     reason = verdict["reason"] if verdict else ""
     if is_complete(run):
         return JobState("complete", n)
@@ -119,7 +119,7 @@ def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
     if row is None and silence and not stopped:
         return JobState("unknown", n, silence)
     if run.cancel.exists():
-        return JobState("cancelled", n, attempts.cancelled_by(run))
+        return JobState("cancelled", n, attempts.cancel_reason(run))
     if row is not None and row.state in WAITING:
         return _waiting(run, row, n, reason, n > after)
     if verdict is not None and stopped:
@@ -135,22 +135,24 @@ def _state(run: RunDir, row: Row | None, silence: str) -> JobState:
 def _taken(run: RunDir) -> bool:
     """Whether sbatch answered the newest submission with the number of a job; so, too, where nobody can tell."""
     token = (read_record(run.path / "job.json") or {}).get("token", "")
-    return canary.there(run.path.parent / ".slurm" / token / "submitted.json") is not False
+    return canary.file_exists(run.path.parent / ".slurm" / token / "submitted.json") is not False
 
 
-def _occupying(run: RunDir, row: Row, n: int, begun: bool) -> JobState:
+def _occupying(run: RunDir, row: QueueRow, n: int, begun: bool) -> JobState:
     """On nodes: starting, running, or ending. ``begun``: attempt n belongs to the job in the queue."""
     begun = begun and not (run.attempt(n) / "end.json").exists()
     if run.cancel.exists():
-        return JobState("running", n, f"{attempts.cancelled_by(run)}: it saves and stops")
+        return JobState("running", n, f"{attempts.cancel_reason(run)}: it saves and stops")
     if row.state == "COMPLETING" or (begun and run.was_told(n)):
         return JobState("running", n, "told to stop" if begun else "ending")
     if row.state == "RUNNING":
-        return JobState("running", n, wall_limit.too_short(run, wall_limit.noted(run, n)) if begun else "starting")
+        return JobState(
+            "running", n, wall_limit.too_short(run, wall_limit.recorded_limit(run, n)) if begun else "starting"
+        )
     return JobState("running", n, f"in Slurm: {row.state}")
 
 
-def _waiting(run: RunDir, row: Row, n: int, reason: str, begun: bool) -> JobState:
+def _waiting(run: RunDir, row: QueueRow, n: int, reason: str, begun: bool) -> JobState:
     why = f"in Slurm: {row.reason}" if row.reason and row.reason != "None" else ""
     if "held" in row.reason.lower():
         why += f" (release it with `scontrol release {row.id}`)"

@@ -18,7 +18,7 @@ from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile, runs_root
 from jobs.common.filesystem import probe
 from jobs.host import slurm_cli
-from jobs.host.slurm_cli import number
+from jobs.host.slurm_cli import parse_int
 from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment, minutes
 
 GPUS = re.compile(r"\bgpu:(?:([^:,()]+):)?([0-9]{1,9})(?=[,(\s]|$)")
@@ -157,25 +157,27 @@ class Site:
             words = self.config.get("PreemptMode", "").upper()
         grace = source.get("grace" if kind == "preempt/qos" else "GraceTime", "")
         mode = next((mode for mode in ("REQUEUE", "CANCEL", "SUSPEND", "OFF") if mode in words), "")
-        return mode, slurm_cli.seconds(grace) or number(grace) or 0
+        return mode, slurm_cli.parse_duration(grace) or parse_int(grace) or 0
 
     @property
     def kill_wait(self) -> int:
         """Seconds between TERM and KILL."""
-        seconds = number(self.config.get("KillWait", ""))
+        seconds = parse_int(self.config.get("KillWait", ""))
         return 30 if seconds is None else seconds
 
     @property
     def longest(self) -> int | None:
         """Seconds that a job may ask for; None: no limit."""
-        limits = [slurm_cli.seconds(text) for text in (self.partition.get("MaxTime", ""), self.qos.get("wall", ""))]
+        limits = [
+            slurm_cli.parse_duration(text) for text in (self.partition.get("MaxTime", ""), self.qos.get("wall", ""))
+        ]
         return min((limit for limit in limits if limit), default=None)
 
     @property
     def submit_limit(self) -> tuple[str, int]:
         """The lowest limit on jobs that are submitted and have not ended, with the words for it; ("", 0): none."""
-        found = [(number(self.qos.get(key, "")), f"{key} of the QOS") for key in QOS_LIMITS]
-        found += [(number(self.association.get(key, "")), f"{key} of the association") for key in ASSOCIATION_LIMITS]
+        found = [(parse_int(self.qos.get(key, "")), f"{key} of the QOS") for key in QOS_LIMITS]
+        found += [(parse_int(self.association.get(key, "")), f"{key} of the association") for key in ASSOCIATION_LIMITS]
         least = min(((limit, words) for limit, words in found if limit is not None), default=(0, ""))
         return least[1], least[0]
 
@@ -191,7 +193,7 @@ class Site:
             return ""
         for source in (self.partition, self.config):
             for key in ("DefMemPerCPU", "DefMemPerNode", "DefMemPerGPU"):
-                if number(source.get(key, "")):
+                if parse_int(source.get(key, "")):
                     return f"{key}={source[key]}"
         return ""
 
@@ -288,7 +290,7 @@ def nodes_of(text: str) -> Counter[Node]:
             continue
         gpus = GPUS.findall(gres)
         kinds = "+".join(dict.fromkeys(kind for kind, _ in gpus if kind))
-        found[name] = Node(number(cpus) or 0, number(memory) or 0, sum(int(count) for _, count in gpus), kinds)
+        found[name] = Node(parse_int(cpus) or 0, parse_int(memory) or 0, sum(int(count) for _, count in gpus), kinds)
     return Counter(found.values())
 
 

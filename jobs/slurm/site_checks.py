@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from flip.runs.errors import CAUSES
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.host.slurm_cli import number
+from jobs.host.slurm_cli import parse_int
 from jobs.slurm.site import SHARED, Site
 
 HOLDS, LESS, NOT, UNKNOWN = "holds", "with less", "does not hold", "not known"
@@ -130,7 +130,7 @@ def _limit(site: Site, profile: ClusterProfile) -> Verdict:
 
 
 def _crash(site: Site, profile: ClusterProfile) -> Verdict:
-    most = number(site.config.get("MaxBatchRequeue", ""))
+    most = parse_int(site.config.get("MaxBatchRequeue", ""))
     read = f"the job's exit trap calls scontrol requeue; MaxBatchRequeue={'not set' if most is None else most}"
     starts, holds = (_codes(site.config.get(key, "")) for key in ("RequeueExit", "RequeueExitHold"))
     ours = {code for cause, code in CAUSES.items() if cause != "complete"}
@@ -150,7 +150,7 @@ def _cancel(site: Site, profile: ClusterProfile) -> Verdict:
 
 
 def _truth(site: Site, profile: ClusterProfile) -> Verdict:
-    age = number(site.config.get("MinJobAge", ""))
+    age = parse_int(site.config.get("MinJobAge", ""))
     read = f"run directories say it; squeue lists ended jobs for {'?' if age is None else age} s (MinJobAge)"
     if age is not None and age < 60:
         return LESS, read, "Of a job that was killed with its exit trap `status` then knows only that it ended."
@@ -158,7 +158,7 @@ def _truth(site: Site, profile: ClusterProfile) -> Verdict:
 
 
 def _lost(site: Site, profile: ClusterProfile) -> Verdict:
-    limit = number(site.config.get("SlurmdTimeout", ""))
+    limit = parse_int(site.config.get("SlurmdTimeout", ""))
     back = "; lost nodes come back by hand alone" if site.config.get("ReturnToService") == "0" else ""
     if limit is None:
         return UNKNOWN, "SlurmdTimeout was not said", "Ask `scontrol show config`."
@@ -168,7 +168,7 @@ def _lost(site: Site, profile: ClusterProfile) -> Verdict:
 
 
 def _sweep(site: Site, profile: ClusterProfile) -> Verdict:
-    most, jobs = number(site.config.get("MaxArraySize", "")), site.config.get("MaxJobCount", "?")
+    most, jobs = parse_int(site.config.get("MaxArraySize", "")), site.config.get("MaxJobCount", "?")
     name, submit = site.submit_limit
     read = f"MaxArraySize={'?' if most is None else most}, MaxJobCount={jobs}"
     read += f", {name} {submit}" if name else ""
@@ -194,10 +194,10 @@ def _delay(site: Site, profile: ClusterProfile) -> Verdict:
 
 def _requeue_delay(site: Site) -> tuple[int, str]:
     """(seconds, the setting that says so): requeue_delay where Slurm knows it, else cred_expire and a second more."""
-    delay = number(_parameters(site, "SchedulerParameters").get("requeue_delay", ""))
+    delay = parse_int(_parameters(site, "SchedulerParameters").get("requeue_delay", ""))
     if delay is not None and site.version >= REQUEUE_DELAY:
         return delay, f"SchedulerParameters=requeue_delay={delay}"
-    given = number(_parameters(site, "AuthInfo").get("cred_expire", ""))
+    given = parse_int(_parameters(site, "AuthInfo").get("cred_expire", ""))
     wait = given or CRED_EXPIRE
     return wait + 1, f"cred_expire={wait}, {'AuthInfo' if given else 'the default of Slurm'}"
 
@@ -219,7 +219,7 @@ def _python(site: Site, profile: ClusterProfile) -> Verdict:
     name = profile.hosts_python
     if site.said.get("python"):
         return NOT, site.said["python"], "Name a Python >= 3.6 that the nodes' hosts have: host_python in the profile."
-    if tuple(number(part) or 0 for part in site.python.split(".")[:2]) < (3, 6):
+    if tuple(parse_int(part) or 0 for part in site.python.split(".")[:2]) < (3, 6):
         return NOT, f"{name} is Python {site.python}", "The exit trap needs 3.6: name another in host_python."
     read, kind = f"{name} is Python {site.python} on this machine", site.places.get("python", "")
     if kind.startswith(SHARED):
@@ -259,7 +259,7 @@ def _codes(text: str) -> set[int]:
     found: set[int] = set()
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
-        least, most = number(first), number(last)
+        least, most = parse_int(first), parse_int(last)
         if least is not None:
             found |= {code for code in range(256) if least <= code <= (least if most is None else most)}
     return found

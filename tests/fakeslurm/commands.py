@@ -9,7 +9,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.host.slurm_cli import DEADLINE, SlurmUnavailable, unanswered
+from jobs.host.slurm_cli import DEADLINE, SlurmUnavailable, command_error
 from tests.fakeslurm.clock import EPOCH
 from tests.fakeslurm.controller import Refused
 from tests.fakeslurm.host import Script
@@ -56,7 +56,7 @@ class Commands:
     @staticmethod
     def _unanswered(record, said):
         record["code"], record["said"] = 1, said
-        return unanswered(record["words"][0], said)
+        return command_error(record["words"][0], said)
 
     def _do(self, name, *words, text="", env=None, **options):
         if name == "sbatch" and text:

@@ -158,7 +158,9 @@ class Life:
 
     def _elsewhere(self, code):
         def give_back():
-            mark = slurm_cli.read_failed_starts(job, self.restarts, slurm_cli.AWAY) or slurm_cli.FailedStarts()
+            mark = (
+                slurm_cli.read_failed_starts(job, self.restarts, slurm_cli.OUTAGE_SECONDS) or slurm_cli.FailedStarts()
+            )
             if mark.starts < slurm_cli.MAX_FAILED_STARTS:
                 slurm_cli.record_failed_starts(job, self.restarts, mark._replace(starts=mark.starts + 1))
                 again()

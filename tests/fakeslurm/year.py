@@ -10,7 +10,7 @@ from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
-from jobs.host.slurm_cli import AWAY
+from jobs.host.slurm_cli import OUTAGE_SECONDS
 from jobs.planning import plan as planning
 from jobs.planning.plan import ResolvedRun
 from jobs.runs.clusters import states
@@ -186,7 +186,7 @@ class World:
         self.away = self.rng.choice(["silent", "refused", "empty"])
         seconds = self.rng.choice([5 * MINUTE, 40 * MINUTE, 3 * HOUR, 16 * HOUR]) * self.rng.uniform(0.5, 1.2)
         ending = any(job.state == "TIMEOUT" and job.completing for job in self.controller.jobs.values())
-        if seconds > AWAY or ending:  # between TERM and KILL there is nobody whom a watcher could ask
+        if seconds > OUTAGE_SECONDS or ending:  # between TERM and KILL there is nobody whom a watcher could ask
             self.excuses.append(self.clock.now + seconds)
         self.clock.at(seconds if self.away != "empty" else 60.0, setattr, self, "away", "")
 

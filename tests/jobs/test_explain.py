@@ -35,11 +35,11 @@ def place(tmp_path):
 
 
 def attempt(run, cause, code, state="RUNNING", lines=()):
-    n = attempts.begin(run, {"nodes": "n[1-2]", "job": "57_0"})
+    n = attempts.start_attempt(run, {"nodes": "n[1-2]", "job": "57_0"})
     folder = run.open_logs(n)
     (folder / "node0.err").write_text("".join(f"{line}\n" for line in lines))
     run.write_cause(n, 0, cause, code, f"why {cause}")
-    attempts.end(run, n, code, state)
+    attempts.end_attempt(run, n, code, state)
 
 
 def queue(commands, *rows):
@@ -121,7 +121,7 @@ def test_a_log_of_many_gigabytes_is_read_from_its_end(tmp_path):
 
 def test_the_log_is_that_of_the_root_causes_node(place):
     run = RunDir(place / "demo" / "mask50")
-    folder = run.open_logs(attempts.begin(run, {}))
+    folder = run.open_logs(attempts.start_attempt(run, {}))
     for name in ("node0.err", "node1.out", "job.err"):
         (folder / name).write_text(name)
     assert [run_details._log(run, 1, node).name for node in (0, 1)] == ["node0.err", "job.err"]
@@ -192,7 +192,7 @@ def test_an_end_that_nobody_recorded_is_that_of_the_newest_attempt(place, comman
     run = RunDir(place / "demo" / "mask50")
     write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": "local"})
     attempt(run, "crash", 70, lines=["RuntimeError: the first"])
-    n = attempts.begin(run, {"host": "here"})
+    n = attempts.start_attempt(run, {"host": "here"})
     (run.open_logs(n) / "node0.err").write_text("the newest\n")
     if cause:
         run.write_cause(n, 0, cause, 69, "the bucket is away")

@@ -83,14 +83,14 @@ WORD = st.text(st.sampled_from("abcdefgh[]-,.0123 ()"), max_size=8)
 @given(st.dictionaries(st.integers(0, 999), st.tuples(WORD, WORD, st.text("ab| (),:", max_size=9)), max_size=4))
 def test_a_queue_comes_back(answers, jobs):
     answers["squeue"] = "".join(f"s.1f|{i}|7_{i}|{a}|{b}|{why}|N/A\n" for i, (a, b, why) in jobs.items()).encode()
-    expected = {("s.1f", i): slurm_cli.Row(f"7_{i}", a, why, b) for i, (a, b, why) in jobs.items()}
+    expected = {("s.1f", i): slurm_cli.QueueRow(f"7_{i}", a, why, b) for i, (a, b, why) in jobs.items()}
     assert slurm_cli.queue(["s.1f"]) == expected
 
 
 @given(printed(JOB))
 def test_any_job(answers, text):
     answers["scontrol"] = text
-    assert slurm_cli.state_words("50_3", 2) is None or slurm_cli.state_words("50_3", 2).strip()
+    assert slurm_cli.job_state("50_3", 2) is None or slurm_cli.job_state("50_3", 2).strip()
     mark = slurm_cli.read_failed_starts("50_3", 2)
     assert mark.starts >= 0 and mark.attempt >= 0
     assert all(isinstance(nodes, str) for nodes in slurm_cli._excluded("50_3"))
@@ -101,15 +101,15 @@ def test_any_job(answers, text):
 @example("0001-01-01T00:00:00")
 @example("9999-12-31T23:59:59")
 def test_any_time(text):
-    assert slurm_cli.seconds(text) is None or slurm_cli.seconds(text) >= 0
-    assert slurm_cli.moment(text) is None or isinstance(slurm_cli.moment(text), float)
-    assert slurm_cli.number(text) is None or slurm_cli.number(text) >= 0
+    assert slurm_cli.parse_duration(text) is None or slurm_cli.parse_duration(text) >= 0
+    assert slurm_cli.timestamp(text) is None or isinstance(slurm_cli.timestamp(text), float)
+    assert slurm_cli.parse_int(text) is None or slurm_cli.parse_int(text) >= 0
 
 
 @given(st.integers(0, 400), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
 def test_a_time_comes_back(days, hours, minutes, rest):
     text = (f"{days}-" if days else "") + f"{hours:02d}:{minutes:02d}:{rest:02d}"
-    assert slurm_cli.seconds(text) == ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    assert slurm_cli.parse_duration(text) == ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 @given(printed(CONFIG), printed(PARTITION), printed(NODES), st.text("REQU,|0123:-", max_size=20))

@@ -117,7 +117,7 @@ def silent_slurm(monkeypatch):
     monkeypatch.setattr(job_states.slurm_cli, "config", lambda: {})
 
 
-QUEUE = [(("demo.77aa", 0), job_states.Row("7_0", "PENDING", "JobHeldUser", ""))]
+QUEUE = [(("demo.77aa", 0), job_states.QueueRow("7_0", "PENDING", "JobHeldUser", ""))]
 
 
 @pytest.fixture(scope="module")
@@ -187,13 +187,13 @@ def read_by_commands(run, asked):
 def read_by_hosts(run):
     """What the supervisor, the exit trap and the trainer read: these hand on OSError and ValueError."""
     calls = (
-        lambda: attempts.last(run), lambda: attempts.standing(run), lambda: attempts.after(run),
-        lambda: attempts.earlier(run, 0, 9),
-        lambda: attempts.cancelled_by(run), lambda: run.causes(1), lambda: commit.commits(run), lambda:
-        pins.pinned(run), lambda: pins.holders(run), lambda: wall_limit.measured(run), lambda: wall_limit.noted(run, 1),
-        lambda: wall_limit.too_short(run, 9),
-        lambda: interval.observed(run, 9), lambda: metrics_reader.newest(run), lambda: bad_nodes.suspect(run, 1, 1.7e9),
-        lambda: notify._whole(run), lambda: backend.live_ranks(run), lambda: job_states.ahead_of([run]),
+        lambda: attempts.last_end(run), lambda: attempts.current_end(run), lambda: attempts.submitted_after(run),
+        lambda: attempts.earlier_ends(run, 0, 9),
+        lambda: attempts.cancel_reason(run), lambda: run.causes(1), lambda: commit.commits(run), lambda:
+        pins.pinned(run), lambda: pins.holders(run), lambda: wall_limit.measured(run), lambda:
+        wall_limit.recorded_limit(run, 1), lambda: wall_limit.too_short(run, 9),
+        lambda: interval.observed(run, 9), lambda: metrics_reader.newest(run), lambda: bad_nodes.find_suspect(run, 1,
+        1.7e9), lambda: notify._whole(run), lambda: backend.live_ranks(run), lambda: job_states.ahead_of([run]),
         lambda: job_states.elsewhere([run]),
     )  # fmt: skip
     for call in calls:

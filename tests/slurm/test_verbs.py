@@ -91,7 +91,7 @@ def test_verbs(sweep, tmp_path):
     assert read_json(runs["away"].attempt(1) / "end.json")["delay"] == 30
     wait_until(lambda: fields("away")[1]["JobState"] == "PENDING", "its requeue")
     job, shown = fields("away")
-    ahead = slurm_cli.moment(shown["StartTime"]) - read_json(runs["away"].attempt(1) / "end.json")["time"]
+    ahead = slurm_cli.timestamp(shown["StartTime"]) - read_json(runs["away"].attempt(1) / "end.json")["time"]
     assert 25 < ahead < 60 and state("away").starts == shown["StartTime"]
     # sooner, but not within the second of the requeue: the node would still hold the job's old credential for revoked
     here.call("scontrol", "update", f"JobId={job}", "StartTime=now+3")

@@ -95,7 +95,7 @@ def time_limit(run):
     until then, as a machine can be, or it would be done before."""
     (row,) = run.ranks()
     job = run.job()
-    ran = slurm_cli.seconds(re.search(r"RunTime=(\S+)", run.slurm("scontrol", "show", "job", job.id))[1])
+    ran = slurm_cli.parse_duration(re.search(r"RunTime=(\S+)", run.slurm("scontrol", "show", "job", job.id))[1])
     minutes = 1 if ran < 25 else ran // 60 + 2
     os.kill(row["pid"], signal.SIGSTOP)
     run.slurm("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes}")

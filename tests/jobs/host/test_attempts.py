@@ -20,18 +20,18 @@ def save(run, samples, n):
 
 def test_the_first_verdict_stays(tmp_path):
     run = make(tmp_path)
-    n = attempts.begin(run, {"world": 2})
-    first = attempts.end(run, n, 70, "RUNNING")
+    n = attempts.start_attempt(run, {"world": 2})
+    first = attempts.end_attempt(run, n, 70, "RUNNING")
     run.write_cause(n, 0, "config", CAUSES["config"], "too late")
-    assert first.action == "requeue" and attempts.end(run, n, 78, "RUNNING") == first
+    assert first.action == "requeue" and attempts.end_attempt(run, n, 78, "RUNNING") == first
     assert read_json(run.attempt(n) / "start.json")["world"] == 2
 
 
 def test_progress_is_a_newer_commit_than_the_attempt_began_with(tmp_path):
     run = make(tmp_path)
     for _ in range(4):
-        save(run, 100, attempts.begin(run, {}))  # the same S each time: a damaged newest one was made again
-        attempts.end(run, run.newest_attempt(), 70, "RUNNING")
+        save(run, 100, attempts.start_attempt(run, {}))  # the same S each time: a damaged newest one was made again
+        attempts.end_attempt(run, run.newest_attempt(), 70, "RUNNING")
     rows = list(attempts.ends(run))[::-1]
     assert [row["committed"] for row in rows] == [True, False, False, False]
     assert [row["action"] for row in rows] == ["requeue", "requeue", "requeue", "stop"]
@@ -40,11 +40,11 @@ def test_progress_is_a_newer_commit_than_the_attempt_began_with(tmp_path):
 
 def test_an_attempt_cut_off_before_its_first_file_made_no_commit(tmp_path):
     run = make(tmp_path)
-    save(run, 100, attempts.begin(run, {}))
-    attempts.end(run, 1, 75, "RUNNING")
+    save(run, 100, attempts.start_attempt(run, {}))
+    attempts.end_attempt(run, 1, 75, "RUNNING")
     write_json(run.path / "job.json", {"after": 1})
     run.attempt(2).mkdir()
-    attempts.settle(run)
+    attempts.end_abandoned(run)
     assert [(row["cause"], row["committed"]) for row in list(attempts.ends(run))[::-1]] == [
         ("stopped", True),
         ("node", False),
@@ -54,26 +54,26 @@ def test_an_attempt_cut_off_before_its_first_file_made_no_commit(tmp_path):
 def test_an_echo_of_a_preemption_is_no_lost_node(tmp_path):
     """Rank 0 was told to stop; then its node was cut off, from its peer and from the scheduler."""
     run = make(tmp_path)
-    n = attempts.begin(run, {})
+    n = attempts.start_attempt(run, {})
     run.note_told(n, "SIGTERM")
     run.write_cause(n, 0, "peer_lost", CAUSES["peer_lost"], "Connection closed by peer")
-    assert attempts.end(run, n, 70, None).cause == "stopped"
+    assert attempts.end_attempt(run, n, 70, None).cause == "stopped"
 
 
 def test_attempts_that_nobody_saw_end_are_settled_before_the_next(tmp_path):
     run = make(tmp_path)
-    attempts.begin(run, {})
-    attempts.settle(run)
-    assert attempts.begin(run, {}) == 2
+    attempts.start_attempt(run, {})
+    attempts.end_abandoned(run)
+    assert attempts.start_attempt(run, {}) == 2
     assert [(row["attempt"], row["cause"]) for row in list(attempts.ends(run))[::-1]] == [(1, "node")]
-    assert attempts.last(run)["reason"].startswith("ended unseen"), "Slurm did not say that a node failed"
+    assert attempts.last_end(run)["reason"].startswith("ended unseen"), "Slurm did not say that a node failed"
     assert read_json(run.attempt(2) / "start.json")["first_commit"]
 
 
 def test_an_end_that_could_not_be_written_is_put_down_to_storage(tmp_path):
     run = make(tmp_path)
-    attempts.begin(run, {})
-    attempts.settle(run, unwritten=1)
+    attempts.start_attempt(run, {})
+    attempts.end_abandoned(run, unwritten=1)
     assert [(row["cause"], row["action"], row["code"]) for row in list(attempts.ends(run))[::-1]] == [
         ("storage", "requeue", 69)
     ]
@@ -81,13 +81,13 @@ def test_an_end_that_could_not_be_written_is_put_down_to_storage(tmp_path):
 
 def test_an_end_that_is_written_late_has_no_part_in_later_commits(tmp_path):
     run = make(tmp_path)
-    attempts.begin(run, {})
-    assert attempts.begin(run, {}) == 2, "nobody said how attempt 1 ended"
+    attempts.start_attempt(run, {})
+    assert attempts.start_attempt(run, {}) == 2, "nobody said how attempt 1 ended"
     assert read_json(run.attempt(2) / "start.json")["first_commit"], "it may have been cut off"
     save(run, 100, 2)
-    attempts.settle(run, unwritten=1, before=2)
+    attempts.end_abandoned(run, unwritten=1, before=2)
     assert attempts.unended(run) == [2]
-    attempts.end(run, 2, 70, "RUNNING")
+    attempts.end_attempt(run, 2, 70, "RUNNING")
     rows = list(attempts.ends(run))[::-1]
     assert [(row["cause"], row["committed"], row["commits"]) for row in rows] == [
         ("storage", False, 0),
@@ -97,17 +97,17 @@ def test_an_end_that_is_written_late_has_no_part_in_later_commits(tmp_path):
 
 def test_a_new_submission_forgets_verdicts_but_not_history(tmp_path):
     run = make(tmp_path)
-    attempts.end(run, attempts.begin(run, {}), 78, "RUNNING")
-    assert attempts.standing(run)["action"] == "stop"
+    attempts.end_attempt(run, attempts.start_attempt(run, {}), 78, "RUNNING")
+    assert attempts.current_end(run)["action"] == "stop"
     write_json(run.path / "job.json", {"after": 1})
-    assert attempts.standing(run) is None and attempts.last(run)["action"] == "stop"
+    assert attempts.current_end(run) is None and attempts.last_end(run)["action"] == "stop"
 
 
 def test_a_score_that_is_kept_is_progress(tmp_path):
     run = make(tmp_path)
     for _ in range(5):
-        n = attempts.begin(run, {})
+        n = attempts.start_attempt(run, {})
         run.note_progress(n)
-        assert attempts.end(run, n, 75, "RUNNING", late=True).cause == "stopped"
-    causes = [attempts.end(run, attempts.begin(run, {}), 75, "RUNNING", late=True) for _ in range(3)]
+        assert attempts.end_attempt(run, n, 75, "RUNNING", late=True).cause == "stopped"
+    causes = [attempts.end_attempt(run, attempts.start_attempt(run, {}), 75, "RUNNING", late=True) for _ in range(3)]
     assert [(one.cause, one.action) for one in causes] == [("timeout", "requeue")] * 2 + [("timeout", "stop")]

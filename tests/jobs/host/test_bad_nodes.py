@@ -28,7 +28,7 @@ def sweep(tmp_path):
 
 
 def found(run, n):
-    return bad_nodes.suspect(run, n, NOW)
+    return bad_nodes.find_suspect(run, n, NOW)
 
 
 def test_two_runs_agree(sweep):
@@ -102,10 +102,10 @@ def test_its_job_starts_again_without_the_node_and_says_why(sweep, commands, mon
 )
 def test_only_a_failure_that_is_tried_again_leaves_it_out(sweep, reason, before, cause, action):
     for _ in range(before):
-        attempts.end(*sweep("mine", "n1", ended=False), 70, "RUNNING")
+        attempts.end_attempt(*sweep("mine", "n1", ended=False), 70, "RUNNING")
     run, n = sweep("mine", ended=False)
     run.write_cause(n, 0, "crash", CAUSES["crash"], reason, host="n1")
-    decision = attempts.end(run, n, 70, "RUNNING", suspect=("n1", "other"))
+    decision = attempts.end_attempt(run, n, 70, "RUNNING", suspect=("n1", "other"))
     assert (decision.cause, decision.action) == (cause, action)
     left_out = cause == "crash" and action == "requeue"
     assert decision.exclude == (("n1",) if left_out else ()) and ("without n1" in decision.reason) == left_out

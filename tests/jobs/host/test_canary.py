@@ -185,7 +185,7 @@ def test_not_to_be_seen_is_not_let_go(submitted):
     a, b, _ = submitted.runs
     write_json(a.result, {})
     submitted.queue(others="")
-    assert canary.release(a) == canary.of(a)["releases"] and not asked(submitted, "scontrol release")
+    assert canary.release(a) == canary.canary_record(a)["releases"] and not asked(submitted, "scontrol release")
     submitted.queue()
     assert not canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
 
@@ -194,13 +194,16 @@ def test_not_to_be_seen_is_not_let_go(submitted):
 def test_others_that_left_the_queue_are_not_waited_for(submitted, slept, what, monkeypatch):
     """Somebody cancelled them: two answers without them are enough, one may be wrong."""
     a, b, _ = submitted.runs
-    n = attempts.begin(a, {})
+    n = attempts.start_attempt(a, {})
     write_json(a.result, {})
     submitted.queue(others="")
     monkeypatch.setenv("SLURM_JOB_ID", "57")
     words = {"end": ["--code", 0, "--state", "RUNNING"], "begin": [], "release": []}[what]
     assert act(what, a.path, *words) == 0 and a.newest_attempt() == n
-    assert slurm_cli.GONE <= slept[-1] < 3 * slurm_cli.GONE and len(asked(submitted, "squeue")) > 1
+    assert (
+        slurm_cli.UNKNOWN_JOB_SECONDS <= slept[-1] < 3 * slurm_cli.UNKNOWN_JOB_SECONDS
+        and len(asked(submitted, "squeue")) > 1
+    )
     assert told(b) == ("stopped", "its canary a is complete: submit again")
 
 
@@ -215,7 +218,7 @@ def test_a_wrong_answer_of_the_queue_is_asked_again(submitted, slept, tmp_path, 
 @pytest.mark.parametrize("line", ["{", "3", "[]", '{"loss": 1}', '{"step": null}', "\0\0"])
 def test_a_damaged_metrics_line_keeps_nobody_held(submitted, line):
     a, *_ = submitted.runs
-    n = attempts.begin(a, {})
+    n = attempts.start_attempt(a, {})
     log(a, n, 1)
     with open(a.metrics / f"{n}.jsonl", "ab") as file:
         file.write(line.encode() + b"\n\xff\n")
@@ -229,7 +232,7 @@ def test_a_damaged_metrics_line_keeps_nobody_held(submitted, line):
 )
 def test_its_end_is_told_to_the_others(submitted, cause, code, called, monkeypatch):
     a, b, _ = submitted.runs
-    attempts.begin(a, {})
+    attempts.start_attempt(a, {})
     a.write_cause(1, 0, cause, code, f"why {cause}")
     if cause == "complete":
         write_json(a.result, {})
@@ -243,7 +246,7 @@ def test_its_end_is_told_to_the_others(submitted, cause, code, called, monkeypat
 def test_an_end_that_nobody_saw_is_told_to_the_others_too(submitted, last, done, monkeypatch):
     """Its node died; the next start finds that it has stopped for good."""
     a, b, _ = submitted.runs
-    n = attempts.begin(a, {})
+    n = attempts.start_attempt(a, {})
     log(a, n, 1, last)
     a.write_cause(n, 0, "data", 65, "a shard is damaged")
     monkeypatch.setenv("SLURM_JOB_ID", "57")
@@ -254,9 +257,9 @@ def test_an_end_that_nobody_saw_is_told_to_the_others_too(submitted, last, done,
 @pytest.mark.parametrize("row", ["PENDING|JobHeldUser", "CANCELLED|None", ""])
 def test_where_it_stopped_for_good_the_others_say_so_and_are_submitted_again(submitted, row):
     a, b, c = submitted.runs
-    n = attempts.begin(a, {})
+    n = attempts.start_attempt(a, {})
     a.write_cause(n, 0, "config", 78, "a key is unknown")
-    attempts.end(a, n, 78, "RUNNING")
+    attempts.end_attempt(a, n, 78, "RUNNING")
     submitted.queue(first="FAILED|NonZeroExitCode", others=row)
     expected = "its canary a is failed (rank 0: a key is unknown): submit again"
     assert told(b) == told(c) == ("stopped", expected) and told(a)[0] == "failed"

@@ -38,7 +38,7 @@ def sweep(tmp_path):
 
 
 def stops(run, cause="data", code=65):
-    n = attempts.begin(run, {})
+    n = attempts.start_attempt(run, {})
     run.write_cause(n, 0, cause, code, f"why {cause}")
     return act("end", run.path, "--code", code, "--state", "RUNNING")
 
@@ -51,13 +51,13 @@ def test_a_run_that_stops_for_good_and_the_end_of_the_sweep(sweep):
         "event": "run_stopped", "sweep": "demo", "run": "a", "folder": str(sweep.a.path), "attempt": 1,
         "cause": "data", "reason": "rank 0: why data",
     }  # fmt: skip
-    attempts.begin(sweep.b, {})
+    attempts.start_attempt(sweep.b, {})
     create_json(sweep.b.result, {})
     act("end", sweep.b.path, "--code", "0", "--state", "RUNNING")
     ended = sweep.heard()[1]
     assert ended["event"] == "sweep_ended"
     assert (ended["complete"], ended["failed"], ended["cancelled"]) == (["b"], ["a"], [])
-    assert notify.ended(sweep.a, "stop") == [] and [e["event"] for e in sweep.heard()[2:]] == ["run_stopped"]
+    assert notify.send_events(sweep.a, "stop") == [] and [e["event"] for e in sweep.heard()[2:]] == ["run_stopped"]
 
 
 def test_the_sweep_ends_once_more_after_a_retry(sweep):
@@ -81,7 +81,7 @@ def test_the_end_of_an_evaluation_is_not_that_of_a_sweep(sweep):
     job = RunDir(sweep.folder / ".evaluate" / "a-1125")
     job.path.mkdir(parents=True)
     write_json(job.path / "job.json", {"after": 0, "notify": sweep.words})
-    attempts.begin(job, {})
+    attempts.start_attempt(job, {})
     create_json(job.result, {})
     act("end", job.path, "--code", "0", "--state", "RUNNING")
     assert sweep.heard() == [] and not (job.path.parent / ".notified").exists()
@@ -100,12 +100,12 @@ def test_a_command_that_fails_or_hangs_changes_nothing(sweep, words, said, monke
     monkeypatch.setattr(notify, "DEADLINE", 0.5)
     write_json(sweep.a.path / "job.json", {"after": 0, "notify": words})
     assert stops(sweep.a) == 0
-    assert said in capsys.readouterr().err and attempts.standing(sweep.a)["action"] == "stop"
+    assert said in capsys.readouterr().err and attempts.current_end(sweep.a)["action"] == "stop"
 
 
 def test_an_end_that_nobody_saw_is_told_when_it_is_settled(sweep, commands):
     commands("scontrol", "")
-    n = attempts.begin(sweep.a, {})
+    n = attempts.start_attempt(sweep.a, {})
     sweep.a.write_cause(n, 0, "config", 78, "a key is unknown")
     assert act("begin", sweep.a.path) == 78
     assert [(e["event"], e["cause"]) for e in sweep.heard()] == [("run_stopped", "config")]

@@ -82,7 +82,7 @@ def test_the_next_start_of_a_job_ends_its_batch_shell_of_before(start, run, tmp_
         time.sleep(0.01)
     for name, value in JOB.items():
         monkeypatch.setenv(name, value)
-    assert orphans.end(str(run.path), 2, "58", 1) == [old.pid]
+    assert orphans.kill_orphans(str(run.path), 2, "58", 1) == [old.pid]
     assert old.wait(60) == -9 and [process.poll() for process in (same, *others)] == [None] * 4
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from flip.runs.errors import CAUSES
 from jobs.host import restart_policy
-from jobs.host.restart_policy import LEAVING, TOLD, Limits, decide
+from jobs.host.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, Limits, decide
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -95,15 +95,33 @@ TABLE = [
     ("TERM and a clean stop, no state", dict(code=75, state=None, causes=[c("stopped")]), "nothing", "stopped", 0),
     ("warning, no state", dict(code=75, state=None, causes=[c("stopped", signal="SIGUSR2")]), "requeue", "stopped", 0),
     ("crash, no state", dict(code=137, state=None), "requeue", "crash", 0),
-    ("the launcher leaves", dict(code=75, state=LEAVING), "nothing", "stopped", 0),
-    ("the launcher leaves a finished run", dict(state=LEAVING, complete=True), "done", "complete", 0),
-    ("the launcher leaves a bad configuration", dict(code=78, state=LEAVING), "stop", "config", 0),
+    ("the launcher leaves", dict(code=75, state=LAUNCHER_STOPPED), "nothing", "stopped", 0),
+    ("the launcher leaves a finished run", dict(state=LAUNCHER_STOPPED, complete=True), "done", "complete", 0),
+    ("the launcher leaves a bad configuration", dict(code=78, state=LAUNCHER_STOPPED), "stop", "config", 0),
     # an end that was ordered, whoever carried it out
-    ("killed after its grace", dict(code=137, state=f"RUNNING,{TOLD}"), "requeue", "stopped", 0),
-    ("told while it starts up", dict(code=143, state=f"RUNNING,{TOLD}"), "requeue", "stopped", 0),
-    ("told, no strike", dict(code=137, state=f"{LEAVING},{TOLD}", history=h(*["crash"] * 2)), "nothing", "stopped", 0),
-    ("told, an orphan", dict(code=None, state=f"{LEAVING},{TOLD}", history=h("node", "node")), "nothing", "stopped", 0),
-    ("told, but it crashed", dict(code=137, state=f"RUNNING,{TOLD}", causes=[c("crash")]), "requeue", "crash", 0),
+    ("killed after its grace", dict(code=137, state=f"RUNNING,{STOP_REQUESTED}"), "requeue", "stopped", 0),
+    ("told while it starts up", dict(code=143, state=f"RUNNING,{STOP_REQUESTED}"), "requeue", "stopped", 0),
+    (
+        "told, no strike",
+        dict(code=137, state=f"{LAUNCHER_STOPPED},{STOP_REQUESTED}", history=h(*["crash"] * 2)),
+        "nothing",
+        "stopped",
+        0,
+    ),
+    (
+        "told, an orphan",
+        dict(code=None, state=f"{LAUNCHER_STOPPED},{STOP_REQUESTED}", history=h("node", "node")),
+        "nothing",
+        "stopped",
+        0,
+    ),
+    (
+        "told, but it crashed",
+        dict(code=137, state=f"RUNNING,{STOP_REQUESTED}", causes=[c("crash")]),
+        "requeue",
+        "crash",
+        0,
+    ),
     # limits
     ("second crash", dict(code=70, history=h("crash")), "requeue", "crash", 0),
     ("third crash", dict(code=70, history=h("crash", "crash")), "stop", "crash", 0),
@@ -143,7 +161,7 @@ TABLE = [
         0,
     ),
     ("a cause of no class beats the code", dict(code=75, causes=[c("gremlins")]), "requeue", "crash", 0),
-    ("the launcher leaves, no delay", dict(code=69, state=LEAVING), "nothing", "storage", 0),
+    ("the launcher leaves, no delay", dict(code=69, state=LAUNCHER_STOPPED), "nothing", "storage", 0),
     ("the node did not boot", dict(code=1, state="BOOT_FAIL"), "requeue", "node", 0),
     ("wall limit, the shell's own code", dict(code=143, state="TIMEOUT"), "requeue", "timeout", 0),
     (
@@ -218,7 +236,7 @@ def test_the_reason_says_what_was_seen(arguments, words):
         (dict(cancelled=True), "cancelled"),
         (dict(state="CANCELLED"), "cancelled"),
         (dict(code=1, state="NODE_FAIL"), "the node failed"),
-        (dict(code=137, state=f"RUNNING,{TOLD}"), "killed: told to save and stop, it did not do so in time"),
+        (dict(code=137, state=f"RUNNING,{STOP_REQUESTED}"), "killed: told to save and stop, it did not do so in time"),
         (dict(code=137, state="TIMEOUT"), "the wall limit came before a clean stop"),
         (dict(code=143, state="PREEMPTED"), "preempted before a clean stop"),
         (dict(code=None), "ended unseen: its host or its launcher went away"),
@@ -231,7 +249,7 @@ def test_the_reason_says_what_was_seen(arguments, words):
         (dict(code=65), "exit code 65, without a cause file"),
         (dict(code=70, causes=[c("crash", 3)]), "rank 3: why crash"),
         (dict(code=70, causes=[{"cause": "crash"}]), "rank ?: crash"),
-        (dict(code=75, state=LEAVING), "exit code 75, without a cause file; the launcher was told to end"),
+        (dict(code=75, state=LAUNCHER_STOPPED), "exit code 75, without a cause file; the launcher was told to end"),
         (dict(code=143, state=None), "killed by signal 15; the job's state could not be read"),
     ],
 )

@@ -50,7 +50,7 @@ def show(**fields):
 )
 def test_what_becomes_of_a_job_at_its_end(commands, fields, words):
     commands("scontrol", show(**{"restarts": 2, **fields}))
-    assert slurm_cli.state_words("50_3", 2) == words
+    assert slurm_cli.job_state("50_3", 2) == words
     assert commands.calls() == ["scontrol show job 50_3"]
 
 
@@ -61,13 +61,13 @@ REVOKED RUNNING SIGNALING SPECIAL_EXIT STAGE_OUT STOPPED SUSPENDED TIMEOUT UPDAT
 
 def test_each_state_of_slurm_has_one_meaning():
     """The states of squeue and sacct, up to Slurm 25.11."""
-    lists = slurm_cli.WAITING + slurm_cli.BETWEEN + slurm_cli.ON_NODES + slurm_cli.ENDED
+    lists = slurm_cli.WAITING + slurm_cli.TRANSITIONAL + slurm_cli.ON_NODES + slurm_cli.ENDED
     assert sorted(lists) == sorted(SLURMS.split())
 
 
 def test_a_silent_controller_is_no_state(commands):
     commands("scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
-    assert slurm_cli.state_words("57", 0) is None
+    assert slurm_cli.job_state("57", 0) is None
     with pytest.raises(slurm_cli.SlurmUnavailable, match="Unable to contact"):
         slurm_cli.cluster_name()
     commands("scontrol", "sleep 60")
@@ -77,7 +77,7 @@ def test_a_silent_controller_is_no_state(commands):
 
 @pytest.mark.parametrize("text, value", [("00:01:40", 100), ("1-02:00:00", 93600), ("UNLIMITED", None), ("", None)])
 def test_seconds(text, value):
-    assert slurm_cli.seconds(text) == value
+    assert slurm_cli.parse_duration(text) == value
 
 
 def test_one_element_of_an_array_is_named_by_its_index():
@@ -126,7 +126,7 @@ def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_deci
     assert slurm_cli.requeue("57", 0) == "requeued" and naps == [1.0, 2.0]
     away.write_text("xxxxxxxx")
     with monkeypatch.context() as patch, pytest.raises(slurm_cli.SlurmUnavailable):
-        patch.setattr(slurm_cli, "AWAY", 0.0)  # silence has its own patience
+        patch.setattr(slurm_cli, "OUTAGE_SECONDS", 0.0)  # silence has its own patience
         slurm_cli.requeue("57", 0)
     commands("scontrol", f"[ $1 = requeue ] && exit 1\n{show()}")
     with pytest.raises(slurm_cli.SlurmUnavailable):
@@ -142,24 +142,24 @@ def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands,
     """A controller that comes back answers one call, and not yet the next."""
     tries = f"$(grep -c requeue {tmp_path}/calls)"
     commands("scontrol", f"[ $1 = requeue ] && exit $(({tries} < 42))\n[ {tries} -lt 40 ] && exit 1\n{show()}")
-    assert slurm_cli.requeue("57", 0) == "requeued" and slept[-1] > 2 * slurm_cli.PATIENCE
+    assert slurm_cli.requeue("57", 0) == "requeued" and slept[-1] > 2 * slurm_cli.RETRY_SECONDS
     refuses = f"[ $1 = requeue ] && exit 1\n[ {tries} -lt 80 ] && exit 1\n{show()}"
     commands("scontrol", refuses)
     begin = slept[-1]
     with pytest.raises(slurm_cli.SlurmUnavailable):
         slurm_cli.requeue("57", 0)
-    assert slurm_cli.PATIENCE < slept[-1] - begin < slurm_cli.AWAY, "nor is it tried for half a day"
+    assert slurm_cli.RETRY_SECONDS < slept[-1] - begin < slurm_cli.OUTAGE_SECONDS, "nor is it tried for half a day"
 
 
 def test_a_job_that_slurm_knows_no_more_is_not_waited_for_half_a_day(commands, slept):
     """As on a node that was cut off while its job was preempted, or after the controller lost its state."""
     commands("scontrol", "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
-    assert slurm_cli.read_failed_starts("57", 0, patience=slurm_cli.AWAY) is None and slept[-1] == 31.0
+    assert slurm_cli.read_failed_starts("57", 0, patience=slurm_cli.OUTAGE_SECONDS) is None and slept[-1] == 31.0
     with pytest.raises(slurm_cli.JobNotFound):
         slurm_cli.requeue("57", 0)
-    assert slept[-1] < 31.0 + 2 * slurm_cli.GONE
+    assert slept[-1] < 31.0 + 2 * slurm_cli.UNKNOWN_JOB_SECONDS
     begin = slept[-1]
-    assert slurm_cli.patient_words("57", 0) == "UNSEEN", "that is an answer"
+    assert slurm_cli.wait_for_state("57", 0) == "UNSEEN", "that is an answer"
     assert slurm_cli.wait_for_time_limit("57", 0) == "" and slept[-1] == begin, "nor is its limit waited for"
 
 
@@ -173,7 +173,7 @@ def test_a_job_that_is_being_killed_loses_no_time(commands, naps, tmp_path, monk
     commands("scontrol", f"[ $1 = requeue ] && exit $(({tries} < 4))\n{show(state='TIMEOUT')}")
     assert slurm_cli.requeue("57", 0, ending=True) == "requeued"
     assert [what for what, _ in asked] == ["requeue", "show"] * 3 + ["requeue"] and naps == [1.0] * 3
-    assert all(options["deadline"] == slurm_cli.BRIEF for _, options in asked)
+    assert all(options["deadline"] == slurm_cli.SHORT_DEADLINE for _, options in asked)
 
 
 def test_a_requeue_whose_answer_was_lost_keeps_its_delay_and_nodes(commands, naps, tmp_path):
@@ -207,9 +207,9 @@ def test_a_straggler_does_not_requeue_the_next_life_of_its_job(commands):
 
 def test_a_state_is_asked_for_until_somebody_says(commands, naps, tmp_path):
     commands("scontrol", f"echo >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -lt 3 ] && exit 1\n{show()}")
-    assert slurm_cli.patient_words("57", 0) == "RUNNING" and naps == [1.0, 2.0]
+    assert slurm_cli.wait_for_state("57", 0) == "RUNNING" and naps == [1.0, 2.0]
     commands("scontrol", "exit 1")
-    assert slurm_cli.patient_words("57", 0, patience=0.5) is None
+    assert slurm_cli.wait_for_state("57", 0, patience=0.5) is None
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_a_watcher_notices_a_limit_that_is_lowered(lives):
 
 
 def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(lives, monkeypatch):
-    monkeypatch.setattr(slurm_cli, "SELDOM", 3600.0)
+    monkeypatch.setattr(slurm_cli, "LIMIT_POLL_SECONDS", 3600.0)
     hour, over = {"limit": "01:00:00"}, {"limit": "01:00:00", "ran": "01:00:20"}
     ending = {**over, "state": "COMPLETING", "reason": "TimeLimit"}
     assert lives(hour, over, ending) == ("TIMEOUT", [3000.0, 1.0])

@@ -9,7 +9,7 @@ LOST = "srun: error: n2: task 1: Exited with exit code 2\n"
 
 def found(tmp_path, text, among=4):
     (tmp_path / "job.err").write_text(text)
-    return bad_nodes.unstarted(str(tmp_path / "job.err"), among)
+    return bad_nodes.unstartable_nodes(str(tmp_path / "job.err"), among)
 
 
 @pytest.mark.parametrize("code", bad_nodes.UNSTARTED_CODES)
@@ -30,7 +30,7 @@ def test_most_of_the_nodes_are_not_left_out(tmp_path):
 
 
 def test_a_log_that_is_not_there_or_long(tmp_path):
-    assert bad_nodes.unstarted(str(tmp_path / "nothing"), 4) == []
+    assert bad_nodes.unstartable_nodes(str(tmp_path / "nothing"), 4) == []
     assert found(tmp_path, LOST + "x" * bad_nodes.TAIL_BYTES) == [] and found(
         tmp_path, "x" * bad_nodes.TAIL_BYTES + "\n" + LOST
     )

@@ -32,8 +32,8 @@ def saved(run, took):
 
 def test_nothing_is_known_of_a_new_run(run):
     assert (
-        wall_limit.start_up(run),
-        wall_limit.save(run),
+        wall_limit.startup_seconds(run),
+        wall_limit.save_seconds(run),
         wall_limit.measured(run),
         wall_limit.too_short(run, 60),
     ) == (0.0, 0.0, "", "")
@@ -43,10 +43,10 @@ def test_a_start_that_came_to_an_end_before_its_first_step_took_at_least_that(ru
     attempt(run, ended=40)
     attempt(run, ended=30)
     attempt(run, ended=4000, code=None)  # nobody saw it end: when is not known
-    assert wall_limit.start_up(run) == 40
+    assert wall_limit.startup_seconds(run) == 40
     attempt(run, ready=50, ended=60)
     attempt(run)
-    assert wall_limit.start_up(run) == 50, "measured is better"
+    assert wall_limit.startup_seconds(run) == 50, "measured is better"
 
 
 def test_a_limit_below_start_and_save_is_named(run):
@@ -82,18 +82,18 @@ def test_a_limit_below_start_and_save_is_named(run):
 def test_a_limit_is_used_up_when_its_warning_was_due(run, fields, lead, words):
     attempt(run, ready=50)
     write_json(run.path / "job.json", {"signal_seconds": lead})
-    assert wall_limit.used_up(run, {**FIELDS, **fields}) == words
-    assert wall_limit.used_up(run, {}) == ""
+    assert wall_limit.limit_reached(run, {**FIELDS, **fields}) == words
+    assert wall_limit.limit_reached(run, {}) == ""
 
 
 def test_the_limit_of_an_attempt_is_noted(run):
     n = attempt(run)
-    assert wall_limit.noted(run, n) == 0
-    wall_limit.note(run, n, 90)
-    wall_limit.note(run, n, 60)
-    assert wall_limit.noted(run, n) == 60
+    assert wall_limit.recorded_limit(run, n) == 0
+    wall_limit.record_limit(run, n, 90)
+    wall_limit.record_limit(run, n, 60)
+    assert wall_limit.recorded_limit(run, n) == 60
 
 
 @pytest.mark.parametrize("seconds, words", [(48.4, "48 s"), (1800, "30 min"), (29880, "8.3 h")])
 def test_spans(seconds, words):
-    assert wall_limit.span(seconds) == words
+    assert wall_limit.format_seconds(seconds) == words

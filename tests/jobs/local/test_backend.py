@@ -46,7 +46,7 @@ def test_runs_go_in_order_to_the_end_and_nothing_stays(field):
     field.until(lambda: not field.left())
     assert [field.state(run) for run in (first, second)] == ["complete", "complete"]
     assert ends(first) == [("done", "complete")]
-    assert attempts.last(first)["time"] < read_json(second.attempt(1) / "start.json")["time"]
+    assert attempts.last_end(first)["time"] < read_json(second.attempt(1) / "start.json")["time"]
     assert (first.logs / "latest" / "node0.out").read_text().count("starts at 0") == 2
     field.submit(first, second)  # complete runs start nothing
     field.until(lambda: not field.left())
@@ -104,7 +104,7 @@ def test_a_killed_rank_takes_its_peers_along_and_the_run_goes_on_from_its_commit
     assert ends(run) == [("requeue", "crash"), ("done", "complete")]
     assert peer not in field.left()
     assert read_json(run.attempt(2) / "start.json")["resumes_from"] >= 4
-    assert attempts.last(run)["commits"] == 60
+    assert attempts.last_end(run)["commits"] == 60
 
 
 def test_a_hung_peer_is_killed_and_the_root_cause_counts(field):
@@ -178,7 +178,7 @@ def test_a_deaf_orphan_is_killed(field):
     attempt = rank_processes.adopt(run, 1, grace=1.0, patience=0.0)
     field.until(attempt.poll)
     assert not field.pids(run)
-    assert supervisor.attempts.end(run, 1, attempt.code, "RUNNING").cause == "node"
+    assert supervisor.attempts.end_attempt(run, 1, attempt.code, "RUNNING").cause == "node"
 
 
 def test_cancel_saves_and_stays_ended_until_submitted_again(field):
@@ -189,7 +189,7 @@ def test_cancel_saves_and_stays_ended_until_submitted_again(field):
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert said.stdout == "cancelled: a, b\n"
     field.until(lambda: not field.left())
-    assert ends(run) == [("stop", "cancelled")] and "a test" in attempts.last(run)["reason"]
+    assert ends(run) == [("stop", "cancelled")] and "a test" in attempts.last_end(run)["reason"]
     assert [field.state(r) for r in (run, queued)] == ["cancelled", "cancelled"]
     assert commit.commits(run)
     field.submit(queued, uncancels=True)
@@ -266,7 +266,7 @@ def test_a_rank_deaf_to_a_supervisor_that_leaves_is_killed_and_that_is_no_strike
     os.kill(field.supervisor(), signal.SIGTERM)
     field.until(lambda: not field.left())
     assert ends(run)[2:] == [("nothing", "stopped")]
-    assert "told to save and stop" in attempts.last(run)["reason"]
+    assert "told to save and stop" in attempts.last_end(run)["reason"]
 
 
 def test_a_submission_while_the_supervisor_leaves_is_served(field):
@@ -342,7 +342,7 @@ def test_a_start_that_the_machine_refuses_is_tried_again_later(field):
     run = field.run()
     field.cluster.submit([Job(run, field.snapshot, env={"BIG": "x" * 200_000}, module="fake_worker")])
     field.until_state(run, "waiting")
-    assert ends(run) == [("requeue", "storage")] and "too long" in attempts.last(run)["reason"]
+    assert ends(run) == [("requeue", "storage")] and "too long" in attempts.last_end(run)["reason"]
     run.cancel.write_text("{}")
     field.until(lambda: not field.left())
 

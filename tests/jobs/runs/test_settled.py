@@ -56,7 +56,7 @@ def test_one_that_hears_settles_it(run, commands, said, cause):
 def test_the_word_for_the_next_start_waits_for_a_controller_that_is_away(run, commands, slept, tmp_path, monkeypatch):
     """For longer than anybody asks what earlier starts left: it goes before the requeue, whenever that is."""
     monkeypatch.setattr(batch_hooks, "PATIENCE", 0.0)
-    monkeypatch.setattr(slurm_cli, "AWAY", 100.0)
+    monkeypatch.setattr(slurm_cli, "OUTAGE_SECONDS", 100.0)
     asked = f"$(wc -l < {tmp_path}/calls)"
     heard = tmp_path / "heard"
     answers = f"[ $1 = show ] && echo 'JobState=RUNNING Restarts=1' || echo $* >> {heard}"

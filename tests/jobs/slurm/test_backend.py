@@ -47,9 +47,9 @@ def sweep(tmp_path, commands):
 
 
 def ended(run, cause="stopped", code=75, state="RUNNING", **more):
-    n = attempts.begin(run, {})
+    n = attempts.start_attempt(run, {})
     run.write_cause(n, 0, cause, code, f"why {cause}", **more)
-    attempts.end(run, n, code, state)
+    attempts.end_attempt(run, n, code, state)
 
 
 def told(run):
@@ -61,7 +61,7 @@ def test_queued_running_and_between_attempts(sweep):
     assert told(sweep("a", ("PENDING", "Priority"))) == ("queued", 0, "in Slurm: Priority")
     run = sweep("b", ("RUNNING", "None"))
     assert told(run) == ("running", 0, "starting")
-    n = attempts.begin(run, {})
+    n = attempts.start_attempt(run, {})
     assert told(run) == ("running", 1, "")
     run.note_told(n, "SIGUSR2")
     assert told(run) == ("running", 1, "told to stop")
@@ -69,7 +69,7 @@ def test_queued_running_and_between_attempts(sweep):
     ended(waiting)
     assert told(waiting) == ("waiting", 1, "rank 0: why stopped; in Slurm: BeginTime")
     unseen = sweep("d", ("PENDING", "BeginTime"))
-    attempts.begin(unseen, {})
+    attempts.start_attempt(unseen, {})
     assert told(unseen) == ("waiting", 1, "ended unseen: preempted, or its node failed; in Slurm: BeginTime")
     held = sweep("e", ("PENDING", "job requeued in held state"))
     assert "scontrol release 57_4" in told(held)[2]
@@ -78,10 +78,10 @@ def test_queued_running_and_between_attempts(sweep):
 
 def test_a_limit_that_is_too_short_is_named_while_the_run_goes_on(sweep):
     run = sweep("a", ("RUNNING", "None"))
-    n = attempts.begin(run, {})
+    n = attempts.start_attempt(run, {})
     write_json(run.attempt(n) / "start.json", {"time": 1000.0})
     write_json(run.attempt(n) / "ready.json", {"time": 1070.0})
-    wall_limit.note(run, n, 60)
+    wall_limit.record_limit(run, n, 60)
     assert told(run) == ("running", 1, "no attempt gets on within the wall limit of 60 s: a start takes 70 s")
 
 
@@ -104,7 +104,7 @@ def test_ends(sweep):
     write_json(ours.cancel, {"who": "ann", "why": "a mistake"})
     assert told(ours) == ("running", 0, "cancelled by ann: a mistake: it saves and stops")
     late = sweep("l", ("PENDING", "BeginTime"))
-    late.note_limit(attempts.begin(late, {}))
+    late.note_limit(attempts.start_attempt(late, {}))
     assert told(late)[2].startswith("its wall limit came before it had saved; in Slurm")
     gone = sweep("e")
     ended(gone)
@@ -152,7 +152,7 @@ def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands)
 
 def test_what_slurm_does_not_say_is_unknown_and_what_the_files_say_is_not(sweep, commands):
     running, complete, failed, over = (sweep(name) for name in "abcd")
-    attempts.begin(running, {})
+    attempts.start_attempt(running, {})
     write_json(complete.result, {})
     ended(failed, "data", 65)
     write_json(over.cancel, {"who": "ann"})
@@ -278,7 +278,7 @@ def test_cancel_tells_ranks_first_and_ends_them_the_second_time(sweep, commands)
         sweep("c", ("COMPLETED", "None")),
         sweep("d", ("COMPLETING", "None")),
     )
-    n = attempts.begin(running, {})
+    n = attempts.start_attempt(running, {})
     commands("scancel", "")
     running.note_told(n, "SIGUSR2")  # by a preemption in grace: it saves, and must be let
     clusters.cancel([running, pending, over, ending])

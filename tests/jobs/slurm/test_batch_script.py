@@ -371,7 +371,7 @@ def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tm
     calls = [call for call in stage.commands.calls() if call.startswith("scontrol")]
     assert [call.split()[1] for call in calls] == ["show", "requeue"], "it asks no more before it is killed"
     assert stage.run.met_limit(1) and stage.end() is None
-    attempts.settle(stage.run)
+    attempts.end_abandoned(stage.run)
     assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
 
 
@@ -396,7 +396,7 @@ def test_a_limit_that_was_lowered_meanwhile_is_noticed_when_slurm_ends_the_job(s
     assert stage.run.met_limit(1) and read_json(stage.run.attempt(1) / "wall.json") == {"limit": 900}
     os.killpg(bash.pid, signal.SIGKILL)
     bash.wait(60)
-    attempts.settle(stage.run)
+    attempts.end_abandoned(stage.run)
     assert "the wall limit of 15 min passed, and nothing new was kept" in stage.end()["reason"]
 
 
@@ -428,7 +428,7 @@ def test_where_the_batch_shell_is_killed_the_watcher_requeues(stage, tmp_path):
         time.sleep(0.01)
     os.killpg(bash.pid, signal.SIGKILL)  # the ranks
     assert stage.end() is None
-    attempts.settle(stage.run)
+    attempts.end_abandoned(stage.run)
     assert (stage.end()["cause"], stage.end()["action"]) == ("node", "requeue")
 
 
@@ -451,7 +451,7 @@ def test_what_the_watcher_does_for_a_shell_that_is_gone(stage, slept, monkeypatc
     n = stage.run.begin_attempt({})
     if what == "stop":
         stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
-        attempts.end(stage.run, n, 78, "RUNNING")
+        attempts.end_attempt(stage.run, n, 78, "RUNNING")
     elif what:
         write_json(stage.run.result if what == "complete" else stage.run.cancel, {})
     monkeypatch.setenv("SLURM_JOB_ID", "58")
@@ -496,7 +496,7 @@ import errno, sys
 from jobs.host import attempts as ledger, batch_hooks as requeue
 def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
-ledger.begin = ledger.end = full
+ledger.start_attempt = ledger.end_attempt = full
 requeue.PATIENCE = 0.0
 sys.exit(requeue.main([sys.argv[2], sys.argv[1], *sys.argv[3:]]))
 """

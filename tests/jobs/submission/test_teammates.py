@@ -136,9 +136,9 @@ def test_where_slurm_hides_the_jobs_of_others_their_runs_are_unknown(sweep, monk
 
 
 def test_what_waits_for_a_canary_that_has_failed_is_seen_by_others(sweep):
-    n = attempts.begin(sweep.runs[0], {})
+    n = attempts.start_attempt(sweep.runs[0], {})
     sweep.runs[0].write_cause(n, 0, "config", 78, "a key is unknown")
-    attempts.end(sweep.runs[0], n, 78, "RUNNING")
+    attempts.end_attempt(sweep.runs[0], n, 78, "RUNNING")
     sweep.queue(first="")
     stuck = ("stopped", "its canary a is failed (rank 0: a key is unknown): submit again")
     assert seen(sweep) == [("failed", "rank 0: a key is unknown"), stuck, stuck]
