@@ -36,7 +36,7 @@ DASHES = ("solid", (0, (4, 2)), (0, (1.2, 1.8)), (0, (5, 2, 1.2, 2)))
 SHAPES = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v", "plus": "P", "cross": "X"}
 """Name of a shape -> matplotlib's marker."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small files, readable by screen readers
     "svg.hashsalt": "flip",
     "font.size": 12.5,
@@ -189,7 +189,8 @@ def _plot(plot: Plot, titles: list[str], figure: Figure) -> None:
         if item.fit:
             axes.plot(*zip(*item.fit, strict=True), color=look(item.style)[0], ls=(0, (5, 4)), lw=1.4)
         if item.band:
-            axes.fill_between(*zip(*item.band, strict=True), color=look(item.style)[0], alpha=0.13, lw=0)
+            xs, lows, highs = zip(*item.band, strict=True)
+            axes.fill_between(xs, lows, highs, color=look(item.style)[0], alpha=0.13, lw=0)
     low, high = axes.get_ylim()
     if plot.level is not None and low <= plot.level[0] <= high:
         axes.axhline(plot.level[0], color="#777", ls=(0, (3, 4)), lw=1)

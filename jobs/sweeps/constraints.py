@@ -1,6 +1,6 @@
-"""The constraints of a sweep (docs/sweeps.md, where): comparisons of a run's settings, parsed, never evaluated.
+"""The conditions of a sweep (`where` in docs/sweeps.md): comparisons of a run's settings, parsed, never evaluated.
 
-line       = comparison {"or" comparison}           a run is kept where each of its lines holds
+line       = comparison {"or" comparison}           a run is selected if each of its lines holds
 comparison = KEY ("==" | "!=" | "<" | "<=" | ">" | ">=") VALUE  |  KEY ["not"] "in" "[" VALUE {"," VALUE} "]"
 VALUE      = number | text | "text" | true | false | null | KEY
 """
@@ -17,10 +17,11 @@ from typing import Any
 
 from flip.config.schema import Config
 from flip.config.yaml_io import Place, parse_yaml
-from flip.runs.errors import ConfigError
 
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<op><=|>=|==|!=|<|>)|(?P<text>"[^"]*"|'[^']*')|(?P<list>\[[^\[\]]*\])|(?P<word>[^\s<>=!\[\]"']+))"""
+_WORD = r"""[^\s<>=!\[\]"']++"""
+_COMPARISON = re.compile(
+    rf"""\s*(?P<key>{_WORD})\s*(?P<op><=|>=|==|!=|<|>|not\s+in\b|{_WORD})"""
+    rf"""\s*(?P<value>"[^"]*"|'[^']*'|\[[^\[\]]*\]|{_WORD})\s*(?P<joint>\S+)?"""
 )
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -108,61 +109,37 @@ def parse(lines: Any, place: Place) -> tuple[Condition, ...]:
             raise place.error("needs lines of comparisons", "nothing" if text is None else text, _FORM)
         if "${" in text:
             raise place.error("interpolation is off", text, "Write the value itself.")
-    return tuple(Condition(text, place, tuple(_Parser(text, place).comparisons())) for text in texts)
+    return tuple(Condition(text, place, tuple(_comparisons(text, place))) for text in texts)
 
 
-class _Parser:
-    """A line, token by token."""
+def _comparisons(text: str, place: Place) -> Iterator[_Comparison]:
+    """The comparisons of a line. ConfigError for anything else."""
+    at, joint = 0, "or"
+    while joint:
+        match = _COMPARISON.match(text, at)
+        if match is None:
+            rest = text[at:].strip()
+            raise place.error(f"{rest[:40]} is not a comparison" if rest else "ends too early", text, _FORM)
+        key, op, token, joint = match.group("key", "op", "value", "joint")
+        yield _comparison(key, " ".join(op.split()), token, text, place)
+        if joint == "and":
+            raise place.error("comparisons of a line are joined by or", text, "Write two lines: every line must hold.")
+        if joint not in (None, "or"):
+            raise place.error(f"comparisons of a line are joined by or, not by {joint[:20]}", text, _FORM)
+        at = match.end()
 
-    def __init__(self, text: str, place: Place) -> None:
-        self.text, self.place, at = text, place, 0
-        self.tokens: list[tuple[str, str]] = []
-        while text[at:].strip():
-            match = _TOKEN.match(text, at)
-            if match is None:
-                raise self.error(f"{text[at:].strip()[:20]} is not understood")
-            self.tokens.append((str(match.lastgroup), match.group(str(match.lastgroup))))
-            at = match.end()
 
-    def error(self, what: str, remedy: str = _FORM) -> ConfigError:
-        return self.place.error(what, self.text, remedy)
-
-    def take(self, *kinds: str) -> tuple[str, str]:
-        """(kind, token) of the next one."""
-        if not self.tokens:
-            raise self.error("ends too early")
-        kind, token = self.tokens.pop(0)
-        if kind not in kinds:
-            raise self.error(f"{token} is not expected there")
-        return kind, token
-
-    def comparisons(self) -> Iterator[_Comparison]:
-        while True:
-            yield self.comparison()
-            if not self.tokens:
-                return
-            _, joint = self.take("word")
-            if joint == "and":
-                raise self.error("comparisons of a line are joined by or", "Write two lines: every line must hold.")
-            if joint != "or":
-                raise self.error(f"comparisons of a line are joined by or, not by {joint}")
-
-    def comparison(self) -> _Comparison:
-        key, op = self.take("word")[1], self.take("op", "word")[1]
-        if op == "not":
-            op = f"not {self.take('word')[1]}"
-        if op in ("in", "not in"):
-            return _Comparison(key, op, self.value(self.take("list")[1]))
-        if op not in ("==", "!=", *_ORDER):
-            raise self.error(f"{op} does not compare", f"==, !=, <, <=, >, >=, in and not in do. {_FORM}")
-        kind, token = self.take("text", "word")
-        if kind == "word" and "." in token and token.partition(".")[0] in Config.__dataclass_fields__:
-            return _Comparison(key, op, None, token)
-        return _Comparison(key, op, token[1:-1] if kind == "text" else self.value(token))
-
-    def value(self, token: str) -> Any:
-        """A scalar, or for ``in`` a tuple of them."""
-        value = parse_yaml(token, self.place.where)
-        if any(isinstance(item, (dict, list)) for item in (value if token.startswith("[") else [value])):
-            raise self.error(f"{token} is nothing to compare with")
-        return tuple(value) if token.startswith("[") else value
+def _comparison(key: str, op: str, token: str, text: str, place: Place) -> _Comparison:
+    if op not in ("==", "!=", "in", "not in", *_ORDER):
+        raise place.error(f"{op} does not compare", text, f"==, !=, <, <=, >, >=, in and not in do. {_FORM}")
+    in_list = op in ("in", "not in")
+    if in_list != token.startswith("["):
+        raise place.error(f"{op} compares with {'a list' if in_list else 'one value'}, not with {token}", text, _FORM)
+    if token[0] in "\"'":
+        return _Comparison(key, op, token[1:-1])
+    if "." in token and token.partition(".")[0] in Config.__dataclass_fields__:
+        return _Comparison(key, op, None, token)
+    value = parse_yaml(token, place.where)
+    if any(isinstance(item, (dict, list)) for item in (value if in_list else [value])):
+        raise place.error(f"{token} cannot be compared with", text, _FORM)
+    return _Comparison(key, op, tuple(value) if in_list else value)
