@@ -13,7 +13,7 @@ from tools.sandbox import daemons
 def require(accounting: bool = False) -> None:
     """Skip where Slurm's packages are missing; fail there with FLIP_REQUIRE_SLURM=1, as CI has it."""
     try:
-        daemons.missing(accounting)
+        daemons.require_packages(accounting)
     except ConfigError as error:
         _lacking(str(error))
 

@@ -6,15 +6,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Callable
 from typing import Any
 
+from jobs.common.cli import Parser, quietly, run_command
+from jobs.common.text import table
 from tools.sandbox import daemons
-from tools.sandbox.cluster import Here
+from tools.sandbox.cluster import SandboxCluster
+from tools.sandbox.config import Options
 
-__all__ = ["Here"]
 EXAMPLES = """examples:
   python tools/slurm_sandbox.py start                     four nodes of 8 GPUs; prints how to submit jobs
   python tools/slurm_sandbox.py preempt --seconds 20      a job of higher priority takes all nodes for a while
@@ -29,30 +32,33 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    from flip.runs.errors import FlipError
+    return run_command(lambda: run(options))
 
-    try:
-        report = options.run(options)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+
+def run(options: argparse.Namespace) -> int:
+    report = options.run(options)
     print(json.dumps(report, indent=1) if options.json else options.show(report))
     return 0
 
 
 def start(options: argparse.Namespace) -> dict[str, Any]:
     """Start a Slurm; if one is running in the folder already, show how to use it."""
-    names = "nodes gpus cpus memory grace kill_wait user_signal accounting select node_timeout settings port"
-    names += " preempt requeue max_submit"
-    given = {name: getattr(options, name) for name in names.split()}
-    here = Here(options.folder, job_submit=_script(options.job_submit), **given)
-    started = here.start(keep=options.keep)
-    made = here.site.options
-    sizes = {"nodes": made.nodes, "gpus": made.cards, "cpus": made.cpus, "memory": made.memory}
-    ports = [made.port, made.port + made.ports - 1]
-    files = {"slurm_conf": str(here.site.conf), "profile": str(here.profile)}
-    about = {"started": started, "folder": str(here.folder), **files, **sizes}
-    return {**about, "ports": ports, "address": here.site.address}
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Options)}
+    cluster = SandboxCluster(options.folder, **{**given, "job_submit": _script(options.job_submit)})
+    started = cluster.start(keep=options.keep)
+    used = cluster.site.options
+    return {
+        "started": started,
+        "folder": str(cluster.folder),
+        "slurm_conf": str(cluster.site.conf),
+        "profile": str(cluster.profile),
+        "nodes": used.nodes,
+        "gpus": used.cards,
+        "cpus": used.cpus,
+        "memory": used.memory,
+        "ports": [used.port, used.port + used.ports - 1],
+        "address": cluster.site.address,
+    }
 
 
 def _script(path: Path | None) -> str:
@@ -68,37 +74,38 @@ def _script(path: Path | None) -> str:
 
 def stop(options: argparse.Namespace) -> dict[str, Any]:
     """Cancel all jobs and end all processes of the Slurm in the folder."""
-    here = Here.open(options.folder)
-    return {"folder": str(here.folder), "stopped": here.stop()}
+    cluster = SandboxCluster.open(options.folder)
+    return {"folder": str(cluster.folder), "stopped": cluster.stop()}
 
 
 def status(options: argparse.Namespace) -> dict[str, Any]:
     """Show daemons, nodes and jobs."""
-    return Here.open(options.folder).status()
+    return SandboxCluster.open(options.folder).status()
 
 
 def lose(options: argparse.Namespace) -> dict[str, Any]:
     """Kill all processes of a node, as if its machine had failed."""
-    here = Here.open(options.folder)
-    here.lose(options.node)
-    return {"node": options.node, "down_after": here.site.options.node_timeout}
+    cluster = SandboxCluster.open(options.folder)
+    cluster.lose(options.node)
+    return {"node": options.node, "down_after": cluster.site.options.node_timeout}
 
 
 def bring_back(options: argparse.Namespace) -> dict[str, Any]:
     """Start a lost node again."""
-    Here.open(options.folder).bring_back(options.node)
+    SandboxCluster.open(options.folder).bring_back(options.node)
     return {"node": options.node}
 
 
 def preempt(options: argparse.Namespace) -> dict[str, Any]:
     """Submit a job of higher priority for whole nodes, which preempts jobs in partition low."""
-    here = Here.open(options.folder)
-    return {"job": here.preempt(options.nodes or here.site.options.nodes, options.seconds, options.nodelist)}
+    cluster = SandboxCluster.open(options.folder)
+    nodes = options.nodes or cluster.site.options.nodes
+    return {"job": cluster.preempt(nodes, options.seconds, options.nodelist)}
 
 
 def packages(options: argparse.Namespace) -> dict[str, Any]:
     """Print the Debian packages that are missing on this machine, on one line; empty if none."""
-    return {"missing": daemons.lacking(options.accounting)}
+    return {"missing": daemons.missing_packages(options.accounting)}
 
 
 def _started(report: dict[str, Any]) -> str:
@@ -119,15 +126,12 @@ def _started(report: dict[str, Any]) -> str:
 
 
 def _state(report: dict[str, Any]) -> str:
-    away = [name for name, pid in report["daemons"].items() if not pid]
     if not report["running"]:
         return f"does not run: {report['folder']}"
-    lines = [f"runs: {report['folder']}", "all daemons are alive" if not away else f"not alive: {', '.join(away)}", ""]
-    lines += [f"{node['name']:6}{node['state']:16}{node['reason']}".rstrip() for node in report["nodes"]]
-    form = "{id:10}{name:24.23}{partition:10}{state:14}{restarts:>8}  {nodes:12}{reason}".format
-    heads = {key: key for key in ("id", "name", "partition", "state", "restarts", "nodes", "reason")}
-    lines += ["", *(form(**job).rstrip() for job in [heads, *report["jobs"]])] if report["jobs"] else ["", "no jobs"]
-    return "\n".join(lines)
+    dead = [name for name, pid in report["daemons"].items() if not pid]
+    daemon_line = f"not alive: {', '.join(dead)}" if dead else "all daemons are alive"
+    jobs = table(report["jobs"]) if report["jobs"] else "no jobs"
+    return f"runs: {report['folder']}\n{daemon_line}\n\n{table(report['nodes'])}\n\n{jobs}"
 
 
 def _folder() -> Path:
@@ -136,15 +140,14 @@ def _folder() -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=form)
+    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=form)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[..., dict[str, Any]], show: Callable[[dict[str, Any]], str]):
-        command = commands.add_parser(
-            name, help=run.__doc__, description=run.__doc__, epilog=EXAMPLES, formatter_class=form
-        )
-        where = "folder with all of its state (default: slurm in FLIP_CACHE, else ~/.cache/flip/slurm)"
-        command.add_argument("--folder", type=Path, default=_folder(), help=where)
+        about = run.__doc__
+        command = commands.add_parser(name, help=about, description=about, epilog=EXAMPLES, formatter_class=form)
+        about = "folder with all of its state (default: slurm in FLIP_CACHE, else ~/.cache/flip/slurm)"
+        command.add_argument("--folder", type=Path, default=_folder(), help=about)
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(run=run, show=show)
         return command
@@ -152,10 +155,10 @@ def _parser() -> argparse.ArgumentParser:
     _start_options(add("start", start, _started))
     command = add("packages", packages, lambda report: " ".join(report["missing"]))
     command.add_argument("--accounting", action="store_true", help="include packages of slurmdbd and MariaDB")
-    gone = "stopped: {folder}; no process is left".format
-    add("stop", stop, lambda report: gone(**report) if report["stopped"] else f"did not run: {report['folder']}")
+    stopped = "stopped: {folder}; no process is left".format
+    add("stop", stop, lambda report: stopped(**report) if report["stopped"] else f"did not run: {report['folder']}")
     add("status", status, _state)
-    lost = "{node} is lost; Slurm takes it as down after {down_after} seconds or more".format
+    lost = "{node} is lost; Slurm marks it as down after {down_after} seconds or more".format
     add("lose", lose, lambda report: lost(**report)).add_argument("node", help="n1, n2, ...")
     back = add("return", bring_back, lambda report: f"{report['node']} is back")
     back.add_argument("node", help="n1, n2, ...")
@@ -167,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _start_options(command: argparse.ArgumentParser) -> None:
-    whole = {
+    numbers = {
         "nodes": (4, "virtual nodes"),
         "gpus": (8, "fake GPUs per node; none with --select linear, which cannot allocate them"),
         "cpus": (16, "CPUs per node; may exceed those of the machine"),
@@ -177,16 +180,14 @@ def _start_options(command: argparse.ArgumentParser) -> None:
         "node-timeout": (30, "seconds until a silent node is down (SlurmdTimeout)"),
         "port": (0, "first of a block of ports; 0: choose free ones"),
     }
-    for name, (value, text) in whole.items():
+    for name, (value, text) in numbers.items():
         command.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default: {value})")
     text = "preemption sends TERM, not the job's own signal (no PreemptParameters=send_user_signal)"
     command.add_argument("--no-user-signal", dest="user_signal", action="store_false", help=text)
-    command.add_argument(
-        "--accounting", action="store_true", help="start slurmdbd and MariaDB too, for sacct; account acc"
-    )
-    command.add_argument(
-        "--select", choices=("cons_tres", "linear"), default="cons_tres", help="how nodes are allocated (SelectType)"
-    )
+    text = "start slurmdbd and MariaDB too, for sacct; account acc"
+    command.add_argument("--accounting", action="store_true", help=text)
+    text = "how nodes are allocated (SelectType)"
+    command.add_argument("--select", choices=("cons_tres", "linear"), default="cons_tres", help=text)
     text = "preempt by partition or by QOS, each low and high; qos needs --accounting"
     command.add_argument("--preempt", choices=("partition", "qos"), default="partition", help=text)
     text = "jobs are not requeued unless they ask for it (JobRequeue=0)"
@@ -201,4 +202,4 @@ def _start_options(command: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(quietly(main))

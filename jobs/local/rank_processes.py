@@ -26,21 +26,21 @@ def start_time(pid: int) -> str:
     if not Path("/proc/self/stat").exists():
         shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
         return shown.stdout.strip()
-    fields = _stat(pid)
+    _, fields = read_stat(pid)
     return fields[19] if fields else ""
 
 
 def alive(pid: int, start: str) -> bool:
     """Whether that very process still runs (a zombie does not)."""
-    return bool(start) and start_time(pid) == start and not _over(_stat(pid))
+    return bool(start) and start_time(pid) == start and not has_ended(read_stat(pid)[1])
 
 
 def session(leader: int) -> list[int]:
     """Pids of the living processes in the session that ``leader`` opened, whether or not it still lives."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
-        fields = _stat(int(entry.name))
-        if fields and not _over(fields) and fields[3] == str(leader):
+        _, fields = read_stat(int(entry.name))
+        if fields and not has_ended(fields) and fields[3] == str(leader):
             found.append(int(entry.name))
     return found
 
@@ -59,19 +59,23 @@ def kill_session(leader: int, start: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _over(fields: list[str]) -> bool:
-    """Whether nothing of a process can run any more. Its first thread may be a zombie while others still end: 17 is the
-    number of threads."""
+def has_ended(fields: list[str]) -> bool:
+    """Whether a process is a zombie without running threads. Its first thread (state Z) may end before the others,
+    whose number is field 17."""
     return bool(fields) and fields[0] in "ZX" and int(fields[17]) < 2
 
 
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat after the name (which may hold anything): state, ppid, pgrp, session, ... 19: start."""
+def read_stat(pid: int) -> tuple[str, list[str]]:
+    """Name of a process, and the fields of /proc/PID/stat after it: state, ppid, pgrp, session, ... 19: start time.
+
+    Both are empty if there is no such process.
+    """
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:  # gone, or gone while we read
-        return []
-    return text.rpartition(")")[2].split()
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it has ended
+        return "", []
+    head, _, tail = text.rpartition(")")  # the name may contain anything
+    return head.partition("(")[2], tail.split()
 
 
 STRAGGLE = 600.0

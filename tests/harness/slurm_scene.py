@@ -284,10 +284,10 @@ def fields_of(text):
 @contextlib.contextmanager
 def slurm(folder, **options):
     """A Slurm for scenes: (here, the real squeue). The environment of this process is made fit for it and put back."""
-    from tools.slurm_sandbox import Here
+    from tools.sandbox.cluster import SandboxCluster
 
     squeue, before = shutil.which("squeue"), dict(os.environ)
-    here = Here(folder / "slurm", nodes=4, **options)
+    here = SandboxCluster(folder / "slurm", nodes=4, **options)
     os.environ["PATH"] = f"{install(folder / 'bin')}{os.pathsep}{os.environ['PATH']}"
     os.environ.update(here.env())
     try:

@@ -24,7 +24,7 @@ from tests.storm.deal import RUNS
 from tests.storm.faults import DEADLINE
 from tests.synthetic import make_dataset, make_tokenizer
 from tools.sandbox import daemons, processes
-from tools.sandbox.cluster import Here
+from tools.sandbox.cluster import SandboxCluster
 
 PACE = 0.06
 """Seconds between two reads of the data, four to a step: a fault that aims at a step shall find it there."""
@@ -47,7 +47,7 @@ class StormSite:
         self.folder, self.dealt, self._say = folder, dealt, say
         self.runs, self.calm, self.tree = folder / "runs", folder / "calm", folder / "tree"
         self.server = Nanio(folder / "nanio")
-        self.here = Here(
+        self.here = SandboxCluster(
             folder / "slurm", nodes=NODES, gpus=0, cpus=2, user_signal=dealt.warned, node_timeout=SILENT,
             settings=["SlurmctldTimeout=30"],
         )  # fmt: skip
@@ -200,19 +200,19 @@ class StormSite:
     # -- the machine room --------------------------------------------------------------------------------------------
 
     def _controller(self):
-        return [p for p in processes.table().values() if p.pid == daemons.pids(self.here.site)["slurmctld"]]
+        return [p for p in processes.running().values() if p.pid == daemons.pids(self.here.site)["slurmctld"]]
 
     def stop_controller(self, number):
         there = self._controller()
         processes.kill(there, number)
-        assert processes.gone(there, 20), "slurmctld does not end"
+        assert processes.wait(there, 20), "slurmctld does not end"
 
     def start_controller(self):
         for left in [p for there in processes.daemons(self.here.folder).values() for p in there]:
             if left.name == "slurmscriptd":  # of one that was killed
                 processes.end([left], 5)
         daemon = daemons.slurmctld(self.here.site)
-        daemons.one(self.here.site, daemon, lambda: "UP" in self._ping())
+        daemons.start(self.here.site, daemon, lambda: "UP" in self._ping())
 
     def _ping(self):
         try:
@@ -232,5 +232,5 @@ class StormSite:
             family |= more
         gone = [p for p in there if p.name == "slurmd"] + steps + [p for p in tasks if p.pid not in family]
         processes.kill(gone)
-        assert processes.gone(gone, 10)  # a rank that is stopped while its parent goes gets SIGHUP from the kernel
+        assert processes.wait(gone, 10)  # a rank that is stopped while its parent goes gets SIGHUP from the kernel
         return family

@@ -306,10 +306,10 @@ def test_help_ends_with_examples_and_imports_nothing_of_ours():
 def test_a_real_site(tmp_path):
     """What is written for it is taken by it; a partition that cancels what it preempts is found out."""
     from tests.slurm_site import require
-    from tools.slurm_sandbox import Here
+    from tools.sandbox.cluster import SandboxCluster
 
     require()
-    here = Here(tmp_path / "slurm", nodes=2, grace=9)
+    here = SandboxCluster(tmp_path / "slurm", nodes=2, grace=9)
 
     def call(*words):
         line = [sys.executable, ROOT / "jobs" / "doctor.py", "--json", *words]

@@ -13,7 +13,7 @@ import webdataset
 from flip.data.manifest.build import index
 from tests.slurm.scenarios import FOREIGN
 from tests.slurm_site import require
-from tools.slurm_sandbox import Here
+from tools.sandbox.cluster import SandboxCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES, SHARDS = 200, 3
@@ -21,7 +21,7 @@ SAMPLES, SHARDS = 200, 3
 
 def make_here(folder, monkeypatch, **options):
     require(options.get("accounting", False))
-    here = Here(folder, **options)
+    here = SandboxCluster(folder, **options)
     here.start()
     for key, value in here.env().items():
         monkeypatch.setenv(key, value)

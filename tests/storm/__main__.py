@@ -88,7 +88,7 @@ def main(arguments=None):
     from tools.sandbox import daemons
 
     try:
-        daemons.missing(accounting=False)
+        daemons.require_packages(accounting=False)
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code

@@ -26,7 +26,7 @@ def family(tmp_path):
 
 
 def own(pid):
-    return processes.table()[pid]
+    return processes.running()[pid]
 
 
 def test_nobody_sees_another_ones_end(family, tmp_path):
@@ -36,7 +36,7 @@ def test_nobody_sees_another_ones_end(family, tmp_path):
     for process in order:  # slowly: whoever could still run would
         processes.kill([process])
         time.sleep(0.2)
-    assert processes.gone(family, 10)
+    assert processes.wait(family, 10)
     assert [path.name for path in tmp_path.iterdir()] == ["began"]
 
 
@@ -45,9 +45,9 @@ def test_a_process_is_there_until_its_last_thread_ends():
     with only_first_thread_ended() as pid:
         assert processes.state(pid) == "Z"
         process = own(pid)
-        assert processes.alive(process) and not processes.gone([process], 0)
+        assert processes.alive(process) and not processes.wait([process], 0)
         processes.kill([process])
-        assert processes.gone([process], 10)
+        assert processes.wait([process], 10)
 
 
 def test_children_come_first(family):

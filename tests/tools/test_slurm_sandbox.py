@@ -18,7 +18,8 @@ from flip.runs.errors import ConfigError, FlipError
 from jobs.common.cluster_profile import load_profile
 from tests.slurm_site import require, require_shellcheck
 from tools.sandbox import daemons, processes
-from tools.slurm_sandbox import Here, main
+from tools.sandbox.cluster import SandboxCluster
+from tools.slurm_sandbox import main
 
 pytestmark = pytest.mark.slurm
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_sandbox.py"
@@ -31,7 +32,7 @@ def folder():
     made = Path(tempfile.mkdtemp(prefix="flip"))
     made.chmod(0o755)
     yield made / "slurm"
-    Here(made / "slurm").stop()
+    SandboxCluster(made / "slurm").stop()
     shutil.rmtree(made)
 
 
@@ -39,7 +40,7 @@ def folder():
 def here():
     require()
     made = Path(tempfile.mkdtemp(prefix="flip"))
-    site = Here(made / "slurm", nodes=3, gpus=4, node_timeout=10)
+    site = SandboxCluster(made / "slurm", nodes=3, gpus=4, node_timeout=10)
     assert site.start()
     yield site
     site.stop()
@@ -76,7 +77,7 @@ def node(here, name):
 def named(folder, mark=""):
     """Command lines of living processes that name the folder there or in their environment, and carry the mark."""
     found = []
-    for pid in processes.table():
+    for pid in processes.running():
         try:
             words, values = (Path(f"/proc/{pid}/{file}").read_bytes() for file in ("cmdline", "environ"))
         except OSError:  # gone, or somebody else's
@@ -152,7 +153,7 @@ def test_set_grace(here):
 
 
 def test_a_second_start_leaves_it_alone(here):
-    second = Here(here.folder, nodes=1)
+    second = SandboxCluster(here.folder, nodes=1)
     before = here.status()["daemons"]
     assert not second.start()
     assert second.site.names == ["n1", "n2", "n3"]
@@ -170,7 +171,7 @@ def test_mistakes_are_named(here):
 
 @pytest.mark.slow
 def test_stop_leaves_nothing(folder):
-    here = Here(folder, nodes=2, kill_wait=2)
+    here = SandboxCluster(folder, nodes=2, kill_wait=2)
     here.start()
     # deaf, and out of the reach of its step
     script = "trap '' TERM; setsid sleep 603 & srun bash -c 'trap \"\" TERM; setsid sleep 604 & sleep 605'"
@@ -184,7 +185,7 @@ def test_stop_leaves_nothing(folder):
 
 
 def test_what_a_crash_left_is_cleaned(folder):
-    here = Here(folder, nodes=1)
+    here = SandboxCluster(folder, nodes=1)
     here.start()
     number, _ = submit(here, "sleep 606")
     until(lambda: runs(here, number) and sleepers(folder))
@@ -200,7 +201,7 @@ def test_what_a_crash_left_is_cleaned(folder):
 
 @pytest.mark.slow
 def test_keep_goes_on_with_the_numbers(folder):
-    here = Here(folder, nodes=1)
+    here = SandboxCluster(folder, nodes=1)
     here.start()
     first = here.preempt(nodes=1)
     here.stop()
@@ -213,7 +214,7 @@ def test_keep_goes_on_with_the_numbers(folder):
 
 def test_what_does_not_come_up_says_why_and_leaves_nothing(folder):
     with pytest.raises(FlipError, match="NoSuchKey"):
-        Here(folder, nodes=1, settings=["NoSuchKey=1"]).start()
+        SandboxCluster(folder, nodes=1, settings=["NoSuchKey=1"]).start()
     assert not named(folder)
 
 
@@ -222,13 +223,13 @@ def test_port_in_use(folder):
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(ConfigError, match="port in use"):
-            Here(folder, port=other.getsockname()[1]).start()
+            SandboxCluster(folder, port=other.getsockname()[1]).start()
 
 
 @pytest.mark.slow
 def test_accounting_and_whole_nodes(folder):
     require(accounting=True)
-    here = Here(folder, nodes=2, accounting=True, select="linear", settings=["killwait=3"])
+    here = SandboxCluster(folder, nodes=2, accounting=True, select="linear", settings=["killwait=3"])
     here.start()
     number, out = submit(here, "srun bash -c 'echo $SLURMD_NODENAME'", "--nodes=2", "--account=acc")
     ask = ("sacct", "-n", "-X", "-P", "-j", number, "-o", "state,account,allocnodes")
@@ -253,7 +254,7 @@ def test_without_root(folder):
             os.setgid(65534)
             os.setuid(65534)
             os.chdir("/")
-            here = Here(folder, nodes=2)
+            here = SandboxCluster(folder, nodes=2)
             here.start()
             number, out = submit(
                 here, "srun bash -c 'echo $CUDA_VISIBLE_DEVICES; id -u'", "--nodes=2", "--gpus-per-node=2"
@@ -295,7 +296,7 @@ def test_command(folder):
 
 
 @pytest.mark.parametrize(
-    "name, said", [("a b", "other characters"), ("x" * 90, "too long"), ("", "holds something else")], ids=str
+    "name, said", [("a b", "other characters"), ("x" * 90, "too long"), ("", "has other files")], ids=str
 )
 def test_folders_that_cannot_be(tmp_path, capsys, name, said):
     require()
@@ -307,7 +308,7 @@ def test_folders_that_cannot_be(tmp_path, capsys, name, said):
 @pytest.mark.parametrize("options", [{"preempt": "qos"}, {"max_submit": 1}, {"preempt": "none"}], ids=str)
 def test_options_that_cannot_be(tmp_path, options):
     with pytest.raises(ConfigError, match="--accounting|partition, qos"):
-        Here(tmp_path, **options)
+        SandboxCluster(tmp_path, **options)
 
 
 def test_a_job_submit_script_that_is_not_there(tmp_path, capsys):

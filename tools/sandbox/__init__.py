@@ -2,12 +2,11 @@
 
 How is a Slurm cluster configured, started, damaged and stopped without root and without leftovers?
 
-- `cluster.Here`: the public interface: start, stop, preempt, lose and return nodes, call Slurm's commands.
+- `cluster.SandboxCluster`: the public interface: start, stop, preempt, lose and return nodes, run Slurm commands.
 - `config`: options, paths, ports and the text of the configuration files.
-- `daemons`: munged, slurmctld, slurmd and their start; which packages are missing.
+- `daemons`: munged, slurmctld, slurmd: start, shutdown, node failures; which packages are missing.
 - `accounting`: slurmdbd and MariaDB, the QOS and the association.
 - `processes`: finds the processes of the cluster in /proc; no pid is stored.
-- `shutdown`: ends the whole cluster, or one node as if its machine had failed.
 
-The command is ``tools/slurm_sandbox.py``. Imports flip.runs only; no jobs, no third-party package.
+The command is ``tools/slurm_sandbox.py``. Imports flip.runs and jobs.local.rank_processes; no third-party package.
 """

@@ -5,80 +5,81 @@ from __future__ import annotations
 import secrets
 import subprocess
 from collections.abc import Callable
+from textwrap import dedent
 
 from flip.runs.errors import FlipError
 from tools.sandbox import daemons
-from tools.sandbox.config import CLUSTER, Site, put
+from tools.sandbox.config import CLUSTER, SandboxConfig, write_file
 
 ACCOUNT = "acc"
 
 
-def write(site: Site) -> None:
-    """Write the configuration with a new password for each start; MariaDB gets it at start."""
-    word = secrets.token_hex(16)
+def write(site: SandboxConfig) -> None:
+    """Write the configuration with a new password for each start; MariaDB reads it when it starts."""
+    password = secrets.token_hex(16)
     port, database = site.database_ports
-    lines = {
-        "AuthType": "auth/munge",
-        "AuthInfo": f"socket={site / 'run' / 'munge.sock'}",
-        "DbdHost": "localhost",
-        "DbdAddr": site.address,
-        "DbdPort": port,
-        "SlurmUser": site.user,
-        "PidFile": site / "run" / "slurmdbd.pid",
-        "StorageType": "accounting_storage/mysql",
-        "StorageHost": "127.0.0.1",
-        "StoragePort": database,
-        "StorageUser": "slurm",
-        "StoragePass": word,
-        "StorageLoc": "slurm",
-    }
-    put(site / "slurmdbd.conf", "".join(f"{key}={value}\n" for key, value in lines.items()).encode(), 0o600)
-    grants = (
-        f"CREATE OR REPLACE USER slurm@'127.0.0.1' IDENTIFIED BY '{word}';\n"
-        "GRANT ALL ON slurm.* TO slurm@'127.0.0.1';\n"
-    )
-    put(site / "grants.sql", grants.encode(), 0o600)
+    conf = f"""\
+        AuthType=auth/munge
+        AuthInfo=socket={site.folder}/run/munge.sock
+        DbdHost=localhost
+        DbdAddr={site.address}
+        DbdPort={port}
+        SlurmUser={site.user}
+        PidFile={site.folder}/run/slurmdbd.pid
+        StorageType=accounting_storage/mysql
+        StorageHost=127.0.0.1
+        StoragePort={database}
+        StorageUser=slurm
+        StoragePass={password}
+        StorageLoc=slurm
+        """
+    grants = f"""\
+        CREATE OR REPLACE USER slurm@'127.0.0.1' IDENTIFIED BY '{password}';
+        GRANT ALL ON slurm.* TO slurm@'127.0.0.1';
+        """
+    for name, text in {"slurmdbd.conf": conf, "grants.sql": grants}.items():
+        write_file(site / name, dedent(text).encode(), 0o600)
 
 
-def up(site: Site, call: Callable[..., str]) -> None:
-    """Both daemons, the cluster, the account and the user. Before slurmctld: one that cannot register answers nobody.
+def start(site: SandboxConfig, call: Callable[..., str]) -> None:
+    """Start both daemons; create the cluster, the account, the user, QOS and limits.
 
-    ``call``: a command of Slurm's -> what it prints.
+    Runs before slurmctld, which does not answer until it has registered. ``call``: runs a Slurm command and returns its
+    output.
     """
     port, database = site.database_ports
-    make_database(site)
-    daemons.one(site, daemons.mariadbd(site), lambda: daemons.listens("127.0.0.1", database))
+    create_database(site)
+    daemons.start(site, daemons.mariadbd(site), lambda: daemons.listens("127.0.0.1", database))
     for last in (False, False, True):
         try:
-            daemons.one(site, daemons.slurmdbd(site), lambda: daemons.listens(site.address, port))
+            daemons.start(site, daemons.slurmdbd(site), lambda: daemons.listens(site.address, port))
             break
-        except FlipError:  # seen: it trips over the tables that it makes, and is well the next time
+        except FlipError:  # the first start may fail while it creates its tables
             if last:
                 raise
-    there = call("sacctmgr", "-n", "-P", "show", "assoc", "format=cluster,account,user", timeout=30).split()
-    if f"{CLUSTER}|{ACCOUNT}|{site.user}" not in there:  # a cluster brings root and its account with it
-        call("sacctmgr", "-i", "add", "cluster", CLUSTER, timeout=30)
-        call("sacctmgr", "-i", "add", "account", ACCOUNT, f"cluster={CLUSTER}", timeout=30)
-        call("sacctmgr", "-i", "add", "user", site.user, f"account={ACCOUNT}", timeout=30)
-        call("sacctmgr", "-i", "modify", "user", site.user, "set", f"DefaultAccount={ACCOUNT}", timeout=30)
-    _limits(site, call)
 
+    def sacctmgr(*arguments: str) -> str:
+        return call("sacctmgr", *arguments, timeout=30)
 
-def _limits(site: Site, call: Callable[..., str]) -> None:
-    """Create the QOS low and high (high preempts low) and the limit of the association."""
-    options, wanted = site.options, []
+    user = ("user", site.user)
+    associations = sacctmgr("-n", "-P", "show", "assoc", "format=cluster,account,user").split()
+    if f"{CLUSTER}|{ACCOUNT}|{site.user}" not in associations:  # a new cluster has only root and its account
+        sacctmgr("-i", "add", "cluster", CLUSTER)
+        sacctmgr("-i", "add", "account", ACCOUNT, f"cluster={CLUSTER}")
+        sacctmgr("-i", "add", *user, f"account={ACCOUNT}")
+        sacctmgr("-i", "modify", *user, "set", f"DefaultAccount={ACCOUNT}")
+    options, limits = site.options, []
     if options.preempt == "qos":
-        present = call("sacctmgr", "-n", "-P", "show", "qos", "format=name", timeout=30).split()
+        present = sacctmgr("-n", "-P", "show", "qos", "format=name").split()
         for name in {"low", "high"} - set(present):
-            call("sacctmgr", "-i", "add", "qos", name, timeout=30)
-        call("sacctmgr", "-i", "modify", "qos", "high", "set", "Preempt=low", "Priority=10", timeout=30)
-        call("sacctmgr", "-i", "modify", "qos", "low", "set", "PreemptMode=requeue", timeout=30)
+            sacctmgr("-i", "add", "qos", name)
+        sacctmgr("-i", "modify", "qos", "high", "set", "Preempt=low", "Priority=10")
+        sacctmgr("-i", "modify", "qos", "low", "set", "PreemptMode=requeue")
         set_grace(call, options.grace)
-        wanted += ["QOS=low,high", "DefaultQOS=low"]
-    if options.limited:  # -1: no limit, also where the last start had one
-        wanted.append(f"MaxSubmitJobs={options.max_submit or -1}")
-        where = ("where", f"account={ACCOUNT}", f"cluster={CLUSTER}", "set")
-        call("sacctmgr", "-i", "modify", "user", site.user, *where, *wanted, timeout=30)
+        limits += ["QOS=low,high", "DefaultQOS=low"]
+    if options.limited:  # -1: remove the limit of the last start
+        limits.append(f"MaxSubmitJobs={options.max_submit or -1}")
+        sacctmgr("-i", "modify", *user, "where", f"account={ACCOUNT}", f"cluster={CLUSTER}", "set", *limits)
 
 
 def set_grace(call: Callable[..., str], seconds: int) -> None:
@@ -86,32 +87,18 @@ def set_grace(call: Callable[..., str], seconds: int) -> None:
     call("sacctmgr", "-i", "modify", "qos", "low", "set", f"GraceTime={seconds}", timeout=30)
 
 
-def make_database(site: Site) -> None:
+def create_database(site: SandboxConfig) -> None:
     """Create an empty data directory of MariaDB unless one exists."""
-    folder = site / "database"
+    folder, log = site / "database", site / "log" / "mariadb-install.out"
     if (folder / "mysql").exists():
         return
-    words = [
-        "mariadb-install-db",
-        "--no-defaults",
-        f"--user={site.user}",
-        f"--datadir={folder}",
-        "--auth-root-authentication-method=socket",
-        f"--auth-root-socket-user={site.user}",
-        "--skip-test-db",
-        "--innodb-log-file-size=16M",
-    ]
-    log = site / "log" / "mariadb-install.out"
+    arguments = ["--no-defaults", f"--user={site.user}", f"--datadir={folder}", "--skip-test-db"]
+    arguments += ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={site.user}"]
+    command = ["mariadb-install-db", *arguments, "--innodb-log-file-size=16M"]
     with open(log, "wb") as out:
         code = subprocess.run(
-            words,
-            env=daemons.environment(site),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            timeout=120,
+            command, env=daemons.environment(site), stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=120
         ).returncode
     if code:
-        raise FlipError(
-            f"mariadb-install-db ended with {code}", log, remedy=f"It said at the end:\n{daemons.tail(log)}"
-        )
+        remedy = f"Its last lines:\n{daemons.tail(log)}"
+        raise FlipError(f"mariadb-install-db ended with {code}", log, remedy=remedy)

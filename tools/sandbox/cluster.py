@@ -1,4 +1,4 @@
-"""``Here``: a real Slurm on this machine with virtual nodes and fake GPUs, all of it below one folder."""
+"""``SandboxCluster``: a real Slurm on this machine with virtual nodes and fake GPUs, all of it below one folder."""
 
 from __future__ import annotations
 
@@ -11,53 +11,32 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied
-from tools.sandbox import accounting, daemons, processes, shutdown
-from tools.sandbox.config import Options, Site, free_block, put
+from tools.sandbox import accounting, daemons, processes
+from tools.sandbox.config import Options, SandboxConfig, free_block, write_file
 
-#: Seconds that a command of Slurm's gets.
-DEADLINE = 10.0
+COMMAND_SECONDS = 10.0
+"""Timeout of a Slurm command."""
 FOLDERS = ("run", "log", "dev", "munge", "state", "spool")
-#: Emptied by a fresh start; munge's key stays.
 EMPTIED = ("run", "log", "state", "spool", "database")
+"""Deleted at start unless jobs are kept; munge's key stays."""
 
 
-class Here:
-    """A Slurm in ``folder``. ``Here.open`` reads the options of the one that was started there last."""
+class SandboxCluster:
+    """A Slurm in ``folder``. ``options``: fields of `config.Options`; ``open`` reads those of the last start."""
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        nodes: int = 4,
-        gpus: int = 8,
-        cpus: int = 16,
-        memory: int = 64000,
-        grace: int = 0,
-        kill_wait: int = 5,
-        user_signal: bool = True,
-        accounting: bool = False,
-        select: str = "cons_tres",
-        node_timeout: int = 30,
-        settings: Sequence[str] = (),
-        port: int = 0,
-        preempt: str = "partition",
-        requeue: bool = True,
-        job_submit: str = "",
-        max_submit: int = 0,
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike[str], **options: Any) -> None:
         self.folder = Path(folder).expanduser().resolve()
-        sizes, times = (nodes, gpus, cpus, memory), (grace, kill_wait)
-        form = (preempt, requeue, job_submit, max_submit)
-        options = Options(*sizes, *times, user_signal, accounting, select, node_timeout, tuple(settings), port, *form)
-        self.site = Site(self.folder, options)
+        options["settings"] = tuple(options.get("settings", ()))
+        self.site = SandboxConfig(self.folder, Options(**options))
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Here:
-        """The Slurm that was started in ``folder`` last."""
+    def open(cls, folder: str | os.PathLike[str]) -> SandboxCluster:
+        """The Slurm that was started last in ``folder``."""
         path = Path(folder).expanduser().resolve() / "here.json"
         try:
             return cls(path.parent, **json.loads(path.read_text(encoding="utf-8")))
@@ -65,7 +44,7 @@ class Here:
             remedy = "Start one: python tools/slurm_sandbox.py start"
             raise ConfigError("no Slurm was started in this folder", path.parent, remedy=remedy) from None
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"not what start writes: {error}", path, remedy="Start again.") from error
+            raise ConfigError(f"invalid record of the options: {error}", path, remedy="Start again.") from error
 
     @property
     def profile(self) -> Path:
@@ -73,27 +52,29 @@ class Here:
         return self.folder / "profile.yaml"
 
     def env(self) -> dict[str, str]:
-        """What Slurm's clients need in their environment."""
+        """Environment variables for Slurm's commands."""
         return {"SLURM_CONF": str(self.site.conf)}
 
     def start(self, keep: bool = False) -> bool:
-        """Bring all up, idle and ready. False where it runs already, then with the options it was started with.
+        """Start all daemons and wait until the nodes are idle. Returns False if this Slurm runs already.
 
-        The queue, the numbers of jobs and the logs begin anew, unless ``keep``.
+        ``keep``: keep the queue, job numbers and logs of the last start.
         """
-        daemons.missing(self.site.options.accounting)
+        daemons.require_packages(self.site.options.accounting)
         self.site.check()
-        with self._alone():
+        with self._lock():
             if self.running():
-                self.site = Here.open(self.folder).site
+                self.site = SandboxCluster.open(self.folder).site
                 return False
-            shutdown.end_all(self.site)  # what a crash has left
-            self._choose_port()
-            self._folders(keep)
+            daemons.stop_all(self.site)  # left by a crash
+            options = self.site.options
+            port = free_block(options.ports, options.port)
+            self.site = SandboxConfig(self.folder, dataclasses.replace(options, port=port))
+            self._create_files(keep)
             try:
-                self._up()
-            except BaseException:  # Ctrl-C too: nothing half is left
-                shutdown.end_all(self.site)
+                self._start_daemons()
+            except BaseException:  # on Ctrl-C, too
+                daemons.stop_all(self.site)
                 raise
         return True
 
@@ -101,64 +82,51 @@ class Here:
         """Cancel all jobs, wait for their end, end all processes. Returns False if there was none."""
         if not self.site.conf.exists():
             return False
-        with self._alone():
-            there = bool(processes.daemons(self.folder))
+        with self._lock():
+            running = bool(processes.daemons(self.folder))
             if self.running():
-                self._empty()
-            shutdown.end_all(self.site)
-        return there
+                self._cancel_all()
+            daemons.stop_all(self.site)
+        return running
 
     def running(self) -> bool:
         """Whether slurmctld and munged run; nodes may be down."""
         pids = daemons.pids(self.site)
         return bool(pids["munged"] and pids["slurmctld"])
 
-    def call(self, *words: str, timeout: float = DEADLINE) -> str:
+    def call(self, *words: str, timeout: float = COMMAND_SECONDS) -> str:
         """Run a Slurm command and return its standard output. Raises FlipError if it fails or does not answer."""
         try:
             done = subprocess.run(
-                words,
-                env=daemons.environment(self.site),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                errors="replace",
-            )
+                words, env=daemons.environment(self.site), timeout=timeout,
+                stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
             remedy = f"See {self.folder}/log, or stop and start again."
             raise FlipError(f"no answer for {timeout:g} s", words[0], remedy=remedy) from None
         except FileNotFoundError:
-            raise ConfigError("no such command", words[0], remedy="Install slurm-client.") from None
+            raise ConfigError("command not found", words[0], remedy="Install slurm-client.") from None
         if done.returncode:
             raise FlipError(done.stderr.strip() or f"ended with {done.returncode}", " ".join(words))
         return done.stdout
 
     def lose(self, node: str) -> None:
-        """Kill a node's slurmd, its steps and their tasks. Slurm finds out after ``node_timeout`` seconds or more."""
-        shutdown.kill_node(self.site, self._node(node))
+        """Kill a node's slurmd, its steps and their tasks. Slurm notices after ``node_timeout`` seconds or more."""
+        daemons.kill_node(self.site, self._node(node))
 
     def bring_back(self, node: str) -> None:
         """Start the slurmd of a lost node again, and wait until Slurm reports the node as up."""
         daemon = daemons.slurmd(self.site, self._node(node))
         if not daemons.pids(self.site)[daemon.name]:
             child = daemons.launch(self.site, daemon)
-            daemons.up(self.site, child, daemon, lambda: self._usable(node))
+            daemons.wait_ready(self.site, child, daemon, lambda: self._usable(node))
 
     def preempt(self, nodes: int = 2, seconds: int = 20, nodelist: str = "") -> str:
         """Submit a job of higher priority for whole nodes (those of ``nodelist`` if given); returns its id."""
-        where = f"--nodelist={nodelist}" if nodelist else f"--nodes={nodes}"
-        high = "qos" if self.site.options.preempt == "qos" else "partition"
-        words = [
-            "--parsable",
-            f"--{high}=high",
-            "--time=60",
-            "--exclusive",
-            "--job-name=preempt",
-            "--output=/dev/null",
-            "--chdir=/",
-        ]
-        return self.call("sbatch", *words, where, f"--wrap=exec sleep {seconds}").strip().partition(";")[0]
+        size = f"--nodelist={nodelist}" if nodelist else f"--nodes={nodes}"
+        options = [f"--{self.site.options.preempt}=high", size, "--exclusive", "--time=60"]
+        options += ["--job-name=preempt", "--output=/dev/null", "--chdir=/", f"--wrap=exec sleep {seconds}"]
+        return self.call("sbatch", "--parsable", *options).strip().partition(";")[0]
 
     def set_grace(self, seconds: int) -> None:
         """Set GraceTime of the partition or QOS low until the next start."""
@@ -169,17 +137,15 @@ class Here:
 
     def status(self) -> dict[str, Any]:
         """Daemons with their pids (0: not running), nodes and jobs; both empty if Slurm does not run."""
-        found: dict[str, Any] = {"folder": str(self.folder), "port": self.site.options.port, "running": self.running()}
-        found["daemons"] = daemons.pids(self.site)
-        found["nodes"], found["jobs"] = [], []
-        if found["running"]:
-            found["nodes"] = self._rows("name state reason", "sinfo", "-h", "-N", "-p", "low", "-o", "%N|%T|%E")
-            for node in found["nodes"]:
+        running, nodes, jobs = self.running(), list[dict[str, str]](), list[dict[str, str]]()
+        if running:
+            nodes = self._rows("name state reason", "sinfo", "-h", "-N", "-p", "low", "-o", "%N|%T|%E")
+            for node in nodes:
                 node["reason"] = "" if node["reason"] == "none" else node["reason"]
-            keys = "id name partition state restarts nodes reason"
-            form = "JobArrayID:|,Name:|,Partition:|,State:|,RestartCnt:|,NodeList:|,Reason:"
-            found["jobs"] = self._rows(keys, "squeue", "-h", "-r", "-O", form)
-        return found
+            columns = "JobArrayID:|,Name:|,Partition:|,State:|,RestartCnt:|,NodeList:|,Reason:"
+            jobs = self._rows("id name partition state restarts nodes reason", "squeue", "-h", "-r", "-O", columns)
+        report = {"folder": str(self.folder), "port": self.site.options.port, "running": running}
+        return report | {"daemons": daemons.pids(self.site), "nodes": nodes, "jobs": jobs}
 
     def _rows(self, keys: str, *words: str) -> list[dict[str, str]]:
         names = keys.split()
@@ -188,11 +154,11 @@ class Here:
 
     def _node(self, name: str) -> str:
         if name not in self.site.names:
-            raise ConfigError("no such node", value=name, remedy=f"There are: {', '.join(self.site.names)}.")
+            raise ConfigError("unknown node", value=name, remedy=f"Nodes are: {', '.join(self.site.names)}.")
         return name
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[None]:
         """One start or stop at a time."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -206,17 +172,12 @@ class Here:
         finally:
             os.close(lock)
 
-    def _choose_port(self) -> None:
-        options = self.site.options
-        first = free_block(options.ports, options.port)
-        self.site = Site(self.folder, dataclasses.replace(options, port=first))
-
-    def _folders(self, keep: bool) -> None:
+    def _create_files(self, keep: bool) -> None:
         for name in EMPTIED if not keep else ("run",):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in (*FOLDERS, *(["database"] if self.site.options.accounting else [])):
             (self.folder / name).mkdir(exist_ok=True)
-        for name in ("munge", "state", "database"):  # munged insists
+        for name in ("munge", "state", "database"):  # munged requires it
             if (self.folder / name).exists():
                 (self.folder / name).chmod(0o700)
         for node in self.site.names:
@@ -224,19 +185,18 @@ class Here:
         self.site.write()
         if self.site.options.accounting:
             accounting.write(self.site)
-        put(self.folder / "here.json", json.dumps(dataclasses.asdict(self.site.options), indent=1).encode())
+        write_file(self.folder / "here.json", json.dumps(dataclasses.asdict(self.site.options), indent=1).encode())
 
-    def _up(self) -> None:
+    def _start_daemons(self) -> None:
         site = self.site
-        daemons.one(site, daemons.munged(site), (site / "run" / "munge.sock").exists)
+        daemons.start(site, daemons.munged(site), (site / "run" / "munge.sock").exists)
         if site.options.accounting:
-            accounting.up(site, self.call)
-        controller = daemons.slurmctld(site)
-        child = daemons.launch(site, controller)
-        nodes = [(daemon, daemons.launch(site, daemon)) for daemon in (daemons.slurmd(site, n) for n in site.names)]
-        daemons.up(site, child, controller, lambda: self._answers("scontrol", "ping"))
-        for (daemon, started), node in zip(nodes, site.names, strict=True):
-            daemons.up(site, started, daemon, lambda node=node: self._usable(node))  # type: ignore[misc]
+            accounting.start(site, self.call)
+        controller, nodes = daemons.slurmctld(site), [daemons.slurmd(site, node) for node in site.names]
+        child, *children = [daemons.launch(site, daemon) for daemon in (controller, *nodes)]
+        daemons.wait_ready(site, child, controller, lambda: self._answers("scontrol", "ping"))
+        for started, daemon, node in zip(children, nodes, site.names, strict=True):
+            daemons.wait_ready(site, started, daemon, lambda node=node: self._usable(node))  # type: ignore[misc]
 
     def _answers(self, *words: str) -> bool:
         try:
@@ -245,7 +205,7 @@ class Here:
             return False
 
     def _usable(self, node: str) -> bool:
-        """Whether its slurmd listens and slurmctld knows. Until slurmctld notices, a lost node looks unchanged."""
+        """Whether its slurmd listens and slurmctld reports it as up, which it also does for a node lost recently."""
         if not daemons.listens(self.site.address, self.site.options.port + 1 + self.site.names.index(node)):
             return False
         try:
@@ -254,20 +214,18 @@ class Here:
             return False
         return bool(re.fullmatch("idle|mixed|allocated|completing", state))
 
-    def _empty(self) -> None:
-        """Cancel all jobs until the queue is empty or their time to end is over."""
+    def _cancel_all(self) -> None:
+        """Cancel all jobs, and wait until the queue is empty or their time to end is over."""
         limit = time.monotonic() + self.site.options.kill_wait + 15
         pids = daemons.pids(self.site)
         lost = [node for node in self.site.names if not pids[f"slurmd.{node}"]]
-        try:
-            if lost:  # else their jobs would be waited for
+        with contextlib.suppress(FlipError):  # a controller that does not answer is killed anyway
+            if lost:  # else Slurm waits for their jobs
                 self.call("scontrol", "update", f"NodeName={','.join(lost)}", "State=DOWN", "Reason=stop")
             while time.monotonic() < limit:
                 jobs = sorted(set(self.call("squeue", "-h", "-o", "%F").split()))
                 if not jobs:
                     return
-                with contextlib.suppress(FlipError):  # one may have ended meanwhile
+                with contextlib.suppress(FlipError):  # a job may have ended meanwhile
                     self.call("scancel", *jobs)
                 time.sleep(0.3)
-        except FlipError:  # a controller that does not answer is ended all the same
-            return

@@ -10,18 +10,17 @@ import secrets
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 from flip.runs.errors import ConfigError
 
-SELECTS = ("cons_tres", "linear")
-PREEMPTIONS = ("partition", "qos")
-#: Slurm's longest unix socket below its folder (a step's, of a job with seven digits), and what the kernel allows.
 _SOCKET, _LONGEST = "/spool/n99/n99_1234567.4294967291", 107
-#: Below the ports that the kernel gives to clients.
+"""Slurm's longest unix socket below its folder (of a step of a job with seven digits), and the kernel's limit."""
 _PORTS = range(28000, 32000)
+"""Below the ports that the kernel gives to clients."""
 CLUSTER = "here"
-#: Seconds before a requeued job may run again, less one. Slurm's own: 120.
 CRED_EXPIRE = 5
+"""Seconds before a requeued job may run again, less one. Slurm's default: 120."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +55,19 @@ class Options:
     """MaxSubmitJobs of the user's association; 0: no limit."""
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "nodes": 1,
-            "gpus": 0,
-            "cpus": 1,
-            "memory": 1,
-            "grace": 0,
-            "kill_wait": 0,
-            "port": 0,
-            "max_submit": 0,
-        }.items():
+        for name in ("nodes", "gpus", "cpus", "memory", "grace", "kill_wait", "port", "max_submit"):
+            least = int(name in ("nodes", "cpus", "memory"))
             if getattr(self, name) < least:
                 raise ConfigError(f"must be at least {least}", f"option {name}", getattr(self, name))
         if self.nodes > 99:
             raise ConfigError("must be at most 99", "option nodes", self.nodes)
-        if self.select not in SELECTS:
-            raise ConfigError("unknown plugin", "option select", self.select, f"There are: {', '.join(SELECTS)}.")
-        if self.preempt not in PREEMPTIONS:
-            remedy = f"Use one of: {', '.join(PREEMPTIONS)}."
-            raise ConfigError("unknown kind of preemption", "option preempt", self.preempt, remedy)
-        if not self.accounting and (self.preempt == "qos" or self.max_submit):
+        for name, choices in (("select", ("cons_tres", "linear")), ("preempt", ("partition", "qos"))):
+            if getattr(self, name) not in choices:
+                remedy = f"Use one of: {', '.join(choices)}."
+                raise ConfigError("unknown value", f"option {name}", getattr(self, name), remedy)
+        if self.limited and not self.accounting:
             name = "preempt" if self.preempt == "qos" else "max_submit"
-            remedy = "Start it with --accounting: QOS and limits are kept in the accounting database."
+            remedy = "Start it with --accounting: QOS and limits are stored in the accounting database."
             raise ConfigError("needs accounting", f"option {name}", getattr(self, name), remedy)
         for line in self.settings:
             if not re.fullmatch(r"\w+=[^\n]*", line):
@@ -85,7 +75,7 @@ class Options:
 
     @property
     def cards(self) -> int:
-        """GPUs that Slurm allocates; none with select/linear, whose jobs would get them but not their steps."""
+        """GPUs that Slurm allocates; none with select/linear, which gives them to jobs but not to steps."""
         return 0 if self.select == "linear" else self.gpus
 
     @property
@@ -99,8 +89,8 @@ class Options:
         return 1 + self.nodes + (2 if self.accounting else 0)
 
 
-class Site:
-    """A folder and the options of the Slurm in it."""
+class SandboxConfig:
+    """Paths, names and configuration files of the Slurm in ``folder``."""
 
     def __init__(self, folder: Path, options: Options) -> None:
         self.folder, self.options = folder, options
@@ -117,7 +107,7 @@ class Site:
 
     @property
     def names(self) -> list[str]:
-        """The nodes."""
+        """Names of the nodes."""
         return [f"n{number}" for number in range(1, self.options.nodes + 1)]
 
     def spool(self, node: str) -> Path:
@@ -133,36 +123,36 @@ class Site:
         """Raise ConfigError if the folder cannot hold a Slurm."""
         text = str(self.folder)
         if not re.fullmatch(r"[\w./+-]+", text):
-            remedy = "Name one of letters, digits and ._-+ with --folder: it stands in Slurm's files and in shells."
-            raise ConfigError("the folder's name holds other characters", "option folder", text, remedy)
+            remedy = "Name one of letters, digits and ._-+ with --folder: Slurm's files and shell commands contain it."
+            raise ConfigError("the folder's name has other characters", "option folder", text, remedy)
         if len(text + _SOCKET) > _LONGEST:
             remedy = f"Name a folder of at most {_LONGEST - len(_SOCKET)} characters with --folder."
             raise ConfigError("the folder's name is too long for unix sockets below it", "option folder", text, remedy)
         if self.folder.exists() and not self.conf.exists() and any(self.folder.iterdir()):
-            raise ConfigError("the folder holds something else", "option folder", text, "Name a new or empty folder.")
+            raise ConfigError("the folder has other files", "option folder", text, "Name a new or empty folder.")
 
     def write(self) -> None:
         """Write all configuration files; the folders must exist."""
         for number in range(self.options.cards):
             gpu = self / "dev" / f"gpu{number}"
-            if not gpu.is_symlink():  # Slurm wants a character device, and only looks at it
+            if not gpu.is_symlink():  # Slurm requires a character device, but does not open it
                 gpu.symlink_to("/dev/null")
         key = self / "munge" / "key"
         if not key.exists():
-            put(key, secrets.token_bytes(128), 0o600)
+            write_file(key, secrets.token_bytes(128), 0o600)
         gpus = f"Name=gpu File={self.folder}/dev/gpu[0-{self.options.cards - 1}]\n" if self.options.cards else ""
         texts = {"cgroup.conf": "CgroupPlugin=disabled\n", "gres.conf": gpus, "profile.yaml": self.profile()}
         if self.options.job_submit:
             texts["job_submit.lua"] = self.options.job_submit
         for name, text in (texts | {"slurm.conf": self.slurm_conf()}).items():
-            put(self / name, text.encode())
+            write_file(self / name, text.encode())
 
     def slurm_conf(self) -> str:
         """slurm.conf. docs/slurm_at_home.md explains the unusual lines."""
         options = self.options
         lines = self._fixed() | self._chosen()
         for key, value in (line.split("=", 1) for line in options.settings):
-            # Slurm does not mind capitals: ours of that name goes
+            # replaces a default of the same name, regardless of case
             lines = {known: old for known, old in lines.items() if known.lower() != key.lower()} | {key: value}
         gres = f" Gres=gpu:{options.cards}" if options.cards else ""
         nodes = [
@@ -193,12 +183,12 @@ class Site:
             "SlurmctldLogFile": f"{folder}/log/slurmctld.log",
             "SlurmdLogFile": f"{folder}/log/slurmd.%n.log",
             "MailProg": "/bin/true",
-            "SlurmdParameters": "config_overrides",  # sizes that this machine has not
-            "ProctrackType": "proctrack/linuxproc",  # these two: nothing of cgroups
+            "SlurmdParameters": "config_overrides",  # sizes that this machine does not have
+            "ProctrackType": "proctrack/linuxproc",  # like TaskPlugin: without cgroups
             "TaskPlugin": "task/none",
             "JobAcctGatherType": "jobacct_gather/none",
             "MpiDefault": "none",
-            "ReturnToService": "2",  # a lost node is used again when it is back
+            "ReturnToService": "2",  # use a lost node again when it returns
             "PreemptMode": "REQUEUE",
             "SlurmctldTimeout": "10",
             "MinJobAge": "300",
@@ -218,7 +208,7 @@ class Site:
         }
         if options.job_submit:
             lines["JobSubmitPlugins"] = "lua"
-        if options.select == "linear":  # whole nodes; of these it can count memory alone
+        if options.select == "linear":  # allocates whole nodes; memory is the only consumable resource
             lines |= {"SelectTypeParameters": "CR_Memory", "DefMemPerNode": str(options.memory)}
         else:
             lines |= {"SelectTypeParameters": "CR_CPU_Memory", "DefMemPerCPU": "100"}
@@ -232,35 +222,34 @@ class Site:
 
     def profile(self) -> str:
         """A cluster profile for jobs/submit.py (jobs/common/cluster_profile.py)."""
-        fields = {
-            "kind": "slurm",
-            "partition": "low",
-            "gpus_per_node": self.options.cards,
-            "cpus_per_node": self.options.cpus,
-            "memory_gb": self.options.memory // 1024,
-            "hours": 1,
-            "signal_seconds": 60,
-            "env": "[SLURM_CONF]",
-        }
-        if self.options.accounting:
-            fields["account"] = "acc"
-        if self.options.preempt == "qos":
-            fields["qos"] = "low"
-        head = f"# The Slurm on this machine; jobs find it by SLURM_CONF={self.conf}\nname: here\n"
-        return head + "".join(f"{key}: {value}\n" for key, value in fields.items())
+        options = self.options
+        lines = f"""\
+            # The Slurm on this machine, for which jobs need SLURM_CONF={self.conf}
+            name: here
+            kind: slurm
+            partition: low
+            gpus_per_node: {options.cards}
+            cpus_per_node: {options.cpus}
+            memory_gb: {options.memory // 1024}
+            hours: 1
+            signal_seconds: 60
+            env: [SLURM_CONF]
+            """
+        account = "account: acc\n" if options.accounting else ""
+        return dedent(lines) + account + ("qos: low\n" if options.preempt == "qos" else "")
 
     def _accounting(self) -> dict[str, str]:
         return {
             "AccountingStorageType": "accounting_storage/slurmdbd",
             "AccountingStorageHost": self.address,
             "AccountingStoragePort": str(self.database_ports[0]),
-            "AccountingStoragePass": f"{self.folder}/run/munge.sock",  # its clients take it for munge's socket
+            "AccountingStoragePass": f"{self.folder}/run/munge.sock",  # clients use it as munge's socket
             "AccountingStorageTRES": "gres/gpu",
             **({"AccountingStorageEnforce": "limits,qos"} if self.options.limited else {}),
         }
 
 
-def put(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write a file atomically."""
     new = path.with_name(f"{path.name}.tmp.{os.getpid()}")
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
@@ -273,14 +262,14 @@ def user_name() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        remedy = "Slurm wants one: add the user to /etc/passwd, or be root."
-        raise ConfigError("this user has a number and no name", value=os.getuid(), remedy=remedy) from None
+        remedy = "Slurm needs a name: add the user to /etc/passwd, or run as root."
+        raise ConfigError("this user id has no name", value=os.getuid(), remedy=remedy) from None
 
 
 def loopback() -> tuple[str, bool]:
-    """The address of the nodes, and whether Slurm can be told to listen on no other one.
+    """The address of the nodes, and whether Slurm can be restricted to it.
 
-    Slurm listens on all addresses or on the one that the host's name has, which need not be a loopback one.
+    Slurm listens on all addresses or only on that of the host name, which need not be a loopback address.
     """
     try:
         address = socket.gethostbyname(socket.gethostname())
@@ -294,13 +283,13 @@ def free_block(count: int, first: int = 0) -> int:
     if first:
         taken = [port for port in range(first, first + count) if not _free(port)]
         if taken:
-            raise ConfigError("port in use", "option port", taken[0], f"{count} free ports in a row are needed.")
+            raise ConfigError("port in use", "option port", taken[0], f"Slurm needs {count} consecutive free ports.")
         return first
     for _ in range(200):
         first = random.choice(_PORTS)
         if all(_free(port) for port in range(first, first + count)):
             return first
-    raise ConfigError("no free ports in a row", "option port", count, "Name the first of them with --port.")
+    raise ConfigError("no consecutive free ports", "option port", count, "Name the first with --port.")
 
 
 def _free(port: int) -> bool:

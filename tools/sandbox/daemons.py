@@ -1,6 +1,6 @@
-"""The daemons of a Slurm in one folder: which there are, how each is started and waited for.
+"""The daemons of a Slurm in one folder: their commands, start, shutdown, and simulated node failures.
 
-All run in the foreground in a session of their own: no pid files are relied on, Ctrl-C does not reach them.
+All run in the foreground in a session of their own: no pid files are needed, and Ctrl-C does not reach them.
 """
 
 from __future__ import annotations
@@ -11,50 +11,48 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flip.runs.errors import ConfigError, FlipError
 from tools.sandbox import processes
-from tools.sandbox.config import Site
+from tools.sandbox.config import SandboxConfig
+from tools.sandbox.processes import Process
 
-PACKAGES = {
-    "munged": "munge",
-    "slurmctld": "slurmctld",
-    "slurmd": "slurmd",
-    "sbatch": "slurm-client",
-}
+PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
 ACCOUNTING = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server", "mariadb-install-db": "mariadb-server"}
-#: Seconds that a daemon gets to come up. Two busy cores are slow.
-PATIENCE = 60.0
+START_SECONDS = 60.0
+"""Deadline for the start of a daemon. Two busy cores are slow."""
+STOP_SECONDS = {"slurmctld": 15.0, "slurmscriptd": 5.0, "slurmdbd": 15.0, "mariadbd": 30.0, "munged": 5.0}
+"""Daemons in the order of their shutdown, and the seconds between SIGTERM and SIGKILL."""
 
 
 @dataclass(frozen=True)
 class Daemon:
-    """One daemon: its command, and the working directory by which it is found again."""
+    """One daemon: its command, and the working directory that identifies its process."""
 
     name: str
     program: str
-    place: Path
-    words: tuple[str, ...]
+    directory: Path
+    arguments: tuple[str, ...]
 
-    def log(self, site: Site) -> Path:
+    def log(self, site: SandboxConfig) -> Path:
         """Its log file. In the foreground, daemons also log to their terminal."""
         return site / "log" / f"{self.name}.out"
 
 
-def lacking(accounting: bool) -> list[str]:
+def missing_packages(accounting: bool) -> list[str]:
     """Names of the required Debian packages that are not installed."""
-    wanted = PACKAGES | (ACCOUNTING if accounting else {})
-    return sorted({package for program, package in wanted.items() if not shutil.which(program, path=search_path())})
+    programs = PACKAGES | (ACCOUNTING if accounting else {})
+    return sorted({package for program, package in programs.items() if not shutil.which(program, path=search_path())})
 
 
-def missing(accounting: bool) -> None:
+def require_packages(accounting: bool) -> None:
     """Raise ConfigError if this machine cannot run a Slurm."""
     if not sys.platform.startswith("linux"):
-        raise ConfigError("a Slurm at home needs Linux", value=sys.platform)
-    packages = lacking(accounting)
+        raise ConfigError("the Slurm sandbox needs Linux", value=sys.platform)
+    packages = missing_packages(accounting)
     if packages:
         remedy = f"Install them: apt-get install --no-install-recommends {' '.join(packages)}"
         raise ConfigError("Slurm's packages are missing", value=", ".join(packages), remedy=remedy)
@@ -65,43 +63,40 @@ def search_path() -> str:
     return os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def environment(site: Site) -> dict[str, str]:
+def environment(site: SandboxConfig) -> dict[str, str]:
     """Environment of this process without variables of a job or of another Slurm."""
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH", "SRUN", "SALLOC"))
-    }
-    return {**kept, "PATH": search_path(), "SLURM_CONF": str(site.conf)}
+    foreign = ("SLURM", "SBATCH", "SRUN", "SALLOC")
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    return {**variables, "PATH": search_path(), "SLURM_CONF": str(site.conf)}
 
 
-def munged(site: Site) -> Daemon:
-    words = (
+def munged(site: SandboxConfig) -> Daemon:
+    arguments = (
         "--foreground",
-        "--force",  # a home folder that is closed to others is well
+        "--force",  # accept a home folder that is closed to others
         f"--key-file={site / 'munge' / 'key'}",
         f"--socket={site / 'run' / 'munge.sock'}",
         f"--pid-file={site / 'run' / 'munged.pid'}",
         f"--seed-file={site / 'munge' / 'seed'}",
     )
-    return Daemon("munged", "munged", site / "munge", words)
+    return Daemon("munged", "munged", site / "munge", arguments)
 
 
-def slurmctld(site: Site) -> Daemon:
-    words = ("-D", "-i", "-f", str(site.conf))
-    return Daemon("slurmctld", "slurmctld", site / "state", words)
+def slurmctld(site: SandboxConfig) -> Daemon:
+    return Daemon("slurmctld", "slurmctld", site / "state", ("-D", "-i", "-f", str(site.conf)))
 
 
-def slurmd(site: Site, node: str) -> Daemon:
-    words = ("-D", "-N", node, "-f", str(site.conf))
-    return Daemon(f"slurmd.{node}", "slurmd", site.spool(node), words)
+def slurmd(site: SandboxConfig, node: str) -> Daemon:
+    return Daemon(f"slurmd.{node}", "slurmd", site.spool(node), ("-D", "-N", node, "-f", str(site.conf)))
 
 
-def slurmdbd(site: Site) -> Daemon:
+def slurmdbd(site: SandboxConfig) -> Daemon:
     return Daemon("slurmdbd", "slurmdbd", site / "run", ("-D",))
 
 
-def mariadbd(site: Site) -> Daemon:
-    words = (
-        "--no-defaults",  # comes first, or is not understood
+def mariadbd(site: SandboxConfig) -> Daemon:
+    arguments = (
+        "--no-defaults",  # must come first
         f"--user={site.user}",
         f"--datadir={site / 'database'}",
         f"--socket={site / 'run' / 'mariadb.sock'}",
@@ -112,53 +107,44 @@ def mariadbd(site: Site) -> Daemon:
         "--skip-name-resolve",
         "--innodb-buffer-pool-size=64M",
         "--innodb-log-file-size=16M",
-        "--innodb-lock-wait-timeout=900",  # both asked for by slurmdbd
+        "--innodb-lock-wait-timeout=900",  # slurmdbd asks for this and for the log size
     )
-    return Daemon("mariadbd", "mariadbd", site / "database", words)
+    return Daemon("mariadbd", "mariadbd", site / "database", arguments)
 
 
-def wanted(site: Site) -> list[Daemon]:
-    """All daemons of the site."""
+def pids(site: SandboxConfig) -> dict[str, int]:
+    """Name of each daemon of the sandbox -> its pid, 0 if it does not run."""
     database = [mariadbd(site), slurmdbd(site)] if site.options.accounting else []
-    return [munged(site), *database, slurmctld(site), *(slurmd(site, node) for node in site.names)]
-
-
-def pids(site: Site) -> dict[str, int]:
-    """Name of each daemon of the site -> its pid, 0 if it does not run."""
-    there = processes.daemons(site.folder)
+    expected = [munged(site), *database, slurmctld(site), *(slurmd(site, node) for node in site.names)]
+    running = processes.daemons(site.folder)
     return {
-        daemon.name: next((p.pid for p in there.get(daemon.place, []) if p.name == daemon.program), 0)
-        for daemon in wanted(site)
+        daemon.name: next((p.pid for p in running.get(daemon.directory, []) if p.name == daemon.program), 0)
+        for daemon in expected
     }
 
 
-def launch(site: Site, daemon: Daemon) -> subprocess.Popen[bytes]:
+def launch(site: SandboxConfig, daemon: Daemon) -> subprocess.Popen[bytes]:
     """Start a daemon without waiting for it."""
-    with open(daemon.log(site), "ab") as out:
+    with open(daemon.log(site), "ab") as log:
         return subprocess.Popen(
-            [daemon.program, *daemon.words],
-            cwd=daemon.place,
-            env=environment(site),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+            [daemon.program, *daemon.arguments], cwd=daemon.directory, env=environment(site), start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
 
-def one(site: Site, daemon: Daemon, ready: Callable[[], bool]) -> None:
+def start(site: SandboxConfig, daemon: Daemon, ready: Callable[[], bool]) -> None:
     """Start a daemon and wait until it is ready."""
-    up(site, launch(site, daemon), daemon, ready)
+    wait_ready(site, launch(site, daemon), daemon, ready)
 
 
-def up(site: Site, child: subprocess.Popen[bytes], daemon: Daemon, ready: Callable[[], bool]) -> None:
+def wait_ready(site: SandboxConfig, child: subprocess.Popen[bytes], daemon: Daemon, ready: Callable[[], bool]) -> None:
     """Wait until ``ready()``. Raises FlipError with the last lines of the log if the daemon ends or takes too long."""
-    limit = time.monotonic() + PATIENCE
+    limit = time.monotonic() + START_SECONDS
     while not ready():
         if child.poll() is not None or time.monotonic() > limit:
-            how = "did not answer" if child.returncode is None else f"ended with {child.returncode}"
+            what = "did not answer" if child.returncode is None else f"ended with {child.returncode}"
             log = daemon.log(site)
-            raise FlipError(f"{daemon.name} {how}", log, remedy=f"It said at the end:\n{tail(log)}")
+            raise FlipError(f"{daemon.name} {what}", log, remedy=f"Its last lines:\n{tail(log)}")
         time.sleep(0.05)
 
 
@@ -172,4 +158,49 @@ def tail(log: Path, lines: int = 8) -> str:
     try:
         return "\n".join("  " + line for line in log.read_text(errors="replace").splitlines()[-lines:])
     except OSError:
-        return "  (there is none)"
+        return "  (there is no log)"
+
+
+def kill_node(site: SandboxConfig, node: str) -> None:
+    """Simulate a machine failure: SIGKILL slurmd, its slurmstepds and their tasks, in this order."""
+    _kill([p for p in processes.daemons(site.folder).get(site.spool(node), []) if p.name == "slurmd"])
+    kill_steps(site, [node])
+
+
+def kill_steps(site: SandboxConfig, nodes: Sequence[str]) -> None:
+    """SIGKILL the slurmstepds of nodes and their tasks so that none can report the end of another.
+
+    A slurmstepd would report its tasks, and srun or its parent would end the step on other nodes. So all are stopped
+    before the first is killed, and children are killed first: the kernel wakes a process that loses its parent. This is
+    repeated because a step may be starting.
+    """
+    marks = [(f"SLURM_CONF={site.conf}", f"SLURMD_NODENAME={node}") for node in nodes]
+    for _ in range(50):
+        running = processes.daemons(site.folder)
+        steps = [p for node in nodes for p in running.get(site.spool(node), []) if p.name == "slurmstepd"]
+        tasks = processes.tasks(steps, marks)
+        if not steps and not tasks:
+            return
+        processes.freeze(steps + tasks)
+        _kill(processes.children_first(steps + tasks))
+
+
+def stop_all(site: SandboxConfig) -> None:
+    """End all processes: slurmds, steps and tasks, slurmctld, slurmdbd, MariaDB, munged."""
+    nodes = [directory.name for directory in processes.daemons(site.folder) if directory.parent == site / "spool"]
+    processes.end([p for p in _running(site) if p.name == "slurmd"], 10.0)
+    kill_steps(site, sorted({*nodes, *site.names}))
+    for name, seconds in STOP_SECONDS.items():
+        processes.end([p for p in _running(site) if p.name == name], seconds)
+    for left in _running(site):
+        value = f"{left.name}, pid {left.pid}"
+        raise FlipError("a daemon survived SIGKILL", site.folder, value, "It may hang in the kernel.")
+
+
+def _running(site: SandboxConfig) -> list[Process]:
+    return [process for group in processes.daemons(site.folder).values() for process in group]
+
+
+def _kill(victims: list[Process]) -> None:
+    processes.kill(victims)
+    processes.wait(victims, 5)

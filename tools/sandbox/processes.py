@@ -1,7 +1,7 @@
-"""The processes of one folder's Slurm, found by what they are and where they stand; no pid is ever written down.
+"""Finds the processes of one folder's Slurm by name and working directory; no pid is ever stored.
 
-Every daemon is started in a working directory of its own below the folder (``site.Site``), and what it forks stays
-there: a slurmstepd has its node's spool directory. A user's editor, shell or ``tail`` in the folder has another name.
+Every daemon is started in a working directory of its own below the folder, and its children stay there: a slurmstepd
+has its node's spool directory. A user's editor, shell or ``tail`` in the folder has another name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from jobs.local import rank_processes
 
 DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmscriptd", "slurmd", "slurmstepd")
 
@@ -27,57 +29,55 @@ class Process:
     start: str
 
 
-def table() -> dict[int, Process]:
-    """Pid -> process without zombies, which an init that does not reap would keep for ever."""
-    found = {}
-    for entry in os.listdir("/proc"):
-        process = _read(int(entry)) if entry.isdigit() else None
-        if process:
-            found[process.pid] = process
-    return found
+def running() -> dict[int, Process]:
+    """All processes by pid, without zombies, which an init that does not reap would keep for ever."""
+    processes = {}
+    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        name, fields = rank_processes.read_stat(pid)
+        if fields and not rank_processes.has_ended(fields):
+            processes[pid] = Process(pid, int(fields[1]), name, fields[19])
+    return processes
 
 
 def daemons(folder: Path) -> dict[Path, list[Process]]:
     """Working directory -> the daemons that run in it, for directories in ``folder`` or below."""
-    found: dict[Path, list[Process]] = {}
-    for process in table().values():
+    by_directory: dict[Path, list[Process]] = {}
+    for process in running().values():
         if process.name in DAEMONS:
-            place = _place(process.pid)
-            if place and (place == folder or folder in place.parents):
-                found.setdefault(place, []).append(process)
-    return found
+            with contextlib.suppress(OSError):  # ended, or another user's
+                directory = Path(os.readlink(f"/proc/{process.pid}/cwd").removesuffix(" (deleted)"))
+                if directory.is_relative_to(folder):
+                    by_directory.setdefault(directory, []).append(process)
+    return by_directory
 
 
 def tasks(steps: Iterable[Process], marks: Collection[Collection[str]]) -> list[Process]:
-    """What the slurmstepds ``steps`` started, and its children.
+    """Descendants of the slurmstepds ``steps``.
 
-    Also what has lost its parents but carries all of one of ``marks``, each NAME=VALUE, in its environment.
+    Includes orphans whose environment holds all NAME=VALUE entries of one of ``marks``.
     """
-    everybody = table()
+    processes = running()
     inside = {step.pid for step in steps}
-    grown = True
-    while grown:
-        more = {p.pid for p in everybody.values() if p.parent in inside} - inside
+    while more := {p.pid for p in processes.values() if p.parent in inside} - inside:
         inside |= more
-        grown = bool(more)
-    for pid in everybody.keys() - inside:
-        environment = _environment(pid)
-        if any(environment.issuperset(map(os.fsencode, mark)) for mark in marks):
-            inside.add(pid)
-    return [p for pid, p in everybody.items() if pid in inside and p.name not in DAEMONS]
+    for pid in processes.keys() - inside:
+        with contextlib.suppress(OSError):  # ended, or another user's
+            environment = set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+            if any(environment.issuperset(map(os.fsencode, mark)) for mark in marks):
+                inside.add(pid)
+    return [p for pid, p in processes.items() if pid in inside and p.name not in DAEMONS]
 
 
 def alive(process: Process) -> bool:
     """Whether this process still runs."""
-    with contextlib.suppress(ChildProcessError):  # one of ours: reaped here, else it would stay a zombie
+    with contextlib.suppress(ChildProcessError):  # reap a child of this process, which would stay a zombie
         os.waitpid(process.pid, os.WNOHANG)
-    now = _read(process.pid)
-    return now is not None and now.start == process.start
+    return rank_processes.alive(process.pid, process.start)
 
 
 def state(pid: int) -> str:
-    """Its state letter in /proc, X if it has ended."""
-    return _stat(pid)[1][0]
+    """The state letter of a process in /proc; X if it has ended."""
+    return (rank_processes.read_stat(pid)[1] or ["X"])[0]
 
 
 def kill(processes: Iterable[Process], number: int = signal.SIGKILL) -> None:
@@ -89,7 +89,7 @@ def kill(processes: Iterable[Process], number: int = signal.SIGKILL) -> None:
 
 
 def freeze(processes: Collection[Process], seconds: float = 2.0) -> None:
-    """Send SIGSTOP; returns when all are stopped or have ended, after ``seconds`` at the latest."""
+    """Send SIGSTOP, and wait at most ``seconds`` until all are stopped or have ended."""
     kill(processes, signal.SIGSTOP)
     limit = time.monotonic() + seconds
     while any(state(process.pid) not in "TZX" for process in processes) and time.monotonic() < limit:
@@ -106,51 +106,19 @@ def children_first(processes: Collection[Process]) -> list[Process]:
     return sorted(processes, key=lambda process: -depth(process.pid))
 
 
-def gone(processes: Iterable[Process], seconds: float) -> bool:
+def wait(processes: Iterable[Process], seconds: float) -> bool:
     """Wait until all have ended; False after ``seconds``."""
     left, limit = list(processes), time.monotonic() + seconds
-    while True:
-        left = [process for process in left if alive(process)]
-        if not left or time.monotonic() > limit:
-            return not left
+    while left := [process for process in left if alive(process)]:
+        if time.monotonic() > limit:
+            return False
         time.sleep(0.05)
+    return True
 
 
 def end(processes: Collection[Process], seconds: float) -> None:
     """Send SIGTERM, and SIGKILL after ``seconds``; returns when all have ended."""
     kill(processes, signal.SIGTERM)
-    if not gone(processes, seconds):
+    if not wait(processes, seconds):
         kill(processes)
-        gone(processes, 10)
-
-
-def _read(pid: int) -> Process | None:
-    name, fields = _stat(pid)
-    if fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) < 2):  # the first thread may end before the others
-        return None
-    return Process(pid, int(fields[1]), name, fields[19])
-
-
-def _stat(pid: int) -> tuple[str, list[str]]:
-    """Name, and the fields of /proc/PID/stat from the state on."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # gone, or gone while we read
-        return "", ["X"]
-    head, _, tail = text.rpartition(")")
-    return head.partition("(")[2], tail.split()
-
-
-def _place(pid: int) -> Path | None:
-    try:
-        return Path(os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)"))
-    except OSError:  # gone, or somebody else's
-        return None
-
-
-def _environment(pid: int) -> set[bytes]:
-    """NAME=VALUE entries of the environment that the process started with."""
-    try:
-        return set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-    except OSError:  # gone, or somebody else's
-        return set()
+        wait(processes, 10)
