@@ -19,7 +19,7 @@ from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import caption, encode, make_dataset, picture
 from tests.tools.test_shards import TOOL, run
 from tools.shards import main
-from tools.shards_commands.verify import Part
+from tools.shards_commands.verify import Report
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_verify(data, capsys):
     code, text = call(capsys, "verify", data.parent / "good", "--workers", 1, "--out", data.parent / "better")
     assert (
         code == 65
-        and "a shard of another length" in text
+        and "shard of a different length" in text
         and "no manifest was written" in text
         and not (data.parent / "better").exists()
     )
@@ -79,15 +79,15 @@ def test_verify_finds_shards_of_zeros(data, capsys):
     table = Table([*old.keys, str(zeros), str(meta), str(gone)], np.array(rows, dtype=np.int64), old.chunk, old.offsets)
     write(data / "m", table, old.checksums)
     code, text = call(capsys, "verify", data / "m", "--workers", 1, "--chunks", 2)
-    assert code == 65 and f"a shard without samples: {zeros}: zeros alone, without a single member\n" in text
-    assert f"a shard without samples: {gone}: the shard is missing" in text and "meta.tar" not in text
+    assert code == 65 and f"shard without samples: {zeros}: only zeros, no member\n" in text
+    assert f"shard without samples: {gone}: the shard is missing" in text and "meta.tar" not in text
     code, found = call(capsys, "verify", data / "m", "--json", "--out", data / "new")
     assert code == 65 and found["bad"] == 0 and len(found["shards_without_members"]) == 2
 
 
 def test_what_was_found_before_the_storage_went_is_told(data, capsys, monkeypatch):
     def parts(*_):  # must be a generator: it is closed
-        yield Part(3, 1, 12, 1000, [(5, "ugly")])
+        yield Report(3, 1, 12, 1000, {5: "ugly"})
         raise StorageError("away", "there")
 
     monkeypatch.setattr("tools.shards_commands.verify.check", parts)
@@ -103,7 +103,7 @@ def test_verify_a_part(data, capsys):
     assert code == 0 and (found["chunks_checked"], found["samples_checked"], found["decoded"]) == (15, 60, False)
     assert found["bad_share_at_most"] == pytest.approx(1 - 0.05 ** (1 / 15))
     code, text = call(capsys, "verify", data, "--chunks", 5, "--seed", 3, "--workers", 1)
-    assert code == 0 and "0 of 5 chunks drawn (seed 3)" in text and "at 95% confidence at most 45.07 %" in text
+    assert code == 0 and "0 of 5 chunks drawn (seed 3)" in text and "At 95% confidence, at most 45.07 %" in text
     for arguments, words in (
         (("--sample", 0), "--sample"),
         (("--sample", 1.5), "--sample"),
@@ -301,7 +301,7 @@ def test_bench(data, capsys):
     assert code == 0 and [one["stage"] for one in found["stages"]] == ["read", "walk", "decode", "whole"]
     assert found["workers"] >= 2 and found["limit"] in ("read", "walk", "decode", "view")
     code, text = call(capsys, "bench", data, *small)
-    assert code == 0 and "one worker on a core of its own" in text and "images/s take" not in text
+    assert code == 0 and "one worker on a core of its own" in text and "images/s need" not in text
     for arguments, words in (
         (("--mask", "1"), "mask: a mask is a share"),
         (("--mask", "-0.1"), "mask: a mask is a share"),

@@ -1,6 +1,6 @@
 """`shards verify`: reads chunks again (all or a random sample), checks CRCs and decodes images and captions.
 
-`check` runs the tasks in processes and yields one `Part` per task; `Report` sums them; `upper_bound` is the confidence
+`check` runs the tasks in processes and yields one `Report` per task; `upper_bound` is the confidence
 limit for a sample of chunks. `verify` is the command; with ``--out`` it writes a manifest that excludes bad samples.
 """
 
@@ -12,11 +12,11 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -48,39 +48,18 @@ class Plan:
     """Both decoders reject the same files; this one is faster."""
 
 
-class Bad(NamedTuple):
-    """A sample that training cannot use."""
-
-    id: int
-    shard: str
-    ordinal: int
-    reason: str
-
-
-class Part(NamedTuple):
-    """Result of one task. ``bad``: (sample id, reason)."""
-
-    chunks: int
-    bad_chunks: int
-    samples: int
-    bytes: int
-    bad: list[tuple[int, str]]
-
-
 @dataclass
 class Report:
-    """Sum of all parts so far. ``resized``: shards whose length differs from the indexed length; ``zeros``: shards
-    without a member."""
+    """Result of one task, or the sum of all tasks so far."""
 
     chunks: int = 0
     bad_chunks: int = 0
     samples: int = 0
     bytes: int = 0
     bad: dict[int, str] = field(default_factory=dict)
-    resized: list[str] = field(default_factory=list)
-    zeros: list[str] = field(default_factory=list)
+    """Sample id -> why training cannot use the sample."""
 
-    def add(self, part: Part) -> None:
+    def add(self, part: Report) -> None:
         self.chunks += part.chunks
         self.bad_chunks += part.bad_chunks
         self.samples += part.samples
@@ -91,19 +70,20 @@ class Report:
         """Kind of reason -> number of samples, most frequent first."""
         return dict(Counter(map(kind, self.bad.values())).most_common())
 
-    def examples(self, manifest: Manifest, count: int) -> dict[str, list[Bad]]:
+    def examples(self, manifest: Manifest, count: int) -> list[dict[str, Any]]:
         """The first samples of each kind of reason."""
-        found: dict[str, list[Bad]] = {name: [] for name in self.reasons()}
+        by_kind: dict[str, list[dict[str, Any]]] = {name: [] for name in self.reasons()}
         for id, reason in sorted(self.bad.items()):
-            if len(found[kind(reason)]) < count:
-                found[kind(reason)].append(Bad(id, *manifest.locate(id), reason))
-        return found
+            if len(by_kind[kind(reason)]) < count:
+                shard, ordinal = manifest.locate(id)
+                by_kind[kind(reason)].append({"id": id, "shard": shard, "ordinal": ordinal, "reason": reason})
+        return [example for examples in by_kind.values() for example in examples]
 
 
 def draw(manifest: Manifest, count: int, seed: int) -> list[int]:
     """Draw ``count`` different chunks uniformly; sorted. Raises ConfigError if there are fewer."""
     if not 0 < count <= manifest.chunks:
-        raise ConfigError(f"the manifest has {manifest.chunks} chunks; so many cannot be drawn", value=count)
+        raise ConfigError(f"must be 1 to {manifest.chunks}: the manifest has {manifest.chunks} chunks", value=count)
     return sorted(np.random.default_rng(seed).choice(manifest.chunks, count, replace=False).tolist())
 
 
@@ -128,7 +108,7 @@ def _at_most(k: int, n: int, p: float) -> float:
     return min(1.0, math.fsum(map(math.exp, logs)))
 
 
-def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Generator[Part, None, None]:
+def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Generator[Report, None, None]:
     """Yield the result of each task in order of completion. ``workers``: processes; 0: run in this process.
 
     Closing the iterator (Ctrl-C does) ends the processes at once. Raises StorageError, PermissionDenied.
@@ -137,22 +117,20 @@ def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Generator[Part, N
     return concurrency.map_in_processes(_looker, arguments, _tasks(manifest, plan), workers, "verify")
 
 
-def _looker(folder: str, plan: Plan) -> Callable[[Sequence[int]], Part]:
+def _looker(folder: str, plan: Plan) -> Callable[[Sequence[int]], Report]:
     manifest, reader = Manifest.load(folder, check=False), ChunkReader()
     return lambda chunks: look(manifest, plan, chunks, reader)
 
 
-def look(manifest: Manifest, plan: Plan, chunks: Sequence[int], reader: ChunkReader) -> Part:
+def look(manifest: Manifest, plan: Plan, chunks: Sequence[int], reader: ChunkReader) -> Report:
     """Check these chunks in this process. Samples that the manifest excludes are skipped."""
-    bad, bad_chunks, samples, size = list[tuple[int, str]](), 0, 0, 0
+    report = Report(chunks=len(chunks))
     for j in chunks:
         ids = [id for id in manifest.chunk_ids(j) if id not in manifest.exceptions]
-        if not ids:
-            continue
-        size += chunk_bytes(manifest, j)
-        found = _chunk(manifest, plan, j, ids, reader)
-        samples, bad_chunks, bad = samples + len(ids), bad_chunks + bool(found), bad + found
-    return Part(len(chunks), bad_chunks, samples, size, bad)
+        if ids:
+            bad = _bad_samples(manifest, plan, j, ids, reader)
+            report.add(Report(0, int(bool(bad)), len(ids), chunk_bytes(manifest, j), bad))
+    return report
 
 
 def chunk_bytes(manifest: Manifest, j: int) -> int:
@@ -169,21 +147,17 @@ def planned_bytes(manifest: Manifest, plan: Plan) -> int:
 
 def resized(manifest: Manifest, plan: Plan) -> list[str]:
     """Local shards of a plan whose file length differs from the index: truncated, replaced or appended to."""
-    rows: Iterable[int] = range(len(manifest.keys))
+    read = set(manifest.keys)
     if len(plan.chunks) < manifest.chunks:
-        ids = [id for j in plan.chunks for id in (manifest.chunk_ids(j).start, manifest.chunk_ids(j).stop - 1)]
-        ends = np.searchsorted(manifest.first, ids, side="right").reshape(-1, 2) - 1
-        rows = sorted({row for first, last in ends.tolist() for row in range(first, last + 1)})
-    found = []
-    for row in rows:
-        key, indexed = manifest.keys[row], int(manifest.shards[row, 1])
-        try:
-            size = indexed if "://" in key else os.stat(key).st_size
-        except OSError:
-            continue  # the reader says it better
-        if size != indexed:
-            found.append(f"{key}: {size} bytes, indexed were {indexed}")
-    return found
+        read = {key for j in plan.chunks for key, *_ in manifest.chunk_reads(j)}
+    lines = []
+    for key, indexed in zip(manifest.keys, manifest.shards[:, 1].tolist(), strict=True):
+        if key in read and "://" not in key:
+            with suppress(OSError):  # reading the chunks reports it
+                size = os.stat(key).st_size
+                if size != indexed:
+                    lines.append(f"{key}: {size} bytes, indexed were {indexed}")
+    return lines
 
 
 def zeros(manifest: Manifest, reader: ChunkReader) -> list[str]:
@@ -191,36 +165,36 @@ def zeros(manifest: Manifest, reader: ChunkReader) -> list[str]:
 
     No chunk reads them. Raises StorageError, PermissionDenied.
     """
-    found = []
+    lines = []
     for row in np.flatnonzero((manifest.kept.tars if manifest.kept else manifest.shards)[:, 0] == 0).tolist():
         key = manifest.keys[row]
         try:
             if not any(reader.read(key, 0, min(BLOCK, int(manifest.shards[row, 1])), manifest.etags[row])):
-                found.append(f"{key}: zeros alone, without a single member")
+                lines.append(f"{key}: only zeros, no member")
         except DataError as error:
-            found.append(f"{key}: {error.what}")
-    return found
+            lines.append(f"{key}: {error.what}")
+    return lines
 
 
 def _tasks(manifest: Manifest, plan: Plan) -> Iterator[list[int]]:
     step = max(1, _TASK // manifest.chunk)
-    yield from (list(plan.chunks[at : at + step]) for at in range(0, len(plan.chunks), step))
+    yield from (list(plan.chunks[start : start + step]) for start in range(0, len(plan.chunks), step))
 
 
-def _chunk(manifest: Manifest, plan: Plan, j: int, ids: Sequence[int], reader: ChunkReader) -> list[tuple[int, str]]:
+def _bad_samples(manifest: Manifest, plan: Plan, j: int, ids: Sequence[int], reader: ChunkReader) -> dict[int, str]:
     try:
         samples = reader.read_chunk(manifest, j)
     except DataError as error:
-        return [(id, _without_folders(manifest, j, error)) for id in ids]
-    found = []
+        return dict.fromkeys(ids, _without_folders(manifest, j, error))
+    bad = {}
     for id in ids if plan.decode else ():
         sample = samples[id - j * manifest.chunk]
         try:
             image_of(sample, plan.decoder)
             captions_of(sample, list(plan.captions))
         except Undecodable as error:
-            found.append((id, str(error)))
-    return found
+            bad[id] = str(error)
+    return bad
 
 
 def _without_folders(manifest: Manifest, j: int, error: DataError) -> str:
@@ -239,26 +213,30 @@ def verify(options: argparse.Namespace) -> Outcome:
     plan = Plan(_chunks(manifest, options), options.decode, captions(options))
     if options.out:
         claim(Path(options.out).absolute())
-    report, begin = Report(), time.monotonic()
-    report.resized, report.zeros = resized(manifest, plan), zeros(manifest, ChunkReader())
-    ended = _run(manifest, plan, options.workers or cores(), report)
-    found = _facts(manifest, report, len(plan.chunks), time.monotonic() - begin, options)
-    if isinstance(ended, FlipError):
-        print(_text(found, manifest, options, "until then: "), file=sys.stderr)
-        raise ended
-    if ended:
-        return Outcome(found | {"interrupted": True}, INTERRUPTED, _text(found, manifest, options, "interrupted: "))
+    report, start_time = Report(), time.monotonic()
+    shard_errors = {
+        "resized_shards": resized(manifest, plan),
+        "shards_without_members": zeros(manifest, ChunkReader()),
+    }
+    stopped_by = _run(manifest, plan, options.workers or cores(), report)
+    seconds = time.monotonic() - start_time
+    facts = _facts(manifest, report, len(plan.chunks), seconds, options) | shard_errors
+    if isinstance(stopped_by, FlipError):
+        print(_text(facts, manifest, options, "until then: "), file=sys.stderr)
+        raise stopped_by
+    if stopped_by:
+        return Outcome(facts | {"interrupted": True}, INTERRUPTED, _text(facts, manifest, options, "interrupted: "))
     if options.out and report.bad:
         new = excepting(manifest, report.bad, options.out)
-        found |= {"written": str(new.folder), "digest": new.digest}
-    left = report.resized or report.zeros or (report.bad and not options.out)
-    return Outcome(found, DATA if left else COMPLETE, _text(found, manifest, options))
+        facts |= {"written": str(new.folder), "digest": new.digest}
+    left = any(shard_errors.values()) or (report.bad and not options.out)
+    return Outcome(facts, DATA if left else COMPLETE, _text(facts, manifest, options))
 
 
 def _chunks(manifest: Manifest, options: argparse.Namespace) -> range | list[int]:
     if options.sample is not None:
         if not 0 < options.sample <= 1:
-            raise ConfigError("a share lies above 0 and not above 1", "--sample", options.sample)
+            raise ConfigError("must be a share above 0 and at most 1", "--sample", options.sample)
         return draw(manifest, max(1, round(options.sample * manifest.chunks)), options.seed)
     if options.chunks is not None:
         return draw(manifest, options.chunks, options.seed)
@@ -281,7 +259,7 @@ def _run(manifest: Manifest, plan: Plan, workers: int, report: Report) -> FlipEr
 def _facts(
     manifest: Manifest, report: Report, planned: int, seconds: float, options: argparse.Namespace
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "manifest": str(manifest.folder),
         "chunks_checked": report.chunks,
         "chunks": manifest.chunks,
@@ -291,49 +269,42 @@ def _facts(
         "bad": len(report.bad),
         "bad_chunks": report.bad_chunks,
         "reasons": report.reasons(),
-        "examples": [
-            one._asdict() for several in report.examples(manifest, options.examples).values() for one in several
-        ],
-        "resized_shards": report.resized,
-        "shards_without_members": report.zeros,
+        "examples": report.examples(manifest, options.examples),
         "megabytes_per_second": round(report.bytes / 1e6 / seconds, 1),
         "samples_per_second": round(report.samples / seconds, 1),
         "seconds": round(seconds, 1),
     }
-    if report.chunks == planned < manifest.chunks:  # they are read in order: of the first ones nothing follows for all
+    if report.chunks == planned < manifest.chunks:  # chunks are checked in order, so a part of a draw is not random
         bound = upper_bound(report.bad_chunks, report.chunks)
-        found |= {"seed": options.seed, "confidence": CONFIDENCE, "bad_share_at_most": bound}
-    return found
+        facts |= {"seed": options.seed, "confidence": CONFIDENCE, "bad_share_at_most": bound}
+    return facts
 
 
-def _text(found: dict[str, Any], manifest: Manifest, options: argparse.Namespace, before: str = "") -> str:
+def _text(facts: dict[str, Any], manifest: Manifest, options: argparse.Namespace, before: str = "") -> str:
     lines = [
-        f"{before}{found['samples_checked']:,} samples in {found['chunks_checked']:,} of {found['chunks']:,} chunks "
-        f"{'read and decoded' if found['decoded'] else 'read'}; {found['megabytes_per_second']:,} MB/s, "
-        f"{found['samples_per_second']:,} samples/s, {found['seconds']:,} s; {found['bad']:,} bad"
+        f"{before}{facts['samples_checked']:,} samples in {facts['chunks_checked']:,} of {facts['chunks']:,} chunks "
+        f"{'read and decoded' if facts['decoded'] else 'read'}; {facts['megabytes_per_second']:,} MB/s, "
+        f"{facts['samples_per_second']:,} samples/s, {facts['seconds']:,} s; {facts['bad']:,} bad"
     ]
-    examples = [Bad(**one) for one in found["examples"]]
-    for reason, count in found["reasons"].items():
+    for reason, count in facts["reasons"].items():
         lines.append(f"  {count:,} x {reason}")
-        lines += [
-            f"      id {one.id}: {one.shard}, sample {one.ordinal}: {one.reason}"
-            for one in examples
-            if kind(one.reason) == reason
-        ]
-    lines += [f"  a shard of another length: {one}" for one in found["resized_shards"]]
-    lines += [f"  a shard without samples: {one}" for one in found["shards_without_members"]]
-    if "bad_share_at_most" in found:
-        undecoded = "" if found["decoded"] else " (images and captions were not decoded)"
+        for example in facts["examples"]:
+            if kind(example["reason"]) == reason:
+                lines.append("      id {id}: {shard}, sample {ordinal}: {reason}".format(**example))
+    lines += [f"  shard of a different length: {shard}" for shard in facts["resized_shards"]]
+    lines += [f"  shard without samples: {shard}" for shard in facts["shards_without_members"]]
+    if "bad_share_at_most" in facts:
+        undecoded = "" if facts["decoded"] else " (images and captions were not decoded)"
         lines.append(
-            f"{found['bad_chunks']:,} of {found['chunks_checked']:,} chunks drawn (seed {found['seed']}) hold a bad "
-            f"sample{undecoded}: at {found['confidence']:.0%} confidence at most "
-            f"{number(100 * found['bad_share_at_most'])} % of all chunks do (one-sided "
-            "Clopper-Pearson), and so at most that share of samples is bad"
+            f"{facts['bad_chunks']:,} of {facts['chunks_checked']:,} chunks drawn (seed {facts['seed']}) contain a bad "
+            f"sample{undecoded}. At {facts['confidence']:.0%} confidence, at most "
+            f"{number(100 * facts['bad_share_at_most'])} % of all chunks do (one-sided Clopper-Pearson), and at most "
+            "that share of samples is bad"
         )
-    if found.get("written"):
-        lines.append(f"{found['written']}: a manifest that excepts them, digest {found['digest']}")
+    if facts.get("written"):
+        lines.append(f"{facts['written']}: a manifest that excludes them, digest {facts['digest']}")
     elif options.out and not before:
-        lines.append("nothing to leave out: no manifest was written")
-    elif found["bad"] and not before:
-        lines.append(f"To leave them out: python tools/shards.py verify {manifest.folder} --out NEW_FOLDER")
+        lines.append("nothing to exclude: no manifest was written")
+    elif facts["bad"] and not before:
+        lines.append(f"To exclude them: python tools/shards.py verify {manifest.folder} --out NEW_FOLDER")
     return "\n".join(lines)
