@@ -33,7 +33,7 @@ from flip.evaluation.forms import Place
 from flip.evaluation.metrics import told
 from flip.evaluation.task import COLUMNS, CONFIGURED, Task, keep_result, suffix
 from flip.models import clip
-from flip.runs import commit, pins
+from flip.runs import commit
 from flip.runs.commit import Commit
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.records import LATER
@@ -136,7 +136,7 @@ class Evaluation:
     def _newest(self) -> list[str]:
         """Pinned first: a run that trains may make newer ones, and delete it, before it is read."""
         while found := commit.commits(self.subject):
-            pins.pin(self.subject, self.job, found[-1].stage, found[-1].samples)
+            commit.pin(self.subject, self.job, found[-1].stage, found[-1].samples)
             if (found[-1].path / commit.MARK).exists():
                 return [f"{found[-1].stage}/{found[-1].path.name}"]
         remedy = "Let it train to its first."

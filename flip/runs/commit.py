@@ -6,16 +6,15 @@ into a newer one's folder: ``checkpoints/<stage>/<S>-<n>/``.
 
 import hashlib
 import os
+import time
 
 from flip.runs.errors import FlipError
-from flip.runs.pins import pinned
-from flip.runs.rundir import number, read_record, sync_folder, write_json
+from flip.runs.records import PIN
+from flip.runs.rundir import RunDir, number, read_record, sync_folder, write_json
 
 if False:  # names for annotations only: Python 3.6 runs this file too
     from pathlib import Path  # noqa: F401
-    from typing import Any, Callable, Dict, Iterable, List, Optional  # noqa: F401
-
-    from flip.runs.rundir import RunDir  # noqa: F401
+    from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple  # noqa: F401
 
 MARK = "commit.json"
 
@@ -187,7 +186,7 @@ def traces(run):
 def retain(run, attempt, keep, named=(), delete=remove):
     # type: (RunDir, int, int, Iterable[Path], Callable[[Path], None]) -> List[Path]
     """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, the ``named``,
-    and what is pinned (``flip.runs.pins``).
+    and what is pinned (``flip.runs.commit``).
 
     ``delete``: deletes one, mark first. Does nothing unless ``attempt`` holds the run. Uncommitted folders of this and
     older attempts go as well. Raises OSError or what ``delete`` does, when all else is deleted.
@@ -230,3 +229,50 @@ def at(run, samples):
     """``brief`` of the newest checkpoint at S = ``samples``, None where there is none."""
     found = [c for c in commits(run, "%d-*" % samples) if c.samples == samples]
     return brief(found[-1]) if found else None
+
+
+def pin(run, by, stage, samples):
+    # type: (RunDir, RunDir, str, int) -> None
+    """See to it that retention spares the commit of ``stage`` at S = ``samples`` until the run ``by`` is complete.
+
+    ``by`` must be there: pins of those that are gone are cleared away. Raises OSError where it cannot be written.
+    """
+    run.pins.mkdir(exist_ok=True)
+    for path, record in _pins(run):
+        if not os.path.isdir(record["by"]):  # told here, where runs are submitted: a node might not see that folder
+            try:
+                path.unlink()
+            except FileNotFoundError:  # somebody else clears away too
+                continue
+    name = hashlib.sha256(("%s %s %d" % (by.path, stage, samples)).encode()).hexdigest()[:16]
+    record = {"by": str(by.path), "stage": stage, "samples": samples, "time": time.time()}
+    write_json(run.pins / ("%s.json" % name), record)
+
+
+def pinned(run):
+    # type: (RunDir) -> Set[Tuple[str, int]]
+    """(stage, S) of the commits that must stay. Raises OSError where a pin cannot be read: then nothing may go."""
+    return {(record["stage"], record["samples"]) for _, record in _pins(run) if not _over(record)}
+
+
+def holders(run):
+    # type: (RunDir) -> Set[Path]
+    """The run directories for which a commit of this run is kept. Raises as ``pinned`` does."""
+    return {RunDir(record["by"]).path for _, record in _pins(run) if os.path.isdir(record["by"]) and not _over(record)}
+
+
+def _over(record):
+    # type: (Dict[str, Any]) -> bool
+    return RunDir(record["by"]).result.exists()
+
+
+def _pins(run):
+    # type: (RunDir) -> Iterator[Tuple[Path, Dict[str, Any]]]
+    for path in sorted(run.pins.glob("*.json")):
+        try:
+            record = read_record(path, PIN)
+        except ValueError as error:
+            raise OSError("%s, so this is no pin" % error)
+        if record is None:  # removed meanwhile
+            continue
+        yield path, {name: record[name] for name in ("by", "stage", "samples")}

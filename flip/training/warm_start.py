@@ -19,7 +19,7 @@ from flip.config.derived import spans
 from flip.config.identity import file_digest, flatten
 from flip.config.merge import get
 from flip.config.schema import Config, Init
-from flip.runs import commit, pins
+from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, load_record
 
@@ -160,7 +160,7 @@ def pin(init: Init, by: RunDir) -> None:
     """
     run = RunDir(init.run)
     if os.access(run.path, os.W_OK | os.X_OK):
-        pins.pin(run, by, init.stage, init.samples)
+        commit.pin(run, by, init.stage, init.samples)
     elif not run.result.exists():
         remedy = "Wait until that run is complete, or ask its owner."
         what = "init: the commit cannot be kept from being deleted"

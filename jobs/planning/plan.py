@@ -17,12 +17,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from flip.config.host import Host
 from flip.config.identity import Change, digest, explain, identity
 from flip.config.merge import read
-from flip.config.resolve import DataFacts, Host, adopt, resolve
+from flip.config.resolve import DataFacts, adopt, resolve
 from flip.config.schema import Config
 from flip.monitoring.results import read_run
-from flip.runs import pins
+from flip.runs import commit
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.job import JobResources
@@ -154,7 +155,7 @@ class Plan:
         for name in [*self.pruned, *moved]:
             run = RunDir(self.folder / name)
             try:
-                needing = {by for by in pins.holders(run) if not _is_over(by)}
+                needing = {by for by in commit.holders(run) if not _is_over(by)}
             except OSError as error:
                 remedy = "Delete that file, if nothing begins from the run any more."
                 raise ConfigError(

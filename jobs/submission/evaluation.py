@@ -19,12 +19,13 @@ from typing import Any
 
 from flip.checkpoint.remote import refuse_foreign
 from flip.config import merge
-from flip.config.resolve import DataFacts, Host, cache_root, resolve
+from flip.config.host import Host
+from flip.config.resolve import DataFacts, cache_root, resolve
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.evaluation import datasets
 from flip.evaluation.datasets import Wanted
 from flip.evaluation.task import CONFIGURED, Task, precision
-from flip.runs import commit, pins
+from flip.runs import commit
 from flip.runs.errors import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
@@ -235,7 +236,7 @@ class EvaluationRequest:
     def _pin(subject: RunDir, job: RunDir, name: str) -> None:
         """Keep a commit for the job. ConfigError where the run, which may train, has deleted it since it was found."""
         stage, _, place = name.partition("/")
-        pins.pin(subject, job, stage, int(place.partition("-")[0]))
+        commit.pin(subject, job, stage, int(place.partition("-")[0]))
         if not (subject.checkpoints / name / commit.MARK).exists():
             raise ConfigError("this checkpoint has been deleted meanwhile", name, remedy="Name a newer one.")
 

@@ -16,7 +16,7 @@ from flip.config import merge
 from flip.evaluation import job as evaluation_job
 from flip.models import clip
 from flip.monitoring.results import read_run
-from flip.runs import commit, pins
+from flip.runs import commit
 from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import evaluate, report
 from jobs.slurm import site
@@ -127,7 +127,7 @@ def test_all_commits_on_the_sets_of_the_run(place, capsys):
     assert {one["view"] for one in found} == {"64px-resize_crop"}, "the run's view, not a default"
     points = {point["samples"]: [one["name"] for one in point["evaluations"]] for point in read_run(run.path).curve()}
     assert points[32] == ["own"] and "own" in points[64]
-    assert list(run.pins.iterdir()) and not pins.pinned(run), "for as long as it was not complete"
+    assert list(run.pins.iterdir()) and not commit.pinned(run), "for as long as it was not complete"
     newest = max((place / "runs" / "sweep" / ".evaluate").iterdir(), key=lambda folder: folder.stat().st_mtime)
     assert RunDir(newest).got_on(1), "each score is a step forward, as a commit is"
 
@@ -236,7 +236,7 @@ def test_a_commit_that_is_evaluated_is_kept(place, tmp_path):
     n = run.begin_attempt({})
     for samples in (8, 16, 24, 32):
         committed(run, config, samples, n)
-    pins.pin(run, job, "pretrain", 8)
+    commit.pin(run, job, "pretrain", 8)
     commit.retain(run, n, 1)
     assert [one.samples for one in commit.commits(run)] == [8, 32]
     create_json(job.result, {})
@@ -250,7 +250,7 @@ def test_the_newest_commit_of_a_run_that_trains_is_kept_from_the_moment_it_is_ch
     job.path.mkdir()
     run.path.mkdir()
     config = merge.read(place / "runs" / "sweep" / "run" / "config.yaml")
-    n, pin = run.begin_attempt({}), pins.pin
+    n, pin = run.begin_attempt({}), commit.pin
     committed(run, config, 8, n)
 
     def trains(*given):
@@ -261,7 +261,7 @@ def test_the_newest_commit_of_a_run_that_trains_is_kept_from_the_moment_it_is_ch
         committed(run, config, commit.commits(run)[-1].samples + 8, n)
         commit.retain(run, n, 1)
 
-    monkeypatch.setattr(pins, "pin", trains)
+    monkeypatch.setattr(commit, "pin", trains)
     (name,) = evaluation_job.Evaluation._newest(SimpleNamespace(subject=run, job=job))
     assert commit.read(run.checkpoints / name).samples == 24
     assert [one.samples for one in commit.commits(run)] == [24, 32]
@@ -269,14 +269,14 @@ def test_the_newest_commit_of_a_run_that_trains_is_kept_from_the_moment_it_is_ch
 
 def test_a_commit_that_is_deleted_before_its_pin_is_there_is_a_paragraph(place, capsys, monkeypatch):
     run = RunDir(place / "runs" / "sweep" / "run")
-    before, pin = sorted((place / "runs").rglob("job.json")), pins.pin
+    before, pin = sorted((place / "runs").rglob("job.json")), commit.pin
     gone = commit.commits(run)[0].path
 
     def late(*given):
         (gone / commit.MARK).rename(gone / "kept")
         pin(*given)
 
-    monkeypatch.setattr(pins, "pin", late)
+    monkeypatch.setattr(commit, "pin", late)
     try:
         assert evaluate.main(["sweep/run", "--commit", "32"]) == 78
     finally:
@@ -286,7 +286,7 @@ def test_a_commit_that_is_deleted_before_its_pin_is_there_is_a_paragraph(place, 
     assert sorted((place / "runs").rglob("job.json")) == before
 
 
-@pytest.mark.parametrize("fails", [(evaluation.Task, "write"), (pins, "pin")])
+@pytest.mark.parametrize("fails", [(evaluation.Task, "write"), (commit, "pin")])
 def test_a_full_disk_is_a_sentence_and_leaves_no_half_of_a_job(place, capsys, monkeypatch, fails):
     def full(*_):
         raise OSError(28, "No space left on device")

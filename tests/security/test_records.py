@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flip.checkpoint import interval
 from flip.config.merge import to_dict
 from flip.monitoring import metrics_reader, results
-from flip.runs import commit, pins
+from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, write_json
 from jobs import explain, logs, report  # fmt: skip
@@ -190,7 +190,7 @@ def read_by_hosts(run):
         lambda: attempts.last_end(run), lambda: attempts.current_end(run), lambda: attempts.submitted_after(run),
         lambda: attempts.earlier_ends(run, 0, 9),
         lambda: attempts.cancel_reason(run), lambda: run.causes(1), lambda: commit.commits(run), lambda:
-        pins.pinned(run), lambda: pins.holders(run), lambda: wall_limit.measured(run), lambda:
+        commit.pinned(run), lambda: commit.holders(run), lambda: wall_limit.measured(run), lambda:
         wall_limit.recorded_limit(run, 1), lambda: wall_limit.too_short(run, 9),
         lambda: interval.observed(run, 9), lambda: metrics_reader.newest(run), lambda: bad_nodes.find_suspect(run, 1,
         1.7e9), lambda: notify._whole(run), lambda: backend.live_ranks(run), lambda: job_states.ahead_of([run]),

@@ -13,7 +13,7 @@ import pytest
 from flip.checkpoint import remote
 from flip.data.storage.retry import Patience
 from flip.runs import commit
-from flip.runs.pins import pin
+from flip.runs.commit import pin
 from flip.runs.rundir import RunDir, read_json
 
 

@@ -9,7 +9,7 @@ from flip.config.identity import identity
 from flip.config.merge import dump
 from flip.config.schema import Init
 from flip.config.validate import validate
-from flip.runs import commit, pins
+from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, write_json
 from flip.training import warm_start
@@ -224,10 +224,10 @@ def test_pins_of_runs_that_are_gone_are_cleared_away(source, tmp_path):
     for by in (gone, there):
         by.path.mkdir()
         warm_start.pin(made.init, by)
-    assert pins.holders(source) == {gone.path, there.path}
+    assert commit.holders(source) == {gone.path, there.path}
     gone.path.rmdir()
-    assert pins.holders(source) == {there.path} and len(list(source.pins.iterdir())) == 2
-    assert pins.pinned(source) == {("pretrain", 1280)}
+    assert commit.holders(source) == {there.path} and len(list(source.pins.iterdir())) == 2
+    assert commit.pinned(source) == {("pretrain", 1280)}
     warm_start.pin(made.init, there)
     assert len(list(source.pins.iterdir())) == 1
 

@@ -10,10 +10,11 @@ from unittest.mock import Mock
 
 import pytest
 
+from flip.config.host import Host
 from flip.config.identity import identity
 from flip.config.merge import dump, read
-from flip.config.resolve import Host, facts, resolve
-from flip.runs import pins
+from flip.config.resolve import facts, resolve
+from flip.runs import commit
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
@@ -141,7 +142,7 @@ def test_a_run_whose_commit_another_one_needs_does_not_go_to_the_trash(tmp_path)
         run.path.mkdir(parents=True)
     both = planning.plan([wanted("a")], seen, tmp_path, ["a", "b"], prunes=True)
     alone = planning.plan([wanted("a")], seen, tmp_path, ["a", "b", "d"], prunes=True)
-    pins.pin(base, child, "pretrain", 64)
+    commit.pin(base, child, "pretrain", 64)
     both.refuse_pinned()
     with pytest.raises(ConfigError, match=f"a commit of it is needed by {child.path}.*Wait until"):
         alone.refuse_pinned()
@@ -150,7 +151,7 @@ def test_a_run_whose_commit_another_one_needs_does_not_go_to_the_trash(tmp_path)
         again.refuse_pinned()
     write_json(child.result, {})
     alone.refuse_pinned()
-    pins.pin(base, score, "pretrain", 64)
+    commit.pin(base, score, "pretrain", 64)
     with pytest.raises(ConfigError, match="needed by .*evaluate/c-1"):
         both.refuse_pinned()
     score.config.write_text(dump(config()))
