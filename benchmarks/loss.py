@@ -96,7 +96,7 @@ def measured(forms: dict[str, int], b: int, batch: int, chosen: argparse.Namespa
 def memory(device: str) -> int:
     """Bytes of the machine or the card."""
     if device == "cpu":
-        from flip.config.resolve import host
+        from flip.config.host import host
 
         return host().memory
     import torch

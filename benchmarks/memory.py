@@ -25,8 +25,7 @@ from benchmarks.lib.results import rounded
 from benchmarks.loss import device
 from flip import costs
 from flip.config.derived import kept
-from flip.config.schema import Augment, Compute, ImageTower, Model, Optim, TextTower
-from flip.config.sizes import SIZES
+from flip.config.schema import MODEL_PRESETS, Augment, Compute, ImageTower, Model, Optim, TextTower
 
 LARGER = 256, 512, 1024
 """b on a card."""
@@ -36,7 +35,7 @@ COMMAND = f"python benchmarks/memory.py --device cuda --batch {' '.join(map(str,
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=sorted(SIZES), default="B/16")
+    parser.add_argument("--size", choices=sorted(MODEL_PRESETS), default="B/16")
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 32], help="b (default: %(default)s)")
     parser.add_argument("--mask", nargs="+", default=["0", "0.5", "0.75"], help="(default: %(default)s)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
@@ -69,7 +68,7 @@ def cases(
     chosen: argparse.Namespace, device: str, batches: Sequence[int], recompute: str, measure: bool = True
 ) -> list[dict[str, Any]]:
     """A row for each batch and mask ratio. Without ``measure``, what is foretold alone."""
-    sized = SIZES[chosen.size]
+    sized = MODEL_PRESETS[chosen.size]
     towers = {"image": ImageTower(**sized["image"]), "text": TextTower(**sized["text"])}
     model = Model(size=chosen.size, embed=sized["embed"], **towers)
     compute = Compute(
@@ -121,7 +120,7 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
         pair.optimizer = optim.build(pair.named_parameters(), Optim())  # type: ignore[assignment]
         return pair
 
-    row = SIZES["tiny"]
+    row = MODEL_PRESETS["tiny"]
     small = Model(embed=row["embed"], image=ImageTower(**row["image"]), text=TextTower(**row["text"]))
     once(built(small), small, 4, "0.5")  # what libraries load at their first use
     before = _peak(torch, compute.device, reset=True)

@@ -34,7 +34,7 @@ from benchmarks.lib.profiles import REST
 from benchmarks.lib.results import rounded
 from benchmarks.lib.training_steps import LEFT_OUT, OURS, PEER, Case
 from flip import costs
-from flip.config.sizes import SIZES
+from flip.config.schema import MODEL_PRESETS
 
 WARM = {"cpu": 2, "cuda": 4}
 """Steps before the first that counts: optimiser states, caches, compilation."""
@@ -57,9 +57,11 @@ class Steps(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="B/16", help="beside the peer (default: %(default)s)")
+    parser.add_argument("--size", choices=MODEL_PRESETS, default="B/16", help="beside the peer (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="pairs of a step (default: %(default)s)")
-    parser.add_argument("--large", choices=SIZES, default="L/16", help="masked beside unmasked (default: %(default)s)")
+    parser.add_argument(
+        "--large", choices=MODEL_PRESETS, default="L/16", help="masked beside unmasked (default: %(default)s)"
+    )
     parser.add_argument("--large-batch", type=int, default=0, help="pairs of its step (default: half of --batch)")
     parser.add_argument("--beside", nargs="*", default=["0.5", "0.75"], help="masks beside the peer (%(default)s)")
     parser.add_argument("--masks", nargs="+", default=["0", "0.5", "0.75"], help="of the large one (%(default)s)")

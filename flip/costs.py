@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from flip.config.derived import kept, positions, world
+from flip.config.derived import kept, positions, shares, world
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
-from flip.config.sets import shares
 
 LOSS_TILE = 1024
 """Columns of logits that the loss holds at once. On a CPU more are not faster (benchmarks/loss.py)."""

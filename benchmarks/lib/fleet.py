@@ -17,8 +17,9 @@ from benchmarks.lib.interruptions import Life
 from benchmarks.lib.results import rounded
 from flip import costs
 from flip.checkpoint.interval import LEAST
-from flip.config.derived import world
-from flip.config.resolve import Host, buffer_bytes, facts, resolve
+from flip.config.derived import buffer_bytes, world
+from flip.config.host import Host
+from flip.config.resolve import facts, resolve
 from flip.config.schema import Config, Stage
 from flip.config.validate import validate
 from flip.costs import parameters

@@ -10,7 +10,7 @@ import numpy as np
 
 from flip.config import schema
 from flip.config.derived import kept, patches
-from flip.config.sizes import SIZES
+from flip.config.schema import MODEL_PRESETS
 
 OURS, LEFT_OUT, PEER = "ours", "ours, padding left out", "open_clip"
 
@@ -26,7 +26,7 @@ class Case(NamedTuple):
 
 def model(size: str, padding: str = "attend") -> schema.Model:
     """A named size in recipe portable's form."""
-    row = SIZES[size]
+    row = MODEL_PRESETS[size]
     image, text = schema.ImageTower(**row["image"]), schema.TextTower(**row["text"], padding=padding)
     return schema.Model(size, row["embed"], image, text)
 
@@ -46,7 +46,8 @@ def _tokens(batch: int, text: schema.TextTower, seed: int) -> Any:
 
 def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
     """Steps of one model at each mask of the case, as flip.training.trainer does them on one process."""
-    from flip.config.resolve import Host, _compute
+    from flip.config.host import Host
+    from flip.config.resolve import _compute
     from flip.distributed import parallel
     from flip.models import clip as towers
     from flip.training import grad_cache

@@ -1,11 +1,24 @@
-"""The arithmetic of stages, ranks and patches (docs/contracts.md): S, the samples seen, runs on from stage to stage."""
+"""Quantities derived from a configuration: stages, ranks, patches, lanes, the shuffle buffer, the name of a model.
+
+docs/contracts.md defines them. S, the samples seen, runs on from stage to stage.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, NamedTuple
 
-from flip.config.schema import Config, ImageTower, Stage, TextTower
+from flip.config.schema import MODEL_PRESETS, Config, Data, ImageTower, Stage, TextTower
+
+WEIGHT_TOLERANCE = 0.01
+"""Largest relative difference between a data set's share of the lanes and its share of the weights."""
+BUFFER_OVERHEAD = 1.5
+"""Bytes held per byte of raw sample in the shuffle buffer: the next block is fetched while one is read."""
+MAX_LABEL_FIELDS = 3
+"""Fields that the label of a model lists at most."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +33,13 @@ class Span:
 
 def spans(config: Config) -> list[Span]:
     """The stages in order. steps = ceil(samples / batch), end = start + steps * batch: a last step is never cut."""
-    found: list[Span] = []
+    result: list[Span] = []
     start = 0
     for stage in config.stages:
         steps = -(-stage.samples // stage.batch)
-        found.append(Span(stage, start, start + steps * stage.batch, steps))
-        start = found[-1].end
-    return found
+        result.append(Span(stage, start, start + steps * stage.batch, steps))
+        start = result[-1].end
+    return result
 
 
 def world(config: Config) -> int:
@@ -47,3 +60,68 @@ def kept(image: ImageTower, mask: str) -> int:
 def positions(text: TextTower, mask: str) -> int:
     """Positions of a caption that a text mask leaves, likewise."""
     return int(text.length * (1 - Fraction(mask)))
+
+
+class Share(NamedTuple):
+    """One data set of a resolved configuration."""
+
+    name: str
+    """``""``: the only one."""
+    manifest: str
+    samples: int
+    """N of this set."""
+    chunk: int
+    """R of this set."""
+    sample_bytes: int
+    lanes: range
+    """Of the L lanes of the run, those that take their samples from this set: neighbouring ones."""
+
+
+def shares(data: Data) -> list[Share]:
+    """The data sets in order; if ``data.sets`` is empty, the one that ``data`` itself names."""
+    if not data.sets:
+        return [Share("", data.manifest, data.samples, data.chunk, data.sample_bytes, range(data.lanes))]
+    result, first = list[Share](), 0
+    for dataset in data.sets:
+        lanes = range(first, first + dataset.lanes)
+        result.append(
+            Share(dataset.name, dataset.manifest, dataset.samples, dataset.chunk, dataset.sample_bytes, lanes)
+        )
+        first = lanes.stop
+    return result
+
+
+def split(lanes: int, weights: Sequence[float]) -> list[int]:
+    """How many of ``lanes`` each set gets: in proportion to the weights, the largest remainders rounded up."""
+    exact = [lanes * weight / sum(weights) for weight in weights]
+    counts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda s: (counts[s] - exact[s], s))
+    for s in by_remainder[: lanes - sum(counts)]:
+        counts[s] += 1
+    return counts
+
+
+def miss(lanes: Sequence[int], weights: Sequence[float]) -> float:
+    """The largest relative difference between a set's share of the lanes and its share of the weights."""
+    parts = zip(lanes, weights, strict=True)
+    return max(abs(count / sum(lanes) / (weight / sum(weights)) - 1) for count, weight in parts)
+
+
+def buffer_bytes(lanes: int, block: int, chunk: int, mean_bytes: float) -> int:
+    """Bytes of raw samples that all ranks hold together for shuffling: L * Q * R * mean * 1.5."""
+    return math.ceil(lanes * block * chunk * mean_bytes * BUFFER_OVERHEAD)
+
+
+def model_label(settings: Mapping[str, Any]) -> str | None:
+    """The name of a model: its size, and the fields that differ from that size. None if there is no ``model.size``.
+
+    ``settings``: dotted key -> value, as returned by ``flip.config.identity.flatten``.
+    """
+    size = settings.get("model.size")
+    changed = []
+    for section, value in MODEL_PRESETS.get(size or "", {}).items():
+        fields = {f"{section}.{name}": item for name, item in value.items()} if section != "embed" else {section: value}
+        changed += [key for key, item in fields.items() if settings.get(f"model.{key}", item) != item]
+    if len(changed) > MAX_LABEL_FIELDS:
+        return "custom size"
+    return f"{size} with " + ", ".join(f"{key} {settings.get(f'model.{key}')}" for key in changed) if changed else size

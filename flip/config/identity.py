@@ -6,61 +6,18 @@ that changes later cannot make two runs look alike, and the full text beside the
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flip.config.derived import world
-from flip.config.merge import to_dict
 from flip.config.resolve import locate, manifest_record
 from flip.config.schema import SCHEMA, Config
 from flip.runs.errors import PermissionDenied
-
-#: Labels, and what changes only when and where a run computes, not what.
-_EXCLUDED = (
-    "schema",
-    "recipe",
-    "model.size",
-    "data.sample_bytes",
-    "data.workers",
-    "data.buffer",
-    "data.deadline",
-    "data.timeout",
-    "data.hedge",
-    "data.client",
-    "data.cache",
-    "data.cache_bytes",
-    "compute.recompute",
-    "checkpoint",
-    "evaluate.every",
-    "evaluate.batch",
-    "monitor",
-    "resources",
-)
-
-#: Fields that came after the first configurations of this schema: key -> the value that means what was done before.
-#: With that value they are not part of the text, so that a run of then keeps its identity. Never the present default.
-#: ``*`` is every member of a list.
-_ADDED: dict[str, Any] = {
-    "data.sets": [],
-    "data.to_rgb": "flatten",
-    "evaluate.preprocess": "crop_resize",
-    "model.text.repair": False,
-    "model.text.padding": "attend",
-    "model.objective": "clip",
-    "model.logit_bias": -10.0,
-    "compute.accumulate": 1,
-    "compute.replicate": 1,
-    "compute.compile": "no",
-    "stages.*.text_mask": "0",
-    "stages.*.text_masking": "random",
-}
-#: The same for the fields of each member of evaluate.sets.
-_ADDED_TO_SETS: dict[str, Any] = {"task": "zeroshot", "train": ""}
-
 
 _DATA = re.compile(r"data\.(sets\.[^.]+\.)?(manifest|samples)")
 
@@ -106,39 +63,36 @@ def file_digest(path: str) -> str:
         raise PermissionDenied("may not be read", path, remedy="Ask its owner for read permission.") from error
 
 
-def _canonical(config: Config) -> dict[str, Any]:
-    values = to_dict(config)
-    for one in values["data"]["sets"]:
-        one["manifest"] = _manifest(one["manifest"])
-        del one["weight"], one["sample_bytes"]  # a wish; what came of it are the lanes
-    for key in (*_EXCLUDED, *_ADDED):
-        *sections, last = key.split(".")
-        for owner in _owners(values, sections):
-            if key in _EXCLUDED or owner[last] == _ADDED[key]:
-                del owner[last]
-    data = values["data"]
-    data["manifest"], data["tokenizer"] = _manifest(data["manifest"]), file_digest(data["tokenizer"])
-    for dataset in values["evaluate"]["sets"]:
-        dataset["manifest"], dataset["classes"] = _manifest(dataset["manifest"]), file_digest(dataset["classes"])
-        dataset["train"] = _manifest(dataset["train"])
-        for key, before in _ADDED_TO_SETS.items():
-            if dataset[key] == before:
-                del dataset[key]
-    values["evaluate"]["sets"].sort(key=lambda dataset: dataset["name"])  # their order moves no score
-    source = values.pop("init")
-    if source["run"] or source["export"]:
-        values["init"] = {key: source[key] for key in ("commit", "extend")}
-    values["world"] = world(config)
+def _hashed(section: Any) -> dict[str, Any]:
+    """The fields of a section that are part of the identity, as plain data."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        value, rules = getattr(section, field.name), field.metadata
+        if not rules.get("identity", True) or ("omit_if" in rules and value == rules["omit_if"]):
+            continue
+        if isinstance(value, list):
+            values[field.name] = [_hashed(item) if dataclasses.is_dataclass(item) else item for item in value]
+        else:
+            values[field.name] = _hashed(value) if dataclasses.is_dataclass(value) else value
     return values
 
 
-def _owners(values: Any, sections: Sequence[str]) -> Iterator[Any]:
-    if not sections:
-        yield values
-        return
-    head, *rest = sections
-    for inner in values if head == "*" else [values[head]]:
-        yield from _owners(inner, rest)
+def _canonical(config: Config) -> dict[str, Any]:
+    """What the hash covers: contents in place of paths, no order of evaluation sets, which changes no score."""
+    values = _hashed(config)
+    data, sets = values["data"], values["evaluate"]["sets"]
+    for owner in (data, *data.get("sets", ()), *sets):
+        owner["manifest"] = _manifest(owner["manifest"])
+    data["tokenizer"] = file_digest(data["tokenizer"])
+    for dataset in sets:
+        dataset["classes"] = file_digest(dataset["classes"])
+        if "train" in dataset:
+            dataset["train"] = _manifest(dataset["train"])
+    sets.sort(key=lambda dataset: dataset["name"])
+    if not config.init.run and not config.init.export:
+        del values["init"]
+    values["world"] = world(config)
+    return values
 
 
 def digest(canonical: Mapping[str, Any]) -> str:

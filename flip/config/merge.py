@@ -19,8 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from flip.config.schema import SCHEMA, Config, Stage
-from flip.config.sizes import SIZES
+from flip.config.schema import MODEL_PRESETS, SCHEMA, Config, Stage
 from flip.config.yaml_io import Place, Table, dump_yaml, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError, scrub
 
@@ -195,9 +194,9 @@ def _preset(layers: Sequence[tuple[str, Table]]) -> dict[str, Any]:
         model = layer.get("model")
         if isinstance(model, Mapping) and isinstance(model.get("size"), str):
             size, place = model["size"], Place(where, "model.size", getattr(model, "lines", {}).get("size", 0))
-    if size not in SIZES:
-        raise place.error("unknown model size", size, f"Sizes: {', '.join(SIZES)}.")
-    return SIZES[size]
+    if size not in MODEL_PRESETS:
+        raise place.error("unknown model size", size, f"Sizes: {', '.join(MODEL_PRESETS)}.")
+    return MODEL_PRESETS[size]
 
 
 def _made(kind: Any, values: Any) -> Any:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flip.config.derived import world
-from flip.config.ranges import check_ranges
+from flip.config.derived import WEIGHT_TOLERANCE, buffer_bytes, miss, split, world
+from flip.config.host import Host
 from flip.config.schema import Config, Data, DataSet
-from flip.config.sets import TOLERANCE, miss, split
+from flip.config.validate import check_ranges
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 
 MAX_LANES = 4096
@@ -26,18 +26,6 @@ OF_MACHINE = (("data", "lanes"), ("compute", "precision"), ("compute", "attentio
 """Fields of the identity whose ``auto`` follows the machine, and not the rest of the configuration alone."""
 DEMONSTRATION = tuple(f"cache:emoji/{name}" for name in ("train", "noto-v1", "twemoji", "openmoji", "unseen"))
 """The manifests that tools/demo_data.py makes."""
-OVERHEAD = 1.5
-"""Bytes held per byte of raw sample in the shuffle buffer: the next block is fetched while one is read."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """What a node that ranks run on offers: cores, bytes of memory, fast bf16 arithmetic, a CUDA card."""
-
-    cores: int
-    memory: int
-    bf16: bool = False
-    cuda: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,41 +37,6 @@ class DataFacts:
     mean_bytes: float
     digest: str
     nominal: bool
-
-
-def host() -> Host:
-    """This machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    flags = next((line for line in _text("/proc/cpuinfo").splitlines() if line.startswith("flags")), "").split()
-    return Host(
-        cores=cores,
-        memory=min([memory, *memory_limits()]),
-        bf16="avx512_bf16" in flags or "amx_bf16" in flags,
-        cuda=Path("/proc/driver/nvidia/version").exists(),
-    )
-
-
-def memory_limits(own: str = "/proc/self/cgroup", mounts: str = "/sys/fs/cgroup") -> list[int]:
-    """Bytes that this process's cgroup, and each one above it, may hold, as a job's: of either version. Of a container
-    the path may be the host's, which is not there below its own root: that one counts."""
-    found = []
-    for line in _text(own).splitlines():
-        _, kinds, path = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
-            continue
-        file = "memory/{}/memory.limit_in_bytes" if kinds else "{}/memory.max"
-        names = path.strip("/").split("/")
-        texts = [_text(f"{mounts}/{file.format('/'.join(names[:n]))}").strip() for n in range(len(names) + 1)]
-        found += [int(text) for text in texts if text.isdigit()]  # else "max"; version 1 has a huge number for none
-    return found
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def cache_root() -> Path:
@@ -176,11 +129,6 @@ def _facts(data: Data | DataSet, key: str, nominal: bool) -> DataFacts:
     raise DataError("there is no manifest here", locate(data.manifest), remedy=remedy)
 
 
-def buffer_bytes(lanes: int, block: int, chunk: int, mean_bytes: float) -> int:
-    """Bytes of raw samples that all ranks hold together for shuffling: L * Q * R * mean * 1.5."""
-    return math.ceil(lanes * block * chunk * mean_bytes * OVERHEAD)
-
-
 def default_lanes(config: Config, data: Sequence[DataFacts], buffer: int) -> int:
     """L: the largest number <= 4096 that divides every B, is a multiple of W, and fits the data and the buffer.
 
@@ -194,7 +142,7 @@ def default_lanes(config: Config, data: Sequence[DataFacts], buffer: int) -> int
         parts = list(zip(split(lanes, weights), data, strict=True))
         room = all(0 < 2 * held * block <= one.samples // one.chunk for held, one in parts)
         bytes = sum(buffer_bytes(held, block, one.chunk, one.mean_bytes) for held, one in parts)
-        if room and bytes <= buffer and miss([held for held, _ in parts], weights) <= TOLERANCE:
+        if room and bytes <= buffer and miss([held for held, _ in parts], weights) <= WEIGHT_TOLERANCE:
             return lanes
     return ranks
 

@@ -1,206 +1,334 @@
-"""The fields of a run's configuration (docs/contracts.md, Configuration). Pure dataclasses: no torch, no files.
+"""The fields of a run's configuration, with their limits, and the named model sizes (docs/contracts.md, Configuration).
 
 Lengths are in samples, sizes in pixels or bytes, times in the unit that the name says. A value of ``auto`` is resolved
-when a run is submitted (``flip.config.resolve``) and never stands in a run's ``config.yaml``.
+when a run is submitted (``flip.config.resolve``) and never occurs in a run's ``config.yaml``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from flip.config.model import ImageTower as ImageTower  # one door to all fields
-from flip.config.model import Model
-from flip.config.model import TextTower as TextTower
+from typing import Any
 
 SCHEMA = 1
-"""Version of this schema; stands in config.yaml and identity.json. Another meaning needs a new number and a reader."""
+"""Version of this schema, stored in config.yaml and identity.json. A changed meaning needs a new number and a
+reader."""
+
+MAX_SAMPLES = 2**53 - 1
+"""Length of a stage. Larger counts are not exact in every JSON reader; no training comes near."""
+
+YES_NO = ("yes", "no")
+
+
+def option(
+    default: Any,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: Sequence[str] | None = None,
+    identity: bool = True,
+    omit_if: Any = None,
+) -> Any:
+    """A dataclass field whose metadata are its rules. ``default``: a value, a list, or a section's class.
+
+    Args:
+        ge, gt, le, lt: bounds of the number, or of each number of a list (``flip.config.validate``).
+        choices: the allowed values.
+        identity: False for a label, or for a field that changes when or how a run computes, but not its result.
+        omit_if: for a field added to an existing schema: the value that means the behaviour before the field existed.
+            With that value the field is not part of the identity, so that old runs keep theirs. A later change of the
+            default never changes it.
+    """
+    given = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "identity": identity, "omit_if": omit_if}
+    rules = {name: value for name, value in given.items() if value is not None}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=rules)
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=rules)
+    return field(default=default, metadata=rules)
+
+
+@dataclass
+class ImageTower:
+    """The image encoder: a pre-norm ViT (docs/recipe.md, Image encoder)."""
+
+    size: int = option(224, ge=1, le=2**14)
+    """Side of the square input, pixels."""
+    patch: int = option(16, ge=1, le=2**14)
+    """Side of a patch, pixels; divides ``size``."""
+    width: int = option(768, ge=1, le=2**20)
+    layers: int = option(12, ge=1, le=2**12)
+    heads: int = option(12, ge=1, le=2**12)
+    pool: str = option("patches", choices=("all", "patches"))
+    """``all``: mean over class token and patches (recipe: paper). ``patches``: over patches only (recipe: portable)."""
+
+
+@dataclass
+class TextTower:
+    """The text encoder: the same blocks, not causal (docs/recipe.md, Text encoder)."""
+
+    length: int = option(32, ge=1, le=2**14)
+    """Tokens per caption, cut or padded with id 0."""
+    vocabulary: int = option(30522, ge=1, le=2**31 - 1)
+    """Rows of the embedding; at least the tokenizer's size."""
+    width: int = option(512, ge=1, le=2**20)
+    layers: int = option(12, ge=1, le=2**12)
+    heads: int = option(8, ge=1, le=2**12)
+    prepend_cls: bool = True
+    """Put [CLS] first and pool it (recipe: portable). False: pool the first word piece (recipe: paper)."""
+    repair: bool = option(False, omit_if=False)
+    """Repair broken encodings in texts (UTF-8 decoded as another encoding, by ftfy), as open_clip does with every text
+    (recipe: portable). False: use texts as they are (recipe: paper)."""
+    padding: str = option("attend", choices=("attend", "mask"), omit_if="attend")
+    """``attend``: attention includes padding (both recipes). ``mask``: attention excludes padding. This is another
+    model, and a faster one: padding is not computed at all (docs/recipe.md, Text without padding)."""
+
+
+@dataclass
+class Model:
+    """The two towers and what joins them."""
+
+    size: str = option("B/16", identity=False)
+    """A row of ``MODEL_PRESETS``: sets every field below that is not given by name."""
+    embed: int = option(512, ge=1, le=2**20)
+    """Width of the shared embedding."""
+    image: ImageTower = option(ImageTower)
+    text: TextTower = option(TextTower)
+    temperature: float = option(0.07, gt=0)
+    """Initial temperature; logit_scale starts at ln(1 / temperature)."""
+    max_logit_scale: float = option(100.0, ge=1)
+    """The scale is clamped to [1, this] inside the forward pass (docs/recipe.md, Objective)."""
+    objective: str = option("clip", choices=("clip", "siglip"), omit_if="clip")
+    """``clip``: symmetric InfoNCE. ``siglip``: the sigmoid loss of each pair; recipe siglip has its values of
+    temperature, bias and clamp."""
+    logit_bias: float = option(-10.0, ge=-1_000_000, le=1_000_000, omit_if=-10.0)
+    """Initial bias of the logits, learned; used by objective siglip only."""
+
+
+def _preset(
+    embed: int, image: tuple[int, int, int, int, int], text: tuple[int, int, int], **more: int
+) -> dict[str, Any]:
+    """``image``: size, patch, width, layers, heads. ``text``: width, layers, heads."""
+    image_fields = dict(zip(("size", "patch", "width", "layers", "heads"), image, strict=True))
+    return {
+        "embed": embed,
+        "image": image_fields,
+        "text": dict(zip(("width", "layers", "heads"), text, strict=True), **more),
+    }
+
+
+#: name -> fields of ``Model`` (docs/recipe.md, Sizes). L/14 is L/16 with patch 14 (the paper tunes it from L/16).
+MODEL_PRESETS: dict[str, dict[str, Any]] = {
+    "B/16": _preset(512, (224, 16, 768, 12, 12), (512, 12, 8)),
+    "L/16": _preset(768, (224, 16, 1024, 24, 16), (768, 12, 12)),
+    "L/14": _preset(768, (224, 14, 1024, 24, 16), (768, 12, 12)),
+    "H/14": _preset(1024, (224, 14, 1280, 32, 16), (1024, 24, 16)),
+    # for tests: small, but with every kind of part
+    "tiny": _preset(48, (64, 8, 64, 3, 2), (64, 2, 2), vocabulary=1000),
+    # for the quickstart: 48 px images, two CPU cores
+    "emoji": _preset(128, (48, 8, 128, 4, 2), (128, 1, 2), vocabulary=4000),
+}
 
 
 @dataclass
 class DataSet:
-    """One of several data sets of a run. Its samples have ids from s * 2^48 on, s its place in the list from 0 on."""
+    """One of several data sets of a run. Its sample ids start at s * 2^48, s being its position in the list from 0."""
 
     name: str = ""
     manifest: str = ""
     """Folder of its manifest, as ``data.manifest``."""
-    weight: float = 1.0
-    """Its share of every batch, in proportion to the others' weights; what lanes make of it may miss it by 1 %."""
-    lanes: int = 0
-    """Lanes that it holds; 0: auto, by weight."""
-    samples: int = 0
+    weight: float = option(1.0, gt=0, le=10**9, identity=False)
+    """Its share of every batch, in proportion to the other weights; the resulting lanes may miss it by 1 %."""
+    lanes: int = option(0, ge=0, le=2**20)
+    """Lanes of this set; 0: auto, by weight."""
+    samples: int = option(0, ge=0, le=2**48 - 1)
     """As ``data.samples``, of this set."""
-    sample_bytes: int = 40_000
+    sample_bytes: int = option(40_000, ge=1, le=2**40, identity=False)
     """As ``data.sample_bytes``, of this set."""
-    chunk: int = 0
+    chunk: int = option(0, ge=0, le=2**20)
     """R of this set; 0: auto (its manifest's)."""
 
 
 @dataclass
 class Data:
+    """What is read, in which order, and how it is decoded."""
+
     manifest: str = ""
-    """Folder of the data set's manifest. ``cache:NAME`` means NAME below FLIP_CACHE (default ~/.cache/flip)."""
-    sets: list[DataSet] = field(default_factory=list)
-    """Several data sets instead of one; ``manifest`` and ``chunk`` are empty then, ``samples`` is their sum."""
-    samples: int = 0
-    """Nominal number of samples where there is no manifest to read yet (dry runs); 0: as the manifest says."""
-    sample_bytes: int = 40_000
-    """Nominal mean bytes of a sample where there is no manifest to read yet."""
+    """Folder of the data set's manifest. ``cache:NAME`` is NAME below FLIP_CACHE (default ~/.cache/flip)."""
+    sets: list[DataSet] = option([], omit_if=[])
+    """Several data sets instead of one; ``manifest`` and ``chunk`` are then empty, ``samples`` is their sum."""
+    samples: int = option(0, ge=0, le=2**48 - 1)
+    """Nominal number of samples if there is no manifest yet (dry runs); 0: that of the manifest."""
+    sample_bytes: int = option(40_000, ge=1, le=2**40, identity=False)
+    """Nominal mean bytes of a sample if there is no manifest yet."""
     tokenizer: str = ""
     """Path of the tokenizer.json; ``cache:`` as above."""
-    captions: list[str] = field(default_factory=lambda: ["txt"])
+    captions: list[str] = option(["txt"])
     """Where captions are: members with one per line (``txt``), or fields of a JSON member (``json:caption``: a string
     or a list of strings). One caption is drawn by the counter hash."""
-    workers: int = -1
-    """Loader processes per rank; 0: in the trainer's own process; -1: auto."""
-    chunk: int = 0
+    workers: int = option(-1, ge=-1, le=1024, identity=False)
+    """Loader processes per rank; 0: load in the trainer's process; -1: auto."""
+    chunk: int = option(0, ge=0, le=2**20)
     """R, samples per ranged read; 0: auto (the manifest's)."""
-    block: int = 4
+    block: int = option(4, ge=1, le=2**20)
     """Q, chunks per shuffling block."""
-    lanes: int = 0
+    lanes: int = option(0, ge=0, le=2**20)
     """L, fixed streams; 0: auto (docs/contracts.md, Configuration)."""
-    buffer: int = 0
+    buffer: int = option(0, ge=0, identity=False)
     """Bytes of raw samples that all ranks may hold together; 0: auto (a quarter of the hosts' memory)."""
-    decoder: str = "auto"
+    decoder: str = option("auto", choices=("auto", "pillow", "simplejpeg"))
     """``pillow`` (reference) or ``simplejpeg`` (JPEG only; other formats go to Pillow)."""
-    resize: str = "auto"
+    resize: str = option("auto", choices=("auto", "pillow", "torchvision"))
     """``pillow`` or ``torchvision`` (uint8, antialiased)."""
-    to_rgb: str = "flatten"
-    """How pictures become RGB, in training and evaluation. ``flatten``: transparency is laid on white, 16-bit grey is
+    to_rgb: str = option("flatten", choices=("flatten", "convert"), omit_if="flatten")
+    """How images become RGB, in training and evaluation. ``flatten``: transparency is composed on white, 16-bit grey is
     scaled. ``convert``: as Pillow and open_clip convert: the alpha channel is dropped, 16-bit values above 255 become
     255 (recipe: portable2)."""
-    max_replaced: float = 0.01
-    """Share of samples that may be replaced because they cannot be decoded; more stop the run with 65."""
-    deadline: float = 600.0
-    """Seconds of storage outage that a read rides out before the run ends with 69, to be started again later."""
-    timeout: float = 15.0
+    max_replaced: float = option(0.01, ge=0, le=1)
+    """Share of samples that may be replaced because they cannot be decoded; more end the run with 65."""
+    deadline: float = option(600.0, ge=0, le=86_400, identity=False)
+    """Seconds of storage outage after which a read fails and the run ends with 69, to be restarted later."""
+    timeout: float = option(15.0, gt=0, le=3600, identity=False)
     """Seconds without a byte after which a request to storage has failed and is sent again."""
-    hedge: float = 1.0
-    """Seconds without an answer after which, at the earliest, storage is asked a second time; 0: never."""
-    client: str = "s3fs"
-    """What reads object storage: ``s3fs``, or ``obstore`` where that is installed: less of the processor a byte."""
-    cache: str = ""
-    """Folder on every node's own disk where chunks are kept that were read (docs/shards.md); ``""``: nowhere."""
-    cache_bytes: int = 100_000_000_000
-    """Bytes that a node's cache may hold; the oldest chunks give way."""
+    hedge: float = option(1.0, ge=0, le=3600, identity=False)
+    """Seconds without an answer after which, at the earliest, a second request is sent; 0: never."""
+    client: str = option("s3fs", choices=("s3fs", "obstore"), identity=False)
+    """Object storage client: ``s3fs``, or ``obstore`` if installed, which needs less CPU time per byte."""
+    cache: str = option("", identity=False)
+    """Folder on each node's local disk that caches chunks (docs/shards.md); ``""``: no cache."""
+    cache_bytes: int = option(100_000_000_000, ge=1, identity=False)
+    """Size limit of a node's cache; the oldest chunks are deleted first."""
 
 
 @dataclass
 class Init:
-    """Where the first weights come from: a commit of another run, or an export. Nothing named: from the seed."""
+    """Source of the initial weights: a commit of another run, or an export. By default they come from the seed."""
 
-    run: str = ""
+    run: str = option("", identity=False)
     """SWEEP/RUN, RUN of the same sweep, or the path of a run directory."""
-    stage: str = ""
+    stage: str = option("", identity=False)
     """The stage of the commit; empty: any with ``samples``, or the last."""
-    samples: int = 0
+    samples: int = option(0, ge=0, identity=False)
     """S of the commit; 0: the end of the stage."""
     extend: bool = False
-    """False: a branch, the weights alone, from S = 0. True: on from S, with the moments where the stage goes on."""
-    export: str = ""
-    """Instead of a run: the folder of an export (docs/export.md), of which a branch takes the weights."""
+    """False: a branch, which takes the weights alone and starts at S = 0. True: continue from S, with the optimiser's
+    moments if the stage continues."""
+    export: str = option("", identity=False)
+    """Instead of a run: the folder of an export (docs/export.md) whose weights a branch takes."""
     commit: str = ""
-    """Digest of the commit or export, found at submission: what the identity holds of ``init``, with ``extend``."""
+    """Digest of the commit or export, resolved at submission. The identity has this and ``extend``."""
 
 
 @dataclass
 class Augment:
     """Drawn per sample by the counter hash: purposes crop 1, flip 2, augment 6 (docs/contracts.md, Randomness)."""
 
-    crop_area: list[float] = field(default_factory=lambda: [0.5, 1.0])
-    crop_aspect: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
-    flip: float = 0.5
+    crop_area: list[float] = option([0.5, 1.0])
+    """Smallest and largest share of the image's area."""
+    crop_aspect: list[float] = option([0.75, 4 / 3])
+    """Smallest and largest width / height of the crop."""
+    flip: float = option(0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
-    rotate: float = 0.0
+    rotate: float = option(0.0, ge=0, le=180)
     """Largest rotation, degrees; 0: none. Any of rotate, translate, zoom > 0 makes one affine map of the crop."""
-    translate: float = 0.0
+    translate: float = option(0.0, ge=0, le=1)
     """Largest shift, share of the side."""
-    zoom: float = 0.0
+    zoom: float = option(0.0, ge=0, le=10)
     """Largest zoom in or out: factor in [1 / (1 + z), 1 + z], log-uniform."""
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
+    brightness: float = option(0.0, ge=0, le=1)
+    contrast: float = option(0.0, ge=0, le=1)
+    saturation: float = option(0.0, ge=0, le=1)
     """Colour: factor uniform in [1 - x, 1 + x] each; 0: off."""
-    grey: float = 0.0
+    grey: float = option(0.0, ge=0, le=1)
     """Probability of a grey image."""
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    mean: list[float] = option([0.485, 0.456, 0.406])
+    std: list[float] = option([0.229, 0.224, 0.225], gt=0)
+    """Normalisation of RGB values in [0, 1]."""
 
 
 @dataclass
 class Stage:
+    """A part of the training with its own length, batch, mask and learning rate."""
+
     name: str = "pretrain"
-    samples: int = 0
+    samples: int = option(0, ge=1, le=MAX_SAMPLES)
     """Length of this stage; its steps are ceil(samples / batch)."""
-    batch: int = 0
+    batch: int = option(0, ge=1, le=2**31 - 1)
     """B, the global batch of contrasted pairs."""
     mask: str = "0.5"
-    """Share of patches dropped, a decimal number; kept are floor(P * (1 - mask)) in exact arithmetic."""
-    text_mask: str = "0"
-    """The same of a caption's positions, padding included; the first, which is pooled, always stays."""
-    text_masking: str = "random"
+    """Share of patches dropped, a decimal number; floor(P * (1 - mask)) stay, in exact arithmetic."""
+    text_mask: str = option("0", omit_if="0")
+    """The same for the positions of a caption, padding included; the first one, which is pooled, always stays."""
+    text_masking: str = option("random", choices=("random", "prioritised"), omit_if="random")
     """Which are dropped. ``random``: any. ``prioritised``: padding before tokens (docs/recipe.md, Masking of text)."""
-    base_lr: float = 4e-6
+    base_lr: float = option(4e-6, ge=0)
     """Peak learning rate per 256 samples of batch: lr = base_lr * batch / 256."""
-    warmup: int = 0
+    warmup: int = option(0, ge=0, le=MAX_SAMPLES)
     """Samples of linear warm-up from 0; cosine to 0 follows."""
 
 
 @dataclass
 class Optim:
-    """AdamW. A stage begins with fresh moments (docs/recipe.md, Optimiser and schedule)."""
+    """AdamW. A stage starts with fresh moments (docs/recipe.md, Optimiser and schedule)."""
 
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.2
+    beta1: float = option(0.9, ge=0, lt=1)
+    beta2: float = option(0.95, ge=0, lt=1)
+    eps: float = option(1e-8, gt=0)
+    weight_decay: float = option(0.2, ge=0)
     decay_logit_scale: bool = False
     """True in recipe: paper. Class token and token embedding are decayed in both; biases, gains, positions never."""
-    clip: float = 0.0
+    clip: float = option(0.0, ge=0)
     """Largest global gradient norm; 0: no clipping."""
 
 
 @dataclass
 class Compute:
-    device: str = "auto"
+    """How the ranks compute."""
+
+    device: str = option("auto", choices=("auto", "cpu", "cuda"))
     """``cpu`` or ``cuda``."""
-    precision: str = "auto"
-    """``fp32`` or ``bf16``; auto: bf16 where the processor or card is fast at it."""
-    attention: str = "auto"
+    precision: str = option("auto", choices=("auto", "fp32", "bf16"))
+    """``fp32`` or ``bf16``; auto: bf16 if the processor or GPU is fast at it."""
+    attention: str = option("auto", choices=("auto", "explicit", "sdpa"))
     """``explicit`` (matmul, softmax, matmul) or ``sdpa``; auto: explicit for bf16 on a CPU, else sdpa (measured)."""
-    threads: int = 0
-    """Threads of a rank's arithmetic; 0: auto. Part of the identity: it moves the last bits."""
-    deterministic: str = "auto"
+    threads: int = option(0, ge=0, le=4096)
+    """Threads for the arithmetic of a rank; 0: auto. Part of the identity: it changes the last bits."""
+    deterministic: str = option("auto", choices=("auto", *YES_NO))
     """``yes`` or ``no``; auto: yes on a CPU."""
-    recompute: str = "no"
+    recompute: str = option("no", choices=("no", "selective", "block"), identity=False)
     """What blocks compute again in the backward pass (activation checkpointing), to the same bits. ``selective``: all
     but matrix products and SDPA, which costs little and saves two fifths of the memory or more. ``block``: everything,
-    a forward pass more, much less memory."""
-    compile: str = "no"
-    """``yes``: the blocks are compiled (torch.compile), minutes at the start of every stage. Moves the last bits."""
-    replicate: int = 1
-    """Copies of the sharded weights (hybrid sharding): each lies on W / this neighbouring ranks, as those of a node,
-    and what crosses copies are the gradients alone. 1: one over all ranks. Moves the last bits."""
-    accumulate: int = 1
-    """Micro-batches in which a rank goes through its share of a batch: less memory for activations, a forward pass
-    more, the same gradient (pairs are still contrasted with the whole batch). Moves the last bits."""
+    which costs a second forward pass and saves much more memory."""
+    compile: str = option("no", choices=YES_NO, omit_if="no")
+    """``yes``: compile the blocks (torch.compile), minutes at the start of every stage. Changes the last bits."""
+    replicate: int = option(1, ge=1, le=2**20, omit_if=1)
+    """Copies of the sharded weights (hybrid sharding). Each lies on W / this neighbouring ranks, for example those of a
+    node; only gradients are exchanged between copies. 1: one copy over all ranks. Changes the last bits."""
+    accumulate: int = option(1, ge=1, le=2**20, omit_if=1)
+    """Micro-batches into which a rank splits its share of a batch: less memory for activations, a second forward pass,
+    the same gradient (pairs are still contrasted with the whole batch). Changes the last bits."""
 
 
 @dataclass
 class Checkpoint:
-    minutes: float = 0.0
-    """Interval between commits, minutes of training; used where ``samples`` is 0. 0: auto, from what saves cost and how
-    often the run was cut off (``flip.checkpoint.interval``)."""
-    samples: int = 0
+    """When checkpoints are saved, which ones are kept, and where."""
+
+    minutes: float = option(0.0, ge=0)
+    """Interval between commits, minutes of training; used if ``samples`` is 0. 0: auto, from the measured cost of saves
+    and the rate of interruptions (``flip.checkpoint.interval``)."""
+    samples: int = option(0, ge=0)
     """Interval between commits in samples; 0: by time."""
-    keep: int = 2
-    """Newest commits kept, beside the last of every stage."""
-    background: str = "yes"
-    """``yes``: training goes on while a copy of the state in the host's memory is written; at most one save is under
-    way. ``no``: it waits, and on a CPU no memory is taken for the copy. On CUDA both take as much of the host: what is
-    written is copied there first."""
+    keep: int = option(2, ge=1, le=1000)
+    """Newest commits to keep, in addition to the last of every stage."""
+    background: str = option("yes", choices=YES_NO)
+    """``yes``: training continues while a copy of the state in host memory is written; at most one save is in progress.
+    ``no``: training waits, and on a CPU no memory is used for the copy. On CUDA both need the same host memory, since
+    the state is copied there first."""
     url: str = ""
-    """Where checkpoints lie instead of the run directory, as ``s3://bucket/prefix`` or another protocol of fsspec:
-    below ``<sweep>/<run>-<token>/``. The run directory has their commit.json all the same. ``""``: nowhere else."""
+    """Where checkpoints are stored instead of the run directory, as ``s3://bucket/prefix`` or another fsspec protocol:
+    below ``<sweep>/<run>-<token>/``. Their commit.json is also in the run directory. ``""``: the run directory."""
 
 
 @dataclass
@@ -211,79 +339,87 @@ class EvaluationSet:
     manifest: str = ""
     classes: str = ""
     """Zero-shot: JSON {"names": [...], "templates": ["a picture of {}", ...]}."""
-    role: str = "test"
+    role: str = option("test", choices=("validation", "test"))
     """``validation``: scored in training and used to choose; ``test``: scored once, at the end."""
-    task: str = "zeroshot"
+    task: str = option("zeroshot", choices=("zeroshot", "retrieval", "probe"), omit_if="zeroshot")
     """``zeroshot``, ``retrieval`` (images and captions, both ways), or ``probe`` (linear, on frozen features)."""
-    train: str = ""
+    train: str = option("", omit_if="")
     """Probe: the manifest of the images that it is fitted on."""
 
 
 @dataclass
 class Evaluate:
-    every: int = 0
+    """Evaluations in training."""
+
+    every: int = option(0, ge=0, identity=False)
     """Samples between evaluations in training (sets of role ``validation``); 0: after each stage and at the end."""
-    batch: int = 256
-    preprocess: str = "crop_resize"
+    batch: int = option(256, ge=1, le=2**31 - 1, identity=False)
+    """Images or texts that a rank encodes at once."""
+    preprocess: str = option("crop_resize", choices=("crop_resize", "resize_crop"), omit_if="crop_resize")
     """Order of resize and crop of an image's view (bicubic, centred). ``crop_resize``: the central square, whose edges
     may lie between pixels, is resized (recipes: paper, portable). ``resize_crop``: the short side is resized, then the
     square is cropped at whole pixels, as open_clip and torchvision do (recipe: portable2)."""
-    sets: list[EvaluationSet] = field(default_factory=list)
+    sets: list[EvaluationSet] = option([])
 
 
 @dataclass
 class Monitor:
-    log_every: int = 10
+    """What is logged, and when a run counts as hung."""
+
+    log_every: int = option(10, ge=1, le=2**31 - 1)
     """Steps between metric lines."""
-    status_seconds: float = 3.0
-    hang_minutes: float = 20.0
-    """Minutes without a step after which a rank ends itself (71), to be started again; a commit may take six times as
-    long. 0: never. More than ``data.deadline``, for which a read may wait."""
-    spike: float = 0.0
-    """A loss above median + this * sigma of the ``spike_window`` losses before it is told and its samples are written
-    down (``anomalies/``); 8 is a good begin. The run goes on. 0: never."""
-    spike_window: int = 100
-    """Steps; for as many at the begin of a stage or attempt nothing is a spike."""
-    profile_steps: int = 0
-    """Steps of rank 0 that PyTorch's profiler traces (``traces/``); 0: none."""
-    profile_from: int = 0
-    """S at which they begin; where an attempt begins later they are not traced."""
-    sample_minutes: float = 10.0
-    """Minutes between two steps of rank 0 that are profiled for what they wait for other ranks; 0: none is."""
+    status_seconds: float = option(3.0, gt=0)
+    """Seconds between updates of status.json."""
+    hang_minutes: float = option(20.0, ge=0, le=1_000_000)
+    """Minutes without a step after which a rank exits with 71, to be restarted; a commit may take six times as long.
+    0: never. Must exceed ``data.deadline``, which is how long a read may wait."""
+    spike: float = option(0.0, ge=0)
+    """A loss above median + this * sigma of the last ``spike_window`` losses is reported, and its samples are recorded
+    (``anomalies/``); start with 8. The run continues. 0: never."""
+    spike_window: int = option(100, ge=3, le=10_000)
+    """Steps; in the first steps of a stage or attempt, as many as this, no loss counts as a spike."""
+    profile_steps: int = option(0, ge=0, le=1000)
+    """Steps of rank 0 to trace with PyTorch's profiler (``traces/``); 0: none."""
+    profile_from: int = option(0, ge=0)
+    """S at which the trace starts; an attempt that starts later is not traced."""
+    sample_minutes: float = option(10.0, ge=0, le=1_000_000)
+    """Minutes between steps of rank 0 that are profiled for time spent waiting for other ranks; 0: never."""
 
 
 @dataclass
 class Resources:
-    """What a run occupies. Not part of what matters to science, except the world size for the last bits."""
+    """What a run occupies. Of this the identity has the world size alone, which changes the last bits."""
 
-    nodes: int = 1
-    processes: int = 1
+    nodes: int = option(1, ge=1, le=2**20)
+    processes: int = option(1, ge=1, le=1024)
     """Ranks per node: one per GPU, or CPU processes. W = nodes * processes."""
-    gpus: int = 0
+    gpus: int = option(0, ge=0, le=1024)
     """GPUs per node, 0: a CPU run."""
-    cpus: int = 0
-    """CPU cores per process; 0: as the cluster profile says."""
-    hours: float = 24.0
+    cpus: int = option(0, ge=0, le=4096)
+    """CPU cores per process; 0: that of the cluster profile."""
+    hours: float = option(24.0, gt=0)
     """Wall limit of one attempt."""
     cluster: str = ""
-    """Profile of the cluster that this run goes to; empty: the sweep's. ``--cluster`` stands above it."""
+    """Cluster profile of this run; empty: the sweep's. ``--cluster`` overrides it."""
 
 
 @dataclass
 class Config:
-    schema: int = SCHEMA
-    seed: int = 0
+    """The whole configuration of a run."""
+
+    schema: int = option(SCHEMA, identity=False)
+    seed: int = option(0, ge=0, le=2**64 - 1)
     """Seed of everything: order, crops, masks, captions, weights. 0 .. 2^64 - 1."""
-    recipe: str = "portable"
-    """Name of the file in sweeps/recipes that this configuration began from; a label only, its values are fields."""
-    model: Model = field(default_factory=Model)
-    init: Init = field(default_factory=Init)
-    data: Data = field(default_factory=Data)
-    augment: Augment = field(default_factory=Augment)
-    stages: list[Stage] = field(default_factory=list)
-    optim: Optim = field(default_factory=Optim)
-    compute: Compute = field(default_factory=Compute)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    evaluate: Evaluate = field(default_factory=Evaluate)
-    monitor: Monitor = field(default_factory=Monitor)
-    resources: Resources = field(default_factory=Resources)
+    recipe: str = option("portable", identity=False)
+    """Name of the file in sweeps/recipes that this configuration is based on; a label only, its values are fields."""
+    model: Model = option(Model)
+    init: Init = option(Init)
+    data: Data = option(Data)
+    augment: Augment = option(Augment)
+    stages: list[Stage] = option([])
+    optim: Optim = option(Optim)
+    compute: Compute = option(Compute)
+    checkpoint: Checkpoint = option(Checkpoint, identity=False)
+    evaluate: Evaluate = option(Evaluate)
+    monitor: Monitor = option(Monitor, identity=False)
+    resources: Resources = option(Resources, identity=False)

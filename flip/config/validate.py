@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import math
+import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from flip.config.derived import kept, patches, positions, spans, world
-from flip.config.ranges import check_ranges
-from flip.config.resolve import buffer_bytes
+from flip.config.derived import (
+    WEIGHT_TOLERANCE,
+    Share,
+    buffer_bytes,
+    kept,
+    miss,
+    patches,
+    positions,
+    shares,
+    spans,
+    world,
+)
 from flip.config.schema import Config, Data, Stage
-from flip.config.sets import TOLERANCE, Share, miss, shares
 from flip.runs.errors import ConfigError
 
 MAX_PATCHES = 2**15 - 1
@@ -25,6 +37,71 @@ LOWEST_LR, HIGHEST_LR = 1e-6, 0.02
 """Peak learning rates of AdamW outside of which a value is taken for a mistake; 0 is meant."""
 DEFAULT_LR_BATCH = 1024
 """Batches for which the default of base_lr, the published one, gives a peak too low to learn (1.6e-5 and less)."""
+
+
+_BOUNDS = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "above"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "below"),
+}
+"""Rules of ``flip.config.schema.option`` -> test, words."""
+
+
+def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any], Any]]:
+    """(dotted key, rules, value) of every field below a section; members of a list by their names or positions."""
+    for field in dataclasses.fields(section):
+        value, key = getattr(section, field.name), prefix + field.name
+        members = {key: value}
+        if isinstance(value, list):
+            members = {f"{key}.{getattr(member, 'name', '') or i}": member for i, member in enumerate(value)}
+        for name, member in members.items():
+            if dataclasses.is_dataclass(member):
+                yield from _values(member, f"{name}.")
+            else:
+                yield name, field.metadata, member
+
+
+def _interval(config: Config, key: str, low: float, high: float) -> None:
+    """A pair of numbers, the smaller first, both above ``low`` and at most ``high``."""
+    pair = getattr(config.augment, key.rpartition(".")[2])
+    if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
+        most = "" if high == math.inf else f", at most {high:g}"
+        raise ConfigError(f"{key}: needs two numbers above {low:g}{most}, the smaller first", value=list(pair))
+
+
+def _suggestion(config: Config, key: str) -> str:
+    """A remedy where the field is of a stage that has nearly the name of another: the typing error made a stage."""
+    section, _, name = key.rpartition(".")[0].partition(".")
+    others = [stage.name for stage in config.stages if section == "stages" and stage.name != name]
+    near = difflib.get_close_matches(name, others, n=1)
+    return f"Did you mean stages.{near[0]}? A name that is not there makes a new stage." if near else ""
+
+
+def check_ranges(config: Config) -> None:
+    """Raise ConfigError for the first field that is invalid whatever the other fields are. ``auto`` is allowed."""
+    for key, rules, value in _values(config):
+        choices = rules.get("choices")
+        if choices and value not in choices:
+            raise ConfigError(f"{key}: no such choice", value=value, remedy=f"One of: {', '.join(choices)}.")
+        for rule, (holds, words) in _BOUNDS.items():
+            if rule in rules and not holds(value, rules[rule]):
+                what = f"{key}: must be {words} {rules[rule]}"
+                raise ConfigError(what, value=value, remedy=_suggestion(config, key))
+        if value == math.inf:
+            raise ConfigError(f"{key}: must be finite", value=value)
+    _interval(config, "augment.crop_area", 0, 1)
+    _interval(config, "augment.crop_aspect", 0, math.inf)
+    for key in ("mean", "std"):
+        if len(getattr(config.augment, key)) != 3:
+            raise ConfigError(f"augment.{key}: needs three numbers", value=list(getattr(config.augment, key)))
+    if "://" in config.data.cache:
+        raise ConfigError("data.cache: must be a folder on each node's own disk", value=config.data.cache)
+    url = config.checkpoint.url
+    if url and not url.startswith("/") and "://" not in url:
+        raise ConfigError("checkpoint.url: must be a URL or a folder's absolute path", value=url)
+    if not config.data.captions:
+        raise ConfigError("data.captions: names no member", remedy="Example: [txt]")
 
 
 def _divisors(number: int) -> list[int]:
@@ -149,9 +226,9 @@ def _sets(config: Config) -> None:
     if min(held) < 1 or sum(held) != data.lanes:
         what = f"data.sets: they hold {' + '.join(map(str, held))} lanes, the run has {data.lanes}"
         raise ConfigError(what, remedy="Leave lanes out of data.sets; where a set got none, raise its weight or L.")
-    if miss(held, weights) > TOLERANCE:
+    if miss(held, weights) > WEIGHT_TOLERANCE:
         shown = ", ".join(f"{one.name} {one.lanes / data.lanes:.4g}" for one in data.sets)
-        what = f"data.sets: {data.lanes} lanes give shares of {shown}, more than {TOLERANCE:.0%} off the weights"
+        what = f"data.sets: {data.lanes} lanes give shares of {shown}, more than {WEIGHT_TOLERANCE:.0%} off the weights"
         remedy = "Set the weights to lanes, as 3 and 5 of 8, or take more lanes (they divide every batch)."
         raise ConfigError(what, value=weights, remedy=remedy)
 

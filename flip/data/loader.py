@@ -12,7 +12,7 @@ import torch
 
 from flip.concurrency import prepare_forkserver
 from flip.config import schema
-from flip.config.sets import Share, shares
+from flip.config.derived import Share, shares
 from flip.costs import SLOTS
 from flip.data import masking, mixture
 from flip.data.manifest.manifest import Manifest

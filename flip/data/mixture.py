@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flip.config.derived import shares
 from flip.config.schema import Data
-from flip.config.sets import shares
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import Order
 from flip.rng import key

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePath
 
+from flip.config.derived import shares
 from flip.config.resolve import cache_root
 from flip.config.schema import Config
-from flip.config.sets import shares
 from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote
 from flip.runs.errors import ConfigError

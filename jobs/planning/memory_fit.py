@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from flip import costs
 from flip.config.derived import world
-from flip.config.resolve import Host
+from flip.config.host import Host
 from flip.config.schema import Config, Stage
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile

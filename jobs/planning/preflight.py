@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from flip import costs
 from flip.checkpoint.remote import Remote
-from flip.config.derived import spans
-from flip.config.resolve import DataFacts, Host
+from flip.config.derived import Share, shares, spans
+from flip.config.host import Host
+from flip.config.resolve import DataFacts
 from flip.config.schema import Config
-from flip.config.sets import Share, shares
 from flip.data import mixture
 from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import Undecodable

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.identity import flatten
-from flip.config.sizes import SIZES
+from flip.config.schema import MODEL_PRESETS
 from flip.monitoring.results import Outcome, read_run
 from jobs.common.text import count
 from jobs.reporting import seed_groups
@@ -136,7 +136,9 @@ def _obstacles(row: Published, outcome: Outcome, test: str) -> Iterator[str]:
 def differences(row: Published, settings: Mapping[str, Any]) -> Iterator[str]:
     """Each key whose value in the flat ``settings`` is not what the row needs, in words."""
     size = row.needs.get("model.size")
-    filled = flatten(SIZES[size], "model") if size in SIZES and settings.get("model.size") != size else {}
+    filled = (
+        flatten(MODEL_PRESETS[size], "model") if size in MODEL_PRESETS and settings.get("model.size") != size else {}
+    )
     for key, wanted in row.needs.items():
         if key in filled:  # the other size says it
             continue

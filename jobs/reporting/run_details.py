@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flip.config.sizes import label
+from flip.config.derived import model_label
 from flip.monitoring import metrics_reader
 from flip.monitoring.results import Outcome, differing, read_run
 from flip.runs.rundir import RunDir, matching, number, read_record
@@ -79,7 +79,7 @@ def _about(outcome: Outcome) -> dict[str, Any]:
     family = [read_run(other.path) for other in select.runs_below(outcome.run.path.parent)]
     chosen = {key: settings.get(key) for key in differing(family)} if settings else {}
     return {
-        "size": label(settings),
+        "size": model_label(settings),
         "samples": sum(int(stage.get("samples") or 0) for stage in stages.values()) or None,
         "stages": [{"name": name} | {k: stage.get(k) for k in STAGE} for name, stage in stages.items()],
         "differs": chosen,

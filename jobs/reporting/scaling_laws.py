@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.config.sizes import label
+from flip.config.derived import model_label
 from flip.monitoring.results import Outcome
 from jobs.common.text import count
 
@@ -193,7 +193,7 @@ def _varied(tables: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _name(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
-    shown = {**settings, "model.size": label(settings)}
+    shown = {**settings, "model.size": model_label(settings)}
     return ", ".join(f"{_short(key)} {_value(shown.get(key))}".strip() for key in keys)
 
 

@@ -9,9 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from flip.config.derived import model_label
 from flip.config.identity import Change, flatten
 from flip.config.merge import to_dict
-from flip.config.sizes import SIZES, label
+from flip.config.schema import MODEL_PRESETS
 from jobs.common.cli import command, shorter
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
@@ -128,7 +129,7 @@ def _run(action: Action) -> list[str]:
     lines = [
         f"{action.name}: {action.kind}" + (f" ({plain(action.reason)})" if action.reason else ""),
         *(f"  {'' if i else 'differs':12} {line}" for i, line in enumerate(against or ["in nothing from the base"])),
-        f"  model        {label(flatten(to_dict(wanted.config)))}: {count(parameters['total'])} parameters"
+        f"  model        {model_label(flatten(to_dict(wanted.config)))}: {count(parameters['total'])} parameters"
         f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
         *_data(data),
         f"  ranks        {numbers['world']}, each with a buffer of {size(data['buffer_per_rank'])};"
@@ -172,7 +173,7 @@ def _data(data: dict[str, Any]) -> list[str]:
 def _told(wanted: ResolvedRun) -> list[Change]:
     """The differences from the base without what the size of the model, if it is one of them, fills in."""
     changes = list(wanted.against_base)
-    filled = flatten(SIZES.get(wanted.config.model.size, {}), "model")
+    filled = flatten(MODEL_PRESETS.get(wanted.config.model.size, {}), "model")
     if all(change.key != "model.size" for change in changes):
         return changes
     return [change for change in changes if filled.get(change.key) != change.now]

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flip.config.host import Host, host
 from flip.config.identity import Change, explain, flatten, identity
 from flip.config.merge import read, to_dict
-from flip.config.resolve import DataFacts, Host, facts, host
+from flip.config.resolve import DataFacts, facts
 from flip.config.schema import Config, Init
 from flip.config.validate import validate, warnings
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flip.config.identity import flatten
-from flip.config.sizes import SIZES
+from flip.config.schema import MODEL_PRESETS
 from flip.config.yaml_io import read_yaml
 from flip.runs.errors import ConfigError
 from jobs.common.paths import SWEEPS
@@ -52,7 +52,7 @@ def rows(table: str) -> dict[str, dict[str, Any]]:
     found = {}
     for name, row in tables[table]["rows"].items():
         needs = {**base, **flatten(tables[table]["needs"]), **flatten(row.get("needs", {}))}
-        needs |= flatten(SIZES[needs["model.size"]], "model") if "model.size" in needs else {}
+        needs |= flatten(MODEL_PRESETS[needs["model.size"]], "model") if "model.size" in needs else {}
         gone = [key for key, value in needs.items() if value is None]
         needs = {
             key: value

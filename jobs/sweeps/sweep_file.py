@@ -25,8 +25,7 @@ from typing import Any
 
 from flip.config.identity import Change, compare, flatten
 from flip.config.merge import assignment, get, merge, nest, to_dict
-from flip.config.schema import Config
-from flip.config.sizes import SIZES
+from flip.config.schema import MODEL_PRESETS, Config
 from flip.config.yaml_io import Place, Table, read_yaml
 from flip.runs.errors import ConfigError
 from jobs.common.cli import suggestion
@@ -244,7 +243,7 @@ def _given(layers: Sequence[Layer], overrides: Sequence[str]) -> frozenset[str]:
     named = [nest(layer, where) for where, layer in [*layers, *map(assignment, overrides)]]
     keys = {key for layer in named for key in flatten(layer)}
     if "model.size" in keys:
-        keys |= flatten(SIZES[Config().model.size], "model").keys()
+        keys |= flatten(MODEL_PRESETS[Config().model.size], "model").keys()
     return frozenset(keys)
 
 

@@ -3,12 +3,11 @@
 import pytest
 
 from flip import costs
-from flip.config.schema import ImageTower, Model, TextTower
-from flip.config.sizes import SIZES
+from flip.config.schema import MODEL_PRESETS, ImageTower, Model, TextTower
 
 
 def sized(name):
-    row = SIZES[name]
+    row = MODEL_PRESETS[name]
     return Model(size=name, embed=row["embed"], image=ImageTower(**row["image"]), text=TextTower(**row["text"]))
 
 

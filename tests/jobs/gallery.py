@@ -6,9 +6,10 @@ import math
 import random
 
 from flip.config.derived import spans
+from flip.config.host import Host
 from flip.config.identity import identity
 from flip.config.merge import dump
-from flip.config.resolve import Host, facts, resolve
+from flip.config.resolve import facts, resolve
 from flip.costs import parameters
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile

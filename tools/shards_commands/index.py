@@ -15,7 +15,7 @@ from typing import Any
 
 import braceexpand
 
-from flip.concurrency import cores
+from flip.config.host import cores
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import filters
 from flip.data.manifest.build import (

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flip.config import merge, schema
-from flip.config.derived import Span, spans
-from flip.config.sets import shares
+from flip.config.derived import Span, shares, spans
 from flip.data import decode, masking
 from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import Undecodable

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from flip.concurrency import cores
-from flip.config.resolve import DataFacts, buffer_bytes, default_lanes, host
+from flip.config.derived import buffer_bytes
+from flip.config.host import cores, host
+from flip.config.resolve import DataFacts, default_lanes
 from flip.config.schema import Config, Stage
 from flip.data.manifest.build import gather, merge
 from flip.data.manifest.filters import Filters

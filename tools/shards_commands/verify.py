@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from flip import concurrency
-from flip.concurrency import cores
+from flip.config.host import cores
 from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import Undecodable
 from flip.data.manifest.manifest import Manifest

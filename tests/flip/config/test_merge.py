@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from flip.config.merge import Table, dump, get, merge, read, read_yaml
-from flip.config.schema import Config
-from flip.config.sizes import SIZES
+from flip.config.schema import MODEL_PRESETS, Config
 from flip.runs.errors import ConfigError, PermissionDenied
 
 BASE = ("base.yaml", {"stages": [{"name": "pretrain", "samples": 1000, "batch": 10, "mask": 0.5}]})
@@ -27,7 +26,7 @@ def test_later_layers_win_and_the_size_lies_under_what_is_named():
     over = ("over.yaml", {"model": {"size": "H/14", "image.width": 64}, "optim.beta2": 0.9})
     config = merge([BASE, over], ["optim.beta2=0.98", "optim.beta2=0.99"])
     assert config.model.image.width == 64
-    assert config.model.image.layers == SIZES["H/14"]["image"]["layers"]
+    assert config.model.image.layers == MODEL_PRESETS["H/14"]["image"]["layers"]
     assert config.optim.beta2 == 0.99
     assert merge([over, ("top", {"model.size": "tiny"})]).model.text.vocabulary == 1000
     assert merge([("empty", {})]) == dataclasses.replace(Config(), stages=[])

@@ -4,19 +4,10 @@ import os
 
 import pytest
 
+from flip.config.derived import buffer_bytes
+from flip.config.host import Host, host, memory_limits
 from flip.config.merge import merge
-from flip.config.resolve import (
-    DataFacts,
-    Host,
-    buffer_bytes,
-    default_chunk,
-    default_lanes,
-    facts,
-    host,
-    locate,
-    memory_limits,
-    resolve,
-)
+from flip.config.resolve import DataFacts, default_chunk, default_lanes, facts, locate, resolve
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 
 LAPTOP = Host(cores=2, memory=16 * 10**9)
@@ -219,7 +210,7 @@ def test_the_memory_of_a_job_is_that_of_the_least_cgroup_above(own, limits, leas
 
 def test_this_machine_within_a_limit(monkeypatch):
     whole = host().memory
-    monkeypatch.setattr("flip.config.resolve.memory_limits", lambda: [2**20, NONE])
+    monkeypatch.setattr("flip.config.host.memory_limits", lambda: [2**20, NONE])
     assert host().memory == 2**20 < whole
-    monkeypatch.setattr("flip.config.resolve.memory_limits", lambda: [NONE])
+    monkeypatch.setattr("flip.config.host.memory_limits", lambda: [NONE])
     assert host().memory >= whole

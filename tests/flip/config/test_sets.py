@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flip.config.derived import miss, shares, split
+from flip.config.host import Host
 from flip.config.identity import explain, identity
 from flip.config.merge import merge
-from flip.config.resolve import Host, facts, resolve
-from flip.config.sets import miss, shares, split
+from flip.config.resolve import facts, resolve
 from flip.config.validate import plan_numbers, validate
 from flip.runs.errors import ConfigError
 

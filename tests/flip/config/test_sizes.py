@@ -2,18 +2,19 @@
 
 import pytest
 
+from flip.config.derived import model_label
 from flip.config.identity import flatten
 from flip.config.merge import merge, to_dict
-from flip.config.sizes import SIZES, label
+from flip.config.schema import MODEL_PRESETS
 
 
 def settings(*overrides):
     return flatten(to_dict(merge([], overrides)))
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", MODEL_PRESETS)
 def test_a_size_as_it_is_has_its_name(size):
-    assert label(settings(f"model.size={size}", "model.text.length=16", "model.image.pool=all")) == size
+    assert model_label(settings(f"model.size={size}", "model.text.length=16", "model.image.pool=all")) == size
 
 
 @pytest.mark.parametrize(
@@ -26,8 +27,8 @@ def test_a_size_as_it_is_has_its_name(size):
     ],
 )
 def test_a_size_that_is_overridden_is_not_called_by_its_name_alone(overrides, expected):
-    assert label(settings(*overrides)) == expected
+    assert model_label(settings(*overrides)) == expected
 
 
 def test_a_run_without_a_readable_configuration_has_no_label():
-    assert label({}) is None and label({"model.size": "of a later version"}) == "of a later version"
+    assert model_label({}) is None and model_label({"model.size": "of a later version"}) == "of a later version"

@@ -3,8 +3,9 @@ import json
 import pytest
 
 from flip.config.derived import kept, spans
+from flip.config.host import Host
 from flip.config.merge import merge
-from flip.config.resolve import Host, facts, resolve
+from flip.config.resolve import facts, resolve
 from flip.config.validate import plan_numbers, validate, warnings
 from flip.runs.errors import ConfigError
 

@@ -9,15 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from flip import costs
-from flip.config.schema import Augment, Compute, ImageTower, Model, TextTower
-from flip.config.sizes import SIZES
+from flip.config.schema import MODEL_PRESETS, Augment, Compute, ImageTower, Model, TextTower
 from flip.data.masking import keep as draw_keep
 from flip.models import clip
 from flip.models.loss import contrastive_loss
 
 
 def sized(name, pool="patches", padding="attend", **fields):
-    row = SIZES[name]
+    row = MODEL_PRESETS[name]
     image, text = ImageTower(**row["image"], pool=pool), TextTower(**row["text"], padding=padding)
     return Model(size=name, embed=row["embed"], image=image, text=text, **fields)
 

@@ -3,14 +3,13 @@ import math
 import pytest
 import torch
 
-from flip.config.schema import Augment, ImageTower, Model, Optim, Stage, TextTower
-from flip.config.sizes import SIZES
+from flip.config.schema import MODEL_PRESETS, Augment, ImageTower, Model, Optim, Stage, TextTower
 from flip.models import clip
 from flip.training import optimizer as optim
 
 
 def pair():
-    row = SIZES["tiny"]
+    row = MODEL_PRESETS["tiny"]
     built = clip.build(
         Model(embed=48, image=ImageTower(**row["image"]), text=TextTower(**row["text"])), Augment(), "sdpa"
     )

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flip.config.resolve import Host, facts, resolve
+from flip.config.host import Host
+from flip.config.resolve import facts, resolve
 from flip.data.manifest.build import index
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flip.config.resolve import Host, facts, resolve
+from flip.config.host import Host
+from flip.config.resolve import facts, resolve
 from flip.config.validate import validate
 from flip.costs import ACCELERATORS, find
 from flip.runs.errors import ConfigError

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from flip.config.host import Host
 from flip.config.merge import merge
-from flip.config.resolve import DataFacts, Host
+from flip.config.resolve import DataFacts
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import environment_checks, preflight

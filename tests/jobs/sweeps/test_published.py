@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+from flip.config.host import Host
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
-from flip.config.resolve import Host, facts, resolve
+from flip.config.resolve import facts, resolve
 from flip.config.validate import validate
 from flip.config.yaml_io import read_yaml
 from flip.monitoring.results import read_run

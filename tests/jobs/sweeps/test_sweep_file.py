@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flip.config.derived import world
+from flip.config.host import Host
 from flip.config.identity import Change, identity
-from flip.config.resolve import Host, facts, resolve
+from flip.config.resolve import facts, resolve
 from flip.config.validate import validate
 from flip.config.yaml_io import Place, dump_yaml
 from flip.runs.errors import ConfigError

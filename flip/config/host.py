@@ -1,0 +1,59 @@
+"""What this machine offers to ranks: cores, memory, fast bf16, a CUDA driver."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Host:
+    """A node that ranks run on. ``memory``: bytes. ``bf16``: its CPU has fast bf16 arithmetic."""
+
+    cores: int
+    memory: int
+    bf16: bool = False
+    cuda: bool = False
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def host() -> Host:
+    """This machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    flags = next((line for line in _text("/proc/cpuinfo").splitlines() if line.startswith("flags")), "").split()
+    return Host(
+        cores=cores(),
+        memory=min([memory, *memory_limits()]),
+        bf16="avx512_bf16" in flags or "amx_bf16" in flags,
+        cuda=Path("/proc/driver/nvidia/version").exists(),
+    )
+
+
+def memory_limits(own: str = "/proc/self/cgroup", mounts: str = "/sys/fs/cgroup") -> list[int]:
+    """Memory limits in bytes of this process's cgroup and of each one above it, in cgroup version 1 or 2.
+
+    In a container the path may be that of the host, which does not exist below the container's root; then the root's
+    limit counts.
+    """
+    limits = []
+    for line in _text(own).splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        file = "memory/{}/memory.limit_in_bytes" if kinds else "{}/memory.max"
+        names = path.strip("/").split("/")
+        texts = [_text(f"{mounts}/{file.format('/'.join(names[:n]))}").strip() for n in range(len(names) + 1)]
+        limits += [int(text) for text in texts if text.isdigit()]  # else "max"; version 1 has a huge number for none
+    return limits
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
