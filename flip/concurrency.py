@@ -89,11 +89,6 @@ def leave_with_parent() -> None:
         os._exit(1)
 
 
-def cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def map_in_processes(
     prepare: Callable[..., Callable[[Task], Result]], arguments: Sequence[Any], tasks: Iterable[Task], workers: int,
     name: str,
