@@ -1,8 +1,8 @@
 """When and how is the training state saved, committed and restored?
 
 - ``manager``: the checkpoints of one attempt; ``interval``: the time between two of them.
-- ``saver`` writes and commits, ``restorer`` finds, verifies and reads; ``dcp_io``: torch.distributed.checkpoint's part.
-- ``remote``: checkpoints in object storage; ``export_record``: what an exported folder says of itself; ``tensors``.
+- ``saver`` writes and commits, ``restorer`` finds, verifies and loads; ``safetensors_io``: the files of a checkpoint.
+- ``remote``: checkpoints in object storage; ``export_record``: the record of an exported folder.
 
 May import ``flip.distributed``, ``flip.data.storage`` and ``flip.runs``.
 """

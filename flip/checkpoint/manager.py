@@ -52,7 +52,7 @@ class Saving:
         # A rank that reads by itself may not see the file yet, decide otherwise and never meet the others again.
         record = run_on_first(lambda: (read_record(self._start) or {}).get("first_commit"), self._world.control)
         self.soon = bool(record)
-        self.source = self.checkpointer.newest() or warm_start()
+        self.source = self.checkpointer.restorer.newest() or warm_start()
         if self.source is not None:
             found = self.source.record["order"]
             if found != order.VERSION:
@@ -61,7 +61,7 @@ class Saving:
                     f"this code has version {order.VERSION} of the order of samples", self._run.path, found, remedy
                 )
             self._samples = self.source.samples
-            self.checkpointer.load(self.source, model_state(pair))
+            self.checkpointer.restorer.load(self.source, model_state(pair))
         self._at = time.monotonic()
         return self.source
 

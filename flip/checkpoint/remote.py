@@ -58,11 +58,11 @@ class Remote:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda name: self._verify(name, files[name], folder and folder / name), files))
 
-    def read(self, name: str, expected: Mapping[str, Any], start: int, stop: int) -> bytes:
+    def read(self, name: str, expected: Mapping[str, Any], start: int, stop: int) -> bytearray:
         """Bytes [start, stop) of a file. They have no checksum of their own: size and ETag tell that it is the object
         that was committed, where the storage has ETags. Raises Damaged where it is another one.
         """
-        return b"".join(self._pieces(name, expected, start, stop))
+        return bytearray().join(self._pieces(name, expected, start, stop))
 
     def remove(self) -> None:
         """Delete whatever is there, commit.json first."""

@@ -7,33 +7,51 @@ str, lists, and dicts with string keys. Floats keep all their bits. Every rank g
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from flip.runs import errors
-from flip.runs.errors import FlipError, PeerLost
+from flip.runs.commit import Damaged
+from flip.runs.errors import FlipError
 
 _T = TypeVar("_T")
 
-ERRORS: dict[str, type[FlipError]] = {
-    kind.__name__: kind
-    for kind in (
-        errors.ConfigError,
-        errors.DataError,
-        errors.StorageError,
-        errors.PermissionDenied,
-        errors.Diverged,
-        errors.Superseded,
-        PeerLost,
-        FlipError,
-    )
-}
-"""Errors that other ranks raise too, by the name under which they travel; subclasses come before their base."""
+ERRORS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, FlipError)}
+"""Errors that other ranks raise too, by the name under which they travel."""
+
+DAMAGED = "damaged"
+
+
+class RankFailure(NamedTuple):
+    """An error of one rank, as all ranks know it: its cause (``flip.runs.errors``, or ``DAMAGED``) and its text."""
+
+    cause: str
+    text: str
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether a second attempt may succeed."""
+        return self.cause in ("storage", DAMAGED)
+
+    @property
+    def error_class(self) -> type[FlipError]:
+        """The error that all ranks raise."""
+        kinds = (errors.ConfigError, errors.DataError, errors.PermissionDenied)
+        return next((kind for kind in kinds if kind.cause == self.cause), errors.StorageError)
+
+    @classmethod
+    def of(cls, error: Exception) -> RankFailure:
+        if isinstance(error, FlipError):
+            return cls(error.cause, str(error).rstrip("."))
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return cls("storage", f"no space left on the device ({error.filename or 'checkpoint folder'})")
+        return cls(DAMAGED if isinstance(error, Damaged) else "storage", str(error))
 
 
 def broadcast_json(value: Any, group: Any) -> Any:
@@ -86,11 +104,24 @@ def run_on_first(function: Callable[[], _T], group: Any) -> _T:
     return found
 
 
+def run_on_all(function: Callable[[], object], group: Any) -> RankFailure | None:
+    """Call ``function`` on all ranks. Returns the failure of the lowest rank that failed, on all ranks. Collective.
+
+    OSError, FlipError and Damaged are failures; any other exception is raised on its rank alone.
+    """
+    failure = None
+    try:
+        function()
+    except (OSError, FlipError, Damaged) as error:
+        failure = RankFailure.of(error)
+    return next((RankFailure(*value) for value in all_gather_json(failure, group) if value is not None), None)
+
+
 def _named(error: Exception) -> tuple[str, dict[str, Any]]:
     """The class of an error, by its name, and the arguments that make it anew on another rank."""
     if not isinstance(error, FlipError):
         return "PeerLost", {"what": f"rank 0 failed: {type(error).__name__}: {error}"}
-    name = next(name for name, kind in ERRORS.items() if isinstance(error, kind))
+    name = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in ERRORS)
     # The paragraph shows the value's repr, whatever its class: it becomes a part of the sentence.
     shown = "" if error.value is None else f" (found: {error.value!r})"
     return name, {"what": f"{error.what}{shown}", "where": error.where, "remedy": error.remedy}

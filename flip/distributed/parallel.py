@@ -262,6 +262,14 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
 
 
+def local_offsets(tensor: torch.Tensor) -> list[int]:
+    """The index in the full tensor of the first element of this rank's part."""
+    if not hasattr(tensor, "__create_chunk_list__"):
+        return [0] * tensor.ndim
+    (chunk,) = tensor.__create_chunk_list__()
+    return list(chunk.offsets)
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The full value of a tensor that may be sharded. Collective: call it on all ranks."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]

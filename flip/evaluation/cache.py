@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flip.checkpoint import tensors as tensor_file
+from flip.checkpoint.safetensors_io import save_tensors
 from flip.runs.rundir import sync_folder
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class FeatureCache:
         temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            tensor_file.save(tensors, temporary)
+            save_tensors(tensors, temporary)
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from flip.checkpoint import saver
-from flip.checkpoint.restorer import Restorer
+from flip.checkpoint.restorer import CheckpointRestorer
 from flip.config import merge, schema
 from flip.data.storage.retry import Patience
 from flip.data.view import EvaluationView
@@ -163,7 +163,7 @@ class Evaluation:
         with torch.device("meta"):
             pair = clip.build(theirs.model, theirs.augment, self.config.compute.attention)
         parallel.place(pair, self.world, self.config.compute)
-        checkpoints = Restorer(self.subject, 0, self.world, self.patience, self.task.url)
+        checkpoints = CheckpointRestorer(self.subject, 0, self.world, self.patience, self.task.url)
         checkpoints.load(checkpoints.open(source.path), saver.model_state(pair))
         checkpoints.close()
         parallel.check(pair)

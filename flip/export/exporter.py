@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from flip.checkpoint import export_record
-from flip.checkpoint import tensors as tensor_file
+from flip.checkpoint.safetensors_io import save_tensors
 from flip.config import merge as configuration
 from flip.config.schema import Augment, Config, Model
 from flip.evaluation.task import merge_results
@@ -220,7 +220,7 @@ def _json(path: Path, value: Any) -> None:
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        tensor_file.save(tensors, path)
+        save_tensors(tensors, path)
     except SafetensorError as error:  # what it makes of any trouble with the disk
         raise StorageError(
             f"cannot be written: {error}", path, remedy="Free space, or choose another place."

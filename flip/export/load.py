@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
 
 from flip.checkpoint import export_record
 from flip.checkpoint.remote import at_hand
-from flip.checkpoint.restorer import fill
+from flip.checkpoint.safetensors_io import CheckpointFiles, read_tensors
 from flip.checkpoint.saver import model_state
 from flip.config import merge as configuration
 from flip.config.schema import Config
@@ -112,7 +111,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     pair = clip.build(config.model, config.augment, "sdpa")
     try:
         with at_hand(found, url=url) as folder:
-            fill(model_state(pair), dcp.HuggingFaceStorageReader(str(folder)))
+            read_tensors(CheckpointFiles(folder, found.record["files"]), model_state(pair))
     except commit.Damaged as error:
         remedy = "Move that folder away to use the commit before it."
         raise DataError(f"the checkpoint is damaged: {error}", str(found.path), remedy=remedy) from error

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flip.checkpoint.saver import Checkpointer, model_state
+from flip.checkpoint.restorer import CheckpointRestorer
+from flip.checkpoint.saver import model_state
 from flip.config import merge
 from flip.config.schema import Config
 from flip.distributed.watchdog import LONG, Watchdog
@@ -28,34 +29,34 @@ from flip.training.warm_start import agree, as_they_are, open_commit, open_expor
 log = logging.getLogger(__name__)
 
 
-def apply(pair: clip.Pair, config: Config, checkpointer: Checkpointer, watchdog: Watchdog) -> commit.Commit | None:
+def apply(pair: clip.Pair, config: Config, restorer: CheckpointRestorer, watchdog: Watchdog) -> commit.Commit | None:
     """Fill the weights of a run without commits as ``init`` says, if it says anything. Collective.
 
     Returns the commit of another run to continue from if ``init.extend`` is set, else None.
     """
     init = config.init
     if init.export:
-        _convert(pair, config, checkpointer, watchdog, open_export(init))
+        _convert(pair, config, restorer, watchdog, open_export(init))
     elif init.run:
-        source = checkpointer.open_other(lambda: open_commit(init), init.run)
+        source = restorer.open_other(lambda: open_commit(init), init.run)
         if init.extend:
             return source
         if as_they_are(config, merge.read(RunDir(init.run).config)):
-            checkpointer.load(source, model_state(pair))
+            restorer.load(source, model_state(pair))
         else:
-            _convert(pair, config, checkpointer, watchdog, Path(init.run), f"{source.stage}/{source.path.name}")
+            _convert(pair, config, restorer, watchdog, Path(init.run), f"{source.stage}/{source.path.name}")
     return None
 
 
 def _convert(
-    pair: clip.Pair, config: Config, checkpointer: Checkpointer, watchdog: Watchdog, source: Path, at: str = ""
+    pair: clip.Pair, config: Config, restorer: CheckpointRestorer, watchdog: Watchdog, source: Path, at: str = ""
 ) -> None:
     """Fill the weights with those of another model, converted by each rank for itself."""
     watchdog.beat(f"beginning from {source}", times=LONG)
     made = begin_from(pair, config, source, at)
-    checkpointer.parent = f"{source}/checkpoints/{at}" if at else str(source)
+    restorer.parent = f"{source}/checkpoints/{at}" if at else str(source)
     differs = "; ".join(f"{key}: {there} there, {here} here" for key, (there, here) in made["differs"].items())
-    if checkpointer.is_first:
+    if restorer.world.first:
         log.info("begins with the weights of %s; %s", source, differs or "it is the same model")
 
 

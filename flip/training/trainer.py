@@ -120,7 +120,7 @@ class Trainer:
         parallel.place(self.pair, self.world, compute)
         clip.initialise(self.pair, self.config.seed)
         parallel.check(self.pair)
-        start = partial(initial_weights.apply, self.pair, self.config, self.saving.checkpointer, self.watchdog)
+        start = partial(initial_weights.apply, self.pair, self.config, self.saving.checkpointer.restorer, self.watchdog)
         source = self.saving.restore(self.pair, start)
         if source is not None:
             self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
@@ -165,7 +165,7 @@ class Trainer:
         optimizer = optim.build(self.pair.named_parameters(), self.config.optim)
         source = self.saving.source
         if source is not None and span.start < self.samples and source.stage == span.stage.name:
-            self.saving.checkpointer.load(source, saver.optimizer_state(self.pair, optimizer))
+            self.saving.checkpointer.restorer.load(source, saver.optimizer_state(self.pair, optimizer))
         if span.start < self.samples and self.crossed(self.config.evaluate.every, span):
             self.validate(span)  # a kill between a commit and its score
         stage = span.stage
@@ -349,6 +349,5 @@ class Trainer:
         if self.watcher is not None:
             self.watcher.close()
         self.loader.close()
-        self.saving.checkpointer.close()
         with contextlib.suppress(OSError):  # the end's own cause must not be lost for a status line
             self.monitor.close(phase, reason)

@@ -69,8 +69,8 @@ def test_what_is_loaded_is_what_was_saved(server, world, run, monkeypatch):
         f"{made.record['url']}/commit.json"].size).result().data  # fmt: skip
     found = state_of(*trained(steps=0))
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # no copy on the node
-    newest = saver.newest()
-    saver.load(newest, found)
+    newest = saver.restorer.newest()
+    saver.restorer.load(newest, found)
     assert newest.samples == 32 and all(torch.equal(expected[name], found[name]) for name in expected)
 
 
@@ -99,7 +99,7 @@ def test_one_that_is_damaged_falls_back(server, world, run, monkeypatch):
     old, new = commit.commits(run)
     (name,) = new.record["files"]
     s3.S3().put(f"{new.record['url']}/{name}", b"rot")
-    assert saver.newest().samples == old.samples == 16
+    assert saver.restorer.newest().samples == old.samples == 16
     assert [c.samples for c in commit.commits(run)] == [16]
 
 
@@ -155,8 +155,7 @@ def test_another_protocol(world, run, tmp_path):
     (made,) = commit.commits(run)
     assert made.record["url"].startswith(f"file://{tmp_path}/elsewhere/sweep/run-")
     found = state_of(*trained(steps=0))
-    saver.load(saver.newest(), found)
-    saver.close()
+    saver.restorer.load(saver.restorer.newest(), found)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert len([p for p in (tmp_path / "elsewhere").rglob("*") if p.is_file()]) == 2
 
@@ -173,7 +172,6 @@ def test_a_straggler_whose_folder_was_taken_leaves_nothing_at_the_url(world, run
     saver = saver_of(run, world, str(tmp_path / "elsewhere"))
     with pytest.raises(StorageError, match="No such file"):
         saver.save(state_of(*trained()), "pretrain", 16)
-    saver.close()
     assert not [path for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()]
 
 

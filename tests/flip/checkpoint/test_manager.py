@@ -28,7 +28,7 @@ def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path,
     assert saving.soon == here
     monkeypatch.setattr("flip.checkpoint.manager.run_on_first", lambda function, group: there)
     second = Saving(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
-    monkeypatch.setattr(second.checkpointer, "newest", lambda: None)
+    monkeypatch.setattr(second.checkpointer.restorer, "newest", lambda: None)
     second.restore(nn.Identity(), lambda: None)
     assert second.soon == there
 

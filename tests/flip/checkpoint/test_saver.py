@@ -3,16 +3,13 @@
 import resource
 import threading
 import time
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
+from contextlib import contextmanager
 
 import pytest
 import torch
-from torch.distributed.checkpoint import filesystem
 
-from flip.checkpoint import restorer
+from flip.checkpoint import safetensors_io
 from flip.checkpoint import saver as checkpoint
-from flip.checkpoint.dcp_io import Writer
 from flip.config import schema
 from flip.distributed import parallel
 from flip.runs import commit
@@ -54,23 +51,25 @@ def test_what_is_loaded_is_what_was_saved(run, world):
     saver = checkpoint.Checkpointer(run, 1, world, keep=2)
     saver.save(state_of(pair, optimizer), "pretrain", 16, step=2)
     other, fresh = trained(steps=0)
-    found = checkpoint.Checkpointer(run, 1, world, keep=2).newest()
+    found = checkpoint.Checkpointer(run, 1, world, keep=2).restorer.newest()
     assert (found.samples, found.record["step"], found.record["world"]) == (16, 2, 1)
-    saver.load(found, state_of(other, fresh))
+    saver.restorer.load(found, state_of(other, fresh))
     expected, got = state_of(pair, optimizer), state_of(other, fresh)
     assert expected.keys() == got.keys() and float(got["optim.step.0.weight"]) == 2
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 def test_headers_are_read_once_for_weights_and_moments(run, world, monkeypatch):
-    read, reads = restorer._header, []
-    monkeypatch.setattr(restorer, "_header", lambda files, name: reads.append(files.path) or read(files, name))
+    read, reads = safetensors_io._read_header, []
+    monkeypatch.setattr(
+        safetensors_io, "_read_header", lambda files, name: reads.append(files.folder) or read(files, name)
+    )
     checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
     saver, (pair, optimizer) = checkpoint.Checkpointer(run, 1, world, keep=2), trained(steps=0)
     for samples in (16, 32):
-        found = saver.newest()
-        saver.load(found, checkpoint.model_state(pair))
-        saver.load(found, checkpoint.optimizer_state(pair, optimizer))
+        found = saver.restorer.newest()
+        saver.restorer.load(found, checkpoint.model_state(pair))
+        saver.restorer.load(found, checkpoint.optimizer_state(pair, optimizer))
         assert [path.name for path in reads] == [f"{samples}-1"]
         saver.save(state_of(pair, optimizer), "pretrain", 32)
         reads.clear()
@@ -101,21 +100,8 @@ def test_a_save_in_the_background_holds_the_state_of_its_begin(run, world, monke
     assert (new.samples, new.record["parent"]) == (32, "pretrain/16-1") and 0 < old.record["saving"] < 60
     for found, more in ((old, 0), (new, 1)):
         state = state_of(*trained(steps=0))
-        saver.load(found, state)
+        saver.restorer.load(found, state)
         assert all(torch.equal(before[name] + more, state[name]) for name in before)
-
-
-def test_a_commit_never_waits_for_the_stream_that_trains(run, world, monkeypatch):
-    """On a GPU DCP's loader would, for all but the first tensors of a shard, in the thread of the checkpoint."""
-    waited = []
-    stream = SimpleNamespace(synchronize=lambda: waited.append(1))
-    module = SimpleNamespace(current_stream=lambda: stream, stream=lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(filesystem, "_get_available_device_type", lambda: "cuda")
-    monkeypatch.setattr(filesystem, "_get_device_module", lambda _: module)
-    state = {f"model.{i}": torch.zeros(1 << 20) for i in range(8)}  # more than it would copy ahead
-    Writer(run.path / "made").save(state)
-    assert not waited and (run.path / "made").is_dir()
 
 
 def test_trouble_in_the_background_is_told_once_where_it_is_waited_for(run, world):
@@ -138,7 +124,7 @@ def test_nothing_that_executes_is_written_or_read(run, world):
     assert {path.suffix for path in found.path.iterdir()} == {".safetensors", ".json"}
     (found.path / ".metadata").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
     other, fresh = trained(steps=0)
-    checkpoint.Checkpointer(run, 1, world, keep=2).load(found, state_of(other, fresh))
+    checkpoint.Checkpointer(run, 1, world, keep=2).restorer.load(found, state_of(other, fresh))
 
 
 def test_weights_that_are_not_finite_are_never_committed(run, world):
@@ -162,12 +148,12 @@ def test_a_damaged_newest_is_set_aside_and_all_damaged_is_an_end(run, world):
         saver.save(state_of(*trained()), "pretrain", samples)
     old, new = commit.commits(run)
     next(new.path.glob("*.safetensors")).write_bytes(b"rot")
-    assert saver.newest().path == old.path
+    assert saver.restorer.newest().path == old.path
     assert [c.path for c in commit.commits(run)] == [old.path]
     (old.path / commit.MARK).write_text("{")
     for _ in range(2):  # and a second try does not begin from zero either
         with pytest.raises(DataError, match="all checkpoints are damaged"):
-            saver.newest()
+            saver.restorer.newest()
 
 
 def test_clean_up_that_fails_costs_no_commit(run, world, monkeypatch):

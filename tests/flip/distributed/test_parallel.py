@@ -11,15 +11,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import safetensors
 import torch
 from torch import distributed, nn
 from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule
 
 from flip import costs
-from flip.checkpoint import restorer
 from flip.checkpoint import saver as checkpoint
+from flip.checkpoint.safetensors_io import CheckpointFiles
 from flip.config import schema
 from flip.distributed import norms, parallel
 from flip.models import clip
@@ -81,7 +80,6 @@ def trained(how, world, folder=None):
     if folder:
         saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
         saver.save(checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer), "pretrain", STEPS * B)
-        saver.close()
     found["dtypes"] = torch.tensor([p.dtype == torch.float32 for p in pair.parameters()])
     return found
 
@@ -114,7 +112,7 @@ def held(how, world, folder=None):
 
 def restored(how, world, folder):
     """Saved by all ranks and loaded anew: how many files each opened, and whether all is there; damage, told to all."""
-    opened, open_one, header = [], safetensors.safe_open, restorer._header
+    opened, read = [], CheckpointFiles.read
     pair = built(how, world)
     optimizer = optim.build(pair.named_parameters(), schema.Optim())
     state = checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer)
@@ -123,11 +121,10 @@ def restored(how, world, folder):
     for tensor in state.values():
         parallel.local(tensor).fill_(-1)
     saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
-    newest = saver.newest()
-    safetensors.safe_open = lambda filename, **more: opened.append(filename) or open_one(filename, **more)
-    restorer._header = lambda files, name: opened.append(name) or header(files, name)
-    saver.load(newest, checkpoint.model_state(pair))
-    saver.load(newest, checkpoint.optimizer_state(pair, optimizer))
+    newest = saver.restorer.newest()
+    CheckpointFiles.read = lambda files, name, *bounds: opened.append(name) or read(files, name, *bounds)
+    saver.restorer.load(newest, checkpoint.model_state(pair))
+    saver.restorer.load(newest, checkpoint.optimizer_state(pair, optimizer))
     whole = all(torch.equal(parallel.local(state[name]), tensor) for name, tensor in expected.items())
     seen = torch.tensor([len(opened), whole])
     distributed.barrier()
@@ -136,8 +133,8 @@ def restored(how, world, folder):
             file.write_bytes(b"rot")
     distributed.barrier()
     saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
-    with pytest.raises(StorageError, match="this checkpoint cannot be read: .* has no header of safetensors"):
-        saver.load(newest, checkpoint.model_state(pair))
+    with pytest.raises(StorageError, match="this checkpoint cannot be read: .* ends before byte"):
+        saver.restorer.load(newest, checkpoint.model_state(pair))
     together = [torch.empty_like(seen) for _ in range(world.size)]
     distributed.all_gather(together, seen)
     return {"opened": torch.stack(together)}
@@ -273,8 +270,7 @@ def test_copies_of_the_weights_train_alike_and_are_saved_once(at, tmp_path):
     here = parallel.start(compute())
     pair = built(compute(), here)
     saver = checkpoint.Checkpointer(RunDir(tmp_path), 1, here, keep=2)
-    saver.load(saver.newest(), checkpoint.model_state(pair))
-    saver.close()
+    saver.restorer.load(saver.restorer.newest(), checkpoint.model_state(pair))
     parallel.stop()
     assert all(torch.equal(found[f"weight.{name}"], p.detach()) for name, p in pair.named_parameters())
 

@@ -1,0 +1,251 @@
+"""Reads and writes the files of checkpoints: safetensors with the shard offsets of torch.distributed.checkpoint (DCP).
+
+DCP's ``HuggingFaceStorageReader`` can read these files. DCP is not used itself: its ranks exchange plans as pickles,
+each of them opens every file at each load, and a missing shard goes unnoticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save, save_file
+from torch import Tensor
+
+from flip.checkpoint.export_record import HEADER_LIMIT
+from flip.checkpoint.remote import AT_ONCE, Remote
+from flip.distributed.parallel import copies, copy_number, local, local_offsets
+from flip.runs.commit import Damaged
+from flip.runs.errors import DataError
+
+HEADER_BYTES = 1 << 18
+"""Bytes of a file that are read first for its header."""
+GAP_BYTES, REQUEST_BYTES = 1 << 20, 1 << 26
+"""Regions of a file at most ``GAP_BYTES`` apart are read by one request of at most ``REQUEST_BYTES``."""
+_METADATA, _SHARDS, _OFFSETS = "__metadata__", "DCP_SHARDING_INFO", "saved_offsets"
+_DTYPES = {
+    "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8, "U8": torch.uint8,
+    "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write ``tensors`` to ``path`` with the permissions that any new file has in that folder.
+
+    ``save_file`` renames a temporary file of mode 0600 into place. The permissions are therefore taken from an empty
+    file, which follows the umask and the folder's default ACL. Raises SafetensorError, OSError.
+    """
+    with open(path, "wb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+    path.chmod(mode)
+
+
+def own_part(state: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The tensors of which this rank writes its part, so that every part is written once.
+
+    All ranks decide alike, by the order of the names and the full sizes, and need not exchange plans. Rank 0 writes
+    tensors that are not sharded, so a rank that loads opens one other file. Replicas write about as much each.
+    """
+    own, written = {}, Counter[int]()
+    for name, tensor in state.items():
+        writes = rank == 0
+        if hasattr(tensor, "placements"):
+            copy = min(range(copies(tensor)), key=written.__getitem__)
+            written[copy] += tensor.numel()
+            writes = copy == copy_number(tensor)
+        if writes:
+            own[name] = tensor
+    return own
+
+
+def write_shard(
+    folder: Path, state: Mapping[str, Tensor], rank: int, remote: Remote | None = None
+) -> dict[str, dict[str, Any]]:
+    """Write this rank's part of ``state`` and return file -> bytes, sha256 of the bytes in memory (and ETag)."""
+    part = own_part(state, rank)
+    if not part:
+        return {}
+    offsets = {name: {_OFFSETS: local_offsets(tensor)} for name, tensor in part.items()}
+    tensors = {name: local(tensor).detach().cpu().contiguous() for name, tensor in part.items()}
+    data = save(tensors, {_SHARDS: json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"})
+    name = f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
+    record = _write_file(folder / name, data) if remote is None else remote.put(name, data)
+    return {name: record | {"sha256": hashlib.sha256(data).hexdigest()}}
+
+
+def _write_file(path: Path, data: bytes) -> dict[str, Any]:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": len(data)}
+
+
+class CheckpointFiles:
+    """The files of a commit, in a folder or at a URL, read by ranges of bytes. ``files``: those of its record."""
+
+    def __init__(self, folder: Path, files: Mapping[str, Mapping[str, Any]], remote: Remote | None = None) -> None:
+        self.folder, self._files, self._remote = folder, files, remote
+        self.names = sorted(name for name in files if name.endswith(".safetensors"))
+
+    def read(self, name: str, start: int, stop: int) -> bytearray:
+        """Bytes [start, stop) of a file, or up to its end. Raises OSError, Damaged, or what ``Remote.read`` does."""
+        stop = min(stop, self._files[name]["bytes"])
+        if self._remote is not None:
+            return self._remote.read(name, self._files[name], start, stop)
+        data = bytearray(stop - start)
+        with open(self.folder / name, "rb") as file:
+            file.seek(start)
+            if file.readinto(data) != len(data):
+                raise Damaged(f"{self.folder / name} ends before byte {stop}")
+        return data
+
+
+class CheckpointIndex(NamedTuple):
+    """The positions of all parts of all tensors in a checkpoint's files."""
+
+    files: list[str]
+    tensors: dict[str, tuple[torch.dtype, list[int], Any]]
+    """Name -> dtype, shape, and an int64 array with a row for each part: its offsets in the tensor, its shape, its
+    first byte in its file, and the number of the file."""
+
+    @classmethod
+    def of(cls, headers: Mapping[str, Any]) -> CheckpointIndex:
+        """The index from the JSON value of ``read_headers``."""
+        tensors = {}
+        for name, (dtype, rows) in headers["tensors"].items():
+            parts = np.array(rows, dtype=np.int64)
+            ndim = parts.shape[1] // 2 - 1
+            ends = parts[:, :ndim] + parts[:, ndim : 2 * ndim]
+            tensors[name] = _DTYPES[dtype], ends.max(axis=0).tolist(), parts
+        return cls(headers["files"], tensors)
+
+
+def read_headers(files: CheckpointFiles) -> dict[str, Any]:
+    """The headers of all files as a JSON value: ``files``, and ``tensors``: name -> [dtype, rows of the index].
+
+    Raises Damaged.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        headers = list(pool.map(partial(_read_header, files), files.names))
+    tensors: dict[str, tuple[str, list[list[int]]]] = {}
+    for number, (start, header) in enumerate(headers):
+        saved = json.loads(header.pop(_METADATA, {}).get(_SHARDS, "{}"))
+        for name, entry in header.items():
+            shape, rows = entry["shape"], tensors.setdefault(name, (entry["dtype"], []))[1]
+            offsets = saved[name][_OFFSETS] if saved else [0] * len(shape)
+            rows.append([*offsets, *shape, start + entry["data_offsets"][0], number])
+    return {"files": files.names, "tensors": tensors}
+
+
+def _read_header(files: CheckpointFiles, name: str) -> tuple[int, dict[str, Any]]:
+    """(position of the tensors' bytes, the header) of a safetensors file. Raises Damaged."""
+    data = files.read(name, 0, HEADER_BYTES)
+    size = 8 + int.from_bytes(data[:8], "little")
+    if size > HEADER_LIMIT:
+        raise Damaged(f"{name} states a header of {size:,} bytes, at most {HEADER_LIMIT:,} are read")
+    if size > len(data):
+        data += files.read(name, len(data), size)
+    try:
+        return size, dict(json.loads(data[8:size]))
+    except (ValueError, TypeError) as error:
+        raise Damaged(f"{name} has no header of safetensors: {error}") from error
+
+
+class Region(NamedTuple):
+    """Rows of a saved part that overlap this rank's part of a tensor, and their target."""
+
+    file: str
+    start: int
+    stop: int
+    dtype: torch.dtype
+    shape: list[int]
+    """Of the rows, which are read in full."""
+    columns: tuple[slice, ...]
+    """What is needed of each row."""
+    target: Tensor
+
+    def fill(self, data: bytearray, offset: int) -> None:
+        """Copy the region from ``data``, in which it starts at ``offset``."""
+        rows = torch.frombuffer(data, dtype=self.dtype, count=math.prod(self.shape), offset=offset)
+        self.target.copy_(rows.reshape(self.shape)[(slice(None), *self.columns)])
+
+
+def read_tensors(files: CheckpointFiles, state: Mapping[str, Tensor], index: CheckpointIndex | None = None) -> None:
+    """Fill this rank's part of each tensor of ``state`` in place. ``index``: read from the files if None.
+
+    Raises DataError if the tensors are not those of the checkpoint, and what ``CheckpointFiles.read`` raises.
+    """
+    index = index or CheckpointIndex.of(read_headers(files))
+    regions = [region for name, tensor in state.items() for region in _regions(name, tensor, index)]
+    groups = list(_groups(sorted(regions, key=lambda region: region[:2])))
+
+    def read(group: list[Region]) -> bytearray:
+        return files.read(group[0].file, group[0].start, max(region.stop for region in group))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for i in range(0, len(groups), AT_ONCE):  # bounds the memory for bytes that are read ahead
+            batch = groups[i : i + AT_ONCE]
+            for group, data in zip(batch, pool.map(read, batch), strict=True):
+                for region in group:
+                    region.fill(data, region.start - group[0].start)
+
+
+def _regions(name: str, tensor: Tensor, index: CheckpointIndex) -> Iterator[Region]:
+    """The regions of the files that make up this rank's part of a tensor."""
+    if name not in index.tensors:
+        raise DataError(f"the checkpoint has no tensor {name}")
+    dtype, shape, parts = index.tensors[name]
+    if shape != list(tensor.shape):
+        raise DataError(f"{name} has the shape {shape}, the model needs {list(tensor.shape)}")
+    target, ndim, missing = local(tensor).detach(), tensor.ndim, local(tensor).numel()
+    origin, target = local_offsets(tensor) or [0], target if ndim else target.view(1)
+    for *box, first_byte, file in parts[_overlapping(parts, origin, target.shape)].tolist() if missing else ():
+        offsets, lengths = box[:ndim] or [0], box[ndim:] or [1]
+        low = [max(pair) for pair in zip(origin, offsets, strict=True)]
+        high = [min(o + n, p + m) for o, n, p, m in zip(origin, target.shape, offsets, lengths, strict=True)]
+        within = [slice(a - o, b - o) for a, b, o in zip(low, high, offsets, strict=True)]
+        cut = target[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))]
+        row = dtype.itemsize * math.prod(lengths[1:])
+        start, stop = first_byte + within[0].start * row, first_byte + within[0].stop * row
+        yield Region(index.files[file], start, stop, dtype, [high[0] - low[0], *lengths[1:]], (*within[1:],), cut)
+        missing -= cut.numel()
+    if missing:
+        raise DataError(f"{name} lacks {missing:,} of its values")
+
+
+def _overlapping(parts: Any, offsets: list[int], shape: torch.Size) -> Any:
+    """Which parts overlap a box of the tensor: a bool for each row."""
+    ndim = parts.shape[1] // 2 - 1
+    starts, lengths = parts[:, :ndim], parts[:, ndim : 2 * ndim]
+    low = np.maximum(starts, offsets[:ndim])
+    high = np.minimum(starts + lengths, np.add(offsets, shape)[:ndim])
+    return (low < high).all(axis=1)
+
+
+def _groups(regions: list[Region]) -> Iterator[list[Region]]:
+    """Regions that lie close to each other in a file are read together: most are a few kilobytes."""
+    group: list[Region] = []
+    for region in regions:
+        if group and (
+            region.file != group[0].file
+            or region.start > group[-1].stop + GAP_BYTES
+            or region.stop - group[0].start > REQUEST_BYTES
+        ):
+            yield group
+            group = []
+        group.append(region)
+    if group:
+        yield group

@@ -1,0 +1,153 @@
+"""Files of checkpoints: which rank writes what, which bytes a rank reads, and permissions."""
+
+import math
+import os
+import stat
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch.distributed import checkpoint as dcp
+
+from flip.checkpoint.safetensors_io import CheckpointFiles, own_part, read_tensors, save_tensors, write_shard
+from flip.distributed.parallel import copies, copy_number
+from flip.evaluation.cache import FeatureCache
+from flip.runs.errors import DataError
+
+
+class Mesh:
+    """Two copies over three ranks each, as ``compute.replicate: 2`` makes it; rank 0 is (0, 0), rank 5 (1, 2)."""
+
+    def __init__(self, rank, sizes=(2, 3)):
+        self.sizes, self.at = sizes, divmod(rank, 3)
+
+    def size(self, dimension):
+        return self.sizes[dimension]
+
+    def get_local_rank(self, dimension):
+        return self.at[dimension]
+
+
+def sharded(rank, numbers):
+    places = [SimpleNamespace(is_replicate=lambda: True), SimpleNamespace(is_replicate=lambda: False)]
+    return SimpleNamespace(placements=places, device_mesh=Mesh(rank), numel=lambda: numbers)
+
+
+SIZES = {"a": 100, "b": 10, "c": 100, "d": 10, "e": 60}
+
+
+def state(rank):
+    return {**{name: sharded(rank, size) for name, size in SIZES.items()}, "step": torch.zeros(())}
+
+
+def test_each_part_is_written_by_one_copy_and_what_is_whole_by_rank_0():
+    parts = [own_part(state(rank), rank) for rank in range(6)]
+    for shard in range(3):
+        first, second = parts[shard].keys() - {"step"}, parts[3 + shard].keys() - {"step"}
+        assert first | second == SIZES.keys() and not first & second
+        assert abs(sum(SIZES[name] for name in first) - sum(SIZES[name] for name in second)) <= 60
+    assert ["step" in part for part in parts] == [True] + [False] * 5
+
+
+@pytest.mark.parametrize(("rank", "number"), [(0, 0), (2, 0), (3, 1), (5, 1)])
+def test_ranks_of_a_copy(rank, number):
+    assert (copies(sharded(rank, 1)), copy_number(sharded(rank, 1))) == (2, number)
+    assert copies(torch.zeros(2)) == 1
+
+
+def shard(full, offsets, part):
+    """One rank's part of a tensor, as far as a DTensor is needed."""
+    chunks = [SimpleNamespace(offsets=offsets, sizes=part.shape)]
+    return SimpleNamespace(
+        shape=full.shape, ndim=full.ndim, numel=full.numel, placements=(), device_mesh=None, to_local=lambda: part,
+        __create_chunk_list__=lambda: chunks,
+    )  # fmt: skip
+
+
+@st.composite
+def boxes(draw):
+    shape = draw(st.lists(st.integers(1, 4), max_size=3))
+    offsets = [draw(st.integers(0, n - 1)) for n in shape]
+    return shape, offsets, [draw(st.integers(0, n - o)) for n, o in zip(shape, offsets, strict=True)]
+
+
+@given(boxes(), st.sampled_from([torch.float32, torch.bfloat16, torch.int64]), st.integers(1, 3))
+def test_a_part_is_that_of_the_tensor_however_it_was_split(box, dtype, rows):
+    shape, offsets, lengths = box
+    full = torch.arange(1, math.prod(shape) + 1).reshape(shape).to(dtype)
+    split = enumerate(full.split(rows)) if shape else ()
+    saved = [shard(full, [i * rows, *[0] * (len(shape) - 1)], part) for i, part in split] or [full]
+    found = torch.zeros(lengths, dtype=dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        for rank, part in enumerate(saved):
+            files |= write_shard(Path(folder), {"b": part, "a": torch.zeros(3)}, rank)
+        read_tensors(CheckpointFiles(Path(folder), files), {"b": shard(full, offsets, found)})
+    assert torch.equal(found, full[tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_files_are_those_of_torchs_distributed_checkpoint(tmp_path):
+    state = {"a": torch.arange(6.0).view(2, 3), "step": torch.tensor(7.0)}
+    write_shard(tmp_path, state, 0)
+    loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    dcp.load(loaded, storage_reader=dcp.HuggingFaceStorageReader(str(tmp_path)), no_dist=True)
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    theirs = tmp_path / "dcp"
+    dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(theirs), save_distributed=True), no_dist=True)
+    names = [path.name for path in tmp_path.glob("*.safetensors")]
+    assert [path.name for path in theirs.iterdir()] == names
+    again = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    read_tensors(CheckpointFiles(theirs, {name: {"bytes": (theirs / name).stat().st_size} for name in names}), again)
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    full = torch.zeros(4, 3)
+    files = CheckpointFiles(tmp_path, write_shard(tmp_path, {"a": shard(full, [0, 0], full[:3])}, 0))
+    for name, tensor, text in [
+        ("b", full, "has no tensor b"),
+        ("a", torch.zeros(4, 3), r"a has the shape \[3, 3\], the model needs \[4, 3\]"),
+    ]:
+        with pytest.raises(DataError, match=text):
+            read_tensors(files, {name: tensor})
+
+
+def test_a_missing_shard_is_an_error(tmp_path):
+    full, files = torch.zeros(4, 3), {}
+    for rank in (0, 2, 3):
+        files |= write_shard(tmp_path, {"a": shard(full, [rank, 0], full[rank : rank + 1])}, rank)
+    with pytest.raises(DataError, match="a lacks 3 of its values"):
+        read_tensors(CheckpointFiles(tmp_path, files), {"a": full})
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o002])
+def mode(request):
+    """Permissions that a new file has under the umask of this test."""
+    before = os.umask(request.param)
+    yield 0o666 & ~request.param
+    os.umask(before)
+
+
+def permissions(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_file_has_the_permissions_of_the_umask(mode, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    for value in (1.0, 2.0):  # new, then replaced
+        save_tensors({"a": torch.full((3, 2), value).T}, path)
+        assert permissions(path) == mode and load_file(path)["a"].tolist() == [[value] * 3] * 2
+    assert os.listdir(tmp_path) == ["weights.safetensors"]
+
+
+def test_cached_features_have_the_permissions_of_the_umask(mode, tmp_path):
+    cache = FeatureCache(tmp_path, "model")
+    path = cache.path("images", 1)
+    cache.put(path, {"features": torch.zeros(2, 3)})
+    assert permissions(path) == mode
