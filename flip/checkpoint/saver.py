@@ -20,7 +20,6 @@ from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from flip.checkpoint.remote import Remote, base, marked, verify
-from flip.checkpoint.remote import Remote, base, marked, verify
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.checkpoint.safetensors_io import write_shard
 from flip.concurrency import DaemonExecutor
@@ -81,8 +80,8 @@ class Checkpointer:
         """Seconds that saves waited for the one before them."""
         self.took = 0.0
         """Seconds of the newest save, until its commit was read back."""
-        self._pending:
-        Future[None] | None = None self._executor: DaemonExecutor | None = None
+        self._pending: Future[None] | None = None
+        self._executor: DaemonExecutor | None = None
         self._stager: DefaultStager | None = None
         if background:
             self._executor = DaemonExecutor(1, "checkpoint")
