@@ -6,9 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
@@ -22,11 +21,7 @@ A cancelled run keeps its checkpoints; `python jobs/submit.py --sweep FILE --ret
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        description="Let runs save, end, and stay ended.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description="Let runs save, end, and stay ended.", epilog=EXAMPLES)
     parser.add_argument(
         "what", nargs="+", help="a sweep, sweep/run, a folder, or a pattern; with a ! before it: not those"
     )

@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs.common.cli import Parser, quietly, run_command
 
@@ -34,9 +33,7 @@ Where the run exists, its newest commit is copied and gone on from; the run itse
 
 def parser() -> argparse.ArgumentParser:
     made = Parser(
-        description="Try one run of a sweep here and now, in a scratch copy of its directory.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Try one run of a sweep here and now, in a scratch copy of its directory.", epilog=EXAMPLES
     )
     made.add_argument("--sweep", required=True, metavar="FILE", help="the sweep file, or its name in sweeps/")
     made.add_argument("--run", required=True, metavar="NAME")
@@ -148,10 +145,11 @@ def in_process(run: RunDir, n: int, no_pdb: bool) -> int:
 
 def in_allocation(run: RunDir, n: int) -> int:
     """The ranks are the tasks of the allocation in which this process runs, all of them."""
+    from jobs.common.paths import REPOSITORY
     from jobs.common.text import plain
     from jobs.reporting.run_details import last_lines
 
-    code = HERE.parent
+    code = REPOSITORY
     run.open_logs(n)
     ours = {"FLIP_RUN": run.path, "FLIP_ATTEMPT": n, "FLIP_SNAPSHOT": code, "PYTHONPATH": code, "PYTHONUNBUFFERED": 1}
     words = [

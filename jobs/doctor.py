@@ -9,9 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs.common.cli import Parser, quietly, run_command
 
@@ -37,7 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         description="Read the Slurm site that answers here: which promises hold on it, and a profile for it.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--partition", help="default: the profile's, else the site's default one")
     parser.add_argument("--account", help="for sites that bill")

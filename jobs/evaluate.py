@@ -6,9 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs.common.cli import Parser, quietly, run_command
 
@@ -24,13 +23,14 @@ EXAMPLES = """examples:
 
 def parser() -> argparse.ArgumentParser:
     made = Parser(
-        description="Score committed checkpoints on data sets, all ranks together, every image once.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Score committed checkpoints on data sets, all ranks together, every image once.", epilog=EXAMPLES
     )
     made.add_argument("run", nargs="?", help="sweep/run, or the folder of a run")
     made.add_argument("--model", metavar="open_clip:FOLDER", help="somebody else's model in the place of a run")
-    made.add_argument("--into", metavar="SWEEP/NAME", help="where a model's results go; default: others/FOLDER's name")
+    made.add_argument(
+        "--save-as", "--into", metavar="SWEEP/NAME", dest="into",
+        help="run that gets the results of a --model; default: others/ and the folder's name",
+    )  # fmt: skip
     made.add_argument("--commit", default="newest", help="newest (default), all, S, or STAGE/S-n")
     made.add_argument(
         "--url", default="", metavar="ADDRESS",
@@ -46,7 +46,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--templates", choices=["7", "80"], default="", help="of ImageNet, by open_clip's package")
     made.add_argument("--mask", nargs="+", default=[], metavar="RATIO", help="score masked images as well")
     made.add_argument("--ensemble", action="store_true", help="and the average over masks that show every patch")
-    made.add_argument("--cost", type=float, default=0.0, help="of a probe (scikit-learn's C); default: chosen")
+    made.add_argument(
+        "--probe-c", "--cost", type=float, default=0.0, dest="cost",
+        help="C of linear probes, as in scikit-learn; default: chosen on part of the training set",
+    )  # fmt: skip
     made.add_argument("--batch", type=int, default=256, help="images encoded at a time (default 256)")
     made.add_argument(
         "--precision", choices=["fp32", "bf16"], default="fp32", help="of the arithmetic; default: fp32, as exported"

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_root_option, quietly
+from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/explain.py quickstart/mask50
@@ -22,25 +21,20 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        description="Everything about one run, on one page.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description="Everything about one run, on one page.", epilog=EXAMPLES)
     parser.add_argument("run", help="sweep/run, or a run's folder")
     add_root_option(parser)
     parser.add_argument("--json", action="store_true", help="the same as one JSON mapping")
     args = parser.parse_args(arguments)
-    from flip.runs.errors import FlipError
+    return run_command(lambda: explain(args))
+
+
+def explain(args: argparse.Namespace) -> int:
     from jobs.common.cluster_profile import roots
-    from jobs.reporting.run_details import explain
+    from jobs.reporting import run_details
     from jobs.runs import select
 
-    try:
-        facts = explain(select.select_one(args.run, roots(args.root)))
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    facts = run_details.explain(select.select_one(args.run, roots(args.root)))
     print(json.dumps(facts, indent=1) if args.json else page(facts))
     return 0
 

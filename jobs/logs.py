@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_root_option, quietly
+from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 if TYPE_CHECKING:
     import codecs
@@ -29,11 +29,7 @@ POLL = 0.5
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        description="Show what an attempt's ranks printed.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(description="Show what an attempt's ranks printed.", epilog=EXAMPLES)
     parser.add_argument("run", help="sweep/run, or a run's folder")
     parser.add_argument("-f", "--follow", action="store_true", help="go on as it grows, until the run is over")
     parser.add_argument("--attempt", type=int, help="default: the newest")
@@ -48,28 +44,27 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.json and args.follow:
         parser.error("--follow has no effect with --json, which lists the paths of the logs")
-    from flip.runs.errors import ConfigError, FlipError
+    return run_command(lambda: logs(args))
+
+
+def logs(args: argparse.Namespace) -> int:
+    import json
+
+    from flip.runs.errors import ConfigError
     from jobs.common.cluster_profile import roots
     from jobs.runs import select
 
-    try:
-        run = select.select_one(args.run, roots(args.root))
-        here = files(run, args.attempt, args.err, args.node)
-        if args.json:
-            import json
-
-            print(json.dumps([str(path) for path in here], indent=1))
-            return 0
-        if not (args.follow and args.attempt is None) and not here:
-            numbers = ", ".join(str(n) for n in run.attempt_numbers()) or "none"
-            what = "no logs of that attempt" + ("" if args.node is None else f" from node {args.node}")
-            raise ConfigError(what, str(run.logs), args.attempt, f"Attempts begun: {numbers}.")
-        follow(run, args.attempt, args.err, args.follow, args.node)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:  # the reader has seen enough
+    run = select.select_one(args.run, roots(args.root))
+    paths = files(run, args.attempt, args.err, args.node)
+    if args.json:
+        print(json.dumps([str(path) for path in paths], indent=1))
         return 0
+    if not (args.follow and args.attempt is None) and not paths:
+        numbers = ", ".join(str(n) for n in run.attempt_numbers()) or "none"
+        what = "no logs of that attempt" + ("" if args.node is None else f" from node {args.node}")
+        raise ConfigError(what, str(run.logs), args.attempt, f"Attempts begun: {numbers}.")
+    with contextlib.suppress(KeyboardInterrupt):
+        follow(run, args.attempt, args.err, args.follow, args.node)
     return 0
 
 

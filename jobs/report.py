@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
@@ -30,9 +29,7 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        description="Results of runs.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description="Results of runs.", epilog=EXAMPLES)
     parser.add_argument("what", nargs="?", help="a sweep, sweep/run or a folder; default: all")
     add_root_option(parser)
     parser.add_argument("--csv", metavar="FILE", help="one line per run; - for standard output")

@@ -7,11 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_root_option, quietly
+from jobs.common.cli import Parser, add_root_option, again, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/status.py                      every sweep below RUNS_ROOT
@@ -26,9 +25,7 @@ that of the worst run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        description="Where every run stands.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description="Where every run stands.", epilog=EXAMPLES)
     parser.add_argument("what", nargs="?", help="a sweep, sweep/run or a folder; default: all")
     add_root_option(parser)
     kind = parser.add_mutually_exclusive_group()
@@ -38,28 +35,24 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.watch and args.json:
         parser.error("--watch is for people: ask for --json as often as you like")
-    from flip.runs.errors import COMPLETE, STORAGE, FlipError
+    return run_command(lambda: status(args))
+
+
+def status(args: argparse.Namespace) -> int:
+    from flip.runs.errors import COMPLETE, STORAGE
     from jobs.common.cluster_profile import roots
+    from jobs.reporting.status import render, table, watch
     from jobs.runs import select
 
-    try:
-        runs = select.select(args.what, roots(args.root))
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+    runs = select.select(args.what, roots(args.root))
     if args.watch:
-        from jobs.common.cli import again
-        from jobs.reporting.status import watch
-
         return watch([run.path for run in runs], sys.stdout, again=again())
     if args.goodput:
         from jobs.reporting import goodput
 
         sums = goodput.of_runs(runs)
         print(json.dumps(goodput.as_dict(sums), indent=1) if args.json else goodput.render(sums))
-        return 0
-    from jobs.reporting.status import render, table
-
+        return COMPLETE
     rows = table(runs)
     print(json.dumps(rows, indent=1) if args.json else render(rows))
     return STORAGE if all(row["state"] == "unknown" for row in rows) else COMPLETE

@@ -6,9 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs.common.cli import Parser, again, quietly, run_command
 
@@ -24,9 +23,7 @@ The same command again starts only what is missing; with --watch it comes back t
 
 def parser() -> argparse.ArgumentParser:
     made = Parser(
-        description="Submit a sweep: check it, show what it costs, start what is not there yet.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Submit a sweep: check it, show what it costs, start what is not there yet.", epilog=EXAMPLES
     )
     made.add_argument("--sweep", required=True, metavar="FILE", help="the sweep file, or its name in sweeps/")
     made.add_argument("--cluster", metavar="NAME", help="profile in sweeps/clusters; default: the sweep's")
@@ -44,7 +41,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--prune", action="store_true", help="cancel runs that the sweep no longer has and move them to the trash; asks"
     )
-    made.add_argument("--prune-most", action="store_true", help="even where they are more than half of all")
+    made.add_argument(
+        "--allow-prune-majority", "--prune-most", action="store_true", dest="prune_most",
+        help="--prune, even if that removes more than half of the runs",
+    )  # fmt: skip
     made.add_argument("--no-canary", action="store_true", help="start all at once: no first run of a shape goes ahead")
     made.add_argument("--watch", action="store_true", help="stay and show progress; Ctrl-C leaves the runs going")
     made.add_argument("--yes", action="store_true", help="do not ask, whatever it costs")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-HERE = Path(__file__).resolve().parent
-# Python puts a script's folder first in sys.path, where jobs/tensorboard.py would hide the package of that name.
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_root_option, run_command
+from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
@@ -32,9 +30,7 @@ AGAIN = 10.0
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
-        description="TensorBoard over runs, each by its own name; runs that begin later are added.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="TensorBoard over runs, each by its own name; runs that begin later are added.", epilog=EXAMPLES
     )
     parser.add_argument("what", nargs="*", help="sweeps, sweep/run, patterns as of cancel, or folders; default: all")
     add_root_option(parser)
@@ -100,4 +96,4 @@ def add(runs: Sequence[RunDir], folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(quietly(main))

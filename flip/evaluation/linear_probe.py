@@ -160,7 +160,7 @@ def probe(
 
 def _doubts(converged: bool, cost: float, chosen: bool) -> Iterator[str]:
     if not converged:
-        yield f"the probe did not converge within {ITERATIONS:,} iterations: give a smaller C with --cost"
+        yield f"the probe did not converge within {ITERATIONS:,} iterations: give a smaller C with --probe-c"
     if chosen and cost in (COSTS[0], COSTS[-1]):
         side = "smallest" if cost == COSTS[0] else "largest"
-        yield f"C = {cost:g} is the {side} that was tried, and one beyond it may be better: give it with --cost"
+        yield f"C = {cost:g} is the {side} that was tried, and one beyond it may be better: give it with --probe-c"

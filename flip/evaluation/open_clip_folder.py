@@ -92,7 +92,7 @@ def _settings(folder: str) -> dict[str, Any]:
 def refuse_another(subject: RunDir, folder: str) -> None:
     """Raises ConfigError if the run directory ``subject`` is that of another run or model."""
     if subject.config.exists() and read_yaml(subject.config) != _settings(folder):
-        raise ConfigError("another run or model stands there", subject.path, remedy="Choose with --into.")
+        raise ConfigError("another run or model stands there", subject.path, remedy="Choose with --save-as.")
 
 
 def register(subject: RunDir, folder: str) -> None:

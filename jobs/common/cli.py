@@ -27,10 +27,11 @@ def suggestion(typed: str, known: Iterable[str]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of every command. Options cannot be abbreviated; an unknown one is answered with the nearest."""
+    """The parser of every command: options cannot be abbreviated, and an error names the nearest known option."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "allow_abbrev": False})
+        defaults = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*args, **{**defaults, **options, "allow_abbrev": False})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)

@@ -146,7 +146,7 @@ class Plan:
         gone = len(self.pruned)
         if gone > self.left and not most:
             what = f"--prune would move {gone} of {gone + self.left} runs to the trash, more than half"
-            remedy = "Is it the right sweep file, with its seeds? If so, say --prune-most."
+            remedy = "Is it the right sweep file, with its seeds? If so, add --allow-prune-majority."
             raise ConfigError(what, str(self.folder), ", ".join(self.pruned), remedy)
 
     def refuse_pinned(self) -> None:

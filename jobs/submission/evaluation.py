@@ -98,7 +98,9 @@ class EvaluationRequest:
         if len({(one.name, one.task) for one in chosen}) < len(chosen):
             raise ConfigError("a set is named twice", "--sets", " ".join(names), "Give one of them another NAME=PATH.")
         if args.batch < 1 or args.cost < 0:
-            raise ConfigError("must be above 0", "--batch" if args.batch < 1 else "--cost", min(args.batch, args.cost))
+            raise ConfigError(
+                "must be above 0", "--batch" if args.batch < 1 else "--probe-c", min(args.batch, args.cost)
+            )
         return Task(
             str(subject.path), self._model(), self._commits(subject), tuple(dataclasses.asdict(one) for one in chosen),
             self.data, self._views(), args.batch, args.cost, "" if args.no_cache else str(cache_root() / "features"),

@@ -92,7 +92,7 @@ def called(capsys, *words):
 def test_sets_of_all_forms_with_two_ranks(place, capsys):
     run = RunDir(place / "runs" / "sweep" / "run")
     words = ["sweep/run", "--sets", "flickr30k", "faces=" + str(place / "data" / "faces"), "mnist", "probe:mnist"]
-    found = called(capsys, *words, "--processes", "2", "--batch", "4", "--mask", "0.5", "--ensemble", "--cost", "1")
+    found = called(capsys, *words, "--processes", "2", "--batch", "4", "--mask", "0.5", "--ensemble", "--probe-c", "1")
     names = [
         name + view for name in ("flickr30k", "faces", "mnist", "mnist") for view in ("", "-mask0.5", "-ensemble0.5")
     ]

@@ -537,7 +537,7 @@ def test_a_dry_run_exits_as_the_submission_would(desk, typed):
         real, dry = typed(*words, sweep=changed), typed(*words, "--dry-run", sweep=changed)
         assert real[0] == dry[0] == 78 and says in dry[2] and says in real[2]
         assert dry[1].startswith("demo: A demonstration"), "the plan is shown all the same"
-    assert typed("--dry-run", "--prune", "--prune-most")[0] == 0, "a question is no refusal"
+    assert typed("--dry-run", "--prune", "--allow-prune-majority")[0] == 0, "a question is no refusal"
     assert not typed.trashed() and not typed.started
 
 

@@ -76,7 +76,7 @@ def test_a_fit_that_does_not_converge_and_a_choice_at_the_edge_are_noted(monkeyp
     monkeypatch.setattr(probing, "ITERATIONS", 2)
     found = probe(train, test, "synthetic", cost=100.0)
     assert not found["converged"] and "synthetic: the probe did not converge within 2 iterations" in caplog.text
-    assert "smaller C with --cost" in found["note"]
+    assert "smaller C with --probe-c" in found["note"]
     monkeypatch.undo()
     for costs, side in (((1e-4, 1e-3, 1e-2), "C = 0.01 is the largest"), ((1e3, 1e4, 1e5), "C = 1000 is the smallest")):
         monkeypatch.setattr(probing, "COSTS", costs)

@@ -127,7 +127,7 @@ def test_dropped_runs_are_pruned_only_when_asked_and_not_the_most(tmp_path):
     with pytest.raises(ConfigError, match="2 of 3 runs"):
         planning.plan([wanted("a")], two, tmp_path, prunes=True).refuse_prune()
     plan = planning.plan([wanted("a")], seen, tmp_path, prunes=True)
-    with pytest.raises(ConfigError, match="3 of 4 runs.*more than half.*'b, c, d'.*--prune-most"):
+    with pytest.raises(ConfigError, match="3 of 4 runs.*more than half.*'b, c, d'.*--allow-prune-majority"):
         plan.refuse_prune()
     plan.refuse_prune(most=True)
     lost = planning.plan([wanted("a")], {**seen, "b": found("unknown")}, tmp_path, prunes=True)
