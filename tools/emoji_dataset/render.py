@@ -46,7 +46,7 @@ def picture(document: str) -> NDArray[np.uint8]:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """An RGB picture (H, W, 3) as PNG, without row filters: for flat drawings both smaller and quicker to decode."""
+    """Encode an RGB picture (H, W, 3) as PNG without row filters: smaller and faster to decode for flat drawings."""
     height, width, _ = pixels.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)

@@ -25,7 +25,7 @@ TEMPLATES = (
 """Training captions with the name. The first PROMPTS are the zero-shot templates."""
 PROMPTS = 5
 KEYWORD_LISTS = 3
-"""Beside the 7 templates: 30 % of the lines, from which a caption is drawn evenly."""
+"""Lists of keywords, in addition to the 7 templates: 30 % of the lines, from which a caption is drawn evenly."""
 
 _VARIANT = re.compile(r"family-|(wo)?man-|.*(couple|kiss|facing-right$|-thirty$)")
 """Families, one sex of a person, couples and kisses, mirrored figures, half hours: too similar to distinguish."""
@@ -51,17 +51,16 @@ def named(characters: Mapping[str, str], annotations: Mapping[str, Any]) -> list
 
     ``characters``: code points ("1f600" or "2764-fe0f") -> slug. ``annotations``: character -> {"tts", "default"}.
     """
-    found = {}
+    names = {}
     for points, slug in characters.items():
         if "skin-tone" in slug or _VARIANT.match(slug):
             continue
         text = "".join(chr(int(point, 16)) for point in points.split("-"))
-        entry = next(
-            (annotations[t] for t in (text, text.replace("\ufe0f", ""), text + "\ufe0f") if t in annotations), None
-        )
-        if entry:
-            found[slug] = (slug, entry["tts"][0], tuple(entry["default"]))
-    return [found[slug] for slug in sorted(found)]
+        for key in (text, text.replace("\ufe0f", ""), text + "\ufe0f"):
+            if key in annotations:
+                names[slug] = (slug, annotations[key]["tts"][0], tuple(annotations[key]["default"]))
+                break
+    return [names[slug] for slug in sorted(names)]
 
 
 def drawn(names: list[tuple[str, str, tuple[str, ...]]], icons: Mapping[str, Mapping[str, Any]]) -> list[Emoji]:
@@ -69,15 +68,14 @@ def drawn(names: list[tuple[str, str, tuple[str, ...]]], icons: Mapping[str, Map
     slugs = {slug for slug, *_ in names}
     result = []
     for slug, name, keywords in names:
-        found = {vendor: _drawing(vendor, icons[vendor], slug, slugs) for vendor in DRAWERS}
-        drawings = {vendor: drawing for vendor, drawing in found.items() if drawing}
+        drawings = {v: drawing for v in DRAWERS if (drawing := _drawing(v, icons[v], slug, slugs))}
         if all(vendor in drawings for vendor in TEST) and len(drawings) >= len(TEST) + 2:
             result.append(Emoji(slug, name, keywords, drawings))
     return result
 
 
 def _drawing(vendor: str, icons: Mapping[str, Any], slug: str, slugs: set[str]) -> str | None:
-    """A vendor's own name of the drawing of a slug. An alias of another class's drawing, or a mirrored one, is none."""
+    """A vendor's name of the drawing of a slug; None for an alias of another class's drawing, or a mirrored one."""
     name = slug.replace("-", "") if vendor == "fxemoji" else slug
     while name not in icons["icons"]:
         alias = icons.get("aliases", {}).get(name)
@@ -90,19 +88,16 @@ def _drawing(vendor: str, icons: Mapping[str, Any], slug: str, slugs: set[str]) 
 
 
 def distinct(emojis: list[Emoji], alike: set[tuple[str, str]]) -> list[Emoji]:
-    """Without those that look like another one to some vendor. ``alike``: pairs of slugs, both orders or one.
+    """Leave out emoji that look like another one as drawn by some vendor. ``alike``: pairs of slugs, in any order.
 
-    The unseen stay. Of the others the one that more vendors have drawn stays, then the first by slug.
+    Unseen classes stay. Of the others, the one that more vendors have drawn stays, then the first by slug.
     """
-    partners: dict[str, set[str]] = {}
-    for a, b in alike:
-        partners.setdefault(a, set()).add(b)
-        partners.setdefault(b, set()).add(a)
-    kept: set[str] = set()
+    pairs = alike | {(b, a) for a, b in alike}
+    chosen: set[str] = set()
     for emoji in sorted(emojis, key=lambda e: (not e.unseen, -len(e.drawings), e.slug)):
-        if emoji.unseen or not partners.get(emoji.slug, set()) & kept:
-            kept.add(emoji.slug)
-    return [emoji for emoji in emojis if emoji.slug in kept]
+        if emoji.unseen or not any((emoji.slug, other) in pairs for other in chosen):
+            chosen.add(emoji.slug)
+    return [emoji for emoji in emojis if emoji.slug in chosen]
 
 
 def captions(emoji: Emoji, vendor: str) -> list[str]:
@@ -115,7 +110,7 @@ def captions(emoji: Emoji, vendor: str) -> list[str]:
 
 
 def shuffled(samples: list[tuple[Emoji, str]]) -> list[tuple[Emoji, str]]:
-    """(emoji, vendor) in an order that depends on nothing but the two: classes and vendors spread over the shards."""
+    """(emoji, vendor) in an order that depends only on these names: classes and vendors spread over the shards."""
     return sorted(samples, key=lambda sample: _hash(sample[1], sample[0].slug))
 
 
