@@ -9,7 +9,7 @@ import argparse
 import importlib
 import json
 
-from jobs.common.cli import Parser
+from jobs.common.cli import Parser, quietly, run_command
 
 MAKING = """examples:
   python tools/shards.py index 'data/{00000..00041}.tar' --out data/manifest
@@ -19,7 +19,7 @@ MAKING = """examples:
   python tools/shards.py index 'data/*.tar' --out data/filtered --filter 'similarity>=0.28' --caption-length 5:1000
   python tools/shards.py info data/manifest
   python tools/shards.py make captions.csv --images pictures --out data
-  python tools/shards.py except data/manifest --ids 512-767 --out data/manifest-2
+  python tools/shards.py exclude data/manifest --ids 512-767 --out data/manifest-2
   python tools/shards.py drop data/manifest-2 --out data/manifest-3
 """
 CHECKING = """examples:
@@ -35,48 +35,44 @@ CAPTIONS = "members that hold captions, as txt,alt or json:FIELD (default: txt)"
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    from flip.runs.errors import FlipError
+    return run_command(lambda: run(options))
 
+
+def run(options: argparse.Namespace) -> int:
     module, function = options.run_by.split(":")
     try:
-        found = getattr(importlib.import_module(f"tools.shards_commands.{module}"), function)(options)
-    except FlipError as error:
-        print(error, file=sys.stderr)
-        return error.code
+        outcome = getattr(importlib.import_module(f"tools.shards_commands.{module}"), function)(options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    _print(json.dumps(found.report, indent=1) if options.json else found.show())
-    return found.code
-
-
-def _print(text: str) -> None:
-    """Print with escapes for invalid bytes in keys and paths, and for characters that the terminal cannot show."""
-    encoding = sys.stdout.encoding or "utf-8"
+    text = json.dumps(outcome.report, indent=1) if options.json else outcome.show()
+    encoding = sys.stdout.encoding or "utf-8"  # escapes invalid bytes, and characters that the terminal cannot show
     print(text.encode(encoding, "backslashreplace").decode(encoding))
+    return int(outcome.code)
+
+
+_Format = argparse.RawDescriptionHelpFormatter
 
 
 class _Commands:
     def __init__(self) -> None:
-        self.parser = Parser(description=__doc__, epilog=MAKING + CHECKING.partition("\n")[2], formatter_class=_Shape)
+        self.parser = Parser(description=__doc__, epilog=MAKING + CHECKING.partition("\n")[2], formatter_class=_Format)
         self.commands = self.parser.add_subparsers(required=True, metavar="command")
 
-    def add(self, name: str, run_by: str, about: str, examples: str) -> argparse.ArgumentParser:
+    def add(self, name: str, run_by: str, about: str, examples: str, *aliases: str) -> argparse.ArgumentParser:
         """``run_by``: module:function in tools/shards_commands, imported when the command runs."""
-        one = self.commands.add_parser(name, help=about, description=about, epilog=examples, formatter_class=_Shape)
-        one.set_defaults(run_by=run_by)
-        one.add_argument("--json", action="store_true", help="print JSON")
-        return one
-
-
-_Shape = argparse.RawDescriptionHelpFormatter
+        command = self.commands.add_parser(
+            name, aliases=aliases, help=about, description=about, epilog=examples, formatter_class=_Format
+        )
+        command.set_defaults(run_by=run_by)
+        command.add_argument("--json", action="store_true", help="print JSON")
+        return command
 
 
 def _parser() -> argparse.ArgumentParser:
     commands = _Commands()
     _making(commands)
     _checking(commands)
-    _looking(commands)
     return commands.parser
 
 
@@ -85,64 +81,56 @@ def _making(commands: _Commands) -> None:
         "Scan shards and write their manifest. Results are kept in OUT.part meanwhile: if the command is interrupted, "
         "run it again to continue. Exit code 65 if shards are damaged, after all others have been scanned."
     )
-    one = commands.add("index", "index:index", about, MAKING)
-    one.add_argument("shards", nargs="+", help=".tar files, s3:// or file:// URLs; braces and wildcards are expanded")
-    one.add_argument("--out", required=True, help="folder of the new manifest")
-    first = one.add_mutually_exclusive_group()
+    command = commands.add("index", "index:index", about, MAKING)
+    command.add_argument(
+        "shards", nargs="+", help=".tar files, s3:// or file:// URLs; braces and wildcards are expanded"
+    )
+    command.add_argument("--out", required=True, help="folder of the new manifest")
+    first = command.add_mutually_exclusive_group()
     first.add_argument("--chunk", type=int, default=0, help="R, samples per read; default: by the number of samples")
-    first.add_argument(
-        "--add",
-        metavar="MANIFEST",
-        help="extend this manifest: its shards come first, are not read, and their samples keep their ids",
-    )
-    one.add_argument("--workers", type=int, default=0, help="processes of 200 MB each (default: one per core)")
-    one.add_argument("--skip-damaged", action="store_true", help="leave out shards that are missing or incomplete")
+    about = "extend this manifest: its shards come first, are not read, and their samples keep their ids"
+    first.add_argument("--add", metavar="MANIFEST", help=about)
+    command.add_argument("--workers", type=int, default=0, help="processes of 200 MB each (default: one per core)")
+    command.add_argument("--skip-damaged", action="store_true", help="leave out shards that are missing or incomplete")
     about = "a complete sample has an image and one of these: captions, or the label cls of a set to evaluate on"
-    one.add_argument("--captions", default="txt,cls", metavar="A,B", help=f"{about} (default: %(default)s)")
-    one.add_argument(
-        "--min-complete",
-        type=float,
-        default=0.5,
-        metavar="SHARE",
-        help="exit code 65 if fewer samples are complete (default: %(default)s)",
-    )
-    one.add_argument(
-        "--part",
-        metavar="I/N",
-        help="only scan part I of N, before the same command without --part; slurm: by the array task",
-    )
+    command.add_argument("--captions", default="txt,cls", metavar="A,B", help=f"{about} (default: %(default)s)")
+    about = "exit code 65 if fewer samples are complete (default: %(default)s)"
+    command.add_argument("--min-complete", type=float, default=0.5, metavar="SHARE", help=about)
+    about = "only scan part I of N, before the same command without --part; slurm: by the array task"
+    command.add_argument("--part", metavar="I/N", help=about)
     about = (
         "keep samples whose row in the shard's parquet file matches, as 'punsafe<0.5'; OP: < <= > >= == !=; repeatable"
     )
-    one.add_argument("--filter", action="append", default=[], metavar="'COLUMN OP VALUE'", help=about)
+    command.add_argument("--filter", action="append", default=[], metavar="'COLUMN OP VALUE'", help=about)
     about = "keep samples with a caption of MIN to MAX characters, inclusive, as 5:1000, 5: or :1000"
-    one.add_argument("--caption-length", default="", metavar="MIN:MAX", help=about)
-    one = commands.add("info", "manifest:info", "Describe a manifest.", MAKING)
-    one.add_argument("manifest", help="its folder")
-    one.add_argument(
-        "--batch", type=int, default=4096, help="batch size for which lanes and buffer are shown (default: %(default)s)"
-    )
-    one = commands.add("make", "write:make", "Write images and captions as shards, then index them.", MAKING)
-    one.add_argument("table", help="CSV with a header, or JSON lines")
-    one.add_argument("--images", help="folder that image paths are relative to (default: the folder of the table)")
-    one.add_argument("--out", required=True, help="folder for shards and manifest")
-    one.add_argument("--per-shard", type=int, default=1000, help="samples per shard (default: %(default)s)")
-    one.add_argument("--image", default="image", help="column with the image path (default: %(default)s)")
-    one.add_argument("--caption", default="caption", help="column with the caption (default: %(default)s)")
+    command.add_argument("--caption-length", default="", metavar="MIN:MAX", help=about)
+    command = commands.add("info", "manifest:info", "Describe a manifest.", MAKING)
+    command.add_argument("manifest", help="its folder")
+    about = "batch size for which lanes and buffer are shown (default: %(default)s)"
+    command.add_argument("--batch", type=int, default=4096, help=about)
+    command = commands.add("make", "write:make", "Write images and captions as shards, then index them.", MAKING)
+    command.add_argument("table", help="CSV with a header, or JSON lines")
+    command.add_argument("--images", help="folder that image paths are relative to (default: the folder of the table)")
+    command.add_argument("--out", required=True, help="folder for shards and manifest")
+    command.add_argument("--per-shard", type=int, default=1000, help="samples per shard (default: %(default)s)")
+    command.add_argument("--image", default="image", help="column with the image path (default: %(default)s)")
+    command.add_argument("--caption", default="caption", help="column with the caption (default: %(default)s)")
     about = "Write a new manifest of the same shards that excludes further samples."
-    one = commands.add("except", "manifest:leave_out", about, MAKING)
-    one.add_argument("manifest", help="its folder; it stays as it is")
-    one.add_argument("--ids", required=True, help="sample ids, as 7,512-767")
-    one.add_argument("--reason", default="left out by hand", help="reason recorded in the exception list and in logs")
-    one.add_argument("--out", required=True, help="folder of the new manifest")
+    command = commands.add("exclude", "manifest:exclude", about, MAKING, "except")
+    command.add_argument("manifest", help="its folder; it stays as it is")
+    command.add_argument("--ids", required=True, help="sample ids, as 7,512-767")
+    command.add_argument(
+        "--reason", default="left out by hand", help="reason recorded in the exception list and in logs"
+    )
+    command.add_argument("--out", required=True, help="folder of the new manifest")
     about = (
         "Write a new manifest of the same shards without the excluded samples. "
         "Scans the shards again. Sample ids change, so runs that use it are new runs."
     )
-    one = commands.add("drop", "manifest:drop", about, MAKING)
-    one.add_argument("manifest", help="its folder; it stays as it is")
-    one.add_argument("--workers", type=int, default=0, help="processes, of 200 MB each; default: one per core")
-    one.add_argument("--out", required=True, help="folder of the new manifest")
+    command = commands.add("drop", "manifest:drop", about, MAKING)
+    command.add_argument("manifest", help="its folder; it stays as it is")
+    command.add_argument("--workers", type=int, default=0, help="processes of 200 MB each (default: one per core)")
+    command.add_argument("--out", required=True, help="folder of the new manifest")
 
 
 def _checking(commands: _Commands) -> None:
@@ -150,63 +138,56 @@ def _checking(commands: _Commands) -> None:
         "Check shards against their manifest: length, CRC32, headers, and every image and caption as in training. "
         "Exit code 65 if bad data was found, unless --out has excluded it."
     )
-    one = commands.add("verify", "verify:verify", about, CHECKING)
-    one.add_argument("manifest", help="its folder; it stays as it is")
-    some = one.add_mutually_exclusive_group()
-    some.add_argument("--sample", type=float, metavar="SHARE", help="check this share of the chunks, drawn at random")
-    some.add_argument("--chunks", type=int, metavar="N", help="check N chunks, drawn at random")
-    one.add_argument("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
-    one.add_argument(
-        "--decode", action=argparse.BooleanOptionalAction, default=True, help="decode images and captions (default)"
-    )
-    one.add_argument("--captions", help=CAPTIONS)
-    one.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
-    one.add_argument("--out", help="write a new manifest to this folder that excludes the bad samples")
-    one.add_argument("--examples", type=int, default=3, help="samples listed per reason (default: %(default)s)")
+    command = commands.add("verify", "verify:verify", about, CHECKING)
+    command.add_argument("manifest", help="its folder; it stays as it is")
+    part = command.add_mutually_exclusive_group()
+    part.add_argument("--sample", type=float, metavar="SHARE", help="check this share of the chunks, drawn at random")
+    part.add_argument("--chunks", type=int, metavar="N", help="check N chunks, drawn at random")
+    command.add_argument("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
+    both = {"action": argparse.BooleanOptionalAction, "default": True}
+    command.add_argument("--decode", **both, help="decode images and captions (default)")
+    command.add_argument("--captions", help=CAPTIONS)
+    command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    command.add_argument("--out", help="write a new manifest to this folder that excludes the bad samples")
+    command.add_argument("--examples", type=int, default=3, help="samples listed per reason (default: %(default)s)")
 
     about = (
         "Measure reading, tar parsing, decoding and cropping on one core; name the bottleneck and the workers needed."
     )
-    one = commands.add("bench", "bench:bench", about, CHECKING)
-    one.add_argument("manifest", help="its folder")
-    one.add_argument("--seconds", type=float, default=20.0, help="approximate total time (default: %(default)s)")
-    one.add_argument("--want", type=float, default=0.0, metavar="X", help="compute the workers needed for X images/s")
-    one.add_argument("--captions", help=CAPTIONS)
-    one.add_argument("--decoder", choices=("simplejpeg", "pillow"), default="simplejpeg")
-    one.add_argument("--resize", choices=("torchvision", "pillow"), default="torchvision")
-    one.add_argument("--size", type=int, default=224, help="side of the view, pixels (default: %(default)s)")
-    one.add_argument("--patch", type=int, default=16, help="side of a patch, pixels (default: %(default)s)")
-    one.add_argument("--mask", default="0.5", help="share of patches dropped (default: %(default)s)")
-    one.add_argument("--seed", type=int, default=0, help="seed for chunks and crops (default: %(default)s)")
-
-
-def _looking(commands: _Commands) -> None:
-    about = "Show one sample of a manifest (--id), or all samples of a step of a run (--run with --step or --samples)."
-    one = commands.add("inspect", "inspect_samples:inspect", about, CHECKING)
-    one.add_argument("manifest", nargs="?", help="its folder (not with --run)")
-    one.add_argument("--id", type=int, help="sample id")
-    one.add_argument("--captions", help=CAPTIONS)
-    one.add_argument("--save", metavar="FILE", help="write the image's bytes to this new file")
-    one.add_argument("--run", metavar="RUN", help="a run: its folder, or sweep/run below FLIP_RUNS")
-    where = one.add_mutually_exclusive_group()
-    where.add_argument("--step", type=int, help="step number as in the metrics of the run; the first is 1")
-    where.add_argument("--samples", type=int, help="the step that reached S samples, as in metrics and TensorBoard")
-    one.add_argument(
-        "--read",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="read the samples to show captions and replacements; --no-read shows ids only, at once",
+    command = commands.add("bench", "bench:bench", about, CHECKING)
+    command.add_argument("manifest", help="its folder")
+    command.add_argument("--seconds", type=float, default=20.0, help="approximate total time (default: %(default)s)")
+    command.add_argument(
+        "--want", type=float, default=0.0, metavar="X", help="compute the workers needed for X images/s"
     )
+    command.add_argument("--captions", help=CAPTIONS)
+    command.add_argument("--decoder", choices=("simplejpeg", "pillow"), default="simplejpeg")
+    command.add_argument("--resize", choices=("torchvision", "pillow"), default="torchvision")
+    command.add_argument("--size", type=int, default=224, help="side of the view, pixels (default: %(default)s)")
+    command.add_argument("--patch", type=int, default=16, help="side of a patch, pixels (default: %(default)s)")
+    command.add_argument("--mask", default="0.5", help="share of patches dropped (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="seed for chunks and crops (default: %(default)s)")
+
+    about = "Show one sample of a manifest (--id), or all samples of a step of a run (--run with --step or --samples)."
+    command = commands.add("inspect", "inspect_samples:inspect", about, CHECKING)
+    command.add_argument("manifest", nargs="?", help="its folder (not with --run)")
+    command.add_argument("--id", type=int, help="sample id")
+    command.add_argument("--captions", help=CAPTIONS)
+    command.add_argument("--save", metavar="FILE", help="write the image's bytes to this new file")
+    command.add_argument("--run", metavar="RUN", help="a run: its folder, or sweep/run below FLIP_RUNS")
+    step = command.add_mutually_exclusive_group()
+    step.add_argument("--step", type=int, help="step number as in the metrics of the run; the first is 1")
+    step.add_argument("--samples", type=int, help="the step that reached S samples, as in metrics and TensorBoard")
+    about = "read the samples to show captions and replacements; --no-read shows ids only, at once"
+    command.add_argument("--read", **both, help=about)
 
     about = (
         "Compare two manifests, and say whether the sample order of a run changes. Exit code 0: equal, 1: different."
     )
-    one = commands.add("diff", "diff:diff", about, CHECKING)
-    one.add_argument("old", help="folder of a manifest")
-    one.add_argument("new", help="folder of the other manifest")
+    command = commands.add("diff", "diff:diff", about, CHECKING)
+    command.add_argument("old", help="folder of a manifest")
+    command.add_argument("new", help="folder of the other manifest")
 
 
 if __name__ == "__main__":
-    from jobs.common.cli import quietly
-
     sys.exit(quietly(main))

@@ -175,7 +175,7 @@ def rot(manifest: Manifest, j: int, what: str) -> DataError:
         f"chunk {j} (samples {first} to {last}) is damaged: {what}",
         where,
         remedy="Restore the shard, or leave the samples out: "
-        f"python tools/shards.py except {manifest.folder} --ids {first}-{last} --out NEW_FOLDER",
+        f"python tools/shards.py exclude {manifest.folder} --ids {first}-{last} --out NEW_FOLDER",
     )
 
 

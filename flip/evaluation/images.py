@@ -95,7 +95,7 @@ class Shards:
         return f"{shard}, sample {ordinal}"
 
     def remedy(self, id: int) -> str:
-        return f"Leave it out: python tools/shards.py except {self.where} --ids {id} --out NEW_FOLDER"
+        return f"Leave it out: python tools/shards.py exclude {self.where} --ids {id} --out NEW_FOLDER"
 
 
 class File(NamedTuple):

@@ -123,7 +123,7 @@ def test_inspect_a_sample(data, capsys, tmp_path):
     for words in ("00001.tar", "ordinal   1\n", "excepted  -", "width   16", "a green stripe number 41"):
         assert words in text, words
     code, text = call(capsys, "inspect", data, "--id", 41, "--save", tmp_path / "x.png")
-    assert code == 78 and "the file is there already" in text
+    assert code == 78 and "the file already exists" in text
     code, found = call(capsys, "inspect", data, "--id", 42, "--json")
     assert found["json"] == {"number": 42} and set(found["members"]) == {"json", "png", "txt"}
     rot(Manifest.load(data), 10)
@@ -207,7 +207,7 @@ def test_inspect_a_step(a_run, capsys, arguments, stage, step, start, size):
 
 
 def test_inspect_what_is_no_step(a_run, capsys):
-    for arguments, words in (((), "which step"), (("--step", 4), "1 .. 3"), (("--samples", 121), "1 .. 120")):
+    for arguments, words in (((), "no step given"), (("--step", 4), "1 .. 3"), (("--samples", 121), "1 .. 120")):
         code, text = call(capsys, "inspect", "--run", a_run, *arguments)
         assert code == 78 and words in text
     code, text = call(capsys, "inspect", "--run", a_run, "--step", 2, "--no-read")
@@ -228,14 +228,14 @@ def test_inspect_a_run_by_name_and_only_with_its_own_data(a_run, data, capsys, m
 
 def test_diff(data, capsys):
     assert call(capsys, "diff", data, data)[0] == 0
-    call(capsys, "except", data, "--ids", "3", "--reason", "ugly", "--out", data.parent / "less")
+    call(capsys, "exclude", data, "--ids", "3", "--reason", "ugly", "--out", data.parent / "less")
     code, text = call(capsys, "diff", data, data.parent / "less")
-    assert code == 1 and "samples excepted: 1\n  3: ugly\n" in text and "A run's order stays" in text
+    assert code == 1 and "samples excluded: 1\n  3: ugly\n" in text and "The sample order of a run stays" in text
     code, found = call(capsys, "diff", data.parent / "less", data, "--json")
     assert code == 1 and found["readmitted"] == [{"id": 3, "reason": "ugly"}] and found["order_changes"] is False
     call(capsys, "index", data / "00000.tar", "--out", data.parent / "one", "--chunk", 4)
     code, text = call(capsys, "diff", data, data.parent / "one")
-    assert code == 1 and "shards removed: 2" in text and "A run's order changes" in text
+    assert code == 1 and "shards removed: 2" in text and "The sample order of a run changes" in text
     assert call(capsys, "diff", data, data.parent / "nowhere")[0] == 65
 
 
@@ -248,7 +248,7 @@ def test_filters(data, capsys):
     assert "filters\n  caption length 42:\n" in text and "dropped\n  caption length 42:" in text
     assert "\nfilters\n" not in call(capsys, "info", data)[1]
     code, text = call(capsys, "diff", data, data.parent / "m")
-    assert code == 1 and "filters none -> caption length 42:\n" in text and "A run's order changes" in text
+    assert code == 1 and "filters none -> caption length 42:\n" in text and "The sample order of a run changes" in text
     call(capsys, *index, "--caption-length", "41:", "--out", data.parent / "same")
     code, text = call(capsys, "diff", data.parent / "m", data.parent / "same")
     assert code == 0 and text.endswith("filters caption length 42: -> caption length 41:\n")

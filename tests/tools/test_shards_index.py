@@ -168,7 +168,7 @@ def test_add(data, tmp_path, capsys):
     assert call(capsys, "verify", new)[0] == 0
     code, text = call(capsys, "diff", old, new)
     assert code == 1 and "shards added: 3\n" in text and "removed" not in text and "changed" not in text
-    assert "Sample ids stay: what is new comes after them.\nA run's order changes" in text
+    assert "Sample ids do not change: new samples come after the old ones.\nThe sample order of a run changes" in text
     code, text = call(capsys, "index", data / "0000[1-3].tar", "--add", old, "--out", tmp_path / "x")
     assert code == 78 and f"{data}/00003.tar" in text and "in the old manifest already" in text
     with pytest.raises(SystemExit):

@@ -6,7 +6,7 @@ when the command runs. Each command is a function of the parsed options that ret
 
 - `write`: make shards from a table of images and captions (``make``).
 - `index`: scan shards and write their manifest.
-- `manifest`: ``info``, ``except`` and ``drop``.
+- `manifest`: ``info``, ``exclude`` and ``drop``.
 - `verify`: read and decode chunks again; `diff`: compare two manifests.
 - `inspect_samples`: one sample, or the samples of a training step; `bench`: cost of a sample on one core.
 - `output`: what the commands share: results, progress, errors of writing.

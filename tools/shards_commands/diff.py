@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ Shards = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangedShard:
     """A shard that is in both manifests, with different numbers or different bytes."""
 
     name: str
@@ -36,27 +36,26 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
+    """What differs from an old to a new manifest; pairs are (old, new)."""
+
+    equal: bool
+    """Whether both are the same data set, regardless of location."""
     digest: tuple[str, str]
     chunk: tuple[int, int]
     samples: tuple[int, int]
-    added: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    changed: list[Change] = field(default_factory=list)
-    excepted: dict[int, str] = field(default_factory=dict)
+    added: list[str]
+    removed: list[str]
+    changed: list[ChangedShard]
+    excepted: dict[int, str]
     """Samples that only the new manifest excludes: id -> reason."""
-    readmitted: dict[int, str] = field(default_factory=dict)
+    readmitted: dict[int, str]
     """Samples that only the old manifest excludes."""
-    filters: tuple[list[str], list[str]] = ([], [])
+    filters: tuple[list[str], list[str]]
     """Filters given when the shards were indexed."""
-    order_changes: bool = False
+    order_changes: bool
     """Whether global batch t of a run would contain other samples."""
-    ids_stay: bool = True
+    ids_stay: bool
     """Whether each sample of the old manifest has the same id in the new one."""
-
-    @property
-    def equal(self) -> bool:
-        """Whether both are the same data set, regardless of location."""
-        return self.digest[0] == self.digest[1]
 
 
 def compare(old: Manifest, new: Manifest) -> Difference:
@@ -67,14 +66,16 @@ def compare(old: Manifest, new: Manifest) -> Difference:
     """
     same_place = bool(set(old.keys) & set(new.keys))
     before, after = shards(old, same_place), shards(new, same_place)
-    touched = _touched(old, new, list(before))
+    rewritten = _rewritten(old, new, list(before))
     changed = [
-        Change(name, (before[name][0], after[name][0]), (before[name][1], after[name][1]), before[name] == after[name])
+        ChangedShard(name, *zip(before[name], after[name], strict=True), before[name] == after[name])
         for name in before
-        if name in after and (before[name] != after[name] or name in touched)
+        if name in after and (before[name] != after[name] or name in rewritten)
     ]
-    layouts = [[(name, count) for name, (count, _) in one.items()] for one in (before, after)]
+    old_counts, new_counts = ([(name, count) for name, (count, _) in side.items()] for side in (before, after))
+    same_filter = _same_filter(old, new)
     return Difference(
+        equal=old.digest == new.digest,
         digest=(old.digest, new.digest),
         chunk=(old.chunk, new.chunk),
         samples=(old.samples, new.samples),
@@ -84,13 +85,13 @@ def compare(old: Manifest, new: Manifest) -> Difference:
         excepted={id: reason for id, reason in new.exceptions.items() if id not in old.exceptions},
         readmitted={id: reason for id, reason in old.exceptions.items() if id not in new.exceptions},
         filters=(old.settings.get("filters", []), new.settings.get("filters", [])),
-        order_changes=layouts[0] != layouts[1] or old.chunk != new.chunk or not _same_kept(old, new),
-        ids_stay=layouts[0] == layouts[1][: len(layouts[0])] and _same_kept(old, new),
+        order_changes=old_counts != new_counts or old.chunk != new.chunk or not same_filter,
+        ids_stay=old_counts == new_counts[: len(old_counts)] and same_filter,
     )
 
 
-def _same_kept(old: Table, new: Table) -> bool:
-    """Whether both keep the same positions of the tars."""
+def _same_filter(old: Table, new: Table) -> bool:
+    """Whether filters keep the same samples of the shards."""
     if old.kept is None or new.kept is None:
         return old.kept is new.kept
     counts = np.array_equal(old.kept.tars[:, 0], new.kept.tars[:, 0])
@@ -107,72 +108,75 @@ def below_common(keys: Sequence[str]) -> list[str]:
     """Keys without their common leading folders."""
     parts = [key.split("/") for key in keys]
     depth = 0
-    while all(len(one) > depth + 1 and one[depth] == parts[0][depth] for one in parts):
+    while all(len(part) > depth + 1 and part[depth] == parts[0][depth] for part in parts):
         depth += 1
-    return ["/".join(one[depth:]) for one in parts]
+    return ["/".join(part[depth:]) for part in parts]
 
 
-def _touched(old: Manifest, new: Manifest, names: Sequence[str]) -> set[str]:
+def _rewritten(old: Manifest, new: Manifest, names: Sequence[str]) -> set[str]:
     """Names of shards whose chunks have a different CRC; empty unless ``new`` begins with all samples of ``old``."""
     tables: list[tuple[Any, Any]] = [(old.shards, new.shards), (old.offsets, new.offsets)]
     if old.chunk != new.chunk or not all(np.array_equal(a, b[: len(a)]) for a, b in tables):
         return set()
-    rows = {key: name for key, name in zip(old.keys, names, strict=True)}
+    name_of = dict(zip(old.keys, names, strict=True))
     same = old.chunks if old.samples == new.samples else old.samples // old.chunk
-    other = np.flatnonzero(np.asarray(old.checksums[:same]) != np.asarray(new.checksums[:same])).tolist()
-    readers = [{rows[key] for key, *_ in old.chunk_reads(j)} for j in other]
-    found: set[str] = set().union(*(one for one in readers if len(one) == 1))
-    for several in readers:  # which of its shards differs is not told: those known to do explain it
-        if not several & found:
-            found |= several
-    return found
+    chunks = np.flatnonzero(np.asarray(old.checksums[:same]) != np.asarray(new.checksums[:same])).tolist()
+    readers = [{name_of[key] for key, *_ in old.chunk_reads(j)} for j in chunks]
+    rewritten = set[str]().union(*(names for names in readers if len(names) == 1))
+    for several in readers:  # a chunk of several shards: any of them, unless a rewritten one explains it
+        if not several & rewritten:
+            rewritten |= several
+    return rewritten
 
 
 def diff(options: argparse.Namespace) -> Outcome:
     """Compare two manifests."""
-    found = compare(Manifest.load(options.old), Manifest.load(options.new))
-    report = {"equal": found.equal, **asdict(found)}
-    for name in ("excepted", "readmitted"):  # JSON knows no numbers for names
+    difference = compare(Manifest.load(options.old), Manifest.load(options.new))
+    report = asdict(difference)
+    for name in ("excepted", "readmitted"):  # JSON has no numbers as keys
         report[name] = [{"id": id, "reason": reason} for id, reason in sorted(report[name].items())]
-    return Outcome(report, 0 if found.equal else DIFFERENT, "\n".join(_lines(found)))
+    return Outcome(report, 0 if difference.equal else DIFFERENT, "\n".join(_lines(difference)))
 
 
-def _lines(found: Difference) -> Iterator[str]:
-    old, new = found.digest
-    if found.equal:
-        yield f"the same data set, digest {new}"
-        yield from _filters(found)
+def _lines(difference: Difference) -> Iterator[str]:
+    old, new = difference.digest
+    yield f"the same data set, digest {new}" if difference.equal else f"digest {old} -> {new}"
+    before, after = (", ".join(names) or "none" for names in difference.filters)
+    if before != after:
+        yield f"filters {before} -> {after}"
+    if difference.equal:
         return
-    yield f"digest {old} -> {new}"
-    yield from _filters(found)
-    for name, (before, after) in (("samples", found.samples), ("R (samples per chunk)", found.chunk)):
-        yield f"{name} {before:,}" + (f" -> {after:,}" if before != after else ", the same")
-    yield from _some("shards added", found.added)
-    yield from _some("shards removed", found.removed)
-    changed = []
-    for one in found.changed:
-        numbers = f"{one.samples[0]:,} -> {one.samples[1]:,} samples, {one.bytes[0]:,} -> {one.bytes[1]:,} bytes"
-        changed.append(f"{one.name}: {'other bytes, the same numbers' if one.content else numbers}")
-    yield from _some("shards changed", changed)
-    for title, samples in (("samples excepted", found.excepted), ("samples excepted no more", found.readmitted)):
-        yield from _some(title, [f"{id}: {reason}" for id, reason in sorted(samples.items())])
-    if found.order_changes:
-        if found.ids_stay:
-            yield "Sample ids stay: what is new comes after them."
-        yield "A run's order changes: global batch t names other samples. It cannot go on with the other manifest."
-    elif found.changed:
-        yield "A run's order stays, but some of the samples are other ones under the same ids."
+    for name, (a, b) in (("samples", difference.samples), ("R (samples per chunk)", difference.chunk)):
+        yield f"{name} {a:,}" + (f" -> {b:,}" if a != b else ", the same")
+    changed = [
+        f"{shard.name}: "
+        + (
+            "other bytes, the same numbers"
+            if shard.content
+            else "{:,} -> {:,} samples, {:,} -> {:,} bytes".format(*shard.samples, *shard.bytes)
+        )
+        for shard in difference.changed
+    ]
+    excepted, readmitted = (
+        [f"{id}: {reason}" for id, reason in sorted(samples.items())]
+        for samples in (difference.excepted, difference.readmitted)
+    )
+    yield from _section("shards added", difference.added)
+    yield from _section("shards removed", difference.removed)
+    yield from _section("shards changed", changed)
+    yield from _section("samples excluded", excepted)
+    yield from _section("samples no longer excluded", readmitted)
+    if difference.order_changes:
+        if difference.ids_stay:
+            yield "Sample ids do not change: new samples come after the old ones."
+        yield "The sample order of a run changes, so a run cannot continue with the other manifest."
+    elif difference.changed:
+        yield "The sample order of a run stays the same, but some ids name different samples."
     else:
-        yield "A run's order stays; only the samples excepted or not are replaced or not."
+        yield "The sample order of a run stays the same; only replacements of excluded samples differ."
 
 
-def _filters(found: Difference) -> Iterator[str]:
-    old, new = (", ".join(names) or "none" for names in found.filters)
-    if old != new:
-        yield f"filters {old} -> {new}"
-
-
-def _some(title: str, entries: list[str]) -> Iterator[str]:
+def _section(title: str, entries: list[str]) -> Iterator[str]:
     if entries:
         yield f"{title}: {len(entries):,}"
         yield from (f"  {entry}" for entry in entries[:SHOWN])

@@ -32,7 +32,7 @@ from tools.shards_commands.output import Bar, Outcome, captions, lines, writing
 
 
 @dataclass(frozen=True)
-class Found:
+class InspectedSample:
     """One sample. ``image``: its image member, if any; ``damage``: why its bytes cannot be read, if so."""
 
     id: int
@@ -51,11 +51,11 @@ class Found:
     damage: str | None
 
 
-def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",), reader: ChunkReader | None = None) -> Found:
+def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",)) -> InspectedSample:
     """Read sample ``id`` of a manifest. Raises ConfigError if the id does not exist, StorageError."""
     if not 0 <= id < manifest.samples:
         raise ConfigError(f"sample ids of this manifest are 0 .. {manifest.samples - 1}", "id", id)
-    reader, chunk = reader or ChunkReader(), id // manifest.chunk
+    reader, chunk = ChunkReader(), id // manifest.chunk
     shard, ordinal = manifest.locate(id)
     key, members, damage = None, Sample(), None
     try:
@@ -69,7 +69,7 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",), read
         lines = captions_of(members, list(captions))
     except Undecodable:
         lines = []
-    return Found(
+    return InspectedSample(
         id, shard, ordinal, chunk, manifest.exceptions.get(id), key,
         {extension: len(data) for extension, data in members.items()},
         image, _picture(image[1]) if image else None, lines, _json(members), damage,
@@ -129,9 +129,8 @@ class Taken(NamedTuple):
 
 
 def batch(
-    config: schema.Config, sources: Sequence[Source], start: int, size: int, read: bool = True,
-    reader: ChunkReader | None = None,
-) -> Iterator[Taken]:  # fmt: skip
+    config: schema.Config, sources: Sequence[Source], start: int, size: int, read: bool = True
+) -> Iterator[Taken]:
     """Yield the global batch of ``size`` samples that starts at S = ``start``, lane by lane.
 
     With ``read``, samples are decoded, and undecodable samples are replaced as in training. Without it, only samples
@@ -141,58 +140,50 @@ def batch(
     for share, source in zip(shares(config.data), sources, strict=True):
         found, planned = (source.manifest.samples, source.manifest.chunk), (share.samples, share.chunk)
         if found != planned:
-            what = f"the run was planned for N = {planned[0]}, R = {planned[1]}; this manifest has others"
-            raise ConfigError(what, str(source.manifest.folder), found, "Is it the run's own?")
+            what = f"the run was planned for N = {planned[0]}, R = {planned[1]}; this manifest has N, R = {found}"
+            raise ConfigError(what, str(source.manifest.folder), remedy="Use the manifest of the run.")
     each, first = size // config.data.lanes, start // config.data.lanes
     for source in sources:
-        yield from _of_set(config, source, range(first, first + each), (reader or ChunkReader()) if read else None)
+        yield from _of_set(config, source, range(first, first + each), ChunkReader() if read else None)
 
 
 def _of_set(config: schema.Config, source: Source, positions: range, reader: ChunkReader | None) -> Iterator[Taken]:
     order, manifest = source.order(config.seed, config.data.block), source.manifest
     bad = dict(manifest.exceptions)
     for lane in range(order.lanes):
-        held = _Lane(config, source, reader, bad)
+        chunks: dict[int, list[Sample]] = {}
         for position in positions:
             k, n = divmod(position, order.span)
-            ids, visits = (field[0] for field in order.held(range(lane, lane + 1), k))
-            m, caption = held.good(ids.tolist(), visits.tolist(), n)
-            id, stands_for = int(ids[m]), None if m == n else source.first_id + int(ids[n])
-            place = source.lanes[lane], int(visits[m]), source.first_id + id
-            yield Taken(*place, *manifest.locate(id), stands_for, caption)
+            ids, visits = (field[0].tolist() for field in order.held(range(lane, lane + 1), k))
+            for m in (*range(n, len(ids)), *range(n)):  # the first decodable position, cyclic, as in training
+                id, visit = ids[m], visits[m]
+                if id in bad:
+                    continue
+                try:
+                    caption = _caption(config, source, reader, chunks, id, visit) if reader else None
+                except Undecodable as error:
+                    bad[id] = str(error)
+                    continue
+                stands_for = None if m == n else source.first_id + ids[n]
+                place = source.lanes[lane], visit, source.first_id + id
+                yield Taken(*place, *manifest.locate(id), stands_for, caption)
+                break
+            else:
+                shard, ordinal = manifest.locate(ids[n])
+                what = f"none of the {len(ids)} samples of its block can be decoded"
+                raise DataError(what, f"{shard}, sample {ordinal}")
 
 
-class _Lane:
-    """Chunks of the current blocks of one lane, each read once."""
-
-    def __init__(self, config: schema.Config, source: Source, reader: ChunkReader | None, bad: dict[int, str]) -> None:
-        self.config, self.manifest, self.first_id = config, source.manifest, source.first_id
-        self.reader, self.bad = reader, bad
-        self.chunks: dict[int, list[Sample]] = {}
-
-    def good(self, ids: list[int], visits: list[int], n: int) -> tuple[int, str | None]:
-        """The first decodable position from n on (cyclic), as in training, and its caption."""
-        for m in ((n + step) % len(ids) for step in range(len(ids))):
-            if ids[m] in self.bad:
-                continue
-            if self.reader is None:
-                return m, None
-            try:
-                return m, self._caption(ids[m], visits[m])
-            except Undecodable as error:
-                self.bad[ids[m]] = str(error)
-        shard, ordinal = self.manifest.locate(ids[n])
-        raise DataError(f"none of the {len(ids)} samples of its block can be decoded", f"{shard}, sample {ordinal}")
-
-    def _caption(self, id: int, visit: int) -> str:
-        assert self.reader is not None
-        j = id // self.manifest.chunk
-        if j not in self.chunks:
-            self.chunks[j] = self.reader.read_chunk(self.manifest, j)
-        members, data = self.chunks[j][id % self.manifest.chunk], self.config.data
-        image_of(members, data.decoder, data.to_rgb)
-        lines = captions_of(members, data.captions)
-        return lines[int(masking.draw(self.config.seed, visit, self.first_id + id, masking.CAPTION, 0) * len(lines))]
+def _caption(
+    config: schema.Config, source: Source, reader: ChunkReader, chunks: dict[int, list[Sample]], id: int, visit: int
+) -> str:
+    """The caption drawn for a sample. Raises Undecodable if training cannot use it. ``chunks``: those read so far."""
+    j, place = divmod(id, source.manifest.chunk)
+    if j not in chunks:
+        chunks[j] = reader.read_chunk(source.manifest, j)
+    image_of(chunks[j][place], config.data.decoder, config.data.to_rgb)
+    texts = captions_of(chunks[j][place], config.data.captions)
+    return texts[int(masking.draw(config.seed, visit, source.first_id + id, masking.CAPTION, 0) * len(texts))]
 
 
 def inspect(options: argparse.Namespace) -> Outcome:
@@ -204,35 +195,28 @@ def inspect(options: argparse.Namespace) -> Outcome:
             )
         return _step(options)
     if options.step is not None or options.samples is not None:
-        raise ConfigError("--step and --samples are of a run", remedy="Name it: --run RUN_DIR")
+        raise ConfigError("--step and --samples need a run", remedy="Name it: --run RUN_DIR")
     if not options.manifest or options.id is None:
-        raise ConfigError("what shall be looked at?", remedy="Give MANIFEST --id N, or --run RUN_DIR --step T.")
-    found = sample(Manifest.load(options.manifest), options.id, captions(options))
-    saved = _save(found, options.save) if options.save else {}
-    report = {name: value for name, value in asdict(found).items() if name != "image"} | saved
-    return Outcome(report, DATA if found.damage else 0, _sample_text(report))
+        raise ConfigError("no sample given", remedy="Give MANIFEST --id N, or --run RUN_DIR --step T.")
+    inspected = sample(Manifest.load(options.manifest), options.id, captions(options))
+    report = {name: value for name, value in asdict(inspected).items() if name != "image"}
+    if options.save:
+        _save(inspected, options.save)
+        report["saved"] = options.save
+    shown = {name: value for name, value in report.items() if value not in (None, {}, []) or name == "excepted"}
+    shown |= {name: str(report[name]) for name in ("id", "ordinal", "chunk")}
+    return Outcome(report, DATA if inspected.damage else 0, "\n".join(lines(shown)))
 
 
-def _save(found: Found, path: str) -> dict[str, Any]:
-    if found.image is None:
-        raise ConfigError("this sample has no image to save", f"sample {found.id}", sorted(found.members))
+def _save(inspected: InspectedSample, path: str) -> None:
+    if inspected.image is None:
+        raise ConfigError("this sample has no image to save", f"sample {inspected.id}", sorted(inspected.members))
     with writing(path):
         try:
             with open(path, "xb") as file:
-                file.write(found.image[1])
+                file.write(inspected.image[1])
         except FileExistsError:
-            raise ConfigError("the file is there already", path, remedy="Name another one for --save.") from None
-    return {"saved": path}
-
-
-def _sample_text(report: dict[str, Any]) -> str:
-    shown = {name: value for name, value in report.items() if value not in (None, {}, []) or name == "excepted"}
-    return "\n".join(lines(shown | {name: str(report[name]) for name in ("id", "ordinal", "chunk")}))
-
-
-def _run(typed: str) -> RunDir:
-    """Resolve a run by its folder, or as SWEEP/RUN below FLIP_RUNS."""
-    return RunDir(typed) if Path(typed).is_dir() else select.select_one(typed, roots())
+            raise ConfigError("the file already exists", path, remedy="Name another file for --save.") from None
 
 
 def _same_data(run: RunDir, sources: Sequence[Source], start: int) -> None:
@@ -244,72 +228,65 @@ def _same_data(run: RunDir, sources: Sequence[Source], start: int) -> None:
     try:
         stored = read_record(run.identity) or {}
         data, before = stored["config"]["data"], stored.get("before", [])
-        submitted = [one["manifest"] for one in data.get("sets") or [data]]
+        submitted = [item["manifest"] for item in data.get("sets") or [data]]
     except (ValueError, KeyError, TypeError, AttributeError):
-        return  # none, or damaged: it tells nothing
-    for one in before:
-        if start < one["samples"]:
-            what = f"until S = {one['samples']} the run had other data"
-            was = "; ".join(f"{change['key']} {change.get('was')}" for change in one.get("changes", ()))
-            raise ConfigError(what, str(run.identity), was, "Look into that manifest: inspect MANIFEST --id N.")
+        return  # missing or damaged: nothing to compare with
+    for period in before:
+        if start < period["samples"]:
+            what = f"until S = {period['samples']} the run had other data"
+            was = "; ".join(f"{change['key']} {change.get('was')}" for change in period.get("changes", ()))
+            raise ConfigError(what, str(run.identity), was, "Inspect that manifest: inspect MANIFEST --id N.")
     for was, source in zip(map(str, submitted), sources, strict=False):
         if was.startswith("digest:") and was != f"digest:{source.manifest.digest}":
-            remedy = "Bring the run's manifest back to where its config.yaml says."
+            remedy = "Restore the run's manifest at the path in its config.yaml."
             what = "not the manifest that the run was submitted with"
             raise DataError(what, str(source.manifest.folder), source.manifest.digest, remedy)
 
 
 def _step(options: argparse.Namespace) -> Outcome:
-    run = _run(options.run)
+    run = RunDir(options.run) if Path(options.run).is_dir() else select.select_one(options.run, roots())
     if not run.config.is_file():
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy="Give the folder of a run.")
     config = merge.read(run.config)
-    span, start = _place(spans(config), options.step, options.samples)
-    sets = sources(config.data)
+    span, step, start = _place(spans(config), options.step, options.samples)
+    sets, size = sources(config.data), span.stage.batch
     _same_data(run, sets, start)
     taken = list[Taken]()
     with Bar("reading", "") as bar:
-        for one in batch(config, sets, start, span.stage.batch, options.read):
-            taken.append(one)
-            bar(len(taken), span.stage.batch)
+        for item in batch(config, sets, start, size, options.read):
+            taken.append(item)
+            bar(len(taken), size)
     report = {
         "run": str(run.path),
-        "manifest": ", ".join(str(one.manifest.folder) for one in sets),
+        "manifest": ", ".join(str(source.manifest.folder) for source in sets),
         "stage": span.stage.name,
-        "step": (start - span.start) // span.stage.batch + _steps_before(spans(config), span) + 1,
+        "step": step,
         "samples_before": start,
-        "samples_after": start + span.stage.batch,
+        "samples_after": start + size,
         "read": options.read,
-        "replaced": sum(one.stands_for is not None for one in taken),
+        "replaced": sum(item.stands_for is not None for item in taken),
     }
-    text = "\n".join([*lines(report), "", *(_row(one) for one in taken)])
-    return Outcome(report | {"batch": [one._asdict() for one in taken]}, 0, text)
+    text = "\n".join([*lines(report), "", *map(_row, taken)])
+    return Outcome(report | {"batch": [item._asdict() for item in taken]}, 0, text)
 
 
-def _row(one: Taken) -> str:
-    place = f"lane {one.lane}  id {one.id}  visit {one.visit}  {plain(Path(one.shard).name)}, sample {one.ordinal}"
-    instead = f"  (for id {one.stands_for})" if one.stands_for is not None else ""
-    return f"{place}{instead}" + (f"  {plain(one.caption)}" if one.caption is not None else "")
+def _row(item: Taken) -> str:
+    place = f"lane {item.lane}  id {item.id}  visit {item.visit}  {plain(Path(item.shard).name)}, sample {item.ordinal}"
+    instead = f"  (for id {item.stands_for})" if item.stands_for is not None else ""
+    return f"{place}{instead}" + (f"  {plain(item.caption)}" if item.caption is not None else "")
 
 
-def _steps_before(all_spans: list[Span], span: Span) -> int:
-    return sum(one.steps for one in all_spans if one.end <= span.start)
-
-
-def _place(all_spans: list[Span], step: int | None, samples: int | None) -> tuple[Span, int]:
-    """The stage of a step, and S before the step. ``samples``: S after the step, or any S that the step passes."""
-    if step is None and samples is None:
-        raise ConfigError("which step?", remedy="Give --step T or --samples S, as in metrics/*.jsonl.")
+def _place(all_spans: list[Span], step: int | None, samples: int | None) -> tuple[Span, int, int]:
+    """The stage of a step, its number, and S before it. ``samples``: S after the step, or any S that the step
+    passes."""
+    before = 0
     for span in all_spans:
-        before = _steps_before(all_spans, span)
-        if step is not None and before < step <= before + span.steps:
-            return span, span.start + (step - before - 1) * span.stage.batch
-        if samples is not None and span.start < samples <= span.end:
-            return span, span.start + (samples - span.start - 1) // span.stage.batch * span.stage.batch
-    last = all_spans[-1]
-    name, value, top = (
-        ("--step", step, _steps_before(all_spans, last) + last.steps)
-        if step is not None
-        else ("--samples", samples, last.end)
-    )
-    raise ConfigError(f"the run's are 1 .. {top}", name, value)
+        size = span.stage.batch
+        index = (samples - span.start - 1) // size if samples is not None else (step or 0) - before - 1
+        if 0 <= index < span.steps:
+            return span, before + index + 1, span.start + index * size
+        before += span.steps
+    if step is None and samples is None:
+        raise ConfigError("no step given", remedy="Give --step T or --samples S, as in metrics/*.jsonl.")
+    name, value, last = ("--samples", samples, all_spans[-1].end) if step is None else ("--step", step, before)
+    raise ConfigError(f"the run's are 1 .. {last}", name, value)

@@ -1,4 +1,4 @@
-"""`shards info`, `except` and `drop`: describe a manifest, exclude samples from it, rebuild it without them."""
+"""`shards info`, `exclude` and `drop`: describe a manifest, exclude samples from it, rebuild it without them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def info(options: argparse.Namespace) -> Outcome:
     return Outcome(report)
 
 
-def leave_out(options: argparse.Namespace) -> Outcome:
+def exclude(options: argparse.Namespace) -> Outcome:
     """Write a new manifest of the same shards that excludes further samples."""
     old = Manifest.load(options.manifest)
     exceptions = dict[int, str]()
