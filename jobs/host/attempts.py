@@ -1,7 +1,7 @@
-"""The attempts of a run: begun and ended here, and what follows from an end (docs/contracts.md).
+"""Records of the attempts of a run: start.json and end.json in attempts/<n>, with the decision of the restart policy.
 
-Standard library, Python >= 3.6. The files are the truth: attempts/<n>/start.json and end.json. ``job.json`` beside them
-is what the launcher was asked for; its ``after`` is the newest attempt at that time, whose verdicts no longer count.
+``job.json`` holds what was submitted; its ``after`` is the newest attempt at that time, and decisions up to that one no
+longer count (docs/contracts.md).
 """
 
 import socket
@@ -15,25 +15,23 @@ from jobs.host import wall_limit
 from jobs.host.bad_nodes import NODE_SUSPECT_CAUSES
 from jobs.host.restart_policy import STOP_REQUESTED, UNKNOWN, Decision, Limits, decide
 
-#: What follows from an end depends on these fields of end.json.
-REQUIRED_FIELDS = ("attempt", "action", "cause", "reason", "committed", "delay")
-#: Ends that were no fault of the run: an attempt after one without a commit commits after its first step.
-INTERRUPTED = ("stopped", "timeout", "node")
+REQUIRED_FIELDS = ("attempt", "action", "cause", "reason", "committed", "delay")  # of end.json
+INTERRUPTED = ("stopped", "timeout", "node")  # causes that are no fault of the run
 
 
 def start_attempt(run: RunDir, facts: Dict[str, Any]) -> int:
-    """Win the next attempt and return its n. Its start.json: ``facts`` and host, resumes_from, first_commit, after.
+    """Win the next attempt and return its number. Earlier attempts should have an end.
 
-    ``resumes_from``: newest committed S (0: none). ``first_commit``: this attempt must commit after its first step,
-    because the one before was cut off without a commit. Attempts before it should have been settled.
+    Its start.json has ``facts`` and: host; ``resumes_from``, the newest committed S (0: none); ``first_commit``,
+    whether this attempt must commit after its first step, because the previous one was interrupted without a commit;
+    ``after``.
     """
     previous = last_end(run)
     cut_off = previous is not None and not previous["committed"] and previous["cause"] in INTERRUPTED
-    cut_off = cut_off or bool(unended(run))
     start = {
         "host": socket.gethostname(),
         "resumes_from": committed_samples(run),
-        "first_commit": cut_off,
+        "first_commit": cut_off or bool(unended(run)),
         "after": submitted_after(run),
     }
     return run.begin_attempt(dict(start, **facts))
@@ -48,25 +46,26 @@ def end_attempt(
     suspect: Tuple[str, str] = ("", ""),
     late: Union[bool, str] = False,
     unstarted: Sequence[str] = (),
-    full: str = "",
+    disk_full: str = "",
 ) -> Decision:
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
 
-    ``code``: exit code of the attempt, None where nobody saw it. ``state``: the scheduler's words, None if unreadable.
-    ``suspect``: a node to be left out where the attempt failed, and the run that failed there too
-    (jobs/host/bad_nodes.py). ``late``, ``unstarted``: as ``policy.decide`` has them. ``full``: the caller met a full
-    disk, in the system's words: it counts as a cause beside those of the ranks, which may have been unable to write
-    theirs.
+    Args:
+        code: exit code of the attempt, None if unknown.
+        state: the scheduler's state of the job, None if it cannot be read.
+        suspect: a node to exclude if the attempt failed, and the run that failed there too (``bad_nodes``).
+        late, unstarted: as for ``restart_policy.decide``.
+        disk_full: the error if the caller met a full disk, which may have kept the ranks from recording causes.
     """
     start = read_record(run.attempt(n) / "start.json") or {}
-    following = read_record(run.attempt(n + 1) / "start.json") or {}  # of an end that is written late
+    following = read_record(run.attempt(n + 1) / "start.json") or {}  # if this end is written late
     commits = following.get("resumes_from", committed_samples(run))
-    committed = commits > start.get("resumes_from", commits)  # killed before start.json was there, it did nothing
+    committed = commits > start.get("resumes_from", commits)  # without a start.json it did nothing
     committed = committed or run.got_on(n)
     first = start["after"] if "after" in start else submitted_after(run)
-    met = [{"cause": "storage", "by": "the exit trap", "reason": full}] if full else []
+    trap = [{"cause": "storage", "by": "the exit trap", "reason": disk_full}] if disk_full else []
     decision = decide(
-        run.causes(n) + met,
+        run.causes(n) + trap,
         code,
         state,
         earlier_ends(run, first, n),
@@ -74,25 +73,27 @@ def end_attempt(
         complete=run.result.exists(),
         cancelled=run.cancel.exists(),
         committed=committed,
-        told=run.was_told(n),
+        stop_requested=run.was_told(n),
         late=late,
         unstarted=unstarted,
     )
     if decision.cause == "cancelled":
         decision = decision._replace(reason=cancel_reason(run))
     node, other = suspect
-    if node and decision.action == "requeue" and decision.cause in NODE_SUSPECT_CAUSES and node not in decision.exclude:
+    suspicious = decision.action == "requeue" and decision.cause in NODE_SUSPECT_CAUSES
+    if node and suspicious and node not in decision.exclude:
         reason = "%s; without %s from now on, where %s failed as well" % (decision.reason, node, other)
         decision = decision._replace(reason=reason, exclude=decision.exclude + (node,))
     record = dict(decision._asdict(), attempt=n, code=code, state=state, commits=commits, committed=committed)
     record["exclude"] = list(decision.exclude)
     record["time"] = time.time()
     create_json(run.attempt(n) / "end.json", record)
-    return decision_of(read_record(run.attempt(n) / "end.json") or record)
+    row = read_record(run.attempt(n) / "end.json") or record
+    return Decision(row["action"], row["cause"], row["reason"], row["delay"], tuple(row["exclude"]))
 
 
 def record_failed_restart(run: RunDir, n: int, reason: str) -> None:
-    """Put ``reason`` before that of the end of attempt n: the start that was decided there does not come."""
+    """Prefix the reason of the end of attempt n with ``reason``: the restart that was decided there has failed."""
     end_abandoned(run)
     path = run.attempt(n) / "end.json"
     row = read_record(path) or {}
@@ -100,33 +101,31 @@ def record_failed_restart(run: RunDir, n: int, reason: str) -> None:
 
 
 def unended(run: RunDir) -> List[int]:
-    """The newest attempts, back to one that has an end."""
-    found = []
+    """The newest attempts, back to the first that has an end."""
+    numbers: List[int] = []
     for n in reversed(run.attempt_numbers()):
         if (run.attempt(n) / "end.json").exists():
             break
-        found.append(n)
-    return found[::-1]
+        numbers.insert(0, n)
+    return numbers
 
 
 def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None) -> None:
-    """Give attempts that ended unseen (their host died) an end. Only for a launcher that knows that none still runs.
+    """Record the ends of attempts that ended unobserved (their host died). Call it only if none of them still runs.
 
-    ``unwritten``: an attempt whose end was seen, and could not be written: it is put down to storage. ``before``: only
-    those with a smaller number.
+    ``unwritten``: an attempt whose end was observed but could not be written; its cause is storage. ``before``: only
+    attempts with a smaller number.
     """
     for n in unended(run):
         if before is not None and n >= before:
             break
         if n == unwritten:
             end_attempt(run, n, STORAGE, None)
-            continue
-        state = STOP_REQUESTED if run.was_told(n) else UNKNOWN  # TOLD: killed while it saved
-        if run.met_limit(n):
+        elif run.met_limit(n):
             limit = wall_limit.recorded_limit(run, n)
             end_attempt(run, n, None, "TIMEOUT", late=wall_limit.no_progress(run, limit) if limit else False)
-            continue
-        end_attempt(run, n, None, state)
+        else:  # one that was asked to stop was killed while it saved
+            end_attempt(run, n, None, STOP_REQUESTED if run.was_told(n) else UNKNOWN)
 
 
 def ends(run: RunDir) -> Iterator[Dict[str, Any]]:
@@ -135,30 +134,30 @@ def ends(run: RunDir) -> Iterator[Dict[str, Any]]:
         path = run.attempt(n) / "end.json"
         row = read_record(path)
         if row is not None:
-            lacking = [name for name in REQUIRED_FIELDS if name not in row]
-            if lacking:
-                raise ValueError("%s: lacks `%s`" % (path, lacking[0]))
+            missing = [name for name in REQUIRED_FIELDS if name not in row]
+            if missing:
+                raise ValueError("%s: lacks `%s`" % (path, missing[0]))
             yield row
 
 
 def earlier_ends(run: RunDir, first: int, n: int) -> List[Dict[str, Any]]:
-    """Ends of the attempts between ``first`` and n, oldest first, from the newest that made a commit on."""
-    found: List[Dict[str, Any]] = []
+    """Ends of the attempts between ``first`` and n, oldest first, starting with the newest that made a commit."""
+    rows: List[Dict[str, Any]] = []
     for row in ends(run):
-        if row["attempt"] <= first or (found and found[-1]["committed"]):
+        if row["attempt"] <= first or (rows and rows[0]["committed"]):
             break
         if row["attempt"] < n:
-            found.append(row)
-    return found[::-1]
+            rows.insert(0, row)
+    return rows
 
 
 def last_end(run: RunDir) -> Optional[Dict[str, Any]]:
-    """The newest recorded end, None where there is none."""
+    """The newest recorded end, None if there is none."""
     return next(ends(run), None)
 
 
 def current_end(run: RunDir) -> Optional[Dict[str, Any]]:
-    """The newest recorded end if its verdict still counts: None where the run was submitted again since."""
+    """The newest recorded end if its decision still counts; None if the run was submitted again since."""
     row = last_end(run)
     return row if row is not None and row["attempt"] > submitted_after(run) else None
 
@@ -169,13 +168,9 @@ def submitted_after(run: RunDir) -> int:
 
 
 def committed_samples(run: RunDir) -> int:
-    """The newest committed S, 0 where nothing is committed."""
-    present = commit.commits(run)
-    return present[-1].samples if present else 0
-
-
-def decision_of(row: Dict[str, Any]) -> Decision:
-    return Decision(row["action"], row["cause"], row["reason"], row["delay"], tuple(row["exclude"]))
+    """The newest committed S, 0 if there is no commit."""
+    commits = commit.commits(run)
+    return commits[-1].samples if commits else 0
 
 
 def cancel_reason(run: RunDir) -> str:

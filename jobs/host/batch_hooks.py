@@ -2,13 +2,12 @@
 
     batch_hooks.py begin RUN_DIR            print the number of the next attempt, or nothing if there is none
     batch_hooks.py end RUN_DIR --code 75    record the end, requeue; print the decision as a line of JSON
-    batch_hooks.py watch RUN_DIR            start a job again that Slurm ends for its wall limit or for
-                                                              lost nodes, or whose batch shell was killed
+    batch_hooks.py watch RUN_DIR            restart a job that Slurm ends for its wall limit or for lost nodes, or whose
+                                            batch shell was killed
     batch_hooks.py release RUN_DIR          release the jobs that wait for a canary once it has passed
 
-Standard library, Python >= 3.6: whatever Python the host has. The order in ``end`` matters: after a requeue the batch
-shell may be killed at once, so the end is written and synced before it; and what is printed goes to the file system
-that holds the run, which may be full, so that nothing depends on it.
+The order in ``end`` matters: after a requeue the batch shell may be killed at once, so the end is written and synced
+first. Output goes to the file system of the run, which may be full, so nothing depends on it.
 """
 
 import argparse
@@ -19,48 +18,49 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
+from flip.runs.rundir import RunDir, read_record
+from jobs.host import attempts, bad_nodes, canary, notify, processes, slurm_cli, wall_limit
+from jobs.host.restart_policy import UNKNOWN, Decision
 
 EXAMPLES = """examples:
   python3 jobs/host/batch_hooks.py begin runs/masking/mask50
   python3 jobs/host/batch_hooks.py end runs/masking/mask50 --code 75
 """
-
-#: Seconds for which a file system that is away is waited for on the node, and then off it, before the next try.
-PATIENCE, LATER = 600.0, 1800.0
-#: Seconds until Slurm has learned that a batch shell is gone.
-LEARNS = 2.0
-#: Seconds between two looks at a canary.
-LOOK = 10.0
+RETRY_SECONDS = 600.0  # for which an unavailable file system is retried on the node
+REQUEUE_DELAY = 1800.0  # until the next start after that
+SHELL_EXIT_SECONDS = 2.0  # until Slurm has noticed that a batch shell is gone
+CANARY_POLL_SECONDS = 10.0
 
 
-def main(arguments: Any = None) -> int:
+def main(arguments: Optional[List[str]] = None) -> int:
     args = parser().parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # they would cut the decision off
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # they would interrupt the decision
         signal.signal(number, signal.SIG_IGN)
-    if args.what in ("watch", "release"):
-        follow_shell()
-    if args.what == "watch":  # a signal that is blocked is kept, though it is ignored
+    if args.what in processes.WATCHERS:
+        watch_shell()
+    if args.what == "watch":  # a blocked signal stays pending, although it is ignored
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    return act(args, until_term)
+    return act(args, sleep_until_term)
 
 
 class ShellGone(Exception):
-    """The batch shell ended without its exit trap, which ends this process otherwise."""
+    """The batch shell ended without its exit trap, which otherwise ends this process."""
 
 
-def follow_shell() -> None:
-    """Have ShellGone raised when the batch shell, this process's parent, is gone. Linux; elsewhere nothing happens."""
+def watch_shell() -> None:
+    """Raise ShellGone in this process when its parent, the batch shell, is gone. Linux only."""
     shell = os.getppid()
 
-    def gone(*_: Any) -> None:
+    def on_hangup(*_: Any) -> None:
         if os.getppid() != shell:  # scancel --full may send the same signal
             raise ShellGone()
 
-    signal.signal(signal.SIGHUP, gone)
+    signal.signal(signal.SIGHUP, on_hangup)
     try:
         import ctypes
 
@@ -70,166 +70,152 @@ def follow_shell() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description="Begin or end an attempt of a run, on the host.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        description="Start or end an attempt of a run, on the host.", epilog=EXAMPLES, formatter_class=formatter
     )
-    made.add_argument("what", choices=["begin", "end", "watch", "release"])
-    made.add_argument("run", metavar="RUN_DIR")
-    made.add_argument(
-        "--token", help="the submission that the job belongs to (begin); a job of another one does nothing"
-    )
-    made.add_argument("--attempt", type=int, help="the number that begin printed (end, watch; default: the newest)")
-    made.add_argument("--code", type=int, help="exit code of the attempt (end)")
-    made.add_argument("--late", action="store_true", help="it had its whole wall limit, but for the time to save (end)")
-    made.add_argument("--state", help="the scheduler's words for the job; default: it is asked (end)")
-    return made
+    parser.add_argument("what", choices=["begin", "end", "watch", "release"])
+    parser.add_argument("run", metavar="RUN_DIR")
+    parser.add_argument("--token", help="submission that the job belongs to (begin); a job of another does nothing")
+    parser.add_argument("--attempt", type=int, help="number that begin printed (end, watch); default: the newest")
+    parser.add_argument("--code", type=int, help="exit code of the attempt (end)")
+    parser.add_argument("--late", action="store_true", help="it used its wall limit, except for the time to save (end)")
+    parser.add_argument("--state", help="the scheduler's state of the job (end); default: Slurm is asked")
+    return parser
 
 
-def until_term(seconds: float) -> None:
-    """Wait, but not beyond a TERM, which is what Slurm sends to all processes of a job at its limit."""
+def sleep_until_term(seconds: float) -> None:
+    """Sleep, but return at TERM, which Slurm sends to all processes of a job at its limit."""
     signal.sigtimedwait([signal.SIGTERM], seconds)
 
 
-def act(args: argparse.Namespace, rest: Optional[Callable[[float], None]] = None) -> int:
-    """Do what was asked; the exit code. ``rest``: how the watcher waits (slurm_cli.wait_for_time_limit)."""
-    from flip.runs.errors import DATA, FlipError
-
+def act(args: argparse.Namespace, sleep: Optional[Callable[[float], None]] = None) -> int:
+    """Run one command; returns the exit code. ``sleep``: how the watcher waits (slurm_cli.wait_for_time_limit)."""
     try:
         if args.what == "begin":
-            return retry_on_oserror(lambda met: begin(args.run, args.token))
+            return retry_on_oserror(lambda error: begin(args.run, args.token))
         if args.what == "watch":
-            return watch(args.run, args.attempt, rest)
+            return watch(args.run, args.attempt, sleep)
         if args.what == "release":
             return release(args.run)
         return retry_on_oserror(
-            lambda met: end(args.run, args.attempt, args.code, args.state, args.late, met), args.attempt
+            lambda error: end(args.run, args.attempt, args.code, args.state, args.late, error), args.attempt
         )
-    except ShellGone:  # of a canary: the next start has a process of its own that releases the others
+    except ShellGone:  # of a canary: the next start has its own process that releases the others
         return 0
     except FlipError as error:
-        say(error)
+        log(error)
         return error.code
     except ValueError as error:
-        say("a record of the run is damaged: %s" % error)
+        log("a record of the run is damaged: %s" % error)
         return DATA
 
 
-def say(text: object, stream: Any = None) -> None:
-    """Print where it can be printed."""
+def log(text: object, stream: Any = None) -> None:
+    """Print, if possible: the disk may be full."""
     try:
         print(text, file=stream or sys.stderr, flush=True)
-    except OSError:  # a full disk, most likely the one that is being told about
+    except OSError:
         pass
 
 
+def own_start() -> Tuple[str, int]:
+    """(the batch job of this process, its restart count)."""
+    return slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ)
+
+
 def retry_on_oserror(do: Callable[[Optional[OSError]], int], attempt: Optional[int] = None) -> int:
-    """Try again while files make trouble: an attempt that cannot be recorded must not be the run's end. ``do`` is
-    given the error of the try before.
+    """Call ``do`` with the error of the previous try, and retry on file errors for RETRY_SECONDS.
 
-    Then the job leaves the node and comes back later. That ``attempt`` could not be ended is left with the scheduler,
-    and written by the next begin.
+    After that the job leaves the node and starts again later. The comment of the job then says that the end of
+    ``attempt`` could not be written; the next ``begin`` writes it.
     """
-    from flip.runs.errors import STORAGE
-
-    end_, wait = time.time() + PATIENCE, 1.0
-    met: Optional[OSError] = None
+    deadline, wait = time.time() + RETRY_SECONDS, 1.0
+    last: Optional[OSError] = None
     while True:
         try:
-            return do(met)
+            return do(last)
         except OSError as error:
-            met = error
-            say("%s; tried again for up to %g s" % (error, PATIENCE))
-            if time.time() + wait > end_:
+            last = error
+            log("%s; retried for up to %g s" % (error, RETRY_SECONDS))
+            if time.time() + wait > deadline:
                 break
         time.sleep(wait)
         wait = min(60.0, 2 * wait)
-    from jobs.host import slurm_cli
-
-    job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ)
-    # a requeue waits for Slurm as long: what is to be left with it must not be lost before
-    before = slurm_cli.FailedStarts(slurm_cli.MAX_FAILED_STARTS)  # without a job nothing starts again
-    heard = slurm_cli.read_failed_starts(job, restarts, slurm_cli.OUTAGE_SECONDS) if job else before
-    before = heard or slurm_cli.FailedStarts()
+    job, restarts = own_start()
+    # a requeue waits for Slurm as long: the comment must not be lost before
+    before = slurm_cli.FailedStarts(slurm_cli.MAX_FAILED_STARTS)  # outside of a job nothing is restarted
+    answer = slurm_cli.read_failed_starts(job, restarts, slurm_cli.OUTAGE_SECONDS) if job else before
+    before = answer or slurm_cli.FailedStarts()
     if before.starts < slurm_cli.MAX_FAILED_STARTS:
-        mark = slurm_cli.FailedStarts(before.starts + 1, attempt or before.attempt)
-        slurm_cli.record_failed_starts(job, restarts, mark, patience=0.0 if heard else slurm_cli.OUTAGE_SECONDS)
-        start_again(LATER, (), attempt=attempt)
+        failed = slurm_cli.FailedStarts(before.starts + 1, attempt or before.attempt)
+        slurm_cli.record_failed_starts(job, restarts, failed, patience=0.0 if answer else slurm_cli.OUTAGE_SECONDS)
+        restart(REQUEUE_DELAY, (), attempt=attempt)
     return STORAGE
 
 
 def begin(path: str, token: Optional[str]) -> int:
-    """Win the next attempt and print its number. Prints nothing, and is content, where there is nothing to do:
-    complete (Slurm may start a finished job once more), cancelled, or submitted again as another job.
-    """
-    from flip.runs.errors import CAUSES, ConfigError
-    from flip.runs.rundir import RunDir, read_record
-    from jobs.host import attempts, orphans, slurm_cli, successor
+    """Win the next attempt and print its number.
 
+    Prints nothing and returns 0 if the run is complete (Slurm may restart a finished job), cancelled, or submitted
+    again as another job.
+    """
     run = RunDir(path)
     if not run.path.exists():
-        raise ConfigError(
-            "the run directory is gone", str(run.path), remedy="Was it moved to the trash? Submit it again."
-        )
-    job = read_record(run.path / "job.json") or {}
+        remedy = "Was it moved to the trash? Submit it again."
+        raise ConfigError("the run directory does not exist", str(run.path), remedy=remedy)
+    record = read_record(run.path / "job.json") or {}
     idle = ""
-    if token is not None and job.get("token") != token:
+    if token is not None and record.get("token") != token:
         idle = "it was submitted again since, as another job"
-    elif successor.superseded(run.newest_attempt(), os.environ):
+    elif slurm_cli.superseded(run.newest_attempt(), os.environ):
         idle = "another job has continued it"
     elif run.result.exists():
         idle = "it is complete"
-    elif read_record(run.cancel) is not None:  # opened, not looked for: NFS remembers for a while what was not there
+    elif read_record(run.cancel) is not None:  # opened, not stat: NFS caches for a while that a file does not exist
         idle = attempts.cancel_reason(run)
     if idle:
-        say("%s: not started: %s" % (run.path, idle))
+        log("%s: not started: %s" % (run.path, idle))
         if run.result.exists():
             settle_canary(run, "done")
         return 0
-    unseen = settled(run)
-    verdict = attempts.current_end(run)
-    if verdict is not None and verdict["action"] == "stop":
-        say("%s: not started: %s" % (run.path, verdict["reason"]))
-        if unseen:  # else its exit trap has done this
+    abandoned = end_abandoned(run)
+    previous = attempts.current_end(run)
+    if previous is not None and previous["action"] == "stop":
+        log("%s: not started: %s" % (run.path, previous["reason"]))
+        if abandoned:  # else its exit trap has done this
             settle_canary(run, "stop")
             send_notification(run, "stop")
-        return CAUSES.get(verdict["cause"], CAUSES["crash"])
-    n = attempts.start_attempt(run, facts())
-    orphans.kill_orphans(str(run.path), n, slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ))
+        return CAUSES.get(previous["cause"], CAUSES["crash"])
+    n = attempts.start_attempt(run, start_record())
+    processes.kill_orphans(str(run.path), n, *own_start())
     run.open_logs(n)
     print(n)
     return 0
 
 
-def settled(run: Any, before: Optional[int] = None) -> bool:
-    """Give attempts that nobody saw end an end, those before one; whether there were some.
+def end_abandoned(run: RunDir, before: Optional[int] = None) -> bool:
+    """Record ends of attempts that ended unobserved, of those before number ``before``; returns whether there were any.
 
-    Of one whose end could not be written the scheduler knows. While that is silent they are left open: the end of this
-    attempt, or the next begin, asks again, and no end is put down to what it was not.
+    The comment of the job names the one whose end could not be written. If Slurm does not answer they stay open, since
+    their cause is not known; the end of this attempt or the next ``begin`` asks again.
     """
-    from jobs.host import attempts, slurm_cli
-
     if not [n for n in attempts.unended(run) if before is None or n < before]:
         return False
-    job = slurm_cli.own_job(os.environ)
-    mark: Any = slurm_cli.FailedStarts()
-    if job:
-        mark = slurm_cli.read_failed_starts(job, slurm_cli.restart_count(os.environ))
-    if mark is None:
-        say("%s: nobody says how its last attempt ended; that is asked again" % run.path)
+    job, restarts = own_start()
+    failed = slurm_cli.read_failed_starts(job, restarts) if job else slurm_cli.FailedStarts()
+    if failed is None:
+        log("%s: Slurm does not say how the last attempt ended; it is asked again later" % run.path)
         return False
-    attempts.end_abandoned(run, mark.attempt, before)
+    attempts.end_abandoned(run, failed.attempt, before)
     return True
 
 
-def facts() -> dict:
+def start_record() -> Dict[str, str]:
     """Where this attempt runs, for its start.json."""
-    from jobs.host import slurm_cli
-
-    named = {"restarts": "SLURM_RESTART_COUNT", "nodes": "SLURM_JOB_NODELIST", "world": "SLURM_NTASKS"}
-    found = {"job": slurm_cli.own_job(os.environ)}
-    return dict(found, **{key: os.environ[name] for key, name in named.items() if name in os.environ})
+    names = {"restarts": "SLURM_RESTART_COUNT", "nodes": "SLURM_JOB_NODELIST", "world": "SLURM_NTASKS"}
+    values = {key: os.environ[name] for key, name in names.items() if name in os.environ}
+    return dict(values, job=slurm_cli.own_job(os.environ))
 
 
 def end(
@@ -238,29 +224,32 @@ def end(
     code: Optional[int],
     state: Optional[str],
     late: bool = False,
-    met: Optional[OSError] = None,
+    last_error: Optional[OSError] = None,
 ) -> int:
-    """Record the end of attempt n and do what follows from it. ``met``: the error of an earlier try of this."""
-    from flip.runs.errors import ConfigError
-    from flip.runs.rundir import RunDir
-    from jobs.host import attempts, bad_nodes, slurm_cli, wall_limit
-
-    seen: dict = {}
-    run: Any = RunDir(path)
+    """Record the end of attempt n and carry out the decision. ``last_error``: of an earlier try of this call."""
+    fields: Dict[str, str] = {}
+    run = RunDir(path)
     n = run.newest_attempt() if n is None else n
     if n not in run.attempt_numbers():
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/host/batch_hooks.py begin`.")
-    if state is None and slurm_cli.own_job(os.environ):
-        state = slurm_cli.wait_for_state(slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ), seen=seen)
+    job, restarts = own_start()
+    if state is None and job:
+        state = slurm_cli.wait_for_state(job, restarts, seen=fields)
     if state is not None:
-        settled(run, n)
-    suspect = bad_nodes.find_suspect(run, n, time.time())
-    among = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
-    lost = bad_nodes.unstartable_nodes(str(run.logs / str(n) / "job.err"), among)
-    late = wall_limit.limit_reached(run, seen) or late  # type: ignore[assignment]
-    full = str(met) if met is not None and met.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    decision = attempts.end_attempt(run, n, code, state, suspect=suspect, late=late, unstarted=lost, full=full)
-    say(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
+        end_abandoned(run, n)
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
+    disk_full = last_error is not None and last_error.errno in (errno.ENOSPC, errno.EDQUOT)
+    decision = attempts.end_attempt(
+        run,
+        n,
+        code,
+        state,
+        suspect=bad_nodes.find_suspect(run, n, time.time()),
+        late=wall_limit.limit_reached(run, fields) or late,
+        unstarted=bad_nodes.unstartable_nodes(str(run.logs / str(n) / "job.err"), nodes),
+        disk_full=str(last_error) if disk_full else "",
+    )
+    log(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
         requeue_job(decision, run, n)
     else:
@@ -269,168 +258,140 @@ def end(
     return 0
 
 
-def send_notification(run: Any, action: str) -> None:
-    """Those who want to know; the last thing that is done."""
-    from jobs.host import notify
-
-    for trouble in notify.send_events(run, action):
-        say(trouble)
+def send_notification(run: RunDir, action: str) -> None:
+    """Run the profile's notification command. Called last."""
+    for problem in notify.send_events(run, action):
+        log(problem)
 
 
-def settle_canary(run: Any, action: str) -> None:
-    """What the end of a canary means for the jobs that wait for it. Slurm is waited for as with a requeue."""
-    from jobs.host import canary, slurm_cli
-
-    record, begin, wait = canary.canary_record(run), time.time(), 1.0
+def settle_canary(run: RunDir, action: str) -> None:
+    """Release or cancel the jobs that wait for a canary which ends. Slurm outages are waited out as for a requeue."""
+    record, start, wait = canary.canary_record(run), time.time(), 1.0
     absent: List[float] = []
     while record.get("releases"):
         try:
             if action == "stop" and not canary.passed(run, record["steps"]):
                 return canary.cancel_held_jobs(record["releases"])
-            if action == "nothing" or released(run, absent):
+            if action == "nothing" or release_held_jobs(run, absent):
                 return None
-            trouble: object = "some of them are not in Slurm's queue"
+            problem: object = "held jobs are missing from squeue"
         except slurm_cli.SlurmUnavailable as error:
-            trouble = error
-        if time.time() + wait > begin + (slurm_cli.OUTAGE_SECONDS if action == "done" else PATIENCE):
-            say("%s: the jobs that wait for it were not released: %s; submit again" % (run.path, trouble))
+            problem = error
+        if time.time() + wait > start + (slurm_cli.OUTAGE_SECONDS if action == "done" else RETRY_SECONDS):
+            log("%s: the jobs that wait for it were not released: %s; submit again" % (run.path, problem))
             return None
         time.sleep(wait)
         wait = min(60.0, 2 * wait)
     return None
 
 
-def released(run: Any, absent: List[float]) -> bool:
-    """Release the jobs that wait for a canary; whether that is done. ``absent``: times of earlier answers of squeue
-    that lacked some of them. After two such answers, scheduler.GONE seconds apart, these jobs are gone.
-    """
-    from jobs.host import canary, slurm_cli
+def release_held_jobs(run: RunDir, absent: List[float]) -> bool:
+    """Release the jobs that wait for a canary; returns whether that is done.
 
+    ``absent``: times of earlier answers of squeue that lacked some of them. After two such answers,
+    slurm_cli.UNKNOWN_JOB_SECONDS apart, these jobs are gone.
+    """
     missing = canary.release(run)
     if not missing:
         return True
     absent.append(time.time())
     if absent[-1] - absent[0] < slurm_cli.UNKNOWN_JOB_SECONDS:
         return False
-    say("%s: not in Slurm's queue any more: %s; submit again" % (run.path, ", ".join(missing)))
+    log("%s: no longer in Slurm's queue: %s; submit again" % (run.path, ", ".join(missing)))
     return True
 
 
 def release(path: str) -> int:
-    from flip.runs.rundir import RunDir
-    from jobs.host import canary, slurm_cli
-
+    """Wait until the canary at ``path`` has passed, then release the jobs that wait for it."""
     run = RunDir(path)
     absent: List[float] = []
     while True:
         try:
             record = canary.canary_record(run)
-            if not record.get("releases") or (canary.passed(run, record["steps"]) and released(run, absent)):
+            if not record.get("releases") or (canary.passed(run, record["steps"]) and release_held_jobs(run, absent)):
                 return 0
         except (OSError, ValueError, slurm_cli.SlurmUnavailable) as error:
-            say(error)
-        time.sleep(LOOK)
+            log(error)
+        time.sleep(CANARY_POLL_SECONDS)
 
 
-def watch(path: str, n: Optional[int], rest: Optional[Callable[[float], None]] = None) -> int:
-    """Start the job again when Slurm ends it for its wall limit, or for lost nodes without a requeue.
+def watch(path: str, n: Optional[int], sleep: Optional[Callable[[float], None]] = None) -> int:
+    """Restart the job when Slurm ends it for its wall limit, or for lost nodes without a requeue.
 
-    The exit trap may come too late for that: between TERM and KILL there is KillWait, and srun waits as long for tasks
-    of lost nodes. The next ``begin`` records how this attempt ended.
+    The exit trap may come too late: only KillWait passes between TERM and KILL, and srun waits as long for tasks of
+    lost nodes. The next ``begin`` records how this attempt ended.
     """
-    from flip.runs.rundir import RunDir
-    from jobs.host import slurm_cli
-
     run = RunDir(path)
-    n = run.newest_attempt() if n is None else n
-    job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ)
+    attempt = run.newest_attempt() if n is None else n
+
+    def record_limit(limit: int) -> None:
+        """For ``status``, and for an end that leaves no time to ask."""
+        try:
+            wall_limit.record_limit(run, attempt, limit)
+        except OSError as error:
+            log(error)
+
     try:
-        state = slurm_cli.wait_for_time_limit(job, restarts, rest, lambda limit: note_wall(run, n, limit))
+        state = slurm_cli.wait_for_time_limit(*own_start(), sleep, record_limit)
     except ShellGone:
-        return retry_on_oserror(lambda met: shell_gone(run, n), n)
+        return retry_on_oserror(lambda error: on_shell_gone(run, attempt), attempt)
     if state == "TIMEOUT":
         try:
-            run.note_limit(n)
+            run.note_limit(attempt)
         except OSError as error:
-            say(error)
+            log(error)
     if state:
-        start_again(0.0, (), ending=True, run=run, attempt=n)
+        restart(0.0, (), ending=True, run=run, attempt=attempt)
     return 0
 
 
-def note_wall(run: Any, n: Any, limit: int) -> None:
-    """Record the wall limit, for `status` and for an end that leaves no time to ask."""
-    from jobs.host import wall_limit
+def on_shell_gone(run: RunDir, n: int) -> int:
+    """Requeue the job in place of the exit trap of a batch shell that was killed.
 
-    try:
-        wall_limit.record_limit(run, n, limit)
-    except OSError as error:
-        say(error)
-
-
-def shell_gone(run: Any, n: int) -> int:
-    """Do what the exit trap of a batch shell that was killed would have done: requeue the job, unless it has been
-    requeued or cancelled, or nobody says so. The end of attempt n is left to the next begin: its ranks may be saving.
+    Does nothing if the job has been requeued or cancelled, or if its state is unknown. The next ``begin`` records the
+    end of attempt n, whose ranks may still be saving.
     """
-    from flip.runs.rundir import read_record
-    from jobs.host import slurm_cli
-    from jobs.host.restart_policy import UNKNOWN
-
-    time.sleep(LEARNS)
-    words = slurm_cli.wait_for_state(slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ))
+    time.sleep(SHELL_EXIT_SECONDS)
+    state = slurm_cli.wait_for_state(*own_start())
     ended = read_record(run.attempt(n) / "end.json") or {"action": "requeue"}  # the trap may have got that far
     over = run.result.exists() or run.cancel.exists() or ended["action"] != "requeue"
-    if over or words in (None, UNKNOWN, "PENDING", "CANCELLED"):
-        say("%s: the batch shell is gone; its job (%s) is left alone" % (run.path, words))
+    if over or state in (None, UNKNOWN, "PENDING", "CANCELLED"):
+        log("%s: the batch shell is gone; its job (%s) is left alone" % (run.path, state))
         return 0
-    say("%s: the batch shell was killed (%s)" % (run.path, words))
-    if words == "TIMEOUT":
+    log("%s: the batch shell was killed (%s)" % (run.path, state))
+    if state == "TIMEOUT":
         run.note_limit(n)
-    start_again(ended.get("delay", 0.0), tuple(ended.get("exclude", ())), run=run, attempt=n)
+    restart(ended.get("delay", 0.0), tuple(ended.get("exclude", ())), run=run, attempt=n)
     return 0
 
 
-def requeue_job(decision: Any, run: Any, n: int) -> None:
-    """Start the batch job again through its scheduler. Outside of one there is nothing to start: ConfigError."""
-    from flip.runs.errors import ConfigError
-    from jobs.host import slurm_cli
-
+def requeue_job(decision: Decision, run: RunDir, n: int) -> None:
+    """Restart the batch job through Slurm. ConfigError outside of one."""
     if not slurm_cli.own_job(os.environ):
+        remedy = "The end is recorded; continue local runs with `python jobs/submit.py`."
         raise ConfigError(
-            "not a batch job: nothing to requeue",
-            "jobs/host/batch_hooks.py",
-            decision.cause,
-            "The end is recorded; local runs go on by `python jobs/submit.py`.",
+            "not a batch job: nothing to requeue", "jobs/host/batch_hooks.py", decision.cause, remedy=remedy
         )
-    start_again(decision.delay, decision.exclude, run=run, attempt=n)
+    restart(decision.delay, decision.exclude, run=run, attempt=n)
 
 
-def start_again(
-    delay: float, exclude: tuple, ending: bool = False, run: Any = None, attempt: Optional[int] = None
+def restart(
+    delay: float, exclude: tuple, ending: bool = False, run: Optional[RunDir] = None, attempt: Optional[int] = None
 ) -> None:
-    from jobs.host import slurm_cli
-
-    job, restarts = slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ)
+    """Requeue our job, or submit a successor if Slurm does not requeue it. If that is refused too, record why the run
+    ends here; ``run`` is None if its files cannot be written."""
+    job, restarts = own_start()
     try:
-        say("%s: %s" % (job, slurm_cli.requeue(job, restarts, delay, exclude, ending=ending)), sys.stdout)
+        return log("%s: %s" % (job, slurm_cli.requeue(job, restarts, delay, exclude, ending=ending)), sys.stdout)
     except slurm_cli.RequeueDisabled:
-        succeed(job, restarts, delay, exclude, run, attempt)
+        pass
     except slurm_cli.SlurmUnavailable as error:
-        say("%s was not requeued: %s; submit again" % (job, error))
-
-
-def succeed(job: str, restarts: int, delay: float, exclude: tuple, run: Any, attempt: Optional[int]) -> None:
-    """Submit a successor of a job that Slurm does not requeue. Where that is refused too, record why the run ends here.
-
-    ``run``: None where its files cannot be written.
-    """
-    from jobs.host import attempts, slurm_cli, successor
-
+        return log("%s was not requeued: %s; submit again" % (job, error))
     try:
-        say("%s: %s" % (job, successor.submit(job, restarts, attempt, delay, exclude)), sys.stdout)
+        log("%s: %s" % (job, slurm_cli.submit_successor(job, restarts, attempt, delay, exclude)), sys.stdout)
     except slurm_cli.SlurmUnavailable as error:
         reason = "requeue is disabled here, and a new job was refused (%s)" % error
-        say("%s: %s; submit again" % (job, reason))
+        log("%s: %s; submit again" % (job, reason))
         if run is not None and attempt is not None:
             attempts.record_failed_restart(run, attempt, reason)
             settle_canary(run, "stop")

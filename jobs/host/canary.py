@@ -1,12 +1,11 @@
-"""The first run of a new shape goes ahead, as canaries do; the others are queued, but held until it has passed.
+"""Canaries: the first run with new resources or code starts alone; the others are held until it has passed.
 
-It has passed when it has logged so many steps, each with a finite loss. Whoever looks after it then lets the others
-go: on Slurm a process beside its ranks and, after that, its exit trap (jobs/host/batch_hooks.py), here the supervisor.
-Where it stops for good they never start, and ``status`` tells why; the next submission takes them up, with a canary of
-its own.
+It passes when it has logged a number of steps, each with a finite loss. Then the others are released: on Slurm by a
+process beside its ranks and, after that, its exit trap (batch_hooks.py); locally by the supervisor. If it stops for
+good they never start, and ``status`` says why; the next submission includes them, with a canary of its own.
 
-In job.json stands of a canary ``canary``: steps, and on Slurm ``releases``, the names of the jobs that are held; of a
-run that waits for one ``waits_for``, its name. Standard library, Python >= 3.6.
+job.json of a canary has ``canary``: steps, and on Slurm ``releases``, the names of the held jobs. job.json of a run
+that waits has ``waits_for``, the name of its canary.
 """
 
 import json
@@ -19,12 +18,12 @@ from jobs.host import attempts, slurm_cli
 
 
 def canary_record(run: RunDir) -> Dict[str, Any]:
-    """What job.json says of a canary; empty for any other run."""
+    """The ``canary`` field of job.json; empty for any other run."""
     return (read_record(run.path / "job.json") or {}).get("canary") or {}
 
 
 def passed(run: RunDir, steps: int) -> bool:
-    """Whether a run has logged so many steps since it was submitted, whatever cut it short in between, or is done."""
+    """Whether a run has logged that many steps since it was submitted, over all its attempts, or is complete."""
     if run.result.exists():
         return True
     after = attempts.submitted_after(run)
@@ -33,7 +32,7 @@ def passed(run: RunDir, steps: int) -> bool:
 
 
 def _steps(run: RunDir, n: int) -> Iterator[int]:
-    """The steps that attempt n logged. A damaged line counts as absent: it must not keep others held."""
+    """The steps that attempt n logged. Damaged lines are skipped: they must not keep others held."""
     try:
         lines = (run.metrics / ("%d.jsonl" % n)).read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
@@ -48,23 +47,23 @@ def _steps(run: RunDir, n: int) -> Iterator[int]:
 
 
 def canary_of(run: RunDir, job: Dict[str, Any]) -> Optional[RunDir]:
-    """The canary for which a run waits; None where there is none, or its job on Slurm was let go.
+    """The canary for which a run waits; None if it has none, or if its job on Slurm was released.
 
-    Where nobody but the submitter can tell, it may be waited for: see ``let_go``.
+    If only the submitter can know that, the canary is returned: see ``was_released``.
     """
     name = job.get("waits_for")
     return RunDir(run.path.parent / name) if name and not was_released(run, job) else None
 
 
 def was_released(run: RunDir, job: Dict[str, Any]) -> Optional[bool]:
-    """Whether a job that waits on Slurm was let go; None where its submission is somebody else's to read."""
-    return file_exists(_mark(run, job["name"])) if "token" in job else False
+    """Whether a held job on Slurm was released; None if another user submitted it, whose folder cannot be read."""
+    return file_exists(_released_file(run, job["name"])) if "token" in job else False
 
 
-def file_exists(mark: Path) -> Optional[bool]:
-    """Whether a file of a submission exists; None: not known, as its folder (0700) belongs to another user."""
+def file_exists(path: Path) -> Optional[bool]:
+    """Whether a file of a submission exists; None if unknown, because its folder (0700) belongs to another user."""
     try:
-        os.stat(str(mark))
+        os.stat(str(path))
     except PermissionError:
         return None
     except (FileNotFoundError, NotADirectoryError):
@@ -72,45 +71,46 @@ def file_exists(mark: Path) -> Optional[bool]:
     return True
 
 
-def is_current(ahead: RunDir, job: Dict[str, Any]) -> bool:
-    """Whether it is for this submission of the canary that a job waits: one that was submitted again has another."""
-    record = canary_record(ahead)
+def is_current(canary: RunDir, job: Dict[str, Any]) -> bool:
+    """Whether a job waits for the newest submission of its canary."""
+    record = canary_record(canary)
     return bool(record) and ("token" not in job or job["name"] in record["releases"])
 
 
-def stuck_reason(ahead: RunDir, state: str, reason: str) -> str:
-    """Why nobody will let a run go any more: where its canary stands, as a sentence."""
-    return "its canary %s is %s%s: submit again" % (ahead.name, state, " (%s)" % reason if reason else "")
+def stuck_reason(canary: RunDir, state: str, reason: str) -> str:
+    """Why a run will not be released any more: the state of its canary, as a sentence."""
+    return "its canary %s is %s%s: submit again" % (canary.name, state, " (%s)" % reason if reason else "")
 
 
 def is_held(row: slurm_cli.QueueRow) -> bool:
-    """Whether a job is held as ``sbatch --hold`` does it, so that it can be let go."""
+    """Whether a job is held as by ``sbatch --hold``, so that it can be released."""
     return row.state == "PENDING" and "held" in row.reason.lower()
 
 
 def release(run: RunDir) -> List[str]:
-    """Release the jobs in Slurm's queue that wait for this canary. Returns the names of those that were not listed.
+    """Release the jobs in Slurm's queue that wait for this canary. Returns the names of those that squeue does not
+    list.
 
     Raises SlurmUnavailable, OSError.
     """
-    waiting = [name for name in canary_record(run).get("releases", []) if not _mark(run, name).exists()]
+    waiting = [name for name in canary_record(run).get("releases", []) if not _released_file(run, name).exists()]
     rows = slurm_cli.queue(waiting)
     for name in waiting:
         held = {row.id.partition("_")[0] for (job, _), row in rows.items() if job == name and is_held(row)}
         if held:
             slurm_cli.call("scontrol", "release", ",".join(sorted(held)))
         if any(job == name for job, _ in rows):
-            create_json(_mark(run, name), {"canary": run.name})
-    return [name for name in waiting if not _mark(run, name).exists()]
+            create_json(_released_file(run, name), {"canary": run.name})
+    return [name for name in waiting if not _released_file(run, name).exists()]
 
 
 def cancel_held_jobs(names: List[str]) -> None:
-    """Take held jobs from Slurm's queue. Raises SlurmUnavailable."""
+    """Cancel held jobs. Raises SlurmUnavailable."""
     held = {row.id.partition("_")[0] for row in slurm_cli.queue(names).values() if is_held(row)}
     if held:
         slurm_cli.call("scancel", *sorted(held))
 
 
-def _mark(run: RunDir, name: str) -> Path:
-    """Exists when the jobs of that name were let go. They are told by their token, the end of the name."""
+def _released_file(run: RunDir, name: str) -> Path:
+    """Exists once the jobs of that name were released. The end of the name is the token of their submission."""
     return run.path.parent / ".slurm" / name.rpartition(".")[2] / "released.json"

@@ -1,10 +1,9 @@
-"""Somebody is told: a command of the profile (``notify``) gets an event as JSON on standard input.
+"""Notifications: the profile's command ``notify`` gets an event as JSON on standard input.
 
     {"event": "run_stopped", "sweep", "run", "folder", "attempt", "cause", "reason", "time"}      for good, by itself
     {"event": "sweep_ended", "sweep", "folder", "complete", "failed", "cancelled", "time"}        each a list of names
 
-Whoever decides calls it last: it waits for the command for a while, and what the command does changes nothing.
-Standard library, Python >= 3.6.
+Callers send events last, wait for the command for a limited time, and ignore what it does.
 """
 
 import hashlib
@@ -16,80 +15,74 @@ from typing import Any, Dict, List, Optional
 from flip.runs.rundir import RunDir, create_json, read_record
 from jobs.host import attempts
 
-#: Seconds that the command gets.
-DEADLINE = 30.0
+DEADLINE = 30.0  # seconds that the command gets
 
 
 def send_events(run: RunDir, action: str) -> List[str]:
-    """Tell what follows from the decision ``action`` about a run. What went wrong with it, in words; raises nothing.
+    """Send the events that follow from the decision ``action`` about a run. Returns problems as texts; never raises.
 
-    A person who cancels a run is not told of it.
+    There is no event for a run that a user has cancelled.
     """
-    troubles: List[str] = []
+    problems: List[str] = []
     try:
-        words = (read_record(run.path / "job.json") or {}).get("notify") or []
-        if not words or action not in ("stop", "done"):
-            return troubles
+        command = (read_record(run.path / "job.json") or {}).get("notify") or []
+        if not command or action not in ("stop", "done"):
+            return problems
         row = attempts.last_end(run) or {}
         if action == "stop" and row.get("cause") != "cancelled":
-            facts = {key: row.get(key) for key in ("attempt", "cause", "reason")}
-            event = dict(facts, event="run_stopped", sweep=run.sweep, run=run.name, folder=str(run.path))
-            troubles += _call(words, event)
-        whole = _whole(run)
-        if whole is not None:
-            troubles += _call(words, whole)
+            fields = {key: row.get(key) for key in ("attempt", "cause", "reason")}
+            event = dict(fields, event="run_stopped", sweep=run.sweep, run=run.name, folder=str(run.path))
+            problems += _send(command, event)
+        sweep_event = _sweep_ended(run)
+        if sweep_event is not None:
+            problems += _send(command, sweep_event)
     except (OSError, ValueError, KeyError) as error:
-        troubles.append(str(error))
-    return troubles
+        problems.append(str(error))
+    return problems
 
 
-def _whole(run: RunDir) -> Optional[Dict[str, Any]]:
-    """The event of the sweep's end; None where a run of it may go on, and for all but the first who sees this end.
+def _sweep_ended(run: RunDir) -> Optional[Dict[str, Any]]:
+    """The event of the sweep's end; None if one of its runs may continue, and for all callers but the first.
 
-    Jobs of evaluations, whose folder is no sweep, have none.
+    There is none for jobs of evaluations, whose folder is no sweep.
     """
     sweep = run.path.parent
-    found: Dict[str, List[str]] = {"complete": [], "failed": [], "cancelled": []}
+    names_by_state: Dict[str, List[str]] = {"complete": [], "failed": [], "cancelled": []}
     names = (read_record(sweep / "sweep.json") or {}).get("runs", [])
-    ends = []
+    states = []
     for other in [RunDir(sweep / name) for name in names if (sweep / name / "job.json").exists()]:
-        verdict = attempts.current_end(other)
+        end = attempts.current_end(other)
         if other.result.exists():
-            how = "complete"
-        elif other.cancel.exists() or (verdict is not None and verdict["cause"] == "cancelled"):
-            how = "cancelled"
-        elif verdict is not None and verdict["action"] == "stop":
-            how = "failed"
+            state = "complete"
+        elif other.cancel.exists() or (end is not None and end["cause"] == "cancelled"):
+            state = "cancelled"
+        elif end is not None and end["action"] == "stop":
+            state = "failed"
         else:
             return None
-        found[how].append(other.name)
-        ends.append([other.name, how, attempts.submitted_after(other)])
-    if not ends:
+        names_by_state[state].append(other.name)
+        states.append([other.name, state, attempts.submitted_after(other)])
+    if not states:
         return None
-    name = hashlib.sha256(json.dumps(ends).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
     (sweep / ".notified").mkdir(exist_ok=True)
-    if not create_json(sweep / ".notified" / (name + ".json"), found):
+    if not create_json(sweep / ".notified" / (name + ".json"), names_by_state):
         return None
-    return dict(found, event="sweep_ended", sweep=sweep.name, folder=str(sweep))
+    return dict(names_by_state, event="sweep_ended", sweep=sweep.name, folder=str(sweep))
 
 
-def _call(words: List[str], event: Dict[str, Any]) -> List[str]:
+def _send(command: List[str], event: Dict[str, Any]) -> List[str]:
     text = json.dumps(dict(event, time=time.time()), sort_keys=True).encode()
+    null = subprocess.DEVNULL
     try:
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)
     except (OSError, ValueError) as error:
         return ["notify: %s" % error]
     try:
         process.communicate(text, timeout=DEADLINE)
     except subprocess.TimeoutExpired:
         process.kill()
-        return ["notify: %s took longer than %g s" % (words[0], DEADLINE)]
-    except OSError as error:  # it did not read
+        return ["notify: %s took longer than %g s" % (command[0], DEADLINE)]
+    except OSError as error:  # the command did not read its input
         return ["notify: %s" % error]
-    return ["notify: %s ended with %d" % (words[0], process.returncode)] if process.returncode else []
+    return ["notify: %s ended with %d" % (command[0], process.returncode)] if process.returncode else []

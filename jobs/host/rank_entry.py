@@ -1,9 +1,8 @@
-"""What every task of a Slurm step starts: ``python SNAPSHOT/jobs/host/rank_entry.py MODULE``. It becomes the worker of
-one rank.
+"""The start of a rank: every task of a Slurm step runs ``python SNAPSHOT/jobs/host/rank_entry.py MODULE``.
 
-It holds back the signals that tell a run to stop until the worker listens (they stay pending over exec, so none is
-lost and none kills), opens the log of its node, puts the names that ranks go by into the environment, and execs.
-Standard library alone: nothing here may fail for want of a package, since the log is opened here.
+It blocks the signals that stop a run until the worker handles them (they stay pending over exec, so none is lost and
+none kills), opens the log of its node, sets the environment variables of its rank, and executes the worker. Standard
+library alone: a missing package must not fail here, before the log is open.
 """
 
 import fcntl
@@ -17,12 +16,9 @@ import struct
 import sys
 from typing import Dict, Mapping, Optional
 
-#: Below the ports that systems give out by themselves.
-PORTS = (10000, 30000)
-#: Exit code, as in flip.runs.errors.
-STORAGE = 69
-#: Linux' request for the address of an interface.
-SIOCGIFADDR = 0x8915
+PORTS = (10000, 30000)  # below the ephemeral ports
+STORAGE = 69  # exit code, as in flip.runs.errors
+SIOCGIFADDR = 0x8915  # Linux' ioctl for the address of an interface
 
 
 def main() -> None:
@@ -33,7 +29,7 @@ def main() -> None:
     try:
         open_log(os.environ)
         os.chdir(os.environ["FLIP_SNAPSHOT"])
-    except OSError as error:  # this node's trouble with files, which says nothing against the run
+    except OSError as error:  # a file problem of this node, no fault of the run
         text = "rank %s on %s: %s\n" % (os.environ["RANK"], os.environ.get("SLURMD_NODENAME"), error)
         try:
             os.write(2, text.encode("utf-8", "replace"))
@@ -43,19 +39,20 @@ def main() -> None:
 
 
 def raise_limits() -> None:
-    """Soft limits up to the hard ones: Slurm hands on those of the shell that submits. Of files every rank needs three
-    per rank of the run and more, beyond the usual 1024 of a shell; seconds of CPU are few where login nodes count them.
+    """Raise soft limits to the hard ones: Slurm passes on those of the submitting shell.
+
+    A rank opens more than three files per rank of the run, beyond the usual 1024, and login nodes limit CPU time.
     """
     for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU):
         hard = resource.getrlimit(kind)[1]
         try:
             resource.setrlimit(kind, (hard, hard))
-        except (ValueError, OSError):  # a system that gives less than its hard limit: as before
+        except (ValueError, OSError):  # a system that grants less than its hard limit: unchanged
             continue
 
 
 def open_log(environ: Mapping[str, str]) -> None:
-    """Standard output and error go to the files of this node and attempt."""
+    """Redirect standard output and error to the files of this node and attempt."""
     logs = os.path.join(environ["FLIP_RUN"], "logs", environ["FLIP_ATTEMPT"])
     for number, kind in ((1, "out"), (2, "err")):
         name = "node%s.%s" % (environ["NODE_RANK"], kind)
@@ -64,21 +61,21 @@ def open_log(environ: Mapping[str, str]) -> None:
         os.close(handle)
 
 
-def environment(given: Mapping[str, str]) -> Dict[str, str]:
-    """RANK, LOCAL_RANK, NODE_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, from Slurm's names.
+def environment(environ: Mapping[str, str]) -> Dict[str, str]:
+    """RANK, LOCAL_RANK, NODE_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT from Slurm's variables.
 
-    A MASTER_ADDR that is there already stays. The port follows from job and attempt: the same on all ranks, and another
-    one when the job starts again, so that a port that was taken, or a straggler that holds it, is left behind.
+    An existing MASTER_ADDR is kept. The port depends on job and attempt: it is the same on all ranks, and a restart
+    uses another, in case the port was taken or a process of the earlier start holds it.
     """
-    size, nodes = int(given["SLURM_NTASKS"]), int(given["SLURM_NNODES"])
+    size, nodes = int(environ["SLURM_NTASKS"]), int(environ["SLURM_NNODES"])
     return {
-        "RANK": given["SLURM_PROCID"],
-        "LOCAL_RANK": given["SLURM_LOCALID"],
-        "NODE_RANK": given["SLURM_NODEID"],
+        "RANK": environ["SLURM_PROCID"],
+        "LOCAL_RANK": environ["SLURM_LOCALID"],
+        "NODE_RANK": environ["SLURM_NODEID"],
         "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size // nodes),
-        "MASTER_ADDR": given.get("MASTER_ADDR") or address(given),
-        "MASTER_PORT": str(port(given["SLURM_JOB_ID"], given["FLIP_ATTEMPT"])),
+        "MASTER_ADDR": environ.get("MASTER_ADDR") or address(environ),
+        "MASTER_PORT": str(port(environ["SLURM_JOB_ID"], environ["FLIP_ATTEMPT"])),
     }
 
 
@@ -87,19 +84,21 @@ def port(job: str, attempt: str) -> int:
     return PORTS[0] + int.from_bytes(digest[:8], "big") % (PORTS[1] - PORTS[0])
 
 
-def address(given: Mapping[str, str]) -> str:
-    """Of rank 0 for the others: the first node's name, or the address from which srun starts where no name service
-    knows it (srun runs on the first node)."""
-    name = first_host(given["SLURM_JOB_NODELIST"])
+def address(environ: Mapping[str, str]) -> str:
+    """The address of rank 0: the first node's name or, if no name service knows it, the address from which srun starts.
+
+    srun runs on the first node.
+    """
+    name = first_host(environ["SLURM_JOB_NODELIST"])
     try:
         socket.getaddrinfo(name, None)
     except OSError:
-        return given.get("SLURM_LAUNCH_NODE_IPADDR") or name
+        return environ.get("SLURM_LAUNCH_NODE_IPADDR") or name
     return name
 
 
 def first_host(nodes: str) -> str:
-    """The first name of a list of Slurm's: ``n[03-07,12],m1`` -> ``n03``. A container has no scontrol to ask."""
+    """The first name of Slurm's node list: ``n[03-07,12],m1`` -> ``n03``. Containers have no scontrol."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     return re.sub(r"\[([^,\-\]]*)[^\]]*\]", r"\1", first.group(0)) if first else ""
 
@@ -110,25 +109,22 @@ def last_host(nodes: str) -> str:
     return re.sub(r"\[[^\]]*?([^,\-\]]*)\]", r"\1", last.group(0)) if last else ""
 
 
-def gloo_interface(given: Mapping[str, str]) -> Dict[str, str]:
-    """GLOO_SOCKET_IFNAME for a node that the others could not reach: gloo tells them the address of its own name, which
-    is 127.0.1.1 in the /etc/hosts of Debian and Ubuntu.
+def gloo_interface(environ: Mapping[str, str]) -> Dict[str, str]:
+    """GLOO_SOCKET_IFNAME, if other nodes could not reach this one; else empty.
 
-    It is the interface that leads to rank 0. Rank 0's node, whose name leads to itself, takes that which holds the
-    address from which srun starts, or leads to the last node. Where gloo finds an address that is no loopback's, and
-    where nothing is found here, all stays as it was.
+    gloo publishes the address of its own host name, which is 127.0.1.1 in the /etc/hosts of Debian and Ubuntu. The
+    interface that routes to rank 0 is set instead. The node of rank 0, whose name leads to itself, takes the one that
+    holds the address from which srun starts, or routes to the last node.
     """
-    if (
-        int(given["SLURM_NNODES"]) < 2
-        or given.get("GLOO_SOCKET_IFNAME")
-        or not resolves_to_loopback(socket.gethostname())
-    ):
+    if int(environ["SLURM_NNODES"]) < 2 or environ.get("GLOO_SOCKET_IFNAME"):
         return {}
-    known = (given["MASTER_ADDR"], given.get("SLURM_LAUNCH_NODE_IPADDR"), last_host(given["SLURM_JOB_NODELIST"]))
-    for toward in filter(None, known):
+    if not resolves_to_loopback(socket.gethostname()):
+        return {}
+    last = last_host(environ["SLURM_JOB_NODELIST"])
+    for target in filter(None, (environ["MASTER_ADDR"], environ.get("SLURM_LAUNCH_NODE_IPADDR"), last)):
         try:
-            name = interface(toward)
-        except (OSError, UnicodeError):  # no such name, or no way there: as before
+            name = interface(target)
+        except (OSError, UnicodeError):  # no such name, or no route: unchanged
             continue
         if name:
             return {"GLOO_SOCKET_IFNAME": name}
@@ -136,34 +132,34 @@ def gloo_interface(given: Mapping[str, str]) -> Dict[str, str]:
 
 
 def resolves_to_loopback(name: str) -> bool:
-    """Whether gloo, which takes the first address of a name that can be bound, and else loopback, takes loopback."""
+    """Whether gloo uses loopback: it takes the first address of a name that can be bound, else loopback."""
     try:
-        found = socket.getaddrinfo(name, None, 0, socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(name, None, 0, socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return True
-    for family, kind, _, _, place in found:
+    for family, kind, _, _, address in addresses:
         try:
             with socket.socket(family, kind) as probe:
-                probe.bind(place)
+                probe.bind(address)
         except OSError:
             continue
-        return str(place[0]).startswith("127.") or place[0] == "::1"
+        return str(address[0]).startswith("127.") or address[0] == "::1"
     return True
 
 
-def interface(toward: str) -> Optional[str]:
-    """Name of the interface by which packets to a host leave, by IPv4. None where it is the loopback's. OSError."""
+def interface(target: str) -> Optional[str]:
+    """Name of the interface that routes to a host, by IPv4; None for loopback. Raises OSError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((toward, 9))  # sends nothing
-        mine = probe.getsockname()[0]
-        if mine.startswith("127."):
+        probe.connect((target, 9))  # sends nothing
+        own = probe.getsockname()[0]
+        if own.startswith("127."):
             return None
-        for _, name in socket.if_nameindex():  # the way to an address of our own is lo; this finds its holder
+        for _, name in socket.if_nameindex():  # the route to an own address is lo; find its holder
             try:
                 reply = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", os.fsencode(name)))
-            except OSError:  # it has no such address
+            except OSError:  # it has no IPv4 address
                 continue
-            if socket.inet_ntoa(reply[20:24]) == mine:
+            if socket.inet_ntoa(reply[20:24]) == own:
                 return name
     return None
 

@@ -1,8 +1,7 @@
 """Decides what follows from the end of an attempt: ``decide`` (docs/contracts.md, Causes and exit codes).
 
-Standard library, Python >= 3.6. ``decide`` is a pure function: files and clocks are read by ``jobs.host.attempts``.
-The patterns at the top classify the message of a crash. Add a message that belongs to one of them there, and as an
-example to the test.
+``decide`` is a pure function; ``jobs.host.attempts`` reads files and clocks. The patterns below classify the message of
+a crash. Add a new message to its pattern, and as an example to the test.
 """
 
 import re
@@ -10,42 +9,30 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, 
 
 from flip.runs.errors import CAUSES, PRECEDENCE
 
-#: The port of the rendezvous was free when the launcher looked, and taken when rank 0 wanted it.
+#: The port of the rendezvous was free when the launcher checked, but not when rank 0 opened it.
 PORT_TAKEN = re.compile("EADDRINUSE|address already in use", re.IGNORECASE)
 
-#: The cards of one node, or their driver (CUDA's and PyTorch's words): it may go well on another one. Errors that a
-#: kernel's mistake causes as well, such as an illegal access or a launch failure, are not among them.
+#: Faults of one node's GPUs or driver, in the words of CUDA and PyTorch. Errors that a faulty kernel causes as well,
+#: such as an illegal access or a launch failure, are not among them.
 HARDWARE = re.compile(
-    "uncorrectable (ECC|NVLink) error"
-    "|or a hardware error"
-    "|no CUDA-capable device is detected"
-    "|No CUDA GPUs are available"
-    "|CUDA-capable device\\(s\\) is/are busy or unavailable"
-    "|system not yet initialized"
-    "|CUDA driver initialization failed"
-    "|Found no NVIDIA driver on your system"
-    "|GPU is lost|fallen off the bus",
+    "uncorrectable (ECC|NVLink) error|or a hardware error|no CUDA-capable device is detected|No CUDA GPUs are available"
+    r"|CUDA-capable device\(s\) is/are busy or unavailable|system not yet initialized|CUDA driver initialization failed"
+    "|Found no NVIDIA driver on your system|GPU is lost|fallen off the bus",
     re.IGNORECASE,
 )
 
-#: gloo's and NCCL's words for a peer that is gone.
+#: gloo and NCCL report a peer that is gone.
 PEER_GONE = re.compile(
     "Connection closed by peer|Connection reset by peer|Broken pipe|remote process exited", re.IGNORECASE
 )
 
-#: Causes that only a person can mend.
-FINAL = ("config", "permission", "data", "diverged")
-#: A few of these without progress stop the run. ``timeout``: no clean stop in time.
-FAILURES = ("crash", "hang", "timeout")
-#: Causes with an allowance of their own (see Limits).
-OWN_LIMITS = {"port": "ports", "node": "nodes"}
+FINAL = ("config", "permission", "data", "diverged")  # causes that only a person can fix
+FAILURES = ("crash", "hang", "timeout")  # a few of these without progress stop the run; timeout: no clean stop in time
+OWN_LIMITS = {"port": "ports", "node": "nodes"}  # causes with a limit of their own (see Limits)
 
-#: State given by a launcher that was itself told to end: nothing starts again until somebody submits.
-LAUNCHER_STOPPED = "LEAVING"
-#: State given by a launcher that had told the ranks to save and stop before they ended.
-STOP_REQUESTED = "TOLD"
-#: State given where nobody saw how the job ended, or the scheduler's state is not a known one.
-UNKNOWN = "UNSEEN"
+#: States that launchers pass: the launcher itself was asked to end, so nothing restarts before the next submission; it
+#: had asked the ranks to save and stop before they ended; the end was not observed, or Slurm's state is not known here.
+LAUNCHER_STOPPED, STOP_REQUESTED, UNKNOWN = "LEAVING", "TOLD", "UNSEEN"
 
 DAY = 24 * 3600
 
@@ -54,18 +41,14 @@ class Limits(NamedTuple):
     """How often a cause may repeat without a new commit. Delays double from ``first`` to ``longest``, in seconds."""
 
     failures: int = 3
-    ports: int = 10
-    """Ports taken by somebody else: bad luck, but not for ever."""
-    nodes: int = 10
-    """Attempts that ended unseen: most are preempted before they listen, some kill their node each time."""
-    unstarted: int = 3
-    """From this many preemptions in a row without a commit on, the next start waits."""
+    ports: int = 10  # ports taken by other processes: bad luck, but not for ever
+    nodes: int = 10  # ends that were not observed: most are early preemptions, some attempts kill their node each time
+    unstarted: int = 3  # from this many preemptions in a row without a commit on, the next start waits
     unstarted_first: float = 60.0
     unstarted_longest: float = 3600.0
     storage_first: float = 30.0
     storage_longest: float = 1800.0
-    storage_total: float = DAY
-    """Storage is waited for until the waits add up to this."""
+    storage_total: float = DAY  # storage is retried until the waits add up to this
 
 
 class Decision(NamedTuple):
@@ -87,42 +70,45 @@ def decide(
     complete: bool,
     cancelled: bool,
     committed: bool,
-    told: bool = False,
+    stop_requested: bool = False,
     late: Union[bool, str] = False,
     unstarted: Sequence[str] = (),
 ) -> Decision:
     """What to do after an attempt.
 
-    ``causes``: what its processes left (rundir.causes). ``code``: its exit code, None where nobody saw it end.
-    ``state``: the scheduler's words for the job, None where they could not be read. ``history``: ends of the earlier
-    attempts that count, oldest first: rows with ``cause`` and ``committed``. ``complete``: result.json exists.
-    ``cancelled``: cancel.json exists. ``committed``: this attempt made a new commit. ``told``: told.json exists.
-    ``late``: it had its whole wall limit, but for the time to save; True, or that in words. ``unstarted``: nodes that
-    could start no rank of it.
+    Args:
+        causes: the records that its processes left (rundir.causes).
+        code: its exit code, None if unknown.
+        state: the scheduler's state of the job, None if it could not be read.
+        history: earlier ends that count, oldest first: rows with ``cause`` and ``committed``.
+        complete, cancelled, stop_requested: whether result.json, cancel.json and told.json exist.
+        committed: whether this attempt made a new commit.
+        late: whether it used its wall limit, except for the time to save; True, or a sentence.
+        unstarted: nodes that could not start any of its ranks.
     """
     words = set(re.findall("[A-Z_]+", (state or "").upper()))
     if complete:
         return Decision("done", "complete", "complete")
     if cancelled or "CANCELLED" in words:
         return Decision("stop", "cancelled", "cancelled")
-    cause, reason = root_cause(causes, code, words, told, unstarted)
-    if cause in ("stopped", "timeout") and late and not committed:  # a preemption is waited out, this repeats
-        whole = late if isinstance(late, str) else "it had its whole wall limit, and nothing new was kept"
-        cause, reason = "timeout", "%s; %s: give it more hours" % (reason, whole)
+    cause, reason = root_cause(causes, code, words, stop_requested, unstarted)
+    if cause in ("stopped", "timeout") and late and not committed:  # unlike a preemption this repeats
+        limit = late if isinstance(late, str) else "it had its whole wall limit, and nothing new was kept"
+        cause, reason = "timeout", "%s; %s: give it more hours" % (reason, limit)
     decision = _by_cause(cause, reason, history, limits, committed)
     if decision.action != "requeue":
         return decision
     if "PENDING" in words:
         return decision._replace(action="nothing", reason=reason + "; the scheduler has requeued it already")
     if LAUNCHER_STOPPED in words:
-        return decision._replace(action="nothing", delay=0.0, reason=reason + "; the launcher was told to end")
-    unread = not words or (words == {UNKNOWN} and code is not None)  # without a code: the job was started again since
-    if unread and _told_to_end(causes, code):
-        # scancel and preemption both send TERM: a requeue could raise a cancelled job from the dead
+        return decision._replace(action="nothing", delay=0.0, reason=reason + "; the launcher was asked to end")
+    unread = not words or (words == {UNKNOWN} and code is not None)  # without a code the job was restarted since
+    if unread and _ended_by_term(causes, code):
+        # scancel and preemption both send TERM: a requeue could revive a cancelled job
         return decision._replace(action="nothing", reason=reason + "; the job's state could not be read")
     crashes = [c for c in causes if c["cause"] == "crash" and c.get("host")]
     hosts = {str(c["host"]) for c in crashes if HARDWARE.search(str(c.get("reason", "")))}
-    if cause == "node":  # a rank that had begun, and says why it ends with such a code, says nothing of its node
+    if cause == "node":  # codes of ranks that did start and left a cause say nothing about their node
         hosts.update(unstarted)
     return decision._replace(exclude=tuple(sorted(hosts)))
 
@@ -131,28 +117,28 @@ def root_cause(
     causes: List[Dict[str, Any]],
     code: Optional[int],
     words: Set[str],
-    told: bool = False,
+    stop_requested: bool = False,
     unstarted: Sequence[str] = (),
 ) -> Tuple[str, str]:
     """(cause, reason): a root cause beats its echoes by class, never by clock; codes and states are hints."""
     root = _first_by_class(causes)
-    # how ranks end that waited for those of a node that started none is no cause
+    # ranks that waited for those of a node that started none end with causes that are only echoes
     echoes = ("crash", "hang", "stopped") if unstarted else ("crash",)
     if root and root["cause"] not in echoes:
-        return root["cause"], _told_by(root)
+        return root["cause"], _describe(root)
     if words & {"NODE_FAIL", "BOOT_FAIL"}:
         return "node", "the node failed"
-    if UNKNOWN in words and code is None:  # what looks like a crash may be a rank that lost its peers with their node
+    if UNKNOWN in words and code is None:  # a crash may be a rank that lost its peers with their node
         return "node", "ended unseen: its host or its launcher went away"
-    if "PENDING" in words:  # what looks like a crash then is a rank that was cut off, or the peer of one
+    if "PENDING" in words:  # a crash then is a rank that was cut off, or a peer of one
         return "stopped", "preempted, or its node failed, before a clean stop"
     if unstarted:
         return "node", "no rank could be started on %s: the mount or the interpreter is missing" % ", ".join(unstarted)
     if root:
         taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)
-        return "port" if taken else "crash", _told_by(root)
+        return "port" if taken else "crash", _describe(root)
     if STOP_REQUESTED in words and code in (None, 137, 143):
-        return "stopped", "killed: told to save and stop, it did not do so in time"
+        return "stopped", "killed: asked to save and stop, it did not do so in time"
     if "TIMEOUT" in words:
         return "timeout", "the wall limit came before a clean stop"
     if "PREEMPTED" in words:
@@ -162,9 +148,9 @@ def root_cause(
     if code is None:
         return "node", "ended unseen: its host or its launcher went away"
     if not words - {UNKNOWN} and any(c["cause"] == "peer_lost" for c in causes):
-        if told:
-            return "stopped", "told to save and stop, but a rank went away before it had"
-        return "node", "a rank went away unseen, and nobody says what became of the job: a network, or a node"
+        if stop_requested:
+            return "stopped", "asked to save and stop, but a rank was lost before it had"
+        return "node", "a rank was lost, and the state of the job is unknown: a network, or a node"
     if code == 0:
         return "crash", "ended with 0, but there is no result.json"
     named = {number: name for name, number in CAUSES.items() if name not in ("complete", "peer_lost")}
@@ -184,7 +170,7 @@ def _first_by_class(causes: List[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
     return None
 
 
-def _told_by(record: Dict[str, Any]) -> str:
+def _describe(record: Dict[str, Any]) -> str:
     who = record.get("by") or "rank %s" % record.get("rank", "?")
     return "%s: %s" % (who, record.get("reason") or record["cause"])
 
@@ -196,7 +182,7 @@ def _killed_by(code: int) -> str:
     return "exit code %d, without a cause file" % code
 
 
-def _told_to_end(causes: List[Dict[str, Any]], code: Optional[int]) -> bool:
+def _ended_by_term(causes: List[Dict[str, Any]], code: Optional[int]) -> bool:
     """Whether it was TERM that ended the job. The warning signal (USR2) comes from limits and preemption alone."""
     stops = [c for c in causes if c["cause"] == "stopped"]
     warned = any("USR2" in str(c.get("signal", "")) for c in stops)
@@ -219,7 +205,7 @@ def _by_cause(cause: str, reason: str, history: List[Dict[str, Any]], limits: Li
     alike, most = ((cause,), getattr(limits, OWN_LIMITS[cause])) if cause in OWN_LIMITS else (FAILURES, limits.failures)
     failures = sum(row["cause"] in alike for row in since) + (not committed)
     if failures >= most:
-        remedy = "%d failed attempts without a new commit; read the logs, mend the cause, then submit with --retry"
+        remedy = "%d failed attempts without a new commit; read the logs, fix the cause, then submit with --retry"
         return Decision("stop", cause, "%s; %s" % (reason, remedy % failures))
     return Decision("requeue", cause, reason)
 

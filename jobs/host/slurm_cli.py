@@ -1,8 +1,7 @@
-"""Slurm's commands: the one place that calls them, each with a deadline, and that reads what they print.
+"""Slurm's commands: the only module that calls them, each with a deadline, and that parses their output.
 
-Standard library, Python >= 3.6: the exit trap on the host uses it too. Only plain output is read, whose fields have
-been there for many years: no plugin, no accounting. The job's comment carries ``FailedStarts`` from one start of a job
-that cannot write to its run to the next.
+Only plain output is read, whose fields have existed for many years: no plugin, no JSON, no accounting. The comment of a
+job carries ``FailedStarts`` from one start that cannot write to its run to the next.
 """
 
 import os
@@ -15,23 +14,16 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 
 from jobs.host.restart_policy import UNKNOWN
 
-#: Seconds that one command gets. A controller that is away makes clients wait.
-DEADLINE = 30.0
-#: The same where the job is about to be killed: KillWait is 30 seconds by default.
-SHORT_DEADLINE = 5.0
-#: Seconds after which a job's wall limit is asked for again: administrators change limits of running jobs.
-LIMIT_POLL_SECONDS = 900.0
-#: Seconds until it is asked for once more where nobody answers.
-UNANSWERED_POLL_SECONDS = 60.0
-#: Seconds for which a requeue is tried again that Slurm refuses, and for which a silent one is asked for a state.
-RETRY_SECONDS = 600.0
-#: Seconds for which a requeue is tried again while Slurm does not answer at all, as while it is being upgraded.
-OUTAGE_SECONDS = 12 * 3600.0
-#: Seconds after which a job that Slurm still does not know, or does not list, counts as gone: one answer may be wrong.
-UNKNOWN_JOB_SECONDS = 60.0
-#: Seconds between Slurm's two notes of one event.
-SAME_EVENT_SECONDS = 3.0
-#: Slurm's job states: the job waits in the queue; signals to it are refused or delayed; it is on nodes; it is over.
+DEADLINE = 30.0  # seconds for one command; clients wait if the controller is down
+SHORT_DEADLINE = 5.0  # the same if the job is about to be killed: KillWait is 30 seconds by default
+LIMIT_POLL_SECONDS = 900.0  # between two queries of a wall limit: administrators change limits of running jobs
+UNANSWERED_POLL_SECONDS = 60.0  # until the next query if Slurm does not answer
+RETRY_SECONDS = 600.0  # for which a refused requeue is retried, and a state is asked for
+OUTAGE_SECONDS = 12 * 3600.0  # for which a requeue is retried while Slurm does not answer, as during an upgrade
+UNKNOWN_JOB_SECONDS = 60.0  # after which an unknown or unlisted job counts as gone: one answer may be wrong
+SAME_EVENT_SECONDS = 3.0  # between the two times that Slurm records for one event
+
+#: Slurm's job states: waiting in the queue; in between, when signals are refused or delayed; on nodes; over.
 WAITING = (
     "PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "RECONFIG_FAIL",
 )  # fmt: skip
@@ -41,117 +33,118 @@ ENDED = (
     "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY",
     "REVOKED", "LAUNCH_FAILED",
 )  # fmt: skip
-#: The state that a job will have, by the reason that Slurm shows while it is COMPLETING.
+#: The final state of a job by the reason that Slurm shows while it is COMPLETING.
 STATE_BY_REASON = {
-    "None": "CANCELLED",
-    "TimeLimit": "TIMEOUT",
-    "NodeDown": "NODE_FAIL",
-    "DeadLine": "DEADLINE",
-    "OutOfMemory": "OUT_OF_MEMORY",
-    "JobLaunchFailure": "LAUNCH_FAILED",
-    "NonZeroExitCode": "FAILED",
-    "RaisedSignal": "FAILED",
-    "SystemFailure": "FAILED",
-}
-#: What users set for their own eyes: filters, questions, another cluster, another form of times.
+    "None": "CANCELLED", "TimeLimit": "TIMEOUT", "NodeDown": "NODE_FAIL", "DeadLine": "DEADLINE",
+    "OutOfMemory": "OUT_OF_MEMORY", "JobLaunchFailure": "LAUNCH_FAILED", "NonZeroExitCode": "FAILED",
+    "RaisedSignal": "FAILED", "SystemFailure": "FAILED",
+}  # fmt: skip
+#: Variables by which users change what Slurm's commands print: filters, prompts, another cluster, formats of times.
 USER_SETTINGS = re.compile("(SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT|SBATCH)_|SLURM_(CLUSTERS|TIME_FORMAT|BITSTR_LEN)$")
-
-#: A reason, which may hold anything, and a time or N/A.
-START = re.compile(r"(.*?)(?:\|(?:(\d{4}-\d\d-\d\dT[\d:]+)|N/A))?$")
+REASON_AND_START = re.compile(r"(.*?)(?:\|(?:(\d{4}-\d\d-\d\dT[\d:]+)|N/A))?$")  # a reason may contain anything
 
 
 class SlurmUnavailable(Exception):
-    """Slurm did not answer, or said no. The text is its own."""
+    """Slurm did not answer, or refused. The text is its own."""
 
 
 class JobNotFound(SlurmUnavailable):
-    """Slurm answered that it knows no such job: no more is to be waited for."""
+    """Slurm does not know the job. Waiting does not help."""
 
 
 class RequeueDisabled(SlurmUnavailable):
-    """Slurm does not requeue this job: it has Requeue=0, by the site's settings or those of the job."""
+    """Slurm does not requeue this job: it has Requeue=0, set by the site or by the job's options."""
 
 
 class QueueRow(NamedTuple):
     """One job or array element as squeue lists it."""
 
-    id: str
-    """``57`` or ``57_3``."""
-    state: str
-    """Slurm's word: PENDING, RUNNING, COMPLETING, COMPLETED, CANCELLED ..."""
+    id: str  # 57 or 57_3
+    state: str  # PENDING, RUNNING, COMPLETING, COMPLETED, CANCELLED ...
     reason: str
     nodes: str
-    start: str = ""
-    """When Slurm began it, or expects to; empty where it does not say."""
+    start: str = ""  # start time, actual or expected; empty if unknown
 
 
 def call(*words: str, **options: Any) -> str:
-    """Standard output of a command of Slurm's. Raises SlurmUnavailable with its words.
+    """Standard output of one of Slurm's commands. Raises SlurmUnavailable with its error text.
 
-    Options: ``deadline`` in seconds, ``text`` for its standard input, ``env`` in place of this process's environment.
+    Options: ``deadline`` in seconds, ``text`` for standard input, ``env`` in place of this process's environment.
     """
     deadline, text = options.get("deadline", DEADLINE), options.get("text", "")
-    ours = {name: value for name, value in options.get("env", os.environ).items() if not USER_SETTINGS.match(name)}
-    line = [shutil.which(words[0]) or words[0]] + list(words[1:])  # on our PATH, whatever that of ``env`` is
+    env = {name: value for name, value in options.get("env", os.environ).items() if not USER_SETTINGS.match(name)}
+    line = [shutil.which(words[0]) or words[0]] + list(words[1:])  # on our PATH, not on that of ``env``
     try:
         done = subprocess.run(
-            line, input=text.encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=deadline, env=ours
+            line, input=text.encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=deadline, env=env
         )
     except subprocess.TimeoutExpired:
         raise SlurmUnavailable("%s did not answer for %g s" % (words[0], deadline)) from None
     except OSError as error:
         raise SlurmUnavailable("%s: %s" % (words[0], error.strerror or error)) from error
     if done.returncode != 0:
-        said = failure_text(words[0], done.stderr.decode("utf-8", "replace")) or "exit code %d" % done.returncode
-        raise command_error(words[0], said)
+        text = failure_text(words[0], done.stderr.decode("utf-8", "replace")) or "exit code %d" % done.returncode
+        raise command_error(words[0], text)
     return done.stdout.decode("utf-8", "replace")
 
 
 def failure_text(command: str, text: str) -> str:
-    """Why a command failed, from its standard error: its own lines, of which the site's come before Slurm's, and the
-    last of all."""
+    """Why a command failed, from its standard error: its own lines (the site's come before Slurm's) and the last of
+    all."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
     own = [line for line in lines if line.startswith(command + ": ")]
     return "; ".join(own + [line for line in lines[-1:] if line not in own])
 
 
-def command_error(command: str, said: str) -> SlurmUnavailable:
-    """What a command that failed said."""
-    kind = (
-        JobNotFound
-        if "Invalid job id" in said
-        else RequeueDisabled
-        if "presently disabled" in said
-        else SlurmUnavailable
-    )
-    return kind("%s: %s" % (command, said))
+def command_error(command: str, text: str) -> SlurmUnavailable:
+    """The error for a command that failed with this text."""
+    kinds = (("Invalid job id", JobNotFound), ("presently disabled", RequeueDisabled), ("", SlurmUnavailable))
+    return next(kind for phrase, kind in kinds if phrase in text)("%s: %s" % (command, text))
+
+
+def job_fields(job: str, deadline: float = DEADLINE) -> Dict[str, str]:
+    """The fields of ``scontrol show job``. Raises SlurmUnavailable."""
+    return fields_of(call("scontrol", "show", "job", job, deadline=deadline))
+
+
+def fields_of(text: str) -> Dict[str, str]:
+    """Key=value pairs of ``scontrol show job``; the first value of each key."""
+    return dict(reversed(re.findall(r"\b(\w+)=(\S*)", text)))
 
 
 def own_job(environ: Mapping[str, str]) -> str:
     """The batch job that this process belongs to, "" outside of one.
 
-    An element of an array by its index: the number of the whole array is also that of one of its elements, and a
-    requeue by it would be one of all.
+    An element of an array by its index: the number of the array is also that of one of its elements, and a requeue by
+    it would requeue all.
     """
     if environ.get("SLURM_ARRAY_JOB_ID"):
         return "%s_%s" % (environ["SLURM_ARRAY_JOB_ID"], environ["SLURM_ARRAY_TASK_ID"])
     return environ.get("SLURM_JOB_ID", "")
 
 
+def restart_count(environ: Mapping[str, str]) -> int:
+    """How often Slurm has restarted this job."""
+    return int(environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def _restarted(fields: Mapping[str, str], restarts: int) -> bool:
+    return (parse_int(fields.get("Restarts", "")) or 0) > restarts
+
+
 def job_state(
     job: str, restarts: int, deadline: float = DEADLINE, seen: Optional[Dict[str, str]] = None
 ) -> Optional[str]:
-    """The state of a job whose script is at its end, in the words that ``jobs.host.restart_policy`` reads; None: no
-    answer.
+    """The state of a job whose script is ending, as ``jobs.host.restart_policy`` reads it; None if Slurm does not
+    answer, UNKNOWN for a state or reason that is not known here.
 
-    ``restarts``: SLURM_RESTART_COUNT of this life. While a job ends, all that Slurm prints is COMPLETING: one that it
-    has requeued by itself counts a restart more, one that used up its limit says so, one that is preempted was so in
-    the moment of its end (after a grace it may have been cancelled since), and for the others the reason tells (each
-    seen on Slurm 24.11; tests/slurm/scenarios.json). UNSEEN: a state or a reason that is not known here.
-    ``seen`` gets the job's fields.
+    ``restarts``: SLURM_RESTART_COUNT of this start. ``seen`` receives the job's fields. While a job ends, Slurm prints
+    only COMPLETING. A job that Slurm has requeued has a higher restart count. A job at its limit has used up its time.
+    A preempted job was preempted at the time of its end (after a grace period it may have been cancelled since). For
+    the others the reason decides. Each was observed on Slurm 24.11 (tests/slurm/scenarios.json).
     """
     try:
-        fields = fields_of(call("scontrol", "show", "job", job, deadline=deadline))
+        fields = job_fields(job, deadline)
     except JobNotFound:
         return UNKNOWN
     except SlurmUnavailable:
@@ -159,20 +152,15 @@ def job_state(
     if seen is not None:
         seen.update(fields)
     state, reason = fields.get("JobState", ""), fields.get("Reason", "").partition(":")[0]
-    if (parse_int(fields.get("Restarts", "")) or 0) > restarts or state in WAITING:
+    if _restarted(fields, restarts) or state in WAITING:
         return "PENDING"
     if state != "COMPLETING":
         return state if state in TRANSITIONAL + ON_NODES + ENDED else UNKNOWN if state else None
-    ran, limit = parse_duration(fields.get("RunTime", "")), parse_duration(fields.get("TimeLimit", ""))
-    if reason == "None" and ran is not None and limit is not None and ran >= limit:
+    elapsed, limit = parse_duration(fields.get("RunTime", "")), parse_duration(fields.get("TimeLimit", ""))
+    if reason == "None" and elapsed is not None and limit is not None and elapsed >= limit:
         return "TIMEOUT"
     preempted, ended = timestamp(fields.get("PreemptTime", "")), timestamp(fields.get("EndTime", ""))
-    if (
-        reason == "None"
-        and preempted is not None
-        and ended is not None
-        and abs(ended - preempted) <= SAME_EVENT_SECONDS
-    ):
+    if reason == "None" and preempted and ended and abs(ended - preempted) <= SAME_EVENT_SECONDS:
         return "PREEMPTED"
     return STATE_BY_REASON.get(reason, UNKNOWN)
 
@@ -180,12 +168,12 @@ def job_state(
 def wait_for_state(
     job: str, restarts: int, patience: float = RETRY_SECONDS, seen: Optional[Dict[str, str]] = None
 ) -> Optional[str]:
-    """``state_words``, asked again for ``patience`` seconds while nobody says."""
+    """``job_state``, retried for ``patience`` seconds if Slurm does not answer."""
     end, wait = time.time() + patience, 1.0
     while True:
-        words = job_state(job, restarts, seen=seen)
-        if words is not None or time.time() + wait > end:
-            return words
+        state = job_state(job, restarts, seen=seen)
+        if state is not None or time.time() + wait > end:
+            return state
         time.sleep(wait)
         wait = min(30.0, 2 * wait)
 
@@ -193,23 +181,21 @@ def wait_for_state(
 def wait_for_time_limit(
     job: str,
     restarts: int,
-    rest: Optional[Callable[[float], None]] = None,
-    told: Optional[Callable[[int], None]] = None,
+    sleep: Optional[Callable[[float], None]] = None,
+    on_limit: Optional[Callable[[int], None]] = None,
 ) -> str:
-    """Wait until Slurm ends a job for its wall limit, or for lost nodes; return TIMEOUT or NODE_FAIL.
+    """Wait until Slurm ends a job for its wall limit or for lost nodes; return TIMEOUT or NODE_FAIL.
 
-    Returns "" if the job has no limit, has been requeued, or ends for another reason. Asks seldom, as limits are seldom
-    changed, and about the limit every second, with little patience: between TERM and KILL there is KillWait, which is
-    too short for an answer that is waited for as long as others. ``rest``: waits for so many seconds in place of
-    time.sleep; it may return early when there is a reason to ask. ``told`` is called with the limit in seconds whenever
-    Slurm reports another one.
+    Returns "" if the job has no limit, has been requeued, or ends for another reason. Queries seldom, but every second
+    and with a short deadline at the limit: only KillWait remains between TERM and KILL. ``sleep`` replaces time.sleep
+    and may return early if there is a reason to query. ``on_limit`` is called with each new limit, in seconds.
     """
-    left = None  # seconds until the limit, or fewer, as far as anybody said
-    before: Optional[int] = None
+    left: Optional[float] = None  # seconds until the limit or less, as far as known
+    known_limit: Optional[int] = None
     while True:
         near = left is not None and left <= DEADLINE + UNANSWERED_POLL_SECONDS
         try:
-            fields = fields_of(call("scontrol", "show", "job", job, deadline=SHORT_DEADLINE if near else DEADLINE))
+            fields = job_fields(job, SHORT_DEADLINE if near else DEADLINE)
         except JobNotFound:
             return ""
         except SlurmUnavailable:
@@ -217,70 +203,68 @@ def wait_for_time_limit(
             if left is not None:
                 left -= DEADLINE + UNANSWERED_POLL_SECONDS
             continue
-        ran, limit = parse_duration(fields.get("RunTime", "")), parse_duration(fields.get("TimeLimit", ""))
-        if ran is None or limit is None or (parse_int(fields.get("Restarts", "")) or 0) > restarts:
+        elapsed, limit = parse_duration(fields.get("RunTime", "")), parse_duration(fields.get("TimeLimit", ""))
+        if elapsed is None or limit is None or _restarted(fields, restarts):
             return ""
-        if told is not None and limit != before:
-            told(limit)
-            before = limit
-        if fields.get("JobState") == "RUNNING":
-            left = max(1.0, limit - ran)
-            nap = min(left, LIMIT_POLL_SECONDS)
-            (rest or time.sleep)(nap)
-            left -= nap
-        else:
-            state, reason = fields.get("JobState", ""), fields.get("Reason", "").partition(":")[0]
+        if on_limit is not None and limit != known_limit:
+            on_limit(limit)
+            known_limit = limit
+        state, reason = fields.get("JobState", ""), fields.get("Reason", "").partition(":")[0]
+        if state != "RUNNING":
             if state == "COMPLETING":
-                state = "TIMEOUT" if ran >= limit else STATE_BY_REASON.get(reason, "")
+                state = "TIMEOUT" if elapsed >= limit else STATE_BY_REASON.get(reason, "")
             return state if state in ("TIMEOUT", "NODE_FAIL") else ""
+        left = max(1.0, limit - elapsed)
+        nap = min(left, LIMIT_POLL_SECONDS)
+        (sleep or time.sleep)(nap)
+        left -= nap
 
 
 def parse_int(text: str) -> Optional[int]:
-    """The number that a value begins with: ``30 sec`` -> 30; None for UNLIMITED, NONE, (null) and the like."""
-    found = re.match("[0-9]{1,18}(?![0-9])", text)
-    return int(found.group(0)) if found else None
+    """The number at the start of a value: ``30 sec`` -> 30; None for UNLIMITED, NONE, (null) and the like."""
+    match = re.match("[0-9]{1,18}(?![0-9])", text)
+    return int(match.group(0)) if match else None
 
 
 def timestamp(text: str) -> Optional[float]:
     """Seconds of a time as Slurm prints it; None for None, Unknown and the like. Only for differences."""
     try:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp()
-    except (ValueError, OverflowError):  # the second one: a year that this machine's clock does not have
+    except (ValueError, OverflowError):  # the second: a year that this machine's clock does not have
         return None
 
 
 def parse_duration(text: str) -> Optional[int]:
-    """[days-]hours:minutes:seconds; None for UNLIMITED and the like."""
-    found = re.match(r"(?:([0-9]{1,9})-)?([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})$", text)
-    if not found:
+    """Seconds of [days-]hours:minutes:seconds; None for UNLIMITED and the like."""
+    match = re.match(r"(?:([0-9]{1,9})-)?([0-9]{1,9}):([0-9]{1,9}):([0-9]{1,9})$", text)
+    if not match:
         return None
-    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def queue(names: Iterable[str]) -> Dict[Tuple[str, int], QueueRow]:
-    """(job name, array index; 0 for a job alone) -> row, in one call. What ended minutes ago is listed still.
+    """(job name, array index; 0 for a single job) -> row, by one call of squeue, which also lists recently ended jobs.
 
-    Where a job has a successor (jobs/host/successor.py), the row is that of the newest. Raises SlurmUnavailable.
+    If a job has a successor (``submit_successor``), the row is that of the newest. Raises SlurmUnavailable.
     """
     asked = sorted(set(names))
     if not asked:
         return {}
     text = call("squeue", "-a", "-h", "-r", "-t", "all", "--name=" + ",".join(asked), "-o", "%j|%K|%i|%T|%N|%r|%S")
-    found: Dict[Tuple[str, int], QueueRow] = {}
-    for line in text.splitlines():
-        cells = line.split("|", 5)
+    rows: Dict[Tuple[str, int], QueueRow] = {}
+    for cells in (line.split("|", 5) for line in text.splitlines()):
         if len(cells) == 6:
             name, index, id_, state, nodes, rest = cells
-            reason, start = START.findall(rest)[0]
-            known = found.get((name, parse_int(index) or 0))
+            reason, start = REASON_AND_START.findall(rest)[0]
+            known = rows.get((name, parse_int(index) or 0))
             if known is None or (parse_int(known.id) or 0) < (parse_int(id_) or 0):
-                found[name, parse_int(index) or 0] = QueueRow(id_, state, reason, nodes, start)
-    return found
+                rows[name, parse_int(index) or 0] = QueueRow(id_, state, reason, nodes, start)
+    return rows
 
 
 def cluster_name() -> str:
-    """ClusterName of the site that answers here. Raises SlurmUnavailable."""
+    """ClusterName of the Slurm that answers here. Raises SlurmUnavailable."""
     return config().get("ClusterName", "")
 
 
@@ -291,7 +275,7 @@ def config() -> Dict[str, str]:
 
 
 def call_with_retry(*words: str, **options: float) -> str:
-    """``call``, again after 1, 5 and 25 seconds, then every minute for ``patience`` seconds, if the job is known."""
+    """``call``, retried after 1, 5 and 25 seconds, then every minute for ``patience`` seconds if the job is known."""
     end, wait = time.time() + options.get("patience", 0.0), 1.0
     while True:
         try:
@@ -311,23 +295,23 @@ def requeue(
     patience: float = RETRY_SECONDS,
     ending: bool = False,
 ) -> str:
-    """Start a job again, after ``delay`` seconds and without nodes ``exclude``; what happened, in words.
+    """Requeue a job, to start after ``delay`` seconds and without the nodes ``exclude``; returns what happened.
 
-    Before each try the job's state is looked at: one that Slurm has started again, or somebody cancelled, is left so.
-    A refusal is tried again for ``patience`` seconds, an unknown job for GONE, silence for AWAY; then
-    SlurmUnavailable is raised. The caller may be killed as soon as the requeue is through, so delay and nodes come
-    after it: before it they are refused anyway. Disabled is raised at once.
-    ``ending``: Slurm ends the job for its limit at this moment, so that no time is lost with questions and waits.
+    Before each try the state of the job is queried: a job that Slurm has requeued or a user has cancelled is left
+    alone. A refusal is retried for ``patience`` seconds, an unknown job for UNKNOWN_JOB_SECONDS, silence for
+    OUTAGE_SECONDS; then SlurmUnavailable is raised. RequeueDisabled is raised at once. Delay and nodes are set
+    afterwards, because Slurm refuses them before. ``ending``: Slurm is ending the job for its limit at this moment, so
+    no time is spent on queries and waits.
     """
     deadline, wait, tried = SHORT_DEADLINE if ending else DEADLINE, 1.0, False
-    words: Optional[str] = "TIMEOUT" if ending else job_state(job, restarts)
+    state: Optional[str] = "TIMEOUT" if ending else job_state(job, restarts)
     silent_until = time.time() + OUTAGE_SECONDS
     refused_until: Optional[float] = None
     while True:
-        if tried and words == "PENDING":
-            break  # our own try was carried out, and its answer lost: delay and nodes are still to be told
-        if words in ("PENDING", "CANCELLED"):
-            return "left alone: it is %s" % words
+        if tried and state == "PENDING":
+            break  # our own try succeeded and its answer was lost: delay and nodes are still to be set
+        if state in ("PENDING", "CANCELLED"):
+            return "left alone: it is %s" % state
         try:
             call("scontrol", "requeue", job, deadline=deadline)
             break
@@ -335,8 +319,8 @@ def requeue(
             raise
         except SlurmUnavailable as error:
             tried, now, gone = True, time.time(), isinstance(error, JobNotFound)
-            # after hours of silence the first refusal is not the last word
-            silent = words is None and not gone
+            # after hours of silence the first refusal is not final
+            silent = state is None and not gone
             refused_until = (
                 None if silent else refused_until or now + (min(UNKNOWN_JOB_SECONDS, patience) if gone else patience)
             )
@@ -344,75 +328,131 @@ def requeue(
                 raise error
         time.sleep(wait)
         wait = wait if ending else min(60.0, 2 * wait)
-        words = job_state(job, restarts, deadline)
-    wishes = ["StartTime=now+%d" % round(delay)] if delay >= 1 else []
+        state = job_state(job, restarts, deadline)
+    updates = ["StartTime=now+%d" % round(delay)] if delay >= 1 else []
     if exclude:
-        wishes.append("ExcNodeList=" + ",".join(_excluded(job) + sorted(exclude)))
-    if wishes:
         try:
-            call("scontrol", "update", "JobId=" + job, *wishes)
+            present = _excluded_nodes(job_fields(job))
+        except SlurmUnavailable:
+            present = []
+        updates.append("ExcNodeList=" + ",".join(present + sorted(exclude)))
+    if updates:
+        try:
+            call("scontrol", "update", "JobId=" + job, *updates)
         except SlurmUnavailable as error:  # it starts all the same
-            return "requeued, but %s was refused: %s" % (" ".join(wishes), error)
-    return " ".join(["requeued"] + wishes)
+            return "requeued, but %s was refused: %s" % (" ".join(updates), error)
+    return " ".join(["requeued"] + updates)
 
 
-def _excluded(job: str) -> List[str]:
+def _excluded_nodes(fields: Mapping[str, str]) -> List[str]:
+    present = fields.get("ExcNodeList", "(null)")
+    return [] if present in ("", "(null)") else [present]
+
+
+FOLLOWS = "FLIP_FOLLOWS"  # in the environment of a successor: the attempt of its predecessor
+
+
+def superseded(newest: int, environ: Mapping[str, str]) -> bool:
+    """Whether an attempt has started since this job was submitted as a successor; ``newest``: the run's newest."""
+    follows = parse_int(environ.get(FOLLOWS, ""))
+    return follows is not None and not restart_count(environ) and newest > follows
+
+
+def submit_successor(
+    job: str,
+    restarts: int,
+    attempt: Optional[int],
+    delay: float = 0.0,
+    exclude: Iterable[str] = (),
+    patience: float = RETRY_SECONDS,
+) -> str:
+    """Submit a successor of our job, which Slurm does not requeue: the same batch script, name, token and array index.
+
+    It starts after the end of this job and ``delay`` seconds, without the nodes ``exclude``, and only if no attempt has
+    started in between. ``attempt``: the one that ends now; None if unknown. Returns what happened. A controller that
+    does not answer is asked again for ``patience`` seconds. Raises SlurmUnavailable if it refuses.
+    """
+    end, wait = time.time() + patience, 1.0
+    while True:
+        try:
+            return _submit_successor(job, restarts, attempt, delay, exclude)
+        except SlurmUnavailable:
+            state = job_state(job, restarts)
+            if state == "CANCELLED":
+                return "left alone: it is CANCELLED"
+            if state is not None or time.time() + wait > end:  # Slurm answers, so it was a refusal
+                raise
+        time.sleep(wait)
+        wait = min(60.0, 2 * wait)
+
+
+def _submit_successor(job: str, restarts: int, attempt: Optional[int], delay: float, exclude: Iterable[str]) -> str:
+    name, index = os.environ.get("SLURM_JOB_NAME", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    row = queue([name]).get((name, parse_int(index) or 0))
+    if row is not None and row.id != job:
+        return "left alone: job %s continues its run" % row.id
+    fields = job_fields(job)
+    script = call("scontrol", "write", "batch_script", job, "-")
+    script = re.sub(r"(?m)^#SBATCH --hold\s*$", "#", script)  # its canary has passed
+    words = ["--dependency=afterany:" + os.environ["SLURM_JOB_ID"]]
+    words += ["--array=" + index] if index else []
+    words += ["--begin=now+%d" % round(delay)] if delay >= 1 else []
+    excluded = _excluded_nodes(fields) + sorted(exclude)
+    words += ["--exclude=" + ",".join(excluded)] if excluded else []
+    left = COMMENT.match(fields.get("Comment", ""))
+    words += ["--comment=away:%s:-1:%s" % left.group(1, 3)] if left and left.group(2) == str(restarts) else []
+    id_ = call("sbatch", "--parsable", *words, text=script, env=_original_environment(attempt)).strip()
+    return "requeue is disabled for this job; submitted its successor %s" % id_.partition(";")[0]
+
+
+def _original_environment(attempt: Optional[int]) -> Dict[str, str]:
+    """The environment with which our job was started, without what belongs to that job.
+
+    The batch shell is our parent; what its script has loaded and exported since is not in /proc.
+    """
     try:
-        present = fields_of(call("scontrol", "show", "job", job)).get("ExcNodeList", "")
-    except SlurmUnavailable:
-        return []
-    return [present] if present and present != "(null)" else []
+        with open("/proc/%d/environ" % os.getppid(), "rb") as file:
+            pairs = [os.fsdecode(line).partition("=") for line in file.read().split(b"\0") if line]
+        given = {name: value for name, _, value in pairs}
+    except OSError:
+        given = {}
+    if given.get("SLURM_JOB_ID") != os.environ.get("SLURM_JOB_ID"):  # it was killed: our parent is another process
+        given = {name: value for name, value in os.environ.items() if name not in ("FLIP_RUN", "FLIP_ATTEMPT")}
+    own = {name: value for name, value in given.items() if name == "SLURM_CONF" or not name.startswith("SLURM")}
+    return dict(own, **({FOLLOWS: str(attempt)} if attempt is not None else {}))
 
 
-def fields_of(text: str) -> Dict[str, str]:
-    """Key=value pairs of ``scontrol show job``; of a key that stands twice the first."""
-    found: Dict[str, str] = {}
-    for key, value in re.findall(r"\b(\w+)=(\S*)", text):
-        found.setdefault(key, value)
-    return found
-
-
-def restart_count(environ: Mapping[str, str]) -> int:
-    """How often Slurm has started this job again."""
-    return int(environ.get("SLURM_RESTART_COUNT") or 0)
-
-
-#: Starts of a job in a row at most that come to nothing, for want of the run's files: two days of them.
-MAX_FAILED_STARTS = 100
+MAX_FAILED_STARTS = 100  # in a row without access to the run's files: two days of them
+COMMENT = re.compile(r"away:([0-9]{1,9}):(-1|[0-9]{1,9}):([0-9]{1,9})$")
 
 
 class FailedStarts(NamedTuple):
-    """What starts of a job that could not write to its run leave with the scheduler: ``Comment=away:1:17:5``.
+    """What starts of a job that cannot write to its run leave in its comment: ``Comment=away:1:17:5``.
 
-    The second number is the restart that left it; -1: the job's predecessor (jobs/host/successor.py).
+    The second number is the restart count of the start that wrote it; -1: the job's predecessor.
     """
 
-    starts: int = 0
-    """In a row, all of which came to nothing; a preemption or a start that went well ends the row."""
-    attempt: int = 0
-    """The one whose end could not be written; 0: none."""
+    starts: int = 0  # failed starts in a row; a preemption or a good start resets the number
+    attempt: int = 0  # the attempt whose end could not be written; 0: none
 
 
 def read_failed_starts(job: str, restarts: int, patience: float = 0.0) -> Optional[FailedStarts]:
-    """What earlier lives of the job left, if they left something; None: nobody says, for so many seconds and more."""
+    """What earlier starts of the job left; None if Slurm does not answer for ``patience`` seconds and more."""
     try:
         text = call_with_retry("scontrol", "show", "job", job, patience=patience)
     except SlurmUnavailable:
         return None
-    comment = fields_of(text).get("Comment", "")
-    found = re.match(r"away:([0-9]{1,9}):(-1|[0-9]{1,9}):([0-9]{1,9})$", comment)
-    if not found:
+    match = COMMENT.match(fields_of(text).get("Comment", ""))
+    if not match:
         return FailedStarts()
-    starts, life, attempt = (int(part) for part in found.groups())
-    return FailedStarts(starts if life == restarts - 1 else 0, attempt)
+    starts, writer, attempt = (int(part) for part in match.groups())
+    return FailedStarts(starts if writer == restarts - 1 else 0, attempt)
 
 
 def record_failed_starts(job: str, restarts: int, failed: FailedStarts, patience: float = 0.0) -> None:
-    """For the next life of the job; before its requeue, after which this one may be killed at once. Silence is waited
-    for as with ``read_failed_starts``.
-    """
+    """Write the comment for the next start, before the requeue, after which this process may be killed at once."""
     words = "JobId=" + job, "Comment=away:%d:%d:%d" % (failed.starts, restarts, failed.attempt)
     try:
         call_with_retry("scontrol", "update", *words, patience=patience)
-    except SlurmUnavailable:  # a start more than there might be
+    except SlurmUnavailable:  # one start more than the limit
         pass

@@ -82,7 +82,7 @@ def minutes(hours: float) -> int:
 
 
 NODE_FAULT_HANDLER = [
-    "follow() (  # Slurm does not requeue this job: the same script as a new one, as jobs/host/successor.py does it",
+    "follow() (  # Slurm does not requeue this job: the same script as a new one, as jobs/host/slurm_cli.py does it",
     '  text=$(scontrol write batch_script "$id" -) || exit',
     '  words=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")',
     '  words+=(--begin="now+$((60 * starts))" --exclude="$out")',

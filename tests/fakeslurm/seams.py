@@ -6,7 +6,7 @@ import contextlib
 from unittest import mock
 
 from flip.runs import rundir
-from jobs.host import attempts, batch_hooks, orphans, slurm_cli
+from jobs.host import attempts, batch_hooks, processes, slurm_cli
 
 
 @contextlib.contextmanager
@@ -16,7 +16,7 @@ def in_place(clock, commands):
         for module in (slurm_cli, batch_hooks, attempts, rundir):
             stack.enter_context(mock.patch.object(module, "time", clock.module))
         stack.enter_context(mock.patch.object(slurm_cli, "call", commands.call))
-        stack.enter_context(mock.patch.object(orphans, "kill_orphans", lambda *given: []))  # it looks at this host
+        stack.enter_context(mock.patch.object(processes, "kill_orphans", lambda *given: []))  # it looks at this host
         stack.enter_context(mock.patch("submitit.core.utils.CommandFunction", _sbatch(commands)))
         stack.enter_context(mock.patch("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2)))
         yield

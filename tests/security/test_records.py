@@ -193,7 +193,7 @@ def read_by_hosts(run):
         commit.pinned(run), lambda: commit.holders(run), lambda: wall_limit.measured(run), lambda:
         wall_limit.recorded_limit(run, 1), lambda: wall_limit.too_short(run, 9),
         lambda: interval.observed(run, 9), lambda: metrics_reader.newest(run), lambda: bad_nodes.find_suspect(run, 1,
-        1.7e9), lambda: notify._whole(run), lambda: backend.live_ranks(run), lambda: job_states.ahead_of([run]),
+        1.7e9), lambda: notify._sweep_ended(run), lambda: backend.live_ranks(run), lambda: job_states.ahead_of([run]),
         lambda: job_states.elsewhere([run]),
     )  # fmt: skip
     for call in calls:

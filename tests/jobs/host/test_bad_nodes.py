@@ -109,3 +109,37 @@ def test_only_a_failure_that_is_tried_again_leaves_it_out(sweep, reason, before,
     assert (decision.cause, decision.action) == (cause, action)
     left_out = cause == "crash" and action == "requeue"
     assert decision.exclude == (("n1",) if left_out else ()) and ("without n1" in decision.reason) == left_out
+
+
+# -- nodes that could not start a rank, by the output of srun
+
+LOST = "srun: error: n2: task 1: Exited with exit code 2\n"
+
+
+def unstartable(tmp_path, text, among=4):
+    (tmp_path / "job.err").write_text(text)
+    return bad_nodes.unstartable_nodes(str(tmp_path / "job.err"), among)
+
+
+@pytest.mark.parametrize("code", bad_nodes.UNSTARTED_CODES)
+def test_it_is_named(tmp_path, code):
+    text = f"x\nsrun: error: n-2.site: tasks 4-5,7: Exited with exit code {code}\nsrun: error: n1: task 0: Killed\n"
+    assert unstartable(tmp_path, text) == ["n-2.site"]
+
+
+@pytest.mark.parametrize("code", [1, 12, 65, 70, 75, 78, 137, 143])
+def test_other_ends_are_the_ranks_own(tmp_path, code):
+    assert unstartable(tmp_path, f"srun: error: n2: task 1: Exited with exit code {code}\n") == []
+
+
+def test_most_of_the_nodes_are_not_left_out(tmp_path):
+    three = LOST + LOST.replace("n2", "n3") + LOST.replace("n2", "n4")
+    assert unstartable(tmp_path, three, 6) == ["n2", "n3", "n4"] and unstartable(tmp_path, three, 5) == []
+    assert unstartable(tmp_path, LOST, 2) == ["n2"] and unstartable(tmp_path, LOST, 1) == []
+
+
+def test_a_log_that_is_not_there_or_long(tmp_path):
+    assert bad_nodes.unstartable_nodes(str(tmp_path / "nothing"), 4) == []
+    assert unstartable(tmp_path, LOST + "x" * bad_nodes.TAIL_BYTES) == [] and unstartable(
+        tmp_path, "x" * bad_nodes.TAIL_BYTES + "\n" + LOST
+    )

@@ -63,7 +63,7 @@ TABLE = [
     ("only echoes, no state", dict(code=70, state=None, causes=[c("peer_lost")]), "requeue", "node", 0),
     (
         "only echoes, no state, told to stop",
-        dict(code=70, state=None, causes=[c("peer_lost")], told=True),
+        dict(code=70, state=None, causes=[c("peer_lost")], stop_requested=True),
         "requeue",
         "stopped",
         0,
@@ -236,7 +236,7 @@ def test_the_reason_says_what_was_seen(arguments, words):
         (dict(cancelled=True), "cancelled"),
         (dict(state="CANCELLED"), "cancelled"),
         (dict(code=1, state="NODE_FAIL"), "the node failed"),
-        (dict(code=137, state=f"RUNNING,{STOP_REQUESTED}"), "killed: told to save and stop, it did not do so in time"),
+        (dict(code=137, state=f"RUNNING,{STOP_REQUESTED}"), "killed: asked to save and stop, it did not do so in time"),
         (dict(code=137, state="TIMEOUT"), "the wall limit came before a clean stop"),
         (dict(code=143, state="PREEMPTED"), "preempted before a clean stop"),
         (dict(code=None), "ended unseen: its host or its launcher went away"),
@@ -249,7 +249,7 @@ def test_the_reason_says_what_was_seen(arguments, words):
         (dict(code=65), "exit code 65, without a cause file"),
         (dict(code=70, causes=[c("crash", 3)]), "rank 3: why crash"),
         (dict(code=70, causes=[{"cause": "crash"}]), "rank ?: crash"),
-        (dict(code=75, state=LAUNCHER_STOPPED), "exit code 75, without a cause file; the launcher was told to end"),
+        (dict(code=75, state=LAUNCHER_STOPPED), "exit code 75, without a cause file; the launcher was asked to end"),
         (dict(code=143, state=None), "killed by signal 15; the job's state could not be read"),
     ],
 )

@@ -55,7 +55,7 @@ def test_a_limit_below_start_and_save_is_named(run):
     assert wall_limit.too_short(run, 71) == ""
     assert (
         wall_limit.too_short(run, 70)
-        == "no attempt gets on within the wall limit of 70 s: a start takes 50 s and a save 20 s"
+        == "no attempt can make progress within the wall limit of 70 s: a start takes 50 s and a save 20 s"
     )
     assert wall_limit.too_short(run, 0) == "", "no limit is known"
 

@@ -266,7 +266,7 @@ def test_a_rank_deaf_to_a_supervisor_that_leaves_is_killed_and_that_is_no_strike
     os.kill(field.supervisor(), signal.SIGTERM)
     field.until(lambda: not field.left())
     assert ends(run)[2:] == [("nothing", "stopped")]
-    assert "told to save and stop" in attempts.last_end(run)["reason"]
+    assert "asked to save and stop" in attempts.last_end(run)["reason"]
 
 
 def test_a_submission_while_the_supervisor_leaves_is_served(field):

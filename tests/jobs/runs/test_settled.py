@@ -32,7 +32,7 @@ def test_a_begin_that_hears_nothing_leaves_it_to_the_end_of_its_attempt(run, com
     """A node that is cut off from Slurm, after an attempt whose end the storage did not take."""
     commands("scontrol", SILENT)
     assert act("begin", run.path, "--token", "t") == 0
-    assert causes(run) == [None, None] and "nobody says how its last attempt ended" in capsys.readouterr().err
+    assert causes(run) == [None, None] and "Slurm does not say how the last attempt ended" in capsys.readouterr().err
     commands("scontrol", AWAY)
     assert act("end", run.path, "--attempt", "2", "--code", "70") == 0
     assert causes(run) == ["storage", "crash"]
@@ -55,7 +55,7 @@ def test_one_that_hears_settles_it(run, commands, said, cause):
 
 def test_the_word_for_the_next_start_waits_for_a_controller_that_is_away(run, commands, slept, tmp_path, monkeypatch):
     """For longer than anybody asks what earlier starts left: it goes before the requeue, whenever that is."""
-    monkeypatch.setattr(batch_hooks, "PATIENCE", 0.0)
+    monkeypatch.setattr(batch_hooks, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(slurm_cli, "OUTAGE_SECONDS", 100.0)
     asked = f"$(wc -l < {tmp_path}/calls)"
     heard = tmp_path / "heard"

@@ -82,7 +82,7 @@ def test_a_limit_that_is_too_short_is_named_while_the_run_goes_on(sweep):
     write_json(run.attempt(n) / "start.json", {"time": 1000.0})
     write_json(run.attempt(n) / "ready.json", {"time": 1070.0})
     wall_limit.record_limit(run, n, 60)
-    assert told(run) == ("running", 1, "no attempt gets on within the wall limit of 60 s: a start takes 70 s")
+    assert told(run) == ("running", 1, "no attempt can make progress within the wall limit of 60 s: a start takes 70 s")
 
 
 def test_a_restart_of_a_submission_is_not_an_old_attempt(sweep):

@@ -455,7 +455,7 @@ def test_what_the_watcher_does_for_a_shell_that_is_gone(stage, slept, monkeypatc
     elif what:
         write_json(stage.run.result if what == "complete" else stage.run.cancel, {})
     monkeypatch.setenv("SLURM_JOB_ID", "58")
-    assert batch_hooks.shell_gone(stage.run, n) == 0
+    assert batch_hooks.on_shell_gone(stage.run, n) == 0
     assert ("scontrol requeue 58" in stage.commands.calls()) == requeued
     assert stage.run.met_limit(n) == ("TimeLimit" in state)
 
@@ -497,7 +497,7 @@ from jobs.host import attempts as ledger, batch_hooks as requeue
 def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 ledger.start_attempt = ledger.end_attempt = full
-requeue.PATIENCE = 0.0
+requeue.RETRY_SECONDS = 0.0
 sys.exit(requeue.main([sys.argv[2], sys.argv[1], *sys.argv[3:]]))
 """
 

@@ -20,7 +20,7 @@
 # setup
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 trap '' TERM USR1 USR2  # what is begun here is finished
-follow() (  # Slurm does not requeue this job: the same script as a new one, as jobs/host/successor.py does it
+follow() (  # Slurm does not requeue this job: the same script as a new one, as jobs/host/slurm_cli.py does it
   text=$(scontrol write batch_script "$id" -) || exit
   words=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")
   words+=(--begin="now+$((60 * starts))" --exclude="$out")

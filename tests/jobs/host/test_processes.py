@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.host import orphans
+from jobs.host import processes
 from jobs.runtime import worker
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -82,7 +82,7 @@ def test_the_next_start_of_a_job_ends_its_batch_shell_of_before(start, run, tmp_
         time.sleep(0.01)
     for name, value in JOB.items():
         monkeypatch.setenv(name, value)
-    assert orphans.kill_orphans(str(run.path), 2, "58", 1) == [old.pid]
+    assert processes.kill_orphans(str(run.path), 2, "58", 1) == [old.pid]
     assert old.wait(60) == -9 and [process.poll() for process in (same, *others)] == [None] * 4
 
 

@@ -1,0 +1,98 @@
+"""Processes of this host as /proc shows them. Kills those that earlier attempts of a run left here.
+
+Watchers and batch shells survive if Slurm loses track of them: its daemon or the batch shell was killed, and what it
+had started lives on. ``batch_hooks.py begin`` ends them. Without /proc none is found.
+"""
+
+import os
+import signal
+from typing import Dict, Iterator, List, Tuple
+
+from jobs.host import slurm_cli
+
+WATCHERS = ("watch", "release")  # commands of batch_hooks.py that run beside the ranks for a whole attempt
+
+
+def stat(pid: int) -> Tuple[str, List[str]]:
+    """Name of a process, and the fields of /proc/PID/stat from the state on; ("", ["X"]) if it has ended.
+
+    The name may contain anything. Fields: 0 state, 1 parent, 2 process group, 3 session, 17 threads, 19 start time.
+    """
+    head, _, tail = "\0".join(_read(pid, "stat")).rpartition(")")
+    return head.partition("(")[2], tail.split() or ["X"]
+
+
+def has_ended(fields: List[str]) -> bool:
+    """Whether no thread of a process can run any more. Its first thread may be a zombie before the others end."""
+    return fields[0] == "X" or (fields[0] == "Z" and int(fields[17]) < 2)
+
+
+def start_time(pid: int) -> str:
+    """When the process started, in ticks since boot; "" if it does not exist. Distinguishes it from later ones."""
+    return (stat(pid)[1] + [""] * 20)[19]
+
+
+def environment(pid: int) -> Dict[str, str]:
+    """The environment that a process was started with; empty if it cannot be read."""
+    return {key: value for key, _, value in (word.partition("=") for word in _read(pid, "environ"))}
+
+
+def _read(pid: int, name: str) -> List[str]:
+    """The words of a file of /proc/PID; empty if it cannot be read."""
+    try:
+        with open("/proc/%d/%s" % (pid, name), "rb") as file:
+            return os.fsdecode(file.read()).split("\0")
+    except OSError:
+        return []
+
+
+def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
+    """SIGKILL this user's processes of attempts before ``n`` of the run at ``path``; returns their pids.
+
+    A watcher is recognised by its command line and by FLIP_RUN and FLIP_ATTEMPT in its environment, a batch shell as an
+    earlier start of the job that starts now (``job``, ``restarts``).
+    """
+    killed = []
+    for pid, started in _own_processes():
+        words, environ = _read(pid, "cmdline"), environment(pid)
+        if not (_is_watcher(words, environ, path, n) or _is_batch_shell(words, environ, job, restarts)):
+            continue
+        if pid != os.getppid() and start_time(pid) == started:  # else the pid belongs to another process by now
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue
+            killed.append(pid)
+    return killed
+
+
+def _is_watcher(words: List[str], environ: Dict[str, str], path: str, n: int) -> bool:
+    hooks = [word.endswith(("/batch_hooks.py", "/requeue.py")) for word in words]
+    command = words[hooks.index(True) + 1 :][:1] if any(hooks) else []
+    attempt = slurm_cli.parse_int(environ.get("FLIP_ATTEMPT", ""))
+    watches = bool(command) and command[0] in WATCHERS and environ.get("FLIP_RUN") == path
+    return watches and attempt is not None and attempt < n
+
+
+def _is_batch_shell(words: List[str], environ: Dict[str, str], job: str, restarts: int) -> bool:
+    """Slurm names every batch script slurm_script. Another cluster may have a job of the same number."""
+    script = any(word.endswith("/slurm_script") for word in words[:2])
+    same = all(environ.get(name) == os.environ.get(name) for name in ("SLURM_JOB_NAME", "SLURM_CLUSTER_NAME"))
+    return bool(job and script and same and slurm_cli.own_job(environ) == job) and (
+        slurm_cli.restart_count(environ) < restarts
+    )
+
+
+def _own_processes() -> Iterator[Tuple[int, str]]:
+    """(pid, start time) of this user's processes, without this one."""
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return
+    for name in names:
+        pid = slurm_cli.parse_int(name)
+        try:
+            if pid is not None and pid != os.getpid() and os.stat("/proc/%d" % pid).st_uid == os.geteuid():
+                yield pid, start_time(pid)
+        except OSError:  # it has ended
+            continue
