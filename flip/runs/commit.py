@@ -7,14 +7,13 @@ into a newer one's folder: ``checkpoints/<stage>/<S>-<n>/``.
 import hashlib
 import os
 import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
 from flip.runs.errors import FlipError
+from flip.runs.ownership import PathLike
 from flip.runs.records import PIN
 from flip.runs.rundir import RunDir, number, read_record, sync_folder, write_json
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from pathlib import Path  # noqa: F401
-    from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple  # noqa: F401
 
 MARK = "commit.json"
 
@@ -26,31 +25,26 @@ class Damaged(Exception):
 class Commit:
     """One committed checkpoint: its folder and what commit.json says of it."""
 
-    def __init__(self, path, record):
-        # type: (Path, Dict[str, Any]) -> None
+    def __init__(self, path: Path, record: Dict[str, Any]) -> None:
         self.path, self.record = path, record
-        self.stage = record["stage"]  # type: str
-        self.samples = record["samples"]  # type: int
-        self.attempt = record["attempt"]  # type: int
+        self.stage: str = record["stage"]
+        self.samples: int = record["samples"]
+        self.attempt: int = record["attempt"]
 
     @property
-    def order(self):
-        # type: () -> tuple
+    def order(self) -> tuple:
         """Newest last: S runs on across stages, and of two at one S the later attempt's counts."""
         return (self.samples, self.attempt)
 
-    def __repr__(self):
-        # type: () -> str
+    def __repr__(self) -> str:
         return "Commit(%s/%s)" % (self.stage, self.path.name)
 
 
-def folder(run, stage, samples, attempt):
-    # type: (RunDir, str, int, int) -> Path
+def folder(run: RunDir, stage: str, samples: int, attempt: int) -> Path:
     return run.checkpoints / stage / ("%d-%d" % (samples, attempt))
 
 
-def sha256(path, uncached=False):
-    # type: (os.PathLike | str, bool) -> str
+def sha256(path: PathLike, uncached: bool = False) -> str:
     """SHA-256 of a file. ``uncached``: read it from the storage, not from this host's page cache, where Linux can."""
     digest = hashlib.sha256()
     with open(str(path), "rb") as file:
@@ -61,8 +55,7 @@ def sha256(path, uncached=False):
     return digest.hexdigest()
 
 
-def commit(path, record, known=None):
-    # type: (Path, Dict[str, Any], Optional[Dict[str, Any]]) -> Commit
+def commit(path: Path, record: Dict[str, Any], known: Optional[Dict[str, Any]] = None) -> Commit:
     """Make ``path`` a checkpoint: sync its files, list them with sizes and checksums, write commit.json last.
 
     ``record`` holds stage, samples, attempt and whatever the trainer needs beside tensors. ``known``: file -> bytes and
@@ -84,8 +77,7 @@ def commit(path, record, known=None):
     return Commit(path, record)
 
 
-def read(path):
-    # type: (Path) -> Commit
+def read(path: Path) -> Commit:
     """The checkpoint in a folder. Raises Damaged where there is none, or none that can be understood."""
     try:
         record = read_record(path / MARK)
@@ -97,8 +89,7 @@ def read(path):
         raise Damaged("%s: %s" % (path / MARK, error))
 
 
-def check(record):
-    # type: (Any) -> None
+def check(record: Any) -> None:
     """Raise ValueError, KeyError or TypeError unless this can be a commit's record.
 
     Files lie in its folder: where a record names others, a copy of a checkpoint would write there.
@@ -119,8 +110,7 @@ def check(record):
             raise ValueError("`files` does not say what %r is" % name)
 
 
-def commits(run, folders="*"):
-    # type: (RunDir, str) -> List[Commit]
+def commits(run: RunDir, folders: str = "*") -> List[Commit]:
     """All committed checkpoints of a run, newest last. One whose commit.json cannot be understood is none.
 
     ``folders``: a pattern of ``<S>-<n>``; commit.json of others is not read.
@@ -134,8 +124,7 @@ def commits(run, folders="*"):
     return sorted(found, key=lambda c: c.order)
 
 
-def verify(checkpoint, part=0, parts=1, uncached=False):
-    # type: (Commit, int, int, bool) -> None
+def verify(checkpoint: Commit, part: int = 0, parts: int = 1, uncached: bool = False) -> None:
     """Raise Damaged unless the files are those of commit.json; of several readers each may check its part of them.
 
     ``uncached``: as ``sha256`` has it, for files that this host has just written.
@@ -152,23 +141,20 @@ def verify(checkpoint, part=0, parts=1, uncached=False):
             raise Damaged("%s does not have the checksum that was committed" % file)
 
 
-def set_aside(path):
-    # type: (Path) -> None
+def set_aside(path: Path) -> None:
     """Take the mark from a damaged checkpoint: it is none any more, its files stay until retain clears them away."""
     os.replace(str(path / MARK), str(path / "damaged.json"))
     sync_folder(path)
 
 
-def withdraw(path):
-    # type: (Path) -> None
+def withdraw(path: Path) -> None:
     """Delete the mark alone: what is left is to be deleted by ``remove``."""
     if (path / MARK).exists():
         (path / MARK).unlink()
         sync_folder(path)
 
 
-def remove(path):
-    # type: (Path) -> None
+def remove(path: Path) -> None:
     """Delete a checkpoint or what is left of one: commit.json first, so that it never exists in part."""
     withdraw(path)
     if path.is_dir():
@@ -177,14 +163,14 @@ def remove(path):
         path.rmdir()
 
 
-def traces(run):
-    # type: (RunDir) -> bool
+def traces(run: RunDir) -> bool:
     """Whether there was ever a commit here, good or damaged: such a run never begins again from zero by itself."""
     return any(any(run.checkpoints.glob("*/*/" + name)) for name in (MARK, "damaged.json"))
 
 
-def retain(run, attempt, keep, named=(), delete=remove):
-    # type: (RunDir, int, int, Iterable[Path], Callable[[Path], None]) -> List[Path]
+def retain(
+    run: RunDir, attempt: int, keep: int, named: Iterable[Path] = (), delete: Callable[[Path], None] = remove
+) -> List[Path]:
     """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, the ``named``,
     and what is pinned (``flip.runs.commit``).
 
@@ -198,7 +184,7 @@ def retain(run, attempt, keep, named=(), delete=remove):
     needed = pinned(run)
     kept |= {c.path for c in present if (c.stage, c.samples) in needed}
     gone = []
-    failed = None  # type: Optional[Exception]
+    failed: Optional[Exception] = None
     for path in sorted(run.checkpoints.glob("*/*-*")):
         n = number(path.name.rpartition("-")[2])
         if path in kept or not path.is_dir() or n is None or n > attempt:
@@ -213,8 +199,7 @@ def retain(run, attempt, keep, named=(), delete=remove):
     return gone
 
 
-def brief(checkpoint):
-    # type: (Commit) -> Dict[str, Any]
+def brief(checkpoint: Commit) -> Dict[str, Any]:
     """What a result says of the checkpoint that it is of. ``digest``: of commit.json, which lists every file's."""
     return {
         "path": "%s/%s" % (checkpoint.path.parent.name, checkpoint.path.name),
@@ -224,15 +209,13 @@ def brief(checkpoint):
     }
 
 
-def at(run, samples):
-    # type: (RunDir, int) -> Dict[str, Any] | None
+def at(run: RunDir, samples: int) -> Optional[Dict[str, Any]]:
     """``brief`` of the newest checkpoint at S = ``samples``, None where there is none."""
     found = [c for c in commits(run, "%d-*" % samples) if c.samples == samples]
     return brief(found[-1]) if found else None
 
 
-def pin(run, by, stage, samples):
-    # type: (RunDir, RunDir, str, int) -> None
+def pin(run: RunDir, by: RunDir, stage: str, samples: int) -> None:
     """See to it that retention spares the commit of ``stage`` at S = ``samples`` until the run ``by`` is complete.
 
     ``by`` must be there: pins of those that are gone are cleared away. Raises OSError where it cannot be written.
@@ -249,25 +232,21 @@ def pin(run, by, stage, samples):
     write_json(run.pins / ("%s.json" % name), record)
 
 
-def pinned(run):
-    # type: (RunDir) -> Set[Tuple[str, int]]
+def pinned(run: RunDir) -> Set[Tuple[str, int]]:
     """(stage, S) of the commits that must stay. Raises OSError where a pin cannot be read: then nothing may go."""
     return {(record["stage"], record["samples"]) for _, record in _pins(run) if not _over(record)}
 
 
-def holders(run):
-    # type: (RunDir) -> Set[Path]
+def holders(run: RunDir) -> Set[Path]:
     """The run directories for which a commit of this run is kept. Raises as ``pinned`` does."""
     return {RunDir(record["by"]).path for _, record in _pins(run) if os.path.isdir(record["by"]) and not _over(record)}
 
 
-def _over(record):
-    # type: (Dict[str, Any]) -> bool
+def _over(record: Dict[str, Any]) -> bool:
     return RunDir(record["by"]).result.exists()
 
 
-def _pins(run):
-    # type: (RunDir) -> Iterator[Tuple[Path, Dict[str, Any]]]
+def _pins(run: RunDir) -> Iterator[Tuple[Path, Dict[str, Any]]]:
     for path in sorted(run.pins.glob("*.json")):
         try:
             record = read_record(path, PIN)

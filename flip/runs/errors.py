@@ -6,9 +6,7 @@ The code of a process is only a hint; the cause it leaves in ``attempts/<n>/caus
 
 import logging
 import re
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any  # noqa: F401
+from typing import Any
 
 COMPLETE = 0
 DATA = 65
@@ -59,8 +57,7 @@ PARAMETERS = re.compile(
 )
 
 
-def scrub(text):
-    # type: (str) -> str
+def scrub(text: str) -> str:
     """The text without names, passwords and credentials in its addresses."""
     return PARAMETERS.sub(r"\1=...", USERINFO.sub("...@", text))
 
@@ -68,13 +65,11 @@ def scrub(text):
 class ScrubbedFormatter(logging.Formatter):
     """Formats lines of a log without credentials in addresses, whichever library wrote them."""
 
-    def format(self, record):
-        # type: (logging.LogRecord) -> str
+    def format(self, record: logging.LogRecord) -> str:
         return scrub(super().format(record))
 
 
-def start_logging(stream, words=""):
-    # type: (Any, str) -> None
+def start_logging(stream: Any, words: str = "") -> None:
     """Log from level INFO on to ``stream``, each line with the time, ``words`` and the level."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(ScrubbedFormatter("%(asctime)s " + words + "%(levelname)s %(message)s"))
@@ -90,18 +85,15 @@ class FlipError(Exception):
 
     cause = "crash"
 
-    def __init__(self, what, where="", value=None, remedy=""):
-        # type: (str, object, object, str) -> None
+    def __init__(self, what: str, where: object = "", value: object = None, remedy: str = "") -> None:
         self.what, self.where, self.value, self.remedy = what, str(where), value, remedy
         super().__init__(self.paragraph())
 
     @property
-    def code(self):
-        # type: () -> int
+    def code(self) -> int:
         return CAUSES[self.cause]
 
-    def paragraph(self):
-        # type: () -> str
+    def paragraph(self) -> str:
         text = "%s: %s" % (self.where, self.what) if self.where else self.what
         if self.value is not None:
             text += " (found: %r)" % (self.value,)

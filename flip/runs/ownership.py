@@ -11,9 +11,9 @@ import pwd
 import random
 import stat
 from pathlib import Path
+from typing import Any, Union
 
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Optional  # noqa: F401
+PathLike = Union[str, "os.PathLike[str]"]
 
 #: Largest record (JSON, YAML) that is read, bytes.
 RECORD_LIMIT = 64 << 20
@@ -22,8 +22,7 @@ RECORD_LIMIT = 64 << 20
 TRUSTED_GROUP = "FLIP_TRUST_GROUP"
 
 
-def untrusted(path):
-    # type: (os.PathLike | str) -> str
+def untrusted(path: PathLike) -> str:
     """Return why a file or folder is not trusted, or "" if it is. The last component is not followed if it is a link.
 
     Raises OSError if it does not exist.
@@ -40,8 +39,7 @@ def untrusted(path):
     return ""
 
 
-def untrusted_inside(folder):
-    # type: (os.PathLike | str) -> str
+def untrusted_inside(folder: PathLike) -> str:
     """Return why a folder, or anything below it, is not trusted ("PATH: reason"), or ""."""
     reason = untrusted(folder)
     if reason:
@@ -55,8 +53,7 @@ def untrusted_inside(folder):
     return ""
 
 
-def is_mine(path):
-    # type: (os.PathLike | str) -> bool
+def is_mine(path: PathLike) -> bool:
     """Whether the current user owns a path (a link itself, not what it leads to). False if it does not exist."""
     try:
         return os.lstat(str(path)).st_uid == os.geteuid()
@@ -64,8 +61,7 @@ def is_mine(path):
         return False
 
 
-def _own_group(gid):
-    # type: (int) -> bool
+def _own_group(gid: int) -> bool:
     """Whether a group is root's, is declared as trusted, or has only the current user (a user-private group)."""
     trusted = os.environ.get(TRUSTED_GROUP)
     if gid == 0 or trusted == str(gid):
@@ -80,24 +76,21 @@ def _own_group(gid):
     return group.gr_name == user.pw_name and gid == user.pw_gid and not set(group.gr_mem) - {user.pw_name}
 
 
-def user_name(uid):
-    # type: (int) -> str
+def user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return "uid %d" % uid
 
 
-def group_name(gid):
-    # type: (int) -> str
+def group_name(gid: int) -> str:
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return "gid %d" % gid
 
 
-def open_regular(path):
-    # type: (os.PathLike | str) -> Any
+def open_regular(path: PathLike) -> Any:
     """Open a regular file for reading bytes, without waiting for a FIFO or a device.
 
     Raises OSError if it cannot be read, ValueError with the path if it is no regular file.
@@ -109,8 +102,7 @@ def open_regular(path):
     return file
 
 
-def read_regular(path, limit=RECORD_LIMIT):
-    # type: (os.PathLike | str, int) -> bytes
+def read_regular(path: PathLike, limit: int = RECORD_LIMIT) -> bytes:
     """Return the contents of a regular file of at most ``limit`` bytes. Raises as ``open_regular``, and ValueError for
     a larger file."""
     with open_regular(path) as file:
@@ -120,8 +112,7 @@ def read_regular(path, limit=RECORD_LIMIT):
         return file.read(size)
 
 
-def create_beside(path, mode=0o644):
-    # type: (os.PathLike | str, int) -> Any
+def create_beside(path: PathLike, mode: int = 0o644) -> Any:
     """Create a new file with a random name beside ``path`` and return (its path, its descriptor open for writing).
 
     An existing file or link is never opened. ``mode`` is reduced by the umask; by default only the user may write.
@@ -140,8 +131,7 @@ def create_beside(path, mode=0o644):
 _random = random.SystemRandom()
 
 
-def closed_folder(path):
-    # type: (os.PathLike | str) -> Path
+def closed_folder(path: PathLike) -> Path:
     """Create a folder and its missing parents so that only the user may write to them, whatever the umask allows.
 
     An existing folder is left as it is.
@@ -153,8 +143,7 @@ def closed_folder(path):
     return path
 
 
-def private_folder(path):
-    # type: (os.PathLike | str) -> Path
+def private_folder(path: PathLike) -> Path:
     """Create a folder with mode 0700, or check that the existing one belongs to the user and is closed to others.
 
     Its parents are created too. Raises PermissionError if somebody else prepared it.

@@ -8,9 +8,7 @@ absent. Fields without a declaration stay as they are; no code may rely on their
 import json
 import math
 import re
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Callable, Dict, Optional  # noqa: F401
+from typing import Any, Callable, Dict, Optional
 
 #: Whole numbers beyond this are no count or size of anything here. FLOPs are floats, with a limit of 1e30.
 LARGEST = 10**18
@@ -25,27 +23,28 @@ DIGITS = 40
 class Kind:
     """A type with limits. ``words`` completes "is not ...". ``required``: a record without the field is damaged."""
 
-    def __init__(self, words, fits, convert=None, required=False):
-        # type: (str, Callable[[Any], bool], Optional[Callable[[Any], Any]], bool) -> None
+    def __init__(
+        self,
+        words: str,
+        fits: Callable[[Any], bool],
+        convert: Optional[Callable[[Any], Any]] = None,
+        required: bool = False,
+    ) -> None:
         self.words, self.fits, self.convert, self.required = words, fits, convert, required
 
-    def needed(self):
-        # type: () -> Kind
+    def needed(self) -> "Kind":
         return Kind(self.words, self.fits, self.convert, required=True)
 
 
-def _is_number(value):
-    # type: (Any) -> bool
+def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -1e30 <= value <= 1e30  # NaN is in no interval
 
 
-def _is_name(value):
-    # type: (Any) -> bool
+def _is_name(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= 255 and value not in (".", "..") and not set(value) & set("/\0")
 
 
-def printable(text):
-    # type: (Any) -> Any
+def printable(text: Any) -> Any:
     """A text of at most LONGEST characters that UTF-8 has: one half of a surrogate pair becomes a question mark."""
     if not isinstance(text, str):
         return text
@@ -82,30 +81,30 @@ DIGITS_OR_WHOLE = Kind(
 )
 
 #: One result of an evaluation.
-SCORE = {
+SCORE: Dict[str, Any] = {
     "name": NAME.needed(), "top1": NUMBER.needed(), "top5": NUMBER, "top10": NUMBER, "n": WHOLE, "images": WHOLE,
     "interval": PAIR, "chance": NUMBER, "role": TEXT, "task": TEXT, "set": TEXT, "precision": TEXT, "stage": TEXT,
     "samples": WHOLE, "seconds": NUMBER, "note": TEXT, "job": TEXT, "time": TIME,
-}  # type: Dict[str, Any]  # fmt: skip
+}  # fmt: skip
 #: eval/<stage>-<S>/<name>.json, which an evaluation job writes.
 LATER = dict(SCORE, stage=TEXT.needed(), samples=WHOLE.needed())
 #: eval/<stage>-<S>.json.
-POINT = {"stage": TEXT, "samples": WHOLE.needed(), "seconds": NUMBER, "evaluations": [SCORE]}  # type: Dict[str, Any]
+POINT: Dict[str, Any] = {"stage": TEXT, "samples": WHOLE.needed(), "seconds": NUMBER, "evaluations": [SCORE]}
 #: pins/<id>.json.
 PIN = {"by": PATH.needed(), "stage": TEXT.needed(), "samples": WHOLE.needed(), "time": TIME}
 #: A line of metrics/<n>.jsonl.
 LINE = {"step": WHOLE, "samples": WHOLE, "stage": TEXT, "loss": NUMBER, "time": TIME, "verdict": TEXT}
 #: A row of the paper in sweep.json; its other fields are scores by the name of their evaluation set.
-PUBLISHED = {
+PUBLISHED: Dict[str, Any] = {
     "row": TEXT, "title": TEXT, "run": RUN, "not_yet": TEXT, "within": NUMBER, "needs": TABLE, "near": {"*": NUMBER},
     "images": {"*": WHOLE}, "*": NUMBER,
-}  # type: Dict[str, Any]  # fmt: skip
+}  # fmt: skip
 
 #: Until which S a run had other data, in identity.json.
 EARLIER = {"samples": WHOLE.needed(), "hash": EXACT, "changes": [{"key": TEXT.needed()}]}
 
 #: Name of a file -> its fields. Of a list the declaration of its members, ``*`` that of all fields without their own.
-FIELDS = {
+FIELDS: Dict[str, Any] = {
     "identity.json": {"hash": EXACT, "schema": WHOLE, "code": DIGEST, "config": TABLE, "before": [EARLIER]},
     "status.json": {
         "attempt": WHOLE, "samples": WHOLE, "total": WHOLE, "step": WHOLE, "steps": WHOLE, "loss": NUMBER,
@@ -143,11 +142,10 @@ FIELDS = {
         "name": TEXT, "title": TEXT, "notes": TEXT, "runs": [NAME], "paper": {"*": PUBLISHED}, "rows": [PUBLISHED],
     },
     "settings.json": {"parallel": WHOLE, "peer_grace": NUMBER, "stop_grace": NUMBER},
-}  # type: Dict[str, Any]  # fmt: skip
+}  # fmt: skip
 
 
-def checked(value, kind, where=""):
-    # type: (Any, Any, str) -> Any
+def checked(value: Any, kind: Any, where: str = "") -> Any:
     """``value`` with the declared types: a new value without fields that are null, with long texts cut.
 
     ``kind``: a Kind; a mapping of fields; or a list with one member, the declaration of all members. Raises ValueError
@@ -176,14 +174,12 @@ def checked(value, kind, where=""):
     return made
 
 
-def _short(value):
-    # type: (Any) -> str
+def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:60] + "..."
 
 
-def parse(data):
-    # type: (bytes) -> Any
+def parse(data: bytes) -> Any:
     """The value of a JSON text. Raises ValueError if it is none, or holds numbers, texts or a depth that no record of
     ours has: NaN, infinity, more digits than DIGITS, more levels than DEEPEST."""
     try:
@@ -195,8 +191,7 @@ def parse(data):
     return value
 
 
-def check_depth(value):
-    # type: (Any) -> None
+def check_depth(value: Any) -> None:
     """Raise ValueError for a value with more than DEEPEST levels."""
     level = [value]
     for _ in range(DEEPEST):
@@ -207,15 +202,13 @@ def check_depth(value):
     raise ValueError("nested too deeply")
 
 
-def _whole(text):
-    # type: (str) -> int
+def _whole(text: str) -> int:
     if len(text) > DIGITS:
         raise ValueError("a number of %d digits" % len(text))
     return int(text)
 
 
-def _finite(text):
-    # type: (str) -> float
+def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("%s is not a finite number" % text[:20])

@@ -9,14 +9,11 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
 
 from flip.runs import records
 from flip.runs.errors import DataError, scrub
-from flip.runs.ownership import create_beside, open_regular, read_regular
-
-if False:  # names for annotations only: Python 3.6 runs this file too
-    from typing import Any, Dict, Iterator, List, Optional  # noqa: F401
-
+from flip.runs.ownership import PathLike, create_beside, open_regular, read_regular
 
 #: Bytes that no line of metrics reaches.
 LINE_LIMIT = 1 << 16
@@ -25,14 +22,12 @@ LINE_LIMIT = 1 << 16
 OWNER = "flip.json"
 
 
-def write_text(path, text):
-    # type: (os.PathLike | str, str) -> None
+def write_text(path: PathLike, text: str) -> None:
     """Write a file atomically: readers see the old text or the new, never a part. A link at ``path`` is replaced."""
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path, data):
-    # type: (os.PathLike | str, bytes) -> None
+def write_bytes(path: PathLike, data: bytes) -> None:
     """As ``write_text``."""
     temporary = write_new(path, data)
     try:
@@ -43,8 +38,7 @@ def write_bytes(path, data):
     sync_folder(Path(path).parent)
 
 
-def write_new(path, data, mode=0o644):
-    # type: (os.PathLike | str, bytes, int) -> Path
+def write_new(path: PathLike, data: bytes, mode: int = 0o644) -> Path:
     """Write and sync a new file with a random name beside ``path`` and return its path."""
     temporary, handle = create_beside(path, mode)
     try:
@@ -58,18 +52,15 @@ def write_new(path, data, mode=0o644):
     return temporary
 
 
-def write_json(path, value):
-    # type: (os.PathLike | str, Any) -> None
+def write_json(path: PathLike, value: Any) -> None:
     write_text(path, _to_json(value))
 
 
-def _to_json(value):
-    # type: (Any) -> str
+def _to_json(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def create_json(path, value):
-    # type: (os.PathLike | str, Any) -> bool
+def create_json(path: PathLike, value: Any) -> bool:
     """Like write_json, but the first writer wins: returns False and changes nothing if the file exists."""
     temporary = write_new(path, _to_json(value).encode("utf-8"))
     try:
@@ -82,8 +73,7 @@ def create_json(path, value):
     return True
 
 
-def read_json(path):
-    # type: (os.PathLike | str) -> Optional[Any]
+def read_json(path: PathLike) -> Optional[Any]:
     """Return the value of a JSON file, or None if it does not exist.
 
     Raises ValueError with the path if it is not JSON, not a regular file, or larger than ``RECORD_LIMIT``.
@@ -94,8 +84,7 @@ def read_json(path):
         return None
 
 
-def _parsed(path):
-    # type: (os.PathLike | str) -> Any
+def _parsed(path: PathLike) -> Any:
     data = read_regular(path)
     try:
         return records.parse(data)
@@ -103,8 +92,7 @@ def _parsed(path):
         raise ValueError("%s: not JSON: %s" % (path, error)) from error
 
 
-def read_record(path, fields=None):
-    # type: (os.PathLike | str, Any) -> Optional[Any]
+def read_record(path: PathLike, fields: Any = None) -> Optional[Any]:
     """Return a record with values of the types in ``flip.runs.records``, or None if the file does not exist.
 
     ``fields``: its declaration; by default the one for the file's name, or any mapping. Raises ValueError with the path
@@ -121,8 +109,7 @@ def read_record(path, fields=None):
         raise ValueError("%s: %s" % (path, error)) from error
 
 
-def load_record(path, fields=None):
-    # type: (os.PathLike | str, Any) -> Any
+def load_record(path: PathLike, fields: Any = None) -> Any:
     """Like read_record, for what cannot go on without it: {} if the file does not exist, DataError if it is damaged."""
     try:
         return read_record(path, fields) or {}
@@ -130,8 +117,7 @@ def load_record(path, fields=None):
         raise DataError("a record is damaged", path, str(error))
 
 
-def newest_first(path):
-    # type: (Path) -> Iterator[Dict[str, Any]]
+def newest_first(path: Path) -> Iterator[Dict[str, Any]]:
     """Yield the last lines of a file of metrics (64 KiB of it), the newest first; damaged lines are left out.
 
     A file that does not exist or cannot be read has none.
@@ -149,8 +135,7 @@ def newest_first(path):
             continue
 
 
-def matching(folder, pattern):
-    # type: (Path, str) -> List[Path]
+def matching(folder: Path, pattern: str) -> List[Path]:
     """Paths below a folder by a pattern, in order; none where it is not there, or not ours to look into."""
     try:
         return sorted(folder.glob(pattern))
@@ -158,14 +143,12 @@ def matching(folder, pattern):
         return []
 
 
-def number(name):
-    # type: (str) -> Optional[int]
+def number(name: str) -> Optional[int]:
     """The number that a file's name is, None where it is none: other digits than 0 .. 9 are digits to int() and not."""
     return int(name) if re.match(r"[0-9]+\Z", name) else None
 
 
-def sync_folder(path):
-    # type: (os.PathLike | str) -> None
+def sync_folder(path: PathLike) -> None:
     """Make renames inside a folder durable."""
     handle = os.open(str(path), os.O_RDONLY)
     try:
@@ -177,8 +160,7 @@ def sync_folder(path):
 class RunDir:
     """RUNS_ROOT/<sweep>/<run>/ by its parts. Making one touches nothing on disk."""
 
-    def __init__(self, path):
-        # type: (os.PathLike | str) -> None
+    def __init__(self, path: PathLike) -> None:
         self.path = Path(path).absolute()
         self.config = self.path / "config.yaml"
         self.identity = self.path / "identity.json"
@@ -197,23 +179,19 @@ class RunDir:
         self.logs = self.path / "logs"
 
     @property
-    def name(self):
-        # type: () -> str
+    def name(self) -> str:
         return self.path.name
 
     @property
-    def sweep(self):
-        # type: () -> str
+    def sweep(self) -> str:
         return self.path.parent.name
 
-    def __repr__(self):
-        # type: () -> str
+    def __repr__(self) -> str:
         return "RunDir(%r)" % str(self.path)
 
     # -- attempts: n is the fencing token ---------------------------------------------------------------------------
 
-    def attempt_numbers(self):
-        # type: () -> List[int]
+    def attempt_numbers(self) -> List[int]:
         """Numbers of all attempts begun, ascending."""
         try:
             names = os.listdir(str(self.attempts))
@@ -221,13 +199,11 @@ class RunDir:
             return []
         return sorted(n for n in map(number, names) if n is not None)
 
-    def newest_attempt(self):
-        # type: () -> int
+    def newest_attempt(self) -> int:
         """The highest n, 0 where no attempt has begun."""
         return (self.attempt_numbers() or [0])[-1]
 
-    def begin_attempt(self, start):
-        # type: (Dict[str, Any]) -> int
+    def begin_attempt(self, start: Dict[str, Any]) -> int:
         """Win the next n by exclusive mkdir, write its start.json (facts about host, job, world) and return n."""
         self.attempts.mkdir(parents=True, exist_ok=True)
         n = self.newest_attempt() + 1
@@ -242,8 +218,7 @@ class RunDir:
         write_json(self.attempt(n) / "start.json", dict(start, attempt=n, time=time.time()))
         return n
 
-    def _clear_temporaries(self):
-        # type: () -> None
+    def _clear_temporaries(self) -> None:
         """Delete what a killed writer left. A straggler that is writing this very moment fails, and only it does.
 
         Of attempts the newest are looked at: each start has done it for those before.
@@ -258,17 +233,14 @@ class RunDir:
                     except FileNotFoundError:  # its writer lives and has renamed it
                         continue
 
-    def attempt(self, n):
-        # type: (int) -> Path
+    def attempt(self, n: int) -> Path:
         return self.attempts / str(n)
 
-    def holds(self, n):
-        # type: (int) -> bool
+    def holds(self, n: int) -> bool:
         """Whether attempt n is still the newest: only then may it delete, or write files whose names lack n."""
         return self.newest_attempt() == n
 
-    def open_logs(self, n):
-        # type: (int) -> Path
+    def open_logs(self, n: int) -> Path:
         """Make logs/<n>/ and let ``logs/latest`` point to it."""
         folder = self.logs / str(n)
         folder.mkdir(parents=True, exist_ok=True)
@@ -279,46 +251,37 @@ class RunDir:
         os.replace(str(link), str(self.logs / "latest"))
         return folder
 
-    def note_ready(self, n, samples):
-        # type: (int, int) -> None
+    def note_ready(self, n: int, samples: int) -> None:
         """Leave when attempt n was ready to train, and from which S: until then it started and restored."""
         create_json(self.attempt(n) / "ready.json", {"samples": samples, "time": time.time()})
 
-    def note_told(self, n, signal):
-        # type: (int, str) -> None
+    def note_told(self, n: int, signal: str) -> None:
         """Leave that attempt n was told to stop: it may be killed before it can leave a cause."""
         create_json(self.attempt(n) / "told.json", {"signal": signal, "time": time.time()})
 
-    def was_told(self, n):
-        # type: (int) -> bool
+    def was_told(self, n: int) -> bool:
         return (self.attempt(n) / "told.json").exists()
 
-    def note_limit(self, n):
-        # type: (int) -> None
+    def note_limit(self, n: int) -> None:
         """Leave that attempt n outlived its wall limit: what ends it then leaves no time to say so."""
         create_json(self.attempt(n) / "limit.json", {"time": time.time()})
 
-    def met_limit(self, n):
-        # type: (int) -> bool
+    def met_limit(self, n: int) -> bool:
         return (self.attempt(n) / "limit.json").exists()
 
-    def note_progress(self, n):
-        # type: (int) -> None
+    def note_progress(self, n: int) -> None:
         """Leave that attempt n kept something that the next one need not do again, where that is no commit."""
         create_json(self.attempt(n) / "progress.json", {"time": time.time()})
 
-    def got_on(self, n):
-        # type: (int) -> bool
+    def got_on(self, n: int) -> bool:
         return (self.attempt(n) / "progress.json").exists()
 
-    def write_cause(self, n, rank, cause, code, reason, **facts):
-        # type: (int, int, str, int, str, **Any) -> bool
+    def write_cause(self, n: int, rank: int, cause: str, code: int, reason: str, **facts: Any) -> bool:
         """Leave why this process ends; a rank's first cause stays. Shape: {cause, code, reason, rank, ...facts}."""
         record = dict(facts, cause=cause, code=code, reason=scrub(reason), rank=rank, time=time.time())
         return create_json(self.attempt(n) / ("cause.%d.json" % rank), record)
 
-    def causes(self, n):
-        # type: (int) -> List[Dict[str, Any]]
+    def causes(self, n: int) -> List[Dict[str, Any]]:
         """The causes that the processes of attempt n left, by rank."""
         found = []
         for path in self.attempt(n).glob("cause.*.json"):
@@ -328,8 +291,7 @@ class RunDir:
         return sorted(found, key=lambda record: record["rank"])
 
     @staticmethod
-    def _cause(path, rank):
-        # type: (Path, int) -> Dict[str, Any]
+    def _cause(path: Path, rank: int) -> Dict[str, Any]:
         try:
             record = read_record(path)
             if record is not None:
@@ -340,21 +302,19 @@ class RunDir:
 
     # -- metrics ----------------------------------------------------------------------------------------------------
 
-    def metric_lines(self):
-        # type: () -> Iterator[Dict[str, Any]]
+    def metric_lines(self) -> Iterator[Dict[str, Any]]:
         """Logged steps in order, each once: a step that was done again counts as its highest attempt wrote it.
 
         A line cut off by a kill is not a line.
         """
-        best = {}  # type: Dict[int, Dict[str, Any]]
+        best: Dict[int, Dict[str, Any]] = {}
         for n in sorted(n for n in (number(path.stem) for path in self.metrics.glob("*.jsonl")) if n is not None):
             for record in self.attempt_lines(n):
                 best[record["step"]] = record
         for step in sorted(best):
             yield best[step]
 
-    def attempt_lines(self, n):
-        # type: (int) -> List[Dict[str, Any]]
+    def attempt_lines(self, n: int) -> List[Dict[str, Any]]:
         """The logged steps of attempt n alone, none where it logged none. A line cut off by a kill is not a line."""
         try:
             text = (self.metrics / ("%d.jsonl" % n)).read_text(encoding="utf-8")
