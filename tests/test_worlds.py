@@ -7,6 +7,7 @@ import pytest
 
 from flip.config.derived import spans, world
 from flip.runs import commit
+from tests.harness.common import metric_lines
 from tests.harness.training_run import BATCH, TrainingRun, configuration, decoded_hashes
 from tests.synthetic import make_dataset, make_tokenizer
 from tests.verdicts import check_attempts, check_data, check_equal
@@ -68,7 +69,7 @@ def test_four_ranks_then_two_then_four(data, calm, tmp_path):
     worlds = [newest.record["world"] for newest in commit.commits(arena.run)]
     assert worlds[-1] == 4 and arena.run.newest_attempt() >= 3
     check_ids(arena)
-    ours, theirs = ({line["step"]: line["loss"] for line in a.run.metric_lines()} for a in (arena, calm))
+    ours, theirs = ({line["step"]: line["loss"] for line in metric_lines(a.run)} for a in (arena, calm))
     assert len(ours) == sum(span.steps for span in spans(arena.config))
     assert ours == pytest.approx(theirs, rel=1e-5) and ours != theirs
 

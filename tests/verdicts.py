@@ -4,6 +4,7 @@ import torch
 
 from flip.config.derived import spans
 from flip.runs.rundir import read_json
+from tests.harness.common import metric_lines
 from tests.harness.training_run import BATCH, INTERVAL
 
 
@@ -19,7 +20,7 @@ def check_equal(calm, storm, scores=6):
     assert ours.keys() == theirs.keys() and len(ours) > 50
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     told = [
-        [(line["step"], line["samples"], line["loss"]) for line in arena.run.metric_lines()] for arena in (calm, storm)
+        [(line["step"], line["samples"], line["loss"]) for line in metric_lines(arena.run)] for arena in (calm, storm)
     ]
     assert told[0] == told[1]
     assert [step for step, _, _ in told[0]] == list(range(1, len(told[0]) + 1))

@@ -299,25 +299,3 @@ class RunDir:
         except ValueError:  # cut off by a crash of its host, which is an end as bad as a crash
             pass
         return {"rank": rank, "cause": "crash", "code": 70, "reason": "%s cannot be read" % path.name}
-
-    # -- metrics ----------------------------------------------------------------------------------------------------
-
-    def metric_lines(self) -> Iterator[Dict[str, Any]]:
-        """Logged steps in order, each once: a step that was done again counts as its highest attempt wrote it.
-
-        A line cut off by a kill is not a line.
-        """
-        best: Dict[int, Dict[str, Any]] = {}
-        for n in sorted(n for n in (number(path.stem) for path in self.metrics.glob("*.jsonl")) if n is not None):
-            for record in self.attempt_lines(n):
-                best[record["step"]] = record
-        for step in sorted(best):
-            yield best[step]
-
-    def attempt_lines(self, n: int) -> List[Dict[str, Any]]:
-        """The logged steps of attempt n alone, none where it logged none. A line cut off by a kill is not a line."""
-        try:
-            text = (self.metrics / ("%d.jsonl" % n)).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in text.split("\n")[:-1]]

@@ -40,3 +40,15 @@ def make_run(path, config="schema: 1\n", play=None):
     if play is not None:
         (run.path / "play.json").write_text(json.dumps(play))
     return run
+
+
+def attempt_lines(run, n):
+    """The metric lines of attempt ``n``, without one that a kill cut off."""
+    path = run.metrics / f"{n}.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def metric_lines(run):
+    """The logged steps of a run in order, each once: a repeated step counts as its highest attempt wrote it."""
+    lines = {line["step"]: line for n in run.attempt_numbers() for line in attempt_lines(run, n)}
+    return [lines[step] for step in sorted(lines)]

@@ -8,7 +8,7 @@ import pytest
 
 from flip.runs.rundir import RunDir, read_json
 from tests.harness.command_line import STEPS, SlurmCommandLine
-from tests.harness.common import ROOT
+from tests.harness.common import ROOT, attempt_lines
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.kill]
 CANARY = 20
@@ -32,7 +32,7 @@ def test_the_others_are_held_until_the_first_has_passed(desk):
     assert desk.job("other").state == "PENDING" and desk.job("other").reason == "JobHeldUser"
     assert reasons(desk)["other"] == ("queued", "waits for its canary ahead")
     desk.until_step("other", 1)
-    first = desk.run("ahead").attempt_lines(1)
+    first = attempt_lines(desk.run("ahead"), 1)
     began = read_json(desk.run("other").attempt(1) / "start.json")["time"]
     assert [line["step"] for line in first if line["time"] < began][-1] > CANARY
     assert desk.status()["ahead"]["state"] == "running", "it goes on itself"

@@ -7,6 +7,7 @@ from flip.config.derived import spans
 from flip.data.storage import s3
 from flip.runs import commit
 from flip.runs.rundir import read_json
+from tests.harness.common import metric_lines
 from tests.harness.training_run import BATCH, INTERVAL, decoded_hashes
 from tests.s3.servers import BUCKET, SECRET
 from tests.storm.faults import EVERY
@@ -80,7 +81,7 @@ def the_ordered_ids(storm):
 def each_step_once(storm):
     """the history that readers see has each step once"""
     for run in storm.runs:
-        steps = [line["step"] for line in run.run.metric_lines()]
+        steps = [line["step"] for line in metric_lines(run.run)]
         assert steps == list(range(1, sum(span.steps for span in spans(run.config)) + 1)), run.run.name
     return f"{sum(span.steps for run in storm.runs for span in spans(run.config))} steps"
 

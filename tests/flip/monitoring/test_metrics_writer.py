@@ -11,6 +11,7 @@ from flip.config.schema import Config, Evaluate, EvaluationSet, Stage
 from flip.monitoring import metrics_writer as monitor
 from flip.monitoring.shares import PARTS
 from flip.runs.rundir import RunDir, read_json
+from tests.harness.common import metric_lines
 
 CONFIG = Config(stages=[Stage(samples=80, batch=8)], evaluate=Evaluate(sets=[EvaluationSet(name="val")]))
 
@@ -46,7 +47,7 @@ def test_steps_done_again_stand_once_in_the_curve(run):
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
         (8, 1.0), (16, 1.0), (24, 2.0), (32, 2.0), (40, 2.0),
     ]  # fmt: skip
-    assert [(line["step"], line["loss"]) for line in run.metric_lines()] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
+    assert [(line["step"], line["loss"]) for line in metric_lines(run)] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
 
 
 def read(run):
@@ -76,7 +77,7 @@ def test_counters_have_a_curve_from_their_first_count_on(run):
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("storage/", "data/"))]
     points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
     assert points == {"storage/retries": [(16, 2), (24, 0)], "data/replaced_samples": [(24, 3)]}
-    assert [line["storage"]["cache_hits"] for line in run.metric_lines()] == [0, 0, 0], "metric lines have them all"
+    assert [line["storage"]["cache_hits"] for line in metric_lines(run)] == [0, 0, 0], "metric lines have them all"
 
 
 def test_custom_scalars_begin_with_training_and_scores(run):

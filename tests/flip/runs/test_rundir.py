@@ -50,17 +50,6 @@ def test_the_first_cause_of_a_rank_stays(run):
     assert sorted(p.name for p in run.attempt(n).iterdir()) == ["cause.0.json", "cause.1.json", "start.json"]
 
 
-def test_readers_see_each_step_once_as_its_highest_attempt_wrote_it(run):
-    run.metrics.mkdir(parents=True)
-    lines = {1: [(1, 0.1), (2, 0.2), (3, 0.3)], 2: [(3, 3.3)], 10: [(4, 4.4)]}
-    for n, rows in lines.items():
-        text = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in rows)
-        (run.metrics / f"{n}.jsonl").write_text(text)
-    with open(run.metrics / "10.jsonl", "a") as file:
-        file.write('{"step": 5, "lo')  # a kill cut it off
-    assert [(r["step"], r["loss"]) for r in run.metric_lines()] == [(1, 0.1), (2, 0.2), (3, 3.3), (4, 4.4)]
-
-
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match="x.json"):
