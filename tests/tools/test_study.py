@@ -21,7 +21,7 @@ from jobs.sweeps.sweep_file import load
 from tools.masking_study import calibration, design, paired_stats, study_page
 from tools.masking_study import runner as rounds
 from tools.masking_study.design import ROUNDS, SEEDS
-from tools.masking_study.runner import Found
+from tools.masking_study.runner import Study
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = {
@@ -31,7 +31,7 @@ TIMES = {
     "mask 0.75, batch 64": 0.8e-3,
     "mask 0.75, batch 256": 0.65e-3,
 }
-ARMS = [one for each in ROUNDS for one in each.arms]
+ARMS = list(design.ARMS.values())
 KEPT = {
     "machine": {"processor": "Abacus", "cores": 2, "load": 0.1},
     "time": "2026-01-01 00:00",
@@ -46,9 +46,9 @@ def outcome(folder: Path, name: str, samples: int = 1280, **top1: float) -> Outc
     return Outcome(RunDir(folder / name), "complete", result=result)
 
 
-def found(folder: Path, rounds: int = 3, gains: dict[str, float] | None = None) -> Found:
+def found(folder: Path, rounds: int = 3, gains: dict[str, float] | None = None) -> Study:
     """A study of so many rounds: twemoji is 0.2 + the arm's gain + 0.01 per seed; the middle trial is the best."""
-    made = Found()
+    made = Study()
     for each in ROUNDS[:rounds]:
         for one in each.arms:
             for i, peak in enumerate(one.peaks):
@@ -156,7 +156,7 @@ def test_what_was_chosen_once_is_trained_everywhere(tmp_path: Path) -> None:
     path = tmp_path / "choices.json"
     assert paired_stats.recorded(path) == {}
     write_json(path, made)
-    there = Found(paired_stats.recorded(path))
+    there = Study(paired_stats.recorded(path))
     trials = found(tmp_path).trials
     there.trials |= trials
     for each in ROUNDS:
@@ -227,10 +227,10 @@ def test_the_page_says_what_came_out_also_against_the_claim(tmp_path: Path) -> N
     text = (tmp_path / "docs" / "study.md").read_text(encoding="utf-8")
     assert "mask50 is more accurate than clip: +5.0 (+5.0 to +5.0) points" in text
     assert "mask75 is less accurate than clip: -5.0" in text
-    assert "mask50-unmasked is not told apart from mask50-masked: +0.0" in text
+    assert "mask50-unmasked does not differ significantly from mask50-masked: +0.0" in text
     assert "26.0 (25.0, 26.0, 27.0)" in text, "the mean of an arm and each seed"
     assert "evaluate.preprocess: crop\\_resize" in text, "runs from before this field have the value of its default"
-    assert "Abacus" in text and "edge of the tried" not in text
+    assert "Abacus" in text and "edge of the range" not in text
     drawn = [path for path in written if path.suffix == ".svg"]
     assert len(drawn) == 2 and all(f"](study/{path.name})" in text for path in drawn)
     for path in drawn:
@@ -246,7 +246,7 @@ def test_a_study_that_is_not_done_says_what_is_missing(tmp_path: Path) -> None:
     study_page.write(tmp_path, KEPT, study)
     text = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert text.count("no answer, fewer than 3 pairs") == 4 and "mask75-b64 against mask75: no answer" in text
-    study_page.write(tmp_path, KEPT, Found())
+    study_page.write(tmp_path, KEPT, Study())
     assert "mask50 against clip: no answer" in (tmp_path / "study.md").read_text(encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
-"""Processor seconds per sample of each kind of work, measured once; step counts follow from them alone.
+"""Processor seconds per sample of each kind of work, measured once; they determine the step counts.
 
-Not by the clock on the wall: what else runs on the machine would count as well.
+Processor time, not wall-clock time, so that other load on the machine does not count.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
+
+import numpy as np
 
 from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
@@ -36,36 +39,32 @@ def machine() -> dict[str, Any]:
 def measured(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """``Arm.work`` -> {seconds per sample (the median), quartiles, intervals timed}, of complete calibration runs.
 
-    An interval is that between two metric lines. Raises ConfigError where a kind of work was not timed.
+    An interval lies between two metric lines. Raises ConfigError if a kind of work was not timed.
     """
-    found: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for outcome in outcomes:
-        one = design.arm(outcome.run.name.removesuffix("-s1"))
-        seconds, samples = outcome.metrics["cpu_seconds"][SKIPPED:], outcome.metrics["samples"][SKIPPED:]
-        pairs = zip(seconds[1:] - seconds[:-1], samples[1:] - samples[:-1], strict=True)
-        found.setdefault(one.work, []).extend(float(s / n) for s, n in pairs)
-    return {work: _spread(work, values) for work, values in found.items()}
-
-
-def _spread(work: str, values: Sequence[float]) -> dict[str, Any]:
-    from statistics import median, quantiles
-
-    if len(values) < 2:
-        raise ConfigError("was not timed: its calibration runs logged too little", work, len(values))
-    low, _, high = quantiles(values, n=4)
-    rounded = [float(f"{value:.4g}") for value in (median(values), low, high)]
-    return {"seconds": rounded[0], "quartiles": rounded[1:], "intervals": len(values)}
+        seconds, samples = (np.diff(outcome.metrics[name][SKIPPED:]) for name in ("cpu_seconds", "samples"))
+        values.setdefault(_work(outcome), []).extend((seconds / samples).tolist())
+    spreads = {}
+    for work, times in values.items():
+        if len(times) < 2:
+            raise ConfigError("was not timed: its calibration runs logged too little", work, len(times))
+        low, median, high = (float(f"{value:.4g}") for value in quantiles(times, n=4))
+        spreads[work] = {"seconds": median, "quartiles": [low, high], "intervals": len(times)}
+    return spreads
 
 
 def noisy(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The runs of the kinds of work whose intervals vary too much to be used."""
-    found = measured(outcomes)
-    uneven = {
-        work
-        for work, facts in found.items()
-        if facts["quartiles"][1] - facts["quartiles"][0] > UNEVEN * facts["seconds"]
+    spreads = measured(outcomes)
+    widths = {
+        work: (facts["quartiles"][1] - facts["quartiles"][0]) / facts["seconds"] for work, facts in spreads.items()
     }
-    return [o for o in outcomes if design.arm(o.run.name.removesuffix("-s1")).work in uneven]
+    return [outcome for outcome in outcomes if widths[_work(outcome)] > UNEVEN]
+
+
+def _work(outcome: Outcome) -> str:
+    return design.ARMS[outcome.run.name.removesuffix("-s1")].work
 
 
 def record(outcomes: Sequence[Outcome], before: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,17 +82,16 @@ def read(path: Path) -> dict[str, Any]:
     """Read the record. Raises ConfigError if it is missing, damaged or lacks a kind of work."""
     remedy = "Measure on a quiet machine: python tools/study.py --calibrate"
     try:
-        found = read_json(path)
+        calibration = read_json(path)
     except ValueError as error:
         raise ConfigError("the calibration cannot be read", str(path), str(error), remedy) from error
-    if found is None:
+    if calibration is None:
         raise ConfigError("there is no calibration", str(path), remedy=remedy)
-    for each in design.ROUNDS:
-        for one in each.arms:
-            if one.work not in found.get("work", {}):
-                raise ConfigError("the calibration lacks a kind of work", str(path), one.work, remedy)
-    return dict(found)
+    for arm in design.ARMS.values():
+        if arm.work not in calibration.get("work", {}):
+            raise ConfigError("the calibration lacks a kind of work", str(path), arm.work, remedy)
+    return dict(calibration)
 
 
-def times(found: Mapping[str, Any]) -> dict[str, float]:
-    return {work: float(facts["seconds"]) for work, facts in found["work"].items()}
+def times(calibration: Mapping[str, Any]) -> dict[str, float]:
+    return {work: float(facts["seconds"]) for work, facts in calibration["work"].items()}

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 SECONDS = 360.0
-"""Core-seconds of training of a run, by the calibration: the size of the whole study (``core_seconds``). Much less says
-nothing: in the first 15,000 samples clip stays at the loss of chance, where trials of 60 core-seconds ended."""
+"""Core-seconds of training of a run, by the calibration. Much less is useless: during the first 15,000 samples, where
+trials of 60 core-seconds ended, clip stays at the loss of chance."""
 TRIAL = 0.5
 """Length of a learning-rate trial as a share of the runs of its arm."""
 TUNING = 0.15
-"""Length of a tuning as a share of SECONDS, in addition to the run that it starts from."""
+"""Length of a tuning run as a share of SECONDS, in addition to the run that it starts from."""
 SEEDS = (0, 1, 2)
 TRIAL_SEED = 9
-"""Seed of trials; no compared run has it."""
+"""Seed of trials, not used by compared runs."""
 WARMUP = 0.05
-"""Share of a stage."""
+"""Warm-up as a share of the stage."""
 PROBE = 2560
 """Samples of a calibration run."""
 
@@ -53,11 +53,11 @@ class Arm:
         return TUNING_PEAKS if self.after else PEAKS
 
     def trial(self, peak: float) -> str:
-        """Name of its trial."""
+        """Name of the trial at a peak learning rate."""
         return f"{self.name}-lr{peak:g}"
 
     def run(self, seed: int) -> str:
-        """The name of its run, as ``seeds`` of a sweep makes them."""
+        """Name of the run with a seed, as the field ``seeds`` of a sweep forms it."""
         return self.name if seed == 0 else f"{self.name}-s{seed}"
 
 
@@ -92,7 +92,9 @@ ROUNDS = (
     ),
     Round("batch", "The batch at equal cost", (Arm("mask75-b64", "0.75", 64), Arm("mask75-b256", "0.75", 256))),
 )
-"""The most important first: if the study is stopped early, the last are missing."""
+"""In order of importance: if the study is stopped early, the last are missing."""
+ARMS = {arm.name: arm for each in ROUNDS for arm in each.arms}
+ROUND_OF = {arm.name: each for each in ROUNDS for arm in each.arms}
 
 COMPARED = (
     ("masking", "mask50", "clip"),
@@ -116,87 +118,73 @@ VALIDATION = {
 """The only evaluation set of a trial; other runs use those of the recipe emoji."""
 
 BASE: dict[str, Any] = {
-    "data": {"workers": 0},  # one process is the whole run: its seconds are core-seconds, reading included
+    "data": {"workers": 0},  # the run is one process: its seconds are core-seconds, reading included
     "resources": {"cpus": 1},
-    "compute": {"precision": "fp32"},  # any processor can; bf16 was no faster at this size
+    "compute": {"precision": "fp32"},  # supported by any processor; bf16 was no faster at this size
 }
 
 
-def arm(name: str) -> Arm:
-    return next(one for each in ROUNDS for one in each.arms if one.name == name)
-
-
 def core_seconds() -> float:
-    """Core-seconds of training in the whole study, by the calibration."""
-    arms = [one for each in ROUNDS for one in each.arms]
-    return sum(one.seconds * (len(one.peaks) * (1 if one.after else TRIAL) + len(SEEDS)) for one in arms)
+    """Core-seconds of training in the complete study, by the calibration."""
+    return sum(a.seconds * (len(a.peaks) * (1 if a.after else TRIAL) + len(SEEDS)) for a in ARMS.values())
 
 
-def samples(seconds: float, each: float, batch: int) -> int:
-    """The whole number of batches nearest to ``seconds`` at ``each`` core-seconds per sample, at least one; samples."""
-    return batch * max(1, round(seconds / each / batch))
-
-
-def stage(one: Arm, peak: float, times: Times, share: float = 1.0) -> dict[str, Any]:
-    """The stage of a run of the arm that lasts ``share`` of its seconds."""
-    total = samples(share * one.seconds, times[one.work], one.batch)
-    base_lr = float(f"{peak * 256 / one.batch:.6g}")  # a sweep's learning rate is per 256 samples
-    warmup = round(WARMUP * total / one.batch) * one.batch
-    return {"mask": one.mask, "batch": one.batch, "samples": total, "base_lr": base_lr, "warmup": warmup}
+def stage(arm: Arm, peak: float, times: Times, share: float = 1.0) -> dict[str, Any]:
+    """The stage of a run of the arm that lasts ``share`` of its seconds, rounded to at least one batch."""
+    steps = max(1, round(share * arm.seconds / times[arm.work] / arm.batch))
+    base_lr = float(f"{peak * 256 / arm.batch:.6g}")  # a sweep's learning rate is per 256 samples
+    warmup = round(WARMUP * steps) * arm.batch
+    return {"mask": arm.mask, "batch": arm.batch, "samples": steps * arm.batch, "base_lr": base_lr, "warmup": warmup}
 
 
 def calibration() -> dict[str, Any]:
     """The calibration sweep: a short run per kind of work, two at a time, as in the study."""
-    works = {one.work: one for each in ROUNDS for one in each.arms if not one.after}
+    by_work = {arm.work: arm for arm in ARMS.values() if not arm.after}
     fields = {
-        one.name: {"stages.pretrain": _probe(one), "monitor.log_every": 256 // one.batch} for one in works.values()
+        arm.name: {
+            "stages.pretrain": {"mask": arm.mask, "batch": arm.batch, "samples": PROBE, "warmup": arm.batch},
+            "monitor.log_every": 256 // arm.batch,
+        }
+        for arm in by_work.values()
     }
     return _sweep("study_calibration", "Step times", fields, evaluate=[]) | {"seeds": [0, 1]}
 
 
-def _probe(one: Arm) -> dict[str, Any]:
-    return {"mask": one.mask, "batch": one.batch, "samples": PROBE, "warmup": one.batch}
-
-
-def trials(each: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, Any]:
-    """One run per arm and peak, scored on the validation vendor alone. ``chosen``: arm -> peak, of rounds before."""
+def trials(round_: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, Any]:
+    """One run per arm and peak, scored on the validation vendor only. ``chosen``: arm -> peak of earlier rounds."""
     runs = {}
-    for one in each.arms:
-        for peak in one.peaks:
+    for arm in round_.arms:
+        for peak in arm.peaks:
             fields: dict[str, Any] = {"seed": TRIAL_SEED}
-            if one.after:
-                source = f"{_round(one.after).trials}/{arm(one.after).trial(chosen[one.after])}"
-                fields |= _branch(source, stage(one, peak, times))
+            if arm.after:
+                source = f"{ROUND_OF[arm.after].trials}/{ARMS[arm.after].trial(chosen[arm.after])}"
+                fields |= _branch(source, stage(arm, peak, times))
             else:
-                fields["stages.pretrain"] = stage(one, peak, times, TRIAL)
-            runs[one.trial(peak)] = fields
-    return _sweep(each.trials, f"{each.title}: trials of learning rates", runs, evaluate=[VALIDATION])
+                fields["stages.pretrain"] = stage(arm, peak, times, TRIAL)
+            runs[arm.trial(peak)] = fields
+    return _sweep(round_.trials, f"{round_.title}: trials of learning rates", runs, evaluate=[VALIDATION])
 
 
-def runs(each: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, Any]:
+def runs(round_: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, Any]:
     """One run per seed and arm, at the chosen peak learning rates."""
-    made: dict[str, dict[str, Any]] = {}
+    runs: dict[str, dict[str, Any]] = {}
     for seed in SEEDS:
-        for one in each.arms:
-            part = stage(one, chosen[one.name], times)
+        for arm in round_.arms:
+            last = stage(arm, chosen[arm.name], times)
             fields: dict[str, Any] = {"seed": seed}
-            if one.after:
-                fields |= _branch(f"{_round(one.after).sweep}/{arm(one.after).run(seed)}", part)
+            if arm.after:
+                fields |= _branch(f"{ROUND_OF[arm.after].sweep}/{ARMS[arm.after].run(seed)}", last)
             else:
-                fields |= {"stages.pretrain": part, "evaluate.every": -(-part["samples"] // 3)}
-            made[one.run(seed)] = fields
-    return _sweep(each.sweep, each.title, made)
+                fields |= {"stages.pretrain": last, "evaluate.every": -(-last["samples"] // 3)}
+            runs[arm.run(seed)] = fields
+    return _sweep(round_.sweep, round_.title, runs)
 
 
-def _round(name: str) -> Round:
-    return next(each for each in ROUNDS if arm(name) in each.arms)
+def _branch(source: str, tune: dict[str, Any]) -> dict[str, Any]:
+    return {"init": {"run": source, "stage": "pretrain"}, "stages.pretrain": None, "stages.tune": tune}
 
 
-def _branch(source: str, part: dict[str, Any]) -> dict[str, Any]:
-    return {"init": {"run": source, "stage": "pretrain"}, "stages.pretrain": None, "stages.tune": part}
-
-
-def _sweep(name: str, title: str, made: Mapping[str, Any], evaluate: list[Any] | None = None) -> dict[str, Any]:
+def _sweep(name: str, title: str, runs: Mapping[str, Any], evaluate: list[Any] | None = None) -> dict[str, Any]:
     scored = {"every": 0} | ({} if evaluate is None else {"sets": evaluate})
     fixed = BASE | {"evaluate": scored}
-    return {"name": name, "title": title, "cluster": "pair", "recipe": "emoji", "set": fixed, "runs": dict(made)}
+    return {"name": name, "title": title, "cluster": "pair", "recipe": "emoji", "set": fixed, "runs": dict(runs)}

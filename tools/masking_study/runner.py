@@ -27,11 +27,11 @@ class Unfinished(Exception):
 
 
 @dataclass
-class Found:
-    """What there is of the study. ``chosen``: arm -> peak; ``scores``: arm -> peak -> validation score of its trial.
+class Study:
+    """Results so far. ``chosen``: arm -> peak; ``scores``: arm -> peak -> validation score of its trial.
 
-    A choice that is there before the trials counts, as it was recorded when the study was made: where two trials are as
-    good as equal another machine would choose the other, and train another arm.
+    Peaks recorded by an earlier study take precedence over the trials: if two trials are almost equal, another machine
+    would choose differently and train another arm.
     """
 
     chosen: dict[str, float] = field(default_factory=dict)
@@ -39,30 +39,32 @@ class Found:
     scores: dict[str, dict[float, float]] = field(default_factory=dict)
     trials: dict[str, Outcome] = field(default_factory=dict)
 
-    def choose(self, each: Round) -> None:
-        for one in each.arms:
-            best, self.scores[one.name] = paired_stats.choose(one, self.trials)
-            self.chosen.setdefault(one.name, best)
+    def choose(self, round_: Round) -> None:
+        for arm in round_.arms:
+            best, self.scores[arm.name] = paired_stats.choose(arm, self.trials)
+            self.chosen.setdefault(arm.name, best)
 
 
 def study(times: Times, profile: str, recorded: Mapping[str, float]) -> None:
-    """All rounds; what is complete is left alone. Where the learning rates are recorded, runs that are compared come
-    first, as they wait for no trial: where time ends early, trials are missing. Raises Unfinished.
+    """Run all rounds; complete runs are left alone. Raises Unfinished.
+
+    With recorded learning rates, compared runs come first because they need no trial: if the study is stopped early,
+    only trials are missing.
     """
-    found = Found(dict(recorded))
-    for each in ROUNDS if recorded else ():
-        submit(design.runs(each, times, recorded), profile)
-    for each in ROUNDS:
-        submit(design.trials(each, times, found.chosen), profile)
-        found.trials |= outcomes(each.trials)
-        found.choose(each)
-        submit(design.runs(each, times, found.chosen), profile)
+    state = Study(dict(recorded))
+    for round_ in ROUNDS if recorded else ():
+        submit(design.runs(round_, times, recorded), profile)
+    for round_ in ROUNDS:
+        submit(design.trials(round_, times, state.chosen), profile)
+        state.trials |= outcomes(round_.trials)
+        state.choose(round_)
+        submit(design.runs(round_, times, state.chosen), profile)
 
 
 def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
-    """The runs that are timed; those of uneven times go to the trash and are done again, ``tries`` times in all.
+    """Run the calibration. Runs with uneven step times go to the trash and are repeated, up to ``tries`` times in all.
 
-    Raises Unfinished, also where the machine does not get quiet.
+    Raises Unfinished, also if step times stay uneven.
     """
     sweep = design.calibration()
     for _ in range(tries):
@@ -71,28 +73,29 @@ def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
         uneven = calibration.noisy(timed)
         if not uneven:
             return timed
-        print(f"uneven step times, let nothing else run: {', '.join(one.run.name for one in uneven)}", flush=True)
-        for one in uneven:
-            trash(one.run.path)
+        names = ", ".join(outcome.run.name for outcome in uneven)
+        print(f"uneven step times, let nothing else run: {names}", flush=True)
+        for outcome in uneven:
+            trash(outcome.run.path)
     raise Unfinished(STOPPED)
 
 
-def collect(recorded: Mapping[str, float]) -> Found:
+def collect(recorded: Mapping[str, float]) -> Study:
     """Read the complete runs of rounds with known learning rates, and the trials of complete rounds."""
-    found = Found(dict(recorded))
-    for each in ROUNDS:
-        trials = outcomes(each.trials)
-        if all(one.trial(peak) in trials for one in each.arms for peak in one.peaks):
-            found.trials |= trials
-            found.choose(each)
+    state = Study(dict(recorded))
+    for round_ in ROUNDS:
+        trials = outcomes(round_.trials)
+        if all(arm.trial(peak) in trials for arm in round_.arms for peak in arm.peaks):
+            state.trials |= trials
+            state.choose(round_)
         elif not recorded:
             break
-        found.runs |= outcomes(each.sweep)
-    return found
+        state.runs |= outcomes(round_.sweep)
+    return state
 
 
 def submit(sweep: Mapping[str, Any], profile: str) -> None:
-    """Write the sweep file below RUNS_ROOT/study and submit it, watching. Raises Unfinished, OSError."""
+    """Write the sweep file below RUNS_ROOT/study, submit it and wait for its end. Raises Unfinished, OSError."""
     path = runs_root() / "study" / f"{sweep['name']}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, dump_yaml(dict(sweep)))
@@ -105,5 +108,4 @@ def submit(sweep: Mapping[str, Any], profile: str) -> None:
 
 def outcomes(sweep: str) -> dict[str, Outcome]:
     """Run -> outcome, for the complete runs of a sweep."""
-    found = read_outcomes(runs_root() / sweep)
-    return {outcome.run.name: outcome for outcome in found if outcome.result}
+    return {outcome.run.name: outcome for outcome in read_outcomes(runs_root() / sweep) if outcome.result}
