@@ -1,8 +1,9 @@
 """A fleet that starts asks for all its first blocks at once, of storage that answers so many requests a second: events.
 
-Readers are many; each has threads that ask, the real gate (``flip.data.storage.retry.Gate``) and, per request, the real
-pauses (``Attempts``), with a clock that jumps. Storage answers ``limit`` requests in any second of its own, and refuses
-the others with 503 at once. An answer takes a drawn latency, and its bytes at the pace of one connection.
+Readers are many; each has threads that ask, the real gate (``flip.data.storage.retry.ConcurrencyLimiter``) and, per
+request, the real pauses (``RetryState``), with a clock that jumps. Storage answers ``limit`` requests in any second of
+its own, and refuses the others with 503 at once. An answer takes a drawn latency, and its bytes at the pace of one
+connection.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from flip.data.prefetch import THREADS
-from flip.data.storage.base import Fault
-from flip.data.storage.retry import Attempts, Clock, Gate, Patience
+from flip.data.storage.base import RequestError
+from flip.data.storage.retry import Clock, ConcurrencyLimiter, RetryPolicy, RetryState
 from flip.runs.errors import StorageError
 
 
@@ -61,15 +62,15 @@ class _Storage:
 class _Reader:
     """One worker's: what it still has to ask, and how far it may go."""
 
-    def __init__(self, requests: int, patience: Patience) -> None:
-        self.gate, self.waiting = Gate(patience.requests), deque(range(requests))
+    def __init__(self, requests: int, patience: RetryPolicy) -> None:
+        self.gate, self.waiting = ConcurrencyLimiter(patience.requests), deque(range(requests))
         self.asking, self.busy = 0, 0
         """Threads that are at a request, be it asleep after a refusal; requests that storage has."""
         self.woken = deque[int]()
         """Requests that are to be sent again, while the gate is shut."""
-        self.attempts: dict[int, Attempts] = {}
+        self.attempts: dict[int, RetryState] = {}
 
-    def next(self, begin: Callable[[], Attempts]) -> int | None:
+    def next(self, begin: Callable[[], RetryState]) -> int | None:
         """The request that may be sent now."""
         if self.busy >= self.gate.cap:
             return None
@@ -87,7 +88,7 @@ class _Fleet:
     """Readers and storage on one clock. An event: (when, its number, reader, request, the gate's ticket, what)."""
 
     def __init__(self, case: Burst, seed: int) -> None:
-        self._case, self._rng, self._patience = case, np.random.default_rng(seed), Patience()
+        self._case, self._rng, self._patience = case, np.random.default_rng(seed), RetryPolicy()
         self._storage = _Storage(case, self._rng)
         self._readers = [_Reader(case.each, self._patience) for _ in range(case.readers)]
         self._events: list[tuple[float, int, int, int, int | None, str]] = []
@@ -133,7 +134,7 @@ class _Fleet:
             reader.woken.append(request)
         elif what == "slowdown":
             try:
-                reader.attempts[request].failed("", Fault("slowdown", "503"))
+                reader.attempts[request].failed("", RequestError("slowdown", "503"))
                 self._later(self._pauses[-1], r, request, None, "wake")
             except StorageError:
                 self._lost += 1
@@ -143,7 +144,7 @@ class _Fleet:
 
     def _send(self, reader: _Reader, r: int) -> None:
         """Whatever a reader may send now."""
-        while (request := reader.next(lambda: Attempts(self._patience, lambda: True, self._clock))) is not None:
+        while (request := reader.next(lambda: RetryState(self._patience, lambda: True, self._clock))) is not None:
             reader.busy += 1
             ticket = reader.gate.enter()
             seconds, what = self._storage.answer(self._now)

@@ -12,7 +12,7 @@ from flip.checkpoint.interval import Interval
 from flip.checkpoint.saver import Checkpointer, model_state
 from flip.config.schema import Config
 from flip.data import order
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import run_on_first
 from flip.distributed.parallel import World
 from flip.distributed.watchdog import LONG, Watchdog
@@ -27,7 +27,7 @@ class Saving:
 
     def __init__(self, run: RunDir, attempt: int, world: World, config: Config, watchdog: Watchdog) -> None:
         self._run, self._world, self._watchdog, section = run, world, watchdog, config.checkpoint
-        patience = Patience(deadline=config.data.deadline, timeout=config.data.timeout)
+        patience = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
         self.checkpointer = Checkpointer(
             run, attempt, world, section.keep, section.background == "yes", section.url, patience
         )

@@ -13,10 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from flip.data.storage.base import Fault, is_remote
-from flip.data.storage.fsspec_storage import Anywhere
-from flip.data.storage.retry import Attempts, Do, Outages, Patience, Words
-from flip.data.storage.s3 import S3
+from flip.data.storage.base import RequestError, is_remote
+from flip.data.storage.fsspec_storage import FsspecStorage
+from flip.data.storage.retry import ErrorWording, OutageDetector, RetryAction, RetryPolicy, RetryState
+from flip.data.storage.s3 import S3Storage
 from flip.runs import commit, ownership
 from flip.runs.errors import PermissionDenied
 from flip.runs.rundir import RunDir, create_json, read_record
@@ -24,18 +24,18 @@ from flip.runs.rundir import RunDir, create_json, read_record
 PIECE, AT_ONCE = 1 << 24, 4
 """Bytes per request when fetching, and files that are fetched at once."""
 _REMEDY = "Look at the bucket and at checkpoint.url."
-WRITING = Words("writing", "write", "the place of the checkpoint", _REMEDY)
-READING = Words("reading", "read", "a file of the checkpoint", _REMEDY)
+WRITING = ErrorWording("writing", "write", "the place of the checkpoint", _REMEDY)
+READING = ErrorWording("reading", "read", "a file of the checkpoint", _REMEDY)
 _T = TypeVar("_T")
 
 
 class Remote:
     """One checkpoint's folder. Raises StorageError after ``patience``, PermissionDenied, DataError, ConfigError."""
 
-    def __init__(self, url: str, patience: Patience) -> None:
+    def __init__(self, url: str, patience: RetryPolicy) -> None:
         self.url, self._patience, self._granted = url.rstrip("/"), patience, False
-        self._outages = Outages()
-        self._storage: S3 | Anywhere = S3(patience.timeout) if is_remote(url) else Anywhere()
+        self._outages = OutageDetector()
+        self._storage: S3Storage | FsspecStorage = S3Storage(patience.timeout) if is_remote(url) else FsspecStorage()
 
     def put(self, name: str, data: bytes | memoryview) -> dict[str, Any]:
         """Write a file and return what tells it: bytes, and the ETag where the storage has such a thing."""
@@ -77,7 +77,7 @@ class Remote:
         def there() -> Any:
             try:
                 return self._storage.stat(key)
-            except Fault as fault:
+            except RequestError as fault:
                 if fault.kind == "missing":
                     raise commit.Damaged(f"{key} is missing") from fault
                 raise
@@ -95,7 +95,7 @@ class Remote:
                     file.write(piece)
             if digest.hexdigest() == expected["sha256"]:
                 return
-            self._storage.renew()
+            self._storage.reconnect()
         raise commit.Damaged(f"{self.url}/{name} does not have the checksum that was committed, fetched twice")
 
     def _pieces(self, name: str, expected: Mapping[str, Any], start: int, stop: int) -> Iterator[bytes]:
@@ -110,14 +110,14 @@ class Remote:
                 raise commit.Damaged(f"{key} is another object than was committed: {got.etag}")
             yield got.data
 
-    def _persist(self, key: str, request: Callable[[], _T], words: Words) -> _T:
-        attempts = Attempts(self._patience, lambda: self._granted, words=words, outages=self._outages)
+    def _persist(self, key: str, request: Callable[[], _T], words: ErrorWording) -> _T:
+        attempts = RetryState(self._patience, lambda: self._granted, words=words, outages=self._outages)
         while True:
             try:
                 answer = request()
-            except Fault as fault:
-                if attempts.failed(key, fault) is Do.ANEW:
-                    self._storage.renew()
+            except RequestError as fault:
+                if attempts.failed(key, fault) is RetryAction.RECONNECT:
+                    self._storage.reconnect()
             else:
                 self._granted = True
                 self._outages.succeeded()
@@ -147,7 +147,7 @@ def marked(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def verify(source: commit.Commit, patience: Patience, part: int = 0, parts: int = 1) -> None:
+def verify(source: commit.Commit, patience: RetryPolicy, part: int = 0, parts: int = 1) -> None:
     """As ``commit.verify``, of files that were just written: read from the storage, at a URL by sizes and ETags."""
     if "url" not in source.record:
         commit.verify(source, part, parts, uncached=True)
@@ -175,7 +175,7 @@ def refuse_foreign(source: commit.Commit, url: str) -> None:
 
 
 @contextmanager
-def at_hand(source: commit.Commit, patience: Patience | None = None, url: str = "") -> Iterator[Path]:
+def at_hand(source: commit.Commit, patience: RetryPolicy | None = None, url: str = "") -> Iterator[Path]:
     """The folder where a commit's files lie verified on this machine: its own, or a copy for as long as it is needed.
 
     ``url``: addresses below it are read even if another user wrote the commit's record. Raises Damaged,
@@ -187,5 +187,5 @@ def at_hand(source: commit.Commit, patience: Patience | None = None, url: str = 
         return
     refuse_foreign(source, url)
     with TemporaryDirectory(prefix="flip-") as folder:
-        Remote(source.record["url"], patience or Patience()).verify(source.record["files"], Path(folder))
+        Remote(source.record["url"], patience or RetryPolicy()).verify(source.record["files"], Path(folder))
         yield Path(folder)

@@ -11,7 +11,7 @@ import torch
 
 from flip.checkpoint.remote import Remote, refuse_foreign
 from flip.checkpoint.safetensors_io import CheckpointFiles, CheckpointIndex, read_headers, read_tensors
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import DAMAGED, broadcast_json, run_on_all, run_on_first
 from flip.distributed.parallel import World
 from flip.runs import commit
@@ -31,10 +31,10 @@ class CheckpointRestorer:
     """
 
     def __init__(
-        self, run: RunDir, attempt: int, world: World, patience: Patience | None = None, url: str = ""
+        self, run: RunDir, attempt: int, world: World, patience: RetryPolicy | None = None, url: str = ""
     ) -> None:
         self._run, self._attempt, self.world, self._url = run, attempt, world, url
-        self._patience = patience or Patience()
+        self._patience = patience or RetryPolicy()
         self._index: tuple[Path, CheckpointIndex] | None = None
         self.parent = ""
         """Folder name of the commit that this attempt resumed from."""

@@ -23,7 +23,7 @@ from flip.checkpoint.remote import Remote, base, marked, verify
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.checkpoint.safetensors_io import write_shard
 from flip.concurrency import DaemonExecutor
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import RankFailure, all_gather_json, run_on_all
 from flip.distributed.parallel import World, local
 from flip.runs import commit
@@ -71,10 +71,10 @@ class Checkpointer:
 
     def __init__(
         self, run: RunDir, attempt: int, world: World, keep: int, background: bool = False,
-        url: str = "", patience: Patience | None = None,
+        url: str = "", patience: RetryPolicy | None = None,
     ) -> None:  # fmt: skip
         self._run, self._attempt, self._world, self._keep, self._url = run, attempt, world, keep, url
-        self._patience = patience or Patience()
+        self._patience = patience or RetryPolicy()
         self.restorer = CheckpointRestorer(run, attempt, world, patience, url)
         self.waited = 0.0
         """Seconds that saves waited for the one before them."""

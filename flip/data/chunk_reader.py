@@ -26,10 +26,10 @@ from pathlib import Path
 
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
-from flip.data.storage.base import Fault, Storage
+from flip.data.storage.base import RequestError, Storage
 from flip.data.storage.checksums import crc32
-from flip.data.storage.client import Counters, StorageClient
-from flip.data.storage.retry import Clock, Outage, Patience
+from flip.data.storage.client import IOStats, StorageClient
+from flip.data.storage.retry import Clock, Outage, RetryPolicy
 from flip.runs.errors import DataError
 from flip.runs.ownership import private_folder, read_regular
 
@@ -186,14 +186,14 @@ class ChunkReader(StorageClient):
     """
 
     def __init__(
-        self, deadline: float | None = None, patience: Patience | None = None, clock: Clock | None = None,
+        self, deadline: float | None = None, retry_policy: RetryPolicy | None = None, clock: Clock | None = None,
         remote: Storage | None = None, cache: Cache | None = None, report: Callable[[Outage], None] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(deadline, patience, clock, remote, report)
+        super().__init__(deadline, retry_policy, clock, remote, report)
         self._cache = cache
 
     @property
-    def counters(self) -> Counters:
+    def counters(self) -> IOStats:
         """A copy of the counts until now, with those of the cache."""
         found = super().counters
         if self._cache is not None:
@@ -237,4 +237,4 @@ class ChunkReader(StorageClient):
             if crc in seen:
                 raise rot(manifest, j, f"CRC32 {crc:#010x}, indexed was {int(manifest.checksums[j]):#010x}")
             seen.add(crc)
-            self._failed(attempts, manifest.keys[reads[0][0]], Fault("checksum", f"chunk {j} has a wrong CRC32"))
+            self._failed(attempts, manifest.keys[reads[0][0]], RequestError("checksum", f"chunk {j} has a wrong CRC32"))

@@ -19,8 +19,8 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.masking import Kept
 from flip.data.memory import Memory, memory, part_bytes
 from flip.data.mixture import Source
-from flip.data.storage.client import Counters
-from flip.data.storage.retry import Board
+from flip.data.storage.client import IOStats
+from flip.data.storage.retry import OutageBoard
 from flip.data.worker import Part, Replaced, Spec, Streams
 from flip.data.worker_pool import Pool
 from flip.runs.errors import ConfigError, DataError
@@ -82,8 +82,8 @@ class Loader:
         self._pinned = pinned
         self._pool: Pool | None = None
         self._source: Pool | Streams | None = None
-        self._counted = Counters()
-        self.outages = Board()
+        self._counted = IOStats()
+        self.outages = OutageBoard()
         """Of this rank's storage, while batches are waited for."""
 
     def batches(
@@ -109,7 +109,7 @@ class Loader:
         self._source = self._pool or Streams(self.spec, self.sources, self.lanes, start, batch, kept, self.outages.add)
         return self._iterate(self._source, len(self.lanes) * (batch // lanes), kept)
 
-    def counters(self) -> Counters:
+    def counters(self) -> IOStats:
         """What this rank's readers did for all ``batches`` until now; cap and held are those of the present ones."""
         if self._source is None:
             return self._counted

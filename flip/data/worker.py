@@ -27,9 +27,9 @@ from flip.data.manifest import tar
 from flip.data.masking import Kept
 from flip.data.mixture import Source
 from flip.data.prefetch import Prefetch
-from flip.data.storage.client import Counters
-from flip.data.storage.obstore_storage import Obstore
-from flip.data.storage.retry import Outage, Patience
+from flip.data.storage.client import IOStats
+from flip.data.storage.obstore_storage import ObstoreStorage
+from flip.data.storage.retry import Outage, RetryPolicy
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 
@@ -111,10 +111,10 @@ class Streams:
         report: Callable[[Outage], None] | None = None,
     ) -> None:  # fmt: skip
         data = spec.data
-        patience = Patience(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge)
+        patience = RetryPolicy(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge)
         cache = Cache(data.cache, data.cache_bytes) if data.cache else None
-        remote = Obstore(data.timeout) if data.client == "obstore" else None
-        self.reader = ChunkReader(patience=patience, remote=remote, cache=cache, report=report)
+        remote = ObstoreStorage(data.timeout) if data.client == "obstore" else None
+        self.reader = ChunkReader(retry_policy=patience, remote=remote, cache=cache, report=report)
         position, count = start // spec.data.lanes, batch // spec.data.lanes
         self._streams = list[tuple[Stream, slice]]()
         for source in sources:
@@ -125,7 +125,7 @@ class Streams:
                 self._streams.append((stream, slice(first, first + len(part) * count)))
 
     @property
-    def counters(self) -> Counters:
+    def counters(self) -> IOStats:
         """Of its reader, from the beginning, and what is held now."""
         return dataclasses.replace(self.reader.counters, held=sum(stream.held for stream, _ in self._streams))
 

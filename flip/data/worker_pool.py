@@ -26,7 +26,7 @@ from flip.concurrency import leave_with_parent
 from flip.costs import SLOTS
 from flip.data.masking import Kept
 from flip.data.mixture import sources
-from flip.data.storage.client import Counters
+from flip.data.storage.client import IOStats
 from flip.data.storage.retry import Outage
 from flip.data.worker import Part, Replaced, Spec, Streams
 from flip.distributed.shutdown import SIGNALS
@@ -53,7 +53,7 @@ class Pool:
         self._parts: list[list[Part]] = []
         self._pipes: list[connection.Connection] = []
         self._processes: list[ForkServerProcess] = []
-        self._counters = [Counters() for _ in range(workers)]
+        self._counters = [IOStats() for _ in range(workers)]
         self._finish = util.Finalize(self, _end, args=(self._processes, self._pipes), exitpriority=10)
         for w in range(workers):
             share = lanes[w * len(lanes) // workers : (w + 1) * len(lanes) // workers]
@@ -70,9 +70,9 @@ class Pool:
             self._rows.append(slice((share.start - lanes.start) * each, (share.stop - lanes.start) * each))
 
     @property
-    def counters(self) -> Counters:
+    def counters(self) -> IOStats:
         """Of all workers' readers, up to the parts that were taken."""
-        return Counters.total(self._counters)
+        return IOStats.total(self._counters)
 
     def fill(self, out: Part) -> tuple[int, list[Replaced]]:
         """As ``Streams.fill``; a worker's FlipError is raised here, a worker that died is a RuntimeError."""
@@ -91,7 +91,7 @@ class Pool:
                 raise RuntimeError(f"{process.name} ended by itself, exit code {process.exitcode}") from error
             with contextlib.suppress(ConnectionError):  # it has ended: why stands in the pipe, behind its last parts
                 pipe.send_bytes(b"free")
-            self._counters[w] = Counters(**message["counters"])
+            self._counters[w] = IOStats(**message["counters"])
             replaced += message["replaced"]
             notes += [Replaced(*note) for note in message["notes"]]
         self._slot = (self._slot + 1) % SLOTS

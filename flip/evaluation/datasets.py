@@ -15,7 +15,7 @@ from typing import Any
 
 from flip.config.yaml_io import read_yaml
 from flip.data.storage.base import is_remote
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.evaluation import forms, prompts
 from flip.evaluation.forms import Place
 from flip.evaluation.prompts import Prompts
@@ -85,7 +85,7 @@ def root(given: str = "") -> str:
     return chosen if is_remote(chosen) else str(Path(chosen).expanduser().absolute())
 
 
-def find(wanted: Wanted, below: str, patience: Patience | None = None) -> Found:
+def find(wanted: Wanted, below: str, patience: RetryPolicy | None = None) -> Found:
     """The data set, wherever it lies. Raises ConfigError that says how to get one that is missing, DataError."""
     entry = entries().get(wanted.name, {})
     path, place = _place(wanted, entry, below)
@@ -207,7 +207,7 @@ def _place(wanted: Wanted, entry: Mapping[str, Any], below: str) -> tuple[str, P
     return tried[0], forms.required(None, ", ".join(tried), "test")
 
 
-def _task(place: Place, patience: Patience | None) -> str:
+def _task(place: Place, patience: RetryPolicy | None) -> str:
     """As the first sample says."""
     _, sample = next(iter(place.open(patience).samples(range(1))))
     return "zeroshot" if "cls" in sample else "retrieval"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flip.config import schema
 from flip.data.chunk_reader import Sample
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.data.worker import captions_of, label_of
 from flip.distributed.collectives import SINGLE_RANK, RankGroup
 from flip.evaluation import prompts
@@ -39,7 +39,7 @@ class DataSet:
     role: str = "test"
 
     @classmethod
-    def of(cls, item: schema.EvaluationSet, patience: Patience | None = None) -> DataSet:
+    def of(cls, item: schema.EvaluationSet, patience: RetryPolicy | None = None) -> DataSet:
         """As a configuration names it. Raises ConfigError, DataError, PermissionDenied."""
         train = Shards(item.train, patience) if item.task == "probe" else None
         wording = prompts.read(item.classes) if item.task == "zeroshot" else None

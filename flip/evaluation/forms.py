@@ -24,8 +24,8 @@ from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import MARK
 from flip.data.manifest.tar import EXTENSIONS
-from flip.data.storage.base import Stat, is_remote
-from flip.data.storage.retry import Patience
+from flip.data.storage.base import ObjectStat, is_remote
+from flip.data.storage.retry import RetryPolicy
 from flip.evaluation import annotations as listings
 from flip.evaluation.images import File, Files, Images, Shards
 from flip.runs.errors import ConfigError
@@ -52,7 +52,7 @@ class Place:
         files = tuple(File(key, label, tuple(captions)) for key, label, captions in facts["files"])
         return cls(facts["where"], facts["manifest"], files, tuple(facts["classes"]))
 
-    def open(self, patience: Patience | None = None) -> Images:
+    def open(self, patience: RetryPolicy | None = None) -> Images:
         if self.manifest:
             return Shards(self.manifest, patience)
         return Files(self.files, str(_folder(Path(self.where))), self.where, patience)
@@ -112,7 +112,7 @@ def _shards(root: str, split: str) -> Place | None:
     return None
 
 
-def _told(listed: dict[str, Stat], split: str) -> dict[str, Stat]:
+def _told(listed: dict[str, ObjectStat], split: str) -> dict[str, ObjectStat]:
     """Of shards beside each other, those whose names tell of the split; where none tells of any, all are the test."""
     tell = {key: _tells(key.rpartition("/")[2]) for key in listed}
     if not any(tell.values()):
@@ -120,7 +120,7 @@ def _told(listed: dict[str, Stat], split: str) -> dict[str, Stat]:
     return {key: stat for key, stat in listed.items() if split in tell[key]}
 
 
-def _indexed(listed: dict[str, Stat]) -> Path:
+def _indexed(listed: dict[str, ObjectStat]) -> Path:
     """Their manifest in the cache: begun once, it goes on; of evaluations beside each other the first one makes it."""
     text = json.dumps([[key, *stat] for key, stat in listed.items()])
     made = cache_root() / "manifests" / hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -21,8 +21,8 @@ from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import Undecodable, open_image
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import SAMPLE_LIMIT
-from flip.data.storage.base import Stat
-from flip.data.storage.retry import Patience
+from flip.data.storage.base import ObjectStat
+from flip.data.storage.retry import RetryPolicy
 from flip.data.worker import encoded_image
 from flip.runs.errors import ConfigError, DataError
 
@@ -69,12 +69,12 @@ class Images(Protocol):
 class Shards:
     """The samples of a manifest, those that it excepts left out; the tail that training leaves out included."""
 
-    def __init__(self, manifest: Manifest | os.PathLike[str] | str, patience: Patience | None = None) -> None:
+    def __init__(self, manifest: Manifest | os.PathLike[str] | str, patience: RetryPolicy | None = None) -> None:
         self.manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
         self.where, self.digest = str(self.manifest.folder), self.manifest.digest
         self.stamp = self.digest
         self.count = self.manifest.samples - len(self.manifest.exceptions)
-        self._reader = ChunkReader(patience=patience)
+        self._reader = ChunkReader(retry_policy=patience)
 
     @cached_property
     def _good(self) -> NDArray[np.int64]:
@@ -109,11 +109,11 @@ class File(NamedTuple):
 class Files:
     """Single image files, local or in object storage. ``root``: their names in the digest are relative to it."""
 
-    def __init__(self, files: Sequence[File], root: str, where: str = "", patience: Patience | None = None) -> None:
+    def __init__(self, files: Sequence[File], root: str, where: str = "", patience: RetryPolicy | None = None) -> None:
         if not files:
             raise ConfigError("there are no images here", where or root)
         self.files, self.root, self.where, self.count = files, root, where or root, len(files)
-        self._reader = ChunkReader(patience=patience)
+        self._reader = ChunkReader(retry_policy=patience)
 
     @cached_property
     def digest(self) -> str:
@@ -124,7 +124,7 @@ class Files:
     def stamp(self) -> str:
         return self._hash(list)
 
-    def _hash(self, of: Callable[[Stat], Any]) -> str:
+    def _hash(self, of: Callable[[ObjectStat], Any]) -> str:
         text = hashlib.sha256()
         for file in self.files:
             name = os.path.relpath(file.key, self.root) if "://" not in file.key else file.key.removeprefix(self.root)

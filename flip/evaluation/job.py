@@ -18,7 +18,7 @@ import torch
 from flip.checkpoint import saver
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.config import merge, schema
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
@@ -75,7 +75,7 @@ class Evaluation:
         self.subject = RunDir(task.subject)
         # rank 0 may index shards or fit a probe meanwhile: the group that waits longest
         self.ranks = RankGroup(world.rank, world.size, world.storage)
-        self.patience = Patience(deadline=config.data.deadline, timeout=config.data.timeout)
+        self.patience = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
         self.autocast = parallel.autocast(config.compute, world)
 
     def run(self) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from flip.config.derived import Span, spans
 from flip.config.schema import Config, EvaluationSet
 from flip.data import order
 from flip.data.loader import Batch, Loader
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
 from flip.distributed import norms, parallel
 from flip.distributed.collectives import RankGroup, run_on_first
@@ -282,7 +282,7 @@ class Trainer:
     def score(self, span: Span, items: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
         """Results of the present weights on these sets, in fp32. Raises Stopped if a stop is agreed between two."""
         encoder, data = self.encoder(), self.config.data
-        patience = Patience(deadline=data.deadline, timeout=data.timeout)
+        patience = RetryPolicy(deadline=data.deadline, timeout=data.timeout)
         ranks = RankGroup(self.world.rank, self.world.size, self.world.control)
         results = []
         for item in items:

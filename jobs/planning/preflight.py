@@ -31,7 +31,7 @@ from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import Undecodable
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import is_remote
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.data.worker import captions_of, image_of, json_fields, label_of, refuse_whole_json
 from flip.evaluation import prompts
 from flip.runs import commit
@@ -400,7 +400,7 @@ def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Che
 def written(url: str, deadline: float = 10.0) -> str:
     """Write an object where checkpoints will lie, and delete it. Raises what a save would, after the deadline."""
     place = url if "://" in url else f"file://{url}"
-    remote = Remote(f"{place.rstrip('/')}/.probe-{os.getpid()}", Patience(deadline=deadline))
+    remote = Remote(f"{place.rstrip('/')}/.probe-{os.getpid()}", RetryPolicy(deadline=deadline))
     remote.put("probe", b"probe")
     remote.remove()
     return f"{url}: objects can be written and deleted"

@@ -14,7 +14,7 @@ from PIL import Image
 from flip.config.schema import TextTower
 from flip.data import decode
 from flip.data.storage import s3
-from flip.data.storage.base import Fault
+from flip.data.storage.base import RequestError
 from flip.data.storage.checksums import ETag
 from flip.data.worker import Undecodable, captions_of, json_fields, label_of
 from flip.evaluation import annotations, prompts
@@ -160,7 +160,7 @@ def test_any_head_of_a_reply(reply, wanted):
     reply = {"ContentRange": wanted} | {key: value for key, value in reply.items() if key == "ContentLength"}
     if not isinstance(reply.get("ContentLength", 0), int):
         return
-    with suppress(Fault, DataError):
+    with suppress(RequestError, DataError):
         s3._check("s3://b/k", reply, 5, 10)
 
 

@@ -18,9 +18,9 @@ from flip.checkpoint import remote
 from flip.checkpoint import saver as checkpoint
 from flip.config import schema
 from flip.data.storage import s3
-from flip.data.storage.base import Fault
-from flip.data.storage.fsspec_storage import Anywhere
-from flip.data.storage.retry import Patience
+from flip.data.storage.base import RequestError
+from flip.data.storage.fsspec_storage import FsspecStorage
+from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
@@ -52,7 +52,9 @@ def run(tmp_path):
 
 
 def saver_of(run, world, url=URL, deadline=30.0, **more):
-    return checkpoint.Checkpointer(run, 1, world, 1, url=url, patience=Patience(deadline=deadline, timeout=5), **more)
+    return checkpoint.Checkpointer(
+        run, 1, world, 1, url=url, patience=RetryPolicy(deadline=deadline, timeout=5), **more
+    )
 
 
 def test_what_is_loaded_is_what_was_saved(server, world, run, monkeypatch):
@@ -63,9 +65,9 @@ def test_what_is_loaded_is_what_was_saved(server, world, run, monkeypatch):
     saver.wait()
     (made,) = commit.commits(run)
     assert made.samples == 32 and os.listdir(made.path) == [commit.MARK]
-    there = dict(s3.S3().list(f"{URL}/sweep/"))
+    there = dict(s3.S3Storage().list(f"{URL}/sweep/"))
     assert {Path(key).name for key in there} == {*made.record["files"], commit.MARK} and len(there) == 2
-    assert (made.path / commit.MARK).read_bytes() == s3.S3().get(f"{made.record['url']}/commit.json", 0, there[
+    assert (made.path / commit.MARK).read_bytes() == s3.S3Storage().get(f"{made.record['url']}/commit.json", 0, there[
         f"{made.record['url']}/commit.json"].size).result().data  # fmt: skip
     found = state_of(*trained(steps=0))
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # no copy on the node
@@ -78,7 +80,7 @@ def test_large_files_go_in_parts(server, monkeypatch, tmp_path):
     lead_to(monkeypatch, server.address)
     monkeypatch.setattr(s3, "PART", 5 << 20)
     data = os.urandom((11 << 20) + 17)
-    there = remote.Remote(f"{URL}/{tmp_path.name}", Patience(deadline=20, timeout=5))
+    there = remote.Remote(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
     facts = there.put("large", data)
     assert facts["bytes"] == len(data) and facts["etag"].endswith("-3")
     facts["sha256"] = "0" * 64
@@ -98,7 +100,7 @@ def test_one_that_is_damaged_falls_back(server, world, run, monkeypatch):
     saver.save(state_of(*trained()), "second", 32)
     old, new = commit.commits(run)
     (name,) = new.record["files"]
-    s3.S3().put(f"{new.record['url']}/{name}", b"rot")
+    s3.S3Storage().put(f"{new.record['url']}/{name}", b"rot")
     assert saver.restorer.newest().samples == old.samples == 16
     assert [c.samples for c in commit.commits(run)] == [16]
 
@@ -129,7 +131,7 @@ def test_an_outage_is_ridden_out_or_told(own, world, run, monkeypatch):
 def test_writes_that_meet_a_storm_of_answers_are_sent_again(server, proxied, tmp_path):
     proxy, data = proxied(server), os.urandom(1 << 20)
     proxy.plan(("slowdown", "server", "throttle"), 1, limit=3, writes=True)
-    there = remote.Remote(f"{URL}/{tmp_path.name}", Patience(deadline=20, timeout=5))
+    there = remote.Remote(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
     facts = there.put("one", data)
     assert proxy.counts["slowdown"] == proxy.counts["server"] == proxy.counts["throttle"] == 1
     there.verify({"one": facts | {"sha256": hashlib.sha256(data).hexdigest()}}, tmp_path)
@@ -235,19 +237,19 @@ def test_the_last_answer_of_an_upload_in_parts_is_lost(server, proxied, monkeypa
     proxy = proxied(server)
     monkeypatch.setattr(s3, "PART", 5 << 20)
     data, url = os.urandom((5 << 20) + 17), f"{URL}/{tmp_path.name}"
-    there = remote.Remote(url, Patience(deadline=20, timeout=5))
+    there = remote.Remote(url, RetryPolicy(deadline=20, timeout=5))
     expected = there.put("large", data)
     proxy.lost = rb"POST .*[?&]uploadId="
     assert there.put("again", data) == expected and not proxy.lost
     there.check("again", expected)
-    with pytest.raises(Fault) as error:
-        s3.S3()._complete(f"{url}/again", "never-begun", [], len(data), twice)
+    with pytest.raises(RequestError) as error:
+        s3.S3Storage()._complete(f"{url}/again", "never-begun", [], len(data), twice)
     assert error.value.kind == "missing", "what lies there is of another upload"
     there.remove()
 
 
 def twice(request):
-    with contextlib.suppress(Fault):
+    with contextlib.suppress(RequestError):
         request()
     return request()
 
@@ -255,7 +257,7 @@ def twice(request):
 @on_nanio
 def test_a_byte_that_the_network_spoils_costs_no_checkpoint(server, proxied, tmp_path):
     proxy, data = proxied(server), os.urandom(1 << 20)
-    there = remote.Remote(f"{URL}/{tmp_path.name}", Patience(deadline=20, timeout=5))
+    there = remote.Remote(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
     files = {"one": there.put("one", data) | {"sha256": hashlib.sha256(data).hexdigest()}}
     proxy.plan(["flip"], 1, limit=1)
     there.verify(files, tmp_path)
@@ -270,11 +272,11 @@ def test_errors_of_other_protocols_are_faults_too():
     """Those of their packages are of no class that they share: here aiohttp's, for a server that hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=hang_up, args=(server,), daemon=True).start()
-        with pytest.raises(Fault, match="ServerDisconnectedError") as error:
-            Anywhere().get(f"http://127.0.0.1:{server.getsockname()[1]}/x", 0, 4).result()
+        with pytest.raises(RequestError, match="ServerDisconnectedError") as error:
+            FsspecStorage().get(f"http://127.0.0.1:{server.getsockname()[1]}/x", 0, 4).result()
         assert error.value.kind == "connection"
     with pytest.raises(ConfigError, match="no storage has such an address"):
-        Anywhere().stat("nosuch://bucket/x")
+        FsspecStorage().stat("nosuch://bucket/x")
 
 
 def hang_up(server):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flip.data.chunk_reader import ChunkReader
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.evaluation import forms
 from flip.evaluation.images import Shards
 from flip.runs.errors import DataError, PermissionDenied, StorageError
@@ -199,7 +199,7 @@ def test_an_evaluation_has_its_patience_too(server, proxied, remote):
     manifest = remote()
     proxy.plan(["slowdown"], 1)
     with pytest.raises(StorageError, match="reading failed for 0.5 s, at last with: 503"):
-        next(Shards(manifest, Patience(deadline=0.5)).samples(range(1)))
+        next(Shards(manifest, RetryPolicy(deadline=0.5)).samples(range(1)))
 
 
 @on_nanio

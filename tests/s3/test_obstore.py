@@ -31,7 +31,7 @@ pytestmark = pytest.mark.s3
 @pytest.fixture(autouse=True)
 def client(monkeypatch):
     """Readers have obstore, and give up pieces as small as the shards here."""
-    monkeypatch.setattr("flip.data.storage.s3.S3", obstore_storage.Obstore)
+    monkeypatch.setattr("flip.data.storage.s3.S3Storage", obstore_storage.ObstoreStorage)
     monkeypatch.setattr(obstore_storage, "_PIECE", 1)
 
 
@@ -41,7 +41,7 @@ def test_nothing_shows_of_a_fault(server, proxied, remote, fault):
     proxy, made = proxied(server), remote()
     reader = impatient(deadline=60, timeout=0.5 if COUNTED_AS[fault] == "stall" else 10)
     expected = texts(made, reader)
-    assert isinstance(reader._remote, obstore_storage.Obstore)
+    assert isinstance(reader._remote, obstore_storage.ObstoreStorage)
     before = reader.counters.requests
     proxy.plan([fault], 0.3, seed=1, limit=3)
     assert texts(made, reader) == expected

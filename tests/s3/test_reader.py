@@ -13,7 +13,7 @@ import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 from tests.s3.conftest import ROOT, lead_to, on_nanio, on_weed
 from tests.s3.servers import BUCKET, KEY, SECRET, files
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.s3
 
 
 def impatient(**fields):
-    return ChunkReader(patience=Patience(**{"deadline": 1.5, "timeout": 5, "first": 0.05} | fields))
+    return ChunkReader(retry_policy=RetryPolicy(**{"deadline": 1.5, "timeout": 5, "first": 0.05} | fields))
 
 
 def texts(manifest, reader):

@@ -152,7 +152,7 @@ def nothing_left(storm):
         assert run.leftovers() == ([], []), run.leftovers()
     copies = [path.name for path in (storm.scene.folder / "tmp").glob("flip-*")]
     assert not copies, copies
-    objects = {key for key, _ in s3.S3().list(f"s3://{BUCKET}/checkpoints/")}
+    objects = {key for key, _ in s3.S3Storage().list(f"s3://{BUCKET}/checkpoints/")}
     named = {
         f"{found.record['url']}/{name}"
         for run in storm.runs

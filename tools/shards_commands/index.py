@@ -31,7 +31,7 @@ from flip.data.manifest.build import (
 )
 from flip.data.manifest.census import Completeness, Incomplete
 from flip.data.manifest.manifest import Manifest, refuse_existing
-from flip.data.storage.base import Stat, is_remote
+from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError
 from tools.shards_commands.manifest import facts
 from tools.shards_commands.output import Bar, Outcome, claim, names, writing
@@ -102,12 +102,12 @@ def share(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, Stat]]:
+def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, ObjectStat]]:
     """Expand braces ({00000..00041}, {a,b}) and wildcards. A pattern without a match is returned as it is.
 
     Also returns all objects that were listed on the way. Raises ConfigError if braces are unbalanced.
     """
-    keys, known = list[str](), dict[str, Stat]()
+    keys, known = list[str](), dict[str, ObjectStat]()
     for pattern in patterns:
         try:
             expanded = list(map(as_path, braceexpand.braceexpand(pattern)))
@@ -124,13 +124,13 @@ def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, Stat]]:
     return keys, known
 
 
-def objects(pattern: str) -> dict[str, Stat]:
+def objects(pattern: str) -> dict[str, ObjectStat]:
     """List the objects below the fixed prefix of a pattern; none if it has no wildcard."""
     prefix = re.split(r"[*?[]", pattern)[0]
     return {} if prefix == pattern else ChunkReader(deadline=60.0).list(prefix)
 
 
-def without_stats(keys: Sequence[str], known: Mapping[str, Stat]) -> dict[str, int]:
+def without_stats(keys: Sequence[str], known: Mapping[str, ObjectStat]) -> dict[str, int]:
     """Number of shards without the _stats.json that img2dataset writes last; empty if none or all have one.
 
     A hint only: the end marker of the tar decides whether a shard is complete.

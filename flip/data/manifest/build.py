@@ -26,7 +26,7 @@ from flip.data.manifest.census import Completeness
 from flip.data.manifest.manifest import MARK, Keeping, Manifest, Table, refuse_existing
 from flip.data.manifest.scan import REMEDY, Scan, Scans, Shard, file_stat, scan
 from flip.data.storage import checksums
-from flip.data.storage.base import Stat, is_remote
+from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.client import StorageClient
 from flip.runs.errors import ConfigError, DataError
 
@@ -123,7 +123,7 @@ def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
 
 def gather(
     keys: Sequence[str], out: Path, progress: Progress | None = None, workers: int = 0,
-    known: Mapping[str, Stat] | None = None, skip_damaged: bool = False, filters: Filters | None = None,
+    known: Mapping[str, ObjectStat] | None = None, skip_damaged: bool = False, filters: Filters | None = None,
 ) -> Gathered:  # fmt: skip
     """Scan the shards that have no scan beside ``out`` yet. ``workers``: processes at most; below 2 this one does it.
     ``known``: what a listing told of objects, which are then not asked for one by one.
@@ -163,10 +163,10 @@ def gather(
     return Gathered(scans, [s for s in shards if s.key not in damaged], len(shards) - len(todo), left, damaged)
 
 
-def _asked(keys: Sequence[str], known: Mapping[str, Stat]) -> tuple[list[Shard], dict[str, DataError]]:
+def _asked(keys: Sequence[str], known: Mapping[str, ObjectStat]) -> tuple[list[Shard], dict[str, DataError]]:
     reader = StorageClient()
 
-    def ask(key: str) -> Stat | DataError:
+    def ask(key: str) -> ObjectStat | DataError:
         try:
             return known.get(key) or (reader.stat(key) if is_remote(key) else file_stat(key))
         except DataError as error:
@@ -179,7 +179,7 @@ def _asked(keys: Sequence[str], known: Mapping[str, Stat]) -> tuple[list[Shard],
     finally:
         threads.close()
     return (
-        [Shard(key, stat) for key, stat in found if isinstance(stat, Stat)],
+        [Shard(key, stat) for key, stat in found if isinstance(stat, ObjectStat)],
         {key: error for key, error in found if isinstance(error, DataError)},
     )
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from flip.data.manifest import tar
 from flip.data.manifest.census import Census, Counting
 from flip.data.manifest.manifest import BLOCK
-from flip.data.storage.base import Stat, is_remote
+from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.checksums import ETag, crc32
 from flip.data.storage.client import StorageClient
 from flip.runs.errors import DataError, PermissionDenied, StorageError
@@ -82,7 +82,7 @@ class Scan(NamedTuple):
         return int(self.head[0] + self.blocks.sum(dtype=np.int64)) * BLOCK
 
 
-def scan(key: str, stat: Stat, reader: StorageClient, filters: Filters | None = None) -> Scan:
+def scan(key: str, stat: ObjectStat, reader: StorageClient, filters: Filters | None = None) -> Scan:
     """Read a shard once and walk it. Raises DataError naming shard and byte; what ``StorageClient.read`` does, and
     ``Filters.judge``.
 
@@ -175,7 +175,7 @@ def _check_rest(pieces: Iterator[bytes], at: int) -> None:
 
 
 def _read(
-    key: str, stat: Stat, parts: Sequence[int], reader: StorageClient, judge: Judge
+    key: str, stat: ObjectStat, parts: Sequence[int], reader: StorageClient, judge: Judge
 ) -> tuple[Scan | tar.Broken, str]:
     """What one reading found, and the ETag that an object's bytes have as far as they were read."""
     etag = ETag(parts)
@@ -193,7 +193,7 @@ def _read(
         return error, etag.text()
 
 
-def file_stat(key: str) -> Stat:
+def file_stat(key: str) -> ObjectStat:
     """Of a shard that is a file and may be read. Raises as ``scan`` does."""
     try:
         file = os.open(key, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait for a writer
@@ -214,14 +214,14 @@ def file_stat(key: str) -> Stat:
     if not modes.S_ISREG(found.st_mode):
         what = "a FIFO" if modes.S_ISFIFO(found.st_mode) else "a device or a socket"
         raise DataError(f"{what} is no shard: a shard is read at any place, again and again", key, remedy=_TARS_ALONE)
-    return Stat(found.st_size, "", found.st_mtime_ns)
+    return ObjectStat(found.st_size, "", found.st_mtime_ns)
 
 
 class Shard(NamedTuple):
     """A shard as it was when it was asked for: what is kept of another one under its key is not used."""
 
     key: str
-    stat: Stat
+    stat: ObjectStat
 
 
 class _Place(NamedTuple):
@@ -329,4 +329,4 @@ def _unpacked(line: bytes) -> dict[str, Any] | None:
 
 def _shard(facts: dict[str, Any]) -> Shard:
     key, *stat = facts["shard"]
-    return Shard(key, Stat(*stat))
+    return Shard(key, ObjectStat(*stat))

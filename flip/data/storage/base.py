@@ -15,23 +15,23 @@ from flip.runs.errors import DataError, PermissionDenied
 
 _T = TypeVar("_T")
 
-Each = Callable[[Callable[[], Any]], Any]
+RequestRunner = Callable[[Callable[[], Any]], Any]
 """Makes one request of several, by itself or again and again."""
 
 
-def at_once(request: Callable[[], Any]) -> Any:
+def run_once(request: Callable[[], Any]) -> Any:
     """Make it, once."""
     return request()
 
 
-class Got(NamedTuple):
+class RangeResponse(NamedTuple):
     """Bytes, and the ETag of the object that they are of, from one and the same reply; ``""``: there is none."""
 
     data: bytes
     etag: str
 
 
-class Stat(NamedTuple):
+class ObjectStat(NamedTuple):
     """Two that are equal are of one and the same object or, but for sleight of hand, file."""
 
     size: int
@@ -41,7 +41,7 @@ class Stat(NamedTuple):
     """Of a file: when, ns."""
 
 
-class Fault(Exception):
+class RequestError(Exception):
     """An attempt that failed: its class (a key of ``retry.TABLE``) and what to tell.
 
     ``data``: the bytes that had come, in order, before it broke off; ``etag``: of the object that they are of.
@@ -55,25 +55,25 @@ class Fault(Exception):
 class Storage(Protocol):
     """Raises Fault for what may pass, FlipError for what cannot."""
 
-    def get(self, key: str, start: int, stop: int) -> Future[Got]:
+    def get(self, key: str, start: int, stop: int) -> Future[RangeResponse]:
         """Bytes [start, stop), stop > start: all of them, or Fault. One request; cancelled, it is given up."""
 
-    def stat(self, key: str) -> Stat:
+    def stat(self, key: str) -> ObjectStat:
         """One request."""
 
-    def parts(self, key: str, stat: Stat) -> list[int]:
+    def parts(self, key: str, stat: ObjectStat) -> list[int]:
         """Sizes of the parts that an object was uploaded in; none where that is not told. A request per part."""
 
-    def list(self, prefix: str, each: Each = at_once) -> Iterator[tuple[str, Stat]]:
+    def list(self, prefix: str, each: RequestRunner = run_once) -> Iterator[tuple[str, ObjectStat]]:
         """Keys that begin with ``prefix`` and what ``stat`` would tell, in no given order. ``each`` makes the request
         for a page, and may make it again.
         """
 
-    def renew(self) -> None:
+    def reconnect(self) -> None:
         """Start over with fresh connections and credentials."""
 
 
-def answered(function: Callable[..., _T], *arguments: object) -> Future[_T]:
+def completed_future(function: Callable[..., _T], *arguments: object) -> Future[_T]:
     """What a call gives or raises, as a request that has its answer."""
     answer: Future[_T] = Future()
     try:
@@ -87,13 +87,13 @@ def is_remote(key: str) -> bool:
     return key.startswith("s3://")
 
 
-class Local:
+class LocalStorage:
     """Files of this machine or its mounts; the key is a path."""
 
-    def get(self, key: str, start: int, stop: int) -> Future[Got]:
-        return answered(self._get, key, start, stop)
+    def get(self, key: str, start: int, stop: int) -> Future[RangeResponse]:
+        return completed_future(self._get, key, start, stop)
 
-    def _get(self, key: str, start: int, stop: int) -> Got:
+    def _get(self, key: str, start: int, stop: int) -> RangeResponse:
         try:
             handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -109,25 +109,25 @@ class Local:
                 pieces.append(piece)
                 at += len(piece)
         except OSError as error:
-            raise Fault("io", str(error)) from error
+            raise RequestError("io", str(error)) from error
         finally:
             os.close(handle)
-        return Got(pieces[0] if len(pieces) == 1 else b"".join(pieces), "")
+        return RangeResponse(pieces[0] if len(pieces) == 1 else b"".join(pieces), "")
 
-    def stat(self, key: str) -> Stat:
+    def stat(self, key: str) -> ObjectStat:
         try:
             found = os.stat(key)
         except OSError as error:
             raise _refusal(error, key) from None
-        return Stat(found.st_size, "", found.st_mtime_ns)
+        return ObjectStat(found.st_size, "", found.st_mtime_ns)
 
-    def parts(self, key: str, stat: Stat) -> list[int]:
+    def parts(self, key: str, stat: ObjectStat) -> list[int]:
         return []
 
-    def list(self, prefix: str, each: Each = at_once) -> Iterator[tuple[str, Stat]]:
+    def list(self, prefix: str, each: RequestRunner = run_once) -> Iterator[tuple[str, ObjectStat]]:
         yield from ((path, self.stat(path)) for path in glob.iglob(glob.escape(prefix) + "*"))
 
-    def renew(self) -> None:
+    def reconnect(self) -> None:
         pass
 
 
@@ -136,7 +136,7 @@ def _refusal(error: OSError, key: str) -> Exception:
         return DataError("the shard is missing", key, remedy="Restore it, or index the others again.")
     if isinstance(error, PermissionError):
         return PermissionDenied("the shard may not be read", key, remedy="Grant read access to it.")
-    return Fault("io", str(error))
+    return RequestError("io", str(error))
 
 
 def ends_early(key: str, size: int, stop: int) -> DataError:

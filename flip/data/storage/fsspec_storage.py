@@ -6,26 +6,26 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from flip.data.storage.base import Each, Fault, Got, Stat, answered, at_once
+from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, RequestRunner, completed_future, run_once
 from flip.runs.errors import ConfigError
 
 
-class Anywhere:
+class FsspecStorage:
     """Keys are URLs. Credentials come from where the protocol's own package looks for them."""
 
-    def get(self, key: str, start: int, stop: int) -> Future[Got]:
-        return answered(self._get, key, start, stop)
+    def get(self, key: str, start: int, stop: int) -> Future[RangeResponse]:
+        return completed_future(self._get, key, start, stop)
 
-    def _get(self, key: str, start: int, stop: int) -> Got:
+    def _get(self, key: str, start: int, stop: int) -> RangeResponse:
         data = self._call(key, lambda files, path: files.cat_file(path, start=start, end=stop))
         if len(data) != stop - start:
-            raise Fault("short", f"{len(data)} bytes came of {stop - start}")
-        return Got(data, "")
+            raise RequestError("short", f"{len(data)} bytes came of {stop - start}")
+        return RangeResponse(data, "")
 
-    def stat(self, key: str) -> Stat:
-        return Stat(int(self._call(key, lambda files, path: files.info(path)["size"])), "")
+    def stat(self, key: str) -> ObjectStat:
+        return ObjectStat(int(self._call(key, lambda files, path: files.info(path)["size"])), "")
 
-    def list(self, prefix: str, each: Each = at_once) -> Iterator[tuple[str, Stat]]:
+    def list(self, prefix: str, each: RequestRunner = run_once) -> Iterator[tuple[str, ObjectStat]]:
         """``prefix`` is a folder here. Keys begin with it as it is written: a file system's own paths lack parts of a
         URL that choose the store, as the account in ``abfs://container@account/path``.
         """
@@ -35,9 +35,9 @@ class Anywhere:
             return {name[len(path.rstrip("/")) :]: int(facts["size"]) for name, facts in found.items()}
 
         below = each(lambda: self._call(prefix, find))
-        yield from ((prefix.rstrip("/") + name, Stat(size, "")) for name, size in below.items())
+        yield from ((prefix.rstrip("/") + name, ObjectStat(size, "")) for name, size in below.items())
 
-    def put(self, key: str, data: bytes | memoryview, each: Each = at_once) -> str:
+    def put(self, key: str, data: bytes | memoryview, each: RequestRunner = run_once) -> str:
         def write(files: Any, path: str) -> None:
             files.makedirs(files._parent(path), exist_ok=True)
             files.pipe_file(path, bytes(data))
@@ -48,7 +48,7 @@ class Anywhere:
     def delete(self, key: str) -> None:
         self._call(key, lambda files, path: files.rm_file(path) if files.exists(path) else None)
 
-    def renew(self) -> None:
+    def reconnect(self) -> None:
         pass
 
     def _call(self, key: str, request: Any) -> Any:
@@ -62,10 +62,10 @@ class Anywhere:
             files.invalidate_cache()
             return request(files, path)
         except FileNotFoundError as error:
-            raise Fault("missing", str(error)) from error
+            raise RequestError("missing", str(error)) from error
         except PermissionError as error:
-            raise Fault("denied", str(error)) from error
+            raise RequestError("denied", str(error)) from error
         except OSError as error:
-            raise Fault("io", str(error)) from error
+            raise RequestError("io", str(error)) from error
         except Exception as error:  # each protocol's package has errors of its own, of no class that they share
-            raise Fault("connection", f"{type(error).__name__}: {error}") from error
+            raise RequestError("connection", f"{type(error).__name__}: {error}") from error

@@ -10,8 +10,8 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flip.data.storage.base import Fault, Got, ends_early
-from flip.data.storage.s3 import S3, SLOWEST, classify_obstore_error, split
+from flip.data.storage.base import RangeResponse, RequestError, ends_early
+from flip.data.storage.s3 import SLOWEST, S3Storage, classify_obstore_error, split
 from flip.runs.errors import ConfigError
 
 _PIECE = 1 << 20
@@ -19,7 +19,7 @@ _ASKED_AGAIN = timedelta(minutes=6)
 """Credentials are asked for again a minute after they were: obstore does so five minutes before they expire."""
 
 
-class Obstore(S3):
+class ObstoreStorage(S3Storage):
     """As ``S3``."""
 
     def __init__(self, timeout: float = 15.0) -> None:
@@ -27,11 +27,11 @@ class Obstore(S3):
         self._stores: dict[str, Any] = {}
         """Bucket -> store."""
 
-    def renew(self) -> None:
-        super().renew()
+    def reconnect(self) -> None:
+        super().reconnect()
         self._stores = {}
 
-    async def _get(self, client: Any, key: str, start: int, stop: int) -> Got:
+    async def _get(self, client: Any, key: str, start: int, stop: int) -> RangeResponse:
         bucket, path = split(key)
         obstore = _package()
         store = self._stores.get(bucket)
@@ -47,14 +47,14 @@ class Obstore(S3):
                 async for piece in reply.stream(min_chunk_size=_PIECE):
                     pieces.append(memoryview(piece))
         except TimeoutError as error:
-            raise Fault("stall", str(error), b"".join(pieces), etag) from error
+            raise RequestError("stall", str(error), b"".join(pieces), etag) from error
         except (obstore.exceptions.BaseError, OSError) as error:  # a FileNotFoundError is one of its own
             fault = classify_obstore_error(error)
-            raise Fault(fault.kind, str(fault), b"".join(pieces), etag) from error
+            raise RequestError(fault.kind, str(fault), b"".join(pieces), etag) from error
         data = b"".join(pieces)
         if len(data) != stop - start:
-            raise Fault("short", f"{len(data)} bytes came of {stop - start}, announced as complete")
-        return Got(data, etag)
+            raise RequestError("short", f"{len(data)} bytes came of {stop - start}, announced as complete")
+        return RangeResponse(data, etag)
 
     async def _store(self, client: Any, bucket: str) -> Any:
         """A store where ``client`` leads, with its credentials, asked for once so that their lack shows here."""

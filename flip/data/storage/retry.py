@@ -17,13 +17,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from flip.data.storage.base import Fault
+from flip.data.storage.base import RequestError
 from flip.runs.errors import DataError, FlipError, PermissionDenied, StorageError
 
 log = logging.getLogger("flip.data")
 
 
-class Words(NamedTuple):
+class ErrorWording(NamedTuple):
     """How errors speak of what was tried."""
 
     doing: str = "reading"
@@ -32,28 +32,28 @@ class Words(NamedTuple):
     remedy: str = "Restore it, or index the others again."
 
 
-class Do(enum.Enum):
+class RetryAction(enum.Enum):
     AGAIN = "wait, then try again"
     SLOWER = "the same, and with fewer requests at once"
-    ANEW = "the same, over fresh connections with fresh credentials"
-    DENIED = "anew if access was granted before, else once more at most"
-    FEW = "the same a few times, then give up"
+    RECONNECT = "the same, over fresh connections with fresh credentials"
+    DENIED = "anew if access was has_ever_succeeded before, else once more at most"
+    LIMITED = "the same a few times, then give up"
     NEVER = "it cannot pass"
 
 
-TABLE = {
-    "slowdown": Do.SLOWER,  # 503, 429, SlowDown
-    "server": Do.AGAIN,  # 500, 502, 504, an answer that cannot be read
-    "connection": Do.AGAIN,  # refused, reset, broken off
-    "stall": Do.AGAIN,  # nothing came for too long
-    "short": Do.AGAIN,  # other bytes than asked for, though announced as complete
-    "checksum": Do.ANEW,  # the reader's CRC32
-    "expired": Do.ANEW,  # credentials
-    "denied": Do.DENIED,  # 401, 403, no credentials
-    "refused": Do.FEW,  # other 4xx: some servers' answer to a range beyond the end, or to a wrong region
-    "missing": Do.NEVER,  # 404
-    "changed": Do.NEVER,  # another ETag, or shorter than what was read before
-    "io": Do.AGAIN,  # a local file system's errors
+ACTION_BY_KIND = {
+    "slowdown": RetryAction.SLOWER,  # 503, 429, SlowDown
+    "server": RetryAction.AGAIN,  # 500, 502, 504, an answer that cannot be read
+    "connection": RetryAction.AGAIN,  # refused, reset, broken off
+    "stall": RetryAction.AGAIN,  # nothing came for too long
+    "short": RetryAction.AGAIN,  # other bytes than asked for, though announced as complete
+    "checksum": RetryAction.RECONNECT,  # the reader's CRC32
+    "expired": RetryAction.RECONNECT,  # credentials
+    "denied": RetryAction.DENIED,  # 401, 403, no credentials
+    "refused": RetryAction.LIMITED,  # other 4xx: some servers' answer to a range beyond the end, or to a wrong region
+    "missing": RetryAction.NEVER,  # 404
+    "changed": RetryAction.NEVER,  # another ETag, or shorter than what was read before
+    "io": RetryAction.AGAIN,  # a local file system's errors
 }
 """Class of fault -> what to do."""
 
@@ -62,7 +62,7 @@ _FEW = 4
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to bear with storage, and how hard to press it."""
 
     deadline: float = 600.0
@@ -90,49 +90,49 @@ class Clock:
 
 
 @dataclass
-class Attempts:
-    """The attempts of one read. ``granted``: asks whether storage ever let this process read; ``outages``: is told of
-    each failure."""
+class RetryState:
+    """The attempts of one read. ``has_ever_succeeded``: asks whether storage ever let this process read; ``outages``:
+    is told of each failure."""
 
-    patience: Patience
-    granted: Callable[[], bool]
+    retry_policy: RetryPolicy
+    has_ever_succeeded: Callable[[], bool]
     clock: Clock = field(default_factory=Clock)
-    words: Words = Words()
-    outages: Outages | None = None
+    words: ErrorWording = ErrorWording()
+    outages: OutageDetector | None = None
 
     def __post_init__(self) -> None:
-        self._begin, self._wait = self.clock.now(), self.patience.first
+        self._begin, self._wait = self.clock.now(), self.retry_policy.first
         self._denied = self._refused = 0
 
-    def failed(self, key: str, fault: Fault) -> Do:
+    def failed(self, key: str, fault: RequestError) -> RetryAction:
         """Sleep until the next attempt is due; returns what it needs. Raises FlipError where there is to be none."""
-        do = TABLE[fault.kind]
-        if do is Do.NEVER:
+        do = ACTION_BY_KIND[fault.kind]
+        if do is RetryAction.NEVER:
             raise _never(key, fault, self.words) from fault
         if self.outages:
             self.outages.failed(self._begin, fault)
-        denied = do is Do.DENIED and not self.granted()
-        if do is Do.DENIED:
+        denied = do is RetryAction.DENIED and not self.has_ever_succeeded()
+        if do is RetryAction.DENIED:
             self._denied += 1
             if self._denied > 1 and denied:
                 raise _denied(key, fault, self.words) from fault
-            do = Do.ANEW
-        if do is Do.FEW:
+            do = RetryAction.RECONNECT
+        if do is RetryAction.LIMITED:
             self._refused += 1
             if self._refused == _FEW:
-                raise (_never if self.granted() else _denied)(key, fault, self.words) from fault
+                raise (_never if self.has_ever_succeeded() else _denied)(key, fault, self.words) from fault
         pause = self.clock.uniform(0, self._wait)
-        if self.clock.now() + pause > self._begin + self.patience.deadline:
+        if self.clock.now() + pause > self._begin + self.retry_policy.deadline:
             if denied:  # waiting was no remedy, nor would it be later
                 raise _denied(key, fault, self.words) from fault
-            what = f"{self.words.doing} failed for {self.patience.deadline:g} s, at last with: {fault}"
+            what = f"{self.words.doing} failed for {self.retry_policy.deadline:g} s, at last with: {fault}"
             raise StorageError(what, key, remedy="The run may be started again later.") from fault
         (self.outages or self.clock).sleep(pause)
-        self._wait = min(2 * self._wait, self.patience.longest)
+        self._wait = min(2 * self._wait, self.retry_policy.longest)
         return do
 
 
-def _never(key: str, fault: Fault, words: Words) -> FlipError:
+def _never(key: str, fault: RequestError, words: ErrorWording) -> FlipError:
     if fault.kind == "missing":
         return DataError(f"{words.thing} is missing ({fault})", key, remedy=words.remedy)
     if words.doing != "reading":
@@ -142,7 +142,7 @@ def _never(key: str, fault: Fault, words: Words) -> FlipError:
     )
 
 
-def _denied(key: str, fault: Fault, words: Words) -> FlipError:
+def _denied(key: str, fault: RequestError, words: ErrorWording) -> FlipError:
     return PermissionDenied(
         f"the storage does not let us {words.verb}: {fault}",
         key,
@@ -151,7 +151,7 @@ def _denied(key: str, fault: Fault, words: Words) -> FlipError:
     )
 
 
-class Gate:
+class ConcurrencyLimiter:
     """Lets ``cap`` requests through at once: halved when storage asks for less, one more per window of successes.
 
     The answers to requests that had left before the last halving say nothing about the new cap, and do not halve it.
@@ -182,7 +182,7 @@ class Gate:
         """``kind``: the class of the fault, ``""`` after a success, None of a request that was given up."""
         with self._changed:
             self._busy -= 1
-            if kind and TABLE[kind] is Do.SLOWER:
+            if kind and ACTION_BY_KIND[kind] is RetryAction.SLOWER:
                 self._good = 0
                 if ticket == self._halvings:
                     self.cap, self._halvings = max(1, self.cap // 2), self._halvings + 1
@@ -205,14 +205,14 @@ _RECENT = 200
 _T = TypeVar("_T")
 
 
-class Hedge:
+class HedgePolicy:
     """``after``: seconds without an answer before which no request is late; 0: none ever is. Threads may share one."""
 
     def __init__(self, after: float) -> None:
         self._after, self._lock = after, threading.Lock()
         self._recent: deque[float] = deque(maxlen=_RECENT)
 
-    def took(self, seconds: float) -> None:
+    def record(self, seconds: float) -> None:
         """An answer came so long after its first request."""
         with self._lock:
             self._recent.append(seconds)
@@ -227,7 +227,7 @@ class Hedge:
             recent = sorted(self._recent)
         return max(self._after, recent[int((1 - SHARE) * len(recent))]) if recent else self._after
 
-    def late(self, answer: Future[_T], long: bool = False) -> bool:
+    def is_late(self, answer: Future[_T], long: bool = False) -> bool:
         """Wait for an answer for as long as it may take (``long``: ``LONG`` times as long); whether it is late."""
         if not self._after or answer.done():
             return False
@@ -267,7 +267,7 @@ class Outage(NamedTuple):
         return f"storage does not answer since {since}, {self.retries} retries, the last: {self.fault}"
 
 
-class Outages:
+class OutageDetector:
     """Notices that no request of this process succeeds. Threads may share one.
 
     ``report`` is called after ``AFTER`` seconds, again while it lasts, and once when it is over; by default that is a
@@ -275,7 +275,7 @@ class Outages:
     """
 
     def __init__(self, report: Callable[[Outage], None] | None = None, clock: Clock | None = None) -> None:
-        self._report, self._clock = report or Board().add, clock or Clock()
+        self._report, self._clock = report or OutageBoard().add, clock or Clock()
         self._lock = threading.Lock()
         self._answered = self._clock.now()
         self._since = self._reported = 0.0
@@ -290,7 +290,7 @@ class Outages:
         if over:
             self._report(over)
 
-    def failed(self, begin: float, fault: Fault) -> None:
+    def failed(self, begin: float, fault: RequestError) -> None:
         """A request did that was first made at ``begin``, by the clock."""
         with self._lock:
             if not self._retries:
@@ -321,7 +321,7 @@ class Outages:
         return Outage(time.time() - seconds, seconds, self._retries, self._fault, over)
 
 
-class Board:
+class OutageBoard:
     """The outages that several processes report, as one: of all of them a warning when it begins and when it ends.
 
     ``show`` is called with its text at each report, and with None when it is over.

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from flip.data.storage.base import Each, Fault, Got, Stat, at_once, ends_early
+from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, RequestRunner, ends_early, run_once
 from flip.runs.errors import ConfigError, scrub
 
 _PIECE = 1 << 20
@@ -30,7 +30,7 @@ PART, PARTS_AT_ONCE = 1 << 26, 4
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
-class S3:
+class S3Storage:
     """Keys are ``s3://bucket/path``. The client is made at the first call, in the process that makes the call."""
 
     def __init__(self, timeout: float = 15.0) -> None:
@@ -39,22 +39,22 @@ class S3:
         self._files: Any = None
         self._owner = 0
 
-    def get(self, key: str, start: int, stop: int) -> Future[Got]:
+    def get(self, key: str, start: int, stop: int) -> Future[RangeResponse]:
         return self._send(key, lambda client: self._get(client, key, start, stop))
 
-    def stat(self, key: str) -> Stat:
+    def stat(self, key: str) -> ObjectStat:
         bucket, path = split(key)
         reply = self._run(key, lambda client: client.head_object(Bucket=bucket, Key=path))
-        return Stat(reply["ContentLength"], _etag(reply))
+        return ObjectStat(reply["ContentLength"], _etag(reply))
 
-    def parts(self, key: str, stat: Stat) -> list[int]:
+    def parts(self, key: str, stat: ObjectStat) -> list[int]:
         bucket, path = split(key)
         sizes = list[int]()
         while True:
             place = {"Bucket": bucket, "Key": path, "PartNumber": len(sizes) + 1}
             try:
                 reply = self._run(key, lambda client, at=place: client.head_object(**at))  # type: ignore[misc]
-            except Fault as fault:
+            except RequestError as fault:
                 if fault.kind != "refused":
                     raise
                 return []
@@ -64,16 +64,16 @@ class S3:
             if len(sizes) >= reply["PartsCount"]:
                 return sizes if sum(sizes) == stat.size else []
 
-    def list(self, prefix: str, each: Each = at_once) -> Iterator[tuple[str, Stat]]:
+    def list(self, prefix: str, each: RequestRunner = run_once) -> Iterator[tuple[str, ObjectStat]]:
         bucket, path = split(prefix)
         page: dict[str, Any] = {}
         while not page or page.get("NextContinuationToken"):
             ask = partial(_page, bucket=bucket, prefix=path, before=page)
             page = each(lambda: self._run(prefix, ask))  # noqa: B023
             for entry in page.get("Contents", ()):
-                yield f"s3://{bucket}/{entry['Key']}", Stat(entry["Size"], _etag(entry))
+                yield f"s3://{bucket}/{entry['Key']}", ObjectStat(entry["Size"], _etag(entry))
 
-    def put(self, key: str, data: bytes | memoryview, each: Each = at_once) -> str:
+    def put(self, key: str, data: bytes | memoryview, each: RequestRunner = run_once) -> str:
         """Make an object of these bytes and return its ETag. More than ``PART`` go in parts; none is seen before all.
 
         ``each`` makes every single request, and may make it again.
@@ -93,11 +93,11 @@ class S3:
                 parts = list(pool.map(part, range(1, -(-len(view) // PART) + 1)))
             return self._complete(key, upload, parts, len(view), each)
         except BaseException:
-            with contextlib.suppress(Fault):  # what is left of it cannot be seen, but is paid for
+            with contextlib.suppress(RequestError):  # what is left of it cannot be seen, but is paid for
                 self._named(key, "abort_multipart_upload", UploadId=upload)
             raise
 
-    def _complete(self, key: str, upload: str, parts: Sequence[dict[str, Any]], size: int, each: Each) -> str:
+    def _complete(self, key: str, upload: str, parts: Sequence[dict[str, Any]], size: int, each: RequestRunner) -> str:
         """Put the parts together, once: after a reply that was lost, an upload that is gone may be an object that is
         there. Returns its ETag.
         """
@@ -109,7 +109,7 @@ class S3:
             try:
                 whole = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
                 return _etag(self._named(key, "complete_multipart_upload", **whole))
-            except Fault as fault:
+            except RequestError as fault:
                 if fault.kind != "missing" or asked == 1:
                     raise
                 found = self.stat(key)
@@ -123,11 +123,11 @@ class S3:
         """One request; an object that is not there is no fault."""
         try:
             self._named(key, "delete_object")
-        except Fault as fault:
+        except RequestError as fault:
             if fault.kind != "missing":
                 raise
 
-    def renew(self) -> None:
+    def reconnect(self) -> None:
         with self._lock:
             self._files = None
 
@@ -147,7 +147,7 @@ class S3:
 
         return self._run(key, send)
 
-    async def _get(self, client: Any, key: str, start: int, stop: int) -> Got:
+    async def _get(self, client: Any, key: str, start: int, stop: int) -> RangeResponse:
         """Body and ETag are of one reply: two requests could see two objects."""
         bucket, path = split(key)
         reply = await client.get_object(Bucket=bucket, Key=path, Range=f"bytes={start}-{stop - 1}")
@@ -160,13 +160,13 @@ class S3:
                     pieces.append(piece)
         except transient_errors() as error:  # what came until here need not be asked for again
             fault = classify_error(error)
-            raise Fault(fault.kind, str(fault), b"".join(pieces), etag) from error
+            raise RequestError(fault.kind, str(fault), b"".join(pieces), etag) from error
         finally:
             body.close()
         data = b"".join(pieces)
         if len(data) != stop - start:
-            raise Fault("short", f"{len(data)} bytes came of {stop - start}, announced as complete")
-        return Got(data, etag)
+            raise RequestError("short", f"{len(data)} bytes came of {stop - start}, announced as complete")
+        return RangeResponse(data, etag)
 
     def _run(self, key: str, request: Callable[[Any], Awaitable[Any]]) -> Any:
         """Send one request, wait for its answer. Raises Fault, ConfigError."""
@@ -186,7 +186,9 @@ class S3:
             except RuntimeError as error:
                 if "still expired" not in str(error):
                     raise
-                raise Fault("expired", str(error)) from error  # botocore's: those that the provider handed out just now
+                raise RequestError(
+                    "expired", str(error)
+                ) from error  # botocore's: those that the provider handed out just now
             except permanent_errors() as error:
                 remedy = "Check AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE and ~/.aws, and the name of the bucket."
                 raise ConfigError(f"object storage cannot be addressed: {error}", key, remedy=remedy) from error
@@ -243,7 +245,7 @@ def _check(key: str, reply: dict[str, Any], start: int, stop: int) -> None:
     if size < stop:
         raise ends_early(key, size, stop)
     if (first, last) != (start, stop - 1) or length > stop - start:
-        raise Fault("short", f"bytes {first}-{last} came for {start}-{stop - 1}")
+        raise RequestError("short", f"bytes {first}-{last} came for {start}-{stop - 1}")
 
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
@@ -277,7 +279,7 @@ def permanent_errors() -> tuple[type[BaseException], ...]:
     )  # fmt: skip
 
 
-def classify_error(error: BaseException) -> Fault:
+def classify_error(error: BaseException) -> RequestError:
     """The class of one of ``transient_errors``."""
     from botocore.exceptions import ClientError, ConnectTimeoutError, ReadTimeoutError
     from botocore.parsers import ResponseParserError
@@ -286,43 +288,43 @@ def classify_error(error: BaseException) -> Fault:
         return _answer(error)
     text = scrub(str(error)) or type(error).__name__
     if isinstance(error, _no_credentials()):
-        return Fault("denied", text)
+        return RequestError("denied", text)
     if isinstance(error, _stale_credentials()):
-        return Fault("expired", text)
+        return RequestError("expired", text)
     if isinstance(error, ReadTimeoutError | ConnectTimeoutError | TimeoutError):
-        return Fault("stall", text)
-    return Fault("server" if isinstance(error, ResponseParserError) else "connection", text)
+        return RequestError("stall", text)
+    return RequestError("server" if isinstance(error, ResponseParserError) else "connection", text)
 
 
-def classify_obstore_error(error: BaseException) -> Fault:
+def classify_obstore_error(error: BaseException) -> RequestError:
     """The class of an error of obstore, by its text: it tells no more."""
     text = scrub(str(error).split("\n\nDebug source", 1)[0])
     status, code = _STATUS.search(text), _CODE.search(text)
     if status:
         return _by_code(int(status[1]), code[1] if code else status[1])
-    return Fault("stall" if "kind: Timeout" in str(error) else "connection", text)
+    return RequestError("stall" if "kind: Timeout" in str(error) else "connection", text)
 
 
-def _answer(error: object) -> Fault:
+def _answer(error: object) -> RequestError:
     reply = getattr(error, "response", {})
     status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return _by_code(status, reply.get("Error", {}).get("Code", ""))
 
 
-def _by_code(status: int, code: str) -> Fault:
+def _by_code(status: int, code: str) -> RequestError:
     """An answer that is an error, by its code, else by its status: HEAD and proxies send no code."""
     text = f"{status} {code}" if code != str(status) else code
     if code in _EXPIRED:
-        return Fault("expired", text)
+        return RequestError("expired", text)
     if code in _SLOW or status in (429, 503):
-        return Fault("slowdown", text)
+        return RequestError("slowdown", text)
     if code in _SERVER or status == 408 or (status >= 500 and status != 501):
-        return Fault("server", text)
+        return RequestError("server", text)
     if status == 404:
-        return Fault("missing", text)
+        return RequestError("missing", text)
     if status in (412, 416):
-        return Fault("changed", text)
-    return Fault("denied" if status in (401, 403) else "refused", text)
+        return RequestError("changed", text)
+    return RequestError("denied" if status in (401, 403) else "refused", text)
 
 
 def _no_credentials() -> tuple[type[BaseException], ...]:

@@ -21,7 +21,7 @@ from flip.checkpoint import saver as checkpoint
 from flip.checkpoint.remote import at_hand, base
 from flip.config import schema
 from flip.data.storage import s3
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.rundir import RunDir
@@ -68,7 +68,7 @@ class Doom:
 
         safetensors_io._write_file = in_halves
         for name in ("_named", "_body"):  # all that change something
-            setattr(s3.S3, name, self.around(getattr(s3.S3, name)))
+            setattr(s3.S3Storage, name, self.around(getattr(s3.S3Storage, name)))
         sys.addaudithook(self.audit)
 
 
@@ -172,11 +172,11 @@ def main(run, size, url):
     kept = commit.commits(run)
     assert len(kept) == 1 and [p for p in run.checkpoints.glob("*/*") if p.is_dir()] == [kept[0].path]
     if url:
-        there = {key for key, _ in s3.S3().list(base(run, url["url"]))}
+        there = {key for key, _ in s3.S3Storage().list(base(run, url["url"]))}
         assert there == {f"{kept[0].record['url']}/{name}" for name in (*kept[0].record["files"], commit.MARK)}
     return killed
 
 
 if __name__ == "__main__":
-    place = {"url": sys.argv[3], "patience": Patience(deadline=20, timeout=10)} if sys.argv[3:] else {}
+    place = {"url": sys.argv[3], "patience": RetryPolicy(deadline=20, timeout=10)} if sys.argv[3:] else {}
     print(main(RunDir(sys.argv[1]), int(sys.argv[2]), place))

@@ -11,8 +11,8 @@ from flip.checkpoint.remote import Remote
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.checkpoint.safetensors_io import CheckpointFiles, read_headers
 from flip.config import schema
-from flip.data.storage.fsspec_storage import Anywhere
-from flip.data.storage.retry import Patience
+from flip.data.storage.fsspec_storage import FsspecStorage
+from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.errors import DataError, PermissionDenied
@@ -31,13 +31,17 @@ def saved(tmp_path, world, monkeypatch):
     """A run with one commit at a URL, its checkpointer, what was saved, and the ranges that are read from now on."""
     run = RunDir(tmp_path / "sweep" / "run")
     run.begin_attempt({})
-    saver = checkpoint.Checkpointer(run, 1, world, 1, url=f"file://{tmp_path}/there", patience=Patience(deadline=1.0))
+    saver = checkpoint.Checkpointer(
+        run, 1, world, 1, url=f"file://{tmp_path}/there", patience=RetryPolicy(deadline=1.0)
+    )
     expected = state_of(*trained())
     saver.save(expected, "pretrain", 16)
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # nothing is copied to the node
-    ranges, get = [], Anywhere._get
+    ranges, get = [], FsspecStorage._get
     monkeypatch.setattr(
-        Anywhere, "_get", lambda self, key, start, stop: (ranges.append((start, stop)), get(self, key, start, stop))[1]
+        FsspecStorage,
+        "_get",
+        lambda self, key, start, stop: (ranges.append((start, stop)), get(self, key, start, stop))[1],
     )
     return run, saver, expected, ranges
 
@@ -80,9 +84,9 @@ def test_another_object_is_found_by_its_etag(saved, monkeypatch):
     (made,) = commit.commits(run)
     ((name, facts),) = made.record["files"].items()
     files = {name: facts | {"etag": "other"}}
-    monkeypatch.setattr(Anywhere, "_get", lambda *_: SimpleNamespace(data=b"x", etag="E"))
+    monkeypatch.setattr(FsspecStorage, "_get", lambda *_: SimpleNamespace(data=b"x", etag="E"))
     with pytest.raises(commit.Damaged, match="another object than was committed: E"):
-        CheckpointFiles(made.path, files, Remote(made.record["url"], Patience(deadline=1.0))).read(name, 0, 1)
+        CheckpointFiles(made.path, files, Remote(made.record["url"], RetryPolicy(deadline=1.0))).read(name, 0, 1)
 
 
 def test_a_header_that_states_gigabytes_is_not_read(tmp_path):
@@ -101,11 +105,14 @@ def test_an_address_in_another_users_record_is_followed_only_below_a_named_place
     (made.path / commit.MARK).chmod(0o666)
     del ranges[:]
     for url in ("", "s3://there", f"file://{tmp_path}/ther"):
-        other = CheckpointRestorer(run, 0, world, Patience(deadline=1.0), url)
+        other = CheckpointRestorer(run, 0, world, RetryPolicy(deadline=1.0), url)
         for read in (lambda: other.open(made.path), other.newest):  # noqa: B023
             with pytest.raises(PermissionDenied, match="names an address, and its record is not trusted"):
                 read()
     assert not ranges
-    other, found = CheckpointRestorer(run, 0, world, Patience(deadline=1.0), f"{tmp_path}/there"), state_of(*trained(0))
+    other, found = (
+        CheckpointRestorer(run, 0, world, RetryPolicy(deadline=1.0), f"{tmp_path}/there"),
+        state_of(*trained(0)),
+    )
     other.load(other.open(made.path), found)
     assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flip.checkpoint import remote
-from flip.data.storage.retry import Patience
+from flip.data.storage.retry import RetryPolicy
 from flip.runs import commit
 from flip.runs.commit import pin
 from flip.runs.rundir import RunDir, read_json
@@ -245,7 +245,7 @@ def test_what_was_just_written_is_read_back_from_the_storage(run, monkeypatch):
 
     monkeypatch.setattr(commit, "open", Watched, raising=False)
     (checkpoint,) = [commit.Commit(path, read_json(path / commit.MARK))]
-    remote.verify(checkpoint, Patience())
+    remote.verify(checkpoint, RetryPolicy())
     assert len(shares) == 2 and max(shares) < 0.5, "the pages were dropped before they were read"
 
 

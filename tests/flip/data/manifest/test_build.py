@@ -18,7 +18,7 @@ from flip.data.manifest.build import Damaged, index, merge, part_folder, sorted_
 from flip.data.manifest.census import Census, Kind
 from flip.data.manifest.manifest import write
 from flip.data.manifest.scan import Scan, Scans, Shard, scan
-from flip.data.storage.base import Stat
+from flip.data.storage.base import ObjectStat
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import caption, make_dataset
@@ -152,7 +152,7 @@ def test_scans_of_another_kind_are_not_used(folder, tmp_path, scanned):
 def test_scans_are_told_from_others_of_the_key(tmp_path):
     census = Census(Counter({Kind(("\udc80", "jpg"), ("jpg",), True): 2}), Counter({"why": 3}))
     found = Scan(*np.array([[1, 2], [3, 4], [0, 0]], dtype=np.uint32), np.zeros(2, dtype=np.uint8), census)
-    before, after = (Shard("s3://b/\udc80.tar", Stat(1536, etag)) for etag in ("one", "two"))
+    before, after = (Shard("s3://b/\udc80.tar", ObjectStat(1536, etag)) for etag in ("one", "two"))
     first = Scans(tmp_path / "part")
     first.begin()
     first.add(before, found)

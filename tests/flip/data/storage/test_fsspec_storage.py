@@ -5,8 +5,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from flip.checkpoint.remote import Remote
-from flip.data.storage.fsspec_storage import Anywhere
-from flip.data.storage.retry import Patience
+from flip.data.storage.fsspec_storage import FsspecStorage
+from flip.data.storage.retry import RetryPolicy
 
 
 class Accounts(MemoryFileSystem):
@@ -39,7 +39,7 @@ def accounts(monkeypatch):
 
 @pytest.mark.parametrize("folder", ["accounts://runs@mine/a", "accounts://runs@mine/a/"])
 def test_listed_keys_keep_the_account(accounts, folder):
-    storage, prefix = Anywhere(), folder.rstrip("/")
+    storage, prefix = FsspecStorage(), folder.rstrip("/")
     for name in ("commit.json", "deep/b.safetensors"):
         storage.put(f"{prefix}/{name}", b"1234")
     keys = dict(storage.list(folder))
@@ -49,10 +49,10 @@ def test_listed_keys_keep_the_account(accounts, folder):
 
 
 def test_removing_a_checkpoint_leaves_that_of_another_account_alone(accounts):
-    storage = Anywhere()
+    storage = FsspecStorage()
     for account in ("mine", ""):  # without one it is what the environment names
         storage.put(f"accounts://runs@{account}/a/commit.json", b"{}")
-    Remote("accounts://runs@mine/a", Patience(deadline=1.0)).remove()
+    Remote("accounts://runs@mine/a", RetryPolicy(deadline=1.0)).remove()
     assert list(storage.list("accounts://runs@mine/a")) == []
     assert len(list(storage.list("accounts://runs@/a"))) == 1
 
@@ -60,4 +60,4 @@ def test_removing_a_checkpoint_leaves_that_of_another_account_alone(accounts):
 def test_files_are_listed_by_their_url(tmp_path):
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b" / "c").write_bytes(b"12")
-    assert [key for key, _ in Anywhere().list(f"file://{tmp_path}/a b")] == [f"file://{tmp_path}/a b/c"]
+    assert [key for key, _ in FsspecStorage().list(f"file://{tmp_path}/a b")] == [f"file://{tmp_path}/a b/c"]

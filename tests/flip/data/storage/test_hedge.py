@@ -7,11 +7,11 @@ import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.storage import retry
-from flip.data.storage.base import Fault, Got, answered
-from flip.data.storage.retry import LONG, SHARE, Hedge, Patience
+from flip.data.storage.base import RangeResponse, RequestError, completed_future
+from flip.data.storage.retry import LONG, SHARE, HedgePolicy, RetryPolicy
 from tests.flip.data.storage.test_retry import Time
 
-GOOD = Got(b"0123456789", "E")
+GOOD = RangeResponse(b"0123456789", "E")
 
 
 class Slow:
@@ -25,17 +25,17 @@ class Slow:
         self.then(self.sent)
         return self.sent[-1]
 
-    def renew(self):
+    def reconnect(self):
         pass
 
 
 def reading(then, late=None, hedge=0.01):
     """A reader of such a storage. ``late``: what to do instead of waiting for an answer; the request is late then."""
     time = Time()
-    reader = ChunkReader(patience=Patience(hedge=hedge), clock=time.clock, remote=Slow(then))
-    reader.pauses, reader._granted = time.pauses, True
+    reader = ChunkReader(retry_policy=RetryPolicy(hedge=hedge), clock=time.clock, remote=Slow(then))
+    reader.pauses, reader._ever_succeeded = time.pauses, True
     if late:
-        reader._hedge.late = lambda answer, long=False: not answer.done() and (late(answer), True)[1]
+        reader._hedge.is_late = lambda answer, long=False: not answer.done() and (late(answer), True)[1]
     return reader
 
 
@@ -65,7 +65,7 @@ def test_the_first_may_still_win():
 def test_one_that_fails_leaves_it_to_the_other(failing):
     def then(sent):
         if len(sent) == 2:
-            sent[failing].set_exception(Fault("slowdown", "503", b"0123", "E"))
+            sent[failing].set_exception(RequestError("slowdown", "503", b"0123", "E"))
             sent[1 - failing].set_result(GOOD)
 
     reader = reading(then)
@@ -77,10 +77,10 @@ def test_one_that_fails_leaves_it_to_the_other(failing):
 def test_two_that_fail_are_one_failed_attempt():
     def then(sent):
         if len(sent) == 2:
-            sent[1].set_exception(Fault("server", "500"))
-            sent[0].set_exception(Fault("stall", "", b"0123", "E"))
+            sent[1].set_exception(RequestError("server", "500"))
+            sent[0].set_exception(RequestError("stall", "", b"0123", "E"))
         if len(sent) == 3:
-            sent[2].set_result(Got(b"456789", "E"))
+            sent[2].set_result(RangeResponse(b"456789", "E"))
 
     reader = reading(then)
     assert read(reader) == GOOD.data and len(reader.pauses) == 1
@@ -103,23 +103,23 @@ def test_the_first_requests_of_all_get_a_second_one_too(used_up):
     """Whether others have used up the share of second requests or not; only later than one of a client that is made."""
     waits = []
     reader = reading(lambda sent: sent[1].set_result(GOOD) if len(sent) == 2 else None)
-    reader._hedge.late = lambda answer, long=False: waits.append(long) or True
-    reader._granted, reader._counters.hedged, reader._counters.requests = False, 3 * used_up, 0
-    assert read(reader) == GOOD.data and reader._granted and reader.counters.hedges_won == 1
+    reader._hedge.is_late = lambda answer, long=False: waits.append(long) or True
+    reader._ever_succeeded, reader._counters.hedged, reader._counters.requests = False, 3 * used_up, 0
+    assert read(reader) == GOOD.data and reader._ever_succeeded and reader.counters.hedges_won == 1
     assert waits == [True] * (1 + used_up)
 
 
 def test_a_late_request_is_not_refused_its_second_one_for_ever():
     waits = []
     reader = reading(lambda sent: sent[1].set_result(GOOD) if len(sent) == 2 else None)
-    reader._hedge.late = lambda answer, long=False: waits.append(long) or True
+    reader._hedge.is_late = lambda answer, long=False: waits.append(long) or True
     reader._counters.hedged, reader._counters.requests = 1, 3
     assert read(reader) == GOOD.data and waits == [False, True] and reader.counters.hedges_won == 1
 
 
 def test_none_where_the_gate_is_full():
     reader = reading(lambda sent: None, answer)
-    for _ in range(reader.patience.requests - 1):
+    for _ in range(reader.retry_policy.requests - 1):
         reader._gate.enter()
     assert reader.read("s3://b/k", 10, 20) == GOOD.data and counts(reader) == (1, 0, 0, 10)
 
@@ -134,24 +134,30 @@ def test_a_storage_that_is_late_with_all_is_seldom_asked_twice():
 
 
 def test_never():
-    assert Hedge(0.0).late(Future()) is False and Hedge(1.0).late(answered(lambda: 1)) is False
+    assert (
+        HedgePolicy(0.0).is_late(Future()) is False and HedgePolicy(1.0).is_late(completed_future(lambda: 1)) is False
+    )
 
 
 def test_a_long_wait_is_some_times_the_usual_one(monkeypatch):
     waited = []
     monkeypatch.setattr(retry, "wait", lambda answers, seconds: waited.append(seconds) or SimpleNamespace(done=()))
-    assert Hedge(2.0).late(Future()) and Hedge(2.0).late(Future(), long=True) and waited == [2.0, 2.0 * LONG]
+    assert (
+        HedgePolicy(2.0).is_late(Future())
+        and HedgePolicy(2.0).is_late(Future(), long=True)
+        and waited == [2.0, 2.0 * LONG]
+    )
 
 
 def test_late_is_what_few_were():
-    one = Hedge(1.0)
+    one = HedgePolicy(1.0)
     assert one.delay == 1.0
     for _ in range(100):
-        one.took(0.2)
+        one.record(0.2)
     assert one.delay == 1.0
     for _ in range(20):
-        one.took(7.0)
+        one.record(7.0)
     assert one.delay == 7.0, "more than a twentieth took so long"
     for _ in range(200):
-        one.took(0.2)
+        one.record(0.2)
     assert one.delay == 1.0, "that was long ago"

@@ -5,20 +5,20 @@ import logging
 import pytest
 
 from flip.data.chunk_reader import ChunkReader
-from flip.data.storage.base import Fault, Got, answered
-from flip.data.storage.retry import AFTER, Attempts, Board, Outage, Outages, Patience
+from flip.data.storage.base import RangeResponse, RequestError, completed_future
+from flip.data.storage.retry import AFTER, Outage, OutageBoard, OutageDetector, RetryPolicy, RetryState
 from flip.runs.errors import StorageError
 from tests.flip.data.storage.test_retry import Time
 
-FAULT = Fault("slowdown", "503 SlowDown")
+FAULT = RequestError("slowdown", "503 SlowDown")
 
 
 @pytest.fixture
 def watched():
     """A clock, reports with the time of each, and attempts of a read that fails."""
     time, seen = Time(), []
-    outages = Outages(lambda outage: seen.append((time.t, outage)), time.clock)
-    return time, seen, outages, Attempts(Patience(), lambda: True, time.clock, outages=outages)
+    outages = OutageDetector(lambda outage: seen.append((time.t, outage)), time.clock)
+    return time, seen, outages, RetryState(RetryPolicy(), lambda: True, time.clock, outages=outages)
 
 
 def test_it_is_reported_on_time_however_long_the_pauses_are(watched):
@@ -39,7 +39,7 @@ def test_it_is_reported_on_time_however_long_the_pauses_are(watched):
 def test_a_request_that_brought_nothing_for_long_counts_from_its_begin(watched):
     time, seen, _, attempts = watched
     time.t = 15.0
-    attempts.failed("k", Fault("stall", "nothing came"))
+    attempts.failed("k", RequestError("stall", "nothing came"))
     assert [(at, one.seconds, one.retries) for at, one in seen] == [(15.0, 15.0, 1)]
 
 
@@ -55,12 +55,12 @@ def test_failures_between_successes_are_none(watched):
 def test_a_reader_reports_what_it_meets():
     class Down:
         def get(self, key, start, stop):
-            return answered(self._get)
+            return completed_future(self._get)
 
         def _get(self):
             if time.t < 30:
                 raise FAULT
-            return Got(b"0123456789", "E")
+            return RangeResponse(b"0123456789", "E")
 
     time, seen = Time(), []
     reader = ChunkReader(clock=time.clock, remote=Down(), report=seen.append)
@@ -70,8 +70,8 @@ def test_a_reader_reports_what_it_meets():
 
 def test_a_log_has_one_line_when_it_begins_and_one_when_it_ends(caplog):
     time = Time()
-    outages = Outages(clock=time.clock)
-    attempts = Attempts(Patience(deadline=100), lambda: True, time.clock, outages=outages)
+    outages = OutageDetector(clock=time.clock)
+    attempts = RetryState(RetryPolicy(deadline=100), lambda: True, time.clock, outages=outages)
     with caplog.at_level(logging.WARNING), pytest.raises(StorageError):
         while True:
             attempts.failed("k", FAULT)
@@ -81,7 +81,7 @@ def test_a_log_has_one_line_when_it_begins_and_one_when_it_ends(caplog):
 
 
 def test_several_processes_are_one_outage(caplog):
-    board, shown = Board(), []
+    board, shown = OutageBoard(), []
     board.show = shown.append
     with caplog.at_level(logging.WARNING):
         board.add(Outage(1000.0, 10.0, 5, "503"), 0)

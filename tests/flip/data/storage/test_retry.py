@@ -3,8 +3,8 @@
 import pytest
 
 from flip.data.chunk_reader import ChunkReader
-from flip.data.storage.base import Fault, Got, Stat, answered, at_once
-from flip.data.storage.retry import TABLE, Attempts, Clock, Do, Gate, Patience
+from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, completed_future, run_once
+from flip.data.storage.retry import ACTION_BY_KIND, Clock, ConcurrencyLimiter, RetryAction, RetryPolicy, RetryState
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 
 
@@ -21,7 +21,7 @@ class Time:
 
 
 def attempts(time, granted=True, **patience):
-    return Attempts(Patience(**patience), lambda: granted, time.clock)
+    return RetryState(RetryPolicy(**patience), lambda: granted, time.clock)
 
 
 def test_pauses_double_to_a_bound_until_the_deadline():
@@ -29,7 +29,7 @@ def test_pauses_double_to_a_bound_until_the_deadline():
     one = attempts(time)
     with pytest.raises(StorageError, match="reading failed for 600 s, at last with: 503 SlowDown") as error:
         while True:
-            one.failed("s3://b/k", Fault("slowdown", "503 SlowDown"))
+            one.failed("s3://b/k", RequestError("slowdown", "503 SlowDown"))
     assert error.value.code == 69 and 570 < time.t <= 600
     assert time.pauses[:4] == [0.1, 0.2, 0.4, 0.8] and set(time.pauses[9:]) == {30.0}
 
@@ -37,39 +37,46 @@ def test_pauses_double_to_a_bound_until_the_deadline():
 def test_pauses_are_jittered_down_to_nothing():
     drawn = []
     clock = Clock(lambda: 0.0, lambda seconds: None, lambda low, high: drawn.append((low, high)) or low)
-    Attempts(Patience(), lambda: True, clock).failed("k", Fault("server", "500"))
+    RetryState(RetryPolicy(), lambda: True, clock).failed("k", RequestError("server", "500"))
     assert drawn == [(0, 0.1)]
 
 
-@pytest.mark.parametrize("kind", [kind for kind, do in TABLE.items() if do in (Do.AGAIN, Do.SLOWER, Do.ANEW)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind
+        for kind, do in ACTION_BY_KIND.items()
+        if do in (RetryAction.AGAIN, RetryAction.SLOWER, RetryAction.RECONNECT)
+    ],
+)
 def test_what_may_pass_is_tried_again(kind):
     time = Time()
-    assert attempts(time).failed("k", Fault(kind, "")) is TABLE[kind] and time.pauses
+    assert attempts(time).failed("k", RequestError(kind, "")) is ACTION_BY_KIND[kind] and time.pauses
 
 
 @pytest.mark.parametrize("kind, text", [("missing", "the shard is missing"), ("changed", "not the one")])
 def test_what_cannot_pass_is_not(kind, text):
     time = Time()
     with pytest.raises(DataError, match=text):
-        attempts(time).failed("k", Fault(kind, ""))
+        attempts(time).failed("k", RequestError(kind, ""))
     assert not time.pauses
 
 
 def test_denied():
     first, later = attempts(Time(), granted=False), attempts(Time(), deadline=60)
-    assert first.failed("k", Fault("denied", "403")) is Do.ANEW
+    assert first.failed("k", RequestError("denied", "403")) is RetryAction.RECONNECT
     with pytest.raises(PermissionDenied):
-        first.failed("k", Fault("denied", "403"))
+        first.failed("k", RequestError("denied", "403"))
     with pytest.raises(StorageError):
         while True:
-            assert later.failed("k", Fault("denied", "403")) is Do.ANEW
+            assert later.failed("k", RequestError("denied", "403")) is RetryAction.RECONNECT
 
 
 @pytest.mark.parametrize("granted, error", [(True, StorageError), (False, PermissionDenied)])
 def test_denied_once_and_no_time_left(granted, error):
     time = Time()
     with pytest.raises(error):
-        attempts(time, granted, deadline=0.05).failed("k", Fault("denied", "403"))
+        attempts(time, granted, deadline=0.05).failed("k", RequestError("denied", "403"))
     assert not time.pauses
 
 
@@ -79,12 +86,12 @@ def test_refused_a_few_times_is_refused(granted, error):
     one = attempts(time, granted)
     with pytest.raises(error):
         while True:
-            one.failed("k", Fault("refused", "400"))
+            one.failed("k", RequestError("refused", "400"))
     assert len(time.pauses) == 3
 
 
 def test_gate_halves_once_a_window_and_grows_by_one_a_window():
-    gate = Gate(8)
+    gate = ConcurrencyLimiter(8)
     tickets = [gate.enter() for _ in range(8)]
     for ticket in tickets:
         gate.leave(ticket, "slowdown")
@@ -109,7 +116,7 @@ class Script:
 
     def get(self, key, start, stop):
         self.asked.append((start, stop))
-        return answered(self.answer)
+        return completed_future(self.answer)
 
     def answer(self):
         answer = self.answers.pop(0)
@@ -118,13 +125,13 @@ class Script:
         return answer
 
     def stat(self, key):
-        return Stat(1, "")
+        return ObjectStat(1, "")
 
-    def list(self, prefix, each=at_once):
+    def list(self, prefix, each=run_once):
         while self.answers:
             yield each(self.answer)
 
-    def renew(self):
+    def reconnect(self):
         self.renewed += 1
 
 
@@ -135,7 +142,10 @@ def read(script, etag=""):
 
 def test_a_read_goes_on_from_the_byte_reached():
     script = Script(
-        Fault("connection", "", b"abc", "E"), Fault("stall", ""), Fault("stall", "", b"d", "E"), Got(b"efghij", "E")
+        RequestError("connection", "", b"abc", "E"),
+        RequestError("stall", ""),
+        RequestError("stall", "", b"d", "E"),
+        RangeResponse(b"efghij", "E"),
     )
     found, counters = read(script)
     assert found == b"abcdefghij" and script.asked == [(10, 20), (13, 20), (13, 20), (14, 20)]
@@ -144,38 +154,38 @@ def test_a_read_goes_on_from_the_byte_reached():
 
 @pytest.mark.parametrize("etag", ["F", ""])
 def test_it_does_not_go_on_with_another_object(etag):
-    rest = Got(b"defghij", etag)
-    script = Script(Fault("connection", "", b"abc", "E"), rest, Got(b"ABCDEFGHIJ", etag))
+    rest = RangeResponse(b"defghij", etag)
+    script = Script(RequestError("connection", "", b"abc", "E"), rest, RangeResponse(b"ABCDEFGHIJ", etag))
     assert read(script)[0] == b"ABCDEFGHIJ" and script.asked[2] == (10, 20)
 
 
 def test_bytes_of_an_object_without_an_etag_are_asked_for_again():
-    script = Script(Fault("connection", "", b"abc", ""), Got(b"ABCDEFGHIJ", ""))
+    script = Script(RequestError("connection", "", b"abc", ""), RangeResponse(b"ABCDEFGHIJ", ""))
     assert read(script)[0] == b"ABCDEFGHIJ" and script.asked == [(10, 20), (10, 20)]
 
 
-@pytest.mark.parametrize("answer", [Got(b"0123456789", "F"), Fault("connection", "", b"0", "F")])
+@pytest.mark.parametrize("answer", [RangeResponse(b"0123456789", "F"), RequestError("connection", "", b"0", "F")])
 def test_another_etag_than_indexed_is_another_shard(answer):
     with pytest.raises(DataError, match="its ETag is F, indexed was E"):
         read(Script(answer), "E")
 
 
 def test_expired_credentials_need_a_new_client():
-    script = Script(Fault("expired", ""), Got(b"0123456789", ""))
+    script = Script(RequestError("expired", ""), RangeResponse(b"0123456789", ""))
     assert read(script)[0] == b"0123456789" and script.renewed == 1
 
 
 def test_each_page_of_a_listing_has_its_own_deadline():
     """A bucket of a hundred thousand objects takes minutes to list, and may meet a fault on any page."""
-    time, patience = Time(), Patience(deadline=60.0)
-    pages = [(f"s3://b/{number}", Stat(1, "")) for number in range(300)]
+    time, patience = Time(), RetryPolicy(deadline=60.0)
+    pages = [(f"s3://b/{number}", ObjectStat(1, "")) for number in range(300)]
 
     class Slow(Script):
         def answer(self):
             time.t += 0.5
             return super().answer()
 
-    faults = {page: [Fault("slowdown", "503")] for page in pages[99::100]}
+    faults = {page: [RequestError("slowdown", "503")] for page in pages[99::100]}
     script = Slow(*(answer for page in pages for answer in [*faults.get(page, []), page]))
-    assert ChunkReader(remote=script, clock=time.clock, patience=patience).list("s3://b/") == dict(sorted(pages))
+    assert ChunkReader(remote=script, clock=time.clock, retry_policy=patience).list("s3://b/") == dict(sorted(pages))
     assert not script.answers and len(time.pauses) == 3
