@@ -25,7 +25,7 @@ from benchmarks.lib.results import median, rounded
 from flip.data import masking
 from flip.data.manifest import manifest
 from flip.data.manifest.manifest import Manifest
-from flip.data.order import Order
+from flip.data.order import SampleOrder
 
 BATCH, LANES, BLOCK = 32_768, 4096, 4
 WORLDS = 8, 512
@@ -58,7 +58,7 @@ def measure(shards: int, peer: int, repeats: int, seed: int) -> dict[str, Any]:
         loads = [load(f"{folder}/m", check, repeats) for check in (False, True)]
         loaded = Manifest.load(f"{folder}/m", check=False)
         lanes, batch = fit(loaded.samples // loaded.chunk)
-        order = Order(seed, loaded.samples, loaded.chunk, BLOCK, lanes)
+        order = SampleOrder(seed, loaded.samples, loaded.chunk, BLOCK, lanes)
         return {
             "benchmark": "order",
             "machine": facts,
@@ -108,29 +108,29 @@ def _resident() -> dict[str, int]:
     return {names[f[0][:-1]]: int(f[1]) * 1024 for f in fields if f and f[0][:-1] in names}
 
 
-def first(order: Order, batch: int, share: float, world: int, repeats: int) -> dict[str, Any]:
+def first(order: SampleOrder, batch: int, share: float, world: int, repeats: int) -> dict[str, Any]:
     """Milliseconds until ids and visits of rank 0's part of the global batch at S = share * N are known."""
     start = int(share * order.samples) // batch * batch
 
     def run() -> None:
-        fresh = Order(order.seed, order.samples, order.chunk, order.block, order.lanes)
+        fresh = SampleOrder(order.seed, order.samples, order.chunk, order.block, order.lanes)
         fresh.batch(start, batch, range(order.lanes // world))
 
     times = [1000 * results.seconds(run) for _ in range(repeats)]
     return {"passes": share, "S": start, "W": world} | results.spread(times, "milliseconds")
 
 
-def after(order: Order, batch: int, world: int, repeats: int) -> dict[str, Any]:
+def after(order: SampleOrder, batch: int, world: int, repeats: int) -> dict[str, Any]:
     """Microseconds per sample of one rank over whole blocks: the order alone, and with its masks."""
     lanes, count = range(order.lanes // world), batch // order.lanes
-    kept, steps = masking.kept(PATCHES, MASK), order.span // count
+    kept, steps = round(PATCHES * (1 - float(MASK))), order.block_samples // count
 
     def run(masks: bool) -> None:
-        fresh = Order(order.seed, order.samples, order.chunk, order.block, order.lanes)
+        fresh = SampleOrder(order.seed, order.samples, order.chunk, order.block, order.lanes)
         for step in range(steps):
-            ids, visits = fresh.part(lanes, step * count, count)
+            ids, visits = fresh.positions(lanes, step * count, count)
             if masks:
-                masking.keep(order.seed, visits.ravel(), ids.ravel(), PATCHES, kept)
+                masking.visible_patches(order.seed, visits.ravel(), ids.ravel(), PATCHES, kept)
 
     samples = steps * count * len(lanes)
     alone = median(lambda: run(False), repeats)
@@ -146,7 +146,7 @@ def reads(loaded: Manifest, seed: int, repeats: int) -> int:
     return round(len(chosen) / median(lambda: [loaded.chunk_reads(j) for j in chosen], repeats))
 
 
-def permutation(ids: int, ours: Order, seed: int) -> dict[str, Any]:
+def permutation(ids: int, ours: SampleOrder, seed: int) -> dict[str, Any]:
     """NumPy's permutation of all ids, the plain way to shuffle a pass. What is not measured says so in its name."""
     begin = time.perf_counter()
     shuffled = np.random.default_rng(seed).permutation(ids)

@@ -9,7 +9,8 @@ and requests that take a while.
     phase      own: of a lane among its worker's, a what-if; spread: of a lane among all L, as the loader does
     latency    constant; drawn: log-normal; slow: drawn, and one in a thousand of ten seconds; tail: drawn, and one in a
                hundred of two to ten seconds
-    lead       seconds before a block by which all of it is asked for; the loader has LEAD, and MOST of a block at most
+    lead       seconds before a block by which all of it is asked for; the loader has
+               LOOKAHEAD_SECONDS, and MAX_LOOKAHEAD of a block at most
     hedge      a second request after so many seconds without an answer (data.hedge), and no earlier than SHARE of all
                answers take, the first answer counts; 0: none, a what-if. Its budget is never used up here: see hedged
 
@@ -36,8 +37,8 @@ from benchmarks.lib import results, synthetic
 from benchmarks.lib.results import rounded
 from flip.config.schema import Data
 from flip.data.manifest.manifest import BLOCK, Table
-from flip.data.order import Order
-from flip.data.prefetch import LEAD, MOST, due, phase
+from flip.data.order import SampleOrder
+from flip.data.prefetch import LOOKAHEAD_SECONDS, MAX_LOOKAHEAD, chunks_due, phase
 from flip.data.storage.retry import SHARE
 from flip.data.worker_pool import SLOTS
 
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("W must divide L, and L must divide B")
     fleet = Fleet(chosen.ranks, chosen.steps, chosen.batch // chosen.lanes)
     table = synthetic.table(chosen.shards, chosen.seed)
-    order = Order(chosen.seed, table.samples, table.chunk, Q, chosen.lanes)
+    order = SampleOrder(chosen.seed, table.samples, table.chunk, Q, chosen.lanes)
     chosen_cases = cases(chosen.step, order.lanes // chosen.ranks)
     needs = plan(order, table, fleet)
     report = {
@@ -127,18 +128,20 @@ def cases(steps: list[float], most: int) -> list[Case]:
     found = []
     for step in steps:
         for latency in ("constant", "drawn", "slow", "tail"):
-            found.append(Case(step, many, "waiting", latency, "spread", LEAD, HEDGE))
+            found.append(Case(step, many, "waiting", latency, "spread", LOOKAHEAD_SECONDS, HEDGE))
         for latency in ("slow", "tail"):
-            found += [Case(step, many, "waiting", latency, "spread", lead) for lead in (0.0, 2.0, 5.0, LEAD)]
+            found += [
+                Case(step, many, "waiting", latency, "spread", lead) for lead in (0.0, 2.0, 5.0, LOOKAHEAD_SECONDS)
+            ]
             found += [Case(step, many, "waiting", latency, "spread", lead, HEDGE) for lead in (0.0, 2.0)]
         for workers, how in ((1, "blocking"), (many, "blocking"), (many, "waiting")):
             found += [Case(step, workers, how, latency) for latency in ("constant", "drawn", "slow")]
     return found
 
 
-def plan(order: Order, table: Table, fleet: Fleet, group: int = 64) -> Needs:
+def plan(order: SampleOrder, table: Table, fleet: Fleet, group: int = 64) -> Needs:
     """All chunks that all lanes need, and those of the block after the last step."""
-    blocks = int(fleet.steps * fleet.count) // order.span + 2
+    blocks = int(fleet.steps * fleet.count) // order.block_samples + 2
     shard = np.searchsorted(table.first, np.arange(table.chunks) * order.chunk, side="right")
     last = np.minimum(np.arange(1, table.chunks + 1) * order.chunk, order.samples) - 1
     crosses = np.searchsorted(table.first, last, side="right") > shard
@@ -150,26 +153,26 @@ def plan(order: Order, table: Table, fleet: Fleet, group: int = 64) -> Needs:
             for lane in lanes:
                 chunks, at = np.unique(ids[k, lane - low] // order.chunk, return_index=True)
                 for i in range(len(chunks)):
-                    rows.append((lane, k, i, k * order.span + at[i], 1 + crosses[chunks[i]]))
+                    rows.append((lane, k, i, k * order.block_samples + at[i], 1 + crosses[chunks[i]]))
     return Needs(*np.array(rows, dtype=np.int64).T)
 
 
-def begins(order: Order, fleet: Fleet, needs: Needs, case: Case) -> Ints:
+def begins(order: SampleOrder, fleet: Fleet, needs: Needs, case: Case) -> Ints:
     """Per chunk, the part (step) in which its loading begins, by the real rule."""
     share = order.lanes // fleet.ranks // case.workers
     own = [(lane % share + 1) / share for lane in range(order.lanes)]
     phases = own if case.phase == "own" else [phase(lane) for lane in range(order.lanes)]
-    span = order.span - int(min(case.lead / case.step * fleet.count, MOST * order.span))
-    moments = {at: _moments(order.span, span, at) for at in set(phases)}
+    span = order.block_samples - int(min(case.lead / case.step * fleet.count, MAX_LOOKAHEAD * order.block_samples))
+    moments = {at: _moments(order.block_samples, span, at) for at in set(phases)}
     table = np.array([moments[at] for at in phases])
-    position = (needs.block - 1) * order.span + table[needs.lane, needs.number]
+    position = (needs.block - 1) * order.block_samples + table[needs.lane, needs.number]
     position = np.where(needs.block == 0, 0, position)  # the first blocks are asked for at once
     return np.maximum(0, position) // fleet.count
 
 
 def _moments(whole: int, span: int, at: float) -> list[int]:
     """Position in the present block at which the rule wants chunk 0, 1, ... of the next one."""
-    return [bisect_left(range(whole), i + 1, key=lambda n: due(n, span, Q, at)) for i in range(Q)]
+    return [bisect_left(range(whole), i + 1, key=lambda n: chunks_due(n, span, Q, at)) for i in range(Q)]
 
 
 def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats, int]:
@@ -200,7 +203,7 @@ def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats
     return total, more
 
 
-def simulate(case: Case, order: Order, fleet: Fleet, needs: Needs, seed: int) -> dict[str, Any]:
+def simulate(case: Case, order: SampleOrder, fleet: Fleet, needs: Needs, seed: int) -> dict[str, Any]:
     """One case: what the trainer waited, and what storage saw."""
     share = order.lanes // fleet.ranks // case.workers
     worker, begin = needs.lane // share, begins(order, fleet, needs, case)
@@ -221,7 +224,7 @@ def simulate(case: Case, order: Order, fleet: Fleet, needs: Needs, seed: int) ->
             done = now + clock.work
             np.maximum.at(done, worker[needed[step]], (asked + seconds)[needed[step]])
             clock.done(step, done)
-    settled = min(order.span // fleet.count, fleet.steps - 1)
+    settled = min(order.block_samples // fleet.count, fleet.steps - 1)
     return asdict(case) | clock.report(settled) | _storage(case, clock, asked, seconds, needs, inside, hedged, settled)
 
 

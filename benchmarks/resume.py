@@ -123,7 +123,7 @@ def _first(work: Work, start: int) -> tuple[float, float, float]:
     begin = time.perf_counter()
     data = dataclasses.replace(pipelines.data_of(work), lanes=WORLD * EACH)
     image = schema.ImageTower(size=SIZE, patch=PATCH)
-    loader = Loader(data, AUGMENT, image, schema.TextTower(), work.seed, rank=WORLD // 2, world=WORLD)
+    loader = Loader(data, AUGMENT, image, schema.TextTower(), work.seed, rank=WORLD // 2, world_size=WORLD)
     loaded = time.perf_counter()
     with closing(loader.batches(start, WORLD * EACH * COUNT, "0.5")) as batches:
         next(batches)

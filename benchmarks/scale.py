@@ -23,8 +23,8 @@ from benchmarks.lib.interruptions import Life
 from benchmarks.prefetch import Case, Fleet
 from flip.config.derived import world
 from flip.config.schema import Config
-from flip.data.order import Order
-from flip.data.prefetch import LEAD
+from flip.data.order import SampleOrder
+from flip.data.prefetch import LOOKAHEAD_SECONDS
 
 RUNS = 200
 
@@ -69,11 +69,11 @@ def reads(config: Config, step: float, seed: int, quick: bool) -> dict[str, Any]
     small, steps = (64, 200) if quick else (1, 600)
     lanes, count = data.lanes // small, config.stages[0].batch // data.lanes
     ranks = Fleet(world(config) // small, steps, count)
-    stream = Order(seed, table.samples, table.chunk, data.block, lanes)
+    stream = SampleOrder(seed, table.samples, table.chunk, data.block, lanes)
     needs = prefetch.plan(stream, table, ranks)
     found = {}
     for latency in ("constant", "slow", "tail"):
-        case = Case(step, data.workers, "waiting", latency, "spread", LEAD, data.hedge)
+        case = Case(step, data.workers, "waiting", latency, "spread", LOOKAHEAD_SECONDS, data.hedge)
         row = prefetch.simulate(case, stream, ranks, needs, seed)
         found[latency] = {
             key: row[key]

@@ -80,14 +80,14 @@ def captions(source: str, member: str) -> Iterator[str]:
 
     if Path(source).is_dir():
         from flip.data.chunk_reader import ChunkReader
+        from flip.data.decode import DecodeError, captions_of, refuse_whole_json
         from flip.data.manifest.manifest import Manifest
-        from flip.data.worker import Undecodable, captions_of, refuse_whole_json
 
         refuse_whole_json([member], "--member")
         manifest, reader = Manifest.load(source), ChunkReader()
         for j in range(manifest.chunks):
             for sample in reader.read_chunk(manifest, j):
-                with suppress(Undecodable):  # a sample without a caption
+                with suppress(DecodeError):  # a sample without a caption
                     yield from (text for text in captions_of(sample, [member]) if text)
         return
     try:

@@ -24,8 +24,8 @@ from flip.config.schema import Config, Stage
 from flip.config.validate import validate
 from flip.costs import parameters
 from flip.data.manifest.manifest import BLOCK
-from flip.data.order import Order
-from flip.data.prefetch import MOST, THREADS
+from flip.data.order import SampleOrder
+from flip.data.prefetch import MAX_LOOKAHEAD, THREADS
 from flip.data.storage.retry import SHARE
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import SWEEPS
@@ -123,14 +123,14 @@ def storage(config: Config, run: dict[str, Any], speeds: dict[str, float]) -> di
 def host(config: Config) -> dict[str, Any]:
     """Lanes, and what a node's memory holds."""
     data, ranks = config.data, world(config)
-    stream = Order(config.seed, data.samples, data.chunk, data.block, data.lanes)
+    stream = SampleOrder(config.seed, data.samples, data.chunk, data.block, data.lanes)
     loader = max(costs.loader(config, stage) for stage in config.stages)
-    usual = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes) * (1.5 + MOST / 2) / 1.5
+    usual = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes) * (1.5 + MAX_LOOKAHEAD / 2) / 1.5
     return {
         "lanes": data.lanes,
         "lanes_a_rank": data.lanes // ranks,
         "workers": data.workers,
-        "lane_block_mb": stream.span * data.sample_bytes / 1e6,
+        "lane_block_mb": stream.block_samples * data.sample_bytes / 1e6,
         "buffer_gb": usual / 1e9,
         "loader_gb_a_rank": loader / 1e9,
         "order_mb_a_rank": synthetic.held_bytes(stream, ranks) / 1e6,

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from flip.config import schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
+from flip.data.decode import captions_of
 from flip.data.manifest import tar
-from flip.data.worker import captions_of
 from flip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _prepared(work: Work) -> tuple[list[bytes], augmenting.Draws, NDArray[np.int
     places = [(view, *sample.members["jpg"]) for view in views for sample in tar.samples(view)]
     ids, patches = np.arange(len(places)), (SIZE // PATCH) ** 2
     visits = np.zeros_like(ids)
-    keep = masking.keep(work.seed, visits, ids, patches, masking.kept(patches, "0.5"))
+    keep = masking.visible_patches(work.seed, visits, ids, patches, patches // 2)
     return [bytes(view[at : at + size]) for view, at, size in places], augmenting.Draws.of(work.seed, visits, ids), keep
 
 

@@ -15,11 +15,11 @@ from benchmarks.lib.results import rounded
 from flip.data import augment as augmenting
 from flip.data import decode, masking
 from flip.data.chunk_reader import ChunkReader
+from flip.data.decode import captions_of, image_of
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
-from flip.data.order import Order
+from flip.data.order import SampleOrder
 from flip.data.storage.checksums import crc32
-from flip.data.worker import captions_of, image_of
 from flip.tokenizer import Tokenizer
 
 HELD = 512
@@ -74,10 +74,10 @@ def _walked(piece: memoryview) -> list[dict[str, memoryview]]:
 
 def _drawn(work: Work, visits: Any, ids: Any) -> tuple[augmenting.Draws, Any]:
     patches = (SIZE // PATCH) ** 2
-    keep = masking.keep(work.seed, visits, ids, patches, masking.kept(patches, "0.5"))
+    keep = masking.visible_patches(work.seed, visits, ids, patches, patches // 2)
     return augmenting.Draws.of(work.seed, visits, ids), keep
 
 
 def _ordered(work: Work, batches: int) -> Iterator[Any]:
-    order = Order(work.seed, work.samples, work.chunk, BLOCK, LANES)
-    return (order.part(range(LANES), number * work.batch, work.batch) for number in range(batches))
+    order = SampleOrder(work.seed, work.samples, work.chunk, BLOCK, LANES)
+    return (order.positions(range(LANES), number * work.batch, work.batch) for number in range(batches))

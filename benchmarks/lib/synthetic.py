@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.data.manifest.manifest import BLOCK, Table
-from flip.data.order import Order
+from flip.data.order import SampleOrder
 
 SHARDS, MEAN, SIGMA, CHUNK = 230_000, 8_333, 534, 256
 """As a download of LAION-2B leaves it: 10,000 links per shard, five in six of them alive."""
@@ -35,9 +35,9 @@ def checksums(of: Table, seed: int = 0) -> NDArray[np.uint32]:
     return np.random.default_rng(seed).integers(0, 2**32, of.chunks, dtype=np.uint32)
 
 
-def held_bytes(order: Order, world: int) -> int:
+def held_bytes(order: SampleOrder, world: int) -> int:
     """Bytes that the order holds for a rank in the middle of a stream: ids and visits of the blocks it keeps."""
-    count = order.span // 2 + 1
+    count = order.block_samples // 2 + 1
     for step in range(4):
-        order.part(range(order.lanes // world), step * count, count)
-    return sum(field.nbytes for block in order._held.values() for field in block)
+        order.positions(range(order.lanes // world), step * count, count)
+    return sum(field.nbytes for block in order._block_cache.values() for field in block)

@@ -83,13 +83,15 @@ def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[]
 
 def _inputs(torch: Any, config: schema.Config, batch: int, visible: int, chosen: argparse.Namespace) -> tuple[Any, ...]:
     """As our loader gives them: pixels [b, visible, 3 p p] uint8, kept patches [b, visible], tokens [b, length]."""
-    from flip.data.masking import keep
+    from flip.data.masking import visible_patches
 
     image = config.model.image
     rng = np.random.default_rng(chosen.seed)
     fields = (
         torch.from_numpy(rng.integers(0, 256, (batch, visible, 3 * image.patch**2), dtype=np.uint8)),
-        torch.from_numpy(keep(chosen.seed, np.zeros(batch, np.int64), np.arange(batch), patches(image), visible)),
+        torch.from_numpy(
+            visible_patches(chosen.seed, np.zeros(batch, np.int64), np.arange(batch), patches(image), visible)
+        ),
         torch.from_numpy(_tokens(batch, config.model.text, chosen.seed)),
     )
     return tuple(field.pin_memory() for field in fields) if chosen.device == "cuda" else fields

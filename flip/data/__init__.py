@@ -1,6 +1,6 @@
 """How does S, the number of samples seen, become a batch?
 
-- ``order``: which sample ids batch S holds, in any world; ``mixture``: several data sets in one order.
+- ``order``: which sample ids batch S holds, in any world, of one or several data sets.
 - ``chunk_reader`` reads chunks and keeps them on the node; ``prefetch`` decides when.
 - ``decode``, ``augment``, ``masking``: bytes to visible patches; ``view``: pictures as evaluation sees them.
 - ``worker`` produces the parts of batches, ``worker_pool`` runs it in processes, ``loader`` joins the parts.

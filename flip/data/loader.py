@@ -1,10 +1,10 @@
-"""Batches for the trainer: the file of this room that it calls (evaluation calls ``images``)."""
+"""Batches for the trainer."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,52 +12,49 @@ import torch
 
 from flip.concurrency import prepare_forkserver
 from flip.config import schema
-from flip.config.derived import Share, shares
+from flip.config.derived import kept, positions, shares
 from flip.costs import SLOTS
-from flip.data import masking, mixture
-from flip.data.manifest.manifest import Manifest
-from flip.data.masking import Kept
-from flip.data.memory import Memory, memory, part_bytes
-from flip.data.mixture import Source
+from flip.data.masking import MaskSpec
+from flip.data.order import datasets_digest, load_sources
 from flip.data.storage.client import IOStats
 from flip.data.storage.retry import OutageBoard
-from flip.data.worker import Part, Replaced, Spec, Streams
-from flip.data.worker_pool import Pool
+from flip.data.worker import BatchBuffers, BatchProducer, ReplacedSample, WorkerConfig
+from flip.data.worker_pool import WorkerPool, slot_bytes
 from flip.runs.errors import ConfigError, DataError
 
 __all__ = ["Batch", "Loader", "prepare_forkserver"]
 
 log = logging.getLogger("flip.data")
 
-_JUDGED = 1000
-"""Samples over which the share of replaced ones is judged at least: one bad picture among the first ten is no 10 %."""
+_MIN_SAMPLES_CHECKED = 1000
+"""Samples over which the share of replaced ones is computed at least: one bad sample among the first ten is no 10 %."""
 
 
 class Batch(NamedTuple):
     """A local batch of b samples, in lane order."""
 
     patches: torch.Tensor
-    """(b, K, p*p*3) uint8: the visible patches, row, column, channel inside each."""
+    """(b, K, p*p*3) uint8: the visible patches; inside a patch row, column, channel."""
     keep: torch.Tensor
-    """(b, K) int16: their positions."""
+    """(b, K) int16: their indices."""
     tokens: torch.Tensor
-    """(b, T) int32, T of a stage with a text mask smaller than the length of captions."""
+    """(b, T) int32; T is smaller than the length of captions in a stage with a text mask."""
     ids: torch.Tensor
-    """(b,) int64: sample ids; of a replaced sample the id that stands in for it."""
+    """(b,) int64: sample ids; of a replaced sample the id of its replacement."""
     replaced: int
-    """Bad samples found while reading; those that the manifest excepts are replaced too, but not counted."""
+    """Samples found undecodable while reading. Samples that the manifest excludes are replaced too, but not counted."""
     witness: torch.Tensor | None
     """(b,) int64, for tests: the first 8 bytes of the SHA-256 of the decoded pixels before the crop."""
     places: torch.Tensor | None = None
-    """(b, T) int16: positions of the tokens; None: all of a caption, 0 .. T-1."""
+    """(b, T) int16: position ids of the tokens; None: 0 .. T-1."""
 
 
 class Loader:
     """One rank's share of every global batch: lanes rL/W .. (r+1)L/W - 1.
 
-    The configuration is a resolved one (no ``auto``). Raises ConfigError where its numbers do not fit each other or the
-    manifest, DataError or PermissionDenied where the manifest cannot be read. ``pinned``: batches lie in page-locked
-    memory, from which a GPU copies while the host goes on.
+    Takes a resolved configuration (no ``auto``). Raises ConfigError if its numbers fit neither each other nor the
+    manifest, DataError or PermissionDenied if the manifest cannot be read. ``pinned``: batches lie in page-locked
+    memory, so that copies to a GPU are asynchronous.
     """
 
     def __init__(
@@ -68,115 +65,120 @@ class Loader:
         text: schema.TextTower,
         seed: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         witness: bool = False,
         pinned: bool = False,
     ) -> None:
-        self.spec = Spec(data, augment, image, text, seed, witness)
-        self.sources = mixture.sources(data)
-        _check(data, self.sources, world)
-        self.samples: int = sum(one.manifest.samples for one in self.sources)
+        self.config = WorkerConfig(data, augment, image, text, seed, witness)
+        self.sources = load_sources(data)
+        self._check(world_size)
+        self.samples: int = sum(source.manifest.samples for source in self.sources)
         """N, of all data sets."""
-        self.digest: str = mixture.digest(self.sources)
-        self.lanes = range(rank * data.lanes // world, (rank + 1) * data.lanes // world)
+        self.digest: str = datasets_digest(self.sources)
+        self.lanes = range(rank * data.lanes // world_size, (rank + 1) * data.lanes // world_size)
         self._pinned = pinned
-        self._pool: Pool | None = None
-        self._source: Pool | Streams | None = None
+        self._producer: WorkerPool | BatchProducer | None = None
         self._counted = IOStats()
         self.outages = OutageBoard()
-        """Of this rank's storage, while batches are waited for."""
+        """Storage outages of this rank while batches are waited for."""
 
     def batches(
         self, start: int, batch: int, mask: str, text_mask: str = "0", text_masking: str = "random"
     ) -> Iterator[Batch]:
-        """Local batches without end: those of the global batches of size B = ``batch`` from S = ``start`` on.
+        """Yield local batches without end: those of the global batches of size B = ``batch`` from S = ``start`` on.
 
-        Workers start at once, before the first batch is asked for, and end with the iterator, the next call, or
-        ``close``. The iterator raises DataError or StorageError, in the main process whoever met it.
+        Workers start at once, before the first batch is requested, and end with the iterator, the next call, or
+        ``close``. The iterator raises DataError or StorageError, also those of workers.
         """
         self.close()
-        lanes = self.spec.data.lanes
+        config, lanes = self.config, self.config.data.lanes
         if start % lanes or batch % lanes:
             what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
             raise ConfigError(what, "data.lanes", lanes)
-        tokens = masking.kept(self.spec.text.length, text_mask)
-        kept = Kept(masking.kept(self.spec.patches, mask), tokens, text_masking == "prioritised")
-        self._counted, self._source = self.counters(), None
-        if self.spec.data.workers:
-            self._pool = Pool(self.spec, self.lanes, start, batch, kept, self.spec.data.workers, self.outages.add)
+        masks = MaskSpec(kept(config.image, mask), positions(config.text, text_mask), text_masking == "prioritised")
+        self._counted, self._producer = self.counters(), None
         if self.lanes.start == 0:  # one line for all ranks
-            log.info("%s", self._memory(batch, kept))
-        self._source = self._pool or Streams(self.spec, self.sources, self.lanes, start, batch, kept, self.outages.add)
-        return self._iterate(self._source, len(self.lanes) * (batch // lanes), kept)
+            self._log_memory(batch, masks)
+        if config.data.workers:
+            pool = WorkerPool(config, self.lanes, start, batch, masks, config.data.workers, self.outages.add)
+            self._producer = pool
+        else:
+            producer = BatchProducer(config, self.sources, self.lanes, start, batch, masks, self.outages.add)
+            self._producer = producer
+        return self._iterate(self._producer, len(self.lanes) * (batch // lanes), masks)
 
     def counters(self) -> IOStats:
-        """What this rank's readers did for all ``batches`` until now; cap and held are those of the present ones."""
-        if self._source is None:
+        """I/O counts of this rank over all ``batches`` so far; cap and held are the current ones."""
+        if self._producer is None:
             return self._counted
-        return dataclasses.replace(self._counted, cap=0, held=0) + self._source.counters
-
-    def _memory(self, batch: int, kept: Kept) -> Memory:
-        data = self.spec.data
-        shapes = Part.shapes(self.spec, len(self.lanes) * (batch // data.lanes), kept)
-        parts = SLOTS * part_bytes(shapes) if data.workers else 0
-        return memory(self.sources, self.lanes, data.block, data.workers, parts)
+        return dataclasses.replace(self._counted, cap=0, held=0) + self._producer.counters
 
     def close(self) -> None:
         """End the workers."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        if isinstance(self._producer, WorkerPool):
+            self._producer.close()
         self.outages.clear()
 
-    def _iterate(self, source: Pool | Streams, samples: int, kept: Kept) -> Iterator[Batch]:
+    def _log_memory(self, batch: int, masks: MaskSpec) -> None:
+        data = self.config.data
+        block_bytes = sum(
+            len(source.own_lanes(self.lanes)) * data.block * source.manifest.chunk * source.manifest.mean_bytes
+            for source in self.sources
+        )
+        shapes = BatchBuffers.shapes(self.config, len(self.lanes) * (batch // data.lanes), masks)
+        ready = SLOTS * slot_bytes(shapes) if data.workers else 0
+        log.info(
+            "raw samples of %d lanes take up to %.1f MB (two blocks of each lane), batches prepared by workers %.1f MB",
+            len(self.lanes), 2 * block_bytes / 1e6, ready / 1e6,
+        )  # fmt: skip
+
+    def _iterate(self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec) -> Iterator[Batch]:
         seen = replaced = 0
         try:
             while True:
-                fields = [  # new ones for each batch: one that a device still copies from stays as it is
+                fields = [  # new ones for each batch: a device may still copy from the last one
                     torch.empty(shape, dtype=getattr(torch, np.dtype(kind).name), pin_memory=self._pinned)
-                    for shape, kind in Part.shapes(self.spec, samples, kept)
+                    for shape, kind in BatchBuffers.shapes(self.config, samples, masks)
                 ]
-                more, notes = source.fill(Part(*(field.numpy() for field in fields)))
+                more, notes = producer.fill(BatchBuffers(*(field.numpy() for field in fields)))
                 seen, replaced = seen + samples, replaced + more
                 for note in notes:
                     log.warning("%s, sample %d replaced: %s", note.shard, note.ordinal, note.reason)
-                self._judge(seen, replaced, notes)
+                self._check_replaced_share(seen, replaced, notes)
                 patches, keep, tokens, places, ids, witness = fields
-                shortened = places if kept.tokens < self.spec.text.length else None
-                yield Batch(patches, keep, tokens, ids, more, witness if self.spec.witness else None, shortened)
+                shortened = places if masks.tokens < self.config.text.length else None
+                yield Batch(patches, keep, tokens, ids, more, witness if self.config.witness else None, shortened)
         finally:
-            source.close()
+            producer.close()
 
-    def _judge(self, seen: int, replaced: int, notes: list[Replaced]) -> None:
-        limit = self.spec.data.max_replaced
-        if replaced > limit * max(seen, _JUDGED):
+    def _check_replaced_share(self, seen: int, replaced: int, notes: list[ReplacedSample]) -> None:
+        limit = self.config.data.max_replaced
+        if replaced > limit * max(seen, _MIN_SAMPLES_CHECKED):
             last = f"; the last one is sample {notes[-1].ordinal} of {notes[-1].shard}" if notes else ""
             raise DataError(
                 f"{replaced} of {seen} samples had to be replaced, more than data.max_replaced allows{last}",
-                ", ".join(str(one.manifest.folder) for one in self.sources),
+                ", ".join(str(source.manifest.folder) for source in self.sources),
                 limit,
                 "Look at the shards that the log names, or raise data.max_replaced.",
             )
 
-
-def _check(data: schema.Data, sources: Sequence[Source], world: int) -> None:
-    for share, source in zip(shares(data), sources, strict=True):
-        _check_set(share, source.manifest)
-    if data.lanes < 1 or data.lanes % world:
-        raise ConfigError(f"the number of lanes must be a multiple of the {world} ranks", "data.lanes", data.lanes)
-    if not 0 <= data.workers <= data.lanes // world:
-        what = f"a rank has {data.lanes // world} lanes, and every worker needs one"
-        raise ConfigError(what, "data.workers", data.workers, "Set fewer workers.")
-
-
-def _check_set(share: Share, manifest: Manifest) -> None:
-    if share.chunk != manifest.chunk:
-        raise ConfigError(
-            f"the manifest {manifest.folder} was indexed with chunks of {manifest.chunk} samples",
-            f"data.sets.{share.name}.chunk" if share.name else "data.chunk",
-            share.chunk,
-            "Set it to that, or index the shards anew with --chunk.",
-        )
-    if manifest.samples < manifest.chunk:
-        what = f"{manifest.samples} samples are less than one chunk of {manifest.chunk}"
-        raise ConfigError(what, str(manifest.folder), remedy="Index the shards anew with a smaller --chunk.")
+    def _check(self, world_size: int) -> None:
+        data = self.config.data
+        for share, source in zip(shares(data), self.sources, strict=True):
+            manifest = source.manifest
+            if share.chunk != manifest.chunk:
+                raise ConfigError(
+                    f"the manifest {manifest.folder} was indexed with chunks of {manifest.chunk} samples",
+                    f"data.sets.{share.name}.chunk" if share.name else "data.chunk",
+                    share.chunk,
+                    "Set it to that, or index the shards again with --chunk.",
+                )
+            if manifest.samples < manifest.chunk:
+                what = f"{manifest.samples} samples are less than one chunk of {manifest.chunk}"
+                raise ConfigError(what, str(manifest.folder), remedy="Index the shards again with a smaller --chunk.")
+        if data.lanes < 1 or data.lanes % world_size:
+            what = f"the number of lanes must be a multiple of the {world_size} ranks"
+            raise ConfigError(what, "data.lanes", data.lanes)
+        if not 0 <= data.workers <= data.lanes // world_size:
+            what = f"a rank has {data.lanes // world_size} lanes, and every worker needs one"
+            raise ConfigError(what, "data.workers", data.workers, "Set fewer workers.")

@@ -1,154 +1,195 @@
 """The order of samples (docs/contracts.md; versioned): global batch at S as a pure function of seed, N, R, Q, L and S.
 
 Letters: N samples, R samples per chunk, Q chunks per block, L lanes, S samples seen so far, C = N div R chunks per
-pass. All arithmetic is unsigned 64-bit and wraps. Nothing here is as long as the data set: a lane's present block is
-all that is held, so the first batch costs the same at any S.
+epoch. Only the current blocks of the lanes are held, so that the first batch costs the same at any S. A run with
+several data sets (``DatasetSource``) gives each of them lanes and an order of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.rng import Keys, key
+from flip.config.derived import shares
+from flip.config.schema import Data
+from flip.data.manifest.manifest import Manifest
+from flip.rng import key
 
 VERSION = 1
-"""Stands in checkpoints beside S. Another order needs another number."""
+"""Version of the order, stored in checkpoints. A change of the order needs a new number."""
+IDS = 1 << 48
+"""Sample ids of data set s start at s times this."""
 
 Ints = NDArray[np.int64]
 
 _CHUNKS = 1 << 63
 _SHUFFLE = _CHUNKS + 1
+_SETS = _CHUNKS + 2
 _U = np.uint64
 _SEARCHED = 1 << 20
-"""Places of chunks that ``block_within`` computes at once: 8 MB of each array."""
+"""Chunks that ``block_within`` computes at once: 8 MB of each array."""
 
 
-def permute(seed: int, visit: Any, chunks: int, c: Any) -> Ints:
-    """pi(seed, visit, C, c): where chunk number c of a pass lies, a bijection of 0 .. C-1 for each visit.
+def permute(seed: int, epoch: Any, chunks: int, c: Any) -> Ints:
+    """pi(seed, epoch, C, c): position of chunk number c in an epoch, a bijection of 0 .. C-1 for each epoch.
 
-    A Feistel network of four rounds on two halves of w bits, walked until the value falls below C. ``visit`` and ``c``
+    A Feistel network of four rounds on two halves of w bits, repeated until the value is below C. ``epoch`` and ``c``
     broadcast; the result has their shape, int64. Below C = 4096 it is a fixed scramble, not uniform.
     """
-
-    def rounds(visits: Keys, left: Keys, right: Keys, low: np.uint64) -> tuple[Keys, Keys]:
-        for turn in range(4):
-            left, right = right, left ^ (key(seed, _CHUNKS, visits, turn, right) & low)
-        return left, right
-
-    return _walked(rounds, visit, chunks, c)
+    return _feistel(seed, epoch, chunks, c, range(4))
 
 
-def unpermute(seed: int, visit: Any, chunks: int, chunk: Any) -> Ints:
-    """The inverse of ``permute``: the number c at which a visit reads a chunk."""
-
-    def rounds(visits: Keys, left: Keys, right: Keys, low: np.uint64) -> tuple[Keys, Keys]:
-        for turn in reversed(range(4)):
-            left, right = right ^ (key(seed, _CHUNKS, visits, turn, left) & low), left
-        return left, right
-
-    return _walked(rounds, visit, chunks, chunk)
+def unpermute(seed: int, epoch: Any, chunks: int, chunk: Any) -> Ints:
+    """The inverse of ``permute``: the number c at which an epoch reads a chunk."""
+    return _feistel(seed, epoch, chunks, chunk, range(3, -1, -1))
 
 
-def _walked(
-    rounds: Callable[[Keys, Keys, Keys, np.uint64], tuple[Keys, Keys]], visit: Any, chunks: int, at: Any
-) -> Ints:
+def _feistel(seed: int, epoch: Any, chunks: int, c: Any, rounds: range) -> Ints:
     width = max(1, ((chunks - 1).bit_length() + 1) // 2)
     low, shift = _U((1 << width) - 1), _U(width)
-    visits, values = np.broadcast_arrays(np.asarray(visit, dtype=np.uint64), np.asarray(at, dtype=np.uint64))
-    shape, visits, values = values.shape, visits.ravel(), values.ravel().copy()
-    walking = np.arange(values.size)
-    while walking.size:
-        left, right = rounds(visits[walking], values[walking] >> shift, values[walking] & low, low)
-        values[walking] = (left << shift) | right
-        walking = walking[values[walking] >= _U(chunks)]
+    epochs, values = np.broadcast_arrays(np.asarray(epoch, dtype=np.uint64), np.asarray(c, dtype=np.uint64))
+    shape, epochs, values = values.shape, epochs.ravel(), values.ravel().copy()
+    remaining = np.arange(values.size)
+    while remaining.size:
+        # The inverse is the same network with reversed rounds and exchanged halves.
+        a, b = (values[remaining] >> shift, values[remaining] & low)[:: rounds.step]
+        for turn in rounds:
+            a, b = b, a ^ (key(seed, _CHUNKS, epochs[remaining], turn, b) & low)
+        left, right = (a, b)[:: rounds.step]
+        values[remaining] = (left << shift) | right
+        remaining = remaining[values[remaining] >= _U(chunks)]
     return values.astype(np.int64).reshape(shape)
 
 
-class Order:
-    """The endless stream of one data set.
-
-    ValueError where the numbers admit no stream: no whole chunk, or a size below one.
-    """
+class SampleOrder:
+    """The endless order of one data set. Raises ValueError if a size is below 1 or there is no full chunk."""
 
     def __init__(self, seed: int, samples: int, chunk: int, block: int, lanes: int) -> None:
         if min(samples, chunk, block, lanes) < 1 or samples < chunk:
             raise ValueError(f"no order for N={samples}, R={chunk}, Q={block}, L={lanes}: all at least 1, R at most N")
         self.seed, self.samples, self.chunk, self.block, self.lanes = seed, samples, chunk, block, lanes
         self.chunks = samples // chunk
-        self.span = block * chunk
+        self.block_samples = block * chunk
         """Samples of one lane's block, Q * R."""
-        self._held: dict[int, tuple[Ints, Ints]] = {}
-        self._held_lanes = range(0)
+        self._block_cache: dict[int, tuple[Ints, Ints]] = {}
+        self._cached_lanes = range(0)
+
+    @classmethod
+    def of_set(cls, number: int, seed: int, samples: int, chunk: int, block: int, lanes: int) -> SampleOrder:
+        """The order of data set ``number`` in a run with this ``seed``; N, R and lanes are those of the set."""
+        return cls(int(key(seed, _SETS, number)) if number else seed, samples, chunk, block, lanes)
 
     def blocks(self, lanes: range, numbers: range) -> tuple[Ints, Ints]:
-        """Ids and visits of some lanes' blocks in reading order, each of shape (blocks, lanes, Q*R)."""
+        """Ids and epochs of some lanes' blocks in reading order, each of shape (blocks, lanes, Q*R)."""
         lane = np.array(lanes, dtype=np.int64)[None, :, None]
         k = np.array(numbers, dtype=np.int64)[:, None, None]
         c = lane + self.lanes * (k * self.block + np.arange(self.block))
-        visits, chunks = c // self.chunks, permute(self.seed, c // self.chunks, self.chunks, c % self.chunks)
-        keys = key(self.seed, _SHUFFLE, lane, k, np.arange(self.span))
+        epochs, chunks = c // self.chunks, permute(self.seed, c // self.chunks, self.chunks, c % self.chunks)
+        keys = key(self.seed, _SHUFFLE, lane, k, np.arange(self.block_samples))
         order = np.argsort(keys, axis=-1, kind="stable")
         ids = np.take_along_axis(chunks, order // self.chunk, axis=-1) * self.chunk + order % self.chunk
-        return ids, np.take_along_axis(visits, order // self.chunk, axis=-1)
+        return ids, np.take_along_axis(epochs, order // self.chunk, axis=-1)
 
     def block_within(self, chunks: Ints, start: int, stop: int) -> tuple[int, int] | None:
-        """(lane, block) of the first block that holds none but these chunks and is read at positions ``start`` ..
-        ``stop`` - 1 of its lane; None where there is none.
+        """(lane, block) of the first block that consists of these chunks alone and is read at positions ``start`` ..
+        ``stop`` - 1 of its lane; None if there is none.
 
-        Costs an inverse permutation for each of ``chunks`` and visit: the other chunks are not looked at.
+        Costs one inverse permutation per epoch and element of ``chunks``.
         """
-        size = self.block * self.lanes
-        """Chunk numbers of one block of all lanes."""
-        first, last = start // self.span * size, -(-stop // self.span) * size
-        visits, found = range(first // self.chunks, -(-last // self.chunks)), np.empty(0, dtype=np.int64)
+        size = self.block * self.lanes  # chunk numbers of one block of all lanes
+        first, last = start // self.block_samples * size, -(-stop // self.block_samples) * size
+        epochs, blocks = range(first // self.chunks, -(-last // self.chunks)), np.empty(0, dtype=np.int64)
         step = max(1, _SEARCHED // max(1, len(chunks)))
-        for v in visits[::step] if len(chunks) else ():
-            visit = np.arange(v, min(v + step, visits.stop))[:, None]
-            c = (visit * self.chunks + unpermute(self.seed, visit, self.chunks, chunks)).ravel()
+        for e in epochs[::step] if len(chunks) else ():
+            epoch = np.arange(e, min(e + step, epochs.stop))[:, None]
+            c = (epoch * self.chunks + unpermute(self.seed, epoch, self.chunks, chunks)).ravel()
             c = c[(first <= c) & (c < last)]
-            found = np.concatenate([found, c // size * self.lanes + c % self.lanes])
-            blocks, counts = np.unique(found, return_counts=True)
-            if (whole := blocks[counts == self.block]).size:
-                return int(whole[0] % self.lanes), int(whole[0] // self.lanes)
-            found = found[found >= (visit[-1, 0] + 1) * self.chunks // size * self.lanes]  # of a block not all seen yet
+            blocks = np.concatenate([blocks, c // size * self.lanes + c % self.lanes])
+            numbers, counts = np.unique(blocks, return_counts=True)
+            if (full := numbers[counts == self.block]).size:
+                return int(full[0] % self.lanes), int(full[0] // self.lanes)
+            incomplete = (epoch[-1, 0] + 1) * self.chunks // size * self.lanes
+            blocks = blocks[blocks >= incomplete]
         return None
 
-    def held(self, lanes: range, k: int, ahead: int = 0) -> tuple[Ints, Ints]:
-        """Block k of the lanes, (lanes, Q*R) each. If it is not held yet, k .. k+ahead are computed at once."""
-        if lanes != self._held_lanes:
-            self._held, self._held_lanes = {}, lanes
-        if k not in self._held:
+    def cached_block(self, lanes: range, k: int, ahead: int = 0) -> tuple[Ints, Ints]:
+        """Ids and epochs of block k of the lanes, (lanes, Q*R) each. Unless cached, k .. k+ahead are computed at
+        once."""
+        if lanes != self._cached_lanes:
+            self._block_cache, self._cached_lanes = {}, lanes
+        if k not in self._block_cache:
             numbers = range(k, k + ahead + 1)
-            self._held.update(zip(numbers, zip(*self.blocks(lanes, numbers), strict=True), strict=True))
-        return self._held[k]
+            self._block_cache.update(zip(numbers, zip(*self.blocks(lanes, numbers), strict=True), strict=True))
+        return self._block_cache[k]
 
-    def part(self, lanes: range, start: int, count: int) -> tuple[Ints, Ints]:
-        """Ids and visits at positions start .. start+count-1 of each lane, shape (lanes, count).
+    def positions(self, lanes: range, start: int, count: int) -> tuple[Ints, Ints]:
+        """Ids and epochs at positions start .. start+count-1 of each lane, shape (lanes, count).
 
-        Of the blocks held, those touched here and the one after them stay.
+        The blocks of these positions and the next one stay cached, all others are dropped.
         """
-        first, last = start // self.span, (start + max(count, 1) - 1) // self.span
-        self._held = {k: block for k, block in self._held.items() if first <= k <= last + 1}
+        first, last = start // self.block_samples, (start + max(count, 1) - 1) // self.block_samples
+        self._block_cache = {k: block for k, block in self._block_cache.items() if first <= k <= last + 1}
         pieces = []
         for k in range(first, last + 1):
-            at = slice(max(start - k * self.span, 0), min(start + count - k * self.span, self.span))
-            pieces.append([field[:, at] for field in self.held(lanes, k, last - k)])
-        ids, visits = (np.concatenate(field, axis=1) for field in zip(*pieces, strict=True))
-        return ids, visits
-
-    def lane(self, lane: int, start: int, count: int) -> tuple[Ints, Ints]:
-        """Ids and visits at positions start .. start+count-1 of one lane, shape (count,)."""
-        ids, visits = self.part(range(lane, lane + 1), start, count)
-        return ids[0], visits[0]
+            offset = k * self.block_samples
+            index = slice(max(start - offset, 0), min(start + count - offset, self.block_samples))
+            pieces.append([field[:, index] for field in self.cached_block(lanes, k, last - k)])
+        ids, epochs = (np.concatenate(field, axis=1) for field in zip(*pieces, strict=True))
+        return ids, epochs
 
     def batch(self, start: int, batch: int, lanes: range | None = None) -> tuple[Ints, Ints]:
-        """Ids and visits of the global batch at S = start, or some lanes' share of it; lanes in order, shape (n,)."""
+        """Ids and epochs of the global batch at S = start, or some lanes' share of it; lanes in order, shape (n,)."""
         if start % self.lanes or batch % self.lanes:
             raise ValueError(f"S={start} and B={batch} must be multiples of the {self.lanes} lanes")
         lanes = range(self.lanes) if lanes is None else lanes
-        ids, visits = self.part(lanes, start // self.lanes, batch // self.lanes)
-        return ids.reshape(-1), visits.reshape(-1)
+        ids, epochs = self.positions(lanes, start // self.lanes, batch // self.lanes)
+        return ids.reshape(-1), epochs.reshape(-1)
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """One data set of a run. Inside it, lanes and samples are numbered from 0."""
+
+    number: int
+    """s, its index among the data sets."""
+    manifest: Manifest
+    lanes: range
+    """Its lanes among the L lanes of the run."""
+
+    @property
+    def first_id(self) -> int:
+        """Offset of its sample ids in batches."""
+        return self.number * IDS
+
+    def order(self, seed: int, block: int) -> SampleOrder:
+        """The order of its lanes in a run with this seed and Q = ``block``."""
+        manifest = self.manifest
+        return SampleOrder.of_set(self.number, seed, manifest.samples, manifest.chunk, block, len(self.lanes))
+
+    def own_lanes(self, lanes: range) -> range:
+        """Those of the run's ``lanes`` that belong to it, by their numbers inside it."""
+        first = max(lanes.start, self.lanes.start)
+        return range(first - self.lanes.start, max(first, min(lanes.stop, self.lanes.stop)) - self.lanes.start)
+
+
+def load_sources(data: Data, lanes: range | None = None, check: bool = True) -> list[DatasetSource]:
+    """The data sets of a resolved configuration, or only those with some of ``lanes``. Raises as ``Manifest.load``."""
+    return [
+        DatasetSource(number, Manifest.load(share.manifest, check), share.lanes)
+        for number, share in enumerate(shares(data))
+        if lanes is None or range(max(lanes[0], share.lanes[0]), min(lanes[-1], share.lanes[-1]) + 1)
+    ]
+
+
+def datasets_digest(sources: Sequence[DatasetSource]) -> str:
+    """The manifest's digest of a single data set; of several, a digest over their digests and numbers of lanes."""
+    if len(sources) == 1:
+        return sources[0].manifest.digest
+    text = json.dumps([[source.manifest.digest, len(source.lanes)] for source in sources])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""What a worker reads before it is needed: the chunks of each lane's next block, in the background.
+"""Reads the chunks of each lane's next block in the background, before they are needed.
 
-A lane's block is shuffled as a whole, so that all its chunks must be there when it begins. They are asked for while the
-block before it is used up, one after the other, at moments that differ from lane to lane over the whole run: storage
-sees an even stream of requests. All are asked for ``LEAD`` seconds before the block begins, at the pace of the steps
-that is measured here: a request that is answered late is not noticed. The order of samples does not depend on any of
-this (benchmarks/prefetch.py shows what it is good for).
+A lane's block is shuffled as a whole, so that all its chunks must be read when it starts. They are requested while the
+lane drains the block before, at moments that differ between lanes: storage sees an even stream of requests. The last
+one is requested ``LOOKAHEAD_SECONDS`` before the block starts, at the measured rate of steps, so that a slow response
+does not delay training. The order of samples does not depend on any of this (benchmarks/prefetch.py measures the
+effect).
 """
 
 from __future__ import annotations
@@ -17,102 +17,109 @@ import numpy as np
 
 from flip.concurrency import DaemonExecutor
 from flip.data.chunk_reader import Chunk
-from flip.data.order import Order
+from flip.data.manifest.manifest import Manifest
+from flip.data.order import SampleOrder
 
 THREADS = 8
-"""Reads at once of one worker."""
-LEAD = 10.0
-"""Seconds by which a read comes before its block begins: longer than a slow answer, or one and its repetition."""
-MOST = 0.25
-"""Share of a block that the lead may take at most: with it a lane holds 1.5 + MOST / 2 blocks on average."""
+"""Concurrent reads of one worker."""
+LOOKAHEAD_SECONDS = 10.0
+"""Seconds from the last read to the start of its block: longer than a slow response, or than one and its retry."""
+MAX_LOOKAHEAD = 0.25
+"""Largest lookahead, as a share of a block. With it a lane holds 1.5 + MAX_LOOKAHEAD / 2 blocks on average."""
 _GOLDEN = 0.6180339887498949
 
 
 class Prefetch:
-    """Chunks of ``lanes`` from position ``start`` of each on. ``read`` reads one, ``useless``: none of it counts.
+    """Chunks of ``lanes`` from position ``start`` of each on; each chunk is read once per block.
 
-    ``size`` tells the bytes of one; ``bytes`` is their sum over the chunks that are held or asked for. Each chunk is
-    read once per block. What a read raises is raised where the chunk is asked for.
+    Args:
+        read: reads a chunk. Its errors are raised by ``chunk``.
+        skip_chunk: whether a chunk has no usable sample and is not to be read ahead.
+        chunk_bytes: size of a chunk; ``bytes`` is their sum over chunks held or requested.
     """
 
     def __init__(
         self,
-        order: Order,
+        order: SampleOrder,
         lanes: range,
         start: int,
         read: Callable[[int], Chunk],
-        useless: Callable[[int], bool],
-        size: Callable[[int], int],
+        skip_chunk: Callable[[int], bool],
+        chunk_bytes: Callable[[int], int],
     ) -> None:
-        self.order, self.lanes, self._useless, self._size = order, lanes, useless, size
+        self.order, self.lanes, self._skip_chunk, self._chunk_bytes = order, lanes, skip_chunk, chunk_bytes
         self.bytes = 0
-        self._held: list[dict[int, dict[int, Future[Chunk]]]] = [{} for _ in lanes]
-        """Per lane: block number -> number of a chunk -> the chunk."""
-        self._asked: list[dict[int, int]] = [{} for _ in lanes]
-        """Per lane: block number -> how many of its chunks were asked for."""
+        self._chunks: list[dict[int, dict[int, Future[Chunk]]]] = [{} for _ in lanes]
+        """Per lane: block number -> chunk number -> the chunk."""
+        self._requested: list[dict[int, int]] = [{} for _ in lanes]
+        """Per lane: block number -> number of its chunks that were requested."""
         self._pool, self._read = DaemonExecutor(THREADS, "read"), read
-        self._pace, self._at, self._asking = 0.0, time.monotonic(), order.span
+        self._rate, self._updated_at, self._request_window = 0.0, time.monotonic(), order.block_samples
         self._phases = [phase(lane) for lane in lanes]
-        self._begin(*divmod(start, order.span))
+        self._request_first(*divmod(start, order.block_samples))
 
-    def chunk(self, a: int, k: int, j: int) -> Chunk:
-        """Chunk j for block k of lane number a; waits for it."""
-        return self._ask(a, k, j).result()
+    def chunk(self, lane: int, k: int, j: int) -> Chunk:
+        """Chunk j for block k of a lane (its index in ``lanes``); waits for it."""
+        return self._request(lane, k, j).result()
 
-    def passed(self, a: int, k: int, n: int) -> None:
-        """Lane a has used sample n of block k: let go of a block that is done, ask for what is due of the next one."""
-        now = due(n, self._asking, self.order.block, self._phases[a])
-        if now > self._asked[a].get(k + 1, 0):
-            self._asked[a][k + 1] = now
-            for j in self._chunks(a, k + 1)[:now]:
-                if not self._useless(j):
-                    self._ask(a, k + 1, j)
-        if n + 1 == self.order.span:
-            self.bytes -= sum(map(self._size, self._held[a].pop(k, ())))
-            self._asked[a].pop(k, None)
+    def advance(self, lane: int, k: int, n: int) -> None:
+        """Sample n of block k was used: request the chunks due of the next block, and drop a block that is used up."""
+        due = chunks_due(n, self._request_window, self.order.block, self._phases[lane])
+        if due > self._requested[lane].get(k + 1, 0):
+            self._requested[lane][k + 1] = due
+            ids = self.order.cached_block(self.lanes, k + 1)[0][lane]
+            for j in np.unique(ids // self.order.chunk).tolist()[:due]:
+                if not self._skip_chunk(j):
+                    self._request(lane, k + 1, j)
+        if n + 1 == self.order.block_samples:
+            self.bytes -= sum(map(self._chunk_bytes, self._chunks[lane].pop(k, ())))
+            self._requested[lane].pop(k, None)
 
-    def paced(self, count: int) -> None:
-        """Each lane has gone on by ``count`` samples since the last call."""
+    def update_rate(self, count: int) -> None:
+        """Each lane has advanced by ``count`` samples since the last call."""
         now = time.monotonic()
-        pace = count / max(now - self._at, 1e-6)
-        self._pace, self._at = (0.9 * self._pace + 0.1 * pace if self._pace else pace), now
-        self._asking = self.order.span - self.lead
+        rate = count / max(now - self._updated_at, 1e-6)
+        self._rate, self._updated_at = (0.9 * self._rate + 0.1 * rate if self._rate else rate), now
+        self._request_window = self.order.block_samples - self.lookahead
 
     @property
-    def lead(self) -> int:
-        """``LEAD`` in samples of a lane."""
-        return int(min(LEAD * self._pace, MOST * self.order.span))
+    def lookahead(self) -> int:
+        """``LOOKAHEAD_SECONDS`` in samples of a lane."""
+        return int(min(LOOKAHEAD_SECONDS * self._rate, MAX_LOOKAHEAD * self.order.block_samples))
 
     def close(self) -> None:
-        """Forget what is not begun. Nobody waits for the rest: a stop must not hang on storage that is away."""
+        """Drop reads that have not started. Running ones are not waited for: storage may be unavailable."""
         self._pool.close()
 
-    def _begin(self, k: int, n: int) -> None:
-        """Ask for what is left of the present blocks, in the order in which the lanes need it."""
+    def _request_first(self, k: int, n: int) -> None:
+        """Request the rest of the current blocks, in the order in which the lanes need it."""
         first: dict[tuple[int, int], int] = {}
-        for a, ids in enumerate(self.order.held(self.lanes, k)[0]):
-            chunks, at = np.unique(ids[n:] // self.order.chunk, return_index=True)
-            first |= {(a, int(j)): int(i) for j, i in zip(chunks, at, strict=True)}
-        for a, j in sorted(first, key=lambda key: (first[key], key[0])):
-            if not self._useless(j):
-                self._ask(a, k, j)
+        for lane, ids in enumerate(self.order.cached_block(self.lanes, k)[0]):
+            chunks, index = np.unique(ids[n:] // self.order.chunk, return_index=True)
+            first |= {(lane, int(j)): int(i) for j, i in zip(chunks, index, strict=True)}
+        for lane, j in sorted(first, key=lambda key: (first[key], key[0])):
+            if not self._skip_chunk(j):
+                self._request(lane, k, j)
 
-    def _chunks(self, a: int, k: int) -> list[int]:
-        return np.unique(self.order.held(self.lanes, k)[0][a] // self.order.chunk).tolist()
-
-    def _ask(self, a: int, k: int, j: int) -> Future[Chunk]:
-        chunks = self._held[a].setdefault(k, {})
+    def _request(self, lane: int, k: int, j: int) -> Future[Chunk]:
+        chunks = self._chunks[lane].setdefault(k, {})
         if j not in chunks:
             chunks[j] = self._pool.submit(self._read, j)
-            self.bytes += self._size(j)
+            self.bytes += self._chunk_bytes(j)
         return chunks[j]
 
 
+def chunk_bytes(manifest: Manifest, j: int) -> int:
+    """Bytes read for chunk j."""
+    return sum(stop - start for _, start, stop, _ in manifest.chunk_places(j))
+
+
 def phase(lane: int) -> float:
-    """The moment, in (0, 1], at which a lane asks for its chunks: the lanes 0 .. m - 1 are spread evenly for any m."""
+    """Phase, in (0, 1], of a lane's requests: those of the lanes 0 .. m - 1 are spread evenly for any m."""
     return 1.0 - lane * _GOLDEN % 1.0
 
 
-def due(n: int, span: int, block: int, phase: float) -> int:
-    """Chunks of the next block due after sample n of the present one: chunk i is at (i + phase) / Q of ``span``."""
-    return min(block, int((n + 1) / span * block - phase + 1))
+def chunks_due(n: int, window: int, block: int, phase: float) -> int:
+    """Chunks of the next block due after sample n of the current one: chunk i is due at (i + phase) / Q of
+    ``window``."""
+    return min(block, int((n + 1) / window * block - phase + 1))

@@ -1,47 +1,38 @@
-"""The work of one loader process: its lanes' part of every local batch, from bytes on disk to arrays.
-
-Imports no torch: a worker that needs none starts in a blink and stays small.
-"""
+"""The work of one loader process: its lanes' part of every local batch, from shards to arrays. Imports no torch."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.config import schema
+from flip.config import derived, schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
 from flip.data.chunk_reader import Cache, ChunkReader, Sample
-from flip.data.decode import Pixels, Undecodable
-from flip.data.manifest import tar
-from flip.data.masking import Kept
-from flip.data.mixture import Source
-from flip.data.prefetch import Prefetch
+from flip.data.decode import Pixels
+from flip.data.masking import MaskSpec
+from flip.data.order import DatasetSource
+from flip.data.prefetch import Prefetch, chunk_bytes
 from flip.data.storage.client import IOStats
 from flip.data.storage.obstore_storage import ObstoreStorage
 from flip.data.storage.retry import Outage, RetryPolicy
-from flip.runs.errors import ConfigError, DataError
+from flip.runs.errors import DataError
 from flip.tokenizer import Tokenizer
 
-TEXT_LIMIT = 4 << 20
-"""Bytes of a member that holds captions: of a text the first ones are read, a larger JSON member is refused."""
-_OFTEN = 16
-"""Samples of a lane after which its reads ahead are looked at: after each one it would cost more than the order."""
+_ADVANCE_INTERVAL = 16
+"""Samples of a lane between two updates of its prefetcher: an update per sample would cost more than the order."""
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What a process must know to make batches; travels to workers as it is."""
+class WorkerConfig:
+    """Configuration of batch production; sent to workers as it is."""
 
     data: schema.Data
     augment: schema.Augment
@@ -58,10 +49,10 @@ class Spec:
     @property
     def patches(self) -> int:
         """P."""
-        return (self.image.size // self.image.patch) ** 2
+        return derived.patches(self.image)
 
 
-class Part(NamedTuple):
+class BatchBuffers(NamedTuple):
     """Arrays of n samples, as in ``loader.Batch``."""
 
     patches: NDArray[np.uint8]
@@ -71,27 +62,26 @@ class Part(NamedTuple):
     ids: NDArray[np.int64]
     witness: NDArray[np.int64]
 
-    def rows(self, rows: slice) -> Part:
+    def rows(self, rows: slice) -> BatchBuffers:
         """A view of some samples."""
         fields: Iterator[Any] = (field[rows] for field in self)
-        return Part(*fields)
+        return BatchBuffers(*fields)
 
     @staticmethod
-    def shapes(spec: Spec, samples: int, kept: Kept) -> list[tuple[tuple[int, ...], str]]:
-        """Shape and type of each field."""
-        row = spec.image.patch**2 * 3
+    def shapes(config: WorkerConfig, samples: int, masks: MaskSpec) -> list[tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each field."""
         return [
-            ((samples, kept.patches, row), "u1"),
-            ((samples, kept.patches), "i2"),
-            ((samples, kept.tokens), "i4"),
-            ((samples, kept.tokens), "i2"),
+            ((samples, masks.patches, 3 * config.image.patch**2), "u1"),
+            ((samples, masks.patches), "i2"),
+            ((samples, masks.tokens), "i4"),
+            ((samples, masks.tokens), "i2"),
             ((samples,), "i8"),
             ((samples,), "i8"),
         ]
 
 
-class Replaced(NamedTuple):
-    """A sample that stood in for another: what the log says of the bad one."""
+class ReplacedSample(NamedTuple):
+    """An undecodable sample, for the log."""
 
     id: int
     shard: str
@@ -99,284 +89,181 @@ class Replaced(NamedTuple):
     reason: str
 
 
-class Streams:
-    """Parts of the lanes ``lanes`` (of all L) from S = ``start`` on; ``fill`` makes the next one.
+class BatchProducer:
+    """Batches of the lanes ``lanes`` (of all L) from S = ``start`` on.
 
-    The lanes may lie in several data sets: there is a stream for each, and one reader for all. ``report``: takes the
-    reader's outages.
+    The lanes may belong to several data sets: each has a stream, all share one reader. ``report`` receives storage
+    outages.
     """
 
     def __init__(
-        self, spec: Spec, sources: Sequence[Source], lanes: range, start: int, batch: int, kept: Kept,
-        report: Callable[[Outage], None] | None = None,
+        self, config: WorkerConfig, sources: Sequence[DatasetSource], lanes: range, start: int, batch: int,
+        masks: MaskSpec, report: Callable[[Outage], None] | None = None,
     ) -> None:  # fmt: skip
-        data = spec.data
-        patience = RetryPolicy(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge)
+        data = config.data
+        retry_policy = RetryPolicy(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge)
         cache = Cache(data.cache, data.cache_bytes) if data.cache else None
         remote = ObstoreStorage(data.timeout) if data.client == "obstore" else None
-        self.reader = ChunkReader(retry_policy=patience, remote=remote, cache=cache, report=report)
-        position, count = start // spec.data.lanes, batch // spec.data.lanes
-        self._streams = list[tuple[Stream, slice]]()
+        self.reader = ChunkReader(retry_policy=retry_policy, remote=remote, cache=cache, report=report)
+        position, count = start // data.lanes, batch // data.lanes
+        self._streams = list[tuple[DatasetStream, slice]]()
         for source in sources:
-            part = source.part(lanes)
-            if part:
-                first = (source.lanes.start + part.start - lanes.start) * count
-                stream = Stream(spec, source, part, position, count, kept, self.reader)
-                self._streams.append((stream, slice(first, first + len(part) * count)))
+            own = source.own_lanes(lanes)
+            if own:
+                first = (source.lanes.start + own.start - lanes.start) * count
+                stream = DatasetStream(config, source, own, position, count, masks, self.reader)
+                self._streams.append((stream, slice(first, first + len(own) * count)))
 
     @property
     def counters(self) -> IOStats:
-        """Of its reader, from the beginning, and what is held now."""
-        return dataclasses.replace(self.reader.counters, held=sum(stream.held for stream, _ in self._streams))
+        """Counts of the reader since the start, and the bytes held now."""
+        return dataclasses.replace(self.reader.counters, held=sum(stream.bytes_held for stream, _ in self._streams))
 
-    def fill(self, out: Part) -> tuple[int, list[Replaced]]:
-        """Write the next part; returns how many samples were replaced, and those to be logged (each bad one once).
+    def fill(self, out: BatchBuffers) -> tuple[int, list[ReplacedSample]]:
+        """Write the next batch; return the number of replaced samples, and those to be logged (each bad one once).
 
-        Samples that a manifest excepts are replaced and logged too, but not counted: they were known.
-        Raises DataError (a damaged shard, a block without a good sample) or StorageError.
+        Samples that a manifest excludes are replaced and logged too, but not counted.
+        Raises DataError (a damaged shard, a block without a decodable sample) or StorageError.
         """
-        replaced, notes = 0, list[Replaced]()
+        replaced, notes = 0, list[ReplacedSample]()
         for stream, rows in self._streams:
-            more, told = stream.fill(out.rows(rows))
-            replaced, notes = replaced + more, notes + told
+            replaced += stream.fill(out.rows(rows), notes)
         return replaced, notes
 
     def close(self) -> None:
-        """No read goes on."""
+        """Stop reading ahead."""
         for stream, _ in self._streams:
             stream.close()
 
 
-class Stream:
-    """Lanes of one data set, numbered inside it, from ``position`` of each on; ``count`` samples of each make a part.
+class DatasetStream:
+    """Lanes of one data set, numbered inside it, from ``position`` of each on; a batch takes ``count`` samples of each.
 
-    Of each lane the raw bytes of its present block are held, and of the next one a share that grows as the present one
-    drains (``flip.data.prefetch``).
+    Holds the raw bytes of the lanes' current blocks, and a share of the next ones that grows as the current ones drain
+    (``flip.data.prefetch``).
     """
 
     def __init__(
-        self, spec: Spec, source: Source, lanes: range, position: int, count: int, kept: Kept, reader: ChunkReader
-    ) -> None:
-        self.spec, self.manifest, self.lanes, self.kept = spec, source.manifest, lanes, kept
-        self.first_id, self.order = source.first_id, source.order(spec.seed, spec.data.block)
+        self, config: WorkerConfig, source: DatasetSource, lanes: range, position: int, count: int, masks: MaskSpec,
+        reader: ChunkReader,
+    ) -> None:  # fmt: skip
+        self.config, self.manifest, self.lanes, self.masks = config, source.manifest, lanes, masks
+        self.first_id, self.order = source.first_id, source.order(config.seed, config.data.block)
         self.position, self.count, self.reader = position, count, reader
-        self.tokenizer = Tokenizer.of(spec.data.tokenizer, spec.text)
+        self.tokenizer = Tokenizer.of(config.data.tokenizer, config.text)
         self.bad: dict[int, str] = dict(self.manifest.exceptions)
-        self._told: set[int] = set()
-        self._ahead: Prefetch | None = None
+        self._logged: set[int] = set()
+        self._prefetcher: Prefetch | None = None
 
-    def fill(self, out: Part) -> tuple[int, list[Replaced]]:
-        """As ``Streams.fill``."""
-        ids, visits = (field.ravel() for field in self.order.part(self.lanes, self.position, self.count))
-        ahead = self._ahead = self._ahead or self._prefetch()
-        draws = _Draws(self, visits, ids)
-        out.ids[:], out.keep[:], seen = draws.ids, draws.keep, visits.copy()
-        captions, replaced, notes = list[str](), 0, list[Replaced]()
-        for a in range(len(self.lanes)):
-            for k, places in _blocks(self.position, self.count, self.order.span):
-                block = _Block(self, ahead, a, k)
+    def fill(self, out: BatchBuffers, notes: list[ReplacedSample]) -> int:
+        """As ``BatchProducer.fill``; appends to ``notes``, returns the number of replaced samples."""
+        ids, epochs = (field.ravel() for field in self.order.positions(self.lanes, self.position, self.count))
+        if self._prefetcher is None:  # created with the first batch: an unused stream reads nothing
+            read = partial(self.reader.fetch, self.manifest)
+            size = partial(chunk_bytes, self.manifest)
+            self._prefetcher = Prefetch(self.order, self.lanes, self.position, read, self._skip_chunk, size)
+        prefetcher = self._prefetcher
+        draws = _Draws(self, epochs, ids)
+        out.ids[:], out.keep[:], epochs_used = draws.ids, draws.keep, epochs.copy()
+        captions, replaced = list[str](), 0
+        for lane in range(len(self.lanes)):
+            for k, places in _blocks(self.position, self.count, self.order.block_samples):
+                block = _Block(self, prefetcher, lane, k)
                 for n in places:
                     i = row = len(captions)
-                    m, image, lines = self._good(block, n, notes)
+                    m, (image, texts) = self._next_decodable(block, n, notes)
                     drawn = draws
                     if m != n:
                         replaced += int(ids[i]) not in self.manifest.exceptions
-                        row, drawn = 0, _Draws(self, block.visits[m : m + 1], block.ids[m : m + 1])
-                        out.ids[i], out.keep[i], seen[i] = drawn.ids[0], drawn.keep[0], drawn.visits[0]
-                    self._cut(image, drawn, row, out.patches[i])
-                    captions.append(lines[int(drawn.caption[row] * len(lines))])
-                    if self.spec.witness:
+                        row, drawn = 0, _Draws(self, block.epochs[m : m + 1], block.ids[m : m + 1])
+                        out.ids[i], out.keep[i], epochs_used[i] = drawn.ids[0], drawn.keep[0], drawn.epochs[0]
+                    self._write_patches(image, drawn, row, out.patches[i])
+                    captions.append(texts[int(drawn.caption[row] * len(texts))])
+                    if self.config.witness:
                         out.witness[i] = np.frombuffer(hashlib.sha256(image.tobytes()).digest()[:8], "<i8")[0]
-                    if n % _OFTEN == 0 or n == places[-1]:
-                        ahead.passed(a, k, n)
+                    if n % _ADVANCE_INTERVAL == 0 or n == places[-1]:
+                        prefetcher.advance(lane, k, n)
         tokens = self.tokenizer(captions)
-        out.places[:] = masking.places(self.spec.seed, seen, out.ids, tokens, self.kept)
+        out.places[:] = masking.visible_tokens(self.config.seed, epochs_used, out.ids, tokens, self.masks)
         out.tokens[:] = np.take_along_axis(tokens, out.places.astype(np.int64), axis=1)
         self.position += self.count
-        ahead.paced(self.count)
-        return replaced, notes
+        prefetcher.update_rate(self.count)
+        return replaced
 
-    def _cut(self, image: Pixels, drawn: _Draws, row: int, out: NDArray[np.uint8]) -> None:
-        """Write the kept patches of a view."""
-        spec = self.spec
-        view = augmenting.view(image, spec.image.size, spec.augment, drawn.view, row, spec.data.resize)
-        decode.patches(view, spec.image.patch, drawn.keep[row], out)
+    def _write_patches(self, image: Pixels, drawn: _Draws, row: int, out: NDArray[np.uint8]) -> None:
+        config = self.config
+        view = augmenting.view(image, config.image.size, config.augment, drawn.view, row, config.data.resize)
+        decode.patches(view, config.image.patch, drawn.keep[row], out)
 
-    def _prefetch(self) -> Prefetch:
-        """Begun with the first part, so that what is not used reads nothing."""
-        read = partial(self.reader.fetch, self.manifest)
-        return Prefetch(self.order, self.lanes, self.position, read, self._useless, self._bytes)
+    def _next_decodable(
+        self, block: _Block, n: int, notes: list[ReplacedSample]
+    ) -> tuple[int, tuple[Pixels, list[str]]]:
+        """(m, (pixels, captions)) of the first decodable place m of a block from n on, cyclic."""
+        data, ids = self.config.data, block.ids
 
-    def _good(self, block: _Block, n: int, notes: list[Replaced]) -> tuple[int, Pixels, list[str]]:
-        """Place n of a block, or the next place (cyclic) that can be decoded: (place, pixels, captions)."""
-        ids = block.ids
-        for m in chain(range(n, len(ids)), range(n)):
-            id = int(ids[m])
-            if id not in self.bad:
-                sample = block.sample(id)
-                try:
-                    data = self.spec.data
-                    return m, image_of(sample, data.decoder, data.to_rgb), captions_of(sample, data.captions)
-                except Undecodable as error:
-                    self.bad[id] = str(error)
-            if id not in self._told:
-                self._told.add(id)
-                notes.append(Replaced(id, *self.manifest.locate(id), self.bad[id]))
-        shard, ordinal = self.manifest.locate(int(ids[n]))
-        raise DataError(
-            f"none of the {len(ids)} samples of block {block.k} of lane {self.lanes[block.a]} can be decoded",
-            f"{shard}, sample {ordinal}",
-            self.bad[int(ids[n])],
-            f"Look for what is bad: python tools/shards.py verify {self.manifest.folder}",
-        )
+        def load(id: int) -> tuple[Pixels, list[str]]:
+            sample = block.sample(id)
+            return decode.image_of(sample, data.decoder, data.to_rgb), decode.captions_of(sample, data.captions)
+
+        found = decode.next_decodable(ids, n, self.bad, load)
+        if found is None:
+            shard, ordinal = self.manifest.locate(int(ids[n]))
+            raise DataError(
+                f"none of the {len(ids)} samples of block {block.k} of lane {self.lanes[block.lane]} can be decoded",
+                f"{shard}, sample {ordinal}",
+                self.bad[int(ids[n])],
+                f"Look for what is bad: python tools/shards.py verify {self.manifest.folder}",
+            )
+        for step in range((found[0] - n) % len(ids)):
+            id = int(ids[(n + step) % len(ids)])
+            if id not in self._logged:
+                self._logged.add(id)
+                notes.append(ReplacedSample(id, *self.manifest.locate(id), self.bad[id]))
+        return found
+
+    def _skip_chunk(self, j: int) -> bool:
+        return all(id in self.bad for id in self.manifest.chunk_ids(j))
 
     def close(self) -> None:
-        """No read goes on."""
-        if self._ahead is not None:
-            self._ahead.close()
+        """Stop reading ahead."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
 
     @property
-    def held(self) -> int:
-        """Bytes of raw samples, those that are asked for included."""
-        return self._ahead.bytes if self._ahead else 0
-
-    def _bytes(self, j: int) -> int:
-        return sum(stop - start for _, start, stop, _ in self.manifest.chunk_places(j))
-
-    def _useless(self, j: int) -> bool:
-        return all(id in self.bad for id in self.manifest.chunk_ids(j))
+    def bytes_held(self) -> int:
+        """Bytes of raw samples, requested ones included."""
+        return self._prefetcher.bytes if self._prefetcher else 0
 
 
 class _Block:
-    """Block k of lane number a: the ids and visits of its places, (Q*R,) each, and their samples."""
+    """Block k of a lane: ids and epochs of its places, (Q*R,) each, and their samples."""
 
-    def __init__(self, stream: Stream, ahead: Prefetch, a: int, k: int) -> None:
-        self.a, self.k, self._ahead, self._chunk = a, k, ahead, stream.manifest.chunk
-        self.ids, self.visits = (field[a] for field in stream.order.held(stream.lanes, k))
+    def __init__(self, stream: DatasetStream, prefetcher: Prefetch, lane: int, k: int) -> None:
+        self.lane, self.k, self._prefetcher, self._chunk = lane, k, prefetcher, stream.manifest.chunk
+        self.ids, self.epochs = (field[lane] for field in stream.order.cached_block(stream.lanes, k))
         self._chunks: dict[int, list[Sample]] = {}
 
     def sample(self, id: int) -> Sample:
         """Waits for its chunk."""
-        j, place = divmod(id, self._chunk)
+        j, index = divmod(id, self._chunk)
         if j not in self._chunks:
-            self._chunks[j] = self._ahead.chunk(self.a, self.k, j).samples
-        return self._chunks[j][place]
+            self._chunks[j] = self._prefetcher.chunk(self.lane, self.k, j).samples
+        return self._chunks[j][index]
 
 
-def _blocks(position: int, count: int, span: int) -> Iterator[tuple[int, range]]:
-    """The blocks that positions ``position`` .. + ``count`` - 1 of a lane lie in, and the places there."""
+def _blocks(position: int, count: int, block_samples: int) -> Iterator[tuple[int, range]]:
+    """(k, places) of the blocks that contain positions ``position`` .. + ``count`` - 1 of a lane."""
     stop = position + count
-    for k in range(position // span, -(-stop // span)):
-        yield k, range(max(position - k * span, 0), min(stop - k * span, span))
+    for k in range(position // block_samples, -(-stop // block_samples)):
+        yield k, range(max(position - k * block_samples, 0), min(stop - k * block_samples, block_samples))
 
 
 class _Draws:
-    """All that is drawn for samples by their visits and ids."""
+    """All random draws of samples, by their epochs and ids."""
 
-    def __init__(self, stream: Stream, visits: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
-        seed = stream.spec.seed
-        self.visits, self.ids = visits, ids + stream.first_id
-        ids = self.ids
-        self.view = augmenting.Draws.of(seed, visits, ids)
-        self.keep = masking.keep(seed, visits, ids, stream.spec.patches, stream.kept.patches)
-        self.caption = masking.draw(seed, visits, ids, masking.CAPTION, 0)
-
-
-def image_of(sample: Sample, decoder: str, conversion: str = "flatten") -> Pixels:
-    """RGB pixels of a sample's image member. Raises Undecodable."""
-    return decode.decode(encoded_image(sample), decoder, conversion)
-
-
-def encoded_image(sample: Sample) -> memoryview:
-    """A sample's image member as it is stored. Raises Undecodable if there is none."""
-    for extension in tar.EXTENSIONS:
-        if extension in sample:
-            return sample[extension]
-    raise Undecodable(f"no image among its members {sorted(sample)}")
-
-
-def captions_of(sample: Sample, members: Sequence[str]) -> list[str]:
-    """The captions of a sample, in the order of ``members`` (``data.captions``).
-
-    ``txt``: each line of that member is a caption. ``json:FIELD``: a string, or a list of strings, at the top level of
-    that JSON member. Members and fields that a sample lacks are skipped; without any text there is one empty caption.
-    Raises Undecodable where none of them is there, or a JSON member cannot be used.
-    """
-    found = [texts for name in members if (texts := _texts(sample, name)) is not None]
-    if not found:
-        raise Undecodable(f"no caption {list(members)} among its members {sorted(sample)}")
-    return [text for texts in found for text in texts if text] or [""]
-
-
-def json_fields(sample: Sample) -> list[str]:
-    """The fields of JSON members that could be captions, as ``data.captions`` names them; likely names first."""
-    found = list[str]()
-    for member in filter(_is_json, sample):
-        with contextlib.suppress(Undecodable):
-            found += [f"{member}:{field}" for field, value in _parsed(sample, member).items() if _strings(value)]
-    return sorted(found, key=lambda name: not any(word in name.lower() for word in ("caption", "text")))
-
-
-def refuse_whole_json(members: Sequence[str], key: str, fields: Iterable[str] = ()) -> None:
-    """ConfigError where one of ``members`` is a JSON member without a field: its source text is not a caption.
-
-    ``key``: the option or field that names them. ``fields``: those that the data have (``json_fields``), for the
-    remedy; they are read only then.
-    """
-    for name in members:
-        member, _, field = name.partition(":")
-        if _is_json(member) and not field:
-            known = list(dict.fromkeys(fields))
-            remedy = f"Name the field that holds captions, as {known[0] if known else f'{member}:caption'}."
-            remedy += f" Fields with text in the data: {', '.join(known)}." if known else ""
-            raise ConfigError(f"{key}: {member} is a whole JSON file, not a caption", value=name, remedy=remedy)
-
-
-def _texts(sample: Sample, name: str) -> list[str] | None:
-    """The texts that one entry of ``data.captions`` names; None where the sample has no such member or field."""
-    member, _, field = name.partition(":")
-    if not (field and _is_json(member)):
-        # Lines end with a line feed alone: ``str.splitlines`` would also cut at U+2028 and others.
-        if name not in sample:
-            return None
-        lines = bytes(sample[name][:TEXT_LIMIT]).decode("utf-8", "replace").split("\n")
-        return [line.strip() for line in lines]
-    value = _parsed(sample, member).get(field) if member in sample else None
-    if value is None:
-        return None
-    texts = [value] if isinstance(value, str) else value
-    if not _strings(texts):
-        raise Undecodable(f"{field!r} in its {member} is neither text nor a list of texts")
-    return [" ".join(text.split()) for text in texts]
-
-
-def _is_json(member: str) -> bool:
-    return member.rpartition(".")[2] == "json"
-
-
-def _strings(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
-
-
-def _parsed(sample: Sample, member: str) -> dict[str, Any]:
-    """The top level of a JSON member, empty where it is not an object. Raises Undecodable."""
-    if len(sample[member]) > TEXT_LIMIT:
-        raise Undecodable(f"its {member} has {len(sample[member]):,} bytes, at most {TEXT_LIMIT:,} are read")
-    try:
-        found = json.loads(bytes(sample[member]).decode("utf-8", "replace"))
-    except (ValueError, RecursionError) as error:
-        raise Undecodable(f"its {member} is not JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
-
-
-def label_of(sample: Sample, member: str = "cls") -> int:
-    """The number of a sample's class. Raises Undecodable."""
-    try:
-        label = int(bytes(sample[member]))
-        if 0 <= label < 1 << 31:
-            return label
-    except KeyError:
-        raise Undecodable(f"no label {member!r} among its members {sorted(sample)}") from None
-    except ValueError:
-        pass
-    raise Undecodable(f"the label {bytes(sample[member])[:40]!r} is not a whole number from 0 on")
+    def __init__(self, stream: DatasetStream, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
+        seed = stream.config.seed
+        self.epochs, self.ids = epochs, ids + stream.first_id
+        self.view = augmenting.Draws.of(seed, epochs, self.ids)
+        self.keep = masking.visible_patches(seed, epochs, self.ids, stream.config.patches, stream.masks.patches)
+        self.caption = masking.draw(seed, epochs, self.ids, masking.CAPTION, 0)

@@ -39,7 +39,7 @@ def embed_images(
     encoder: Encoder, images: Images, of: Callable[[Sample], Any], batch: int, ranks: RankGroup,
     progress: Callable[[], None] = nothing,
 ) -> Embedded | None:  # fmt: skip
-    """All images, on rank 0; None elsewhere. Collective. ``of``: what else to read of a sample; raises Undecodable.
+    """All images, on rank 0; None elsewhere. Collective. ``of``: what else to read of a sample; raises DecodeError.
 
     ``progress`` is called after every batch. Raises DataError where an image cannot be decoded or has no such thing.
     """

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flip.data.chunk_reader import ChunkReader, Sample
-from flip.data.decode import Undecodable, open_image
+from flip.data.decode import DecodeError, encoded_image, open_image
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.storage.base import ObjectStat
@@ -162,7 +162,7 @@ def viewed(
     def one(id: int, sample: Sample) -> Viewed:
         try:
             return Viewed(id, view(open_image(encoded_image(sample))), of(sample))
-        except Undecodable as error:
+        except DecodeError as error:
             raise DataError(str(error), images.locate(id), remedy=images.remedy(id)) from error
 
     with ThreadPoolExecutor(DECODERS) as pool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from flip.data.decode import Pixels, Undecodable, open_image
+from flip.data.decode import DecodeError, Pixels, open_image
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.view import EvaluationView
 from flip.runs.errors import DataError
@@ -70,7 +70,7 @@ def _decoded(picture: Picture) -> Image.Image | Pixels:
             return open_image(read_regular(picture, SAMPLE_LIMIT))
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}", str(picture)) from error
-        except (Undecodable, ValueError) as error:
+        except (DecodeError, ValueError) as error:
             raise DataError("is no image that can be decoded", str(picture)) from error
     if isinstance(picture, Image.Image):
         try:

@@ -103,7 +103,7 @@ class Trainer:
         witness = os.environ.get("FLIP_WITNESS") == "1"
         self.loader = Loader(
             config.data, config.augment, config.model.image, config.model.text, config.seed,
-            rank=world.rank, world=world.size, witness=witness, pinned=world.device.type == "cuda",
+            rank=world.rank, world_size=world.size, witness=witness, pinned=world.device.type == "cuda",
         )  # fmt: skip
         self.loader.outages.show = lambda text: self.monitor.status(storage=text)
         self.witness = Witness(run, attempt, world.rank) if witness else None

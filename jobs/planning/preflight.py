@@ -26,9 +26,9 @@ from flip.config.derived import Share, shares, spans
 from flip.config.host import Host
 from flip.config.resolve import DataFacts
 from flip.config.schema import Config
-from flip.data import mixture
+from flip.data import order
 from flip.data.chunk_reader import ChunkReader, Sample
-from flip.data.decode import Undecodable
+from flip.data.decode import DecodeError, captions_of, image_of, json_fields, label_of, refuse_whole_json
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import is_remote
 from flip.data.storage.retry import RetryPolicy
@@ -124,9 +124,11 @@ def blocks(config: Config, data: Sequence[DataFacts], run: RunDir | None) -> Non
 def _blank(config: Config, number: int, share: Share, start: int, end: int) -> tuple[int, int] | None:
     """Lane of the run, and S at which the first block begins of which nothing is good."""
     chunks, lanes = _blank_chunks(share.manifest), config.data.lanes
-    source = mixture.order(number, config.seed, share.samples, share.chunk, config.data.block, len(share.lanes))
+    source = order.SampleOrder.of_set(
+        number, config.seed, share.samples, share.chunk, config.data.block, len(share.lanes)
+    )
     found = source.block_within(chunks, start // lanes, -(-end // lanes))
-    return found and (share.lanes[found[0]], found[1] * source.span * lanes)
+    return found and (share.lanes[found[0]], found[1] * source.block_samples * lanes)
 
 
 @lru_cache(maxsize=64)
@@ -222,14 +224,14 @@ def _evaluations(config: Config, nominal: bool) -> list[Check]:
 @lru_cache(maxsize=64)
 def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
     """DataError unless one of the first samples could be trained on: training replaces single bad ones."""
-    bad: list[tuple[int, Undecodable]] = []
+    bad: list[tuple[int, DecodeError]] = []
     manifest = Manifest.load(folder)
     for id, sample in islice(_samples(manifest), SAMPLES_LOOKED_AT):
         try:
             image_of(sample, "pillow")
             captions_of(sample, list(captions))
             return
-        except Undecodable as error:
+        except DecodeError as error:
             bad.append((id, error))
     if bad:
         shard, ordinal = manifest.locate(bad[0][0])
@@ -254,7 +256,7 @@ def _first_label(folder: str, path: str, classes: int) -> None:
         try:
             image_of(sample, "pillow")
             label = label_of(sample)
-        except Undecodable as error:
+        except DecodeError as error:
             raise DataError(str(error), f"{shard}, sample {ordinal}", remedy="Is this an evaluation set?") from error
         if not 0 <= label < classes:
             what = f"the label has no class name: {path} has {classes}"

@@ -12,8 +12,8 @@ import pytest
 from benchmarks import prefetch, stream, table
 from benchmarks.lib import photo_shards, pipelines, synthetic, table_rows
 from flip.data import decode
-from flip.data.order import Order
-from flip.data.prefetch import due, phase
+from flip.data.order import SampleOrder
+from flip.data.prefetch import chunks_due, phase
 
 pytestmark = pytest.mark.long
 
@@ -187,21 +187,25 @@ def test_synthetic_tables_are_consistent():
 
 def test_the_plan_asks_the_real_order_and_the_real_rule():
     table = synthetic.table(300)
-    stream, fleet = Order(5, table.samples, table.chunk, prefetch.Q, 8), prefetch.Fleet(2, 40, 16)
+    stream, fleet = SampleOrder(5, table.samples, table.chunk, prefetch.Q, 8), prefetch.Fleet(2, 40, 16)
     needs = prefetch.plan(stream, table, fleet)
     lane, k = 3, 1
     mine = (needs.lane == lane) & (needs.block == k)
-    ids, _ = stream.lane(lane, k * stream.span, stream.span)
+    ids = stream.positions(range(lane, lane + 1), k * stream.block_samples, stream.block_samples)[0][0]
     first = {int(j): int(np.flatnonzero(ids // table.chunk == j)[0]) for j in np.unique(ids // table.chunk)}
-    assert (needs.position[mine] - k * stream.span).tolist() == list(first.values())
+    assert (needs.position[mine] - k * stream.block_samples).tolist() == list(first.values())
     assert needs.requests[mine].tolist() == [len(table.chunk_reads(j)) for j in first]
-    for lead, span in ((0.0, stream.span), (10.0, stream.span - 256), (1.0, stream.span - 32)):
+    for lead, span in (
+        (0.0, stream.block_samples),
+        (10.0, stream.block_samples - 256),
+        (1.0, stream.block_samples - 32),
+    ):
         begin = prefetch.begins(stream, fleet, needs, prefetch.Case(0.5, 2, "waiting", "drawn", "spread", lead))
-        counts = [due(n, span, prefetch.Q, phase(lane)) for n in range(stream.span)]
+        counts = [chunks_due(n, span, prefetch.Q, phase(lane)) for n in range(stream.block_samples)]
         moments = [next(n for n, count in enumerate(counts) if count > i) for i in range(4)]
         assert begin[mine].tolist() == [n // fleet.count for n in moments]
 
 
 def test_the_order_held_is_counted():
-    stream = Order(1, 100_000, 16, 4, 512)
-    assert synthetic.held_bytes(stream, 8) == 2 * 2 * 8 * 64 * stream.span
+    stream = SampleOrder(1, 100_000, 16, 4, 512)
+    assert synthetic.held_bytes(stream, 8) == 2 * 2 * 8 * 64 * stream.block_samples

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from flip.checkpoint.remote import at_hand
 from flip.config import merge
 from flip.config.derived import world
-from flip.data.order import Order
+from flip.data.order import SampleOrder
 from flip.runs import commit
 from flip.runs.rundir import read_json
 from jobs.common.cluster_profile import load_profile
@@ -171,7 +171,7 @@ class TrainingRun:
     def order(self):
         manifest = json.loads((Path(self.config.data.manifest) / "manifest.json").read_text())
         data = self.config.data
-        return Order(self.config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
+        return SampleOrder(self.config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
 
     def weights(self):
         """All tensors of the last commit, model and optimiser, as bytes by name and place in the shards."""

@@ -21,7 +21,7 @@ from flip.config.resolve import DataFacts
 from flip.config.schema import Config
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
-from flip.data.order import Order
+from flip.data.order import SampleOrder
 from flip.monitoring.results import read_run
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
@@ -160,7 +160,7 @@ def test_a_run_that_trains_on_a_whole_json_member_may_go_on(desk, with_json, mon
 def test_a_block_without_a_good_sample_is_refused_with_the_command_that_helps(desk, data, monkeypatch, capsys):
     """The order is known: the run would stop there with 65, and stop there again each time that it is started."""
     manifest = Manifest.load(data)
-    order, config = Order(0, 128, manifest.chunk, 1, 2), ["data.lanes=2"]
+    order, config = SampleOrder(0, 128, manifest.chunk, 1, 2), ["data.lanes=2"]
     bad = order.blocks(range(2), range(16, 17))[0][0, 1].tolist()  # lane 1, S = 32
     assert manifest.chunk == 1 and len(bad) == 1
     less = write(desk.folder / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
@@ -177,7 +177,7 @@ def test_a_block_without_a_good_sample_is_refused_with_the_command_that_helps(de
 
 def test_a_run_beyond_a_block_without_a_good_sample_may_go_on(data, tmp_path):
     manifest = Manifest.load(data)
-    bad = Order(0, 128, 1, 1, 2).blocks(range(2), range(16, 17))[0][0, 1].tolist()
+    bad = SampleOrder(0, 128, 1, 1, 2).blocks(range(2), range(16, 17))[0][0, 1].tolist()
     less = write(tmp_path / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
     values = {"manifest": str(less.folder), "samples": 128, "chunk": 1, "lanes": 2, "block": 1}
     config = Config(data=schema.Data(**values), stages=[schema.Stage(name="only", samples=64, batch=16)])

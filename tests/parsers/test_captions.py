@@ -13,10 +13,10 @@ from PIL import Image
 
 from flip.config.schema import TextTower
 from flip.data import decode
+from flip.data.decode import DecodeError, captions_of, json_fields, label_of
 from flip.data.storage import s3
 from flip.data.storage.base import RequestError
 from flip.data.storage.checksums import ETag
-from flip.data.worker import Undecodable, captions_of, json_fields, label_of
 from flip.evaluation import annotations, prompts
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer, clean, train
@@ -60,12 +60,12 @@ def test_cleaning_twice_is_cleaning_once_but_for_entities(text):
 def test_any_members(sample):
     try:
         assert all(isinstance(caption, str) and "\n" not in caption for caption in captions_of(sample, ["txt"]))
-    except Undecodable:
+    except DecodeError:
         assert "txt" not in sample
-    with suppress(Undecodable):
+    with suppress(DecodeError):
         assert all(isinstance(caption, str) for caption in captions_of(sample, ["json:0"]))
     json_fields(sample)
-    with suppress(Undecodable):
+    with suppress(DecodeError):
         assert np.int64(label_of(sample)) >= 0
     _json(sample)
 
@@ -86,7 +86,7 @@ PICTURES = [picture(form) for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIF
 @given(st.sampled_from(PICTURES).flatmap(spoiled) | st.binary(max_size=40))
 def test_any_picture(data):
     for decoder in ("pillow", "simplejpeg"):
-        with suppress(decode.Undecodable):
+        with suppress(decode.DecodeError):
             pixels = decode.decode(data, decoder)
             assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 

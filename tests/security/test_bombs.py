@@ -262,13 +262,13 @@ def test_pictures(tmp_path):
             data = Path(path).read_bytes()
             try:
                 return decode.decode(data).nbytes
-            except decode.Undecodable as error:
+            except decode.DecodeError as error:
                 return str(error)
 
         def converted(path):
             try:
                 return decode.to_rgb(decode.open_image(Path(path).read_bytes())).size
-            except decode.Undecodable as error:
+            except decode.DecodeError as error:
                 return str(error)
         """
     found = read(program, "[decoded(values), converted(values)]", {name: tmp_path / name for name in bombs}, 560 * MB)
@@ -367,9 +367,9 @@ def test_captions(tmp_path):
     """A caption of megabytes is cut; encoding took 280 bytes for each character."""
     train(["a red cat"], 60, tmp_path / "tokenizer.json")
     program = f"""
-        from flip.data.decode import Undecodable
+        from flip.data.decode import DecodeError
         from flip.data.manifest.filters import Length, _by_length
-        from flip.data.worker import captions_of
+        from flip.data.decode import captions_of
         from flip.data.manifest.tar import Sample
         from flip.tokenizer import Tokenizer
         tokenizer = Tokenizer({str(tmp_path / "tokenizer.json")!r}, 8, False)
@@ -379,7 +379,7 @@ def test_captions(tmp_path):
             if name == "json":
                 try:
                     return captions_of({{"json": b"[" + b"[]," * (12 << 20)}}, ["json:caption"])
-                except Undecodable as error:
+                except DecodeError as error:
                     return str(error)
             data = TEXTS[name]
             sample = Sample("a", 0, {{"txt": (0, len(data))}})

@@ -13,7 +13,7 @@ from flip.config import merge
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, Table, write
-from flip.data.order import Order
+from flip.data.order import SampleOrder
 from flip.runs.errors import StorageError
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import caption, encode, make_dataset, picture
@@ -200,7 +200,7 @@ def a_run(data):
 def test_inspect_a_step(a_run, capsys, arguments, stage, step, start, size):
     code, found = call(capsys, "inspect", "--run", a_run, *arguments, "--json")
     assert code == 0 and (found["stage"], found["step"], found["samples_before"]) == (stage, step, start)
-    ids, visits = Order(5, 120, 4, 2, 6).batch(start, size)
+    ids, visits = SampleOrder(5, 120, 4, 2, 6).batch(start, size)
     assert [one["id"] for one in found["batch"]] == ids.tolist()
     assert [one["visit"] for one in found["batch"]] == visits.tolist()
     assert all(str(one["id"]) in one["caption"] for one in found["batch"]) and found["replaced"] == 0

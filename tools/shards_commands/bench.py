@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from flip.config import schema
+from flip.config import derived, schema
 from flip.data import augment, decode, masking
 from flip.data.chunk_reader import ChunkReader, Sample
-from flip.data.decode import Undecodable
+from flip.data.decode import DecodeError, captions_of, image_of
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import permute
-from flip.data.worker import Spec, captions_of, image_of
+from flip.data.worker import WorkerConfig
 from flip.runs.errors import COMPLETE, ConfigError, DataError
 from jobs.common.text import table
 from tools.shards_commands.output import Outcome, captions
@@ -63,7 +63,7 @@ class Stage:
         }
 
 
-def measure_stages(manifest: Manifest, spec: Spec, mask: str, seconds: float) -> list[Stage]:
+def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: float) -> list[Stage]:
     """Measure all stages, in the order of STAGES. Raises ConfigError, DataError, StorageError."""
     if not seconds > 0:
         raise ConfigError("must be above 0", "seconds", seconds)
@@ -73,7 +73,7 @@ def measure_stages(manifest: Manifest, spec: Spec, mask: str, seconds: float) ->
         valid = False
     if not valid:
         raise ConfigError("a mask is a share of the patches, at least 0 and below 1", "mask", mask)
-    kept_patches = masking.kept(spec.patches, mask)
+    kept_patches = derived.kept(spec.image, mask)
     if kept_patches < 1:
         raise ConfigError(f"keeps none of {spec.patches} patches", "mask", mask, "Mask less.")
     if manifest.samples < manifest.chunk:
@@ -112,12 +112,12 @@ def find_bottleneck(stages: list[Stage], mean_bytes: float, want: float = 0.0) -
 
 def spec_of(
     manifest: Manifest, captions: list[str], decoder: str, resize: str, size: int, patch: int, seed: int
-) -> Spec:
+) -> WorkerConfig:
     """Worker configuration of the default recipe for these sizes. Raises ConfigError."""
     if not 0 < patch <= size or size % patch:
         raise ConfigError("the side of a patch must divide the side of the view", "patch", patch, f"Size is {size}.")
     data = schema.Data(chunk=manifest.chunk, lanes=1, decoder=decoder, resize=resize, captions=captions)
-    return Spec(data, schema.Augment(), schema.ImageTower(size=size, patch=patch), schema.TextTower(), seed)
+    return WorkerConfig(data, schema.Augment(), schema.ImageTower(size=size, patch=patch), schema.TextTower(), seed)
 
 
 def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterator[_T]) -> Stage:
@@ -165,29 +165,29 @@ def _walk(pieces: list[bytes], samples: int) -> Work:
     return samples, sum(map(len, pieces)), 0
 
 
-def _decode(chunk: list[Sample], spec: Spec) -> Work:
+def _decode(chunk: list[Sample], spec: WorkerConfig) -> Work:
     done = size = 0
     for sample in chunk:
         try:
             image_of(sample, spec.data.decoder, spec.data.to_rgb)
-        except Undecodable:
+        except DecodeError:
             continue
         done, size = done + 1, size + sum(map(len, sample.values()))
     return done, size, len(chunk) - done
 
 
-def _whole(manifest: Manifest, reader: ChunkReader, spec: Spec, kept_patches: int, j: int) -> Work:
+def _whole(manifest: Manifest, reader: ChunkReader, spec: WorkerConfig, kept_patches: int, j: int) -> Work:
     """The work of a loader process on a chunk: read, CRC, walk, decode, crop, cut visible patches; no tokenizer."""
     ids = np.array(manifest.chunk_ids(j))
     epochs = np.zeros_like(ids)
     draws = augment.Draws.of(spec.seed, epochs, ids)
-    keep = masking.keep(spec.seed, epochs, ids, spec.patches, kept_patches)
+    keep = masking.visible_patches(spec.seed, epochs, ids, spec.patches, kept_patches)
     done = size = 0
     for row, sample in enumerate(reader.read_chunk(manifest, j)):
         try:
             image = image_of(sample, spec.data.decoder, spec.data.to_rgb)
             captions_of(sample, spec.data.captions)
-        except Undecodable:
+        except DecodeError:
             continue
         view = augment.view(image, spec.image.size, spec.augment, draws, row, spec.data.resize)
         decode.patches(view, spec.image.patch, keep[row])

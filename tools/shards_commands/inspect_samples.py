@@ -18,11 +18,10 @@ from flip.config import merge, schema
 from flip.config.derived import Span, shares, spans
 from flip.data import decode, masking
 from flip.data.chunk_reader import ChunkReader, Sample
-from flip.data.decode import Undecodable
+from flip.data.decode import DecodeError, captions_of, image_of, next_decodable
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
-from flip.data.mixture import Source, sources
-from flip.data.worker import captions_of, image_of
+from flip.data.order import DatasetSource, load_sources
 from flip.runs.errors import DATA, ConfigError, DataError
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cluster_profile import roots
@@ -67,7 +66,7 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",)) -> I
     image = (name, bytes(members[name])) if name else None
     try:
         lines = captions_of(members, list(captions))
-    except Undecodable:
+    except DecodeError:
         lines = []
     return InspectedSample(
         id, shard, ordinal, chunk, manifest.exceptions.get(id), key,
@@ -89,11 +88,11 @@ def _key(manifest: Manifest, chunk: int, place: int, reader: ChunkReader) -> str
 def _picture(data: bytes) -> dict[str, Any]:
     try:
         found: dict[str, Any] = decode.header(data)._asdict()
-    except Undecodable as error:
+    except DecodeError as error:
         return {"undecodable": str(error)}
     try:
         decode.decode(data, "simplejpeg")
-    except Undecodable as error:
+    except DecodeError as error:
         found["undecodable"] = str(error)
     return found
 
@@ -129,7 +128,7 @@ class Taken(NamedTuple):
 
 
 def batch(
-    config: schema.Config, sources: Sequence[Source], start: int, size: int, read: bool = True
+    config: schema.Config, sources: Sequence[DatasetSource], start: int, size: int, read: bool = True
 ) -> Iterator[Taken]:
     """Yield the global batch of ``size`` samples that starts at S = ``start``, lane by lane.
 
@@ -147,43 +146,38 @@ def batch(
         yield from _of_set(config, source, range(first, first + each), ChunkReader() if read else None)
 
 
-def _of_set(config: schema.Config, source: Source, positions: range, reader: ChunkReader | None) -> Iterator[Taken]:
-    order, manifest = source.order(config.seed, config.data.block), source.manifest
-    bad = dict(manifest.exceptions)
+def _of_set(
+    config: schema.Config, source: DatasetSource, positions: range, reader: ChunkReader | None
+) -> Iterator[Taken]:
+    order, manifest, data = source.order(config.seed, config.data.block), source.manifest, config.data
+    bad, chunks = dict(manifest.exceptions), dict[int, list[Sample]]()
+
+    def load(id: int) -> list[str] | None:
+        """The captions of a sample. Raises DecodeError if training cannot use it."""
+        if reader is None:
+            return None
+        j, index = divmod(id, manifest.chunk)
+        if j not in chunks:
+            chunks[j] = reader.read_chunk(manifest, j)
+        image_of(chunks[j][index], data.decoder, data.to_rgb)
+        return captions_of(chunks[j][index], data.captions)
+
     for lane in range(order.lanes):
-        chunks: dict[int, list[Sample]] = {}
+        chunks.clear()
         for position in positions:
-            k, n = divmod(position, order.span)
-            ids, visits = (field[0].tolist() for field in order.held(range(lane, lane + 1), k))
-            for m in (*range(n, len(ids)), *range(n)):  # the first decodable position, cyclic, as in training
-                id, visit = ids[m], visits[m]
-                if id in bad:
-                    continue
-                try:
-                    caption = _caption(config, source, reader, chunks, id, visit) if reader else None
-                except Undecodable as error:
-                    bad[id] = str(error)
-                    continue
-                stands_for = None if m == n else source.first_id + ids[n]
-                place = source.lanes[lane], visit, source.first_id + id
-                yield Taken(*place, *manifest.locate(id), stands_for, caption)
-                break
-            else:
+            k, n = divmod(position, order.block_samples)
+            ids, epochs = (field[0].tolist() for field in order.cached_block(range(lane, lane + 1), k))
+            usable = next_decodable(ids, n, bad, load)
+            if usable is None:
                 shard, ordinal = manifest.locate(ids[n])
                 what = f"none of the {len(ids)} samples of its block can be decoded"
                 raise DataError(what, f"{shard}, sample {ordinal}")
-
-
-def _caption(
-    config: schema.Config, source: Source, reader: ChunkReader, chunks: dict[int, list[Sample]], id: int, visit: int
-) -> str:
-    """The caption drawn for a sample. Raises Undecodable if training cannot use it. ``chunks``: those read so far."""
-    j, place = divmod(id, source.manifest.chunk)
-    if j not in chunks:
-        chunks[j] = reader.read_chunk(source.manifest, j)
-    image_of(chunks[j][place], config.data.decoder, config.data.to_rgb)
-    texts = captions_of(chunks[j][place], config.data.captions)
-    return texts[int(masking.draw(config.seed, visit, source.first_id + id, masking.CAPTION, 0) * len(texts))]
+            m, texts = usable
+            id, caption = source.first_id + ids[m], None
+            if texts is not None:
+                caption = texts[int(masking.draw(config.seed, epochs[m], id, masking.CAPTION, 0) * len(texts))]
+            stands_for = None if m == n else source.first_id + ids[n]
+            yield Taken(source.lanes[lane], epochs[m], id, *manifest.locate(ids[m]), stands_for, caption)
 
 
 def inspect(options: argparse.Namespace) -> Outcome:
@@ -219,7 +213,7 @@ def _save(inspected: InspectedSample, path: str) -> None:
             raise ConfigError("the file already exists", path, remedy="Name another file for --save.") from None
 
 
-def _same_data(run: RunDir, sources: Sequence[Source], start: int) -> None:
+def _same_data(run: RunDir, sources: Sequence[DatasetSource], start: int) -> None:
     """Check that the manifests are those of the run.
 
     Raises DataError if a manifest was rebuilt after the submission (its ids name other samples), and ConfigError if the
@@ -249,7 +243,7 @@ def _step(options: argparse.Namespace) -> Outcome:
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy="Give the folder of a run.")
     config = merge.read(run.config)
     span, step, start = _place(spans(config), options.step, options.samples)
-    sets, size = sources(config.data), span.stage.batch
+    sets, size = load_sources(config.data), span.stage.batch
     _same_data(run, sets, start)
     taken = list[Taken]()
     with Bar("reading", "") as bar:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from flip.data.decode import refuse_whole_json
 from flip.data.manifest.manifest import refuse_existing
-from flip.data.worker import refuse_whole_json
 from flip.runs.errors import ConfigError, PermissionDenied
 from jobs.common.filesystem import unwritable
 from jobs.common.text import plain

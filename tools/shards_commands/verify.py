@@ -23,10 +23,9 @@ import numpy as np
 from flip import concurrency
 from flip.config.host import cores
 from flip.data.chunk_reader import ChunkReader
-from flip.data.decode import Undecodable
+from flip.data.decode import DecodeError, captions_of, image_of
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import BLOCK
-from flip.data.worker import captions_of, image_of
 from flip.runs.errors import COMPLETE, DATA, ConfigError, DataError, FlipError
 from tools.shards_commands.manifest import excepting, kind
 from tools.shards_commands.output import Bar, Outcome, captions, claim, number
@@ -192,7 +191,7 @@ def _bad_samples(manifest: Manifest, plan: Plan, j: int, ids: Sequence[int], rea
         try:
             image_of(sample, plan.decoder)
             captions_of(sample, list(plan.captions))
-        except Undecodable as error:
+        except DecodeError as error:
             bad[id] = str(error)
     return bad
 

@@ -15,4 +15,4 @@ def loader(original, rank=0, world=1, workers=0, augment=PLAIN, folder=None, pin
         manifest=str(folder or original), tokenizer=str(original.parent / "tokenizer.json"), workers=workers, **values
     )
     image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
-    return Loader(data, augment, image, text, seed=11, rank=rank, world=world, witness=True, pinned=pinned)
+    return Loader(data, augment, image, text, seed=11, rank=rank, world_size=world, witness=True, pinned=pinned)

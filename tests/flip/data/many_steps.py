@@ -11,12 +11,12 @@ import numpy as np
 import psutil
 
 from flip.config import schema
-from flip.data import mixture
-from flip.data.masking import Kept
-from flip.data.worker import Part, Spec, Streams
+from flip.data import order
+from flip.data.masking import MaskSpec
+from flip.data.worker import BatchBuffers, BatchProducer, WorkerConfig
 
 CHUNK, BLOCK, LANES = 2, 3, 12
-KEPT = Kept(4, 8)
+KEPT = MaskSpec(4, 8)
 
 
 def streams(folder, lanes):
@@ -26,9 +26,9 @@ def streams(folder, lanes):
         lanes=LANES, decoder="pillow", resize="pillow",
     )  # fmt: skip
     image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
-    spec = Spec(data, schema.Augment(), image, text, seed=11)
-    out = Part(*(np.empty(shape, kind) for shape, kind in Part.shapes(spec, len(lanes), KEPT)))
-    return Streams(spec, mixture.sources(data), lanes, 0, LANES, KEPT), out
+    config = WorkerConfig(data, schema.Augment(), image, text, seed=11)
+    out = BatchBuffers(*(np.empty(shape, kind) for shape, kind in BatchBuffers.shapes(config, len(lanes), KEPT)))
+    return BatchProducer(config, order.load_sources(data), lanes, 0, LANES, KEPT), out
 
 
 def main(folder):

@@ -14,7 +14,7 @@ from PIL import Image
 from flip.data.manifest import tar
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
-from flip.data.order import Order
+from flip.data.order import SampleOrder
 from flip.runs.errors import DataError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, loader
 from tests.flip.data.manifest.test_manifest import write_tar
@@ -105,7 +105,7 @@ def arrays(batches):
 
 def assert_in_place(batches, manifest, bad):
     """Every position holds the sample that the order names, but for the bad ones: there stands a good one."""
-    order = Order(11, manifest.samples, CHUNK, BLOCK, LANES)
+    order = SampleOrder(11, manifest.samples, CHUNK, BLOCK, LANES)
     met = 0
     for t, batch in enumerate(batches):
         for named, got in zip(order.batch(t * BATCH, BATCH)[0].tolist(), batch.ids.tolist(), strict=True):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from flip.data import decode
-from flip.data.decode import Undecodable
+from flip.data.decode import DecodeError
 from flip.data.view import EvaluationView
 from tests.synthetic import encode, picture
 
@@ -62,7 +62,7 @@ def test_both_jpeg_decoders_see_the_same():
 def test_damage_is_undecodable(decoder, fmt):
     whole = encode(picture(1, 64), fmt)
     for data in (b"", b"no picture", whole[: len(whole) // 2], whole[:20]):
-        with pytest.raises(Undecodable):
+        with pytest.raises(DecodeError):
             decode.decode(data, decoder)
 
 
@@ -70,7 +70,7 @@ def test_pixel_limit_is_read_from_the_header(monkeypatch):
     monkeypatch.setattr(decode, "LIMIT", 32 * 32 - 1)
     for data in (saved(RGB, "PNG"), saved(RGB, "JPEG")):
         for decoder in ("pillow", "simplejpeg"):
-            with pytest.raises(Undecodable, match="32 x 32 pixels"):
+            with pytest.raises(DecodeError, match="32 x 32 pixels"):
                 decode.decode(data, decoder)
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from flip.data import decode
-from flip.data.decode import Undecodable
+from flip.data.decode import DecodeError
 from tests.synthetic import picture
 
 DECODERS = ("pillow", "simplejpeg")
@@ -48,7 +48,7 @@ def verdict(data, decoder):
         warnings.simplefilter("ignore")  # Pillow's about EXIF
         try:
             return decode.decode(data, decoder)
-        except Undecodable as error:
+        except DecodeError as error:
             return str(error)
 
 

@@ -9,11 +9,11 @@ import torch
 import webdataset
 
 from flip.data import masking
+from flip.data.decode import captions_of, label_of
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
-from flip.data.order import Order
+from flip.data.order import SampleOrder
 from flip.data.view import EvaluationView
-from flip.data.worker import captions_of, label_of
 from flip.evaluation.images import Shards, viewed
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
@@ -50,9 +50,9 @@ def test_batch(original, reference):
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in batch.items()}
     assert shapes["patches"] == ((BATCH, 4, 192), torch.uint8) and shapes["keep"] == ((BATCH, 4), torch.int16)
     assert shapes["tokens"] == ((BATCH, 8), torch.int32) and shapes["ids"] == ((BATCH,), torch.int64)
-    ids, visits = Order(11, SAMPLES, CHUNK, BLOCK, LANES).batch(0, BATCH)
+    ids, visits = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES).batch(0, BATCH)
     assert batch["ids"].tolist() == ids.tolist()
-    assert batch["keep"].tolist() == masking.keep(11, visits, ids, 9, 4).tolist()
+    assert batch["keep"].tolist() == masking.visible_patches(11, visits, ids, 9, 4).tolist()
     pixels = [hashlib.sha256(picture(i, 32).tobytes()).digest()[:8] for i in ids]
     assert batch["witness"].tolist() == [int.from_bytes(d, "little", signed=True) for d in pixels]
 
@@ -113,9 +113,9 @@ def test_text_is_masked_in_the_worker(original, kind):
         for name in ("places", "tokens", "ids", "keep"):
             assert torch.equal(getattr(one, name), getattr(other, name))
             assert torch.equal(getattr(one, name), torch.cat([getattr(part, name) for part in parts]))
-        ids, visits = Order(11, SAMPLES, CHUNK, BLOCK, LANES).batch(t * BATCH, BATCH)
-        kept = masking.Kept(4, 4, kind == "prioritised")
-        assert one.places.tolist() == masking.places(11, visits, ids, batch.tokens.numpy(), kept).tolist()
+        ids, visits = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES).batch(t * BATCH, BATCH)
+        kept = masking.MaskSpec(4, 4, kind == "prioritised")
+        assert one.places.tolist() == masking.visible_tokens(11, visits, ids, batch.tokens.numpy(), kept).tolist()
 
 
 def _shortened(original, kind, **fields):
@@ -146,20 +146,24 @@ def test_next_good_sample_of_the_block_stands_in(original, folder, workers, capl
     bad = {3, 50, 51, 120}
     spoil(folder, bad)
     whole = take(loader(original, folder=folder, workers=workers, max_replaced=0.1), 0, 4, batch=48)
-    order = Order(11, 200, CHUNK, BLOCK, LANES)
+    order = SampleOrder(11, 200, CHUNK, BLOCK, LANES)
     replaced = 0
     for t, batch in enumerate(whole):
         expected, visits = [], []
         for lane in range(LANES):
             for position in range(4 * t, 4 * t + 4):
-                k, n = divmod(position, order.span)
-                ids, seen = order.lane(lane, k * order.span, order.span)
-                m = next(m % order.span for m in range(n, n + order.span) if ids[m % order.span] not in bad)
+                k, n = divmod(position, order.block_samples)
+                ids, seen = (field[0] for field in order.cached_block(range(lane, lane + 1), k))
+                m = next(
+                    m % order.block_samples
+                    for m in range(n, n + order.block_samples)
+                    if ids[m % order.block_samples] not in bad
+                )
                 expected.append(ids[m])
                 visits.append(seen[m])
                 replaced += m != n
         assert batch.ids.tolist() == expected
-        assert batch.keep.tolist() == masking.keep(11, visits, expected, 9, 4).tolist()
+        assert batch.keep.tolist() == masking.visible_patches(11, visits, expected, 9, 4).tolist()
     assert replaced == sum(batch.replaced for batch in whole) > 0
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == len(set(lines)) and any("0.tar, sample 3 replaced: " in line for line in lines)

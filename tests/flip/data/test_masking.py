@@ -4,25 +4,18 @@ import pytest
 from flip.data import masking
 
 
-@pytest.mark.parametrize(
-    "patches, mask, kept", [(196, "0.5", 98), (10, "0.9", 1), (10, 0.9, 1), (256, "0.75", 64), (36, "0", 36)]
-)
-def test_kept_is_exact(patches, mask, kept):
-    assert masking.kept(patches, mask) == kept
-
-
 def test_keep_is_ascending_and_belongs_to_the_sample():
     ids, visits = np.arange(500), np.arange(500) % 3
-    keep = masking.keep(9, visits, ids, 36, 18)
+    keep = masking.visible_patches(9, visits, ids, 36, 18)
     assert keep.dtype == np.int16 and (np.diff(keep, axis=1) > 0).all()
-    assert (masking.keep(9, visits[77:78], ids[77:78], 36, 18) == keep[77]).all()
+    assert (masking.visible_patches(9, visits[77:78], ids[77:78], 36, 18) == keep[77]).all()
     assert np.bincount(keep.ravel(), minlength=36).min() > 200
-    assert (masking.keep(9, visits, ids, 36, 36) == np.arange(36)).all()
+    assert (masking.visible_patches(9, visits, ids, 36, 36) == np.arange(36)).all()
 
 
 def test_equal_keys_go_by_position():
     keys = np.array([[5, 1, 5, 5, 0], [9, 8, 7, 6, 5]], dtype=np.uint64)
-    assert masking.smallest(keys, 3).tolist() == [[0, 1, 4], [2, 3, 4]]
+    assert masking.argsmallest(keys, 3).tolist() == [[0, 1, 4], [2, 3, 4]]
 
 
 def test_draws_are_uniform():
@@ -51,32 +44,32 @@ def tokens():
 
 @pytest.mark.parametrize("prioritised", [False, True])
 def test_the_first_position_of_a_caption_stays_and_the_rest_belongs_to_the_sample(prioritised):
-    ids, visits, kept = np.arange(400), np.arange(400) % 3, masking.Kept(1, 6, prioritised)
+    ids, visits, kept = np.arange(400), np.arange(400) % 3, masking.MaskSpec(1, 6, prioritised)
     many = np.tile(tokens(), (80, 1))
-    places = masking.places(9, visits, ids, many, kept)
+    places = masking.visible_tokens(9, visits, ids, many, kept)
     assert places.shape == (400, 6) and places.dtype == np.int16
     assert (places[:, 0] == 0).all() and (np.diff(places, axis=1) > 0).all()
-    alone = masking.places(9, visits[77:78], ids[77:78], many[77:78], kept)
+    alone = masking.visible_tokens(9, visits[77:78], ids[77:78], many[77:78], kept)
     assert (alone == places[77]).all()
-    assert (masking.places(9, visits, ids, many, masking.Kept(1, 16, prioritised)) == np.arange(16)).all()
+    assert (masking.visible_tokens(9, visits, ids, many, masking.MaskSpec(1, 16, prioritised)) == np.arange(16)).all()
     whole = places[4::5]  # captions without padding: both ways are one
-    assert (whole == masking.places(9, visits, ids, many, masking.Kept(1, 6))[4::5]).all()
+    assert (whole == masking.visible_tokens(9, visits, ids, many, masking.MaskSpec(1, 6))[4::5]).all()
     assert np.bincount(whole.ravel(), minlength=16)[1:].min() > 10
 
 
 def test_padding_goes_first_where_tokens_are_prioritised():
-    places = masking.places(9, 0, np.arange(5), tokens(), masking.Kept(1, 6, prioritised=True))
+    places = masking.visible_tokens(9, 0, np.arange(5), tokens(), masking.MaskSpec(1, 6, prioritised=True))
     held = [(row < max(n, 1)).sum() for row, n in zip(places, LENGTHS, strict=True)]
     assert held == [1, 1, 3, 6, 6]
     ids, three = np.arange(1000), np.tile(tokens()[2], (1000, 1))
-    random = masking.places(9, 0, ids, three, masking.Kept(1, 6))
+    random = masking.visible_tokens(9, 0, ids, three, masking.MaskSpec(1, 6))
     assert (random < 3).sum() / 1000 == pytest.approx(1 + 2 * 5 / 15, abs=0.1)
 
 
 def test_places_are_pinned():
     """Other places are another run."""
     for prioritised, golden in ((False, RANDOM), (True, PRIORITISED)):
-        found = masking.places(2**64 - 1, 3, np.array(IDS), tokens(), masking.Kept(1, 6, prioritised))
+        found = masking.visible_tokens(2**64 - 1, 3, np.array(IDS), tokens(), masking.MaskSpec(1, 6, prioritised))
         assert found.tolist() == golden
 
 
@@ -97,5 +90,5 @@ def test_places_are_those_of_the_contract(prioritised):
 
     for id, row in zip(IDS, tokens(), strict=True):
         order = sorted(range(1, 16), key=lambda t: (prioritised and row[t] == 0, key(5, 3, id, 4, t)))
-        found = masking.places(5, 3, [id], row[None], masking.Kept(1, 6, prioritised))
+        found = masking.visible_tokens(5, 3, [id], row[None], masking.MaskSpec(1, 6, prioritised))
         assert found.tolist() == [sorted([0, *order[:5]])]

@@ -5,11 +5,10 @@ import pytest
 import webdataset
 
 from flip.config import schema
-from flip.data import masking, mixture
+from flip.data import masking
 from flip.data.loader import Loader
 from flip.data.manifest.build import index
-from flip.data.mixture import IDS, Source
-from flip.data.order import Order
+from flip.data.order import IDS, DatasetSource, SampleOrder, datasets_digest, load_sources
 from flip.rng import key
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
@@ -48,18 +47,18 @@ def take(data, start, count, workers=0):
 def test_a_batch_is_each_set_s_own_stream(original, other, start):
     batch = take(mixed(original, other), start, 1)[0]
     each = BATCH // LANES
-    first = Order(11, SAMPLES, CHUNK, BLOCK, 8).batch(start // LANES * 8, 8 * each)
-    second = Order(int(key(11, 2**63 + 2, 1)), OTHER, 1, BLOCK, 4).batch(start // LANES * 4, 4 * each)
+    first = SampleOrder(11, SAMPLES, CHUNK, BLOCK, 8).batch(start // LANES * 8, 8 * each)
+    second = SampleOrder(int(key(11, 2**63 + 2, 1)), OTHER, 1, BLOCK, 4).batch(start // LANES * 4, 4 * each)
     ids = np.concatenate([first[0], second[0] + IDS])
     assert batch.ids.tolist() == ids.tolist() and IDS == 2**48
     visits = np.concatenate([first[1], second[1]])
-    assert batch.keep.tolist() == masking.keep(11, visits, ids, 9, 4).tolist()
+    assert batch.keep.tolist() == masking.visible_patches(11, visits, ids, 9, 4).tolist()
 
 
 @pytest.mark.parametrize("start", [0, 7 * BATCH])
 def test_what_is_shown_of_a_step_is_the_loader_s_batch(original, other, start):
     data = mixed(original, other)
-    taken = list(inspect_samples.batch(schema.Config(seed=11, data=data), mixture.sources(data), start, BATCH))
+    taken = list(inspect_samples.batch(schema.Config(seed=11, data=data), load_sources(data), start, BATCH))
     batch = take(data, start, 1)[0]
     tokens = Tokenizer(data.tokenizer, 8, True)([one.caption for one in taken])
     assert [one.id for one in taken] == batch.ids.tolist() and tokens.tolist() == batch.tokens.tolist()
@@ -76,7 +75,7 @@ def test_a_bad_sample_is_replaced_inside_its_set(original, tmp_path, workers, ca
             writer.write({"__key__": f"{i:04d}", "png": image, "txt": caption(i)})
     index([str(tmp_path / "0.tar")], tmp_path, chunk=1)
     batches = take(mixed(original, tmp_path), 0, 6, workers)
-    order = Order(int(key(11, 2**63 + 2, 1)), OTHER, 1, BLOCK, 4)
+    order = SampleOrder(int(key(11, 2**63 + 2, 1)), OTHER, 1, BLOCK, 4)
     named = [id for t in range(6) for id in order.batch(t * 16, 16)[0].tolist()]
     found = [id - IDS for batch in batches for id in batch.ids.tolist() if id >= IDS]
     assert [a for a, b in zip(named, found, strict=True) if a != b] == [a for a in named if a in bad]
@@ -85,22 +84,22 @@ def test_a_bad_sample_is_replaced_inside_its_set(original, tmp_path, workers, ca
 
 
 def test_the_digest_is_that_of_all_sets(original, other):
-    one, two = mixture.sources(mixed(original, other))
-    assert mixture.digest([one]) == one.manifest.digest
-    both = mixture.digest([one, two])
-    changed = [Source(0, one.manifest, range(9)), Source(1, two.manifest, range(9, 12))]
-    assert len({both, mixture.digest([two, one]), mixture.digest(changed), one.manifest.digest}) == 4
+    one, two = load_sources(mixed(original, other))
+    assert datasets_digest([one]) == one.manifest.digest
+    both = datasets_digest([one, two])
+    changed = [DatasetSource(0, one.manifest, range(9)), DatasetSource(1, two.manifest, range(9, 12))]
+    assert len({both, datasets_digest([two, one]), datasets_digest(changed), one.manifest.digest}) == 4
 
 
 def test_a_worker_opens_the_sets_of_its_lanes(original, other, tmp_path):
     data = mixed(original, other)
-    assert [one.number for one in mixture.sources(data, range(6))] == [0]
-    assert [one.number for one in mixture.sources(data, range(8, 9))] == [1]
-    assert [one.part(range(6, 10)) for one in mixture.sources(data, range(6, 10))] == [range(6, 8), range(2)]
+    assert [one.number for one in load_sources(data, range(6))] == [0]
+    assert [one.number for one in load_sources(data, range(8, 9))] == [1]
+    assert [one.own_lanes(range(6, 10)) for one in load_sources(data, range(6, 10))] == [range(6, 8), range(2)]
     data.sets[1].manifest = str(tmp_path / "none")
-    mixture.sources(data, range(8))
+    load_sources(data, range(8))
     with pytest.raises(DataError, match="no manifest"):
-        mixture.sources(data, range(9))
+        load_sources(data, range(9))
 
 
 def test_a_set_of_another_chunk_is_named(original, other):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flip import rng
 from flip.data import masking, order
-from flip.data.order import Order
+from flip.data.order import SampleOrder
 
 VECTORS = json.loads(Path(__file__).with_name("order_vectors.json").read_text(encoding="utf-8"))
 
@@ -41,10 +41,10 @@ def test_vectors():
     for seed, visit, chunks, expected in VECTORS["pi"]:
         assert order.permute(seed, visit, chunks, np.arange(len(expected))).tolist() == expected
     for v in VECTORS["batch"]:
-        ids, visits = Order(v["seed"], v["N"], v["R"], v["Q"], v["L"]).batch(v["S"], v["B"])
+        ids, visits = SampleOrder(v["seed"], v["N"], v["R"], v["Q"], v["L"]).batch(v["S"], v["B"])
         assert np.stack([ids, visits], axis=1).tolist() == v["ids"]
     for seed, visit, id, patches, kept, expected in VECTORS["keep"]:
-        assert masking.keep(seed, [visit], [id], patches, kept).tolist() == [expected]
+        assert masking.visible_patches(seed, [visit], [id], patches, kept).tolist() == [expected]
 
 
 def test_the_version_is_that_of_these_digests():
@@ -54,7 +54,7 @@ def test_the_version_is_that_of_these_digests():
 
 @pytest.mark.parametrize("n, r, q, lanes, start, count, golden", GOLDEN)
 def test_golden(n, r, q, lanes, start, count, golden):
-    ids, visits = Order(2**64 - 3, n, r, q, lanes).batch(start, count)
+    ids, visits = SampleOrder(2**64 - 3, n, r, q, lanes).batch(start, count)
     digest = hashlib.sha256(ids.astype("<i8").tobytes() + visits.astype("<i8").tobytes()).hexdigest()
     assert digest == golden
 
@@ -74,7 +74,7 @@ def test_every_pass_holds_every_chunk_once(data):
     r, q, lanes = (data.draw(st.integers(1, high)) for high in (5, 4, 6))
     chunks = data.draw(st.integers(1, 12)) * lanes * q  # whole blocks per pass: the passes' borders are sharp
     samples = chunks * r + data.draw(st.integers(0, r - 1))
-    stream = Order(data.draw(st.integers(0, 2**64 - 1)), samples, r, q, lanes)
+    stream = SampleOrder(data.draw(st.integers(0, 2**64 - 1)), samples, r, q, lanes)
     for visit in range(3):
         ids, visits = stream.batch(visit * chunks * r, chunks * r)
         assert sorted(ids.tolist()) == list(range(chunks * r)) and set(visits.tolist()) == {visit}
@@ -83,28 +83,28 @@ def test_every_pass_holds_every_chunk_once(data):
 @given(st.data())
 def test_any_start_any_batch_any_lanes(data):
     r, q, lanes = (data.draw(st.integers(1, high)) for high in (4, 3, 6))
-    stream = Order(5, data.draw(st.integers(r, 300)), r, q, lanes)
+    stream = SampleOrder(5, data.draw(st.integers(r, 300)), r, q, lanes)
     per_lane = data.draw(st.integers(1, 40))
     whole = stream.batch(0, lanes * per_lane)[0].reshape(lanes, per_lane)
     at = data.draw(st.integers(0, per_lane - 1))
     first = data.draw(st.integers(0, lanes - 1))
     some = stream.batch(at * lanes, (per_lane - at) * lanes, range(first, lanes))[0]
     assert some.tolist() == whole[first:, at:].ravel().tolist()
-    assert stream.lane(first, at, per_lane - at)[0].tolist() == whole[first, at:].tolist()
+    assert stream.positions(range(first, first + 1), at, per_lane - at)[0].tolist() == [whole[first, at:].tolist()]
 
 
 def test_memory_does_not_grow():
-    stream = Order(1, 5513, 1, 4, 8)
+    stream = SampleOrder(1, 5513, 1, 4, 8)
     for step in range(200):
         stream.batch(step * 64, 64)
-    assert len(stream._held) <= 4
+    assert len(stream._block_cache) <= 4
 
 
 def test_senseless_numbers_are_refused():
     with pytest.raises(ValueError, match="no order"):
-        Order(0, 3, 4, 1, 1)
+        SampleOrder(0, 3, 4, 1, 1)
     with pytest.raises(ValueError, match="multiples"):
-        Order(0, 100, 1, 1, 8).batch(4, 8)
+        SampleOrder(0, 100, 1, 1, 8).batch(4, 8)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 50), st.integers(1, 3000))
@@ -118,10 +118,10 @@ def test_unpermute_is_the_inverse(seed, visit, chunks):
     st.integers(0, 90), st.integers(1, 400), st.data(),
 )  # fmt: skip
 def test_the_first_block_without_a_good_chunk(seed, chunks, chunk, q, lanes, start, count, data):
-    one = Order(seed, chunks * chunk, chunk, q, lanes)
+    one = SampleOrder(seed, chunks * chunk, chunk, q, lanes)
     bad = data.draw(st.sets(st.integers(0, chunks - 1)))
     expected = None
-    for k in range(start // one.span, -(-(start + count) // one.span)):
+    for k in range(start // one.block_samples, -(-(start + count) // one.block_samples)):
         ids = one.blocks(range(lanes), range(k, k + 1))[0][0]
         hit = [lane for lane in range(lanes) if set((ids[lane] // chunk).tolist()) <= bad]
         if hit:
@@ -132,7 +132,7 @@ def test_the_first_block_without_a_good_chunk(seed, chunks, chunk, q, lanes, sta
 
 def test_the_search_for_such_a_block_takes_batches(monkeypatch):
     monkeypatch.setattr(order, "_SEARCHED", 64)
-    one = Order(5, 40, 1, 4, 2)
+    one = SampleOrder(5, 40, 1, 4, 2)
     bad = np.arange(20)
     whole = [one.block_within(bad, start, 4000) for start in range(0, 2000, 100)]
     monkeypatch.undo()

@@ -5,7 +5,6 @@ an error in wrapping, in a type's width or in broadcasting cannot be made twice.
 """
 
 import random
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -81,7 +80,7 @@ def keep(seed: int, visit: int, sample: int, patches: int, kept: int) -> list[in
 
 
 def product_batch(seed: int, n: int, r: int, q: int, lanes: int, s: int, b: int) -> list[tuple[int, int]]:
-    ids, visits = order.Order(seed=seed, samples=n, chunk=r, block=q, lanes=lanes).batch(s, b)
+    ids, visits = order.SampleOrder(seed=seed, samples=n, chunk=r, block=q, lanes=lanes).batch(s, b)
     assert len(ids) == len(visits) == b
     return [(int(i), int(v)) for i, v in zip(ids, visits, strict=True)]
 
@@ -146,7 +145,7 @@ def test_batch_of_a_small_data_set(seed):
 def test_a_pass_reads_every_sample_of_whole_chunks_once():
     n, r, q, lanes = 100, 4, 1, 5
     whole = n // r * r
-    ids, visits = order.Order(seed=TOP, samples=n, chunk=r, block=q, lanes=lanes).batch(0, whole)
+    ids, visits = order.SampleOrder(seed=TOP, samples=n, chunk=r, block=q, lanes=lanes).batch(0, whole)
     assert sorted(int(i) for i in ids) == list(range(whole))
     assert {int(v) for v in visits} == {0}
 
@@ -171,16 +170,7 @@ def test_keep(seed):
         ]
         visits = np.array([visit for visit, _ in samples], dtype=np.int64)
         ids = np.array([sample for _, sample in samples], dtype=np.int64)
-        got = masking.keep(seed, visits, ids, patches, kept)
+        got = masking.visible_patches(seed, visits, ids, patches, kept)
         assert got.dtype == np.int16 and got.shape == (len(samples), kept)
         expected = [keep(seed, visit, sample, patches, kept) for visit, sample in samples]
         assert got.tolist() == expected, (patches, kept)
-
-
-@pytest.mark.parametrize("mask", [0.0, 0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9])
-@pytest.mark.parametrize("patches", [20, 100, 196, 200, 256, 400])
-def test_kept_reads_the_ratio_as_a_decimal_fraction(patches, mask):
-    # In floats 100 * (1 - 0.9) is 9.999...; only the whole products are fixed, the rounding of the others is not.
-    exact = patches * (1 - Fraction(str(mask)))
-    if exact.denominator == 1:
-        assert masking.kept(patches, mask) == exact

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flip.data import prefetch
-from flip.data.order import Order
-from flip.data.prefetch import Prefetch, due, phase
+from flip.data.order import SampleOrder
+from flip.data.prefetch import Prefetch, chunks_due, phase
 from flip.runs.errors import DataError
 
 ORDER = {"seed": 5, "samples": 4000, "chunk": 8, "block": 4, "lanes": 16}
@@ -45,24 +45,26 @@ def walk(ahead, order, lanes, start, stop):
     """Use positions start .. stop - 1 of all lanes; the chunks that each lane asked for, block by block."""
     used = {}
     for position in range(start, stop):
-        k, n = divmod(position, order.span)
+        k, n = divmod(position, order.block_samples)
         for a in range(len(lanes)):
-            j = int(order.held(lanes, k)[0][a][n]) // order.chunk
+            j = int(order.cached_block(lanes, k)[0][a][n]) // order.chunk
             assert ahead.chunk(a, k, j) == [j]
             used.setdefault((a, k), set()).add(j)
-            ahead.passed(a, k, n)
+            ahead.advance(a, k, n)
     return used
 
 
 def test_each_chunk_is_read_once_per_block_and_only_what_is_left_of_the_first(storage):
-    order, lanes = Order(**ORDER), range(4, 8)
+    order, lanes = SampleOrder(**ORDER), range(4, 8)
     ahead = Prefetch(order, lanes, 10, storage.read, lambda j: False, len_of)
-    used = walk(ahead, order, lanes, 10, 3 * order.span)
-    asked = [(a, j) for a in range(4) for j in ahead._held[a][3]]
-    assert all(len(held) == 1 for held in ahead._held), "blocks that are done are let go of"
+    used = walk(ahead, order, lanes, 10, 3 * order.block_samples)
+    asked = [(a, j) for a in range(4) for j in ahead._chunks[a][3]]
+    assert all(len(held) == 1 for held in ahead._chunks), "blocks that are done are let go of"
     assert ahead.bytes == sum(len_of(j) for _, j in asked), "and not counted any more"
     wanted = [j for chunks in used.values() for j in chunks]
-    following = [(a, j) for a in range(4) for j in np.unique(order.held(lanes, 3)[0][a] // order.chunk).tolist()]
+    following = [
+        (a, j) for a in range(4) for j in np.unique(order.cached_block(lanes, 3)[0][a] // order.chunk).tolist()
+    ]
     assert sorted(asked) == sorted(following), "the whole of the next block, before it begins"
     for a, j in asked:
         ahead.chunk(a, 3, j)
@@ -71,12 +73,12 @@ def test_each_chunk_is_read_once_per_block_and_only_what_is_left_of_the_first(st
 
 
 def test_reads_go_on_while_samples_are_used_and_are_waited_for_where_they_are_needed(storage):
-    order, lanes = Order(**ORDER), range(1)
+    order, lanes = SampleOrder(**ORDER), range(1)
     ahead = Prefetch(order, lanes, 0, storage.read, lambda j: False, len_of)
-    walk(ahead, order, lanes, 0, order.span // 2)
+    walk(ahead, order, lanes, 0, order.block_samples // 2)
     storage.hold.clear()
-    walk(ahead, order, lanes, order.span // 2, order.span)  # nobody waits for what is asked for here
-    needed = np.unique(order.held(lanes, 1)[0][0] // order.chunk).tolist()
+    walk(ahead, order, lanes, order.block_samples // 2, order.block_samples)  # nobody waits for what is asked for here
+    needed = np.unique(order.cached_block(lanes, 1)[0][0] // order.chunk).tolist()
     assert set(needed) - set(storage.reads), "some are still under way"
     waited = threading.Thread(target=lambda: [ahead.chunk(0, 1, j) for j in needed])
     waited.start()
@@ -89,7 +91,7 @@ def test_reads_go_on_while_samples_are_used_and_are_waited_for_where_they_are_ne
 
 
 def test_what_a_read_raises_is_raised_where_the_chunk_is_asked_for(storage):
-    order = Order(**ORDER)
+    order = SampleOrder(**ORDER)
     ahead = Prefetch(order, range(1), 0, storage.read, lambda j: False, len_of)
     with pytest.raises(DataError, match="rot"):
         ahead.chunk(0, 0, -1)
@@ -97,10 +99,10 @@ def test_what_a_read_raises_is_raised_where_the_chunk_is_asked_for(storage):
 
 
 def test_chunks_without_a_good_sample_are_not_read(storage):
-    order, lanes = Order(**ORDER), range(1)
-    bad = int(order.held(lanes, 0)[0][0][0]) // order.chunk
+    order, lanes = SampleOrder(**ORDER), range(1)
+    bad = int(order.cached_block(lanes, 0)[0][0][0]) // order.chunk
     ahead = Prefetch(order, lanes, 0, storage.read, lambda j: j == bad, len_of)
-    for j in set(ahead._held[0][0]):
+    for j in set(ahead._chunks[0][0]):
         ahead.chunk(0, 0, j)
     ahead.close()
     assert len(storage.reads) == ORDER["block"] - 1 and bad not in storage.reads
@@ -108,8 +110,8 @@ def test_chunks_without_a_good_sample_are_not_read(storage):
 
 def test_the_end_of_the_interpreter_waits_for_no_read():
     script = (
-        "import time; from flip.data.order import Order; from flip.data.prefetch import Prefetch\n"
-        f"order = Order(**{ORDER!r})\n"
+        "import time; from flip.data.order import SampleOrder; from flip.data.prefetch import Prefetch\n"
+        f"order = SampleOrder(**{ORDER!r})\n"
         "Prefetch(order, range(2), 0, lambda j: time.sleep(600), lambda j: False, abs).close()\n"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
@@ -118,18 +120,21 @@ def test_the_end_of_the_interpreter_waits_for_no_read():
 def test_all_is_asked_for_the_lead_before_its_block(storage, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(prefetch.time, "monotonic", lambda: clock[0])
-    order = Order(**{**ORDER, "block": 16})
+    order = SampleOrder(**{**ORDER, "block": 16})
     ahead = Prefetch(order, range(1), 0, storage.read, lambda j: False, len_of)
-    assert ahead.lead == 0, "nobody knows the pace yet"
+    assert ahead.lookahead == 0, "nobody knows the pace yet"
     for _ in range(40):
         clock[0] += 2.0
-        ahead.paced(4)  # 2 samples a second
-    assert ahead.lead == round(prefetch.LEAD * 2)
-    assert due(order.span - ahead.lead - 1, order.span - ahead.lead, order.block, 1.0) == order.block
+        ahead.update_rate(4)  # 2 samples a second
+    assert ahead.lookahead == round(prefetch.LOOKAHEAD_SECONDS * 2)
+    assert (
+        chunks_due(order.block_samples - ahead.lookahead - 1, order.block_samples - ahead.lookahead, order.block, 1.0)
+        == order.block
+    )
     for _ in range(100):
         clock[0] += 0.001
-        ahead.paced(4)
-    assert ahead.lead == prefetch.MOST * order.span, "memory bounds it"
+        ahead.update_rate(4)
+    assert ahead.lookahead == prefetch.MAX_LOOKAHEAD * order.block_samples, "memory bounds it"
     ahead.close()
 
 
@@ -144,5 +149,5 @@ def test_lanes_ask_at_moments_that_are_spread(lanes):
 
 def test_due_grows_from_none_to_all():
     for at in (0.001, 0.5, 1.0):
-        counts = [due(n, 32, 4, at) for n in range(-1, 40)]
+        counts = [chunks_due(n, 32, 4, at) for n in range(-1, 40)]
         assert counts[0] == 0 and counts[32:] == [4] * 9 and counts == sorted(counts)

@@ -9,7 +9,7 @@ import webdataset
 from PIL import Image
 
 from flip.data import decode
-from flip.data.decode import Undecodable
+from flip.data.decode import DecodeError
 from flip.data.manifest.build import index
 from flip.data.view import EvaluationView
 from tests.flip.data.loading import BATCH, CHUNK, loader
@@ -62,9 +62,9 @@ def test_what_decides_a_view_is_in_its_label():
 
 
 def test_a_damaged_file_has_no_view():
-    with pytest.raises(Undecodable):
+    with pytest.raises(DecodeError):
         decode.open_image(FILES["tall"][:200])
-    with pytest.raises(Undecodable):
+    with pytest.raises(DecodeError):
         decode.open_image(b"")
 
 

@@ -7,7 +7,7 @@ import webdataset
 from torch.utils.data import DataLoader
 
 from flip.data.manifest.manifest import Manifest, write
-from flip.data.order import Order
+from flip.data.order import SampleOrder
 from flip.data.webdataset_adapter import Samples
 from flip.runs.errors import ConfigError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES
@@ -24,7 +24,7 @@ def ids(samples):
 
 @pytest.mark.parametrize("start", [0, 5 * BATCH])
 def test_the_order_is_training_s(original, start):
-    order = Order(11, SAMPLES, CHUNK, BLOCK, LANES)
+    order = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
     expected = [id for t in range(3) for id in order.batch(start + t * BATCH, BATCH)[0].tolist()]
     found = some(original, 3 * BATCH, start=start)
     assert ids(found) == expected

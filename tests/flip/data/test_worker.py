@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from flip.data.decode import Undecodable
-from flip.data.worker import captions_of, image_of, json_fields
+from flip.data.decode import DecodeError, captions_of, image_of, json_fields
 from flip.tokenizer import clean
 from tests.synthetic import encode, picture
 
@@ -33,7 +32,7 @@ def test_captions_that_are_not_utf8():
 
 
 def test_no_caption_is_undecodable():
-    with pytest.raises(Undecodable, match=r"no caption \['txt', 'alt'\] among its members \['json', 'png'\]"):
+    with pytest.raises(DecodeError, match=r"no caption \['txt', 'alt'\] among its members \['json', 'png'\]"):
         captions_of(sample(png=b"", json="{}"), ["txt", "alt"])
 
 
@@ -69,7 +68,7 @@ def test_captions_in_a_field_of_a_json_member(members, expected):
     ],
 )
 def test_a_json_member_without_such_a_caption_is_undecodable(text, field, why):
-    with pytest.raises(Undecodable, match=why):
+    with pytest.raises(DecodeError, match=why):
         captions_of(sample(json=text), [f"json:{field}"])
 
 
@@ -93,7 +92,7 @@ def test_cleaning_is_the_tokenizer_s_and_as_open_clip_s_but_for_ftfy():
 def test_the_first_known_extension_is_the_image():
     first, second = picture(1, 8), picture(2, 8)
     assert np.array_equal(image_of(sample(webp=encode(second), png=encode(first)), "pillow"), first)
-    with pytest.raises(Undecodable, match=r"no image among its members \['json', 'txt'\]"):
+    with pytest.raises(DecodeError, match=r"no image among its members \['json', 'txt'\]"):
         image_of(sample(txt="x", json="{}"), "pillow")
-    with pytest.raises(Undecodable, match="an empty file"):
+    with pytest.raises(DecodeError, match="an empty file"):
         image_of(sample(jpg=b"", png=encode(first)), "simplejpeg")

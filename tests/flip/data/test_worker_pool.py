@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from flip.data.manifest.manifest import Manifest
-from flip.data.order import Order
+from flip.data.order import SampleOrder
 from flip.data.worker_pool import _error
 from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
@@ -105,7 +105,7 @@ def test_signals_to_the_whole_group_do_not_disturb(process):
         child.stdin.write("next\n")
         child.stdin.flush()
         ids.append(json.loads(child.stdout.readline()))
-    order = Order(11, SAMPLES, CHUNK, BLOCK, LANES)
+    order = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
     assert ids == [order.batch(t * BATCH, BATCH)[0].tolist() for t in range(2, 8)]
     assert psutil.STATUS_ZOMBIE not in [one.status() for one in family]
 
@@ -139,9 +139,9 @@ def test_shared_memory_has_no_name_and_is_freed_with_the_pool(original):
     source = loader(original, workers=2)
     batches = source.batches(0, BATCH, "0.5")
     next(batches)
-    pids = [os.getpid(), *(process.pid for process in source._pool._processes)]
+    pids = [os.getpid(), *(process.pid for process in source._producer._processes)]
     assert all(lines and all(line.endswith("(deleted)") for line in lines) for lines in map(mapped, pids))
-    slots = [weakref.ref(parts[0].patches.base.base._wrapper) for parts in source._pool._parts]
+    slots = [weakref.ref(parts[0].patches.base.base._wrapper) for parts in source._producer._buffers]
     source.close()
     assert [slot() for slot in slots] == [None, None]
 
@@ -150,7 +150,7 @@ def test_a_worker_that_dies_is_noticed(original):
     source = loader(original, workers=2)
     batches = source.batches(0, BATCH, "0.5")
     next(batches)
-    os.kill(source._pool._processes[1].pid, signal.SIGKILL)
+    os.kill(source._producer._processes[1].pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="loader-1 ended by itself"):
         for _ in range(20):
             next(batches)
@@ -159,7 +159,7 @@ def test_a_worker_that_dies_is_noticed(original):
 
 def test_a_worker_that_ended_while_we_computed_tells_why(original, folder):
     """What it had made before is used, then comes its error: not a broken pipe."""
-    manifest, order = Manifest.load(folder), Order(11, SAMPLES, CHUNK, BLOCK, LANES)
+    manifest, order = Manifest.load(folder), SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
     first, second, third = (set((order.batch(t * BATCH, BATCH)[0] // CHUNK).tolist()) for t in range(3))
     shard, start, _, _ = manifest.chunk_places(min(third - first - second))[0]
     with open(manifest.keys[shard], "r+b") as file:
@@ -167,7 +167,7 @@ def test_a_worker_that_ended_while_we_computed_tells_why(original, folder):
         file.write(b"rot")
     source = loader(original, folder=folder, workers=1)
     batches = source.batches(0, BATCH, "0.5")
-    (process,) = source._pool._processes
+    (process,) = source._producer._processes
     process.join(timeout=20)
     assert process.exitcode == 0
     for t in range(2):

@@ -8,7 +8,7 @@ import pytest
 import webdataset
 from open_clip import zero_shot_metadata
 
-from flip.data.worker import captions_of, label_of
+from flip.data.decode import captions_of, label_of
 from flip.evaluation import datasets, forms, prompts
 from flip.evaluation.datasets import Wanted
 from flip.runs.errors import ConfigError, DataError

@@ -22,7 +22,7 @@ def test_an_ensemble_shows_every_patch(count, kept):
         assert set(seen.tolist()) == set(range(count))
         assert len(seen) - count < kept  # and twice only what the last one lacks
         assert all((np.diff(view[row]) > 0).all() for view in views)
-    assert np.array_equal(views[0], masking.keep(0, 0, IDS, count, kept))
+    assert np.array_equal(views[0], masking.visible_patches(0, 0, IDS, count, kept))
     assert np.array_equal(views[0], masks(IDS, count, kept, every=False)[0])
 
 

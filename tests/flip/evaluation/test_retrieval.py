@@ -6,7 +6,7 @@ from clip_benchmark.metrics import zeroshot_retrieval
 from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
-from flip.data.worker import captions_of
+from flip.data.decode import captions_of
 from flip.evaluation.evaluator import DataSet, Scorer
 from flip.evaluation.images import File, Files
 from flip.evaluation.retrieval import TILE, retrieve

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from flip import costs
 from flip.config.schema import MODEL_PRESETS, Augment, Compute, ImageTower, Model, TextTower
-from flip.data.masking import keep as draw_keep
+from flip.data.masking import visible_patches
 from flip.models import clip
 from flip.models.loss import contrastive_loss
 
@@ -37,7 +37,7 @@ def tiny(pool="patches", attention="explicit", trained=True, padding="attend", *
 def inputs(b=3, kept=20):
     rng = np.random.default_rng(0)
     patches = torch.from_numpy(rng.integers(0, 256, (b, 64, 192), dtype=np.uint8))
-    keep = torch.from_numpy(draw_keep(0, np.zeros(b, np.int64), np.arange(b), 64, kept))
+    keep = torch.from_numpy(visible_patches(0, np.zeros(b, np.int64), np.arange(b), 64, kept))
     tokens = torch.from_numpy(rng.integers(0, 1000, (b, 32), dtype=np.int32))
     return patches, keep, tokens
 

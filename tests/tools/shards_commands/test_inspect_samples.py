@@ -7,8 +7,7 @@ import pytest
 
 from flip.config import schema
 from flip.data.manifest.manifest import Manifest, write
-from flip.data.mixture import Source
-from flip.data.order import Order
+from flip.data.order import DatasetSource, SampleOrder
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES, loader
@@ -23,7 +22,7 @@ def config(samples=SAMPLES, **data):
 
 
 def whole(manifest):
-    return [Source(0, manifest, range(LANES))]
+    return [DatasetSource(0, manifest, range(LANES))]
 
 
 def test_a_sample(original):
@@ -59,7 +58,7 @@ def test_a_step_is_the_loader_s_batch(original, start):
     batch = take(loader(original), start, 1)[0]
     tokens = Tokenizer(str(original.parent / "tokenizer.json"), 8, True)([one.caption for one in taken])
     assert [one.id for one in taken] == batch.ids.tolist() and tokens.tolist() == batch.tokens.tolist()
-    order = Order(11, SAMPLES, CHUNK, BLOCK, LANES)
+    order = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
     assert [one.visit for one in taken] == order.batch(start, BATCH)[1].tolist()
     assert [one.lane for one in taken] == [lane for lane in range(LANES) for _ in range(BATCH // LANES)]
     ids = list(inspect_samples.batch(config(), whole(manifest), start, BATCH, read=False))
