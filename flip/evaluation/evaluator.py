@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flip.config import schema
 from flip.data.chunk_reader import Sample
+from flip.data.decode import captions_of, label_of
 from flip.data.storage.retry import RetryPolicy
-from flip.data.worker import captions_of, label_of
 from flip.distributed.collectives import SINGLE_RANK, RankGroup
 from flip.evaluation import prompts
 from flip.evaluation.cache import FeatureCache

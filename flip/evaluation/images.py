@@ -23,7 +23,6 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.storage.base import ObjectStat
 from flip.data.storage.retry import RetryPolicy
-from flip.data.worker import encoded_image
 from flip.runs.errors import ConfigError, DataError
 
 DECODERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -32,7 +32,6 @@ from flip.data.decode import DecodeError, captions_of, image_of, json_fields, la
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import is_remote
 from flip.data.storage.retry import RetryPolicy
-from flip.data.worker import captions_of, image_of, json_fields, label_of, refuse_whole_json
 from flip.evaluation import prompts
 from flip.runs import commit
 from flip.runs.commit import commits
