@@ -384,9 +384,10 @@ def test_a_limit_that_was_lowered_meanwhile_is_noticed_when_slurm_ends_the_job(s
     words = ["pgrep", "-f", f"batch_hooks.py watch {stage.run.path}"]
     while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
         time.sleep(0.01)
-    (tmp_path / "shown").write_text(
+    (tmp_path / "ending").write_text(
         "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:15:00 TimeLimit=00:15:00"
     )
+    (tmp_path / "ending").replace(tmp_path / "shown")  # the watcher may read it at this moment
     for pid in subprocess.run(words, capture_output=True, text=True).stdout.split():
         os.kill(int(pid), signal.SIGTERM)
     limit = time.monotonic() + 60
