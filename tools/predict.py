@@ -46,7 +46,7 @@ def predict(options: argparse.Namespace) -> int:
         raise ConfigError("must be at least 1", "--top", options.top)
     run = options.run if Path(options.run).is_dir() else select.select_one(options.run, roots()).path
     if options.classes:
-        classes = prompts.read(options.classes)
+        classes = prompts.read_prompts(options.classes)
         names, templates = classes.names, classes.templates
     else:
         names, templates = [label.strip() for label in options.labels.split(",") if label.strip()], ["{}"]

@@ -32,7 +32,9 @@ def write(options: argparse.Namespace) -> int:
     from flip.runs.rundir import write_json
     from jobs.common.filesystem import unwritable
 
-    classes = prompts.imagenet(options.templates) if options.of == "imagenet" else prompts.of_folder(options.of)
+    classes = (
+        prompts.imagenet_prompts(options.templates) if options.of == "imagenet" else prompts.read_folder(options.of)
+    )
     if classes is None and not Path(options.of).is_dir():
         remedy = "Give the folder of a wds_* data set, or the word imagenet."
         raise ConfigError("folder does not exist", options.of, remedy=remedy)

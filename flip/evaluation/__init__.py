@@ -1,9 +1,11 @@
-"""How good is a model, on which data sets, and by which job is that computed?
+"""How good is a model, and on which data sets?
 
-- ``datasets``, ``forms``, ``annotations``, ``images``: data sets by name, in the forms in which people have them.
-- ``task``: what a result is; ``zero_shot``, ``prompts``, ``retrieval``, ``linear_probe``, ``metrics``: the scores.
-- ``encoders``, ``foreign``, ``open_clip_folder``: models of ours and of open_clip; ``features``, ``cache``: embeddings.
-- ``evaluator`` scores a model on a data set, ``job`` is the evaluation job.
+- ``datasets``, ``annotations``, ``images``, ``prompts``: find data sets by name or path and read them.
+- ``task``: the task of an evaluation job and its results; ``job``: the job.
+- ``evaluator``: scores a model on a data set by ``zero_shot``, ``retrieval`` or ``linear_probe``; ``metrics``:
+accuracy.
+- ``encoders``, ``open_clip_folder``: models of runs and of open_clip; ``features``: their features and a cache of
+these.
 
 May import ``flip.data``, ``flip.models``, ``flip.checkpoint`` and ``flip.distributed``.
 """

@@ -1,9 +1,9 @@
-"""Files that name images with labels or captions, in the forms that people have.
+"""Reads files that list images with labels or captions.
 
-list        *.jsonl: {"image": PATH, "label": 3} or {"image": PATH, "captions": [...]}, a line each
+list        *.jsonl: {"image": PATH, "label": 3} or {"image": PATH, "captions": [...]}, one per line
 Karpathy    dataset_*.json: {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
 COCO        *.json: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
-table       *.csv, *.txt: image,caption under a head line, a caption a line, quoted or, as CLIP_benchmark's, not
+table       *.csv, *.txt: the header image,caption, then one caption per line, quoted or not (CLIP_benchmark)
 """
 
 from __future__ import annotations
@@ -22,33 +22,24 @@ from flip.runs.ownership import read_regular
 
 KARPATHY = {"test": ("test",), "train": ("train", "restval")}
 HEAD = ["image", "caption"]
-TEXT = "utf-8-sig"
-"""UTF-8, with or without the mark that spreadsheets put in front."""
-
-
 LIMIT = 512 << 20
-"""Bytes of a list. COCO's captions of its training set have 91 MB."""
+"""Largest file that is read, bytes. COCO's captions of its training set have 91 MB."""
+INVALID = (
+    ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError, OSError, csv.Error,
+)  # fmt: skip
+"""Errors that an unreadable or malformed file causes."""
 
 
-def read(file: Path, split: str) -> tuple[File, ...]:
-    """The images of a split that it names. Raises DataError."""
+def read_annotations(file: Path, split: str) -> tuple[File, ...]:
+    """The images of a split. Raises DataError."""
     readers: Mapping[str, Callable[[Path, str], Iterator[File]]] = {".jsonl": _lines, ".json": _json}
     try:
         files = tuple(readers.get(file.suffix, _table)(file, split))
-        for caption in (caption for one in files for caption in one.captions):
+        for caption in (caption for image in files for caption in image.captions):
             if not isinstance(caption, str):
                 raise TypeError(f"a caption is no text: {caption!r}")
-    except (
-        ValueError,
-        OverflowError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        OSError,
-        csv.Error,
-    ) as error:
-        remedy = "docs/evaluation.md says which forms are read."
+    except INVALID as error:
+        remedy = "docs/evaluation.md lists the formats."
         raise DataError(f"is no list of images: {type(error).__name__} {error}", str(file), remedy=remedy) from error
     if not files:
         raise DataError(f"names no image of the split {split}", str(file))
@@ -56,17 +47,18 @@ def read(file: Path, split: str) -> tuple[File, ...]:
 
 
 def _text(file: Path) -> str:
-    return read_regular(file, LIMIT).decode(TEXT).replace("\r\n", "\n").replace("\r", "\n")
+    # spreadsheets write a byte order mark
+    return read_regular(file, LIMIT).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _lines(file: Path, split: str) -> Iterator[File]:
     for line in _text(file).split("\n"):  # splitlines would cut a caption at U+2028
         if line.strip():
-            one = json.loads(line)
-            label, captions = one.get("label"), one.get("captions", [])
+            entry = json.loads(line)
+            label, captions = entry.get("label"), entry.get("captions", [])
             if not isinstance(captions, list):
                 raise TypeError(f"captions are no list: {captions!r}")
-            yield File(_path(file, one["image"]), None if label is None else int(label), tuple(captions))
+            yield File(_path(file, entry["image"]), None if label is None else int(label), tuple(captions))
 
 
 def _json(file: Path, split: str) -> Iterator[File]:
@@ -74,16 +66,16 @@ def _json(file: Path, split: str) -> Iterator[File]:
     if "annotations" in content:
         yield from _coco(file, content)
         return
-    for one in content["images"]:
-        if one["split"] in KARPATHY[split]:
-            name = f"{one['filepath']}/{one['filename']}" if one.get("filepath") else one["filename"]
-            yield File(_path(file, name), None, tuple(sentence["raw"] for sentence in one["sentences"]))
+    for image in content["images"]:
+        if image["split"] in KARPATHY[split]:
+            name = f"{image['filepath']}/{image['filename']}" if image.get("filepath") else image["filename"]
+            yield File(_path(file, name), None, tuple(sentence["raw"] for sentence in image["sentences"]))
 
 
 def _coco(file: Path, content: Mapping[str, Any]) -> Iterator[File]:
     captions: dict[Any, list[str]] = {}
-    for one in content["annotations"]:
-        captions.setdefault(one["image_id"], []).append(one["caption"])
+    for annotation in content["annotations"]:
+        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
     for image in content["images"]:
         if image["id"] in captions:
             yield File(_path(file, image["file_name"]), None, tuple(captions[image["id"]]))
@@ -94,28 +86,28 @@ def _table(file: Path, split: str) -> Iterator[File]:
     text = _text(file)
     for name, caption in _quoted(text) or _plain(text):
         captions.setdefault(name, []).append(caption)
-    for name, told in captions.items():
-        yield File(_path(file, name), None, tuple(told))
+    for name, of_image in captions.items():
+        yield File(_path(file, name), None, tuple(of_image))
 
 
 def _quoted(text: str) -> list[tuple[str, str]]:
-    """Rows of a table that quotes what holds commas; empty where this one does not."""
+    """Rows of a table that quotes captions with commas; empty if this one does not."""
     rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
-    found = []
+    captions = []
     try:
         for row in rows:
             if None in row and list(row)[:2] == HEAD:
                 return []
-            found.append((row["image"], row["caption"]))
+            captions.append((row["image"], row["caption"]))
     except csv.Error:
         if rows.fieldnames != HEAD:
             raise
         return []
-    return found
+    return captions
 
 
 def _plain(text: str) -> Iterator[tuple[str, str]]:
-    """Rows as CLIP_benchmark reads them: up to the first comma an image, the rest is its caption, quotes and all."""
+    """Rows as CLIP_benchmark reads them: an image up to the first comma, then its caption, quotes included."""
     for line in text.split("\n")[1:]:
         if line.strip():
             name, comma, caption = line.strip().partition(",")
@@ -125,18 +117,15 @@ def _plain(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _path(file: Path, name: str) -> str:
-    """Of an image: beside the file that names it, or in the one folder of images there that has it."""
+    """The path of an image: relative to the file that lists it, or to the first subfolder that contains it."""
     if "://" in name or Path(name).is_absolute():
         return name
-    beside = file.parent / name
-    if beside.is_file():
-        return str(beside)
-    places = (folder / name for folder in _folders(file.parent))
-    return str(next((place for place in places if place.is_file()), beside))
+    paths = [folder / name for folder in _folders(file.parent)]
+    return str(next((path for path in paths if path.is_file()), paths[0]))
 
 
 @cache
-def _folders(beside: Path) -> tuple[Path, ...]:
-    """Where images may lie; COCO's annotations have a folder of their own, beside those of its images."""
-    more = sorted(beside.parent.glob("*/")) if beside.name == "annotations" else []
-    return *sorted(beside.glob("*/")), *more
+def _folders(folder: Path) -> tuple[Path, ...]:
+    """Folders that images may be in. COCO has a folder of annotations next to its folders of images."""
+    more = sorted(folder.parent.glob("*/")) if folder.name == "annotations" else []
+    return folder, *sorted(folder.glob("*/")), *more

@@ -1,8 +1,16 @@
-"""Data sets by name (``datasets.yaml``) or by place: what a person types -> what is scored, or how to get it."""
+"""Finds data sets by name (``datasets.yaml``) or path, in any of the formats that are read.
+
+manifest    a folder with manifest.json (tools/shards.py index)
+shards      SPLIT/*.tar (CLIP_benchmark's wds_*) or *.tar with the split in their names; local or s3://
+folder      SPLIT/CLASS/*.jpg, or CLASS/*.jpg
+a file      that lists images with labels or captions (``annotations``)
+"""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import logging
 import os
 import re
@@ -13,36 +21,46 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from flip.config.resolve import cache_root
+from flip.config.schema import EvaluationSet
 from flip.config.yaml_io import read_yaml
-from flip.data.storage.base import is_remote
+from flip.data.chunk_reader import ChunkReader
+from flip.data.manifest.build import index
+from flip.data.manifest.manifest import MARK
+from flip.data.manifest.tar import EXTENSIONS
+from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.retry import RetryPolicy
-from flip.evaluation import forms, prompts
-from flip.evaluation.forms import Place
-from flip.evaluation.prompts import Prompts
+from flip.evaluation.annotations import read_annotations
+from flip.evaluation.images import File, ImageFiles, Images, Shards
+from flip.evaluation.prompts import FORMAT_HELP, Prompts, imagenet_prompts, read_folder, read_prompts
 from flip.evaluation.task import COLUMNS
 from flip.runs.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 HOST = "https://huggingface.co/datasets/clip-benchmark"
+SPLITS = {"test": ("test", "val", "validation"), "train": ("train", "training")}
+"""Split -> names of its folder."""
+LIST_PATTERNS = "*.jsonl", "dataset*.json", "captions*.json", "annotations/captions*.json", "*karpathy*", "*.csv"
+"""Names of files that list images."""
 ORDERED = re.compile(r"[0-9]+|n[0-9]{8}")
-"""Folder names that are class numbers or WordNet ids: these go by their order."""
+"""Folder names that are class numbers or WordNet ids: folders are numbered in their order."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One data set as it is asked for: plain values, kept in the job's file."""
+class DatasetRequest:
+    """One data set as requested on the command line; the fields are written to the job's task file."""
 
     name: str
     task: str = ""
-    """Empty: as the registry says, else as its captions or labels say."""
+    """Empty: the task in datasets.yaml, or else by what comes with the images: labels or captions."""
     path: str = ""
     """Empty: below the data root, by its name."""
     templates: str = ""
-    """A JSON file with names and templates, or 7 or 80 (ImageNet's); empty: what the data set brings."""
+    """A JSON file with names and templates, or 7 or 80 (ImageNet's); empty: those of the data set."""
 
     @classmethod
-    def parse(cls, text: str) -> Wanted:
+    def parse(cls, text: str) -> DatasetRequest:
         """NAME, NAME=PATH, TASK:NAME or TASK:NAME=PATH."""
         name, _, path = text.partition("=")
         task, colon, rest = name.partition(":")
@@ -55,62 +73,236 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A data set that is there: plain data, the same for all ranks."""
+class DatasetLocation:
+    """Location of the images of one split: the folder of a manifest, or single files."""
+
+    where: str
+    manifest: str = ""
+    files: tuple[File, ...] = ()
+    classes: tuple[str, ...] = ()
+    """Class folders by class number, if this is a folder of images."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DatasetLocation:
+        files = tuple(File(key, label, tuple(captions)) for key, label, captions in values["files"])
+        return cls(values["where"], values["manifest"], files, tuple(values["classes"]))
+
+    def open(self, patience: RetryPolicy | None = None) -> Images:
+        if self.manifest:
+            return Shards(self.manifest, patience)
+        root = os.path.dirname(self.where) if os.path.isfile(self.where) else self.where
+        return ImageFiles(self.files, root, self.where, patience)
+
+
+@dataclass(frozen=True)
+class ResolvedDataset:
+    """A data set with the locations of its images and its prompts; rank 0 sends it to the other ranks as JSON."""
 
     name: str
     task: str
-    place: Place
-    wording: Prompts | None = None
-    train: Place | None = None
+    location: DatasetLocation
+    prompts: Prompts | None = None
+    train: DatasetLocation | None = None
     note: str = ""
-    """What the user should know about the result; stands in its file and below the table."""
+    """A warning about the result, stored in its file and shown below the table."""
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> Found:
-        """From plain values, as ``dataclasses.asdict`` and JSON have them."""
-        places = {key: Place.of(facts[key]) for key in ("place", "train") if facts[key] is not None}
-        wording = None if facts["wording"] is None else Prompts(**facts["wording"])
-        return cls(**{**facts, **places, "wording": wording})
+    def from_dict(cls, values: Mapping[str, Any]) -> ResolvedDataset:
+        """The inverse of ``dataclasses.asdict``."""
+        locations = {k: DatasetLocation.from_dict(values[k]) for k in ("location", "train") if values[k] is not None}
+        prompts = None if values["prompts"] is None else Prompts(**values["prompts"])
+        return cls(**{**values, **locations, "prompts": prompts})
+
+    @classmethod
+    def from_config(cls, item: EvaluationSet) -> ResolvedDataset:
+        """A data set of ``evaluate.sets``. Raises ConfigError."""
+        location, train = (DatasetLocation(path, manifest=path) for path in (item.manifest, item.train))
+        prompts = read_prompts(item.classes) if item.task == "zeroshot" else None
+        return cls(item.name, item.task, location, prompts, train if item.task == "probe" else None)
 
 
 def entries() -> dict[str, Mapping[str, Any]]:
-    """Name -> what datasets.yaml says of it."""
+    """The known data sets: name -> its entry in datasets.yaml."""
     return dict(read_yaml(Path(__file__).with_name("datasets.yaml")))
 
 
 def root(given: str = "") -> str:
-    """Where data sets lie: as given, else FLIP_DATA, else ./data."""
+    """The folder of data sets: ``given``, or else FLIP_DATA, or else ./data."""
     chosen = given or os.environ.get("FLIP_DATA") or "data"
     return chosen if is_remote(chosen) else str(Path(chosen).expanduser().absolute())
 
 
-def find(wanted: Wanted, below: str, patience: RetryPolicy | None = None) -> Found:
-    """The data set, wherever it lies. Raises ConfigError that says how to get one that is missing, DataError."""
-    entry = entries().get(wanted.name, {})
-    path, place = _place(wanted, entry, below)
-    task = wanted.task or str(entry.get("task") or "") or _task(place, patience)
-    train = forms.required(forms.find(path, "train"), path, "train") if task == "probe" else None
-    if train and train.classes != place.classes:
-        a, b = next((a, b) for a, b in zip_longest(place.classes, train.classes, fillvalue="none") if a != b)
+def source(entry: Mapping[str, Any]) -> str:
+    """Where to download a data set; empty if unknown."""
+    return str(entry.get("get", "")).replace("HF/", f"{HOST}/")
+
+
+def expected(name: str) -> int | None:
+    """Number of images in the test split of a known data set; None if unknown."""
+    count = entries().get(name, {}).get("count")
+    return None if count is None else int(count)
+
+
+def missing(request: DatasetRequest, below: str) -> str:
+    """Why a data set cannot be read, by its paths alone; empty if one of them exists or is remote."""
+    try:
+        _existing_paths(request, entries().get(request.name, {}), below)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def resolve_dataset(request: DatasetRequest, below: str, patience: RetryPolicy | None = None) -> ResolvedDataset:
+    """Find a data set below the data root ``below``, or at its path.
+
+    Raises ConfigError, which says how to get a missing data set, or DataError.
+    """
+    entry = entries().get(request.name, {})
+    paths = _existing_paths(request, entry, below)
+    path, location = next(((p, split) for p in paths if (split := locate_split(p))), (", ".join(paths), None))
+    location = _require(location, path, "test")
+    task = request.task or str(entry.get("task") or "")
+    if not task:
+        _, sample = next(iter(location.open(patience).samples(range(1))))
+        task = "zeroshot" if "cls" in sample else "retrieval"
+    train = _require(locate_split(path, "train"), path, "train") if task == "probe" else None
+    if train and train.classes != location.classes:
+        a, b = next((a, b) for a, b in zip_longest(location.classes, train.classes, fillvalue="none") if a != b)
         remedy = "Classes are numbered by their folders: give both splits the same ones; empty ones count."
         raise ConfigError("test and train have not the same folders of classes", path, f"{a} beside {b}", remedy)
-    wording = _wording(wanted, entry, path) if task == "zeroshot" else None
-    note = ""
-    if wording and place.classes:
-        place, note = label_by_name(place, wording.names, wanted.templates or path)
+    prompts, note = _prompts(request, entry, path) if task == "zeroshot" else None, ""
+    if prompts and location.classes:
+        location, note = label_by_name(location, prompts.names, request.templates or path)
     if note:
-        log.info("%s: %s", wanted.name, note)
-    return Found(wanted.name, task, place, wording, train, note)
+        log.info("%s: %s", request.name, note)
+    return ResolvedDataset(request.name, task, location, prompts, train, note)
 
 
-def label_by_name(place: Place, names: Sequence[str], source: str) -> tuple[Place, str]:
-    """The image folder with the class numbers of ``names``, and a note if folders and names were paired by order.
+def _existing_paths(request: DatasetRequest, entry: Mapping[str, Any], below: str) -> list[str]:
+    """Remote paths and existing local ones under which the data set may be stored. Raises ConfigError if none is."""
+    if request.path:
+        paths = [request.path]
+    else:
+        names = [request.name, f"wds_{request.name}", *entry.get("folders", ())]
+        paths = [f"{below.rstrip('/')}/{name}" for name in names]
+    existing = [path for path in paths if is_remote(path) or Path(path).expanduser().exists()]
+    if not existing:
+        known = "" if entry or request.path else f" Known names: {', '.join(entries())}; others need NAME=PATH."
+        get = f"Get it from {source(entry)}. " if source(entry) else ""
+        remedy = f"{get}Put it there, or give NAME=PATH or --data.{known}"
+        raise ConfigError(f"the data set {request.name} is not here", ", ".join(paths), remedy=remedy)
+    return existing
+
+
+def _require(location: DatasetLocation | None, path: str, split: str) -> DatasetLocation:
+    if location is None:
+        remedy = f"docs/evaluation.md lists the formats; this split is called {' or '.join(SPLITS[split])}."
+        raise ConfigError(f"no data set with a split {split} here", path, remedy=remedy)
+    return location
+
+
+def _prompts(request: DatasetRequest, entry: Mapping[str, Any], path: str) -> Prompts:
+    if request.templates in ("7", "80"):
+        return imagenet_prompts(int(request.templates))
+    if request.templates:
+        return read_prompts(request.templates)
+    folder = path if Path(path).is_dir() else os.path.dirname(path)
+    prompts = None if is_remote(path) else read_folder(folder)
+    if prompts is None and entry.get("words") == "imagenet":
+        prompts = imagenet_prompts(int(entry["templates"]))
+    if prompts is None:
+        remedy = f"Put a classes.json there, or give one with --classes. {FORMAT_HELP}"
+        raise ConfigError("the data set has no names of its classes", path, remedy=remedy)
+    return prompts
+
+
+def locate_split(path: str, split: str = "test") -> DatasetLocation | None:
+    """Find a split of the data set at ``path``, in any format; None if it has none.
+
+    Shards without a manifest are indexed into the cache. Raises ConfigError, DataError, StorageError, PermissionDenied.
+    """
+    if is_remote(path):
+        return _locate_shards(path.rstrip("/"), split)
+    root = Path(path).expanduser().absolute()
+    if root.is_file():
+        return DatasetLocation(str(root), files=read_annotations(root, split))
+    folders = [root / name for name in SPLITS[split]] + ([root] if split == "test" else [])
+    for folder in folders:
+        if (folder / MARK).is_file():
+            return DatasetLocation(str(folder), manifest=str(folder))
+    if shards := _locate_shards(str(root), split):
+        return shards
+    for file in (file for pattern in LIST_PATTERNS for file in sorted(root.glob(pattern))):
+        splits = _splits_in_name(file.name)
+        if file.name.startswith("dataset_") or not splits or split in splits:
+            return DatasetLocation(str(file), files=read_annotations(file, split))
+    return next((images for folder in folders if (images := _locate_images(folder))), None)
+
+
+def _splits_in_name(name: str) -> set[str]:
+    """Splits that a file name mentions, such as imagenet1k-train-0000.tar or captions_val2017.json."""
+    words = set(re.split("[^a-z]+", name.lower()))
+    return {split for split, names in SPLITS.items() if words & set(names)}
+
+
+def _locate_shards(root: str, split: str) -> DatasetLocation | None:
+    """Shards in the folder of the split, or directly in ``root``."""
+    reader = ChunkReader()
+    for prefix in [f"{root}/{name}/" for name in SPLITS[split]] + [f"{root}/"]:
+        if not is_remote(prefix) and not Path(prefix).is_dir():
+            continue
+        shards = {key: stat for key, stat in reader.list(prefix).items() if key.endswith(".tar")}
+        shards = {key: stat for key, stat in shards.items() if "/" not in key.removeprefix(prefix)}
+        if prefix == f"{root}/":
+            shards = _filter_by_split(shards, split)
+        if shards:
+            return DatasetLocation(prefix, manifest=str(_index(shards)))
+    return None
+
+
+def _filter_by_split(shards: dict[str, ObjectStat], split: str) -> dict[str, ObjectStat]:
+    """Shards whose names mention the split; if no name mentions any split, all belong to the test split."""
+    splits = {key: _splits_in_name(key.rpartition("/")[2]) for key in shards}
+    if not any(splits.values()):
+        return shards if split == "test" else {}
+    return {key: stat for key, stat in shards.items() if split in splits[key]}
+
+
+def _index(shards: dict[str, ObjectStat]) -> Path:
+    """The folder in the cache with a manifest of the shards, which the first of concurrent evaluations writes."""
+    text = json.dumps([[key, *stat] for key, stat in shards.items()])
+    folder = cache_root() / "manifests" / hashlib.sha256(text.encode()).hexdigest()[:32]
+    if not (folder / MARK).is_file():
+        try:
+            index(list(shards), folder)
+        except ConfigError:  # another process was faster: its manifest lists the same shards
+            if not (folder / MARK).is_file():
+                raise
+    return folder
+
+
+def _locate_images(folder: Path) -> DatasetLocation | None:
+    """A folder with a folder of images per class."""
+    if not folder.is_dir():
+        return None
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if classes and all(path.name.isascii() and path.name.isdigit() for path in classes):
+        classes.sort(key=lambda path: int(path.name))  # 0, 1, ..., 10: class numbers
+    files: list[File] = []
+    for label, of_class in enumerate(classes):
+        images = sorted(p for p in of_class.rglob("*") if p.suffix[1:].lower() in EXTENSIONS and p.is_file())
+        files += [File(str(path), label) for path in images]
+    names = tuple(path.name for path in classes)
+    return DatasetLocation(str(folder), files=tuple(files), classes=names) if files else None
+
+
+def label_by_name(location: DatasetLocation, names: Sequence[str], source: str) -> tuple[DatasetLocation, str]:
+    """The image folder with labels that index ``names``, and a note if folders and names were matched by order.
 
     Folders are matched by name. Case, ``_``, ``-`` and spaces do not count. If no folder matches and all are numbers or
-    WordNet ids, folder c is name c. ``source``: where the names are from. Raises ConfigError for everything else.
+    WordNet ids, folder c is name c. ``source``: the file of the names. Raises ConfigError in all other cases.
     """
-    folders = place.classes
+    folders, where = location.classes, location.where
     remedy = (
         f"The class names are from {source}. Correct a name there or rename the folder; folders called 0, 1, ... go by"
         " order, and a list (*.jsonl) gives each image its class number."
@@ -118,23 +310,23 @@ def label_by_name(place: Place, names: Sequence[str], source: str) -> tuple[Plac
     if all(map(ORDERED.fullmatch, folders)) and {*map(_key, folders)}.isdisjoint(map(_key, names)):
         if len(folders) != len(names):
             counts = f"{len(folders)} folders, {len(names)} names"
-            raise ConfigError("there are not as many class names as folders of classes", place.where, counts, remedy)
+            raise ConfigError("there are not as many class names as folders of classes", where, counts, remedy)
         pairs = f"{folders[0]} = {names[0]} ... {folders[-1]} = {names[-1]}"
-        return place, f"folders are numbers or WordNet ids, so folder c is class name c: {pairs}"
-    numbers, keys = _by_key(names, "two class names", source), _by_key(folders, "two folders", place.where)
+        return location, f"folders are numbers or WordNet ids, so folder c is class name c: {pairs}"
+    numbers, keys = _by_key(names, "two class names", source), _by_key(folders, "two folders", where)
     unmatched = [key for key in keys if key not in numbers]
     if unmatched:
         shown = [folders[keys[key]] + _nearest(key, numbers, names) for key in unmatched[:5]]
         more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
         what = f"{len(unmatched)} of {len(folders)} folders match no class name: {', '.join(shown)}{more}"
-        raise ConfigError(what, place.where, f"{len(names)} names", remedy)
+        raise ConfigError(what, where, f"{len(names)} names", remedy)
     absent = [name for key, name in zip(numbers, names, strict=True) if key not in keys]
     if absent:
         what = f"there is no folder for {len(absent)} of {len(names)} class names: {', '.join(absent[:5])}"
-        raise ConfigError(what, place.where, remedy="A class without images needs an empty folder.")
+        raise ConfigError(what, where, remedy="A class without images needs an empty folder.")
     order = [numbers[key] for key in keys]
-    files = tuple(file._replace(label=order[file.label or 0]) for file in place.files)
-    return replace(place, files=files, classes=tuple(names)), ""
+    files = tuple(file._replace(label=order[file.label or 0]) for file in location.files)
+    return replace(location, files=files, classes=tuple(names)), ""
 
 
 def _key(name: str) -> str:
@@ -143,86 +335,20 @@ def _key(name: str) -> str:
 
 
 def _by_key(names: Sequence[str], what: str, where: str) -> dict[str, int]:
-    """Key of a name -> its position. Raises ConfigError if different names have one key.
+    """Key of a name -> its position. Raises ConfigError if different names have the same key.
 
-    Names that are equal as they stand are told apart by their number: ImageNet has two such pairs.
+    Equal names get distinct keys, with their position: ImageNet has two such pairs.
     """
-    found: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for number, name in enumerate(names):
         key = _key(name)
-        if key in found and name != names[found[key]]:
-            pair = f"{names[found[key]]}, {name}"
+        if key in positions and name != names[positions[key]]:
+            pair = f"{names[positions[key]]}, {name}"
             raise ConfigError(f"{what} are the same but for case, _, - and spaces", where, pair)
-        found.setdefault(key if key not in found else f"{key} {number}", number)
-    return found
+        positions.setdefault(key if key not in positions else f"{key} {number}", number)
+    return positions
 
 
 def _nearest(key: str, numbers: Mapping[str, int], names: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, numbers, n=1, cutoff=0.5)
     return f" (nearest: {names[numbers[near[0]]]})" if near else ""
-
-
-def missing(wanted: Wanted, below: str) -> str:
-    """Why a data set cannot be there, empty where it may be: what can be said without reading it."""
-    try:
-        _names(wanted, entries().get(wanted.name, {}), below)
-    except ConfigError as error:
-        return str(error)
-    return ""
-
-
-def source(entry: Mapping[str, Any]) -> str:
-    """Where a data set comes from, in words; empty where that is not known."""
-    return str(entry.get("get", "")).replace("HF/", f"{HOST}/")
-
-
-def expected(name: str) -> int | None:
-    """How many images the test split of a data set of this name has, where that is known."""
-    count = entries().get(name, {}).get("count")
-    return None if count is None else int(count)
-
-
-def _names(wanted: Wanted, entry: Mapping[str, Any], below: str) -> list[str]:
-    """Places where it may lie. Raises ConfigError where there is none that exists."""
-    if wanted.path:
-        places = [wanted.path]
-    else:
-        names = [wanted.name, f"wds_{wanted.name}", *entry.get("folders", ())]
-        places = [f"{below.rstrip('/')}/{name}" for name in names]
-    there = [place for place in places if is_remote(place) or Path(place).expanduser().exists()]
-    if not there:
-        known = "" if entry or wanted.path else f" Known names: {', '.join(entries())}; others need NAME=PATH."
-        get = source(entry)
-        remedy = (f"Get it from {get}. " if get else "") + "Put it there, or give NAME=PATH or --data." + known
-        raise ConfigError(f"the data set {wanted.name} is not here", ", ".join(places), remedy=remedy)
-    return there
-
-
-def _place(wanted: Wanted, entry: Mapping[str, Any], below: str) -> tuple[str, Place]:
-    tried = _names(wanted, entry, below)
-    for path in tried:
-        place = forms.find(path)
-        if place is not None:
-            return path, place
-    return tried[0], forms.required(None, ", ".join(tried), "test")
-
-
-def _task(place: Place, patience: RetryPolicy | None) -> str:
-    """As the first sample says."""
-    _, sample = next(iter(place.open(patience).samples(range(1))))
-    return "zeroshot" if "cls" in sample else "retrieval"
-
-
-def _wording(wanted: Wanted, entry: Mapping[str, Any], path: str) -> Prompts:
-    if wanted.templates in ("7", "80"):
-        return prompts.imagenet(int(wanted.templates))
-    if wanted.templates:
-        return prompts.read(wanted.templates)
-    folder = path if Path(path).is_dir() else os.path.dirname(path)
-    found = None if is_remote(path) else prompts.of_folder(folder)
-    if found is None and entry.get("words") == "imagenet":
-        found = prompts.imagenet(int(entry["templates"]))
-    if found is None:
-        remedy = "Put a classes.json there, or give one with --classes. " + prompts.FORM
-        raise ConfigError("the data set brings no names of its classes", path, remedy=remedy)
-    return found

@@ -1,9 +1,10 @@
-"""A model as evaluation sees it: a decoded image -> its view -> features; texts -> features. Ours, whole or masked."""
+"""Encoders of images and texts for evaluation: a run's model, with or without masks, or a folder of open_clip."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,18 +12,22 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from flip.config import schema
 from flip.config.derived import kept, patches
 from flip.data import decode, masking
-from flip.data.decode import Pixels
+from flip.data.decode import Pixels, to_rgb
 from flip.data.view import EvaluationView
+from flip.evaluation import open_clip_folder
 from flip.models.clip import Pair
 from flip.rng import key
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
 
-PLAIN: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+FULL_PRECISION: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+GREY: Pixels = np.full((32, 32, 3), 127, dtype=np.uint8)
+"""An image that stands for any other."""
 
 
 class Encoder(Protocol):
@@ -30,13 +35,13 @@ class Encoder(Protocol):
 
     width: int
     """E."""
-    looks: str
-    """How it looks at an image, in a word: part of the key of cached features."""
+    view_id: str
+    """Name of the view of an image: part of the key of cached features, and a field of results."""
     precision: str
-    """``fp32`` or ``bf16``: of the towers' arithmetic. Stands in every result."""
+    """``fp32`` or ``bf16``: of the towers' arithmetic; a field of results."""
 
     def view(self, image: Pixels | Image.Image) -> NDArray[Any]:
-        """What is stacked to a batch, of one decoded image."""
+        """One item of a batch for a decoded image."""
 
     def image(self, views: Tensor, ids: Tensor) -> Tensor:
         """(n, E) of n views. ``ids`` (n,): the images' ids in their data set."""
@@ -46,19 +51,17 @@ class Encoder(Protocol):
 
 
 class PairEncoder:
-    """The pair of a run. Under sharding every call is collective.
+    """The model of a run. Under sharding every call is collective.
 
-    ``mask``: share of the patches that are not looked at ("0": all are seen). Which, is drawn as in training, of seed 0
-    and visit 0. ``ensemble``: look through as many masks as show every patch, and average (paper, Table 1d).
-    ``precision``: what ``pair`` computes in under ``autocast``; it is recorded, not set here.
-    ``view``: default, that of recipe paper.
+    ``mask``: share of patches to hide ("0": none), drawn as in training with seed 0 and epoch 0. ``ensemble``: average
+    over as many masks as show every patch (paper, Table 1d). ``precision``: of ``pair`` under ``autocast``, recorded in
+    results. ``view``: default, that of recipe paper.
     """
 
     def __init__(
         self, pair: Pair, tokenizer: Tokenizer, tower: schema.ImageTower, device: torch.device | str = "cpu",
-        autocast: contextlib.AbstractContextManager[Any] = PLAIN, mask: str = "0", ensemble: bool = False,
-        precision: str = "fp32",
-        view: EvaluationView | None = None,
+        autocast: contextlib.AbstractContextManager[Any] = FULL_PRECISION, mask: str = "0", ensemble: bool = False,
+        precision: str = "fp32", view: EvaluationView | None = None,
     ) -> None:  # fmt: skip
         self.pair, self.tokenizer, self.tower, self.device, self.autocast = pair, tokenizer, tower, device, autocast
         self.patches, self.kept, self.ensemble = patches(tower), kept(tower, mask), ensemble
@@ -66,7 +69,7 @@ class PairEncoder:
             raise ConfigError("such a mask leaves no patch", "mask", mask, "Mask less.")
         self.width, self.precision = pair.image.projection.out_features, precision
         self._view = view or EvaluationView(tower.size)
-        self.looks = self._view.label + (f"-{'ensemble' if ensemble else 'mask'}{mask}" if self.masked else "")
+        self.view_id = self._view.label + (f"-{'ensemble' if ensemble else 'mask'}{mask}" if self.masked else "")
 
     @property
     def masked(self) -> bool:
@@ -82,15 +85,15 @@ class PairEncoder:
         if not self.masked:
             return self._encode(views, None)
         total = torch.zeros(len(views), self.width)
-        for keep in masks(ids.numpy(), self.patches, self.kept, self.ensemble):
-            at = torch.from_numpy(keep.astype(np.int64))
-            total += self._encode(views.gather(1, at[..., None].expand(-1, -1, views.shape[2])), at)
-        return torch.nn.functional.normalize(total, dim=-1)
+        for mask in masks(ids.numpy(), self.patches, self.kept, self.ensemble):
+            keep = torch.from_numpy(mask.astype(np.int64))
+            total += self._encode(views.gather(1, keep[..., None].expand(-1, -1, views.shape[2])), keep)
+        return normalize(total, dim=-1)
 
     def _encode(self, views: Tensor, keep: Tensor | None) -> Tensor:
         with self.autocast:
-            seen = keep if keep is None else keep.to(self.device)
-            return self.pair.encode_image(views.to(self.device), seen).float().cpu()
+            keep = keep if keep is None else keep.to(self.device)
+            return self.pair.encode_image(views.to(self.device), keep).float().cpu()
 
     @torch.no_grad()
     def text(self, texts: Sequence[str]) -> Tensor:
@@ -100,12 +103,59 @@ class PairEncoder:
 
 
 def masks(ids: NDArray[np.int64], count: int, kept: int, every: bool) -> list[NDArray[np.int16]]:
-    """Visible patches (n, K), ascending, of one mask, or with ``every`` of as many as show all P.
+    """Visible patches (n, K), ascending: of one mask, or with ``every`` of as many masks as show all ``count`` patches.
 
-    The first is training's mask of seed 0 and visit 0; the next takes the K patches that come after in the same order.
-    Where K does not divide P the last one takes its missing patches from the one before.
+    The first is the mask of training with seed 0 and epoch 0. The next takes the following K patches in the same random
+    order; if K does not divide ``count``, the last one overlaps the one before.
     """
     keys = key(0, 0, ids.reshape(-1, 1), masking.MASK, np.arange(count))
     order = np.argsort(keys, axis=1, kind="stable").astype(np.int16)
     starts = [min(start, count - kept) for start in range(0, count if every else 1, kept)]
     return [np.sort(order[:, start : start + kept], axis=1) for start in starts]
+
+
+class OpenClipEncoder:
+    """The model of an open_clip folder with its own preprocessing and tokenizer, replicated on every rank.
+
+    Only safetensors are read, and no code of the folder or of a hub runs. ``precision``: ``fp32``, or ``bf16`` by
+    autocast. Raises ConfigError if open_clip or transformers is needed and not installed, and the errors of
+    ``open_clip_folder.check``.
+    """
+
+    def __init__(self, folder: str, device: torch.device | str = "cpu", precision: str = "fp32") -> None:
+        trust = {"trust_remote_code": False} if open_clip_folder.check(folder) else {}
+        try:
+            import open_clip
+        except ImportError as error:
+            raise ConfigError("open_clip is not installed", folder, remedy="pip install open_clip_torch") from error
+        name = f"local-dir:{Path(folder).absolute()}"
+        try:
+            self.model, _, self._preprocess = open_clip.create_model_and_transforms(name, precision="fp32")
+            self._tokenizer = open_clip.get_tokenizer(name, **trust)
+        except ImportError as error:
+            remedy = "pip install transformers"
+            raise ConfigError(f"its tokenizer needs a package: {error}", folder, remedy=remedy) from error
+        except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
+            raise ConfigError(f"open_clip cannot build this model: {error}", folder) from error
+        self.model.to(device).eval()
+        self.device, self.precision = device, precision
+        self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+        self.view_id = "open_clip"
+        self.width = self.image(torch.zeros(1, *self.view(GREY).shape), torch.zeros(1)).shape[1]
+
+    def view(self, image: Pixels | Image.Image) -> NDArray[Any]:
+        """(3, H, W) float32."""
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        view: NDArray[Any] = self._preprocess(to_rgb(picture)).numpy()
+        return view
+
+    @torch.no_grad()
+    def image(self, views: Tensor, ids: Tensor) -> Tensor:
+        with self.autocast:
+            return normalize(self.model.encode_image(views.to(self.device)).float(), dim=-1).cpu()
+
+    @torch.no_grad()
+    def text(self, texts: Sequence[str]) -> Tensor:
+        with self.autocast:
+            tokens = self._tokenizer(list(texts)).to(self.device)
+            return normalize(self.model.encode_text(tokens).float(), dim=-1).cpu()

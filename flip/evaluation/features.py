@@ -1,95 +1,154 @@
-"""Images and texts -> features on rank 0, each image once, to the same bits whatever the number of ranks.
+"""Computes features of images and texts on all ranks, gathers them on rank 0, and caches them.
 
-In bf16 that holds for all numbers above one: a single rank rounds otherwise (``parallel.autocast``).
-
-A batch is the positions k * b .. (k + 1) * b - 1 of the data set, never a rank's own: who computes it moves nothing.
+A batch is the positions k * b .. (k + 1) * b - 1 of the data set, whichever rank computes it. So features have the same
+bits for every number of ranks; in bf16, for every number above one (``parallel.autocast``).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from flip.checkpoint.safetensors_io import save_tensors
 from flip.data.chunk_reader import Sample
 from flip.distributed.collectives import RankGroup
-from flip.evaluation.encoders import Encoder
-from flip.evaluation.images import Images, Viewed, ahead
+from flip.evaluation.encoders import GREY, Encoder
+from flip.evaluation.images import Images, PreparedImage, prefetch
+from flip.runs.rundir import sync_folder
+
+log = logging.getLogger(__name__)
 
 
-def nothing() -> None:
-    """No progress to tell."""
+def no_op() -> None:
+    """Ignore progress."""
 
 
-class Embedded(NamedTuple):
-    """A data set as a model sees it, in order."""
+class Features(NamedTuple):
+    """Features of a data set, in its order."""
 
     features: Tensor
     """(N, E) fp32."""
-    of: list[Any]
-    """What was read with each image: its label, or its captions."""
+    labels: list[Any]
+    """The label, or the captions, of each image."""
     ids: Tensor
     """(N,) int64."""
 
 
 def embed_images(
-    encoder: Encoder, images: Images, of: Callable[[Sample], Any], batch: int, ranks: RankGroup,
-    progress: Callable[[], None] = nothing,
-) -> Embedded | None:  # fmt: skip
-    """All images, on rank 0; None elsewhere. Collective. ``of``: what else to read of a sample; raises DecodeError.
+    encoder: Encoder, images: Images, read_label: Callable[[Sample], Any], batch: int, ranks: RankGroup,
+    progress: Callable[[], None] = no_op,
+) -> Features | None:  # fmt: skip
+    """The features of all images on rank 0, None on others. Collective.
 
-    ``progress`` is called after every batch. Raises DataError where an image cannot be decoded or has no such thing.
+    ``read_label`` reads a sample's label or captions and raises DecodeError; ``progress`` is called after every batch.
+    Raises DataError if an image cannot be decoded or has no label.
     """
     batches = _batches(images.count, batch)
-    told: list[Any] = []
-    seen: list[int] = []
+    labels: list[Any] = []
+    ids: list[int] = []
     features = [torch.empty(0, encoder.width)]
-    for views, ids, more in _together(encoder, images, of, batches, ranks):
-        features.append(encoder.image(views, ids)[: len(more)])
-        told, seen = told + more, seen + ids.tolist()[: len(more)]
+    for views, batch_ids, batch_labels in _own_batches(encoder, images, read_label, batches, ranks):
+        features.append(encoder.image(views, batch_ids)[: len(batch_labels)])
+        labels, ids = labels + batch_labels, ids + batch_ids.tolist()[: len(batch_labels)]
         progress()
-    rows = [sum(len(batches[k]) for k in ranks.shard(len(batches), rank)) for rank in range(ranks.size)]
-    whole, numbers = ranks.gather(torch.cat(features), rows), ranks.gather(torch.tensor(seen, dtype=torch.int64), rows)
-    gathered = ranks.all_gather_object(told)
-    if whole is None or numbers is None:
+    rows = _rows(batches, ranks)
+    all_features, all_ids = ranks.gather(torch.cat(features), rows), ranks.gather(torch.tensor(ids).long(), rows)
+    all_labels = ranks.all_gather_object(labels)
+    if all_features is None or all_ids is None:
         return None
-    return Embedded(whole, [one for part in gathered for one in part], numbers)
+    return Features(all_features, [label for part in all_labels for label in part], all_ids)
 
 
 def embed_texts(
-    encoder: Encoder, texts: Sequence[str], batch: int, ranks: RankGroup, progress: Callable[[], None] = nothing
+    encoder: Encoder, texts: Sequence[str], batch: int, ranks: RankGroup, progress: Callable[[], None] = no_op
 ) -> Tensor | None:
-    """(n, E) of all texts, on rank 0; None elsewhere. Collective: all ranks name the same texts."""
+    """(n, E) of all texts on rank 0, None on others. Collective: ``texts`` is equal on all ranks."""
     batches = _batches(len(texts), batch)
-    ours, features = ranks.shard(len(batches)), [torch.empty(0, encoder.width)]
-    for step in range(_most(len(batches), ranks)):
-        part = batches[ours[step]] if step < len(ours) else None
-        found = encoder.text([texts[i] for i in part] if part else [""])
-        features += [found] if part else []
+    own, features = ranks.shard(len(batches)), [torch.empty(0, encoder.width)]
+    for step in range(_steps(batches, ranks)):
+        part = batches[own[step]] if step < len(own) else None
+        encoded = encoder.text([texts[i] for i in part] if part else [""])
+        features += [encoded] if part else []
         progress()
-    rows = [sum(len(batches[k]) for k in ranks.shard(len(batches), rank)) for rank in range(ranks.size)]
-    return ranks.gather(torch.cat(features), rows)
+    return ranks.gather(torch.cat(features), _rows(batches, ranks))
 
 
 def _batches(count: int, batch: int) -> list[range]:
     return [range(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
-def _most(batches: int, ranks: RankGroup) -> int:
-    """How many times every rank encodes: as often as the one with most, since encoding is collective under sharding."""
-    return max(len(ranks.shard(batches, rank)) for rank in range(ranks.size))
+def _rows(batches: list[range], ranks: RankGroup) -> list[int]:
+    """Number of images or texts by rank."""
+    return [sum(len(batches[k]) for k in ranks.shard(len(batches), rank)) for rank in range(ranks.size)]
 
 
-def _together(
-    encoder: Encoder, images: Images, of: Callable[[Sample], Any], batches: list[range], ranks: RankGroup
+def _steps(batches: list[range], ranks: RankGroup) -> int:
+    """Number of batches of the rank with most: all ranks encode as often, since encoding is collective under FSDP."""
+    return max(len(ranks.shard(len(batches), rank)) for rank in range(ranks.size))
+
+
+def _own_batches(
+    encoder: Encoder, images: Images, read_label: Callable[[Sample], Any], batches: list[range], ranks: RankGroup
 ) -> Iterator[tuple[Tensor, Tensor, list[Any]]]:
-    """(views, ids, what was read) of this rank's batches; one that has run out gives a grey image and nothing read."""
-    parts = ahead(images, [batches[k] for k in ranks.shard(len(batches))], encoder.view, of)
-    for _ in range(_most(len(batches), ranks)):
+    """(views, ids, labels) of this rank's batches; then a grey image without label until all ranks have finished."""
+    parts = prefetch(images, [batches[k] for k in ranks.shard(len(batches))], encoder.view, read_label)
+    for _ in range(_steps(batches, ranks)):
         part = next(parts, None)
-        found = part or [Viewed(0, encoder.view(np.full((32, 32, 3), 127, dtype=np.uint8)), None)]
-        ids = torch.tensor([one.id for one in found], dtype=torch.int64)
-        yield torch.from_numpy(np.stack([one.view for one in found])), ids, [one.more for one in part or ()]
+        prepared = part or [PreparedImage(0, encoder.view(GREY), None)]
+        ids = torch.tensor([image.id for image in prepared], dtype=torch.int64)
+        views = torch.from_numpy(np.stack([image.view for image in prepared]))
+        yield views, ids, [image.label for image in part or ()]
+
+
+class FeatureCache:
+    """Features that are kept between evaluations; used by rank 0 alone.
+
+        <root>/<model>/images-<key>.safetensors    features (N, E), labels (N,), ids (N,)
+        <root>/<model>/texts-<key>.safetensors     features (C, E)
+
+    ``model`` is the digest of a commit with the compute settings; a key is a hash of everything else that determines
+    a feature. Files are replaced atomically; an unreadable file is computed again.
+    """
+
+    def __init__(self, root: os.PathLike[str] | str, model: str) -> None:
+        self.folder = Path(root) / model
+
+    def path(self, kind: str, *parts: Any) -> Path:
+        """The file of the features that ``parts`` (JSON values) determine."""
+        text = json.dumps(parts, sort_keys=True)
+        return self.folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
+    def get(self, path: Path) -> dict[str, Tensor] | None:
+        """The tensors of a file; None if it is missing or unreadable."""
+        try:
+            return load_file(path)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError) as error:
+            log.warning("cached features cannot be read and are computed again: %s: %s", path, error)
+            return None
+
+    def put(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        """Write a file; a failure (a full disk) is logged and ignored."""
+        temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_tensors(tensors, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(self.folder)
+        except (SafetensorError, OSError) as error:
+            temporary.unlink(missing_ok=True)
+            log.warning("features are not cached: %s: %s", path, error)

@@ -1,6 +1,6 @@
-"""Images with a label or captions in a fixed order, for evaluation: shards of a manifest, or single files.
+"""Images with labels or captions in a fixed order, for evaluation: from the shards of a manifest, or single files.
 
-Nothing here is replaced or left out by itself: position 0 .. count - 1 names the same image on every rank.
+No image is ever replaced or skipped: a position in 0 .. count - 1 is the same image on every rank.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flip.config.host import cores
 from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import DecodeError, encoded_image, open_image
 from flip.data.manifest.manifest import Manifest
@@ -25,69 +26,69 @@ from flip.data.storage.base import ObjectStat
 from flip.data.storage.retry import RetryPolicy
 from flip.runs.errors import ConfigError, DataError
 
-DECODERS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-"""Threads that decode: Pillow lets go of Python while it works."""
+DECODER_THREADS = min(8, cores())
+"""Pillow releases the GIL while it decodes."""
 
 
-class Viewed(NamedTuple):
-    """One image as a model takes it. ``more``: what else was read of its sample."""
+class PreparedImage(NamedTuple):
+    """One image as input of an encoder, with its label or captions."""
 
     id: int
     view: NDArray[Any]
-    more: Any
+    label: Any
 
 
 class Images(Protocol):
-    """What a data set in any form can do."""
+    """The images of a data set in any format."""
 
     where: str
     """Its folder or file, for messages."""
 
     @property
     def count(self) -> int:
-        """How many images there are to score."""
+        """Number of images."""
 
     @property
     def digest(self) -> str:
-        """Equal for equal data, wherever it lies."""
+        """Equal for equal data, wherever they are stored."""
 
     @property
-    def stamp(self) -> str:
-        """Another one wherever a content may be: what may be kept of the images is kept under it."""
+    def cache_key(self) -> str:
+        """Key for caches; changes whenever the content may have changed."""
 
     def samples(self, positions: range) -> Iterator[tuple[int, Sample]]:
-        """(id, members) of these positions in order. Raises DataError, PermissionDenied or StorageError."""
+        """(id, members) at these positions, in order. Raises DataError, PermissionDenied or StorageError."""
 
     def locate(self, id: int) -> str:
-        """What a person calls this image."""
+        """Name of an image in messages."""
 
     def remedy(self, id: int) -> str:
-        """What to do about this image where it cannot be decoded."""
+        """What to do about an image that cannot be decoded."""
 
 
 class Shards:
-    """The samples of a manifest, those that it excepts left out; the tail that training leaves out included."""
+    """All samples of a manifest but its exceptions, including the last ones, which training leaves out."""
 
     def __init__(self, manifest: Manifest | os.PathLike[str] | str, patience: RetryPolicy | None = None) -> None:
         self.manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
         self.where, self.digest = str(self.manifest.folder), self.manifest.digest
-        self.stamp = self.digest
+        self.cache_key = self.digest
         self.count = self.manifest.samples - len(self.manifest.exceptions)
         self._reader = ChunkReader(retry_policy=patience)
 
     @cached_property
-    def _good(self) -> NDArray[np.int64]:
-        bad = np.array(sorted(self.manifest.exceptions), dtype=np.int64)
-        return np.setdiff1d(np.arange(self.manifest.samples), bad, assume_unique=True)
+    def _ids(self) -> NDArray[np.int64]:
+        exceptions = np.array(sorted(self.manifest.exceptions), dtype=np.int64)
+        return np.setdiff1d(np.arange(self.manifest.samples), exceptions, assume_unique=True)
 
     def samples(self, positions: range) -> Iterator[tuple[int, Sample]]:
-        ids = self._good[positions.start : positions.stop].tolist() if self.manifest.exceptions else positions
-        held, chunk = -1, list[Sample]()
+        ids = self._ids[positions.start : positions.stop].tolist() if self.manifest.exceptions else positions
+        current, chunk = -1, list[Sample]()
         for id in ids:
-            j, place = divmod(id, self.manifest.chunk)
-            if j != held:
-                held, chunk = j, self._reader.read_chunk(self.manifest, j)
-            yield id, chunk[place]
+            number, index = divmod(id, self.manifest.chunk)
+            if number != current:
+                current, chunk = number, self._reader.read_chunk(self.manifest, number)
+            yield id, chunk[index]
 
     def locate(self, id: int) -> str:
         shard, ordinal = self.manifest.locate(id)
@@ -105,8 +106,8 @@ class File(NamedTuple):
     captions: tuple[str, ...] = ()
 
 
-class Files:
-    """Single image files, local or in object storage. ``root``: their names in the digest are relative to it."""
+class ImageFiles:
+    """Single image files, local or in object storage. The digest contains their names relative to ``root``."""
 
     def __init__(self, files: Sequence[File], root: str, where: str = "", patience: RetryPolicy | None = None) -> None:
         if not files:
@@ -116,18 +117,18 @@ class Files:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names, sizes, labels and captions, in order: contents are not read for it."""
+        """SHA-256 over names, sizes, labels and captions, in order; contents are not read."""
         return self._hash(lambda stat: stat.size)
 
     @cached_property
-    def stamp(self) -> str:
+    def cache_key(self) -> str:
         return self._hash(list)
 
-    def _hash(self, of: Callable[[ObjectStat], Any]) -> str:
+    def _hash(self, fields: Callable[[ObjectStat], Any]) -> str:
         text = hashlib.sha256()
         for file in self.files:
             name = os.path.relpath(file.key, self.root) if "://" not in file.key else file.key.removeprefix(self.root)
-            row = [name, of(self._reader.stat(file.key)), file.label, file.captions]
+            row = [name, fields(self._reader.stat(file.key)), file.label, file.captions]
             text.update(json.dumps(row).encode("utf-8", "surrogatepass") + b"\n")
         return text.hexdigest()
 
@@ -142,7 +143,7 @@ class Files:
             if file.label is not None:
                 members["cls"] = str(file.label).encode()
             if file.captions:
-                # one line each, as the tokenizer would make of it: a line is a caption
+                # a caption per line; the tokenizer collapses white space in the same way
                 members["txt"] = "\n".join(" ".join(text.split()) for text in file.captions).encode()
             yield id, {name: memoryview(data) for name, data in members.items()}
 
@@ -150,33 +151,35 @@ class Files:
         return self.files[id].key
 
     def remedy(self, id: int) -> str:
-        return f"Mend the file, or take it out of {self.where}."
+        return f"Repair the file, or take it out of {self.where}."
 
 
-def viewed(
-    images: Images, positions: range, view: Callable[[Image.Image], NDArray[Any]], of: Callable[[Sample], Any]
-) -> list[Viewed]:
-    """These positions, decoded by several threads. Raises DataError where one cannot be decoded."""
+def prepare(
+    images: Images, positions: range, view: Callable[[Image.Image], NDArray[Any]], read_label: Callable[[Sample], Any]
+) -> list[PreparedImage]:
+    """Read and decode the images at these positions, in several threads. Raises DataError if one cannot be decoded."""
 
-    def one(id: int, sample: Sample) -> Viewed:
+    def decode(item: tuple[int, Sample]) -> PreparedImage:
+        id, sample = item
         try:
-            return Viewed(id, view(open_image(encoded_image(sample))), of(sample))
+            return PreparedImage(id, view(open_image(encoded_image(sample))), read_label(sample))
         except DecodeError as error:
             raise DataError(str(error), images.locate(id), remedy=images.remedy(id)) from error
 
-    with ThreadPoolExecutor(DECODERS) as pool:
-        return list(pool.map(lambda pair: one(*pair), images.samples(positions)))
+    with ThreadPoolExecutor(DECODER_THREADS) as pool:
+        return list(pool.map(decode, images.samples(positions)))
 
 
-def ahead(
-    images: Images, parts: Sequence[range], view: Callable[[Image.Image], NDArray[Any]], of: Callable[[Sample], Any]
-) -> Iterator[list[Viewed]]:
-    """``viewed`` of each part in turn, the next one read and decoded while the caller is at work on the last."""
+def prefetch(
+    images: Images, parts: Sequence[range], view: Callable[[Image.Image], NDArray[Any]],
+    read_label: Callable[[Sample], Any],
+) -> Iterator[list[PreparedImage]]:  # fmt: skip
+    """``prepare`` for each part in turn; the next part is prepared in a thread meanwhile."""
     with ThreadPoolExecutor(1) as reader:
-        waiting = None
+        pending = None
         for part in parts:
-            found, waiting = waiting, reader.submit(viewed, images, part, view, of)
-            if found is not None:
-                yield found.result()
-        if waiting is not None:
-            yield waiting.result()
+            ready, pending = pending, reader.submit(prepare, images, part, view, read_label)
+            if ready is not None:
+                yield ready.result()
+        if pending is not None:
+            yield pending.result()

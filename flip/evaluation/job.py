@@ -1,6 +1,6 @@
-"""An evaluation as a job of its own: committed checkpoints of a run, or somebody else's model, on data sets by name.
+"""The evaluation job: scores committed checkpoints of a run, or an open_clip folder, on data sets.
 
-It resumes by what is there: a result of this job is not computed again, and features are cached.
+A restarted job skips the results that it has already written; features are cached.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,14 +23,13 @@ from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
 from flip.distributed.shutdown import StopFlag
 from flip.distributed.watchdog import LONG, Watchdog
-from flip.evaluation import datasets, foreign, open_clip_folder, prompts
-from flip.evaluation.cache import FeatureCache
-from flip.evaluation.datasets import Found, Wanted
-from flip.evaluation.encoders import Encoder, PairEncoder
-from flip.evaluation.evaluator import DataSet, Scorer
-from flip.evaluation.forms import Place
-from flip.evaluation.metrics import told
-from flip.evaluation.task import COLUMNS, CONFIGURED, Task, keep_result, suffix
+from flip.evaluation import datasets, open_clip_folder
+from flip.evaluation.datasets import DatasetRequest, ResolvedDataset
+from flip.evaluation.encoders import Encoder, OpenClipEncoder, PairEncoder
+from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.features import FeatureCache
+from flip.evaluation.metrics import format_result
+from flip.evaluation.task import COLUMNS, CONFIGURED, Task, suffix, write_result
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.commit import Commit
@@ -43,14 +41,14 @@ from flip.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """This rank was told to stop; there is nothing to save."""
+class EvaluationStopped(Exception):
+    """This rank received a stop request; there is nothing to save."""
 
 
 def evaluate(job: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]) -> None:
-    """Do what the job's task.json says; results go to the subject's eval/, result.json makes the job complete.
+    """Run the job's task.json: write results to the subject's eval/, then result.json, which completes the job.
 
-    Raises Stopped, or FlipError for what can be named.
+    Raises EvaluationStopped or FlipError.
     """
     config, task = merge.read(job.config), Task.read(job)
     watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
@@ -64,7 +62,7 @@ def evaluate(job: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], No
 
 
 class Evaluation:
-    """One life of the job on one rank."""
+    """One attempt of the job on one rank."""
 
     def __init__(
         self, job: RunDir, attempt: int, task: Task, config: schema.Config, world: parallel.World,
@@ -73,51 +71,44 @@ class Evaluation:
         self.job, self.attempt, self.task, self.config, self.world = job, attempt, task, config, world
         self.watchdog, self.flag = watchdog, flag
         self.subject = RunDir(task.subject)
-        # rank 0 may index shards or fit a probe meanwhile: the group that waits longest
+        # rank 0 may index shards or fit a probe meanwhile, so this is the group with the longest timeout
         self.ranks = RankGroup(world.rank, world.size, world.storage)
         self.patience = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
         self.autocast = parallel.autocast(config.compute, world)
 
     def run(self) -> list[dict[str, Any]]:
-        """All results, those of an earlier life of the job included."""
+        """All results, including those of earlier attempts."""
         self.watchdog.beat("looking for the data sets", times=LONG)
-        sets = [
-            Found.of(self.ranks.on_rank0(lambda one=one: dataclasses.asdict(self._find(Wanted(**one)))))  # type: ignore[misc]
-            for one in self.task.sets
-        ]
+        sets = []
+        for values in self.task.sets:
+            resolved = self.ranks.on_rank0(partial(self._resolve, DatasetRequest(**values)))
+            sets.append(ResolvedDataset.from_dict(resolved))
         results = []
         for source in self._sources():
             about = source if isinstance(source, dict) else commit.brief(source)
             encoders = self._encoders(source)
-            for found in sets:
+            for dataset in sets:
                 for (mask, ensemble), encoder in encoders.items():
-                    name = found.name + suffix(mask, ensemble)
-                    results += self._score(replace(found, name=name), encoder, about)
+                    name = dataset.name + suffix(mask, ensemble)
+                    results += self._score(dataclasses.replace(dataset, name=name), encoder, about)
         return results
 
     def _beat(self, what: str) -> None:
         if self.flag:
-            raise Stopped(self.flag.reason)
+            raise EvaluationStopped(self.flag.reason)
         self.watchdog.beat(what, times=LONG)
 
-    # -- what is scored on -------------------------------------------------------------------------------------------
+    def _resolve(self, request: DatasetRequest) -> dict[str, Any]:
+        if request.path != CONFIGURED:
+            return dataclasses.asdict(datasets.resolve_dataset(request, self.task.data, self.patience))
+        sets = merge.read(self.subject.config).evaluate.sets
+        item = next(item for item in sets if item.name == request.name)
+        return dataclasses.asdict(ResolvedDataset.from_config(item))
 
-    def _find(self, wanted: Wanted) -> Found:
-        if wanted.path != CONFIGURED:
-            return datasets.find(wanted, self.task.data, self.patience)
-        item = next(one for one in merge.read(self.subject.config).evaluate.sets if one.name == wanted.name)
-        train = Place(item.train, manifest=item.train) if item.task == "probe" else None
-        wording = prompts.read(item.classes) if item.task == "zeroshot" else None
-        return Found(item.name, item.task, Place(item.manifest, manifest=item.manifest), wording, train)
-
-    def _open(self, found: Found) -> DataSet:
-        train = found.train.open(self.patience) if found.train else None
-        return DataSet(found.name, found.task, found.place.open(self.patience), found.wording, train)
-
-    # -- what is scored ----------------------------------------------------------------------------------------------
+    # -- models ------------------------------------------------------------------------------------------------------
 
     def _sources(self) -> list[Commit | dict[str, Any]]:
-        """The commits, agreed by all ranks; of a foreign model what stands for its commit."""
+        """The commits, equal on all ranks; for an open_clip folder the fields that stand for a commit."""
         if self.task.model:
             folder = self.task.model.partition(":")[2]
             self._beat("verifying the model")
@@ -128,17 +119,18 @@ class Evaluation:
 
     @staticmethod
     def _verified(folder: str) -> str:
-        """The digest of an open_clip folder whose files are what its checksums say, if it has any."""
+        """The digest of an open_clip folder, after its files were compared with their checksums, if it has any."""
         open_clip_folder.check(folder)
         open_clip_folder.verify(folder)
         return open_clip_folder.digest(folder)
 
     def _newest(self) -> list[str]:
-        """Pinned first: a run that trains may make newer ones, and delete it, before it is read."""
-        while found := commit.commits(self.subject):
-            commit.pin(self.subject, self.job, found[-1].stage, found[-1].samples)
-            if (found[-1].path / commit.MARK).exists():
-                return [f"{found[-1].stage}/{found[-1].path.name}"]
+        """The newest commit, pinned: a run in training may write newer ones, and delete this one before it is read."""
+        while commits := commit.commits(self.subject):
+            newest = commits[-1]
+            commit.pin(self.subject, self.job, newest.stage, newest.samples)
+            if (newest.path / commit.MARK).exists():
+                return [f"{newest.stage}/{newest.path.name}"]
         remedy = "Let it train to its first."
         raise ConfigError("this run has no checkpoint yet", self.subject.checkpoints, remedy=remedy)
 
@@ -150,81 +142,68 @@ class Evaluation:
             raise DataError(f"this checkpoint cannot be read: {error}", name, remedy=remedy) from error
 
     def _encoders(self, source: Commit | dict[str, Any]) -> dict[tuple[str, bool], Encoder]:
-        """View -> the model that looks so."""
+        """(mask, ensemble) -> encoder."""
         self._beat("loading the model")
+        device, compute = self.world.device, self.config.compute
         if isinstance(source, dict):
             masked = [mask for mask, _ in self.task.views if float(mask)]
             if masked:
-                raise ConfigError("only our own runs are evaluated with a mask", "--mask", masked[0])
-            precision = self.config.compute.precision
-            encoder = foreign.OpenClipEncoder(str(source["path"]), self.world.device, precision)
-            return {("0", False): encoder}
-        theirs = merge.read(self.subject.config)
+                raise ConfigError("only runs of this toolkit are evaluated with a mask", "--mask", masked[0])
+            return {("0", False): OpenClipEncoder(str(source["path"]), device, compute.precision)}
+        config = merge.read(self.subject.config)
         with torch.device("meta"):
-            pair = clip.build(theirs.model, theirs.augment, self.config.compute.attention)
-        parallel.place(pair, self.world, self.config.compute)
+            pair = clip.build(config.model, config.augment, compute.attention)
+        parallel.place(pair, self.world, compute)
         checkpoints = CheckpointRestorer(self.subject, 0, self.world, self.patience, self.task.url)
         checkpoints.load(checkpoints.open(source.path), saver.model_state(pair))
         checkpoints.close()
         parallel.check(pair)
         pair.eval()
-        tokenizer, eval_view = Tokenizer.of(theirs.data.tokenizer, theirs.model.text), EvaluationView.of(theirs)
-        return {
-            view: PairEncoder(
-                pair,
-                tokenizer,
-                theirs.model.image,
-                self.world.device,
-                self.autocast,
-                *view,
-                precision=self.config.compute.precision,
-                view=eval_view,
-            )  # fmt: skip
-            for view in self.task.views
-        }
+        tokenizer, eval_view = Tokenizer.of(config.data.tokenizer, config.model.text), EvaluationView.of(config)
+        make = partial(PairEncoder, pair, tokenizer, config.model.image, device, self.autocast)
+        return {view: make(*view, precision=compute.precision, view=eval_view) for view in self.task.views}
 
     # -- results -----------------------------------------------------------------------------------------------------
 
-    def _score(self, found: Found, encoder: Encoder, about: dict[str, Any]) -> list[dict[str, Any]]:
-        done = self.ranks.on_rank0(lambda: self._done(found, about))
-        if done:
+    def _score(self, dataset: ResolvedDataset, encoder: Encoder, about: dict[str, Any]) -> list[dict[str, Any]]:
+        if done := self.ranks.on_rank0(lambda: self._done(dataset, about)):
             return done
-        self._beat(f"evaluating {found.name}")
-        compute = self.config.compute
-        cache = None
-        if self.task.cache:
-            # a sharded pair rounds otherwise in bf16; a foreign model is whole on every rank
-            whole = ("sharded",) if self.world.size > 1 and not self.task.model else ()
-            kind = "-".join((str(about["digest"])[:32], compute.device, compute.precision, compute.attention, *whole))
-            cache = FeatureCache(self.task.cache, kind)
-        scorer = Scorer(
-            encoder, self.task.batch, self.ranks, partial(self._beat, f"evaluating {found.name}"), cache,
+        self._beat(f"evaluating {dataset.name}")
+        evaluator = Evaluator(
+            encoder, self.task.batch, self.ranks, partial(self._beat, f"evaluating {dataset.name}"), self._cache(about),
             self.world.device, self.task.cost,
         )  # fmt: skip
-        results = scorer.score(self._open(found))
+        results = evaluator.score(LoadedDataset.open(dataset, self.patience))
         if self.task.model and self.world.first:
             open_clip_folder.register(self.subject, self.task.model.partition(":")[2])
-        for one in results:
-            if notes := [note for note in (found.note, one.get("note")) if note]:
-                one["note"] = "; ".join(notes)
+        for result in results:
+            if notes := [note for note in (dataset.note, result.get("note")) if note]:
+                result["note"] = "; ".join(notes)
             if self.world.first:
-                keep_result(self.subject, one, about, self.job.name)
+                write_result(self.subject, result, about, self.job.name)
                 self.job.note_progress(self.attempt)
-                self._tell(found, one)
-        return [{**one, "commit": about, "stage": about["stage"], "samples": about["samples"]} for one in results]
+                self._log(dataset, result)
+        return [{**result, "commit": about, "stage": about["stage"], "samples": about["samples"]} for result in results]
 
-    def _done(self, found: Found, about: dict[str, Any]) -> list[dict[str, Any]]:
-        """What an earlier life of this job has found."""
-        folder, done = self.subject.eval / f"{about['stage']}-{about['samples']}", []
-        for path in sorted(folder.glob("*.json")):
-            one = read_record(path, LATER) or {}
-            if [one.get(key) for key in ("job", "set", "task")] == [self.job.name, found.name, found.task]:
-                done.append(one)
-        return done if len(done) == len(COLUMNS[found.task]) else []
+    def _cache(self, about: dict[str, Any]) -> FeatureCache | None:
+        if not self.task.cache:
+            return None
+        compute = self.config.compute
+        # a sharded model rounds differently in bf16; one of an open_clip folder is never sharded
+        sharded = ("sharded",) if self.world.size > 1 and not self.task.model else ()
+        key = (str(about["digest"])[:32], compute.device, compute.precision, compute.attention, *sharded)
+        return FeatureCache(self.task.cache, "-".join(key))
 
-    def _tell(self, found: Found, result: dict[str, Any]) -> None:
-        known = datasets.expected(found.name)
-        images = result.get("images", result["n"])
-        log.info("%s", told(result))
-        if known is not None and images != known:
-            log.warning("%s: %d images, where this data set has %d", found.name, images, known)
+    def _done(self, dataset: ResolvedDataset, about: dict[str, Any]) -> list[dict[str, Any]]:
+        """The results of an earlier attempt of this job, if they are complete."""
+        folder = self.subject.eval / f"{about['stage']}-{about['samples']}"
+        records = [read_record(path, LATER) or {} for path in sorted(folder.glob("*.json"))]
+        own = [self.job.name, dataset.name, dataset.task]
+        done = [record for record in records if [record.get(key) for key in ("job", "set", "task")] == own]
+        return done if len(done) == len(COLUMNS[dataset.task]) else []
+
+    def _log(self, dataset: ResolvedDataset, result: dict[str, Any]) -> None:
+        expected, images = datasets.expected(dataset.name), result.get("images", result["n"])
+        log.info("%s", format_result(result))
+        if expected is not None and images != expected:
+            log.warning("%s: %d images, but this data set has %d", dataset.name, images, expected)

@@ -1,10 +1,10 @@
-"""The one shape of a result: how often what is right was among the first 1, 5, 10, of how many."""
+"""Scores of an evaluation: how often the right answer is among the best k, with confidence intervals."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,52 +14,68 @@ from torch import Tensor
 from flip.runs.errors import Diverged
 
 
-def verdict(places: Tensor, among: Sequence[int], chance: float) -> dict[str, Any]:
-    """``places`` (n,): how many answers were thought better than the best right one; ``among``: 1, 5, ...
+def accuracy(ranks: Tensor, ks: Sequence[int], chance: float) -> dict[str, Any]:
+    """Fields of a result: n, correctK and topK (the share) for each k, chance and interval of top1 (Wilson, 95 %).
 
-    n, and for each k correctK and topK (their share), interval ([lo, hi] of top1, Wilson 95 %), chance (of top1).
+    ``ranks`` (n,): number of answers that scored better than the right one.
     """
-    n = len(places)
-    correct = {k: int((places < k).sum()) for k in among}
+    n = len(ranks)
+    correct = {k: int((ranks < k).sum()) for k in ks}
     shares = {f"top{k}": count / max(n, 1) for k, count in correct.items()}
     counts = {f"correct{k}": count for k, count in correct.items()}
     return {"n": n, **counts, **shares, "chance": chance, "interval": wilson(correct[1], n)}
 
 
-def told(result: Mapping[str, Any]) -> str:
-    """A result as a line of a log. Of captions that look for their image, the number is that of captions."""
+def format_result(result: Mapping[str, Any]) -> str:
+    """A result as a line of the log."""
     retrieval = result["task"] == "retrieval"
     of = "captions" if retrieval and result["name"].endswith("-image") else "images"
     share = f"{'R@1' if retrieval else 'top-1'} {result['top1']:.2%}"
     return f"{result['name']}: {share} of {result['n']:,} {of}"
 
 
-def places(scores: Tensor, own: Tensor) -> Tensor:
-    """How many columns of each row are better than column ``own`` (n,); of equal ones the lower number is better.
+def rank_of_target(scores: Tensor, target: Tensor) -> Tensor:
+    """Number of columns in each row that score better than column ``target`` (n,); the lower of equal ones is better.
 
-    NaN is never right: any comparison with it counts as better.
+    A comparison with NaN counts as better, so NaN is never right.
     """
-    mine = scores.gather(1, own[:, None])
-    earlier = torch.arange(scores.shape[1]) < own[:, None]
-    return (~(scores <= mine) | ((scores == mine) & earlier)).sum(dim=1)
+    own = scores.gather(1, target[:, None])
+    earlier = torch.arange(scores.shape[1]) < target[:, None]
+    return (~(scores <= own) | ((scores == own) & earlier)).sum(dim=1)
 
 
-def finite(features: Tensor, of: str, what: str = "images") -> Tensor:
-    """The features, which must be numbers. Raises Diverged."""
+def rank_targets(
+    queries: Tensor, candidates: Tensor, target: Callable[[slice, Tensor], Tensor], tile: int
+) -> tuple[Tensor, Tensor]:
+    """For each query (n, E) the rank of its target among the candidates (m, E), and the number of the best candidate.
+
+    Scores are computed for ``tile`` queries at a time; ``target`` maps the slice of queries and their scores to
+    columns.
+    """
+    ranks, best = [], []
+    for start in range(0, len(queries), tile):
+        rows = slice(start, start + tile)
+        scores = queries[rows] @ candidates.T
+        ranks.append(rank_of_target(scores, target(rows, scores)))
+        best.append(scores.argmax(dim=1))
+    return torch.cat(ranks), torch.cat(best)
+
+
+def check_finite(features: Tensor, dataset: str, what: str = "images") -> None:
+    """Raises Diverged if a feature is not finite."""
     broken = int((~features.isfinite()).any(dim=1).sum())
     if broken:
         remedy = "The weights have diverged: evaluate an earlier checkpoint, or train with a lower base_lr."
-        raise Diverged(f"the features of {broken} of {len(features)} {what} are not finite", of, remedy=remedy)
-    return features
+        raise Diverged(f"the features of {broken} of {len(features)} {what} are not finite", dataset, remedy=remedy)
 
 
 def fingerprint(predictions: Tensor) -> str:
-    """SHA-256 of whole numbers in order, as int32 little-endian: equal for equal predictions, image by image."""
+    """SHA-256 of integers in order, as int32 little-endian."""
     return hashlib.sha256(np.ascontiguousarray(predictions.numpy(), dtype="<i4").tobytes()).hexdigest()
 
 
 def wilson(correct: int, n: int, z: float = 1.959964) -> list[float]:
-    """The 95 % score interval of a share (Wilson 1927) as [lo, hi]; [0, 1] of nothing."""
+    """The 95 % score interval of a share (Wilson 1927) as [low, high]; [0, 1] for n = 0."""
     if n == 0:
         return [0.0, 1.0]
     share, slack = correct / n, z * z / n

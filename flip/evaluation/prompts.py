@@ -1,4 +1,4 @@
-"""The class names and prompt templates of a zero-shot data set, and what a template makes of a name."""
+"""Class names and prompt templates of zero-shot data sets. No torch: checks before submission read them."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from pathlib import Path
 from flip.runs.errors import ConfigError
 from flip.runs.ownership import read_regular
 
-FORM = 'It is a JSON file: {"names": ["cat", ...], "templates": ["a picture of {}", ...]}.'
-
+FORMAT_HELP = 'It is a JSON file: {"names": ["cat", ...], "templates": ["a picture of {}", ...]}.'
 
 WDS = ("classnames.txt", "zeroshot_classification_templates.txt")
-"""Files of CLIP_benchmark's layout: a name per line, a template per line."""
-
+"""Files of CLIP_benchmark's format: a name per line, a template per line."""
 
 LIMIT = 16 << 20
-"""Bytes of a file of names or templates."""
+"""Largest file of names or templates that is read, bytes."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Class c is ``names[c]``; a name may occur twice, so names are no keys (ImageNet has two such pairs)."""
+    """Class c is ``names[c]``. A name may occur twice, as two in ImageNet do, so names are no keys."""
 
     names: list[str]
     templates: list[str]
 
 
-def read(path: str) -> Prompts:
-    """Raises ConfigError where the file is missing or not of the form."""
+def read_prompts(path: str) -> Prompts:
+    """Raises ConfigError if the file is missing or invalid."""
     try:
         content = json.loads(read_regular(path, LIMIT).decode("utf-8"))
         prompts = Prompts(list(content["names"]), list(content["templates"]))
     except OSError as error:
-        raise ConfigError(f"class names cannot be read: {error.strerror}", path, remedy=FORM) from error
+        raise ConfigError(f"class names cannot be read: {error.strerror}", path, remedy=FORMAT_HELP) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"no class names and templates: {type(error).__name__} {error}", path, remedy=FORM) from error
-    check(prompts, path, FORM)
+        raise ConfigError(
+            f"no class names and templates: {type(error).__name__} {error}", path, remedy=FORMAT_HELP
+        ) from error
+    check_prompts(prompts, path, FORMAT_HELP)
     return prompts
 
 
-def check(prompts: Prompts, where: str, remedy: str = "") -> None:
-    """Raises ConfigError unless there are names and every template has one place for them."""
+def check_prompts(prompts: Prompts, where: str, remedy: str = "") -> None:
+    """Raises ConfigError unless there are names and every template has {} once."""
     if not prompts.names or not all(isinstance(name, str) for name in prompts.names):
         raise ConfigError("needs at least one name, and names must be texts", where, remedy=remedy)
     for template in prompts.templates or [""]:
@@ -51,41 +51,41 @@ def check(prompts: Prompts, where: str, remedy: str = "") -> None:
             raise ConfigError("a template needs one {} where the name goes", where, template, remedy)
 
 
-def fill(name: str, templates: Sequence[str]) -> list[str]:
-    """The prompts of one class; braces in a name mean themselves."""
+def fill_templates(name: str, templates: Sequence[str]) -> list[str]:
+    """The prompts of one class. Braces in a name have no meaning."""
     return [template.replace("{}", name) for template in templates]
 
 
-def of_folder(folder: str | Path) -> Prompts | None:
-    """What a data set's folder brings: classes.json, or the two text files of CLIP_benchmark's ``wds_*`` sets.
+def read_folder(folder: str | Path) -> Prompts | None:
+    """Read a data set's classes.json, or the two text files of CLIP_benchmark's ``wds_*`` sets.
 
-    None where it brings neither. Raises ConfigError where they are not of their form.
+    None if there is neither. Raises ConfigError if a file is invalid.
     """
     folder = Path(folder)
     if (folder / "classes.json").is_file():
-        return read(str(folder / "classes.json"))
+        return read_prompts(str(folder / "classes.json"))
     try:
         names, templates = (read_regular(folder / name, LIMIT).decode("utf-8").splitlines() for name in WDS)
     except OSError:
         return None
     except ValueError as error:
         raise ConfigError(f"no class names and templates: {error}", str(folder)) from error
-    found = Prompts(names, [line.replace("{c}", "{}") for line in templates if line.strip()])
-    check(found, str(folder), f"{WDS[0]} holds a name per line, {WDS[1]} templates with {{c}}.")
-    return found
+    prompts = Prompts(names, [line.replace("{c}", "{}") for line in templates if line.strip()])
+    check_prompts(prompts, str(folder), f"{WDS[0]} holds a name per line, {WDS[1]} templates with {{c}}.")
+    return prompts
 
 
-def imagenet(templates: int) -> Prompts:
-    """OpenAI's 1000 names of ImageNet's classes, with 7 (the paper's) or all 80 templates, out of open_clip's package.
+def imagenet_prompts(templates: int) -> Prompts:
+    """OpenAI's 1000 class names of ImageNet, with 7 (the paper's) or all 80 templates, from the package open_clip.
 
-    Raises ConfigError where that is not installed.
+    Raises ConfigError if open_clip is not installed.
     """
     try:
-        from open_clip import zero_shot_metadata as known
+        from open_clip import zero_shot_metadata as metadata
     except ImportError as error:
         remedy = "Install it (pip install open_clip_torch), or put a classes.json into the data set's folder."
         raise ConfigError("names and templates of ImageNet come with open_clip", remedy=remedy) from error
-    chosen = {7: known.SIMPLE_IMAGENET_TEMPLATES, 80: known.OPENAI_IMAGENET_TEMPLATES}
-    if templates not in chosen:
+    choices = {7: metadata.SIMPLE_IMAGENET_TEMPLATES, 80: metadata.OPENAI_IMAGENET_TEMPLATES}
+    if templates not in choices:
         raise ConfigError("there are 7 or 80 templates for ImageNet", "templates", templates)
-    return Prompts(list(known.IMAGENET_CLASSNAMES), [template("{}") for template in chosen[templates]])
+    return Prompts(list(metadata.IMAGENET_CLASSNAMES), [template("{}") for template in choices[templates]])

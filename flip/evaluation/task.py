@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do, as it stands in its job's ``task.json``, and where its results go. No torch."""
+"""The task of an evaluation job (``task.json``) and the files of its results. No torch."""
 
 from __future__ import annotations
 
@@ -14,84 +14,83 @@ from flip.runs.rundir import RunDir, load_record, write_json
 
 FILE = "task.json"
 CONFIGURED = "run"
-"""In the place of a set's path: it is one of the run's own evaluate.sets."""
+"""Instead of a path: the data set is one of the run's own evaluate.sets."""
 
 COLUMNS = {"zeroshot": ("",), "retrieval": ("-text", "-image"), "probe": ("-probe",)}
-"""Kind of task -> what its results are called after the data set, one result per column of a table."""
-
+"""Task -> suffixes that its results append to the name of the data set, one result per column of a table."""
 
 UNKNOWN_PRECISION = "as trained"
-"""Precision of results without the field: scores in training were then computed in ``compute.precision``."""
+"""Precision of results without the field, whose scores were computed in ``compute.precision``."""
 
 
 def precision(result: Mapping[str, Any]) -> str:
-    """fp32 or bf16 as the result says, else what is known of an older one."""
+    """fp32 or bf16; for results of older versions UNKNOWN_PRECISION or ``unknown``."""
     return str(result.get("precision") or ("unknown" if result.get("stage") == "foreign" else UNKNOWN_PRECISION))
 
 
 def merge_results(own: Iterable[Mapping[str, Any]], later: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Scores of a run at one commit, then those of evaluation jobs under other names.
+    """Scores of a run at one commit, then the scores of evaluation jobs (``later``) under other names.
 
     A job's fp32 score replaces the run's own score of the same name and data in another precision.
     """
-    jobs = {one["name"]: dict(one) for one in later}
+    jobs = {score["name"]: dict(score) for score in later}
     merged = []
-    for one in own:
-        other = jobs.pop(one["name"], {})
-        better = precision(one) != "fp32" == other.get("precision") and one.get("data") == other.get("data")
-        merged.append({**one, **other} if better else dict(one))
+    for score in own:
+        other = jobs.pop(score["name"], {})
+        better = precision(score) != "fp32" == other.get("precision") and score.get("data") == other.get("data")
+        merged.append({**score, **other} if better else dict(score))
     return merged + list(jobs.values())
 
 
 def curve(name: str, task: str) -> str:
-    """The tag in TensorBoard of the result called ``name``."""
+    """The TensorBoard tag of the result ``name``."""
     return f"{task}/{name}_top1"
 
 
 @dataclass(frozen=True)
 class Task:
     subject: str
-    """The run directory whose commits are scored and whose eval/ gets the results; for a foreign model, one made."""
+    """The run directory with the commits to score, and with the results in eval/; created for an open_clip folder."""
     model: str = ""
     """``open_clip:FOLDER``; empty: the run's own commits."""
     commits: tuple[str, ...] = ()
     """STAGE/S-n each; empty: the newest when the job starts."""
     sets: tuple[Mapping[str, str], ...] = ()
-    """``flip.evaluation.datasets.Wanted`` as plain values."""
+    """Fields of ``flip.evaluation.datasets.DatasetRequest``."""
     data: str = ""
     """The data root."""
     views: tuple[tuple[str, bool], ...] = (("0", False),)
-    """(mask, ensemble) each: ways to look at an image."""
+    """(mask, ensemble) each."""
     batch: int = 256
     cost: float = 0.0
-    """Of a probe; 0: chosen on held-out training images."""
+    """C of a probe; 0: chosen on held-out training images."""
     cache: str = ""
-    """Folder of kept features; empty: none are kept."""
+    """Folder of cached features; empty: no cache."""
     url: str = ""
-    """Addresses of checkpoint files below it are followed even if another user wrote the record that names them."""
+    """Checkpoint files below this URL are read even if another user wrote the record that names them."""
 
     @classmethod
     def read(cls, job: RunDir) -> Task:
-        found = load_record(job.path / FILE)
-        if not found:
+        record = load_record(job.path / FILE)
+        if not record:
             raise ConfigError("there is no evaluation here: task.json is missing", job.path)
         try:
-            lists = {"commits": tuple(found["commits"]), "sets": tuple(found["sets"])}
-            return cls(**{**found, **lists, "views": tuple((mask, bool(every)) for mask, every in found["views"])})
+            lists = {"commits": tuple(record["commits"]), "sets": tuple(record["sets"])}
+            return cls(**{**record, **lists, "views": tuple((mask, bool(every)) for mask, every in record["views"])})
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError("this is no evaluation's task", job.path / FILE, str(error)) from error
+            raise DataError("is no task of an evaluation", job.path / FILE, str(error)) from error
 
     def write(self, job: RunDir) -> None:
         write_json(job.path / FILE, dataclasses.asdict(self))
 
 
 def suffix(mask: str, ensemble: bool) -> str:
-    """What a view adds to a data set's name."""
+    """The suffix of a result with this mask."""
     return "" if float(mask) == 0 else f"-{'ensemble' if ensemble else 'mask'}{mask}"
 
 
-def keep_result(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, Any], job: str) -> Path:
-    """eval/<stage>-<S>/<name>.json: one result, in the place of an older one of its name."""
+def write_result(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, Any], job: str) -> Path:
+    """Write eval/<stage>-<S>/<name>.json; replaces an older result of this name."""
     folder = subject.eval / f"{commit['stage']}-{commit['samples']}"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result['name']}.json"

@@ -81,7 +81,7 @@ class Loaded:
         embedding is the mean over them. Raises DataError, ConfigError.
         """
         labels, templates = as_texts(labels), as_texts(templates)
-        prompts.check(prompts.Prompts(labels, templates), "labels")
+        prompts.check_prompts(prompts.Prompts(labels, templates), "labels")
         tower = self.config.model.image
         encoder = PairEncoder(self.pair, self.tokenizer, tower, self.device, view=self.preprocess.view)
         classes = class_embeddings(encoder, labels, templates)

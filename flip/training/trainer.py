@@ -32,8 +32,8 @@ from flip.distributed.collectives import RankGroup, run_on_first
 from flip.distributed.shutdown import CANCELLED, Agreement, RunWatcher, StopFlag
 from flip.distributed.watchdog import LONG, Watchdog
 from flip.evaluation.encoders import PairEncoder
-from flip.evaluation.evaluator import DataSet, Scorer
-from flip.evaluation.metrics import told
+from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.metrics import format_result
 from flip.models import clip
 from flip.monitoring import metrics_writer
 from flip.monitoring.collector import Instruments
@@ -289,16 +289,16 @@ class Trainer:
             if self.agreement.now(bool(self.flag)):
                 raise Stopped(self.told())
             self.watchdog.beat(f"evaluating {item.name}")
-            scorer = Scorer(
+            evaluator = Evaluator(
                 encoder, self.config.evaluate.batch, ranks, partial(self.watchdog.beat, f"evaluating {item.name}"),
                 device=self.world.device,
             )  # fmt: skip
             with torch.compiler.set_stance("force_eager"):  # as jobs/evaluate.py does, and each shape comes seldom
-                scored = scorer.score(DataSet.of(item, patience))
+                scored = evaluator.score(LoadedDataset.from_config(item, patience))
             parallel.reshard(encoder.pair)
             for result in scored:
                 results.append(result | {"stage": span.stage.name, "samples": self.samples})
-                self.say("%s", told(result))
+                self.say("%s", format_result(result))
         return results
 
     def record_scores(self, span: Span, results: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -209,7 +209,7 @@ def _evaluations(config: Config, nominal: bool) -> list[Check]:
             continue
         found = _look_at(item.manifest)
         if item.task == "zeroshot":
-            classes = len(prompts.read(item.classes).names)
+            classes = len(prompts.read_prompts(item.classes).names)
             checks.append(Check(name, f"{found}; {classes} classes"))
             _first_label(item.manifest, item.classes, classes)
         elif item.task == "probe":

@@ -116,7 +116,7 @@ def evaluate(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, s
 
     try:
         job.evaluate(run, attempt, flag, partial(note_hang, run, attempt))
-    except job.Stopped as stopped:
+    except job.EvaluationStopped as stopped:
         return "stopped", str(stopped)
     return "complete", ""
 

@@ -23,7 +23,7 @@ from flip.config.host import Host
 from flip.config.resolve import DataFacts, cache_root, resolve
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.evaluation import datasets
-from flip.evaluation.datasets import Wanted
+from flip.evaluation.datasets import DatasetRequest
 from flip.evaluation.task import CONFIGURED, Task, precision
 from flip.runs import commit
 from flip.runs.errors import COMPLETE, STOPPED, ConfigError, FlipError
@@ -50,8 +50,8 @@ def listing(data: str, as_json: bool = False) -> str:
     """The data sets that go by a name."""
     root, rows = datasets.root(data), []
     for name, entry in datasets.entries().items():
-        absent = datasets.missing(Wanted(name), root)
-        get = str(entry.get("get", "")).replace("HF/", f"{datasets.HOST}/")
+        absent = datasets.missing(DatasetRequest(name), root)
+        get = datasets.source(entry)
         images = entry.get("count", "-")
         rows.append(
             {"name": name, "task": entry["task"], "images": str(images), "here": "no" if absent else "yes", "get": get}
@@ -91,7 +91,7 @@ class EvaluationRequest:
 
     def _task(self, subject: RunDir) -> Task:
         args = self.args
-        sets = [Wanted.parse(text) for text in args.sets] or self._own(subject)
+        sets = [DatasetRequest.parse(text) for text in args.sets] or self._own(subject)
         words = args.classes and str(Path(args.classes).expanduser().absolute())
         chosen = [self._located(one, words or args.templates) for one in sets]
         names = [one.name for one in chosen]
@@ -107,15 +107,15 @@ class EvaluationRequest:
             args.url,
         )  # fmt: skip
 
-    def _own(self, subject: RunDir) -> list[Wanted]:
+    def _own(self, subject: RunDir) -> list[DatasetRequest]:
         if self.args.model:
             raise ConfigError("a model brings no data sets of its own", "--sets", remedy="Name some: see --list.")
         names = [item.name for item in merge.read(subject.config).evaluate.sets]
         if not names:
             raise ConfigError("the run has no evaluation sets of its own", "--sets", remedy="Name some: see --list.")
-        return [Wanted(name, path=CONFIGURED) for name in names]
+        return [DatasetRequest(name, path=CONFIGURED) for name in names]
 
-    def _located(self, wanted: Wanted, templates: str) -> Wanted:
+    def _located(self, wanted: DatasetRequest, templates: str) -> DatasetRequest:
         if wanted.path == CONFIGURED:
             return wanted
         if wanted.path and "://" not in wanted.path:

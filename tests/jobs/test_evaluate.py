@@ -143,7 +143,7 @@ def test_a_foreign_model_stands_in_our_tables(place, capsys):
     assert report.main(["sweep"]) == 0
     assert "theirs" in capsys.readouterr().out
     assert evaluate.main(["--model", f"open_clip:{theirs}", "--sets", "mnist", "--into", "sweep/run"]) == 78
-    assert "another run or model stands there" in capsys.readouterr().err
+    assert "is the directory of another run or model" in capsys.readouterr().err
 
 
 def damage(folder, into):

@@ -119,8 +119,8 @@ def read(file):
 def test_any_names_of_classes(tmp_path, text):
     (tmp_path / "classes.json").write_bytes(text)
     with suppress(ConfigError):
-        found = prompts.read(str(tmp_path / "classes.json"))
-        assert all(name in prompts.fill(name, ["{}"])[0] for name in found.names)
+        found = prompts.read_prompts(str(tmp_path / "classes.json"))
+        assert all(name in prompts.fill_templates(name, ["{}"])[0] for name in found.names)
 
 
 COCO = {"annotations": [{"image_id": 1, "caption": "a"}], "images": [{"id": 1, "file_name": "a.jpg"}]}
@@ -133,7 +133,7 @@ def test_any_list_of_images(tmp_path, text):
     for name in ("list.json", "list.jsonl", "list.csv"):
         (tmp_path / name).write_bytes(text)
         with suppress(DataError):
-            found = annotations.read(tmp_path / name, "test")
+            found = annotations.read_annotations(tmp_path / name, "test")
             assert all(one.label is None or isinstance(one.label, int) for one in found)
             assert all(isinstance(caption, str) for one in found for caption in one.captions)
 
@@ -144,7 +144,7 @@ def test_any_table_of_images(tmp_path, text):
     with suppress(DataError):
         assert all(
             isinstance(caption, str)
-            for one in annotations.read(tmp_path / "table.csv", "test")
+            for one in annotations.read_annotations(tmp_path / "table.csv", "test")
             for caption in one.captions
         )
 

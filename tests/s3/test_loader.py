@@ -12,7 +12,7 @@ import torch
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.storage.retry import RetryPolicy
-from flip.evaluation import forms
+from flip.evaluation import datasets
 from flip.evaluation.images import Shards
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, CHUNK, loader
@@ -211,7 +211,7 @@ def test_a_set_in_a_bucket_has_the_splits_that_lie_there(original, server, proxi
     for name in ("tested/test/0.tar", "trained/train/0.tar", "plain/0.tar", "plain/old/1.tar"):
         there.pipe_file(f"{BUCKET}/splits/{name}", shard)
     found = {
-        (name, split): forms.find(f"s3://{BUCKET}/splits/{name}", split)
+        (name, split): datasets.locate_split(f"s3://{BUCKET}/splits/{name}", split)
         for name in ("tested", "trained", "plain") for split in ("test", "train")
     }  # fmt: skip
     assert [at for at, place in found.items() if place] == [("tested", "test"), ("trained", "train"), ("plain", "test")]

@@ -294,7 +294,7 @@ READERS = """
     from flip.checkpoint import export_record as exported
     from flip.config.schema import TextTower
     from flip.config.yaml_io import read_yaml
-    from flip.evaluation.images import File, Files
+    from flip.evaluation.images import File, ImageFiles
     from flip.data.manifest.manifest import Manifest
     from flip.data.chunk_reader import ChunkReader as Reader
     from flip.evaluation import annotations as listings, open_clip_folder, prompts
@@ -308,12 +308,12 @@ READERS = """
         return {
             "yaml": lambda: read_yaml(path),
             "tokenizer": lambda: Tokenizer.of(path, TextTower()),
-            "classes": lambda: prompts.read(str(path)),
-            "listing": lambda: listings.read(path, "test"),
-            "picture": lambda: list(Files([File(str(path))], str(path.parent)).samples(range(1))),
+            "classes": lambda: prompts.read_prompts(str(path)),
+            "listing": lambda: listings.read_annotations(path, "test"),
+            "picture": lambda: list(ImageFiles([File(str(path))], str(path.parent)).samples(range(1))),
             "made": lambda: making.read(path, "row 1"),
             "weights": lambda: exported.check_header(path),
-            "folder": lambda: prompts.of_folder(path),
+            "folder": lambda: prompts.read_folder(path),
             "keys": lambda: Manifest.load(path),
             "facts": lambda: Manifest.load(path),
             "open_clip": lambda: open_clip_folder.check(str(path)),

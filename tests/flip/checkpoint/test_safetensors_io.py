@@ -16,7 +16,7 @@ from torch.distributed import checkpoint as dcp
 
 from flip.checkpoint.safetensors_io import CheckpointFiles, own_part, read_tensors, save_tensors, write_shard
 from flip.distributed.parallel import copies, copy_number
-from flip.evaluation.cache import FeatureCache
+from flip.evaluation.features import FeatureCache
 from flip.runs.errors import DataError
 
 

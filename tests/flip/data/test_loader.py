@@ -14,7 +14,7 @@ from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import SampleOrder
 from flip.data.view import EvaluationView
-from flip.evaluation.images import Shards, viewed
+from flip.evaluation.images import Shards, prepare
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import AFFINE, BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES, loader
@@ -241,9 +241,9 @@ def test_numbers_that_do_not_fit(original):
 def test_evaluation_is_exact(original, world):
     images = Shards(original)
     shares = [range(rank * images.count // world, (rank + 1) * images.count // world) for rank in range(world)]
-    found = [one for share in shares for one in viewed(images, share, lambda pixels: pixels, label_of)]
+    found = [one for share in shares for one in prepare(images, share, lambda pixels: pixels, label_of)]
     assert [id for id, *_ in found] == list(range(SAMPLES)) and images.count == SAMPLES
     assert [label for *_, label in found] == [id % 7 for id in range(SAMPLES)]
     assert np.array_equal(EvaluationView(32)(found[5][1]), picture(5, 32))
     with pytest.raises(DataError, match="no label 'nothing'"):
-        viewed(images, range(1), lambda pixels: pixels, partial(label_of, member="nothing"))
+        prepare(images, range(1), lambda pixels: pixels, partial(label_of, member="nothing"))

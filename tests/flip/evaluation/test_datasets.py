@@ -9,8 +9,8 @@ import webdataset
 from open_clip import zero_shot_metadata
 
 from flip.data.decode import captions_of, label_of
-from flip.evaluation import datasets, forms, prompts
-from flip.evaluation.datasets import Wanted
+from flip.evaluation import datasets, prompts
+from flip.evaluation.datasets import DatasetRequest
 from flip.runs.errors import ConfigError, DataError
 from tests.synthetic import encode, picture
 from tools import prompts as prompts_command
@@ -50,23 +50,25 @@ def samples(place):
 
 def test_the_layout_of_clip_benchmark(tmp_path, cache):
     wds(tmp_path / "wds_fgvc_aircraft")
-    found = datasets.find(Wanted("fgvc_aircraft"), str(tmp_path))
-    assert (found.task, [label_of(one) for one in samples(found.place)]) == ("zeroshot", [i % 3 for i in range(10)])
-    assert found.wording == prompts.Prompts(
+    found = datasets.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path))
+    assert (found.task, [label_of(one) for one in samples(found.location)]) == ("zeroshot", [i % 3 for i in range(10)])
+    assert found.prompts == prompts.Prompts(
         ["tench", "great white shark", "cock"], ["a photo of a {}.", "art of the {}."]
     )
     (made,) = (cache / "manifests").iterdir()
     before = made.stat().st_mtime_ns
-    assert datasets.find(Wanted("fgvc_aircraft"), str(tmp_path)).place == found.place
+    assert datasets.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path)).location == found.location
     assert made.stat().st_mtime_ns == before  # indexed once
     wds(tmp_path / "wds_fgvc_aircraft", "train", 6)
-    probe = datasets.find(Wanted("fgvc_aircraft", "probe"), str(tmp_path))
-    assert (probe.place, probe.train.open().count, probe.wording) == (found.place, 6, None)
-    assert probe.train.open().digest != probe.place.open().digest
+    probe = datasets.resolve_dataset(DatasetRequest("fgvc_aircraft", "probe"), str(tmp_path))
+    assert (probe.location, probe.train.open().count, probe.prompts) == (found.location, 6, None)
+    assert probe.train.open().digest != probe.location.open().digest
     wds(tmp_path / "wds_flickr30k", captions=True, image="png")
-    pairs = datasets.find(Wanted("flickr30k"), str(tmp_path))
-    assert pairs.task == "retrieval" and captions_of(samples(pairs.place)[3], ["txt"]) == ["one 3", "two 3"]
-    assert datasets.find(Wanted("mine", path=str(tmp_path / "wds_flickr30k")), "").task == "retrieval"
+    pairs = datasets.resolve_dataset(DatasetRequest("flickr30k"), str(tmp_path))
+    assert pairs.task == "retrieval" and captions_of(samples(pairs.location)[3], ["txt"]) == ["one 3", "two 3"]
+    assert (
+        datasets.resolve_dataset(DatasetRequest("mine", path=str(tmp_path / "wds_flickr30k")), "").task == "retrieval"
+    )
 
 
 def test_shards_beside_each_other_are_of_the_split_that_their_names_tell(tmp_path):
@@ -76,55 +78,57 @@ def test_shards_beside_each_other_are_of_the_split_that_their_names_tell(tmp_pat
     flat.mkdir()
     for split, shard, name in (("train", 0, "train-0000"), ("train", 1, "train-0001"), ("test", 0, "validation-00")):
         (tmp_path / "made" / split / f"{shard}.tar").rename(flat / f"imagenet1k-{name}.tar")
-    assert [forms.find(str(flat), split).open().count for split in ("test", "train")] == [5, 6]
+    assert [datasets.locate_split(str(flat), split).open().count for split in ("test", "train")] == [5, 6]
     (flat / "imagenet1k-validation-00.tar").unlink()
-    assert forms.find(str(flat)) is None
+    assert datasets.locate_split(str(flat)) is None
     for number, shard in enumerate(sorted(flat.iterdir())):
         shard.rename(flat / f"{number:05}.tar")
-    assert forms.find(str(flat)).open().count == 6 and forms.find(str(flat), "train") is None
+    assert datasets.locate_split(str(flat)).open().count == 6 and datasets.locate_split(str(flat), "train") is None
 
 
 def test_evaluations_beside_each_other_index_a_set_once_for_all(tmp_path, cache, monkeypatch):
     """The second one finds the first one's manifest there when its own is made."""
-    place, whole = wds(tmp_path / "set"), forms.index
+    place, whole = wds(tmp_path / "set"), datasets.index
 
     def slow(keys, out):
-        monkeypatch.setattr(forms, "index", whole)
-        assert forms.find(str(place)).manifest == str(out)
+        monkeypatch.setattr(datasets, "index", whole)
+        assert datasets.locate_split(str(place)).manifest == str(out)
         whole(keys, out)
 
-    monkeypatch.setattr(forms, "index", slow)
-    found = forms.find(str(place))
+    monkeypatch.setattr(datasets, "index", slow)
+    found = datasets.locate_split(str(place))
     assert [str(one) for one in (cache / "manifests").iterdir()] == [found.manifest] and found.open().count == 10
 
 
 def test_folders_of_images(tmp_path):
     images(tmp_path / "imagenet1k" / "val", ["b/b.JPEG", "b/a.png", "a/c.jpg", "c/d.webp", "a/notes.txt"])
     with pytest.raises(ConfigError, match="folders match no class name: a .*, b .*, c .*1000"):
-        datasets.find(Wanted("imagenet1k", templates="80"), str(tmp_path))
+        datasets.resolve_dataset(DatasetRequest("imagenet1k", templates="80"), str(tmp_path))
     (tmp_path / "three.json").write_text('{"names": ["a", "b", "c"], "templates": ["{}"]}')
-    found = datasets.find(Wanted("imagenet1k", templates=str(tmp_path / "three.json")), str(tmp_path))
-    kept = [(file.key.split("val/")[1], file.label) for file in found.place.files]
+    found = datasets.resolve_dataset(
+        DatasetRequest("imagenet1k", templates=str(tmp_path / "three.json")), str(tmp_path)
+    )
+    kept = [(file.key.split("val/")[1], file.label) for file in found.location.files]
     assert kept == [("a/c.jpg", 0), ("b/a.png", 1), ("b/b.JPEG", 1), ("c/d.webp", 2)]
     images(tmp_path / "imagenet1k" / "train", ["a/c.jpg", "b/a.png", "bb/d.png", "c/d.webp"])
     with pytest.raises(ConfigError, match="test and train have not the same folders.*c beside bb"):
-        datasets.find(Wanted("imagenet1k", "probe"), str(tmp_path))
+        datasets.resolve_dataset(DatasetRequest("imagenet1k", "probe"), str(tmp_path))
     images(tmp_path / "whole", [f"{c}/x.png" for c in range(1000)])
-    numbered = datasets.find(Wanted("imagenetv2", path=str(tmp_path / "whole"), templates="80"), "")
-    assert [file.key.split("/")[-2] for file in numbered.place.files] == [str(c) for c in range(1000)]
-    assert (len(numbered.wording.names), len(numbered.wording.templates)) == (1000, 80)
+    numbered = datasets.resolve_dataset(DatasetRequest("imagenetv2", path=str(tmp_path / "whole"), templates="80"), "")
+    assert [file.key.split("/")[-2] for file in numbered.location.files] == [str(c) for c in range(1000)]
+    assert (len(numbered.prompts.names), len(numbered.prompts.templates)) == (1000, 80)
     images(tmp_path / "v2", ["a/x.png", "b/x.png"])
-    with pytest.raises(ConfigError, match="brings no names of its classes"):
-        datasets.find(Wanted("mine", path=str(tmp_path / "v2")), "")
+    with pytest.raises(ConfigError, match="has no names of its classes"):
+        datasets.resolve_dataset(DatasetRequest("mine", path=str(tmp_path / "v2")), "")
     (tmp_path / "v2" / "classes.json").write_text('{"names": ["a", "b"], "templates": ["{}"]}')
-    assert datasets.find(Wanted("mine", path=str(tmp_path / "v2")), "").wording.names == ["a", "b"]
+    assert datasets.resolve_dataset(DatasetRequest("mine", path=str(tmp_path / "v2")), "").prompts.names == ["a", "b"]
 
 
 def named(tmp_path, folders, names):
     """A folder of one image per class, and the file of class names."""
     images(tmp_path / "set", [f"{folder}/x.png" for folder in folders])
     (tmp_path / "names.json").write_text(json.dumps({"names": names, "templates": ["a photo of a {}"]}))
-    return Wanted("set", path=str(tmp_path / "set"), templates=str(tmp_path / "names.json"))
+    return DatasetRequest("set", path=str(tmp_path / "set"), templates=str(tmp_path / "names.json"))
 
 
 @pytest.mark.parametrize(
@@ -136,11 +140,11 @@ def named(tmp_path, folders, names):
     ],
 )
 def test_folders_that_are_class_names_are_matched_by_name(tmp_path, folders, names):
-    found = datasets.find(named(tmp_path, folders, names), "")
+    found = datasets.resolve_dataset(named(tmp_path, folders, names), "")
     letters = [name.lower().replace(" ", "") for name in names]
     expected = {folder: letters.index(re.sub("[ _-]", "", folder.lower())) for folder in folders}
-    assert {file.key.split("/")[-2]: file.label for file in found.place.files} == expected
-    assert [label_of(one) for one in samples(found.place)] == [file.label for file in found.place.files]
+    assert {file.key.split("/")[-2]: file.label for file in found.location.files} == expected
+    assert [label_of(one) for one in samples(found.location)] == [file.label for file in found.location.files]
     assert found.note == ""
 
 
@@ -159,14 +163,14 @@ def test_folders_that_are_class_names_are_matched_by_name(tmp_path, folders, nam
 )
 def test_folders_that_match_no_class_name_are_refused(tmp_path, folders, names, told):
     with pytest.raises(ConfigError, match=told.replace("(", r"\(").replace(")", r"\)")):
-        datasets.find(named(tmp_path, folders, names), "")
+        datasets.resolve_dataset(named(tmp_path, folders, names), "")
 
 
 @pytest.mark.parametrize("folders", [["n01440764", "n01443537", "n01484850"], ["0", "7", "10"]])
 def test_numbers_and_wnids_go_by_order_and_a_note_says_so(tmp_path, folders, caplog):
     caplog.set_level("INFO")
-    found = datasets.find(named(tmp_path, folders, ["tench", "goldfish", "great white shark"]), "")
-    assert [(file.key.split("/")[-2], file.label) for file in found.place.files] == list(
+    found = datasets.resolve_dataset(named(tmp_path, folders, ["tench", "goldfish", "great white shark"]), "")
+    assert [(file.key.split("/")[-2], file.label) for file in found.location.files] == list(
         zip(folders, range(3), strict=True)
     )
     assert f"{folders[0]} = tench" in found.note and f"{folders[-1]} = great white shark" in found.note
@@ -197,15 +201,15 @@ def test_captions_as_karpathy_coco_and_tables_have_them(tmp_path):
     }))  # fmt: skip
     images(tmp_path / "val2014", [name for name, _ in told])
     where = {
-        flickr: Wanted("flickr30k"), coco: Wanted("mscoco_captions"), kaggle: Wanted("mine", path=str(kaggle)),
-        tmp_path: Wanted("official", path=str(official)),
+        flickr: DatasetRequest("flickr30k"), coco: DatasetRequest("mscoco_captions"), kaggle: DatasetRequest("mine",
+        path=str(kaggle)), tmp_path: DatasetRequest("official", path=str(official)),
     }  # fmt: skip
     for folder, wanted in where.items():
-        found = datasets.find(wanted, str(tmp_path))
-        assert found.task == "retrieval" and [file.key.split("/")[-1] for file in found.place.files] == [
+        found = datasets.resolve_dataset(wanted, str(tmp_path))
+        assert found.task == "retrieval" and [file.key.split("/")[-1] for file in found.location.files] == [
             name for name, _ in told[1:]
         ], folder
-        assert [captions_of(one, ["txt"]) for one in samples(found.place)] == [texts for _, texts in told[1:]]
+        assert [captions_of(one, ["txt"]) for one in samples(found.location)] == [texts for _, texts in told[1:]]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +226,7 @@ def test_tables_of_captions(tmp_path, text, told):
     """Quoted as spreadsheets do it, or not at all: CLIP_benchmark cuts a line after its image alone."""
     images(tmp_path, ["a.png"])
     (tmp_path / "captions.csv").write_bytes(text.encode())
-    (one,) = forms.find(str(tmp_path)).files
+    (one,) = datasets.locate_split(str(tmp_path)).files
     assert one.captions == tuple(told)
 
 
@@ -230,7 +234,7 @@ def test_tables_of_captions(tmp_path, text, told):
 def test_tables_that_are_none(tmp_path, text):
     (tmp_path / "captions.csv").write_text(text)
     with pytest.raises(DataError, match="is no list of images"):
-        forms.find(str(tmp_path))
+        datasets.locate_split(str(tmp_path))
 
 
 def test_captions_hold_any_letter(tmp_path):
@@ -238,7 +242,7 @@ def test_captions_hold_any_letter(tmp_path):
     lines = [{"image": "a.png", "captions": ["one\u2028line"]}, {"image": "a.png", "captions": ["b"]}]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (tmp_path / "mine.jsonl").write_text("\ufeff" + text)
-    assert [file.captions for file in forms.find(str(tmp_path)).files] == [("one\u2028line",), ("b",)]
+    assert [file.captions for file in datasets.locate_split(str(tmp_path)).files] == [("one\u2028line",), ("b",)]
 
 
 def test_coco_as_it_is_unpacked(tmp_path):
@@ -251,11 +255,11 @@ def test_coco_as_it_is_unpacked(tmp_path):
             told["annotations"].append({"image_id": i, "caption": f"of {i}"})
         (tmp_path / "annotations" / f"captions_{split}2017.json").write_text(json.dumps(told))
         (tmp_path / "annotations" / f"instances_{split}2017.json").write_text("{}")
-    found = datasets.find(Wanted("mscoco_captions", path=str(tmp_path)), "")
-    assert found.task == "retrieval" and [file.key for file in found.place.files] == [
+    found = datasets.resolve_dataset(DatasetRequest("mscoco_captions", path=str(tmp_path)), "")
+    assert found.task == "retrieval" and [file.key for file in found.location.files] == [
         str(tmp_path / "val2017" / f"{i}.jpg") for i in (1, 2)
     ]
-    assert [file.captions for file in forms.find(str(tmp_path), "train").files] == [("of 3",)]
+    assert [file.captions for file in datasets.locate_split(str(tmp_path), "train").files] == [("of 3",)]
 
 
 def test_lists(tmp_path):
@@ -264,70 +268,72 @@ def test_lists(tmp_path):
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = tmp_path / "words.json"
     words.write_text('{"names": ["a", "b"], "templates": ["{}"]}')
-    found = datasets.find(Wanted("mine", path=str(tmp_path / "mine.jsonl"), templates=str(words)), "")
-    assert (found.task, [label_of(one) for one in samples(found.place)]) == ("zeroshot", [1, 0])
-    first = (opened := found.place.open()).digest, opened.stamp
+    found = datasets.resolve_dataset(
+        DatasetRequest("mine", path=str(tmp_path / "mine.jsonl"), templates=str(words)), ""
+    )
+    assert (found.task, [label_of(one) for one in samples(found.location)]) == ("zeroshot", [1, 0])
+    first = (opened := found.location.open()).digest, opened.cache_key
     (tmp_path / "there" / "a.png").write_bytes(encode(picture(1, 20)))
-    second = forms.find(str(tmp_path / "mine.jsonl")).open()
-    assert first[0] != second.digest and first[1] != second.stamp
+    second = datasets.locate_split(str(tmp_path / "mine.jsonl")).open()
+    assert first[0] != second.digest and first[1] != second.cache_key
     (tmp_path / "mine.jsonl").write_text("no json\n")
     with pytest.raises(DataError, match="is no list of images"):
-        forms.find(str(tmp_path / "mine.jsonl"))
+        datasets.locate_split(str(tmp_path / "mine.jsonl"))
     (tmp_path / "mine.jsonl").write_text("")
     with pytest.raises(DataError, match="names no image"):
-        forms.find(str(tmp_path / "mine.jsonl"))
+        datasets.locate_split(str(tmp_path / "mine.jsonl"))
 
 
 def test_what_is_missing_is_named_with_how_to_get_it(tmp_path):
     with pytest.raises(ConfigError, match="imagenet1k is not here.*clip-benchmark/wds_imagenet1k.*NAME=PATH"):
-        datasets.find(Wanted("imagenet1k"), str(tmp_path))
+        datasets.resolve_dataset(DatasetRequest("imagenet1k"), str(tmp_path))
     with pytest.raises(ConfigError, match="Known names: imagenet1k, "):
-        datasets.find(Wanted("nothing"), str(tmp_path))
+        datasets.resolve_dataset(DatasetRequest("nothing"), str(tmp_path))
     (tmp_path / "cars").mkdir()
     with pytest.raises(ConfigError, match="no data set with a split test"):
-        datasets.find(Wanted("cars"), str(tmp_path))
+        datasets.resolve_dataset(DatasetRequest("cars"), str(tmp_path))
     wds(tmp_path / "wds_pets")
     with pytest.raises(ConfigError, match="split train"):
-        datasets.find(Wanted("pets", "probe"), str(tmp_path))
+        datasets.resolve_dataset(DatasetRequest("pets", "probe"), str(tmp_path))
 
 
 def test_words_of_a_set():
-    assert Wanted.parse("imagenet1k") == Wanted("imagenet1k")
-    assert Wanted.parse("probe:x=/a=b:c") == Wanted("x", "probe", "/a=b:c")
+    assert DatasetRequest.parse("imagenet1k") == DatasetRequest("imagenet1k")
+    assert DatasetRequest.parse("probe:x=/a=b:c") == DatasetRequest("x", "probe", "/a=b:c")
     for text in ("", "=/x", "nothing:x", "a b", "../x"):
         with pytest.raises(ConfigError, match="--sets"):
-            Wanted.parse(text)
+            DatasetRequest.parse(text)
 
 
 def test_every_entry_can_be_understood():
     for name, entry in datasets.entries().items():
         assert entry["task"] in datasets.COLUMNS and entry["get"], name
         assert set(entry) <= {"task", "count", "folders", "words", "templates", "get"}, name
-        assert Wanted.parse(name).name == name
+        assert DatasetRequest.parse(name).name == name
 
 
 @pytest.mark.parametrize("templates", [7, 80])
 def test_names_and_templates_of_imagenet(templates):
-    found = prompts.imagenet(templates)
+    found = prompts.imagenet_prompts(templates)
     assert (len(found.names), len(set(found.names)), len(found.templates)) == (1000, 998, templates)
     source = {7: zero_shot_metadata.SIMPLE_IMAGENET_TEMPLATES, 80: zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES}
-    assert prompts.fill("{odd}", found.templates) == [template("{odd}") for template in source[templates]]
+    assert prompts.fill_templates("{odd}", found.templates) == [template("{odd}") for template in source[templates]]
     with pytest.raises(ConfigError, match="7 or 80"):
-        prompts.imagenet(81)
+        prompts.imagenet_prompts(81)
 
 
 def test_an_image_is_not_read_before_it_is_needed(tmp_path):
     buffer = io.BytesIO(b"no image")
     images(tmp_path / "set", ["0/a.png"])
     (tmp_path / "set" / "0" / "b.png").write_bytes(buffer.getvalue())
-    assert len(forms.find(str(tmp_path / "set")).files) == 2
+    assert len(datasets.locate_split(str(tmp_path / "set")).files) == 2
 
 
 def test_names_and_templates_as_a_file_for_training(tmp_path, capsys):
     folder = wds(tmp_path / "wds_pets")
     assert prompts_command.main([str(folder), "--out", str(tmp_path / "pets.json")]) == 0
-    assert prompts.read(str(tmp_path / "pets.json")) == prompts.of_folder(folder)
+    assert prompts.read_prompts(str(tmp_path / "pets.json")) == prompts.read_folder(folder)
     assert prompts_command.main(["imagenet", "--out", str(tmp_path / "imagenet.json")]) == 0
     assert "1000 names, 7 templates" in capsys.readouterr().out
-    assert prompts.read(str(tmp_path / "imagenet.json")) == prompts.imagenet(7)
+    assert prompts.read_prompts(str(tmp_path / "imagenet.json")) == prompts.imagenet_prompts(7)
     assert prompts_command.main([str(tmp_path), "--out", str(tmp_path / "none.json")]) == 78

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flip.config.schema import EvaluationSet
-from flip.evaluation import foreign, open_clip_folder
-from flip.evaluation.evaluator import DataSet, Scorer
+from flip.evaluation import encoders, open_clip_folder
+from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, DataError
 from tests.synthetic import picture
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 @torch.no_grad()
 def test_features_are_open_clips(folder):
-    ours = foreign.OpenClipEncoder(str(folder))
+    ours = encoders.OpenClipEncoder(str(folder))
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
     pictures = [picture(i, 50)[:40] for i in range(3)]
@@ -61,15 +61,15 @@ def test_features_are_open_clips(folder):
 
 
 def test_on_a_data_set(folder, data):
-    item = DataSet.of(EvaluationSet("x", str(data), str(data / "classes.json")))
-    (found,) = Scorer(foreign.OpenClipEncoder(str(folder)), 16).score(item)
+    item = LoadedDataset.from_config(EvaluationSet("x", str(data), str(data / "classes.json")))
+    (found,) = Evaluator(encoders.OpenClipEncoder(str(folder)), 16).score(item)
     assert (found["n"], found["classes"], found["view"], found["precision"]) == (50, 7, "open_clip", "fp32")
-    (other,) = Scorer(foreign.OpenClipEncoder(str(folder), precision="bf16"), 16).score(item)
+    (other,) = Evaluator(encoders.OpenClipEncoder(str(folder), precision="bf16"), 16).score(item)
     assert other["precision"] == "bf16"
 
 
 def test_bf16_is_bf16_and_fp32_is_the_default(folder):
-    exact, rounded = (foreign.OpenClipEncoder(str(folder), **more) for more in ({}, {"precision": "bf16"}))
+    exact, rounded = (encoders.OpenClipEncoder(str(folder), **more) for more in ({}, {"precision": "bf16"}))
     texts = ["a red square", "a blue stripe"]
     difference = (exact.text(texts) - rounded.text(texts)).abs().max()
     assert 1e-5 < difference < 0.1
@@ -77,11 +77,11 @@ def test_bf16_is_bf16_and_fp32_is_the_default(folder):
 
 def test_what_is_no_folder_of_open_clip(folder, tmp_path):
     with pytest.raises(ConfigError, match="open_clip_config.json is missing"):
-        foreign.OpenClipEncoder(str(tmp_path))
+        encoders.OpenClipEncoder(str(tmp_path))
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}, "nonsense": 1}}')
     (tmp_path / "open_clip_model.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes())
-    with pytest.raises(ConfigError, match="open_clip cannot make this model"):
-        foreign.OpenClipEncoder(str(tmp_path))
+    with pytest.raises(ConfigError, match="open_clip cannot build this model"):
+        encoders.OpenClipEncoder(str(tmp_path))
     assert open_clip_folder.digest(str(folder)) != open_clip_folder.digest(str(tmp_path))
 
 
@@ -89,7 +89,7 @@ def test_truncated_weights_are_data_that_no_retry_mends(folder, tmp_path):
     theirs = shutil.copytree(folder, tmp_path / "theirs")
     weights = theirs / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    for check in (open_clip_folder.check, foreign.OpenClipEncoder):
+    for check in (open_clip_folder.check, encoders.OpenClipEncoder):
         with pytest.raises(DataError, match="model.safetensors: .*cannot be read.*Copy"):
             check(str(theirs))
 
@@ -146,10 +146,10 @@ def evil(folder, tmp_path, monkeypatch):
 
 def test_no_code_of_a_folder_is_run(evil):
     make, place = evil
-    with pytest.raises(ConfigError, match="tokenizer_kwargs: a wish that is not granted"):
-        foreign.OpenClipEncoder(make(tokenizer_kwargs={"trust_remote_code": True}))
+    with pytest.raises(ConfigError, match="tokenizer_kwargs: an argument that is not allowed"):
+        encoders.OpenClipEncoder(make(tokenizer_kwargs={"trust_remote_code": True}))
     with contextlib.suppress(ConfigError):  # or a plain tokenizer is made of the file
-        foreign.OpenClipEncoder(make())
+        encoders.OpenClipEncoder(make())
     assert not place.exists()
     with contextlib.suppress(Exception):  # what open_clip alone would do with the first one
         open_clip.get_tokenizer(f"local-dir:{make(tokenizer_kwargs={'trust_remote_code': True})}")
@@ -159,4 +159,4 @@ def test_no_code_of_a_folder_is_run(evil):
 def test_no_encoder_is_fetched_by_its_name(evil):
     make, _ = evil
     with pytest.raises(ConfigError, match="names an encoder of a hub"):
-        foreign.OpenClipEncoder(make(hf_model_name="somebody/model"))
+        encoders.OpenClipEncoder(make(hf_model_name="somebody/model"))

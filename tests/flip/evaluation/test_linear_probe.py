@@ -10,8 +10,8 @@ from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
 from flip.evaluation import linear_probe as probing
-from flip.evaluation.cache import FeatureCache
-from flip.evaluation.evaluator import DataSet, Scorer
+from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.features import FeatureCache
 from flip.evaluation.linear_probe import choose, fit, probe
 from flip.runs.errors import DataError
 from tests.synthetic import make_dataset
@@ -38,7 +38,7 @@ def test_scikit_learn_finds_the_same(cost, monkeypatch):
     assert np.allclose(ours.bias.numpy() - ours.bias.numpy().mean(), theirs.intercept_ - shift, atol=2e-3)
     predicted = ours.scores(test[0]).argmax(dim=1).numpy()
     assert np.array_equal(predicted, theirs.predict(test[0].double().numpy()))
-    found = probe(train, test, "synthetic", cost=cost)
+    found = probe(train, test, "synthetic", C=cost)
     assert found["correct1"] == int((predicted == test[1].numpy()).sum())
     assert found["top1"] == pytest.approx(theirs.score(test[0].double().numpy(), test[1].numpy()))
     assert (found["n"], found["classes"], found["cost"]) == (500, 6, cost) and 0.5 < found["top1"] < 1
@@ -67,32 +67,32 @@ def test_a_fit_of_narrow_features_converges(cost):
     assert np.array_equal(predicted, theirs.predict(test[0].double().numpy()))
     warm = fit(*train, 6, cost, start=fit(*train, 6, 10.0))
     assert warm.converged and torch.allclose(warm.weight, found.weight, atol=1e-4 * float(found.weight.abs().max()))
-    result = probe(train, test, "narrow", cost=cost)
+    result = probe(train, test, "narrow", C=cost)
     assert (result["converged"], result["C"], "note" in result) == (True, cost, False)
 
 
 def test_a_fit_that_does_not_converge_and_a_choice_at_the_edge_are_noted(monkeypatch, caplog):
     train, test = clouds(400), clouds(300, seed=1)
     monkeypatch.setattr(probing, "ITERATIONS", 2)
-    found = probe(train, test, "synthetic", cost=100.0)
+    found = probe(train, test, "synthetic", C=100.0)
     assert not found["converged"] and "synthetic: the probe did not converge within 2 iterations" in caplog.text
     assert "smaller C with --probe-c" in found["note"]
     monkeypatch.undo()
     for costs, side in (((1e-4, 1e-3, 1e-2), "C = 0.01 is the largest"), ((1e3, 1e4, 1e5), "C = 1000 is the smallest")):
-        monkeypatch.setattr(probing, "COSTS", costs)
-        monkeypatch.setattr(probing, "choose", partial(choose, costs=costs))
+        monkeypatch.setattr(probing, "C_VALUES", costs)
+        monkeypatch.setattr(probing, "choose", partial(choose, values=costs))
         found = probe(train, test, "synthetic")
         assert found["converged"] and found["note"].startswith(side) and found["note"] in caplog.text
         assert found["C"] == found["cost"] == costs[-1 if side.endswith("largest") else 0]
-    assert "note" not in probe(train, test, "synthetic", cost=costs[0]), "it was not chosen but given"
+    assert "note" not in probe(train, test, "synthetic", C=costs[0]), "it was not chosen but given"
 
 
 def test_the_cost_is_chosen_on_what_is_held_out():
     features, labels = clouds(600, noise=1.5)
     chosen = choose(features, labels, 6)
-    assert chosen < max(probing.COSTS)  # such noise is not to be learnt by heart
+    assert chosen < max(probing.C_VALUES)  # such noise is not to be learnt by heart
     assert probe((features, labels), clouds(300, seed=1, noise=1.5), "x")["cost"] == chosen
-    assert choose(features[:2], labels[:2], 6) == probing.COSTS[-2]
+    assert choose(features[:2], labels[:2], 6) == probing.C_VALUES[-2]
 
 
 def test_what_cannot_be_fitted():
@@ -105,19 +105,19 @@ def test_what_cannot_be_fitted():
 
 def test_of_shards_with_kept_features(encoder, data, tmp_path, monkeypatch):
     other = make_dataset(tmp_path / "train", samples=80, shards=2, classes=7, seed=5)
-    item = DataSet.of(EvaluationSet("squares", str(data), task="probe", train=str(other)))
+    item = LoadedDataset.from_config(EvaluationSet("squares", str(data), task="probe", train=str(other)))
     cache = FeatureCache(tmp_path / "cache", "model")
-    (first,) = Scorer(encoder, 16, cache=cache, cost=1.0).score(item)
+    (first,) = Evaluator(encoder, 16, cache=cache, C=1.0).score(item)
     assert (first["name"], first["n"], first["train"]["n"]) == ("squares-probe", 50, 80)
     assert first["train"]["data"] != first["data"]
     assert len(list(cache.folder.iterdir())) == 2
     with monkeypatch.context() as patch:
         patch.setattr(encoder, "image", None)  # not called any more
-        (again,) = Scorer(encoder, 16, cache=cache, cost=1.0).score(item)
+        (again,) = Evaluator(encoder, 16, cache=cache, C=1.0).score(item)
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     for path in cache.folder.iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    (mended,) = Scorer(encoder, 16, cache=cache, cost=1.0).score(item)
-    assert {**mended, "seconds": 0} == {**first, "seconds": 0}
-    Scorer(encoder, 16, cache=FeatureCache(tmp_path / "cache", "another"), cost=1.0).score(item)
+    (repaired,) = Evaluator(encoder, 16, cache=cache, C=1.0).score(item)
+    assert {**repaired, "seconds": 0} == {**first, "seconds": 0}
+    Evaluator(encoder, 16, cache=FeatureCache(tmp_path / "cache", "another"), C=1.0).score(item)
     assert len(list((tmp_path / "cache" / "another").iterdir())) == 2

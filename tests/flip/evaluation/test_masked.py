@@ -42,7 +42,7 @@ def test_features_of_masked_images(pair, data, mask):
     assert torch.allclose(ensemble, torch.nn.functional.normalize(sum(rows), dim=1), atol=1e-6)
     assert not torch.allclose(masked, whole.image(views, ids), atol=1e-3)
     names = {
-        one.looks
+        one.view_id
         for one in (whole, encoder_of(pair, data, mask=mask), encoder_of(pair, data, mask=mask, ensemble=True))
     }
     assert len(names) == 3  # cached features of one are not those of another

@@ -7,8 +7,8 @@ from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
 from flip.data.decode import captions_of
-from flip.evaluation.evaluator import DataSet, Scorer
-from flip.evaluation.images import File, Files
+from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.images import File, ImageFiles
 from flip.evaluation.retrieval import TILE, retrieve
 from flip.runs.errors import DataError, Diverged
 from tests.synthetic import encode, picture
@@ -87,16 +87,16 @@ def test_what_cannot_be_scored():
 
 def test_of_shards(pair, encoder, data):
     """Every line of a caption file is a caption (two each), as retrieval sets have them."""
-    found = Scorer(encoder, 8).score(DataSet.of(EvaluationSet("pairs", str(data), task="retrieval")))
+    found = Evaluator(encoder, 8).score(LoadedDataset.from_config(EvaluationSet("pairs", str(data), task="retrieval")))
     assert [one["name"] for one in found] == ["pairs-text", "pairs-image"]
     assert [(one["n"], one["images"], one["captions"]) for one in found] == [(50, 50, 100), (100, 50, 100)]
-    assert {one["task"] for one in found} == {"retrieval"} and found[0]["data"] == DataSet.of(
+    assert {one["task"] for one in found} == {"retrieval"} and found[0]["data"] == LoadedDataset.from_config(
         EvaluationSet("pairs", str(data), task="retrieval")
     ).images.digest
 
 
 def test_a_line_break_in_a_caption_of_a_file_makes_no_second_one(tmp_path):
     (tmp_path / "0.png").write_bytes(encode(picture(0)))
-    files = Files([File(str(tmp_path / "0.png"), captions=("a dog\nruns", " a  cat"))], str(tmp_path))
+    files = ImageFiles([File(str(tmp_path / "0.png"), captions=("a dog\nruns", " a  cat"))], str(tmp_path))
     ((_, sample),) = files.samples(range(1))
     assert captions_of(sample, ["txt"]) == ["a dog runs", "a cat"]

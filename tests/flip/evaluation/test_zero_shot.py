@@ -15,8 +15,8 @@ from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
 from flip.evaluation import prompts
 from flip.evaluation.encoders import PairEncoder
-from flip.evaluation.evaluator import DataSet, Scorer
-from flip.evaluation.metrics import places, wilson
+from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.metrics import rank_of_target, wilson
 from flip.evaluation.zero_shot import class_embeddings, classify
 from flip.models import clip
 from flip.runs.errors import ConfigError, DataError, Diverged
@@ -28,7 +28,9 @@ from tests.synthetic import COLOURS, SHAPES, make_dataset, picture
 def score(pair, folder, batch, manifest, classes, role="test"):
     """The one result of a zero-shot set."""
     encoder = PairEncoder(pair, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image)
-    (found,) = Scorer(encoder, batch).score(DataSet.of(EvaluationSet("synthetic", str(manifest), str(classes), role)))
+    (found,) = Evaluator(encoder, batch).score(
+        LoadedDataset.from_config(EvaluationSet("synthetic", str(manifest), str(classes), role))
+    )
     return found
 
 
@@ -92,7 +94,7 @@ def test_equal_scores_do_not_count_as_right(pair, data, tmp_path):
 def test_scores_that_are_no_numbers(data):
     nan = float("nan")
     scores = torch.tensor([[nan, nan], [nan, 1.0], [1.0, nan], [1.0, 0.0]])
-    assert places(scores, torch.zeros(4, dtype=torch.int64)).tolist() == [2, 2, 1, 0]
+    assert rank_of_target(scores, torch.zeros(4, dtype=torch.int64)).tolist() == [2, 2, 1, 0]
     sick = clip.build(CONFIG, Augment(), "sdpa")
     clip.initialise(sick, 1)
     with torch.no_grad():
@@ -123,11 +125,11 @@ def test_class_files_that_are_none(tmp_path, text, problem):
     if text is not None:
         file.write_text(text)
     with pytest.raises(ConfigError, match=problem):
-        prompts.read(str(file))
+        prompts.read_prompts(str(file))
 
 
 def test_braces_in_a_name_mean_themselves():
-    assert prompts.fill("a {0} b", ["see {}"]) == ["see a {0} b"]
+    assert prompts.fill_templates("a {0} b", ["see {}"]) == ["see a {0} b"]
 
 
 @torch.no_grad()

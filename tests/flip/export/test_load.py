@@ -24,7 +24,7 @@ from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
 from flip.evaluation.encoders import PairEncoder
-from flip.evaluation.evaluator import DataSet, Scorer
+from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.export.load import Loaded
 from flip.models import clip
 from flip.runs import commit
@@ -47,7 +47,7 @@ def score(pair, config, world=None):
     item = EvaluationSet("synthetic", config.data.manifest, f"{config.data.manifest}/classes.json")
     encoder = PairEncoder(pair, Tokenizer(config.data.tokenizer, 32, True), config.model.image)
     ranks = RankGroup(world.rank, world.size, world.control) if world else RankGroup()
-    (found,) = Scorer(encoder, 4, ranks).score(DataSet.of(item))
+    (found,) = Evaluator(encoder, 4, ranks).score(LoadedDataset.from_config(item))
     return found
 
 

@@ -16,7 +16,7 @@ from flip.distributed import parallel
 from flip.distributed.shutdown import StopFlag
 from flip.distributed.watchdog import Watchdog
 from flip.evaluation.encoders import PairEncoder
-from flip.evaluation.evaluator import DataSet, Scorer
+from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
 from flip.training.trainer import Stopped, Trainer, train
@@ -130,7 +130,9 @@ def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
     assert [one["n"] for one in found.values()] == [120, 120, 240, 120], "two captions of every image"
     loaded = flip.load(run.path)
     encoder = PairEncoder(loaded.pair, loaded.tokenizer, config.model.image)
-    again = [one for item in config.evaluate.sets for one in Scorer(encoder, 64).score(DataSet.of(item))]
+    again = [
+        one for item in config.evaluate.sets for one in Evaluator(encoder, 64).score(LoadedDataset.from_config(item))
+    ]
     for one in again:
         assert found[one["name"]]["precision"] == "fp32"
         assert found[one["name"]]["predictions"] == one["predictions"], one["name"]
