@@ -77,7 +77,7 @@ def cases(
     )  # fmt: skip
     rows = []
     for b, mask in itertools.product(batches, chosen.mask):
-        predicted = costs.device(model, compute, b, mask)["total"]
+        predicted = costs.device_memory(model, compute, b, mask)["total"]
         row = {"b": b, "mask": mask, "recompute": recompute, "predicted_MB": round(predicted / 1e6)}
         if measure:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

@@ -124,7 +124,7 @@ def host(config: Config) -> dict[str, Any]:
     """Lanes, and what a node's memory holds."""
     data, ranks = config.data, world(config)
     stream = SampleOrder(config.seed, data.samples, data.chunk, data.block, data.lanes)
-    loader = max(costs.loader(config, stage) for stage in config.stages)
+    loader = max(costs.loader_memory(config, stage) for stage in config.stages)
     usual = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes) * (1.5 + MAX_LOOKAHEAD / 2) / 1.5
     return {
         "lanes": data.lanes,
@@ -134,7 +134,7 @@ def host(config: Config) -> dict[str, Any]:
         "buffer_gb": usual / 1e9,
         "loader_gb_a_rank": loader / 1e9,
         "order_mb_a_rank": synthetic.held_bytes(stream, ranks) / 1e6,
-        "saving_mb_a_rank": costs.saving(config) / 1e6,
+        "saving_mb_a_rank": costs.checkpoint_memory(config) / 1e6,
         "node_gb": memory_fit.on_host(config) / 1e9,
         "worlds": sum(1 for ranks in range(1, data.lanes + 1) if data.lanes % ranks == 0),
         "most_ranks": data.lanes,
@@ -143,7 +143,7 @@ def host(config: Config) -> dict[str, Any]:
 
 def device(config: Config, stage: Stage) -> dict[str, float]:
     """Gigabytes of a rank's card: the parts, and what it were without ``compute.recompute``."""
-    parts = costs.rank(config, stage)
+    parts = costs.stage_memory(config, stage)
     kept = copy.deepcopy(config)
     kept.compute.recompute = "no"
     activations = sum(parts.get(part, 0) for part in ("image_activations", "text_activations", "temporary"))
@@ -153,7 +153,7 @@ def device(config: Config, stage: Stage) -> dict[str, float]:
         "state_gb": state / 1e9,
         "activations_gb": activations / 1e9,
         "loss_gb": parts.get("loss", 0) / 1e9,
-        "all_kept_gb": costs.rank(kept, stage)["total"] / 1e9,
+        "all_kept_gb": costs.stage_memory(kept, stage)["total"] / 1e9,
     }
 
 

@@ -107,7 +107,7 @@ class Instruments:
     def line(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, positions: float) -> dict[str, Any]:
         """What a metric line says of the steps since the last one. Collective; it waits for the device.
 
-        ``positions``: of a caption of the newest batch, as in ``flops.forward_flops``.
+        ``positions``: of a caption of the newest batch, as in ``costs.forward_flops``.
         """
         window, model, mask = self.window, self._config.model, span.stage.mask
         weights, change = norms.of_weights(optimizer, self._world.size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from flip.costs import find
+from flip.costs import find_accelerator
 from flip.runs.errors import ConfigError, PermissionDenied
 from jobs.common.cli import suggestion
 from jobs.common.paths import PROFILES
@@ -90,13 +90,13 @@ class ClusterProfile:
     @property
     def tflops(self) -> float:
         """Dense bf16 peak of a card, TFLOP/s; 0: unknown."""
-        card = find(self.gpu)
+        card = find_accelerator(self.gpu)
         return self.peak_tflops or (card.tflops if card else 0.0)
 
     @property
     def gpu_bytes(self) -> int:
         """Memory of a card; 0: unknown."""
-        card = find(self.gpu)
+        card = find_accelerator(self.gpu)
         return int(1e9 * (self.gpu_memory_gb or (card.memory_gb if card else 0)))
 
     @property

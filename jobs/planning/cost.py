@@ -27,7 +27,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Device:
-    """One rank in one stage: bytes at the peak of a step (``flip.costs.device``), and seconds of a step.
+    """One rank in one stage: bytes at the peak of a step (``flip.costs.device_memory``), and seconds of a step.
 
     The seconds are those of arithmetic at the assumed utilisation, None where the profile cannot tell.
     """

@@ -20,15 +20,15 @@ MOST_NODES = 64
 
 
 def largest(config: Config) -> tuple[Stage, dict[str, int]]:
-    """The stage that needs most of a rank's device, and the parts of it (``flip.costs.rank``)."""
-    return max(((stage, costs.rank(config, stage)) for stage in config.stages), key=lambda one: one[1]["total"])
+    """The stage that needs most of a rank's device, and the parts of it (``flip.costs.stage_memory``)."""
+    return max(((stage, costs.stage_memory(config, stage)) for stage in config.stages), key=lambda one: one[1]["total"])
 
 
 def on_host(config: Config) -> int:
     """Bytes that the ranks of a node hold on their host; on a CPU the model is there too."""
-    loader = max(costs.loader(config, stage) for stage in config.stages)
+    loader = max(costs.loader_memory(config, stage) for stage in config.stages)
     model = 0 if config.resources.gpus else largest(config)[1]["total"]
-    return config.resources.processes * (LIBRARIES + loader + costs.saving(config) + model)
+    return config.resources.processes * (LIBRARIES + loader + costs.checkpoint_memory(config) + model)
 
 
 def check(config: Config, profile: ClusterProfile, on: Host) -> list[tuple[str, str, bool]]:

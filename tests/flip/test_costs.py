@@ -8,7 +8,9 @@ from tests.flip.test_flops import sized
 
 
 def bytes(name="L/16", local=256, mask="0.5", ranks=1, precision="bf16", attention="sdpa", **compute):
-    return costs.device(sized(name), Compute(precision=precision, attention=attention, **compute), local, mask, ranks)
+    return costs.device_memory(
+        sized(name), Compute(precision=precision, attention=attention, **compute), local, mask, ranks
+    )
 
 
 def test_parts_add_up():

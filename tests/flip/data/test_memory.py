@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flip.config import schema
-from flip.costs import loader as loader_bytes
+from flip.costs import loader_memory
 from flip.data import prefetch
 from flip.data.manifest.manifest import Manifest
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, loader
@@ -78,5 +78,5 @@ def test_the_plan_counts_all_batches_that_are_held(original, workers):
     spec = source.config
     config = schema.Config(data=schema.Data(lanes=LANES, chunk=CHUNK, block=BLOCK, sample_bytes=0, workers=workers))
     config.model.image, config.model.text = spec.image, spec.text
-    said = loader_bytes(config, schema.Stage(batch=BATCH, mask="0.5"))
+    said = loader_memory(config, schema.Stage(batch=BATCH, mask="0.5"))
     assert held <= said < 1.1 * held

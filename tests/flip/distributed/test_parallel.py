@@ -279,7 +279,7 @@ def test_arithmetic_foretells_what_sharding_holds_between_micro_batches():
     """The gradient and the weights of the whole model, whatever the number of ranks."""
     cases = [compute(accumulate=n, precision=precision) for n in (2, 3) for precision in ("fp32", "bf16")]
     for how, found in zip(cases, launch(2, cases, work=held), strict=True):
-        plan = costs.device(sized("tiny"), how, how.accumulate, "0.5", 2)
+        plan = costs.device_memory(sized("tiny"), how, how.accumulate, "0.5", 2)
         most = plan["gradients"] + plan["gathered"]
         between, within = (int(found[kind].sum()) for kind in ("between", "within"))
         assert 0.9 * most < between <= most, (found, plan)

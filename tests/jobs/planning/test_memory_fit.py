@@ -8,7 +8,7 @@ import pytest
 from flip.config.host import Host
 from flip.config.resolve import facts, resolve
 from flip.config.validate import validate
-from flip.costs import ACCELERATORS, find
+from flip.costs import ACCELERATORS, find_accelerator
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.planning import cost, memory_fit
@@ -121,14 +121,14 @@ def test_loaders_too_large_for_the_host_are_refused_with_gpus_too():
     ],
 )  # fmt: skip
 def test_names_of_cards(name, found):
-    card = find(name)
+    card = find_accelerator(name)
     assert (card and card.name) == found
 
 
 def test_the_table_says_where_it_is_from():
     assert all(card.source.startswith("NVIDIA ") and card.memory_gb > 0 for card in ACCELERATORS)
     assert len({card.name for card in ACCELERATORS}) == len(ACCELERATORS)
-    assert all(find(card.name) is card for card in ACCELERATORS)
+    assert all(find_accelerator(card.name) is card for card in ACCELERATORS)
 
 
 def test_a_profile_needs_to_name_its_card_alone():
