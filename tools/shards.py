@@ -108,7 +108,7 @@ def _making(commands: _Commands) -> None:
     command.add_argument("manifest", help="its folder")
     about = "batch size for which lanes and buffer are shown (default: %(default)s)"
     command.add_argument("--batch", type=int, default=4096, help=about)
-    command = commands.add("make", "write:make", "Write images and captions as shards, then index them.", MAKING)
+    command = commands.add("make", "index:make", "Write images and captions as shards, then index them.", MAKING)
     command.add_argument("table", help="CSV with a header, or JSON lines")
     command.add_argument("--images", help="folder that image paths are relative to (default: the folder of the table)")
     command.add_argument("--out", required=True, help="folder for shards and manifest")

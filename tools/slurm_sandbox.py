@@ -170,34 +170,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _start_options(command: argparse.ArgumentParser) -> None:
-    numbers = {
-        "nodes": (4, "virtual nodes"),
-        "gpus": (8, "fake GPUs per node; none with --select linear, which cannot allocate them"),
-        "cpus": (16, "CPUs per node; may exceed those of the machine"),
-        "memory": (64000, "MB per node"),
-        "grace": (30, "seconds between the signal and the end of a preempted job (GraceTime of low)"),
-        "kill-wait": (5, "seconds between TERM and KILL (KillWait)"),
-        "node-timeout": (30, "seconds until a silent node is down (SlurmdTimeout)"),
-        "port": (0, "first of a block of ports; 0: choose free ones"),
-    }
-    for name, (value, text) in numbers.items():
-        command.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default: {value})")
-    text = "preemption sends TERM, not the job's own signal (no PreemptParameters=send_user_signal)"
-    command.add_argument("--no-user-signal", dest="user_signal", action="store_false", help=text)
-    text = "start slurmdbd and MariaDB too, for sacct; account acc"
-    command.add_argument("--accounting", action="store_true", help=text)
-    text = "how nodes are allocated (SelectType)"
-    command.add_argument("--select", choices=("cons_tres", "linear"), default="cons_tres", help=text)
-    text = "preempt by partition or by QOS, each low and high; qos needs --accounting"
-    command.add_argument("--preempt", choices=("partition", "qos"), default="partition", help=text)
-    text = "jobs are not requeued unless they ask for it (JobRequeue=0)"
-    command.add_argument("--no-requeue", dest="requeue", action="store_false", help=text)
-    text = "a script that checks and changes jobs at submission (job_submit.lua)"
-    command.add_argument("--job-submit", type=Path, metavar="FILE", help=text)
-    text = "maximum number of queued jobs of this user (MaxSubmitJobs of the association; needs --accounting)"
-    command.add_argument("--max-submit", type=int, default=0, metavar="N", help=text)
-    text = "add or replace a line of slurm.conf (repeatable)"
-    command.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help=text)
+    for field in dataclasses.fields(Options):
+        option, default, about = f"--{field.name.replace('_', '-')}", field.default, field.metadata["help"]
+        if field.name == "grace":
+            default = 30
+        if default is True:
+            command.add_argument(f"--no-{option[2:]}", dest=field.name, action="store_false", help=about)
+        elif default is False:
+            command.add_argument(option, action="store_true", help=about)
+        elif isinstance(default, int):
+            about += f" (default: {default})"
+            command.add_argument(option, type=int, default=default, metavar="N", help=about)
+        elif field.name == "settings":
+            command.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help=about)
+        elif field.name == "job_submit":
+            command.add_argument(option, type=Path, metavar="FILE", help=about)
+        else:
+            command.add_argument(option, choices=field.metadata["choices"], default=default, help=about)
     command.add_argument("--keep", action="store_true", help="keep the jobs and job numbers of the last start")
 
 

@@ -63,7 +63,7 @@ def test_make(tmp_path, kind, mark):
         (["make", "good.csv", "--out", "m", "--per-shard", "0"], 78, "--per-shard"),
         (["make", "good.csv", "--out", "good.csv/m"], 78, "a file is where a folder must be"),
         (["make", "good.csv", "--out", "m"], 65, "good.csv, row 1: the image cannot be read: Is a directory"),
-        (["make", "text.csv", "--out", "m"], 65, "no known extension"),
+        (["make", "text.csv", "--out", "m"], 65, "unknown image extension"),
         (["make", "nul.csv", "--out", "m"], 78, "the table cannot be read"),
         (["index", "folder.png", "--out", "m"], 65, "a folder is no shard"),
     ],

@@ -294,7 +294,7 @@ def test_a_compressed_tar(data, tmp_path, capsys):
 
 def test_mistakes(data, tmp_path):
     result = run("index", data / "{0..3.tar", "--out", tmp_path / "m")
-    assert result.returncode == 78 and "a brace has no other" in result.stderr and result.stderr.count("\n") == 1
+    assert result.returncode == 78 and "unbalanced braces" in result.stderr and result.stderr.count("\n") == 1
     for arguments, words in (
         (("--workers", "-1"), "--workers"),
         (("--part", "9"), "--part"),

@@ -4,8 +4,7 @@ How is a Slurm cluster configured, started, damaged and stopped without root and
 
 - `cluster.SandboxCluster`: the public interface: start, stop, preempt, lose and return nodes, run Slurm commands.
 - `config`: options, paths, ports and the text of the configuration files.
-- `daemons`: munged, slurmctld, slurmd: start, shutdown, node failures; which packages are missing.
-- `accounting`: slurmdbd and MariaDB, the QOS and the association.
+- `daemons`: munged, slurmctld, slurmd: start, shutdown, node failures, missing packages; slurmdbd and MariaDB.
 - `processes`: finds the processes of the cluster in /proc; no pid is stored.
 
 The command is ``tools/slurm_sandbox.py``. Imports flip.runs and jobs.local.rank_processes; no third-party package.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied
-from tools.sandbox import accounting, daemons, processes
+from tools.sandbox import daemons, processes
 from tools.sandbox.config import Options, SandboxConfig, free_block, write_file
 
 COMMAND_SECONDS = 10.0
@@ -131,7 +131,7 @@ class SandboxCluster:
     def set_grace(self, seconds: int) -> None:
         """Set GraceTime of the partition or QOS low until the next start."""
         if self.site.options.preempt == "qos":
-            accounting.set_grace(self.call, seconds)
+            daemons.set_grace(self.call, seconds)
             return
         self.call("scontrol", "update", "PartitionName=low", f"GraceTime={seconds}")
 
@@ -184,14 +184,14 @@ class SandboxCluster:
             self.site.spool(node).mkdir(exist_ok=True)
         self.site.write()
         if self.site.options.accounting:
-            accounting.write(self.site)
+            daemons.write_accounting(self.site)
         write_file(self.folder / "here.json", json.dumps(dataclasses.asdict(self.site.options), indent=1).encode())
 
     def _start_daemons(self) -> None:
         site = self.site
         daemons.start(site, daemons.munged(site), (site / "run" / "munge.sock").exists)
         if site.options.accounting:
-            accounting.start(site, self.call)
+            daemons.start_accounting(site, self.call)
         controller, nodes = daemons.slurmctld(site), [daemons.slurmd(site, node) for node in site.names]
         child, *children = [daemons.launch(site, daemon) for daemon in (controller, *nodes)]
         daemons.wait_ready(site, child, controller, lambda: self._answers("scontrol", "ping"))

@@ -8,9 +8,10 @@ import random
 import re
 import secrets
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 from flip.runs.errors import ConfigError
 
@@ -23,48 +24,50 @@ CRED_EXPIRE = 5
 """Seconds before a requeued job may run again, less one. Slurm's default: 120."""
 
 
+def _option(default: Any, about: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": about, **metadata})
+
+
 @dataclass(frozen=True)
 class Options:
-    """Options of the Slurm; sizes are per node."""
+    """Options of the Slurm; sizes are per node. ``slurm_sandbox start`` has a command-line option for each field."""
 
-    nodes: int = 4
-    gpus: int = 8
-    cpus: int = 16
-    memory: int = 64000
-    """MB."""
-    grace: int = 0
-    """GraceTime of the partition low, seconds."""
-    kill_wait: int = 5
-    user_signal: bool = True
-    """Whether preemption sends the signal of ``sbatch --signal`` (PreemptParameters=send_user_signal)."""
-    accounting: bool = False
-    select: str = "cons_tres"
-    node_timeout: int = 30
-    """SlurmdTimeout, seconds until a silent node is down."""
-    settings: tuple[str, ...] = ()
-    """Further lines KEY=VALUE of slurm.conf; they replace default lines with the same key."""
-    port: int = 0
-    """First of a block of ports; 0: chosen at start."""
-    preempt: str = "partition"
-    """Preemption by partition (low, high), or by QOS (low, high), which needs accounting."""
-    requeue: bool = True
-    """JobRequeue, the default for jobs that do not specify it."""
-    job_submit: str = ""
-    """Text of job_submit.lua; empty: no plugin."""
-    max_submit: int = 0
-    """MaxSubmitJobs of the user's association; 0: no limit."""
+    nodes: int = _option(4, "virtual nodes", least=1)
+    gpus: int = _option(8, "fake GPUs per node; none with --select linear, which cannot allocate them")
+    cpus: int = _option(16, "CPUs per node; may exceed those of the machine", least=1)
+    memory: int = _option(64000, "MB per node", least=1)
+    grace: int = _option(0, "seconds between the signal and the end of a preempted job (GraceTime of low)")
+    kill_wait: int = _option(5, "seconds between TERM and KILL (KillWait)")
+    user_signal: bool = _option(
+        True, "preemption sends TERM, not the job's own signal (no PreemptParameters=send_user_signal)"
+    )
+    accounting: bool = _option(False, "start slurmdbd and MariaDB too, for sacct; account acc")
+    select: str = _option("cons_tres", "how nodes are allocated (SelectType)", choices=("cons_tres", "linear"))
+    node_timeout: int = _option(30, "seconds until a silent node is down (SlurmdTimeout)")
+    settings: tuple[str, ...] = _option((), "add or replace a line of slurm.conf (repeatable)")
+    port: int = _option(0, "first of a block of ports; 0: choose free ones")
+    preempt: str = _option(
+        "partition",
+        "preempt by partition or by QOS, each low and high; qos needs --accounting",
+        choices=("partition", "qos"),
+    )
+    requeue: bool = _option(True, "jobs are not requeued unless they ask for it (JobRequeue=0)")
+    job_submit: str = _option("", "a script that checks and changes jobs at submission (job_submit.lua)")
+    """The text of the script; the command-line option names its file."""
+    max_submit: int = _option(
+        0, "maximum number of queued jobs of this user (MaxSubmitJobs of the association; needs --accounting)"
+    )
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "gpus", "cpus", "memory", "grace", "kill_wait", "port", "max_submit"):
-            least = int(name in ("nodes", "cpus", "memory"))
-            if getattr(self, name) < least:
-                raise ConfigError(f"must be at least {least}", f"option {name}", getattr(self, name))
+        for option in fields(self):
+            name, value, least = f"option {option.name}", getattr(self, option.name), option.metadata.get("least", 0)
+            choices = option.metadata.get("choices")
+            if isinstance(value, int) and value < least:
+                raise ConfigError(f"must be at least {least}", name, value)
+            if choices and value not in choices:
+                raise ConfigError("unknown value", name, value, f"Use one of: {', '.join(choices)}.")
         if self.nodes > 99:
             raise ConfigError("must be at most 99", "option nodes", self.nodes)
-        for name, choices in (("select", ("cons_tres", "linear")), ("preempt", ("partition", "qos"))):
-            if getattr(self, name) not in choices:
-                remedy = f"Use one of: {', '.join(choices)}."
-                raise ConfigError("unknown value", f"option {name}", getattr(self, name), remedy)
         if self.limited and not self.accounting:
             name = "preempt" if self.preempt == "qos" else "max_submit"
             remedy = "Start it with --accounting: QOS and limits are stored in the accounting database."

@@ -1,4 +1,4 @@
-"""The daemons of a Slurm in one folder: their commands, start, shutdown, and simulated node failures.
+"""The daemons of a Slurm in one folder: their commands, start, shutdown, accounting, and simulated node failures.
 
 All run in the foreground in a session of their own: no pid files are needed, and Ctrl-C does not reach them.
 """
@@ -6,6 +6,7 @@ All run in the foreground in a session of their own: no pid files are needed, an
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -14,14 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 from flip.runs.errors import ConfigError, FlipError
 from tools.sandbox import processes
-from tools.sandbox.config import SandboxConfig
+from tools.sandbox.config import CLUSTER, SandboxConfig, write_file
 from tools.sandbox.processes import Process
 
 PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
 ACCOUNTING = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server", "mariadb-install-db": "mariadb-server"}
+ACCOUNT = "acc"
 START_SECONDS = 60.0
 """Deadline for the start of a daemon. Two busy cores are slow."""
 STOP_SECONDS = {"slurmctld": 15.0, "slurmscriptd": 5.0, "slurmdbd": 15.0, "mariadbd": 30.0, "munged": 5.0}
@@ -159,6 +162,97 @@ def tail(log: Path, lines: int = 8) -> str:
         return "\n".join("  " + line for line in log.read_text(errors="replace").splitlines()[-lines:])
     except OSError:
         return "  (there is no log)"
+
+
+def write_accounting(site: SandboxConfig) -> None:
+    """Write the configuration of slurmdbd and MariaDB with a new password for each start; MariaDB reads it when it
+    starts."""
+    password = secrets.token_hex(16)
+    port, database = site.database_ports
+    conf = f"""\
+        AuthType=auth/munge
+        AuthInfo=socket={site.folder}/run/munge.sock
+        DbdHost=localhost
+        DbdAddr={site.address}
+        DbdPort={port}
+        SlurmUser={site.user}
+        PidFile={site.folder}/run/slurmdbd.pid
+        StorageType=accounting_storage/mysql
+        StorageHost=127.0.0.1
+        StoragePort={database}
+        StorageUser=slurm
+        StoragePass={password}
+        StorageLoc=slurm
+        """
+    grants = f"""\
+        CREATE OR REPLACE USER slurm@'127.0.0.1' IDENTIFIED BY '{password}';
+        GRANT ALL ON slurm.* TO slurm@'127.0.0.1';
+        """
+    for name, text in {"slurmdbd.conf": conf, "grants.sql": grants}.items():
+        write_file(site / name, dedent(text).encode(), 0o600)
+
+
+def start_accounting(site: SandboxConfig, call: Callable[..., str]) -> None:
+    """Start MariaDB and slurmdbd; create the cluster, the account, the user, QOS and limits.
+
+    Runs before slurmctld, which does not answer until it has registered. ``call``: runs a Slurm command and returns its
+    output.
+    """
+    port, database = site.database_ports
+    _create_database(site)
+    start(site, mariadbd(site), lambda: listens("127.0.0.1", database))
+    for last in (False, False, True):
+        try:
+            start(site, slurmdbd(site), lambda: listens(site.address, port))
+            break
+        except FlipError:  # the first start may fail while it creates its tables
+            if last:
+                raise
+
+    def sacctmgr(*arguments: str) -> str:
+        return call("sacctmgr", *arguments, timeout=30)
+
+    user = ("user", site.user)
+    associations = sacctmgr("-n", "-P", "show", "assoc", "format=cluster,account,user").split()
+    if f"{CLUSTER}|{ACCOUNT}|{site.user}" not in associations:  # a new cluster has only root and its account
+        sacctmgr("-i", "add", "cluster", CLUSTER)
+        sacctmgr("-i", "add", "account", ACCOUNT, f"cluster={CLUSTER}")
+        sacctmgr("-i", "add", *user, f"account={ACCOUNT}")
+        sacctmgr("-i", "modify", *user, "set", f"DefaultAccount={ACCOUNT}")
+    options, limits = site.options, []
+    if options.preempt == "qos":
+        present = sacctmgr("-n", "-P", "show", "qos", "format=name").split()
+        for name in {"low", "high"} - set(present):
+            sacctmgr("-i", "add", "qos", name)
+        sacctmgr("-i", "modify", "qos", "high", "set", "Preempt=low", "Priority=10")
+        sacctmgr("-i", "modify", "qos", "low", "set", "PreemptMode=requeue")
+        set_grace(call, options.grace)
+        limits += ["QOS=low,high", "DefaultQOS=low"]
+    if options.limited:  # -1: remove the limit of the last start
+        limits.append(f"MaxSubmitJobs={options.max_submit or -1}")
+        sacctmgr("-i", "modify", *user, "where", f"account={ACCOUNT}", f"cluster={CLUSTER}", "set", *limits)
+
+
+def set_grace(call: Callable[..., str], seconds: int) -> None:
+    """Set GraceTime of the QOS low."""
+    call("sacctmgr", "-i", "modify", "qos", "low", "set", f"GraceTime={seconds}", timeout=30)
+
+
+def _create_database(site: SandboxConfig) -> None:
+    """Create an empty data directory of MariaDB unless one exists."""
+    folder, log = site / "database", site / "log" / "mariadb-install.out"
+    if (folder / "mysql").exists():
+        return
+    arguments = ["--no-defaults", f"--user={site.user}", f"--datadir={folder}", "--skip-test-db"]
+    arguments += ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={site.user}"]
+    command = ["mariadb-install-db", *arguments, "--innodb-log-file-size=16M"]
+    with open(log, "wb") as out:
+        code = subprocess.run(
+            command, env=environment(site), stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=120
+        ).returncode
+    if code:
+        remedy = f"Its last lines:\n{tail(log)}"
+        raise FlipError(f"mariadb-install-db ended with {code}", log, remedy=remedy)
 
 
 def kill_node(site: SandboxConfig, node: str) -> None:

@@ -1,11 +1,10 @@
 """The subcommands of ``tools/shards.py`` (``flip shards``), one file each.
 
 What does each subcommand do, and what does it report? ``tools/shards.py`` parses the arguments and imports the module
-when the command runs. Each command is a function of the parsed options that returns an `output.Outcome`: a report for
-``--json``, an exit code, and the text for the terminal.
+when the command runs. Each command is a function of the parsed options that returns an `output.CommandResult`: a report
+for ``--json``, an exit code, and the text for the terminal.
 
-- `write`: make shards from a table of images and captions (``make``).
-- `index`: scan shards and write their manifest.
+- `index`: scan shards and write their manifest (``index``), or write the shards, too (``make``).
 - `manifest`: ``info``, ``exclude`` and ``drop``.
 - `verify`: read and decode chunks again; `diff`: compare two manifests.
 - `inspect_samples`: one sample, or the samples of a training step; `bench`: cost of a sample on one core.

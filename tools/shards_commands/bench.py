@@ -28,7 +28,7 @@ from flip.data.order import permute
 from flip.data.worker import WorkerConfig
 from flip.runs.errors import COMPLETE, ConfigError, DataError
 from jobs.common.text import table
-from tools.shards_commands.output import Outcome, captions
+from tools.shards_commands.output import CommandResult, captions
 
 STAGES = ("read", "walk", "decode", "whole")
 BUFFER_BYTES = 64 << 20
@@ -201,7 +201,7 @@ def cached(manifest: Manifest) -> bool:
     return local and int(manifest.shards[:, 1].sum()) < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def bench(options: argparse.Namespace) -> Outcome:
+def bench(options: argparse.Namespace) -> CommandResult:
     """Measure each stage of the data pipeline on one core of this machine."""
     if not 0 <= options.want < math.inf:
         raise ConfigError("must be a number, and not negative", "--want", options.want)
@@ -222,7 +222,7 @@ def bench(options: argparse.Namespace) -> Outcome:
         "reads_may_be_cached": cached(manifest),
     }
     report |= find_bottleneck(stages, manifest.mean_bytes, options.want)
-    return Outcome(report, COMPLETE, _text(report))
+    return CommandResult(report, COMPLETE, _text(report))
 
 
 def _text(report: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flip.data.manifest.manifest import Manifest, Table
-from tools.shards_commands.output import Outcome
+from tools.shards_commands.output import CommandResult
 
 DIFFERENT = 1
 """Exit code if the manifests differ, as for diff(1). Errors have codes of 65 and more."""
@@ -129,13 +129,13 @@ def _rewritten(old: Manifest, new: Manifest, names: Sequence[str]) -> set[str]:
     return rewritten
 
 
-def diff(options: argparse.Namespace) -> Outcome:
+def diff(options: argparse.Namespace) -> CommandResult:
     """Compare two manifests."""
     difference = compare(Manifest.load(options.old), Manifest.load(options.new))
     report = asdict(difference)
     for name in ("excepted", "readmitted"):  # JSON has no numbers as keys
         report[name] = [{"id": id, "reason": reason} for id, reason in sorted(report[name].items())]
-    return Outcome(report, 0 if difference.equal else DIFFERENT, "\n".join(_lines(difference)))
+    return CommandResult(report, 0 if difference.equal else DIFFERENT, "\n".join(_lines(difference)))
 
 
 def _lines(difference: Difference) -> Iterator[str]:

@@ -1,14 +1,16 @@
-"""`shards index`: scans tar shards and writes their manifest."""
+"""`shards index`: scans tar shards and writes their manifest. `shards make`: writes the shards, too."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import fnmatch
 import glob
+import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,27 +19,19 @@ import braceexpand
 
 from flip.config.host import cores
 from flip.data.chunk_reader import ChunkReader
-from flip.data.manifest import filters
-from flip.data.manifest.build import (
-    Damaged,
-    Gathered,
-    as_path,
-    gather,
-    listed,
-    merge,
-    part_folder,
-    refuse_filters,
-    sorted_keys,
-)
+from flip.data.manifest import build, filters
+from flip.data.manifest.build import Damaged, as_path, part_folder
 from flip.data.manifest.census import Completeness, Incomplete
 from flip.data.manifest.manifest import Manifest, refuse_existing
+from flip.data.manifest.tar import EXTENSIONS, SAMPLE_LIMIT
 from flip.data.storage.base import ObjectStat, is_remote
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, DataError, PermissionDenied
+from flip.runs.ownership import read_regular
 from tools.shards_commands.manifest import facts
-from tools.shards_commands.output import Bar, Outcome, claim, names, writing
+from tools.shards_commands.output import Bar, CommandResult, claim, names, writing
 
 
-def index(options: argparse.Namespace) -> Outcome:
+def index(options: argparse.Namespace) -> CommandResult:
     """Scan shards and write their manifest; with ``--part``, only scan one part of them for a later command."""
     if options.workers < 0:
         raise ConfigError("must not be negative", "--workers", options.workers)
@@ -47,42 +41,41 @@ def index(options: argparse.Namespace) -> Outcome:
     part, parts = share(options.part, os.environ) if options.part else (1, 1)
     chosen, out = filters.parse(options.filter, options.caption_length), Path(options.out).absolute()
     old = Manifest.load(options.add) if options.add else None
-    refuse_filters(old, chosen)  # now, not after hours of reading
-    (refuse_existing if options.part else claim)(out)  # tasks of an array would be in each other's way
+    build.refuse_filters(old, chosen)  # now, not after hours of reading
+    (refuse_existing if options.part else claim)(out)  # parallel tasks of an array must not delete the folder
     named, known = expand(options.shards)
-    keys = sorted_keys(named, old.keys if old else ())
+    keys = build.sorted_keys(named, old.keys if old else ())
     keys = keys[(part - 1) * len(keys) // parts : part * len(keys) // parts]
-    begin = time.monotonic()
+    start_time = time.monotonic()
     try:
         with writing(out):
             with Bar("indexing", "B") as bar:
-                found = gather(keys, out, bar, options.workers or cores(), known, options.skip_damaged, chosen)
+                scanned = build.gather(keys, out, bar, options.workers or cores(), known, options.skip_damaged, chosen)
             if options.part:
-                report = {"part": f"{part}/{parts}", "folder": str(part_folder(out)), "shards": len(found.shards)}
+                report = {"part": f"{part}/{parts}", "folder": str(part_folder(out)), "shards": len(scanned.shards)}
             else:
                 with Bar("putting together", "") as bar:
-                    report = facts(merge(found, out, options.chunk, old, bar, chosen, complete)) | complete.report()
+                    report = (
+                        facts(build.merge(scanned, out, options.chunk, old, bar, chosen, complete)) | complete.report()
+                    )
     except Damaged as error:
         if not options.json:
             raise
-        return Outcome({"damaged": listed(error.errors)}, error.code)
+        return CommandResult({"damaged": build.listed(error.errors)}, error.code)
     except Incomplete as error:
         if not options.json:
             raise
-        return Outcome({"error": error.paragraph()} | error.report, error.code)
-    return Outcome(report | _gathered(found, time.monotonic() - begin) | without_stats(keys, known))
-
-
-def _gathered(found: Gathered, seconds: float) -> dict[str, Any]:
-    report: dict[str, Any] = {
-        "shards_scanned": len(found.shards) - found.reused,
-        "shards_scanned_before": found.reused,
-        "megabytes_per_second": round(found.read / 1e6 / seconds, 1),
+        return CommandResult({"error": error.paragraph()} | error.report, error.code)
+    seconds = time.monotonic() - start_time
+    report |= {
+        "shards_scanned": len(scanned.shards) - scanned.reused,
+        "shards_scanned_before": scanned.reused,
+        "megabytes_per_second": round(scanned.read / 1e6 / seconds, 1),
         "seconds": round(seconds, 1),
     }
-    if found.damaged:
-        report["left_out"] = listed(found.damaged)
-    return report
+    if scanned.damaged:
+        report["left_out"] = build.listed(scanned.damaged)
+    return CommandResult(report | without_stats(keys, known))
 
 
 def share(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
@@ -92,9 +85,7 @@ def share(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
             task, first, count = (int(environment[f"SLURM_ARRAY_TASK_{x}"]) for x in ("ID", "MIN", "COUNT"))
         except KeyError as error:
             remedy = "Submit it with sbatch --array=0-63, or give --part I/N."
-            raise ConfigError(
-                f"this is no task of an array: there is no {error.args[0]}", "--part", text, remedy
-            ) from None
+            raise ConfigError(f"not in a job array: {error.args[0]} is not set", "--part", text, remedy) from None
         text = f"{task - first + 1}/{count}"
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -112,15 +103,16 @@ def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, ObjectStat]]:
         try:
             expanded = list(map(as_path, braceexpand.braceexpand(pattern)))
         except braceexpand.UnbalancedBracesError as error:
-            raise ConfigError("a brace has no other", value=pattern, remedy="Write {00000..00041} or {a,b}.") from error
-        for one in expanded:
-            if is_remote(one):
-                listed = objects(one)
+            raise ConfigError("unbalanced braces", value=pattern, remedy="Write {00000..00041} or {a,b}.") from error
+        for name in expanded:
+            if is_remote(name):
+                listed = objects(name)
                 known |= listed
-                found = [key for key in listed if fnmatch.fnmatchcase(key, one) and key.count("/") == one.count("/")]
+                depth = name.count("/")
+                matches = [key for key in listed if fnmatch.fnmatchcase(key, name) and key.count("/") == depth]
             else:
-                found = sorted(glob.glob(one))
-            keys += found or [one]
+                matches = sorted(glob.glob(name))
+            keys += matches or [name]
     return keys, known
 
 
@@ -135,9 +127,77 @@ def without_stats(keys: Sequence[str], known: Mapping[str, ObjectStat]) -> dict[
 
     A hint only: the end marker of the tar decides whether a shard is complete.
     """
-    beside = set(known)
+    existing = set(known)
     for folder in {os.path.dirname(key) for key in keys if not is_remote(key)}:
         with suppress(OSError):
-            beside.update(os.path.join(folder, name) for name in os.listdir(folder))
-    lacking = [f"{key.removesuffix('.tar')}_stats.json" not in beside for key in keys]
+            existing.update(os.path.join(folder, name) for name in os.listdir(folder))
+    lacking = [f"{key.removesuffix('.tar')}_stats.json" not in existing for key in keys]
     return {"shards_without_stats_json": sum(lacking)} if any(lacking) and not all(lacking) else {}
+
+
+def make(options: argparse.Namespace) -> CommandResult:
+    """Write images and captions as shards, then index them."""
+    if options.per_shard < 1:
+        raise ConfigError("must be at least 1", "--per-shard", options.per_shard)
+    rows, out, paths = list(read_table(options.table, options.image, options.caption)), Path(options.out), list[str]()
+    if not rows:
+        raise ConfigError("the table has no rows", options.table)
+    refuse_existing(out)
+    images = Path(options.images or Path(options.table).parent)
+    extensions = [extension(row[options.image], f"{options.table}, row {i}") for i, row in enumerate(rows, 1)]
+    import webdataset  # imports torch, which takes seconds: after all checks
+
+    with writing(out), Bar("writing", "") as bar:
+        out.mkdir(parents=True, exist_ok=True)
+        for first in range(0, len(rows), options.per_shard):
+            paths.append(str(out / f"{len(paths):05d}.tar"))
+            with webdataset.TarWriter(paths[-1], mtime=0) as writer:
+                for number, row in enumerate(rows[first : first + options.per_shard], first):
+                    picture = read_image(images / row[options.image], f"{options.table}, row {number + 1}")
+                    caption = " ".join(row[options.caption].split())
+                    sample = {"__key__": f"{number:09d}", extensions[number]: picture, "txt": caption}
+                    rest = {k: v for k, v in row.items() if k not in (options.image, options.caption)}
+                    writer.write(sample | ({"json": rest} if rest else {}))
+                    bar(number + 1, len(rows))
+    with writing(out), Bar("indexing", "B") as bar:
+        return CommandResult(facts(build.index(paths, out, 0, bar)))
+
+
+def extension(name: Any, where: str) -> str:
+    """The member name of an image file. Raises DataError if training does not read images of that extension."""
+    suffix = Path(str(name)).suffix.lower().lstrip(".").replace("jpeg", "jpg")
+    if suffix not in EXTENSIONS:
+        raise DataError("unknown image extension", where, name, f"Known are: {', '.join(EXTENSIONS)}.")
+    return suffix
+
+
+def read_image(path: Path, where: str) -> bytes:
+    """The bytes of an image. Raises DataError, PermissionDenied."""
+    try:
+        return read_regular(path, SAMPLE_LIMIT)
+    except PermissionError:
+        raise PermissionDenied("the image may not be read", where, str(path), "Grant read access to it.") from None
+    except FileNotFoundError:
+        raise DataError("the image does not exist", where, str(path), "Check --images.") from None
+    except ValueError as error:  # not a regular file, or too large for a sample
+        raise DataError(f"the image cannot be read: {error}", where, str(path)) from error
+    except OSError as error:
+        raise DataError(f"the image cannot be read: {error.strerror}", where, str(path)) from error
+
+
+def read_table(path: str, *columns: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a CSV file with a header, or of a JSON-lines file. Raises ConfigError."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # Excel's "CSV UTF-8" starts with a byte order mark
+            rows = map(json.loads, file) if path.endswith((".jsonl", ".json")) else csv.DictReader(file)
+            for number, row in enumerate(rows, 1):
+                missing = [name for name in columns if not isinstance(row, dict) or not isinstance(row.get(name), str)]
+                if missing:
+                    raise ConfigError(
+                        f"row {number} has no text in column {missing[0]!r}", path, remedy="See --image, --caption."
+                    )
+                yield row
+    except OSError as error:
+        raise ConfigError(f"the table cannot be read: {error.strerror}", path) from error
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise ConfigError(f"the table cannot be read: {error}", path) from error

@@ -27,7 +27,7 @@ from flip.runs.rundir import RunDir, read_record
 from jobs.common.cluster_profile import roots
 from jobs.common.text import plain
 from jobs.runs import select
-from tools.shards_commands.output import Bar, Outcome, captions, lines, writing
+from tools.shards_commands.output import Bar, CommandResult, captions, lines, writing
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _of_set(
             yield Taken(source.lanes[lane], epochs[m], id, *manifest.locate(ids[m]), stands_for, caption)
 
 
-def inspect(options: argparse.Namespace) -> Outcome:
+def inspect(options: argparse.Namespace) -> CommandResult:
     """Show the sample of an id, or the samples of a step of a run."""
     if options.run:
         if options.manifest or options.id is not None or options.save or options.captions:
@@ -199,7 +199,7 @@ def inspect(options: argparse.Namespace) -> Outcome:
         report["saved"] = options.save
     shown = {name: value for name, value in report.items() if value not in (None, {}, []) or name == "excepted"}
     shown |= {name: str(report[name]) for name in ("id", "ordinal", "chunk")}
-    return Outcome(report, DATA if inspected.damage else 0, "\n".join(lines(shown)))
+    return CommandResult(report, DATA if inspected.damage else 0, "\n".join(lines(shown)))
 
 
 def _save(inspected: InspectedSample, path: str) -> None:
@@ -237,7 +237,7 @@ def _same_data(run: RunDir, sources: Sequence[DatasetSource], start: int) -> Non
             raise DataError(what, str(source.manifest.folder), source.manifest.digest, remedy)
 
 
-def _step(options: argparse.Namespace) -> Outcome:
+def _step(options: argparse.Namespace) -> CommandResult:
     run = RunDir(options.run) if Path(options.run).is_dir() else select.select_one(options.run, roots())
     if not run.config.is_file():
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy="Give the folder of a run.")
@@ -261,7 +261,7 @@ def _step(options: argparse.Namespace) -> Outcome:
         "replaced": sum(item.stands_for is not None for item in taken),
     }
     text = "\n".join([*lines(report), "", *map(_row, taken)])
-    return Outcome(report | {"batch": [item._asdict() for item in taken]}, 0, text)
+    return CommandResult(report | {"batch": [item._asdict() for item in taken]}, 0, text)
 
 
 def _row(item: Taken) -> str:

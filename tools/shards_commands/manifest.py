@@ -19,10 +19,10 @@ from flip.data.manifest.build import gather, merge
 from flip.data.manifest.filters import Filters
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError, DataError
-from tools.shards_commands.output import Bar, Outcome, claim, writing
+from tools.shards_commands.output import Bar, CommandResult, claim, writing
 
 
-def info(options: argparse.Namespace) -> Outcome:
+def info(options: argparse.Namespace) -> CommandResult:
     """Describe a manifest, and the memory that training on it needs for shuffling."""
     if options.batch < 1:
         raise ConfigError("must be at least 1", "--batch", options.batch)
@@ -45,10 +45,10 @@ def info(options: argparse.Namespace) -> Outcome:
     }
     if not manifest.exceptions:
         del report["exceptions_by_reason"]
-    return Outcome(report)
+    return CommandResult(report)
 
 
-def exclude(options: argparse.Namespace) -> Outcome:
+def exclude(options: argparse.Namespace) -> CommandResult:
     """Write a new manifest of the same shards that excludes further samples."""
     old = Manifest.load(options.manifest)
     exceptions = dict[int, str]()
@@ -58,10 +58,10 @@ def exclude(options: argparse.Namespace) -> Outcome:
         if not ids or ids.stop > old.samples:
             raise ConfigError(f"not sample ids below {old.samples}", "--ids", part, "Write them as 7,512-767.")
         exceptions.update(dict.fromkeys(ids, options.reason))
-    return Outcome(facts(excepting(old, exceptions, options.out)))
+    return CommandResult(facts(excepting(old, exceptions, options.out)))
 
 
-def drop(options: argparse.Namespace) -> Outcome:
+def drop(options: argparse.Namespace) -> CommandResult:
     """Write a new manifest without the excluded samples. The shards stay as they are and are scanned again."""
     old, out = Manifest.load(options.manifest), Path(options.out).absolute()
     if not old.exceptions:
@@ -74,7 +74,7 @@ def drop(options: argparse.Namespace) -> Outcome:
             if shard.stat.size != size:
                 what = f"the shard has {shard.stat.size} bytes, indexed were {size}"
                 raise DataError(what, shard.key, remedy="Restore it, or index the shards again.")
-        return Outcome(facts(merge(found, out, chunk, filters=chosen)))
+        return CommandResult(facts(merge(found, out, chunk, filters=chosen)))
 
 
 def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifest:

@@ -20,7 +20,7 @@ from jobs.common.filesystem import unwritable
 from jobs.common.text import plain
 
 
-class Outcome(NamedTuple):
+class CommandResult(NamedTuple):
     """Result of a command, printed as JSON or as ``text`` (default: one line per name)."""
 
     report: dict[str, Any]
@@ -41,25 +41,25 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"  {line}" for line in lines(value))
         elif isinstance(value, list):
             yield name
-            rows = ("  ".join(map(str, one.values())) if isinstance(one, dict) else str(one) for one in value)
-            yield from (f"  {plain(row)}" for row in rows)
+            for row in value:
+                yield "  " + plain("  ".join(map(str, row.values())) if isinstance(row, dict) else str(row))
         else:
             yield f"{name:{width}}  {plain(number(value))}"
 
 
 def names(text: str, option: str) -> list[str]:
     """Split ``a,b`` into ``[a, b]``. Raises ConfigError if it is empty."""
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found:
-        raise ConfigError("names nothing", option, text, "Write names with commas between them, as txt,alt.")
-    return found
+    parts = [name.strip() for name in text.split(",") if name.strip()]
+    if not parts:
+        raise ConfigError("is empty", option, text, "Write names with commas between them, as txt,alt.")
+    return parts
 
 
 def captions(options: argparse.Namespace) -> list[str]:
     """The members that ``--captions`` names; default: txt. Raises ConfigError."""
-    found = names("txt" if options.captions is None else options.captions, "--captions")
-    refuse_whole_json(found, "--captions")
-    return found
+    members = names("txt" if options.captions is None else options.captions, "--captions")
+    refuse_whole_json(members, "--captions")
+    return members
 
 
 def number(value: Any) -> str:
@@ -84,12 +84,12 @@ def writing(out: str | Path) -> Iterator[None]:
 def claim(out: Path) -> None:
     """Check that a manifest can be written to ``out`` before hours of reading. Creates no folder."""
     refuse_existing(out)
-    there = out.exists()
+    existed = out.exists()
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    writable = os.access(out, os.W_OK | os.X_OK) or not out.exists()  # removed by another process's claim
-    if not there:
-        with suppress(OSError):  # gone, or in use
+    writable = os.access(out, os.W_OK | os.X_OK) or not out.exists()  # False if another process's claim removed it
+    if not existed:
+        with suppress(OSError):  # removed meanwhile, or in use
             out.rmdir()
     if not writable:
         raise PermissionDenied("may not be written", str(out), remedy="Choose another --out.")
@@ -103,30 +103,30 @@ class Bar:
     """
 
     def __init__(self, what: str, unit: str, every: float = 60.0) -> None:
-        self.what, self.unit, self.every, self.before = what, unit, every, -1
-        self.begin = self.told = time.monotonic()
+        self.what, self.unit, self.every, self.initial = what, unit, every, -1
+        self.start_time = self.last_line = time.monotonic()
         self.bar = tqdm(desc=what, unit=unit or "it", unit_scale=bool(unit), disable=None, leave=False)
 
     def __enter__(self) -> Bar:
         return self
 
-    def __call__(self, done: int, total: int, beside: str = "") -> None:
-        if self.before < 0:
-            self.before = self.bar.initial = self.bar.n = done
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        if self.initial < 0:
+            self.initial = self.bar.initial = self.bar.n = done
         if not self.bar.disable:
             self.bar.total = total
-            self.bar.set_postfix_str(beside, refresh=False)
+            self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(done - self.bar.n)
-        elif time.monotonic() - self.told >= self.every:
-            self.told = time.monotonic()
-            print(self.line(done, total, self.told - self.begin, beside), file=sys.stderr, flush=True)
+        elif (now := time.monotonic()) - self.last_line >= self.every:
+            self.last_line = now
+            print(self.line(done, total, now - self.start_time, note), file=sys.stderr, flush=True)
 
-    def line(self, done: int, total: int, seconds: float, beside: str) -> str:
+    def line(self, done: int, total: int, seconds: float, note: str) -> str:
         form = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt}" + self.unit + ", {rate_fmt}, {remaining} left{postfix}"
         return tqdm.format_meter(
             done, total, seconds, prefix=self.what, unit=self.unit or "it", unit_scale=bool(self.unit),
-            bar_format=form, postfix=beside, initial=self.before,
+            bar_format=form, postfix=note, initial=self.initial,
         )  # fmt: skip
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()

@@ -28,7 +28,7 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import BLOCK
 from flip.runs.errors import COMPLETE, DATA, ConfigError, DataError, FlipError
 from tools.shards_commands.manifest import excepting, kind
-from tools.shards_commands.output import Bar, Outcome, captions, claim, number
+from tools.shards_commands.output import Bar, CommandResult, captions, claim, number
 
 INTERRUPTED = 130
 CONFIDENCE = 0.95
@@ -204,7 +204,7 @@ def _without_folders(manifest: Manifest, j: int, error: DataError) -> str:
     return reason if reason.startswith("chunk ") else f"{reason} ({os.path.basename(error.where)})"
 
 
-def verify(options: argparse.Namespace) -> Outcome:
+def verify(options: argparse.Namespace) -> CommandResult:
     """Check all or some chunks; with ``--out``, write a manifest that excludes the bad samples."""
     if options.workers < 0:
         raise ConfigError("must not be negative", "--workers", options.workers)
@@ -224,12 +224,14 @@ def verify(options: argparse.Namespace) -> Outcome:
         print(_text(facts, manifest, options, "until then: "), file=sys.stderr)
         raise stopped_by
     if stopped_by:
-        return Outcome(facts | {"interrupted": True}, INTERRUPTED, _text(facts, manifest, options, "interrupted: "))
+        return CommandResult(
+            facts | {"interrupted": True}, INTERRUPTED, _text(facts, manifest, options, "interrupted: ")
+        )
     if options.out and report.bad:
         new = excepting(manifest, report.bad, options.out)
         facts |= {"written": str(new.folder), "digest": new.digest}
     left = any(shard_errors.values()) or (report.bad and not options.out)
-    return Outcome(facts, DATA if left else COMPLETE, _text(facts, manifest, options))
+    return CommandResult(facts, DATA if left else COMPLETE, _text(facts, manifest, options))
 
 
 def _chunks(manifest: Manifest, options: argparse.Namespace) -> range | list[int]:
