@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from benchmarks.lib import results, synthetic
 from benchmarks.lib.results import rounded
 from flip.config.schema import Data
-from flip.data.manifest.manifest import BLOCK, Table
+from flip.data.manifest.manifest import BLOCK, ChunkTable
 from flip.data.order import SampleOrder
 from flip.data.prefetch import LOOKAHEAD_SECONDS, MAX_LOOKAHEAD, chunks_due, phase
 from flip.data.storage.retry import SHARE
@@ -139,7 +139,7 @@ def cases(steps: list[float], most: int) -> list[Case]:
     return found
 
 
-def plan(order: SampleOrder, table: Table, fleet: Fleet, group: int = 64) -> Needs:
+def plan(order: SampleOrder, table: ChunkTable, fleet: Fleet, group: int = 64) -> Needs:
     """All chunks that all lanes need, and those of the block after the last step."""
     blocks = int(fleet.steps * fleet.count) // order.block_samples + 2
     shard = np.searchsorted(table.first, np.arange(table.chunks) * order.chunk, side="right")

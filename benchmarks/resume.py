@@ -35,7 +35,7 @@ from benchmarks.lib.pipelines import AUGMENT, BLOCK, PATCH, SIZE, Work
 from benchmarks.lib.results import rounded
 from flip.config import schema
 from flip.data.manifest import manifest
-from flip.data.manifest.manifest import Manifest, Table
+from flip.data.manifest.manifest import ChunkTable, Manifest
 from tests.s3.servers import files
 
 SHARES = 0.01, 0.5, 0.99
@@ -92,7 +92,7 @@ def repeat(one: Work, shards: int, folder: Path) -> Work:
     table = Manifest.load(one.manifest)
     assert not table.tail, "chunks must begin anew with every repetition"
     times = shards // len(table.keys)
-    many = Table(
+    many = ChunkTable(
         list(table.keys) * times, np.tile(table.shards, (times, 1)), table.chunk, np.tile(table.offsets, times),
         list(table.etags) * times,
     )  # fmt: skip

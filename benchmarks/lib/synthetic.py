@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.data.manifest.manifest import BLOCK, Table
+from flip.data.manifest.manifest import BLOCK, ChunkTable
 from flip.data.order import SampleOrder
 
 SHARDS, MEAN, SIGMA, CHUNK = 230_000, 8_333, 534, 256
@@ -14,7 +14,7 @@ SAMPLE_BLOCKS = 94
 """Blocks of 512 bytes of a sample inside its shard: 48 kB, headers included."""
 
 
-def table(shards: int = SHARDS, seed: int = 0, mean: float = MEAN) -> Table:
+def table(shards: int = SHARDS, seed: int = 0, mean: float = MEAN) -> ChunkTable:
     """Shards of ``mean`` +- 534 samples by a seeded draw, all samples of one length; R is 256, less for few shards."""
     rng = np.random.default_rng(seed)
     counts = np.maximum(1, np.rint(rng.normal(mean, SIGMA, shards))).astype(np.int64)
@@ -27,10 +27,10 @@ def table(shards: int = SHARDS, seed: int = 0, mean: float = MEAN) -> Table:
     ends = counts * SAMPLE_BLOCKS * BLOCK
     rows = np.stack([counts, ends + 2 * BLOCK, ends], axis=1)
     keys = [f"/data/part-{shard // 1000:05d}/{shard % 1000:05d}.tar" for shard in range(shards)]
-    return Table(keys, rows, chunk, (ordinals * SAMPLE_BLOCKS).astype(np.uint32))
+    return ChunkTable(keys, rows, chunk, (ordinals * SAMPLE_BLOCKS).astype(np.uint32))
 
 
-def checksums(of: Table, seed: int = 0) -> NDArray[np.uint32]:
+def checksums(of: ChunkTable, seed: int = 0) -> NDArray[np.uint32]:
     """Any numbers: nothing is read."""
     return np.random.default_rng(seed).integers(0, 2**32, of.chunks, dtype=np.uint32)
 

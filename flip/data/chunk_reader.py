@@ -1,6 +1,6 @@
 """Chunks of a data set: read by one range each, checked, their samples found, and kept on the node's own disk.
 
-``ChunkReader`` reads them from storage or from ``Cache``, which never changes what is read:
+``ChunkReader`` reads them from storage or from ``ChunkCache``, which never changes what is read:
 
     FOLDER/flip-chunks-<uid>/<digest of the manifest>/<chunk>    the chunk's bytes, as storage has them
     FOLDER/flip-chunks-<uid>/size                                about the sum of their lengths, locked by its writer
@@ -41,10 +41,10 @@ log = logging.getLogger("flip.data")
 Sample = dict[str, memoryview]
 """Member (extension) -> its bytes, a view of the chunk's buffer."""
 Reads = Sequence[tuple[int, int, int, int]]
-"""As ``Table.chunk_places`` gives them."""
+"""As ``ChunkTable.chunk_ranges`` gives them."""
 
 
-class Cache:
+class ChunkCache:
     """``most``: bytes that it may hold, all processes together. Threads may share one. Raises nothing."""
 
     def __init__(self, folder: str | os.PathLike[str], most: int) -> None:
@@ -141,7 +141,7 @@ class Cache:
 
 @dataclass
 class Chunk:
-    """Chunk j of a manifest: its bytes, with the right CRC, a piece for each of ``manifest.chunk_places(j)``."""
+    """Chunk j of a manifest: its bytes, with the right CRC, a piece for each of ``manifest.chunk_ranges(j)``."""
 
     manifest: Manifest
     j: int
@@ -154,19 +154,19 @@ class Chunk:
         """
         manifest, j = self.manifest, self.j
         found: list[Sample] = []
-        for piece, (shard, start, _, count) in zip(self.pieces, manifest.chunk_places(j), strict=True):
-            held, picks = manifest.picks(shard, manifest.chunk_ids(j).start + len(found), count)
+        for piece, (shard, start, _, count) in zip(self.pieces, manifest.chunk_ranges(j), strict=True):
+            held, picks = manifest.select(shard, manifest.chunk_ids(j).start + len(found), count)
             view = memoryview(piece)
             try:
                 walked = tar.indexed(view, held)
-            except tar.Broken as error:
-                raise rot(manifest, j, f"{error} after {start} of {manifest.keys[shard]}") from error
+            except tar.InvalidTar as error:
+                raise corrupt_chunk(manifest, j, f"{error} after {start} of {manifest.keys[shard]}") from error
             members = (walked[i].members.items() for i in picks)
             found += [{name: view[at : at + size] for name, (at, size) in one} for one in members]
         return found
 
 
-def rot(manifest: Manifest, j: int, what: str) -> DataError:
+def corrupt_chunk(manifest: Manifest, j: int, what: str) -> DataError:
     """Bytes that storage will not give back as they were indexed."""
     ids = manifest.chunk_ids(j)
     first, last = ids.start, ids.stop - 1
@@ -187,7 +187,7 @@ class ChunkReader(StorageClient):
 
     def __init__(
         self, deadline: float | None = None, retry_policy: RetryPolicy | None = None, clock: Clock | None = None,
-        remote: Storage | None = None, cache: Cache | None = None, report: Callable[[Outage], None] | None = None,
+        remote: Storage | None = None, cache: ChunkCache | None = None, report: Callable[[Outage], None] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(deadline, retry_policy, clock, remote, report)
         self._cache = cache
@@ -207,7 +207,7 @@ class ChunkReader(StorageClient):
 
     def fetch(self, manifest: Manifest, j: int) -> Chunk:
         """Chunk j, its bytes checked against the manifest's CRC. Raises as ``read`` does."""
-        return Chunk(manifest, j, self._cached(manifest, j, manifest.chunk_places(j)))
+        return Chunk(manifest, j, self._cached(manifest, j, manifest.chunk_ranges(j)))
 
     def _cached(self, manifest: Manifest, j: int, reads: Reads) -> Sequence[bytes | memoryview]:
         """The bytes of a chunk, with the right CRC, a piece for each read."""
@@ -235,6 +235,6 @@ class ChunkReader(StorageClient):
             if crc == manifest.checksums[j]:
                 return pieces
             if crc in seen:
-                raise rot(manifest, j, f"CRC32 {crc:#010x}, indexed was {int(manifest.checksums[j]):#010x}")
+                raise corrupt_chunk(manifest, j, f"CRC32 {crc:#010x}, indexed was {int(manifest.checksums[j]):#010x}")
             seen.add(crc)
             self._failed(attempts, manifest.keys[reads[0][0]], RequestError("checksum", f"chunk {j} has a wrong CRC32"))

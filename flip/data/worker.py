@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flip.config import derived, schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
-from flip.data.chunk_reader import Cache, ChunkReader, Sample
+from flip.data.chunk_reader import ChunkCache, ChunkReader, Sample
 from flip.data.decode import Pixels
 from flip.data.masking import MaskSpec
 from flip.data.order import DatasetSource
@@ -102,7 +102,7 @@ class BatchProducer:
     ) -> None:  # fmt: skip
         data = config.data
         retry_policy = RetryPolicy(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge)
-        cache = Cache(data.cache, data.cache_bytes) if data.cache else None
+        cache = ChunkCache(data.cache, data.cache_bytes) if data.cache else None
         remote = ObstoreStorage(data.timeout) if data.client == "obstore" else None
         self.reader = ChunkReader(retry_policy=retry_policy, remote=remote, cache=cache, report=report)
         position, count = start // data.lanes, batch // data.lanes

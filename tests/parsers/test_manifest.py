@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flip.data.manifest import manifest as manifests
-from flip.data.manifest.manifest import Kept, Manifest, Table
+from flip.data.manifest.manifest import ChunkTable, Manifest, SampleFilter
 from flip.runs.errors import DataError
 from tests.parsers.spoil import DEEP, changed, spoiled, texts
 
@@ -19,10 +19,10 @@ pytestmark = pytest.mark.timeout(60)
 
 def table(filtered):
     rows = np.array([[3, 4096, 3072], [0, 1024, 0], [4, 5120, 4096]], dtype=np.int64)
-    kept = Kept(np.array([[5, 1], [0, 0], [4, 0]], np.uint32), np.array([0b11010, 0b1111], np.uint8))
+    kept = SampleFilter(np.array([[5, 1], [0, 0], [4, 0]], np.uint32), np.array([0b11010, 0b1111], np.uint8))
     etags = ["", "", "ab-2"]
     keys, offsets = ["a.tar", "s3://b/c.tar", "d.tar"], np.array([1, 2, 1, 4], np.uint32)
-    return Table(keys, rows, 2, offsets, etags, kept if filtered else None)
+    return ChunkTable(keys, rows, 2, offsets, etags, kept if filtered else None)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "filtered"])
@@ -61,7 +61,12 @@ def read(files, folder, check=True):
     except DataError as error:
         assert str(folder) in error.paragraph()
         return None
-    assert found.samples > 0 and 0 <= found.tail < found.chunk and found.mean_bytes >= 0 and found.seen >= found.samples
+    assert (
+        found.samples > 0
+        and 0 <= found.tail < found.chunk
+        and found.mean_bytes >= 0
+        and found.total_samples_in_tars >= found.samples
+    )
     for j in range(found.chunks):
         ids = found.chunk_ids(j)
         assert sum(count for *_, count in found.chunk_reads(j)) == len(ids)
@@ -137,7 +142,7 @@ def test_what_was_written_comes_back(data, tmp_path_factory):
     numbers = st.lists(st.integers(0, 2**32 - 1), min_size=chunks, max_size=chunks)
     offsets, crcs = (np.array(data.draw(numbers), dtype=np.uint32) for _ in range(2))
     excepted = data.draw(st.dictionaries(st.integers(0, sum(counts) - 1), TEXT, max_size=3))
-    made = manifests.write(folder, Table(keys, rows, chunk, offsets), crcs, excepted, {"why": data.draw(TEXT)})
+    made = manifests.write(folder, ChunkTable(keys, rows, chunk, offsets), crcs, excepted, {"why": data.draw(TEXT)})
     found = Manifest.load(folder)
     assert (found.keys, found.exceptions, found.digest) == (keys, excepted, made.digest)
     assert found.shards.tolist() == rows.tolist() and found.chunk == chunk and found.settings == made.settings

@@ -240,7 +240,7 @@ def test_rot_at_rest_stops_until_it_is_excepted(original, server, proxied, remot
     proxy = proxied(server)
     manifest = remote()
     bad = int(manifest.samples - 5)
-    shard, start, _, _ = manifest.chunk_places(bad // CHUNK)[0]
+    shard, start, _, _ = manifest.chunk_ranges(bad // CHUNK)[0]
     proxy.rotten = manifest.keys[shard].removeprefix("s3:/").encode(), start + 600
     source = loader(original, folder=manifest.folder, workers=workers)
     with pytest.raises(DataError, match="is damaged: CRC32") as error:

@@ -140,7 +140,7 @@ def test_tables_of_filters(tables):
     found = read(
         "import pyarrow.compute, pyarrow.parquet\nfrom flip.data.manifest import filters\n"
         "from flip.data.chunk_reader import ChunkReader as Reader",
-        "filters.parse(['score==7'], '').judge(values, Reader()) and 'read'",
+        "filters.parse(['score==7'], '').predicate(values, Reader()) and 'read'",
         bombs,
     )
     assert found["sound"] == found["dictionary"] == [0, "read"]  # a text that all rows share is held once

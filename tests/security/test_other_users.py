@@ -221,8 +221,8 @@ def test_the_supervisor_starts_runs_in_a_folder_of_a_group_only_if_the_group_is_
 
 FILL = """
 import sys, types
-from flip.data.chunk_reader import Cache
-cache = Cache(sys.argv[1], 100)
+from flip.data.chunk_reader import ChunkCache
+cache = ChunkCache(sys.argv[1], 100)
 for j in range(8):
     cache.put(types.SimpleNamespace(digest="d"), j, [b"x" * 40])
 print(cache.failures)

@@ -12,7 +12,7 @@ import pytest
 from flip.config import merge
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
-from flip.data.manifest.manifest import Manifest, Table, write
+from flip.data.manifest.manifest import ChunkTable, Manifest, write
 from flip.data.order import SampleOrder
 from flip.runs.errors import StorageError
 from tests.flip.data.manifest.test_manifest import write_tar
@@ -76,7 +76,9 @@ def test_verify_finds_shards_of_zeros(data, capsys):
     write_tar(meta, [("README", b"")])
     gone = data / "gone.tar"
     rows = [*old.shards.tolist(), *([0, 10_240, 0] for _ in range(3))]
-    table = Table([*old.keys, str(zeros), str(meta), str(gone)], np.array(rows, dtype=np.int64), old.chunk, old.offsets)
+    table = ChunkTable(
+        [*old.keys, str(zeros), str(meta), str(gone)], np.array(rows, dtype=np.int64), old.chunk, old.offsets
+    )
     write(data / "m", table, old.checksums)
     code, text = call(capsys, "verify", data / "m", "--workers", 1, "--chunks", 2)
     assert code == 65 and f"shard without samples: {zeros}: only zeros, no member\n" in text

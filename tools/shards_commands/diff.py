@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flip.data.manifest.manifest import Manifest, Table
+from flip.data.manifest.manifest import ChunkTable, Manifest
 from tools.shards_commands.output import CommandResult
 
 DIFFERENT = 1
@@ -90,15 +90,15 @@ def compare(old: Manifest, new: Manifest) -> Difference:
     )
 
 
-def _same_filter(old: Table, new: Table) -> bool:
+def _same_filter(old: ChunkTable, new: ChunkTable) -> bool:
     """Whether filters keep the same samples of the shards."""
-    if old.kept is None or new.kept is None:
-        return old.kept is new.kept
-    counts = np.array_equal(old.kept.tars[:, 0], new.kept.tars[:, 0])
-    return counts and np.array_equal(old.kept.bits, new.kept.bits)
+    if old.sample_filter is None or new.sample_filter is None:
+        return old.sample_filter is new.sample_filter
+    counts = np.array_equal(old.sample_filter.tars[:, 0], new.sample_filter.tars[:, 0])
+    return counts and np.array_equal(old.sample_filter.bits, new.sample_filter.bits)
 
 
-def shards(table: Table, whole_keys: bool) -> Shards:
+def shards(table: ChunkTable, whole_keys: bool) -> Shards:
     """Shards by name."""
     names = table.keys if whole_keys else below_common(table.keys)
     return {name: (int(row[0]), int(row[1])) for name, row in zip(names, table.shards, strict=True)}

@@ -20,7 +20,7 @@ import braceexpand
 from flip.config.host import cores
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import build, filters
-from flip.data.manifest.build import Damaged, as_path, part_folder
+from flip.data.manifest.build import DamagedShards, as_path, part_folder
 from flip.data.manifest.census import Completeness, Incomplete
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.manifest.tar import EXTENSIONS, SAMPLE_LIMIT
@@ -50,7 +50,9 @@ def index(options: argparse.Namespace) -> CommandResult:
     try:
         with writing(out):
             with Bar("indexing", "B") as bar:
-                scanned = build.gather(keys, out, bar, options.workers or cores(), known, options.skip_damaged, chosen)
+                scanned = build.scan_shards(
+                    keys, out, bar, options.workers or cores(), known, options.skip_damaged, chosen
+                )
             if options.part:
                 report = {"part": f"{part}/{parts}", "folder": str(part_folder(out)), "shards": len(scanned.shards)}
             else:
@@ -58,10 +60,10 @@ def index(options: argparse.Namespace) -> CommandResult:
                     report = (
                         facts(build.merge(scanned, out, options.chunk, old, bar, chosen, complete)) | complete.report()
                     )
-    except Damaged as error:
+    except DamagedShards as error:
         if not options.json:
             raise
-        return CommandResult({"damaged": build.listed(error.errors)}, error.code)
+        return CommandResult({"damaged": build.skipped_shards(error.errors)}, error.code)
     except Incomplete as error:
         if not options.json:
             raise
@@ -74,7 +76,7 @@ def index(options: argparse.Namespace) -> CommandResult:
         "seconds": round(seconds, 1),
     }
     if scanned.damaged:
-        report["left_out"] = build.listed(scanned.damaged)
+        report["left_out"] = build.skipped_shards(scanned.damaged)
     return CommandResult(report | without_stats(keys, known))
 
 

@@ -77,9 +77,9 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",)) -> I
 
 def _key(manifest: Manifest, chunk: int, place: int, reader: ChunkReader) -> str:
     id = manifest.chunk_ids(chunk).start
-    for shard, start, stop, count in manifest.chunk_places(chunk):
+    for shard, start, stop, count in manifest.chunk_ranges(chunk):
         if place < count:
-            held, picks = manifest.picks(shard, id, count)
+            held, picks = manifest.select(shard, id, count)
             return tar.indexed(memoryview(reader.read(manifest.keys[shard], start, stop)), held)[picks[place]].key
         id, place = id + count, place - count
     raise AssertionError("a chunk reads all of its samples")

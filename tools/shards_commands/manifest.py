@@ -15,7 +15,7 @@ from flip.config.derived import buffer_bytes
 from flip.config.host import cores, host
 from flip.config.resolve import DataFacts, default_lanes
 from flip.config.schema import Config, Stage
-from flip.data.manifest.build import gather, merge
+from flip.data.manifest.build import merge, scan_shards
 from flip.data.manifest.filters import Filters
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError, DataError
@@ -69,7 +69,7 @@ def drop(options: argparse.Namespace) -> CommandResult:
     claim(out)
     chosen, chunk = Filters(manifest=str(old.folder)), min(old.chunk, old.samples - len(old.exceptions))
     with writing(out), Bar("indexing", "B") as bar:
-        found = gather(list(old.keys), out, bar, options.workers or cores(), filters=chosen)
+        found = scan_shards(list(old.keys), out, bar, options.workers or cores(), filters=chosen)
         for shard, size in zip(found.shards, old.shards[:, 1].tolist(), strict=True):
             if shard.stat.size != size:
                 what = f"the shard has {shard.stat.size} bytes, indexed were {size}"
@@ -98,7 +98,7 @@ def facts(manifest: Manifest) -> dict[str, Any]:
     }
     if "filters" in manifest.settings:
         found |= {name: manifest.settings[name] for name in ("seen", "filters", "dropped")}
-        found["samples_read_per_sample"] = round(manifest.seen / manifest.samples, 2)
+        found["samples_read_per_sample"] = round(manifest.total_samples_in_tars / manifest.samples, 2)
     return found
 
 

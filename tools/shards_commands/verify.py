@@ -165,7 +165,9 @@ def zeros(manifest: Manifest, reader: ChunkReader) -> list[str]:
     No chunk reads them. Raises StorageError, PermissionDenied.
     """
     lines = []
-    for row in np.flatnonzero((manifest.kept.tars if manifest.kept else manifest.shards)[:, 0] == 0).tolist():
+    for row in np.flatnonzero(
+        (manifest.sample_filter.tars if manifest.sample_filter else manifest.shards)[:, 0] == 0
+    ).tolist():
         key = manifest.keys[row]
         try:
             if not any(reader.read(key, 0, min(BLOCK, int(manifest.shards[row, 1])), manifest.etags[row])):

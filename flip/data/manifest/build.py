@@ -23,8 +23,8 @@ from flip.concurrency import DaemonExecutor
 from flip.config.resolve import default_chunk
 from flip.data.manifest import manifest as manifests
 from flip.data.manifest.census import Completeness
-from flip.data.manifest.manifest import MARK, Keeping, Manifest, Table, refuse_existing
-from flip.data.manifest.scan import REMEDY, Scan, Scans, Shard, file_stat, scan
+from flip.data.manifest.manifest import MARK, ChunkTable, Manifest, SampleFilterBuilder, refuse_existing
+from flip.data.manifest.scan import REMEDY, Scan, ScanJournal, Shard, file_stat, scan
 from flip.data.storage import checksums
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.client import StorageClient
@@ -49,7 +49,7 @@ _CHAINED = re.compile(":{2}")
 _URL = re.compile(r"pipe:|[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
-class Damaged(DataError):
+class DamagedShards(DataError):
     """Shards that cannot be indexed. ``errors``: shard -> what is wrong with it."""
 
     def __init__(self, errors: Mapping[str, DataError], shards: int, kept: Path) -> None:
@@ -67,18 +67,18 @@ class Damaged(DataError):
 
 
 @dataclass
-class Gathered:
+class ScanResults:
     """``shards``: those that have a scan, sorted by key; ``reused``: how many had one before; ``read``: bytes of
     the others."""
 
-    scans: Scans
+    scans: ScanJournal
     shards: list[Shard]
     reused: int
     read: int
     damaged: dict[str, DataError] = field(default_factory=dict)
 
 
-def listed(damaged: Mapping[str, DataError]) -> list[dict[str, str]]:
+def skipped_shards(damaged: Mapping[str, DataError]) -> list[dict[str, str]]:
     """As they stand in reports and in a manifest's settings."""
     return [{"shard": key, "reason": error.what} for key, error in damaged.items()]
 
@@ -121,22 +121,22 @@ def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
     return keys
 
 
-def gather(
+def scan_shards(
     keys: Sequence[str], out: Path, progress: Progress | None = None, workers: int = 0,
     known: Mapping[str, ObjectStat] | None = None, skip_damaged: bool = False, filters: Filters | None = None,
-) -> Gathered:  # fmt: skip
+) -> ScanResults:  # fmt: skip
     """Scan the shards that have no scan beside ``out`` yet. ``workers``: processes at most; below 2 this one does it.
     ``known``: what a listing told of objects, which are then not asked for one by one.
 
-    Raises, when all others are scanned, Damaged unless ``skip_damaged``; before that where one is missing. Further
-    PermissionDenied, StorageError, and OSError where ``out`` cannot be written. What is scanned by then is kept.
-    ConfigError where another process has written the manifest meanwhile: then nothing is kept.
+    Raises, when all others are scanned, DamagedShards unless ``skip_damaged``; before that where one is missing.
+    Further PermissionDenied, StorageError, and OSError where ``out`` cannot be written. What is scanned by then is
+    kept. ConfigError where another process has written the manifest meanwhile: then nothing is kept.
     """
     folder = part_folder(out)
-    shards, damaged = _asked(keys, known or {})
+    shards, damaged = _stat_shards(keys, known or {})
     if damaged and not skip_damaged:
-        raise Damaged(damaged, len(keys), folder)
-    scans = Scans(folder, filters.names if filters else ())
+        raise DamagedShards(damaged, len(keys), folder)
+    scans = ScanJournal(folder, filters.names if filters else ())
     todo = [shard for shard in shards if shard not in scans]
     total, left = sum(shard.stat.size for shard in shards), sum(shard.stat.size for shard in todo)
     done, ended = total - left, len(shards) - len(todo)
@@ -159,11 +159,11 @@ def gather(
         (scans.remove if (out / MARK).exists() else scans.close)()
     damaged = dict(sorted(damaged.items()))
     if damaged and not skip_damaged:
-        raise Damaged(damaged, len(keys), folder)
-    return Gathered(scans, [s for s in shards if s.key not in damaged], len(shards) - len(todo), left, damaged)
+        raise DamagedShards(damaged, len(keys), folder)
+    return ScanResults(scans, [s for s in shards if s.key not in damaged], len(shards) - len(todo), left, damaged)
 
 
-def _asked(keys: Sequence[str], known: Mapping[str, ObjectStat]) -> tuple[list[Shard], dict[str, DataError]]:
+def _stat_shards(keys: Sequence[str], known: Mapping[str, ObjectStat]) -> tuple[list[Shard], dict[str, DataError]]:
     reader = StorageClient()
 
     def ask(key: str) -> ObjectStat | DataError:
@@ -209,23 +209,23 @@ def index(
     ``filters``: which samples are kept; by default all.
 
     ``.tail`` of the result counts the samples that training leaves out. Raises ConfigError (no shards, one named twice,
-    a manifest there already, no such address), Damaged, a DataError (shards that are missing, cut off, no tar, or hold
-    nothing), DataError (no samples), PermissionDenied, StorageError; OSError where ``out`` cannot be written. What was
-    scanned until then is kept beside ``out`` and used by the next call.
+    a manifest there already, no such address), DamagedShards, a DataError (shards that are missing, cut off, no tar, or
+    hold nothing), DataError (no samples), PermissionDenied, StorageError; OSError where ``out`` cannot be written. What
+    was scanned until then is kept beside ``out`` and used by the next call.
     """
     out, keys = Path(out).absolute(), sorted_keys(shards)
     refuse_existing(out)
-    return merge(gather(keys, out, progress, workers, filters=filters), out, chunk, filters=filters)
+    return merge(scan_shards(keys, out, progress, workers, filters=filters), out, chunk, filters=filters)
 
 
 def refuse_filters(old: Manifest | None, filters: Filters | None) -> None:
     """Raise ConfigError where a manifest is to be added to, and there or here samples are filtered."""
-    if old and (filters or old.kept):
+    if old and (filters or old.sample_filter):
         raise ConfigError("filters do not go with --add", remedy="Index all shards anew, with the filters.")
 
 
 def merge(
-    found: Gathered, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None,
+    found: ScanResults, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None,
     filters: Filters | None = None, complete: Completeness | None = None,
 ) -> Manifest:  # fmt: skip
     """Write the manifest of shards that were scanned, and remove the scans. Raises as ``index`` does.
@@ -243,7 +243,7 @@ def merge(
     chunk = old.chunk if old else chunk or default_chunk(samples)
     if not old and not 0 < chunk <= samples:
         raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
-    chunks, keeping, counts = Chunks(chunk, old), Keeping(), np.zeros(256, dtype=np.int64)
+    chunks, keeping, counts = ChunkTableBuilder(chunk, old), SampleFilterBuilder(), np.zeros(256, dtype=np.int64)
     keys, etags, rows = (list(old.keys), list(old.etags), old.shards.tolist()) if old else ([], [], [])
     for number, shard in enumerate(found.shards, 1):
         one = _scan(found, shard, out)
@@ -260,14 +260,14 @@ def merge(
     if complete:
         complete.check(str(out))
     offsets, checksums = chunks.tables()
-    table = Table(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else keeping.kept())
+    table = ChunkTable(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else keeping.build())
     settings = _settings(found, keys, old) | (filters.settings(counts) if filters else {})
     made = manifests.write(out, table, checksums, old.exceptions if old else {}, settings)
     found.scans.remove()
     return made
 
 
-def _tell_why_none(found: Gathered, filters: Filters, out: Path) -> None:
+def _tell_why_none(found: ScanResults, filters: Filters, out: Path) -> None:
     """Raises ConfigError with how many samples each filter dropped; not where there were none to drop."""
     counts = np.zeros(256, dtype=np.int64)
     for shard in found.shards:
@@ -278,7 +278,7 @@ def _tell_why_none(found: Gathered, filters: Filters, out: Path) -> None:
         raise ConfigError("no sample passes the filters", "--filter", ", ".join(filters.names), remedy)
 
 
-def _scan(found: Gathered, shard: Shard, out: Path) -> Scan:
+def _scan(found: ScanResults, shard: Shard, out: Path) -> Scan:
     try:
         return found.scans.read(shard)
     except DataError:
@@ -286,11 +286,13 @@ def _scan(found: Gathered, shard: Shard, out: Path) -> Scan:
         raise
 
 
-def _settings(found: Gathered, keys: Sequence[str], old: Manifest | None) -> dict[str, Any]:
+def _settings(found: ScanResults, keys: Sequence[str], old: Manifest | None) -> dict[str, Any]:
     """Those of the old manifest, and which shards were left out."""
     settings = dict(old.settings) if old else {}
     there = set(keys)  # also what was left out once, then mended and added
-    left_out = [one for one in settings.pop("left_out", []) if one["shard"] not in there] + listed(found.damaged)
+    left_out = [one for one in settings.pop("left_out", []) if one["shard"] not in there] + skipped_shards(
+        found.damaged
+    )
     return settings | ({"left_out": left_out} if left_out else {})
 
 
@@ -298,7 +300,7 @@ _GROUP = 1 << 22
 """Samples whose CRCs are put together at once: enough for numpy, 32 MB."""
 
 
-class Chunks:
+class ChunkTableBuilder:
     """Chunks of ``chunk`` samples. ``old``: they go on where those of a manifest with that R end, whose last one, if it
     is not full, takes in the first samples that are added."""
 

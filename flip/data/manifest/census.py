@@ -21,7 +21,7 @@ _IMAGES = frozenset(EXTENSIONS)
 _NAMED = 8
 
 
-class Kind(NamedTuple):
+class SampleKind(NamedTuple):
     """What samples have in common."""
 
     members: tuple[str, ...]
@@ -32,9 +32,9 @@ class Kind(NamedTuple):
     """Another sample of the shard has the same key: the members of one sample do not follow each other."""
 
 
-APPLE_DOUBLE = Kind(("._*",))
+APPLE_DOUBLE = SampleKind(("._*",))
 """A folder's files ``._NAME``, which have the folder for a key."""
-OTHER = Kind(("*",))
+OTHER = SampleKind(("*",))
 """All kinds of a shard after the first ``MOST``."""
 
 
@@ -42,7 +42,7 @@ OTHER = Kind(("*",))
 class Census:
     """Samples of a shard by kind, and members that belong to no sample by reason."""
 
-    kinds: Counter[Kind] = field(default_factory=Counter)
+    kinds: Counter[SampleKind] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
 
     def json(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Census:
 
     @classmethod
     def of_json(cls, value: dict[str, Any]) -> Census:
-        rows = ((Kind(tuple(members), tuple(empty), apart), n) for members, empty, apart, n in value["kinds"])
+        rows = ((SampleKind(tuple(members), tuple(empty), apart), n) for members, empty, apart, n in value["kinds"])
         return cls(Counter(dict(rows)), Counter(value["skipped"]))
 
 
@@ -59,7 +59,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.census = Census()
-        self._halves: dict[str, Kind] = {}
+        self._halves: dict[str, SampleKind] = {}
         """Samples that can be a part of another one, by key. Memory: of sound shards there are none."""
 
     def add(self, samples: Iterable[Sample]) -> None:
@@ -68,14 +68,14 @@ class Counting:
         for sample in samples:
             names = sample.members
             empty = tuple(sorted(name for name, (_, size) in names.items() if not size))
-            kind = Kind(tuple(sorted(names)), empty)
+            kind = SampleKind(tuple(sorted(names)), empty)
             if sample.key.endswith("/"):
                 kind = APPLE_DOUBLE
             elif len(names) == 1 or _IMAGES.isdisjoint(names):
                 kind = self._half(sample.key, kind)
             kinds[kind if kind in kinds or len(kinds) < MOST else OTHER] += 1
 
-    def _half(self, key: str, kind: Kind) -> Kind:
+    def _half(self, key: str, kind: SampleKind) -> SampleKind:
         before, kinds = self._halves.get(key), self.census.kinds
         if before is None:
             self._halves[key] = kind
@@ -124,7 +124,7 @@ class Completeness:
                     self._others.update({name: count for name in kind.members if name not in _IMAGES})
                     self._others = Counter(dict(self._others.most_common(MOST)))
 
-    def _reason(self, kind: Kind) -> str:
+    def _reason(self, kind: SampleKind) -> str:
         """Why samples of this kind are incomplete; empty if they are complete."""
         image = next((name for name in EXTENSIONS if name in kind.members), None)
         texts = [name for name in self.captions if name in kind.members]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flip.data.manifest import parquet
 from flip.data.manifest.manifest import Manifest
-from flip.data.manifest.scan import Judge
+from flip.data.manifest.scan import SamplePredicate
 from flip.data.manifest.tar import Sample
 from flip.data.storage.base import is_remote
 from flip.data.storage.checksums import ETag
@@ -130,7 +130,7 @@ class Filters:
         """Why a sample is dropped; code c of ``dropped`` means the one at c - 1."""
         return [NO_ROW, *(reason for name in self.names for reason in (name, f"{name}: no value"))]
 
-    def judge(self, key: str, reader: StorageClient) -> Judge:
+    def predicate(self, key: str, reader: StorageClient) -> SamplePredicate:
         """What tells, of samples of a shard: 0 where one is kept, else the code of the reason. Reads the parquet file.
 
         Raises ConfigError (no such column, or of another type) and DataError (no parquet file, or a damaged one), both
@@ -201,8 +201,8 @@ def _left_out(folder: str, key: str) -> NDArray[np.bool_]:
     manifest, rows, bad = _opened(folder)
     row = rows[key]
     first, count = int(manifest.first[row]), int(manifest.shards[row, 0])
-    ordinals = manifest.kept.ordinals(row) if manifest.kept else np.arange(count)
-    found = np.ones(int(manifest.kept.tars[row, 0]) if manifest.kept else count, dtype=np.bool_)
+    ordinals = manifest.sample_filter.ordinals(row) if manifest.sample_filter else np.arange(count)
+    found = np.ones(int(manifest.sample_filter.tars[row, 0]) if manifest.sample_filter else count, dtype=np.bool_)
     found[ordinals] = False
     found[ordinals[bad[np.searchsorted(bad, first) : np.searchsorted(bad, first + count)] - first]] = True
     return found

@@ -9,7 +9,7 @@
     checksums.u32      per chunk: CRC32 over its bytes, as uint32
     exceptions.jsonl   samples known to be bad: {"id", "shard", "ordinal", "reason"}
     tars.u32           version 3 only, per shard: (samples in the tar, block of its first kept sample), as uint32
-    kept.bits          version 3 only: a bit per sample of the tars, 1 if the filters kept it (``Kept``)
+    kept.bits          version 3 only: a bit per sample of the tars, 1 if the filters kept it (``SampleFilter``)
 
 A sample id is a position in the concatenation of all shards. If samples were filtered out, ids and all counts are of
 the kept samples only. Chunk j holds ids jR .. (j+1)R - 1, the last chunk holds the rest; training skips a last chunk
@@ -45,7 +45,7 @@ PIECE = 1 << 24
 _ONES = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
 
 
-class Kept:
+class SampleFilter:
     """``tars``: per shard (samples in the tar, block of 512 bytes at which the first kept one starts), as uint32.
 
     ``bits``: a bit per sample of the tars, 1 for kept, from the lowest bit of a byte up; each shard begins a new byte.
@@ -56,7 +56,7 @@ class Kept:
         self._first = np.concatenate([[0], np.cumsum((tars[:, 0].astype(np.int64) + 7) // 8)])
 
     @property
-    def seen(self) -> int:
+    def total_samples_in_tars(self) -> int:
         """Samples in the tars."""
         return int(self.tars[:, 0].sum(dtype=np.int64))
 
@@ -82,7 +82,7 @@ class Kept:
         bits = self.bits[self._first[shard] : self._first[shard + 1]]
         return np.flatnonzero(np.unpackbits(bits, count=int(self.tars[shard, 0]), bitorder="little"))
 
-    def picks(self, shard: int, k: int, count: int) -> tuple[int, list[int]]:
+    def select(self, shard: int, k: int, count: int) -> tuple[int, list[int]]:
         """Of a read from the start of a shard's kept sample k to that of k + count, or to the end of the shard: how
         many samples of the tar it holds, and which of them are kept."""
         ordinals = self.ordinals(shard)
@@ -90,8 +90,8 @@ class Kept:
         return int(stop) - int(ordinals[k]), (ordinals[k : k + count] - ordinals[k]).tolist()
 
 
-class Keeping:
-    """Puts a ``Kept`` together, a shard at a time: two billion marks need not be in memory."""
+class SampleFilterBuilder:
+    """Puts a ``SampleFilter`` together, a shard at a time: two billion marks need not be in memory."""
 
     def __init__(self) -> None:
         self._tars, self._bits, self._whole = list[tuple[int, int]](), list[NDArray[np.uint8]](), True
@@ -102,9 +102,9 @@ class Keeping:
         self._bits.append(np.packbits(mask, bitorder="little"))
         self._whole = self._whole and bool(mask.all())
 
-    def kept(self) -> Kept | None:
+    def build(self) -> SampleFilter | None:
         """None where every sample is kept."""
-        return None if self._whole else Kept(np.array(self._tars, dtype=np.uint32), np.concatenate(self._bits))
+        return None if self._whole else SampleFilter(np.array(self._tars, dtype=np.uint32), np.concatenate(self._bits))
 
 
 VERSION = 2
@@ -120,14 +120,15 @@ _KEPT = {"tars.u32": "<u4", "kept.bits": "u1"}
 _ETAGS = "etags.txt"
 
 
-class Table:
+class ChunkTable:
     """Where the samples lie. ``shards``: rows of (samples, bytes of the file, end of its last member)."""
 
     def __init__(
         self, keys: Sequence[str], shards: NDArray[np.int64], chunk: int, offsets: NDArray[np.uint32],
-        etags: Sequence[str] = (), kept: Kept | None = None,
+        etags: Sequence[str] = (), sample_filter: SampleFilter | None = None,
     ) -> None:  # fmt: skip
-        self.keys, self.shards, self.chunk, self.offsets, self.kept = keys, shards, chunk, offsets, kept
+        self.keys, self.shards, self.chunk, self.offsets = keys, shards, chunk, offsets
+        self.sample_filter = sample_filter
         self.etags: Sequence[str] = etags or [""] * len(keys)
         """Per shard; ``""``: none, or not known."""
         self.first = np.concatenate([[0], np.cumsum(shards[:, 0])])
@@ -146,22 +147,22 @@ class Table:
         return self.samples % self.chunk
 
     @property
-    def seen(self) -> int:
+    def total_samples_in_tars(self) -> int:
         """Samples in the tars, those that were filtered out included."""
-        return self.kept.seen if self.kept else self.samples
+        return self.sample_filter.total_samples_in_tars if self.sample_filter else self.samples
 
     @property
     def read_bytes(self) -> int:
         """Bytes that all chunks are read with."""
         some = np.flatnonzero(self.shards[:, 0])
-        starts = self.kept.tars[some, 1].sum(dtype=np.int64) * BLOCK if self.kept else 0
+        starts = self.sample_filter.tars[some, 1].sum(dtype=np.int64) * BLOCK if self.sample_filter else 0
         return int(self.shards[some, 2].sum() - starts)
 
     def locate(self, id: int) -> tuple[str, int]:
         """Shard and ordinal (position in its tar) of a sample."""
         shard = int(np.searchsorted(self.first, id, side="right")) - 1
         k = int(id - self.first[shard])
-        return self.keys[shard], int(self.kept.ordinals(shard)[k]) if self.kept else k
+        return self.keys[shard], int(self.sample_filter.ordinals(shard)[k]) if self.sample_filter else k
 
     def chunk_ids(self, j: int) -> range:
         """Sample ids of chunk j."""
@@ -169,9 +170,9 @@ class Table:
 
     def chunk_reads(self, j: int) -> list[tuple[str, int, int, int]]:
         """Reads of chunk j in order: (shard, first byte, byte after the last, samples)."""
-        return [(self.keys[shard], start, stop, count) for shard, start, stop, count in self.chunk_places(j)]
+        return [(self.keys[shard], start, stop, count) for shard, start, stop, count in self.chunk_ranges(j)]
 
-    def chunk_places(self, j: int) -> list[tuple[int, int, int, int]]:
+    def chunk_ranges(self, j: int) -> list[tuple[int, int, int, int]]:
         """``chunk_reads`` with the number of the shard for its key."""
         id, stop = self.chunk_ids(j).start, self.chunk_ids(j).stop
         shard = int(np.searchsorted(self.first, id, side="right")) - 1
@@ -183,16 +184,20 @@ class Table:
             if count:
                 reads.append((shard, start, end, count))
             id, shard = id + count, shard + 1
-            start = self.kept.start(shard) if self.kept and id < stop else 0
+            start = self.sample_filter.start(shard) if self.sample_filter and id < stop else 0
         return reads
 
-    def picks(self, shard: int, id: int, count: int) -> tuple[int, Sequence[int]]:
-        """Of the read of ``count`` samples from ``id`` on (``chunk_places``): how many samples of the tar its bytes
+    def select(self, shard: int, id: int, count: int) -> tuple[int, Sequence[int]]:
+        """Of the read of ``count`` samples from ``id`` on (``chunk_ranges``): how many samples of the tar its bytes
         hold, and which of them are those."""
-        return self.kept.picks(shard, int(id - self.first[shard]), count) if self.kept else (count, range(count))
+        return (
+            self.sample_filter.select(shard, int(id - self.first[shard]), count)
+            if self.sample_filter
+            else (count, range(count))
+        )
 
 
-class Manifest(Table):
+class Manifest(ChunkTable):
     """A loaded manifest: a table with checksums, exceptions and a digest."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], check: bool = True) -> None:
@@ -207,7 +212,7 @@ class Manifest(Table):
             facts["chunk"],
             arrays["offsets.u32"],
             etags,
-            Kept(arrays["tars.u32"].reshape(-1, 2), arrays["kept.bits"]) if "kept.bits" in arrays else None,
+            SampleFilter(arrays["tars.u32"].reshape(-1, 2), arrays["kept.bits"]) if "kept.bits" in arrays else None,
         )
         self.folder = folder
         self.digest: str = facts["digest"]
@@ -222,7 +227,7 @@ class Manifest(Table):
 
     def _fit_each_other(self, facts: Mapping[str, Any], check: bool) -> None:
         """Checksums tell that files are as they were written, this that they describe a data set. Raises ValueError."""
-        shards, kept = self.shards, self.kept
+        shards, kept = self.shards, self.sample_filter
         wrong = {
             "chunk": type(self.chunk) is not int or not 0 < self.chunk <= self.samples,
             "samples": self.samples != facts["samples"] or (shards < 0).any() or (shards[:, 2] > shards[:, 1]).any(),
@@ -259,7 +264,7 @@ class Manifest(Table):
 
 def write(
     folder: os.PathLike[str] | str,
-    table: Table,
+    table: ChunkTable,
     checksums: NDArray[np.uint32],
     exceptions: Mapping[int, str] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -287,9 +292,9 @@ def write(
         "checksums.u32": np.asarray(checksums, "<u4").tobytes(),
         "exceptions.jsonl": "".join(json.dumps(r, sort_keys=True) + "\n" for r in records).encode("utf-8"),
     }
-    if table.kept:
-        contents["tars.u32"] = np.asarray(table.kept.tars, "<u4").tobytes()
-        contents["kept.bits"] = np.asarray(table.kept.bits, "u1").tobytes()
+    if table.sample_filter:
+        contents["tars.u32"] = np.asarray(table.sample_filter.tars, "<u4").tobytes()
+        contents["kept.bits"] = np.asarray(table.sample_filter.bits, "u1").tobytes()
     for name, content in contents.items():
         if not _create(folder / name, content) and _read(folder / name) != content:
             refuse_existing(folder)
@@ -297,7 +302,7 @@ def write(
             remedy = f"Wait for it. If it does not run, delete {', '.join(contents)} there, or name another folder."
             raise ConfigError(what, str(folder / name), remedy=remedy)
     facts: dict[str, Any] = {
-        "version": FILTERED if table.kept else VERSION,
+        "version": FILTERED if table.sample_filter else VERSION,
         "samples": table.samples,
         "chunk": table.chunk,
         "mean_bytes": round(table.read_bytes / table.samples, 1),

@@ -1,4 +1,4 @@
-"""Scans shards: one pass over a shard finds its samples and the CRC32 of each. ``Scans`` stores scans on disk.
+"""Scans shards: one pass over a shard finds its samples and the CRC32 of each. ``ScanJournal`` stores scans on disk.
 
 Headers are parsed piece by piece by the code that training uses: a process holds one piece and the sample cut by its
 end, not the shard. Shards with a sample larger than ``tar.SAMPLE_LIMIT`` are refused.
@@ -52,7 +52,7 @@ _FORMATS = (
 """First bytes of files that are given for shards, what they are, and the remedy."""
 
 
-Judge = Callable[[Sequence[tar.Sample], memoryview], NDArray[np.uint8]]
+SamplePredicate = Callable[[Sequence[tar.Sample], memoryview], NDArray[np.uint8]]
 """Of samples of a tar, walked in the bytes: 0 where one is kept, else why not."""
 
 
@@ -93,15 +93,15 @@ def scan(key: str, stat: ObjectStat, reader: StorageClient, filters: Filters | N
         raise DataError("the shard is empty", key, remedy=REMEDY)
     parts = reader.parts(key, stat) if is_remote(key) and "-" in stat.etag else []
 
-    def read() -> tuple[Scan | tar.Broken, str]:
-        return _read(key, stat, parts, reader, filters.judge(key, reader) if filters else _all)
+    def read() -> tuple[Scan | tar.InvalidTar, str]:
+        return _read(key, stat, parts, reader, filters.predicate(key, reader) if filters else _all)
 
     found, etag = read()
     if is_remote(key) and etag != stat.etag and read()[1] != etag:
         raise StorageError("two readings of the shard differ", key, remedy="Look at the network, then index again.")
     if isinstance(found, tar.TooLarge):
         raise DataError(str(found), key, remedy=_SMALLER) from found
-    if isinstance(found, tar.Broken):
+    if isinstance(found, tar.InvalidTar):
         remedy = next((remedy for _, what, remedy in _FORMATS if found.reason.startswith(what)), REMEDY)
         raise DataError(f"not a whole tar: {found}", key, remedy=remedy) from found
     return found
@@ -111,10 +111,10 @@ def _all(samples: Sequence[tar.Sample], _: memoryview) -> NDArray[np.uint8]:
     return np.zeros(len(samples), dtype=np.uint8)
 
 
-def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
-    """The scan of a tar that comes in pieces. Raises tar.Broken."""
+def scan_tar(pieces: Iterable[bytes], judge: SamplePredicate = _all) -> Scan:
+    """The scan of a tar that comes in pieces. Raises tar.InvalidTar."""
     pieces, blocks, crcs, head, dropped = iter(pieces), list[int](), list[int](), 0, list[NDArray[np.uint8]]()
-    buffer, base, broken, counting = bytearray(), 0, tar.Broken(0, "an empty archive"), Counting()
+    buffer, base, broken, counting = bytearray(), 0, tar.InvalidTar(0, "an empty archive"), Counting()
     for piece in pieces:
         buffer += piece
         view = memoryview(buffer)
@@ -136,14 +136,16 @@ def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
         if found is None:
             _check_rest(pieces, base + len(view))
             if not (base or any(view[:BLOCK])):
-                raise tar.Broken(0, "zeros alone, without a single member")
+                raise tar.InvalidTar(0, "zeros alone, without a single member")
             sizes, sums, first = (np.array(one, dtype=np.uint32) for one in (blocks, crcs, [head]))
             return Scan(sizes, sums, first, np.concatenate(dropped), counting.census)
-        broken = (tar.TooLarge if isinstance(found, tar.TooLarge) else tar.Broken)(base + found.offset, found.reason)
+        broken = (tar.TooLarge if isinstance(found, tar.TooLarge) else tar.InvalidTar)(
+            base + found.offset, found.reason
+        )
         if base + found.offset == 0 and not isinstance(found, tar.TooLarge):
             known = (what for magic, what, _ in _FORMATS if view[: len(magic)] == magic)
-            broken = tar.Broken(0, next((f"{what}, no tar header" for what in known), found.reason))
-        if not isinstance(found, tar.Cut):
+            broken = tar.InvalidTar(0, next((f"{what}, no tar header" for what in known), found.reason))
+        if not isinstance(found, tar.TruncatedTar):
             break
         view.release()
         del buffer[: borders[-1]]  # the last sample's end is not certain yet
@@ -154,13 +156,13 @@ def walk(pieces: Iterable[bytes], judge: Judge = _all) -> Scan:
     raise broken
 
 
-def _samples(view: memoryview) -> tuple[list[tar.Sample], tar.Skipped, tar.Broken | None]:
+def _samples(view: memoryview) -> tuple[list[tar.Sample], tar.Skipped, tar.InvalidTar | None]:
     """The samples, the members that belong to none, and what ended the walk before the archive's end."""
     samples, skipped = list[tar.Sample](), tar.Skipped()
     try:
         for sample in tar.samples(view, True, skipped):
             samples.append(sample)
-    except tar.Broken as error:
+    except tar.InvalidTar as error:
         return samples, skipped, error
     return samples, skipped, None
 
@@ -169,14 +171,14 @@ def _check_rest(pieces: Iterator[bytes], at: int) -> None:
     for piece in pieces:
         try:
             tar.check_rest(memoryview(piece))
-        except tar.Broken as error:
-            raise tar.Broken(at + error.offset, error.reason) from None
+        except tar.InvalidTar as error:
+            raise tar.InvalidTar(at + error.offset, error.reason) from None
         at += len(piece)
 
 
 def _read(
-    key: str, stat: ObjectStat, parts: Sequence[int], reader: StorageClient, judge: Judge
-) -> tuple[Scan | tar.Broken, str]:
+    key: str, stat: ObjectStat, parts: Sequence[int], reader: StorageClient, judge: SamplePredicate
+) -> tuple[Scan | tar.InvalidTar, str]:
     """What one reading found, and the ETag that an object's bytes have as far as they were read."""
     etag = ETag(parts)
 
@@ -188,8 +190,8 @@ def _read(
             yield piece
 
     try:
-        return walk(pieces(), judge), etag.text()
-    except tar.Broken as error:
+        return scan_tar(pieces(), judge), etag.text()
+    except tar.InvalidTar as error:
         return error, etag.text()
 
 
@@ -231,7 +233,7 @@ class _Place(NamedTuple):
     samples: int
 
 
-class Scans:
+class ScanJournal:
     """The scans in ``folder``, so that an index that was stopped or split over machines need not start again.
 
     Each process appends to a file of its own, a line per shard: the CRC32 of what follows in eight hexadecimal digits,

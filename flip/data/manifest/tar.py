@@ -34,7 +34,7 @@ _RESERVED = frozenset(("__key__", "__url__"))
 """Names that webdataset puts into a sample itself; it raises an error if a member has one."""
 
 
-class Broken(Exception):
+class InvalidTar(Exception):
     """Not a whole tar: ``reason`` at byte ``offset`` of the buffer."""
 
     def __init__(self, offset: int, reason: str) -> None:
@@ -42,11 +42,11 @@ class Broken(Exception):
         self.offset, self.reason = offset, reason
 
 
-class Cut(Broken):
+class TruncatedTar(InvalidTar):
     """The buffer ends before the archive does: nothing wrong where there are more bytes to come."""
 
 
-class TooLarge(Broken):
+class TooLarge(InvalidTar):
     """A header states more bytes than the limits above."""
 
 
@@ -88,11 +88,11 @@ def members(buffer: memoryview, whole: bool = False, skipped: Skipped | None = N
     offset, end, start, name, size = 0, len(buffer), -1, None, None
     while offset < end:
         if end - offset < BLOCK:
-            raise Cut(offset, "header cut off")
+            raise TruncatedTar(offset, "header cut off")
         path_field, size_field, kind, magic, prefix = _HEADER(buffer, offset)
         if not path_field[0] and buffer[offset : offset + BLOCK] == _ZERO:
             if start >= 0:
-                raise Broken(offset, "an extension header without its member")
+                raise InvalidTar(offset, "an extension header without its member")
             return check_rest(buffer, offset)
         if whole:
             _check_header(buffer, offset, magic, prefix)
@@ -124,7 +124,7 @@ def members(buffer: memoryview, whole: bool = False, skipped: Skipped | None = N
                 skipped.append((start, "links and devices"))
         else:
             what = "a sparse file" if kind == b"S" else f"of type {kind!r}, which shards do not hold"
-            raise Broken(at, f"member {path} is {what}; its header is")
+            raise InvalidTar(at, f"member {path} is {what}; its header is")
         if whole and length > SAMPLE_LIMIT:
             raise TooLarge(at, f"a member of {length:,} bytes, at most {SAMPLE_LIMIT:,} are read; its header is")
         offset = _after(buffer, at, length)
@@ -132,9 +132,9 @@ def members(buffer: memoryview, whole: bool = False, skipped: Skipped | None = N
             yield Member(path, start, at + BLOCK, length)
         start, name, size = -1, None, None
     if start >= 0:
-        raise Cut(offset, "an extension header without its member")
+        raise TruncatedTar(offset, "an extension header without its member")
     if whole:
-        raise Cut(offset, "no end mark: the archive is cut off")
+        raise TruncatedTar(offset, "no end mark: the archive is cut off")
 
 
 Split = Callable[[str], tuple[str, str] | None]
@@ -176,7 +176,7 @@ def samples(
     for member in members(buffer, whole, skipped):
         name, extension = member.name, member.name[len(stem) :]
         if whole and "\n" in name:
-            raise Broken(member.start, "a line break in the name of a member")
+            raise InvalidTar(member.start, "a line break in the name of a member")
         # Most members are one more of the present sample, which is seen sooner than a name is split.
         if sample is None or not name.startswith(stem) or "/" in extension or "__" in extension:
             parts = rule(name)
@@ -191,7 +191,7 @@ def samples(
                 sample, stem = Sample(key, member.start, {}), key + "."
         extension = extension.lower()
         if extension in sample.members or (whole and extension in _RESERVED):
-            raise Broken(member.start, f"sample {sample.key} holds two members {extension}")
+            raise InvalidTar(member.start, f"sample {sample.key} holds two members {extension}")
         sample.members[extension] = (member.data, member.size)
     if sample is not None:
         yield sample
@@ -207,10 +207,10 @@ def indexed(buffer: memoryview, count: int) -> list[Sample]:
         found = list(samples(buffer))
         if len(found) == count:
             return found
-        error = Broken(0, f"{len(found)} samples where {count} were indexed,")
-    except Broken as one:
+        error = InvalidTar(0, f"{len(found)} samples where {count} were indexed,")
+    except InvalidTar as one:
         error = one
-    with suppress(Broken):
+    with suppress(InvalidTar):
         found = list(samples(buffer, rule=_split_before))
         if len(found) == count:
             return found
@@ -228,18 +228,18 @@ def check_rest(buffer: memoryview, offset: int = 0) -> None:
     for at in range(offset, len(buffer), 1 << 20):
         piece = bytes(buffer[at : at + (1 << 20)])
         if piece.strip(b"\0"):
-            raise Broken(at + len(piece) - len(piece.lstrip(b"\0")), "data after a zeroed header")
+            raise InvalidTar(at + len(piece) - len(piece.lstrip(b"\0")), "data after a zeroed header")
 
 
 def _check_header(buffer: memoryview, offset: int, magic: bytes, prefix: bytes) -> None:
     """Raises Broken where tarfile, and with it webdataset, would end the archive here or read another name."""
     if not _checksum_holds(bytes(buffer[offset : offset + BLOCK])):
-        raise Broken(offset, "not a tar header")
+        raise InvalidTar(offset, "not a tar header")
     if prefix[0] and magic != b"ustar\0":
-        raise Broken(offset, "a header of an incremental archive of GNU tar")
+        raise InvalidTar(offset, "a header of an incremental archive of GNU tar")
     owner, time, device = _NUMBERS(buffer, offset)
     if not (_numbers(owner, 8) and _numbers(time, 12) and _numbers(device, 8)):
-        raise Broken(offset, "a header field that is not a number")
+        raise InvalidTar(offset, "a header field that is not a number")
 
 
 @lru_cache(4096)
@@ -254,11 +254,11 @@ _NUMBER = re.compile(rb"(?s:[\x80\xff].*| *[0-7]* *(?:\0.*)?)")
 def _check_extension(kind: bytes, data: bytes, offset: int, named: bool) -> None:
     """Raises Broken for extension headers that readers understand differently."""
     if kind in b"xg" and b"GNU.sparse." in data:
-        raise Broken(offset, "a member is a sparse file (GNU.sparse); its header is")
+        raise InvalidTar(offset, "a member is a sparse file (GNU.sparse); its header is")
     if kind == b"g" and _pax(data, offset, None, None) != (None, None):
-        raise Broken(offset, "a global header that names all members after it or gives their size")
+        raise InvalidTar(offset, "a global header that names all members after it or gives their size")
     if named and (kind == b"L" or (kind == b"x" and _pax(data, offset, None, None)[0] is not None)):
-        raise Broken(offset, "two extension headers that name one member")
+        raise InvalidTar(offset, "two extension headers that name one member")
 
 
 def _checksum_holds(header: bytes) -> bool:
@@ -278,13 +278,13 @@ def _number(field: bytes, offset: int) -> int:
             return int(digits, 8)
     except ValueError:
         pass
-    raise Broken(offset, "a size that is not a number")
+    raise InvalidTar(offset, "a size that is not a number")
 
 
 def _length(text: bytes, offset: int) -> int:
     """A number of a pax header. None has more digits than 2^64."""
     if not (text.isdigit() and len(text) <= 20):
-        raise Broken(offset, "a size that is not a number")
+        raise InvalidTar(offset, "a size that is not a number")
     return int(text)
 
 
@@ -295,7 +295,7 @@ def _padded(size: int) -> int:
 def _after(buffer: memoryview, offset: int, size: int) -> int:
     stop = offset + BLOCK + _padded(size)
     if stop > len(buffer):
-        raise Cut(offset, f"member of {size} bytes runs past the end; its header is")
+        raise TruncatedTar(offset, f"member of {size} bytes runs past the end; its header is")
     return stop
 
 
@@ -307,7 +307,7 @@ def _pax(data: bytes, offset: int, name: str | None, size: int | None) -> tuple[
         digits = data[at : first - 1] if first else b""
         length = int(digits) if digits.isdigit() else 0
         if not (first and first - at < length <= len(data) - at):
-            raise Broken(offset, "a damaged pax header")
+            raise InvalidTar(offset, "a damaged pax header")
         field, _, value = data[first : at + length - 1].partition(b"=")
         if field == b"path":
             name = value.decode("utf-8", "surrogateescape").rstrip("/")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flip.data.chunk_reader import Cache, ChunkReader
+from flip.data.chunk_reader import ChunkCache, ChunkReader
 from flip.data.manifest.manifest import Manifest
 from tests.flip.data.loading import BATCH, loader
 
@@ -74,7 +74,7 @@ def test_batches_are_the_same_with_it(original, tmp_path, expected, workers):
 
 
 def test_what_is_damaged_is_replaced(manifest, tmp_path):
-    cache = Cache(tmp_path, 10**9)
+    cache = ChunkCache(tmp_path, 10**9)
     reader = ChunkReader(cache=cache)
     texts = [bytes(sample["txt"]) for sample in reader.read_chunk(manifest, 3)]
     (path,) = kept(tmp_path)
@@ -92,7 +92,7 @@ def test_what_is_damaged_is_replaced(manifest, tmp_path):
 
 def test_a_chunk_in_two_shards(manifest, tmp_path):
     j = next(j for j in range(manifest.chunks) if len(manifest.chunk_reads(j)) == 2)
-    reader = ChunkReader(cache=Cache(tmp_path, 10**9))
+    reader = ChunkReader(cache=ChunkCache(tmp_path, 10**9))
     first, again = (reader.read_chunk(manifest, j) for _ in range(2))
     assert [s.keys() for s in first] == [s.keys() for s in again] and reader.counters.cache_hits == 1
     assert [bytes(v) for s in first for v in s.values()] == [bytes(v) for s in again for v in s.values()]
@@ -100,7 +100,7 @@ def test_a_chunk_in_two_shards(manifest, tmp_path):
 
 def test_the_oldest_give_way(manifest, tmp_path):
     sizes = [sum(map(len, whole(manifest, j))) for j in range(30)]
-    cache = Cache(tmp_path, sum(sizes[:10]))
+    cache = ChunkCache(tmp_path, sum(sizes[:10]))
     fill(cache, manifest, range(10))
     assert len(kept(tmp_path)) == 10
     for age, j in enumerate((4, 7, 0)):  # 4 is the oldest
@@ -114,14 +114,14 @@ def test_the_oldest_give_way(manifest, tmp_path):
     assert not {"4", "99.tmp.1.1"} & names and {"1", "10"} <= names
     fill(cache, manifest, range(11, 30))
     assert 0.7 * sum(sizes[:10]) < sum(path.stat().st_size for path in kept(tmp_path)) <= sum(sizes[:10])
-    fill(Cache(tmp_path, sizes[0] - 1), manifest, [0])
+    fill(ChunkCache(tmp_path, sizes[0] - 1), manifest, [0])
     assert "0" not in {path.name for path in kept(tmp_path)}, "one that is larger than all that may be"
 
 
 def test_only_its_own_files_give_way(manifest, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "1").write_bytes(bytes(10**6))
-    fill(Cache(tmp_path, 30_000), manifest, range(30))
+    fill(ChunkCache(tmp_path, 30_000), manifest, range(30))
     assert kept(tmp_path) and (tmp_path / "mine" / "1").stat().st_size == 10**6
 
 
@@ -136,7 +136,7 @@ def test_links_are_not_followed(manifest, tmp_path):
     (folder / manifest.digest).mkdir()
     (folder / "digest").symlink_to(others)
     (folder / manifest.digest / "99").symlink_to(others / "1")
-    fill(Cache(cache, 30_000), manifest, range(30))
+    fill(ChunkCache(cache, 30_000), manifest, range(30))
     assert sorted(path.name for path in others.iterdir()) == ["1", "2"] and len(kept(cache)) > 1
     assert (folder.stat().st_mode & 0o777) == 0o700, "nobody else may prepare it"
 
@@ -146,7 +146,7 @@ def test_a_folder_that_another_user_prepared_is_not_used(manifest, tmp_path, cap
     folder = tmp_path / f"flip-chunks-{os.geteuid()}"
     folder.mkdir()
     os.chown(folder, 12345, -1)
-    cache = Cache(tmp_path, 10**9)
+    cache = ChunkCache(tmp_path, 10**9)
     fill(cache, manifest, range(3))
     assert cache.get(manifest, 0) is None and cache.failures == 4 and not list(folder.iterdir())
     assert "remove it or choose another place" in caplog.text
@@ -155,9 +155,9 @@ def test_a_folder_that_another_user_prepared_is_not_used(manifest, tmp_path, cap
 def test_processes_share_it(original, manifest, tmp_path):
     """Four of them, with less room than they want: all read what is right, and together they keep to the bytes."""
     script = (
-        "import sys; from flip.data.chunk_reader import Cache; from flip.data.manifest.manifest import Manifest\n"
+        "import sys; from flip.data.chunk_reader import ChunkCache; from flip.data.manifest.manifest import Manifest\n"
         "from flip.data.chunk_reader import ChunkReader as Reader\n"
-        f"manifest, cache = Manifest.load({str(original)!r}), Cache({str(tmp_path)!r}, 100_000)\n"
+        f"manifest, cache = Manifest.load({str(original)!r}), ChunkCache({str(tmp_path)!r}, 100_000)\n"
         "reader, plain = Reader(cache=cache), Reader()\n"
         "for j in [*range(60), *range(20, 60), *range(60, 0, -1)]:\n"
         "    for a, b in zip(reader.read_chunk(manifest, j), plain.read_chunk(manifest, j), strict=True):\n"
@@ -184,7 +184,7 @@ def no_room(size):
 
 
 def test_a_full_disk_is_no_error(manifest, tmp_path, caplog):
-    cache = Cache(tmp_path, 10**9)
+    cache = ChunkCache(tmp_path, 10**9)
     reader = ChunkReader(cache=cache)
     with caplog.at_level(logging.WARNING, "flip.data"), no_room(512):
         for j in range(5):
@@ -197,12 +197,12 @@ def test_a_full_disk_is_no_error(manifest, tmp_path, caplog):
 
 def test_no_folder_is_no_error(manifest, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    reader = ChunkReader(cache=Cache(tmp_path / "file", 10**9))
+    reader = ChunkReader(cache=ChunkCache(tmp_path / "file", 10**9))
     assert len(reader.read_chunk(manifest, 0)) == manifest.chunk and reader.counters.cache_failures > 0
 
 
 def test_threads_share_it(manifest, tmp_path):
-    reader = ChunkReader(cache=Cache(tmp_path, 60_000))
+    reader = ChunkReader(cache=ChunkCache(tmp_path, 60_000))
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(lambda j: len(reader.read_chunk(manifest, j % 40)), range(400)))
     assert set(read) == {manifest.chunk}
@@ -210,7 +210,7 @@ def test_threads_share_it(manifest, tmp_path):
     assert counters.cache_hits + counters.cache_misses == 400 and counters.cache_failures == 0
     shutil.rmtree(tmp_path / f"flip-chunks-{os.geteuid()}")
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda j: fill(Cache(tmp_path, 10**9), manifest, [j]), range(100)))
+        list(pool.map(lambda j: fill(ChunkCache(tmp_path, 10**9), manifest, [j]), range(100)))
     assert int((tmp_path / f"flip-chunks-{os.geteuid()}" / "size").read_text()) == sum(
         path.stat().st_size for path in kept(tmp_path)
     )

@@ -161,7 +161,7 @@ def test_a_worker_that_ended_while_we_computed_tells_why(original, folder):
     """What it had made before is used, then comes its error: not a broken pipe."""
     manifest, order = Manifest.load(folder), SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
     first, second, third = (set((order.batch(t * BATCH, BATCH)[0] // CHUNK).tolist()) for t in range(3))
-    shard, start, _, _ = manifest.chunk_places(min(third - first - second))[0]
+    shard, start, _, _ = manifest.chunk_ranges(min(third - first - second))[0]
     with open(manifest.keys[shard], "r+b") as file:
         file.seek(start + 600)
         file.write(b"rot")

@@ -14,10 +14,10 @@ import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import build
-from flip.data.manifest.build import Damaged, index, merge, part_folder, sorted_keys
-from flip.data.manifest.census import Census, Kind
+from flip.data.manifest.build import DamagedShards, index, merge, part_folder, sorted_keys
+from flip.data.manifest.census import Census, SampleKind
 from flip.data.manifest.manifest import write
-from flip.data.manifest.scan import Scan, Scans, Shard, scan
+from flip.data.manifest.scan import Scan, ScanJournal, Shard, scan
 from flip.data.storage.base import ObjectStat
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from tests.flip.data.manifest.test_manifest import write_tar
@@ -150,14 +150,14 @@ def test_scans_of_another_kind_are_not_used(folder, tmp_path, scanned):
 
 
 def test_scans_are_told_from_others_of_the_key(tmp_path):
-    census = Census(Counter({Kind(("\udc80", "jpg"), ("jpg",), True): 2}), Counter({"why": 3}))
+    census = Census(Counter({SampleKind(("\udc80", "jpg"), ("jpg",), True): 2}), Counter({"why": 3}))
     found = Scan(*np.array([[1, 2], [3, 4], [0, 0]], dtype=np.uint32), np.zeros(2, dtype=np.uint8), census)
     before, after = (Shard("s3://b/\udc80.tar", ObjectStat(1536, etag)) for etag in ("one", "two"))
-    first = Scans(tmp_path / "part")
+    first = ScanJournal(tmp_path / "part")
     first.begin()
     first.add(before, found)
     first.close()
-    again = Scans(tmp_path / "part")
+    again = ScanJournal(tmp_path / "part")
     assert before in again and after not in again and again.samples(before) == 2
     *arrays, counts = again.read(before)
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(arrays, found[:-1], strict=True))
@@ -176,7 +176,7 @@ def test_damaged_shards_are_told_together(folder, tmp_path, scanned):
         with open(shards(folder)[number], "r+b") as file:
             file.truncate(700)
     with pytest.raises(
-        Damaged, match="4 of 7 shards cannot be indexed: .*00001.tar: not a whole tar: .*; and 1 more"
+        DamagedShards, match="4 of 7 shards cannot be indexed: .*00001.tar: not a whole tar: .*; and 1 more"
     ) as e:
         index(shards(folder), tmp_path / "m", 8)
     assert list(e.value.errors) == [shards(folder)[i] for i in (1, 2, 4, 5)] and e.value.code == 65
@@ -184,7 +184,7 @@ def test_damaged_shards_are_told_together(folder, tmp_path, scanned):
     for number in (1, 2):
         shutil.copy(tmp_path / "data" / "00000.tar", shards(folder)[number])
     del scanned[:]
-    found = build.gather(shards(folder), tmp_path / "m", skip_damaged=True)
+    found = build.scan_shards(shards(folder), tmp_path / "m", skip_damaged=True)
     assert len(scanned) == 4 and found.reused == 3 and list(found.damaged) == [shards(folder)[i] for i in (4, 5)]
     made = merge(found, tmp_path / "m", 8)
     assert made.keys == [shards(folder)[i] for i in (0, 1, 2, 3, 6)]
@@ -198,14 +198,14 @@ def test_damaged_shards_are_told_together(folder, tmp_path, scanned):
 def test_a_missing_shard_is_told_before_the_others_are_read(folder, tmp_path, scanned):
     gone = [str(folder / f"{i}.tar") for i in range(2)]
     with pytest.raises(
-        Damaged, match=f"2 of 9 shards .*: {gone[0]}: the shard is missing; {gone[1]}: the shard is missing"
+        DamagedShards, match=f"2 of 9 shards .*: {gone[0]}: the shard is missing; {gone[1]}: the shard is missing"
     ):
         index([*shards(folder), *gone], tmp_path / "m")
     assert not scanned and not (tmp_path / "m.part").exists()
-    found = build.gather([*gone, *shards(folder)], tmp_path / "m", skip_damaged=True)
+    found = build.scan_shards([*gone, *shards(folder)], tmp_path / "m", skip_damaged=True)
     assert len(found.shards) == 7 and list(found.damaged) == gone
     with pytest.raises(DataError, match="no samples"):
-        merge(build.gather(gone, tmp_path / "none", skip_damaged=True), tmp_path / "none")
+        merge(build.scan_shards(gone, tmp_path / "none", skip_damaged=True), tmp_path / "none")
 
 
 def test_other_trouble_ends_it_and_keeps_what_was_scanned(folder, tmp_path, monkeypatch):
@@ -218,10 +218,10 @@ def test_other_trouble_ends_it_and_keeps_what_was_scanned(folder, tmp_path, monk
     with pytest.raises(PermissionDenied):
         index(shards(folder), tmp_path / "m")
     monkeypatch.undo()
-    assert build.gather(shards(folder), tmp_path / "m").reused == 2
+    assert build.scan_shards(shards(folder), tmp_path / "m").reused == 2
     with pytest.raises(ConfigError, match=r"1 \.\. 61"):
         index(shards(folder), tmp_path / "m", 62)
-    assert build.gather(shards(folder), tmp_path / "m").reused == 7
+    assert build.scan_shards(shards(folder), tmp_path / "m").reused == 7
 
 
 @pytest.mark.parametrize("group", [1, 3, 8, 20])
@@ -235,7 +235,7 @@ def test_added_shards_give_what_all_at_once_do(folder, tmp_path, scanned, old, c
     """52 samples in six shards: of 20 the last chunk holds 12 of two shards; of 52 and of 8 (one shard) it is full."""
     before = index(shards(folder)[:old], tmp_path / "old", chunk)
     del scanned[:]
-    found = build.gather(shards(folder)[old:], tmp_path / "new")
+    found = build.scan_shards(shards(folder)[old:], tmp_path / "new")
     new = merge(found, tmp_path / "new", old=before)
     assert scanned == shards(folder)[old:], "the old ones are not read"
     assert contents(new.folder) == contents(index(shards(folder), tmp_path / "all", chunk).folder)
@@ -245,7 +245,7 @@ def test_old_samples_keep_their_ids(folder, tmp_path):
     late, early = shards(folder)[:2], shards(folder)[2:]
     made = index(early, tmp_path / "m", 4)
     old = write(tmp_path / "old", made, made.checksums, {3: "bad"}, {"left_out": [{"shard": late[0], "reason": "cut"}]})
-    new = merge(build.gather(late, tmp_path / "new"), tmp_path / "new", old=old)
+    new = merge(build.scan_shards(late, tmp_path / "new"), tmp_path / "new", old=old)
     assert new.keys == [*early, *late] and new.exceptions == {3: "bad"} and new.settings == {}
     assert [new.locate(id) for id in range(old.samples)] == [old.locate(id) for id in range(old.samples)]
     texts = [bytes(s["txt"]).decode() for j in range(new.chunks) for s in ChunkReader().read_chunk(new, j)]
@@ -280,7 +280,7 @@ def test_another_index_of_the_manifest_that_is_sooner(folder, whole, tmp_path, m
         monkeypatch.setattr(build, "scan", scanning)
     with pytest.raises(ConfigError, match="m: there is a manifest already"):
         if when == "merging":
-            found = build.gather(keys, out)
+            found = build.scan_shards(keys, out)
             sooner()
             merge(found, out, 8)
         index(keys, out, 8)
@@ -290,18 +290,18 @@ def test_another_index_of_the_manifest_that_is_sooner(folder, whole, tmp_path, m
 
 def test_scans_that_go_meanwhile_are_no_fault_of_the_folder(folder, tmp_path, monkeypatch):
     """Without a manifest: a hand, or a file system that shows it late. And a folder that goes as it is made."""
-    found = build.gather(shards(folder), tmp_path / "m")
+    found = build.scan_shards(shards(folder), tmp_path / "m")
     shutil.rmtree(part_folder(tmp_path / "m"))
     with pytest.raises(DataError, match=r"jsonl: it was changed or removed meanwhile\. Give the same command again"):
         merge(found, tmp_path / "m")
-    scans = Scans(tmp_path / "part")
+    scans = ScanJournal(tmp_path / "part")
     made, mkdir = [], Path.mkdir
 
     def gone_at_first(path, *rest, **named):
         mkdir(path, *rest, **named)
         made.append(path)
         if len(made) == 1:
-            Scans(path).close()
+            ScanJournal(path).close()
 
     monkeypatch.setattr(Path, "mkdir", gone_at_first)
     scans.begin()

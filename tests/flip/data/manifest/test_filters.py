@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import filters
 from flip.data.manifest import manifest as manifests
-from flip.data.manifest.build import gather, index, merge
+from flip.data.manifest.build import index, merge, scan_shards
 from flip.data.manifest.filters import Filter, Filters, Length
 from flip.data.manifest.manifest import Manifest, write
 from flip.evaluation.images import Shards
@@ -61,7 +61,9 @@ def test_an_unfiltered_manifest_is_byte_for_byte_what_it_was(tmp_path, monkeypat
             digest.update(path.name.encode() + path.read_bytes())
     assert digest.hexdigest() == "b643d73f5d332eb8bb61dd618bc7ef0f35b5a91e8e86f53b294aea78fbff25f2"
     everything = index(paths(tmp_path), tmp_path / "all", chunk=2, filters=filters.parse([], "1:"))
-    assert everything.digest == found.digest and everything.kept is None and everything.seen == 4
+    assert (
+        everything.digest == found.digest and everything.sample_filter is None and everything.total_samples_in_tars == 4
+    )
 
 
 shards = st.lists(st.lists(st.tuples(st.booleans(), st.integers(0, 1100)), max_size=9), min_size=1, max_size=5)
@@ -97,8 +99,12 @@ def test_reading_is_that_of_shards_without_them(tmp_path_factory, content, chunk
     keys = [inspect_samples.sample(found, id).key for id in range(found.samples)]
     assert keys == [str(ordinal) for _, ordinal in places]
     assert found.read_bytes == sum(verify.chunk_bytes(found, j) for j in range(found.chunks))
-    assert found.seen == sum(map(len, content)) and (found.kept is None) == (found.seen == found.samples)
-    assert found.digest == Manifest.load(root / "m").digest and (found.digest == less.digest) == (found.kept is None)
+    assert found.total_samples_in_tars == sum(map(len, content)) and (found.sample_filter is None) == (
+        found.total_samples_in_tars == found.samples
+    )
+    assert found.digest == Manifest.load(root / "m").digest and (found.digest == less.digest) == (
+        found.sample_filter is None
+    )
 
 
 # -- what is above ----------------------------------------------------------------------------------------------------
@@ -138,7 +144,7 @@ def test_verify_and_except_go_by_the_kept_samples(both, tmp_path):
     assert (report.samples, report.bad, report.bytes) == (found.samples, {}, found.read_bytes)
     assert verify.planned_bytes(found, verify.Plan(range(found.chunks))) == found.read_bytes < found.shards[:, 2].sum()
     less = write(tmp_path / "less", found, found.checksums, {7: "ugly"}, found.settings)
-    assert less.kept is not None and less.settings == found.settings and less.digest != found.digest
+    assert less.sample_filter is not None and less.settings == found.settings and less.digest != found.digest
     assert checked(less).samples == found.samples - 1 and samples(less) == samples(found)
     shard, ordinal = found.locate(7)
     line = (tmp_path / "less" / "exceptions.jsonl").read_text()
@@ -226,12 +232,12 @@ def test_a_length_counts_characters_of_the_cleaned_caption(tmp_path):
 @pytest.mark.parametrize("piece", [1, 2, 3, 100])
 def test_bits_are_counted_piece_by_piece(monkeypatch, piece):
     monkeypatch.setattr(manifests, "PIECE", piece)
-    draw, keeping, counts = np.random.default_rng(3), manifests.Keeping(), []
+    draw, keeping, counts = np.random.default_rng(3), manifests.SampleFilterBuilder(), []
     for size in (0, 9, 40, 0, 0, 1, 8, 0):
         mask = draw.random(size) < 0.5
         keeping.add(mask, 0)
         counts.append(int(mask.sum()))
-    found = keeping.kept()
+    found = keeping.build()
     assert found.fits(np.array(counts))
     for wrong in range(len(counts)):
         assert not found.fits(np.array([count + (i == wrong) for i, count in enumerate(counts)]))
@@ -306,15 +312,15 @@ def test_a_key_that_is_no_text_has_no_row(rows):
 
 def test_scans_of_other_filters_are_not_used(rows):
     def scan(*texts):
-        return gather(paths(rows), rows / "m", filters=filters.parse(texts, "")).reused
+        return scan_shards(paths(rows), rows / "m", filters=filters.parse(texts, "")).reused
 
     assert [scan(*texts) for texts in (("width>=300",), ("width>=400",), ("width>=300",), ())] == [0, 0, 1, 0]
     chosen = filters.parse(["width>=400"], "")
-    found = gather(paths(rows), rows / "m", filters=chosen)
+    found = scan_shards(paths(rows), rows / "m", filters=chosen)
     made = merge(found, rows / "m", 1, filters=chosen)
     assert found.reused == 1 and [made.locate(id)[1] for id in range(made.samples)] == [5, 6, 7, 8]
     with pytest.raises(ConfigError, match="filters do not go with --add"):
-        merge(gather(paths(rows), rows / "n"), rows / "n", old=made)
+        merge(scan_shards(paths(rows), rows / "n"), rows / "n", old=made)
 
 
 def test_what_differs_between_filters(rows):

@@ -13,7 +13,7 @@ import pytest
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import tar
 from flip.data.manifest.build import index
-from flip.data.manifest.manifest import Manifest, Table, write
+from flip.data.manifest.manifest import ChunkTable, Manifest, write
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from tests.synthetic import caption, make_dataset
 from tools.shards_commands import inspect_samples
@@ -83,7 +83,7 @@ def test_the_digest_is_pinned(tmp_path):
 def test_etags_and_urls_are_kept_and_no_part_of_the_digest(folder, tmp_path):
     local = Manifest.load(folder)
     urls = [f"s3://bucket/a b/{i}.tar" for i in range(7)]
-    table = Table(urls, local.shards, local.chunk, local.offsets, ["", *"123456"])
+    table = ChunkTable(urls, local.shards, local.chunk, local.offsets, ["", *"123456"])
     found = write(tmp_path / "m", table, local.checksums)
     assert found.keys == urls and list(found.etags) == ["", *"123456"] and found.digest == local.digest
     (tmp_path / "m" / "etags.txt").write_text("\n" * 7)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from flip.data.manifest import tar
-from flip.data.manifest.census import APPLE_DOUBLE, Kind
-from flip.data.manifest.scan import walk
+from flip.data.manifest.census import APPLE_DOUBLE, SampleKind
+from flip.data.manifest.scan import scan_tar
 from flip.data.storage.checksums import ETag
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_damage import AROUND, WHOLE, Spots
@@ -36,21 +36,21 @@ def test_any_pieces_give_the_same(tmp_path, format):
     borders = [0, *(sample.start for sample in samples[1:]), samples[-1].end]
     parts = [data[a:b] for a, b in zip(borders, borders[1:], strict=False)]
     for size in (1, 100, 512, 700, 1024, 2560, 5000, len(data) - 1, len(data)):
-        found = walk(pieces(data, size))
+        found = scan_tar(pieces(data, size))
         assert found.crcs.tolist() == [zlib.crc32(part) for part in parts], size
         assert found.starts.tolist() == [at // 512 for at in borders[:-1]] and found.end == borders[-1]
         assert {field.dtype for field in found[:3]} == {np.dtype(np.uint32)} and not found.dropped.any()
-        assert all(map(np.array_equal, walk(pieces(data, size), judge), walk([data], judge))), size
+        assert all(map(np.array_equal, scan_tar(pieces(data, size), judge), scan_tar([data], judge))), size
 
 
 @pytest.mark.parametrize("name", [name for name in (*WHOLE, *AROUND) if name not in ("empty", "missing")])
 def test_damage_is_told_alike(original, name):
     data = {**WHOLE, **AROUND}[name](Spots((original / "00002.tar").read_bytes()))
-    with pytest.raises(tar.Broken) as whole:
-        walk([data])
+    with pytest.raises(tar.InvalidTar) as whole:
+        scan_tar([data])
     for size in (512, 3000, 20_000):
-        with pytest.raises(tar.Broken) as error:
-            walk(pieces(data, size))
+        with pytest.raises(tar.InvalidTar) as error:
+            scan_tar(pieces(data, size))
         assert str(error.value) == str(whole.value), size
 
 
@@ -58,7 +58,7 @@ def test_an_archive_without_samples(tmp_path):
     write_tar(tmp_path / "x.tar", [("__meta__/x.txt", b"1"), ("README", b"2")])
     data = (tmp_path / "x.tar").read_bytes()
     for size in (512, len(data)):
-        found = walk(pieces(data, size))
+        found = scan_tar(pieces(data, size))
         assert len(found.crcs) == 0 and found.end == 0 and found.census.skipped.total() == 2
 
 
@@ -66,8 +66,8 @@ def test_an_archive_without_samples(tmp_path):
 def test_zeros_alone_are_no_archive(size):
     """Also what tar writes of no files at all: that cannot be told from a file whose content was lost."""
     for piece in (512, 700, size):
-        with pytest.raises(tar.Broken, match="zeros alone, without a single member at byte 0"):
-            walk(pieces(bytes(size), piece))
+        with pytest.raises(tar.InvalidTar, match="zeros alone, without a single member at byte 0"):
+            scan_tar(pieces(bytes(size), piece))
 
 
 def test_the_census_is_that_of_the_kept_samples(tmp_path):
@@ -84,20 +84,20 @@ def test_the_census_is_that_of_the_kept_samples(tmp_path):
     write_tar(tmp_path / "x.tar", members)
     data = (tmp_path / "x.tar").read_bytes()
     for size in (512, 1024, 5000, len(data)):
-        found = walk(pieces(data, size)).census
+        found = scan_tar(pieces(data, size)).census
         assert found.kinds == {
-            Kind(("png", "txt")): 1,
-            Kind(("png",), (), True): 1,
-            Kind(("txt",), (), True): 1,
-            Kind(("png", "txt"), ("txt",)): 1,
+            SampleKind(("png", "txt")): 1,
+            SampleKind(("png",), (), True): 1,
+            SampleKind(("txt",), (), True): 1,
+            SampleKind(("png", "txt"), ("txt",)): 1,
             APPLE_DOUBLE: 1,
-            Kind(("png",)): 1,
-            Kind(("txt",)): 1,
+            SampleKind(("png",)): 1,
+            SampleKind(("txt",)): 1,
         }
         assert found.skipped == {
             "meta files of webdataset": 1, "AppleDouble files": 1, "names without key and extension": 2
         }  # fmt: skip
-        none = walk(pieces(data, size), lambda samples, _: np.ones(len(samples), dtype=np.uint8)).census
+        none = scan_tar(pieces(data, size), lambda samples, _: np.ones(len(samples), dtype=np.uint8)).census
         assert not none.kinds and none.skipped == found.skipped
 
 
