@@ -109,9 +109,14 @@ def is_complete(run: RunDir) -> bool:
 
 
 def record_of(run: RunDir) -> dict[str, Any]:
-    """job.json; empty where it was never submitted, or nobody can read it: what reads more of it says so."""
+    """job.json; empty if the run was never submitted or the file is unreadable."""
+    return read_lenient(run.path / "job.json")
+
+
+def read_lenient(path: Path) -> dict[str, Any]:
+    """The JSON of a file; empty if it is absent or unreadable: the state of the run reports that."""
     try:
-        return read_record(run.path / "job.json") or {}
+        return read_record(path) or {}
     except UNREADABLE:
         return {}
 

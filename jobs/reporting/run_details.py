@@ -12,8 +12,8 @@ from typing import Any
 from flip.config.derived import model_label
 from flip.monitoring import metrics_reader
 from flip.monitoring.results import Outcome, differing, read_run
-from flip.runs.rundir import RunDir, matching, number, read_record
-from jobs.common.job import UNREADABLE, JobState
+from flip.runs.rundir import RunDir, matching, number
+from jobs.common.job import JobState, read_lenient, record_of
 from jobs.host.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from jobs.reporting import goodput
 from jobs.reporting.status import row
@@ -90,17 +90,9 @@ def _about(outcome: Outcome) -> dict[str, Any]:
 
 
 def _code(run: RunDir) -> dict[str, Any]:
-    digest, job = _file(run.identity).get("code"), _file(run.path / "job.json")
+    digest, job = read_lenient(run.identity).get("code"), record_of(run)
     folder = Path(job.get("snapshot") or run.path.parent / ".code" / str(digest))
     return {"digest": digest, "folder": str(folder), "present": os.path.isdir(folder), "cluster": job.get("cluster")}
-
-
-def _file(path: Path) -> dict[str, Any]:
-    """What a file of the run holds; empty where it cannot be read, which the state tells."""
-    try:
-        return read_record(path) or {}
-    except UNREADABLE:
-        return {}
 
 
 def _unrecorded(outcome: Outcome, state: JobState) -> Mapping[str, Any]:
@@ -193,7 +185,7 @@ def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[st
 
 def _incidents(outcome: Outcome) -> list[dict[str, Any]]:
     """Ends by their cause: in all, since the newest commit or submission, and how many of these stop the run."""
-    after = _file(outcome.run.path / "job.json").get("after", 0)
+    after = record_of(outcome.run).get("after", 0)
     ends = [attempt.end for attempt in outcome.attempts if attempt.end and attempt.end.get("cause") != "complete"]
     since: list[Mapping[str, Any]] = []
     for end in ends:

@@ -13,7 +13,7 @@ from flip.config.derived import positions
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.task import precision
 from flip.monitoring.results import Outcome
-from flip.runs.rundir import read_record
+from jobs.common.job import read_lenient
 from jobs.reporting.goodput import resources
 from jobs.sweeps.published import Published, published
 
@@ -153,10 +153,7 @@ def hours_unit(arms: Sequence[SeedGroup]) -> str:
 def about(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """sweep.json of the folder that the runs share: name, title, notes, runs, paper; {} where there is none."""
     folders = {outcome.run.path.parent for outcome in outcomes}
-    try:
-        return (read_record(folders.pop() / "sweep.json") or {}) if len(folders) == 1 else {}
-    except (OSError, ValueError):
-        return {}
+    return read_lenient(folders.pop() / "sweep.json") if len(folders) == 1 else {}
 
 
 def group(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
