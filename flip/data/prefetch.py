@@ -111,7 +111,7 @@ class Prefetch:
 
 def chunk_bytes(manifest: Manifest, j: int) -> int:
     """Bytes read for chunk j."""
-    return sum(stop - start for _, start, stop, _ in manifest.chunk_places(j))
+    return sum(stop - start for _, start, stop, _ in manifest.chunk_ranges(j))
 
 
 def phase(lane: int) -> float:
