@@ -23,6 +23,7 @@ COMMANDS = {
         "evaluate": "score checkpoints on data sets",
         "debug": "one run of a sweep in this process, under a debugger",
         "doctor": "check a Slurm cluster and write a profile for it",
+        "schema": "JSON Schemas of sweeps and profiles, for editors",
     },
     "tools": {
         "shards": "index, filter, verify, inspect and benchmark tar shards",

@@ -1,0 +1,94 @@
+"""JSON Schema of settings, made from dataclasses: completion, descriptions and checks in editors.
+
+Types, bounds and choices come from the fields (``flip.config.schema.option``), descriptions from the docstrings below
+them. Rules between fields are not in the schema: ``flip.config.validate`` checks those at submission.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from flip.config.schema import Config, Stage
+
+DIALECT = "http://json-schema.org/draft-07/schema#"
+"""The newest one that editors support in full."""
+
+Node = dict[str, Any]
+
+_NUMBER = r"^[-+]?[0-9.][0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?$"
+"""Numbers that YAML 1.2 reads as text, such as 40_000, are read as numbers here."""
+_SCALARS: dict[Any, Node] = {
+    int: {"type": ["integer", "string"], "pattern": _NUMBER},
+    float: {"type": ["number", "string"], "pattern": _NUMBER},
+    bool: {"enum": [True, False, "yes", "no"]},
+    str: {"type": ["string", "number"]},
+}
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+_DECIMALS = {(Stage, "mask"), (Stage, "text_mask")}
+
+
+def settings() -> Node:
+    """Fields of a configuration as a sweep's ``set`` gives them: nested or with dotted keys, all optional."""
+    return section(Config)
+
+
+def section(kind: Any) -> Node:
+    """An object with the fields of a dataclass, those of its sections also under dotted keys.
+
+    Members of a list of sections may also be given by name: ``stages: {pretrain: {...}}``, ``stages.pretrain.mask``.
+    """
+    properties: Node = {}
+    patterns: Node = {}
+    described = descriptions(kind)
+    for name, hint in typing.get_type_hints(kind).items():
+        member = (typing.get_args(hint) or (hint,))[0]
+        if not dataclasses.is_dataclass(member):
+            rules = kind.__dataclass_fields__[name].metadata
+            node = {"pattern": _NUMBER, **_SCALARS[str]} if (kind, name) in _DECIMALS else field(hint, rules)
+        elif member is hint:
+            node = section(member)
+            patterns |= {rf"^{name}\.{key[1:]}": value for key, value in node["patternProperties"].items()}
+            properties |= {f"{name}.{key}": value for key, value in node["properties"].items()}
+        else:
+            item = section(member)
+            optional = {"anyOf": [item, {"type": "null"}], "description": "The member's fields; null removes it."}
+            named = {"type": "object", "additionalProperties": optional}
+            named["patternProperties"] = {
+                rf"^[\w-]+\.{re.escape(key)}$": value for key, value in item["properties"].items()
+            }
+            node = {"anyOf": [{"type": "array", "items": item}, named]}
+            patterns[rf"^{name}\.[\w-]+$"] = optional
+            patterns |= {rf"^{name}\.{key[1:]}": value for key, value in named["patternProperties"].items()}
+        properties[name] = {**node, "description": described[name]} if name in described else node
+    return {"type": "object", "properties": properties, "patternProperties": patterns, "additionalProperties": False}
+
+
+def field(hint: Any, rules: Mapping[str, Any]) -> Node:
+    """One value, or a list or mapping of values, with its rules."""
+    if typing.get_origin(hint) is list:
+        return {"type": "array", "items": field(typing.get_args(hint)[0], rules)}
+    if typing.get_origin(hint) is dict:
+        return {"type": "object"}
+    if rules.get("choices"):
+        return {"enum": list(rules["choices"])}
+    return {**_SCALARS[hint], **{word: rules[rule] for rule, word in _BOUNDS.items() if rule in rules}}
+
+
+def descriptions(kind: Any) -> dict[str, str]:
+    """Name of a field -> the docstring below it, as one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for node, following in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            text = following.value if isinstance(following, ast.Expr) else None
+            if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                found[node.target.id] = " ".join(text.value.replace("``", "`").split())
+    return found

@@ -1,0 +1,56 @@
+"""JSON Schemas of sweeps, recipes and cluster profiles, for completion and checks in editors.
+
+The shipped files name their schema in the first line; ``--write`` makes sweeps/schemas/ anew.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from jobs.common.cli import Parser, quietly, run_command
+
+EXAMPLES = """examples:
+  python jobs/schema.py sweep
+  python jobs/schema.py --write
+
+In a YAML file: # yaml-language-server: $schema=schemas/sweep.json
+"""
+KINDS = ("sweep", "recipe", "profile")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(description="Print the JSON Schema of a kind of YAML file.", epilog=EXAMPLES)
+    parser.add_argument("kind", nargs="?", choices=KINDS, default="sweep", help="kind of file; default: sweep")
+    parser.add_argument("--write", action="store_true", help="write the schemas of all kinds to sweeps/schemas")
+    args = parser.parse_args(arguments)
+    return run_command(lambda: run(args.kind, args.write))
+
+
+def run(kind: str, write: bool) -> int:
+    from flip.runs.rundir import write_text
+    from jobs.common.paths import SWEEPS
+    from jobs.sweeps import sweep_schema
+
+    if not write:
+        print(text(getattr(sweep_schema, kind)()), end="")
+        return 0
+    folder = SWEEPS / "schemas"
+    folder.mkdir(exist_ok=True)
+    for name in KINDS:
+        write_text(folder / f"{name}.json", text(getattr(sweep_schema, name)()))
+        print(folder / f"{name}.json")
+    return 0
+
+
+def text(schema: dict) -> str:
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(quietly(main))

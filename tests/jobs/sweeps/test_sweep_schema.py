@@ -1,0 +1,106 @@
+"""The JSON Schemas accept what the project accepts and refuse what it refuses, as an editor would see it."""
+
+import json
+
+import jsonschema
+import pytest
+
+from flip.config.yaml_io import parse_yaml, read_yaml
+from flip.runs.errors import ConfigError
+from jobs.common.cluster_profile import load_profile
+from jobs.common.paths import SWEEPS
+from jobs.schema import KINDS, text
+from jobs.sweeps import sweep_file, sweep_schema
+
+FOLDERS = {"sweep": SWEEPS, "recipe": SWEEPS / "recipes", "profile": SWEEPS / "clusters"}
+FILES = [
+    (kind, path)
+    for kind, folder in FOLDERS.items()
+    for path in sorted(folder.glob("*.yaml"))
+    if path.name != "paper.yaml"
+]
+
+
+@pytest.fixture(scope="module")
+def validators():
+    schemas = {kind: json.loads(text(getattr(sweep_schema, kind)())) for kind in KINDS}
+    for schema in schemas.values():
+        jsonschema.Draft7Validator.check_schema(schema)
+    return {kind: jsonschema.Draft7Validator(schema) for kind, schema in schemas.items()}
+
+
+@pytest.mark.parametrize("kind, path", FILES, ids=[path.name for _, path in FILES])
+def test_every_shipped_file_is_accepted_and_names_its_schema(validators, kind, path):
+    validators[kind].validate(plain(read_yaml(path)))
+    first = path.read_text().splitlines()[0]
+    schema = path.parent / first.removeprefix("# yaml-language-server: $schema=")
+    assert schema.resolve() == SWEEPS / "schemas" / f"{kind}.json"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_written_schemas_are_those_of_the_code(kind):
+    written = (SWEEPS / "schemas" / f"{kind}.json").read_text(encoding="utf-8")
+    assert written == text(getattr(sweep_schema, kind)()), "run `python jobs/schema.py --write`"
+
+
+@pytest.mark.parametrize("values", [
+    "runs: {a: {model.size: L/16, stages.pretrain.mask: 0.75}}",
+    "runs: {a: }\nset: {stages: {pretrain: {samples: 400e6, batch: 40_000}}, model: {embed: 64}}",
+    "set: {stages: {pretrain.batch: 512}, model: {image.size: 48}}\ngrid: {seed: [0, 1]}",
+    "grid: {optim.beta2: [0.9, 0.95], length: {runs: {short: {stages.pretrain.samples: 1e6}, long: }}}",
+    "zip: {stages.pretrain.mask: [0.5, 0.75], stages.pretrain.batch: [256, 512]}\nwhere: seed == 0",
+    "list: [{name: a, model.embed: 64, runs: {b: {seed: 1}}}]",
+    "runs: {a: {data.sets: [{name: x, manifest: cache:x, weight: 2}]}}",
+    "runs: {a: {evaluate.sets.emoji.role: validation}}\nset: {evaluate.sets: [{name: emoji}]}",
+])  # fmt: skip
+def test_accepted(validators, values, tmp_path):
+    (tmp_path / "some.yaml").write_text(values)
+    sweep_file.load(tmp_path / "some.yaml")
+    validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))
+
+
+BROKEN = [
+    "runs: {a: {model.size: 5}}\nsets: {}", "run: {a: }", "runs: [a, b]", "grid: [seed]", "seeds: 3", "title: [a]",
+    "runs: {a: 3}", "runs: {a: {modle.size: L/16}}", "runs: {a: {model.image.patches: 8}}", "runs: {a: {seed: -1}}",
+    "runs: {a: {seed: 1.5}}", "runs: {a: {seed: one}}", "runs: {a: {model.embed: 0}}",
+    "runs: {a: {model.image.pool: mean}}", "runs: {a: {model: L/16}}", "runs: {a: {optim.beta1: 1}}",
+    "runs: {a: {optim.eps: 0}}", "runs: {a: {data.max_replaced: 2}}", "runs: {a: {data.captions: txt}}",
+    "runs: {a: {data.decoder: opencv}}", "runs: {a: {augment.flip: often}}", "runs: {a: {compute.precision: fp16}}",
+    "runs: {a: {stages.pretrain.maks: 0.5}}", "runs: {a: {stages: {pretrain: {batch: 0}}}}",
+    "runs: {a: {stages.pretrain.text_masking: some}}", "runs: {a: {stages.pretrain: 5}}",
+    "runs: {a: {evaluate.sets: [{name: x, role: train}]}}", "runs: {a: {resources.nodes: 0}}",
+    "runs: {a: {checkpoint.keep: 0}}", "runs: {a: {monitor.spike_window: 2}}", "grid: {seed: [-1, 0]}",
+    "grid: {compute.precision: [fp16]}", "set: {data: {workers: -2}}\nruns: {a: }", "list: [{set: 5, name: a}]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", BROKEN)
+def test_refused_by_both(validators, values, tmp_path):
+    from flip.config.validate import check_ranges
+
+    (tmp_path / "some.yaml").write_text(values)
+    with pytest.raises(ConfigError):
+        for run in sweep_file.load(tmp_path / "some.yaml").runs:
+            check_ranges(run.config)
+    with pytest.raises(jsonschema.ValidationError):
+        validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))
+
+
+@pytest.mark.parametrize("line", ["kinds: slurm", "hours: long", "env: HOME", "parallel: []", "options: [a]"])
+def test_refused_profiles(validators, line, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"{line}\n")
+    with pytest.raises(ConfigError):
+        load_profile(str(tmp_path / "mine.yaml"))
+    with pytest.raises(jsonschema.ValidationError):
+        validators["profile"].validate(plain(parse_yaml(line, "mine.yaml")))
+
+
+def test_every_setting_has_the_description_of_its_field(validators):
+    schema = validators["sweep"].schema["definitions"]["settings"]["properties"]
+    assert "Side of the square input, pixels." in schema["model.image.size"]["description"]
+    assert schema["data.timeout"]["maximum"] == 3600 and schema["data.decoder"]["enum"][0] == "auto"
+
+
+def plain(value):
+    """Mappings and lists as JSON has them."""
+    return json.loads(json.dumps(value))
