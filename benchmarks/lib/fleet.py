@@ -1,6 +1,6 @@
 """The paper's largest run on 512 GPUs, by arithmetic alone: the same numbers on every machine.
 
-The arithmetic is that of the plan (``jobs.planning.cost``, ``flip.costs``, ``flip.checkpoint.interval``); docs/scale.md
+The arithmetic is that of the plan (``jobs.planning.cost``, ``flip.costs``, ``flip.checkpoint.manager``); docs/scale.md
 has the sources.
 """
 
@@ -16,7 +16,7 @@ from benchmarks.lib import interruptions, synthetic
 from benchmarks.lib.interruptions import Life
 from benchmarks.lib.results import rounded
 from flip import costs
-from flip.checkpoint.interval import LEAST
+from flip.checkpoint.manager import MIN_SECONDS
 from flip.config.derived import buffer_bytes, world
 from flip.config.host import Host
 from flip.config.resolve import facts, resolve
@@ -168,7 +168,7 @@ def checkpoint(config: Config, speeds: dict[str, float]) -> dict[str, Any]:
         "puts_s_at_limit": (ranks + 1) / PUTS,
         "stall_s": rank / 1e6 / speeds["copied_mb_per_s"],
         "written_s": rank / 1e6 / speeds["written_mb_per_s"],
-        "least_interval_s": LEAST,
+        "least_interval_s": MIN_SECONDS,
         "kept": config.checkpoint.keep + len(config.stages),
     }
 

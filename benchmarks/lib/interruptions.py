@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flip.checkpoint.interval import DAY, FIRST, best
+from flip.checkpoint.manager import DAY, FIRST, young_daly_interval
 
 Rule = Callable[["History"], float]
 
@@ -40,7 +40,7 @@ class Life:
 
 @dataclass
 class History:
-    """What a run knows of itself when it asks when to save next (``flip.checkpoint.interval.Interval``)."""
+    """What a run knows of itself when it asks when to save next (``flip.checkpoint.manager.SaveInterval``)."""
 
     trained: float = 0.0
     """Seconds since their first steps of all attempts, this one included."""
@@ -72,17 +72,18 @@ def optimum(life: Life) -> float:
 
 def known(life: Life) -> float:
     """The interval of ``checkpoint.minutes: 0`` when costs and interruptions are known: bounds and all."""
-    return best(life.cost, life.between, life.cost + life.written)
+    return young_daly_interval(life.cost, life.between, life.cost + life.written)
 
 
 def learning(life: Life) -> Rule:
-    """The same from what a run has seen so far, as ``flip.checkpoint.interval.Interval`` does; it begins with a day."""
+    """The same from what a run has seen so far, as ``flip.checkpoint.manager.SaveInterval`` does; it begins with a
+    day."""
 
     def every(history: History) -> float:
         if not history.saves:
             return FIRST
         between = (DAY + history.trained) / (1 + history.cut)
-        return best(life.cost, between, life.cost + life.written)
+        return young_daly_interval(life.cost, between, life.cost + life.written)
 
     return every
 

@@ -1,6 +1,6 @@
 """When and how is the training state saved, committed and restored?
 
-- ``manager``: the checkpoints of one attempt; ``interval``: the time between two of them.
+- ``manager``: the checkpoints of one attempt, and the time between two of them.
 - ``saver`` writes and commits, ``restorer`` finds, verifies and loads; ``safetensors_io``: the files of a checkpoint.
 - ``remote``: checkpoints in object storage; ``export_record``: the record of an exported folder.
 

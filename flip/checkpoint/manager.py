@@ -1,29 +1,46 @@
-"""When an attempt saves, what it went on from, and what its saves have cost the steps."""
+"""The checkpoint policy of one attempt: when to save, what to resume from, and what saving costs.
+
+With ``minutes: 0`` the time between saves is Young's interval (Young 1974, Daly 2006). A save costs the steps that wait
+for it; an interruption costs, on average, half an interval of repeated steps. To first order their sum is least at
+sqrt(2 * cost of a save * time between interruptions).
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from flip.checkpoint.interval import Interval
 from flip.checkpoint.saver import Checkpointer, model_state
 from flip.config.schema import Config
 from flip.data import order
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import run_on_first
 from flip.distributed.parallel import World
-from flip.distributed.watchdog import LONG, Watchdog
+from flip.distributed.shutdown import LONG_OPERATION_FACTOR, Watchdog
 from flip.models.clip import Pair
+from flip.runs import rundir
 from flip.runs.commit import Commit
 from flip.runs.errors import DataError
 from flip.runs.rundir import RunDir, read_record
 
+log = logging.getLogger(__name__)
 
-class Saving:
-    """One attempt's checkpoints. Methods are collective but for ``due`` and ``failed``."""
+DAY = 86_400.0
+FIRST = 300.0
+"""Seconds to the first save, which measures the cost of one."""
+MIN_SECONDS, MAX_SECONDS = 60.0, 3600.0
+MIN_SAVE_MULTIPLE = 4.0
+"""The interval is at least this many times the length of a save: how much a save slows training is not measured."""
+
+
+class CheckpointManager:
+    """Saves and restores the state of one attempt. Methods are collective except ``is_due``."""
 
     def __init__(self, run: RunDir, attempt: int, world: World, config: Config, watchdog: Watchdog) -> None:
         self._run, self._world, self._watchdog, section = run, world, watchdog, config.checkpoint
@@ -31,16 +48,14 @@ class Saving:
         self.checkpointer = Checkpointer(
             run, attempt, world, section.keep, section.background == "yes", section.url, patience
         )
-        self._interval: Interval | None = None
-        if world.first and not section.samples:  # the first rank's clock decides for all
-            self._interval = Interval(section.minutes, run, attempt)
-        self._at, self._samples = time.monotonic(), 0
-        self.source: Commit | None = None
-        """The commit that the attempt went on from."""
+        self._interval: SaveInterval | None = None
+        if world.first and not section.samples:  # rank 0's clock decides for all
+            self._interval = SaveInterval(section.minutes, run, attempt)
+        self._last_time, self._last_samples = time.monotonic(), 0
+        self.resumed_from: Commit | None = None
         self._start = run.attempt(attempt) / "start.json"
-        self.soon = False
-        """Whether the first step is to be saved, as ``restore`` has found it; the same on all ranks."""
-        self.saves, self.seconds = 0, 0.0
+        self.save_after_first_step = False
+        self.saves, self.blocked_seconds = 0, 0.0
         """Saves of this attempt, and the seconds that steps waited for them."""
 
     def restore(self, pair: Pair, warm_start: Callable[[], Commit | None]) -> Commit | None:
@@ -49,41 +64,97 @@ class Saving:
         ``warm_start`` is called if the run has no commit: it may fill the weights, or return a commit of another run to
         continue from.
         """
-        # A rank that reads by itself may not see the file yet, decide otherwise and never meet the others again.
+        # Rank 0 reads for all: on a shared file system another rank may not see the file yet and would decide
+        # otherwise.
         record = run_on_first(lambda: (read_record(self._start) or {}).get("first_commit"), self._world.control)
-        self.soon = bool(record)
-        self.source = self.checkpointer.restorer.newest() or warm_start()
-        if self.source is not None:
-            found = self.source.record["order"]
-            if found != order.VERSION:
-                remedy = "Finish the run with the code that it was begun with."
+        self.save_after_first_step = bool(record)
+        restorer = self.checkpointer.restorer
+        self.resumed_from = restorer.newest() or warm_start()
+        if self.resumed_from is not None:
+            version = self.resumed_from.record["order"]
+            if version != order.VERSION:
+                remedy = "Finish the run with the code that it was started with."
                 raise DataError(
-                    f"this code has version {order.VERSION} of the order of samples", self._run.path, found, remedy
+                    f"this code has version {order.VERSION} of the order of samples", self._run.path, version, remedy
                 )
-            self._samples = self.source.samples
-            self.checkpointer.restorer.load(self.source, model_state(pair))
-        self._at = time.monotonic()
-        return self.source
+            self._last_samples = self.resumed_from.samples
+            restorer.load(self.resumed_from, model_state(pair))
+        self._last_time = time.monotonic()
+        return self.resumed_from
 
-    def due(self) -> bool:
-        """Whether a save is due by the clock of the first rank; False on every other rank."""
+    def is_due(self) -> bool:
+        """Whether a save is due by the clock of rank 0; False on every other rank."""
         if self._interval is None:
             return False
-        every = self._interval.seconds(self.saves, self.seconds, self.checkpointer.took)
-        return time.monotonic() - self._at > every
+        seconds = self._interval.seconds(self.saves, self.blocked_seconds, self.checkpointer.last_save_seconds)
+        return time.monotonic() - self._last_time > seconds
 
-    def needed(self, samples: int) -> bool:
-        """Whether S = ``samples`` is neither committed nor about to be."""
-        return samples not in (self._samples, 0)
+    def is_unsaved(self, samples: int) -> bool:
+        """Whether S = ``samples`` is neither committed nor being saved."""
+        return samples not in (self._last_samples, 0)
 
     def save(self, state: dict[str, torch.Tensor], stage: str, samples: int, **record: Any) -> None:
-        """Commit S = ``samples``; ``settle`` waits for it."""
-        begin = time.perf_counter()
+        """Start a save of S = ``samples``; ``wait`` waits for its commit."""
+        start = time.perf_counter()
         self.checkpointer.save(state, stage, samples, **record)
-        self._samples, self._at, self.soon = samples, time.monotonic(), False
-        self.saves, self.seconds = self.saves + 1, self.seconds + time.perf_counter() - begin
+        self._last_samples, self._last_time, self.save_after_first_step = samples, time.monotonic(), False
+        self.saves, self.blocked_seconds = self.saves + 1, self.blocked_seconds + time.perf_counter() - start
 
-    def settle(self) -> None:
-        """Wait for the commit that is under way. Raises what became of it, on all ranks alike."""
-        self._watchdog.beat("waiting for a commit", times=LONG)
+    def wait(self) -> None:
+        """Wait for the save in the background. Raises its error, on all ranks."""
+        self._watchdog.heartbeat("waiting for a commit", times=LONG_OPERATION_FACTOR)
         self.checkpointer.wait()
+
+
+class SaveInterval:
+    """Seconds between the saves of one attempt. ``minutes`` 0: Young's interval from observed costs."""
+
+    def __init__(self, minutes: float, run: RunDir, attempt: int) -> None:
+        self._fixed, self._start = 60 * minutes, time.monotonic()
+        self._uptime, self._interruptions = (0.0, 0) if minutes else uptime_and_interruptions(run, attempt)
+
+    def seconds(self, saves: int, blocked: float, last: float) -> float:
+        """After ``saves`` saves that blocked steps for ``blocked`` seconds, the last of which took ``last`` seconds."""
+        if self._fixed:
+            return self._fixed
+        if not saves:
+            return FIRST
+        uptime = self._uptime + time.monotonic() - self._start
+        return young_daly_interval(blocked / saves, (DAY + uptime) / (1 + self._interruptions), last)
+
+
+def young_daly_interval(cost: float, between: float, duration: float) -> float:
+    """Seconds between saves that each cost ``cost`` and take ``duration``, with ``between`` from interruption to
+    next."""
+    least = MIN_SAVE_MULTIPLE * duration
+    return min(max(math.sqrt(2 * cost * between), MIN_SECONDS, least), max(MAX_SECONDS, least))
+
+
+def uptime_and_interruptions(run: RunDir, attempt: int) -> tuple[float, int]:
+    """Seconds that earlier attempts trained, and how many of them lost steps at their end. A clean stop loses none.
+
+    Both times of an attempt come from the clock of its own rank 0. Damaged records and metric lines are skipped: they
+    only tune an interval and must not stop a run.
+    """
+    uptime, interruptions = 0.0, 0
+    for n in run.attempt_numbers():
+        ready = _time(_record(run.attempt(n) / "ready.json"))
+        if n >= attempt or ready is None:
+            continue
+        times = map(_time, rundir.newest_first(run.metrics / f"{n}.jsonl"))
+        uptime += max(0.0, next((time for time in times if time is not None), ready) - ready)
+        interruptions += _record(run.attempt(n) / "end.json").get("code") != 75
+    return uptime, interruptions
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        return read_record(path) or {}
+    except (OSError, ValueError) as error:
+        log.warning("ignored for the checkpoint interval: %s", error)
+        return {}
+
+
+def _time(record: Mapping[str, Any]) -> float | None:
+    value = record.get("time")
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e12 else None

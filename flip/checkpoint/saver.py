@@ -76,9 +76,9 @@ class Checkpointer:
         self._run, self._attempt, self._world, self._keep, self._url = run, attempt, world, keep, url
         self._patience = patience or RetryPolicy()
         self.restorer = CheckpointRestorer(run, attempt, world, patience, url)
-        self.waited = 0.0
+        self.blocked_seconds = 0.0
         """Seconds that saves waited for the one before them."""
-        self.took = 0.0
+        self.last_save_seconds = 0.0
         """Seconds of the newest save, until its commit was read back."""
         self._pending: Future[None] | None = None
         self._executor: DaemonExecutor | None = None
@@ -101,7 +101,7 @@ class Checkpointer:
         begin = time.perf_counter()
         self.wait()
         self.restorer.close()
-        self.waited += time.perf_counter() - begin
+        self.blocked_seconds += time.perf_counter() - begin
         write = partial(self._write, stage=stage, samples=samples, record=record, begin=time.perf_counter())
         if self._executor is None or self._stager is None:
             write(state)
@@ -135,9 +135,9 @@ class Checkpointer:
             failure = self._save_once(path, state, record, begin)
         if failure is not None:
             raise self._to_error(failure, path, state)
-        self.restorer.parent, self.took = f"{stage}/{path.name}", time.perf_counter() - begin
+        self.restorer.parent, self.last_save_seconds = f"{stage}/{path.name}", time.perf_counter() - begin
         if self._world.first:
-            log.info("committed S = %d in stage %s, %.1f s", samples, stage, self.took)
+            log.info("committed S = %d in stage %s, %.1f s", samples, stage, self.last_save_seconds)
             self._retain([path])
 
     def _save_once(

@@ -317,7 +317,7 @@ class Checkpoint:
 
     minutes: float = option(0.0, ge=0)
     """Interval between commits, minutes of training; used if ``samples`` is 0. 0: auto, from the measured cost of saves
-    and the rate of interruptions (``flip.checkpoint.interval``)."""
+    and the rate of interruptions (``flip.checkpoint.manager``)."""
     samples: int = option(0, ge=0)
     """Interval between commits in samples; 0: by time."""
     keep: int = option(2, ge=1, le=1000)

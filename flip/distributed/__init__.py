@@ -1,9 +1,8 @@
 """How do ranks work together, and how do they stop together?
 
-- ``parallel``: the process group, FSDP, numeric modes, and helpers for sharded tensors; ``norms``: norms over shards.
+- ``parallel``: the process group, FSDP, numeric modes, and helpers for sharded tensors.
 - ``collectives``: JSON values between ranks; pickles are never exchanged.
-- ``shutdown``: signals, and the step at which all ranks agree to stop.
-- ``watchdog``: ends a process that makes no progress.
+- ``shutdown``: signals, the step at which all ranks agree to stop, and a watchdog for a process that hangs.
 
 May import ``flip.config`` and ``flip.runs``.
 """

@@ -270,6 +270,15 @@ def local_offsets(tensor: torch.Tensor) -> list[int]:
     return list(chunk.offsets)
 
 
+def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``tensor``, which every rank holds in full, sharded as ``like``. Nothing is sent."""
+    if not hasattr(like, "placements"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # takes a second, which unsharded models need not pay
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The full value of a tensor that may be sharded. Collective: call it on all ranks."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]

@@ -1,82 +1,86 @@
-"""Signals become a flag, and the flag becomes a decision of all ranks (docs/contracts.md, Stop and resume).
+"""Stops a run: signals and files set a flag, all ranks agree on the step, and a watchdog ends a process that hangs.
 
-No torch at import: the handlers stand before anything slow is loaded, so that no signal is lost. The agreement's
-collective comes from the group that is given to it.
+docs/contracts.md, Stop and resume, has the rules. This file imports no torch: the signal handlers are installed before
+anything slow is loaded.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from flip.runs.errors import STOPPED
+from flip.runs.errors import HANG, STOPPED
 from flip.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
-GRACE = 90.0
-"""Seconds to save and leave once nobody looks after this process any more."""
+ORPHAN_GRACE_SECONDS = 90.0
+"""Time to save and exit after the supervisor has died."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 """What a cluster sends: SIGTERM (preemption, time limit, cancel) and the warning signal; SIGUSR1 means the same."""
 
-
 CANCELLED = "cancelled"
 """Reason of a stop because cancel.json exists."""
 
+LONG_OPERATION_FACTOR = 6.0
+"""Starting, evaluating and committing may take this many times longer than a step: rank 0 alone hashes a commit."""
+
 
 class StopFlag:
-    """Set by a signal, by the supervisor's death, or by the trainer itself. Only ever goes from clear to set."""
+    """Set by a signal, by the supervisor's death, or by the trainer itself. It is never cleared."""
 
     def __init__(self) -> None:
         self.reason = ""
         self.signal = ""
-        """Name of the signal that came first, where one came."""
-        self._heard: Callable[[], None] | None = None
+        """Name of the first signal, if a signal set the flag."""
+        self._callback: Callable[[], None] | None = None
 
-    def tell(self, heard: Callable[[], None]) -> None:
-        """``heard`` is called once it is set, or now: a process that is killed before it can say why has then said so.
+    def on_set(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when the flag is set, or now if it is: a process may be killed before it can record why.
 
-        It may be called twice, by a signal between two lines of this.
+        A signal during this method may cause a second call.
         """
-        self._heard = heard
+        self._callback = callback
         if self.reason:  # by a signal that waited for ``install``
-            heard()
+            callback()
 
     def set(self, reason: str, signal_name: str = "") -> None:
         if not self.reason:
             self.reason, self.signal = reason, signal_name
-            if self._heard is not None:
-                self._heard()
+            if self._callback is not None:
+                self._callback()
 
     def __bool__(self) -> bool:
         return bool(self.reason)
 
 
 def install() -> StopFlag:
-    """Install the handlers; where FLIP_LEASH_FD is given, watch for the end of the process at its other end."""
+    """Install the signal handlers. If FLIP_LEASH_FD is set, also watch for the end of the supervisor at that pipe."""
     flag = StopFlag()
     for number in SIGNALS:
         signal.signal(number, lambda n, _frame: flag.set(f"signal {signal.Signals(n).name}", signal.Signals(n).name))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # jobs/host/rank_entry.py holds them back until here
-    leash = os.environ.pop("FLIP_LEASH_FD", "")
-    if leash:
-        threading.Thread(target=_watch, args=(int(leash), flag), name="leash", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # jobs/host/rank_entry.py blocks them until here
+    parent_pipe = os.environ.pop("FLIP_LEASH_FD", "")
+    if parent_pipe:
+        threading.Thread(target=_watch_parent, args=(int(parent_pipe), flag), name="parent-pipe", daemon=True).start()
     return flag
 
 
-def _watch(descriptor: int, flag: StopFlag) -> None:
-    os.set_inheritable(descriptor, False)  # a loader's worker must not hold anything of it
+def _watch_parent(descriptor: int, flag: StopFlag) -> None:
+    os.set_inheritable(descriptor, False)  # a loader's worker must not hold the pipe open
     while os.read(descriptor, 1):
         pass
     flag.set("the supervisor is gone")
-    time.sleep(GRACE)
-    os._exit(STOPPED)  # stuck where the flag is not read, as in waiting for ranks that never came
+    time.sleep(ORPHAN_GRACE_SECONDS)
+    os._exit(STOPPED)  # stuck in code that does not read the flag, such as waiting for ranks that never came
 
 
 class RunWatcher:
@@ -90,7 +94,7 @@ class RunWatcher:
         self._closed = threading.Event()
 
     def start(self) -> None:
-        """Look once now, since the cancelling signal may have come before its handler was installed; then poll."""
+        """Poll once now, since the cancelling signal may have come before its handler was installed; then regularly."""
         self._poll()
         threading.Thread(target=self._watch, name="run-watcher", daemon=True).start()
 
@@ -107,15 +111,15 @@ class RunWatcher:
                 self._flag.set("superseded by a newer attempt")
             elif self._run.cancel.exists():
                 self._flag.set(CANCELLED)
-        except OSError as error:  # a save, which cannot do without the file system, reports it as storage
+        except OSError as error:  # a save, which needs the file system, reports it as a storage error
             log.warning("the run directory cannot be read, retried in %g s: %s", self._seconds, error)
 
 
-class Agreement:
-    """All ranks learn at the same step what one rank wants: ``stop``, or ``save`` (only rank 0's clock asks for that).
+class CoordinatedStop:
+    """Lets all ranks learn at the same step that a rank wants to stop, or that rank 0 wants to save.
 
-    A MAX over two numbers runs beside the step and is read at the next call, so nobody waits for the slowest rank
-    (0.4 ms a step instead of 7 ms with four processes on two cores; measured).
+    An all-reduce (MAX) of two numbers runs during the step and is read at the next call, so no rank waits for the
+    slowest (0.4 ms a step instead of 7 ms with four processes on two cores; measured).
     """
 
     def __init__(self, group: Any, size: int) -> None:
@@ -129,22 +133,58 @@ class Agreement:
         import torch
         from torch import distributed
 
-        agreed = self.settle()
-        wish = torch.tensor([float(stop), float(save)])
-        work = distributed.all_reduce(wish, distributed.ReduceOp.MAX, group=self._group, async_op=True)
-        self._pending = (work, wish)
+        agreed = self.flush()
+        request = torch.tensor([float(stop), float(save)])
+        work = distributed.all_reduce(request, distributed.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (work, request)
         return agreed
 
-    def now(self, stop: bool) -> bool:
-        """Whether a rank wants to stop, answered by this very call: all wait for the slowest. A collective."""
+    def poll_blocking(self, stop: bool) -> bool:
+        """Whether a rank wants to stop as of this call; waits for the slowest rank. A collective."""
         before, _ = self.poll(stop, False)
-        return self.settle()[0] or before
+        return self.flush()[0] or before
 
-    def settle(self) -> tuple[bool, bool]:
-        """Wait for the call in flight, so that the group is free for other use."""
+    def flush(self) -> tuple[bool, bool]:
+        """Wait for the pending all-reduce, so that the group is free for other use."""
         if self._pending is None:
             return False, False
-        work, wish = self._pending
+        work, request = self._pending
         work.wait()
         self._pending = None
-        return bool(wish[0] > 0), bool(wish[1] > 0)
+        return bool(request[0] > 0), bool(request[1] > 0)
+
+
+class Watchdog:
+    """Ends a process that makes no progress: without a ``heartbeat`` for ``seconds`` it exits with code 71.
+
+    Before that it writes the stacks of all threads to stderr and calls ``on_hang`` with a message. The time to the
+    first heartbeat is ``LONG_OPERATION_FACTOR`` times as long. ``seconds`` 0: never. A thread that holds the
+    interpreter's lock for good stops this one too; then the ranks that wait for it end.
+    """
+
+    def __init__(self, seconds: float, on_hang: Callable[[str], None]) -> None:
+        self._seconds, self._on_hang, self._closed = seconds, on_hang, threading.Event()
+        self.heartbeat("starting", LONG_OPERATION_FACTOR)
+        if seconds:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def heartbeat(self, what: str, times: float = 1.0) -> None:
+        """Report progress; ``what`` comes next and may take ``times`` the seconds."""
+        self._expected = what, times * self._seconds, time.monotonic()
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self._seconds / 10)):
+            what, allowed, since = self._expected
+            waited = time.monotonic() - since
+            if waited > allowed:
+                break
+        else:
+            return
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        try:
+            self._on_hang(f"no progress for {waited:.0f} s: {what}; the stacks are in the log")
+        finally:
+            os._exit(HANG)

@@ -21,8 +21,7 @@ from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
-from flip.distributed.shutdown import StopFlag
-from flip.distributed.watchdog import LONG, Watchdog
+from flip.distributed.shutdown import LONG_OPERATION_FACTOR, StopFlag, Watchdog
 from flip.evaluation import datasets, open_clip_folder
 from flip.evaluation.datasets import DatasetRequest, ResolvedDataset
 from flip.evaluation.encoders import Encoder, OpenClipEncoder, PairEncoder
@@ -78,7 +77,7 @@ class Evaluation:
 
     def run(self) -> list[dict[str, Any]]:
         """All results, including those of earlier attempts."""
-        self.watchdog.beat("looking for the data sets", times=LONG)
+        self.watchdog.heartbeat("looking for the data sets", times=LONG_OPERATION_FACTOR)
         sets = []
         for values in self.task.sets:
             resolved = self.ranks.on_rank0(partial(self._resolve, DatasetRequest(**values)))
@@ -96,7 +95,7 @@ class Evaluation:
     def _beat(self, what: str) -> None:
         if self.flag:
             raise EvaluationStopped(self.flag.reason)
-        self.watchdog.beat(what, times=LONG)
+        self.watchdog.heartbeat(what, times=LONG_OPERATION_FACTOR)
 
     def _resolve(self, request: DatasetRequest) -> dict[str, Any]:
         if request.path != CONFIGURED:

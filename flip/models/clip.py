@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flip.config import schema
+from flip.distributed.parallel import shard_like
 from flip.models.transformer import EPS, PackedLayout, build_blocks, pack
 from flip.rng import key
 
@@ -221,13 +221,4 @@ def initialise(pair: Pair, seed: int) -> None:
             value.fill_(1.0)
         else:
             nn.init.xavier_uniform_(value, generator=generator)
-        parameter.copy_(part(value, parameter))
-
-
-def part(whole: Tensor, of: Any) -> Tensor:
-    """``whole`` laid out as the parameter ``of`` is. Every rank has all of it, so nothing is sent."""
-    if not hasattr(of, "placements"):
-        return whole
-    from torch.distributed.tensor import distribute_tensor  # a second that unsharded models need not pay
-
-    return distribute_tensor(whole, of.device_mesh, of.placements, src_data_rank=None)
+        parameter.copy_(shard_like(value, parameter))

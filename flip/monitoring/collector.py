@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from flip import costs
-from flip.checkpoint.manager import Saving
+from flip.checkpoint.manager import CheckpointManager
 from flip.config.derived import Span
 from flip.config.schema import Config
-from flip.distributed import norms, parallel
+from flip.distributed import parallel
 from flip.distributed.parallel import World
 from flip.monitoring.profiler import Profiler
 from flip.monitoring.shares import Verdict, Window
@@ -76,9 +76,10 @@ class Instruments:
     """One rank's. Making them is for when the model is there and nothing has been trained in this attempt."""
 
     def __init__(
-        self, run: RunDir, attempt: int, config: Config, world: World, pair: nn.Module, tally: Tally, saving: Saving
-    ) -> None:
-        self._config, self._world, self._pair, self._tally, self._saving = config, world, pair, tally, saving
+        self, run: RunDir, attempt: int, config: Config, world: World, pair: nn.Module, tally: Tally,
+        checkpoints: CheckpointManager,
+    ) -> None:  # fmt: skip
+        self._config, self._world, self._pair, self._tally, self._checkpoints = config, world, pair, tally, checkpoints
         told = config.monitor
         self._utilisation = Utilisation(world.device, config.compute.precision, world.size)
         steps, minutes = (told.profile_steps, told.sample_minutes) if world.first else (0, 0.0)
@@ -93,7 +94,7 @@ class Instruments:
     def begin(self) -> None:
         """A stage, or the time after a metric line, begins."""
         self.window = Window()
-        self._saved = self._saving.seconds
+        self._saved = self._checkpoints.blocked_seconds
         if self._world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
@@ -104,14 +105,16 @@ class Instruments:
         yield
         self.window.beside("evaluation", time.perf_counter() - begin)
 
-    def line(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, positions: float) -> dict[str, Any]:
+    def line(
+        self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norms: Any, positions: float
+    ) -> dict[str, Any]:
         """What a metric line says of the steps since the last one. Collective; it waits for the device.
 
-        ``positions``: of a caption of the newest batch, as in ``costs.forward_flops``.
+        ``norms``: of the gradient, the weights and their change in the last step. ``positions``: of a caption of the
+        newest batch, as in ``costs.forward_flops``.
         """
         window, model, mask = self.window, self._config.model, span.stage.mask
-        weights, change = norms.of_weights(optimizer, self._world.size)
-        window.beside("checkpoint", self._saving.seconds - self._saved)
+        window.beside("checkpoint", self._checkpoints.blocked_seconds - self._saved)
         speed = window.samples / window.seconds
         cost, whole = (costs.training_flops(model, ratio, positions)["total"] for ratio in (mask, "0"))
         shares = window.shares(self.profiler.communication)
@@ -121,13 +124,13 @@ class Instruments:
         return {
             "loss": float(loss), "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
             "logit_scale": _finite(self._logit_scale()), **self._logit_bias(),
-            "grad_norm": float(norm), "param_norm": _finite(weights), "update_norm": _finite(change),
+            "grad_norm": float(norms[0]), "param_norm": _finite(norms[1]), "update_norm": _finite(norms[2]),
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             **self._utilisation.of(cost * speed), "masking_speedup": whole / cost,
             "shares": shares, "bound": self._verdict.bound, "verdict": verdict,
             "replaced": self._tally.replaced_everywhere(), "storage": self._tally.storage_everywhere(),
-            "saves": self._saving.saves, "saving": self._saving.seconds, "memory": self._tally.peak_memory(),
-            "save_wait": self._saving.checkpointer.waited,
+            "saves": self._checkpoints.saves, "saving": self._checkpoints.blocked_seconds,
+            "save_wait": self._checkpoints.checkpointer.blocked_seconds, "memory": self._tally.peak_memory(),
             "device_memory": torch.cuda.max_memory_allocated() if self._world.device.type == "cuda" else None,
             "cpu_seconds": time.process_time(), "time": time.time(),
         }  # fmt: skip

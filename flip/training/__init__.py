@@ -1,8 +1,9 @@
 """The loop, the step, the optimiser, and where the first weights come from.
 
 - ``trainer``: stages, steps, evaluations, commits and the end of an attempt.
-- ``grad_cache``: gradients of a large batch in parts; ``optimizer``: AdamW and its schedule; ``anomaly``: bad steps.
-- ``warm_start`` finds the weights that ``init`` names (no torch), ``initial_weights`` fills them in.
+- ``grad_cache``: gradients of a large batch in parts; ``optimizer``: AdamW, its schedule, and norms.
+- ``anomaly``: steps that are not finite, and loss spikes.
+- ``warm_start``: initial weights from another run or an export.
 
 May import every other package of ``flip``.
 """

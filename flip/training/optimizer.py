@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, distributed, nn
 
 from flip.config import schema
+from flip.distributed.parallel import copies, local, whole
 
 
 def decays(name: str, decay_logit_scale: bool) -> bool:
@@ -63,3 +64,40 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, stage: schema.Stage, see
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
+
+
+def gradient_norm(pair: nn.Module) -> Tensor:
+    """The 2-norm () of all gradients, the same on all ranks; not finite if a gradient is not. Collective if sharded."""
+    gradients = [parameter.grad for parameter in pair.parameters() if parameter.grad is not None]
+    return whole(torch.nn.utils.get_total_norm(gradients))
+
+
+@torch.no_grad()
+def weight_norms(optimizer: torch.optim.AdamW, world_size: int) -> tuple[Tensor, Tensor]:
+    """2-norms of all weights and of their change in the last step, both () on the device. Collective if sharded.
+
+    The change is computed from AdamW's state, so that no copy of the weights is needed: with a = lr * m / (1 - b1^t) /
+    (sqrt(v / (1 - b2^t)) + eps) the step was w' = (1 - lr * decay) * w - a, hence w = (w' + a) / (1 - lr * decay).
+    """
+    weights, changes = [], []
+    for group in optimizer.param_groups:
+        (beta1, beta2), rate = group["betas"], group["lr"]
+        decay = rate * group["weight_decay"]
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if not state:
+                continue
+            after, step = local(parameter), state["step"]
+            root = (local(state["exp_avg_sq"]) / (1 - beta2**step)).sqrt_().add_(group["eps"])
+            change = (local(state["exp_avg"]) / (1 - beta1**step)).div_(root).mul_(rate)
+            if decay:
+                change += decay * (after + change) / (1 - decay)
+            # fp64, so that diverging weights show as large numbers, not as an overflow
+            held = copies(parameter) ** -0.5
+            weights.append(held * torch.linalg.vector_norm(after, dtype=torch.float64))
+            changes.append(held * torch.linalg.vector_norm(change, dtype=torch.float64))
+    squares = torch.stack([torch.stack(weights), torch.stack(changes)]).square().sum(dim=1)
+    if world_size > 1:
+        distributed.all_reduce(squares)
+    weight, change = squares.sqrt().unbind()
+    return weight, change

@@ -19,7 +19,7 @@ import torch
 
 from flip import costs
 from flip.checkpoint import saver
-from flip.checkpoint.manager import Saving
+from flip.checkpoint.manager import CheckpointManager
 from flip.config import derived, merge
 from flip.config.derived import Span, spans
 from flip.config.schema import Config, EvaluationSet
@@ -27,10 +27,9 @@ from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
-from flip.distributed import norms, parallel
+from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup, run_on_first
-from flip.distributed.shutdown import CANCELLED, Agreement, RunWatcher, StopFlag
-from flip.distributed.watchdog import LONG, Watchdog
+from flip.distributed.shutdown import CANCELLED, LONG_OPERATION_FACTOR, CoordinatedStop, RunWatcher, StopFlag, Watchdog
 from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.evaluation.metrics import format_result
@@ -43,13 +42,13 @@ from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json
 from flip.tokenizer import Tokenizer
-from flip.training import anomaly, grad_cache, initial_weights
+from flip.training import anomaly, grad_cache, warm_start
 from flip.training import optimizer as optim
 
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
+class TrainingStopped(Exception):
     """All ranks agreed to stop, and what was to be saved is saved."""
 
 
@@ -75,7 +74,7 @@ def train(run: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]
 
 def ending(error: BaseException) -> tuple[str, str]:
     """(phase, reason) that status.json shows of an attempt that ``error`` ended; its cause file has the cause."""
-    if isinstance(error, Stopped):
+    if isinstance(error, TrainingStopped):
         return "cancelled" if str(error) == CANCELLED else "interrupted", str(error)
     return "failed", str(error) if isinstance(error, FlipError) else f"{type(error).__name__}: {error}"
 
@@ -91,11 +90,11 @@ class Trainer:
         self.spans = spans(config)
         self.total, self.steps = self.spans[-1].end, sum(span.steps for span in self.spans)
         self.samples, self.step, self.seconds = 0, 0, 0.0
-        self.agreement = Agreement(world.control, world.size)
+        self.coordinated_stop = CoordinatedStop(world.control, world.size)
         self.watcher = RunWatcher(run, attempt, flag) if world.first else None
-        self.saving = Saving(run, attempt, world, config, watchdog)
+        self.checkpoints = CheckpointManager(run, attempt, world, config, watchdog)
         told = config.monitor
-        self.guard = anomaly.Guard(run, attempt, world.rank, told.spike, told.spike_window)
+        self.guard = anomaly.NonFiniteGuard(run, attempt, world.rank, told.spike, told.spike_window)
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.monitor: metrics_writer.Monitor = metrics_writer.Silent()
         if world.first:
@@ -120,25 +119,25 @@ class Trainer:
         parallel.place(self.pair, self.world, compute)
         clip.initialise(self.pair, self.config.seed)
         parallel.check(self.pair)
-        start = partial(initial_weights.apply, self.pair, self.config, self.saving.checkpointer.restorer, self.watchdog)
-        source = self.saving.restore(self.pair, start)
+        start = partial(warm_start.apply, self.pair, self.config, self.checkpoints.checkpointer.restorer, self.watchdog)
+        source = self.checkpoints.restore(self.pair, start)
         if source is not None:
             self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
         self.tally = Tally(self.world, self.loader, source)
         self.instruments = Instruments(
-            self.run, self.attempt, self.config, self.world, self.pair, self.tally, self.saving
+            self.run, self.attempt, self.config, self.world, self.pair, self.tally, self.checkpoints
         )
         self.say("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
         self.monitor.begin(self.samples, self.step, self.config)
 
     def save(self, span: Span, optimizer: torch.optim.Optimizer) -> None:
         """Commit the present position unless it is committed or about to be."""
-        if not self.saving.needed(self.samples):
+        if not self.checkpoints.is_unsaved(self.samples):
             return
-        self.guard.settle()
-        self.watchdog.beat(f"committing S = {self.samples}", times=LONG)
+        self.guard.flush()
+        self.watchdog.heartbeat(f"committing S = {self.samples}", times=LONG_OPERATION_FACTOR)
         state = saver.model_state(self.pair) | saver.optimizer_state(self.pair, optimizer)
-        self.saving.save(
+        self.checkpoints.save(
             state, span.stage.name, self.samples,
             step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=order.VERSION,
             replaced=self.tally.replaced_everywhere(), peak_memory=self.tally.peak_memory(),
@@ -154,8 +153,8 @@ class Trainer:
                 if self.samples == span.end < self.total:
                     self.validate(span)
             self.finish()
-        except Stopped:
-            self.saving.settle()
+        except TrainingStopped:
+            self.checkpoints.wait()
             raise
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -163,9 +162,9 @@ class Trainer:
     def run_stage(self, span: Span) -> None:
         """Steps of one stage from the present position to its end, with a commit at the end."""
         optimizer = optim.build(self.pair.named_parameters(), self.config.optim)
-        source = self.saving.source
+        source = self.checkpoints.resumed_from
         if source is not None and span.start < self.samples and source.stage == span.stage.name:
-            self.saving.checkpointer.restorer.load(source, saver.optimizer_state(self.pair, optimizer))
+            self.checkpoints.checkpointer.restorer.load(source, saver.optimizer_state(self.pair, optimizer))
         if span.start < self.samples and self.crossed(self.config.evaluate.every, span):
             self.validate(span)  # a kill between a commit and its score
         stage = span.stage
@@ -173,13 +172,13 @@ class Trainer:
         self.instruments.begin()
         try:
             while self.samples < span.end:
-                self.watchdog.beat(f"a step from S = {self.samples}")
-                stop, save = self.agreement.poll(*self.wishes())
+                self.watchdog.heartbeat(f"a step from S = {self.samples}")
+                stop, save = self.coordinated_stop.poll(*self.wishes())
                 if stop or save:
-                    self.agreement.settle()
+                    self.coordinated_stop.flush()
                     self.save(span, optimizer)
                 if stop:
-                    raise Stopped(self.told())
+                    raise TrainingStopped(self.told())
                 begin = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - begin
@@ -194,13 +193,17 @@ class Trainer:
                 if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
                     self.report(span, optimizer, loss, accuracy, norm, grad_cache.positions(self.pair, batch.tokens))
                 scored = self.crossed(self.config.evaluate.every, span) and self.samples < span.end
-                if self.saving.soon or scored or self.crossed(self.config.checkpoint.samples, span):
-                    self.agreement.settle()
+                if (
+                    self.checkpoints.save_after_first_step
+                    or scored
+                    or self.crossed(self.config.checkpoint.samples, span)
+                ):
+                    self.coordinated_stop.flush()
                     self.save(span, optimizer)
                 if scored:
                     with self.instruments.evaluating():
                         self.validate(span)
-            self.agreement.settle()
+            self.coordinated_stop.flush()
             self.save(span, optimizer)
         finally:
             self.loader.close()
@@ -213,9 +216,11 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
         loss, accuracy = grad_cache.gradients(self.pair, inputs, compute.accumulate, self.world.device, autocast)
-        norm = norms.of_gradients(self.pair)
+        norm = optim.gradient_norm(self.pair)
         after = self.samples + span.stage.batch
-        self.guard.watch(optimizer, anomaly.Step(self.step + 1, after, span.stage.name, rate, batch.ids), loss, norm)
+        self.guard.check_step(
+            optimizer, anomaly.Step(self.step + 1, after, span.stage.name, rate, batch.ids), loss, norm
+        )
         if self.config.optim.clip:
             torch.nn.utils.clip_grads_with_norm_(self.pair.parameters(), self.config.optim.clip, norm)
         optimizer.step()
@@ -226,7 +231,7 @@ class Trainer:
 
         A save that failed in the background is a stop, so that all ranks raise it at the same step.
         """
-        return bool(self.flag) or self.saving.checkpointer.failed, self.saving.due()
+        return bool(self.flag) or self.checkpoints.checkpointer.failed, self.checkpoints.is_due()
 
     def told(self) -> str:
         return self.flag.reason or "another rank was told to stop"
@@ -239,9 +244,10 @@ class Trainer:
 
     def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, positions: float) -> None:
         """One metric line, for which the device is waited for. ``positions``: of a caption of the newest batch."""
-        self.guard.settle()
+        self.guard.flush()
         position = {"step": self.step, "samples": self.samples, "stage": span.stage.name, "attempt": self.attempt}
-        record = position | self.instruments.line(span, optimizer, loss, accuracy, norm, positions)
+        norms = norm, *optim.weight_norms(optimizer, self.world.size)
+        record = position | self.instruments.line(span, optimizer, loss, accuracy, norms, positions)
         record["seconds"] = self.seconds
         self.instruments.begin()
         self.monitor.step(record)
@@ -274,7 +280,7 @@ class Trainer:
         results = self.score(span, items)
         if self.world.size > 1:
             gc.collect()  # modules of an fp32 copy refer to each other: without it the copy's memory stays taken
-        self.saving.settle()  # a score of weights that nobody has any more would be kept
+        self.checkpoints.wait()  # a score of weights that nobody has any more would be kept
         results = self.record_scores(span, results)
         self.monitor.status(phase="training")
         return results
@@ -286,11 +292,11 @@ class Trainer:
         ranks = RankGroup(self.world.rank, self.world.size, self.world.control)
         results = []
         for item in items:
-            if self.agreement.now(bool(self.flag)):
-                raise Stopped(self.told())
-            self.watchdog.beat(f"evaluating {item.name}")
+            if self.coordinated_stop.poll_blocking(bool(self.flag)):
+                raise TrainingStopped(self.told())
+            self.watchdog.heartbeat(f"evaluating {item.name}")
             evaluator = Evaluator(
-                encoder, self.config.evaluate.batch, ranks, partial(self.watchdog.beat, f"evaluating {item.name}"),
+                encoder, self.config.evaluate.batch, ranks, partial(self.watchdog.heartbeat, f"evaluating {item.name}"),
                 device=self.world.device,
             )  # fmt: skip
             with torch.compiler.set_stance("force_eager"):  # as jobs/evaluate.py does, and each shape comes seldom
@@ -325,7 +331,7 @@ class Trainer:
     def finish(self) -> None:
         """Everything is trained: score all sets once, write result.json, which makes the run complete."""
         evaluations = self.evaluate(self.spans[-1], "")
-        self.saving.settle()
+        self.checkpoints.wait()
         replaced = self.tally.replaced_everywhere()
         if not self.world.first or not self.run.holds(self.attempt):
             return

@@ -1,17 +1,20 @@
-"""Where a run's first weights come from, if not from its seed: a commit of another run or an export (``init``).
+"""Initial weights of a run if ``init`` names another run's commit or an export, instead of the run's seed.
 
-A branch takes the weights alone and begins at S = 0. One that extends goes on at the S of the commit, with all that it
-holds, as if the other run had been longer. No torch: submission finds the commit, the trainer opens it.
+A branch takes the weights alone and starts at S = 0. A run that extends another continues at the S of its commit with
+its whole state. Submission resolves ``init`` without torch; the trainer fills the weights (``apply``), which may
+convert them to another image size, patch or objective.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flip.checkpoint import export_record
 from flip.config import merge
@@ -23,166 +26,239 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, load_record
 
-#: Where these differ, the weights do not fit, or fit and mean something else.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flip.checkpoint.restorer import CheckpointRestorer
+    from flip.distributed.shutdown import Watchdog
+    from flip.models.clip import Pair
+
+log = logging.getLogger(__name__)
+
+#: If these differ, the weights do not fit, or mean something else.
 _EQUAL = (
     "model.embed", "model.image.width", "model.image.layers", "model.image.heads", "model.text.width",
     "model.text.layers", "model.text.heads", "model.text.length", "model.text.vocabulary",
 )  # fmt: skip
-#: Where these differ, other weights are made of those there, which have no moments.
-_MADE = ("model.image.patch", "model.objective")
-#: Where these differ, the weights fit, and what they compute is another function: training has to make up for it.
-_TOLD = (
+#: If these differ, the weights are converted; the moments of the optimiser cannot be.
+_CONVERTED = ("model.image.patch", "model.objective")
+#: If these differ, the weights fit, but compute another function: training has to make up for it.
+_WARNED = (
     "model.image.size", "model.image.pool", "model.text.prepend_cls", "model.text.repair", "model.text.padding",
     "model.max_logit_scale", "augment.mean", "augment.std", "data.to_rgb", "evaluate.preprocess",
 )  # fmt: skip
 
 
-def agree(config: Config, source: Config, where: str, extend: bool = False) -> dict[str, list[object]]:
-    """Key -> [there, here] of what differs and may. Raises ConfigError where ``config`` cannot begin from ``source``.
+def check_compatible(config: Config, source: Config, where: str, extend: bool = False) -> dict[str, list[object]]:
+    """Key -> [source's value, own value] of permitted differences. Raises ConfigError for others.
 
-    Size and patch of the image may differ: positions are computed for the new grid, the patch weights resampled. The
-    patch may not where ``extend``: moments go on as well. ``where``: what the source is called in errors.
+    Image size and patch may differ: positions are computed for the new grid, patch weights are resampled. With
+    ``extend`` the patch may not, because moments are kept. ``where``: the name of the source in errors.
     """
-    for key in (*_EQUAL, *_MADE * extend):
+    for key in (*_EQUAL, *_CONVERTED * extend):
         if get(config, key) != get(source, key):
             free = "image size, pool and texts" if extend else "image size, patch, pool, objective and texts"
-            remedy = f"It must be {get(source, key)!r}, as there; what may differ is {free}."
-            raise ConfigError(f"cannot begin from {where}", key, get(config, key), remedy)
-    return {
-        key: [get(source, key), get(config, key)] for key in (*_MADE, *_TOLD) if get(config, key) != get(source, key)
-    }
+            remedy = f"Use {get(source, key)!r}, the value of the source. These may differ: {free}."
+            raise ConfigError(f"cannot start from {where}", key, get(config, key), remedy)
+    keys = (*_CONVERTED, *_WARNED)
+    return {key: [get(source, key), get(config, key)] for key in keys if get(config, key) != get(source, key)}
 
 
-def as_they_are(config: Config, source: Config) -> bool:
-    """Whether all weights are those of the source."""
-    return all(get(config, key) == get(source, key) for key in _MADE)
+def weights_identical(config: Config, source: Config) -> bool:
+    """Whether all weights can be used without conversion."""
+    return all(get(config, key) == get(source, key) for key in _CONVERTED)
 
 
-def digest(found: commit.Commit) -> str:
-    """16 hex digits over a commit's stage, S and the checksums of its files: the same wherever it lies."""
-    facts = [found.stage, found.samples, sorted((n, f["sha256"]) for n, f in found.record["files"].items())]
+def digest(source: commit.Commit) -> str:
+    """16 hex digits over a commit's stage, S and the checksums of its files, independent of its path."""
+    facts = [source.stage, source.samples, sorted((n, f["sha256"]) for n, f in source.record["files"].items())]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def find(config: Config, folders: Sequence[Path]) -> Init:
-    """``config.init`` with what it means made concrete: its run's path, stage, samples and digest; path and digest of
-    an export.
+def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
+    """``config.init`` with the path of its run, stage, samples and digest filled in; path and digest for an export.
 
-    ``folders``: where a name may be that is no path: the sweep's folder, RUNS_ROOT. Raises ConfigError where there is
-    no such commit (yet) or export, and where its weights do not fit ``config``.
+    ``folders``: searched for a name that is not a path: the sweep's folder, RUNS_ROOT. Raises ConfigError if the commit
+    (not yet) or the export does not exist, or if its weights do not fit ``config``.
     """
-    asked = config.init
-    if asked.export:
-        return _export(config, folders)
-    run = _run(asked.run, folders)
+    init = config.init
+    if init.export:
+        return _resolve_export(config, folders)
+    run = _find_run(init.run, folders)
     try:
-        theirs = merge.read(run.config)
-        stage, samples = _target(asked, theirs)
+        source = merge.read(run.config)
+        stage, samples = _stage_and_samples(init, source)
     except (OSError, ValueError) as error:
         raise ConfigError("init.run: its config.yaml cannot be read", str(run.path), str(error)) from error
-    fitting = [one for one in commit.commits(run) if one.samples == samples and one.stage == (stage or one.stage)]
-    if not fitting:
-        present = ", ".join(f"{one.stage} {one.samples}" for one in commit.commits(run)) or "none"
-        remedy = (
-            f"Commits there: {present}. One that is still to come can be named once it is there (--only, until then)."
-        )
-        raise ConfigError(
-            f"init: no commit at S = {samples}{f' of stage {stage}' * bool(stage)}", str(run.path), remedy=remedy
-        )
-    found = fitting[-1]
-    _fits(config, theirs, run)
-    if asked.commit not in ("", digest(found)):
-        raise ConfigError("init.commit: the commit there is another one", str(found.path), digest(found))
-    return replace(asked, run=str(run.path), stage=found.stage, samples=samples, commit=digest(found))
+    commits = commit.commits(run)
+    matches = [c for c in commits if c.samples == samples and c.stage == (stage or c.stage)]
+    if not matches:
+        present = ", ".join(f"{c.stage} {c.samples}" for c in commits) or "none"
+        remedy = f"Its commits: {present}. A later commit can be named once it exists (--only, until then)."
+        of_stage = f" of stage {stage}" if stage else ""
+        raise ConfigError(f"init: no commit at S = {samples}{of_stage}", str(run.path), remedy=remedy)
+    check_compatible(config, source, str(run.path), init.extend)
+    tokenizer = flatten(load_record(run.identity).get("config", {})).get("data.tokenizer")
+    digested = isinstance(tokenizer, str) and tokenizer.startswith("sha256:")
+    if digested and file_digest(config.data.tokenizer) != tokenizer:
+        what = "data.tokenizer: not the tokenizer of the run that init names"
+        raise ConfigError(what, str(run.path), config.data.tokenizer)
+    key = digest(matches[-1])
+    if init.commit not in ("", key):
+        raise ConfigError("init.commit: this commit has another digest", str(matches[-1].path), key)
+    return replace(init, run=str(run.path), stage=matches[-1].stage, samples=samples, commit=key)
 
 
-def _run(name: str, folders: Sequence[Path]) -> RunDir:
-    places = [Path(name).expanduser(), *(folder / name for folder in folders)]
-    for place in places:
-        if place.is_absolute() and (place / "config.yaml").is_file():
-            return RunDir(place)
+def _find_run(name: str, folders: Sequence[Path]) -> RunDir:
+    for path in [Path(name).expanduser(), *(folder / name for folder in folders)]:
+        if path.is_absolute() and (path / "config.yaml").is_file():
+            return RunDir(path)
     remedy = "Give SWEEP/RUN, RUN of the same sweep, or the full path of its directory."
-    raise ConfigError("init.run: there is no such run", ", ".join(map(str, folders)), name, remedy)
+    raise ConfigError("init.run: no such run", ", ".join(map(str, folders)), name, remedy)
 
 
-def _target(asked: Init, theirs: Config) -> tuple[str, int]:
+def _stage_and_samples(init: Init, source: Config) -> tuple[str, int]:
     """(stage, S); without samples the end of the stage, without a stage the end of the run."""
-    ends = {span.stage.name: span.end for span in spans(theirs)}
-    if asked.stage and asked.stage not in ends:
-        raise ConfigError(
-            "init.stage: the run has no such stage", asked.run, asked.stage, f"Stages: {', '.join(ends)}."
-        )
-    stage = asked.stage or ("" if asked.samples else list(ends)[-1])
-    return stage, asked.samples or ends[stage]
+    ends = {span.stage.name: span.end for span in spans(source)}
+    if init.stage and init.stage not in ends:
+        raise ConfigError("init.stage: the run has no such stage", init.run, init.stage, f"Stages: {', '.join(ends)}.")
+    stage = init.stage or ("" if init.samples else list(ends)[-1])
+    return stage, init.samples or ends[stage]
 
 
-def _fits(config: Config, theirs: Config, run: RunDir) -> None:
-    """ConfigError where weights do not fit, or a token has another meaning."""
-    agree(config, theirs, str(run.path), config.init.extend)
-    stored = flatten(load_record(run.identity).get("config", {})).get("data.tokenizer")
-    if isinstance(stored, str) and stored.startswith("sha256:") and file_digest(config.data.tokenizer) != stored:
-        raise ConfigError(
-            "data.tokenizer: not the one of the run that init names", str(run.path), config.data.tokenizer
-        )
-
-
-def _export(config: Config, folders: Sequence[Path]) -> Init:
-    """The same of an export. What it holds is verified when it is read."""
-    asked = config.init
-    places = [Path(asked.export).expanduser().absolute(), *(folder / asked.export for folder in folders)]
-    folder = next((place for place in places if export_record.is_export(place)), None)
+def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
+    """Its files are verified when they are read."""
+    init = config.init
+    paths = [Path(init.export).expanduser().absolute(), *(folder / init.export for folder in folders)]
+    folder = next((path for path in paths if export_record.is_export(path)), None)
     if folder is None:
-        remedy = "Give the folder that tools/export.py wrote; export.json lies in it."
-        raise ConfigError("init.export: there is no export", ", ".join(map(str, places)), asked.export, remedy)
-    agree(config, export_record.config(folder), str(folder))
-    found = export_record.digest(export_record.mark(folder))
-    if asked.commit not in ("", found):
-        raise ConfigError("init.commit: the export there is another one", str(folder), found)
-    return replace(asked, export=str(folder), commit=found)
+        remedy = "Give the folder that tools/export.py wrote; it contains export.json."
+        raise ConfigError("init.export: no such export", ", ".join(map(str, paths)), init.export, remedy)
+    check_compatible(config, export_record.config(folder), str(folder))
+    key = export_record.digest(export_record.mark(folder))
+    if init.commit not in ("", key):
+        raise ConfigError("init.commit: this export has another digest", str(folder), key)
+    return replace(init, export=str(folder), commit=key)
 
 
-def kept(asked: Init, run: RunDir) -> Init | None:
-    """The ``init`` of a run that was submitted as ``asked`` and has commits: it needs its source no more. Else None."""
+def stored_init(init: Init, run: RunDir) -> Init | None:
+    """The resolved ``init`` of a run that was submitted with ``init`` and has commits, so needs no source; else
+    None."""
     if not (run.config.is_file() and (commit.traces(run) or run.result.exists())):
         return None
     stored = merge.read(run.config).init
-    names = [(Path(one.run).parts, Path(one.export).parts) for one in (stored, asked)]
-    same = all(there[len(there) - len(here) :] == here for there, here in zip(*names, strict=True))
-    same = same and bool(stored.run) == bool(asked.run) and bool(stored.export) == bool(asked.export)
-    same = same and stored.extend == asked.extend and asked.stage in ("", stored.stage)
-    return stored if same and asked.samples in (0, stored.samples) else None
+    for old, new in ((stored.run, init.run), (stored.export, init.export)):
+        name = Path(new).parts
+        if bool(old) != bool(new) or Path(old).parts[len(Path(old).parts) - len(name) :] != name:
+            return None
+    same = stored.extend == init.extend and init.stage in ("", stored.stage) and init.samples in (0, stored.samples)
+    return stored if same else None
 
 
 def pin(init: Init, by: RunDir) -> None:
-    """See to it that the commit stays. Raises DataError where it is gone already, PermissionDenied where it may go.
+    """Pin the commit for the run ``by``. Raises DataError if it is gone, PermissionDenied if it may be deleted.
 
-    A run that is complete may be somebody else's: nobody deletes there any more.
+    The run may belong to another user if it is complete: nothing is deleted from it any more.
     """
     run = RunDir(init.run)
     if os.access(run.path, os.W_OK | os.X_OK):
         commit.pin(run, by, init.stage, init.samples)
     elif not run.result.exists():
         remedy = "Wait until that run is complete, or ask its owner."
-        what = "init: the commit cannot be kept from being deleted"
-        raise PermissionDenied(what, str(run.path), f"{init.stage}/", remedy)
+        raise PermissionDenied("init: the commit cannot be pinned", str(run.path), f"{init.stage}/", remedy)
     open_commit(init)
 
 
 def open_commit(init: Init) -> commit.Commit:
-    """The commit that a resolved ``init`` names. Raises DataError where it is gone, or another one."""
+    """The commit that a resolved ``init`` names. Raises DataError if it is gone or has changed."""
     run = RunDir(init.run)
-    for found in reversed(commit.commits(run)):
-        if (found.stage, found.samples) == (init.stage, init.samples) and digest(found) == init.commit:
-            return found
-    remedy = "Put it back, or name another one: that makes another run."
+    for source in reversed(commit.commits(run)):
+        if (source.stage, source.samples) == (init.stage, init.samples) and digest(source) == init.commit:
+            return source
     where = f"{run.path}, stage {init.stage}, S = {init.samples}"
-    raise DataError("the commit that init names is not there any more", where, init.commit, remedy)
+    raise DataError("the commit that init names no longer exists", where, init.commit, _RESTORE)
 
 
 def open_export(init: Init) -> Path:
-    """The folder of the export that a resolved ``init`` names. Raises DataError where it is gone, or another one."""
+    """The folder of the export that a resolved ``init`` names. Raises DataError if it is gone or has changed."""
     folder = Path(init.export)
     if not export_record.is_export(folder) or export_record.digest(export_record.mark(folder)) != init.commit:
-        remedy = "Put it back, or name another one: that makes another run."
-        raise DataError("the export that init names is not there any more", str(folder), init.commit, remedy)
+        raise DataError("the export that init names no longer exists", str(folder), init.commit, _RESTORE)
     return folder
+
+
+_RESTORE = "Restore it, or name another one: that makes another run."
+
+
+def apply(model: Pair, config: Config, restorer: CheckpointRestorer, watchdog: Watchdog) -> commit.Commit | None:
+    """Fill the weights of a run without commits from the source that ``init`` names, if any. Collective.
+
+    Returns the commit of another run to continue from if ``init.extend`` is set, else None.
+    """
+    from flip.checkpoint.saver import model_state
+    from flip.distributed.shutdown import LONG_OPERATION_FACTOR
+
+    init, at = config.init, ""
+    if init.export:
+        path = open_export(init)
+    elif init.run:
+        source = restorer.open_other(lambda: open_commit(init), init.run)
+        if init.extend:
+            return source
+        if weights_identical(config, merge.read(RunDir(init.run).config)):
+            restorer.load(source, model_state(model))
+            return None
+        path, at = Path(init.run), f"{source.stage}/{source.path.name}"
+    else:
+        return None
+    watchdog.heartbeat(f"starting from {path}", times=LONG_OPERATION_FACTOR)
+    differs = load_converted(model, config, path, at)
+    restorer.parent = f"{path}/checkpoints/{at}" if at else str(path)
+    if restorer.world.first:
+        text = "; ".join(f"{key}: {old} in the source, {new} here" for key, (old, new) in differs.items())
+        log.info("starts with the weights of %s; %s", path, text or "it is the same model")
+    return None
+
+
+def load_converted(
+    model: Pair, config: Config, source: str | os.PathLike[str], at: str = ""
+) -> dict[str, list[object]]:
+    """Fill ``model``, built for ``config``, with the verified weights of a run or an export. Each rank reads them.
+
+    ``source``, ``at``: as in ``flip.load``. Positions are computed from ``config``; patch weights of another size are
+    resampled. Returns key -> [source's value, own value] of differences that change the function of the weights.
+    Raises ConfigError if model or tokenizer do not fit, DataError if the source is damaged.
+    """
+    import torch
+
+    from flip.distributed.parallel import shard_like
+    from flip.export.load import load
+    from flip.tokenizer import Tokenizer
+
+    other = load(source, at=at, url=config.checkpoint.url)
+    differs = check_compatible(config, other.config, str(source))
+    own = Tokenizer.of(config.data.tokenizer, config.model.text)
+    if own.to_json() != Tokenizer.of(other.tokenizer.path, config.model.text).to_json():
+        remedy = f"Use that model's own, {other.tokenizer.path}: its embedding knows no other ids."
+        raise ConfigError(f"is not the tokenizer of {source}", "data.tokenizer", config.data.tokenizer, remedy)
+    values = dict(other.pair.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in values:  # logit_bias may be missing
+                value = values[name].detach()
+                if name == "image.patch.weight":
+                    value = resample_patch_embed(value, config.model.image.patch)
+                parameter.copy_(shard_like(value, parameter))
+    return differs
+
+
+def resample_patch_embed(weight: Tensor, patch: int) -> Tensor:
+    """Patch weights (D, q*q*3) -> (D, p*p*3) for p = ``patch``, equivalent on a patch that is resized from q to p.
+
+    This is the pseudo-inverse of the resize (FlexiViT, arXiv 2212.08013, section 3.4), exact if p > q.
+    """
+    from timm.layers import patch_embed
+
+    from flip.export import weights
+
+    return weights.as_matrix(patch_embed.resample_patch_embed(weights.as_convolution(weight), [patch, patch]))

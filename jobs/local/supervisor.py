@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flip.distributed.shutdown import GRACE
+from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
 from flip.runs import ownership
 from flip.runs.errors import CAUSES, ConfigError, start_logging
 from flip.runs.ownership import closed_folder
@@ -37,8 +37,9 @@ POLL = 0.2
 SCAN = 1.0
 RETRY = 30.0
 """Seconds until something is tried again that failed because of the machine (a full disk, no more processes)."""
-ADOPTION = GRACE + 10.0
-"""Seconds that ranks of a dead supervisor get at least: their lifeline gives them GRACE to save and stop."""
+ADOPTION = ORPHAN_GRACE_SECONDS + 10.0
+"""Seconds that ranks of a dead supervisor get at least: their lifeline gives them ORPHAN_GRACE_SECONDS to save and
+stop."""
 
 log = logging.getLogger("supervisor")
 

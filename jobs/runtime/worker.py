@@ -51,7 +51,7 @@ def main(path: str, work: Work | None = None) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         clear_temporaries(run, attempt)
     if rank == 0:
-        flag.tell(lambda: _note_told(run, attempt, flag))
+        flag.on_set(lambda: _note_told(run, attempt, flag))
     cause, reason, trace = _judged(work or _train, run, attempt, flag)
     try:  # before anything is printed: the log may lie on the same full disk
         run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace, signal=flag.signal, host=host())
@@ -101,11 +101,11 @@ def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str
     from flip.concurrency import prepare_forkserver
 
     prepare_forkserver()  # it gets ready while this process imports torch
-    from flip.training.trainer import Stopped, train
+    from flip.training.trainer import TrainingStopped, train
 
     try:
         train(run, attempt, flag, partial(note_hang, run, attempt))
-    except Stopped as stopped:
+    except TrainingStopped as stopped:
         return "stopped", str(stopped)
     return "complete", ""
 
@@ -138,13 +138,13 @@ def _judged(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) -> t
 
 def in_process(run: RunDir, attempt: int) -> None:
     """Train as the only rank, in the calling process; what goes wrong comes out as it is (jobs/debug.py)."""
-    from flip.training.trainer import Stopped, train
+    from flip.training.trainer import TrainingStopped, train
 
     start_logging(sys.stdout)
     _check_identity(run)
     try:
         train(run, attempt, shutdown.install(), lambda what: None)
-    except Stopped as stopped:
+    except TrainingStopped as stopped:
         logging.info("%s", stopped)
 
 

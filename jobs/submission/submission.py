@@ -171,9 +171,9 @@ class Submission:
     def _origin(self, run: Run) -> Init:
         """``init`` with what it means; where that is gone, a run that has begun goes on without it."""
         try:
-            return warm_start.find(run.config, [self.folder, self.folder.parent])
+            return warm_start.resolve_init(run.config, [self.folder, self.folder.parent])
         except ConfigError:
-            known = warm_start.kept(run.config.init, RunDir(self.folder / run.name))
+            known = warm_start.stored_init(run.config.init, RunDir(self.folder / run.name))
             if known is None:
                 raise
             return known

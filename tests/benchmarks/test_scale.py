@@ -10,7 +10,7 @@ import pytest
 from benchmarks.lib import burst, controller, fleet, interruptions, page_numbers
 from benchmarks.lib.burst import Burst
 from benchmarks.lib.interruptions import History, Life
-from flip.checkpoint import interval
+from flip.checkpoint import manager
 from flip.config.merge import to_dict
 from flip.runs.rundir import RunDir
 from tests.benchmarks.test_benchmarks import FOLDER, run
@@ -79,8 +79,8 @@ def test_the_formula_is_dalys_and_its_first_order_youngs(life):
 
 def test_a_simulated_run_asks_for_the_interval_as_a_real_one(tmp_path, monkeypatch):
     life, now = Life(7200.0, 300.0, 10.0, 20.0), 1000.0
-    monkeypatch.setattr(interval.time, "monotonic", lambda: now)
-    real, rule = interval.Interval(0.0, RunDir(tmp_path), 1), interruptions.learning(life)
+    monkeypatch.setattr(manager.time, "monotonic", lambda: now)
+    real, rule = manager.SaveInterval(0.0, RunDir(tmp_path), 1), interruptions.learning(life)
     now += 50_000.0
     for saves in (0, 1, 7):
         history = History(trained=50_000.0, cut=0, saves=saves)

@@ -13,7 +13,7 @@ from flip.checkpoint.remote import at_hand
 from flip.config.merge import read
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
-from flip.training.initial_weights import resampled
+from flip.training.warm_start import resample_patch_embed
 from jobs import debug
 from tests.harness.command_line import JobsCommandLine
 from tests.synthetic import make_dataset, make_tokenizer
@@ -120,7 +120,7 @@ def test_a_branch_of_an_export_with_other_patches_needs_it_until_its_first_commi
     run, theirs = desk.run("coarse"), dict(flip.load(desk.run("base").path).pair.named_parameters())
     for name, ours in flip.load(run.path).pair.named_parameters():
         if name == "image.patch.weight":  # by the threads of this process
-            assert torch.allclose(ours, resampled(theirs[name].detach(), 16), atol=1e-6)
+            assert torch.allclose(ours, resample_patch_embed(theirs[name].detach(), 16), atol=1e-6)
         else:
             assert torch.equal(ours, theirs[name]), name
     first, *_, last = commit.commits(run)
@@ -132,7 +132,7 @@ def test_a_branch_of_an_export_with_other_patches_needs_it_until_its_first_commi
     assert "coarse: complete" in desk.type("submit", "--watch", runs=runs)
     assert [one.samples for one in commit.commits(run)] == [16, 32, 48] and run.newest_attempt() == 2
     shutil.rmtree(run.path)
-    assert "init.export: there is no export" in desk.type("submit", runs=runs, code=78)
+    assert "init.export: no such export" in desk.type("submit", runs=runs, code=78)
 
 
 def test_a_commit_that_is_gone_when_the_run_starts_is_the_end_of_it(desk):

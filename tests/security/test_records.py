@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flip.checkpoint import interval
+from flip.checkpoint import manager
 from flip.config.merge import to_dict
 from flip.monitoring import metrics_reader, results
 from flip.runs import commit
@@ -192,9 +192,9 @@ def read_by_hosts(run):
         lambda: attempts.cancel_reason(run), lambda: run.causes(1), lambda: commit.commits(run), lambda:
         commit.pinned(run), lambda: commit.holders(run), lambda: wall_limit.measured(run), lambda:
         wall_limit.recorded_limit(run, 1), lambda: wall_limit.too_short(run, 9),
-        lambda: interval.observed(run, 9), lambda: metrics_reader.newest(run), lambda: bad_nodes.find_suspect(run, 1,
-        1.7e9), lambda: notify._sweep_ended(run), lambda: backend.live_ranks(run), lambda: job_states.ahead_of([run]),
-        lambda: job_states.elsewhere([run]),
+        lambda: manager.uptime_and_interruptions(run, 9), lambda: metrics_reader.newest(run), lambda:
+        bad_nodes.find_suspect(run, 1, 1.7e9), lambda: notify._sweep_ended(run), lambda: backend.live_ranks(run),
+        lambda: job_states.ahead_of([run]), lambda: job_states.elsewhere([run]),
     )  # fmt: skip
     for call in calls:
         with contextlib.suppress(OSError, ValueError, FlipError):

@@ -1,15 +1,18 @@
-"""What all ranks of an attempt must agree on before they save."""
+"""When an attempt saves: what all ranks agree on, and Young's interval within its bounds."""
 
+import json
+import math
 from dataclasses import replace
 
 import pytest
 from torch import nn
 
-from flip.checkpoint.manager import Saving
+from flip.checkpoint import manager
+from flip.checkpoint.manager import CheckpointManager, SaveInterval
 from flip.config import schema
 from flip.distributed import parallel
-from flip.distributed.watchdog import Watchdog
-from flip.runs.rundir import RunDir
+from flip.distributed.shutdown import Watchdog
+from flip.runs.rundir import RunDir, write_json
 
 
 @pytest.fixture(scope="module")
@@ -23,21 +26,86 @@ def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path,
     """The other rank's file says something else, or is not there yet: a save is collective."""
     run = RunDir(tmp_path / "sweep" / "run")
     run.begin_attempt({"first_commit": here})
-    saving = Saving(run, 1, world, schema.Config(), Watchdog(0, print))
+    saving = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))
     saving.restore(nn.Identity(), lambda: None)
-    assert saving.soon == here
+    assert saving.save_after_first_step == here
     monkeypatch.setattr("flip.checkpoint.manager.run_on_first", lambda function, group: there)
-    second = Saving(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
+    second = CheckpointManager(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
     monkeypatch.setattr(second.checkpointer.restorer, "newest", lambda: None)
     second.restore(nn.Identity(), lambda: None)
-    assert second.soon == there
+    assert second.save_after_first_step == there
 
 
 def test_the_first_rank_alone_reads_what_older_attempts_logged(tmp_path, world, monkeypatch):
     read = []
-    monkeypatch.setattr("flip.checkpoint.interval.observed", lambda run, attempt: (read.append(attempt), (0.0, 0))[1])
+    monkeypatch.setattr(
+        "flip.checkpoint.manager.uptime_and_interruptions", lambda run, attempt: (read.append(attempt), (0.0, 0))[1]
+    )
     run = RunDir(tmp_path / "sweep" / "run")
     run.begin_attempt({})
-    Saving(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
+    CheckpointManager(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
     assert read == []
-    assert not Saving(run, 1, world, schema.Config(), Watchdog(0, print)).due() and read == [1]
+    assert not CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print)).is_due() and read == [1]
+
+
+def attempts(run, *lives):
+    """(seconds trained or None where it never could, exit code) of attempts before."""
+    for lived, code in lives:
+        n = run.begin_attempt({})
+        write_json(run.attempt(n) / "end.json", {"code": code})
+        if lived is None:
+            continue
+        write_json(run.attempt(n) / "ready.json", {"samples": 0, "time": 1000.0 * n})
+        run.metrics.mkdir(exist_ok=True)
+        lines = [json.dumps({"step": k, "time": 1000.0 * n + t}) for k, t in enumerate((1.0, lived))]
+        (run.metrics / f"{n}.jsonl").write_text("\n".join(lines) + '\n{"step": 3, "ti')
+
+
+def test_what_was_observed(tmp_path):
+    run = RunDir(tmp_path / "sweep" / "run")
+    attempts(run, (100.0, None), (None, 70), (50.0, 75), (30.0, 70))
+    n = run.begin_attempt({})
+    assert manager.uptime_and_interruptions(run, n) == (180.0, 2), (
+        "a clean stop loses nothing, and who never trained had nothing"
+    )
+
+
+def test_youngs_interval_within_its_bounds():
+    assert manager.young_daly_interval(10, 3600 * 8, 1) == pytest.approx(math.sqrt(2 * 10 * 3600 * 8))
+    assert manager.young_daly_interval(0.01, 3600, 1) == manager.MIN_SECONDS
+    assert manager.young_daly_interval(0.01, 3600, 50) == 200, "four times its length"
+    assert manager.young_daly_interval(100, 1e7, 1) == manager.MAX_SECONDS
+    assert manager.young_daly_interval(100, 1e7, 3000) == 12_000
+
+
+def test_more_interruptions_make_it_shorter(tmp_path):
+    calm, stormy = RunDir(tmp_path / "sweep" / "calm"), RunDir(tmp_path / "sweep" / "stormy")
+    attempts(calm, (3600.0, 70))
+    attempts(stormy, *[(600.0, None)] * 100)
+    found = [SaveInterval(0, run, run.begin_attempt({})).seconds(3, 30.0, 1.0) for run in (calm, stormy)]
+    expected = [math.sqrt(20 * (86_400 + lived) / (1 + cut)) for lived, cut in ((3600, 1), (60_000, 100))]
+    assert found == pytest.approx(expected, rel=1e-3) and found[1] < found[0]
+    assert SaveInterval(0, calm, 2).seconds(0, 0, 0) == manager.FIRST
+    assert SaveInterval(7, calm, 2).seconds(3, 30.0, 1.0) == 420
+
+
+@pytest.mark.parametrize("line", ["\0\0\0", '{"step": 2, "ti', "[1]", '{"step": 2}', '{"step": 2, "time": "late"}'])
+def test_a_damaged_metric_line_costs_only_itself(tmp_path, line):
+    """Telemetry never stops training: the newest whole line with a time counts, or the attempt counts as no time."""
+    run = RunDir(tmp_path / "sweep" / "run")
+    attempts(run, (100.0, None), (50.0, None))
+    whole = json.dumps({"step": 1, "time": 1030.0})
+    (run.metrics / "1.jsonl").write_text(f"{whole}\n{line}\n")
+    (run.metrics / "2.jsonl").write_text(f"{line}\n")
+    assert manager.uptime_and_interruptions(run, run.begin_attempt({})) == (30.0, 2)
+
+
+@pytest.mark.parametrize("text", ["\0\0", "[]", "{}", '{"time": null}'])
+def test_a_damaged_record_of_an_attempt_is_skipped(tmp_path, text):
+    run = RunDir(tmp_path / "sweep" / "run")
+    attempts(run, (100.0, 75), (50.0, 75))
+    (run.attempt(1) / "ready.json").write_text(text)
+    (run.attempt(2) / "end.json").write_text(text)
+    assert manager.uptime_and_interruptions(run, run.begin_attempt({})) == (50.0, 1), (
+        "an unreadable end counts as an interruption"
+    )

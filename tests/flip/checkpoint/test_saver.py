@@ -93,7 +93,7 @@ def test_a_save_in_the_background_holds_the_state_of_its_begin(run, world, monke
             tensor += 1
     threading.Timer(0.5, go.set).start()
     saver.save(state_of(pair, optimizer), "pretrain", 32)
-    assert saver.waited > 0.1 and [c.samples for c in commit.commits(run)][:1] == [16]
+    assert saver.blocked_seconds > 0.1 and [c.samples for c in commit.commits(run)][:1] == [16]
     saver.wait()
     saver.wait()
     old, new = commit.commits(run)

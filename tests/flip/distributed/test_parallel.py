@@ -20,7 +20,7 @@ from flip import costs
 from flip.checkpoint import saver as checkpoint
 from flip.checkpoint.safetensors_io import CheckpointFiles
 from flip.config import schema
-from flip.distributed import norms, parallel
+from flip.distributed import parallel
 from flip.models import clip
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir
@@ -67,11 +67,11 @@ def trained(how, world, folder=None):
         loss, _ = grad_cache.gradients(pair, mine, how.accumulate, world.device, parallel.autocast(how, world))
         if t == 0:
             found |= {f"gradient.{name}": parallel.whole(p.grad).clone() for name, p in pair.named_parameters()}
-        norm = norms.of_gradients(pair)
+        norm = optim.gradient_norm(pair)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
-    found["norms"] = torch.stack([norm, *norms.of_weights(optimizer, world.size)]).float()
+    found["norms"] = torch.stack([norm, *optim.weight_norms(optimizer, world.size)]).float()
     found["losses"] = torch.stack(losses)
     with torch.no_grad(), parallel.autocast(how, world):  # an entry point of its own
         found["encoded"] = pair.encode_image(inputs(B)[0])

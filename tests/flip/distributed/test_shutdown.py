@@ -1,4 +1,5 @@
-"""Signals are a flag; none is lost while helpers are started; the leash's end is a stop."""
+"""Signals set a flag and none is lost while helpers start; the end of the parent pipe is a stop; a hang ends the
+process."""
 
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from flip.distributed.shutdown import RunWatcher, StopFlag
+from flip.runs.errors import HANG
 from flip.runs.rundir import RunDir
 
 SCRIPT = """
@@ -75,7 +77,7 @@ def test_the_end_of_the_supervisor_is_a_stop():
 
 def watched(tmp_path):
     run, flag, is_set = RunDir(tmp_path / "sweep" / "run"), StopFlag(), threading.Event()
-    flag.tell(is_set.set)
+    flag.on_set(is_set.set)
     watcher = RunWatcher(run, run.begin_attempt({}), flag, seconds=0.01)
     return run, flag, is_set, watcher
 
@@ -117,11 +119,12 @@ def test_a_file_system_that_fails_is_asked_again(tmp_path, caplog):
 AGREED = """
 import sys
 from torch import distributed
-from flip.distributed.shutdown import Agreement
+from flip.distributed.shutdown import CoordinatedStop
 rank = int(sys.argv[2])
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
-agreement = Agreement(distributed.group.WORLD, 2)
-print([agreement.now(False), agreement.now(rank == 1), *agreement.poll(rank == 0, False), agreement.now(False)])
+agreement = CoordinatedStop(distributed.group.WORLD, 2)
+print([agreement.poll_blocking(False), agreement.poll_blocking(rank == 1), *agreement.poll(rank == 0, False),
+agreement.poll_blocking(False)])
 """
 
 
@@ -135,3 +138,39 @@ def test_all_ranks_know_at_once_or_at_the_next_call(tmp_path):
         for rank in range(2)
     ]
     assert [rank.communicate(timeout=100)[0].strip() for rank in ranks] == ["[False, True, False, False, True]"] * 2
+
+
+HANGING = """
+import sys, threading, time
+from flip.distributed.shutdown import Watchdog
+dog = Watchdog({seconds}, lambda what: print(what, flush=True))
+def waits_for_nobody():
+    threading.Event().wait(60)
+for _ in range(40):
+    dog.heartbeat("a step from S = 7", {times})
+    time.sleep(0.01)
+{end}
+"""
+
+
+def run_watched(seconds, end, times=1.0):
+    script = HANGING.format(seconds=seconds, end=end, times=times)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+
+def test_no_beat_is_the_end():
+    ended = run_watched(0.5, "waits_for_nobody()")
+    assert ended.returncode == HANG == 71
+    assert ended.stdout.startswith("no progress for ") and "a step from S = 7" in ended.stdout
+    assert "in waits_for_nobody" in ended.stderr
+
+
+def test_a_cause_that_cannot_be_told_holds_nobody_up():
+    ended = run_watched(0.5, "dog._on_hang = None; waits_for_nobody()")
+    assert ended.returncode == HANG and "in waits_for_nobody" in ended.stderr
+
+
+def test_who_moves_or_is_allowed_to_take_long_lives_on():
+    assert run_watched(0.5, "dog.close(); time.sleep(1.5); sys.exit(3)").returncode == 3
+    assert run_watched(0.5, "time.sleep(1.5); sys.exit(3)", times=60).returncode == 3
+    assert run_watched(0, "time.sleep(1.5); sys.exit(3)").returncode == 3

@@ -11,11 +11,11 @@ from torch import distributed
 
 from flip.checkpoint import saver
 from flip.config import schema
-from flip.distributed import norms, parallel
+from flip.distributed import parallel
 from flip.runs.errors import Diverged
 from flip.runs.rundir import RunDir, read_json
 from flip.training import grad_cache, optimizer
-from flip.training.anomaly import MOST, Guard, Spikes, Step
+from flip.training.anomaly import MAX_RECORDS, LossSpikeDetector, NonFiniteGuard, Step
 from tests.flip.models.test_clip import tiny
 from tests.flip.models.test_loss import free_port  # noqa: F401
 from tests.flip.training.test_grad_cache import batch
@@ -31,7 +31,7 @@ class Training:
         self.fields, self.rank, self.guarded = batch() if fields is None else fields, rank, guarded
         self.optimizer = optimizer.build(self.pair.named_parameters(), schema.Optim())
         optimizer.set_learning_rate(self.optimizer, schema.Stage(samples=256, batch=64, base_lr=0.01), 64)
-        self.guard, self.steps = Guard(self.run, 3, rank, spike, window), 0
+        self.guard, self.steps = NonFiniteGuard(self.run, 3, rank, spike, window), 0
 
     def go(self, hurt=lambda pair, loss: loss, name="pretrain"):
         self.optimizer.zero_grad(set_to_none=True)
@@ -41,7 +41,7 @@ class Training:
         if self.guarded:
             ids = torch.arange(4) + 100 * self.rank
             told = Step(self.steps, 12 * self.steps, name, self.optimizer.param_groups[0]["lr"], ids)
-            self.guard.watch(self.optimizer, told, loss, norms.of_gradients(self.pair))
+            self.guard.check_step(self.optimizer, told, loss, optimizer.gradient_norm(self.pair))
         self.optimizer.step()
 
     def state(self):
@@ -86,8 +86,8 @@ def test_what_is_committed_has_been_looked_at(tmp_path):
     training = Training(tmp_path)
     training.go(hurt_gradient(NAN))
     with pytest.raises(Diverged):
-        training.guard.settle()
-    training.guard.settle()  # told once
+        training.guard.flush()
+    training.guard.flush()  # told once
 
 
 def test_healthy_steps_have_the_bits_of_unguarded_ones(tmp_path):
@@ -95,7 +95,7 @@ def test_healthy_steps_have_the_bits_of_unguarded_ones(tmp_path):
     for _ in range(3):
         guarded.go()
         bare.go()
-    guarded.guard.settle()
+    guarded.guard.flush()
     assert changed(bare.state(), guarded.state()) == [] and not (tmp_path / "anomalies").exists()
 
 
@@ -104,7 +104,7 @@ def test_a_full_disk_does_not_hide_what_happened(tmp_path):
     training = Training(tmp_path)
     training.go(hurt_gradient(NAN))
     with pytest.raises(Diverged):
-        training.guard.settle()
+        training.guard.flush()
 
 
 def rank_main(rank, world, port, folder, results):
@@ -147,8 +147,8 @@ def test_a_gradient_that_one_rank_has_stops_all(tmp_path, free_port):  # noqa: F
 
 
 def told(losses, factor=6.0, window=20):
-    spikes = Spikes(factor, window)
-    return [i for i, loss in enumerate(losses) if spikes.judge(loss) is not None]
+    spikes = LossSpikeDetector(factor, window)
+    return [i for i, loss in enumerate(losses) if spikes.update(loss) is not None]
 
 
 def falling(n, noise=0.02):
@@ -192,15 +192,15 @@ def test_another_stage_has_other_losses(tmp_path):
         training.go()
     for _ in range(2):
         training.go(lambda _, loss: loss + 100, name="unmasked")
-    training.guard.settle()
+    training.guard.flush()
     assert not (tmp_path / "anomalies").exists()
 
 
 def test_spikes_without_end_do_not_fill_the_disk(tmp_path):
     training = Training(tmp_path, spike=6.0)
-    training.guard._told = MOST
+    training.guard._spike_count = MAX_RECORDS
     for _ in range(4):
         training.go()
     training.go(lambda _, loss: loss + 100)
-    training.guard.settle()
+    training.guard.flush()
     assert not (tmp_path / "anomalies").exists()

@@ -1,3 +1,5 @@
+"""AdamW: its groups, its schedule, and the norms of what a step does."""
+
 import math
 
 import pytest
@@ -6,6 +8,7 @@ import torch
 from flip.config.schema import MODEL_PRESETS, Augment, ImageTower, Model, Optim, Stage, TextTower
 from flip.models import clip
 from flip.training import optimizer as optim
+from tests.flip.training.test_anomaly import Training
 
 
 def pair():
@@ -66,3 +69,28 @@ def test_last_step_of_an_uneven_stage_is_not_wasted():
         5 / 256 * 7.5 / 100
     )
     assert math.isfinite(optim.learning_rate(Stage(samples=10, batch=5, warmup=10), 10))
+
+
+def norm(tensors):
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+def test_norms_are_those_of_what_the_step_did(tmp_path):
+    training = Training(tmp_path)
+    for _ in range(3):
+        before = [p.detach().clone() for p in training.pair.parameters()]
+        training.go()
+        after = [p.detach() for p in training.pair.parameters()]
+        weights, change = optim.weight_norms(training.optimizer, 1)
+        assert float(weights) == pytest.approx(norm(after), rel=1e-6)
+        moved = [new.double() - old.double() for new, old in zip(after, before, strict=True)]
+        assert float(change) == pytest.approx(norm(moved), rel=1e-4)
+        gradients = [p.grad for p in training.pair.parameters()]
+        assert float(optim.gradient_norm(training.pair)) == pytest.approx(norm(gradients), rel=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_shows(tmp_path):
+    training = Training(tmp_path)
+    training.go()
+    training.pair.image.patch.weight.grad[0, 0] = float("nan")
+    assert not torch.isfinite(optim.gradient_norm(training.pair))

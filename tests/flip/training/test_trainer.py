@@ -13,13 +13,12 @@ import flip
 from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
-from flip.distributed.shutdown import StopFlag
-from flip.distributed.watchdog import Watchdog
+from flip.distributed.shutdown import StopFlag, Watchdog
 from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
-from flip.training.trainer import Stopped, Trainer, train
+from flip.training.trainer import Trainer, TrainingStopped, train
 from tests.harness.training_run import configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -42,7 +41,7 @@ def test_a_gpu_gets_its_batches_from_pinned_memory(data, tmp_path, monkeypatch, 
         raise Asked(pinned)
 
     monkeypatch.setattr("flip.training.trainer.Loader", asked)
-    monkeypatch.setattr("flip.training.trainer.Saving", lambda *_: None)
+    monkeypatch.setattr("flip.training.trainer.CheckpointManager", lambda *_: None)
     run = RunDir(tmp_path / "sweep" / "run")
     world = parallel.World(0, 1, torch.device(device), None, None)
     with pytest.raises(Asked) as error:
@@ -56,7 +55,7 @@ def test_a_step_asks_nothing_of_the_run_directory():
     """A shared file system that stalls for a minute must not stall every rank for it: RunWatcher polls."""
     trainer = Trainer.__new__(Trainer)
     trainer.world, trainer.flag = parallel.World(0, 1, torch.device("cpu"), None, None), StopFlag()
-    trainer.saving = SimpleNamespace(checkpointer=SimpleNamespace(failed=False), due=lambda: False)
+    trainer.checkpoints = SimpleNamespace(checkpointer=SimpleNamespace(failed=False), is_due=lambda: False)
     trainer.run = None
     assert trainer.wishes() == (False, False)
     trainer.flag.set("cancelled")
@@ -78,8 +77,8 @@ def test_the_first_rank_alone_looks_up_the_commit_of_a_score(tmp_path, monkeypat
 @pytest.mark.parametrize(
     "error, phase, reason",
     [
-        (Stopped("signal SIGUSR2"), "interrupted", "signal SIGUSR2"),
-        (Stopped("cancelled"), "cancelled", "cancelled"),
+        (TrainingStopped("signal SIGUSR2"), "interrupted", "signal SIGUSR2"),
+        (TrainingStopped("cancelled"), "cancelled", "cancelled"),
         (StorageError("no space left", "/runs"), "failed", "no space left"),
         (ZeroDivisionError("division by zero"), "failed", "ZeroDivisionError: division by zero"),
         (None, "complete", ""),

@@ -1,19 +1,26 @@
-"""The commit of another run that a run begins from: found, fitting, pinned, opened."""
+"""Runs that start from another run or an export: sources are resolved, checked, pinned, opened, and converted."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from flip.checkpoint import export_record
 from flip.config.identity import identity
 from flip.config.merge import dump
 from flip.config.schema import Init
 from flip.config.validate import validate
+from flip.export import exporter
+from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, write_json
 from flip.training import warm_start
+from flip.training.warm_start import check_compatible, load_converted, resample_patch_embed
+from tests.flip.export.test_exporter import configured, loaded_of
 from tests.jobs.outcomes import config
+from tests.synthetic import make_tokenizer
 
 
 def save(run, samples, stage="pretrain", n=1, content="weights"):
@@ -38,7 +45,7 @@ def source(tmp_path):
 def find(source, **fields):
     made = config(samples=25_600)
     made.init = Init(run="base/a", **fields)
-    made.init = warm_start.find(made, [source.path.parent, source.path.parent.parent])
+    made.init = warm_start.resolve_init(made, [source.path.parent, source.path.parent.parent])
     return made
 
 
@@ -47,8 +54,8 @@ def test_by_samples_by_stage_and_by_its_end(source):
         init = find(source, **fields).init
         assert (init.run, init.stage, init.samples) == (str(source.path), "pretrain", samples)
         assert warm_start.open_commit(init).samples == samples
-    assert warm_start.find(replace_init(run="a"), [source.path.parent]).samples == 12_800, "of the same sweep"
-    assert warm_start.find(replace_init(run=str(source.path)), []).samples == 12_800
+    assert warm_start.resolve_init(replace_init(run="a"), [source.path.parent]).samples == 12_800, "of the same sweep"
+    assert warm_start.resolve_init(replace_init(run=str(source.path)), []).samples == 12_800
 
 
 def replace_init(**fields):
@@ -62,35 +69,35 @@ def replace_init(**fields):
     [
         ({"samples": 1000}, "no commit at S = 1000.*pretrain 1280, pretrain 6400, pretrain 12800"),
         ({"stage": "unmasked"}, "no such stage.*Stages: pretrain"),
-        ({"samples": 6400, "commit": "0" * 16}, "another one"),
+        ({"samples": 6400, "commit": "0" * 16}, "another digest"),
     ],
 )
 def test_what_is_not_there_is_said(source, fields, words):
     with pytest.raises(ConfigError, match=words):
         find(source, **fields)
-    with pytest.raises(ConfigError, match="init.run: there is no such run"):
-        warm_start.find(replace_init(run="base/b"), [source.path.parent.parent])
+    with pytest.raises(ConfigError, match="init.run: no such run"):
+        warm_start.resolve_init(replace_init(run="base/b"), [source.path.parent.parent])
 
 
 def test_one_that_is_still_to_come(source):
     commit.remove(commit.folder(source, "pretrain", 12_800, 1))
-    with pytest.raises(ConfigError, match="no commit at S = 12800.*still to come"):
+    with pytest.raises(ConfigError, match="no commit at S = 12800.*once it exists"):
         find(source)
 
 
 def test_weights_must_fit(source):
     other = replace_init(run="base/a")
     other.model.text.width *= 2
-    with pytest.raises(ConfigError, match="model.text.width: cannot begin from .*base/a"):
-        warm_start.find(other, [source.path.parent.parent])
+    with pytest.raises(ConfigError, match="model.text.width: cannot start from .*base/a"):
+        warm_start.resolve_init(other, [source.path.parent.parent])
     larger = replace_init(run="base/a")
     larger.model.image.size *= 2
-    assert warm_start.find(larger, [source.path.parent.parent]).samples, "positions are computed"
+    assert warm_start.resolve_init(larger, [source.path.parent.parent]).samples, "positions are computed"
     larger.model.image.patch *= 2
-    assert warm_start.find(larger, [source.path.parent.parent]).samples, "and patch weights resampled"
+    assert warm_start.resolve_init(larger, [source.path.parent.parent]).samples, "and patch weights resampled"
     larger.init.extend = True
-    with pytest.raises(ConfigError, match="model.image.patch: cannot begin from"):
-        warm_start.find(larger, [source.path.parent.parent])
+    with pytest.raises(ConfigError, match="model.image.patch: cannot start from"):
+        warm_start.resolve_init(larger, [source.path.parent.parent])
 
 
 @pytest.fixture
@@ -115,36 +122,38 @@ def seal(folder):
 def test_an_export_is_known_by_its_weights(export, tmp_path):
     made = replace_init(export=str(export))
     made.model.image.size *= 2
-    made.init = warm_start.find(made, [])
+    made.init = warm_start.resolve_init(made, [])
     assert made.init.export == str(export) and warm_start.open_export(made.init) == export
-    assert warm_start.find(replace_init(export="made"), [tmp_path]) == made.init, "below the sweep or the runs root"
+    assert warm_start.resolve_init(replace_init(export="made"), [tmp_path]) == made.init, (
+        "below the sweep or the runs root"
+    )
     made.data.decoder = made.data.resize = "pillow"
     validate(made)
     hashes = {identity(one, "")["hash"] for one in (made, replace_init())}
     moved = tmp_path / "moved"
     export.rename(moved)
-    with pytest.raises(DataError, match="not there any more"):
+    with pytest.raises(DataError, match="no longer exists"):
         warm_start.open_export(made.init)
-    with pytest.raises(ConfigError, match="init.export: there is no export"):
-        warm_start.find(replace_init(export=str(export)), [])
-    made.init = warm_start.find(replace_init(export=str(moved)), [])
+    with pytest.raises(ConfigError, match="init.export: no such export"):
+        warm_start.resolve_init(replace_init(export=str(export)), [])
+    made.init = warm_start.resolve_init(replace_init(export=str(moved)), [])
     (moved / export_record.TIMM).write_text("others")
     seal(moved)
-    with pytest.raises(DataError, match="not there any more"):
+    with pytest.raises(DataError, match="no longer exists"):
         warm_start.open_export(made.init)
-    with pytest.raises(ConfigError, match="the export there is another one"):
-        warm_start.find(replace_init(**vars(made.init)), [])
+    with pytest.raises(ConfigError, match="this export has another digest"):
+        warm_start.resolve_init(replace_init(**vars(made.init)), [])
     plain = replace_init(export=str(moved))
     plain.model.image.size *= 2
-    plain.init = warm_start.find(plain, [])
+    plain.init = warm_start.resolve_init(plain, [])
     assert len(hashes | {identity(plain, "")["hash"]}) == 3
 
 
 def test_an_export_stands_alone_and_must_fit(export):
     other = replace_init(export=str(export))
     other.model.embed *= 2
-    with pytest.raises(ConfigError, match="model.embed: cannot begin from"):
-        warm_start.find(other, [])
+    with pytest.raises(ConfigError, match="model.embed: cannot start from"):
+        warm_start.resolve_init(other, [])
     with pytest.raises(ConfigError, match="init.export: stands alone"):
         validate(replace_init(export=str(export), extend=True))
     with pytest.raises(ConfigError, match="init.commit: is not resolved"):
@@ -157,11 +166,11 @@ def test_a_run_that_has_begun_needs_its_source_no_more(source, tmp_path):
     made = find(source, samples=6400)
     run.config.write_text(dump(made))
     asked = Init(run="base/a", samples=6400)
-    assert warm_start.kept(asked, run) is None, "nothing is committed"
+    assert warm_start.stored_init(asked, run) is None, "nothing is committed"
     save(run, 128)
-    assert warm_start.kept(asked, run) == made.init == warm_start.kept(replace(asked, samples=0), run)
+    assert warm_start.stored_init(asked, run) == made.init == warm_start.stored_init(replace(asked, samples=0), run)
     for other in ({"samples": 1280}, {"extend": True}, {"run": "base/b"}, {"run": "", "export": "x"}, {"stage": "x"}):
-        assert warm_start.kept(replace(asked, **other), run) is None
+        assert warm_start.stored_init(replace(asked, **other), run) is None
 
 
 def test_it_is_part_of_what_a_run_is_wherever_it_lies(source, tmp_path):
@@ -235,10 +244,10 @@ def test_pins_of_runs_that_are_gone_are_cleared_away(source, tmp_path):
 def test_gone_or_another_one_is_an_error(source, tmp_path):
     made = find(source, samples=6400)
     commit.remove(commit.folder(source, "pretrain", 6400, 1))
-    with pytest.raises(DataError, match="not there any more"):
+    with pytest.raises(DataError, match="no longer exists"):
         warm_start.pin(made.init, RunDir(tmp_path / "b"))
     save(source, 6400, n=2, content="other")
-    with pytest.raises(DataError, match="not there any more"):
+    with pytest.raises(DataError, match="no longer exists"):
         warm_start.open_commit(made.init)
 
 
@@ -250,3 +259,97 @@ def test_somebody_elses_run_must_be_complete(source, tmp_path, monkeypatch):
     write_json(source.result, {})
     warm_start.pin(init, RunDir(tmp_path / "b"))
     assert not source.pins.exists()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(exported folder, its tokenizer, the model)."""
+    root = tmp_path_factory.mktemp("source")
+    tokenizer = make_tokenizer(root / "tokenizer.json")
+    loaded = loaded_of(configured("portable", tokenizer), root)
+    loaded.pair.logit_scale.data.fill_(3.0)
+    exporter.export(loaded, root / "made")
+    return root / "made", tokenizer, loaded
+
+
+def fresh(tokenizer, *settings, recipe="portable"):
+    config = configured(recipe, tokenizer, "tiny", *settings)
+    pair = clip.build(config.model, config.augment, "sdpa")
+    clip.initialise(pair, 9)
+    return pair, config
+
+
+@torch.no_grad()
+def test_a_higher_resolution_takes_all_weights_and_computes_its_positions(exported):
+    folder, tokenizer, loaded = exported
+    pair, config = fresh(tokenizer, "model.image.size=96")
+    differs = load_converted(pair, config, folder)
+    assert all(torch.equal(value, loaded.pair.state_dict()[name]) for name, value in pair.state_dict().items())
+    assert torch.equal(pair.image.positions, clip.sincos(12, 64))
+    assert differs == {"model.image.size": [64, 96]}
+    # A picture of 12 x 12 patches of which the 8 x 8 at the top left are visible is the smaller model's picture.
+    patches = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 64, 192), dtype=np.uint8))
+    keep = (torch.arange(8)[:, None] * 12 + torch.arange(8)).reshape(1, 64)
+    assert torch.allclose(pair.encode_image(patches, keep), loaded.pair.encode_image(patches), atol=1e-6)
+
+
+@torch.no_grad()
+def test_patch_weights_of_a_larger_patch_see_the_enlarged_patch_as_the_smaller_saw_it():
+    generator = torch.Generator().manual_seed(0)
+    weight, patch = torch.randn(5, 192, generator=generator), torch.randn(7, 3, 8, 8, generator=generator)
+    enlarged = torch.nn.functional.interpolate(patch, (16, 16), mode="bicubic", antialias=True)
+    rows = [one.permute(0, 2, 3, 1).flatten(1) for one in (patch, enlarged)]  # by row, column, channel
+    assert torch.allclose(rows[1] @ resample_patch_embed(weight, 16).T, rows[0] @ weight.T, atol=1e-3)
+    assert torch.equal(resample_patch_embed(weight, 8), weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size, patch, grid", [(56, 7, 8), (64, 16, 4)])  # 8 -> 7 is what 16 -> 14 is
+def test_another_patch_changes_the_patch_weights_alone(exported, size, patch, grid):
+    folder, tokenizer, loaded = exported
+    pair, config = fresh(tokenizer, f"model.image.size={size}", f"model.image.patch={patch}")
+    load_converted(pair, config, folder)
+    ours, theirs = pair.state_dict(), loaded.pair.state_dict()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == ["image.patch.weight"]
+    assert torch.equal(pair.image.positions, clip.sincos(grid, 64))
+    # An even picture has no detail that a resize could touch: the patch embedding of both is the same.
+    even = torch.ones(3).repeat(patch**2) @ ours["image.patch.weight"].T
+    assert torch.allclose(even, torch.ones(192) @ theirs["image.patch.weight"].T, atol=1e-4)
+
+
+def test_what_fits_but_is_another_function_is_told(exported):
+    folder, tokenizer, _ = exported
+    pair, config = fresh(tokenizer, recipe="paper")
+    differs = load_converted(pair, config, folder)
+    keys = {"model.image.pool", "model.text.prepend_cls", "model.text.repair"}
+    assert differs.keys() == keys and differs["model.image.pool"] == ["patches", "all"]
+
+
+def test_what_does_not_fit_is_refused(exported, tmp_path):
+    folder, tokenizer, loaded = exported
+    for setting, key in (("model.image.heads=4", "model.image.heads"), ("model.embed=32", "model.embed")):
+        pair, config = fresh(tokenizer, setting)
+        with pytest.raises(ConfigError, match=key):
+            load_converted(pair, config, folder)
+        with pytest.raises(ConfigError, match=f"cannot start from there.*{key}|{key}.*cannot start from there"):
+            check_compatible(config, loaded.config, "there")
+    other = make_tokenizer(tmp_path / "other.json", ["quite other words"])
+    pair, config = fresh(other)
+    with pytest.raises(ConfigError, match="is not the tokenizer of"):
+        load_converted(pair, config, folder)
+    before = {name: value.clone() for name, value in pair.state_dict().items()}
+    with pytest.raises((ConfigError, DataError)):
+        load_converted(pair, config, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in pair.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_bias_that_only_one_of_them_has_is_its_own(exported, tmp_path):
+    folder, tokenizer, loaded = exported
+    pair, config = fresh(tokenizer, recipe="siglip")
+    assert load_converted(pair, config, folder).keys() == {"model.objective", "model.max_logit_scale"}
+    assert float(pair.logit_bias) == -10.0 and torch.equal(pair.text.positions, loaded.pair.text.positions)
+    exporter.export(loaded_of(configured("siglip", tokenizer), tmp_path), tmp_path / "made")
+    other, config = fresh(tokenizer)
+    load_converted(other, config, tmp_path / "made")
+    assert other.logit_bias is None
