@@ -254,7 +254,7 @@ def test_gone_or_another_one_is_an_error(source, tmp_path):
 def test_somebody_elses_run_must_be_complete(source, tmp_path, monkeypatch):
     init = find(source, samples=6400).init
     monkeypatch.setattr(warm_start.os, "access", lambda *_: False)
-    with pytest.raises(PermissionDenied, match="cannot be kept"):
+    with pytest.raises(PermissionDenied, match="cannot be pinned"):
         warm_start.pin(init, RunDir(tmp_path / "b"))
     write_json(source.result, {})
     warm_start.pin(init, RunDir(tmp_path / "b"))
