@@ -116,7 +116,7 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
         with torch.device("meta"):
             pair = towers.build(of, Augment(), compute.attention, compute.recompute)
         parallel.place(pair, world, compute)
-        towers.initialise(pair, seed)
+        towers.init_weights(pair, seed)
         pair.optimizer = optim.build(pair.named_parameters(), Optim())  # type: ignore[assignment]
         return pair
 

@@ -62,7 +62,7 @@ def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[]
         torch.utils.deterministic.fill_uninitialized_memory = False  # as flip.distributed.parallel does
     image, device = config.model.image, torch.device(chosen.device)
     pair = towers.build(config.model, config.augment, config.compute.attention)
-    towers.initialise(pair, chosen.seed)
+    towers.init_weights(pair, chosen.seed)
     here = parallel.World(0, 1, device, None, None)
     config.compute.compile = "yes" if chosen.compile else "no"
     parallel.place(pair, here, config.compute)

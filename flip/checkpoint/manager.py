@@ -23,7 +23,7 @@ from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import run_on_first
 from flip.distributed.parallel import World
 from flip.distributed.shutdown import LONG_OPERATION_FACTOR, Watchdog
-from flip.models.clip import Pair
+from flip.models.clip import CLIPModel
 from flip.runs import rundir
 from flip.runs.commit import Commit
 from flip.runs.errors import DataError
@@ -58,7 +58,7 @@ class CheckpointManager:
         self.saves, self.blocked_seconds = 0, 0.0
         """Saves of this attempt, and the seconds that steps waited for them."""
 
-    def restore(self, pair: Pair, warm_start: Callable[[], Commit | None]) -> Commit | None:
+    def restore(self, pair: CLIPModel, warm_start: Callable[[], Commit | None]) -> Commit | None:
         """Fill the weights from the newest commit and return it, or None if there is none.
 
         ``warm_start`` is called if the run has no commit: it may fill the weights, or return a commit of another run to

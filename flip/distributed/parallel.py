@@ -128,7 +128,7 @@ def place(pair: nn.Module, world: World, compute: schema.Compute, mesh: DeviceMe
     """
     if compute.compile == "yes":
         set_compile_caches()
-        pair.text.few_shapes = True  # type: ignore[union-attr]
+        pair.text.bucket_lengths = True  # type: ignore[union-attr]
         # All blocks share one code, compiled anew for every shape. At torch's own limit of 8 the next shapes would run
         # eagerly for good: that of the last stage, say, and in a process that was started in it, not.
         torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)

@@ -20,7 +20,7 @@ from flip.data import decode, masking
 from flip.data.decode import Pixels, to_rgb
 from flip.data.view import EvaluationView
 from flip.evaluation import open_clip_folder
-from flip.models.clip import Pair
+from flip.models.clip import CLIPModel
 from flip.rng import key
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class PairEncoder:
     """
 
     def __init__(
-        self, pair: Pair, tokenizer: Tokenizer, tower: schema.ImageTower, device: torch.device | str = "cpu",
+        self, pair: CLIPModel, tokenizer: Tokenizer, tower: schema.ImageTower, device: torch.device | str = "cpu",
         autocast: contextlib.AbstractContextManager[Any] = FULL_PRECISION, mask: str = "0", ensemble: bool = False,
         precision: str = "fp32", view: EvaluationView | None = None,
     ) -> None:  # fmt: skip

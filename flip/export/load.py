@@ -34,7 +34,7 @@ from flip.tokenizer import Tokenizer
 class Loaded:
     """The pair of a run's commit on one device, in fp32, with the run's own tokenizer and view of an image."""
 
-    def __init__(self, pair: clip.Pair, config: Config, source: commit.Commit, device: str) -> None:
+    def __init__(self, pair: clip.CLIPModel, config: Config, source: commit.Commit, device: str) -> None:
         self.pair, self.config, self.source, self.device = pair.to(device).eval(), config, source, device
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.preprocess = Preprocess(EvaluationView.of(config))
@@ -118,7 +118,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     return Loaded(pair, config, found, device)
 
 
-def _exported(folder: Path) -> tuple[clip.Pair, Config, commit.Commit]:
+def _exported(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
     """The model of an exported folder, verified before it is read. Raises DataError, ConfigError.
 
     It is the one that was written, bit for bit, but for the logit scale, which is clamped there. A text encoder that

@@ -1,7 +1,7 @@
 """The weights of a pair under other libraries' names: open_clip's and timm's, and back (docs/export.md).
 
-``State`` is ours: a parameter's name in ``flip.models.clip.Pair`` -> fp32 tensor. Letters: D a tower's width, E the
-shared embedding, P patches, p a patch's side. The blocks are the same everywhere; what differs is named below.
+``State`` is ours: a parameter's name in ``flip.models.clip.CLIPModel`` -> fp32 tensor. Letters: D a tower's width, E
+the shared embedding, P patches, p a patch's side. The blocks are the same everywhere; what differs is named below.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The image encoder, the text encoder, and the pair of them (docs/recipe.md).
+"""The image encoder, the text encoder, and the CLIP model of both (docs/recipe.md).
 
 Dimensions: b images or captions, K of P patches visible, T tokens, D the width of a tower, E the shared embedding.
-Activations have autocast's dtype where autocast is on, the residual stream too; pooling, projection and
-normalisation are fp32 always: they cost nothing and decide the precision of the loss.
+Activations, the residual stream included, have autocast's dtype if autocast is on. Pooling, projection and
+normalisation are always fp32: they cost little and decide the precision of the loss.
 """
 
 from __future__ import annotations
@@ -22,18 +22,16 @@ from flip.rng import key
 STD = 0.02
 
 
-def build(model: schema.Model, augment: schema.Augment, attention: str, recompute: str = "no") -> Pair:
-    """The pair with weights yet to be drawn by ``initialise``. ``attention``: ``explicit`` or ``sdpa``.
+def build(model: schema.Model, augment: schema.Augment, attention: str, recompute: str = "no") -> CLIPModel:
+    """The model; ``init_weights`` draws its weights. Under ``torch.device("meta")`` only the fixed tables have memory.
 
-    Under ``torch.device("meta")`` the weights have no memory yet, and only the fixed tables (buffers) are there.
-
-    ``recompute``: what a block computes again in the backward pass, to the same bits: nothing (``no``), all but its
-    matrix products and attention (``selective``), or everything from its input on (``block``).
+    ``attention``: ``explicit`` or ``sdpa``. ``recompute``: what blocks recompute in the backward pass, to the same
+    bits: nothing (``no``), all but matrix products and attention (``selective``), or everything (``block``).
     """
-    pair = Pair(model, augment, attention)
-    for block in (*pair.image.blocks, *pair.text.blocks):
+    built = CLIPModel(model, augment, attention)
+    for block in (*built.image.blocks, *built.text.blocks):
         block.activation_checkpointing = recompute  # type: ignore[assignment]
-    return pair
+    return built
 
 
 def sincos(grid: int, width: int) -> Tensor:
@@ -49,13 +47,13 @@ def sincos(grid: int, width: int) -> Tensor:
 
 
 def _project(pooled: Tensor, projection: nn.Linear) -> Tensor:
-    """(b, D) -> (b, E), in fp32 whatever autocast says."""
+    """(b, D) -> (b, E), in fp32 also under autocast."""
     with torch.autocast(pooled.device.type, enabled=False):
         return projection(pooled.float())
 
 
 class ImageEncoder(nn.Module):
-    """Visible patches with their positions, the class token before them; pooled over patches or all."""
+    """Vision transformer of the visible patches and a class token; mean-pooled over patches, or over all tokens."""
 
     positions: Tensor
     pixel_scale: Tensor
@@ -69,18 +67,18 @@ class ImageEncoder(nn.Module):
         self.blocks = build_blocks(tower, attention)
         self.norm = nn.LayerNorm(tower.width, eps=EPS)
         self.projection = nn.Linear(tower.width, embed, bias=False)
-        with torch.device("cpu"):  # known numbers, in a model without memory too
+        with torch.device("cpu"):  # constants, also in a model on the meta device
             self.register_buffer("positions", sincos(tower.size // tower.patch, tower.width), persistent=False)
             mean, std = (torch.tensor(v).repeat(tower.patch**2) for v in (augment.mean, augment.std))
             self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
             self.register_buffer("pixel_offset", -mean / std, persistent=False)
 
-    def forward(self, patches: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(b, K, p*p*3) uint8 and positions (b, K), or all P patches in order -> (b, E) fp32, not normalised."""
-        x = self.patch((patches * self.pixel_scale).add_(self.pixel_offset).to(self.patch.weight.dtype))
+    def forward(self, patches: Tensor, keep_indices: Tensor | None = None) -> Tensor:
+        """(b, K, p*p*3) uint8 and patch indices (b, K), or all P patches in order -> (b, E) fp32, not normalised."""
+        x = self.patch((patches * self.pixel_scale).add_(self.pixel_offset).to(self.patch.weight.dtype))  # (b, K, D)
         positions = self.positions.to(x.dtype)
-        x = x + (positions if keep is None else positions[keep.long()])
-        x = torch.cat([self.class_token.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
+        x = x + (positions if keep_indices is None else positions[keep_indices.long()])
+        x = torch.cat([self.class_token.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)  # (b, 1 + K, D)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
@@ -89,74 +87,77 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Not causal; the output at position 0, which is never padding, is pooled. Attention runs over padding or not."""
+    """Bidirectional transformer, pooled at position 0, which is never padding. Padding is attended to, or packed
+    away."""
 
     def __init__(self, tower: schema.TextTower, embed: int, attention: str) -> None:
         super().__init__()
         self.packed = tower.padding == "mask"
-        self.few_shapes = False
-        """Fill packed rows up to one of 32 lengths: compiled blocks are compiled for each length anew."""
+        self.bucket_lengths = False
+        """Pad packed batches to one of 32 lengths, as compiled blocks are compiled once per length."""
         self.tokens = nn.Embedding(tower.vocabulary, tower.width)
         self.positions = nn.Parameter(torch.zeros(tower.length, tower.width))
         self.blocks = build_blocks(tower, attention)
         self.norm = nn.LayerNorm(tower.width, eps=EPS)
         self.projection = nn.Linear(tower.width, embed, bias=False)
 
-    def rows(self, tokens: Tensor) -> Tensor | None:
-        """``PackedLayout.token_indices`` of a batch (b, T), None where padding is attended to.
+    def token_indices(self, tokens: Tensor) -> Tensor | None:
+        """``PackedLayout.token_indices`` of a batch (b, T); None if padding is attended to.
 
-        ``forward`` finds them by itself, but on a GPU it then waits for the device: better find them on the host.
+        ``forward`` computes them if they are not passed, but on a GPU this waits for the device: compute them on the
+        host.
         """
         if not self.packed:
             return None
-        rows = _held(tokens).flatten().nonzero().squeeze(1)
-        if self.few_shapes:
+        indices = _token_mask(tokens).flatten().nonzero().squeeze(1)
+        if self.bucket_lengths:
             step = max(1, tokens.numel() // 32)
-            rows = F.pad(rows, (0, -len(rows) % step), value=tokens.numel())
-        return rows
+            indices = F.pad(indices, (0, -len(indices) % step), value=tokens.numel())
+        return indices
 
-    def forward(self, tokens: Tensor, places: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, position_ids: Tensor | None = None, token_indices: Tensor | None = None
+    ) -> Tensor:
         """(b, T) token ids -> (b, E) fp32, not normalised.
 
-        ``places``: (b, T) positions of a shortened caption's tokens, the first one 0; without, they are 0 .. T-1.
-        ``rows``: those of ``self.rows(tokens)``, if they are known.
+        ``position_ids``: (b, T) positions of a shortened caption's tokens, the first one 0; default 0 .. T-1.
         """
         layout = None
-        rows = self.rows(tokens) if rows is None else rows
-        if rows is None:
-            x = self.tokens(tokens) + self._positions(places)
+        token_indices = self.token_indices(tokens) if token_indices is None else token_indices
+        if token_indices is None:
+            x = self.tokens(tokens) + self._positions(position_ids)  # (b, T, D)
         else:
-            held = _held(tokens)
-            at = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) if places is None else places
-            chosen, at = (pack(field.reshape(-1, 1), rows).squeeze(1) for field in (tokens, at))
-            x = self.tokens(chosen) + self._positions(at)
-            lengths = held.sum(dim=1)
-            bias = torch.zeros(held.shape, dtype=_dtype(x), device=x.device).masked_fill_(~held, -torch.inf)
-            layout = PackedLayout(rows, lengths.cumsum(0) - lengths, bias[:, None, None])
-        x = x.to(_dtype(x))
+            mask = _token_mask(tokens)
+            if position_ids is None:
+                position_ids = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+            ids, positions = (pack(field.reshape(-1, 1), token_indices).squeeze(1) for field in (tokens, position_ids))
+            x = self.tokens(ids) + self._positions(positions)  # (N, D)
+            lengths = mask.sum(dim=1)
+            bias = torch.zeros(mask.shape, dtype=_compute_dtype(x), device=x.device).masked_fill_(~mask, -torch.inf)
+            layout = PackedLayout(token_indices, lengths.cumsum(0) - lengths, bias[:, None, None])
+        x = x.to(_compute_dtype(x))
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, layout, cls_only=number == len(self.blocks))
         return _project(self.norm(x), self.projection)
 
-    def _positions(self, places: Tensor | None) -> Tensor:
-        return self.positions if places is None else F.embedding(places.long(), self.positions)
+    def _positions(self, position_ids: Tensor | None) -> Tensor:
+        return self.positions if position_ids is None else F.embedding(position_ids.long(), self.positions)
 
 
-def _held(tokens: Tensor) -> Tensor:
-    """(b, T) bool: no padding, or the position that is pooled (an empty caption has no other)."""
-    held = tokens != 0
-    held[:, 0] = True
-    return held
+def _token_mask(tokens: Tensor) -> Tensor:
+    """(b, T) bool: True at tokens, and at position 0 even of an empty caption."""
+    mask = tokens != 0
+    mask[:, 0] = True
+    return mask
 
 
-def _dtype(x: Tensor) -> torch.dtype:
-    """That of activations."""
+def _compute_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-class Pair(nn.Module):
-    """Both encoders, the temperature, and SigLIP's bias: the whole of what is trained."""
+class CLIPModel(nn.Module):
+    """Both encoders, the logit scale, and SigLIP's bias: all trained parameters."""
 
     def __init__(self, model: schema.Model, augment: schema.Augment, attention: str) -> None:
         super().__init__()
@@ -169,24 +170,24 @@ class Pair(nn.Module):
         self.logit_bias = nn.Parameter(torch.full((1,), model.logit_bias)) if model.objective == "siglip" else None
 
     def forward(
-        self, patches: Tensor, keep: Tensor | None, tokens: Tensor, places: Tensor | None = None,
-        rows: Tensor | None = None,
+        self, patches: Tensor, keep_indices: Tensor | None, tokens: Tensor, position_ids: Tensor | None = None,
+        token_indices: Tensor | None = None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        """One training pass -> what ``contrastive_loss`` takes: image (b, E), text (b, E), both fp32 of norm 1, the
-        scale of the logits (1,), and with objective siglip their bias (1,).
+        """The arguments of ``contrastive_loss``: image (b, E), text (b, E), both fp32 of norm 1, the logit scale (1,),
+        and with objective siglip the logit bias (1,).
 
-        The scale is exp of the parameter clamped to [0, ln max]: outside, its gradient is zero. The towers
-        are called directly: encode_image and encode_text are entry points of their own under sharding.
+        The scale is exp of the parameter clamped to [0, ln max]; outside, its gradient is zero. The towers are called
+        directly, as encode_image and encode_text are entry points of their own under sharding.
         """
-        image, text = self.image(patches, keep), self.text(tokens, places, rows)
+        image, text = self.image(patches, keep_indices), self.text(tokens, position_ids, token_indices)
         scale = self.logit_scale.float().clamp(0.0, self.max_logit_scale).exp()
-        found = _normalise(image), _normalise(text), scale
-        # A result of forward: a parameter itself is not gathered by whoever holds it outside, where it is sharded.
-        return found if self.logit_bias is None else (*found, self.logit_bias.float() + 0.0)
+        outputs = _normalise(image), _normalise(text), scale
+        # A computed value: under sharding, a parameter that is returned itself would not be gathered.
+        return outputs if self.logit_bias is None else (*outputs, self.logit_bias.float() + 0.0)
 
-    def encode_image(self, patches: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(b, K, p*p*3) uint8 -> (b, E) fp32 of norm 1; without ``keep`` all P patches in order."""
-        return _normalise(self.image(patches, keep))
+    def encode_image(self, patches: Tensor, keep_indices: Tensor | None = None) -> Tensor:
+        """(b, K, p*p*3) uint8 -> (b, E) fp32 of norm 1; without ``keep_indices`` all P patches in order."""
+        return _normalise(self.image(patches, keep_indices))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(b, T) token ids -> (b, E) fp32 of norm 1."""
@@ -198,21 +199,21 @@ def _normalise(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def initialise(pair: Pair, seed: int) -> None:
+def init_weights(model: CLIPModel, seed: int) -> None:
     """Draw all weights, each parameter from a generator of its own: key(seed, hash of its name).
 
-    So they depend on neither the order of construction, nor the device, nor the world size, nor what else draws. Of a
-    sharded pair each rank draws one whole parameter after the other and keeps its part of it.
-    docs/contracts.md, Randomness, gives the formula.
+    Weights therefore do not depend on the order of construction, the device, the world size, or other random draws.
+    Each rank of a sharded model draws one full parameter at a time and keeps its shard. docs/contracts.md, Randomness,
+    has the formula.
     """
-    for name, parameter in pair.named_parameters():
+    for name, parameter in model.named_parameters():
         digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         generator = torch.Generator().manual_seed(int(key(seed, digest)))
         value = torch.full(parameter.shape, math.nan)
         if name == "logit_scale":
-            value.fill_(pair.first_logit_scale)
+            value.fill_(model.first_logit_scale)
         elif name == "logit_bias":
-            value.fill_(pair.first_logit_bias)
+            value.fill_(model.first_logit_bias)
         elif name.endswith(".bias"):
             value.zero_()
         elif name.endswith((".class_token", ".positions", ".tokens.weight")):

@@ -52,17 +52,17 @@ def gradients(
 
 def positions(pair: nn.Module, tokens: Tensor) -> float:
     """Positions of a caption that the text tower computes, the mean of a batch (b, T)."""
-    rows = pair.text.rows(tokens)  # type: ignore[operator, union-attr]
+    rows = pair.text.token_indices(tokens)  # type: ignore[operator, union-attr]
     return tokens.shape[1] if rows is None else len(rows) / len(tokens)
 
 
 def _encode(pair: nn.Module, part: Any, device: torch.device, autocast: AbstractContextManager[Any]) -> list[Tensor]:
-    rows = pair.text.rows(part[2])  # type: ignore[operator, union-attr]
+    rows = pair.text.token_indices(part[2])  # type: ignore[operator, union-attr]
     if rows is not None and device.type == "cuda":
         rows = rows.pin_memory()  # as the batch is: the host would wait for a copy from other memory
     fields = [field.to(device, non_blocking=True) for field in part]
     with autocast:
-        return list(pair(*fields, rows=None if rows is None else rows.to(device, non_blocking=True)))
+        return list(pair(*fields, token_indices=None if rows is None else rows.to(device, non_blocking=True)))
 
 
 def _last(pair: nn.Module, last: bool) -> None:

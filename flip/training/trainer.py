@@ -117,7 +117,7 @@ class Trainer:
         with torch.device("meta"):
             self.pair = clip.build(self.config.model, self.config.augment, compute.attention, compute.recompute)
         parallel.place(self.pair, self.world, compute)
-        clip.initialise(self.pair, self.config.seed)
+        clip.init_weights(self.pair, self.config.seed)
         parallel.check(self.pair)
         start = partial(warm_start.apply, self.pair, self.config, self.checkpoints.checkpointer.restorer, self.watchdog)
         source = self.checkpoints.restore(self.pair, start)
@@ -320,7 +320,7 @@ class Trainer:
         """The present weights, computing in fp32."""
         config = self.config
 
-        def build() -> clip.Pair:
+        def build() -> clip.CLIPModel:
             with torch.device("meta"):
                 return clip.build(config.model, config.augment, config.compute.attention)
 

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def committed(run, config, samples, attempt):
     """A checkpoint with random weights of its own."""
     pair = clip.build(config.model, config.augment, "sdpa")
-    clip.initialise(pair, samples)
+    clip.init_weights(pair, samples)
     path = commit.folder(run, "pretrain", samples, attempt)
     path.mkdir(parents=True)
     writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)

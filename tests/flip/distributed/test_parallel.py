@@ -44,7 +44,7 @@ def built(how, world, meta=True):
     if not meta:
         return pair
     parallel.place(pair, world, how)
-    clip.initialise(pair, SEED)
+    clip.init_weights(pair, SEED)
     parallel.check(pair)
     return pair
 
@@ -217,7 +217,7 @@ def distance(one, other, kind="gradient"):
 @pytest.mark.parametrize("case", CASES)
 def test_first_weights_are_the_same_bits_at_every_world_size(at, world, case):
     alone = built(CASES[case], None, meta=False)
-    clip.initialise(alone, SEED)
+    clip.init_weights(alone, SEED)
     found = at[world][case]
     for name, parameter in alone.named_parameters():
         assert torch.equal(found[f"first.{name}"], parameter), name
@@ -311,7 +311,7 @@ def test_every_shape_is_compiled():
     with torch.device("meta"):
         pair = clip.build(sized("tiny"), schema.Augment(), "explicit")
     parallel.place(pair, world, compute(compile="yes"))
-    clip.initialise(pair, SEED)
+    clip.init_weights(pair, SEED)
     block, width = pair.image.blocks[0], pair.image.blocks[0].norm1.weight.shape[0]
     with torch.no_grad(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for length in range(3, 12):
@@ -348,7 +348,7 @@ def test_what_nobody_gives_a_value_is_found():
     parallel.place(pair, world, compute())
     with pytest.raises(RuntimeError, match="was never given a value"):
         parallel.check(pair)
-    clip.initialise(pair, SEED)
+    clip.init_weights(pair, SEED)
     parallel.check(pair)
     with torch.device("meta"):
         pair.image.register_buffer("forgotten", torch.zeros(3))

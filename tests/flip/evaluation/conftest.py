@@ -17,7 +17,7 @@ CONFIG = Model(
 
 def built():
     pair = clip.build(CONFIG, Augment(), "sdpa")
-    clip.initialise(pair, 1)
+    clip.init_weights(pair, 1)
     return pair
 
 

@@ -96,7 +96,7 @@ def test_scores_that_are_no_numbers(data):
     scores = torch.tensor([[nan, nan], [nan, 1.0], [1.0, nan], [1.0, 0.0]])
     assert rank_of_target(scores, torch.zeros(4, dtype=torch.int64)).tolist() == [2, 2, 1, 0]
     sick = clip.build(CONFIG, Augment(), "sdpa")
-    clip.initialise(sick, 1)
+    clip.init_weights(sick, 1)
     with torch.no_grad():
         next(weight for weight in sick.parameters() if weight.ndim == 2).fill_(nan)
     with pytest.raises(Diverged, match="not finite"):

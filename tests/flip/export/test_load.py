@@ -39,7 +39,7 @@ SEED = 4
 
 def built(config):
     pair = clip.build(config.model, config.augment, "sdpa")
-    clip.initialise(pair, SEED)
+    clip.init_weights(pair, SEED)
     return pair
 
 

@@ -24,7 +24,7 @@ def sized(name, pool="patches", padding="attend", **fields):
 def tiny(pool="patches", attention="explicit", trained=True, padding="attend", **fields):
     """A tiny pair; ``trained``: no bias is 0 and no gain 1, so that a forgotten one shows."""
     pair = clip.build(sized("tiny", pool, padding, **fields), Augment(), attention)
-    clip.initialise(pair, 3)
+    clip.init_weights(pair, 3)
     if trained:
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
@@ -154,7 +154,7 @@ def test_packed_text_is_padded_text_under_a_mask(padding, attention, places):
     assert torch.allclose(found.double(), wanted, atol=2e-6)
     for name, one, other in zip(parameters, gradients, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-5 * float(other.abs().max()) + 1e-7), name
-    rows = pair.text.rows(tokens)
+    rows = pair.text.token_indices(tokens)
     if padding == "mask":
         assert len(rows) == (tokens != 0).sum() + (tokens[:, 0] == 0).sum()
     else:
@@ -171,11 +171,13 @@ def test_padding_moves_nothing_where_it_is_masked():
         assert torch.allclose(text(short, places), text(whole)[2:3], atol=2e-6) == same
 
 
-def test_few_shapes_fill_up_with_rows_that_count_nothing():
+def test_bucketed_lengths_fill_up_with_rows_that_count_nothing():
     pair, again = tiny(padding="mask"), tiny(padding="mask")
-    again.text.few_shapes = True
+    again.text.bucket_lengths = True
     tokens = captions(11)
-    assert len(again.text.rows(tokens)) % 11 == 0 and len(again.text.rows(tokens)) > len(pair.text.rows(tokens))
+    assert len(again.text.token_indices(tokens)) % 11 == 0 and len(again.text.token_indices(tokens)) > len(
+        pair.text.token_indices(tokens)
+    )
     for one in (pair, again):
         one.text(tokens).square().sum().backward()
     assert torch.allclose(pair.text(tokens), again.text(tokens), atol=2e-6)
@@ -264,11 +266,11 @@ def test_first_weights():
 
 def test_first_weights_depend_on_seed_and_name_alone():
     pair, again, other = (clip.build(sized("tiny"), Augment(), "sdpa") for _ in range(3))
-    clip.initialise(pair, 2**64 - 1)
+    clip.init_weights(pair, 2**64 - 1)
     torch.manual_seed(99)
     again.named_parameters = lambda: reversed(list(type(again).named_parameters(again)))
-    clip.initialise(again, 2**64 - 1)
-    clip.initialise(other, 0)
+    clip.init_weights(again, 2**64 - 1)
+    clip.init_weights(other, 0)
     weights, values = dict(pair.named_parameters()), [p for _, p in pair.named_parameters()]
     assert all(torch.equal(weights[name], p) for name, p in again.named_parameters())
     drawn = [p for p in values if p.numel() > 1 and p.std() > 0]
@@ -325,7 +327,7 @@ def _in_fp32(norm, x):
 
 def _gradients(recompute, precision="fp32", compiled=False, padding="attend"):
     pair, (patches, keep, _), tokens = tiny(padding=padding), inputs(8), captions()
-    pair.text.few_shapes = compiled
+    pair.text.bucket_lengths = compiled
     for block in (*pair.image.blocks, *pair.text.blocks):
         block.activation_checkpointing = recompute
         if compiled:

@@ -16,7 +16,7 @@ def pair():
     built = clip.build(
         Model(embed=48, image=ImageTower(**row["image"]), text=TextTower(**row["text"])), Augment(), "sdpa"
     )
-    clip.initialise(built, 0)
+    clip.init_weights(built, 0)
     return built
 
 

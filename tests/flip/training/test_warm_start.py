@@ -275,7 +275,7 @@ def exported(tmp_path_factory):
 def fresh(tokenizer, *settings, recipe="portable"):
     config = configured(recipe, tokenizer, "tiny", *settings)
     pair = clip.build(config.model, config.augment, "sdpa")
-    clip.initialise(pair, 9)
+    clip.init_weights(pair, 9)
     return pair, config
 
 
