@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from flip.checkpoint.restorer import CheckpointRestorer
     from flip.distributed.shutdown import Watchdog
-    from flip.models.clip import Pair
+    from flip.models.clip import CLIPModel
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def open_export(init: Init) -> Path:
 _RESTORE = "Restore it, or name another one: that makes another run."
 
 
-def apply(model: Pair, config: Config, restorer: CheckpointRestorer, watchdog: Watchdog) -> commit.Commit | None:
+def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchdog: Watchdog) -> commit.Commit | None:
     """Fill the weights of a run without commits from the source that ``init`` names, if any. Collective.
 
     Returns the commit of another run to continue from if ``init.extend`` is set, else None.
@@ -221,7 +221,7 @@ def apply(model: Pair, config: Config, restorer: CheckpointRestorer, watchdog: W
 
 
 def load_converted(
-    model: Pair, config: Config, source: str | os.PathLike[str], at: str = ""
+    model: CLIPModel, config: Config, source: str | os.PathLike[str], at: str = ""
 ) -> dict[str, list[object]]:
     """Fill ``model``, built for ``config``, with the verified weights of a run or an export. Each rank reads them.
 
