@@ -155,28 +155,24 @@ def trials(round_: Round, times: Times, chosen: Mapping[str, float]) -> dict[str
     runs = {}
     for arm in round_.arms:
         for peak in arm.peaks:
-            fields: dict[str, Any] = {"seed": TRIAL_SEED}
+            fields: dict[str, Any] = {"stages.pretrain": stage(arm, peak, times, TRIAL)}
             if arm.after:
                 source = f"{ROUND_OF[arm.after].trials}/{ARMS[arm.after].trial(chosen[arm.after])}"
-                fields |= _branch(source, stage(arm, peak, times))
-            else:
-                fields["stages.pretrain"] = stage(arm, peak, times, TRIAL)
-            runs[arm.trial(peak)] = fields
+                fields = _branch(source, stage(arm, peak, times))
+            runs[arm.trial(peak)] = {"seed": TRIAL_SEED, **fields}
     return _sweep(round_.trials, f"{round_.title}: trials of learning rates", runs, evaluate=[VALIDATION])
 
 
 def runs(round_: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, Any]:
     """One run per seed and arm, at the chosen peak learning rates."""
-    runs: dict[str, dict[str, Any]] = {}
+    runs = {}
     for seed in SEEDS:
         for arm in round_.arms:
             last = stage(arm, chosen[arm.name], times)
-            fields: dict[str, Any] = {"seed": seed}
+            fields: dict[str, Any] = {"stages.pretrain": last, "evaluate.every": -(-last["samples"] // 3)}
             if arm.after:
-                fields |= _branch(f"{ROUND_OF[arm.after].sweep}/{ARMS[arm.after].run(seed)}", last)
-            else:
-                fields |= {"stages.pretrain": last, "evaluate.every": -(-last["samples"] // 3)}
-            runs[arm.run(seed)] = fields
+                fields = _branch(f"{ROUND_OF[arm.after].sweep}/{ARMS[arm.after].run(seed)}", last)
+            runs[arm.run(seed)] = {"seed": seed, **fields}
     return _sweep(round_.sweep, round_.title, runs)
 
 

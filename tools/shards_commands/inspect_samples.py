@@ -87,14 +87,14 @@ def _key(manifest: Manifest, chunk: int, place: int, reader: ChunkReader) -> str
 
 def _picture(data: bytes) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = decode.header(data)._asdict()
+        picture: dict[str, Any] = decode.header(data)._asdict()
     except DecodeError as error:
         return {"undecodable": str(error)}
     try:
         decode.decode(data, "simplejpeg")
     except DecodeError as error:
-        found["undecodable"] = str(error)
-    return found
+        picture["undecodable"] = str(error)
+    return picture
 
 
 def _json(members: Sample) -> Any:
@@ -137,9 +137,11 @@ def batch(
     the configuration.
     """
     for share, source in zip(shares(config.data), sources, strict=True):
-        found, planned = (source.manifest.samples, source.manifest.chunk), (share.samples, share.chunk)
-        if found != planned:
-            what = f"the run was planned for N = {planned[0]}, R = {planned[1]}; this manifest has N, R = {found}"
+        actual, planned = (source.manifest.samples, source.manifest.chunk), (share.samples, share.chunk)
+        if actual != planned:
+            what = "the run was planned for N = {}, R = {}, but this manifest has N = {}, R = {}".format(
+                *planned, *actual
+            )
             raise ConfigError(what, str(source.manifest.folder), remedy="Use the manifest of the run.")
     each, first = size // config.data.lanes, start // config.data.lanes
     for source in sources:
@@ -184,9 +186,7 @@ def inspect(options: argparse.Namespace) -> CommandResult:
     """Show the sample of an id, or the samples of a step of a run."""
     if options.run:
         if options.manifest or options.id is not None or options.save or options.captions:
-            raise ConfigError(
-                "a manifest, --id, --captions and --save do not go with --run", remedy="Ask for one or the other."
-            )
+            raise ConfigError("a manifest, --id, --captions and --save cannot be combined with --run")
         return _step(options)
     if options.step is not None or options.samples is not None:
         raise ConfigError("--step and --samples need a run", remedy="Name it: --run RUN_DIR")

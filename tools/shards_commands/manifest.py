@@ -65,16 +65,16 @@ def drop(options: argparse.Namespace) -> CommandResult:
     """Write a new manifest without the excluded samples. The shards stay as they are and are scanned again."""
     old, out = Manifest.load(options.manifest), Path(options.out).absolute()
     if not old.exceptions:
-        raise ConfigError("excepts no sample: there is nothing to drop", str(old.folder))
+        raise ConfigError("the manifest excludes no samples: nothing to drop", str(old.folder))
     claim(out)
     chosen, chunk = Filters(manifest=str(old.folder)), min(old.chunk, old.samples - len(old.exceptions))
     with writing(out), Bar("indexing", "B") as bar:
-        found = scan_shards(list(old.keys), out, bar, options.workers or cores(), filters=chosen)
-        for shard, size in zip(found.shards, old.shards[:, 1].tolist(), strict=True):
+        scanned = scan_shards(list(old.keys), out, bar, options.workers or cores(), filters=chosen)
+        for shard, size in zip(scanned.shards, old.shards[:, 1].tolist(), strict=True):
             if shard.stat.size != size:
                 what = f"the shard has {shard.stat.size} bytes, indexed were {size}"
                 raise DataError(what, shard.key, remedy="Restore it, or index the shards again.")
-        return CommandResult(facts(merge(found, out, chunk, filters=chosen)))
+        return CommandResult(facts(merge(scanned, out, chunk, filters=chosen)))
 
 
 def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifest:
@@ -84,7 +84,7 @@ def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifes
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
-    found = {
+    report = {
         "manifest": str(manifest.folder),
         "digest": manifest.digest,
         "shards": len(manifest.keys),
@@ -97,11 +97,11 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         "exceptions": len(manifest.exceptions),
     }
     if "filters" in manifest.settings:
-        found |= {name: manifest.settings[name] for name in ("seen", "filters", "dropped")}
-        found["samples_read_per_sample"] = round(manifest.total_samples_in_tars / manifest.samples, 2)
-    return found
+        report |= {name: manifest.settings[name] for name in ("seen", "filters", "dropped")}
+        report["samples_read_per_sample"] = round(manifest.total_samples_in_tars / manifest.samples, 2)
+    return report
 
 
 def kind(reason: str) -> str:
-    """The reason without its numbers, by which bad samples are counted."""
+    """The reason without its numbers: bad samples are counted by kind of reason."""
     return re.sub(r"\b(0x[0-9a-f]+|\d+)\b", "N", reason)

@@ -102,8 +102,8 @@ def upper_bound(bad: int, n: int, confidence: float = CONFIDENCE) -> float:
 
 def _at_most(k: int, n: int, p: float) -> float:
     """P(X <= k) of a binomial X(n, p), 0 < p < 1."""
-    whole, yes, no = math.lgamma(n + 1), math.log(p), math.log1p(-p)
-    logs = (whole - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * yes + (n - i) * no for i in range(k + 1))
+    lgamma, log_p, log_q = math.lgamma, math.log(p), math.log1p(-p)
+    logs = (lgamma(n + 1) - lgamma(i + 1) - lgamma(n - i + 1) + i * log_p + (n - i) * log_q for i in range(k + 1))
     return min(1.0, math.fsum(map(math.exp, logs)))
 
 
