@@ -48,17 +48,17 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     from flip.runs.rundir import write_json
-    from tools.masking_study import calibration, design, paired_stats, runner, study_page
+    from tools.masking_study import design, paired_stats, runner, study_page
 
     path, choices = options.docs / "study" / "calibration.json", options.docs / "study" / "choices.json"
     if options.calibrate:
-        before = calibration.machine()
+        before = runner.machine()
         timed = runner.calibrate(options.cluster)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, calibration.record(timed, before))
+        write_json(path, runner.calibration_record(timed, before))
         choices.unlink(missing_ok=True)
-    record = calibration.read(path)
-    times = calibration.times(record)
+    record = runner.read_calibration(path)
+    times = runner.seconds_per_sample(record)
     if options.calibrate or options.plan:
         print(study_page.plan(times))
         return

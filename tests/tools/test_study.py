@@ -18,8 +18,7 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
 from jobs.reporting.document import Table
 from jobs.sweeps.sweep_file import load
-from tools.masking_study import calibration, design, paired_stats, study_page
-from tools.masking_study import runner as rounds
+from tools.masking_study import design, paired_stats, runner, study_page
 from tools.masking_study.design import ROUNDS, SEEDS
 from tools.masking_study.runner import Study
 
@@ -119,20 +118,20 @@ def test_a_calibration_is_the_median_of_intervals_behind_the_first(tmp_path: Pat
     """The first steps are slow; work of uneven times is told, with both of its runs."""
     runs = [timed(tmp_path, "clip", [0.9, 0.9] + 5 * [0.002]), timed(tmp_path, "clip-s1", [0.9, 0.9] + 5 * [0.004])]
     runs += [timed(tmp_path, name, [0.9, 0.9] + 5 * [0.001]) for name in ("mask50", "mask50-s1")]
-    made = calibration.measured(runs)
+    made = runner.measured(runs)
     assert made["mask 0, batch 128"] == {"seconds": 0.003, "quartiles": [0.002, 0.004], "intervals": 10}
-    assert [one.run.name for one in calibration.noisy(runs)] == ["clip", "clip-s1"]
+    assert [one.run.name for one in runner.noisy(runs)] == ["clip", "clip-s1"]
 
 
 def test_a_calibration_that_lacks_a_kind_of_work_is_none(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     with pytest.raises(ConfigError, match="there is no calibration"):
-        calibration.read(path)
+        runner.read_calibration(path)
     write_json(path, KEPT | {"work": {}})
     with pytest.raises(ConfigError, match="lacks a kind of work"):
-        calibration.read(path)
+        runner.read_calibration(path)
     write_json(path, KEPT)
-    assert calibration.times(calibration.read(path)) == TIMES
+    assert runner.seconds_per_sample(runner.read_calibration(path)) == TIMES
 
 
 # -- choice and pairs --------------------------------------------------------------------------------------------------
@@ -194,23 +193,23 @@ def test_what_is_compared_waits_for_no_trial_where_its_learning_rates_are_known(
 
     def submit(sweep: dict[str, Any], profile: str) -> None:
         if profile == "stopped" and len(made) == 4:
-            raise rounds.Unfinished(75)
+            raise runner.Unfinished(75)
         made[sweep["name"]] = {name: outcome(tmp_path, name, validation=0.1, twemoji=0.2) for name in sweep["runs"]}
 
-    monkeypatch.setattr(rounds, "submit", submit)
-    monkeypatch.setattr(rounds, "outcomes", lambda sweep: made.get(sweep, {}))
+    monkeypatch.setattr(runner, "submit", submit)
+    monkeypatch.setattr(runner, "outcomes", lambda sweep: made.get(sweep, {}))
     chosen = {one.name: one.peaks[1] for one in ARMS} if recorded else {}
-    with pytest.raises(rounds.Unfinished):
-        rounds.study(TIMES, "stopped", chosen)
+    with pytest.raises(runner.Unfinished):
+        runner.study(TIMES, "stopped", chosen)
     names = ["arms", "tuning", "batch"]
     first = [f"study_{name}" for name in names] + ["study_arms_trials"]
     assert list(made) == (first if recorded else ["study_arms_trials", "study_arms", *_both("tuning")])
-    there = rounds.collect(chosen)
+    there = runner.collect(chosen)
     complete = {one.run(seed) for one in ARMS for seed in SEEDS if recorded or one.after or one in ROUNDS[0].arms}
     assert there.runs.keys() == complete and len(there.trials) == (9 if recorded else 21)
-    rounds.study(TIMES, "on", chosen)
+    runner.study(TIMES, "on", chosen)
     assert set(made) == {name for each in names for name in _both(each)}
-    assert len(rounds.collect(chosen).trials) == 3 * len(ARMS)
+    assert len(runner.collect(chosen).trials) == 3 * len(ARMS)
 
 
 def _both(name: str) -> tuple[str, str]:

@@ -3,8 +3,7 @@
 What is compared, what does it cost, and what is the result?
 
 - `design`: arms, rounds, comparisons and the sweeps that train them; arithmetic without files.
-- `calibration`: core-seconds per sample of each kind of work, measured once; step counts follow from them.
-- `runner`: submits the sweeps of each round and reads the complete runs.
+- `runner`: measures core-seconds per sample, submits the sweeps of each round and reads the complete runs.
 - `paired_stats`: chosen learning rates, and paired differences with 95 % intervals.
 - `study_page`: writes docs/study.md, its figures and the table of runs.
 

@@ -1,25 +1,37 @@
-"""Runs of the study: writes and submits the sweeps of each round, and reads the complete runs."""
+"""Runs of the study: measures step times, submits the sweeps of each round, and reads the complete runs.
+
+Step times are processor seconds per sample, not wall-clock time, so that other load on the machine does not count. They
+are measured once and determine the step counts.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
+
+import numpy as np
 
 from flip.config.yaml_io import dump_yaml
 from flip.monitoring.results import Outcome, read_outcomes
-from flip.runs.errors import STOPPED
-from flip.runs.rundir import write_text
+from flip.runs.errors import STOPPED, ConfigError
+from flip.runs.rundir import read_json, write_text
 from jobs.common.cluster_profile import runs_root
 from jobs.submission.apply import trash
-from tools.masking_study import calibration, design, paired_stats
+from tools.masking_study import design, paired_stats
 from tools.masking_study.design import ROUNDS, Round, Times
 
 ROOT = Path(__file__).resolve().parents[2]
+SKIPPED = 2
+"""Logged intervals at the start of a run that are not timed, because caches and threads are cold."""
+UNEVEN = 0.2
+"""Maximum distance of the quartiles as a share of the median; above it, the machine was too busy."""
 
 
 class Unfinished(Exception):
@@ -70,7 +82,7 @@ def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
     for _ in range(tries):
         submit(sweep, profile)
         timed = list(outcomes(sweep["name"]).values())
-        uneven = calibration.noisy(timed)
+        uneven = noisy(timed)
         if not uneven:
             return timed
         names = ", ".join(outcome.run.name for outcome in uneven)
@@ -109,3 +121,75 @@ def submit(sweep: Mapping[str, Any], profile: str) -> None:
 def outcomes(sweep: str) -> dict[str, Outcome]:
     """Run -> outcome, for the complete runs of a sweep."""
     return {outcome.run.name: outcome for outcome in read_outcomes(runs_root() / sweep) if outcome.result}
+
+
+def machine() -> dict[str, Any]:
+    """The machine of the measurement: processor, cores, load of the last minute."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return {
+        "processor": models[0] if models else os.uname().machine,
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def measured(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """``Arm.work`` -> {seconds per sample (the median), quartiles, intervals timed}, of complete calibration runs.
+
+    An interval lies between two metric lines. Raises ConfigError if a kind of work was not timed.
+    """
+    values: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        seconds, samples = (np.diff(outcome.metrics[name][SKIPPED:]) for name in ("cpu_seconds", "samples"))
+        values.setdefault(_work(outcome), []).extend((seconds / samples).tolist())
+    spreads = {}
+    for work, times in values.items():
+        if len(times) < 2:
+            raise ConfigError("was not timed: its calibration runs logged too little", work, len(times))
+        low, median, high = (float(f"{value:.4g}") for value in quantiles(times, n=4))
+        spreads[work] = {"seconds": median, "quartiles": [low, high], "intervals": len(times)}
+    return spreads
+
+
+def noisy(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The runs of the kinds of work whose intervals vary too much to be used."""
+    spreads = measured(outcomes)
+    widths = {
+        work: (facts["quartiles"][1] - facts["quartiles"][0]) / facts["seconds"] for work, facts in spreads.items()
+    }
+    return [outcome for outcome in outcomes if widths[_work(outcome)] > UNEVEN]
+
+
+def _work(outcome: Outcome) -> str:
+    return design.ARMS[outcome.run.name.removesuffix("-s1")].work
+
+
+def calibration_record(outcomes: Sequence[Outcome], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The calibration record. ``before``: the machine when the measurement started."""
+    return {
+        "what": "processor seconds per sample of the one process that a run is: reading, decoding, cropping, forward,"
+        " backward, optimiser; two runs side by side; median over intervals between metric lines, and quartiles",
+        "machine": dict(before),
+        "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        "work": measured(outcomes),
+    }
+
+
+def read_calibration(path: Path) -> dict[str, Any]:
+    """Read the record. Raises ConfigError if it is missing, damaged or lacks a kind of work."""
+    remedy = "Measure on a quiet machine: python tools/study.py --calibrate"
+    try:
+        calibration = read_json(path)
+    except ValueError as error:
+        raise ConfigError("the calibration cannot be read", str(path), str(error), remedy) from error
+    if calibration is None:
+        raise ConfigError("there is no calibration", str(path), remedy=remedy)
+    for arm in design.ARMS.values():
+        if arm.work not in calibration.get("work", {}):
+            raise ConfigError("the calibration lacks a kind of work", str(path), arm.work, remedy)
+    return dict(calibration)
+
+
+def seconds_per_sample(calibration: Mapping[str, Any]) -> dict[str, float]:
+    return {work: float(facts["seconds"]) for work, facts in calibration["work"].items()}

@@ -15,10 +15,9 @@ from jobs.reporting.figures import files
 from jobs.reporting.markdown import markdown
 from jobs.reporting.outcomes import csv_text
 from tools.masking_study import design, paired_stats
-from tools.masking_study.calibration import times as calibrated_times
 from tools.masking_study.design import ARMS, COMPARED, ROUNDS, SEEDS, Arm, Times
 from tools.masking_study.paired_stats import Difference
-from tools.masking_study.runner import Study
+from tools.masking_study.runner import Study, seconds_per_sample
 
 TESTS = ("twemoji", "openmoji")
 """The test vendors; the verdicts are about the first."""
@@ -60,7 +59,7 @@ def plan(times: Times) -> str:
 
 def write(docs: Path, calibration: Mapping[str, Any], study: Study) -> list[Path]:
     """Write study.md, and figures and results.csv in study/; returns the paths. Raises OSError."""
-    times = calibrated_times(calibration)
+    times = seconds_per_sample(calibration)
     folder = docs / "study"
     folder.mkdir(parents=True, exist_ok=True)
     figures = [course(study, times), figure_of_differences(study)] if study.runs else []
