@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flip import costs as flops
-from flip import costs as memory
 from flip.config.schema import Compute, Config
 from flip.config.validate import plan_numbers
+from flip.costs import parameters, stage_memory, training_flops
 from jobs.common.cluster_profile import ClusterProfile
 
 
@@ -64,12 +63,12 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     again = passes(config.compute) / 3
     for stage, row in zip(config.stages, numbers["stages"], strict=True):
         samples = row["end"] - row["start"]
-        work = float(samples * flops.training_flops(config.model, stage.mask, row["positions"])["total"])
+        work = float(samples * training_flops(config.model, stage.mask, row["positions"])["total"])
         cost = _cost(samples, row["steps"], work, again, profile if config.resources.gpus else None)
         seconds = cost.gpu_hours * 3600 / numbers["world"] / row["steps"] if cost.gpu_hours else None
         stages.append(cost)
-        devices.append(Device(memory.rank(config, stage), seconds))
-    return Estimate(flops.parameters(config.model), numbers, stages, devices, total(stages))
+        devices.append(Device(stage_memory(config, stage), seconds))
+    return Estimate(parameters(config.model), numbers, stages, devices, total(stages))
 
 
 def passes(compute: Compute) -> int:
