@@ -125,7 +125,7 @@ def facts(loaded: Loaded) -> dict[str, Any]:
     run = RunDir(source.path.parents[2])
     identity = load_record(run.identity)
     own = load_record(run.eval / f"{source.stage}-{source.samples}.json", POINT).get("evaluations", [])
-    scores = merge_results(own, read_run(run.path).later.get((source.stage, source.samples), ()))
+    scores = merge_results(own, read_run(run.path).job_scores.get((source.stage, source.samples), ()))
     # results of earlier versions do not say it: they were computed as the run was trained
     scores = [{"precision": loaded.config.compute.precision, **score} for score in scores]
     kept = ("name", "task", "role", "n", "top1", "top5", "interval", "classes", "precision")

@@ -1,4 +1,4 @@
-"""What the steps of an attempt are measured with, and the metric line that comes of it."""
+"""Measures the steps of an attempt: metric lines, device utilisation, and what limits the training speed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 import gc
 import logging
 import math
+import resource
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,20 +19,39 @@ from flip import costs
 from flip.checkpoint.manager import CheckpointManager
 from flip.config.derived import Span
 from flip.config.schema import Config
+from flip.data.loader import Loader
 from flip.distributed import parallel
 from flip.distributed.parallel import World
 from flip.monitoring.profiler import Profiler
-from flip.monitoring.shares import Verdict, Window
-from flip.monitoring.tally import Tally
+from flip.runs.commit import Commit
 from flip.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
+
+PARTS = ("data_wait", "compute", "communication", "checkpoint", "evaluation", "other")
+"""data_wait: the trainer had no batch. compute, communication: inside steps; the latter is time in which computation
+waited for other ranks, by a sampled step (``flip.monitoring.profiler``). checkpoint: steps waited for a commit. other:
+between steps, such as writing metric lines."""
+
+REMEDIES = {
+    "data_wait": ("input-bound", "more data.workers (now {workers}), smaller stored images, or data.cache"),
+    "communication": ("communication-bound", "a larger batch per rank, or fewer ranks on faster links"),
+    "checkpoint": ("checkpoint-bound", "commits further apart (checkpoint.minutes, checkpoint.samples)"),
+    "evaluation": ("evaluation-bound", "scores further apart (evaluate.every) or smaller validation sets"),
+    "other": ("bound by what is between steps", "metric lines further apart (monitor.log_every)"),
+}  # fmt: skip
+"""Part -> (verdict, what would help)."""
+
+BOUND = 0.1
+"""Share of the time from which the largest part but compute is reported as the bottleneck."""
+LINES = 10
+"""Number of metric lines over which shares are averaged."""
 
 
 def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
     """FLOP/s of a large product of random matrices on this device, measured now."""
     side = 4096 if device.type == "cuda" else 1024
-    source = torch.Generator(device).manual_seed(0)  # training's random state stays as it is
+    source = torch.Generator(device).manual_seed(0)  # leaves the random state of training alone
     left, right = (torch.randn(side, side, device=device, generator=source).to(dtype) for _ in range(2))
 
     def clock() -> float:
@@ -39,86 +60,161 @@ def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: floa
         return time.perf_counter()
 
     left @ right
-    begin, count = clock(), 0
-    while (now := clock()) - begin < seconds:
+    start_time, count = clock(), 0
+    while (now := clock()) - start_time < seconds:
         left @ right
         count += 1
-    return count * 2 * side**3 / (now - begin)
+    return count * 2 * side**3 / (now - start_time)
 
 
 class Utilisation:
-    """How much of the devices' arithmetic a training speed uses.
+    """Share of the devices' arithmetic that a training speed uses.
 
-    ``mfu`` is a share of the datasheet peak and None if that is unknown, as on CPUs. ``matmul_utilisation`` is a share
-    of a matrix product that is measured when this object is made.
+    ``mfu`` is a share of the datasheet peak; None if that is unknown, as on CPUs. ``matmul_utilisation`` is a share of
+    a matrix product that the constructor measures.
     """
 
-    def __init__(self, device: torch.device, precision: str, world: int) -> None:
+    def __init__(self, device: torch.device, precision: str, world_size: int) -> None:
         if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
             precision = "tf32"
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self._datasheet, self._world = costs.peak_flops(name, precision), world
+        self._datasheet, self._world_size = costs.peak_flops(name, precision), world_size
         self._measured = measure_matmul_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def of(self, speed: float) -> dict[str, float | None]:
         """Both shares for ``speed``, the FLOP/s of all ranks together."""
-        each = speed / self._world
+        each = speed / self._world_size
         mfu = None if self._datasheet is None else each / self._datasheet
         return {"mfu": mfu, "matmul_utilisation": each / self._measured}
 
 
-def _finite(value: Any) -> float | None:
-    """None for weights that are not: the step after them, which is not taken, tells of it."""
-    return float(value) if math.isfinite(value) else None
+class TimeBreakdown:
+    """Seconds since the last metric line by part; samples and seconds of the steps."""
+
+    def __init__(self) -> None:
+        self.samples, self.waited, self.seconds = 0, 0.0, 1e-9
+        self._start_time, self._paused = time.perf_counter(), dict.fromkeys(("checkpoint", "evaluation"), 0.0)
+
+    def add(self, samples: int, waited: float, seconds: float) -> None:
+        """Add a step of ``seconds``, in which the trainer ``waited`` for the batch."""
+        self.samples, self.waited, self.seconds = self.samples + samples, self.waited + waited, self.seconds + seconds
+
+    def add_paused(self, part: str, seconds: float) -> None:
+        """Add time without steps; ``part``: checkpoint or evaluation."""
+        self._paused[part] += seconds
+
+    def shares(self, communication: float | None) -> dict[str, float | None]:
+        """Shares of the time until now by part; they add up to 1.
+
+        ``communication``: its share of a step without data wait. None: unknown; compute then contains it.
+        """
+        step, remote = self.seconds - self.waited, communication or 0.0
+        seconds = {"data_wait": self.waited, "compute": step * (1 - remote), "communication": step * remote}
+        seconds |= self._paused
+        total = max(time.perf_counter() - self._start_time, sum(seconds.values()))
+        seconds["other"] = total - sum(seconds.values())
+        shares: dict[str, float | None] = {part: seconds[part] / total for part in PARTS}
+        return shares if communication is not None else shares | {"communication": None}
 
 
-class Instruments:
-    """One rank's. Making them is for when the model is there and nothing has been trained in this attempt."""
+class BottleneckDetector:
+    """Finds the part that limits the speed, by the shares of the last LINES metric lines."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._lines: deque[Mapping[str, float | None]] = deque(maxlen=LINES)
+        self.bound = ""
+        """The limiting part; empty before the first line."""
+
+    def update(self, shares: Mapping[str, float | None]) -> tuple[str, bool]:
+        """Add the shares of a metric line. Returns a sentence on the bottleneck, and whether it has changed."""
+        self._lines.append(shares)
+        means = {part: sum(line[part] or 0.0 for line in self._lines) / len(self._lines) for part in PARTS}
+        largest = max((part for part in PARTS if part != "compute"), key=means.__getitem__)
+        bound = largest if means[largest] >= BOUND else "compute"
+        changed, self.bound = bound != self.bound, bound
+        if bound == "compute":
+            return f"compute-bound: {100 * means['compute']:.0f} % of the time is arithmetic", changed
+        name, help = REMEDIES[bound]
+        share = f"{bound.replace('_', '-')} is {100 * means[bound]:.0f} % of the time"
+        return f"{name}: {share}; {help.format(workers=self._workers)}", changed
+
+
+class RankCounters:
+    """Counts of one rank in this attempt, and their totals. ``source``: the commit from which the attempt resumed."""
+
+    def __init__(self, world: World, loader: Loader, source: Commit | None) -> None:
+        self._world, self._loader = world, loader
+        self._record = source.record if source else {"replaced": 0, "peak_memory": 0}
+        self.replaced = 0
+        """Undecodable samples of this rank that were replaced."""
+
+    def total_replaced(self) -> int:
+        """Replaced samples of all ranks and attempts. Collective."""
+        count = torch.tensor([self.replaced])
+        torch.distributed.all_reduce(count, group=self._world.control)
+        return int(self._record["replaced"]) + int(count)
+
+    def total_storage(self) -> dict[str, float]:
+        """Storage counters of all ranks in this attempt. Collective."""
+        counts = self._loader.counters().flat()
+        sums = torch.tensor(list(counts.values()), dtype=torch.float64)
+        torch.distributed.all_reduce(sums, group=self._world.control)
+        return dict(zip(counts, sums.tolist(), strict=True))
+
+    def peak_memory(self) -> int:
+        """Peak host memory of this process in this and earlier attempts, bytes."""
+        return max(int(self._record["peak_memory"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+class MetricsCollector:
+    """Collects the metric lines of one rank. Create it when the model exists and before the first step."""
 
     def __init__(
-        self, run: RunDir, attempt: int, config: Config, world: World, pair: nn.Module, tally: Tally,
+        self, run: RunDir, attempt: int, config: Config, world: World, pair: nn.Module, counters: RankCounters,
         checkpoints: CheckpointManager,
     ) -> None:  # fmt: skip
-        self._config, self._world, self._pair, self._tally, self._checkpoints = config, world, pair, tally, checkpoints
-        told = config.monitor
+        self._config, self._world, self._pair = config, world, pair
+        self._counters, self._checkpoints = counters, checkpoints
+        monitor = config.monitor
         self._utilisation = Utilisation(world.device, config.compute.precision, world.size)
-        steps, minutes = (told.profile_steps, told.sample_minutes) if world.first else (0, 0.0)
-        self.profiler = Profiler(run.traces, attempt, world.size, world.device, told.profile_from, steps, minutes)
-        self._verdict = Verdict(config.data.workers)
-        # What has been imported and built lives to the end. Left to the collector, it is walked again and again, on
-        # every rank at another step, and all wait for the one that does.
+        steps, minutes = (monitor.profile_steps, monitor.sample_minutes) if world.first else (0, 0.0)
+        self.profiler = Profiler(run.traces, attempt, world.size, world.device, monitor.profile_from, steps, minutes)
+        self._bottleneck = BottleneckDetector(config.data.workers)
+        # Objects that exist now live to the end. The collector would traverse them again and again, at a different step
+        # on every rank, and all ranks would wait for the slow one.
         gc.collect()
         gc.freeze()
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """A stage, or the time after a metric line, begins."""
-        self.window = Window()
+    def reset(self) -> None:
+        """Start measuring, at the start of a stage or after a metric line."""
+        self.window = TimeBreakdown()
         self._saved = self._checkpoints.blocked_seconds
         if self._world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Around scores between steps."""
-        begin = time.perf_counter()
+        """Around an evaluation between steps."""
+        start_time = time.perf_counter()
         yield
-        self.window.beside("evaluation", time.perf_counter() - begin)
+        self.window.add_paused("evaluation", time.perf_counter() - start_time)
 
-    def line(
-        self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norms: Any, positions: float
+    def collect(
+        self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norms: Any, text_tokens: float
     ) -> dict[str, Any]:
-        """What a metric line says of the steps since the last one. Collective; it waits for the device.
+        """The metric line of the steps since the last one. Collective; waits for the device.
 
-        ``norms``: of the gradient, the weights and their change in the last step. ``positions``: of a caption of the
-        newest batch, as in ``costs.forward_flops``.
+        ``norms``: of the gradient, the weights and their last change. ``text_tokens``: mean number of tokens per
+        caption in the newest batch.
         """
         window, model, mask = self.window, self._config.model, span.stage.mask
-        window.beside("checkpoint", self._checkpoints.blocked_seconds - self._saved)
+        window.add_paused("checkpoint", self._checkpoints.blocked_seconds - self._saved)
         speed = window.samples / window.seconds
-        cost, whole = (costs.training_flops(model, ratio, positions)["total"] for ratio in (mask, "0"))
+        flops, unmasked_flops = (costs.training_flops(model, ratio, text_tokens)["total"] for ratio in (mask, "0"))
         shares = window.shares(self.profiler.communication)
-        verdict, changed = self._verdict.judge(shares)
+        verdict, changed = self._bottleneck.update(shares)
         if changed and self._world.first:
             log.info("%s", verdict)
         return {
@@ -126,21 +222,26 @@ class Instruments:
             "logit_scale": _finite(self._logit_scale()), **self._logit_bias(),
             "grad_norm": float(norms[0]), "param_norm": _finite(norms[1]), "update_norm": _finite(norms[2]),
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
-            **self._utilisation.of(cost * speed), "masking_speedup": whole / cost,
-            "shares": shares, "bound": self._verdict.bound, "verdict": verdict,
-            "replaced": self._tally.replaced_everywhere(), "storage": self._tally.storage_everywhere(),
-            "saves": self._checkpoints.saves, "saving": self._checkpoints.blocked_seconds,
-            "save_wait": self._checkpoints.checkpointer.blocked_seconds, "memory": self._tally.peak_memory(),
+            **self._utilisation.of(flops * speed), "masking_speedup": unmasked_flops / flops,
+            "shares": shares, "bound": self._bottleneck.bound, "verdict": verdict,
+            "replaced": self._counters.total_replaced(), "storage": self._counters.total_storage(),
+            "saves": self._checkpoints.saves, "saving": self._checkpoints.blocked_seconds, "memory":
+            self._counters.peak_memory(), "save_wait": self._checkpoints.checkpointer.blocked_seconds,
             "device_memory": torch.cuda.max_memory_allocated() if self._world.device.type == "cuda" else None,
             "cpu_seconds": time.process_time(), "time": time.time(),
         }  # fmt: skip
 
     def _logit_bias(self) -> dict[str, float | None]:
-        """SigLIP's bias of the logits, where there is one. A collective where it is sharded."""
+        """SigLIP's bias of the logits, if any. Collective if it is sharded."""
         bias: Any = self._pair.logit_bias
         return {} if bias is None else {"logit_bias": _finite(float(parallel.whole(bias.detach())))}
 
     def _logit_scale(self) -> float:
-        """The multiplier in use: the parameter's exponential, clamped. A collective where it is sharded."""
+        """The factor of the logits: the parameter's exponential, clamped. Collective if it is sharded."""
         raw = parallel.whole(self._pair.logit_scale.detach())  # type: ignore[operator, union-attr, arg-type]
         return float(raw.exp().clamp(1.0, self._config.model.max_logit_scale))
+
+
+def _finite(value: Any) -> float | None:
+    """None for a number that is not finite, which JSON lacks; the next step stops the run then."""
+    return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metric lines, TensorBoard, status.json, a progress bar (rank 0 only)."""
+"""Writes the metric lines, TensorBoard events, status.json and progress bar of a run (rank 0), and a log of samples."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import custom_scalars
+from torch.utils.tensorboard.summary import custom_scalars, hparams
 from tqdm import tqdm
 
+from flip.config.identity import flatten
+from flip.config.merge import to_dict
 from flip.config.schema import Config
+from flip.data.loader import Batch
 from flip.evaluation.task import COLUMNS, curve
-from flip.monitoring import hparams, metrics_reader
+from flip.monitoring import metrics_reader
 from flip.runs.rundir import RunDir, write_json
 
 TENSORBOARD = {
@@ -38,10 +41,14 @@ TENSORBOARD = {
     "replaced": "data/replaced_samples",
 }
 """Field of a metric line -> tag. The x axis is S, samples seen, so that batch sizes can be compared."""
-
-
 COUNTERS = ("data/", "storage/")
-"""Groups whose curves begin with their first count: most runs have none of most of them."""
+"""Groups whose curves start with their first count: most counters of most runs stay 0."""
+NO_HPARAMS = ("schema", "checkpoint", "evaluate", "monitor")
+"""Sections of the configuration that affect neither the model nor its speed."""
+
+
+def _score_tags(config: Config) -> list[str]:
+    return [curve(item.name + suffix, item.task) for item in config.evaluate.sets for suffix in COLUMNS[item.task]]
 
 
 def layout(config: Config) -> dict[str, dict[str, list[Any]]]:
@@ -56,10 +63,9 @@ def layout(config: Config) -> dict[str, dict[str, list[Any]]]:
     def group(name: str) -> dict[str, list[Any]]:
         return charts(*(tag for tag in TENSORBOARD.values() if tag.startswith(name)))
 
-    scores = [curve(item.name + end, item.task) for item in config.evaluate.sets for end in COLUMNS[item.task]]
     return {
         "Training": group("train/"),
-        "Scores": charts(*scores),
+        "Scores": charts(*_score_tags(config)),
         "Speed": group("speed/"),
         "Where the time goes": {"shares": ["Multiline", ["^time/"]]},
         "Memory": group("memory/"),
@@ -67,8 +73,26 @@ def layout(config: Config) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-class Monitor:
-    """Writes under names that carry the attempt's number, and status.json only while the attempt holds the run."""
+def hparams_summaries(config: Config) -> list[Any]:
+    """Summaries for TensorBoard's hparams plugin: the hyperparameters, the metrics, and the values of the run.
+
+    ``SummaryWriter.add_hparams`` would create another run in a subfolder. These summaries go to the run's own event
+    file, so that the run is one row of the table and the metrics are its newest scalars.
+    """
+    metrics = [*_score_tags(config), "train/loss", "speed/samples_per_second"]
+    experiment, session, _ = hparams(hparams_values(config), dict.fromkeys(metrics))
+    return [experiment, session]
+
+
+def hparams_values(config: Config) -> dict[str, Any]:
+    """Dotted key -> value; lists as text. Stages and data sets go by their names."""
+    tree = {section: value for section, value in to_dict(config).items() if section not in NO_HPARAMS}
+    values = {key: value for key, value in flatten(tree).items() if value != ""}
+    return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in values.items()}
+
+
+class MetricsWriter:
+    """Writes metrics and status of an attempt: status.json only while it is the run's newest attempt."""
 
     def __init__(self, run: RunDir, attempt: int, total: int, steps: int, seconds: float) -> None:
         self._run, self._attempt, self._seconds = run, attempt, seconds
@@ -85,16 +109,13 @@ class Monitor:
         self._bar: tqdm | None = None
         self.status()
 
-    def begin(self, samples: int, step: int, config: Config) -> None:
-        """Training starts at S = ``samples``, after ``step`` steps: later points of older attempts leave the curves.
-
-        The hyperparameters go into the same file: TensorBoard's table of runs has a row per run, and no run of its own.
-        """
+    def start(self, samples: int, step: int, config: Config) -> None:
+        """Training starts at S = ``samples``, after ``step`` steps. Later points of older attempts leave the curves."""
         self._run.note_ready(self._attempt, samples)
         self._events = SummaryWriter(
             str(self._run.tensorboard), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
         )
-        for summary in (*hparams.start(config), custom_scalars(layout(config))):
+        for summary in (*hparams_summaries(config), custom_scalars(layout(config))):
             self._events.file_writer.add_summary(summary, samples)  # type: ignore[attr-defined]
         if sys.stderr.isatty():
             self._bar = tqdm(
@@ -103,14 +124,14 @@ class Monitor:
         self.status(samples=samples, step=step, phase="training", **self._logged_before(samples))
 
     def _logged_before(self, samples: int) -> dict[str, Any]:
-        """Stage and loss at the newest metric line, unless it lies beyond ``samples``: those steps are done again."""
+        """Stage and loss of the newest metric line, unless its step will be repeated."""
         line = metrics_reader.newest(self._run)
-        at = line.get("samples")
-        known = isinstance(at, int) and at <= samples
+        logged = line.get("samples")
+        known = isinstance(logged, int) and logged <= samples
         return {key: line[key] for key in ("stage", "loss") if known and key in line}
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """One logged step: a line in metrics/<n>.jsonl, a point of every curve, the bar and the status."""
+        """Write a logged step: a line in metrics/<n>.jsonl, a point of every curve, the bar and the status."""
         self._lines.write(json.dumps(record, allow_nan=False) + "\n")
         self._lines.flush()
         assert self._events is not None
@@ -125,12 +146,12 @@ class Monitor:
             self._bar.set_postfix(stage=record["stage"], loss=f"{record['loss']:.3f}", acc=f"{record['accuracy']:.2f}")
             self._bar.update(record["samples"] - self._bar.n)
         speed = record["samples_per_second"]
-        left = (self._status["total"] - record["samples"]) / speed if speed else None
+        remaining = (self._status["total"] - record["samples"]) / speed if speed else None
         keys = ("stage", "step", "samples", "loss", "samples_per_second", "verdict")
-        self.status(every=self._seconds, eta_seconds=left, **{key: record.get(key) for key in keys})
+        self.status(every=self._seconds, eta_seconds=remaining, **{key: record.get(key) for key in keys})
 
     def evaluation(self, stage: str, samples: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
-        """eval/<stage>-<S>.json and its points in TensorBoard. ``seconds``: of training up to S."""
+        """Write eval/<stage>-<S>.json and its points in TensorBoard. ``seconds``: of training up to S."""
         record = {"stage": stage, "samples": samples, "seconds": seconds, "attempt": self._attempt}
         self._run.eval.mkdir(exist_ok=True)
         write_json(self._run.eval / f"{stage}-{samples}.json", record | {"evaluations": evaluations})
@@ -140,8 +161,8 @@ class Monitor:
         self._events.flush()
 
     def status(self, every: float = 0.0, **fields: Any) -> None:
-        """Replace status.json, at most every ``every`` seconds; a newer attempt's is left alone."""
-        with self._lock:  # an outage of storage is shown by the thread that meets it
+        """Update status.json, at most every ``every`` seconds, unless a newer attempt exists."""
+        with self._lock:  # threads that read from storage report its outages
             self._status.update(fields)
             now = time.monotonic()
             if now - self._written < every or not self._run.holds(self._attempt):
@@ -150,34 +171,43 @@ class Monitor:
             write_json(self._run.status, self._status | {"time": time.time()})
 
     def close(self, phase: str, reason: str = "") -> None:
-        """The attempt ends. ``phase``: complete, interrupted, cancelled or failed; ``reason``: why, unless complete."""
+        """End the attempt. ``phase``: complete, interrupted, cancelled or failed; ``reason``: why, unless complete."""
         self.status(phase=phase, reason=reason)
         self._lines.close()
         if self._events is not None:
             if phase == "complete":
-                self._events.file_writer.add_summary(hparams.end(), self._status["samples"])  # type: ignore[attr-defined]
+                self._events.file_writer.add_summary(hparams({}, {})[2], self._status["samples"])  # type: ignore[attr-defined]
             self._events.close()
         if self._bar is not None:
             self._bar.close()
 
 
-class Silent(Monitor):
-    """The monitor of every other rank: tells nothing."""
+class NullMetricsWriter(MetricsWriter):
+    """Writes nothing, on all ranks but rank 0."""
 
     def __init__(self) -> None:
         pass
 
-    def begin(self, samples: int, step: int, config: Config) -> None:
+    def _ignore(self, *args: Any, **fields: Any) -> None:
         pass
 
-    def step(self, record: Mapping[str, Any]) -> None:
-        pass
+    start = step = evaluation = status = close = _ignore
 
-    def evaluation(self, stage: str, samples: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
-        pass
 
-    def status(self, every: float = 0.0, **fields: Any) -> None:
-        pass
+class SampleLog:
+    """For tests (FLIP_WITNESS=1): the samples that each rank trained on, independent of the sample order.
 
-    def close(self, phase: str, reason: str = "") -> None:
-        pass
+    witness/<attempt>.<rank>.jsonl has, per step, S, the ids, and a hash of each decoded image before its crop.
+    """
+
+    def __init__(self, run: RunDir, attempt: int, rank: int) -> None:
+        folder = run.path / "witness"
+        folder.mkdir(exist_ok=True)
+        self._file = open(folder / f"{attempt}.{rank}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+
+    def log(self, samples: int, batch: Batch) -> None:
+        """``samples``: S at the start of the batch."""
+        assert batch.witness is not None
+        line = {"samples": samples, "ids": batch.ids.tolist(), "seen": batch.witness.tolist()}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()

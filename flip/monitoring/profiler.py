@@ -1,4 +1,4 @@
-"""Looks into steps with torch's profiler: a trace where one is asked for, and how long steps wait for other ranks."""
+"""Profiles steps: traces for viewers, and samples of the time that steps wait for other ranks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 FIRST = 2
-"""The step of an attempt that is looked into first: the one before it pays for what is done once."""
+"""The first step of an attempt that is sampled; the step before it contains one-time costs."""
 
 Interval = tuple[float, float]
 
 
 class Profiler:
-    """One rank's. Traces ``steps`` steps into ``folder``, from the one that the sample ``first`` is in.
+    """Profiler of one rank: traces ``steps`` steps to ``folder``, from the step that contains sample ``first``.
 
-    ``minutes``: between two steps that are looked into for their communication; 0, or a single rank: none is.
+    ``minutes``: interval at which a step is sampled for communication; 0, or a single rank: never.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class Profiler:
         self._trace: Any = None
         self._name = ""
         self.communication: float | None = 0.0 if world == 1 else None
-        """Share of a step, its data-wait apart, that waited for other ranks; None: not known."""
+        """Share of a step, without data wait, that waited for other ranks; None: unknown."""
 
     @contextlib.contextmanager
     def step(self, step: int, samples: int, batch: int) -> Iterator[None]:
-        """Around a step; ``step`` is its number, ``samples`` S before it."""
+        """Around step number ``step``; ``samples``: S before it."""
         self._seen += 1
         if self._steps and samples <= self._first < samples + batch:
             self._trace, self._left = self._start(record_shapes=True), self._steps
@@ -56,26 +56,27 @@ class Profiler:
 
     def _start(self, **options: Any) -> Any:
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._cuda
-        begun = profile(activities=activities, **options)
-        begun.start()
-        return begun
+        profiler = profile(activities=activities, **options)
+        profiler.start()
+        return profiler
 
     def _sample(self) -> Iterator[None]:
-        looking = self._start()
+        profiler = self._start()
         self._wait()
-        begin = time.perf_counter()
+        start_time = time.perf_counter()
         yield
         self._wait()
-        seconds = time.perf_counter() - begin
-        looking.stop()
-        self.communication = min(1.0, exposed(*_intervals(looking.events(), self._cuda)) / (1e6 * seconds))
+        seconds = time.perf_counter() - start_time
+        profiler.stop()
+        exposed = exposed_communication_time(*_intervals(profiler.events(), self._cuda))
+        self.communication = min(1.0, exposed / (1e6 * seconds))
 
     def _wait(self) -> None:
         if self._cuda:
             torch.cuda.synchronize()
 
     def _write(self) -> None:
-        """As Chrome's and Perfetto's viewers read it."""
+        """Write the trace in the format of the viewers of Chrome and Perfetto."""
         self._wait()
         self._trace.stop()
         self._folder.mkdir(exist_ok=True)
@@ -86,27 +87,26 @@ class Profiler:
 
 
 def _intervals(events: Iterable[Any], cuda: bool) -> tuple[list[Interval], list[Interval]]:
-    """(communication, arithmetic) of a profile, microseconds: NCCL's kernels and all others, or gloo's operations,
-    which run in threads of their own, and PyTorch's."""
-    found: tuple[list[Interval], list[Interval]] = [], []
+    """(communication, arithmetic) in microseconds: kernels of NCCL and others, or operations of gloo and PyTorch."""
+    intervals: tuple[list[Interval], list[Interval]] = [], []
     for event in events:
-        on_card = event.device_type == torch.autograd.DeviceType.CUDA
-        if on_card != cuda or (cuda and event.is_user_annotation):
+        is_cuda = event.device_type == torch.autograd.DeviceType.CUDA
+        if is_cuda != cuda or (cuda and event.is_user_annotation):
             continue
         remote = event.name.startswith("nccl" if cuda else "gloo:")
         if remote or cuda or event.name.startswith("aten::"):
-            found[not remote].append((event.time_range.start, event.time_range.end))
-    return found
+            intervals[not remote].append((event.time_range.start, event.time_range.end))
+    return intervals
 
 
-def exposed(communication: Iterable[Interval], arithmetic: Iterable[Interval]) -> float:
-    """Length of the union of ``communication`` outside of the union of ``arithmetic``."""
-    both = [(at, kind, sign) for kind, spans in enumerate((communication, arithmetic)) for span in spans
-            for at, sign in zip(span, (1, -1), strict=True)]  # fmt: skip
-    depth, since, length = [0, 0], 0.0, 0.0
-    for at, kind, sign in sorted(both):
+def exposed_communication_time(communication: Iterable[Interval], arithmetic: Iterable[Interval]) -> float:
+    """Length of the union of ``communication`` outside the union of ``arithmetic``."""
+    edges = [(edge, kind, sign) for kind, spans in enumerate((communication, arithmetic)) for span in spans
+             for edge, sign in zip(span, (1, -1), strict=True)]  # fmt: skip
+    depth, previous, length = [0, 0], 0.0, 0.0
+    for edge, kind, sign in sorted(edges):
         if depth[0] and not depth[1]:
-            length += at - since
+            length += edge - previous
         depth[kind] += sign
-        since = at
+        previous = edge
     return length

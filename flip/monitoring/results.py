@@ -1,7 +1,7 @@
-"""What runs came to, read from their directories: one row per run. No torch, no scheduler.
+"""Reads the outcomes of runs from their directories, one row per run. No torch, no scheduler.
 
-A directory is read as it lies there, half finished or failed. A damaged file hides neither other files of its run nor
-other runs: ``Outcome.damage`` names each, and the run is ``unknown`` if its state depends on one.
+Runs may be unfinished or failed. A damaged file hides neither other files of its run nor other runs: ``Outcome.damage``
+names it, and the state is ``unknown`` if it depends on that file.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from flip.runs.rundir import RunDir, matching, read_record
 T = TypeVar("T")
 
 CONFIG_LIMIT = 1 << 20
-"""Largest config.yaml that is read for a table of runs, bytes."""
+"""Largest config.yaml that is read, bytes."""
 
 _ACTIONS = {"requeue": "waiting", "stop": "failed", "done": "failed", "nothing": "stopped"}
-"""What was decided at the end of the newest attempt -> state of a run that is neither complete nor cancelled."""
+"""Action at the end of the newest attempt -> state of a run that is neither complete nor cancelled."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One life of the run's job: start.json, end.json (empty while it runs), the causes its processes left."""
+    """One attempt: start.json, end.json (empty while it runs), the causes recorded by its processes."""
 
     number: int
     start: Mapping[str, Any]
@@ -46,7 +46,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that one run directory tells."""
+    """The content of one run directory."""
 
     run: RunDir
     state: str
@@ -59,21 +59,21 @@ class Outcome:
     status: Mapping[str, Any] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     unreadable: tuple[str, ...] = ()
-    """A sentence for each damaged file of those above."""
+    """A sentence for each damaged file of these."""
 
     @property
     def damage(self) -> list[str]:
-        """A sentence for each file of the run that is damaged, metric lines and evaluations included."""
+        """A sentence for each damaged file, including metric lines and evaluations."""
         return [*self.unreadable, *self.metrics.damage, *self._scores[1]]
 
     @cached_property
     def metrics(self) -> Metrics:
         """The logged steps, as columns."""
-        return metrics.read(self.run)
+        return metrics.read_metrics(self.run)
 
     @cached_property
     def progress(self) -> dict[str, Any]:
-        """samples, steps, seconds and samples_per_second of useful training steps; None where unknown yet."""
+        """samples, steps, seconds and samples_per_second of useful training steps; None if unknown yet."""
         if self.result:
             return {key: self.result.get(key) for key in ("samples", "seconds", "samples_per_second", "steps")}
         samples, step = (self.metrics.last(key) for key in ("samples", "step"))
@@ -87,66 +87,63 @@ class Outcome:
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The final scores: one per column, each with name, role, top1, interval, n, chance.
-
-        Those of the run itself, then what jobs/evaluate.py found of its last commit (``merge_results``).
-        """
+        """The final scores, one per column, of the run itself and of evaluation jobs (``merge_results``)."""
         last = (self.result.get("stage"), self.result.get("samples"))
-        return merge_results(self.result.get("evaluations", ()), self.later.get(last, ()))
+        return merge_results(self.result.get("evaluations", ()), self.job_scores.get(last, ()))
 
     @cached_property
-    def later(self) -> dict[tuple[Any, Any], list[dict[str, Any]]]:
-        """(stage, S) -> results of evaluations that were jobs of their own, by name."""
-        found: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
-        for path, one in self._scores[0].items():
+    def job_scores(self) -> dict[tuple[Any, Any], list[dict[str, Any]]]:
+        """(stage, S) -> results of evaluation jobs, by name."""
+        scores: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
+        for path, score in self._scores[0].items():
             if path.parent != self.run.eval:
-                found.setdefault((one["stage"], one["samples"]), []).append(one)
-        return found
+                scores.setdefault((score["stage"], score["samples"]), []).append(score)
+        return scores
 
     @cached_property
     def _scores(self) -> tuple[dict[Path, dict[str, Any]], list[str]]:
         """The records below eval/, by path, and a sentence for each damaged one."""
-        files, found = _Files(), {}
+        files, scores = RunFileReader(), {}
         for pattern, read in (("*.json", _read_point), ("*-*/*.json", _read_score)):
             for path in matching(self.run.eval, pattern):
                 if (record := files.read(path, read)) is not None:
-                    found[path] = record
-        return found, files.damaged
+                    scores[path] = record
+        return scores, files.damaged
 
     def curve(self) -> list[dict[str, Any]]:
-        """Evaluations in training and of its commits, by S: {stage, samples, seconds until then, evaluations}."""
+        """Evaluations by S, those of jobs included: {stage, samples, seconds of training, evaluations}."""
         points: list[dict[str, Any]] = []
-        later = dict(self.later)
+        job_scores = dict(self.job_scores)
         for path, record in self._scores[0].items():
             if path.parent != self.run.eval:
                 continue
             seconds = record.get("seconds")
             seconds = self._seconds_at(record["samples"]) if seconds is None else seconds
-            more = later.pop((record.get("stage"), record["samples"]), ())
+            more = job_scores.pop((record.get("stage"), record["samples"]), ())
             evaluations = merge_results(record["evaluations"], more)
             points.append(record | {"seconds": seconds, "evaluations": evaluations})
-        for (stage, samples), found in later.items():
+        for (stage, samples), scores in job_scores.items():
             seconds = self._seconds_at(samples)
-            points.append({"stage": stage, "samples": samples, "seconds": seconds, "evaluations": found})
+            points.append({"stage": stage, "samples": samples, "seconds": seconds, "evaluations": scores})
         return sorted(points, key=lambda point: point["samples"])
 
     def _seconds_at(self, samples: int) -> float | None:
-        """Training seconds when S was ``samples``, from the nearest logged step at or before it."""
+        """Training seconds at S = ``samples``, by the nearest logged step at or before it."""
         if samples == self.result.get("samples"):
             return self.result.get("seconds")
         return self.metrics.seconds_at(samples)
 
 
 def find_runs(root: str | os.PathLike[str]) -> list[RunDir]:
-    """Run directories at ``root``, below it, or one deeper (runs of a sweep, sweeps of a root), by path."""
+    """Run directories at ``root`` and up to two levels below it, by path."""
     root = Path(root)
     folders = [root, *sorted(root.glob("[!.]*/")), *sorted(root.glob("[!.]*/[!.]*/"))]
-    return [RunDir(one) for one in folders if one.name.isprintable() and (one / "identity.json").is_file()]
+    return [RunDir(path) for path in folders if path.name.isprintable() and (path / "identity.json").is_file()]
 
 
 def read_run(path: str | os.PathLike[str]) -> Outcome:
     """The outcome of the run directory at ``path``."""
-    run, files = RunDir(path), _Files()
+    run, files = RunDir(path), RunFileReader()
     settings = files.read(run.config, _read_settings) or {}
     result = files.read(run.result, read_record)
     numbers = files.read(run.attempts, lambda _: run.attempt_numbers())
@@ -162,34 +159,30 @@ def read_run(path: str | os.PathLike[str]) -> Outcome:
     return Outcome(run, state, reason, settings, result or {}, status or {}, attempts, tuple(files.damaged))
 
 
-class _Files:
+class RunFileReader:
     """Reads files of a run; ``damaged`` has a sentence for each that cannot be read or understood."""
 
     def __init__(self) -> None:
         self.damaged: list[str] = []
 
     def read(self, path: Path, read: Callable[[Path], T]) -> T | None:
-        """What ``read`` makes of the file; None if it is damaged."""
+        """Call ``read`` with the path; return None if the file is damaged."""
         try:
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise ValueError("not a regular file")
             return read(path)
         except (FlipError, OSError, ValueError, KeyError, TypeError) as error:
-            words = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            self.damaged.append(words if str(path) in words else f"{path}: {words}")
+            message = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            self.damaged.append(message if str(path) in message else f"{path}: {message}")
             return None
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """The configuration as dotted key -> value, those that this version knows with the types of its schema."""
+    """The configuration as dotted key -> value; keys of this version are checked by the types of the schema."""
     table = parse_yaml(read_regular(path, CONFIG_LIMIT).decode("utf-8"), str(path))
     records.check_depth(table)
-    found = flatten(records.checked(table or {}, {}))
-    return {
-        records.printable(key): records.checked(value, _kind(key), key)
-        for key, value in found.items()
-        if value is not None
-    }
+    settings = {key: value for key, value in flatten(records.checked(table or {}, {})).items() if value is not None}
+    return {records.printable(key): records.checked(value, _kind(key), key) for key, value in settings.items()}
 
 
 def _kinds() -> dict[str, Any]:
@@ -207,7 +200,7 @@ _KINDS = _kinds()
 
 
 def _kind(key: str) -> Any:
-    """The type of a setting, by its default. Settings of other versions may be any text, number or list."""
+    """The type of a setting, by its default; for settings of other versions any text, number or list."""
     general = re.sub(r"\A(stages|data\.sets|evaluate\.sets)\..*\.", r"\1.*.", key, flags=re.DOTALL)
     return _KINDS.get(general, records.ANY_SETTING)
 
@@ -227,18 +220,17 @@ def read_outcomes(root: str | os.PathLike[str]) -> list[Outcome]:
 
 
 def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The results as a table: one flat dict per run below ``root``, all with the same keys, ready for a data frame.
+    """The results of all runs below ``root``: a flat dict per run, all with the same keys, ready for a data frame.
 
     sweep, run, state, reason, attempts, samples, steps, seconds, samples_per_second, world, parameters, flops, loss,
     accuracy; ``ROLE.SET.top1``, ``.low``, ``.high`` (95 % interval), ``.n`` and ``.precision`` (fp32, bf16, or "as
     trained" if the result does not say) of every evaluation set; and the dotted configuration keys in which runs of one
-    sweep differ. None where a run has no such value (yet).
-    Raises ConfigError where there is no folder ``root``.
+    sweep differ. None if a run has no such value (yet).
+    Raises ConfigError if there is no folder ``root``.
     """
     if not Path(root).is_dir():
-        raise ConfigError(
-            "there is no such folder", str(root), remedy="Name a folder of runs, such as runs/quickstart."
-        )
+        remedy = "Name a folder of runs, such as runs/quickstart."
+        raise ConfigError("there is no such folder", str(root), remedy=remedy)
     outcomes = read_outcomes(root)
     varied = _varied(outcomes)
     rows = [row(outcome, varied) for outcome in outcomes]
@@ -248,7 +240,7 @@ def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
     """One flat row; ``settings`` are the configuration keys to show."""
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "sweep": outcome.run.sweep, "run": outcome.run.name, "state": outcome.state, "reason": outcome.reason,
         "attempts": len(outcome.attempts), **outcome.progress,
         "world": outcome.result.get("world"), "parameters": (outcome.result.get("parameters") or {}).get("total"),
@@ -257,16 +249,15 @@ def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
     }  # fmt: skip
     for item in outcome.evaluations:
         low, high = item.get("interval") or (None, None)
-        values = {"top1": item["top1"], "low": low, "high": high, "n": item.get("n"), "precision": precision(item)}
-        for key, value in values.items():
-            found[f"{item.get('role', 'test')}.{item['name']}.{key}"] = value
-    return found | {key: outcome.settings.get(key) for key in settings}
+        score = {"top1": item["top1"], "low": low, "high": high, "n": item.get("n"), "precision": precision(item)}
+        values |= {f"{item.get('role', 'test')}.{item['name']}.{key}": value for key, value in score.items()}
+    return values | {key: outcome.settings.get(key) for key in settings}
 
 
 def differing(outcomes: Iterable[Outcome]) -> list[str]:
     """Dotted configuration keys in which runs differ, in the schema's order."""
-    ours = [outcome for outcome in outcomes if outcome.result.get("stage") != "foreign"]  # others have no such keys
-    tables = [outcome.settings for outcome in ours if outcome.settings]
+    runs = [outcome for outcome in outcomes if outcome.result.get("stage") != "foreign"]  # open_clip has no such keys
+    tables = [outcome.settings for outcome in runs if outcome.settings]
     keys = dict.fromkeys(key for table in tables for key in table)
     return [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
 
@@ -278,7 +269,7 @@ def _varied(outcomes: list[Outcome]) -> list[str]:
     return list(dict.fromkeys(key for members in sweeps.values() for key in differing(members)))
 
 
-def _attempt(run: RunDir, n: int, files: _Files) -> Attempt:
+def _attempt(run: RunDir, n: int, files: RunFileReader) -> Attempt:
     start = files.read(run.attempt(n) / "start.json", read_record)
     end = files.read(run.attempt(n) / "end.json", read_record)
     return Attempt(n, start or {}, end or {}, files.read(run.attempt(n), lambda _: run.causes(n)) or [])
@@ -287,7 +278,7 @@ def _attempt(run: RunDir, n: int, files: _Files) -> Attempt:
 def _state(
     attempts: list[Attempt], complete: bool, cancel: Mapping[str, Any] | None, job: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """(state, reason), as far as files tell."""
+    """(state, reason), as far as files show."""
     last = attempts[-1].end if attempts else {}
     reason = str(last.get("reason") or "")
     if complete:

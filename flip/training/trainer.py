@@ -34,10 +34,8 @@ from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.evaluation.metrics import format_result
 from flip.models import clip
-from flip.monitoring import metrics_writer
-from flip.monitoring.collector import Instruments
-from flip.monitoring.tally import Tally
-from flip.monitoring.witness import Witness
+from flip.monitoring.collector import MetricsCollector, RankCounters
+from flip.monitoring.metrics_writer import MetricsWriter, NullMetricsWriter, SampleLog
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json
@@ -96,16 +94,16 @@ class Trainer:
         told = config.monitor
         self.guard = anomaly.NonFiniteGuard(run, attempt, world.rank, told.spike, told.spike_window)
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
-        self.monitor: metrics_writer.Monitor = metrics_writer.Silent()
+        self.monitor: MetricsWriter = NullMetricsWriter()
         if world.first:
-            self.monitor = metrics_writer.Monitor(run, attempt, self.total, self.steps, told.status_seconds)
+            self.monitor = MetricsWriter(run, attempt, self.total, self.steps, told.status_seconds)
         witness = os.environ.get("FLIP_WITNESS") == "1"
         self.loader = Loader(
             config.data, config.augment, config.model.image, config.model.text, config.seed,
             rank=world.rank, world_size=world.size, witness=witness, pinned=world.device.type == "cuda",
         )  # fmt: skip
         self.loader.outages.show = lambda text: self.monitor.status(storage=text)
-        self.witness = Witness(run, attempt, world.rank) if witness else None
+        self.witness = SampleLog(run, attempt, world.rank) if witness else None
 
     # -- position ----------------------------------------------------------------------------------------------------
 
@@ -123,12 +121,12 @@ class Trainer:
         source = self.checkpoints.restore(self.pair, start)
         if source is not None:
             self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
-        self.tally = Tally(self.world, self.loader, source)
-        self.instruments = Instruments(
+        self.tally = RankCounters(self.world, self.loader, source)
+        self.instruments = MetricsCollector(
             self.run, self.attempt, self.config, self.world, self.pair, self.tally, self.checkpoints
         )
         self.say("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
-        self.monitor.begin(self.samples, self.step, self.config)
+        self.monitor.start(self.samples, self.step, self.config)
 
     def save(self, span: Span, optimizer: torch.optim.Optimizer) -> None:
         """Commit the present position unless it is committed or about to be."""
@@ -140,7 +138,7 @@ class Trainer:
         self.checkpoints.save(
             state, span.stage.name, self.samples,
             step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=order.VERSION,
-            replaced=self.tally.replaced_everywhere(), peak_memory=self.tally.peak_memory(),
+            replaced=self.tally.total_replaced(), peak_memory=self.tally.peak_memory(),
         )  # fmt: skip
 
     def run_stages(self) -> None:
@@ -169,7 +167,7 @@ class Trainer:
             self.validate(span)  # a kill between a commit and its score
         stage = span.stage
         batches = self.loader.batches(self.samples, stage.batch, stage.mask, stage.text_mask, stage.text_masking)
-        self.instruments.begin()
+        self.instruments.reset()
         try:
             while self.samples < span.end:
                 self.watchdog.heartbeat(f"a step from S = {self.samples}")
@@ -189,7 +187,7 @@ class Trainer:
                 self.seconds += time.perf_counter() - begin
                 self.tally.replaced += batch.replaced
                 if self.witness is not None:
-                    self.witness.saw(self.samples - span.stage.batch, batch)
+                    self.witness.log(self.samples - span.stage.batch, batch)
                 if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
                     self.report(span, optimizer, loss, accuracy, norm, grad_cache.positions(self.pair, batch.tokens))
                 scored = self.crossed(self.config.evaluate.every, span) and self.samples < span.end
@@ -247,9 +245,9 @@ class Trainer:
         self.guard.flush()
         position = {"step": self.step, "samples": self.samples, "stage": span.stage.name, "attempt": self.attempt}
         norms = norm, *optim.weight_norms(optimizer, self.world.size)
-        record = position | self.instruments.line(span, optimizer, loss, accuracy, norms, positions)
+        record = position | self.instruments.collect(span, optimizer, loss, accuracy, norms, positions)
         record["seconds"] = self.seconds
-        self.instruments.begin()
+        self.instruments.reset()
         self.monitor.step(record)
         told = record["loss"], record["samples_per_second"]
         self.say("step %d of %d, loss %.3f, %.0f samples/s", self.step, self.steps, *told)
@@ -332,7 +330,7 @@ class Trainer:
         """Everything is trained: score all sets once, write result.json, which makes the run complete."""
         evaluations = self.evaluate(self.spans[-1], "")
         self.checkpoints.wait()
-        replaced = self.tally.replaced_everywhere()
+        replaced = self.tally.total_replaced()
         if not self.world.first or not self.run.holds(self.attempt):
             return
         last = commit.commits(self.run)[-1]

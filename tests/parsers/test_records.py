@@ -85,9 +85,9 @@ def test_any_cause(run, text):
 @example([DEEP], b"\n")
 def test_any_metric_lines(run, lines, end):
     (run.metrics / "1.jsonl").write_bytes(b"\n".join(lines) + end)
-    found = metrics_reader.read(run)
+    found = metrics_reader.read_metrics(run)
     assert all(isinstance(step, float) for step in found["step"].tolist())
-    found.last("loss"), found.seconds_at(100), found.ends()
+    found.last("loss"), found.seconds_at(100)
     assert isinstance(metrics_reader.newest(run), dict)
 
 
@@ -95,7 +95,7 @@ def test_any_metric_lines(run, lines, end):
 def test_metric_lines_come_back(run, losses):
     lines = [dict(LINE, step=step, loss=loss) for step, loss in enumerate(losses)]
     (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert metrics_reader.read(run)["loss"].tolist() == losses and metrics_reader.newest(run) == lines[-1]
+    assert metrics_reader.read_metrics(run)["loss"].tolist() == losses and metrics_reader.newest(run) == lines[-1]
 
 
 @pytest.mark.parametrize("name", ["²", "x", "1.tmp.7"])
@@ -105,7 +105,9 @@ def test_what_is_no_number_is_no_attempt(tmp_path, name):
     (run.attempts / name).mkdir()
     run.metrics.mkdir()
     (run.metrics / f"{name}.jsonl").write_text("{}\n")
-    assert run.attempt_numbers() == [1] and len(metrics_reader.read(run)) == 0 and metrics_reader.newest(run) == {}
+    assert (
+        run.attempt_numbers() == [1] and len(metrics_reader.read_metrics(run)) == 0 and metrics_reader.newest(run) == {}
+    )
 
 
 @given(spoiled(b'{"a": [1, 2.5, null, "b"]}') | st.binary(max_size=20))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from flip.monitoring.metrics_reader import FIELDS, newest, read
+from flip.monitoring.metrics_reader import FIELDS, newest, read_metrics
 from flip.runs.rundir import RunDir
 
 
@@ -24,18 +24,16 @@ def test_a_step_counts_as_its_highest_attempt_wrote_it(tmp_path):
     write(run, 2, [line(3, loss=30.0), line(4, loss=40.0)], tail='{"step": 5, "sam')
     write(run, 1, [line(1), line(2), line(3), line(7)])
     write(run, 10, [line(4, loss=400.0, seconds=9.0, saves=2, saving=1.5)])
-    found = read(run)
+    found = read_metrics(run)
     assert len(found) == 5 and found["step"].tolist() == [1, 2, 3, 4, 7]
     assert found["loss"].tolist() == [0.1, 0.2, 30.0, 400.0, 0.7]
     assert found.attempt(2)["loss"].tolist() == [30.0, 40.0] and len(found.attempt(3)["loss"]) == 0
     assert (found.last("step"), found.last("seconds")) == (7, None)
-    assert [(end["step"], end["saves"]) for end in found.ends() if end["saves"] == end["saves"]] == [(4, 2)]
-    assert [end["step"] for end in found.ends()] == [7, 3, 4]
 
 
 def test_seconds_at_a_position(tmp_path):
     write(RunDir(tmp_path), 1, [line(10, seconds=1.0), line(20, seconds=2.5)])
-    found = read(RunDir(tmp_path))
+    found = read_metrics(RunDir(tmp_path))
     assert [found.seconds_at(s) for s in (79, 80, 100, 160, 10**9)] == [None, 1.0, 1.0, 2.5, 2.5]
 
 
@@ -57,19 +55,19 @@ def test_a_file_that_is_none_hides_no_other(tmp_path, text):
     write(run, 1, [line(1)])
     (run.metrics / "2.jsonl").write_text(text)
     (run.metrics / "notes.jsonl").write_text("not ours\n")
-    assert read(run)["step"].tolist() == [1]
+    assert read_metrics(run)["step"].tolist() == [1]
 
 
 def test_nothing_logged(tmp_path):
-    found = read(RunDir(tmp_path))
-    assert len(found) == 0 and found.last("loss") is None and found.seconds_at(5) is None and found.ends() == []
+    found = read_metrics(RunDir(tmp_path))
+    assert len(found) == 0 and found.last("loss") is None and found.seconds_at(5) is None
     assert set(found.columns) == set(FIELDS)
 
 
 def test_many_lines_are_exact(tmp_path):
     values = np.random.default_rng(0).normal(size=20_000)
     write(RunDir(tmp_path), 1, [line(i, loss=value) for i, value in enumerate(values.tolist())])
-    assert (read(RunDir(tmp_path))["loss"] == values).all()
+    assert (read_metrics(RunDir(tmp_path))["loss"] == values).all()
 
 
 def test_the_newest_line_is_the_newest_whole_one(tmp_path):

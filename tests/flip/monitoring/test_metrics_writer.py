@@ -8,8 +8,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
 from flip.config.schema import Config, Evaluate, EvaluationSet, Stage
-from flip.monitoring import metrics_writer as monitor
-from flip.monitoring.shares import PARTS
+from flip.monitoring import metrics_writer
+from flip.monitoring.collector import PARTS
 from flip.runs.rundir import RunDir, read_json
 from tests.harness.common import metric_lines
 
@@ -32,11 +32,11 @@ def record(step, loss):
 
 def attempt(run, begin, steps, loss):
     n = run.begin_attempt({})
-    told = monitor.Monitor(run, n, total=80, steps=10, seconds=0.0)
-    told.begin(begin, begin // 8, CONFIG)
+    writer = metrics_writer.MetricsWriter(run, n, total=80, steps=10, seconds=0.0)
+    writer.start(begin, begin // 8, CONFIG)
     for step in steps:
-        told.step(record(step, loss))
-    return told
+        writer.step(record(step, loss))
+    return writer
 
 
 def test_steps_done_again_stand_once_in_the_curve(run):
@@ -68,11 +68,11 @@ def test_what_a_line_tells_has_a_curve(run):
 
 def test_counters_have_a_curve_from_their_first_count_on(run):
     """A local run counts nothing in storage: TensorBoard would open on two dozen cards of zeros."""
-    told = attempt(run, 0, (), loss=1.0)
+    writer = attempt(run, 0, (), loss=1.0)
     for step, (replaced, retries) in enumerate([(0, 0), (0, 2), (3, 0)], 1):
         storage = {"retries": float(retries), "cache_hits": 0.0}
-        told.step(record(step, 1.0) | {"replaced": replaced, "storage": storage})
-    told.close("complete")
+        writer.step(record(step, 1.0) | {"replaced": replaced, "storage": storage})
+    writer.close("complete")
     events = read(run)
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("storage/", "data/"))]
     points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
@@ -82,9 +82,9 @@ def test_counters_have_a_curve_from_their_first_count_on(run):
 
 def test_custom_scalars_begin_with_training_and_scores(run):
     attempt(run, 0, (1,), loss=1.0).close("stopped")
-    told = attempt(run, 8, (2,), loss=1.0)
-    told.evaluation("pretrain", 16, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
-    told.close("complete")
+    writer = attempt(run, 8, (2,), loss=1.0)
+    writer.evaluation("pretrain", 16, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
+    writer.close("complete")
     events = read(run)
     (event, *_) = events.Tensors("custom_scalars__config__")
     categories = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
@@ -99,9 +99,9 @@ def test_custom_scalars_begin_with_training_and_scores(run):
 def test_a_run_is_one_row_of_the_table_of_hyperparameters(run):
     """As TensorBoard's plugin reads it: values and metrics in the run's own folder, no run below it."""
     attempt(run, 0, (1,), loss=1.0).close("stopped")
-    told = attempt(run, 8, (2,), loss=1.0)
-    told.evaluation("pretrain", 16, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
-    told.close("complete")
+    writer = attempt(run, 8, (2,), loss=1.0)
+    writer.evaluation("pretrain", 16, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
+    writer.close("complete")
     events = read(run)
     tags = events.PluginTagToContent(metadata.PLUGIN_NAME)
     experiment = metadata.parse_experiment_plugin_data(tags[metadata.EXPERIMENT_TAG])
@@ -143,8 +143,8 @@ def test_a_loss_that_is_trained_again_is_not_shown(run):
 
 
 def test_an_evaluation_is_kept_with_its_place(run):
-    told = attempt(run, 0, (1,), loss=1.0)
-    told.evaluation("pretrain", 8, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
+    writer = attempt(run, 0, (1,), loss=1.0)
+    writer.evaluation("pretrain", 8, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
     kept = read_json(run.eval / "pretrain-8.json")
     assert (kept["stage"], kept["samples"], kept["seconds"], kept["evaluations"][0]["top1"]) == (
         "pretrain",
@@ -155,8 +155,8 @@ def test_an_evaluation_is_kept_with_its_place(run):
 
 
 def test_an_outage_of_storage_is_in_the_status_while_it_lasts(run):
-    monitor = attempt(run, 0, (1,), loss=1.0)
+    writer = attempt(run, 0, (1,), loss=1.0)
     for text in ("storage does not answer", None):
-        monitor.status(storage=text)
+        writer.status(storage=text)
         assert read_json(run.status)["storage"] == text
-    monitor.close("stopped")
+    writer.close("stopped")

@@ -12,17 +12,17 @@ from torch import distributed
 
 from flip.config import schema
 from flip.distributed import parallel
-from flip.monitoring.profiler import Profiler, exposed
+from flip.monitoring.profiler import Profiler, exposed_communication_time
 from tests.flip.models.test_loss import free_port  # noqa: F401
 
 CPU = torch.device("cpu")
 
 
 def test_exposed_is_what_lies_beside_arithmetic():
-    assert exposed([], [(0, 9)]) == 0 and exposed([(2, 5)], []) == 3
-    assert exposed([(0, 10), (5, 12)], [(3, 4), (3, 6), (11, 20)]) == 8
-    assert exposed([(0, 4), (4, 8)], [(0, 8)]) == 0
-    assert exposed([(1, 2), (4, 6)], [(2, 4), (5, 5)]) == 3
+    assert exposed_communication_time([], [(0, 9)]) == 0 and exposed_communication_time([(2, 5)], []) == 3
+    assert exposed_communication_time([(0, 10), (5, 12)], [(3, 4), (3, 6), (11, 20)]) == 8
+    assert exposed_communication_time([(0, 4), (4, 8)], [(0, 8)]) == 0
+    assert exposed_communication_time([(1, 2), (4, 6)], [(2, 4), (5, 5)]) == 3
 
 
 def steps(profiler, count, start=0, batch=8):

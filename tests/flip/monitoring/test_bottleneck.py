@@ -2,8 +2,8 @@
 
 import pytest
 
-from flip.monitoring import shares
-from flip.monitoring.shares import LINES, PARTS, Verdict, Window
+from flip.monitoring import collector
+from flip.monitoring.collector import LINES, PARTS, BottleneckDetector, TimeBreakdown
 
 
 @pytest.fixture
@@ -15,16 +15,16 @@ def clock(monkeypatch):
             return self.now
 
     made = Clock()
-    monkeypatch.setattr(shares, "time", made)
+    monkeypatch.setattr(collector, "time", made)
     return made
 
 
 def test_every_second_is_counted_once(clock):
-    window = Window()
+    window = TimeBreakdown()
     for _ in range(4):
         window.add(samples=16, waited=0.5, seconds=2.0)
-    window.beside("checkpoint", 3.0)
-    window.beside("evaluation", 4.0)
+    window.add_paused("checkpoint", 3.0)
+    window.add_paused("evaluation", 4.0)
     clock.now += 20.0
     found = window.shares(communication=0.25)
     seconds = {part: 20 * share for part, share in found.items()}
@@ -35,12 +35,12 @@ def test_every_second_is_counted_once(clock):
 
 
 def test_communication_that_nobody_looked_at_is_not_known(clock):
-    window = Window()
+    window = TimeBreakdown()
     window.add(samples=16, waited=0.0, seconds=2.0)
     clock.now += 2.0
     found = window.shares(communication=None)
     assert found["communication"] is None and found["compute"] == pytest.approx(1)
-    assert Verdict(1).judge(found)[0].startswith("compute-bound")
+    assert BottleneckDetector(1).update(found)[0].startswith("compute-bound")
 
 
 def of(**given):
@@ -49,21 +49,25 @@ def of(**given):
 
 
 def test_the_verdict_names_the_largest_part_and_what_helps():
-    assert Verdict(2).judge(of(data_wait=0.41, checkpoint=0.2)) == (
+    assert BottleneckDetector(2).update(of(data_wait=0.41, checkpoint=0.2)) == (
         "input-bound: data-wait is 41 % of the time; more data.workers (now 2), smaller stored images, or data.cache",
         True,
     )
-    assert Verdict(2).judge(of(communication=0.3))[0].startswith("communication-bound: communication is 30 % of the")
-    assert "checkpoint.minutes" in Verdict(2).judge(of(checkpoint=0.2, other=0.1))[0]
-    assert Verdict(2).judge(of(data_wait=0.09)) == ("compute-bound: 91 % of the time is arithmetic", True)
+    assert (
+        BottleneckDetector(2)
+        .update(of(communication=0.3))[0]
+        .startswith("communication-bound: communication is 30 % of the")
+    )
+    assert "checkpoint.minutes" in BottleneckDetector(2).update(of(checkpoint=0.2, other=0.1))[0]
+    assert BottleneckDetector(2).update(of(data_wait=0.09)) == ("compute-bound: 91 % of the time is arithmetic", True)
     for part in PARTS[2:]:
-        assert Verdict(2).judge(of(**{part: 0.5}))[0].count(";") == 1
+        assert BottleneckDetector(2).update(of(**{part: 0.5}))[0].count(";") == 1
 
 
 def test_one_slow_line_is_no_verdict_and_a_lasting_one_is():
-    verdict = Verdict(2)
-    said = [verdict.judge(of(data_wait=0.02)) for _ in range(LINES)]
-    said += [verdict.judge(of(data_wait=0.8)), verdict.judge(of(data_wait=0.02))]
-    assert [changed for _, changed in said] == [True] + [False] * (LINES + 1) and verdict.bound == "compute"
-    changes = [verdict.judge(of(data_wait=0.8))[1] for _ in range(LINES)]
-    assert changes.count(True) == 1 and verdict.bound == "data_wait"
+    detector = BottleneckDetector(2)
+    results = [detector.update(of(data_wait=0.02)) for _ in range(LINES)]
+    results += [detector.update(of(data_wait=0.8)), detector.update(of(data_wait=0.02))]
+    assert [changed for _, changed in results] == [True] + [False] * (LINES + 1) and detector.bound == "compute"
+    changes = [detector.update(of(data_wait=0.8))[1] for _ in range(LINES)]
+    assert changes.count(True) == 1 and detector.bound == "data_wait"
