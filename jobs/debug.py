@@ -97,7 +97,7 @@ def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list
         made = submission(f"data.lanes={read(real.config).data.lanes}")
     here = load_profile("local")  # of the sweep's own cluster only the folder of its runs is of interest
     made.profile = replace(here, kind=here.kind if alone else "slurm", runs_root=made.profile.runs_root)
-    return made.wanted()[0], real
+    return made.resolve_runs()[0], real
 
 
 def scratch(wanted: ResolvedRun, real: RunDir, args: argparse.Namespace) -> RunDir:
@@ -167,6 +167,6 @@ def in_allocation(run: RunDir, n: int) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.runtime.worker import leave
+    from jobs.runtime.worker import exit_process
 
-    leave(quietly(main))  # threads of torch that still run would let the interpreter's end abort
+    exit_process(quietly(main))  # threads of torch that still run would let the interpreter's end abort

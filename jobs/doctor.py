@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   python jobs/doctor.py --partition gpu --account vision --write mine
   python jobs/doctor.py --cluster mine                      does the profile still fit the site?
   python jobs/doctor.py --json
-Nothing is submitted: sbatch is asked with --test-only. Exit code 0 where nothing `does not hold`, else 78.
+Nothing is submitted: sbatch is asked with --test-only. Exit code 78 if a check fails, else 0.
 """
 UNLIMITED = 24.0
 """Hours of an attempt where the site sets no limit."""
@@ -53,14 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
 def examine(args: argparse.Namespace) -> int:
     from flip.runs.errors import COMPLETE, CONFIG
     from jobs.slurm import site as reading
-    from jobs.slurm.site_checks import NOT, findings
+    from jobs.slurm.site_checks import FAIL, check_site
 
     target = place(args.write, args.force) if args.write else None
     base = given(args)
     site = reading.read(base)
     profile = base if args.cluster else draft(base, site)
-    said = {**site.said, "sbatch --test-only": reading.accepts(profile)}
-    found = findings(replace(site, said=said), profile)
+    errors = {**site.errors, "sbatch --test-only": reading.rejection(profile)}
+    found = check_site(replace(site, errors=errors), profile)
     if target:
         write(target, text(draft(base, site), site))
     cluster = site.config.get("ClusterName", "")
@@ -72,7 +72,7 @@ def examine(args: argparse.Namespace) -> int:
         print(render(found, f"Slurm cluster {cluster}, partition {site.partition['PartitionName']}"))
         if target:
             print(f"\nwritten: {target}")
-    return CONFIG if any(finding.verdict == NOT for finding in found) else COMPLETE
+    return CONFIG if any(finding.verdict == FAIL for finding in found) else COMPLETE
 
 
 def given(args: argparse.Namespace) -> ClusterProfile:
@@ -116,9 +116,9 @@ def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
     from jobs.host.slurm_cli import parse_int
     from jobs.slurm.site import Node
 
-    node = site.shape or Node(0, 0, 0, "")
+    node = site.common_node or Node(0, 0, 0, "")
     most = parse_int(site.config.get("MaxArraySize", ""))
-    hours = max(0.01, int(site.longest / 36) / 100) if site.longest else UNLIMITED
+    hours = max(0.01, int(site.max_seconds / 36) / 100) if site.max_seconds else UNLIMITED
     options = dict(profile.options)
     if node.gpus and "cons_tres" not in site.config.get("SelectType", "cons_tres"):
         options.setdefault("gres", f"gpu:{node.gpus}")
@@ -145,7 +145,7 @@ def text(profile: ClusterProfile, site: Site) -> str:
 
     from jobs.common.cluster_profile import ClusterProfile
 
-    count = site.nodes[site.shape] if site.shape else 0
+    count = site.nodes[site.common_node] if site.common_node else 0
     limits = f"MaxTime={site.partition.get('MaxTime', '')} of the partition"
     limits += f", MaxWall={site.qos['wall']} of the QOS" if site.qos.get("wall") else ""
     lines: list[tuple[str, Any, str]] = [

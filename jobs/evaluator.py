@@ -9,4 +9,4 @@ if __name__ == "__main__":
 
     from jobs.runtime import worker
 
-    worker.leave(worker.main(sys.argv[1], worker.evaluate))
+    worker.exit_process(worker.main(sys.argv[1], worker.evaluate))

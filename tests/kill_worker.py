@@ -67,4 +67,4 @@ if __name__ == "__main__":
         arm()
 
     worker._check_snapshot = check_and_arm
-    worker.leave(worker.main(sys.argv[1]))
+    worker.exit_process(worker.main(sys.argv[1]))

@@ -135,7 +135,7 @@ def host(config: Config) -> dict[str, Any]:
         "loader_gb_a_rank": loader / 1e9,
         "order_mb_a_rank": synthetic.held_bytes(stream, ranks) / 1e6,
         "saving_mb_a_rank": costs.checkpoint_memory(config) / 1e6,
-        "node_gb": memory_fit.on_host(config) / 1e9,
+        "node_gb": memory_fit.host_bytes(config) / 1e9,
         "worlds": sum(1 for ranks in range(1, data.lanes + 1) if data.lanes % ranks == 0),
         "most_ranks": data.lanes,
     }

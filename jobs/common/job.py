@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,6 +70,22 @@ class Job:
         Not the run's own: the batch script and these files must agree on options, and the script is written today.
         """
         return Path(self.hooks or self.snapshot).absolute()
+
+    def record(self, **fields: Any) -> dict[str, Any]:
+        """The job.json of the run: what every backend writes, and ``fields`` of its own."""
+        return {
+            "module": self.module,
+            "snapshot": str(Path(self.snapshot).absolute()),
+            "hooks": str(self.host_code),
+            "world": self.shape.world,
+            "shape": asdict(self.shape),
+            "env": dict(self.env),
+            "waits_for": self.waits_for,
+            "command": list(self.command),
+            "after": self.run.newest_attempt(),
+            "time": time.time(),
+            **fields,
+        }
 
 
 @dataclass(frozen=True)

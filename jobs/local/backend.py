@@ -84,7 +84,7 @@ class LocalBackend:
                 troubles.append(f"{run.name}: {error}")
         if troubles:
             remedy = "What of these still runs saves and ends by itself, or by the hand of who submitted it."
-            raise FlipError("not told to stop", value="; ".join(troubles), remedy=remedy)
+            raise FlipError("not signalled", value="; ".join(troubles), remedy=remedy)
 
     def requeue(self, run: RunDir) -> None:
         if not ownership.is_mine(run.attempt(run.newest_attempt()) / "pids.json"):

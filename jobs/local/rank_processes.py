@@ -35,7 +35,7 @@ def alive(pid: int, start: str) -> bool:
     return bool(start) and start_time(pid) == start and not has_ended(read_stat(pid)[1])
 
 
-def session(leader: int) -> list[int]:
+def session_pids(leader: int) -> list[int]:
     """Pids of the living processes in the session that ``leader`` opened, whether or not it still lives."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -54,7 +54,7 @@ def kill_session(leader: int, start: str) -> None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
-    for pid in session(leader):
+    for pid in session_pids(leader):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -78,12 +78,10 @@ def read_stat(pid: int) -> tuple[str, list[str]]:
     return head.partition("(")[2], tail.split()
 
 
-STRAGGLE = 600.0
+STRAGGLER_SECONDS = 600.0
 """Seconds that peers of a rank that ended well may take: they agreed on the end, only a hang takes longer."""
-REPEAT = 3.0
-"""Seconds between two SIGTERMs: one that comes while a rank starts up may be lost."""
-JOB = ("python", "module", "snapshot", "world", "env")
-"""What ``start`` needs of a job.json."""
+TERM_INTERVAL = 3.0  # seconds between two SIGTERMs: one that comes while a rank starts up may be lost
+JOB_KEYS = ("python", "module", "snapshot", "world", "env")  # what ``start`` needs of a job.json
 
 
 class Rank(Protocol):
@@ -96,7 +94,7 @@ class Rank(Protocol):
         """(ended, exit code as a shell would say it: 128 + signal; None where it cannot be known)."""
 
 
-class Child:
+class ChildRank:
     """A rank that this process started."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
@@ -133,21 +131,17 @@ class LocalAttempt:
 
     def __init__(self, run: RunDir, n: int, ranks: list[Rank], lifeline: int | None, grace: float) -> None:
         self.run, self.n, self.ranks, self.lifeline, self.grace = run, n, ranks, lifeline, grace
-        self.codes: dict[int, int | None] = {}
-        """Exit codes by rank, in the order of their ends."""
+        self.codes: dict[int, int | None] = {}  # exit codes by rank, in the order of their ends
         self.code: int | None = COMPLETE if lifeline is not None else None
         """What stands for the attempt: the first bad code, else 75 if any, else 0; None for orphans."""
         self.deadline = float("inf")
-        self.unseen = False
+        self.has_unknown_ranks = False
         """Whether ranks may live that nobody recorded: then it is over at its deadline, not before."""
-        self.failure: tuple[str, str] | None = None
-        """(cause, reason) where the launcher could not start it."""
-        self.told = False
-        """Whether a rank was told to save and stop."""
+        self.failure: tuple[str, str] | None = None  # (cause, reason) where the launcher could not start it
+        self.stop_requested = False  # whether a rank was told to save and stop
         self.store: Path | None = None
         """The private folder of the file in which ranks publish their addresses, if there are several."""
-        self.repeat = 0.0
-        """Monotonic time of the next SIGTERM."""
+        self.repeat = 0.0  # monotonic time of the next SIGTERM
 
     def poll(self) -> bool:
         """Whether all ranks have ended and nothing of them is left."""
@@ -157,7 +151,7 @@ class LocalAttempt:
                 if ended:
                     self.codes[rank] = code
                     self._note(code)
-        if (self.unseen or len(self.codes) < len(self.ranks)) and time.monotonic() < self.deadline:
+        if (self.has_unknown_ranks or len(self.codes) < len(self.ranks)) and time.monotonic() < self.deadline:
             return False
         for process in self.ranks:
             kill_session(process.pid, process.start)
@@ -172,7 +166,7 @@ class LocalAttempt:
             self.limit(self.grace)  # its peers can only wait for it
         else:
             self.code = code if self.code == COMPLETE else self.code
-            self.limit(STRAGGLE)
+            self.limit(STRAGGLER_SECONDS)
 
     def limit(self, seconds: float) -> None:
         """No rank lives longer than this from now on."""
@@ -182,11 +176,11 @@ class LocalAttempt:
         """Ask all ranks to save and stop; SIGKILL ``seconds`` after the first call. Called until they have ended."""
         if time.monotonic() < self.repeat:
             return
-        self.repeat = time.monotonic() + REPEAT
+        self.repeat = time.monotonic() + TERM_INTERVAL
         self.limit(seconds)
         for rank, process in enumerate(self.ranks):
             if rank not in self.codes and alive(process.pid, process.start):
-                self.told = True
+                self.stop_requested = True
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)
 
@@ -228,7 +222,7 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> LocalAtt
                 pass_fds=[lifeline],
                 start_new_session=True,
             )
-            ranks.append(Child(popen))
+            ranks.append(ChildRank(popen))
             # after every one: who adopts the attempt should know of as many as can be
             record.append({"rank": rank, "pid": popen.pid, "start": ranks[-1].start})
             write_json(run.attempt(n) / "pids.json", record)
@@ -244,7 +238,7 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> LocalAtt
     return attempt
 
 
-def failed(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> LocalAttempt:
+def failed_start(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> LocalAttempt:
     """Attempt n, over before it began: this machine could not start a process of it, or not open a file."""
     attempt = LocalAttempt(run, n, [], None, 0.0)
     # The latter waits, longer each time. An error without a file name: no temporary folder takes files (a full disk).
@@ -264,7 +258,7 @@ def adopt(run: RunDir, n: int, grace: float, patience: float) -> LocalAttempt:
     local = start.get("host") == socket.gethostname()
     ranks: list[Rank] = [AdoptedRank(row["pid"], row["start"]) for row in record if local]
     attempt = LocalAttempt(run, n, ranks, None, grace)
-    attempt.unseen = len(ranks) < start.get("world", 0)  # without a start.json none was started
+    attempt.has_unknown_ranks = len(ranks) < start.get("world", 0)  # without a start.json none was started
     attempt.limit(patience)
     return attempt
 

@@ -49,15 +49,12 @@ class Settings:
 
     def __init__(self, sweep: Path) -> None:
         record = read_record(sweep / ".supervisor" / "settings.json") or {}
-        self.parallel: int = record.get("parallel", 1)
-        """Runs at once."""
-        self.peer_grace: float = record.get("peer_grace", 20.0)
-        """Seconds that the peers of a failed rank get."""
-        self.stop_grace: float = record.get("stop_grace", 90.0)
-        """Seconds to save and stop after SIGTERM."""
+        self.parallel: int = record.get("parallel", 1)  # runs at once
+        self.peer_grace: float = record.get("peer_grace", 20.0)  # seconds that the peers of a failed rank get
+        self.stop_grace: float = record.get("stop_grace", 90.0)  # seconds to save and stop after SIGTERM
 
 
-def submission(sweep: Path) -> tuple[int, int] | None:
+def submission_stamp(sweep: Path) -> tuple[int, int] | None:
     """What tells the newest submission from others: each writes settings.json anew."""
     try:
         facts = (sweep / ".supervisor" / "settings.json").stat()
@@ -70,20 +67,17 @@ class Supervisor:
     def __init__(self, sweep: Path) -> None:
         self.sweep = sweep
         self.settings = Settings(sweep)
-        self.submission = submission(sweep)
-        """The newest one at the time of the order to end."""
+        self.submission = submission_stamp(sweep)  # the newest one at the time of the order to end
         self.active: dict[Path, rank_processes.LocalAttempt] = {}
         self.not_before: dict[tuple[Path, int], float] = {}
         """(run, attempt whose verdict stands) -> monotonic time before which the run does not start again."""
-        self.resting: dict[Path, float] = {}
-        """Runs whose files made trouble, with the monotonic time of the next try."""
-        self.damaged: set[Path] = set()
-        """Those of them that a person must mend: nobody waits for them."""
+        self.resting: dict[Path, float] = {}  # runs whose files made trouble, with the monotonic time of the next try
+        self.damaged: set[Path] = set()  # those of them that a person must mend: nobody waits for them
         self.leaving = False
 
     def leave(self) -> None:
         """The order to end: let the runs save and stop. It holds until somebody submits again."""
-        self.leaving, self.submission = True, submission(self.sweep)
+        self.leaving, self.submission = True, submission_stamp(self.sweep)
 
     def serve(self) -> None:
         """Until nothing is left to do, or until told to end."""
@@ -185,13 +179,13 @@ class Supervisor:
             patience = max(ADOPTION, self.settings.stop_grace)
             self.active[run.path] = rank_processes.adopt(run, n, self.settings.peer_grace, patience)
             return
-        job = {key: job[key] for key in rank_processes.JOB}  # a damaged one is found before an attempt begins
+        job = {key: job[key] for key in rank_processes.JOB_KEYS}  # a damaged one is found before an attempt begins
         facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": ""}
         n = attempts.start_attempt(run, facts)
         try:
             attempt = rank_processes.start(run, n, job, self.settings.peer_grace)
         except OSError as error:  # its end is written as any other's, so that delays and limits apply
-            attempt = rank_processes.failed(run, n, job, error)
+            attempt = rank_processes.failed_start(run, n, job, error)
         self.active[run.path] = attempt
         log.info("%s: attempt %d, %d ranks", run.name, n, len(attempt.ranks))
 
@@ -223,7 +217,9 @@ class Supervisor:
             cause, reason = attempt.failure
             run.write_cause(n, 0, cause, CAUSES[cause], reason)
         state = LAUNCHER_STOPPED if self.leaving else "RUNNING"
-        decision = attempts.end_attempt(run, n, attempt.code, f"{state},{STOP_REQUESTED}" if attempt.told else state)
+        decision = attempts.end_attempt(
+            run, n, attempt.code, f"{state},{STOP_REQUESTED}" if attempt.stop_requested else state
+        )
         self.not_before[run.path, n] = time.monotonic() + decision.delay
         log.info("%s: attempt %d: %s: %s: %s", run.name, n, decision.action, decision.cause, decision.reason)
         threading.Thread(target=self.tell, args=(run, decision.action)).start()  # it may take a while
@@ -261,7 +257,7 @@ def main(folder: str) -> int:
         os.close(lock)
         # a submission that found the lock held while we were leaving has written its files by now
         told, supervisor.leaving = supervisor.leaving, False
-        if (told and supervisor.submission == submission(sweep)) or not supervisor.wanted():
+        if (told and supervisor.submission == submission_stamp(sweep)) or not supervisor.wanted():
             break
         again = take_lock(sweep)
         if again is None:

@@ -60,7 +60,7 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     """
     numbers = plan_numbers(config)
     stages, devices = [], []
-    again = passes(config.compute) / 3
+    again = forward_passes(config.compute) / 3
     for stage, row in zip(config.stages, numbers["stages"], strict=True):
         samples = row["end"] - row["start"]
         work = float(samples * training_flops(config.model, stage.mask, row["positions"])["total"])
@@ -71,7 +71,7 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     return Estimate(parameters(config.model), numbers, stages, devices, total(stages))
 
 
-def passes(compute: Compute) -> int:
+def forward_passes(compute: Compute) -> int:
     """Forward passes that a step costs: 3 (the backward one counts two), and each that is done again."""
     return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
 

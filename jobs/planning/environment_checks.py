@@ -23,8 +23,7 @@ from jobs.slurm.batch_script import FORWARDED_ENV, mounts
 
 APPTAINER_BINDS = ("~", "/tmp", "/var/tmp")
 """What apptainer binds, unless the site has it otherwise. Pyxis binds nothing by itself."""
-MAX_NAMED = 4
-"""Folders that are named one by one."""
+MAX_NAMED = 4  # folders that are named one by one
 
 
 def check_container(
@@ -39,7 +38,7 @@ def check_container(
         return []
     seen = _seen(profile, sweep)
     hidden = dict[str, str]()
-    for key, path in reads(config):
+    for key, path in paths_read(config):
         if place := _hidden(path, seen):
             hidden.setdefault(place, key)
     if not hidden:
@@ -52,7 +51,7 @@ def check_container(
     raise error
 
 
-def reads(config: Config) -> Iterator[tuple[str, str]]:
+def paths_read(config: Config) -> Iterator[tuple[str, str]]:
     """(key, path) of what ranks read, and the folders of shards where their manifest is here."""
     for one in shares(config.data):
         yield from _set(f"data.sets.{one.name}.manifest" if one.name else "data.manifest", one.manifest)
@@ -155,7 +154,7 @@ def client_variables(schemes: list[str], environ: Mapping[str, str]) -> list[str
     return [name for name in names if wanted.match(name)]
 
 
-def needed(config: Config) -> list[str]:
+def required_places(config: Config) -> list[str]:
     """What a run reads, and where its checkpoints go."""
     sets = (folder for item in config.evaluate.sets for folder in (item.manifest, item.train))
     return [*(one.manifest for one in shares(config.data)), *sets, config.checkpoint.url]

@@ -13,21 +13,19 @@ from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.text import size
 
-LIBRARIES = 400_000_000
-"""Bytes of a rank's interpreter and libraries on its host."""
-MOST_NODES = 64
-"""Times the nodes asked for, at most, in what is proposed."""
+LIBRARIES = 400_000_000  # bytes of a rank's interpreter and libraries on its host
+MOST_NODES = 64  # times the nodes asked for, at most, in what is proposed
 
 
-def largest(config: Config) -> tuple[Stage, dict[str, int]]:
+def largest_stage(config: Config) -> tuple[Stage, dict[str, int]]:
     """The stage that needs most of a rank's device, and the parts of it (``flip.costs.stage_memory``)."""
     return max(((stage, costs.stage_memory(config, stage)) for stage in config.stages), key=lambda one: one[1]["total"])
 
 
-def on_host(config: Config) -> int:
+def host_bytes(config: Config) -> int:
     """Bytes that the ranks of a node hold on their host; on a CPU the model is there too."""
     loader = max(costs.loader_memory(config, stage) for stage in config.stages)
-    model = 0 if config.resources.gpus else largest(config)[1]["total"]
+    model = 0 if config.resources.gpus else largest_stage(config)[1]["total"]
     return config.resources.processes * (LIBRARIES + loader + costs.checkpoint_memory(config) + model)
 
 
@@ -35,32 +33,35 @@ def check(config: Config, profile: ClusterProfile, on: Host) -> list[tuple[str, 
     """(name, what was seen, whether it could not be looked at) of device and host; ConfigError for what cannot fit."""
     found: list[tuple[str, str, bool]] = []
     card = profile.gpu_bytes if config.resources.gpus else 0
-    stage, parts = largest(config)
+    stage, parts = largest_stage(config)
     wants = f"about {size(parts['total'])}"
     if config.resources.gpus and not card:
         what = f"{wants} a GPU; the profile does not say what a card has (gpu, gpu_memory_gb)"
         found.append(("GPU memory", what, True))
     elif config.resources.gpus:
         if parts["total"] > card:
-            what = f"stage {stage.name} needs {wants} of a GPU that has {size(card)}: {said(parts)}"
+            what = f"stage {stage.name} needs {wants} of a GPU that has {size(card)}: {describe(parts)}"
             raise ConfigError(
-                what, remedy=advise(config, lambda one: largest(one)[1]["total"] <= card, profile.kind != "local")
+                what,
+                remedy=smallest_change(
+                    config, lambda one: largest_stage(one)[1]["total"] <= card, profile.kind != "local"
+                ),
             )
-        found.append(("GPU memory", f"{wants} of {size(card)}: {said(parts)}", False))
-    needed = on_host(config)
+        found.append(("GPU memory", f"{wants} of {size(card)}: {describe(parts)}", False))
+    needed = host_bytes(config)
     if profile.kind != "local" and not profile.memory_gb:  # ``on`` has what this machine has: it refuses nothing there
         what = f"about {size(needed)} a node; the profile does not say what one has (memory_gb)"
         return [*found, ("memory", what, True)]
     if needed > on.memory:
         what = f"about {size(needed)} of memory are needed on a node that has {size(on.memory)}"
         loader = "Lower data.buffer or leave data.lanes out. "
-        remedy = advise(config, lambda one: on_host(one) <= on.memory, profile.kind != "local")
+        remedy = smallest_change(config, lambda one: host_bytes(one) <= on.memory, profile.kind != "local")
         raise ConfigError(what, remedy=loader if config.resources.gpus else remedy)
-    detail = "" if config.resources.gpus else f"; a rank's model {said(parts)}"
+    detail = "" if config.resources.gpus else f"; a rank's model {describe(parts)}"
     return [*found, ("memory", f"about {size(needed)} of {size(on.memory)} a node{detail}", False)]
 
 
-def said(parts: dict[str, int]) -> str:
+def describe(parts: dict[str, int]) -> str:
     """The parts of a device's memory in words, in groups, those of note."""
     groups = {
         "weights": ("weights", "gathered", "bf16_weights"), "optimiser": ("moments",), "gradients": ("gradients",),
@@ -70,7 +71,7 @@ def said(parts: dict[str, int]) -> str:
     return ", ".join(f"{name} {size(count)}" for name, count in sums.items() if count > parts["total"] // 200)
 
 
-def advise(config: Config, fits: Callable[[Config], bool], nodes: bool = True) -> str:
+def smallest_change(config: Config, fits: Callable[[Config], bool], nodes: bool = True) -> str:
     """The smallest change that fits, and the first of each other kind, from what moves least to what moves science.
 
     ``nodes``: whether more of them can be had.

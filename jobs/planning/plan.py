@@ -30,8 +30,7 @@ from jobs.common.job import JobResources
 from jobs.planning.cost import Cost, Estimate, total
 from jobs.runs.clusters import states
 
-EVALUATIONS = ".evaluate"
-"""Folder of a sweep with the run directories of its evaluations."""
+EVALUATIONS = ".evaluate"  # folder of a sweep with the run directories of its evaluations
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,11 @@ class ResolvedRun:
     estimate: Estimate
     differs: Mapping[str, Any] = field(default_factory=dict)
     against_base: Sequence[Change] = ()
-    given: frozenset[str] = frozenset()
-    """Keys that the sweep sets."""
+    given: frozenset[str] = frozenset()  # keys that the sweep sets
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
-    cluster: str = ""
-    """Name of the profile of the cluster that it starts on."""
-    kept: Sequence[Change] = ()
-    """What the sweep file asks for in vain: ``config`` is that of the directory."""
+    cluster: str = ""  # name of the profile of the cluster that it starts on
+    kept: Sequence[Change] = ()  # what the sweep file asks for in vain: ``config`` is that of the directory
 
 
 @dataclass(frozen=True)
@@ -61,8 +57,7 @@ class ExistingRun:
     state: str
     detail: str = ""
     identity: Mapping[str, Any] | None = None
-    cancel: bool = False
-    """Whether its cancel.json was there."""
+    cancel: bool = False  # whether its cancel.json was there
 
     @property
     def kind(self) -> str:
@@ -73,7 +68,7 @@ class ExistingRun:
         """Whether a process of it may be there, or come."""
         return self.kind in ("queued", "running", "waiting", "unknown")
 
-    def holds(self, wanted: ResolvedRun) -> bool:
+    def matches(self, wanted: ResolvedRun) -> bool:
         return self.identity is not None and self.identity.get("hash") == wanted.identity["hash"]
 
 
@@ -84,14 +79,11 @@ class Action:
     """``new`` (no folder), ``changed`` (another configuration), or its state, one of ``jobs.common.job.STATES``."""
     reason: str = ""
     starts: bool = False
-    moves: bool = False
-    """Whether the existing run directory, which is in state ``existing``, goes to the trash first."""
+    moves: bool = False  # whether the existing run directory, which is in state ``existing``, goes to the trash first
     existing: str = ""
     changes: Sequence[Change] = ()
-    fork: str = ""
-    """Name of its directory where that is a fork."""
-    adopts: bool = False
-    """Whether it goes on in its directory, from now on with the data that are wanted."""
+    fork: str = ""  # name of its directory where that is a fork
+    adopts: bool = False  # whether it goes on in its directory, from now on with the data that are wanted
 
     @property
     def name(self) -> str:
@@ -101,15 +93,12 @@ class Action:
 
 @dataclass(frozen=True)
 class Plan:
-    folder: Path
-    """RUNS_ROOT/<sweep>."""
+    folder: Path  # RUNS_ROOT/<sweep>
     actions: Sequence[Action]
     dropped: Mapping[str, ExistingRun] = field(default_factory=dict)
     """Runs in the folder that the sweep file no longer has, by name."""
-    prunes: bool = False
-    """Whether they go to the trash; else they are left alone."""
-    left: int = 0
-    """Number of runs there that the sweep file has."""
+    prunes: bool = False  # whether they go to the trash; else they are left alone
+    left: int = 0  # number of runs there that the sweep file has
     cancelled: Collection[str] = ()
     """Names of those that were cancelled before this was planned: whose cancel.json came later is not to start."""
 
@@ -254,8 +243,8 @@ def _action(
     if found is None:
         return Action(wanted, "new", starts=True)
     forked = forks(wanted.name, all_found, names)
-    if not found.holds(wanted):
-        fork = next((name for name in reversed(forked) if all_found[name].holds(wanted)), "")
+    if not found.matches(wanted):
+        fork = next((name for name in reversed(forked) if all_found[name].matches(wanted)), "")
         if not fork:
             return _changed(wanted, found, forked, names, changed)
         found = all_found[fork]

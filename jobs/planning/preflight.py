@@ -46,11 +46,9 @@ from jobs.slurm import site
 from jobs.slurm.batch_script import minutes
 
 SHARDS_LOOKED_AT = 2000
-OBJECTS_LOOKED_AT = 64
-"""At most; of more, evenly spread ones. An object in a bucket takes a request each."""
+OBJECTS_LOOKED_AT = 64  # at most; of more, evenly spread ones. An object in a bucket takes a request each
 
-SAMPLES_LOOKED_AT = 8
-"""Of a training set."""
+SAMPLES_LOOKED_AT = 8  # of a training set
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ class Check:
     name: str
     detail: str
     skipped: bool = False
-    runs: tuple[str, ...] = ()
-    """Names of the runs that it is about; empty: all."""
+    runs: tuple[str, ...] = ()  # names of the runs that it is about; empty: all
 
 
 def check(
@@ -77,7 +74,7 @@ def check(
         *(
             Check(*seen)
             for seen in environment_checks.check_variables(
-                environment_checks.needed(config), profile, plan=dry and nominal
+                environment_checks.required_places(config), profile, plan=dry and nominal
             )
         ),
         *_data(config, data),
@@ -91,13 +88,13 @@ def check(
     ]
 
 
-def captions(config: Config, data: Sequence[DataFacts]) -> None:
+def refuse_whole_json_captions(config: Config, data: Sequence[DataFacts]) -> None:
     """ConfigError where a new run would train on the source text of JSON members. Old runs did, and may go on."""
     folders = [share.manifest for share, one in zip(shares(config.data), data, strict=True) if not one.nominal]
     refuse_whole_json(config.data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
 
 
-def blocks(config: Config, data: Sequence[DataFacts], run: RunDir | None) -> None:
+def refuse_blank_blocks(config: Config, data: Sequence[DataFacts], run: RunDir | None) -> None:
     """DataError where the run would reach a block of which the manifest excepts every sample: training stops there.
 
     ``run``: where it goes on from its newest commit; None: it begins at S = 0.
@@ -147,7 +144,7 @@ def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[
     if profile.kind != "slurm":
         return []
     try:
-        return [Check("Slurm", site.ready(profile, execute))]
+        return [Check("Slurm", site.check_ready(profile, execute))]
     except ConfigError as error:
         if dry:
             return [Check("Slurm", str(error).rstrip("."), True)]
@@ -376,7 +373,7 @@ def _bucket(config: Config, dry: bool) -> list[Check]:
     url = config.checkpoint.url
     if url and dry:
         return [Check("checkpoint.url", f"{url}: not written to in a dry run", True)]
-    return [Check("checkpoint.url", written(url))] if url else []
+    return [Check("checkpoint.url", probe_url(url))] if url else []
 
 
 def saving(profile: ClusterProfile, run: RunDir) -> list[Check]:
@@ -398,7 +395,7 @@ def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Che
 
 
 @lru_cache(maxsize=16)
-def written(url: str, deadline: float = 10.0) -> str:
+def probe_url(url: str, deadline: float = 10.0) -> str:
     """Write an object where checkpoints will lie, and delete it. Raises what a save would, after the deadline."""
     place = url if "://" in url else f"file://{url}"
     remote = Remote(f"{place.rstrip('/')}/.probe-{os.getpid()}", RetryPolicy(deadline=deadline))

@@ -27,7 +27,7 @@ from flip.runs.errors import CAUSES, ConfigError, DataError, FlipError, StorageE
 from flip.runs.rundir import OWNER, RunDir, load_record, read_json
 from jobs.host.restart_policy import PEER_GONE
 
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG)
+STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG)
 """Errors of files that pass by themselves or by somebody's hand, and say nothing against the run."""
 
 
@@ -86,7 +86,7 @@ def _note_told(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> None:
         run.note_told(attempt, flag.signal)
 
 
-def note_hang(run: RunDir, attempt: int, what: str) -> None:
+def record_hang(run: RunDir, attempt: int, what: str) -> None:
     """Called by the watchdog just before it ends this process."""
     run.write_cause(attempt, int(os.environ.get("RANK", 0)), "hang", CAUSES["hang"], what, host=host())
 
@@ -104,7 +104,7 @@ def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str
     from flip.training.trainer import TrainingStopped, train
 
     try:
-        train(run, attempt, flag, partial(note_hang, run, attempt))
+        train(run, attempt, flag, partial(record_hang, run, attempt))
     except TrainingStopped as stopped:
         return "stopped", str(stopped)
     return "complete", ""
@@ -115,7 +115,7 @@ def evaluate(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, s
     from flip.evaluation import job
 
     try:
-        job.evaluate(run, attempt, flag, partial(note_hang, run, attempt))
+        job.evaluate(run, attempt, flag, partial(record_hang, run, attempt))
     except job.EvaluationStopped as stopped:
         return "stopped", str(stopped)
     return "complete", ""
@@ -129,7 +129,7 @@ def _judged(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) -> t
     except FlipError as error:
         return error.cause, str(error), ""
     except OSError as error:
-        cause = "storage" if error.errno in STORAGE else "crash"
+        cause = "storage" if error.errno in STORAGE_ERRNOS else "crash"
         return cause, f"{type(error).__name__}: {error}", scrub(traceback.format_exc())
     except Exception as error:  # the outermost frame of a process: whatever it is, the ledger must know it
         text = f"{type(error).__name__}: {error}"
@@ -179,7 +179,7 @@ def _check_identity(run: RunDir) -> None:
         raise DataError(f"the run is not what was submitted any more: {changed}", run.path, remedy=remedy)
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End this process with ``code``, and with nothing left in the temporary folder."""
     if "multiprocessing.util" in sys.modules:
         from multiprocessing import util

@@ -15,18 +15,18 @@ from jobs.common.job import UNREADABLE, JobState, is_complete, unreadable_state
 from jobs.host import attempts, canary, slurm_cli, wall_limit
 from jobs.host.slurm_cli import ENDED, WAITING, QueueRow, SlurmUnavailable
 
-LIMIT = "its wall limit came before it had saved"
+LIMIT_REASON = "its wall limit came before it had saved"
 
 
 def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
     """Path of a run -> state, by its files and one call of squeue. What Slurm does not say is ``unknown``."""
     rows: dict[Path, QueueRow] = {}
     silence: dict[Path, str] = {}
-    ahead = ahead_of(runs)
+    ahead = canaries_of(runs)
     asked = {run.path: run for run in [*runs, *ahead.values()]}
     try:
-        rows = rows_of(asked.values())
-        silence = elsewhere([run for run in asked.values() if run.path not in rows])
+        rows = queue_rows(asked.values())
+        silence = invisible_jobs([run for run in asked.values() if run.path not in rows])
     except SlurmUnavailable as error:
         silence = {path: f"Slurm does not answer: {error}" for path in asked}
     found = {}
@@ -40,7 +40,7 @@ def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
     return {run.path: found[run.path] for run in runs}
 
 
-def ahead_of(runs: Iterable[RunDir]) -> dict[Path, RunDir]:
+def canaries_of(runs: Iterable[RunDir]) -> dict[Path, RunDir]:
     """Path of a run -> the canary for which it waits."""
     found = {}
     for run in runs:
@@ -65,7 +65,7 @@ def _behind(run: RunDir, ahead: RunDir, row: QueueRow | None, alone: JobState, c
     return JobState("stopped", alone.attempt, canary.stuck_reason(ahead, canarys.state, canarys.detail))
 
 
-def rows_of(runs: Iterable[RunDir]) -> dict[Path, QueueRow]:
+def queue_rows(runs: Iterable[RunDir]) -> dict[Path, QueueRow]:
     """Path of a run -> its row in the queue, where there is one. Raises SlurmUnavailable."""
     places = {}
     for run in runs:
@@ -77,7 +77,7 @@ def rows_of(runs: Iterable[RunDir]) -> dict[Path, QueueRow]:
     return {path: rows[place] for path, place in places.items() if place in rows}
 
 
-def elsewhere(absent: Sequence[RunDir]) -> dict[Path, str]:
+def invisible_jobs(absent: Sequence[RunDir]) -> dict[Path, str]:
     """Why the Slurm that answers here cannot speak for a run that it does not list: it was submitted to another, or by
     another, whose jobs it does not show. Raises SlurmUnavailable."""
     found: dict[Path, str] = {}
@@ -157,5 +157,5 @@ def _waiting(run: RunDir, row: QueueRow, n: int, reason: str, begun: bool) -> Jo
     if "held" in row.reason.lower():
         why += f" (release it with `scontrol release {row.id}`)"
     if begun and not reason and not (run.attempt(n) / "end.json").exists():
-        reason = LIMIT if run.met_limit(n) else "ended unseen: preempted, or its node failed"
+        reason = LIMIT_REASON if run.met_limit(n) else "ended unseen: preempted, or its node failed"
     return JobState("waiting" if begun else "queued", n, "; ".join(filter(None, [reason, why])), row.start)

@@ -1,4 +1,4 @@
-"""What a Slurm site says of itself, asked through its commands on this machine."""
+"""Reads the properties of a Slurm site through its commands on this machine, and checks profiles against them."""
 
 from __future__ import annotations
 
@@ -21,42 +21,41 @@ from jobs.host import slurm_cli
 from jobs.host.slurm_cli import parse_int
 from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment, minutes
 
+#: In a node's gres: ``gpu:8``, ``gpu:h100:8(S:0-1)``, ``gpu:4090:4,gpu:a40:2``.
 GPUS = re.compile(r"\bgpu:(?:([^:,()]+):)?([0-9]{1,9})(?=[,(\s]|$)")
-"""In a node's gres: ``gpu:8``, ``gpu:h100:8(S:0-1)``, ``gpu:4090:4,gpu:a40:2``."""
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
-DEADLINE = 15.0
-"""Seconds for one question of ``read``."""
+DEADLINE = 15.0  # seconds for one query of ``read``
+#: Executed by the batch script's Python as a test.
 PYTHON = "import sys; sys.version_info >= (3, 6) or sys.exit('it is Python %d.%d' % sys.version_info[:2])"
-"""What the batch script's Python must get through."""
+#: Limits on submitted jobs in Slurm's accounting database, as sacctmgr names them.
 QOS_LIMITS = ("MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount", "GrpSubmitJobs")
 ASSOCIATION_LIMITS = ("MaxSubmitJobs", "GrpSubmitJobs")
-"""Limits on submitted jobs in Slurm's accounting database, as sacctmgr names them."""
+#: Prefixes of the types of shared file systems.
 SHARED = ("afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs", "orangefs", "panfs", "pvfs2", "wekafs")
-"""Beginnings of the names of file systems that several machines see."""
 
 
-def ready(profile: ClusterProfile, execute: bool = True) -> str:
-    """A sentence about the Slurm that answers here. ConfigError where a submission from here cannot go through.
+def check_ready(profile: ClusterProfile, execute: bool = True) -> str:
+    """Check that jobs can be submitted from here, and describe the Slurm that answers. Raises ConfigError.
 
     ``execute``: also run the Python that the profile names for batch scripts.
     """
     _commands()
     unset = _unset(profile)
     if unset:
-        what = f"env: the profile {profile.name} passes variables on that are not set here"
-        raise ConfigError(what, value=", ".join(unset), remedy="Export them, or take their names out of the profile.")
-    answer = _answer(profile.partition, profile.name)
+        what = f"env: variables that the profile {profile.name} forwards are not set here"
+        raise ConfigError(what, value=", ".join(unset), remedy="Export them, or remove them from the profile.")
+    answer = _describe_cluster(profile.partition, profile.name)
     if execute:
-        _interpreter(profile)
+        _check_python(profile)
     else:
         answer += "; host_python is not executed by a dry run, because the sweep names the profile's file"
-    disabled = "; no-requeue in the profile's options: each start is a new job, submitted by the one before"
+    disabled = "; no-requeue in the profile's options: each start is a new job, submitted by the previous one"
     return answer + (disabled if "no-requeue" in profile.options else "")
 
 
-def _interpreter(profile: ClusterProfile) -> None:
-    """ConfigError where the batch script's Python is here and does not run with what jobs get: every node would be
-    taken for one that lacks it. One that is on the nodes alone is not known of."""
+def _check_python(profile: ClusterProfile) -> None:
+    """ConfigError if the batch script's Python exists here but does not run in the environment of jobs: every node
+    would be taken for one that lacks it. A Python that only the nodes have is not checked."""
     python = shutil.which(profile.hosts_python)
     if python is None:
         return
@@ -65,7 +64,7 @@ def _interpreter(profile: ClusterProfile) -> None:
             slurm_cli.call(python, "-Ic", PYTHON)
     except slurm_cli.SlurmUnavailable as error:
         remedy = f"In the profile {profile.name} name another (host_python: /usr/bin/python3), or what it needs (env: "
-        remedy += "[LD_LIBRARY_PATH]): modules are loaded after it has begun, for the ranks."
+        remedy += "[LD_LIBRARY_PATH]): modules are loaded later, for the ranks."
         what = "the batch script's Python does not run in the environment of jobs"
         raise ConfigError(what, python, str(error).removeprefix(f"{python}: "), remedy) from error
 
@@ -82,29 +81,26 @@ def _unset(profile: ClusterProfile) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def _answer(partition: str, name: str) -> str:
+def _describe_cluster(partition: str, name: str) -> str:
     try:
-        called = slurm_cli.cluster_name()
+        cluster = slurm_cli.cluster_name()
     except slurm_cli.SlurmUnavailable as error:
-        raise _silent(name, error) from error
+        raise _no_answer(name, error) from error
     for part in filter(None, partition.split(",")):
         try:
             slurm_cli.call("scontrol", "-a", "show", "partition", part)
         except slurm_cli.SlurmUnavailable as error:
-            remedy = "`sinfo` lists what there is."
-            raise ConfigError("no such partition", f"{name}, partition", part, remedy) from error
-    return f"the cluster {called} answers" + (f", it has the partition {partition}" if partition else "")
+            where = f"{name}, partition"
+            raise ConfigError("no such partition", where, part, "`sinfo` lists all partitions.") from error
+    return f"the cluster {cluster} answers" + (f", it has the partition {partition}" if partition else "")
 
 
-def _silent(name: str, error: slurm_cli.SlurmUnavailable) -> ConfigError:
+def _no_answer(name: str, error: slurm_cli.SlurmUnavailable) -> ConfigError:
     return ConfigError("Slurm does not answer", name, str(error), "Is its controller up?")
 
 
-# -- what was read -----------------------------------------------------------------------------------------------------
-
-
 class Node(NamedTuple):
-    """The shape of a node, as sinfo tells it. Memory in MiB."""
+    """The resources of a node, as sinfo lists them. Memory in MiB."""
 
     cpus: int
     memory: int
@@ -118,26 +114,21 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Site:
-    """Texts as Slurm prints them. What a promise needs of them, in numbers, are the properties."""
+    """Texts as Slurm prints them; the properties parse them.
 
-    config: Mapping[str, str] = field(default_factory=dict)
-    """``scontrol show config``."""
-    partition: Mapping[str, str] = field(default_factory=dict)
-    """``scontrol show partition`` of one."""
-    qos: Mapping[str, str] = field(default_factory=dict)
-    """preempt, grace, wall and the limits on submitted jobs (QOS_LIMITS) of the QOS that jobs get; empty: not known."""
-    association: Mapping[str, str] = field(default_factory=dict)
-    """account, qos and the limits on submitted jobs (ASSOCIATION_LIMITS) of the user's association; empty: unknown."""
-    nodes: Mapping[Node, int] = field(default_factory=dict)
-    """Shape -> how many there are in the partition that are not down or drained."""
-    said: Mapping[str, str] = field(default_factory=dict)
-    """Question -> "" where the answer is well, else what went wrong."""
+    ``errors``: query -> "" if it was answered, else what went wrong. ``filesystems``: ``runs root`` and ``python`` ->
+    type of the file system below. ``python``: version of the batch script's Python on this machine.
+    """
+
+    config: Mapping[str, str] = field(default_factory=dict)  # scontrol show config
+    partition: Mapping[str, str] = field(default_factory=dict)  # scontrol show partition
+    qos: Mapping[str, str] = field(default_factory=dict)  # preempt, grace, wall, QOS_LIMITS of the jobs' QOS, if known
+    association: Mapping[str, str] = field(default_factory=dict)  # account, qos, ASSOCIATION_LIMITS of the user
+    nodes: Mapping[Node, int] = field(default_factory=dict)  # resources -> number of usable nodes of the partition
+    errors: Mapping[str, str] = field(default_factory=dict)
     python: str = ""
-    """Version of the Python that the batch script calls, as it is on this machine."""
-    places: Mapping[str, str] = field(default_factory=dict)
-    """``runs root`` and ``python`` -> the type of the file system below."""
-    unset: tuple[str, ...] = ()
-    """Names of the profile's ``env`` that are not set here."""
+    filesystems: Mapping[str, str] = field(default_factory=dict)
+    unset: tuple[str, ...] = ()  # variables of the profile's ``env`` that are not set here
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -145,7 +136,7 @@ class Site:
 
     @property
     def preemption(self) -> tuple[str, int]:
-        """What becomes of a job that is preempted (REQUEUE, CANCEL, SUSPEND, OFF; "": not known), and GraceTime."""
+        """(REQUEUE, CANCEL, SUSPEND or OFF; "" if unknown: what happens to a preempted job, GraceTime in seconds)."""
         kind = self.config.get("PreemptType", "")
         if kind in ("preempt/none", "(null)"):
             return "OFF", 0
@@ -166,8 +157,8 @@ class Site:
         return 30 if seconds is None else seconds
 
     @property
-    def longest(self) -> int | None:
-        """Seconds that a job may ask for; None: no limit."""
+    def max_seconds(self) -> int | None:
+        """Seconds that a job may request; None: no limit."""
         limits = [
             slurm_cli.parse_duration(text) for text in (self.partition.get("MaxTime", ""), self.qos.get("wall", ""))
         ]
@@ -175,20 +166,22 @@ class Site:
 
     @property
     def submit_limit(self) -> tuple[str, int]:
-        """The lowest limit on jobs that are submitted and have not ended, with the words for it; ("", 0): none."""
-        found = [(parse_int(self.qos.get(key, "")), f"{key} of the QOS") for key in QOS_LIMITS]
-        found += [(parse_int(self.association.get(key, "")), f"{key} of the association") for key in ASSOCIATION_LIMITS]
-        least = min(((limit, words) for limit, words in found if limit is not None), default=(0, ""))
+        """The lowest limit on submitted jobs that have not ended, as (name, limit); ("", 0): none."""
+        limits = [(parse_int(self.qos.get(key, "")), f"{key} of the QOS") for key in QOS_LIMITS]
+        limits += [
+            (parse_int(self.association.get(key, "")), f"{key} of the association") for key in ASSOCIATION_LIMITS
+        ]
+        least = min(((limit, words) for limit, words in limits if limit is not None), default=(0, ""))
         return least[1], least[0]
 
     @property
-    def shape(self) -> Node | None:
-        """The shape of most nodes, of those with GPUs where there are such."""
+    def common_node(self) -> Node | None:
+        """The resources of most nodes; only nodes with GPUs count if there are any."""
         return max(self.nodes, key=lambda node: (node.gpus > 0, self.nodes[node], node), default=None)
 
     @property
     def memory_share(self) -> str:
-        """What a job gets that does not ask, in words; "": all there is, or memory is not counted."""
+        """The memory of a job that requests none, in words; "": all, or memory is not counted."""
         if "MEMORY" not in self.config.get("SelectTypeParameters", "").upper():
             return ""
         for source in (self.partition, self.config):
@@ -198,52 +191,49 @@ class Site:
         return ""
 
 
-# -- asking ------------------------------------------------------------------------------------------------------------
-
-
 def read(profile: ClusterProfile) -> Site:
-    """Ask everything. ConfigError where there is nobody to ask; a question in vain stands in ``said``."""
+    """Query everything. Raises ConfigError if Slurm does not answer; failures of single queries go to ``errors``."""
     _commands()
-    said: dict[str, str] = {}
+    errors: dict[str, str] = {}
     try:
         config = slurm_cli.config()
     except slurm_cli.SlurmUnavailable as error:
-        raise _silent(profile.name or "scontrol", error) from error
+        raise _no_answer(profile.name or "scontrol", error) from error
     partition = _partition(profile)
-    association = _association(said, profile, config)
-    qos = _qos(said, profile.qos or association.get("qos", ""))
+    association = _association(errors, profile, config)
+    qos = _qos(errors, profile.qos or association.get("qos", ""))
     name = partition["PartitionName"]
-    rows = ask(said, "nodes", "sinfo", "-h", "-N", "-p", name, "-o", "%N|%c|%m|%G|%T")
-    ask(said, "squeue --json", "squeue", "--json", "--name=none")
-    ask(said, "sacct", "sacct", "-n", "-X", "-S", "now")
+    rows = query(errors, "nodes", "sinfo", "-h", "-N", "-p", name, "-o", "%N|%c|%m|%G|%T")
+    query(errors, "squeue --json", "squeue", "--json", "--name=none")
+    query(errors, "sacct", "sacct", "-n", "-X", "-S", "now")
     python = shutil.which(profile.hosts_python) or profile.hosts_python
     with clean_environment([*FORWARDED_ENV, *profile.env]):
-        version = ask(said, "python", python, "-Ic", "import sys; print('%d.%d.%d' % sys.version_info[:3])").strip()
-    said["submitit"] = "" if find_spec("submitit") else "not installed"
+        version = query(errors, "python", python, "-Ic", "import sys; print('%d.%d.%d' % sys.version_info[:3])").strip()
+    errors["submitit"] = "" if find_spec("submitit") else "not installed"
     root = runs_root(profile)
-    said["runs root"] = unusable(root)
-    places = {"runs root": filesystem(root), "python": filesystem(Path(python))}
+    errors["runs root"] = write_problem(root)
+    places = {"runs root": filesystem_type(root), "python": filesystem_type(Path(python))}
     unset = tuple(_unset(profile))
-    return Site(config, partition, qos, association, nodes_of(rows), said, version, places, unset)
+    return Site(config, partition, qos, association, parse_nodes(rows), errors, version, places, unset)
 
 
-def _association(said: dict[str, str], profile: ClusterProfile, config: Mapping[str, str]) -> dict[str, str]:
-    """The user's association in the profile's account, or in the default one; empty where there is no accounting."""
+def _association(errors: dict[str, str], profile: ClusterProfile, config: Mapping[str, str]) -> dict[str, str]:
+    """The user's association in the profile's account or the default one; empty without accounting."""
     if config.get("AccountingStorageType", "(null)") in ("(null)", "accounting_storage/none"):
         return {}
     names = ("default", "account", "qos", *ASSOCIATION_LIMITS)
     form = f"format=DefaultAccount,Account,DefaultQOS,{','.join(ASSOCIATION_LIMITS)}"
     of = (f"name={_user()}", f"cluster={config.get('ClusterName', '')}")
-    text = ask(said, "association", "sacctmgr", "-n", "-P", "show", "user", *of, "withassoc", form)
+    text = query(errors, "association", "sacctmgr", "-n", "-P", "show", "user", *of, "withassoc", form)
     rows = [dict(zip(names, line.split("|"), strict=False)) for line in text.splitlines() if line.strip()]
     return next((row for row in rows if row.get("account") == (profile.account or row["default"])), {})
 
 
-def _qos(said: dict[str, str], name: str) -> dict[str, str]:
+def _qos(errors: dict[str, str], name: str) -> dict[str, str]:
     if not name:
         return {}
     form = f"format=PreemptMode,GraceTime,MaxWall,{','.join(QOS_LIMITS)}"
-    line = ask(said, "qos", "sacctmgr", "-n", "-P", "show", "qos", f"name={name}", form).strip()
+    line = query(errors, "qos", "sacctmgr", "-n", "-P", "show", "qos", f"name={name}", form).strip()
     return dict(zip(("preempt", "grace", "wall", *QOS_LIMITS), line.split("|"), strict=False)) if line else {}
 
 
@@ -254,13 +244,13 @@ def _user() -> str:
         return str(os.geteuid())
 
 
-def ask(said: dict[str, str], question: str, *words: str) -> str:
-    """Standard output; "" where it went wrong, with the words in ``said``."""
-    said[question] = ""
+def query(errors: dict[str, str], name: str, *words: str) -> str:
+    """Standard output of a command; "" if it failed, with the error text in ``errors[name]``."""
+    errors[name] = ""
     try:
         return slurm_cli.call(*words, deadline=DEADLINE)
     except slurm_cli.SlurmUnavailable as error:
-        said[question] = str(error)
+        errors[name] = str(error)
         return ""
 
 
@@ -271,8 +261,8 @@ def _partition(profile: ClusterProfile) -> dict[str, str]:
         text = slurm_cli.call("scontrol", "-a", "-o", "show", "partition", *([name] if name else []), deadline=DEADLINE)
     except slurm_cli.SlurmUnavailable as error:
         if not name or "did not answer" in str(error):
-            raise _silent(profile.name or "scontrol", error) from error
-        raise ConfigError("no such partition", "--partition", name, "`sinfo` lists what there is.") from error
+            raise _no_answer(profile.name or "scontrol", error) from error
+        raise ConfigError("no such partition", "--partition", name, "`sinfo` lists all partitions.") from error
     rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.startswith("PartitionName=")]
     for row in rows:
         if name or row.get("Default") == "YES":
@@ -281,35 +271,35 @@ def _partition(profile: ClusterProfile) -> dict[str, str]:
     raise ConfigError("the site has no default partition", "--partition", remedy=f"Name one of: {known or 'none'}.")
 
 
-def nodes_of(text: str) -> Counter[Node]:
-    """Lines of ``sinfo -N -o %N|%c|%m|%G|%T``; a node may stand there twice, and in no state to run jobs."""
-    found: dict[str, Node] = {}
+def parse_nodes(text: str) -> Counter[Node]:
+    """Count usable nodes in lines of ``sinfo -N -o %N|%c|%m|%G|%T``, which may list a node twice."""
+    nodes: dict[str, Node] = {}
     for line in text.splitlines():
         name, cpus, memory, gres, state = (line.split("|") + [""] * 5)[:5]
         if re.match("down|drain|fail|inval|unk", state):
             continue
         gpus = GPUS.findall(gres)
         kinds = "+".join(dict.fromkeys(kind for kind, _ in gpus if kind))
-        found[name] = Node(parse_int(cpus) or 0, parse_int(memory) or 0, sum(int(count) for _, count in gpus), kinds)
-    return Counter(found.values())
+        nodes[name] = Node(parse_int(cpus) or 0, parse_int(memory) or 0, sum(int(count) for _, count in gpus), kinds)
+    return Counter(nodes.values())
 
 
-def accepts(profile: ClusterProfile) -> str:
-    """What sbatch says against a job of one node with the profile's options; "" where it would take it."""
+def rejection(profile: ClusterProfile) -> str:
+    """Why sbatch would refuse a job of one node with the profile's options; "" if it accepts it."""
     options: dict[str, str] = {key: getattr(profile, key) for key in ("partition", "account", "qos")}
     options |= {"nodes": "1", "ntasks": "1", "time": str(minutes(profile.hours)), "requeue": ""}
     if profile.gpus_per_node and not {"gres", "gpus", "gpus-per-node"} & profile.options.keys():
         options["gpus-per-node"] = str(profile.gpus_per_node)
     given = {key: value for key, value in options.items() if value or key == "requeue"} | profile.options
     words = [f"--{key}={value}" if value else f"--{key}" for key, value in given.items()]
-    said: dict[str, str] = {}
+    errors: dict[str, str] = {}
     with clean_environment([*FORWARDED_ENV, *profile.env]):
-        ask(said, "sbatch", "sbatch", "--test-only", *words, "--wrap=true")
-    return said["sbatch"]
+        query(errors, "sbatch", "sbatch", "--test-only", *words, "--wrap=true")
+    return errors["sbatch"]
 
 
-def filesystem(path: Path) -> str:
-    """The type of the file system that holds a path, "" where nobody says."""
+def filesystem_type(path: Path) -> str:
+    """The type of the file system that holds a path, "" if unknown."""
     try:
         mounts = [line.split()[1:3] for line in os.fsdecode(Path("/proc/self/mounts").read_bytes()).splitlines()]
     except OSError:
@@ -319,8 +309,9 @@ def filesystem(path: Path) -> str:
     return max(inside)[2] if inside else ""
 
 
-def unusable(root: Path) -> str:
-    """Why runs cannot live below ``root``: create, lock, rename and link a file there; "" where they can."""
+def write_problem(root: Path) -> str:
+    """Why runs cannot be stored below ``root`` (a probe file is created, locked, renamed and linked); "" if they
+    can."""
     place = next(folder for folder in (root, *root.parents) if folder.exists())
     try:
         probe(place)

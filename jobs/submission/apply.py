@@ -35,8 +35,7 @@ from jobs.submission.snapshot import DIGEST, Snapshot
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
 
-PATIENCE = 600.0
-"""Seconds that pruned runs get to save and end; one that needs longer is moved by the next ``--prune``."""
+PATIENCE = 600.0  # seconds that pruned runs get to save and end; one that needs longer is moved by the next ``--prune``
 
 
 @contextmanager
@@ -75,7 +74,7 @@ def apply(
     ``typed``: what submits the sweep again (``jobs.runs.resubmit``); with the run's name it stands in job.json.
     ``on_trash``: called with a run directory that was moved and with its place in the trash.
     """
-    late = called_off(plan, plan.cancelled)
+    late = cancelled_meanwhile(plan, plan.cancelled)
     started = [action for action in plan.starting if action.name not in late]
     fresh = [action for action in started if action.kind == "new" or action.moves]
     made: dict[str, Path] = {}
@@ -89,7 +88,7 @@ def apply(
         for action in fresh:
             target = plan.folder / action.name
             if action.moves:
-                on_trash(target, trash(target))
+                on_trash(target, move_to_trash(target))
             os.rename(made.pop(action.name), target)
         sync_folder(plan.folder)
         for action in started:
@@ -101,18 +100,18 @@ def apply(
             if action.wanted.config.init.run:
                 warm_start.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
         jobs = [_job(action, plan, snapshot, typed) for action in started]
-        jobs = with_canaries(jobs, plan.folder, steps)
+        jobs = assign_canaries(jobs, plan.folder, steps)
         cluster.submit(jobs)
     return jobs
 
 
-def called_off(plan: Plan, known: Collection[str] = ()) -> list[str]:
+def cancelled_meanwhile(plan: Plan, known: Collection[str] = ()) -> list[str]:
     """Names of runs that were to start and are cancelled, but those ``known``; after ``apply``, what came since."""
     names = [action.name for action in plan.starting if action.name not in known]
     return [name for name in names if RunDir(plan.folder / name).cancel.exists()]
 
 
-def with_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
+def assign_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
     """The same jobs; where several have a shape and code that no run of the folder has passed ``steps`` with, the first
     of them is made their canary."""
     alike: dict[tuple[Any, ...], list[Job]] = {}
@@ -208,11 +207,11 @@ def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda 
     with _named_errors(plan.folder):
         for name in plan.pruned:
             if name not in left:
-                on_trash(plan.folder / name, trash(plan.folder / name))
+                on_trash(plan.folder / name, move_to_trash(plan.folder / name))
     return left
 
 
-def trash(path: Path) -> Path:
+def move_to_trash(path: Path) -> Path:
     """Move a run directory RUNS_ROOT/<sweep>/<run> to RUNS_ROOT/.trash/<time>/<sweep>/<run> and return where.
 
     Who may create sweeps in RUNS_ROOT may also write to its .trash, whoever created that.

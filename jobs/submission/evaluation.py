@@ -41,8 +41,7 @@ from jobs.runs.clusters import ENDED, INTERRUPTED, exit_code_of, open_backend, p
 from jobs.submission import submission
 from jobs.submission.snapshot import take
 
-OTHERS = "others"
-"""The sweep in which other people's models stand."""
+OTHERS = "others"  # the sweep in which other people's models stand
 KIND = "open_clip:"
 
 

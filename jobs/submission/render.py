@@ -81,12 +81,12 @@ def _about(names: Sequence[str]) -> str:
 def _head(plan: Plan, sweep: Sweep, profile: ClusterProfile) -> str:
     title = f": {plain(sweep.title)}" if sweep.title else ""
     runs = "1 run" if len(plan.actions) == 1 else f"{len(plan.actions)} runs"
-    where = ", ".join(clusters(plan)) or profile.name
+    where = ", ".join(cluster_names(plan)) or profile.name
     kind = f" ({profile.kind})" if where == profile.name else ""
     return f"{sweep.name}{title}\n{runs} on {where}{kind}, below {plan.folder}"
 
 
-def clusters(plan: Plan) -> list[str]:
+def cluster_names(plan: Plan) -> list[str]:
     """Names of the profiles that the runs go to."""
     return list(dict.fromkeys(action.wanted.cluster for action in plan.actions if action.wanted.cluster))
 
@@ -98,7 +98,7 @@ def _overview(plan: Plan) -> str:
     if len(plan.starting) > 1:
         rows.append({**dict.fromkeys(rows[0]), "run": "sum of what starts", **_costs(plan.cost), "": ""})
     hidden = set() if any(action.wanted.estimate.cost.gpu_hours for action in plan.actions) else {"GPU-hours"}
-    hidden |= {"cluster"} if len(clusters(plan)) < 2 else set()
+    hidden |= {"cluster"} if len(cluster_names(plan)) < 2 else set()
     return table([{key: value for key, value in row.items() if key not in hidden} for row in rows], indent="  ")
 
 
@@ -296,7 +296,7 @@ def trashed(path: Path, target: Path, replaced: bool) -> str:
     return plain(f"moved to the trash: {path.name}; bring it back with: {back}")
 
 
-def after(plan: Plan) -> str:
+def next_commands(plan: Plan) -> str:
     """The commands that come next."""
     where = shlex.quote(shorter(plan.folder))
     lines = [

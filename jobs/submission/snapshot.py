@@ -25,7 +25,7 @@ from jobs.common.filesystem import require_trusted, unwritable, writing
 FOLDERS = ("flip", "jobs", "tools", "sweeps")
 """Folders of the repository that are copied, as far as their files are code."""
 
-SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".md", ".typed")
+SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".md", ".sh", ".typed")
 """Suffixes of copied files. Compiled modules and data are not copied: a run reads data by the paths in its config."""
 
 TOP = ("pyproject.toml", "requirements*.txt", "requirements*.lock", "LICENSE")
@@ -45,11 +45,9 @@ SECRETS = (
 SKIPPED = (".git", ".venv", "venv", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 """Folders that the walk does not enter where there is no git to ask."""
 
-DIGEST = re.compile("[0-9a-f]{16}")
-"""Name of a snapshot's folder."""
+DIGEST = re.compile("[0-9a-f]{16}")  # name of a snapshot's folder
 
-LIMIT = 50_000_000
-"""Largest snapshot, bytes: code, not data."""
+LIMIT = 50_000_000  # largest snapshot, bytes: code, not data
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ class Snapshot:
     path: Path
     files: int
     bytes: int
-    left_out: tuple[str, ...]
-    """Files below the copied folders that are no code, or look like secrets."""
+    left_out: tuple[str, ...]  # files below the copied folders that are no code, or look like secrets
 
 
 def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:

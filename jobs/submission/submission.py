@@ -31,13 +31,12 @@ from jobs.planning.plan import Plan, ResolvedRun
 from jobs.runs import resubmit
 from jobs.runs.clusters import MultiBackend
 from jobs.submission import render
-from jobs.submission.apply import apply, called_off, lock, prune
-from jobs.submission.dry_run import PlannedJob, batches
+from jobs.submission.apply import apply, cancelled_meanwhile, lock, prune
+from jobs.submission.dry_run import PlannedJob, planned_jobs
 from jobs.submission.snapshot import take
 from jobs.sweeps.sweep_file import Run, Sweep, load, no_match
 
-CONFIRM_ABOVE = 100.0
-"""GPU-hours that start without a question."""
+CONFIRM_ABOVE = 100.0  # GPU-hours that start without a question
 
 
 class Submission:
@@ -54,16 +53,14 @@ class Submission:
         """Name of a profile, as the sweep says it -> the profile, and a node of it."""
         self.checks: dict[preflight.Check, list[str]] = {}
         """What was looked at, each once and in order, and the names of the runs that it is about (none: all)."""
-        self.nominal = False
-        """Whether a dry run plans with claims about data that are not here."""
-        self.batches: Sequence[PlannedJob] = ()
-        """What Slurm would get, known in a dry run."""
+        self.nominal = False  # whether a dry run plans with claims about data that are not here
+        self.batches: Sequence[PlannedJob] = ()  # what Slurm would get, known in a dry run
         if not str(self.folder).isprintable():
             raise ConfigError("no folder for runs: a control character is in its path", value=str(self.folder))
 
     def run(self) -> tuple[int, list[Path] | None]:
         """The exit code, and with --watch the directories of the runs to watch."""
-        dry, wanted = self.args.dry_run, self.wanted()
+        dry, wanted = self.args.dry_run, self.resolve_runs()
         new = not self.folder.exists()
         if new:  # a refusal must not leave the folder that the lock makes
             self._space(self._plan(wanted))
@@ -84,10 +81,10 @@ class Submission:
         if self.args.watch and not dry:
             return COMPLETE, [self.folder / action.name for action in plan.actions]
         if not (dry or self.args.json):
-            print(render.after(plan))
+            print(render.next_commands(plan))
         return COMPLETE, None
 
-    def wanted(self) -> list[ResolvedRun]:
+    def resolve_runs(self) -> list[ResolvedRun]:
         """The runs, resolved and checked."""
         for run in self.sweep.runs:
             self._place(run)
@@ -129,12 +126,12 @@ class Submission:
             notes = validate(config)
             self.nominal = self.nominal or any(one.nominal for one in data)
             try:
-                preflight.captions(config, data)
+                preflight.refuse_whole_json_captions(config, data)
             except ConfigError:
                 if not self._exists(run, config):
                     raise
             anew = self.args.changed in ("restart", "fork")
-            preflight.blocks(config, data, None if anew else RunDir(self.folder / run.name))
+            preflight.refuse_blank_blocks(config, data, None if anew else RunDir(self.folder / run.name))
             self._checked(preflight.check(config, data, profile, on, self.folder, dry), run.name)
             self._checked(preflight.saving(profile, RunDir(self.folder / run.name)), run.name)
             self._checked(preflight.wall_limit(config, profile, RunDir(self.folder / run.name)), run.name)
@@ -226,7 +223,7 @@ class Submission:
         for profile in self._profiles():
             if self.args.dry_run and profile.kind == "slurm":
                 part = [action for action in plan.actions if action.wanted.cluster == profile.name]
-                self.batches = [*self.batches, *batches(replace(plan, actions=part), profile, answers)]
+                self.batches = [*self.batches, *planned_jobs(replace(plan, actions=part), profile, answers)]
         if self.args.json:
             shown = render.as_dict(plan, self.sweep, self.profile, checks, question, self.batches)
             print(json.dumps(shown, indent=1))
@@ -283,7 +280,7 @@ class Submission:
             again = resubmit.typed(self.args, self.file)
             jobs = apply(plan, snapshot, cluster, self._about(plan), steps, again, self._trashed)
             self._say(render.canaries(jobs))
-            late = ", ".join(called_off(plan))
+            late = ", ".join(cancelled_meanwhile(plan))
             self._say(f"cancelled meanwhile, and so not started: {late}" if late else "")
 
     def _trashed(self, path: Path, target: Path) -> None:

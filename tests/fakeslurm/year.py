@@ -268,7 +268,7 @@ class World:
             starting = planning.plan(wanted, found, self.folder).starting
             self.over = not starting and all(one.state in OVER for one in found.values())
             jobs = [Job(self.run(a.wanted.name), self.folder / ".code", self._shape(a.wanted.name)) for a in starting]
-            jobs = folder.with_canaries(jobs, self.folder, CANARY)
+            jobs = folder.assign_canaries(jobs, self.folder, CANARY)
             names = [job.run.name for job in jobs]
             if any(one.state == "unknown" for one in found.values()):
                 self._blind()

@@ -241,7 +241,7 @@ def test_processes_of_another_user_keep_no_other_run_from_being_cancelled(root, 
     write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": me, "start": rank_processes.start_time(me)}])
     monkeypatch.setattr(os, "kill", Mock(side_effect=PermissionError(1, "Operation not permitted")))
     assert cancel.main(["one/b", "two/a", "--yes", "--root", str(root)]) == 70
-    assert "not told to stop (found: 'b: [Errno 1] Operation not permitted')" in capsys.readouterr().err
+    assert "not signalled (found: 'b: [Errno 1] Operation not permitted')" in capsys.readouterr().err
     assert bad.cancel.exists() and (root / "two" / "a" / "cancel.json").exists()
 
 

@@ -14,7 +14,7 @@ from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.slurm import site as reading
 from jobs.slurm import site_checks
 from jobs.slurm.site import Node, Site
-from jobs.slurm.site_checks import HOLDS, LESS, NOT, UNKNOWN
+from jobs.slurm.site_checks import DEGRADED, FAIL, OK, UNKNOWN
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -41,76 +41,76 @@ def site(config=(), partition=(), **fields):
     """A site on which all promises hold, but for what is given."""
     whole = {
         "nodes": {EIGHT: 4},
-        "said": {"sbatch --test-only": "", "sacct": "sacct: accounting storage is disabled"},
+        "errors": {"sbatch --test-only": "", "sacct": "sacct: accounting storage is disabled"},
         "python": "3.9.18",
-        "places": {"runs root": "lustre", "python": "nfs4"},
+        "filesystems": {"runs root": "lustre", "python": "nfs4"},
     }
     return Site({**CONFIG, **dict(config)}, {**PARTITION, **dict(partition)}, **{**whole, **fields})
 
 
 def judged(one, promise, profile=PROFILE):
-    (found,) = [finding for finding in site_checks.findings(one, profile) if promise in finding.promise]
+    (found,) = [finding for finding in site_checks.check_site(one, profile) if promise in finding.promise]
     return found
 
 
 def test_a_good_site_keeps_all_promises():
-    assert {(f.verdict, f.then) for f in site_checks.findings(site(), PROFILE)} == {(HOLDS, "")}
+    assert {(f.verdict, f.then) for f in site_checks.check_site(site(), PROFILE)} == {(OK, "")}
 
 
 # fmt: off
 SITES = [
-    (site({"JobRequeue": "0"}), "starts again", HOLDS, "ask for --requeue (JobRequeue=0 is for those that do not)"),
-    (site({"JobSubmitPlugins": "lua"}), "starts again", HOLDS, "plugin of the site may disable requeue"),
-    (site(partition={"PreemptMode": "OFF"}), "starts again", HOLDS, "nobody preempts"),
-    (site({"PreemptType": "preempt/none"}), "warned before it is preempted", HOLDS, "nobody preempts"),
-    (site(partition={"PreemptMode": "CANCEL", "GraceTime": "0"}), "preempted run starts", LESS, "within KillWait"),
-    (site(partition={"PreemptMode": "CANCEL"}), "preempted run starts", LESS, "within the grace"),
-    (site(partition={"PreemptMode": "GANG,SUSPEND"}), "preempted run starts", LESS, "frozen"),
+    (site({"JobRequeue": "0"}), "starts again", OK, "ask for --requeue (JobRequeue=0 is for those that do not)"),
+    (site({"JobSubmitPlugins": "lua"}), "starts again", OK, "plugin of the site may disable requeue"),
+    (site(partition={"PreemptMode": "OFF"}), "starts again", OK, "no preemption"),
+    (site({"PreemptType": "preempt/none"}), "warned before it is preempted", OK, "no preemption"),
+    (site(partition={"PreemptMode": "CANCEL", "GraceTime": "0"}), "preempted run starts", DEGRADED, "within KillWait"),
+    (site(partition={"PreemptMode": "CANCEL"}), "preempted run starts", DEGRADED, "within the grace"),
+    (site(partition={"PreemptMode": "GANG,SUSPEND"}), "preempted run starts", DEGRADED, "frozen"),
     (site(NO_QOS), "preempted run starts", UNKNOWN, "--qos"),
-    (site(NO_QOS, said={"qos": "sacctmgr: no answer"}), "preempted run starts", UNKNOWN, "sacctmgr: no answer"),
-    (site(NO_QOS, qos={"preempt": "cancel", "grace": "00:00:00"}), "preempted run starts", LESS, "CANCEL"),
-    (site(NO_QOS, qos={"preempt": "cluster", "grace": "00:02:00"}), "preempted run starts", HOLDS, "GraceTime=120 s"),
-    (site(partition={"GraceTime": "0"}), "before it is preempted", LESS, "longer than 30 s"),
-    (site({"PreemptParameters": "(null)"}), "before it is preempted", HOLDS, "TERM at"),
+    (site(NO_QOS, errors={"qos": "sacctmgr: no answer"}), "preempted run starts", UNKNOWN, "sacctmgr: no answer"),
+    (site(NO_QOS, qos={"preempt": "cancel", "grace": "00:00:00"}), "preempted run starts", DEGRADED, "CANCEL"),
+    (site(NO_QOS, qos={"preempt": "cluster", "grace": "00:02:00"}), "preempted run starts", OK, "GraceTime=120 s"),
+    (site(partition={"GraceTime": "0"}), "before it is preempted", DEGRADED, "longer than 30 s"),
+    (site({"PreemptParameters": "(null)"}), "before it is preempted", OK, "TERM at"),
     (site(NO_QOS), "before it is preempted", UNKNOWN, "QOS"),
-    (site(partition={"MaxTime": "12:00:00"}), "before the time limit", NOT, "set hours to 12"),
-    (site(qos={"wall": "06:30:00"}), "before the time limit", NOT, "set hours to 6.5"),
-    (site(partition={"MaxTime": "UNLIMITED"}), "before the time limit", HOLDS, "allows any"),
-    (site({"MaxBatchRequeue": "1"}), "killed rank", LESS, "scontrol release"),
-    (site({"RequeueExit": "1,70-72"}), "killed rank", NOT, "RequeueExit has 70, 71"),
-    (site({"RequeueExitHold": "75"}), "killed rank", LESS, "RequeueExitHold has 75"),
-    (site({"SlurmdTimeout": "0 sec"}), "lost node", NOT, "yourself"),
-    (site({"ReturnToService": "0"}), "lost node", HOLDS, "by hand"),
-    (site({"MinJobAge": "5 sec"}), "what became", LESS, "5 s"),
-    (site({"MaxArraySize": "1"}), "number of runs", NOT, "array_size to 1."),
+    (site(partition={"MaxTime": "12:00:00"}), "before the time limit", FAIL, "set hours to 12"),
+    (site(qos={"wall": "06:30:00"}), "before the time limit", FAIL, "set hours to 6.5"),
+    (site(partition={"MaxTime": "UNLIMITED"}), "before the time limit", OK, "allows any"),
+    (site({"MaxBatchRequeue": "1"}), "killed rank", DEGRADED, "scontrol release"),
+    (site({"RequeueExit": "1,70-72"}), "killed rank", FAIL, "RequeueExit has 70, 71"),
+    (site({"RequeueExitHold": "75"}), "killed rank", DEGRADED, "RequeueExitHold has 75"),
+    (site({"SlurmdTimeout": "0 sec"}), "lost node", FAIL, "yourself"),
+    (site({"ReturnToService": "0"}), "lost node", OK, "by hand"),
+    (site({"MinJobAge": "5 sec"}), "outcome of", DEGRADED, "5 s"),
+    (site({"MaxArraySize": "1"}), "number of runs", FAIL, "array_size to 1."),
     (site({"MaxArraySize": "(null)"}), "number of runs", UNKNOWN, "array_size"),
-    (site(qos={"MaxSubmitJobsPerUser": "50"}), "number of runs", LESS, "more than 50"),
-    (site(qos={"GrpSubmitJobs": "70"}, association=FORTY), "number of runs", LESS, "MaxSubmitJobs of the assoc"),
-    (site(qos={"GrpSubmitJobs": "30"}, association=FORTY), "number of runs", LESS, "GrpSubmitJobs of the QOS 30"),
-    (site(association={"MaxSubmitJobs": "0"}), "number of runs", LESS, "more than 0"),
-    (site({"AuthInfo": "socket=/run/x,cred_expire=5"}), "starts soon", HOLDS, "about 6 s"),
-    (site({"AuthInfo": "cred_expire=1200"}), "starts soon", LESS, "1201 s"),
-    (site(), "starts soon", HOLDS, "about 121 s"),
-    (site({**DELAY, "SLURM_VERSION": "25.11.0"}), "starts soon", HOLDS, "about 5 s"),
-    (site({**DELAY, "SLURM_VERSION": "25.05.4"}), "starts soon", LESS, "about 1201 s"),  # it does not know it
-    (site({"SchedulerParameters": "requeue_delay=600", "SLURM_VERSION": "26.05.0"}), "starts soon", LESS, "600 s"),
-    (site(), "not trained again", HOLDS, "before 26.05"),
-    (site({"SLURM_VERSION": "26.05.0"}), "not trained again", HOLDS, "a job that is started once more"),
-    (site({"SLURM_VERSION": "19.05.8"}), "release", LESS, "20.11"),
-    (site(python="3.5.2"), "has a Python", NOT, "host_python"),
-    (site(said={"python": "py: No such file or directory"}), "has a Python", NOT, "host_python"),
-    (site(places={"runs root": "ext4", "python": "ext4"}), "has a Python", UNKNOWN, "srun -N1 -p gpu py --version"),
-    (site(places={"runs root": "ext4", "python": "ext4"}), "can live", UNKNOWN, "shared file system"),
-    (site(said={"runs root": "/x: Permission denied"}), "can live", NOT, "runs_root"),
-    (site(unset=("WANDB_KEY",)), "environment", NOT, "WANDB_KEY"),
-    (site(said={"sbatch --test-only": "sbatch: error: Invalid account"}), "accepted", NOT, "Invalid account"),
-    (site(said={"sbatch --test-only": "sbatch did not answer for 15 s"}), "accepted", UNKNOWN, "15 s"),
-    (site(said={"submitit": "not installed"}), "from here", NOT, "pip install"),
-    (site(nodes={}), "nodes", NOT, "no node"),
-    (site(nodes={Node(64, 500000, 4, ""): 2}), "nodes", NOT, "set it to 4"),
-    (site({"SelectType": "select/linear"}), "nodes", NOT, "gpu:8"),
-    (site({"DefMemPerCPU": "100"}), "memory", LESS, "mem-per-cpu"),
-    (site({"DefMemPerCPU": "100", "SelectTypeParameters": "CR_CORE"}), "memory", HOLDS, "not counted"),
+    (site(qos={"MaxSubmitJobsPerUser": "50"}), "number of runs", DEGRADED, "more than 50"),
+    (site(qos={"GrpSubmitJobs": "70"}, association=FORTY), "number of runs", DEGRADED, "MaxSubmitJobs of the assoc"),
+    (site(qos={"GrpSubmitJobs": "30"}, association=FORTY), "number of runs", DEGRADED, "GrpSubmitJobs of the QOS 30"),
+    (site(association={"MaxSubmitJobs": "0"}), "number of runs", DEGRADED, "more than 0"),
+    (site({"AuthInfo": "socket=/run/x,cred_expire=5"}), "starts soon", OK, "about 6 s"),
+    (site({"AuthInfo": "cred_expire=1200"}), "starts soon", DEGRADED, "1201 s"),
+    (site(), "starts soon", OK, "about 121 s"),
+    (site({**DELAY, "SLURM_VERSION": "25.11.0"}), "starts soon", OK, "about 5 s"),
+    (site({**DELAY, "SLURM_VERSION": "25.05.4"}), "starts soon", DEGRADED, "about 1201 s"),  # it does not know it
+    (site({"SchedulerParameters": "requeue_delay=600", "SLURM_VERSION": "26.05.0"}), "starts soon", DEGRADED, "600 s"),
+    (site(), "not trained again", OK, "before 26.05"),
+    (site({"SLURM_VERSION": "26.05.0"}), "not trained again", OK, "a job that is started once more"),
+    (site({"SLURM_VERSION": "19.05.8"}), "release", DEGRADED, "20.11"),
+    (site(python="3.5.2"), "has a Python", FAIL, "host_python"),
+    (site(errors={"python": "py: No such file or directory"}), "has a Python", FAIL, "host_python"),
+    (site(filesystems={"runs root": "ext4", "python": "ext4"}), "has a Python", UNKNOWN, "srun -N1 -p gpu py"),
+    (site(filesystems={"runs root": "ext4", "python": "ext4"}), "be stored", UNKNOWN, "shared file system"),
+    (site(errors={"runs root": "/x: Permission denied"}), "be stored", FAIL, "runs_root"),
+    (site(unset=("WANDB_KEY",)), "environment", FAIL, "WANDB_KEY"),
+    (site(errors={"sbatch --test-only": "sbatch: error: Invalid account"}), "accepted", FAIL, "Invalid account"),
+    (site(errors={"sbatch --test-only": "sbatch did not answer for 15 s"}), "accepted", UNKNOWN, "15 s"),
+    (site(errors={"submitit": "not installed"}), "from here", FAIL, "pip install"),
+    (site(nodes={}), "nodes", FAIL, "no node"),
+    (site(nodes={Node(64, 500000, 4, ""): 2}), "nodes", FAIL, "set it to 4"),
+    (site({"SelectType": "select/linear"}), "nodes", FAIL, "gpu:8"),
+    (site({"DefMemPerCPU": "100"}), "memory", DEGRADED, "mem-per-cpu"),
+    (site({"DefMemPerCPU": "100", "SelectTypeParameters": "CR_CORE"}), "memory", OK, "not counted"),
 ]
 # fmt: on
 
@@ -119,30 +119,30 @@ SITES = [
 def test_what_a_site_lacks_is_said(one, promise, verdict, words):
     found = judged(one, promise)
     assert found.verdict == verdict and words in f"{found.read} {found.then}", found
-    assert bool(found.then) == (verdict != HOLDS), "a remedy or a consequence where it does not hold, and only there"
+    assert bool(found.then) == (verdict != OK), "a remedy or a consequence where it does not hold, and only there"
 
 
 def test_what_a_profile_asks_for_is_judged_too():
     of = PROFILE.__class__
     linear = of("far", "slurm", gpus_per_node=8, options={"gres": "gpu:8", "mem": "0"})
-    assert judged(site({"SelectType": "select/linear"}), "nodes", linear).verdict == HOLDS
-    assert judged(site({"DefMemPerCPU": "100"}), "memory", linear).verdict == HOLDS
-    assert judged(site(), "preempted run starts", of("far", options={"no-requeue": ""})).verdict == LESS
-    assert judged(site({"MaxArraySize": "2"}), "number of runs", of("far", array_size=1)).verdict == LESS
-    assert judged(site(), "before the time limit", of("far", hours=0.05, signal_seconds=120)).verdict == LESS
-    assert judged(site(), "before the time limit", of("far", signal_seconds=20)).verdict == LESS
+    assert judged(site({"SelectType": "select/linear"}), "nodes", linear).verdict == OK
+    assert judged(site({"DefMemPerCPU": "100"}), "memory", linear).verdict == OK
+    assert judged(site(), "preempted run starts", of("far", options={"no-requeue": ""})).verdict == DEGRADED
+    assert judged(site({"MaxArraySize": "2"}), "number of runs", of("far", array_size=1)).verdict == DEGRADED
+    assert judged(site(), "before the time limit", of("far", hours=0.05, signal_seconds=120)).verdict == DEGRADED
+    assert judged(site(), "before the time limit", of("far", signal_seconds=20)).verdict == DEGRADED
 
 
 def test_nodes_by_their_shape():
-    found = reading.nodes_of(
+    found = reading.parse_nodes(
         "a1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\na1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\n"
         "a2|96|1031000|gpu:h100:8|mixed\na3|96|1031000|gpu:h100:8|drained*\nb1|64|250000|gpu:4|allocated\n"
         + "".join(f"c{i}|32|120000|(null)|idle\n" for i in range(9))
     )
     assert found == {EIGHT: 2, Node(64, 250000, 4, ""): 1, Node(32, 120000, 0, ""): 9}
-    odd = reading.nodes_of("d|64|9|gpu:4090:8(S:0-1)|idle\ne|64|9|gpu:a100:4(S:0),gpu:v100:2(S:1),gpuram:5|idle")
+    odd = reading.parse_nodes("d|64|9|gpu:4090:8(S:0-1)|idle\ne|64|9|gpu:a100:4(S:0),gpu:v100:2(S:1),gpuram:5|idle")
     assert odd == {Node(64, 9, 8, "4090"): 1, Node(64, 9, 6, "a100+v100"): 1}
-    assert site(nodes=found).shape == EIGHT and EIGHT.memory_gb == 1081
+    assert site(nodes=found).common_node == EIGHT and EIGHT.memory_gb == 1081
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_the_profile_that_is_written_loads_and_fits(tmp_path, config, partition,
     assert (loaded.kind, loaded.partition, loaded.account, loaded.runs_root) == ("slurm", "gpu", "007", "/data/runs")
     assert (loaded.gpus_per_node, loaded.cpus_per_node, loaded.memory_gb) == (8, 96, 1081.0)
     for promise in ("nodes", "memory", "time limit"):
-        assert judged(one, promise, loaded).verdict == HOLDS or "signal_seconds" in judged(one, promise, loaded).then
+        assert judged(one, promise, loaded).verdict == OK or "signal_seconds" in judged(one, promise, loaded).then
 
 
 def test_what_a_profile_says_beside_the_site_is_kept(tmp_path):
@@ -230,7 +230,7 @@ def test_limits_of_the_association_and_its_qos_are_read(far, capsys):
     found = {row["promise"]: row for row in json.loads(capsys.readouterr().out)["promises"]}[
         "a sweep may have any number of runs"
     ]
-    assert found["verdict"] == LESS and "MaxSubmitJobsPerUser of the QOS 30" in found["read"]
+    assert found["verdict"] == DEGRADED and "MaxSubmitJobsPerUser of the QOS 30" in found["read"]
     assert doctor.main(["--json", "--account", "root", "--qos", "none"]) == 0
     assert "MaxSubmitJobs of the association 7" in capsys.readouterr().out
 
@@ -240,7 +240,7 @@ def test_json_for_programs_and_a_profile_that_does_not_fit(far, tmp_path, capsys
     assert doctor.main(["--cluster", str(tmp_path / "mine.yaml"), "--json"]) == 78
     report = json.loads(capsys.readouterr().out)
     assert (report["cluster"], report["partition"], report["written"]) == ("far", "gpu", None)
-    wrong = {row["promise"] for row in report["promises"] if row["verdict"] == NOT}
+    wrong = {row["promise"] for row in report["promises"] if row["verdict"] == FAIL}
     assert wrong == {"a run is warned before the time limit", "the environment of jobs is a known one"}
 
 
@@ -269,7 +269,7 @@ def test_no_commands_no_controller_no_default(far, tmp_path, monkeypatch, capsys
     (tmp_path / "srun").unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="not on this machine.*srun"):
-        reading.ready(ClusterProfile(kind="slurm"))
+        reading.check_ready(ClusterProfile(kind="slurm"))
     assert doctor.main([]) == 78 and "srun" in capsys.readouterr().err
 
 
@@ -283,11 +283,11 @@ def test_a_python_that_does_not_run_as_jobs_call_it_is_found_out_before_a_node_i
     own, fields = str(tmp_path / "modpython"), {"kind": "slurm", "name": "mine", "modules": ["python/3.11"]}
     for python, host, said in ((own, "", lacks), ("python3", own, lacks), ("python3", "oldpython", "it is Python 3.4")):
         with pytest.raises(ConfigError) as caught:
-            reading.ready(ClusterProfile(python=python, host_python=host, **fields))
+            reading.check_ready(ClusterProfile(python=python, host_python=host, **fields))
         assert caught.value.where == str(tmp_path / (host or python)) and said in str(caught.value)
         assert "mine" in caught.value.remedy and "host_python: /usr/bin/python3" in caught.value.remedy
     for more in ({"env": ["LD_LIBRARY_PATH"]}, {"host_python": sys.executable}, {"host_python": "/only/on/nodes"}):
-        assert reading.ready(ClusterProfile(python=own, **fields, **more)).startswith("the cluster far answers")
+        assert reading.check_ready(ClusterProfile(python=own, **fields, **more)).startswith("the cluster far answers")
 
 
 def test_help_ends_with_examples_and_imports_nothing_of_ours():
@@ -332,6 +332,6 @@ def test_a_real_site(tmp_path):
         assert code == 78 and "not available" in found["a job is accepted"]["read"]
         here.call("scontrol", "update", "PartitionName=low", "PreemptMode=CANCEL", "GraceTime=0")
         code, found = call()
-        assert code == 0 and found["a preempted run starts again"]["verdict"] == LESS
+        assert code == 0 and found["a preempted run starts again"]["verdict"] == DEGRADED
     finally:
         here.stop()

@@ -188,7 +188,7 @@ def test_a_run_beyond_a_block_without_a_good_sample_may_go_on(data, tmp_path):
         place.mkdir(parents=True)
         commit.commit(place, {"stage": "only", "samples": samples, "attempt": 1})
         with pytest.raises(DataError, match="S = 32") if refused else nullcontext():
-            preflight.blocks(config, facts, run)
+            preflight.refuse_blank_blocks(config, facts, run)
 
 
 def test_what_a_container_does_not_see_refuses_what_starts_and_not_a_plan_without_data(desk, data, tmp_path):
@@ -253,7 +253,7 @@ def test_a_place_without_links_is_found_out_before_a_run_ends_there(tmp_path, mo
     monkeypatch.setattr(os, name, Mock(side_effect=OSError(number, os.strerror(number))))
     with pytest.raises(ConfigError, match=f"{tmp_path}: this file system has no {kind} links .*FLIP_RUNS=FOLDER"):
         preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
-    assert site.unusable(tmp_path / "runs") == f"{tmp_path}: this file system has no {kind} links"
+    assert site.write_problem(tmp_path / "runs") == f"{tmp_path}: this file system has no {kind} links"
     monkeypatch.setattr(os, name, Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(StorageError, match="No space left"):
         preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)

@@ -124,7 +124,7 @@ def test_any_site(answers, config, partition, nodes, qos):
     except ConfigError:
         fields = {}
     shown = dict(zip(("preempt", "grace", "wall", "submit"), qos.split("|"), strict=False))
-    nodes = site.nodes_of(nodes.decode("utf-8", "replace"))
+    nodes = site.parse_nodes(nodes.decode("utf-8", "replace"))
     found = site.Site(read, fields, shown, {"submit": qos}, nodes=nodes, python="3.11.7")
-    told = site_checks.findings(found, profile)
-    assert len(told) == len(site_checks.PROMISES) and all(one.verdict and one.read for one in told)
+    told = site_checks.check_site(found, profile)
+    assert len(told) == len(site_checks.CHECKS) and all(one.verdict and one.read for one in told)

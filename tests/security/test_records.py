@@ -194,7 +194,7 @@ def read_by_hosts(run):
         wall_limit.recorded_limit(run, 1), lambda: wall_limit.too_short(run, 9),
         lambda: manager.uptime_and_interruptions(run, 9), lambda: metrics_reader.newest(run), lambda:
         bad_nodes.find_suspect(run, 1, 1.7e9), lambda: notify._sweep_ended(run), lambda: backend.live_ranks(run),
-        lambda: job_states.ahead_of([run]), lambda: job_states.elsewhere([run]),
+        lambda: job_states.canaries_of([run]), lambda: job_states.invisible_jobs([run]),
     )  # fmt: skip
     for call in calls:
         with contextlib.suppress(OSError, ValueError, FlipError):

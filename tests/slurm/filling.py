@@ -24,4 +24,4 @@ def work(run, attempt, flag):
 
 
 if __name__ == "__main__":
-    worker.leave(worker.main(sys.argv[1], work))
+    worker.exit_process(worker.main(sys.argv[1], work))

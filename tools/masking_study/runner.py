@@ -23,7 +23,7 @@ from flip.monitoring.results import Outcome, read_outcomes
 from flip.runs.errors import STOPPED, ConfigError
 from flip.runs.rundir import read_json, write_text
 from jobs.common.cluster_profile import runs_root
-from jobs.submission.apply import trash
+from jobs.submission.apply import move_to_trash
 from tools.masking_study import design, paired_stats
 from tools.masking_study.design import ROUNDS, Round, Times
 
@@ -88,7 +88,7 @@ def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
         names = ", ".join(outcome.run.name for outcome in uneven)
         print(f"uneven step times, let nothing else run: {names}", flush=True)
         for outcome in uneven:
-            trash(outcome.run.path)
+            move_to_trash(outcome.run.path)
     raise Unfinished(STOPPED)
 
 

@@ -52,7 +52,7 @@ def test_one_that_was_cancelled_since_it_was_planned_is_left_alone(sweep, cluste
     plan = sweep("a", "b")
     assert [action.kind for action in plan.starting] == ["stopped"] * 2
     create_json(sweep.place / "a" / "cancel.json", WHO)
-    assert apply(sweep, plan, cluster) == ["b"] and folder.called_off(plan) == ["a"]
+    assert apply(sweep, plan, cluster) == ["b"] and folder.cancelled_meanwhile(plan) == ["a"]
     assert read_json(sweep.place / "a" / "cancel.json") == WHO and read_json(sweep.place / "a" / "job.json") == before
 
 
@@ -62,7 +62,7 @@ def test_one_that_was_cancelled_before_starts_with_retry(sweep, cluster):
     assert apply(sweep, sweep("a"), cluster) == []
     plan = sweep("a", retry=True)
     assert apply(sweep, plan, cluster) == ["a"]
-    assert folder.called_off(plan) == [] and not (sweep.place / "a" / "cancel.json").exists()
+    assert folder.cancelled_meanwhile(plan) == [] and not (sweep.place / "a" / "cancel.json").exists()
 
 
 def test_a_new_one_that_is_cancelled_before_it_is_handed_over_stays_cancelled(sweep, cluster, monkeypatch):
@@ -74,7 +74,7 @@ def test_a_new_one_that_is_cancelled_before_it_is_handed_over_stays_cancelled(sw
 
     monkeypatch.setattr(cluster, "submit", slowly)
     assert apply(sweep, plan, cluster) == ["a", "b"]
-    assert folder.called_off(plan) == ["a"] and read_json(sweep.place / "a" / "cancel.json") == WHO
+    assert folder.cancelled_meanwhile(plan) == ["a"] and read_json(sweep.place / "a" / "cancel.json") == WHO
     assert cluster.states([RunDir(sweep.place / "a")])[sweep.place / "a"].state == "cancelled"
 
 
@@ -83,7 +83,7 @@ def test_one_that_is_begun_again_has_a_new_directory_and_no_cancel(sweep, cluste
     create_json(sweep.place / "a" / "cancel.json", WHO)
     want = wanted("a", mask="0.75")
     plan = planning.plan([want], planning.scan_runs(sweep.place, ["a"]), sweep.place, changed="restart")
-    assert apply(sweep, plan, cluster) == ["a"] and folder.called_off(plan) == []
+    assert apply(sweep, plan, cluster) == ["a"] and folder.cancelled_meanwhile(plan) == []
 
 
 def test_it_is_the_new_order_that_is_no_longer_cancelled(tmp_path, cluster, monkeypatch):

@@ -45,11 +45,11 @@ def told(run):
 def test_of_several_of_one_shape_and_code_the_first_goes_ahead(tmp_path):
     large = JobResources(2)
     jobs = [job(tmp_path, "a"), job(tmp_path, "b", large), job(tmp_path, "c"), job(tmp_path, "d", code="old")]
-    found = apply.with_canaries([*jobs, job(tmp_path, "e")], tmp_path / "demo", 50)
+    found = apply.assign_canaries([*jobs, job(tmp_path, "e")], tmp_path / "demo", 50)
     assert [(one.run.name, one.canary, one.waits_for) for one in found] == [
         ("a", 50, ""), ("b", 0, ""), ("c", 0, "a"), ("d", 0, ""), ("e", 0, "a"),
     ]  # fmt: skip
-    assert apply.with_canaries(jobs, tmp_path / "demo", 0) == jobs
+    assert apply.assign_canaries(jobs, tmp_path / "demo", 0) == jobs
 
 
 @pytest.mark.parametrize("last, goes_ahead", [(51, False), (50, True)])
@@ -60,9 +60,9 @@ def test_a_shape_that_has_passed_needs_no_canary(tmp_path, last, goes_ahead):
     before.run.begin_attempt({})
     log(before.run, 1, 1, 20, last)
     jobs = [job(tmp_path, "a"), job(tmp_path, "b")]
-    assert bool(apply.with_canaries(jobs, tmp_path / "demo", 50)[0].canary) == goes_ahead
+    assert bool(apply.assign_canaries(jobs, tmp_path / "demo", 50)[0].canary) == goes_ahead
     for news in ({"snapshot": tmp_path / "new"}, {"shape": JobResources(4)}):
-        assert apply.with_canaries([replace(one, **news) for one in jobs], tmp_path / "demo", 50)[0].canary
+        assert apply.assign_canaries([replace(one, **news) for one in jobs], tmp_path / "demo", 50)[0].canary
 
 
 def test_steps_count_since_the_submission_and_over_attempts(tmp_path):
@@ -89,7 +89,7 @@ def ahead(field, steps, first, *others):
     """Submit with a canary."""
     jobs = [Job(run, field.snapshot, JobResources(), module="fake_worker") for run in (first, *others)]
     field.cluster.profile.parallel = 3
-    field.cluster.submit(apply.with_canaries(jobs, field.sweep, steps))
+    field.cluster.submit(apply.assign_canaries(jobs, field.sweep, steps))
 
 
 def test_the_others_start_when_the_canary_has_passed(field):
@@ -133,7 +133,7 @@ def submitted(tmp_path, commands):
     commands("scancel", "")
     jobs = [job(tmp_path, name) for name in "abc"]
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
-        apply.with_canaries(jobs, tmp_path / "demo", 50)
+        apply.assign_canaries(jobs, tmp_path / "demo", 50)
     )
     a, b, c = runs = [one.run for one in jobs]
 
@@ -266,7 +266,9 @@ def test_where_it_stopped_for_good_the_others_say_so_and_are_submitted_again(sub
     found = clusters.states([c, b, a])
     assert [found[run.path].state for run in (a, b, c)] == ["failed", "stopped", "stopped"]
     jobs = [Job(run, Path("/code")) for run in (b, c)]
-    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(apply.with_canaries(jobs, a.path.parent, 50))
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
+        apply.assign_canaries(jobs, a.path.parent, 50)
+    )
     assert asked(submitted, "scancel") == (["scancel 52"] if "Held" in row else []), "what is held of the old ones"
     assert read_json(b.path / "job.json")["canary"] and read_json(c.path / "job.json")["waits_for"] == "b"
 
@@ -287,7 +289,7 @@ def test_by_hand_they_start_without_it(submitted):
 
 
 def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
-    jobs = apply.with_canaries([job(tmp_path, name, JobResources(3)) for name in "xy"], tmp_path / "demo", 50)
+    jobs = apply.assign_canaries([job(tmp_path, name, JobResources(3)) for name in "xy"], tmp_path / "demo", 50)
     refuse = "if grep -qx '#SBATCH --hold' $1; then echo 'Submitted batch job 60'; else echo too many >&2; exit 1; fi"
     submitted("sbatch", refuse)
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
@@ -305,7 +307,7 @@ def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, sub
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
     with pytest.raises(ConfigError, match="too many"):
         backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
-            apply.with_canaries(jobs, tmp_path / "demo", 50)
+            apply.assign_canaries(jobs, tmp_path / "demo", 50)
         )
     assert read_json(tmp_path / "demo" / "x" / "job.json")["canary"]["releases"] and not asked(submitted, "scancel")
 
@@ -314,7 +316,7 @@ def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, sub
 @pytest.mark.parametrize("during", ["held", "canary"])
 def test_an_interrupted_submission_leaves_nothing_held(tmp_path, submitted, monkeypatch, error, during):
     """Slurm has taken the array when Ctrl-C comes, or when the disk is full."""
-    jobs = apply.with_canaries([job(tmp_path, name, JobResources(3)) for name in "xy"], tmp_path / "demo", 50)
+    jobs = apply.assign_canaries([job(tmp_path, name, JobResources(3)) for name in "xy"], tmp_path / "demo", 50)
     submitted("sbatch", "echo 'Submitted batch job 60'")
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')

@@ -316,7 +316,7 @@ def test_ranks_that_nobody_recorded_are_waited_for(field, recorded):
 
 
 def test_every_rank_is_recorded_before_the_next_one_starts(field, monkeypatch):
-    run, known, child = field.run(world=3), [], rank_processes.Child
+    run, known, child = field.run(world=3), [], rank_processes.ChildRank
 
     def count(popen):
         known.append(len(read_json(run.attempt(1) / "pids.json") or []))

@@ -133,15 +133,15 @@ def test_without_a_folder_for_the_store_the_attempt_waits(run, monkeypatch):
     with pytest.raises(FileNotFoundError) as error:
         begin(run)
     job = {"python": "python", "snapshot": str(ROOT)}
-    assert rank_processes.failed(run, 1, job, error.value).failure[0] == "storage"
+    assert rank_processes.failed_start(run, 1, job, error.value).failure[0] == "storage"
     missing = FileNotFoundError(2, "No such file or directory", "python")
-    assert rank_processes.failed(run, 1, job, missing).failure[0] == "config"
+    assert rank_processes.failed_start(run, 1, job, missing).failure[0] == "config"
 
 
 def test_a_process_runs_until_its_last_thread_ends():
     """A rank that was killed may still write in another thread when its first one is a zombie."""
     with only_first_thread_ended() as pid:
         start = rank_processes.start_time(pid)
-        assert rank_processes.alive(pid, start) and rank_processes.session(pid) == [pid]
+        assert rank_processes.alive(pid, start) and rank_processes.session_pids(pid) == [pid]
         rank_processes.kill_session(pid, start)
-    assert not rank_processes.alive(pid, start) and rank_processes.session(pid) == []
+    assert not rank_processes.alive(pid, start) and rank_processes.session_pids(pid) == []

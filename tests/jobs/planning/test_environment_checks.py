@@ -99,7 +99,7 @@ def test_the_sweeps_own_folder_is_seen(there):
 def test_a_runs_root_that_a_list_of_mounts_would_split_is_refused(there, runtime, name):
     (there / name).mkdir()
     profile = ClusterProfile(name="mine", kind="slurm", container="x.sqsh", container_runtime=runtime)
-    with pytest.raises(ConfigError, match="PATH:PLACE.*must have neither.*FLIP_RUNS=FOLDER") as caught:
+    with pytest.raises(ConfigError, match="PATH:TARGET.*must contain neither.*FLIP_RUNS=FOLDER") as caught:
         environment_checks.check_container(config(there), profile, there / name / "demo")
     assert caught.value.value == str(there / name / "demo")
     assert environment_checks.check_container(config(there), ClusterProfile(kind="slurm"), there / name / "demo") == []

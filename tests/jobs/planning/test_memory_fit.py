@@ -99,11 +99,13 @@ def test_a_host_too_small_for_a_cpu_run_is_told_the_same_way():
 def test_waiting_for_saves_frees_memory_of_a_host_without_cards_alone():
     """From a card DCP copies all tensors to the host before it makes a file, as a save in the background does."""
     no, cpu = "checkpoint.background=no", ["resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8"]
-    assert memory_fit.on_host(planned(no)) == memory_fit.on_host(planned())
-    least = memory_fit.on_host(planned(no, *cpu))
-    assert least < memory_fit.on_host(planned(*cpu))
-    assert f"change that fits: {no}." in memory_fit.advise(planned(*cpu), lambda one: memory_fit.on_host(one) <= least)
-    assert no not in memory_fit.advise(planned(), lambda one: True)
+    assert memory_fit.host_bytes(planned(no)) == memory_fit.host_bytes(planned())
+    least = memory_fit.host_bytes(planned(no, *cpu))
+    assert least < memory_fit.host_bytes(planned(*cpu))
+    assert f"change that fits: {no}." in memory_fit.smallest_change(
+        planned(*cpu), lambda one: memory_fit.host_bytes(one) <= least
+    )
+    assert no not in memory_fit.smallest_change(planned(), lambda one: True)
 
 
 def test_loaders_too_large_for_the_host_are_refused_with_gpus_too():

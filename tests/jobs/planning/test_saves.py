@@ -10,11 +10,11 @@ from jobs.planning import preflight
 
 def test_the_place_is_written_and_left_as_it_was(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    assert "can be written" in preflight.written(str(tmp_path / "checkpoints"))
+    assert "can be written" in preflight.probe_url(str(tmp_path / "checkpoints"))
     assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(FlipError):
-        preflight.written(str(tmp_path / "file" / "checkpoints"), deadline=0.5)
+        preflight.probe_url(str(tmp_path / "file" / "checkpoints"), deadline=0.5)
 
 
 def test_the_time_that_a_save_takes(tmp_path):

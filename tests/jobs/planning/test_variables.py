@@ -36,7 +36,7 @@ def profile(kind="slurm", **fields):
 
 
 def check(made, *profile, **more):
-    return environment_checks.check_variables(environment_checks.needed(made), *profile, **more)
+    return environment_checks.check_variables(environment_checks.required_places(made), *profile, **more)
 
 
 def refused(made, **fields):

@@ -130,8 +130,8 @@ def test_a_site_that_disables_requeue_is_noticed_at_submission(sweep, commands, 
 def test_no_requeue_in_the_profile_is_said_before_the_submission(sweep, commands, monkeypatch):
     for name in site.COMMANDS:
         commands(name, CONFIG)
-    assert "each start is a new job" not in site.ready(replace(PROFILE, partition=""))
-    assert "each start is a new job" in site.ready(replace(PROFILE, partition="", options={"no-requeue": ""}))
+    assert "each start is a new job" not in site.check_ready(replace(PROFILE, partition=""))
+    assert "each start is a new job" in site.check_ready(replace(PROFILE, partition="", options={"no-requeue": ""}))
 
 
 def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands):
@@ -226,7 +226,7 @@ def test_what_a_dry_run_shows_is_what_sbatch_gets(tmp_path, commands):
     commands("scontrol", CONFIG)
     commands("srun", "exit 1")  # submitit looks for it
     made = jobs(tmp_path, JobResources(2, 8, 8, 4, 24.0), JobResources(2, 8, 8, 4, 24.0))
-    shown = dry_run.script(PROFILE, made)
+    shown = dry_run.script_text(PROFILE, made)
     backend.SlurmBackend(PROFILE).submit(made)
     (text,) = (path.read_text() for path in tmp_path.glob("sbatch.[0-9]*"))
     token = read_json(made[0].run.path / "job.json")["token"]
@@ -243,7 +243,7 @@ def test_slurm_is_asked_once_per_shape_and_nothing_is_queued(tmp_path, commands,
     for want, nodes in zip(wants, (1, 2, 1), strict=True):
         want.config.resources.nodes = nodes
     made = planning.plan(wants, {}, tmp_path / "demo")
-    found = dry_run.batches(made, replace(PROFILE, array_size=1))
+    found = dry_run.planned_jobs(made, replace(PROFILE, array_size=1))
     assert [list(batch.runs) for batch in found] == [["a"], ["c"], ["b"]]
     assert {batch.start for batch in found} == {"would start at 2026-11-25T14:00:00 on n[1-2], as things are now"}
     assert commands.calls() == ["sbatch --test-only"] * 2
@@ -254,12 +254,12 @@ def test_slurm_is_asked_once_per_shape_and_nothing_is_queued(tmp_path, commands,
 def test_what_slurm_says_against_a_script_is_shown(tmp_path, commands):
     commands("sbatch", "echo 'allocation failure: Invalid account' >&2; exit 1")
     made = planning.plan([wanted("a")], {}, tmp_path / "demo")
-    (batch,) = dry_run.batches(made, PROFILE)
+    (batch,) = dry_run.planned_jobs(made, PROFILE)
     assert batch.start == "Slurm says: allocation failure: Invalid account"
 
 
 def test_many_runs_are_split_at_the_sites_limit(tmp_path):
-    groups = list(backend.arrays(jobs(tmp_path, *[JobResources()] * 7), 3))
+    groups = list(backend.group_into_arrays(jobs(tmp_path, *[JobResources()] * 7), 3))
     assert [len(group) for group in groups] == [3, 3, 1]
 
 
@@ -319,7 +319,7 @@ def test_a_cancel_that_cannot_be_written_keeps_no_other_from_being_cancelled(swe
     assert [run.cancel.exists() for run in runs] == [True, False, True]
     commands("scancel", "echo 'Access denied' >&2; exit 1")
     monkeypatch.setattr(clusters, "create_json", Mock(side_effect=PermissionError(13, "Permission denied")))
-    with pytest.raises(PermissionDenied, match="a: Permission denied; .*Besides: not told to stop .*Access denied"):
+    with pytest.raises(PermissionDenied, match="a: Permission denied; .*Besides: not signalled .*Access denied"):
         clusters.request_cancel(runs, "")
 
 

@@ -20,7 +20,7 @@ from jobs.common.job import Job, JobResources
 from jobs.host import attempts, batch_hooks
 from jobs.slurm import batch_script
 from jobs.slurm.backend import executor_of
-from jobs.slurm.site import accepts
+from jobs.slurm.site import rejection
 from tests.harness.common import wait_until
 from tests.slurm_site import require_shellcheck
 
@@ -39,8 +39,7 @@ JOB = Job(
 def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", monkeypatch=None):
     """What sbatch would be given."""
     monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))  # there may be no srun here
-    executor = executor_of(profile, job, Path(folder))
-    executor.update_parameters(**batch_script.parameters(profile, job, Path(folder), "demo.0123abcd"))
+    executor = executor_of(profile, job, Path(folder), "demo.0123abcd")
     if elements > 1:
         executor.parameters["map_count"] = elements
     return executor._make_submission_file_text(executor._submitit_command_str, "0")
@@ -93,7 +92,7 @@ def test_a_limit_is_not_rounded_up_for_the_noise_of_a_product(hours, minutes, co
     )
     assert wanted["time"] == minutes
     commands("sbatch", "")
-    accepts(ClusterProfile(kind="slurm", hours=hours))
+    rejection(ClusterProfile(kind="slurm", hours=hours))
     assert f"--time={minutes} " in commands.calls()[-1], "what doctor asks is what is submitted"
 
 

@@ -64,7 +64,7 @@ def sweep(tmp_path, commands):
     commands("srun", "")
     commands("scontrol", "echo 'ClusterName = far'")
     runs = [make(tmp_path / "runs" / "demo", name, steps=0, complete=False) for name in "abc"]
-    jobs = apply.with_canaries([Job(run, tmp_path / "code") for run in runs], tmp_path / "runs" / "demo", 50)
+    jobs = apply.assign_canaries([Job(run, tmp_path / "code") for run in runs], tmp_path / "runs" / "demo", 50)
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(jobs)
     ahead, behind = (read_json(run.path / "job.json")["name"] for run in runs[:2])
 
@@ -123,7 +123,7 @@ def test_where_slurm_hides_the_jobs_of_others_their_runs_are_unknown(sweep, monk
     hidden = (why, "unknown", "stopped", "complete")
     assert stand("") == stand("'PrivateData = accounts,users'") == seen
     assert stand("'PrivateData             = accounts,jobs'") == hidden
-    with pytest.raises(FlipError, match=re.escape(f"not told to stop (found: 'a: {why}'")):
+    with pytest.raises(FlipError, match=re.escape(f"not signalled (found: 'a: {why}'")):
         clusters.cancel([run])
     write_json(run.identity, dict(wanted("a").identity))
     plan = planning.plan([wanted("a")], planning.scan_runs(run.path.parent, ["a"]), run.path.parent)

@@ -1,0 +1,37 @@
+submit_successor() (  # Slurm does not requeue this job: submit the same script again, as jobs/host/slurm_cli.py does
+  text=$(scontrol write batch_script "$id" -) || exit
+  options=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")
+  options+=(--begin="now+$((60 * starts))" --exclude="$excluded")
+  [ -z "$SLURM_ARRAY_TASK_ID" ] || options+=(--array="$SLURM_ARRAY_TASK_ID")
+  for name in "${!SLURM@}"; do [ "$name" = SLURM_CONF ] || unset "$name"; done
+  sbatch "${options[@]}" <<< "${text/$'\n#SBATCH --hold\n'/$'\n'}"
+)
+requeue_job() {  # for half a day while Slurm does not answer, as when this node is cut off; ten minutes if it refuses
+  for _ in {1..1440}; do refusals=${refusals:-0}
+    error=$(scontrol requeue "$id" 2>&1) && return; echo "$error" >&2
+    case $error in *"presently disabled"*) submit_successor; exit "$code";; esac; sleep 30
+    count=$(scontrol show job "$id") || continue
+    count=$(sed -En 's/.*Restarts=([0-9]+).*/\1/p' <<< "$count")
+    [ "${count:-$restarts}" = "$restarts" ] || exit "$code"  # Slurm has restarted it
+    refusals=$((refusals + 1)); [ "$refusals" -lt 20 ] || return
+  done
+}
+retry_scontrol() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }
+requeue_elsewhere() {  # a node that lacks the mount or the interpreter must not consume a whole array
+  code=$?
+  case $code in 1|2|4|126|127|13[0-9]) ;; *) exit "$code";; esac  # others are decisions of `begin`
+  restarts=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as slurm_cli.FailedStarts: failed starts in a row
+  until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the exit trap does
+  comment=$(sed -En 's/^ *Comment=away:([0-9]+:-?[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
+  IFS=: read -r past writer ended <<< "$comment"
+  [ "${writer:-x}" != $((restarts - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended
+  [ "$starts" -lt MAX_FAILED_STARTS ] || exit "$code"
+  retry_scontrol update JobId="$id" Comment="away:$((starts + 1)):$restarts:$attempt"
+  # Nodes that Slurm already excludes (profile, broken hardware) stay excluded. A node that gave the job back is listed
+  # twice; the next one replaces it, so that an outage of all nodes cannot exclude them all.
+  excluded=$(sed -En 's/.*ExcNodeList=([^ ]+).*/\1/p' <<< "$shown" | sed -E 's/^\(null\)$//; s/(^|,)([^][,]+),\2(,|$)/\1/; s/,$//')
+  excluded=${excluded:+$excluded,}$SLURMD_NODENAME,$SLURMD_NODENAME
+  requeue_job
+  scontrol update JobId="$id" ${shown:+"ExcNodeList=$excluded"} StartTime="now+$((60 * starts))"
+  exit "$code"
+}
