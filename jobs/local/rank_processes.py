@@ -1,6 +1,6 @@
-"""The ranks of one attempt on this machine: started, watched, and never left behind.
+"""The ranks of one attempt on this machine: starts, watches and ends them.
 
-A process is known by its pid and its start time: a pid alone may have been given to another process since.
+A process is identified by its pid and its start time, because the pid may belong to a later process.
 """
 
 from __future__ import annotations
@@ -19,36 +19,34 @@ from typing import Any, Protocol
 
 from flip.runs.errors import CAUSES, COMPLETE, STOPPED
 from flip.runs.rundir import OWNER, RunDir, read_record, write_json
+from jobs.host import processes
+
+HAS_PROC = Path("/proc/self/stat").exists()
 
 
 def start_time(pid: int) -> str:
-    """When the process began, in the system's own words (ticks since boot); empty if there is none."""
-    if not Path("/proc/self/stat").exists():
-        shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        return shown.stdout.strip()
-    _, fields = read_stat(pid)
-    return fields[19] if fields else ""
+    """When the process started, in the system's own format; empty if it does not exist."""
+    if HAS_PROC:
+        return processes.start_time(pid)
+    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip()
 
 
 def alive(pid: int, start: str) -> bool:
-    """Whether that very process still runs (a zombie does not)."""
-    return bool(start) and start_time(pid) == start and not has_ended(read_stat(pid)[1])
+    """Whether this process still runs (a zombie does not)."""
+    return bool(start) and start_time(pid) == start and not (HAS_PROC and processes.has_ended(processes.stat(pid)[1]))
 
 
 def session_pids(leader: int) -> list[int]:
     """Pids of the living processes in the session that ``leader`` opened, whether or not it still lives."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        _, fields = read_stat(int(entry.name))
-        if fields and not has_ended(fields) and fields[3] == str(leader):
-            found.append(int(entry.name))
-    return found
+    fields = {int(entry.name): processes.stat(int(entry.name))[1] for entry in Path("/proc").glob("[0-9]*")}
+    return [pid for pid, row in fields.items() if not processes.has_ended(row) and row[3] == str(leader)]
 
 
 def kill_session(leader: int, start: str) -> None:
-    """SIGKILL whatever is left of a rank: its process group and those of its session that left the group.
+    """SIGKILL whatever is left of a rank: its process group, and processes of its session outside the group.
 
-    Does nothing where the leader's pid has been given to another process since.
+    Does nothing if the leader's pid belongs to another process by now.
     """
     if start_time(leader) not in ("", start):
         return
@@ -59,39 +57,19 @@ def kill_session(leader: int, start: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def has_ended(fields: list[str]) -> bool:
-    """Whether a process is a zombie without running threads. Its first thread (state Z) may end before the others,
-    whose number is field 17."""
-    return bool(fields) and fields[0] in "ZX" and int(fields[17]) < 2
-
-
-def read_stat(pid: int) -> tuple[str, list[str]]:
-    """Name of a process, and the fields of /proc/PID/stat after it: state, ppid, pgrp, session, ... 19: start time.
-
-    Both are empty if there is no such process.
-    """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # it has ended
-        return "", []
-    head, _, tail = text.rpartition(")")  # the name may contain anything
-    return head.partition("(")[2], tail.split()
-
-
-STRAGGLER_SECONDS = 600.0
-"""Seconds that peers of a rank that ended well may take: they agreed on the end, only a hang takes longer."""
-TERM_INTERVAL = 3.0  # seconds between two SIGTERMs: one that comes while a rank starts up may be lost
+STRAGGLER_SECONDS = 600.0  # for peers of a rank that ended well: they agreed on the end, only a hang takes longer
+TERM_INTERVAL = 3.0  # seconds between two SIGTERMs: one that comes while a rank starts may be lost
 JOB_KEYS = ("python", "module", "snapshot", "world", "env")  # what ``start`` needs of a job.json
 
 
 class Rank(Protocol):
-    """One rank: leader of its own session, so that its pid names all that it starts."""
+    """One rank, the leader of its own session, so that its pid identifies all its processes."""
 
     pid: int
     start: str
 
     def poll(self) -> tuple[bool, int | None]:
-        """(ended, exit code as a shell would say it: 128 + signal; None where it cannot be known)."""
+        """(ended, exit code as in a shell: 128 + signal; None if unknown)."""
 
 
 class ChildRank:
@@ -105,7 +83,7 @@ class ChildRank:
         if self.popen.returncode is None:
             if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return False, None
-            # still a zombie: while it is, no other process can have been given the number of its group
+            # while it is a zombie, no other process can have the number of its group
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             self.popen.wait()
@@ -114,7 +92,7 @@ class ChildRank:
 
 
 class AdoptedRank:
-    """A rank of a supervisor that is gone. Its code went with its parent."""
+    """A rank of a supervisor that has died. Its exit code is lost."""
 
     def __init__(self, pid: int, start: str) -> None:
         self.pid, self.start = pid, start
@@ -124,24 +102,19 @@ class AdoptedRank:
 
 
 class LocalAttempt:
-    """Attempt n of a run, from the first rank's start to the last one's end.
-
-    ``poll`` is called every fraction of a second and says when it is over. A deadline, once set, ends in SIGKILL.
-    """
+    """Attempt n of a run, from the start of the first rank to the end of the last. At its deadline it is killed."""
 
     def __init__(self, run: RunDir, n: int, ranks: list[Rank], lifeline: int | None, grace: float) -> None:
         self.run, self.n, self.ranks, self.lifeline, self.grace = run, n, ranks, lifeline, grace
         self.codes: dict[int, int | None] = {}  # exit codes by rank, in the order of their ends
+        # exit code of the attempt: the first bad code, else 75 if any, else 0; None for adopted ranks
         self.code: int | None = COMPLETE if lifeline is not None else None
-        """What stands for the attempt: the first bad code, else 75 if any, else 0; None for orphans."""
         self.deadline = float("inf")
-        self.has_unknown_ranks = False
-        """Whether ranks may live that nobody recorded: then it is over at its deadline, not before."""
-        self.failure: tuple[str, str] | None = None  # (cause, reason) where the launcher could not start it
-        self.stop_requested = False  # whether a rank was told to save and stop
-        self.store: Path | None = None
-        """The private folder of the file in which ranks publish their addresses, if there are several."""
-        self.repeat = 0.0  # monotonic time of the next SIGTERM
+        self.has_unknown_ranks = False  # unrecorded ranks may live: it is over at its deadline, not before
+        self.failure: tuple[str, str] | None = None  # (cause, reason) if it could not be started
+        self.stop_requested = False  # whether a rank was asked to save and stop
+        self.store: Path | None = None  # private folder of the file in which several ranks publish their addresses
+        self.next_term = 0.0  # monotonic time of the next SIGTERM
 
     def poll(self) -> bool:
         """Whether all ranks have ended and nothing of them is left."""
@@ -150,34 +123,34 @@ class LocalAttempt:
                 ended, code = process.poll()
                 if ended:
                     self.codes[rank] = code
-                    self._note(code)
+                    self._record_code(code)
         if (self.has_unknown_ranks or len(self.codes) < len(self.ranks)) and time.monotonic() < self.deadline:
             return False
         for process in self.ranks:
             kill_session(process.pid, process.start)
         return all(rank in self.codes for rank in range(len(self.ranks)))
 
-    def _note(self, code: int | None) -> None:
+    def _record_code(self, code: int | None) -> None:
         if code is None:
             return
         if code not in (COMPLETE, STOPPED):
             if self.code in (COMPLETE, STOPPED):
                 self.code = code
-            self.limit(self.grace)  # its peers can only wait for it
+            self.shorten_deadline(self.grace)  # its peers can only wait for it
         else:
             self.code = code if self.code == COMPLETE else self.code
-            self.limit(STRAGGLER_SECONDS)
+            self.shorten_deadline(STRAGGLER_SECONDS)
 
-    def limit(self, seconds: float) -> None:
-        """No rank lives longer than this from now on."""
+    def shorten_deadline(self, seconds: float) -> None:
+        """Kill ranks that live longer than this from now on."""
         self.deadline = min(self.deadline, time.monotonic() + seconds)
 
     def terminate(self, seconds: float) -> None:
         """Ask all ranks to save and stop; SIGKILL ``seconds`` after the first call. Called until they have ended."""
-        if time.monotonic() < self.repeat:
+        if time.monotonic() < self.next_term:
             return
-        self.repeat = time.monotonic() + TERM_INTERVAL
-        self.limit(seconds)
+        self.next_term = time.monotonic() + TERM_INTERVAL
+        self.shorten_deadline(seconds)
         for rank, process in enumerate(self.ranks):
             if rank not in self.codes and alive(process.pid, process.start):
                 self.stop_requested = True
@@ -193,14 +166,14 @@ class LocalAttempt:
 
 
 def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> LocalAttempt:
-    """Start the W ranks of attempt n as ``job`` (a job.json) says. OSError where a process cannot be started.
+    """Start the ranks of attempt n, with ``job`` from job.json. Raises OSError if a process cannot be started.
 
-    The ranks hold the read end of a pipe whose only write end is ours: its end of file tells them that we are gone.
+    The ranks hold the read end of a pipe whose only write end is ours: its end of file tells them that we have died.
     """
-    world, (lifeline, ours) = job["world"], os.pipe()
+    world, (lifeline, write_end) = job["world"], os.pipe()
     ranks: list[Rank] = []
     record: list[dict[str, Any]] = []
-    attempt = LocalAttempt(run, n, ranks, ours, grace)
+    attempt = LocalAttempt(run, n, ranks, write_end, grace)
     handles, started = [lifeline], False
     try:
         if world > 1:
@@ -210,12 +183,10 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> LocalAtt
         for name in ("node0.out", "node0.err"):  # one by one: the second may fail
             handles.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
         for rank in range(world):
-            command = [job["python"], "-m", job["module"], str(run.path)]
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             popen = subprocess.Popen(
-                command,
+                [job["python"], "-m", job["module"], str(run.path)],
                 cwd=job["snapshot"],
-                env={**shared, **place},
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdin=subprocess.DEVNULL,
                 stdout=handles[1],
                 stderr=handles[2],
@@ -223,7 +194,7 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> LocalAtt
                 start_new_session=True,
             )
             ranks.append(ChildRank(popen))
-            # after every one: who adopts the attempt should know of as many as can be
+            # after every rank, so that a supervisor that adopts the attempt knows as many as possible
             record.append({"rank": rank, "pid": popen.pid, "start": ranks[-1].start})
             write_json(run.attempt(n) / "pids.json", record)
         started = True
@@ -231,7 +202,7 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> LocalAtt
         for handle in handles:
             os.close(handle)
         if not started:
-            attempt.limit(0.0)
+            attempt.shorten_deadline(0.0)
             while not attempt.poll():
                 time.sleep(0.01)
             attempt.close()
@@ -239,9 +210,9 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> LocalAtt
 
 
 def failed_start(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) -> LocalAttempt:
-    """Attempt n, over before it began: this machine could not start a process of it, or not open a file."""
+    """Attempt n, which failed to start: this machine could not start a process or open a file."""
     attempt = LocalAttempt(run, n, [], None, 0.0)
-    # The latter waits, longer each time. An error without a file name: no temporary folder takes files (a full disk).
+    # Storage is retried. An error without a file name: no temporary folder is writable (a full disk).
     cause = "config" if isinstance(error, FileNotFoundError) and error.filename else "storage"
     attempt.failure = cause, f"cannot start {job['python']} in {job['snapshot']}: {error}"
     attempt.code = CAUSES[cause]
@@ -251,7 +222,7 @@ def failed_start(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) ->
 def adopt(run: RunDir, n: int, grace: float, patience: float) -> LocalAttempt:
     """Attempt n of a supervisor that died: its ranks stop by the lifeline within ``patience`` seconds, or are killed.
 
-    Ranks of another host, and those whose start was cut off before pids.json named them, can only be waited for.
+    Ranks of another host, and those that pids.json does not name yet, can only be waited for.
     """
     record = read_record(run.attempt(n) / "pids.json") or []
     start = read_record(run.attempt(n) / "start.json") or {}
@@ -259,14 +230,15 @@ def adopt(run: RunDir, n: int, grace: float, patience: float) -> LocalAttempt:
     ranks: list[Rank] = [AdoptedRank(row["pid"], row["start"]) for row in record if local]
     attempt = LocalAttempt(run, n, ranks, None, grace)
     attempt.has_unknown_ranks = len(ranks) < start.get("world", 0)  # without a start.json none was started
-    attempt.limit(patience)
+    attempt.shorten_deadline(patience)
     return attempt
 
 
 def _make_store(run: RunDir, n: int) -> Path:
-    """Create the folder of the ranks' store, with mode 0700, on a local disk: its file is locked at every access.
+    """Create the folder of the ranks' store, with mode 0700, on a local disk, because its file is locked at every
+    access.
 
-    The record in it lets a later attempt delete the folder if this supervisor is killed (``jobs.runtime.worker``).
+    Its record lets a later attempt delete the folder if this supervisor is killed (``jobs.runtime.worker``).
     """
     folder = Path(tempfile.mkdtemp(prefix="flip-store-"))
     try:
@@ -278,10 +250,10 @@ def _make_store(run: RunDir, n: int) -> Path:
 
 
 def _environment(job: Mapping[str, Any], n: int, world: int, lifeline: int, store: Path | None) -> dict[str, str]:
-    with socket.socket() as probe:  # for runs submitted with code that does not know FLIP_STORE
+    with socket.socket() as probe:  # for snapshots that do not know FLIP_STORE
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ours = {
+    own = {
         "PYTHONPATH": job["snapshot"],
         "PYTHONUNBUFFERED": "1",  # ranks share a log: whole lines, at once
         "FLIP_ATTEMPT": str(n),
@@ -293,4 +265,4 @@ def _environment(job: Mapping[str, Any], n: int, world: int, lifeline: int, stor
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    return {**os.environ, **job["env"], **ours}
+    return {**os.environ, **job["env"], **own}

@@ -241,7 +241,7 @@ def test_json_for_programs_and_a_profile_that_does_not_fit(far, tmp_path, capsys
     report = json.loads(capsys.readouterr().out)
     assert (report["cluster"], report["partition"], report["written"]) == ("far", "gpu", None)
     wrong = {row["promise"] for row in report["promises"] if row["verdict"] == FAIL}
-    assert wrong == {"a run is warned before the time limit", "the environment of jobs is a known one"}
+    assert wrong == {"a run is warned before the time limit", "the environment of jobs is defined"}
 
 
 @pytest.mark.parametrize(

@@ -275,7 +275,7 @@ def test_a_submission_while_the_supervisor_leaves_is_served(field):
     field.submit(run)
     field.until(lambda: "starts at" in log(run))
     os.kill(field.supervisor(), signal.SIGTERM)
-    field.until(lambda: "told to end" in field.journal())
+    field.until(lambda: "stop requested" in field.journal())
     field.submit(run)
     assert supervisor.is_served(field.sweep) and run.newest_attempt() == 1
     field.until_state(run, "complete")
@@ -311,7 +311,7 @@ def test_ranks_that_nobody_recorded_are_waited_for(field, recorded):
     attempt.close()  # the leash
     field.until(attempt.poll)
     assert not adopted.poll()
-    adopted.limit(0.0)
+    adopted.shorten_deadline(0.0)
     assert adopted.poll()
 
 

@@ -81,7 +81,7 @@ def test_ranks_of_a_local_run_listen_on_loopback_alone_and_share_a_private_file(
         assert (attempt.store / "store").stat().st_size
     finally:
         (run.path / "leave").touch()
-        attempt.limit(20.0)
+        attempt.shorten_deadline(20.0)
         until(attempt.poll)
         attempt.close()
     assert attempt.code == 0, (run.logs / "1" / "node0.err").read_text()
