@@ -13,7 +13,7 @@ from jobs.host import slurm_cli
 WATCHERS = ("watch", "release")  # commands of batch_hooks.py that run beside the ranks for a whole attempt
 
 
-def stat(pid: int) -> Tuple[str, List[str]]:
+def read_stat(pid: int) -> Tuple[str, List[str]]:
     """Name of a process, and the fields of /proc/PID/stat from the state on; ("", ["X"]) if it has ended.
 
     The name may contain anything. Fields: 0 state, 1 parent, 2 process group, 3 session, 17 threads, 19 start time.
@@ -29,7 +29,7 @@ def has_ended(fields: List[str]) -> bool:
 
 def start_time(pid: int) -> str:
     """When the process started, in ticks since boot; "" if it does not exist. Distinguishes it from later ones."""
-    return (stat(pid)[1] + [""] * 20)[19]
+    return (read_stat(pid)[1] + [""] * 20)[19]
 
 
 def environment(pid: int) -> Dict[str, str]:

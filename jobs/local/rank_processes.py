@@ -34,12 +34,14 @@ def start_time(pid: int) -> str:
 
 def alive(pid: int, start: str) -> bool:
     """Whether this process still runs (a zombie does not)."""
-    return bool(start) and start_time(pid) == start and not (HAS_PROC and processes.has_ended(processes.stat(pid)[1]))
+    return (
+        bool(start) and start_time(pid) == start and not (HAS_PROC and processes.has_ended(processes.read_stat(pid)[1]))
+    )
 
 
 def session_pids(leader: int) -> list[int]:
     """Pids of the living processes in the session that ``leader`` opened, whether or not it still lives."""
-    fields = {int(entry.name): processes.stat(int(entry.name))[1] for entry in Path("/proc").glob("[0-9]*")}
+    fields = {int(entry.name): processes.read_stat(int(entry.name))[1] for entry in Path("/proc").glob("[0-9]*")}
     return [pid for pid, row in fields.items() if not processes.has_ended(row) and row[3] == str(leader)]
 
 

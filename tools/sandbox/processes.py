@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.host.processes import has_ended, read_stat
 from jobs.local import rank_processes
 
 DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmscriptd", "slurmd", "slurmstepd")
@@ -33,8 +34,8 @@ def running() -> dict[int, Process]:
     """All processes by pid, without zombies, which an init that does not reap would keep for ever."""
     processes = {}
     for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
-        name, fields = rank_processes.read_stat(pid)
-        if fields and not rank_processes.has_ended(fields):
+        name, fields = read_stat(pid)
+        if not has_ended(fields):
             processes[pid] = Process(pid, int(fields[1]), name, fields[19])
     return processes
 
@@ -77,7 +78,7 @@ def alive(process: Process) -> bool:
 
 def state(pid: int) -> str:
     """The state letter of a process in /proc; X if it has ended."""
-    return (rank_processes.read_stat(pid)[1] or ["X"])[0]
+    return read_stat(pid)[1][0]
 
 
 def kill(processes: Iterable[Process], number: int = signal.SIGKILL) -> None:

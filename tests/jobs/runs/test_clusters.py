@@ -38,7 +38,7 @@ def desk(tmp_path, monkeypatch):
         text = f"kind: slurm\npartition: {name}\ncpus_per_node: 64\nmemory_gb: 500\ngpus_per_node: 8\n"
         (tmp_path / f"{name}.yaml").write_text(text)
     (tmp_path / "demo.yaml").write_text(SWEEP.format(folder=tmp_path))
-    site._answer.cache_clear()
+    site._describe_cluster.cache_clear()
     return tmp_path
 
 
