@@ -1,7 +1,7 @@
-"""Whether jobs have what submit has: the host's files inside a container, and the variables that lead to buckets.
+"""Compares the environment of jobs with that of submit: files in containers, and variables of storage clients.
 
-``check_container`` compares what a resolved run reads with what the container of its profile sees.
-``check_variables`` compares the environment variables of storage clients here with those that go with jobs.
+``check_container`` compares the paths that a run reads with those that the container of its profile sees.
+``check_variables`` compares the variables for object storage that are set here with those that jobs get.
 """
 
 from __future__ import annotations
@@ -21,40 +21,43 @@ from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.slurm.batch_script import FORWARDED_ENV, mounts
 
-APPTAINER_BINDS = ("~", "/tmp", "/var/tmp")
-"""What apptainer binds, unless the site has it otherwise. Pyxis binds nothing by itself."""
-MAX_NAMED = 4  # folders that are named one by one
+APPTAINER_BINDS = ("~", "/tmp", "/var/tmp")  # unless the site has configured others; Pyxis binds nothing by itself
+MAX_NAMED = 4  # folders that a remedy names one by one
+
+
+def _refuse(name: str, error: ConfigError, plan: bool) -> list[tuple[str, str, bool]]:
+    """Raise ``error``; in a plan on a machine without the data, return it as a skipped check."""
+    if plan:
+        return [(name, str(error).rstrip("."), True)]
+    raise error
 
 
 def check_container(
     config: Config, profile: ClusterProfile, sweep: Path, plan: bool = False
 ) -> list[tuple[str, str, bool]]:
-    """(name, what was seen, whether it could not be looked at), where the profile has a container.
+    """(name, detail, skipped), if the profile has a container. ConfigError if it hides files that the run reads.
 
-    ConfigError where it hides what a resolved run reads: each of its jobs would end for that. ``plan``: a dry run
-    without data, made wherever a person sits, where that is only said.
+    ``plan``: a dry run without data on any machine, which only reports it.
     """
     if profile.kind != "slurm" or not profile.container:
         return []
-    seen = _seen(profile, sweep)
+    visible = _visible_folders(profile, sweep)
     hidden = dict[str, str]()
     for key, path in paths_read(config):
-        if place := _hidden(path, seen):
+        if place := _hidden(path, visible):
             hidden.setdefault(place, key)
     if not hidden:
-        return [("container", f"sees all that is read, in {', '.join(seen)}", False)]
+        return [("container", f"sees all that is read, in {', '.join(visible)}", False)]
     place, key = next(iter(hidden.items()))
-    what = f"{key} leads there, where the container of the profile {profile.name} sees nothing"
-    error = ConfigError(what, place, remedy=f"Add to its container_mounts, at the same path: {_folders(hidden)}.")
-    if plan:
-        return [("container", str(error).rstrip("."), True)]
-    raise error
+    what = f"{key} leads to a path that the container of the profile {profile.name} does not see"
+    remedy = f"Add to its container_mounts, at the same path: {_folders(hidden)}."
+    return _refuse("container", ConfigError(what, place, remedy=remedy), plan)
 
 
 def paths_read(config: Config) -> Iterator[tuple[str, str]]:
-    """(key, path) of what ranks read, and the folders of shards where their manifest is here."""
-    for one in shares(config.data):
-        yield from _set(f"data.sets.{one.name}.manifest" if one.name else "data.manifest", one.manifest)
+    """(key, path) of the files that ranks read, and the folders of shards whose manifest is on this machine."""
+    for share in shares(config.data):
+        yield from _set(f"data.sets.{share.name}.manifest" if share.name else "data.manifest", share.manifest)
     yield "data.tokenizer", config.data.tokenizer
     for item in config.evaluate.sets:
         yield from _set(f"evaluate.sets.{item.name}.manifest", item.manifest)
@@ -72,26 +75,26 @@ def _set(key: str, folder: str) -> Iterator[tuple[str, str]]:
 
 @lru_cache(maxsize=64)
 def _places(manifest: str) -> Sequence[str]:
-    """The folders of its shards that are files."""
+    """The folders of its local shards."""
     return list(dict.fromkeys(os.path.dirname(key) for key in Manifest.load(manifest).keys if not is_remote(key)))
 
 
-def _seen(profile: ClusterProfile, sweep: Path) -> list[str]:
-    """Folders that are at the same path inside."""
+def _visible_folders(profile: ClusterProfile, sweep: Path) -> list[str]:
+    """Folders that have the same path inside the container."""
     pairs = [mount.split(":")[:2] for mount in mounts(profile, sweep)]
     if profile.container_runtime == "apptainer":
         pairs += [[os.path.expanduser(folder)] * 2 for folder in APPTAINER_BINDS]
     return [path for path, place in (map(os.path.normpath, pair) for pair in pairs) if path == place]
 
 
-def _hidden(path: str, seen: Sequence[str]) -> str:
-    """A path that lies in none of these folders, or what it is a link to, if that does not; empty where all is seen."""
+def _hidden(path: str, visible: Sequence[str]) -> str:
+    """The path, or the target of its link, if it lies in none of the visible folders; else empty."""
     if not path or is_remote(path):
         return ""
     path, real = os.path.normpath(path), os.path.realpath(path)
-    if not _inside(path, seen):
+    if not _inside(path, visible):
         return path
-    return "" if _inside(real, [*seen, *map(os.path.realpath, seen)]) else real
+    return "" if _inside(real, [*visible, *map(os.path.realpath, visible)]) else real
 
 
 def _inside(path: str, folders: Sequence[str]) -> bool:
@@ -99,69 +102,66 @@ def _inside(path: str, folders: Sequence[str]) -> bool:
 
 
 def _folders(hidden: Iterable[str]) -> str:
-    """What to mount for these: the cache for what lies in it, few folders for many."""
+    """The folders to mount: the cache for paths in it, a common parent for many."""
     cache = str(cache_root())
     places = (os.path.dirname(place) if place.endswith(".json") else place for place in hidden)
-    found = list(dict.fromkeys(cache if _inside(place, [cache]) else place for place in places))
-    above = os.path.commonpath(found)
-    return above if len(found) > MAX_NAMED and above != "/" else ", ".join(found)
+    folders = list(dict.fromkeys(cache if _inside(place, [cache]) else place for place in places))
+    above = os.path.commonpath(folders)
+    return above if len(folders) > MAX_NAMED and above != "/" else ", ".join(folders)
 
 
+#: Scheme of an address -> prefixes of the variables of its client, besides those of fsspec.
 OF_CLIENTS = {
     "s3": "AWS_", "gs": "GOOGLE_|GCSFS_", "gcs": "GOOGLE_|GCSFS_",
     "abfs": "AZURE_", "abfss": "AZURE_", "adl": "AZURE_", "az": "AZURE_",
 }  # fmt: skip
-"""Scheme of an address -> how the names of its client's variables begin, besides fsspec's own."""
 PROXIES = "(HTTPS?|ALL)_PROXY$"
+#: Variables without effect here: of other programs, for retries (we have our own), and those that disable the metadata
+#: service, the last source of credentials.
 IRRELEVANT = re.compile(
     "AWS_(CLI_.*|DEFAULT_OUTPUT|EC2_METADATA_DISABLED|EXECUTION_ENV|MAX_ATTEMPTS|PAGER|RETRY_MODE|SDK_LOAD_CONFIG|VAULT)"
 )
-"""What changes nothing: for other programs' eyes, for retries, which are ours, and to ask no service of the machine's,
-which is the last that is asked for credentials."""
 
 
 def check_variables(places: Iterable[str], profile: ClusterProfile, plan: bool = False) -> list[tuple[str, str, bool]]:
-    """(name, what was seen, whether it could not be looked at), where jobs on Slurm read or write in a bucket.
+    """(name, detail, skipped), if jobs on Slurm use object storage. ConfigError if variables for it are not forwarded.
 
-    ``places``: the manifests, folders and addresses that they need. ConfigError where variables that lead there are not
-    passed on. ``plan``: a dry run without data, made wherever a person sits, where that is only said.
+    ``places``: the manifests, folders and addresses that they need. ``plan``: as for ``check_container``.
     """
-    found = sorted({url.partition("://")[0] for url in _addresses(places)}) if profile.kind == "slurm" else []
-    if not found:
+    schemes = sorted({url.partition("://")[0] for url in _addresses(places)}) if profile.kind == "slurm" else []
+    if not schemes:
         return []
-    names, schemes = client_variables(found, os.environ), ", ".join(found)
+    names = client_variables(schemes, os.environ)
     setup = "\n".join(profile.setup)
     given = {*FORWARDED_ENV, *profile.env, *(name for name in names if re.search(rf"\b{re.escape(name)}\b", setup))}
     missing = [name for name in names if name not in given]
     if not missing:
-        told = f"go with jobs: {', '.join(names)}" if names else "are not set here"
-        return [("environment", f"the variables that lead to {schemes} {told}", False)]
+        state = f"are forwarded to jobs: {', '.join(names)}" if names else "are not set here"
+        return [("environment", f"the variables for {', '.join(schemes)} {state}", False)]
     remedy = f"In the profile: env: [{', '.join([*profile.env, *missing])}]. Or unset them and check again."
-    what = f"env: what leads to {schemes} from here does not go with jobs"
+    what = f"env: variables for {', '.join(schemes)} that are set here are not forwarded to jobs"
     error = ConfigError(what, f"cluster profile {profile.name}", ", ".join(missing), remedy)
-    if plan:
-        return [("environment", str(error).rstrip("."), True)]
-    raise error
+    return _refuse("environment", error, plan)
 
 
 def client_variables(schemes: list[str], environ: Mapping[str, str]) -> list[str]:
-    """Names of the variables that lead to such addresses, or to others than would be reached without."""
-    ours = [OF_CLIENTS[scheme] for scheme in schemes if scheme in OF_CLIENTS]
-    begin = "|".join([*ours, *(f"FSSPEC_{re.escape(scheme)}_" for scheme in schemes)])
+    """Names of the variables in ``environ`` that affect clients for these schemes."""
+    prefixes = [OF_CLIENTS[scheme] for scheme in schemes if scheme in OF_CLIENTS]
+    pattern = "|".join([*prefixes, *(f"FSSPEC_{re.escape(scheme)}_" for scheme in schemes)])
     names = sorted(name for name, value in environ.items() if value and not IRRELEVANT.fullmatch(name.upper()))
     proxied = any(re.match(PROXIES, name, re.IGNORECASE) for name in names)
-    wanted = re.compile(f"{begin}|{PROXIES}{'|NO_PROXY$' if proxied else ''}", re.IGNORECASE)
+    wanted = re.compile(f"{pattern}|{PROXIES}{'|NO_PROXY$' if proxied else ''}", re.IGNORECASE)
     return [name for name in names if wanted.match(name)]
 
 
 def required_places(config: Config) -> list[str]:
-    """What a run reads, and where its checkpoints go."""
+    """The manifests that a run reads, and the URL of its checkpoints."""
     sets = (folder for item in config.evaluate.sets for folder in (item.manifest, item.train))
-    return [*(one.manifest for one in shares(config.data)), *sets, config.checkpoint.url]
+    return [*(share.manifest for share in shares(config.data)), *sets, config.checkpoint.url]
 
 
 def _addresses(places: Iterable[str]) -> Iterator[str]:
-    """Those that are addresses, and one of each manifest that is here and names shards in a bucket."""
+    """The places that are addresses, and one address per local manifest with shards in object storage."""
     for place in filter(None, places):
         if "://" in place:
             yield from [place] if not place.startswith("file://") else []

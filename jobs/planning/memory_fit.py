@@ -1,9 +1,10 @@
-"""Whether a run fits into its devices and hosts, and the smallest change of its configuration that does."""
+"""Whether a run fits the memory of its devices and hosts, and the smallest change of its configuration that does."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from flip import costs
 from flip.config.derived import world
@@ -14,55 +15,50 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.text import size
 
 LIBRARIES = 400_000_000  # bytes of a rank's interpreter and libraries on its host
-MOST_NODES = 64  # times the nodes asked for, at most, in what is proposed
+MAX_NODE_FACTOR = 64  # of the nodes in a proposal
 
 
 def largest_stage(config: Config) -> tuple[Stage, dict[str, int]]:
-    """The stage that needs most of a rank's device, and the parts of it (``flip.costs.stage_memory``)."""
-    return max(((stage, costs.stage_memory(config, stage)) for stage in config.stages), key=lambda one: one[1]["total"])
+    """The stage that needs the most device memory per rank, and its parts (``flip.costs.stage_memory``)."""
+    rows = ((stage, costs.stage_memory(config, stage)) for stage in config.stages)
+    return max(rows, key=lambda row: row[1]["total"])
 
 
 def host_bytes(config: Config) -> int:
-    """Bytes that the ranks of a node hold on their host; on a CPU the model is there too."""
+    """Bytes of host memory of the ranks of a node; without GPUs this includes the model."""
     loader = max(costs.loader_memory(config, stage) for stage in config.stages)
     model = 0 if config.resources.gpus else largest_stage(config)[1]["total"]
     return config.resources.processes * (LIBRARIES + loader + costs.checkpoint_memory(config) + model)
 
 
 def check(config: Config, profile: ClusterProfile, on: Host) -> list[tuple[str, str, bool]]:
-    """(name, what was seen, whether it could not be looked at) of device and host; ConfigError for what cannot fit."""
-    found: list[tuple[str, str, bool]] = []
-    card = profile.gpu_bytes if config.resources.gpus else 0
+    """(name, detail, skipped) of device and host memory; ConfigError if the run cannot fit."""
+    rows: list[tuple[str, str, bool]] = []
+    more_nodes, available = profile.kind != "local", profile.gpu_bytes
     stage, parts = largest_stage(config)
-    wants = f"about {size(parts['total'])}"
-    if config.resources.gpus and not card:
-        what = f"{wants} a GPU; the profile does not say what a card has (gpu, gpu_memory_gb)"
-        found.append(("GPU memory", what, True))
+    needed = f"about {size(parts['total'])}"
+    if config.resources.gpus and not available:
+        rows.append(("GPU memory", f"{needed} a GPU; the profile gives no memory (gpu, gpu_memory_gb)", True))
     elif config.resources.gpus:
-        if parts["total"] > card:
-            what = f"stage {stage.name} needs {wants} of a GPU that has {size(card)}: {describe(parts)}"
-            raise ConfigError(
-                what,
-                remedy=smallest_change(
-                    config, lambda one: largest_stage(one)[1]["total"] <= card, profile.kind != "local"
-                ),
-            )
-        found.append(("GPU memory", f"{wants} of {size(card)}: {describe(parts)}", False))
-    needed = host_bytes(config)
-    if profile.kind != "local" and not profile.memory_gb:  # ``on`` has what this machine has: it refuses nothing there
-        what = f"about {size(needed)} a node; the profile does not say what one has (memory_gb)"
-        return [*found, ("memory", what, True)]
-    if needed > on.memory:
-        what = f"about {size(needed)} of memory are needed on a node that has {size(on.memory)}"
+        if parts["total"] > available:
+            what = f"stage {stage.name} needs {needed} of a GPU that has {size(available)}: {describe(parts)}"
+            remedy = smallest_change(config, lambda other: largest_stage(other)[1]["total"] <= available, more_nodes)
+            raise ConfigError(what, remedy=remedy)
+        rows.append(("GPU memory", f"{needed} of {size(available)}: {describe(parts)}", False))
+    total = host_bytes(config)
+    if profile.kind != "local" and not profile.memory_gb:  # ``on`` describes this machine, which refuses nothing there
+        return [*rows, ("memory", f"about {size(total)} a node; the profile gives no memory_gb", True)]
+    if total > on.memory:
+        what = f"about {size(total)} of memory are needed on a node that has {size(on.memory)}"
+        remedy = smallest_change(config, lambda other: host_bytes(other) <= on.memory, more_nodes)
         loader = "Lower data.buffer or leave data.lanes out. "
-        remedy = smallest_change(config, lambda one: host_bytes(one) <= on.memory, profile.kind != "local")
         raise ConfigError(what, remedy=loader if config.resources.gpus else remedy)
     detail = "" if config.resources.gpus else f"; a rank's model {describe(parts)}"
-    return [*found, ("memory", f"about {size(needed)} of {size(on.memory)} a node{detail}", False)]
+    return [*rows, ("memory", f"about {size(total)} of {size(on.memory)} a node{detail}", False)]
 
 
 def describe(parts: dict[str, int]) -> str:
-    """The parts of a device's memory in words, in groups, those of note."""
+    """The parts of a device's memory in words, grouped, without small ones."""
     groups = {
         "weights": ("weights", "gathered", "bf16_weights"), "optimiser": ("moments",), "gradients": ("gradients",),
         "activations": ("image_activations", "text_activations", "temporary"), "loss": ("loss",), "batch": ("batch",),
@@ -72,74 +68,76 @@ def describe(parts: dict[str, int]) -> str:
 
 
 def smallest_change(config: Config, fits: Callable[[Config], bool], nodes: bool = True) -> str:
-    """The smallest change that fits, and the first of each other kind, from what moves least to what moves science.
+    """The smallest change that fits, and the first of each other kind; changes of the science come last.
 
-    ``nodes``: whether more of them can be had.
+    ``nodes``: whether more nodes are available.
     """
-    found: list[str] = []
-    for kind in (_waited, _recomputed, _accumulated, _both, *([_spread] if nodes else []), _smaller):
-        change = next((words for words, one in kind(config) if fits(one)), None)
-        if change and not (kind is _both and found):
-            found.append(change)
-    if not found:
-        return "No single change makes it fit: take a smaller model, or cards with more memory."
-    others = f" Or: {'; '.join(found[1:])}." if found[1:] else ""
-    return f"The smallest change that fits: {found[0]}.{others}"
+    changes: list[str] = []
+    kinds = (_foreground_saves, _recompute, _accumulate, _recompute_and_accumulate, _more_nodes, _smaller_batch)
+    for kind in kinds:
+        if (kind is _more_nodes and not nodes) or (kind is _recompute_and_accumulate and changes):
+            continue
+        first = next((words for words, other in kind(config) if fits(other)), "")
+        changes += [first] if first else []
+    if not changes:
+        return "No single change makes it fit: take a smaller model, or GPUs with more memory."
+    others = f" Or: {'; '.join(changes[1:])}." if changes[1:] else ""
+    return f"The smallest change that fits: {changes[0]}.{others}"
 
 
-def _waited(config: Config) -> Iterator[tuple[str, Config]]:
-    if config.checkpoint.background == "yes" and config.compute.device != "cuda":  # there it saves nothing
-        one = copy.deepcopy(config)
-        one.checkpoint.background = "no"
-        yield "checkpoint.background=no", one
+def _changed(config: Config, key: str, value: Any) -> tuple[str, Config]:
+    """(KEY=VALUE, a copy of the configuration with it)."""
+    other, (section, name) = copy.deepcopy(config), key.split(".")
+    setattr(getattr(other, section), name, value)
+    return f"{key}={value}", other
 
 
-def _recomputed(config: Config) -> Iterator[tuple[str, Config]]:
-    ways = ("no", "selective", "block")
-    for way in ways[ways.index(config.compute.recompute) + 1 :]:
-        one = copy.deepcopy(config)
-        one.compute.recompute = way
-        yield f"compute.recompute={way}", one
+def _foreground_saves(config: Config) -> Iterator[tuple[str, Config]]:
+    if config.checkpoint.background == "yes" and config.compute.device != "cuda":  # saves no memory on GPUs
+        yield _changed(config, "checkpoint.background", "no")
 
 
-def _accumulated(config: Config) -> Iterator[tuple[str, Config]]:
+def _recompute(config: Config) -> Iterator[tuple[str, Config]]:
+    modes = ("no", "selective", "block")
+    for mode in modes[modes.index(config.compute.recompute) + 1 :]:
+        yield _changed(config, "compute.recompute", mode)
+
+
+def _accumulate(config: Config) -> Iterator[tuple[str, Config]]:
     ranks = world(config)
-    locals = [stage.batch // ranks for stage in config.stages]
-    for micro in range(config.compute.accumulate + 1, min(locals) + 1):
-        if all(local % micro == 0 for local in locals):
-            one = copy.deepcopy(config)
-            one.compute.accumulate = micro
-            yield f"compute.accumulate={micro}", one
+    batches = [stage.batch // ranks for stage in config.stages]
+    for micro in range(config.compute.accumulate + 1, min(batches) + 1):
+        if all(batch % micro == 0 for batch in batches):
+            yield _changed(config, "compute.accumulate", micro)
 
 
-def _both(config: Config) -> Iterator[tuple[str, Config]]:
-    for first, one in _recomputed(config):
-        for second, other in _accumulated(one):
-            yield f"{first} with {second}", other
+def _recompute_and_accumulate(config: Config) -> Iterator[tuple[str, Config]]:
+    for first, other in _recompute(config):
+        for second, both in _accumulate(other):
+            yield f"{first} with {second}", both
 
 
-def _spread(config: Config) -> Iterator[tuple[str, Config]]:
-    times = 2
-    while times <= MOST_NODES:
-        one = copy.deepcopy(config)
-        one.resources.nodes *= times
-        ranks = world(one)
-        fair = all(stage.batch % ranks == 0 for stage in one.stages) and one.data.lanes % ranks == 0
-        if fair and all(stage.batch // ranks % one.compute.accumulate == 0 for stage in one.stages):
-            yield f"resources.nodes={one.resources.nodes}", one
-        times *= 2
+def _more_nodes(config: Config) -> Iterator[tuple[str, Config]]:
+    factor = 2
+    while factor <= MAX_NODE_FACTOR:
+        words, other = _changed(config, "resources.nodes", config.resources.nodes * factor)
+        ranks = world(other)
+        even = all(stage.batch % ranks == 0 for stage in other.stages) and other.data.lanes % ranks == 0
+        if even and all(stage.batch // ranks % other.compute.accumulate == 0 for stage in other.stages):
+            yield words, other
+        factor *= 2
 
 
-def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
-    """Half the batch of every stage that is as large as the largest, and half again."""
-    one = copy.deepcopy(config)
+def _smaller_batch(config: Config) -> Iterator[tuple[str, Config]]:
+    """Half the batch of every stage with the largest batch, and half again."""
+    other = copy.deepcopy(config)
     unit = max(config.data.lanes, world(config) * config.compute.accumulate)
     while True:
-        top = max(stage.batch for stage in one.stages)
+        top = max(stage.batch for stage in other.stages)
         if top % 2 or (top // 2) % unit:
             return
-        one = copy.deepcopy(one)
-        for stage in one.stages:
+        other = copy.deepcopy(other)
+        for stage in other.stages:
             stage.batch = top // 2 if stage.batch == top else stage.batch
-        changed = [(a, b) for a, b in zip(config.stages, one.stages, strict=True) if a.batch != b.batch]
-        yield " and ".join(f"stages.{b.name}.batch={b.batch}" for a, b in changed), one
+        changed = [(a, b) for a, b in zip(config.stages, other.stages, strict=True) if a.batch != b.batch]
+        yield " and ".join(f"stages.{b.name}.batch={b.batch}" for a, b in changed), other

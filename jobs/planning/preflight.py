@@ -1,7 +1,7 @@
-"""Everything that can be known to be wrong before a job is queued: data, tokenizer, paths, space, memory, checkpoints.
+"""Checks before a job is queued: data, tokenizer, paths, space, memory, checkpoints.
 
-A check that fails raises the error that the job would have died of. What cannot be looked at from here (a nominal data
-set, a cluster's file system) is returned as skipped, so that a plan can say so.
+A failed check raises the error with which the job would have ended. What cannot be checked from here (a nominal data
+set, a cluster's file system) is returned as skipped, and plans list it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import is_remote
 from flip.data.storage.retry import RetryPolicy
 from flip.evaluation import prompts
-from flip.runs import commit
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
@@ -45,91 +44,81 @@ from jobs.planning import environment_checks, memory_fit
 from jobs.slurm import site
 from jobs.slurm.batch_script import minutes
 
-SHARDS_LOOKED_AT = 2000
-OBJECTS_LOOKED_AT = 64  # at most; of more, evenly spread ones. An object in a bucket takes a request each
-
-SAMPLES_LOOKED_AT = 8  # of a training set
+MAX_SHARDS, MAX_OBJECTS = 2000, 64  # evenly spread shards whose sizes are compared; an object takes a request each
+FIRST_SAMPLES = 8  # of a training set that are decoded
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at and found right, or ``skipped``; ``detail`` says what was seen, or why not."""
+    """A passed or ``skipped`` check; ``detail`` says what was seen, or why it was skipped. ``runs``: () means all."""
 
     name: str
     detail: str
     skipped: bool = False
-    runs: tuple[str, ...] = ()  # names of the runs that it is about; empty: all
+    runs: tuple[str, ...] = ()
 
 
 def check(
     config: Config, data: Sequence[DataFacts], profile: ClusterProfile, on: Host, folder: Path, dry: bool = False
 ) -> list[Check]:
-    """All checks of a resolved run that will live below ``folder``. The first that fails raises its FlipError.
+    """All checks of a resolved run that will be stored below ``folder``. The first that fails raises its FlipError.
 
-    ``on`` is the node that ranks run on. Looks at files and leaves none behind; where it is ``dry`` it writes none.
+    ``on``: the node of its ranks. ``dry``: write no files; otherwise probe files are deleted again.
     """
     _libraries(config, profile)
-    nominal = any(one.nominal for one in data)
+    nominal = any(facts.nominal for facts in data)
+    places, plan = environment_checks.required_places(config), dry and nominal
     return [
-        *(
-            Check(*seen)
-            for seen in environment_checks.check_variables(
-                environment_checks.required_places(config), profile, plan=dry and nominal
-            )
-        ),
-        *_data(config, data),
+        *(Check(*row) for row in environment_checks.check_variables(places, profile, plan=plan)),
+        *(_data_set(config, share, facts) for share, facts in zip(shares(config.data), data, strict=True)),
         _tokenizer(config, nominal),
         *_evaluations(config, nominal),
-        *(Check(*seen) for seen in environment_checks.check_container(config, profile, folder, plan=dry and nominal)),
+        *(Check(*row) for row in environment_checks.check_container(config, profile, folder, plan=plan)),
         _machine(config, profile, on),
-        *(Check(*seen) for seen in memory_fit.check(config, profile, on)),
+        *(Check(*row) for row in memory_fit.check(config, profile, on)),
         _writable(profile, folder, dry),
         *_bucket(config, dry),
     ]
 
 
 def refuse_whole_json_captions(config: Config, data: Sequence[DataFacts]) -> None:
-    """ConfigError where a new run would train on the source text of JSON members. Old runs did, and may go on."""
-    folders = [share.manifest for share, one in zip(shares(config.data), data, strict=True) if not one.nominal]
+    """ConfigError if a new run would train on the source text of JSON members. Old runs did, and may continue."""
+    folders = [share.manifest for share, facts in zip(shares(config.data), data, strict=True) if not facts.nominal]
     refuse_whole_json(config.data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
 
 
 def refuse_blank_blocks(config: Config, data: Sequence[DataFacts], run: RunDir | None) -> None:
-    """DataError where the run would reach a block of which the manifest excepts every sample: training stops there.
+    """DataError if the run would reach a block of which the manifest excludes every sample: training stops there.
 
-    ``run``: where it goes on from its newest commit; None: it begins at S = 0.
+    ``run``: resumes at its newest commit; None: starts at S = 0.
     """
     end = spans(config)[-1].end
-    for number, (share, one) in enumerate(zip(shares(config.data), data, strict=True)):
-        if one.nominal or (found := _blank(config, number, share, 0, end)) is None:
+    for number, (share, facts) in enumerate(zip(shares(config.data), data, strict=True)):
+        if facts.nominal or (blank := _blank(config, number, share, 0, end)) is None:
             continue
-        done = commit.commits(run) if run else []
-        if done and (found := _blank(config, number, share, done[-1].samples, end)) is None:
+        done = commits(run) if run else []
+        if done and (blank := _blank(config, number, share, done[-1].samples, end)) is None:
             continue
-        lane, begin = found
-        what = (
-            f"all {config.data.block * share.chunk} samples of the block of lane {lane} from S = {begin} are excepted"
-        )
-        remedy = (
-            f"Write a manifest without the excepted samples: python tools/shards.py drop {share.manifest} --out "
-            "NEW_FOLDER. Name it in data.manifest, or raise data.block."
-        )
+        (lane, start), samples = blank, config.data.block * share.chunk
+        what = f"all {samples} samples of the block of lane {lane} from S = {start} are excluded"
+        remedy = f"Write a manifest without the excluded samples: python tools/shards.py drop {share.manifest} --out "
+        remedy += "NEW_FOLDER. Name it in data.manifest, or raise data.block."
         raise DataError(f"{what}, so that training would stop there", share.manifest, remedy=remedy)
 
 
 def _blank(config: Config, number: int, share: Share, start: int, end: int) -> tuple[int, int] | None:
-    """Lane of the run, and S at which the first block begins of which nothing is good."""
+    """(lane of the run, S) of the start of the first block without a usable sample; None if there is none."""
     chunks, lanes = _blank_chunks(share.manifest), config.data.lanes
     source = order.SampleOrder.of_set(
         number, config.seed, share.samples, share.chunk, config.data.block, len(share.lanes)
     )
-    found = source.block_within(chunks, start // lanes, -(-end // lanes))
-    return found and (share.lanes[found[0]], found[1] * source.block_samples * lanes)
+    first = source.block_within(chunks, start // lanes, -(-end // lanes))
+    return first and (share.lanes[first[0]], first[1] * source.block_samples * lanes)
 
 
 @lru_cache(maxsize=64)
 def _blank_chunks(folder: str) -> NDArray[np.int64]:
-    """Full chunks of which a manifest excepts every sample."""
+    """Full chunks of which a manifest excludes every sample."""
     manifest = Manifest.load(folder, check=False)
     ids = np.fromiter(manifest.exceptions, dtype=np.int64, count=len(manifest.exceptions))
     chunks, counts = np.unique(ids // manifest.chunk, return_counts=True)
@@ -137,10 +126,11 @@ def _blank_chunks(folder: str) -> NDArray[np.int64]:
 
 
 def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[Check]:
-    """Whether Slurm can be submitted to, asked once per submission, as that takes a while where it is away.
+    """Whether jobs can be submitted to Slurm from here: ConfigError if not, but a dry run only reports it.
 
-    ConfigError where nothing can be submitted from here; a dry run, which may be made anywhere, only says so.
-    ``execute``: whether programs that the profile names may be run."""
+    Called once per submission, because it takes long if Slurm does not answer. ``execute``: whether programs that the
+    profile names may be run.
+    """
     if profile.kind != "slurm":
         return []
     try:
@@ -151,31 +141,27 @@ def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[
         raise
 
 
-def _data(config: Config, data: Sequence[DataFacts]) -> list[Check]:
-    return [_data_set(config, share, one) for share, one in zip(shares(config.data), data, strict=True)]
-
-
-def _data_set(config: Config, share: Share, data: DataFacts) -> Check:
+def _data_set(config: Config, share: Share, facts: DataFacts) -> Check:
     name = f"data set {share.name}".rstrip()
-    if data.nominal:
-        return Check(name, f"the {count(data.samples)} samples are nominal: there is no manifest yet", True)
-    seen = _look_at(share.manifest)
+    if facts.nominal:
+        return Check(name, f"the {count(facts.samples)} samples are nominal: there is no manifest yet", True)
+    detail = _check_shards(share.manifest)
     _first_samples(share.manifest, tuple(config.data.captions))
-    return Check(name, seen)
+    return Check(name, detail)
 
 
 @lru_cache(maxsize=64)
-def _look_at(folder: str) -> str:
+def _check_shards(folder: str) -> str:
     """Load a manifest and compare the shards' sizes. Raises DataError, PermissionDenied, StorageError."""
     manifest, reader = Manifest.load(folder), ChunkReader(deadline=10.0)
     shards = len(manifest.keys)
-    looked_at = SHARDS_LOOKED_AT if shards and not is_remote(manifest.keys[0]) else OBJECTS_LOOKED_AT
-    for i in range(0, shards, max(1, shards // looked_at)):
+    most = MAX_SHARDS if shards and not is_remote(manifest.keys[0]) else MAX_OBJECTS
+    for i in range(0, shards, max(1, shards // most)):
         key, expected = manifest.keys[i], int(manifest.shards[i, 1])
-        found = reader.stat(key).size
-        if found != expected:
+        actual = reader.stat(key).size
+        if actual != expected:
             remedy = "It is not the file that was indexed: restore it, or index the shards again."
-            raise DataError(f"the shard has {found} bytes, indexed were {expected}", key, remedy=remedy)
+            raise DataError(f"the shard has {actual} bytes, indexed were {expected}", key, remedy=remedy)
     return f"{manifest.samples:,} samples in {shards:,} shards, {folder}"
 
 
@@ -204,25 +190,25 @@ def _evaluations(config: Config, nominal: bool) -> list[Check]:
         if nominal and not (Path(item.manifest) / "manifest.json").exists():
             checks.append(Check(name, f"{item.manifest}: not on this machine", True))
             continue
-        found = _look_at(item.manifest)
+        shards = _check_shards(item.manifest)
         if item.task == "zeroshot":
             classes = len(prompts.read_prompts(item.classes).names)
-            checks.append(Check(name, f"{found}; {classes} classes"))
+            checks.append(Check(name, f"{shards}; {classes} classes"))
             _first_label(item.manifest, item.classes, classes)
         elif item.task == "probe":
-            checks.append(Check(name, f"{found}; fitted on {_look_at(item.train)}"))
+            checks.append(Check(name, f"{shards}; fitted on {_check_shards(item.train)}"))
         else:
             _first_samples(item.manifest, ("txt",))
-            checks.append(Check(name, f"{found}; images and captions"))
+            checks.append(Check(name, f"{shards}; images and captions"))
     return checks
 
 
 @lru_cache(maxsize=64)
 def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
-    """DataError unless one of the first samples could be trained on: training replaces single bad ones."""
+    """DataError if none of the first samples is usable; training replaces single bad ones."""
     bad: list[tuple[int, DecodeError]] = []
     manifest = Manifest.load(folder)
-    for id, sample in islice(_samples(manifest), SAMPLES_LOOKED_AT):
+    for id, sample in islice(_samples(manifest), FIRST_SAMPLES):
         try:
             image_of(sample, "pillow")
             captions_of(sample, list(captions))
@@ -231,21 +217,21 @@ def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
             bad.append((id, error))
     if bad:
         shard, ordinal = manifest.locate(bad[0][0])
-        what = f"none of the first {len(bad)} samples can be trained on; of the first one: {bad[0][1]}"
+        what = f"none of the first {len(bad)} samples can be trained on; the first: {bad[0][1]}"
         fields = ", ".join(dict.fromkeys(_fields(folder)))
         remedy = f"Name what holds captions in data.captions{f'; JSON fields with text: {fields}' if fields else ''}."
         raise DataError(what, f"{shard}, sample {ordinal}", remedy=remedy)
 
 
 def _fields(folder: str) -> Iterator[str]:
-    """What the JSON members of the first samples could offer to ``data.captions``."""
-    for _, sample in islice(_samples(Manifest.load(folder)), SAMPLES_LOOKED_AT):
+    """Fields of JSON members of the first samples that ``data.captions`` could name."""
+    for _, sample in islice(_samples(Manifest.load(folder)), FIRST_SAMPLES):
         yield from json_fields(sample)
 
 
 @lru_cache(maxsize=64)
 def _first_label(folder: str, path: str, classes: int) -> None:
-    """DataError unless the first sample is a picture with the number of a class: evaluation replaces nothing."""
+    """DataError if the first sample is not an image with the number of a class: evaluation replaces no samples."""
     manifest = Manifest.load(folder)
     for id, sample in islice(_samples(manifest), 1):
         shard, ordinal = manifest.locate(id)
@@ -260,7 +246,7 @@ def _first_label(folder: str, path: str, classes: int) -> None:
 
 
 def _samples(manifest: Manifest) -> Iterator[tuple[int, Sample]]:
-    """Ids and samples from the first on, without those excepted."""
+    """Ids and samples from the first on, without excluded ones."""
     reader = ChunkReader(deadline=10.0)
     for j in range(manifest.chunks):
         ids = [id for id in manifest.chunk_ids(j) if id not in manifest.exceptions]
@@ -270,7 +256,7 @@ def _samples(manifest: Manifest) -> Iterator[tuple[int, Sample]]:
 
 
 def _libraries(config: Config, profile: ClusterProfile) -> None:
-    """ConfigError where the decoder or the resizer is not installed; known of our own interpreter alone."""
+    """ConfigError if the decoder or the resizer is not installed in our own interpreter; others are not checked."""
     if profile.kind != "local" or profile.python not in ("", sys.executable):
         return
     for key in ("decoder", "resize"):
@@ -281,37 +267,38 @@ def _libraries(config: Config, profile: ClusterProfile) -> None:
 
 
 def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
-    """GPUs must be there; too few cores only make it slow, and are said."""
+    """GPUs must exist; too few cores are only reported."""
     resources = config.resources
     if profile.kind == "local" and resources.nodes > 1:
         raise ConfigError("resources.nodes: this machine is one node", value=resources.nodes, remedy="Set it to 1.")
     if resources.gpus and profile.kind == "local" and not on.cuda:
-        raise ConfigError(
-            "resources.gpus: no NVIDIA driver on this machine", value=resources.gpus, remedy="Set it to 0."
-        )
+        what = "resources.gpus: no NVIDIA driver on this machine"
+        raise ConfigError(what, value=resources.gpus, remedy="Set it to 0.")
     if profile.gpus_per_node and resources.gpus > profile.gpus_per_node:
         what = f"resources.gpus: a node of {profile.name} has {profile.gpus_per_node}"
         raise ConfigError(what, value=resources.gpus)
     if resources.hours > profile.hours:
         what = f"resources.hours: an attempt on {profile.name} may last {profile.hours:g} h"
-        raise ConfigError(what, value=resources.hours, remedy="Ask for less: a run goes on in the next attempt.")
-    wanted = resources.processes * (config.compute.threads + config.data.workers)
+        raise ConfigError(what, value=resources.hours, remedy="Request less: a run continues in the next attempt.")
+    needed = resources.processes * (config.compute.threads + config.data.workers)
     if profile.kind == "slurm" and not profile.cpus_per_node:
-        detail = f"{wanted} threads and loader processes a node; the profile {profile.name} gives no cpus_per_node"
-        return Check("cores", f"{detail}: values that follow the cores were planned with the {on.cores} of here", True)
-    verdict = "" if wanted <= on.cores else ": more than there are, so it will be slow"
-    return Check("cores", f"{wanted} threads and loader processes on {on.cores} cores a node{verdict}")
+        detail = f"{needed} threads and loader processes a node; the profile {profile.name} gives no cpus_per_node"
+        return Check(
+            "cores", f"{detail}: values that depend on the cores were planned with the {on.cores} of this machine", True
+        )
+    warning = "" if needed <= on.cores else ": more than the node has, so it will be slow"
+    return Check("cores", f"{needed} threads and loader processes on {on.cores} cores a node{warning}")
 
 
-def _here(profile: ClusterProfile, folder: Path) -> Path | None:
-    """The nearest folder that exists; None where a cluster's file system is not on this machine."""
+def _existing_folder(profile: ClusterProfile, folder: Path) -> Path | None:
+    """The nearest folder that exists; None if a cluster's file system is not on this machine."""
     above = [path for path in (folder, *folder.parents) if path.is_dir()]
     return above[0] if above and (profile.kind == "local" or folder.parent.exists()) else None
 
 
 def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
-    """Probe the place where the runs will live; in a dry run ask for the permissions alone."""
-    place = _here(profile, folder)
+    """Probe the folder where runs will be stored; a dry run checks only the permissions."""
+    place = _existing_folder(profile, folder)
     if place is None:
         return Check("runs root", f"{folder.parent}: not on this machine", True)
     blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
@@ -319,8 +306,8 @@ def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
         raise ConfigError("a file is where a folder must be", str(blocking), remedy=ELSEWHERE)
     if dry:
         if not os.access(place, os.W_OK | os.X_OK):
-            raise PermissionDenied("may not be written", str(place), remedy=ELSEWHERE)
-        return Check("runs root", f"{folder.parent}: may be written")
+            raise PermissionDenied("not writable", str(place), remedy=ELSEWHERE)
+        return Check("runs root", f"{folder.parent}: writable")
     try:
         probe(place)
     except OSError as error:
@@ -329,19 +316,21 @@ def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
 
 
 def space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path, plan: bool) -> list[Check]:
-    """Room for the checkpoints of all runs that start or go on: path of a run -> its configuration.
+    """Space for the checkpoints of all runs that start or continue, by path of the run.
 
-    Per run those kept, the last of every stage, and the one being written, less what its directory holds already.
-    ``plan``: a dry run without data, made wherever a person sits: too little room there refuses nothing.
+    Per run: those kept, the last of every stage, and the one being written, less what its directory holds already.
+    ``plan``: a dry run without data on any machine, which too little space does not refuse.
     """
     here = {path: config for path, config in configs.items() if not config.checkpoint.url}
     if not here:
         urls = dict.fromkeys(config.checkpoint.url for config in configs.values())
         return [Check("free space", f"checkpoints go to {', '.join(urls)}", True)] if urls else []
-    place = _here(profile, folder)
+    place = _existing_folder(profile, folder)
     if place is None:
         return [Check("free space", f"{folder.parent}: not on this machine", True)]
-    needed = sum(max(0, _checkpoint_bytes(config) - _held(path / "checkpoints")) for path, config in here.items())
+    needed = sum(
+        max(0, _checkpoint_bytes(config) - _bytes_below(path / "checkpoints")) for path, config in here.items()
+    )
     free = shutil.disk_usage(place).free
     runs = "1 run" if len(here) == 1 else f"{len(here)} runs"
     if needed > free:
@@ -354,17 +343,17 @@ def space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path,
 
 
 def _checkpoint_bytes(config: Config) -> int:
-    """Bytes that the checkpoints of a run take at most at a time."""
+    """Most bytes of a run's checkpoints at any time."""
     number = config.checkpoint.keep + len(config.stages) + 1
     return costs.STATE_BYTES * costs.parameters(config.model)["total"] * number
 
 
-def _held(folder: Path) -> int:
+def _bytes_below(folder: Path) -> int:
     """Bytes of all files below a folder."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(FileNotFoundError, PermissionError):  # just deleted by its job; someone else's
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # just deleted by its job; another user's
                 total += os.lstat(os.path.join(place, name)).st_size
     return total
 
@@ -376,14 +365,14 @@ def _bucket(config: Config, dry: bool) -> list[Check]:
     return [Check("checkpoint.url", probe_url(url))] if url else []
 
 
-def saving(profile: ClusterProfile, run: RunDir) -> list[Check]:
-    """What the saves of a run that goes on took, against the time that a stop leaves."""
-    seen = time_to_save(run, profile.signal_seconds)
-    return [Check("time to save", seen)] if seen else []
+def save_time(profile: ClusterProfile, run: RunDir) -> list[Check]:
+    """The measured duration of saves of a run that continues, compared with the time that a stop leaves."""
+    detail = describe_save_time(run, profile.signal_seconds)
+    return [Check("time to save", detail)] if detail else []
 
 
 def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Check]:
-    """A warning where the wall limit leaves an attempt no time to train: the signal to save comes before it."""
+    """A warning if the wall limit leaves no time to train between start-up and the signal to save."""
     limit, start = 60 * minutes(config.resources.hours), wall.startup_seconds(run)
     left = limit - profile.signal_seconds - start
     if profile.kind != "slurm" or left > 0:
@@ -396,7 +385,7 @@ def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Che
 
 @lru_cache(maxsize=16)
 def probe_url(url: str, deadline: float = 10.0) -> str:
-    """Write an object where checkpoints will lie, and delete it. Raises what a save would, after the deadline."""
+    """Write and delete an object below the URL of checkpoints. Raises the error of a save, after the deadline."""
     place = url if "://" in url else f"file://{url}"
     remote = Remote(f"{place.rstrip('/')}/.probe-{os.getpid()}", RetryPolicy(deadline=deadline))
     remote.put("probe", b"probe")
@@ -404,18 +393,18 @@ def probe_url(url: str, deadline: float = 10.0) -> str:
     return f"{url}: objects can be written and deleted"
 
 
-def time_to_save(run: RunDir, seconds: float) -> str:
-    """What the commits of a run took, beside the ``seconds`` before its end at which it is told to stop.
+def describe_save_time(run: RunDir, seconds: float) -> str:
+    """The longest save of a run, compared with the ``seconds`` between the warning and the end; "" if unknown.
 
-    A stop waits for the save under way, trains to the end of two steps (ranks agree a step late), and saves once more;
-    no second time where S is the one that is being saved.
+    A stop waits for the save in progress, trains to the end of two steps (ranks agree a step late), and saves once
+    more, unless S is the one that is being saved.
     """
-    known = [one.record for one in commits(run)]
-    took = max((float(one.get("saving", 0.0)) for one in known), default=0.0)
-    step = max((one["seconds"] / one["step"] for one in known if one.get("step")), default=0.0)
-    if not took:
+    records = [commit.record for commit in commits(run)]
+    save = max((float(record.get("saving", 0.0)) for record in records), default=0.0)
+    step = max((record["seconds"] / record["step"] for record in records if record.get("step")), default=0.0)
+    if not save:
         return ""
-    enough = 2 * took + 2 * step <= seconds
-    verdict = "" if enough else ": too late for a save under way, two steps and one more save; raise signal_seconds"
+    enough = 2 * save + 2 * step <= seconds
+    warning = "" if enough else ": too late for a save under way, two steps and one more save; raise signal_seconds"
     steps = f", a step {step:.1f} s" if step else ""
-    return f"{took:.1f} s at most until now{steps}, the warning comes {seconds:g} s before the end{verdict}"
+    return f"{save:.1f} s at most until now{steps}, the warning comes {seconds:g} s before the end{warning}"

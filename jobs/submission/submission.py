@@ -133,7 +133,7 @@ class Submission:
             anew = self.args.changed in ("restart", "fork")
             preflight.refuse_blank_blocks(config, data, None if anew else RunDir(self.folder / run.name))
             self._checked(preflight.check(config, data, profile, on, self.folder, dry), run.name)
-            self._checked(preflight.saving(profile, RunDir(self.folder / run.name)), run.name)
+            self._checked(preflight.save_time(profile, RunDir(self.folder / run.name)), run.name)
             self._checked(preflight.wall_limit(config, profile, RunDir(self.folder / run.name)), run.name)
         except FlipError as error:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"

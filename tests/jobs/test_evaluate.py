@@ -217,7 +217,7 @@ def test_what_no_job_would_get_through_is_said_before_it_is_queued(place, capsys
         monkeypatch.setenv(name, "x")
     assert evaluate.main(words) == 78
     told = capsys.readouterr().err
-    assert "does not go with jobs" in told and "env: [AWS_REGION, " in told and "AWS_PROFILE]" in told
+    assert "are not forwarded to jobs" in told and "env: [AWS_REGION, " in told and "AWS_PROFILE]" in told
     assert sorted((place / "runs").rglob("task.json")) == before
 
 

@@ -165,7 +165,7 @@ def test_a_block_without_a_good_sample_is_refused_with_the_command_that_helps(de
     assert manifest.chunk == 1 and len(bad) == 1
     less = write(desk.folder / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
     code, said = submitted(desk, less.folder, monkeypatch, capsys, *config, "--dry-run")
-    assert code == 65 and "lane 1 from S = 32 are excepted" in said, said
+    assert code == 65 and "lane 1 from S = 32 are excluded" in said, said
     assert f"tools/shards.py drop {less.folder} --out NEW_FOLDER" in said
     code, said = submitted(desk, less.folder, monkeypatch, capsys, *config, "stages.pretrain.samples=32", "--dry-run")
     assert code == 0, said
@@ -239,7 +239,7 @@ def test_a_wall_limit_that_leaves_no_time_to_train(tmp_path, hours, start, words
 def test_a_dry_run_writes_nothing(desk, monkeypatch):
     monkeypatch.setattr(preflight, "probe", lambda _: pytest.fail("wrote a probe"))
     place = desk.folder / "runs" / "x"
-    assert "may be written" in preflight._writable(ClusterProfile(name="local"), place, True).detail
+    assert "writable" in preflight._writable(ClusterProfile(name="local"), place, True).detail
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
         with pytest.raises(PermissionDenied):

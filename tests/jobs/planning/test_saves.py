@@ -19,13 +19,13 @@ def test_the_place_is_written_and_left_as_it_was(tmp_path):
 
 def test_the_time_that_a_save_takes(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
-    assert preflight.time_to_save(run, 90) == ""
+    assert preflight.describe_save_time(run, 90) == ""
     for samples, took in ((8, 30.0), (16, 50.0)):
         path = commit.folder(run, "pretrain", samples, 1)
         path.mkdir(parents=True)
         commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": 1, "saving": took})
-    assert preflight.time_to_save(run, 120) == "50.0 s at most until now, the warning comes 120 s before the end"
-    assert "raise signal_seconds" in preflight.time_to_save(run, 90)
+    assert preflight.describe_save_time(run, 120) == "50.0 s at most until now, the warning comes 120 s before the end"
+    assert "raise signal_seconds" in preflight.describe_save_time(run, 90)
 
 
 def test_two_slow_steps_are_counted_in(tmp_path):
@@ -34,7 +34,7 @@ def test_two_slow_steps_are_counted_in(tmp_path):
     path.mkdir(parents=True)
     record = {"stage": "pretrain", "samples": 8, "attempt": 1, "saving": 50.0, "step": 4, "seconds": 100.0}
     commit.commit(path, record)
-    assert preflight.time_to_save(run, 150).startswith("50.0 s at most until now, a step 25.0 s, the warning")
-    assert "raise" not in preflight.time_to_save(run, 150) and "raise signal_seconds" in preflight.time_to_save(
-        run, 149
-    )
+    assert preflight.describe_save_time(run, 150).startswith("50.0 s at most until now, a step 25.0 s, the warning")
+    assert "raise" not in preflight.describe_save_time(
+        run, 150
+    ) and "raise signal_seconds" in preflight.describe_save_time(run, 149)
