@@ -83,13 +83,12 @@ def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list
 
     from flip.config.merge import read
     from flip.runs.rundir import RunDir
-    from jobs import submit
     from jobs.common.cluster_profile import load_profile
-    from jobs.submission.submission import Submission
+    from jobs.submission.submission import Submission, SubmitOptions
 
     def submission(*more: str) -> Submission:
-        words = ["--sweep", args.sweep, "--only", args.run, "--dry-run", *below, *args.overrides, *above, *more]
-        return Submission(submit.parser().parse_args(words))
+        overrides = [*below, *args.overrides, *above, *more]
+        return Submission(SubmitOptions(args.sweep, only=args.run, overrides=overrides, dry_run=True))
 
     made = submission()
     real = RunDir(made.folder / made.sweep.runs[0].name)

@@ -72,9 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def submit(args: argparse.Namespace) -> int:
-    from jobs.submission.submission import Submission
+    from jobs.submission.submission import Submission, SubmitOptions
 
-    code, watched = Submission(args).run()
+    code, watched = Submission(SubmitOptions(**vars(args))).run()
     if watched is None:
         return code
     from jobs.reporting.status import watch

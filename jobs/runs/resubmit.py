@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from jobs.common.paths import PROFILES, REPOSITORY, SWEEPS
 from jobs.runs import select
 
 
-def typed(args: argparse.Namespace, file: Path) -> list[str]:
+def typed(args: Any, file: Path) -> list[str]:
     """The words of ``jobs/submit.py`` that mean the same runs from any folder. ``file``: the sweep's."""
     words = ["jobs/submit.py", "--sweep", _path(file), *args.overrides]
     if args.cluster:

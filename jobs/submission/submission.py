@@ -1,14 +1,13 @@
-"""What ``jobs/submit.py`` does: sweep -> resolved runs -> checks -> plan -> (yes?) -> one commit -> (watch)."""
+"""One call of ``jobs/submit.py``: sweep file -> resolved runs -> checks -> plan -> confirmation -> commit."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,48 +38,72 @@ from jobs.sweeps.sweep_file import Run, Sweep, load, no_match
 CONFIRM_ABOVE = 100.0  # GPU-hours that start without a question
 
 
-class Submission:
-    """One call of the command."""
+@dataclass
+class SubmitOptions:
+    """The options of ``jobs/submit.py``, which describes them."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.file = sweep_file(args.sweep)
-        self.prunes: bool = args.prune or args.prune_most
-        self.sweep: Sweep = load(self.file, args.overrides, args.only, args.seeds, none=self.prunes)
-        self.profile = load_profile(args.cluster or self.sweep.cluster)
+    sweep: str = ""
+    cluster: str | None = None
+    only: str | None = None
+    seeds: list[int] | None = None
+    overrides: list[str] = field(default_factory=list)
+    changed: str | None = None
+    dry_run: bool = False
+    retry: bool = False
+    prune: bool = False
+    prune_most: bool = False
+    no_canary: bool = False
+    watch: bool = False
+    yes: bool = False
+    script: bool = False
+    json: bool = False
+
+
+class Submission:
+    """One call of the command.
+
+    ``places``: profile name in the sweep -> the profile, and a node of it. ``checks``: each passed check once, in
+    order, with the names of its runs (none: all). ``nominal``: whether a dry run plans with nominal data sets.
+    ``batches``: the Slurm jobs of a dry run.
+    """
+
+    def __init__(self, options: SubmitOptions) -> None:
+        self.options = options
+        self.file = sweep_file(options.sweep)
+        self.prunes = options.prune or options.prune_most
+        self.sweep: Sweep = load(self.file, options.overrides, options.only, options.seeds, none=self.prunes)
+        self.profile = load_profile(options.cluster or self.sweep.cluster)
         self.folder = runs_root(self.profile) / self.sweep.name
         self.places: dict[str, tuple[ClusterProfile, Host]] = {}
-        """Name of a profile, as the sweep says it -> the profile, and a node of it."""
         self.checks: dict[preflight.Check, list[str]] = {}
-        """What was looked at, each once and in order, and the names of the runs that it is about (none: all)."""
-        self.nominal = False  # whether a dry run plans with claims about data that are not here
-        self.batches: Sequence[PlannedJob] = ()  # what Slurm would get, known in a dry run
+        self.nominal = False
+        self.batches: Sequence[PlannedJob] = ()
         if not str(self.folder).isprintable():
-            raise ConfigError("no folder for runs: a control character is in its path", value=str(self.folder))
+            raise ConfigError("the path of the runs contains a control character", value=str(self.folder))
 
     def run(self) -> tuple[int, list[Path] | None]:
-        """The exit code, and with --watch the directories of the runs to watch."""
-        dry, wanted = self.args.dry_run, self.resolve_runs()
+        """Returns the exit code, and with --watch the directories of the runs to watch."""
+        dry, runs = self.options.dry_run, self.resolve_runs()
         new = not self.folder.exists()
-        if new:  # a refusal must not leave the folder that the lock makes
-            self._space(self._plan(wanted))
+        if new:  # a refusal must not leave the folder that the lock creates
+            self._check_space(self._plan(runs))
         with nullcontext() if dry else lock(self.folder):
-            plan = self._plan(wanted)
+            plan = self._plan(runs)
             if not new:
-                self._space(plan)
+                self._check_space(plan)
             question = self._question(plan)
             self._show(plan, question)
             plan.refuse_changed()
-            plan.refuse_prune(self.args.prune_most)
+            plan.refuse_prune(self.options.prune_most)
             plan.refuse_pinned()
             if not dry:
                 self._confirm(question)
                 self._commit(plan)
         if plan.actions and all(action.kind == "unknown" for action in plan.actions):
             return STORAGE, None
-        if self.args.watch and not dry:
+        if self.options.watch and not dry:
             return COMPLETE, [self.folder / action.name for action in plan.actions]
-        if not (dry or self.args.json):
+        if not (dry or self.options.json):
             print(render.next_commands(plan))
         return COMPLETE, None
 
@@ -89,23 +112,24 @@ class Submission:
         for run in self.sweep.runs:
             self._place(run)
         for profile in self._profiles():
-            self._checked(preflight.scheduler(profile, self.args.dry_run, self._may_execute(profile)))
-        return [self._want(run) for run in self.sweep.runs]
+            self._add_checks(preflight.scheduler(profile, self.options.dry_run, self._may_execute(profile)))
+        return [self._resolve(run) for run in self.sweep.runs]
 
     def _may_execute(self, profile: ClusterProfile) -> bool:
-        """Whether programs that a profile names may run: in a dry run not if the sweep alone names its file."""
+        """Whether programs that a profile names may run: not in a dry run if only the sweep names the profile's
+        file."""
         by_sweep = [self.sweep.cluster, *(run.config.resources.cluster for run in self.sweep.runs)]
         files = [name for name in by_sweep if name.endswith((".yaml", ".yml"))]
-        return not (self.args.dry_run and not self.args.cluster and profile in map(load_profile, files))
+        return not (self.options.dry_run and not self.options.cluster and profile in map(load_profile, files))
 
     def _place(self, run: Run) -> tuple[ClusterProfile, Host]:
-        """The profile of the cluster that a run goes to, and a node there."""
-        asked = "" if self.args.cluster else run.config.resources.cluster
+        """The profile of the cluster of a run, and a node there."""
+        asked = "" if self.options.cluster else run.config.resources.cluster
         if asked not in self.places:
             profile = load_profile(asked) if asked else self.profile
             if runs_root(profile) != runs_root(self.profile):
-                what = f"resources.cluster: the runs root of {asked} is another one than that of {self.profile.name}"
-                remedy = "Runs of a sweep share a folder: give the profiles one runs_root, or make it two sweeps."
+                what = f"resources.cluster: the runs root of {asked} differs from that of {self.profile.name}"
+                remedy = "Runs of a sweep share a folder: give the profiles the same runs_root, or use two sweeps."
                 raise ConfigError(what, f"run {run.name}", str(runs_root(profile)), remedy)
             self.places[asked] = profile, node(profile)
         return self.places[asked]
@@ -114,15 +138,15 @@ class Submission:
         """Each once, in the order of the runs."""
         return list({profile.name: profile for profile, _ in self.places.values()}.values())
 
-    def _want(self, run: Run) -> ResolvedRun:
+    def _resolve(self, run: Run) -> ResolvedRun:
         """Resolve, validate and check one run; its errors name it."""
         try:
-            dry = self.args.dry_run
+            dry = self.options.dry_run
             if run.config.init.run or run.config.init.export:
-                run.config.init = self._origin(run)
-            data = facts(run.config, nominal=dry)  # what a configuration claims of its data is good for a plan alone
+                run.config.init = self._resolve_init(run)
+            data = facts(run.config, nominal=dry)  # nominal data are for plans only
             profile, on = self._place(run)
-            config, kept = self._settled(run, data, on)
+            config, kept = self._resolve_stable(run, data, on)
             notes = validate(config)
             self.nominal = self.nominal or any(one.nominal for one in data)
             try:
@@ -130,11 +154,11 @@ class Submission:
             except ConfigError:
                 if not self._exists(run, config):
                     raise
-            anew = self.args.changed in ("restart", "fork")
+            anew = self.options.changed in ("restart", "fork")
             preflight.refuse_blank_blocks(config, data, None if anew else RunDir(self.folder / run.name))
-            self._checked(preflight.check(config, data, profile, on, self.folder, dry), run.name)
-            self._checked(preflight.save_time(profile, RunDir(self.folder / run.name)), run.name)
-            self._checked(preflight.wall_limit(config, profile, RunDir(self.folder / run.name)), run.name)
+            self._add_checks(preflight.check(config, data, profile, on, self.folder, dry), run.name)
+            self._add_checks(preflight.save_time(profile, RunDir(self.folder / run.name)), run.name)
+            self._add_checks(preflight.wall_limit(config, profile, RunDir(self.folder / run.name)), run.name)
         except FlipError as error:
             where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
             raise type(error)(error.what, where, error.value, error.remedy) from error
@@ -153,20 +177,20 @@ class Submission:
             kept=kept,
         )
 
-    def _checked(self, checks: Sequence[preflight.Check], *names: str) -> None:
+    def _add_checks(self, checks: Sequence[preflight.Check], *names: str) -> None:
         for check in checks:
             self.checks.setdefault(check, []).extend(names)
 
-    def _space(self, plan: Plan) -> None:
-        """Check the room for checkpoints of what starts, and of what runs, which still grows."""
+    def _check_space(self, plan: Plan) -> None:
+        """Check the space for checkpoints of runs that start or run."""
         grows = [action for action in plan.actions if action.starts or action.kind in ("running", "waiting")]
-        # a run that goes to the trash first keeps its bytes there
+        # the checkpoints of a run that goes to the trash first stay on the disk
         paths = {plan.folder / f"{action.name}{'.new' if action.moves else ''}": action.wanted for action in grows}
         configs = {path: wanted.config for path, wanted in paths.items()}
-        self._checked(preflight.space(configs, self.profile, self.folder, self.args.dry_run and self.nominal))
+        self._add_checks(preflight.space(configs, self.profile, self.folder, self.options.dry_run and self.nominal))
 
-    def _origin(self, run: Run) -> Init:
-        """``init`` with what it means; where that is gone, a run that has begun goes on without it."""
+    def _resolve_init(self, run: Run) -> Init:
+        """``init``, resolved; a run that has started continues without it if its source is gone."""
         try:
             return warm_start.resolve_init(run.config, [self.folder, self.folder.parent])
         except ConfigError:
@@ -175,13 +199,13 @@ class Submission:
                 raise
             return known
 
-    def _settled(self, run: Run, data: Sequence[DataFacts], on: Host) -> tuple[Config, Sequence[Change]]:
-        """The resolved configuration (the directory's where that is to be kept), and what the file says else."""
-        path, there = self.folder / run.name, [other.name for other in self.folder.glob(f"{run.name}-v*")]
-        beside = planning.forks(run.name, there, self.sweep.names)
-        places = [path, *(self.folder / fork for fork in beside)]
+    def _resolve_stable(self, run: Run, data: Sequence[DataFacts], on: Host) -> tuple[Config, Sequence[Change]]:
+        """The resolved configuration, and the changes in the sweep file that ``--changed keep`` ignores."""
+        path, present = self.folder / run.name, [other.name for other in self.folder.glob(f"{run.name}-v*")]
+        forks = planning.forks(run.name, present, self.sweep.names)
+        places = [path, *(self.folder / fork for fork in forks)]
         config = planning.resolve_stable(run.config, on, data, places)
-        if self.args.changed != "keep" or not (path / "identity.json").exists():
+        if self.options.changed != "keep" or not (path / "identity.json").exists():
             return config, ()
         try:
             known = [read_record(place / "identity.json") or {} for place in places]
@@ -192,7 +216,7 @@ class Submission:
             raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
 
     def _exists(self, run: Run, config: Config) -> bool:
-        """Whether this run, or a fork of it, is there with this very configuration."""
+        """Whether this run or a fork of it exists with this configuration."""
         wanted = identity(config, "")["hash"]
         for place in [self.folder / run.name, *self.folder.glob(f"{run.name}-v*")]:
             with suppress(OSError, ValueError, AttributeError):  # a damaged one is reported with the plan
@@ -200,40 +224,40 @@ class Submission:
                     return True
         return False
 
-    def _asking(self) -> bool:
-        """A plan for a Slurm that is not here is made from the files alone."""
+    def _can_query(self) -> bool:
+        """Whether states can be queried; a dry run without Slurm uses the files alone."""
         slurm = any(profile.kind == "slurm" for profile in self._profiles())
-        return not (self.args.dry_run and slurm and shutil.which("squeue") is None)
+        return not (self.options.dry_run and slurm and shutil.which("squeue") is None)
 
-    def _plan(self, wanted: Sequence[ResolvedRun]) -> Plan:
-        args = self.args
-        found = planning.scan_runs(self.folder, [run.name for run in wanted], self._asking())
-        names, changed, only = self.sweep.names, args.changed or "", args.only or "*"
-        plan = planning.plan(wanted, found, self.folder, names, args.retry, changed, self.prunes, only)
+    def _plan(self, runs: Sequence[ResolvedRun]) -> Plan:
+        options, names = self.options, self.sweep.names
+        existing = planning.scan_runs(self.folder, [run.name for run in runs], self._can_query())
+        changed, only = options.changed or "", options.only or "*"
+        plan = planning.plan(runs, existing, self.folder, names, options.retry, changed, self.prunes, only)
         if not (plan.actions or plan.dropped):
             raise no_match(self.file, only, names)
         return plan
 
     def _show(self, plan: Plan, question: str) -> None:
-        everyone = len(self.sweep.runs)
+        all_runs = len(self.sweep.runs)
         checks = [
-            replace(check, runs=tuple(names) if len(names) < everyone else ()) for check, names in self.checks.items()
+            replace(check, runs=tuple(names) if len(names) < all_runs else ()) for check, names in self.checks.items()
         ]
         answers = any(check.name == "Slurm" and not check.skipped for check in checks)
         for profile in self._profiles():
-            if self.args.dry_run and profile.kind == "slurm":
+            if self.options.dry_run and profile.kind == "slurm":
                 part = [action for action in plan.actions if action.wanted.cluster == profile.name]
                 self.batches = [*self.batches, *planned_jobs(replace(plan, actions=part), profile, answers)]
-        if self.args.json:
+        if self.options.json:
             shown = render.as_dict(plan, self.sweep, self.profile, checks, question, self.batches)
             print(json.dumps(shown, indent=1))
-        elif self.args.dry_run:
-            print(render.details(plan, self.sweep, self.profile, checks, question, self.batches, self.args.script))
+        elif self.options.dry_run:
+            print(render.details(plan, self.sweep, self.profile, checks, question, self.batches, self.options.script))
         else:
             print(render.summary(plan, self.sweep, self.profile))
 
     def _question(self, plan: Plan) -> str:
-        """What must be confirmed before anything starts; empty: nothing."""
+        """The question to confirm before anything starts; empty if there is none."""
         asked = []
         if plan.pruned:
             active = [name for name, found in plan.pruned.items() if found.active]
@@ -254,10 +278,10 @@ class Submission:
         return f"This {' and '.join(asked)}." if asked else ""
 
     def _confirm(self, question: str) -> None:
-        if self.args.yes or not question:
+        if self.options.yes or not question:
             return
         if not sys.stdin.isatty():
-            raise ConfigError("a person is asked first, and nobody is there", value=question, remedy="Add --yes.")
+            raise ConfigError("confirmation needed, but stdin is not a terminal", value=question, remedy="Add --yes.")
         try:
             answer = input(f"{question} Go on? [y/N] ")
         except EOFError:
@@ -268,35 +292,35 @@ class Submission:
     def _commit(self, plan: Plan) -> None:
         if plan.pruned:
             active = ", ".join(name for name, found in plan.pruned.items() if found.active)
-            self._say(f"cancelled, and waited for until they have saved: {active}" if active else "")
+            self._print(f"cancelled; waiting until they have saved: {active}" if active else "")
             left = prune(plan, f"no longer in the sweep {self.sweep.name}", self._trashed)
-            self._say(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them" if left else "")
+            self._print(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them" if left else "")
         if plan.starting:
             snapshot = take(REPOSITORY, self.folder / ".code")
             hidden = ", ".join(snapshot.left_out)
-            self._say(f"not copied, because they are no code or look like secrets: {hidden}" if hidden else "")
-            steps = 0 if self.args.no_canary else self.profile.canary
+            self._print(f"not copied, because they are not code or look like secrets: {hidden}" if hidden else "")
+            steps = 0 if self.options.no_canary else self.profile.canary
             cluster = MultiBackend(self._profiles())
-            again = resubmit.typed(self.args, self.file)
-            jobs = apply(plan, snapshot, cluster, self._about(plan), steps, again, self._trashed)
-            self._say(render.canaries(jobs))
+            again = resubmit.typed(self.options, self.file)
+            jobs = apply(plan, snapshot, cluster, self._sweep_record(plan), steps, again, self._trashed)
+            self._print(render.canaries(jobs))
             late = ", ".join(cancelled_meanwhile(plan))
-            self._say(f"cancelled meanwhile, and so not started: {late}" if late else "")
+            self._print(f"cancelled meanwhile, so not started: {late}" if late else "")
 
     def _trashed(self, path: Path, target: Path) -> None:
-        """Report a run directory that was moved to the trash. With --json standard output holds the plan alone."""
+        """Report a run directory that was moved to the trash, with --json on standard error."""
         replaced = path.name in [run.name for run in self.sweep.runs]
-        print(render.trashed(path, target, replaced), file=sys.stderr if self.args.json else sys.stdout)
+        print(render.trashed(path, target, replaced), file=sys.stderr if self.options.json else sys.stdout)
 
-    def _say(self, words: str) -> None:
-        if words and not self.args.json:
-            print(words)
+    def _print(self, text: str) -> None:
+        if text and not self.options.json:
+            print(text)
 
-    def _about(self, plan: Plan) -> dict[str, Any]:
-        """sweep.json: what a report shows of the sweep. Runs submitted before keep a place in the order."""
+    def _sweep_record(self, plan: Plan) -> dict[str, Any]:
+        """sweep.json, for reports. Runs that were submitted earlier keep a place in the order."""
         names = [name for action in plan.actions for name in dict.fromkeys([action.wanted.name, action.name])]
         before = load_record(self.folder / "sweep.json").get("runs", [])
-        order = [*before, *names] if self.args.only else [*names, *before]
+        order = [*before, *names] if self.options.only else [*names, *before]
         forked = {action.fork: self.sweep.paper.get(action.wanted.name) for action in plan.actions if action.fork}
         paper = self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}
         about = {key: getattr(self.sweep, key) for key in ("name", "title", "notes")}
@@ -309,18 +333,18 @@ def _runs(number: int) -> str:
 
 
 def sweep_file(typed: str) -> Path:
-    """The sweep file meant: a path from here, one from the repository, or a name in sweeps/. Raises ConfigError."""
+    """The sweep file of a path (from here or the repository) or of a name in sweeps/. Raises ConfigError."""
     places = [Path(typed).expanduser(), REPOSITORY / typed, SWEEPS / f"{typed}.yaml"]
     for place in places:
         if place.exists():
             return place
     names = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
-    remedy = suggestion(Path(typed).stem, names) or f"In sweeps/ there are: {', '.join(names)}."
+    remedy = suggestion(Path(typed).stem, names) or f"sweeps/ contains: {', '.join(names)}."
     raise ConfigError("no such sweep file", str(places[0].absolute()), remedy=remedy)
 
 
 def node(profile: ClusterProfile) -> Host:
-    """One run's share of a node of the cluster: as the profile says, or this machine."""
+    """The share of a node that one run gets: from the profile, or this machine."""
     here = host()
     if profile.kind == "local":
         cores = min(profile.cpus_per_node or here.cores, here.cores)

@@ -36,7 +36,7 @@ class Script:
     def read(cls, text):
         """Keywords for ``Controller.submit``."""
         options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
-        folder = re.search(r"^said=(\S+)/\$id$", text, re.MULTILINE)[1].strip("'")
+        folder = re.search(r"^log=(\S+)/\$id$", text, re.MULTILINE)[1].strip("'")
         nodes, array = int(options["nodes"]), re.match(r"0-(\d+)", options.get("array", ""))
         tasks = nodes * int(options["ntasks-per-node"])
         late = re.search(r'"\$SECONDS" -lt (\d+)', text)

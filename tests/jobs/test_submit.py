@@ -452,7 +452,7 @@ def test_who_is_cancelled_while_they_are_submitted_is_said(typed, monkeypatch):
 
     monkeypatch.setattr(typed, "submit", cancelled)
     code, out, _ = typed()
-    assert code == 0 and "cancelled meanwhile, and so not started: half\n" in out
+    assert code == 0 and "cancelled meanwhile, so not started: half\n" in out
 
 
 def test_a_default_that_moved_is_named(desk, typed, monkeypatch):

@@ -103,7 +103,7 @@ def test_one_that_does_not_answer_keeps_no_other_from_being_told(desk, answering
     silent.path.mkdir()
     write_json(silent.path / "job.json", {"kind": "slurm", "name": "x.77aa", "token": "77aa", "index": 0})
     answering("squeue", "exit 1")
-    with pytest.raises(FlipError, match="Slurm did not do"):
+    with pytest.raises(FlipError, match="Slurm command failed"):
         clusters.request_cancel([silent, run], "enough")
     field.until_state(run, "cancelled")
     field.until(lambda: not field.left())
