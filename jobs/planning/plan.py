@@ -1,9 +1,8 @@
-"""The sweep file is the desired state; this compares it with what exists. Nothing here writes:
-``jobs.submission.apply`` does.
+"""Compares the runs of a sweep file with the existing run directories. Writes nothing: ``jobs.submission.apply`` does.
 
-A run whose directory holds another configuration is *changed*. It is refused, or by wish kept as it is, started again
-in its place, or forked: NAME-v2, NAME-v3, ... beside it, which from then on is where that configuration lives. Where
-nothing but its data is another, it may also go on with that.
+A run whose directory holds another configuration is *changed*. It is refused or, with ``--changed``, kept as it is,
+restarted in its place, or forked: the new configuration gets the directory NAME-v2, NAME-v3, ... If only its data have
+changed, it may also continue with the new data.
 """
 
 from __future__ import annotations
@@ -52,21 +51,17 @@ class ResolvedRun:
 
 @dataclass(frozen=True)
 class ExistingRun:
-    """What exists of a run: its state and why, and the stored identity (None: it cannot be read)."""
+    """An existing run: its state and why, the stored identity (None: unreadable), whether cancel.json existed."""
 
     state: str
     detail: str = ""
     identity: Mapping[str, Any] | None = None
-    cancel: bool = False  # whether its cancel.json was there
-
-    @property
-    def kind(self) -> str:
-        return self.state
+    cancel: bool = False
 
     @property
     def active(self) -> bool:
-        """Whether a process of it may be there, or come."""
-        return self.kind in ("queued", "running", "waiting", "unknown")
+        """Whether a process of it may exist or start."""
+        return self.state in ("queued", "running", "waiting", "unknown")
 
     def matches(self, wanted: ResolvedRun) -> bool:
         return self.identity is not None and self.identity.get("hash") == wanted.identity["hash"]
@@ -74,33 +69,44 @@ class ExistingRun:
 
 @dataclass(frozen=True)
 class Action:
+    """What happens to one run.
+
+    ``kind``: ``new`` (no folder), ``changed`` (another configuration), or the state of the run, one of
+    ``jobs.common.job.STATES``. ``moves``: the existing directory, in state ``existing``, goes to the trash first.
+    ``fork``: name of the directory if it is a fork. ``adopts``: it continues in its directory with new data.
+    """
+
     wanted: ResolvedRun
     kind: str
-    """``new`` (no folder), ``changed`` (another configuration), or its state, one of ``jobs.common.job.STATES``."""
     reason: str = ""
     starts: bool = False
-    moves: bool = False  # whether the existing run directory, which is in state ``existing``, goes to the trash first
+    moves: bool = False
     existing: str = ""
     changes: Sequence[Change] = ()
-    fork: str = ""  # name of its directory where that is a fork
-    adopts: bool = False  # whether it goes on in its directory, from now on with the data that are wanted
+    fork: str = ""
+    adopts: bool = False
 
     @property
     def name(self) -> str:
-        """Of the run directory."""
+        """Name of the run directory."""
         return self.fork or self.wanted.name
 
 
 @dataclass(frozen=True)
 class Plan:
-    folder: Path  # RUNS_ROOT/<sweep>
+    """What a submission does in ``folder``, RUNS_ROOT/<sweep>.
+
+    ``dropped``: existing runs that the sweep file no longer has; with ``prunes`` they go to the trash. ``left``: number
+    of existing runs that it has. ``cancelled``: names of runs that were cancelled before the plan was made; a run whose
+    cancel.json is newer does not start.
+    """
+
+    folder: Path
     actions: Sequence[Action]
     dropped: Mapping[str, ExistingRun] = field(default_factory=dict)
-    """Runs in the folder that the sweep file no longer has, by name."""
-    prunes: bool = False  # whether they go to the trash; else they are left alone
-    left: int = 0  # number of runs there that the sweep file has
+    prunes: bool = False
+    left: int = 0
     cancelled: Collection[str] = ()
-    """Names of those that were cancelled before this was planned: whose cancel.json came later is not to start."""
 
     @property
     def starting(self) -> list[Action]:
@@ -112,7 +118,7 @@ class Plan:
 
     @property
     def cost(self) -> Cost:
-        """Of what starts now; a run that goes on is counted whole."""
+        """Of the runs that start now; a run that continues counts in full."""
         return total(action.wanted.estimate.cost for action in self.starting)
 
     def refuse_changed(self) -> None:
@@ -120,17 +126,17 @@ class Plan:
         for action in self.actions:
             if action.kind == "changed" and not action.starts:
                 remedy = (
-                    "Put the old values back, or say --changed keep (the run stays as it is), fork (the new one starts"
-                    " beside it) or restart (the old one goes to the trash)"
+                    "Restore the old values, or use --changed keep (the run stays as it is), fork (a new run starts"
                 )
-                remedy += ", or data (it goes on with the new data)." if _of_data(action.changes) else "."
+                remedy += " next to it) or restart (the old run goes to the trash)"
+                remedy += ", or data (it continues with the new data)." if _of_data(action.changes) else "."
                 raise ConfigError(action.reason, str(self.folder / action.name), remedy=remedy)
 
     def refuse_prune(self, most: bool = False) -> None:
-        """ConfigError where more than half of what exists would go, unless ``most``, or where a state is unknown."""
-        for name, found in self.pruned.items():
-            if found.kind == "unknown":
-                what = f"nobody knows whether it runs: {found.detail}"
+        """ConfigError if more than half of the existing runs would go, unless ``most``, or if a state is unknown."""
+        for name, run in self.pruned.items():
+            if run.state == "unknown":
+                what = f"it is unknown whether it runs: {run.detail}"
                 raise ConfigError(what, str(self.folder / name), remedy="Once its state is known it can be pruned.")
         gone = len(self.pruned)
         if gone > self.left and not most:
@@ -139,40 +145,41 @@ class Plan:
             raise ConfigError(what, str(self.folder), ", ".join(self.pruned), remedy)
 
     def refuse_pinned(self) -> None:
-        """ConfigError where a run would go to the trash that has a commit which another one needs."""
+        """ConfigError if a run would go to the trash of which another run needs a commit."""
         moved = {action.name for action in self.actions if action.starts and action.moves}
         for name in [*self.pruned, *moved]:
             run = RunDir(self.folder / name)
             try:
-                needing = {by for by in commit.holders(run) if not _is_over(by)}
+                holders = {holder for holder in commit.holders(run) if not _is_over(holder)}
             except OSError as error:
-                remedy = "Delete that file, if nothing begins from the run any more."
-                raise ConfigError(
-                    f"who needs its commits cannot be read: {error}", str(run.path), remedy=remedy
-                ) from error
-            needing -= {self.folder / other for other in self.pruned}
-            if needing:
-                what = f"may not go to the trash: a commit of it is needed by {', '.join(sorted(map(str, needing)))}"
+                what, remedy = (
+                    f"who needs its commits cannot be read: {error}",
+                    "Delete that file if no run needs them.",
+                )
+                raise ConfigError(what, str(run.path), remedy=remedy) from error
+            holders -= {self.folder / other for other in self.pruned}
+            if holders:
+                what = f"may not go to the trash: a commit of it is needed by {', '.join(sorted(map(str, holders)))}"
                 remedy = "Wait until that is complete, or prune it too."
                 raise ConfigError(what, str(run.path), remedy=remedy)
 
 
-def _is_over(by: Path) -> bool:
-    """Whether nothing goes on any more with an evaluation; a run that failed may be started again."""
-    return by.parent.name == EVALUATIONS and read_run(by).state in ("failed", "cancelled")
+def _is_over(path: Path) -> bool:
+    """Whether an evaluation has ended for good; a failed run may be restarted."""
+    return path.parent.name == EVALUATIONS and read_run(path).state in ("failed", "cancelled")
 
 
 def forks(name: str, existing: Collection[str], others: Collection[str]) -> list[str]:
-    """The forks of a run among existing directories, oldest first; ``others`` are runs by themselves."""
+    """The forks of a run among existing directories, oldest first; ``others`` are names of other runs."""
     numbers = [match.group(1) for other in existing if (match := re.fullmatch(rf"{re.escape(name)}-v(\d+)", other))]
     return [fork for number in sorted(numbers, key=int) if (fork := f"{name}-v{number}") not in others]
 
 
 def resolve_stable(config: Config, on: Host, data: Sequence[DataFacts], paths: Sequence[Path]) -> Config:
-    """``config`` resolved. Where a run at one of ``paths`` differs from it in the machine alone, it stays that run.
+    """``config``, resolved so that an existing run at one of ``paths`` stays the same run if possible.
 
-    What follows a machine's cores and memory would else make another run of one that is submitted from elsewhere. It
-    stays as it is, too, where the data alone are others.
+    That is so if only machine-dependent values differ (cores and memory of the submitting machine would otherwise make
+    a new run), or only the data.
     """
     fresh = resolve(config, on, data)
     for run in map(RunDir, paths):
@@ -181,24 +188,24 @@ def resolve_stable(config: Config, on: Host, data: Sequence[DataFacts], paths: S
             if not isinstance(stored, dict):
                 continue
             kept = resolve(adopt(config, read(run.config)), on, data)
-        except (FlipError, OSError, ValueError):  # a damaged run is no help here; the plan says what is wrong with it
+        except (FlipError, OSError, ValueError):  # a damaged run is reported by the plan
             continue
         if identity(kept, "")["hash"] == stored.get("hash") or _of_data(_changes(stored, kept)):
             return kept
     return fresh
 
 
-def scan_runs(folder: Path, names: Collection[str], asking: bool = True) -> dict[str, ExistingRun]:
-    """What exists of the named runs and of all others there, each run's state by the cluster that it is on.
+def scan_runs(folder: Path, names: Collection[str], query: bool = True) -> dict[str, ExistingRun]:
+    """The named runs and all others in the folder, each with the state from its own cluster.
 
-    With ``asking`` False no scheduler is asked: states are as the files tell.
+    ``query`` False: states come from the files alone, no scheduler is asked.
     """
-    there = [path.parent.name for path in sorted(folder.glob("[!.]*/identity.json"))]
-    here = [RunDir(folder / name) for name in dict.fromkeys([*names, *there]) if (folder / name).exists()]
-    cancelled = {run.name for run in here if os.path.exists(run.cancel)}  # before states: what comes later is news
-    known = states(here) if asking else {}
-    found = {}
-    for run in here:
+    present = [path.parent.name for path in sorted(folder.glob("[!.]*/identity.json"))]
+    runs = [RunDir(folder / name) for name in dict.fromkeys([*names, *present]) if (folder / name).exists()]
+    cancelled = {run.name for run in runs if os.path.exists(run.cancel)}  # before states: a later cancel is new
+    known = states(runs) if query else {}
+    existing = {}
+    for run in runs:
         try:
             stored = read_record(run.identity)
         except (OSError, ValueError):
@@ -208,13 +215,13 @@ def scan_runs(folder: Path, names: Collection[str], asking: bool = True) -> dict
         else:
             outcome = read_run(run.path)
             state, detail = outcome.state, outcome.reason
-        found[run.name] = ExistingRun(state, detail, stored, run.name in cancelled)
-    return found
+        existing[run.name] = ExistingRun(state, detail, stored, run.name in cancelled)
+    return existing
 
 
 def plan(
     wanted: Sequence[ResolvedRun],
-    found: Mapping[str, ExistingRun],
+    existing: Mapping[str, ExistingRun],
     folder: Path,
     names: Collection[str] = (),
     retry: bool = False,
@@ -222,92 +229,91 @@ def plan(
     prunes: bool = False,
     only: str = "*",
 ) -> Plan:
-    """What to do with each run. ``names``: of all runs that the sweep file has, where ``wanted`` are some of them.
+    """What to do with each run. ``names``: of all runs in the sweep file, if ``wanted`` is a selection.
 
-    ``retry``: start failed and cancelled ones again. ``changed``: keep, fork or restart such runs, or go on with other
-    data; "": refuse. ``only``: pattern of the names of dropped runs that the plan is about.
+    ``retry``: restart failed and cancelled runs. ``changed``: keep, fork, restart, data, or "" to refuse such runs.
+    ``only``: pattern of the names of dropped runs to include.
     """
     names = {*names, *(run.name for run in wanted)}
-    actions = [_action(run, found, names, retry, changed) for run in wanted]
-    ours = names.union(*(forks(name, found, names) for name in names))
-    dropped = {name: run for name, run in found.items() if name not in ours and fnmatchcase(name, only)}
-    left = sum(name in ours for name in found)
-    cancelled = {name for name, run in found.items() if run.cancel or run.kind == "cancelled"}
+    actions = [_action(run, existing, names, retry, changed) for run in wanted]
+    own = names.union(*(forks(name, existing, names) for name in names))
+    dropped = {name: run for name, run in existing.items() if name not in own and fnmatchcase(name, only)}
+    left = sum(name in own for name in existing)
+    cancelled = {name for name, run in existing.items() if run.cancel or run.state == "cancelled"}
     return Plan(folder, actions, dropped, prunes, left, cancelled)
 
 
 def _action(
-    wanted: ResolvedRun, all_found: Mapping[str, ExistingRun], names: Collection[str], retry: bool, changed: str
+    wanted: ResolvedRun, all_existing: Mapping[str, ExistingRun], names: Collection[str], retry: bool, changed: str
 ) -> Action:
-    found, fork = all_found.get(wanted.name), ""
-    if found is None:
+    existing, fork = all_existing.get(wanted.name), ""
+    if existing is None:
         return Action(wanted, "new", starts=True)
-    forked = forks(wanted.name, all_found, names)
-    if not found.matches(wanted):
-        fork = next((name for name in reversed(forked) if all_found[name].matches(wanted)), "")
+    forked = forks(wanted.name, all_existing, names)
+    if not existing.matches(wanted):
+        fork = next((name for name in reversed(forked) if all_existing[name].matches(wanted)), "")
         if not fork:
-            return _changed(wanted, found, forked, names, changed)
-        found = all_found[fork]
-    starts = found.kind == "stopped" or (retry and found.kind in ("failed", "cancelled"))
+            return _changed(wanted, existing, forked, names, changed)
+        existing = all_existing[fork]
+    starts = existing.state == "stopped" or (retry and existing.state in ("failed", "cancelled"))
     kept = f"kept as it is ({_list(wanted.kept, wanted.given)})" if wanted.kept else ""
-    return Action(wanted, found.kind, "; ".join(filter(None, [found.detail, kept])), starts, fork=fork)
+    return Action(wanted, existing.state, "; ".join(filter(None, [existing.detail, kept])), starts, fork=fork)
 
 
 def _changed(
-    wanted: ResolvedRun, found: ExistingRun, forked: Sequence[str], names: Collection[str], changed: str
+    wanted: ResolvedRun, existing: ExistingRun, forked: Sequence[str], names: Collection[str], changed: str
 ) -> Action:
-    changes, why = _explained(found.identity, wanted)
+    changes, why = _explained(existing.identity, wanted)
     reason = f"the run directory holds another configuration ({why})"
-    adopts = changed == "data" and _of_data(changes) and found.kind != "complete"
-    if (changed == "restart" or adopts) and found.active:
-        raise ConfigError(f"{reason} and is {found.kind}", wanted.name, remedy="Cancel it first: python jobs/cancel.py")
+    adopts = changed == "data" and _of_data(changes) and existing.state != "complete"
+    if (changed == "restart" or adopts) and existing.active:
+        raise ConfigError(
+            f"{reason} and is {existing.state}", wanted.name, remedy="Cancel it first: python jobs/cancel.py"
+        )
     if adopts:
-        return Action(wanted, "changed", f"goes on with other data ({why})", True, changes=changes, adopts=True)
+        return Action(wanted, "changed", f"continues with other data ({why})", True, changes=changes, adopts=True)
     if changed == "fork":
         newest = int(forked[-1].rpartition("-v")[2]) if forked else 1
         free = next(name for n in itertools.count(newest + 1) if (name := f"{wanted.name}-v{n}") not in names)
-        beside = f"beside {wanted.name}, which holds another configuration ({why})"
-        return Action(wanted, "new", beside, True, changes=changes, fork=free)
+        reason = f"next to {wanted.name}, which holds another configuration ({why})"
+        return Action(wanted, "new", reason, True, changes=changes, fork=free)
     starts = changed == "restart"
-    return Action(wanted, "changed", reason, starts, starts, found.kind, changes)
+    return Action(wanted, "changed", reason, starts, starts, existing.state, changes)
 
 
 def _changes(stored: Mapping[str, Any] | None, config: Config) -> list[Change]:
-    """On which keys a stored identity differs; empty, too, where it cannot be read."""
+    """The keys in which a stored identity differs; empty if it cannot be read."""
     return explain(stored, config) if stored and isinstance(stored.get("config"), dict) else []
 
 
 def _of_data(changes: Sequence[Change]) -> bool:
-    """Whether they are about the data alone, and there are some."""
+    """Whether there are changes, and all are about the data."""
     return bool(changes) and all(change.of_data for change in changes)
 
 
 def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[list[Change], str]:
-    """(on which keys a stored identity differs from the one wanted, that in words)."""
+    """(changes of a stored identity, the same in words)."""
     changes = _changes(stored, wanted.config)
     if not stored or not isinstance(stored.get("config"), dict):
         return changes, "its identity.json cannot be read"
     words = [_list(changes, wanted.given)] if changes else []
     if digest(stored["config"]) != stored.get("hash"):
-        words.append(
-            "the text of its identity.json does not give its hash: edited, or of another version of the toolkit"
-        )
+        words.append("the text of its identity.json does not match its hash: edited, or from another version")
     return changes, "; ".join(words)
 
 
 def _list(changes: Sequence[Change], given: Collection[str], most: int = 5) -> str:
-    """Changes in words; a key that nobody set did not move in the sweep file."""
-    told = [
+    """Changes in words; a changed key that the sweep file does not set has a new default."""
+    words = [
         f"{change}"
-        if change.key in given or change.key == "world"
-        else f"{change}, which the sweep does not set: a default moved"
+        + ("" if change.key in given or change.key == "world" else ", which the sweep does not set: a default moved")
         for change in changes[:most]
     ]
-    return "; ".join(told) + (f"; and {len(changes) - most} more" if len(changes) > most else "")
+    return "; ".join(words) + (f"; and {len(changes) - most} more" if len(changes) > most else "")
 
 
 def resources_of(config: Config) -> JobResources:
-    """What a resolved run asks its cluster for."""
+    """The resources that a resolved run requests."""
     asked = config.resources
     cpus = asked.cpus or config.compute.threads + config.data.workers
     return JobResources(asked.nodes, asked.processes, asked.gpus, cpus, asked.hours)

@@ -1,6 +1,6 @@
-"""The folder of a sweep, RUNS_ROOT/<sweep>: where a plan is carried out, in one commit.
+"""Carries out a plan in the folder of a sweep, RUNS_ROOT/<sweep>, all or nothing.
 
-No run directory is ever overwritten or deleted: it is made whole under a temporary name and renamed, or moved to
+No run directory is ever overwritten or deleted: it is created under a temporary name and renamed, or moved to
 RUNS_ROOT/.trash/<time>/.
 """
 
@@ -35,12 +35,12 @@ from jobs.submission.snapshot import DIGEST, Snapshot
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
 
-PATIENCE = 600.0  # seconds that pruned runs get to save and end; one that needs longer is moved by the next ``--prune``
+PRUNE_SECONDS = 600.0  # for pruned runs to save and end; the next ``--prune`` moves those that need longer
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """One submit at a time per sweep folder, which is made. Raises ConfigError where another is at work."""
+    """Create the sweep folder and hold its lock. Raises ConfigError if another submit holds it."""
     with _named_errors(folder):
         require_trusted(closed_folder(folder))
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -48,8 +48,7 @@ def lock(folder: Path) -> Iterator[None]:
         with _named_errors(folder):
             alone = locked(handle, fcntl.LOCK_EX, folder)
         if not alone:
-            remedy = "Wait for it, or end it."
-            raise ConfigError("another submit is at work on this sweep", str(folder), remedy=remedy)
+            raise ConfigError("another submit is at work on this sweep", str(folder), remedy="Wait for it, or end it.")
         yield
     finally:
         os.close(handle)
@@ -64,23 +63,24 @@ def apply(
     typed: Sequence[str] = (),
     on_trash: Callable[[Path, Path], None] = lambda path, target: None,
 ) -> list[Job]:
-    """Make the run directories of what starts, then hand them to the cluster; call it under ``lock``. What somebody has
-    cancelled since it was planned is left alone.
+    """Create the run directories of runs that start, then submit them. Call it under ``lock``.
 
-    ``steps``: those that a canary must pass before the others of its shape start; 0: all start at once.
+    All directories are written under temporary names before the first is renamed, so an error leaves none. Runs that
+    were cancelled after the plan was made are left alone.
 
-    All directories are written under temporary names before the first is renamed, so that an error leaves none.
-    ``about`` becomes sweep.json, what a report shows of the sweep: name, title, notes, order of runs, expected numbers.
-    ``typed``: what submits the sweep again (``jobs.runs.resubmit``); with the run's name it stands in job.json.
-    ``on_trash``: called with a run directory that was moved and with its place in the trash.
+    Args:
+        about: the contents of sweep.json, for reports: name, title, notes, order of runs, expected numbers.
+        steps: steps of a canary before the others with its resources start; 0: all start at once.
+        typed: command that submits the sweep again (``jobs.runs.resubmit``), for job.json.
+        on_trash: called with a moved run directory and its place in the trash.
     """
     late = cancelled_meanwhile(plan, plan.cancelled)
     started = [action for action in plan.starting if action.name not in late]
     fresh = [action for action in started if action.kind == "new" or action.moves]
-    made: dict[str, Path] = {}
-    with _named_errors(plan.folder, made):
+    temporaries: dict[str, Path] = {}
+    with _named_errors(plan.folder, temporaries):
         for action in fresh:
-            made[action.name] = temporary = plan.folder / f".new-{action.name}.{os.getpid()}"
+            temporaries[action.name] = temporary = plan.folder / f".new-{action.name}.{os.getpid()}"
             temporary.mkdir(mode=0o755)
             write_text(temporary / "config.yaml", dump(action.wanted.config))
             write_json(temporary / "identity.json", {**action.wanted.identity, **_recorded(snapshot)})
@@ -89,10 +89,10 @@ def apply(
             target = plan.folder / action.name
             if action.moves:
                 on_trash(target, move_to_trash(target))
-            os.rename(made.pop(action.name), target)
+            os.rename(temporaries.pop(action.name), target)
         sync_folder(plan.folder)
         for action in started:
-            if action not in fresh:  # the same run to science, but where and how it computes may be new
+            if action not in fresh:  # machine-dependent settings may be new
                 if action.adopts:
                     _adopt(action, plan.folder)
                 write_text(plan.folder / action.name / "config.yaml", dump(action.wanted.config))
@@ -106,41 +106,41 @@ def apply(
 
 
 def cancelled_meanwhile(plan: Plan, known: Collection[str] = ()) -> list[str]:
-    """Names of runs that were to start and are cancelled, but those ``known``; after ``apply``, what came since."""
+    """Names of runs that were to start but are cancelled, except those ``known``."""
     names = [action.name for action in plan.starting if action.name not in known]
     return [name for name in names if RunDir(plan.folder / name).cancel.exists()]
 
 
 def assign_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
-    """The same jobs; where several have a shape and code that no run of the folder has passed ``steps`` with, the first
-    of them is made their canary."""
-    alike: dict[tuple[Any, ...], list[Job]] = {}
+    """The same jobs with canaries: of several jobs with equal resources and code, the first becomes the canary unless
+    a run of the folder has already passed ``steps`` with them."""
+    groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs if steps else ():
         key = (job.cluster, job.shape, job.snapshot, job.module, *sorted(job.env.items()))
-        alike.setdefault(key, []).append(job)
-    told: dict[Path, Job] = {}
-    for first, *others in alike.values():
+        groups.setdefault(key, []).append(job)
+    changed: dict[Path, Job] = {}
+    for first, *others in groups.values():
         if others and not any(_proves(RunDir(path.parent), first, steps) for path in folder.glob("[!.]*/job.json")):
-            told[first.run.path] = replace(first, canary=steps)
-            told |= {job.run.path: replace(job, waits_for=first.run.name) for job in others}
-    return [told.get(job.run.path, job) for job in jobs]
+            changed[first.run.path] = replace(first, canary=steps)
+            changed |= {job.run.path: replace(job, waits_for=first.run.name) for job in others}
+    return [changed.get(job.run.path, job) for job in jobs]
 
 
 def _proves(run: RunDir, like: Job, steps: int) -> bool:
-    """Whether a run of the same shape and code has passed the steps."""
+    """Whether a run with the resources and code of the job ``like`` has passed the steps."""
     try:
         record = read_record(run.path / "job.json") or {}
         same = record.get("shape") == asdict(like.shape) and record["snapshot"] == str(like.snapshot.absolute())
         same = same and record["module"] == like.module and like.cluster in ("", record.get("cluster"))
         return same and canary.passed(run, steps)
-    except (ValueError, KeyError):  # damaged: it proves nothing
+    except (ValueError, KeyError):  # damaged: no proof
         return False
 
 
 def _adopt(action: Action, folder: Path) -> None:
-    """Make the data that are wanted those of the run; ``before`` in identity.json tells until which S it had others.
+    """Give a run new data; ``before`` in identity.json records until which S it had others.
 
-    It comes before config.yaml: a submission that ends between the two is made good by the next one.
+    identity.json is written before config.yaml: the next submission repairs one that ends between the two.
     """
     run = RunDir(folder / action.name)
     stored, done = read_record(run.identity) or {}, commits(run)
@@ -151,9 +151,9 @@ def _adopt(action: Action, folder: Path) -> None:
 
 
 def snapshot_of(action: Action, folder: Path) -> Path | None:
-    """The code of a run that merely goes on stays as it was. None: it gets today's, as one that failed or is new."""
-    goes_on = action.kind == "stopped" or action.adopts
-    stored = read_record(folder / action.name / "identity.json") or {} if goes_on else {}
+    """The snapshot that a continuing run keeps; None if it gets the current code, as failed and new runs do."""
+    continues = action.kind == "stopped" or action.adopts
+    stored = read_record(folder / action.name / "identity.json") or {} if continues else {}
     code = folder / ".code" / str(stored.get("code"))
     if not DIGEST.fullmatch(code.name) or code.parent != folder / ".code" or not code.is_dir():
         return None
@@ -166,12 +166,11 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -
     if code is None:
         code = snapshot.path
         write_json(run.identity, {**(read_record(run.identity) or {}), **_recorded(snapshot)})
-    known = action.name in plan.cancelled and not action.moves
-    again = [*typed, "--only", action.wanted.name] if typed else []
-    again += ["--changed", "keep"] if typed and action.wanted.kept else []
-    asked = resources_of(action.wanted.config)
-    cluster = action.wanted.cluster
-    return Job(run, code, asked, cluster=cluster, uncancels=known, command=again, hooks=snapshot.path)
+    uncancels = action.name in plan.cancelled and not action.moves
+    command = [*typed, "--only", action.wanted.name] if typed else []
+    command += ["--changed", "keep"] if typed and action.wanted.kept else []
+    resources, cluster = resources_of(action.wanted.config), action.wanted.cluster
+    return Job(run, code, resources, cluster=cluster, uncancels=uncancels, command=command, hooks=snapshot.path)
 
 
 def _recorded(snapshot: Snapshot) -> dict[str, Any]:
@@ -179,7 +178,7 @@ def _recorded(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Interpreter, platform and package versions, from their metadata: nothing is imported."""
+    """Interpreter, platform and package versions, from metadata without imports."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -190,14 +189,13 @@ def environment() -> dict[str, Any]:
 
 
 def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda path, target: None) -> list[str]:
-    """Cancel the pruned runs that are active, wait for their end, move all to the trash; call it under ``lock``.
+    """Cancel the pruned runs that are active, wait for their end, move all to the trash. Call it under ``lock``.
 
-    Returns the names of those that were still saving after PATIENCE seconds: they stay, and stay cancelled.
-    ``on_trash``: as for ``apply``.
+    Returns the names of runs that were still saving after PRUNE_SECONDS: they stay, and stay cancelled.
     """
-    active = [RunDir(plan.folder / name) for name, found in plan.pruned.items() if found.active]
+    active = [RunDir(plan.folder / name) for name, existing in plan.pruned.items() if existing.active]
     clusters.request_cancel(active, why)
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + PRUNE_SECONDS
     while active and time.monotonic() < end:
         known = clusters.states(active)
         active = [run for run in active if known[run.path].state in ("queued", "running", "waiting", "unknown")]
@@ -212,9 +210,9 @@ def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda 
 
 
 def move_to_trash(path: Path) -> Path:
-    """Move a run directory RUNS_ROOT/<sweep>/<run> to RUNS_ROOT/.trash/<time>/<sweep>/<run> and return where.
+    """Move a run directory RUNS_ROOT/<sweep>/<run> to RUNS_ROOT/.trash/<time>/<sweep>/<run>; returns the new path.
 
-    Who may create sweeps in RUNS_ROOT may also write to its .trash, whoever created that.
+    All users who may create sweeps in RUNS_ROOT may also write to its .trash.
     """
     stamp, count, root = time.strftime("%Y%m%d-%H%M%S"), 0, path.parent.parent
     with suppress(FileExistsError):
@@ -231,11 +229,11 @@ def move_to_trash(path: Path) -> Path:
 
 
 @contextmanager
-def _named_errors(folder: Path, made: Mapping[str, Path] | None = None) -> Iterator[None]:
-    """Errors of the file system by their names; directories in ``made``, not yet renamed, vanish."""
+def _named_errors(folder: Path, temporaries: Mapping[str, Path] | None = None) -> Iterator[None]:
+    """Convert file errors to FlipErrors, and delete temporary directories that were not renamed."""
     try:
         with writing(folder):
             yield
     finally:
-        for path in (made or {}).values():
+        for path in (temporaries or {}).values():
             shutil.rmtree(path, ignore_errors=True)

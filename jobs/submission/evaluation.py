@@ -1,7 +1,9 @@
-"""What ``jobs/evaluate.py`` does: words -> a job of its own beside the run -> submitted -> waited for -> a table.
+"""One call of ``jobs/evaluate.py``: a job next to the run is created, submitted and waited for; its results are a
+table.
 
 The job is a run directory, RUNS_ROOT/<sweep>/.evaluate/<run>-<token>/, with attempts, causes and logs like any other,
-so that clusters, the policy and `status`, `logs`, `cancel` (given its path) know it. Its results go to the run's eval/.
+so backends, the restart policy, and `status`, `logs`, `cancel` (given its path) handle it. Results go to the run's
+eval/.
 """
 
 from __future__ import annotations
@@ -41,20 +43,23 @@ from jobs.runs.clusters import ENDED, INTERRUPTED, exit_code_of, open_backend, p
 from jobs.submission import submission
 from jobs.submission.snapshot import take
 
-OTHERS = "others"  # the sweep in which other people's models stand
+OTHERS = "others"  # the sweep of models that were not trained here
 KIND = "open_clip:"
 
 
 def listing(data: str, as_json: bool = False) -> str:
-    """The data sets that go by a name."""
-    root, rows = datasets.root(data), []
-    for name, entry in datasets.entries().items():
-        absent = datasets.missing(DatasetRequest(name), root)
-        get = datasets.source(entry)
-        images = entry.get("count", "-")
-        rows.append(
-            {"name": name, "task": entry["task"], "images": str(images), "here": "no" if absent else "yes", "get": get}
-        )
+    """A table of the known data sets."""
+    root = datasets.root(data)
+    rows = [
+        {
+            "name": name,
+            "task": entry["task"],
+            "images": str(entry.get("count", "-")),
+            "here": "no" if datasets.missing(DatasetRequest(name), root) else "yes",
+            "get": datasets.source(entry),
+        }
+        for name, entry in datasets.entries().items()
+    ]
     return json.dumps(rows, indent=1) if as_json else f"data root: {root}\n" + table(rows)
 
 
@@ -67,7 +72,7 @@ class EvaluationRequest:
         self.data = datasets.root(args.data)
 
     def run(self) -> int:
-        """The exit code."""
+        """Returns the exit code."""
         known = [self.root] if self.args.root else [self.root, *roots()]
         subject = self._foreign() if self.args.model else select.select_one(self.args.run, known)
         task = self._task(subject)
@@ -86,29 +91,27 @@ class EvaluationRequest:
             return COMPLETE
         return self._wait(job)
 
-    # -- what is asked -----------------------------------------------------------------------------------------------
-
     def _task(self, subject: RunDir) -> Task:
         args = self.args
         sets = [DatasetRequest.parse(text) for text in args.sets] or self._own(subject)
         words = args.classes and str(Path(args.classes).expanduser().absolute())
-        chosen = [self._located(one, words or args.templates) for one in sets]
-        names = [one.name for one in chosen]
-        if len({(one.name, one.task) for one in chosen}) < len(chosen):
+        requests = [self._located(request, words or args.templates) for request in sets]
+        names = [request.name for request in requests]
+        if len({(request.name, request.task) for request in requests}) < len(requests):
             raise ConfigError("a set is named twice", "--sets", " ".join(names), "Give one of them another NAME=PATH.")
         if args.batch < 1 or args.cost < 0:
             raise ConfigError(
                 "must be above 0", "--batch" if args.batch < 1 else "--probe-c", min(args.batch, args.cost)
             )
         return Task(
-            str(subject.path), self._model(), self._commits(subject), tuple(dataclasses.asdict(one) for one in chosen),
-            self.data, self._views(), args.batch, args.cost, "" if args.no_cache else str(cache_root() / "features"),
-            args.url,
+            str(subject.path), self._model(), self._commits(subject), tuple(dataclasses.asdict(request) for request in
+            requests), self.data, self._views(), args.batch, args.cost, "" if args.no_cache else str(cache_root() /
+            "features"), args.url,
         )  # fmt: skip
 
     def _own(self, subject: RunDir) -> list[DatasetRequest]:
         if self.args.model:
-            raise ConfigError("a model brings no data sets of its own", "--sets", remedy="Name some: see --list.")
+            raise ConfigError("a model has no data sets of its own", "--sets", remedy="Name some: see --list.")
         names = [item.name for item in merge.read(subject.config).evaluate.sets]
         if not names:
             raise ConfigError("the run has no evaluation sets of its own", "--sets", remedy="Name some: see --list.")
@@ -119,45 +122,42 @@ class EvaluationRequest:
             return wanted
         if wanted.path and "://" not in wanted.path:
             wanted = dataclasses.replace(wanted, path=str(Path(wanted.path).expanduser().absolute()))
-        absent = datasets.missing(wanted, self.data) if self.profile.kind == "local" else ""
-        if absent:
-            raise ConfigError(absent)
+        missing = datasets.missing(wanted, self.data) if self.profile.kind == "local" else ""
+        if missing:
+            raise ConfigError(missing)
         return dataclasses.replace(wanted, templates=templates)
 
     def _views(self) -> tuple[tuple[str, bool], ...]:
-        found = [("0", False)]
+        views = [("0", False)]
         for text in self.args.mask:
             try:
                 ratio = Fraction(text)
             except (ValueError, ZeroDivisionError):
                 ratio = Fraction(-1)
             if not 0 < ratio < 1:
-                raise ConfigError("a mask is a share of the patches above 0 and below 1", "--mask", text)
-            found += [(text, False), *([(text, True)] if self.args.ensemble else [])]
+                raise ConfigError("a mask is a share of the patches between 0 and 1", "--mask", text)
+            views += [(text, False), *([(text, True)] if self.args.ensemble else [])]
         if self.args.ensemble and not self.args.mask:
-            raise ConfigError("an ensemble is of masks", "--ensemble", remedy="Add --mask RATIO.")
-        return tuple(dict.fromkeys(found))
+            raise ConfigError("an ensemble needs masks", "--ensemble", remedy="Add --mask RATIO.")
+        return tuple(dict.fromkeys(views))
 
     def _commits(self, subject: RunDir) -> tuple[str, ...]:
-        """STAGE/S-n of the chosen ones; none: the newest when the job starts. Refuses what the job would refuse."""
-        wanted, found = self.args.commit, commit.commits(subject)
-        if not self.args.model and not found:
-            raise ConfigError(
-                "this run has no checkpoint yet", subject.checkpoints, remedy="Let it train to its first."
-            )
+        """STAGE/S-n of the chosen commits; empty: the newest when the job starts. Refuses what the job would refuse."""
+        wanted, commits = self.args.commit, commit.commits(subject)
         if self.args.model:
             return ()
-        names = {f"{one.stage}/{one.path.name}": one for one in found}
-        chosen = [name for name, one in names.items() if wanted in ("all", "newest", name, str(one.samples))]
+        if not commits:
+            remedy = "Let it train to its first."
+            raise ConfigError("this run has no checkpoint yet", subject.checkpoints, remedy=remedy)
+        names = {f"{entry.stage}/{entry.path.name}": entry for entry in commits}
+        chosen = [name for name, entry in names.items() if wanted in ("all", "newest", name, str(entry.samples))]
         if not chosen:
-            raise ConfigError("there is no such commit", "--commit", wanted, f"There are: {', '.join(names)}.")
+            raise ConfigError("no such commit", "--commit", wanted, f"There are: {', '.join(names)}.")
         chosen = chosen if wanted == "all" else chosen[-1:]
-        for one in map(names.__getitem__, chosen):
-            if "url" in one.record:
-                refuse_foreign(one, self.args.url)
+        for entry in map(names.__getitem__, chosen):
+            if "url" in entry.record:
+                refuse_foreign(entry, self.args.url)
         return () if wanted == "newest" else tuple(chosen)
-
-    # -- somebody else's model ---------------------------------------------------------------------------------------
 
     def _model(self) -> str:
         if not self.args.model:
@@ -168,28 +168,24 @@ class EvaluationRequest:
         return KIND + str(Path(folder).expanduser().absolute())
 
     def _foreign(self) -> RunDir:
-        """The run directory of the model among runs: the job makes it (``open_clip_folder.register``) with its scores.
+        """The run directory for the model, which the job creates (``open_clip_folder.register``) with its scores.
 
-        Raises ConfigError or DataError if the folder is no model, or if another run is at that place.
+        Raises ConfigError or DataError if the folder is no model, or if another run has that directory.
         """
         from flip.evaluation import open_clip_folder
 
         model = self._model()
         folder = Path(model.partition(":")[2])
         if not folder.is_dir():
-            raise ConfigError(
-                "there is no such folder", "--model", str(folder), "It holds open_clip_config.json and weights."
-            )
+            raise ConfigError("no such folder", "--model", str(folder), "It holds open_clip_config.json and weights.")
         sweep, _, name = (self.args.into or f"{OTHERS}/{folder.name}").partition("/")
         open_clip_folder.check(str(folder))
         subject = RunDir(self.root / sweep / (name or folder.name))
         open_clip_folder.refuse_another(subject, str(folder))
         return subject
 
-    # -- the job -----------------------------------------------------------------------------------------------------
-
     def _config(self, subject: RunDir, task: Task) -> Config:
-        """The run's, as the evaluation computes it."""
+        """The configuration of the run, adapted to the evaluation."""
         config = Config() if task.model else merge.read(subject.config)
         args, profile, node = self.args, self.profile, submission.node(self.profile)
         gpus = profile.gpus_per_node if args.gpus < 0 else args.gpus
@@ -199,7 +195,7 @@ class EvaluationRequest:
         asked.cpus = max(1, node.cores // asked.processes) if profile.kind == "slurm" else 0
         config.compute.device = "cuda" if gpus else "cpu"
         config.compute.threads = 4 if gpus else max(1, node.cores // asked.processes)
-        config.compute.replicate, config.compute.compile = 1, "no"  # for the steps of its training, on other ranks
+        config.compute.replicate, config.compute.compile = 1, "no"  # these are for training
         config.data.workers = 0
         config.compute.precision = args.precision
         if task.model:
@@ -207,16 +203,16 @@ class EvaluationRequest:
         return config
 
     def _check(self, config: Config, task: Task) -> None:
-        """What would end the job before it has scored anything, as for runs. Raises ConfigError."""
+        """Checks of Slurm and of environment variables, as for runs. Raises ConfigError."""
         preflight.scheduler(self.profile, dry=False)
         own = {item.name: (item.manifest, item.train) for item in config.evaluate.sets}
         places = [config.checkpoint.url]
-        for one in task.sets:
-            places += own[one["name"]] if one["path"] == CONFIGURED else [one["path"] or task.data]
+        for row in task.sets:
+            places += own[row["name"]] if row["path"] == CONFIGURED else [row["path"] or task.data]
         environment_checks.check_variables(places, self.profile)
 
     def _make(self, subject: RunDir, task: Task, config: Config) -> RunDir:
-        """Its directory, complete, with pins on its commits, before it is handed over; or nothing of it."""
+        """Create the complete directory of the job, with pins on its commits; nothing is left if that fails."""
         name = f"{subject.name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         job = RunDir(subject.path.parent / EVALUATIONS / name)
         try:
@@ -229,13 +225,13 @@ class EvaluationRequest:
                 for commit_name in task.commits:
                     self._pin(subject, job, commit_name)
         except FlipError:
-            shutil.rmtree(job.path, ignore_errors=True)  # nobody has seen it; the next pin clears away its own
+            shutil.rmtree(job.path, ignore_errors=True)  # the next pin deletes stale pins
             raise
         return job
 
     @staticmethod
     def _pin(subject: RunDir, job: RunDir, name: str) -> None:
-        """Keep a commit for the job. ConfigError where the run, which may train, has deleted it since it was found."""
+        """Keep a commit for the job. ConfigError if the run, which may be training, has deleted it meanwhile."""
         stage, _, place = name.partition("/")
         commit.pin(subject, job, stage, int(place.partition("-")[0]))
         if not (subject.checkpoints / name / commit.MARK).exists():
@@ -249,27 +245,27 @@ class EvaluationRequest:
                     break
                 time.sleep(poll_interval([job]))
         except KeyboardInterrupt:
-            print(f"\nit goes on without you: python jobs/status.py {shlex.quote(str(job.path))}")
+            print(f"\nthe job continues: python jobs/status.py {shlex.quote(str(job.path))}")
             return INTERRUPTED
         if state.state != "complete":
             print(plain(f"{state.state}: {state.detail} (python jobs/logs.py {shlex.quote(str(job.path))})"))
             return exit_code_of(job) if state.state == "failed" else STOPPED
         results = load_record(job.result).get("evaluations", [])
-        print(json.dumps(results, indent=1) if self.args.json else table([row(one) for one in results]))
+        print(json.dumps(results, indent=1) if self.args.json else table([row(result) for result in results]))
         if not self.args.json:
-            for note in dict.fromkeys(f"{one['name']}: {one['note']}" for one in results if "note" in one):
+            for note in dict.fromkeys(f"{result['name']}: {result['note']}" for result in results if "note" in result):
                 print(plain(note))
         return COMPLETE
 
 
 def _resolved(config: Config, node: Host) -> Config:
-    """Without ``auto``: of a job that trains nothing, so that no data are asked after."""
+    """Resolve ``auto`` values of a job that trains nothing, without reading data sets."""
     config.stages = [Stage(samples=1, batch=config.resources.nodes * config.resources.processes)]
     config.data.lanes = config.data.samples = config.data.chunk = 1
     return resolve(config, node, [DataFacts(1, 1, 1.0, "", True)])
 
 
-def _whole(number: int | None) -> str:
+def _integer(number: int | None) -> str:
     return "-" if number is None else f"{number:,}"
 
 
@@ -278,9 +274,9 @@ def row(result: dict[str, Any]) -> dict[str, str]:
     low, high = result.get("interval", (None, None))
     return {
         "stage": str(result.get("stage", "-")),
-        "S": _whole(result.get("samples")),
+        "S": _integer(result.get("samples")),
         "set": str(result["name"]),
-        "n": _whole(result.get("n")),
+        "n": _integer(result.get("n")),
         "top-1": f"{percent(result['top1'])} ({percent(low)}-{percent(high)})",
         "top-5": percent(result.get("top5")),
         "top-10": percent(result.get("top10")),

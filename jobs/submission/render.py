@@ -1,4 +1,4 @@
-"""A plan as people and programs read it."""
+"""A plan as text for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jobs.sweeps.sweep_file import Sweep
 
 
 def summary(plan: Plan, sweep: Sweep, profile: ClusterProfile) -> str:
-    """One line per run, and the sum of what starts."""
+    """One line per run, and the totals of the runs that start."""
     if plan.actions and all(action.kind == "complete" for action in plan.actions):
         done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
         return plain_lines("\n".join([done, *_dropped(plan)]))
@@ -42,7 +42,7 @@ def details(
     batches: Sequence[PlannedJob] = (),
     script: bool = False,
 ) -> str:
-    """Everything about every run, the sum, what Slurm would get, the checks done and those not possible here."""
+    """All details of every run, the totals, the Slurm jobs, the checks and those that were skipped."""
     lines = [_head(plan, sweep, profile)]
     for action in plan.actions:
         lines += ["", *_run(action)]
@@ -60,12 +60,11 @@ def details(
 def _batches(batches: Sequence[PlannedJob], script: bool) -> list[str]:
     lines = ["", "batch jobs:"] if batches else []
     for batch in batches:
-        asked, names = batch.shape, batch.runs
-        runs = _some(names)
-        cards = f", {asked.gpus} GPUs a node" if asked.gpus else ""
-        nodes = "1 node" if asked.nodes == 1 else f"{asked.nodes} nodes"
+        shape = batch.shape
+        gpus = f", {shape.gpus} GPUs a node" if shape.gpus else ""
+        nodes = "1 node" if shape.nodes == 1 else f"{shape.nodes} nodes"
         start = f"; {batch.start}" if batch.start else ""
-        lines.append(f"  {nodes}, {asked.processes} ranks a node{cards}, {asked.hours:g} h: {runs}{start}")
+        lines.append(f"  {nodes}, {shape.processes} ranks a node{gpus}, {shape.hours:g} h: {_some(batch.runs)}{start}")
         lines += ["", *batch.script.splitlines(), ""] if script else []
     return lines
 
@@ -81,13 +80,13 @@ def _about(names: Sequence[str]) -> str:
 def _head(plan: Plan, sweep: Sweep, profile: ClusterProfile) -> str:
     title = f": {plain(sweep.title)}" if sweep.title else ""
     runs = "1 run" if len(plan.actions) == 1 else f"{len(plan.actions)} runs"
-    where = ", ".join(cluster_names(plan)) or profile.name
-    kind = f" ({profile.kind})" if where == profile.name else ""
-    return f"{sweep.name}{title}\n{runs} on {where}{kind}, below {plan.folder}"
+    clusters = ", ".join(cluster_names(plan)) or profile.name
+    kind = f" ({profile.kind})" if clusters == profile.name else ""
+    return f"{sweep.name}{title}\n{runs} on {clusters}{kind}, below {plan.folder}"
 
 
 def cluster_names(plan: Plan) -> list[str]:
-    """Names of the profiles that the runs go to."""
+    """Names of the profiles of the runs."""
     return list(dict.fromkeys(action.wanted.cluster for action in plan.actions if action.wanted.cluster))
 
 
@@ -96,22 +95,21 @@ def _overview(plan: Plan) -> str:
         return "  no run of the sweep file matches --only"
     rows = [_row(action) for action in plan.actions]
     if len(plan.starting) > 1:
-        rows.append({**dict.fromkeys(rows[0]), "run": "sum of what starts", **_costs(plan.cost), "": ""})
+        rows.append({**dict.fromkeys(rows[0]), "run": "total of the runs that start", **_costs(plan.cost), "": ""})
     hidden = set() if any(action.wanted.estimate.cost.gpu_hours for action in plan.actions) else {"GPU-hours"}
     hidden |= {"cluster"} if len(cluster_names(plan)) < 2 else set()
     return table([{key: value for key, value in row.items() if key not in hidden} for row in rows], indent="  ")
 
 
 def _row(action: Action) -> dict[str, Any]:
-    what = {"new": "will start", "stopped": "will go on"}.get(action.kind, "will start again" if action.starts else "")
-    estimate = action.wanted.estimate
-    said = f"{action.kind}, {what}" if what else action.kind
+    effect = "will start again" if action.starts else ""
+    effect = {"new": "will start", "stopped": "will continue"}.get(action.kind, effect)
     return {
         "run": action.name,
         "cluster": action.wanted.cluster,
-        "state": said,
-        "parameters": count(estimate.parameters["total"]),
-        **_costs(estimate.cost),
+        "state": f"{action.kind}, {effect}" if effect else action.kind,
+        "parameters": count(action.wanted.estimate.parameters["total"]),
+        **_costs(action.wanted.estimate.cost),
         "": action.reason,
     }
 
@@ -125,7 +123,7 @@ def _costs(cost: Cost) -> dict[str, Any]:
 def _run(action: Action) -> list[str]:
     wanted, numbers = action.wanted, action.wanted.estimate.numbers
     parameters, data = wanted.estimate.parameters, numbers["data"]
-    against = [f"{change.key}: {_value(change.was)} -> {_value(change.now)}" for change in _told(wanted)]
+    against = [f"{change.key}: {_value(change.was)} -> {_value(change.now)}" for change in _differences(wanted)]
     lines = [
         f"{action.name}: {action.kind}" + (f" ({plain(action.reason)})" if action.reason else ""),
         *(f"  {'' if i else 'differs':12} {line}" for i, line in enumerate(against or ["in nothing from the base"])),
@@ -170,8 +168,8 @@ def _data(data: dict[str, Any]) -> list[str]:
     return [f"  {'data' if i == 0 else '':<13}{row}" for i, row in enumerate(rows)]
 
 
-def _told(wanted: ResolvedRun) -> list[Change]:
-    """The differences from the base without what the size of the model, if it is one of them, fills in."""
+def _differences(wanted: ResolvedRun) -> list[Change]:
+    """The differences from the base, without those that follow from a different model.size."""
     changes = list(wanted.against_base)
     filled = flatten(MODEL_PRESETS.get(wanted.config.model.size, {}), "model")
     if all(change.key != "model.size" for change in changes):
@@ -186,7 +184,7 @@ def _value(value: Any) -> str:
 
 
 def _worlds(worlds: list[int]) -> str:
-    """A list of divisors, in short where it is long."""
+    """A list of divisors, abbreviated if it is long."""
     if len(worlds) <= 14:
         return ", ".join(map(str, worlds))
     return ", ".join(map(str, [*worlds[:10], "...", *worlds[-2:]]))
@@ -199,14 +197,14 @@ def _hours(plan: Plan) -> bool:
 def _dropped(plan: Plan) -> list[str]:
     if not plan.dropped:
         return []
-    names = ", ".join(f"{plain(name)} ({found.kind})" for name, found in plan.dropped.items())
+    names = ", ".join(f"{plain(name)} ({run.state})" for name, run in plan.dropped.items())
     if plan.prunes:
         return [f"no longer in the sweep file, to the trash: {names}"]
     return [f"no longer in the sweep file, left alone: {names}; --prune moves them to the trash"]
 
 
 def _warnings(plan: Plan) -> list[str]:
-    """The warnings about what starts, each once with the names of its runs."""
+    """The warnings about runs that start, each once with the names of its runs."""
     about: dict[str, list[str]] = {}
     for action in plan.starting:
         for text in action.wanted.warnings:
@@ -215,16 +213,14 @@ def _warnings(plan: Plan) -> list[str]:
 
 
 def _advice(plan: Plan) -> list[str]:
-    """What a person must say for the runs that do not start by themselves."""
+    """The options for runs that do not start by themselves."""
     kinds = {action.kind for action in plan.actions if not action.starts}
-    lines = []
-    if kinds & {"failed", "cancelled"}:
-        lines.append("failed and cancelled runs start again with --retry")
+    lines = ["failed and cancelled runs start again with --retry"] if kinds & {"failed", "cancelled"} else []
     if "changed" in kinds:
         lines.append(
-            "changed runs are refused: put the old values back, or say --changed keep (they stay as they are), fork"
-            " (new ones start beside them), restart (they go to the trash) or, where nothing but the data set changed,"
-            " data (they go on with it)"
+            "changed runs are refused: restore the old values, or use --changed keep (they stay as they are), fork"
+            " (new runs start next to them), restart (they go to the trash) or, if only the data set changed, data"
+            " (they continue with it)"
         )
     return lines
 
@@ -263,8 +259,8 @@ def as_dict(
         "folder": str(plan.folder),
         "runs": runs,
         "dropped": [
-            {"name": name, "state": found.kind, "reason": found.detail, "prunes": plan.prunes}
-            for name, found in plan.dropped.items()
+            {"name": name, "state": run.state, "reason": run.detail, "prunes": plan.prunes}
+            for name, run in plan.dropped.items()
         ],
         "cost": asdict(plan.cost),
         "question": question,
@@ -275,34 +271,34 @@ def as_dict(
 
 
 def canaries(jobs: Sequence[Job]) -> str:
-    """Who goes ahead of whom, a line each; empty: nobody."""
+    """One line per canary and the runs that wait for it; empty if there are none."""
     lines = []
     for first in jobs:
-        behind = [job.run.name for job in jobs if job.waits_for == first.run.name]
-        names = ", ".join(behind) if len(behind) <= 5 else f"{len(behind)} runs"
-        lines += [f"canary: {first.run.name} goes ahead; after {first.canary} steps: {names}"] if behind else []
+        waiting = [job.run.name for job in jobs if job.waits_for == first.run.name]
+        names = ", ".join(waiting) if len(waiting) <= 5 else f"{len(waiting)} runs"
+        lines += [f"canary: {first.run.name} starts first; after {first.canary} steps: {names}"] if waiting else []
     return "\n".join(lines)
 
 
 def trashed(path: Path, target: Path, replaced: bool) -> str:
-    """One line for a run directory ``path`` that is now ``target`` in the trash, with the command that undoes it.
+    """One line for a run directory ``path`` that was moved to ``target``, with the command that restores it.
 
-    If it was ``replaced``, a new run is in its place: it comes back under another name.
+    If it was ``replaced`` by a new run, it is restored under another name.
     """
     numbered = (path.with_name(f"{path.name}-old{n}") for n in itertools.count(2))
     places = itertools.chain([path.with_name(f"{path.name}-old")], numbered)
     place = next(place for place in places if not place.exists()) if replaced else path
     back = shlex.join(["mv", str(target), str(place)])
-    return plain(f"moved to the trash: {path.name}; bring it back with: {back}")
+    return plain(f"moved to the trash: {path.name}; restore it with: {back}")
 
 
 def next_commands(plan: Plan) -> str:
-    """The commands that come next."""
-    where = shlex.quote(shorter(plan.folder))
+    """The next commands to type."""
+    folder = shlex.quote(shorter(plan.folder))
     lines = [
-        f"  {command('status.py')} {where}",
-        *(f"  {command('logs.py')} {where}/{action.name} -f" for action in plan.actions[:1]),
-        f"  {command('report.py')} {where}",
-        f"  {command('tensorboard.py')} {where}",
+        f"  {command('status.py')} {folder}",
+        *(f"  {command('logs.py')} {folder}/{action.name} -f" for action in plan.actions[:1]),
+        f"  {command('report.py')} {folder}",
+        f"  {command('tensorboard.py')} {folder}",
     ]
     return "\n".join(["next:", *lines])

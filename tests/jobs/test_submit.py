@@ -148,7 +148,7 @@ def test_a_run_that_trains_on_a_whole_json_member_may_go_on(desk, with_json, mon
     monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
     monkeypatch.setattr(submission.MultiBackend, "submit", lambda *_: None)
     with monkeypatch.context() as before:
-        before.setattr(preflight, "captions", lambda *_: None)
+        before.setattr(preflight, "refuse_whole_json_captions", lambda *_: None)
         code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
     assert code == 0, said
     code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
@@ -266,7 +266,7 @@ def test_the_end_of_input_is_a_no(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", Mock(side_effect=EOFError))
     with pytest.raises(ConfigError, match="nothing was done"):
-        Submission._confirm(SimpleNamespace(args=SimpleNamespace(yes=False)), "This costs much.")
+        Submission._confirm(SimpleNamespace(options=SimpleNamespace(yes=False)), "This costs much.")
 
 
 def test_damaged_shards_are_seen_before_anything_starts(desk, tmp_path):
@@ -381,7 +381,7 @@ def test_a_restart_asks_and_says_how_to_bring_the_old_run_back(desk, typed):
     code, out, err = typed(*words, "--yes", sweep=changed)
     assert code == 0 and typed.trashed() == ["half"], err
     (line,) = [line for line in out.splitlines() if line.startswith("moved to the trash: half")]
-    subprocess.run(line.partition("bring it back with: ")[2], shell=True, check=True)
+    subprocess.run(line.partition("restore it with: ")[2], shell=True, check=True)
     assert (desk.runs / "demo" / "half-old" / "result.json").exists() and (desk.runs / "demo" / "half").exists()
 
 
@@ -393,7 +393,7 @@ def test_pruning_respects_only_and_says_how_to_bring_runs_back(desk, typed):
     assert code == 0 and typed.trashed() == ["other"] and typed.there() == ["half", "last", "whole"]
     assert not typed.started
     (line,) = [line for line in out.splitlines() if line.startswith("moved to the trash: other")]
-    subprocess.run(line.partition("bring it back with: ")[2], shell=True, check=True)
+    subprocess.run(line.partition("restore it with: ")[2], shell=True, check=True)
     assert typed.there() == ["half", "last", "other", "whole"]
     code, _, err = typed("--only", "nothing", "--prune")
     assert code == 78 and "no run of the sweep matches" in err

@@ -168,7 +168,7 @@ def read_by_commands(run, asked):
     resubmit.command(run), logs.files(run, None, True), clusters.poll_interval(both)
     found = plan.scan_runs(folder, ["victim", "sound"])
     decided = plan.plan(asked, found, folder, retry=True)
-    plan.scan_runs(folder, ["victim"], asking=False)
+    plan.scan_runs(folder, ["victim"], query=False)
     assert decided.actions[1].kind in ("changed", "complete") and found["sound"].state == "complete"
     desired = SimpleNamespace(name="demo", title="A \x1b[2J title")
     shown += [

@@ -27,7 +27,7 @@ def reasons(desk):
 
 def test_the_others_are_held_until_the_first_has_passed(desk):
     desk.text = desk.text.replace(f"samples: {STEPS * 16}", "samples: 160000")
-    assert f"canary: ahead goes ahead; after {CANARY} steps: second, other" in desk.submit()
+    assert f"canary: ahead starts first; after {CANARY} steps: second, other" in desk.submit()
     desk.until_step("ahead", 1)
     assert desk.job("other").state == "PENDING" and desk.job("other").reason == "JobHeldUser"
     assert reasons(desk)["other"] == ("queued", "waits for its canary ahead")

@@ -92,7 +92,7 @@ def test_another_configuration_is_refused(tmp_path):
         plan.refuse_changed()
     with pytest.raises(ConfigError, match="is running.*Cancel it first"):
         decide("running", mask="0.75", changed="restart")
-    for stored, words in ((None, "cannot be read"), ({**wanted().identity, "hash": "old"}, "does not give its hash")):
+    for stored, words in ((None, "cannot be read"), ({**wanted().identity, "hash": "old"}, "does not match its hash")):
         (action,) = planning.plan([wanted()], {"a": ExistingRun("stopped", "", stored)}, tmp_path).actions
         assert action.kind == "changed" and words in action.reason
 
@@ -131,7 +131,7 @@ def test_dropped_runs_are_pruned_only_when_asked_and_not_the_most(tmp_path):
         plan.refuse_prune()
     plan.refuse_prune(most=True)
     lost = planning.plan([wanted("a")], {**seen, "b": found("unknown")}, tmp_path, prunes=True)
-    with pytest.raises(ConfigError, match="nobody knows whether it runs: why"):
+    with pytest.raises(ConfigError, match="it is unknown whether it runs: why"):
         lost.refuse_prune(most=True)
 
 
@@ -173,7 +173,7 @@ def test_what_moved_is_named_and_whether_the_sweep_moved_it():
         "stages.pretrain.mask: '0.5' -> '0.75')")  # fmt: skip
     stored["config"]["optim"]["beta1"] = 0.5
     (action,) = planning.plan([want], {"a": found("complete", stored)}, "runs").actions
-    assert "optim.beta1: 0.5 -> 0.9" in action.reason and "does not give its hash: edited" in action.reason
+    assert "optim.beta1: 0.5 -> 0.9" in action.reason and "does not match its hash: edited" in action.reason
 
 
 def test_pruning_ends_what_runs_and_leaves_the_others(field):
@@ -201,7 +201,7 @@ def command_of(pid):
 def test_one_that_does_not_end_stays_where_it_is(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / "demo" / name).mkdir(parents=True)
-    monkeypatch.setattr(folders, "PATIENCE", 0.0)
+    monkeypatch.setattr(folders, "PRUNE_SECONDS", 0.0)
     monkeypatch.setattr(cluster, "cancel", lambda *_: None)
     plan = planning.Plan(tmp_path / "demo", [], {"a": ExistingRun("running"), "b": ExistingRun("complete")}, True)
     assert folders.prune(plan, "why") == ["a"]
