@@ -47,7 +47,7 @@ def check(config: Config, profile: ClusterProfile, on: Host) -> list[tuple[str, 
         rows.append(("GPU memory", f"{needed} of {size(available)}: {describe(parts)}", False))
     total = host_bytes(config)
     if profile.kind != "local" and not profile.memory_gb:  # ``on`` describes this machine, which refuses nothing there
-        return [*rows, ("memory", f"about {size(total)} a node; the profile gives no memory_gb", True)]
+        return [*rows, ("memory", f"about {size(total)} a node; the profile gives no memory (memory_gb)", True)]
     if total > on.memory:
         what = f"about {size(total)} of memory are needed on a node that has {size(on.memory)}"
         remedy = smallest_change(config, lambda other: host_bytes(other) <= on.memory, more_nodes)

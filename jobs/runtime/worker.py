@@ -1,8 +1,8 @@
-"""What runs inside a job, once per rank: environment -> training or an evaluation -> cause and exit code.
+"""One rank of a job: trains or evaluates, and records the cause of its end.
 
-``jobs/worker.py`` and ``jobs/evaluator.py`` start it. The attempt's number (FLIP_ATTEMPT) was won on the host before
-any rank started. Signals are caught before anything slow is imported. The last line is ``os._exit``: interpreter
-shutdown can hang on loader workers that ignore SIGTERM, and the code must leave.
+``jobs/worker.py`` and ``jobs/evaluator.py`` start it. The number of the attempt (FLIP_ATTEMPT) was won on the host
+before any rank started. Signal handlers are installed before slow imports. The last call is ``os._exit``, because the
+interpreter's shutdown can hang on loader workers that ignore SIGTERM.
 """
 
 from __future__ import annotations
@@ -27,35 +27,33 @@ from flip.runs.errors import CAUSES, ConfigError, DataError, FlipError, StorageE
 from flip.runs.rundir import OWNER, RunDir, load_record, read_json
 from jobs.host.restart_policy import PEER_GONE
 
-STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG)
-"""Errors of files that pass by themselves or by somebody's hand, and say nothing against the run."""
+#: File errors that pass by themselves or with an administrator's help, and are no fault of the run.
+STORAGE_ERRNOS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG,
+)  # fmt: skip
 
-
+#: The work of a rank in an attempt -> (cause, reason) of its end.
 Work = Callable[[RunDir, int, shutdown.StopFlag], tuple[str, str]]
-"""What a rank does in an attempt -> (cause, reason) of its end; what it raises is judged here."""
 
 
 def main(path: str, work: Work | None = None) -> int:
-    """Run this rank of the run at ``path``; the exit code. Leaves cause.<rank>.json for every end of its own.
-
-    ``work``: what to do; by default, train.
-    """
+    """Run this rank of the run at ``path`` (by default, train) and record its cause. Returns the exit code."""
     flag = shutdown.install()
     faulthandler.enable()
     run, rank = RunDir(path), int(os.environ.get("RANK", 0))
     start_logging(sys.stdout, f"rank {rank} ")
-    if run.result.exists():  # a cluster may start a finished job once more
+    if run.result.exists():  # a cluster may restart a finished job
         return 0
     attempt = int(os.environ["FLIP_ATTEMPT"])
     os.environ["FLIP_RUN"] = str(run.path)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         clear_temporaries(run, attempt)
     if rank == 0:
-        flag.on_set(lambda: _note_told(run, attempt, flag))
-    cause, reason, trace = _judged(work or _train, run, attempt, flag)
+        flag.on_set(lambda: _record_stop(run, attempt, flag))
+    cause, reason, trace = _run_work(work or _train, run, attempt, flag)
     try:  # before anything is printed: the log may lie on the same full disk
         run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace, signal=flag.signal, host=host())
-    except OSError as error:  # the exit code is all that is left to tell
+    except OSError as error:  # only the exit code is left
         logging.error("the cause could not be written: %s", error)
     if trace:
         with contextlib.suppress(OSError):  # standard error may be full; that must not change the exit code
@@ -67,10 +65,9 @@ def main(path: str, work: Work | None = None) -> int:
 
 def clear_temporaries(run: RunDir, attempt: int) -> None:
     """Delete temporary folders that earlier attempts of the run left on this node: multiprocessing's of killed ranks,
-    and the stores of attempts whose supervisor was killed.
+    and stores of attempts whose supervisor was killed. A folder that cannot be deleted stays.
 
-    They are known by the record that ``flip.data.worker_pool`` and ``jobs.local.rank_processes`` write into each; a
-    folder that cannot be deleted stays.
+    They are identified by the record that ``flip.data.worker_pool`` and ``jobs.local.rank_processes`` write into each.
     """
     temporary = Path(tempfile.gettempdir())
     for mark in (*temporary.glob(f"pymp-*/{OWNER}"), *temporary.glob(f"flip-store-*/{OWNER}")):
@@ -80,19 +77,19 @@ def clear_temporaries(run: RunDir, attempt: int) -> None:
                 shutil.rmtree(mark.parent, ignore_errors=True)
 
 
-def _note_told(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> None:
-    """Called inside a signal's handler: nothing may come out of it into whatever runs then."""
+def _record_stop(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> None:
+    """Called inside a signal handler: must not raise into the interrupted code."""
     with contextlib.suppress(OSError):
         run.note_told(attempt, flag.signal)
 
 
 def record_hang(run: RunDir, attempt: int, what: str) -> None:
-    """Called by the watchdog just before it ends this process."""
+    """Called by the watchdog before it ends this process."""
     run.write_cause(attempt, int(os.environ.get("RANK", 0)), "hang", CAUSES["hang"], what, host=host())
 
 
 def host() -> str:
-    """The name by which the scheduler knows this machine."""
+    """The scheduler's name of this machine."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
@@ -100,7 +97,7 @@ def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str
     _check_identity(run)
     from flip.concurrency import prepare_forkserver
 
-    prepare_forkserver()  # it gets ready while this process imports torch
+    prepare_forkserver()  # it starts while this process imports torch
     from flip.training.trainer import TrainingStopped, train
 
     try:
@@ -111,7 +108,7 @@ def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str
 
 
 def evaluate(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str]:
-    """The work of a rank of an evaluation job, as ``_train`` is that of a rank of a run."""
+    """The work of a rank of an evaluation job."""
     from flip.evaluation import job
 
     try:
@@ -121,8 +118,8 @@ def evaluate(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, s
     return "complete", ""
 
 
-def _judged(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str, str]:
-    """(cause, reason, traceback or empty) of this rank's end."""
+def _run_work(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str, str]:
+    """(cause, reason, traceback or "") of the end of this rank."""
     try:
         _check_snapshot()
         return (*work(run, attempt, flag), "")
@@ -131,13 +128,13 @@ def _judged(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) -> t
     except OSError as error:
         cause = "storage" if error.errno in STORAGE_ERRNOS else "crash"
         return cause, f"{type(error).__name__}: {error}", scrub(traceback.format_exc())
-    except Exception as error:  # the outermost frame of a process: whatever it is, the ledger must know it
+    except Exception as error:  # the outermost frame: any cause must be recorded
         text = f"{type(error).__name__}: {error}"
         return "peer_lost" if PEER_GONE.search(text) else "crash", text, scrub(traceback.format_exc())
 
 
 def in_process(run: RunDir, attempt: int) -> None:
-    """Train as the only rank, in the calling process; what goes wrong comes out as it is (jobs/debug.py)."""
+    """Train as the only rank, in the calling process. Errors are not converted (jobs/debug.py)."""
     from flip.training.trainer import TrainingStopped, train
 
     start_logging(sys.stdout)
@@ -152,17 +149,16 @@ def _check_snapshot() -> None:
     """The code that runs must be the code that was submitted."""
     import flip
 
-    snapshot, here = os.environ.get("FLIP_SNAPSHOT", ""), Path(str(flip.__file__)).resolve()
-    if snapshot and not here.is_relative_to(Path(snapshot).resolve()):
-        raise ConfigError(
-            "the library does not come from the run's snapshot", here, remedy=f"PYTHONPATH must begin with {snapshot}."
-        )
+    snapshot, library = os.environ.get("FLIP_SNAPSHOT", ""), Path(str(flip.__file__)).resolve()
+    if snapshot and not library.is_relative_to(Path(snapshot).resolve()):
+        remedy = f"PYTHONPATH must begin with {snapshot}."
+        raise ConfigError("the library does not come from the run's snapshot", library, remedy=remedy)
 
 
 def _check_identity(run: RunDir) -> None:
     """Configuration, data sets, tokenizer and class names must be those that were submitted.
 
-    Raises DataError where one is another, StorageError where one is not there: a node may lack the file system.
+    Raises DataError if one differs, StorageError if one is missing: a node may lack the file system.
     """
     from flip.config import merge
     from flip.config.identity import explain, identity
@@ -170,21 +166,21 @@ def _check_identity(run: RunDir) -> None:
     stored, config = load_record(run.identity), merge.read(run.config)
     if stored and identity(config, "")["hash"] != stored.get("hash"):
         changes = explain(stored, config)
-        if absent := [change for change in changes if change.of_absence]:  # another node may see it, or this one later
+        if absent := [change for change in changes if change.of_absence]:
             missing = "; ".join(f"{change.key}: {change.now}" for change in absent)
-            remedy = "It was there when the run was submitted: mount it on this node, or put it back."
-            raise StorageError(f"what the run reads is not there: {missing}", host(), remedy=remedy)
+            remedy = "It existed when the run was submitted: mount it on this node, or restore it."
+            raise StorageError(f"data of the run are missing: {missing}", host(), remedy=remedy)
         changed = "; ".join(map(str, changes[:3]))
-        remedy = "Put back what was there, or submit the sweep again: it says what to do about a run that changed."
-        raise DataError(f"the run is not what was submitted any more: {changed}", run.path, remedy=remedy)
+        remedy = "Restore it, or submit the sweep again, which lists the options for changed runs."
+        raise DataError(f"the run has changed since it was submitted: {changed}", run.path, remedy=remedy)
 
 
 def exit_process(code: int) -> NoReturn:
-    """End this process with ``code``, and with nothing left in the temporary folder."""
+    """End this process with ``code`` and delete its temporary folder."""
     if "multiprocessing.util" in sys.modules:
         from multiprocessing import util
 
-        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)  # the fork server's socket, else removed at an exit
+        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)  # the fork server's socket
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a full disk must not change the exit code
             stream.flush()

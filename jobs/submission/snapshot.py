@@ -1,6 +1,6 @@
-"""The code as it was when submitted: a read-only copy under the digest of its contents, shared by the runs of a sweep.
+"""Snapshots: read-only copies of the submitted code, named by the digest of their contents and shared by runs.
 
-Only files that a run needs are copied (``is_code``). All other files below the copied folders are listed and left out,
+Only files that a run needs are copied (``is_code``). Other files below the copied folders are listed and left out,
 because they may be credentials, whatever their names.
 """
 
@@ -22,51 +22,36 @@ from flip.runs.ownership import closed_folder
 from flip.runs.rundir import sync_folder
 from jobs.common.filesystem import require_trusted, unwritable, writing
 
-FOLDERS = ("flip", "jobs", "tools", "sweeps")
-"""Folders of the repository that are copied, as far as their files are code."""
-
-SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".md", ".sh", ".typed")
-"""Suffixes of copied files. Compiled modules and data are not copied: a run reads data by the paths in its config."""
-
-TOP = ("pyproject.toml", "requirements*.txt", "requirements*.lock", "LICENSE")
-"""Files of the repository's root that are copied."""
-
+FOLDERS = ("flip", "jobs", "tools", "sweeps")  # of the repository, whose code is copied
+SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".md", ".sh", ".typed")  # of code; runs read data by configured paths
+TOP = ("pyproject.toml", "requirements*.txt", "requirements*.lock", "LICENSE")  # copied files of the root
+#: Names that are left out although they have the suffix of code, unless they are Python modules.
 SECRETS = (
-    "*credential*",
-    "*secret*",
-    "*password*",
-    "*token*.y*ml",
-    "*kubeconfig*",
-    "*service-account*",
-    "*service_account*",
-)
-"""Names that are left out although their suffix is that of code, unless they are Python modules."""
-
+    "*credential*", "*secret*", "*password*", "*token*.y*ml", "*kubeconfig*", "*service-account*", "*service_account*",
+)  # fmt: skip
+#: Folders that are skipped if there is no git to ask.
 SKIPPED = (".git", ".venv", "venv", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
-"""Folders that the walk does not enter where there is no git to ask."""
-
-DIGEST = re.compile("[0-9a-f]{16}")  # name of a snapshot's folder
-
-LIMIT = 50_000_000  # largest snapshot, bytes: code, not data
+DIGEST = re.compile("[0-9a-f]{16}")  # name of a snapshot
+LIMIT = 50_000_000  # bytes of the largest snapshot: code, not data
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """``digest`` of names, modes and contents; the files are in ``path`` once ``take`` has returned."""
+    """``digest`` of names, modes and contents; ``left_out``: files below the copied folders that are not copied."""
 
     digest: str
     path: Path
     files: int
     bytes: int
-    left_out: tuple[str, ...]  # files below the copied folders that are no code, or look like secrets
+    left_out: tuple[str, ...]
 
 
 def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
-    """Copy the code of ``repository`` to ``into``/<digest>/, or of what is there what lacks.
+    """Copy the code of ``repository`` to ``into``/<digest>/, or repair the copy that exists.
 
-    Tracked, modified and untracked files that git does not ignore; without git, all but those in SKIPPED folders.
-    Raises ConfigError if it is larger than ``limit`` bytes, StorageError if it cannot be written, PermissionDenied if
-    another user may write to ``into`` or below the existing copy.
+    Copies tracked, modified and untracked files that git does not ignore; without git, all but SKIPPED folders. Raises
+    ConfigError if they exceed ``limit`` bytes, StorageError if they cannot be written, PermissionDenied if another user
+    may write to ``into`` or below the existing copy.
     """
     contents, left_out = _read(repository, limit)
     digest = _digest(contents)
@@ -77,26 +62,28 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
         require_trusted(closed_folder(into))
     if os.path.lexists(target):
         require_trusted(target, inside=True)
-        _refuse_others(contents, target)
-        _mend(contents, target)
+        _refuse_additional_files(contents, target)
+        _repair(contents, target)
         with writing(target):
             _make_caches(contents, target)
         return snapshot
     temporary = into / f".{digest}.{os.getpid()}"
     try:
-        _write(contents, temporary)
+        for name, (data, executable) in contents.items():
+            closed_folder((temporary / name).parent)
+            _write(temporary / name, data, executable)
         _make_caches(contents, temporary)
         os.rename(temporary, target)
         sync_folder(into)
     except OSError as error:
-        _discard(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
         if not target.exists():  # else another submit was first, with the same bytes
             raise unwritable(error, into) from error
     return snapshot
 
 
 def files(repository: Path) -> Iterator[PurePosixPath]:
-    """Relative paths of the files below the copied folders and of the copied top-level files, in order."""
+    """Relative paths of files below the copied folders and of copied top-level files, in order."""
     listed = _git(repository)
     for path in sorted(_walk(repository) if listed is None else listed):
         top = len(path.parts) == 1 and any(fnmatch(path.name, pattern) for pattern in TOP)
@@ -105,11 +92,9 @@ def files(repository: Path) -> Iterator[PurePosixPath]:
 
 
 def is_code(path: PurePosixPath, repository: Path) -> bool:
-    """Whether a file is copied: by its folder and suffix, and those of the file that a link leads to."""
-    real = (repository / path).resolve()
-    if not real.is_relative_to(repository.resolve()):
-        return False
-    return all(_is_code(name) for name in (path, PurePosixPath(real.relative_to(repository.resolve()))))
+    """Whether a file is copied, by its folder and suffix, and by those of the target of a link."""
+    real, root = (repository / path).resolve(), repository.resolve()
+    return real.is_relative_to(root) and _is_code(path) and _is_code(PurePosixPath(real.relative_to(root)))
 
 
 def _is_code(path: PurePosixPath) -> bool:
@@ -122,10 +107,10 @@ def _is_code(path: PurePosixPath) -> bool:
 
 
 def _git(repository: Path) -> list[PurePosixPath] | None:
-    """What git knows or does not ignore; None where this is no work tree of git's, or git is missing."""
-    command = ["git", "-C", str(repository), "ls-files", "-co", "--exclude-standard", "-z"]
+    """Tracked files and files that git does not ignore; None without a work tree or without git."""
     if not (repository / ".git").exists():
         return None
+    command = ["git", "-C", str(repository), "ls-files", "-co", "--exclude-standard", "-z"]
     try:
         done = subprocess.run(command, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -141,7 +126,7 @@ def _walk(repository: Path) -> Iterator[PurePosixPath]:
 
 
 def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], list[str]]:
-    """(path -> (bytes, executable), files left out). Read once, so that digest and copy are of the same bytes."""
+    """(path -> (bytes, executable), files left out). They are read once, so that digest and copy agree."""
     contents: dict[str, tuple[bytes, bool]] = {}
     left_out, total = [], 0
     for path in files(repository):
@@ -156,7 +141,7 @@ def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], 
             raise ConfigError(what, str(repository), str(path), remedy)
         contents[str(path)] = (file.read_bytes(), os.access(file, os.X_OK))
     if not any(name.startswith("flip/") for name in contents):
-        raise ConfigError("there is no code to copy here", str(repository))
+        raise ConfigError("no code to copy", str(repository))
     return contents, left_out
 
 
@@ -169,30 +154,23 @@ def _digest(contents: dict[str, tuple[bytes, bool]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
-    for name, (data, executable) in contents.items():
-        file = folder / name
-        closed_folder(file.parent)
-        _file(file, data, executable)
-
-
 def _make_caches(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
-    """Create the folders of Python's bytecode, which it executes: with the umask 002 it would open them to a group."""
+    """Create the folders of Python's bytecode: with umask 002 Python would create them writable for the group."""
     for parent in {PurePosixPath(name).parent for name in contents if name.endswith(".py")}:
         closed_folder(folder / parent / "__pycache__")
 
 
-def _file(file: Path, data: bytes, executable: bool) -> None:
+def _write(file: Path, data: bytes, executable: bool) -> None:
     with open(file, "wb") as out:
         out.write(data)
         os.fsync(out.fileno())
     file.chmod(0o555 if executable else 0o444)
 
 
-def _refuse_others(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
+def _refuse_additional_files(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
     """Raise ConfigError if a snapshot holds a file that was not submitted, such as a sitecustomize.py.
 
-    Hidden files are temporary ones of a submission that was killed; Python writes __pycache__.
+    Hidden files are temporary files of a submission that was killed; Python writes __pycache__.
     """
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
@@ -202,31 +180,20 @@ def _refuse_others(contents: dict[str, tuple[bytes, bool]], folder: Path) -> Non
             raise ConfigError("a file in the copied code is not of the code", str(path), remedy=remedy)
 
 
-def _mend(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
-    """Put back what scratch's purge has deleted, file by file, or a lost mount has cut off; jobs may be reading."""
+def _repair(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
+    """Restore files that a purge has deleted or a lost mount has truncated, one by one: jobs may be reading."""
     for name, (data, executable) in contents.items():
         file = folder / name
-        if _contents(file) == data:
-            continue
+        with suppress(OSError):
+            if file.read_bytes() == data:
+                continue
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
         try:
             closed_folder(file.parent)
-            _file(temporary, data, executable)
+            _write(temporary, data, executable)
             os.replace(temporary, file)
             sync_folder(file.parent)
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise unwritable(error, file) from error
-
-
-def _contents(file: Path) -> bytes | None:
-    """None: it is not there."""
-    try:
-        return file.read_bytes()
-    except OSError:
-        return None
-
-
-def _discard(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
