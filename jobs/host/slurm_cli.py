@@ -165,11 +165,9 @@ def job_state(
     return STATE_BY_REASON.get(reason, UNKNOWN)
 
 
-def wait_for_state(
-    job: str, restarts: int, patience: float = RETRY_SECONDS, seen: Optional[Dict[str, str]] = None
-) -> Optional[str]:
-    """``job_state``, retried for ``patience`` seconds if Slurm does not answer."""
-    end, wait = time.time() + patience, 1.0
+def wait_for_state(job: str, restarts: int, seen: Optional[Dict[str, str]] = None) -> Optional[str]:
+    """``job_state``, retried for RETRY_SECONDS if Slurm does not answer."""
+    end, wait = time.time() + RETRY_SECONDS, 1.0
     while True:
         state = job_state(job, restarts, seen=seen)
         if state is not None or time.time() + wait > end:
@@ -287,18 +285,11 @@ def call_with_retry(*words: str, **options: float) -> str:
         wait = min(60.0, 5 * wait)
 
 
-def requeue(
-    job: str,
-    restarts: int,
-    delay: float = 0.0,
-    exclude: Iterable[str] = (),
-    patience: float = RETRY_SECONDS,
-    ending: bool = False,
-) -> str:
+def requeue(job: str, restarts: int, delay: float = 0.0, exclude: Iterable[str] = (), ending: bool = False) -> str:
     """Requeue a job, to start after ``delay`` seconds and without the nodes ``exclude``; returns what happened.
 
     Before each try the state of the job is queried: a job that Slurm has requeued or a user has cancelled is left
-    alone. A refusal is retried for ``patience`` seconds, an unknown job for UNKNOWN_JOB_SECONDS, silence for
+    alone. A refusal is retried for RETRY_SECONDS, an unknown job for UNKNOWN_JOB_SECONDS, silence for
     OUTAGE_SECONDS; then SlurmUnavailable is raised. RequeueDisabled is raised at once. Delay and nodes are set
     afterwards, because Slurm refuses them before. ``ending``: Slurm is ending the job for its limit at this moment, so
     no time is spent on queries and waits.
@@ -321,9 +312,8 @@ def requeue(
             tried, now, gone = True, time.time(), isinstance(error, JobNotFound)
             # after hours of silence the first refusal is not final
             silent = state is None and not gone
-            refused_until = (
-                None if silent else refused_until or now + (min(UNKNOWN_JOB_SECONDS, patience) if gone else patience)
-            )
+            limit = min(UNKNOWN_JOB_SECONDS, RETRY_SECONDS) if gone else RETRY_SECONDS
+            refused_until = None if silent else refused_until or now + limit
             if now + wait > (refused_until or silent_until):
                 raise error
         time.sleep(wait)
@@ -359,20 +349,15 @@ def superseded(newest: int, environ: Mapping[str, str]) -> bool:
 
 
 def submit_successor(
-    job: str,
-    restarts: int,
-    attempt: Optional[int],
-    delay: float = 0.0,
-    exclude: Iterable[str] = (),
-    patience: float = RETRY_SECONDS,
+    job: str, restarts: int, attempt: Optional[int], delay: float = 0.0, exclude: Iterable[str] = ()
 ) -> str:
     """Submit a successor of our job, which Slurm does not requeue: the same batch script, name, token and array index.
 
     It starts after the end of this job and ``delay`` seconds, without the nodes ``exclude``, and only if no attempt has
     started in between. ``attempt``: the one that ends now; None if unknown. Returns what happened. A controller that
-    does not answer is asked again for ``patience`` seconds. Raises SlurmUnavailable if it refuses.
+    does not answer is asked again for RETRY_SECONDS. Raises SlurmUnavailable if it refuses.
     """
-    end, wait = time.time() + patience, 1.0
+    end, wait = time.time() + RETRY_SECONDS, 1.0
     while True:
         try:
             return _submit_successor(job, restarts, attempt, delay, exclude)

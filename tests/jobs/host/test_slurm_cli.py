@@ -132,8 +132,9 @@ def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_deci
         patch.setattr(slurm_cli, "OUTAGE_SECONDS", 0.0)  # silence has its own patience
         slurm_cli.requeue("57", 0)
     commands("scontrol", f"[ $1 = requeue ] && exit 1\n{show()}")
-    with pytest.raises(slurm_cli.SlurmUnavailable):
-        slurm_cli.requeue("57", 0, patience=0)
+    with monkeypatch.context() as patch, pytest.raises(slurm_cli.SlurmUnavailable):
+        patch.setattr(slurm_cli, "RETRY_SECONDS", 0.0)
+        slurm_cli.requeue("57", 0)
     for fields, words in (({"state": "COMPLETING"}, "CANCELLED"), ({"state": "PENDING"}, "PENDING")):
         before = len(commands.calls())
         commands("scontrol", show(**fields))
@@ -208,11 +209,12 @@ def test_a_straggler_does_not_requeue_the_next_life_of_its_job(commands):
     assert slurm_cli.requeue("57", 0) == "left alone: it is PENDING"
 
 
-def test_a_state_is_asked_for_until_somebody_says(commands, naps, tmp_path):
+def test_a_state_is_asked_for_until_slurm_answers(commands, naps, tmp_path, monkeypatch):
     commands("scontrol", f"echo >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -lt 3 ] && exit 1\n{show()}")
     assert slurm_cli.wait_for_state("57", 0) == "RUNNING" and naps == [1.0, 2.0]
     commands("scontrol", "exit 1")
-    assert slurm_cli.wait_for_state("57", 0, patience=0.5) is None
+    monkeypatch.setattr(slurm_cli, "RETRY_SECONDS", 0.5)
+    assert slurm_cli.wait_for_state("57", 0) is None
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_queued_running_and_between_attempts(sweep):
     n = attempts.start_attempt(run, {})
     assert told(run) == ("running", 1, "")
     run.note_told(n, "SIGUSR2")
-    assert told(run) == ("running", 1, "told to stop")
+    assert told(run) == ("running", 1, "stop requested")
     waiting = sweep("c", ("PENDING", "BeginTime"))
     ended(waiting)
     assert told(waiting) == ("waiting", 1, "rank 0: why stopped; in Slurm: BeginTime")
@@ -147,7 +147,7 @@ def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands)
         with pytest.raises(ConfigError, match=re.escape(wrong)) as caught:
             backend.SlurmBackend(PROFILE).submit([Job(run, ROOT, JobResources(1, 1, 0, 1, 1.0))])
         assert "partition, account, qos or options of the profile" in str(caught.value)
-        assert told(run) == ("stopped", 0, "Slurm did not say that it took its job: submit again")
+        assert told(run) == ("stopped", 0, "Slurm did not confirm that it accepted its job: submit again")
 
 
 def test_what_slurm_does_not_say_is_unknown_and_what_the_files_say_is_not(sweep, commands):

@@ -119,7 +119,7 @@ def test_where_slurm_hides_the_jobs_of_others_their_runs_are_unknown(sweep, monk
         return found[run.path].detail, *(state.state for state in found.values())
 
     seen = (SUBMITTED, "stopped", "stopped", "complete")
-    why = f"this Slurm shows the jobs of {job_states._called(uid)} to nobody else (PrivateData)"
+    why = f"this Slurm hides the jobs of {job_states._user_name(uid)} from other users (PrivateData)"
     hidden = (why, "unknown", "stopped", "complete")
     assert stand("") == stand("'PrivateData = accounts,users'") == seen
     assert stand("'PrivateData             = accounts,jobs'") == hidden
