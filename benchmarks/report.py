@@ -133,7 +133,7 @@ def _run(
     run.path.mkdir()
     run.config.write_text(dump(config), encoding="utf-8")
     write_json(run.identity, {"hash": run.name, "schema": 1, "code": "", "config": {}})
-    n = run.begin_attempt({"host": "n", "resumes_from": 0})
+    n = run.start_attempt({"host": "n", "resumes_from": 0})
     begin = time.time() - 1e6
     steps = np.arange(10, lines * 10 + 1, 10)
     losses = 8 * np.exp(-5 * steps / steps[-1]) + 1 + random.normal(0, 0.05, lines)

@@ -72,7 +72,7 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     wanted, real = resolve(args, not allocated, mild, fixed)
     run = scratch(wanted, real, args)
     print(f"a scratch copy: {run.path}", flush=True)
-    n = run.begin_attempt({"host": os.uname().nodename, "first_commit": False})
+    n = run.start_attempt({"host": os.uname().nodename, "first_commit": False})
     return in_allocation(run, n) if allocated else in_process(run, n, args.no_pdb)
 
 
@@ -120,7 +120,7 @@ def scratch(wanted: ResolvedRun, real: RunDir, args: argparse.Namespace) -> RunD
         copy = run.checkpoints / done[-1].stage / done[-1].path.name
         with at_hand(done[-1]) as here:
             shutil.copytree(here, copy)
-        write_json(copy / commit.MARK, {key: value for key, value in done[-1].record.items() if key != "url"})
+        write_json(copy / commit.COMMIT_FILE, {key: value for key, value in done[-1].record.items() if key != "url"})
     return run
 
 

@@ -48,7 +48,7 @@ class Remote:
         found = self._present(name)
         told = (found.size, found.etag) if expected.get("etag") else (found.size, "")
         if told != (expected["bytes"], expected.get("etag", "")):
-            raise commit.Damaged(f"{self.url}/{name} is another object than was committed: {told}")
+            raise commit.CorruptCheckpoint(f"{self.url}/{name} is another object than was committed: {told}")
 
     def verify(self, files: Mapping[str, Mapping[str, Any]], folder: Path | None = None) -> None:
         """Read files and compare size, ETag and SHA-256; keep nothing of them, or copy them into a ``folder``.
@@ -68,7 +68,7 @@ class Remote:
         """Delete whatever is there, commit.json first."""
         pages = self._storage.list(self.url + "/", lambda request: self._persist(self.url, request, WRITING))
         keys = [key for key, _ in pages]
-        for key in sorted(keys, key=lambda key: not key.endswith("/" + commit.MARK)):
+        for key in sorted(keys, key=lambda key: not key.endswith("/" + commit.COMMIT_FILE)):
             self._persist(key, lambda key=key: self._storage.delete(key), WRITING)  # type: ignore[misc]
 
     def _present(self, name: str) -> Any:
@@ -79,7 +79,7 @@ class Remote:
                 return self._storage.stat(key)
             except RequestError as fault:
                 if fault.kind == "missing":
-                    raise commit.Damaged(f"{key} is missing") from fault
+                    raise commit.CorruptCheckpoint(f"{key} is missing") from fault
                 raise
 
         return self._persist(key, there, READING)
@@ -96,7 +96,9 @@ class Remote:
             if digest.hexdigest() == expected["sha256"]:
                 return
             self._storage.reconnect()
-        raise commit.Damaged(f"{self.url}/{name} does not have the checksum that was committed, fetched twice")
+        raise commit.CorruptCheckpoint(
+            f"{self.url}/{name} does not have the checksum that was committed, fetched twice"
+        )
 
     def _pieces(self, name: str, expected: Mapping[str, Any], start: int, stop: int) -> Iterator[bytes]:
         key = f"{self.url}/{name}"
@@ -107,7 +109,7 @@ class Remote:
                 READING,
             )
             if got.etag and got.etag != expected.get("etag", got.etag):
-                raise commit.Damaged(f"{key} is another object than was committed: {got.etag}")
+                raise commit.CorruptCheckpoint(f"{key} is another object than was committed: {got.etag}")
             yield got.data
 
     def _persist(self, key: str, request: Callable[[], _T], words: ErrorWording) -> _T:
@@ -162,7 +164,7 @@ def refuse_foreign(source: commit.Commit, url: str) -> None:
 
     Addresses below ``url``, which the user of this process has named, are accepted.
     """
-    address, record = source.record["url"], source.path / commit.MARK
+    address, record = source.record["url"], source.path / commit.COMMIT_FILE
     reason = ownership.untrusted(record)
     below = url and f"{address}/".startswith(f"{_address(url)}/") and ".." not in address.split("/")
     if reason and not below:

@@ -309,7 +309,7 @@ class Trainer:
         """Write the scores of a committed position, with its commit. Only rank 0 reads the commit and writes."""
         if not self.world.first:
             return results
-        record = commit.at(self.run, self.samples)
+        record = commit.summary_at(self.run, self.samples)
         results = [result | {"commit": record} for result in results]
         self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
         return results
@@ -331,7 +331,7 @@ class Trainer:
         evaluations = self.evaluate(self.spans[-1], "")
         self.checkpoints.wait()
         replaced = self.tally.total_replaced()
-        if not self.world.first or not self.run.holds(self.attempt):
+        if not self.world.first or not self.run.is_current_attempt(self.attempt):
             return
         last = commit.commits(self.run)[-1]
         cost = sum(

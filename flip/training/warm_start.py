@@ -144,7 +144,7 @@ def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
 def stored_init(init: Init, run: RunDir) -> Init | None:
     """The resolved ``init`` of a run that was submitted with ``init`` and has commits, so needs no source; else
     None."""
-    if not (run.config.is_file() and (commit.traces(run) or run.result.exists())):
+    if not (run.config.is_file() and (commit.ever_committed(run) or run.result.exists())):
         return None
     stored = merge.read(run.config).init
     for old, new in ((stored.run, init.run), (stored.export, init.export)):

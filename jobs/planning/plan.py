@@ -155,7 +155,7 @@ class Plan:
         for name in [*self.pruned, *moved]:
             run = RunDir(self.folder / name)
             try:
-                needing = {by for by in commit.holders(run) if not _is_over(by)}
+                needing = {by for by in commit.pin_holders(run) if not _is_over(by)}
             except OSError as error:
                 remedy = "Delete that file, if nothing begins from the run any more."
                 raise ConfigError(

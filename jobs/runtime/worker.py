@@ -83,7 +83,7 @@ def clear_temporaries(run: RunDir, attempt: int) -> None:
 def _note_told(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> None:
     """Called inside a signal's handler: nothing may come out of it into whatever runs then."""
     with contextlib.suppress(OSError):
-        run.note_told(attempt, flag.signal)
+        run.record_stop_signal(attempt, flag.signal)
 
 
 def note_hang(run: RunDir, attempt: int, what: str) -> None:

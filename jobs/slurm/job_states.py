@@ -143,7 +143,7 @@ def _occupying(run: RunDir, row: QueueRow, n: int, begun: bool) -> JobState:
     begun = begun and not (run.attempt(n) / "end.json").exists()
     if run.cancel.exists():
         return JobState("running", n, f"{attempts.cancel_reason(run)}: it saves and stops")
-    if row.state == "COMPLETING" or (begun and run.was_told(n)):
+    if row.state == "COMPLETING" or (begun and run.was_signalled(n)):
         return JobState("running", n, "told to stop" if begun else "ending")
     if row.state == "RUNNING":
         return JobState(
@@ -157,5 +157,5 @@ def _waiting(run: RunDir, row: QueueRow, n: int, reason: str, begun: bool) -> Jo
     if "held" in row.reason.lower():
         why += f" (release it with `scontrol release {row.id}`)"
     if begun and not reason and not (run.attempt(n) / "end.json").exists():
-        reason = LIMIT if run.met_limit(n) else "ended unseen: preempted, or its node failed"
+        reason = LIMIT if run.hit_time_limit(n) else "ended unseen: preempted, or its node failed"
     return JobState("waiting" if begun else "queued", n, "; ".join(filter(None, [reason, why])), row.start)

@@ -239,7 +239,7 @@ class EvaluationRequest:
         """Keep a commit for the job. ConfigError where the run, which may train, has deleted it since it was found."""
         stage, _, place = name.partition("/")
         commit.pin(subject, job, stage, int(place.partition("-")[0]))
-        if not (subject.checkpoints / name / commit.MARK).exists():
+        if not (subject.checkpoints / name / commit.COMMIT_FILE).exists():
             raise ConfigError("this checkpoint has been deleted meanwhile", name, remedy="Name a newer one.")
 
     def _wait(self, job: RunDir) -> int:

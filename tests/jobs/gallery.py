@@ -65,7 +65,7 @@ class Play:
 
     def attempt(self, first, last, state, final):
         samples = int(first * self.total)
-        n = self.run.begin_attempt({"host": "n1", "resumes_from": samples, "world": 1})
+        n = self.run.start_attempt({"host": "n1", "resumes_from": samples, "world": 1})
         at, end = BEGIN + (first + 0.03 * n) * self.seconds * 1.05, int(last * self.total)
         write_json(self.run.attempt(n) / "start.json", {"attempt": n, "resumes_from": samples, "time": at})
         write_json(self.run.attempt(n) / "ready.json", {"samples": samples, "time": at + 60})

@@ -45,7 +45,7 @@ def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, compl
     run.config.write_text(dump(made), encoding="utf-8")
     write_json(run.identity, {"hash": "x", "schema": 1, "code": "c0de", "config": {}})
     if steps:
-        run.begin_attempt({"host": "here", "resumes_from": 0})
+        run.start_attempt({"host": "here", "resumes_from": 0})
         run.metrics.mkdir()
         lines = [_line(step, speed) for step in range(10, steps + 1, 10)]
         (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

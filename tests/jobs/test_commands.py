@@ -36,7 +36,7 @@ def root(tmp_path):
     live = {"stage": "pretrain", "samples": 51200, "total": 102400, "step": 400, "loss": 2.5, "attempt": 1}
     write_json(tmp_path / "one" / "b" / "status.json", live)
     run = RunDir(tmp_path / "one" / "b")
-    run.begin_attempt({})
+    run.start_attempt({})
     (run.logs / "1").mkdir(parents=True)
     (run.logs / "1" / "node0.err").write_text("a warning\n")
     return tmp_path

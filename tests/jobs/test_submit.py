@@ -228,7 +228,7 @@ def test_a_wall_limit_that_leaves_no_time_to_train(tmp_path, hours, start, words
     config, run = Config(), RunDir(tmp_path / "run")
     config.resources.hours = hours
     if start:
-        n = run.begin_attempt({})
+        n = run.start_attempt({})
         write_json(run.attempt(n) / "start.json", {"time": 1000.0})
         write_json(run.attempt(n) / "ready.json", {"time": 1000.0 + start})
     found = preflight.wall_limit(config, ClusterProfile(kind="slurm", signal_seconds=120 if start else 180), run)

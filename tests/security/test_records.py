@@ -190,7 +190,7 @@ def read_by_hosts(run):
         lambda: attempts.last_end(run), lambda: attempts.current_end(run), lambda: attempts.submitted_after(run),
         lambda: attempts.earlier_ends(run, 0, 9),
         lambda: attempts.cancel_reason(run), lambda: run.causes(1), lambda: commit.commits(run), lambda:
-        commit.pinned(run), lambda: commit.holders(run), lambda: wall_limit.measured(run), lambda:
+        commit.pinned(run), lambda: commit.pin_holders(run), lambda: wall_limit.measured(run), lambda:
         wall_limit.recorded_limit(run, 1), lambda: wall_limit.too_short(run, 9),
         lambda: manager.uptime_and_interruptions(run, 9), lambda: metrics_reader.newest(run), lambda:
         bad_nodes.find_suspect(run, 1, 1.7e9), lambda: notify._sweep_ended(run), lambda: backend.live_ranks(run),

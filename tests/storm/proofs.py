@@ -158,7 +158,7 @@ def nothing_left(storm):
         for run in storm.runs
         for found in commit.commits(run.run)
         if "url" in found.record
-        for name in (*found.record["files"], commit.MARK)
+        for name in (*found.record["files"], commit.COMMIT_FILE)
     }
     assert objects == named, f"too many {objects - named}, too few {named - objects}"
     for path in storm.scene.runs.rglob("*"):

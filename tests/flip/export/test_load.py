@@ -75,7 +75,7 @@ def run(tmp_path_factory):
         f"data.tokenizer={root}/tokenizer.json", "compute.threads=1", "compute.device=cpu", "compute.precision=fp32",
     ]  # fmt: skip
     write_text(run.config, configuration.dump(configuration.merge([], settings)))
-    run.begin_attempt({})
+    run.start_attempt({})
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -155,7 +155,7 @@ def test_a_run_whose_commit_another_one_needs_does_not_go_to_the_trash(tmp_path)
     with pytest.raises(ConfigError, match="needed by .*evaluate/c-1"):
         both.refuse_pinned()
     score.config.write_text(dump(config()))
-    score.attempt(score.begin_attempt({})).joinpath("end.json").write_text('{"action": "stop", "reason": "data"}')
+    score.attempt(score.start_attempt({})).joinpath("end.json").write_text('{"action": "stop", "reason": "data"}')
     both.refuse_pinned()
     next(base.pins.iterdir()).write_text("{")
     with pytest.raises(ConfigError, match="not JSON.*Delete that file"):
