@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from flip.data.storage.base import RequestError, is_remote
+from flip.data.storage.base import RequestError
 from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import ErrorWording, OutageDetector, RetryAction, RetryPolicy, RetryState
 from flip.data.storage.s3 import S3Storage
@@ -35,7 +35,9 @@ class Remote:
     def __init__(self, url: str, patience: RetryPolicy) -> None:
         self.url, self._patience, self._granted = url.rstrip("/"), patience, False
         self._outages = OutageDetector()
-        self._storage: S3Storage | FsspecStorage = S3Storage(patience.timeout) if is_remote(url) else FsspecStorage()
+        self._storage: S3Storage | FsspecStorage = (
+            S3Storage(patience.timeout) if url.startswith("s3://") else FsspecStorage()
+        )
 
     def put(self, name: str, data: bytes | memoryview) -> dict[str, Any]:
         """Write a file and return what tells it: bytes, and the ETag where the storage has such a thing."""
