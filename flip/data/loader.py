@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from flip.concurrency import prepare_forkserver
-from flip.config import schema
 from flip.config.derived import kept, positions, shares
 from flip.costs import SLOTS
 from flip.data.masking import MaskSpec
@@ -57,19 +56,8 @@ class Loader:
     memory, so that copies to a GPU are asynchronous.
     """
 
-    def __init__(
-        self,
-        data: schema.Data,
-        augment: schema.Augment,
-        image: schema.ImageTower,
-        text: schema.TextTower,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        witness: bool = False,
-        pinned: bool = False,
-    ) -> None:
-        self.config = WorkerConfig(data, augment, image, text, seed, witness)
+    def __init__(self, config: WorkerConfig, rank: int = 0, world_size: int = 1, pinned: bool = False) -> None:
+        data, self.config = config.data, config
         self.sources = load_sources(data)
         self._check(world_size)
         self.samples: int = sum(source.manifest.samples for source in self.sources)
@@ -99,13 +87,13 @@ class Loader:
         self._counted, self._producer = self.counters(), None
         if self.lanes.start == 0:  # one line for all ranks
             self._log_memory(batch, masks)
+        producer: WorkerPool | BatchProducer
         if config.data.workers:
-            pool = WorkerPool(config, self.lanes, start, batch, masks, config.data.workers, self.outages.add)
-            self._producer = pool
+            producer = WorkerPool(config, self.lanes, start, batch, masks, config.data.workers, self.outages.add)
         else:
             producer = BatchProducer(config, self.sources, self.lanes, start, batch, masks, self.outages.add)
-            self._producer = producer
-        return self._iterate(self._producer, len(self.lanes) * (batch // lanes), masks)
+        self._producer = producer
+        return self._iterate(producer, len(self.lanes) * (batch // lanes), masks)
 
     def counters(self) -> IOStats:
         """I/O counts of this rank over all ``batches`` so far; cap and held are the current ones."""

@@ -27,6 +27,7 @@ from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
+from flip.data.worker import WorkerConfig
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup, run_on_first
 from flip.distributed.shutdown import CANCELLED, LONG_OPERATION_FACTOR, CoordinatedStop, RunWatcher, StopFlag, Watchdog
@@ -98,10 +99,9 @@ class Trainer:
         if world.first:
             self.monitor = MetricsWriter(run, attempt, self.total, self.steps, told.status_seconds)
         witness = os.environ.get("FLIP_WITNESS") == "1"
-        self.loader = Loader(
-            config.data, config.augment, config.model.image, config.model.text, config.seed,
-            rank=world.rank, world_size=world.size, witness=witness, pinned=world.device.type == "cuda",
-        )  # fmt: skip
+        model = config.model
+        batches = WorkerConfig(config.data, config.augment, model.image, model.text, config.seed, witness)
+        self.loader = Loader(batches, world.rank, world.size, pinned=world.device.type == "cuda")
         self.loader.outages.show = lambda text: self.monitor.status(storage=text)
         self.witness = SampleLog(run, attempt, world.rank) if witness else None
 
