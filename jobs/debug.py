@@ -81,7 +81,7 @@ def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list
     that were typed."""
     from dataclasses import replace
 
-    from flip.config.merge import read
+    from flip.config.merge import read_config
     from flip.runs.rundir import RunDir
     from jobs import submit
     from jobs.common.cluster_profile import load_profile
@@ -93,8 +93,8 @@ def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list
 
     made = submission()
     real = RunDir(made.folder / made.sweep.runs[0].name)
-    if real.config.exists() and not read(real.config).data.sets:  # a commit's S is one of its lanes
-        made = submission(f"data.lanes={read(real.config).data.lanes}")
+    if real.config.exists() and not read_config(real.config).data.sets:  # a commit's S is one of its lanes
+        made = submission(f"data.lanes={read_config(real.config).data.lanes}")
     here = load_profile("local")  # of the sweep's own cluster only the folder of its runs is of interest
     made.profile = replace(here, kind=here.kind if alone else "slurm", runs_root=made.profile.runs_root)
     return made.wanted()[0], real

@@ -62,6 +62,6 @@ def digest(found: Commit) -> str:
 
 def config(folder: Path) -> Config:
     """The run's configuration as the export keeps it, with the folder's own tokenizer; no torch, no weights."""
-    found = configuration.read(folder / CONFIG)
+    found = configuration.read_config(folder / CONFIG)
     found.data.tokenizer = str(folder / TOKENIZER)
     return found

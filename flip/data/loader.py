@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from flip.concurrency import prepare_forkserver
-from flip.config.derived import kept, positions, shares
+from flip.config.derived import dataset_lanes, kept_patches, kept_tokens
 from flip.costs import SLOTS
 from flip.data.masking import MaskSpec
 from flip.data.order import datasets_digest, load_sources
@@ -83,7 +83,9 @@ class Loader:
         if start % lanes or batch % lanes:
             what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
             raise ConfigError(what, "data.lanes", lanes)
-        masks = MaskSpec(kept(config.image, mask), positions(config.text, text_mask), text_masking == "prioritised")
+        masks = MaskSpec(
+            kept_patches(config.image, mask), kept_tokens(config.text, text_mask), text_masking == "prioritised"
+        )
         self._counted, self._producer = self.counters(), None
         if self.lanes.start == 0:  # one line for all ranks
             self._log_memory(batch, masks)
@@ -152,7 +154,7 @@ class Loader:
 
     def _check(self, world_size: int) -> None:
         data = self.config.data
-        for share, source in zip(shares(data), self.sources, strict=True):
+        for share, source in zip(dataset_lanes(data), self.sources, strict=True):
             manifest = source.manifest
             if share.chunk != manifest.chunk:
                 raise ConfigError(

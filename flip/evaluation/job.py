@@ -49,7 +49,7 @@ def evaluate(job: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], No
 
     Raises EvaluationStopped or FlipError.
     """
-    config, task = merge.read(job.config), Task.read(job)
+    config, task = merge.read_config(job.config), Task.read(job)
     watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
     try:
@@ -100,7 +100,7 @@ class Evaluation:
     def _resolve(self, request: DatasetRequest) -> dict[str, Any]:
         if request.path != CONFIGURED:
             return dataclasses.asdict(datasets.resolve_dataset(request, self.task.data, self.patience))
-        sets = merge.read(self.subject.config).evaluate.sets
+        sets = merge.read_config(self.subject.config).evaluate.sets
         item = next(item for item in sets if item.name == request.name)
         return dataclasses.asdict(ResolvedDataset.from_config(item))
 
@@ -149,7 +149,7 @@ class Evaluation:
             if masked:
                 raise ConfigError("only runs of this toolkit are evaluated with a mask", "--mask", masked[0])
             return {("0", False): OpenClipEncoder(str(source["path"]), device, compute.precision)}
-        config = merge.read(self.subject.config)
+        config = merge.read_config(self.subject.config)
         with torch.device("meta"):
             pair = clip.build(config.model, config.augment, compute.attention)
         parallel.place(pair, self.world, compute)

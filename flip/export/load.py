@@ -107,7 +107,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     if not where.config.is_file():
         remedy = "Give the folder of a run, such as runs/quickstart/mask50, or an exported one."
         raise ConfigError("no run here: config.yaml is missing", str(where.path), remedy=remedy)
-    config, found = configuration.read(where.config), chosen(where, at)
+    config, found = configuration.read_config(where.config), chosen(where, at)
     pair = clip.build(config.model, config.augment, "sdpa")
     try:
         with at_hand(found, url=url) as folder:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePath
 
-from flip.config.derived import shares
+from flip.config.derived import dataset_lanes
 from flip.config.resolve import cache_root
 from flip.config.schema import Config
 from flip.data.manifest.manifest import MARK, Manifest
@@ -54,7 +54,7 @@ def check_container(
 
 def reads(config: Config) -> Iterator[tuple[str, str]]:
     """(key, path) of what ranks read, and the folders of shards where their manifest is here."""
-    for one in shares(config.data):
+    for one in dataset_lanes(config.data):
         yield from _set(f"data.sets.{one.name}.manifest" if one.name else "data.manifest", one.manifest)
     yield "data.tokenizer", config.data.tokenizer
     for item in config.evaluate.sets:
@@ -158,7 +158,7 @@ def client_variables(schemes: list[str], environ: Mapping[str, str]) -> list[str
 def needed(config: Config) -> list[str]:
     """What a run reads, and where its checkpoints go."""
     sets = (folder for item in config.evaluate.sets for folder in (item.manifest, item.train))
-    return [*(one.manifest for one in shares(config.data)), *sets, config.checkpoint.url]
+    return [*(one.manifest for one in dataset_lanes(config.data)), *sets, config.checkpoint.url]
 
 
 def _addresses(places: Iterable[str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 
 from flip import costs
-from flip.config.derived import world
+from flip.config.derived import world_size
 from flip.config.host import Host
 from flip.config.schema import Config, Stage
 from flip.runs.errors import ConfigError
@@ -102,7 +102,7 @@ def _recomputed(config: Config) -> Iterator[tuple[str, Config]]:
 
 
 def _accumulated(config: Config) -> Iterator[tuple[str, Config]]:
-    ranks = world(config)
+    ranks = world_size(config)
     locals = [stage.batch // ranks for stage in config.stages]
     for micro in range(config.compute.accumulate + 1, min(locals) + 1):
         if all(local % micro == 0 for local in locals):
@@ -122,7 +122,7 @@ def _spread(config: Config) -> Iterator[tuple[str, Config]]:
     while times <= MOST_NODES:
         one = copy.deepcopy(config)
         one.resources.nodes *= times
-        ranks = world(one)
+        ranks = world_size(one)
         fair = all(stage.batch % ranks == 0 for stage in one.stages) and one.data.lanes % ranks == 0
         if fair and all(stage.batch // ranks % one.compute.accumulate == 0 for stage in one.stages):
             yield f"resources.nodes={one.resources.nodes}", one
@@ -132,7 +132,7 @@ def _spread(config: Config) -> Iterator[tuple[str, Config]]:
 def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
     """Half the batch of every stage that is as large as the largest, and half again."""
     one = copy.deepcopy(config)
-    unit = max(config.data.lanes, world(config) * config.compute.accumulate)
+    unit = max(config.data.lanes, world_size(config) * config.compute.accumulate)
     while True:
         top = max(stage.batch for stage in one.stages)
         if top % 2 or (top // 2) % unit:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.host import Host
-from flip.config.identity import Change, digest, explain, identity
-from flip.config.merge import read
-from flip.config.resolve import DataFacts, adopt, resolve
+from flip.config.identity import ConfigChange, diff_identity, digest, identity
+from flip.config.merge import read_config
+from flip.config.resolve import DatasetFacts, inherit_machine_fields, resolve
 from flip.config.schema import Config
 from flip.monitoring.results import read_run
 from flip.runs import commit
@@ -43,14 +43,14 @@ class ResolvedRun:
     identity: Mapping[str, Any]
     estimate: Estimate
     differs: Mapping[str, Any] = field(default_factory=dict)
-    against_base: Sequence[Change] = ()
+    against_base: Sequence[ConfigChange] = ()
     given: frozenset[str] = frozenset()
     """Keys that the sweep sets."""
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     cluster: str = ""
     """Name of the profile of the cluster that it starts on."""
-    kept: Sequence[Change] = ()
+    kept: Sequence[ConfigChange] = ()
     """What the sweep file asks for in vain: ``config`` is that of the directory."""
 
 
@@ -87,7 +87,7 @@ class Action:
     moves: bool = False
     """Whether the existing run directory, which is in state ``existing``, goes to the trash first."""
     existing: str = ""
-    changes: Sequence[Change] = ()
+    changes: Sequence[ConfigChange] = ()
     fork: str = ""
     """Name of its directory where that is a fork."""
     adopts: bool = False
@@ -179,7 +179,7 @@ def forks(name: str, existing: Collection[str], others: Collection[str]) -> list
     return [fork for number in sorted(numbers, key=int) if (fork := f"{name}-v{number}") not in others]
 
 
-def resolve_stable(config: Config, on: Host, data: Sequence[DataFacts], paths: Sequence[Path]) -> Config:
+def resolve_stable(config: Config, on: Host, data: Sequence[DatasetFacts], paths: Sequence[Path]) -> Config:
     """``config`` resolved. Where a run at one of ``paths`` differs from it in the machine alone, it stays that run.
 
     What follows a machine's cores and memory would else make another run of one that is submitted from elsewhere. It
@@ -191,7 +191,7 @@ def resolve_stable(config: Config, on: Host, data: Sequence[DataFacts], paths: S
             stored = read_record(run.identity)
             if not isinstance(stored, dict):
                 continue
-            kept = resolve(adopt(config, read(run.config)), on, data)
+            kept = resolve(inherit_machine_fields(config, read_config(run.config)), on, data)
         except (FlipError, OSError, ValueError):  # a damaged run is no help here; the plan says what is wrong with it
             continue
         if identity(kept, "")["hash"] == stored.get("hash") or _of_data(_changes(stored, kept)):
@@ -283,17 +283,17 @@ def _changed(
     return Action(wanted, "changed", reason, starts, starts, found.kind, changes)
 
 
-def _changes(stored: Mapping[str, Any] | None, config: Config) -> list[Change]:
+def _changes(stored: Mapping[str, Any] | None, config: Config) -> list[ConfigChange]:
     """On which keys a stored identity differs; empty, too, where it cannot be read."""
-    return explain(stored, config) if stored and isinstance(stored.get("config"), dict) else []
+    return diff_identity(stored, config) if stored and isinstance(stored.get("config"), dict) else []
 
 
-def _of_data(changes: Sequence[Change]) -> bool:
+def _of_data(changes: Sequence[ConfigChange]) -> bool:
     """Whether they are about the data alone, and there are some."""
-    return bool(changes) and all(change.of_data for change in changes)
+    return bool(changes) and all(change.is_other_data for change in changes)
 
 
-def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[list[Change], str]:
+def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[list[ConfigChange], str]:
     """(on which keys a stored identity differs from the one wanted, that in words)."""
     changes = _changes(stored, wanted.config)
     if not stored or not isinstance(stored.get("config"), dict):
@@ -306,7 +306,7 @@ def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[l
     return changes, "; ".join(words)
 
 
-def _list(changes: Sequence[Change], given: Collection[str], most: int = 5) -> str:
+def _list(changes: Sequence[ConfigChange], given: Collection[str], most: int = 5) -> str:
     """Changes in words; a key that nobody set did not move in the sweep file."""
     told = [
         f"{change}"

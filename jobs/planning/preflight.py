@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from flip import costs
 from flip.checkpoint.remote import Remote
-from flip.config.derived import Share, shares, spans
+from flip.config.derived import DatasetLanes, dataset_lanes, stage_spans
 from flip.config.host import Host
-from flip.config.resolve import DataFacts
+from flip.config.resolve import DatasetFacts
 from flip.config.schema import Config
 from flip.data import order
 from flip.data.chunk_reader import ChunkReader, Sample
@@ -65,7 +65,7 @@ class Check:
 
 
 def check(
-    config: Config, data: Sequence[DataFacts], profile: ClusterProfile, on: Host, folder: Path, dry: bool = False
+    config: Config, data: Sequence[DatasetFacts], profile: ClusterProfile, on: Host, folder: Path, dry: bool = False
 ) -> list[Check]:
     """All checks of a resolved run that will live below ``folder``. The first that fails raises its FlipError.
 
@@ -91,19 +91,19 @@ def check(
     ]
 
 
-def captions(config: Config, data: Sequence[DataFacts]) -> None:
+def captions(config: Config, data: Sequence[DatasetFacts]) -> None:
     """ConfigError where a new run would train on the source text of JSON members. Old runs did, and may go on."""
-    folders = [share.manifest for share, one in zip(shares(config.data), data, strict=True) if not one.nominal]
+    folders = [share.manifest for share, one in zip(dataset_lanes(config.data), data, strict=True) if not one.nominal]
     refuse_whole_json(config.data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
 
 
-def blocks(config: Config, data: Sequence[DataFacts], run: RunDir | None) -> None:
+def blocks(config: Config, data: Sequence[DatasetFacts], run: RunDir | None) -> None:
     """DataError where the run would reach a block of which the manifest excepts every sample: training stops there.
 
     ``run``: where it goes on from its newest commit; None: it begins at S = 0.
     """
-    end = spans(config)[-1].end
-    for number, (share, one) in enumerate(zip(shares(config.data), data, strict=True)):
+    end = stage_spans(config)[-1].end
+    for number, (share, one) in enumerate(zip(dataset_lanes(config.data), data, strict=True)):
         if one.nominal or (found := _blank(config, number, share, 0, end)) is None:
             continue
         done = commit.commits(run) if run else []
@@ -120,7 +120,7 @@ def blocks(config: Config, data: Sequence[DataFacts], run: RunDir | None) -> Non
         raise DataError(f"{what}, so that training would stop there", share.manifest, remedy=remedy)
 
 
-def _blank(config: Config, number: int, share: Share, start: int, end: int) -> tuple[int, int] | None:
+def _blank(config: Config, number: int, share: DatasetLanes, start: int, end: int) -> tuple[int, int] | None:
     """Lane of the run, and S at which the first block begins of which nothing is good."""
     chunks, lanes = _blank_chunks(share.manifest), config.data.lanes
     source = order.SampleOrder.of_set(
@@ -154,11 +154,11 @@ def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[
         raise
 
 
-def _data(config: Config, data: Sequence[DataFacts]) -> list[Check]:
-    return [_data_set(config, share, one) for share, one in zip(shares(config.data), data, strict=True)]
+def _data(config: Config, data: Sequence[DatasetFacts]) -> list[Check]:
+    return [_data_set(config, share, one) for share, one in zip(dataset_lanes(config.data), data, strict=True)]
 
 
-def _data_set(config: Config, share: Share, data: DataFacts) -> Check:
+def _data_set(config: Config, share: DatasetLanes, data: DatasetFacts) -> Check:
     name = f"data set {share.name}".rstrip()
     if data.nominal:
         return Check(name, f"the {count(data.samples)} samples are nominal: there is no manifest yet", True)

@@ -165,12 +165,14 @@ def _check_identity(run: RunDir) -> None:
     Raises DataError where one is another, StorageError where one is not there: a node may lack the file system.
     """
     from flip.config import merge
-    from flip.config.identity import explain, identity
+    from flip.config.identity import diff_identity, identity
 
-    stored, config = load_record(run.identity), merge.read(run.config)
+    stored, config = load_record(run.identity), merge.read_config(run.config)
     if stored and identity(config, "")["hash"] != stored.get("hash"):
-        changes = explain(stored, config)
-        if absent := [change for change in changes if change.of_absence]:  # another node may see it, or this one later
+        changes = diff_identity(stored, config)
+        if absent := [
+            change for change in changes if change.is_missing_content
+        ]:  # another node may see it, or this one later
             missing = "; ".join(f"{change.key}: {change.now}" for change in absent)
             remedy = "It was there when the run was submitted: mount it on this node, or put it back."
             raise StorageError(f"what the run reads is not there: {missing}", host(), remedy=remedy)

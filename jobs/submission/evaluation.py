@@ -20,7 +20,7 @@ from typing import Any
 from flip.checkpoint.remote import refuse_foreign
 from flip.config import merge
 from flip.config.host import Host
-from flip.config.resolve import DataFacts, cache_root, resolve
+from flip.config.resolve import DatasetFacts, cache_root, resolve
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.evaluation import datasets
 from flip.evaluation.datasets import DatasetRequest
@@ -110,7 +110,7 @@ class EvaluationRequest:
     def _own(self, subject: RunDir) -> list[DatasetRequest]:
         if self.args.model:
             raise ConfigError("a model brings no data sets of its own", "--sets", remedy="Name some: see --list.")
-        names = [item.name for item in merge.read(subject.config).evaluate.sets]
+        names = [item.name for item in merge.read_config(subject.config).evaluate.sets]
         if not names:
             raise ConfigError("the run has no evaluation sets of its own", "--sets", remedy="Name some: see --list.")
         return [DatasetRequest(name, path=CONFIGURED) for name in names]
@@ -191,7 +191,7 @@ class EvaluationRequest:
 
     def _config(self, subject: RunDir, task: Task) -> Config:
         """The run's, as the evaluation computes it."""
-        config = Config() if task.model else merge.read(subject.config)
+        config = Config() if task.model else merge.read_config(subject.config)
         args, profile, node = self.args, self.profile, submission.node(self.profile)
         gpus = profile.gpus_per_node if args.gpus < 0 else args.gpus
         asked = config.resources
@@ -267,7 +267,7 @@ def _resolved(config: Config, node: Host) -> Config:
     """Without ``auto``: of a job that trains nothing, so that no data are asked after."""
     config.stages = [Stage(samples=1, batch=config.resources.nodes * config.resources.processes)]
     config.data.lanes = config.data.samples = config.data.chunk = 1
-    return resolve(config, node, [DataFacts(1, 1, 1.0, "", True)])
+    return resolve(config, node, [DatasetFacts(1, 1, 1.0, "", True)])
 
 
 def _whole(number: int | None) -> str:

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flip.config.host import Host, host
-from flip.config.identity import Change, explain, flatten, identity
-from flip.config.merge import read, to_dict
-from flip.config.resolve import DataFacts, facts
+from flip.config.host import Host, this_host
+from flip.config.identity import ConfigChange, diff_identity, flatten, identity
+from flip.config.merge import read_config, to_dict
+from flip.config.resolve import DatasetFacts, dataset_facts
 from flip.config.schema import Config, Init
 from flip.config.validate import validate, warnings
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
@@ -123,7 +123,9 @@ class Submission:
             dry = self.args.dry_run
             if run.config.init.run or run.config.init.export:
                 run.config.init = self._origin(run)
-            data = facts(run.config, nominal=dry)  # what a configuration claims of its data is good for a plan alone
+            data = dataset_facts(
+                run.config, nominal=dry
+            )  # what a configuration claims of its data is good for a plan alone
             profile, on = self._place(run)
             config, kept = self._settled(run, data, on)
             notes = validate(config)
@@ -178,7 +180,7 @@ class Submission:
                 raise
             return known
 
-    def _settled(self, run: Run, data: Sequence[DataFacts], on: Host) -> tuple[Config, Sequence[Change]]:
+    def _settled(self, run: Run, data: Sequence[DatasetFacts], on: Host) -> tuple[Config, Sequence[ConfigChange]]:
         """The resolved configuration (the directory's where that is to be kept), and what the file says else."""
         path, there = self.folder / run.name, [other.name for other in self.folder.glob(f"{run.name}-v*")]
         beside = planning.forks(run.name, there, self.sweep.names)
@@ -190,7 +192,7 @@ class Submission:
             known = [read_record(place / "identity.json") or {} for place in places]
             if identity(config, "")["hash"] in [stored.get("hash") for stored in known]:
                 return config, ()
-            return read(path / "config.yaml"), explain(known[0], config)
+            return read_config(path / "config.yaml"), diff_identity(known[0], config)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
 
@@ -324,7 +326,7 @@ def sweep_file(typed: str) -> Path:
 
 def node(profile: ClusterProfile) -> Host:
     """One run's share of a node of the cluster: as the profile says, or this machine."""
-    here = host()
+    here = this_host()
     if profile.kind == "local":
         cores = min(profile.cpus_per_node or here.cores, here.cores)
         memory = int(profile.memory_gb * 1e9) or here.memory

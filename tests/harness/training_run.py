@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from flip.checkpoint.remote import at_hand
 from flip.config import merge
-from flip.config.derived import world
+from flip.config.derived import world_size
 from flip.data.order import SampleOrder
 from flip.runs import commit
 from flip.runs.rundir import read_json
@@ -60,7 +60,7 @@ class TrainingRun:
 
     def __init__(self, folder, name, config, pause=0.05):
         self.run = make_run(folder / "sweep" / name, merge.dump(config))
-        self.config, self.world = config, world(config)
+        self.config, self.world = config, world_size(config)
         self.trap = folder / f"{name}.trap"
         self.env = {
             "FLIP_WITNESS": "1", "KILL_STEP_SECONDS": str(pause), "KILL_BEFORE_COMMIT": str(self.trap),

@@ -3,7 +3,7 @@
 import json
 import math
 
-from flip.config.derived import spans
+from flip.config.derived import stage_spans
 from flip.config.identity import identity
 from flip.config.merge import dump, merge
 from flip.runs.rundir import RunDir, write_json
@@ -39,7 +39,7 @@ def wanted(name="a", **fields):
 def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, complete=True, speed=400.0):
     """A run directory below ``folder``; ``steps`` logged ones, ``end`` the end.json of its only attempt."""
     run, made = RunDir(folder / name), config(mask, seed)
-    total = spans(made)[-1].steps
+    total = stage_spans(made)[-1].steps
     steps = total if steps is None else steps
     run.path.mkdir(parents=True)
     run.config.write_text(dump(made), encoding="utf-8")

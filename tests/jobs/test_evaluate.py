@@ -232,7 +232,7 @@ def test_a_commit_that_is_evaluated_is_kept(place, tmp_path):
     run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
-    config = merge.read(place / "runs" / "sweep" / "run" / "config.yaml")
+    config = merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml")
     n = run.start_attempt({})
     for samples in (8, 16, 24, 32):
         committed(run, config, samples, n)
@@ -249,7 +249,7 @@ def test_the_newest_commit_of_a_run_that_trains_is_kept_from_the_moment_it_is_ch
     run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
-    config = merge.read(place / "runs" / "sweep" / "run" / "config.yaml")
+    config = merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml")
     n, pin = run.start_attempt({}), commit.pin
     committed(run, config, 8, n)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.config.merge import read
+from flip.config.merge import read_config
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from tests.harness.command_line import JobsCommandLine
@@ -82,7 +82,7 @@ def test_a_try_leaves_what_lies_there_alone(away):
     assert away.files() == before
     copy = RunDir(said.split("a scratch copy: ")[1].splitlines()[0])
     assert "S = 32 of 48, 1 ranks" in said and read_json(copy.result)["samples"] == 48
-    assert read(copy.config).checkpoint.url == ""
+    assert read_config(copy.config).checkpoint.url == ""
     for one in commit.commits(copy):  # the one that was copied, and the one that it made
         assert "url" not in one.record and {path.name for path in one.path.iterdir()} > {commit.COMMIT_FILE}
 

@@ -3,7 +3,7 @@
 import subprocess
 from dataclasses import dataclass
 
-from flip.config.derived import spans
+from flip.config.derived import stage_spans
 from flip.data.storage import s3
 from flip.runs import commit
 from flip.runs.rundir import read_json
@@ -63,7 +63,7 @@ def the_same_bits(storm):
 
 def _scores(run):
     """Validations on the way, one at the border and one in the end, and the test."""
-    every, ends = run.config.evaluate.every, [span.end for span in spans(run.config)]
+    every, ends = run.config.evaluate.every, [span.end for span in stage_spans(run.config)]
     positions = {s for s in range(BATCH, ends[-1] + 1, BATCH) if s // every > (s - BATCH) // every} | set(ends)
     return len(positions) + 1
 
@@ -82,8 +82,8 @@ def each_step_once(storm):
     """the history that readers see has each step once"""
     for run in storm.runs:
         steps = [line["step"] for line in metric_lines(run.run)]
-        assert steps == list(range(1, sum(span.steps for span in spans(run.config)) + 1)), run.run.name
-    return f"{sum(span.steps for run in storm.runs for span in spans(run.config))} steps"
+        assert steps == list(range(1, sum(span.steps for span in stage_spans(run.config)) + 1)), run.run.name
+    return f"{sum(span.steps for run in storm.runs for span in stage_spans(run.config))} steps"
 
 
 @proof

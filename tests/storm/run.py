@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flip.config import merge
-from flip.config.derived import world
+from flip.config.derived import world_size
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
@@ -46,8 +46,8 @@ class Calm(TrainingRun):
 
     def __init__(self, runs, name):
         self.run = RunDir(runs / "storm" / name)
-        self.config = merge.read(self.run.config)
-        self.world = world(self.config)
+        self.config = merge.read_config(self.run.config)
+        self.world = world_size(self.config)
 
 
 class StormRun(Calm):

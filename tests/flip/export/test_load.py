@@ -53,7 +53,7 @@ def score(pair, config, world=None):
 
 def rank_main(rank, port, path, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    run, config = RunDir(path), configuration.read(RunDir(path).config)
+    run, config = RunDir(path), configuration.read_config(RunDir(path).config)
     world = parallel.start(config.compute)
     pair = parallel.place(built(config), world, config.compute)
     results.put((rank, score(pair, config, world)))
@@ -93,7 +93,7 @@ def run(tmp_path_factory):
 
 def test_two_ranks_score_what_one_scores(run):
     directory, found = run
-    config = configuration.read(directory.config)
+    config = configuration.read_config(directory.config)
     one = score(built(config), config)
     assert one["n"] == 45
     for result in (one, found[0], found[1]):

@@ -11,7 +11,7 @@ import pytest
 import webdataset
 
 from flip.config import schema
-from flip.config.resolve import DataFacts
+from flip.config.resolve import DatasetFacts
 from flip.config.schema import Config
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
@@ -99,7 +99,7 @@ def test_a_run_beyond_a_block_without_a_good_sample_may_go_on(data, tmp_path):
     less = write(tmp_path / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
     values = {"manifest": str(less.folder), "samples": 128, "chunk": 1, "lanes": 2, "block": 1}
     config = Config(data=schema.Data(**values), stages=[schema.Stage(name="only", samples=64, batch=16)])
-    facts = [DataFacts(128, 1, 1.0, "", False)]
+    facts = [DatasetFacts(128, 1, 1.0, "", False)]
     run = RunDir(tmp_path / "runs" / "sweep" / "run")
     for samples, refused in ((16, True), (48, False)):
         place = commit.folder(run, "only", samples, 1)

@@ -6,7 +6,7 @@ import sys
 from types import SimpleNamespace
 from unittest.mock import Mock
 
-from flip.config.merge import read
+from flip.config.merge import read_config
 from flip.runs.rundir import create_json, read_json, write_json
 from jobs.submission import apply as folders
 
@@ -80,10 +80,10 @@ def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
     assert code == 78 and "stages.pretrain.mask: '0.5' -> '0.25')" in err and "--changed keep" in err
     code, out, _ = typed("--changed", "keep", sweep=changed)
     assert code == 0 and "kept as it is (stages.pretrain.mask: '0.5' -> '0.25')" in out
-    assert read(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.5" and "half" in typed.started
+    assert read_config(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.5" and "half" in typed.started
     code, out, _ = typed("--changed", "fork", sweep=changed + "paper: {half: {small: 50.0}}\n")
     assert code == 0 and "half-v2" in typed.started and typed.there() == ["half", "half-v2", "whole"]
-    assert read(desk.runs / "demo" / "half-v2" / "config.yaml").stages[0].mask == "0.25"
+    assert read_config(desk.runs / "demo" / "half-v2" / "config.yaml").stages[0].mask == "0.25"
     about = read_json(desk.runs / "demo" / "sweep.json")
     assert about["runs"] == ["half", "half-v2", "whole"] and about["paper"]["half-v2"] == {"small": 50.0}
     assert typed(sweep=changed)[0] == 0 and typed.started == ["half-v2", "whole"], "from now on it lives there"
@@ -96,7 +96,7 @@ def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
     assert typed("--changed", "restart", "--yes", sweep=again)[0] == 0
     assert (
         typed.trashed() == ["half", "whole"]
-        and read(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.75"
+        and read_config(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.75"
     )
 
 
