@@ -61,8 +61,8 @@ def page(storm, proved):
     others = [(name, loss) for (name, _), loss in lost.items() if (name, loss.attempt) not in owned]
     lines += [
         "",
-        "`steps lost`: steps of the interrupted attempt that the next one repeats. `trained again`: time from the fault to "
-        "the next logged step, of the next attempt or of the same one if it survived.",
+        "`steps lost`: steps of the interrupted attempt that the next one repeats. `trained again`: time from the "
+        "fault to the next logged step, of the next attempt or of the same one if it survived.",
         "",
     ]
     if others:
